@@ -1,0 +1,56 @@
+"""What one forward pass shows a method."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Output:
+    """One forward pass of a multimodal model, as every method sees it.
+
+    Letters: n samples, c classes; features may differ in width from modality to modality.
+
+    Attributes:
+        logits: The fused prediction.
+        features: By modality, the vectors as they enter the fusion.
+        unimodal: By modality, the logits of that modality alone, where a method needs them;
+            for a linear head on concatenated features `split_linear` gives them.
+        index: Position of each sample in its data set, where a method needs it.
+    """
+
+    logits: Float[Tensor, "n c"]
+    features: Mapping[str, Float[Tensor, "n _"]]
+    unimodal: Mapping[str, Float[Tensor, "n c"]] | None = None
+    index: Int[Tensor, " n"] | None = None
+
+
+def split_linear(
+    head: nn.Linear, features: Mapping[str, Float[Tensor, "n _"]]
+) -> dict[str, Float[Tensor, "n c"]]:
+    """The share of each modality in the logits of a linear head on concatenated features.
+
+    With the head's weight cut as W = [W_1 .. W_M], modality m gets z_m = W_m f_m + b / M, so
+    that the shares add up to the fused logits (OGM-GE, Peng et al., CVPR 2022).
+
+    Args:
+        head: The linear layer that takes the concatenated features.
+        features: By modality, in the order in which they are concatenated.
+
+    Raises:
+        ValueError: If the widths of the features do not add up to the head's input.
+    """
+    widths = {name: value.shape[1] for name, value in features.items()}
+    if sum(widths.values()) != head.in_features:
+        raise ValueError(
+            f"split_linear: the head takes {head.in_features} inputs, but the features have "
+            f"{sum(widths.values())} ({widths}). Pass the features as they are concatenated."
+        )
+    bias = None if head.bias is None else head.bias / len(features)
+    blocks = head.weight.split(list(widths.values()), dim=1)
+    return {
+        name: nn.functional.linear(value, block, bias)
+        for (name, value), block in zip(features.items(), blocks, strict=True)
+    }
