@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evenly.capture import Capture, capture
     from evenly.diagnosis.gap import Diagnosis, diagnose
     from evenly.diagnosis.kmeans import kmeans
     from evenly.diagnosis.purity import purity
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
     from evenly.methods.relearn import Relearn, soft_reinit_
     from evenly.output import Output, split_linear
     from evenly.probe import Features, Probe
+    from evenly.taps import Taps, capture
 
 _HOME = {
     "Balance": "evenly.integrations.lightning",
-    "Capture": "evenly.capture",
     "Diagnosis": "evenly.diagnosis.gap",
     "Features": "evenly.probe",
     "Info": "evenly.method",
@@ -32,7 +31,8 @@ _HOME = {
     "Output": "evenly.output",
     "Probe": "evenly.probe",
     "Relearn": "evenly.methods.relearn",
-    "capture": "evenly.capture",
+    "Taps": "evenly.taps",
+    "capture": "evenly.taps",
     "diagnose": "evenly.diagnosis.gap",
     "kmeans": "evenly.diagnosis.kmeans",
     "purity": "evenly.diagnosis.purity",
@@ -44,7 +44,6 @@ __all__ = [
     "METHODS",
     "OGMGE",
     "Balance",
-    "Capture",
     "Diagnosis",
     "Features",
     "Info",
@@ -52,6 +51,7 @@ __all__ = [
     "Output",
     "Probe",
     "Relearn",
+    "Taps",
     "capture",
     "diagnose",
     "kmeans",
@@ -64,8 +64,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'evenly' has no attribute '{name}'")
-    # Not stored in globals: a submodule of the same name (capture) must not shadow the function.
-    return getattr(import_module(_HOME[name]), name)
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,8 @@
 """The only file that knows about ranks.
 
-Every function is a no-op on one process. What decides a change of weights or gradients goes
-through here, so that it is computed from all ranks' data and is the same on each rank.
+Every function is a no-op on one process, and where `sharded=False` says that each rank holds
+all the data. What decides a change of weights or gradients goes through here, so that it is
+computed from all ranks' data and is the same on each rank.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def sum_(x: Tensor) -> Tensor:
+def sum_(x: Tensor, *, sharded: bool = True) -> Tensor:
     """Adds `x` over all ranks, in place."""
-    if world_size() > 1:
+    if sharded and world_size() > 1:
         dist.all_reduce(x)
     return x
 
@@ -33,23 +34,23 @@ def mean_(x: Tensor) -> Tensor:
     return sum_(x).div_(world_size()) if world_size() > 1 else x
 
 
-def min_(x: Tensor) -> Tensor:
+def min_(x: Tensor, *, sharded: bool = True) -> Tensor:
     """The smallest of each element over all ranks, in place."""
-    if world_size() > 1:
+    if sharded and world_size() > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MIN)
     return x
 
 
-def max_(x: Tensor) -> Tensor:
+def max_(x: Tensor, *, sharded: bool = True) -> Tensor:
     """The largest of each element over all ranks, in place."""
-    if world_size() > 1:
+    if sharded and world_size() > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
-def gather(x: Tensor) -> list[Tensor]:
+def gather(x: Tensor, *, sharded: bool = True) -> list[Tensor]:
     """`x` of every rank, in rank order; the first dimension may differ from rank to rank."""
-    if world_size() == 1:
+    if not sharded or world_size() == 1:
         return [x]
     lengths = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
     dist.all_gather(lengths, torch.tensor([len(x)], device=x.device))

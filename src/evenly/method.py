@@ -34,6 +34,8 @@ class Info:
             of training, the library never does.
         needs_unimodal: Whether it reads `Output.unimodal`.
         needs_probe: Whether its `before_epoch` looks at whole splits.
+        scales_gradients: Whether it acts by the size of gradients, which Adam and its kin divide
+            out again.
         sharded: Whether it works on parameters sharded by FSDP2.
         doubts: What could not be verified, or where it departs from the released code.
     """
@@ -50,6 +52,7 @@ class Info:
     in_epochs: tuple[str, ...] = ()
     needs_unimodal: bool = False
     needs_probe: bool = False
+    scales_gradients: bool = False
     sharded: bool = True
     doubts: str = ""
 

@@ -209,12 +209,17 @@ def _frozen_randomness(*loaders: Iterable[Any]) -> Iterator[None]:
         if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
     }.values()
     states = [generator.get_state() for generator in generators]
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, arrays = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=_cuda()):
             yield
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
+        np.random.set_state(arrays)
+
+
+def _cuda() -> list[int]:
+    """The CUDA device in use; none before CUDA has started, which this must not cause."""
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

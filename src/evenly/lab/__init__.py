@@ -1,0 +1,1 @@
+"""Experiments: an application built on the library through its public names."""

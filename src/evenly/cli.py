@@ -1,0 +1,305 @@
+"""The command `evenly`. Torch and all else load when a command needs them, so help is instant."""
+
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from evenly.lab.settings import Training
+
+DESCRIPTION = """Balanced multimodal learning: train, diagnose and compare models that learn from
+several modalities.
+
+  evenly compare                       three methods on built-in data, two minutes
+  evenly compare --data my.npz --methods joint,relearn,ogm_ge --seeds 5
+  evenly compare --methods 'joint,relearn,relearn(gap=shared)'
+  evenly diagnose features.npz         how well each encoder is learnt, no training
+  evenly COMMAND --help                what a command takes
+"""
+
+NPZ = """The .npz form: 'labels' (N), 'split' (N; train, val, test or 0, 1, 2), and every other
+array whose first axis is N is a modality; NAME with NAME_offset (N + 1) is a modality of unequal
+lengths; 'class_names' is optional."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    command = options.command
+    try:
+        COMMANDS[command](options[command])
+    except KeyboardInterrupt:
+        print("\nevenly: stopped. The same command continues where this one was.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("evenly"):
+            raise
+        print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not _is_said_by_us(error):
+            raise
+        print(f"evenly: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_said_by_us(error: Exception) -> bool:
+    """Whether an error was raised by this package's own code: a sentence for the user.
+
+    Anything that comes from deeper is our own mistake and keeps its traceback.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+
+
+def compare(options: Namespace) -> None:
+    """The main job."""
+    from evenly.lab.compare import compare, table
+
+    training = _training(options)
+    out = Path(options.out or Path("runs") / _short(training.data))
+    jobs = options.jobs or max(1, (os.cpu_count() or 1) // training.threads)
+    report = compare(options.methods, options.seeds, training, out, jobs)
+    print(table(out))
+    print(f"\nreport: {report}")
+
+
+def train(options: Namespace) -> None:
+    """One run."""
+    from tqdm import tqdm
+
+    from evenly.lab.run import run_cell
+    from evenly.lab.settings import Cell
+
+    cell = Cell(_training(options), options.method, options.seed)
+    folder = Path(options.out or Path("runs") / _short(cell.training.data) / cell.folder)
+    if folder.exists() and any(folder.iterdir()) and not options.resume:
+        raise FileExistsError(
+            f"{folder} is not empty. Continue the run in it with --resume, or choose another "
+            "folder with --out."
+        )
+    with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
+
+        def tell(epoch: int, accuracy: float) -> None:
+            bar.update(epoch + 1 - bar.n)
+            bar.set_postfix_str(f"val {accuracy:.3f}")
+
+        result = run_cell(cell, folder, tell)
+    print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by validation accuracy")
+    for split, metrics in result.metrics.items():
+        print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    print(f"\nrun: {folder}")
+
+
+def diagnose(options: Namespace) -> None:
+    """Purity, gap and strength of features from any model."""
+    from evenly import Features
+    from evenly import diagnose as measure
+    from evenly.data import Split, load_npz
+
+    data = load_npz(Path(options.file))
+    for name, modality in data.modalities.items():
+        if modality.kind != "vector":
+            raise ValueError(
+                f"'{name}' in {options.file} holds samples of shape {modality.shape}, but a "
+                "diagnosis is of features, one vector per sample. Save the encoder's pooled "
+                "output, (samples, width)."
+            )
+
+    def features(split: Split) -> Features:
+        batch = split[:]
+        return Features({k: x.float() for k, x in batch["inputs"].items()}, batch["target"])
+
+    found = measure(
+        features(data.split("train")),
+        features(data.split("val")),
+        gap=options.gap,
+        restarts=options.restarts,
+        seed=options.seed,
+    )
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(found)
+
+
+def methods(options: Namespace) -> None:
+    """Lists the methods, or shows one."""
+    import inspect
+
+    from evenly.methods import METHODS
+    from evenly.suggest import unknown
+
+    if options.name is None:
+        for name, kind in METHODS.items():
+            info = kind.info
+            print(f"{name:12}  {info.year or '':4}  {info.category:12}  {info.title}")
+        print("\n'evenly methods NAME' shows a method's paper, settings and limits.")
+        return
+    if options.name not in METHODS:
+        raise unknown("method", options.name, METHODS)
+    kind = METHODS[options.name]
+    info = kind.info
+    facts = {
+        "paper": info.paper or "-",
+        "where": info.url or "-",
+        "category": info.category,
+        "writes": info.writes,
+        "modalities": info.modalities,
+        "needs": ", ".join(
+            text
+            for text, needed in (
+                ("logits of each modality", info.needs_unimodal),
+                ("a look at whole splits between epochs", info.needs_probe),
+            )
+            if needed
+        )
+        or "nothing beyond a loss",
+        "equals joint training with": ", ".join(f"{k}={v}" for k, v in info.neutral.items()) or "-",
+        "doubts": info.doubts or "-",
+    }
+    print(f"{options.name}: {info.title}\n")
+    print(inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:")[0], "\n")
+    for name, text in facts.items():
+        print(textwrap.fill(f"{name}: {text}", 92, subsequent_indent="  "))
+    print("\nsettings and their defaults:")
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name not in ("encoders", "criterion", "optimizer"):
+            print(f"  {name}={parameter.default}")
+    if info.in_epochs:
+        print(
+            f"  ({', '.join(info.in_epochs)} for the paper's {info.epochs} epochs; 'compare' and "
+            "'train' scale them to --epochs unless you give them)"
+        )
+
+
+def datasets(options: Namespace) -> None:
+    """Lists the built-in data sets, or shows one."""
+    from evenly.data import DATASETS
+    from evenly.suggest import unknown
+
+    if options.name is None:
+        for name, info in DATASETS.items():
+            print(f"{name:10}  {info.title} ({info.samples})")
+        print(f"\n'evenly datasets NAME' shows one. --data also takes your own file:\n{NPZ}")
+        return
+    if options.name not in DATASETS:
+        raise unknown("data set", options.name, DATASETS)
+    info = DATASETS[options.name]
+    print(f"{options.name}: {info.title}\n")
+    for name in ("modalities", "samples", "licence", "source"):
+        print(f"{name}: {getattr(info, name)}")
+    print(f"\nsettings, as in --data '{options.name}(name=value)':")
+    for name, meaning in info.settings.items():
+        print(f"  {name}={info.defaults[name]}  {meaning}")
+
+
+def report(options: Namespace) -> None:
+    """Rebuilds tables and report."""
+    from evenly.lab.compare import table, write_tables
+
+    path = write_tables(Path(options.folder))
+    print(table(Path(options.folder)))
+    print(f"\nreport: {path}")
+    if options.figure:
+        from evenly.report import figure_svg
+
+        print(f"figure: {figure_svg(Path(options.folder), Path(options.figure))}")
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "compare": compare,
+    "train": train,
+    "diagnose": diagnose,
+    "report": report,
+    "methods": methods,
+    "datasets": datasets,
+}
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    top = _parser(DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"evenly {version('evenly')}")
+    commands = top.add_subcommands(required=True, dest="command")
+
+    one = _parser("Trains every method over the seeds, selects by validation, tests once, reports.")
+    one.add_argument(
+        "--methods",
+        default="joint,relearn,ogm_ge",
+        help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)'; 'evenly "
+        "methods' lists them",
+    )
+    one.add_argument("--seeds", type=int, default=3, help="how many seeds: 0, 1, ...")
+    one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
+    one.add_argument(
+        "--jobs",
+        type=int | None,
+        help="runs at the same time; figures do not depend on it (default: cores / threads)",
+    )
+    _add_training(one)
+    commands.add_subcommand("compare", one, help="the main job: methods over seeds, with a report")
+
+    one = _parser("One run, with checkpoints.")
+    one.add_argument("--method", default="relearn", help="name, with settings if wanted")
+    one.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
+    one.add_argument("--out", type=str | None, help="its folder (default: runs/DATA/METHOD-SEED)")
+    one.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    _add_training(one)
+    commands.add_subcommand("train", one, help="one run, with checkpoints")
+
+    one = _parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
+    one.add_argument("file", help=".npz of features, one vector per sample and modality")
+    one.add_argument(
+        "--gap", default="paper", choices=("paper", "matched", "shared"), help="the estimator"
+    )
+    one.add_argument("--restarts", type=int, default=10, help="of each k-means")
+    one.add_argument("--seed", type=int, default=0, help="of the clusterings")
+    commands.add_subcommand("diagnose", one, help="how well the encoders of any model are learnt")
+
+    one = _parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
+    one.add_argument("folder", help="what 'evenly compare --out' wrote")
+    one.add_argument("--figure", type=str | None, help="draw the main figure to this .svg too")
+    commands.add_subcommand("report", one, help="rebuild tables and report of a comparison")
+
+    for name, what in (("methods", "method"), ("datasets", "data set")):
+        one = _parser(f"Lists every {what}, or shows one.")
+        one.add_argument("name", nargs="?", help=f"a {what} to show")
+        commands.add_subcommand(name, one, help=f"list every {what}, or show one")
+    return top
+
+
+def _parser(description: str) -> ArgumentParser:
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """Keeps the line breaks of a description."""
+
+    return ArgumentParser(
+        prog="evenly", description=description, formatter_class=Formatter, allow_abbrev=False
+    )
+
+
+def _add_training(one: ArgumentParser) -> None:
+    one.add_class_arguments(Training, as_group=False)
+    one.add_argument("--config", action="config", help="a YAML file of these settings")
+
+
+def _training(options: Namespace) -> Training:
+    names = Training.__dataclass_fields__
+    return Training(**{name: getattr(options, name) for name in names})
+
+
+def _short(data: str) -> str:
+    """A folder name for a data set: its name, or the stem of its file."""
+    return Path(data).stem if data.endswith(".npz") else data.partition("(")[0]

@@ -1,0 +1,138 @@
+"""The built-in data sets by name, and the one way in to any data set."""
+
+import difflib
+import inspect
+import os
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from evenly.data.arrays import load_npz
+from evenly.data.dataset import Data
+from evenly.data.digits import digits
+from evenly.data.synthetic import synthetic
+from evenly.spec import parse
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a built-in data set.
+
+    Attributes:
+        title: In a few words.
+        modalities: Their names.
+        samples: How many, in words where it depends on settings.
+        licence: Of the data.
+        source: Where they come from.
+        settings: What each setting means.
+        build: Makes the data set from settings.
+    """
+
+    title: str
+    modalities: str
+    samples: str
+    licence: str
+    source: str
+    settings: Mapping[str, str]
+    build: Callable[..., Data]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default of each setting."""
+        parameters = inspect.signature(self.build).parameters
+        return {name: parameter.default for name, parameter in parameters.items()}
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "digits": DatasetInfo(
+        title="handwritten digits, a clear upper and a noisy lower half",
+        modalities="top, bottom (images, 1×4×8)",
+        samples="1,797 (60/20/20 %), 10 classes",
+        licence="CC BY 4.0",
+        source="Optical Recognition of Handwritten Digits, UCI 1998, as shipped in scikit-learn",
+        settings={
+            "noise": "standard deviation of the noise on `bottom`; pixels run from 0 to 16",
+            "seed": "of the noise and the split",
+        },
+        build=digits,
+    ),
+    "synthetic": DatasetInfo(
+        title="Gaussian classes with known best accuracies",
+        modalities="m1, m2, … (vectors)",
+        samples="as set",
+        licence="none needed, generated",
+        source="generated",
+        settings={
+            "modalities": "how many",
+            "classes": "how many",
+            "train": "samples",
+            "val": "samples",
+            "test": "samples",
+            "dim": "width of each modality's vectors",
+            "information": "distance of the classes; one number, or a list by modality",
+            "speed": "1 is even, smaller learns more slowly; one number, or a list",
+            "noise": "standard deviation; one number, or a list",
+            "seed": "of all that is drawn",
+        },
+        build=synthetic,
+    ),
+}
+"""What `load` knows by name."""
+
+
+def load(spec: str) -> Data:
+    """A data set by name, by name with settings, or from an `.npz` file.
+
+    Args:
+        spec: `digits`, `digits(noise=4)`, `synthetic(modalities=3,speed=[1,1,0.2])`, or the path
+            of a file.
+
+    Raises:
+        FileNotFoundError: If a path leads to no file.
+        ValueError: If the name or a setting is unknown, a setting cannot be, or a file does not
+            have the form that `load_npz` reads.
+        TypeError: If a setting has a value of the wrong type.
+    """
+    path = os.path.expanduser(spec)
+    if spec not in DATASETS and (spec.endswith(".npz") or os.path.exists(path)):
+        return load_npz(Path(path))
+    asked = parse(spec)
+    if asked.name.endswith(".npz"):
+        raise ValueError(
+            f"'{asked.name}' is a file and takes no settings, found {sorted(asked.settings)}. "
+            "Give the path alone."
+        )
+    if "/" in asked.name:
+        return load_npz(Path(path))
+    info = DATASETS.get(asked.name)
+    if info is None:
+        raise _unknown("data set", asked.name, [*DATASETS], "or the path of an .npz file")
+    hints = get_type_hints(info.build)
+    settings: dict[str, Any] = {}
+    for name, value in asked.settings.items():
+        if name not in info.settings:
+            raise _unknown(f"setting of {asked.name}", name, [*info.settings])
+        settings[name] = _converted(f"{asked.name}: {name}", value, hints[name])
+    return info.build(**settings)
+
+
+def _unknown(what: str, name: str, known: list[str], more: str = "") -> ValueError:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    choice = ", ".join(known) + (f", {more}" if more else "")
+    return ValueError(f"'{name}' is no {what}. {guess}There is {choice}.")
+
+
+def _converted(what: str, value: Any, hint: Any) -> Any:
+    """The value as the annotation has it: whole numbers pass for floats, nothing else bends."""
+    for option in get_args(hint) if get_origin(hint) is types.UnionType else (hint,):
+        if get_origin(option) is list and isinstance(value, list):
+            return [_converted(what, item, *get_args(option)) for item in value]
+        if option is int and type(value) is int:
+            return value
+        if option is float and type(value) in (int, float):
+            return float(value)
+    wanted = {int: "whole number", float: "number"}.get(hint, "number or a list of numbers")
+    raise TypeError(f"{what} takes a {wanted}, found {value!r}.")

@@ -1,0 +1,253 @@
+"""A data set in memory, and how batches are read from it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Kind = Literal["vector", "sequence", "image"]
+SplitName = Literal["train", "val", "test"]
+
+
+class Padded(NamedTuple):
+    """Sequences of unequal lengths in one tensor.
+
+    Attributes:
+        values: (n, t, d), zero beyond each sequence's length.
+        length: (n,) time steps of each sequence.
+    """
+
+    values: Tensor
+    length: Tensor
+
+
+class Ragged(NamedTuple):
+    """Sequences of unequal lengths as they are stored: end to end.
+
+    Attributes:
+        values: (total, d) time steps of all samples.
+        offset: (n + 1,) ascending; sample i is `values[offset[i]:offset[i + 1]]`.
+    """
+
+    values: Tensor
+    offset: Tensor
+
+
+class Batch(TypedDict):
+    """One batch.
+
+    Attributes:
+        inputs: By modality, in the stored dtype; the encoder converts and standardises.
+        target: (n,) class of each sample.
+        index: (n,) position of each sample in its split.
+    """
+
+    inputs: dict[str, Tensor | Padded]
+    target: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What an encoder must know of its input.
+
+    Attributes:
+        name: As the data set calls it.
+        kind: How a sample is laid out.
+        shape: Of one sample: (d,) for a vector, (t, d) with t the longest for a sequence,
+            (c, h, w) for an image; a spectrogram is an image with c = 1.
+        mean: Over the training split, per feature (vector, sequence) or channel (image).
+        std: Over the training split likewise; 1 where the feature is constant.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    mean: Float[Tensor, " d"]
+    std: Float[Tensor, " d"]
+
+
+class Data:
+    """A whole data set in memory.
+
+    Attributes:
+        name: Of the data set.
+        modalities: By name.
+        class_names: By class number.
+        notes: Sentences that a user of the data should see.
+        bayes: The best accuracy that any model can have, by modality and for "all" together,
+            where the data are generated and it is known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Mapping[str, Tensor | Ragged],
+        target: Int[Tensor, " n"],
+        rows: Mapping[SplitName, Int[Tensor, " _"]],
+        class_names: Sequence[str],
+        notes: Sequence[str] = (),
+        bayes: Mapping[str, float] | None = None,
+    ) -> None:
+        """Takes the arrays as they are and measures means and deviations on the training split.
+
+        Args:
+            name: Of the data set.
+            inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
+                sequences, (n, c, h, w) for images.
+            target: Class of each sample, from 0.
+            rows: By split, which samples it holds.
+            class_names: By class number.
+            notes: Sentences that a user of the data should see.
+            bayes: Known best accuracies.
+        """
+        self.name = name
+        self.class_names = list(class_names)
+        self.notes = list(notes)
+        self.bayes = None if bayes is None else dict(bayes)
+        self._inputs = dict(inputs)
+        self._target = target
+        self._rows = dict(rows)
+        self.modalities = {
+            key: _describe(key, stored, self._rows["train"]) for key, stored in inputs.items()
+        }
+
+    def split(self, name: SplitName) -> "Split":
+        """One of the three splits; it shares the arrays of the whole."""
+        return Split(self._inputs, self._target, self._rows[name])
+
+
+class Split(Dataset[Batch]):
+    """One split of a data set, read a whole batch at a time.
+
+    Use it in a `DataLoader` with `collate_fn=evenly.data.collate`.
+
+    Attributes:
+        rows: (n,) position of each sample in the whole data set.
+        target: (n,) class of each sample.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, Tensor | Ragged], target: Tensor, rows: Int[Tensor, " n"]
+    ) -> None:
+        self._inputs = inputs
+        self.rows = rows
+        self.target = target[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        """A batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these positions, by one indexing per modality."""
+        index = torch.tensor(indices)
+        rows = self.rows[index]
+        inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
+        return Batch(inputs=inputs, target=self.target[index], index=index)
+
+
+def collate(batch: Batch) -> Batch:
+    """Passes on the batch that `Split` has read whole."""
+    return batch
+
+
+def stratified(
+    target: Int[Tensor, " n"], fractions: Sequence[float], seed: int = 0
+) -> list[Int[Tensor, " _"]]:
+    """Cuts samples into parts in which every class has the same share.
+
+    Args:
+        target: Class of each sample.
+        fractions: Of each class that goes to each part but the last, which takes the rest. A
+            part gets at least one sample of each class while there are any.
+        seed: Of the draw.
+
+    Returns:
+        The positions of each part in ascending order, one part more than fractions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
+    for number in target.unique():
+        members = torch.nonzero(target == number).flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        start = 0
+        for part, fraction in zip(parts, fractions, strict=False):
+            end = start + max(1, round(fraction * len(members)))
+            part.append(members[start:end])
+            start = end
+        parts[-1].append(members[start:])
+    return [torch.cat(part).sort().values for part in parts]
+
+
+def _read(stored: Tensor | Ragged, rows: Int[Tensor, " n"]) -> Tensor | Padded:
+    if isinstance(stored, Tensor):
+        return stored[rows]
+    start = stored.offset[rows]
+    length = stored.offset[rows + 1] - start
+    step = torch.arange(int(length.max()))
+    beyond = step >= length[:, None]
+    # Steps beyond a sequence's end point at the first row and are blanked: no loop over samples.
+    place = (start[:, None] + step).masked_fill_(beyond, 0)
+    values = stored.values[place].masked_fill_(beyond[..., None], 0)
+    return Padded(values, length)
+
+
+def _describe(name: str, stored: Tensor | Ragged, train: Int[Tensor, " n"]) -> Modality:
+    kind: Kind
+    if isinstance(stored, Ragged):
+        kind = "sequence"
+        longest = int(stored.offset.diff().max())
+        shape: tuple[int, ...] = (longest, stored.values.shape[1])
+    else:
+        kinds: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image"}
+        kind = kinds[stored.dim()]
+        shape = tuple(stored.shape[1:])
+    mean, std = _moments(stored, train, feature=1 if kind == "image" else -1)
+    return Modality(name, kind, shape, mean, std)
+
+
+def _moments(
+    stored: Tensor | Ragged, rows: Int[Tensor, " n"], feature: int
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Mean and standard deviation along all axes but `feature`, in two passes of chunks."""
+    total, count = _sum(_chunks(stored, rows, feature))
+    mean = total / max(count, 1)
+    squares, _ = _sum((chunk - mean).square_() for chunk in _chunks(stored, rows, feature))
+    std = (squares / max(count, 1)).sqrt()
+    # What rounding leaves of a constant's deviation is no deviation.
+    std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
+    return mean.float(), std.float()
+
+
+def _sum(chunks: Iterator[Float[Tensor, "n d"]]) -> tuple[Float[Tensor, " d"], int]:
+    total, count = torch.zeros(()), 0
+    for chunk in chunks:
+        total = total + chunk.sum(0)
+        count += len(chunk)
+    return total, count
+
+
+def _chunks(
+    stored: Tensor | Ragged, rows: Int[Tensor, " n"], feature: int
+) -> Iterator[Float[Tensor, "n d"]]:
+    """The values of these samples in float64, with the feature last, a few samples at a time."""
+    for part in rows.split(1024):
+        if isinstance(stored, Ragged):
+            chunk = stored.values[_steps(stored.offset, part)]
+        else:
+            chunk = stored[part].movedim(feature, -1).flatten(0, -2)
+        yield chunk.double()
+
+
+def _steps(offset: Int[Tensor, " _"], rows: Int[Tensor, " n"]) -> Shaped[Tensor, " t"]:
+    """Which of all time steps belong to these samples."""
+    length = offset[rows + 1] - offset[rows]
+    begins = torch.repeat_interleave(offset[rows] - (length.cumsum(0) - length), length)
+    return begins + torch.arange(len(begins))

@@ -1,0 +1,310 @@
+"""How well each encoder is learnt: purity of its clusters on training and validation split.
+
+Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from evenly import distributed
+from evenly.diagnosis.kmeans import Clusters, assign, kmeans
+from evenly.diagnosis.purity import purity
+from evenly.probe import Features
+
+Gap = Literal["paper", "matched", "shared"]
+
+DRAWS = 5
+"""Draws of the training split for the `matched` gap."""
+
+BINS = 10
+"""Equal-count bins that a regression target is cut into."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The learning state of each encoder. Its text is a readable table.
+
+    Attributes:
+        train: By modality, purity on the training split, in [0, 1].
+        val: By modality, purity on the validation split, in [0, 1].
+        gap: By modality, |train - val|: large where an encoder is over-trained, small where it
+            is under-fitted or has little to learn.
+        standard_error: By modality, of the gap, where it was drawn several times (`matched`).
+        estimator: Which gap it is.
+        notes: What a reader must know of the numbers.
+    """
+
+    train: Mapping[str, float]
+    val: Mapping[str, float]
+    gap: Mapping[str, float]
+    standard_error: Mapping[str, float] | None = None
+    estimator: Gap = "paper"
+    notes: tuple[str, ...] = ()
+
+    def strength(self, scale: float = 3.0) -> dict[str, float]:
+        """By modality, how far to pull the encoder back: tanh(scale · gap), in [0, 1)."""
+        return {name: math.tanh(scale * gap) for name, gap in self.gap.items()}
+
+    def __str__(self) -> str:
+        width = max(len("modality"), *(len(name) for name in self.gap))
+        error = "" if self.standard_error is None else "   ± s.e."
+        lines = [f"{'modality':<{width}}  purity train  purity val     gap{error}  strength (λ=3)"]
+        for name, strength in self.strength().items():
+            if self.standard_error is not None:
+                error = f"  {self.standard_error[name]:7.3f}"
+            lines.append(
+                f"{name:<{width}}  {self.train[name]:12.3f}  {self.val[name]:10.3f}  "
+                f"{self.gap[name]:6.3f}{error}  {strength:14.3f}"
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One modality on one split."""
+
+    x: Float[Tensor, "n d"]
+    y: Int[Tensor, " n"]
+    index: Int[Tensor, " n"]
+    sharded: bool
+
+
+@dataclass(frozen=True)
+class _Clustering:
+    """How every clustering of a diagnosis is made."""
+
+    k: int
+    seed: int
+    restarts: int
+
+    def purity(self, rows: _Rows) -> float:
+        """Purity of a split that is scaled and clustered by itself."""
+        x = scale(rows.x, *extent(rows.x, sharded=rows.sharded))
+        return purity(self.fit(x, rows).labels, rows.y, sharded=rows.sharded)
+
+    def fit(self, x: Tensor, rows: _Rows) -> Clusters:
+        return kmeans(
+            x,
+            self.k,
+            seed=self.seed,
+            restarts=self.restarts,
+            index=rows.index,
+            sharded=rows.sharded,
+        )
+
+
+def diagnose(
+    train: Features,
+    val: Features,
+    *,
+    gap: Gap = "paper",
+    seed: int = 0,
+    restarts: int = 10,
+) -> Diagnosis:
+    """Measures how well each encoder is learnt; changes nothing.
+
+    Representations are clustered by k-means with as many clusters as classes, and the purity of
+    the clusters is compared between the splits (paper.md's equations: purity
+    P = (1/N) Σ_cluster max_class |cluster ∩ class|, gap g = |P(train) - P(val)|).
+
+    Three estimators of the gap:
+
+    - `paper`: each split scaled to [-1, 1] and clustered by itself, as published. k-means
+      recovers classes worse from fewer points, so part of this gap is the splits' sizes.
+    - `matched`: the training split drawn down to the validation split's size and class counts,
+      five times; returns the mean and its standard error. Removes most of the size effect.
+    - `shared`: scaling and clusters fitted on the training split, validation rows assigned to
+      them. Near 0 where nothing is over-fitted; half the cost.
+
+    Args:
+        train: Representations and labels of the training split.
+        val: The same of the validation split. Never the test split.
+        gap: The estimator.
+        seed: Of the clusterings; the global random stream is not used.
+        restarts: Of each k-means, the best by inertia kept. The released code's result depends
+            on scikit-learn's version here: 10 restarts before 1.4, one since.
+
+    Raises:
+        ValueError: If features are not finite, a class is missing from a split, there is one
+            class only, or a split has fewer samples than there are classes.
+    """
+    if gap not in _ESTIMATORS:
+        raise ValueError(f"unknown gap '{gap}'. Use one of {', '.join(_ESTIMATORS)}.")
+    notes: tuple[str, ...] = ()
+    if train.target.is_floating_point():
+        edges = _equal_counts(train)
+        train = replace(train, target=torch.bucketize(train.target, edges))
+        val = replace(val, target=torch.bucketize(val.target, edges))
+        notes = (f"The regression target is cut into {len(edges) + 1} equal-count bins.",)
+    elif missing := set(train.features) ^ set(val.features):
+        raise ValueError(f"modalities {sorted(missing)} are in one split only. Pass both.")
+    counts = check_classes(train, val, whole=not notes)
+    clustering = _Clustering(k=int((counts > 0).sum()), seed=seed, restarts=restarts)
+    scores: dict[str, tuple[float, float, float | None]] = {}
+    for name in train.features:
+        check_finite(train, name, "training")
+        check_finite(val, name, "validation")
+        scores[name] = _ESTIMATORS[gap](clustering, _rows(train, name), _rows(val, name))
+    errors = {name: error for name, (_, _, error) in scores.items() if error is not None}
+    return Diagnosis(
+        train={name: of_train for name, (of_train, _, _) in scores.items()},
+        val={name: of_val for name, (_, of_val, _) in scores.items()},
+        gap={name: abs(of_train - of_val) for name, (of_train, of_val, _) in scores.items()},
+        standard_error=errors or None,
+        estimator=gap,
+        notes=notes,
+    )
+
+
+def _paper(
+    clustering: _Clustering, train: _Rows, val: _Rows
+) -> tuple[float, float, float | None]:
+    return clustering.purity(train), clustering.purity(val), None
+
+
+def _matched(
+    clustering: _Clustering, train: _Rows, val: _Rows
+) -> tuple[float, float, float | None]:
+    of_train, of_val = _counts(train.y, val.y, sharded=train.sharded)
+    wanted = torch.minimum(of_train, of_val)
+    draws = torch.tensor(
+        [clustering.purity(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)],
+        dtype=torch.float64,
+    )
+    val_purity = clustering.purity(_draw(val, wanted, clustering.seed))
+    return float(draws.mean()), val_purity, float(draws.std() / math.sqrt(DRAWS))
+
+
+def _shared(
+    clustering: _Clustering, train: _Rows, val: _Rows
+) -> tuple[float, float, float | None]:
+    low, high = extent(train.x, sharded=train.sharded)
+    clusters = clustering.fit(scale(train.x, low, high), train)
+    of_val = assign(scale(val.x, low, high), clusters.centers)
+    return (
+        purity(clusters.labels, train.y, sharded=train.sharded),
+        purity(of_val, val.y, sharded=val.sharded),
+        None,
+    )
+
+
+_ESTIMATORS = {"paper": _paper, "matched": _matched, "shared": _shared}
+
+
+def extent(
+    x: Float[Tensor, "n d"], *, sharded: bool = False
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Smallest and largest value of each dimension, over all ranks."""
+    if len(x) == 0:  # more ranks than rows
+        low, high = x.new_full(x.shape[1:], math.inf), x.new_full(x.shape[1:], -math.inf)
+    else:
+        low, high = x.amin(0), x.amax(0)
+    return distributed.min_(low, sharded=sharded), distributed.max_(high, sharded=sharded)
+
+
+def scale(
+    x: Float[Tensor, "n d"], low: Float[Tensor, " d"], high: Float[Tensor, " d"]
+) -> Float[Tensor, "n d"]:
+    """Maps [low, high] to [-1, 1] in each dimension; a constant dimension keeps its scale."""
+    span = high - low
+    return 2 * (x - low) / torch.where(span > 0, span, 1.0) - 1
+
+
+def check_finite(split: Features, name: str, where: str) -> None:
+    """Raises on every rank if a feature of modality `name` is NaN or infinite."""
+    x, index = split.features[name], _index(split)
+    bad = ~x.isfinite().all(1)
+    none = torch.iinfo(torch.int64).max
+    first = index[bad].min() if bool(bad.any()) else torch.tensor(none, device=x.device)
+    if int(distributed.min_(first, sharded=split.sharded)) != none:
+        raise ValueError(
+            f"the features of '{name}' are NaN or infinite in row {int(first)} of the "
+            f"{where} split. Training has diverged or the input holds such values: lower the "
+            "learning rate, or clean the input."
+        )
+
+
+def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[Tensor, " c"]:
+    """Samples of each class in the training split, if both splits can be clustered.
+
+    Args:
+        train: The training split.
+        val: The validation split.
+        whole: Whether every class must be in both splits (not so for bins of a regression).
+
+    Raises:
+        ValueError: If not.
+    """
+    of_train, of_val = _counts(train.target, val.target, sharded=train.sharded)
+    k = int((of_train > 0).sum())
+    if k < 2:
+        raise ValueError(
+            f"the training split has one class only ({int(of_train.argmax())}), so there is "
+            "nothing to tell apart. Pass a split with at least two classes."
+        )
+    lacking = (of_train > 0) != (of_val > 0)
+    if whole and bool(lacking.any()):
+        first = int(lacking.nonzero()[0])
+        where, other = ("validation", "training") if of_train[first] else ("training", "validation")
+        raise ValueError(
+            f"class {first} is missing from the {where} split but not from the {other} split, so "
+            "their purities do not compare. Draw the validation split stratified by class."
+        )
+    for counts, where in ((of_train, "training"), (of_val, "validation")):
+        if int(counts.sum()) < k:
+            raise ValueError(
+                f"the {where} split has {int(counts.sum())} samples for {k} clusters (one per "
+                "class): fewer samples than clusters. Pass a larger split."
+            )
+    return of_train
+
+
+def _rows(split: Features, name: str) -> _Rows:
+    return _Rows(split.features[name], split.target.long(), _index(split), split.sharded)
+
+
+def _index(split: Features) -> Tensor:
+    if split.index is not None:
+        return split.index
+    return torch.arange(len(split.target), device=split.target.device)
+
+
+def _counts(train: Tensor, val: Tensor, *, sharded: bool) -> tuple[Tensor, Tensor]:
+    """Samples of each class in both splits, over all ranks."""
+    size = _largest(torch.cat([train, val]), sharded=sharded) + 1
+    of_train, of_val = (torch.bincount(y.long(), minlength=size) for y in (train, val))
+    return distributed.sum_(of_train, sharded=sharded), distributed.sum_(of_val, sharded=sharded)
+
+
+def _largest(x: Tensor, *, sharded: bool) -> int:
+    """The largest of whole numbers over all ranks; -1 where there is none."""
+    largest = x.max().long() if len(x) else torch.tensor(-1, device=x.device)
+    return int(distributed.max_(largest, sharded=sharded))
+
+
+def _equal_counts(train: Features) -> Float[Tensor, " edges"]:
+    """Edges between bins that hold equally many training targets."""
+    values = torch.cat(distributed.gather(train.target, sharded=train.sharded))
+    steps = torch.arange(1, BINS, device=values.device) / BINS
+    return values.float().quantile(steps).unique()
+
+
+def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:
+    """As many rows of each class as wanted, the same ones whatever the ranks and row order."""
+    size = _largest(rows.index, sharded=rows.sharded) + 1
+    stream = torch.Generator().manual_seed(seed)
+    keys = torch.rand(size, generator=stream, dtype=torch.float64).to(rows.x.device)[rows.index]
+    all_keys = torch.cat(distributed.gather(keys, sharded=rows.sharded))
+    all_y = torch.cat(distributed.gather(rows.y, sharded=rows.sharded))
+    keep: Bool[Tensor, " n"] = torch.zeros_like(rows.y, dtype=torch.bool)
+    for label, count in enumerate(wanted.tolist()):
+        if count:
+            last = all_keys[all_y == label].kthvalue(count).values
+            keep |= (rows.y == label) & (keys <= last)
+    return _Rows(rows.x[keep], rows.y[keep], rows.index[keep], rows.sharded)

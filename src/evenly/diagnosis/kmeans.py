@@ -1,0 +1,410 @@
+"""k-means in torch: greedy k-means++ seeds and Lloyd's iterations, all restarts at once.
+
+Sources: Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++",
+SODA 2007, in the greedy form, which draws a few candidates a step and keeps the best; Efraimidis
+and Spirakis, "Weighted random sampling with a reservoir", 2006, for the race that draws them.
+
+Letters: n rows, c rows of a chunk, d width, k clusters, r restarts, t candidates.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evenly import distributed
+
+_TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
+_ITERATIONS = 300
+_CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are more
+_KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
+_STATE = 2**28  # bytes that all restarts at once may always take
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The best clustering of all restarts.
+
+    Attributes:
+        centers: The mean of each cluster's rows, in float32 or the wider type of the rows.
+        labels: The cluster of each of this rank's rows, which is its nearest centre.
+        inertia: Squared distance of every rank's rows to their centres, summed.
+    """
+
+    centers: Float[Tensor, "k d"]
+    labels: Int[Tensor, " n"]
+    inertia: float
+
+
+@torch.no_grad()
+def kmeans(
+    x: Float[Tensor, "n d"],
+    k: int,
+    *,
+    seed: int = 0,
+    restarts: int = 10,
+    index: Int[Tensor, " n"] | None = None,
+    sharded: bool = False,
+) -> Clusters:
+    """Groups rows into `k` clusters of least squared distance to their means.
+
+    Works on the device of `x` and in float32 whatever its type, on rows less their mean, so
+    that a large offset costs no precision. Where the hardware has faster products they lead
+    up to the clusters, and float32 products end them. A seed gives the same clusters for any
+    order of the rows and any cut over ranks, up to rounding. No global random stream is read.
+
+    With fewer distinct rows than `k` some clusters stay empty; any other that runs empty goes
+    to the row farthest from its centre.
+
+    Args:
+        x: The rows.
+        k: Number of clusters, from 1.
+        seed: Decides the first centres.
+        restarts: Number of starts, from 1; the clustering of least inertia counts.
+        index: Position of each row in a canonical order, each once over all ranks; by default
+            the rows as they are, rank after rank.
+        sharded: Whether the rows are this rank's share. Then every rank must call; what they
+            exchange is sums and a few candidates for centres.
+
+    Raises:
+        ValueError: If `x` is no matrix or not finite, if `k` or `restarts` is below 1, or if
+            there are fewer rows than clusters, over all ranks.
+    """
+    if x.ndim != 2:
+        raise ValueError(
+            f"kmeans: x must be a matrix with a row per sample; found shape {tuple(x.shape)}. "
+            "Flatten each sample, for instance by x.flatten(1)."
+        )
+    for name, value in (("k", k), ("restarts", restarts)):
+        if value < 1:
+            raise ValueError(f"kmeans: {name} must be at least 1; found {value}.")
+    with torch.autocast(x.device.type, enabled=False):
+        rows = _Rows(x, index, sharded)
+        if rows.total < k:
+            raise ValueError(
+                f"kmeans: fewer samples than clusters: {rows.total} rows for k = {k}. "
+                "Pass more rows or a smaller k."
+            )
+        rows.center()
+        with _products(fast=True):
+            groups = torch.arange(restarts, device=x.device).split(_at_once(rows, k))
+            ends = [_lloyd(rows, _seeds(rows, k, seed, group)) for group in groups]
+        centers = torch.cat([centers for centers, _ in ends])
+        explained = torch.cat([explained for _, explained in ends])
+        # Restarts with the same end differ by rounding, and the first of them counts.
+        best = int((explained >= explained.max() - 1e-7 * rows.spread).nonzero()[0])
+        with _products(fast=False):
+            centers = _lloyd(rows, centers[best : best + 1].float())[0][0]
+            centers = (centers + rows.offset).to(rows.dtype)
+            labels = _assign(x, centers)
+        return Clusters(centers, labels, rows.inertia(centers, labels))
+
+
+@torch.no_grad()
+def assign(x: Float[Tensor, "n d"], centers: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+    """The nearest centre of each row, the first of several equally near; in float32.
+
+    Args:
+        x: The rows, for instance of another split than that of the clustering.
+        centers: As found by `kmeans`.
+
+    Raises:
+        ValueError: If a row is not finite.
+    """
+    _check_finite(x, torch.arange(len(x), device=x.device), "assign")
+    with torch.autocast(x.device.type, enabled=False), _products(fast=False):
+        return _assign(x, centers)
+
+
+def _assign(x: Tensor, centers: Tensor) -> Tensor:
+    offset = centers.mean(0)
+    near = (centers - offset).float()[None]
+    parts = x.split(_chunk_rows(x.shape[1], len(centers)))
+    labels = [_nearest(_scores(near, (part - offset).float()))[0] for part in parts]
+    return torch.cat(labels).long()
+
+
+class _Rows:
+    """The rows to cluster, read in chunks less their mean; knows of the other ranks' rows.
+
+    Attributes:
+        index: Canonical position of each row.
+        total: Number of rows over all ranks.
+        longest: Number of rows of the rank that has most.
+        dtype: What the centres are returned in.
+        wide: What sums run in.
+        offset: The mean of all rows.
+        norms: Squared distance of each row from the mean.
+        spread: The sum of `norms` over all ranks.
+    """
+
+    def __init__(self, x: Tensor, index: Tensor | None, sharded: bool) -> None:
+        self.x = x
+        self.sharded = sharded and distributed.world_size() > 1
+        lengths = [int(n) for n in self.gather(torch.tensor([len(x)], device=x.device))]
+        before = sum(lengths[: distributed.rank()]) if self.sharded else 0
+        rows = torch.arange(before, before + len(x), device=x.device)
+        self.index = rows if index is None else index.to(x.device)
+        self.total = sum(lengths)
+        self.longest = max(lengths)
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.wide = torch.float32 if x.device.type == "mps" else torch.float64
+
+    def center(self) -> None:
+        """Finds the mean and the spread."""
+        _check_finite(self.x, self.index, "kmeans", self.sharded)
+        total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
+        for part in self.x.split(_chunk_rows(self.x.shape[1], 1)):
+            total += part.sum(0, dtype=self.dtype)
+        self.offset = self.sum_(total) / self.total
+        self._offset = self.offset.to(self.dtype)
+        self._kept: Tensor | None = None
+        if self.x.numel() * 4 <= _KEEP:
+            self._kept = (self.x - self._offset).float()
+        norms = [part.square().sum(1) for part, _ in self.chunks(1)]
+        self.norms = torch.cat(norms)
+        self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
+
+    def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
+        """The centred rows in chunks that stay small when each row gets `columns` values."""
+        step = _chunk_rows(self.x.shape[1], columns)
+        for start in range(0, max(len(self.x), 1), step):
+            span = slice(start, start + step)
+            yield self.take(span), span
+
+    def take(self, at: Tensor | slice) -> Tensor:
+        """The centred rows at some places."""
+        return (self.x[at] - self._offset).float() if self._kept is None else self._kept[at]
+
+    def first(self, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` rows of smallest key over all ranks, for each restart.
+
+        Args:
+            key: Of each restart and row (r n).
+            count: How many.
+
+        Returns:
+            Their keys (r t), from the smallest, and the centred rows (r t d).
+        """
+        key, at = key.topk(min(count, key.shape[1]), largest=False)
+        rows = self.take(at)
+        if self.sharded:
+            key = torch.cat(self.gather(key.T.contiguous())).T
+            rows = torch.cat(self.gather(rows.transpose(0, 1).contiguous())).transpose(0, 1)
+            key, at = key.topk(count, largest=False)
+            rows = rows.take_along_dim(at[:, :, None], 1)
+        return key, rows
+
+    def inertia(self, centers: Tensor, labels: Tensor) -> float:
+        """Squared distance of all rows to their centres, summed."""
+        total = torch.zeros((), dtype=self.wide, device=self.x.device)
+        step = _chunk_rows(self.x.shape[1], 1)
+        for part, label in zip(self.x.split(step), labels.split(step), strict=True):
+            total += (part - centers[label]).square_().sum()
+        return float(self.sum_(total))
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Adds `x` over the ranks that share the rows, in place."""
+        return distributed.sum_(x) if self.sharded else x
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """`x` of every rank that shares the rows."""
+        return distributed.gather(x) if self.sharded else [x]
+
+
+def _seeds(rows: _Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
+    """First centres (r k d) by greedy k-means++.
+
+    Each step draws a few rows with probability proportional to their squared distance from the
+    centres so far, and keeps the one that lowers the sum of these distances most.
+    """
+    r, n, d = len(restarts), len(rows.x), rows.x.shape[1]
+    device = rows.x.device
+    each = torch.arange(r, device=device)
+    base = _mix(rows.index.to(torch.int32))
+    start = _mix(_mix(restarts.new_tensor([seed & 0x7FFFFFFF, seed >> 31]).to(torch.int32)))
+    centers = torch.empty(r, k, d, device=device)
+    closest = torch.full((r, n), math.inf, device=device)
+    closer = torch.empty(r, _tries(k), n, device=device)
+    for step in range(k):
+        key = _mix(_mix(start[0] ^ _mix(start[1] + step)) ^ restarts.to(torch.int32))
+        weight = closest if step else torch.ones_like(closest)
+        _, candidates = rows.first(_race(base ^ key[:, None], weight), _tries(k) if step else 1)
+        t = candidates.shape[1]
+        potential = torch.zeros(r, t, dtype=rows.wide, device=device)
+        for part, span in rows.chunks(r * t):
+            distance = _scores(candidates, part).add_(rows.norms[span])
+            distance = torch.minimum(distance, closest[:, None, span])
+            potential += distance.sum(2)
+            closer[:, :t, span] = distance
+        best = rows.sum_(potential).argmin(1)
+        closest = closer[each, best]
+        centers[:, step] = candidates[each, best]
+    return centers
+
+
+def _race(ticket: Tensor, weight: Tensor) -> Tensor:
+    """Arrival times of a race that row i wins with probability weight_i / sum of weights.
+
+    The first few to arrive are a weighted draw without replacement. A row of weight zero
+    arrives after all others, and never at NaN.
+    """
+    uniform = (_mix(ticket) & 0x7FFFFFFF).float().mul_(2.0**-31)
+    return uniform.neg_().log1p_().neg_().div_(weight.clamp_min(1e-36))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scrambles the bits of int32 numbers (MurmurHash3's last step)."""
+    x = x ^ (x >> 16 & 0xFFFF)
+    x *= -2048144789
+    x ^= x >> 13 & 0x7FFFF
+    x *= -1028477387
+    x ^= x >> 16 & 0xFFFF
+    return x
+
+
+def _lloyd(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Lloyd's iterations from `centers` (r k d) until each restart has come to rest.
+
+    Returns:
+        The centres (r k d) and the spread that they explain (r), which is the spread of the
+        rows less the inertia; both in the wide type.
+    """
+    r, k, _ = centers.shape
+    device = rows.x.device
+    tolerance = _TOLERANCE * rows.spread / (rows.total * rows.x.shape[1])
+    active = torch.arange(r, device=device)
+    labels = torch.full((r, len(rows.x)), -1, dtype=torch.int32, device=device)
+    sums = torch.zeros(centers.shape, dtype=rows.wide, device=device)
+    sizes = torch.zeros(r, k, dtype=rows.wide, device=device)
+    ends, explained = sums.clone(), sizes[:, 0].clone()
+    for _ in range(_ITERATIONS):
+        for part, span in rows.chunks(len(active) * k):
+            _move(part, labels[:, span], centers, sums, sizes)
+        means = rows.sum_(sums.clone())
+        size = rows.sum_(sizes.clone())
+        means /= size.clamp_min(1)[:, :, None]
+        explained[active] = (means.square().sum(2) * size).sum(1)
+        for restart in (size == 0).any(1).nonzero()[:, 0]:
+            _refill(rows, labels[restart], means[restart], size[restart] == 0)
+        ends[active] = means
+        shift = (means - centers).square().sum((1, 2))
+        centers = means.float()
+        moving = shift > tolerance
+        if not moving.any():
+            break
+        if not moving.all():
+            active, labels, centers = active[moving], labels[moving], centers[moving]
+            sums, sizes = sums[moving], sizes[moving]
+    return ends, explained
+
+
+def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Tensor) -> None:
+    """Moves the rows of a chunk to their nearest centres; updates the last three in place.
+
+    Only rows that change their cluster in some restart enter the product that updates the
+    sums: after a few iterations that is one in ten.
+    """
+    k = centers.shape[1]
+    nearest = _nearest(_scores(centers, part))
+    moved = (nearest != labels).any(0).nonzero()[:, 0]
+    change = _one_hot(nearest[:, moved], k) - _one_hot(labels[:, moved], k)
+    sums += (change.flatten(0, 1) @ part[moved]).view_as(sums)
+    sizes += change.sum(2)
+    labels.copy_(nearest)
+
+
+def _refill(rows: _Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
+    """Sets the means of empty clusters to the rows farthest from theirs, in place."""
+    distance = torch.cat(
+        [(part - means[labels[span]].float()).square_().sum(1) for part, span in rows.chunks(1)]
+    )
+    # Rows on their centre up to rounding are left there, or equal rows would never settle.
+    distance[distance <= 1e-12 * rows.norms] = 0
+    # The bits of a float from 0 on are ordered as it is: farthest first, then by position.
+    key = 0x7FFFFFFF - distance.view(torch.int32).long() << 32 | rows.index
+    key, farthest = rows.first(key[None], int(empty.sum()))
+    apart = key[0] >> 32 < 0x7FFFFFFF
+    means[empty.nonzero()[apart, 0]] = farthest[0, apart].to(means.dtype)
+
+
+def _scores(centers: Tensor, part: Tensor) -> Tensor:
+    """Squared distance of each row to each centre (r k c), less the row's own square."""
+    flat = centers.flatten(0, 1)
+    scores = (-2 * flat) @ part.T
+    return scores.add_(flat.square().sum(1, keepdim=True)).unflatten(0, centers.shape[:2])
+
+
+def _nearest(scores: Tensor) -> Tensor:
+    """The place of the smallest score of each row (r c), the first of equals; eats `scores`."""
+    k = scores.shape[1]
+    # On CPU three times as fast as min(1), which keeps indices as it goes.
+    rank = torch.arange(k, 0, -1, dtype=scores.dtype, device=scores.device)[:, None]
+    return k - scores.eq_(scores.amin(1, keepdim=True)).mul_(rank).amax(1).to(torch.int32)
+
+
+def _one_hot(labels: Tensor, k: int) -> Tensor:
+    """One-hot columns (r k c) of labels (r c); all zero for a label outside 0 to k - 1."""
+    clusters = torch.arange(k, dtype=labels.dtype, device=labels.device)[:, None]
+    return (labels[:, None] == clusters).float()
+
+
+def _tries(k: int) -> int:
+    """Number of candidates that a step of k-means++ compares."""
+    return 2 + int(math.log(k))
+
+
+def _chunk_rows(*columns: int) -> int:
+    """Number of rows that are worked on at a time when each takes so many values."""
+    return max(_CHUNK // max(*columns, 1), 1)
+
+
+def _at_once(rows: _Rows, k: int) -> int:
+    """Number of restarts that run at once: all, unless their state outweighs the rows."""
+    width = rows.x.shape[1]
+    restart = 4 * rows.longest * (_tries(k) + 6) + 40 * k * width
+    return max(max(_STATE, rows.longest * width * 4 // 5) // restart, 1)
+
+
+def _check_finite(x: Tensor, index: Tensor, name: str, sharded: bool = False) -> None:
+    """Raises the same error on every rank if a row is not finite."""
+    bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
+    for part, places in zip(
+        x.split(_chunk_rows(x.shape[1], 1)), index.split(_chunk_rows(x.shape[1], 1)), strict=True
+    ):
+        # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
+        if not part.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite():
+            places = places[~part.isfinite().all(1)]
+            if len(places):
+                bad = torch.minimum(bad, places.min())
+    first = int(distributed.min_(bad) if sharded else bad)
+    if first < torch.iinfo(torch.int64).max:
+        raise ValueError(
+            f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find out where "
+            "it comes from: an encoder that diverged gives such rows."
+        )
+
+
+@contextmanager
+def _products(*, fast: bool) -> Iterator[None]:
+    """Lets float32 products run in less precision where that is faster, or not at all.
+
+    On CUDA that is TF32. On CPU it lets oneDNN choose: bfloat16 with AMX, elsewhere float32 in
+    its own kernels, which are twice as fast as MKL's on AMD.
+    """
+    places = [torch.backends.mkldnn, torch.backends.cuda]
+    # Torch before 2.9 has no setting by backend; there products stay as the user set them.
+    settings = [place.matmul for place in places if hasattr(place, "matmul")]
+    settings = [matmul for matmul in settings if hasattr(matmul, "fp32_precision")]
+    before = [matmul.fp32_precision for matmul in settings]
+    try:
+        for matmul, quick in zip(settings, ("bf16", "tf32"), strict=False):
+            matmul.fp32_precision = quick if fast else "ieee"
+        yield
+    finally:
+        for matmul, value in zip(settings, before, strict=True):
+            matmul.fp32_precision = value

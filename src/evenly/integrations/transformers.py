@@ -1,0 +1,241 @@
+"""A method in a Transformers `Trainer`: one subclass that takes a method and a forward pass."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from evenly.method import Method
+from evenly.output import Output
+from evenly.probe import Forward, Probe
+
+STATE = "evenly.pt"
+"""The file in a checkpoint's folder that holds what the method remembers."""
+
+
+class BalancedTrainer(Trainer):  # type: ignore[misc]
+    """The Transformers `Trainer` with a method's hooks at the right moments.
+
+    ```python
+    trainer = BalancedTrainer(
+        method=evenly.Relearn({"audio": model.audio, "visual": model.visual}),
+        forward=forward,
+        model=model, args=args, train_dataset=train, eval_dataset=val, data_collator=collate,
+    )
+    ```
+
+    Everything but `method` and `forward` is the Trainer's and stays as it was. `before_epoch`
+    runs once for every epoch and looks at the training and the (first) evaluation set, in the
+    Trainer's precision. `before_step` sees gradients that are accumulated, averaged over ranks
+    and not yet clipped. What the method remembers is saved in each checkpoint's folder and comes
+    back with `train(resume_from_checkpoint=...)`. Evaluation reports the method's plain criterion
+    as the loss and gives `compute_metrics` the fused logits and the target. The method's metrics
+    are logged as `method/NAME`, with the training loss.
+
+    The Trainer drops columns that `model.forward` does not name; where `forward` reads others,
+    set `remove_unused_columns=False` in the `TrainingArguments`.
+    """
+
+    def __init__(self, *args: Any, method: Method, forward: Forward, **kwargs: Any) -> None:
+        """Prepares training.
+
+        Args:
+            *args: The Trainer's.
+            method: The method, made with the encoders of the model that is trained.
+            forward: `forward(model, inputs)` gives an `Output` and the target. The inputs, as
+                the collator makes them, are on the model's device already.
+            **kwargs: The Trainer's.
+
+        Raises:
+            ValueError: If the method cannot work with these arguments; the text says why.
+        """
+        self.method = method
+        self.forward = forward
+        self._epoch = -1  # the last epoch that before_epoch has seen
+        super().__init__(*args, **kwargs)
+        # The loss is a mean over the batch: the Trainer is to divide it when it accumulates.
+        self.model_accepts_loss_kwargs = False
+        self._check()
+        self.add_callback(_EpochBegin(self._begin_epoch))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Makes the accelerator, whose backward pass becomes the method's where it has one."""
+        super().create_accelerator_and_postprocess()
+        if _overrides(self.method, "backward"):
+            self.accelerator.backward = self._backward
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, see `Trainer.train`."""
+        if self.method.info.needs_probe and self.eval_dataset is None:
+            raise ValueError(
+                f"{self._name} looks at the validation split, but the Trainer has none. Pass "
+                "`eval_dataset`."
+            )
+        self._epoch = -1
+        return super().train(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The method's loss for one batch."""
+        # The loss is taken under autocast too, so that bf16 logits are widened as in a raw loop.
+        with self.accelerator.autocast():
+            output, target = self.forward(model, inputs)
+            loss = self.method.loss(output, target)
+        return (loss, output) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass, and `before_step` where a step of the optimiser is due."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.method.before_step()
+        return loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The plain criterion, the fused logits and the target of one batch."""
+        with torch.no_grad():
+            output, target = self._look(model, inputs)
+            loss = self.method.criterion(output.logits.float(), target).detach()
+        return (loss, None, None) if prediction_loss_only else (loss, output.logits, target)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, and beside the training loss what the method did."""
+        if "loss" in logs:
+            logs |= {f"method/{name}": float(v) for name, v in self.method.metrics.items()}
+        super().log(logs, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            path = Path(output_dir, STATE)
+            part = path.with_suffix(".tmp")
+            torch.save({"epoch": self._epoch, "method": self.method.state_dict()}, part)
+            os.replace(part, path)  # a killed run leaves no half-written file
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint, STATE)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"the checkpoint {checkpoint} has no '{STATE}', which holds the state of "
+                f"{self._name}; it was not saved by a BalancedTrainer. Resume from one that was, "
+                "or start anew."
+            )
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self._epoch = state["epoch"]
+        self.method.load_state_dict(state["method"])
+
+    def _prepare_input(self, data: Any) -> Any:
+        # The Trainer's own cannot rebuild a NamedTuple, such as a padded sequence.
+        return send_to_device(data, self.args.device)
+
+    @property
+    def _name(self) -> str:
+        return type(self.method).__name__
+
+    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """In place of `Accelerator.backward`; what that does beside is refused in `_check`."""
+        self.method.backward(loss / self.accelerator.gradient_accumulation_steps)
+
+    def _begin_epoch(self, epoch: int, train_loader: DataLoader[Any]) -> None:
+        # A run resumed in the middle of an epoch holds the weights that before_epoch left.
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.method.before_epoch(epoch, self._probe(train_loader))
+
+    def _probe(self, train_loader: DataLoader[Any]) -> Probe | None:
+        if self.eval_dataset is None:
+            return None
+        several = isinstance(self.eval_dataset, dict)
+        eval_loader = self.get_eval_dataloader(next(iter(self.eval_dataset)) if several else None)
+        return Probe(
+            self.model,
+            self._look,
+            _in_order(train_loader, self.args.train_batch_size),
+            _in_order(eval_loader, self.args.eval_batch_size),
+        )
+
+    def _look(self, model: nn.Module, inputs: Any) -> tuple[Output, Tensor]:
+        with self.accelerator.autocast():
+            return self.forward(model, self._prepare_inputs(inputs))
+
+    def _check(self) -> None:
+        gradients = _overrides(self.method, "backward") or _overrides(self.method, "before_step")
+        writes = self.method.info.writes
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            raise ValueError(
+                f"the loss comes from {self._name}, so `compute_loss_func` and "
+                "`label_smoothing_factor` would be passed over. Give the method a `criterion`, "
+                "for example torch.nn.CrossEntropyLoss(label_smoothing=0.1)."
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"the Trainer sees {self.args.n_gpu} GPUs in one process and would copy the model "
+                "to each (DataParallel), out of the method's reach. Start it with torchrun, or "
+                "show it one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if gradients and self.accelerator.scaler is not None:
+            raise ValueError(
+                f"{self._name} needs unscaled gradients, but in fp16 the Trainer unscales them "
+                "only while it clips them. Use bf16=True, or full precision."
+            )
+        if self.is_deepspeed_enabled and writes in ("weights", "gradients"):
+            raise ValueError(
+                f"{self._name} writes {writes}, but DeepSpeed keeps copies of its own, which "
+                "would undo that. Use DDP (torchrun) or FSDP2."
+            )
+        if self.is_fsdp_enabled and writes in ("weights", "gradients"):
+            if not self.accelerator.is_fsdp2:
+                raise ValueError(
+                    f"{self._name} writes {writes} of whole parameters, but FSDP1 flattens them. "
+                    "Set fsdp_version to 2 in `fsdp_config`, or use DDP (torchrun)."
+                )
+            if not self.method.info.sharded:
+                raise ValueError(
+                    f"{self._name} does not work on parameters that are sharded over ranks, as "
+                    "FSDP makes them. Use DDP (torchrun)."
+                )
+
+
+class _EpochBegin(TrainerCallback):  # type: ignore[misc]
+    """Tells the epoch that begins, which the Trainer's own methods do not."""
+
+    def __init__(self, begin: Callable[[int, DataLoader[Any]], None]) -> None:
+        self._begin = begin
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # state.epoch counts in fractions: 1.5 on resuming in the middle of the second epoch
+        self._begin(int(state.epoch), kwargs["train_dataloader"])
+
+
+def _overrides(method: Method, hook: str) -> bool:
+    return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def _in_order(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
+    """The samples of a loader that accelerate has wrapped, in a plain one that ranks can share."""
+    return DataLoader(
+        loader.dataset,
+        batch_size=batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        multiprocessing_context=loader.multiprocessing_context,
+    )

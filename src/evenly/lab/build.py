@@ -1,0 +1,91 @@
+"""Model, optimiser and method of a run, from its settings."""
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from evenly.data import Data
+from evenly.lab.settings import Cell, Training
+from evenly.method import Method
+from evenly.methods import METHODS
+from evenly.nn import LateFusion, encoder_for
+from evenly.spec import parse
+from evenly.suggest import unknown
+
+
+def build_model(data: Data, training: Training, seed: int) -> LateFusion:
+    """The model of a seed: the same initial weights whatever the method."""
+    if strange := set(training.encoders) - set(data.modalities):
+        raise ValueError(
+            f"--encoders names {sorted(strange)}, but {data.name} has the modalities "
+            f"{sorted(data.modalities)}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = {
+            name: (
+                _imported(training.encoders[name])
+                if name in training.encoders
+                else encoder_for(modality, training.width)
+            )
+            for name, modality in data.modalities.items()
+        }
+        return LateFusion(encoders, len(data.class_names))
+
+
+def build_optimizer(model: nn.Module, training: Training) -> Optimizer:
+    """The same optimiser for every method."""
+    if training.optimizer == "adamw":
+        return AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    return SGD(model.parameters(), lr=training.lr, momentum=0.9, weight_decay=training.weight_decay)
+
+
+def method_settings(cell: Cell) -> dict[str, Any]:
+    """The settings of a cell's method, those counted in epochs scaled to this run's length.
+
+    A method's defaults are its paper's, for a training of the paper's length: a period of 20
+    epochs out of 90 would never come in a run of 20. What the user wrote is taken as it is.
+    """
+    spec = parse(cell.method)
+    if spec.name not in METHODS:
+        raise unknown("method", spec.name, METHODS)
+    kind = METHODS[spec.name]
+    known = inspect.signature(kind).parameters
+    given = [name for name in known if name not in ("encoders", "criterion", "optimizer")]
+    for name in spec.settings:
+        if name not in given:
+            raise unknown(f"setting of {spec.name}", name, given)
+    scaled = {
+        name: round(known[name].default * cell.training.epochs / kind.info.epochs)
+        for name in kind.info.in_epochs
+    }
+    # A period or length that is not 0 in the paper must not become 0 in a short run.
+    scaled = {name: max(value, min(known[name].default, 1)) for name, value in scaled.items()}
+    return {**scaled, **spec.settings}
+
+
+def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer) -> Method:
+    """The method of a cell, on the encoders of a model."""
+    kind = METHODS[parse(cell.method).name]
+    settings = method_settings(cell)
+    if "optimizer" in inspect.signature(kind).parameters:
+        settings["optimizer"] = optimizer
+    return kind(model.encoders, **settings)
+
+
+def _imported(text: str) -> nn.Module:
+    spec = parse(text)
+    place, _, name = spec.name.rpartition(".")
+    try:
+        kind = getattr(import_module(place), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"no encoder '{spec.name}' can be imported ({error}). Give the full path, such as "
+            "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
+        ) from error
+    encoder: nn.Module = kind(**spec.settings)
+    return encoder

@@ -1,0 +1,58 @@
+"""The metrics of a model on one split."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
+from evenly.output import Output
+
+
+@dataclass
+class Evaluation:
+    """Gathers predictions batch by batch, then computes accuracy and macro-F1.
+
+    Attributes:
+        num_classes: Number of classes.
+    """
+
+    num_classes: int
+    _logits: list[Tensor] = field(default_factory=list)
+    _unimodal: dict[str, list[Tensor]] = field(default_factory=dict)
+    _target: list[Tensor] = field(default_factory=list)
+    _index: list[Tensor] = field(default_factory=list)
+
+    def add(self, output: Output, target: Tensor) -> None:
+        """Takes one batch."""
+        self._logits.append(output.logits.detach().float())
+        self._target.append(target)
+        if output.index is not None:
+            self._index.append(output.index)
+        for name, logits in (output.unimodal or {}).items():
+            self._unimodal.setdefault(name, []).append(logits.detach().float())
+
+    def metrics(self) -> dict[str, float]:
+        """Loss, accuracy, macro-F1, and the accuracy of each modality's own logits."""
+        logits, target = torch.cat(self._logits), torch.cat(self._target)
+        found = {
+            "loss": torch.nn.functional.cross_entropy(logits, target),
+            "accuracy": self._accuracy(logits, target),
+            "macro_f1": multiclass_f1_score(
+                logits.argmax(1), target, self.num_classes, average="macro"
+            ),
+        }
+        for name, parts in self._unimodal.items():
+            found[f"accuracy/{name}"] = self._accuracy(torch.cat(parts), target)
+        return {name: float(value) for name, value in found.items()}
+
+    def predictions(self) -> dict[str, Tensor]:
+        """Probabilities (samples, classes), target and index, in the order of the split."""
+        return {
+            "probabilities": torch.cat(self._logits).softmax(1).cpu(),
+            "target": torch.cat(self._target).cpu(),
+            "index": torch.cat(self._index).cpu(),
+        }
+
+    def _accuracy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return multiclass_accuracy(logits.argmax(1), target, self.num_classes, average="micro")

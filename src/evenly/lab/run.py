@@ -1,0 +1,301 @@
+"""One run: train a method on a seed, select by validation, read the test split once.
+
+Built on Lightning, through the same public names that any user has. The folder of a run holds
+all of it; a killed run, started again, ends with the same weights bit for bit.
+"""
+
+import logging
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, DistributedSampler
+
+from evenly.data import Batch, Data, Padded, Split, SplitName, collate, load
+from evenly.diagnosis.gap import diagnose
+from evenly.files import replacing, write_csv
+from evenly.integrations.lightning import Balance
+from evenly.lab.build import build_method, build_model, build_optimizer
+from evenly.lab.evaluation import Evaluation
+from evenly.lab.result import Result
+from evenly.lab.settings import Cell, Precision, check_same, write_settings
+from evenly.method import Method
+from evenly.methods.relearn import Relearn
+from evenly.output import Output
+from evenly.probe import Probe
+
+Progress = Callable[[int, float], None]
+"""Called after each epoch with its number, from 0, and the validation accuracy."""
+
+
+def forward(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
+    """One forward pass, as methods and probe take it."""
+    output: Output = model(batch["inputs"])
+    return replace(output, index=batch["index"]), batch["target"]
+
+
+def run_cell(cell: Cell, folder: Path, progress: Progress = lambda epoch, accuracy: None) -> Result:
+    """Trains one cell in its folder, or takes up where an earlier call stopped.
+
+    Args:
+        cell: What to run.
+        folder: Of this run alone; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
+            predictions.npz, TensorBoard's log and, last of all, result.json.
+        progress: Told of each epoch.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings.
+    """
+    if (done := Result.read(folder)) is not None:
+        return done
+    check_same(folder / "config.yaml", cell.as_dict())
+    write_settings(folder / "config.yaml", cell.as_dict())
+    _quieten()
+    torch.set_num_threads(cell.training.threads)
+
+    data = load(cell.training.data)
+    model = build_model(data, cell.training, cell.seed)
+    optimizer = build_optimizer(model, cell.training)
+    method = build_method(cell, model, optimizer)
+    task = Task(model, method, optimizer, len(data.class_names), cell.seed)
+    train, val = data.split("train"), data.split("val")
+    record = Record(folder, cell, method, progress)
+    trainer = L.Trainer(
+        max_epochs=cell.training.epochs,
+        devices=1,
+        precision=lightning_precision(cell.training.precision),
+        callbacks=[record, Balance(method, forward)],
+        logger=TensorBoardLogger(folder, name="", version=""),
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(
+        task,
+        _shuffled(train, cell),
+        _in_order(val, cell),
+        ckpt_path=last if last.is_file() else None,
+        weights_only=True,
+    )
+    # Selection is over: from here on the test split may be read, once, with the chosen weights.
+    best = torch.load(folder / "best.ckpt", map_location=task.device, weights_only=True)
+    model.load_state_dict(best["state_dict"])
+    splits: tuple[SplitName, ...] = ("val", "test")
+    final = {name: _evaluate(trainer, task, data, name, cell) for name in splits}
+    with replacing(folder / "predictions.npz") as path:
+        arrays = {name: x.numpy() for name, x in final["test"].predictions().items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    result = Result(
+        method=cell.method,
+        seed=cell.seed,
+        best_epoch=best["epoch"],
+        epochs=cell.training.epochs,
+        steps=trainer.global_step,
+        seconds=round(record.seconds, 3),
+        peak_memory_mb=round(_peak_memory_mb(), 1),
+        precision=str(trainer.precision),
+        metrics={name: evaluation.metrics() for name, evaluation in final.items()},
+    )
+    result.write(folder)
+    return result
+
+
+class Task(L.LightningModule):
+    """The training step that every method shares."""
+
+    def __init__(
+        self, model: nn.Module, method: Method, optimizer: Optimizer, num_classes: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.model, self.method, self.optimizer = model, method, optimizer
+        self.num_classes, self.seed = num_classes, seed
+        self.train_sums = torch.zeros(3)  # loss, correct, samples: on the device until asked
+        self.evaluation = Evaluation(num_classes)
+
+    def forward(self, inputs: dict[str, Tensor | Padded]) -> Output:
+        """The model's."""
+        output: Output = self.model(inputs)
+        return output
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser as it was built: the method may know it."""
+        return self.optimizer
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the global stream anew, so that a resumed epoch draws what it would have."""
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        self.train_sums = torch.zeros(3, device=self.device)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The method's loss."""
+        output, target = forward(self.model, batch)
+        loss = self.method.loss(output, target)
+        with torch.no_grad():
+            correct = (output.logits.argmax(1) == target).sum()
+            count = loss.new_tensor(len(target), dtype=torch.float32)
+            self.train_sums += torch.stack([loss.detach().float() * count, correct, count])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last validation."""
+        self.evaluation = Evaluation(self.num_classes)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Takes one batch of the validation split."""
+        self.evaluation.add(*forward(self.model, batch))
+
+
+class Record(Callback):
+    """Writes metrics.csv and both checkpoints after each epoch, keeps time, reports progress.
+
+    Lightning's own checkpoint callback is not used: it moves files across file systems, where a
+    rename is not atomic, and it forgets its best score when the folder was renamed.
+    """
+
+    def __init__(self, folder: Path, cell: Cell, method: Method, progress: Progress) -> None:
+        self.folder, self.cell, self.method, self.progress = folder, cell, method, progress
+        self.rows: list[dict[str, float]] = []
+        self.best_accuracy, self.best_epoch = -1.0, -1
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run continues from."""
+        return {name: getattr(self, name) for name in _REMEMBERED}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes it up again."""
+        for name in _REMEMBERED:
+            setattr(self, name, state[name])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Starts the clock: it counts training and the method, not the lab's measurements."""
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Stops the clock."""
+        self.seconds += time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Writes down the epoch, then keeps the weights."""
+        assert isinstance(task, Task)
+        row = self._row(trainer, task)
+        self.rows.append(row)
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        write_csv(self.folder / "metrics.csv", columns, self.rows)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(row, step=trainer.current_epoch)
+        if row["val_accuracy"] > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = row["val_accuracy"], trainer.current_epoch
+            best = {"epoch": self.best_epoch, "state_dict": task.model.state_dict()}
+            with replacing(self.folder / "best.ckpt") as path:
+                torch.save(best, path)
+        with replacing(self.folder / "last.ckpt") as path:
+            trainer.save_checkpoint(path)
+        self.progress(trainer.current_epoch, row["val_accuracy"])
+
+    def _row(self, trainer: L.Trainer, task: Task) -> dict[str, float]:
+        epoch = trainer.current_epoch
+        loss, correct, count = task.train_sums.tolist()
+        row = {"epoch": epoch, "train_loss": loss / count, "train_accuracy": correct / count}
+        row |= {f"val_{name}": value for name, value in task.evaluation.metrics().items()}
+        every = self.cell.training.measure_every
+        if every and (epoch % every == 0 or epoch == self.cell.training.epochs - 1):
+            row |= self._diagnosis(trainer, task)
+        if isinstance(self.method, Relearn):
+            for name, found in self.method.history.get(epoch, {}).items():
+                row[f"relearn_strength/{name}"] = found["strength"]
+        return row
+
+    def _diagnosis(self, trainer: L.Trainer, task: Task) -> dict[str, float]:
+        def on_device(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
+            with _autocast(trainer):
+                return forward(model, trainer.strategy.batch_to_device(batch))
+
+        assert trainer.train_dataloader is not None
+        probe = Probe(task.model, on_device, trainer.train_dataloader, trainer.val_dataloaders)
+        found = diagnose(probe.features("train"), probe.features("val"))
+        return {
+            f"{key}/{name}": value
+            for key, values in (
+                ("purity_train", found.train),
+                ("purity_val", found.val),
+                ("gap", found.gap),
+            )
+            for name, value in values.items()
+        }
+
+
+_REMEMBERED = ("rows", "best_accuracy", "best_epoch", "seconds")
+
+
+def lightning_precision(precision: Precision) -> Any:
+    """Lightning's name for a precision on this machine."""
+    fast = has_fast_bf16() if precision == "auto" else precision == "bf16"
+    return "bf16-mixed" if fast else "32-true"
+
+
+def has_fast_bf16() -> bool:
+    """Whether this machine has units for bf16 matrix products: a GPU's, or a CPU's AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _shuffled(split: Split, cell: Cell) -> DataLoader[Batch]:
+    # The order is a function of seed and epoch, so that a resumed run meets the same batches.
+    sampler: DistributedSampler[Batch] = DistributedSampler(split, 1, 0, seed=cell.seed)
+    size = cell.training.batch_size
+    # BatchNorm can make nothing of a last batch of one.
+    lonely = len(split) % size == 1 and len(split) > 1
+    return DataLoader(split, size, sampler=sampler, collate_fn=collate, drop_last=lonely)
+
+
+def _in_order(split: Split, cell: Cell) -> DataLoader[Batch]:
+    return DataLoader(split, cell.training.batch_size, collate_fn=collate)
+
+
+def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
+    return trainer.precision_plugin.forward_context()
+
+
+@torch.no_grad()
+def _evaluate(trainer: L.Trainer, task: Task, data: Data, name: SplitName, cell: Cell) -> Evaluation:
+    evaluation = Evaluation(task.num_classes)
+    task.model.eval()
+    with _autocast(trainer):
+        for batch in _in_order(data.split(name), cell):
+            evaluation.add(*forward(task.model, trainer.strategy.batch_to_device(batch)))
+    return evaluation
+
+
+def _peak_memory_mb() -> float:
+    """Peak memory: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _quieten() -> None:
+    """Keeps Lightning's hints, which do not concern a user of the command, off the screen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for hint in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+        warnings.filterwarnings("ignore", hint)

@@ -1,0 +1,61 @@
+"""Mean, interval and paired test over seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over seeds.
+
+    Attributes:
+        mean: Over the seeds.
+        std: Standard deviation over the seeds (n - 1); None for one seed.
+        low: Lower end of the 95 % interval of the mean (Student's t); None for one seed.
+        high: Its upper end.
+        seeds: Number of seeds.
+    """
+
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and 95 % interval over seeds."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Summary(mean, None, None, None, len(values))
+    std = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std / len(values) ** 0.5
+    return Summary(mean, std, mean - half, mean + half, len(values))
+
+
+def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Two-sided p of the paired t-test over seeds: both runs of a seed share data and weights.
+
+    Returns None where there is nothing to test: fewer than two seeds, or the same difference
+    for every seed.
+    """
+    difference = np.subtract(ours, theirs)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        return None
+    return float(stats.ttest_1samp(difference, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction for testing several methods: the i-th smallest p times (n - i)."""
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return [float(value) for value in corrected]

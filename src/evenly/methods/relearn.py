@@ -1,0 +1,267 @@
+"""Diagnosing & Re-learning (D&R).
+
+Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024,
+https://arxiv.org/abs/2407.09705.
+"""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evenly import distributed
+from evenly.diagnosis.gap import Diagnosis, Gap, check_finite, diagnose
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.probe import Features, Probe
+
+Initial = Mapping[str, Mapping[str, Tensor]]
+
+
+@torch.no_grad()
+def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float) -> None:
+    """Pulls every parameter of a module back to its initial value, in place.
+
+    θ ← (1 - w) θ + w θ₀. Frozen parameters are included; buffers, such as BatchNorm's running
+    statistics, are not. Sharded parameters (FSDP2) are changed on each rank's own part.
+
+    Args:
+        module: The encoder.
+        initial: θ₀ by parameter name, as `named_parameters` writes it; other names, such as the
+            buffers of a whole state dict, are passed over.
+        weight: w, from 0 (nothing happens) to 1 (the initial weights, exactly).
+
+    Raises:
+        ValueError: If the weight is out of range, or a parameter has no initial value of its
+            shape.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"the weight of a re-initialisation is from 0 to 1; found {weight}.")
+    check_initial(module, initial)
+    for name, parameter in module.named_parameters():
+        start = distributed.shard_like(initial[name], parameter)
+        part = distributed.local(parameter)
+        # lerp, as it leaves θ = θ₀ untouched to the last bit and is exact at both ends
+        part.lerp_(start.to(part), weight)
+
+
+def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = "module") -> None:
+    """Raises if a parameter of the module has no initial value of its shape."""
+    for name, parameter in module.named_parameters():
+        if name not in initial:
+            raise ValueError(
+                f"the initial weights of the {what} lack '{name}'. Pass the state of the same "
+                "architecture, for example {n: p.clone() for n, p in module.named_parameters()}."
+            )
+        if initial[name].shape != parameter.shape:
+            raise ValueError(
+                f"the initial weights of the {what} hold '{name}' of shape "
+                f"{tuple(initial[name].shape)}, but the parameter has {tuple(parameter.shape)}. "
+                "Pass the state of the same architecture."
+            )
+
+
+class Relearn(Method):
+    """Pulls each encoder softly back to its initial weights, by how over-trained it is.
+
+    Every `every` epochs, `times` times, each encoder is diagnosed (`diagnose`) and re-learns:
+    θ ← (1 - α) θ + α θ₀ with α = tanh(strength · gap). A large gap of purities means a
+    well-learnt, over-trained encoder, which is pulled back strongly; a small one an under-fitted
+    or scarcely informative encoder, which is left nearly as it is, so that it neither forgets
+    nor memorises noise. Training itself is joint training.
+
+    The change comes before an epoch (with the defaults, before epochs 21, 41 and 61 counted
+    from 0, which is the paper's "after epochs 20, 40, 60"): made after an epoch's validation,
+    a checkpoint chosen by it would hold weights that were never validated.
+
+    Attributes:
+        initial: By modality, θ₀ of each parameter; None until it is taken, in the first epoch,
+            once all ranks hold the same weights.
+        history: By epoch before which it happened, and modality: purities, gap, strength.
+        diagnosis: The last diagnosis made.
+    """
+
+    info = Info(
+        title="Diagnosing & Re-learning (D&R)",
+        paper="Wei, Li, Feng, Hu. Diagnosing and Re-learning for Balanced Multimodal Learning. "
+        "ECCV 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2407.09705",
+        category="optimisation",
+        writes="weights",
+        modalities="any number; each is diagnosed by itself",
+        neutral={"strength": 0.0},
+        epochs=90,
+        in_epochs=("every",),
+        needs_probe=True,
+        doubts="k-means has 10 restarts, scikit-learn's default when the paper was written; the "
+        "released code leaves them to the installed version.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("initial", "history")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        every: int = 20,
+        times: int = 3,
+        strength: float = 3.0,
+        gap: Gap = "paper",
+        restarts: int = 10,
+        seed: int = 0,
+        batchnorm: Literal["kept", "reestimated"] = "kept",
+        moments: Literal["kept", "cleared"] = "kept",
+        optimizer: Optimizer | None = None,
+        initial: Initial | str | PathLike[str] | None = None,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares re-learning; the defaults are the paper's.
+
+        Args:
+            encoders: By modality, the modules to diagnose and pull back. A modality that is
+                left out is trained jointly and nothing else.
+            every: Period in epochs.
+            times: How often in all.
+            strength: λ in α = tanh(λ · gap); 0 is plain joint training.
+            gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
+                next to none and is cheaper.
+            restarts: Of each k-means.
+            seed: Of the clusterings.
+            batchnorm: Whether running statistics are kept, as in the paper, or taken anew from
+                the training split after the weights have moved.
+            moments: Whether the optimiser's momentum and moments are kept, as in the paper, or
+                cleared for the encoders' parameters with each re-learning.
+            optimizer: The optimiser, for `moments="cleared"`.
+            initial: θ₀ where it is not the run's own starting weights: by modality, the
+                parameters by name, or a file of that made by `torch.save`.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is out of range or the initial weights do not fit.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value, least in (("every", every, 1), ("times", times, 0)):
+            if value < least:
+                raise ValueError(f"Relearn: '{name}' is at least {least}; found {value}.")
+        if strength < 0:
+            raise ValueError(f"Relearn: 'strength' is not negative; found {strength}.")
+        if batchnorm not in ("kept", "reestimated"):
+            raise ValueError(
+                f"Relearn: 'batchnorm' is 'kept' or 'reestimated'; found '{batchnorm}'."
+            )
+        if moments not in ("kept", "cleared"):
+            raise ValueError(f"Relearn: 'moments' is 'kept' or 'cleared'; found '{moments}'.")
+        if moments == "cleared" and optimizer is None:
+            raise ValueError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
+        self.every, self.times, self.strength = every, times, strength
+        self.gap: Gap = gap
+        self.restarts, self.seed = restarts, seed
+        self.batchnorm = batchnorm
+        self.optimizer = optimizer if moments == "cleared" else None
+        self.initial: Initial | None = self._given(initial)
+        self.history: dict[int, dict[str, dict[str, float]]] = {}
+        self.diagnosis: Diagnosis | None = None
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Takes the initial weights in the first epoch; re-learns where it is due."""
+        if self.initial is None:
+            self._take_initial(epoch)
+        if epoch == 0:
+            self._check(probe)
+        if self.is_due(epoch) and epoch not in self.history:
+            self._relearn(epoch, self._need(probe))
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether encoders re-learn before this epoch (from 0): every + 1, 2 · every + 1, ..."""
+        rounds, rest = divmod(epoch - 1, self.every)
+        return rest == 0 and 1 <= rounds <= self.times
+
+    def _relearn(self, epoch: int, probe: Probe) -> None:
+        assert self.initial is not None  # noqa: S101  (for the type checker)
+        self.diagnosis = diagnose(
+            self._own(probe.features("train")),
+            self._own(probe.features("val")),
+            gap=self.gap,
+            seed=self.seed,
+            restarts=self.restarts,
+        )
+        strength = self.diagnosis.strength(self.strength)
+        for name, encoder in self.encoders.items():
+            soft_reinit_(encoder, self.initial[name], strength[name])
+        if self.batchnorm == "reestimated":
+            probe.reestimate_batchnorm(self.encoders.values())
+        if self.optimizer is not None:
+            for encoder in self.encoders.values():
+                for parameter in encoder.parameters():
+                    self.optimizer.state.pop(parameter, None)
+        self.history[epoch] = {
+            name: {
+                "train": self.diagnosis.train[name],
+                "val": self.diagnosis.val[name],
+                "gap": self.diagnosis.gap[name],
+                "strength": strength[name],
+            }
+            for name in self.encoders
+        }
+        self.metrics = {
+            f"{key}/{name}": torch.tensor(values[key])
+            for name, values in self.history[epoch].items()
+            for key in ("gap", "strength")
+        }
+
+    def _take_initial(self, epoch: int) -> None:
+        if epoch > 0:
+            raise RuntimeError(
+                f"Relearn's first epoch is {epoch}, so the weights that training started from "
+                "are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
+                "from epoch 0 on, or pass `initial`."
+            )
+        self.initial = {
+            name: {key: value.detach().clone() for key, value in encoder.named_parameters()}
+            for name, encoder in self.encoders.items()
+        }
+
+    def _check(self, probe: Probe | None) -> None:
+        """Finds what would fail at the first re-learning before any training is spent."""
+        if not self.times or not self.strength:
+            return
+        features = self._own(self._need(probe).features("val"))
+        for name in features.features:
+            check_finite(features, name, "validation")
+
+    def _need(self, probe: Probe | None) -> Probe:
+        if probe is None:
+            raise ValueError(
+                "Relearn looks at the training and validation split between epochs; found no "
+                "probe. Pass before_epoch(epoch, evenly.Probe(model, forward, train_loader, "
+                "val_loader))."
+            )
+        return probe
+
+    def _own(self, features: Features) -> Features:
+        """The features of the encoders handed over, and no other."""
+        for name in self.encoders:
+            if name not in features.features:
+                raise ValueError(
+                    f"there is an encoder '{name}', but the forward pass gives features of "
+                    f"{sorted(features.features)} only. Use the same names in both."
+                )
+        own = {name: features.features[name] for name in self.encoders}
+        return Features(own, features.target, features.index, features.sharded)
+
+    def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
+        if initial is None:
+            return None
+        loaded: Any = initial
+        if isinstance(initial, str | PathLike):
+            loaded = torch.load(initial, map_location="cpu", weights_only=True)
+        for name, encoder in self.encoders.items():
+            if name not in loaded:
+                raise ValueError(
+                    f"the initial weights hold {sorted(loaded)}, but not '{name}'. Give one "
+                    "state per modality."
+                )
+            check_initial(encoder, loaded[name], f"encoder '{name}'")
+        return {name: loaded[name] for name in self.encoders}

@@ -1,0 +1,168 @@
+"""Small encoders, quick on a CPU: one for each kind of modality.
+
+Each takes its modality as it is stored, standardises it with the statistics of the training
+split, and returns one vector of `out_features` per sample.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from evenly.data.dataset import Modality, Padded
+
+
+def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
+    """The default encoder of a modality.
+
+    Args:
+        modality: Its kind decides: vector → `MLP`, sequence → `TemporalConv`, image → `ResNet`.
+        width: Of the vectors that it returns; 4 or more.
+    """
+    if width < 4:
+        raise ValueError(
+            f"encoder_for: width is {width}, too narrow for a network. Give 4 or more."
+        )
+    build = {"vector": MLP, "sequence": TemporalConv, "image": ResNet}[modality.kind]
+    return build(modality, width)
+
+
+class Standardise(nn.Module):
+    """Turns stored values of any type into floats of mean 0 and standard deviation 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, modality: Modality) -> None:
+        super().__init__()
+        # An image's statistics are by channel and stand before its height and width.
+        shape = (-1, 1, 1) if modality.kind == "image" else (-1,)
+        self.register_buffer("mean", modality.mean.reshape(shape).clone())
+        self.register_buffer("std", modality.std.reshape(shape).clone())
+
+    def forward(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Standardises by feature or channel."""
+        return (x.to(self.mean.dtype) - self.mean) / self.std
+
+
+class MLP(nn.Module):
+    """Two hidden layers with ReLU, for vectors."""
+
+    def __init__(self, modality: Modality, width: int) -> None:
+        super().__init__()
+        self.out_features = width
+        self.layers = nn.Sequential(
+            Standardise(modality),
+            nn.Linear(modality.shape[0], width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Shaped[Tensor, "n d"]) -> Float[Tensor, "n w"]:
+        """Encodes vectors."""
+        features: Tensor = self.layers(x)
+        return features
+
+
+class TemporalConv(nn.Module):
+    """Residual convolutions over time with growing dilation, averaged over the valid steps.
+
+    A step sees 29 steps around itself. Padding is blanked before every convolution and
+    normalisation is by step, so what stands beyond a sequence's end, and how far the batch is
+    padded, never changes the result.
+    """
+
+    def __init__(self, modality: Modality, width: int) -> None:
+        super().__init__()
+        self.out_features = width
+        self.standardise = Standardise(modality)
+        self.embed = nn.Linear(modality.shape[1], width)
+        self.blocks = nn.ModuleList(_TemporalBlock(width, dilation) for dilation in (1, 2, 4))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Shaped[Tensor, "n t d"] | Padded) -> Float[Tensor, "n w"]:
+        """Encodes sequences, of equal or unequal lengths."""
+        values, length = x if isinstance(x, Padded) else (x, None)
+        valid = _valid(values, length)
+        steps: Tensor = self.embed(self.standardise(values))
+        for block in self.blocks:
+            steps = block(steps, valid)
+        steps = self.norm(steps).masked_fill(~valid, 0)
+        # The mean of no steps is taken as 0, which is a number.
+        return steps.sum(1) / valid.sum(1).clamp_min(1)
+
+
+class _TemporalBlock(nn.Module):
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.conv = nn.Conv1d(width, width, 5, padding="same", dilation=dilation)
+
+    def forward(
+        self, x: Float[Tensor, "n t w"], valid: Bool[Tensor, "n t 1"]
+    ) -> Float[Tensor, "n t w"]:
+        change = self.norm(x).masked_fill(~valid, 0)
+        change = self.conv(change.transpose(1, 2)).transpose(1, 2)
+        return x + torch.relu(change)
+
+
+def _valid(values: Shaped[Tensor, "n t d"], length: Tensor | None) -> Bool[Tensor, "n t 1"]:
+    steps = torch.arange(values.shape[1], device=values.device)
+    if length is None:
+        return (steps >= 0).expand(len(values), -1).unsqueeze(-1)
+    return (steps < length[:, None]).unsqueeze(-1)
+
+
+class ResNet(nn.Module):
+    """A residual network of three basic blocks, for images and spectrograms.
+
+    Blocks and BatchNorm as in He et al., CVPR 2016. Images whose shorter side has 32 pixels or
+    more are first reduced four-fold (a strided convolution and pooling), smaller ones not at all;
+    the last two blocks halve what is left.
+    """
+
+    def __init__(self, modality: Modality, width: int) -> None:
+        super().__init__()
+        self.out_features = width
+        channels, height, across = modality.shape
+        first, second = width // 4, width // 2
+        size, stride = (7, 2) if min(height, across) >= 32 else (3, 1)
+        stem = nn.Conv2d(channels, first, size, stride, padding=size // 2, bias=False)
+        pool = nn.MaxPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
+        self.layers = nn.Sequential(
+            Standardise(modality),
+            stem,
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+            pool,
+            _BasicBlock(first, first, stride=1),
+            _BasicBlock(first, second, stride=2),
+            _BasicBlock(second, width, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+    def forward(self, x: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Encodes images."""
+        features: Tensor = self.layers(x)
+        return features
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Float[Tensor, "n i h w"]) -> Float[Tensor, "n o v u"]:
+        return torch.relu(self.body(x) + self.shortcut(x))

@@ -1,0 +1,250 @@
+"""Reads the folder of a comparison, finished or not."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+REFERENCE = "joint"  # the method that every other one is compared with
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A line of summary.csv; None stands for an empty field."""
+
+    mean: float | None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    difference: float | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the comparison: a method with a seed.
+
+    Attributes:
+        method: As it was asked for, with its settings.
+        seed: Of the run.
+        curves: By column of metrics.csv, the value after each epoch; None where not measured.
+        result: What result.json holds; None while the run has not finished.
+        error: Why the run failed; empty otherwise.
+    """
+
+    method: str
+    seed: int
+    curves: Mapping[str, Sequence[float | None]]
+    result: Mapping[str, Any] | None = None
+    error: str = ""
+
+    def points(self, column: str) -> dict[int, float]:
+        """The measured values of a column, by the number of epochs completed."""
+        if column not in self.curves:
+            return {}
+        values = zip(self.curves["epoch"], self.curves[column], strict=True)
+        return {int(x) + 1: y for x, y in values if x is not None and y is not None}
+
+    def moments(self) -> dict[int, dict[str, float]]:
+        """By epochs completed before it, each re-learning's strengths by modality."""
+        found: dict[int, dict[str, float]] = {}
+        for column in self.curves:
+            kind, _, modality = column.partition("/")
+            if kind == "relearn_strength":
+                # It happens before the epoch of its row, so one epoch less is complete.
+                for epoch, strength in self.points(column).items():
+                    found.setdefault(epoch - 1, {})[modality] = strength
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the folder of a comparison holds so far.
+
+    Attributes:
+        config: The comparison's settings, notes, versions and hardware.
+        runs: The cells that were begun, by method and seed.
+        summary: By method, split and metric.
+        results: By method, split and metric: seed to value.
+        changed: When a result was last written.
+    """
+
+    config: Mapping[str, Any]
+    runs: Sequence[Run]
+    summary: Mapping[tuple[str, str, str], Estimate]
+    results: Mapping[tuple[str, str, str], Mapping[int, float]]
+    changed: datetime
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Every method, in the order in which they were asked for."""
+        asked = map(str, self.config.get("methods") or [])
+        return _unique([*asked, *(key[0] for key in self.summary), *(r.method for r in self.runs)])
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Every seed, in order."""
+        asked = self.config.get("seeds")
+        seeds = range(asked) if isinstance(asked, int) else map(int, asked or [])
+        return sorted({*seeds, *(run.seed for run in self.runs)})
+
+    @cached_property
+    def modalities(self) -> list[str]:
+        """Every modality, in the order of the data set."""
+        return [str(name) for name in self.config.get("modalities") or []]
+
+    @cached_property
+    def ranking(self) -> list[str]:
+        """The methods, best mean test accuracy first; those without one come last."""
+        accuracy = {method: self.accuracy(method) for method in self.methods}
+        ranked = [method for method in self.methods if accuracy[method] is not None]
+        ranked.sort(key=lambda method: accuracy[method] or 0.0, reverse=True)
+        return ranked + [method for method in self.methods if accuracy[method] is None]
+
+    def estimate(self, method: str, metric: str) -> Estimate:
+        """What summary.csv says of a metric on the test split."""
+        return self.summary.get((method, "test", metric), Estimate(None))
+
+    def accuracy(self, method: str) -> float | None:
+        """Mean test accuracy, between 0 and 1."""
+        return self.estimate(method, "accuracy").mean
+
+    def runs_of(self, method: str) -> list[Run]:
+        """The cells of a method that were begun, by seed."""
+        return [run for run in self.runs if run.method == method]
+
+    def moments(self, method: str) -> dict[int, dict[str, float]]:
+        """By epochs completed, the mean strength of each modality over the seeds."""
+        found: dict[int, dict[str, list[float]]] = {}
+        for run in self.runs_of(method):
+            for epoch, strengths in run.moments().items():
+                for modality, strength in strengths.items():
+                    found.setdefault(epoch, {}).setdefault(modality, []).append(strength)
+        return {
+            epoch: {name: sum(values) / len(values) for name, values in strengths.items()}
+            for epoch, strengths in sorted(found.items())
+        }
+
+    def mean_curve(self, method: str, column: str) -> dict[int, float]:
+        """The mean over the finished seeds (all, before one has), where each has a value.
+
+        At an epoch that only some seeds have reached the mean would jump.
+        """
+        runs = self.runs_of(method)
+        runs = [run for run in runs if run.result] or runs
+        curves = [points for run in runs if (points := run.points(column))]
+        if not curves:
+            return {}
+        shared = sorted(set.intersection(*(set(points) for points in curves)))
+        return {x: sum(points[x] for points in curves) / len(curves) for x in shared}
+
+    def open_cells(self) -> list[tuple[str, int, str]]:
+        """The cells without a result: method, seed and why."""
+        begun = {(run.method, run.seed): run for run in self.runs}
+        cells = []
+        for method in self.methods:
+            for seed in self.seeds:
+                run = begun.get((method, seed))
+                if run is None:
+                    cells.append((method, seed, "not started"))
+                elif run.result is None:
+                    cells.append((method, seed, _state(run)))
+        return cells
+
+
+def read_comparison(directory: Path) -> Comparison:
+    """Reads the folder of a comparison; cells may be missing, unfinished or failed.
+
+    Raises:
+        FileNotFoundError: If the folder holds no comparison.
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"'{directory}' holds no comparison: there is no config.yaml in it. "
+            "Pass the folder that `evenly compare --out` wrote."
+        )
+    folders = sorted(folder for folder in (directory / "runs").glob("*") if folder.is_dir())
+    runs = [_read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
+    written = [*(directory / "runs").glob("*/result.json"), *directory.glob("summary.csv")]
+    newest = max(file.stat().st_mtime for file in written or [path])
+    return Comparison(
+        config=_read_yaml(path),
+        runs=sorted(runs, key=lambda run: (run.method, run.seed)),
+        summary={
+            (row["method"], row["split"], row["metric"]): _estimate(row)
+            for row in _rows(directory / "summary.csv")
+        },
+        results=_read_results(directory / "results.csv"),
+        changed=datetime.fromtimestamp(newest, UTC),
+    )
+
+
+def value_at(curve: Mapping[int, float], epoch: int) -> float:
+    """The value of a curve at an epoch, between its neighbours where it was not measured."""
+    return float(np.interp(epoch, list(curve), list(curve.values())))
+
+
+def _read_run(folder: Path) -> Run:
+    config = _read_yaml(folder / "config.yaml")
+    result, error = folder / "result.json", folder / "error.txt"
+    rows = list(_rows(folder / "metrics.csv"))
+    return Run(
+        method=str(config["method"]),
+        seed=int(config["seed"]),
+        curves={name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())},
+        result=json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None,
+        error=error.read_text(encoding="utf-8").strip() if error.is_file() else "",
+    )
+
+
+def _read_results(path: Path) -> dict[tuple[str, str, str], dict[int, float]]:
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in _rows(path):
+        value = _number(row["value"])
+        if value is not None:
+            key = (row["method"], row["split"], row["metric"])
+            found.setdefault(key, {})[int(row["seed"])] = value
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """The lines of a table; none where there is no such file yet."""
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def _estimate(row: Mapping[str, str]) -> Estimate:
+    names = ("mean", "std", "low", "high", "difference", "p_value", "p_holm")
+    return Estimate(**{name: _number(row[name]) for name in names}, seeds=int(row["seeds"]))
+
+
+def _number(text: str | None) -> float | None:
+    value = float(text or "nan")
+    return value if math.isfinite(value) else None
+
+
+def _state(run: Run) -> str:
+    if run.error:
+        return f"failed: {run.error.splitlines()[-1]}"
+    done = len(run.curves.get("epoch", ()))
+    return f"unfinished, {done} epoch{'' if done == 1 else 's'} so far"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

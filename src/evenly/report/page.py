@@ -1,0 +1,262 @@
+"""The page of a comparison: one file that needs no network."""
+
+import base64
+import gzip
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evenly.files import write_text
+from evenly.report.figures import DASHES, all_figures, styles
+from evenly.report.folder import REFERENCE, Comparison, read_comparison
+
+ABSENT = "–"
+SIGNIFICANT = 0.05  # the level at which a corrected p-value counts
+_OWN_PLACE = {"command", "versions", "hardware", "notes"}  # shown outside the list of settings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the ranking.
+
+    Attributes:
+        text: As shown.
+        value: To sort by; None sorts last.
+        small: Said below the text.
+        significant: Whether it may be set in bold.
+    """
+
+    text: str
+    value: float | str | None = None
+    small: str = ""
+    significant: bool = False
+
+
+@dataclass(frozen=True)
+class Key:
+    """A method in the legend."""
+
+    method: str
+    colour: str
+    dash: str
+
+
+def write_report(directory: Path) -> Path:
+    """Writes `report.html` into the folder of a comparison, finished or not.
+
+    The page holds everything it needs, Plotly included, and opens from the disk. Every name
+    that comes from the data is escaped.
+
+    Args:
+        directory: The folder that `evenly compare --out` wrote.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        FileNotFoundError: If the folder holds no comparison.
+    """
+    path = directory / "report.html"
+    write_text(path, _page(read_comparison(directory)))
+    return path
+
+
+def _page(comparison: Comparison) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("evenly.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = styles(comparison.methods)
+    config = comparison.config
+    licence, library = _plotly()
+    return environment.get_template("page.html.jinja").render(
+        title=str(config.get("data", "comparison")),
+        date=f"{comparison.changed.day} {comparison.changed:%B %Y, %H:%M} UTC",
+        command=str(config.get("command", "")),
+        methods=comparison.methods,
+        seeds=comparison.seeds,
+        modalities=comparison.modalities,
+        notes=[str(note) for note in config.get("notes") or []],
+        finding=_finding(comparison),
+        open_cells=comparison.open_cells(),
+        cells=len(comparison.methods) * len(comparison.seeds),
+        columns=_columns(comparison),
+        rows=[_row(comparison, method) for method in comparison.ranking],
+        remarks=_remarks(comparison),
+        legend=[Key(method, *_pen(style[method])) for method in comparison.methods],
+        figures=all_figures(comparison),
+        settings=_settings(comparison),
+        versions={str(key): str(value) for key, value in (config.get("versions") or {}).items()},
+        hardware=str(config.get("hardware", "")),
+        licence=licence,
+        library=library,
+    )
+
+
+@cache
+def _plotly() -> tuple[str, str]:
+    """The licence line of plotly.js, and the library packed.
+
+    Plotly brings one bundle, of almost 5 MB; packed it takes less than half, and every browser
+    since 2023 unpacks it by itself.
+    """
+    from plotly.offline import get_plotlyjs
+
+    source = get_plotlyjs()
+    head = source[: source.index("*/")].splitlines()[1:]
+    licence = ". ".join(line.strip(" *.") for line in head if line.strip(" *."))
+    packed = gzip.compress(source.encode(), compresslevel=9, mtime=0)
+    return licence, base64.b64encode(packed).decode("ascii")
+
+
+def _finding(comparison: Comparison) -> str:
+    """One sentence on who differs from joint training."""
+    done = [method for method in comparison.ranking if comparison.accuracy(method) is not None]
+    tested = {m: comparison.estimate(m, "accuracy") for m in done if m != REFERENCE}
+    if REFERENCE not in done or not tested:
+        return ""
+    if all(estimate.p_holm is None for estimate in tested.values()):
+        return "No test against joint training is possible yet: it needs at least two seeds."
+    found = [
+        f"{method} ({_signed(estimate.difference)} points, p {_compared(estimate.p_holm)})"
+        for method, estimate in tested.items()
+        if _is_significant(estimate.p_holm)
+    ]
+    if found:
+        return (
+            "Different from joint training in test accuracy, after Holm's correction: "
+            f"{_and(found)}."
+        )
+    return "After Holm's correction no method differs from joint training in test accuracy."
+
+
+def _columns(comparison: Comparison) -> list[tuple[str, str]]:
+    """The head of the ranking: title, and what stands small below it."""
+    return [
+        ("Method", "seeds finished"),
+        ("Test accuracy", "% ± std, 95 % interval"),
+        ("Macro-F1", "% ± std"),
+        *((modality, "alone, %") for modality in comparison.modalities),
+        ("Difference", f"to {REFERENCE}, points"),
+        ("p", ""),
+        ("p", "Holm"),
+        ("Time", "seconds"),
+        ("Memory", "peak, MB"),
+    ]
+
+
+def _row(comparison: Comparison, method: str) -> list[Cell]:
+    accuracy = comparison.estimate(method, "accuracy")
+    macro = comparison.estimate(method, "macro_f1")
+    results = [run.result for run in comparison.runs_of(method) if run.result]
+    interval = ABSENT
+    if accuracy.low is not None and accuracy.high is not None:
+        interval = f"[{_percent(accuracy.low)}, {_percent(accuracy.high)}]"
+    alone = [comparison.estimate(method, f"accuracy/{name}") for name in comparison.modalities]
+    difference = "reference" if method == REFERENCE else _signed(accuracy.difference)
+    return [
+        Cell(method, method.casefold(), small=f"{len(results)} of {len(comparison.seeds)}"),
+        Cell(_with_std(accuracy.mean, accuracy.std), accuracy.mean, small=interval),
+        Cell(_with_std(macro.mean, macro.std), macro.mean),
+        *(Cell(_percent(estimate.mean), estimate.mean) for estimate in alone),
+        Cell(difference, 0.0 if method == REFERENCE else accuracy.difference,
+             significant=_is_significant(accuracy.p_holm)),
+        Cell(_p(accuracy.p_value), accuracy.p_value),
+        Cell(_p(accuracy.p_holm), accuracy.p_holm, significant=_is_significant(accuracy.p_holm)),
+        _mean_cell(results, "seconds"),
+        _mean_cell(results, "peak_memory_mb"),
+    ]  # fmt: skip
+
+
+def _mean_cell(results: list[Any], name: str) -> Cell:
+    values = [float(result[name]) for result in results if result.get(name) is not None]
+    if not values:
+        return Cell(ABSENT)
+    mean = sum(values) / len(values)
+    return Cell(f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}", mean)
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    """What the reader of the ranking should know; why a field is empty, where one is."""
+    remarks = []
+    if comparison.modalities:
+        remarks.append(
+            "“alone” is the accuracy of one modality's own share of the prediction, "
+            "in the model trained by the method of that row."
+        )
+    finished = [m for m in comparison.methods if comparison.accuracy(m) is not None]
+    estimates = {method: comparison.estimate(method, "accuracy") for method in finished}
+    if any(estimate.std is None for estimate in estimates.values()):
+        remarks.append(
+            f"“{ABSENT}”: standard deviation, interval and test need at least two seeds, "
+            + ("and this comparison has one." if len(comparison.seeds) == 1
+               else "and not every method has finished two.")
+        )  # fmt: skip
+    if any(estimate.p_holm is not None for estimate in estimates.values()):
+        remarks.append(
+            f"The test is paired over the seeds; Holm's correction is over the methods. Bold: "
+            f"different from {REFERENCE} at {SIGNIFICANT} after correction; nothing else is bold."
+        )
+    elif estimates and REFERENCE not in finished:
+        remarks.append(f"Without a finished run of {REFERENCE} there is no difference to test.")
+    return remarks
+
+
+def _settings(comparison: Comparison) -> dict[str, str]:
+    return {
+        str(name): _shown(value)
+        for name, value in comparison.config.items()
+        if name not in _OWN_PLACE and value not in (None, [], {})
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return str(yaml.safe_dump(value, allow_unicode=True, sort_keys=False)).strip()
+    return str(value)
+
+
+def _pen(style: tuple[str, str]) -> tuple[str, str]:
+    colour, dash = style
+    return colour, DASHES[dash]
+
+
+def _is_significant(p_holm: float | None) -> bool:
+    return p_holm is not None and p_holm < SIGNIFICANT
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def _with_std(mean: float | None, std: float | None) -> str:
+    return _percent(mean) if std is None else f"{_percent(mean)} ± {_percent(std)}"
+
+
+def _signed(difference: float | None) -> str:
+    return ABSENT if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _compared(p: float | None) -> str:
+    text = _p(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _and(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,155 @@
+"""A name with settings, as written on the command line: `relearn(every=5,gap=matched)`."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to build: a method or a data set by name, with settings that differ from the defaults.
+
+    Attributes:
+        name: Of the method or data set, or a path.
+        settings: By name; numbers, strings, booleans, None, and lists and mappings of these.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The canonical text, settings in alphabetical order; `parse` reads it back."""
+        if not self.settings:
+            return self.name
+        settings = ",".join(f"{key}={_text(self.settings[key])}" for key in sorted(self.settings))
+        return f"{self.name}({settings})"
+
+
+def parse(text: str) -> Spec:
+    """Reads `name` or `name(setting=value,...)`; values are YAML, so `0.1`, `true`, `[1,2]`, `x`.
+
+    Raises:
+        ValueError: If the text does not have that form.
+    """
+    text = text.strip()
+    opening = text.find("(")
+    name = (text if opening < 0 else text[:opening]).strip()
+    if not name or ")" in name:
+        raise ValueError(f"'{text}' has no name before its settings. Write name(setting=value).")
+    if opening < 0:
+        return Spec(name)
+    closing = next((at for at, _, depth in _scan(text) if depth == 0 and at > opening), -1)
+    if closing != len(text) - 1:
+        raise ValueError(
+            f"'{text}' goes on after the closing parenthesis with '{text[closing + 1 :]}'. "
+            "Write name(setting=value), and a comma before the next name."
+        )
+    settings: dict[str, Any] = {}
+    for part in _parts(text[opening + 1 : closing]):
+        key, value = _setting(name, part)
+        if key in settings:
+            raise ValueError(f"'{name}' is given the setting '{key}' twice. Give it once.")
+        settings[key] = value
+    return Spec(name, settings)
+
+
+def split(text: str) -> list[Spec]:
+    """Reads several specs, `joint,relearn(every=5,times=2)`, cut at the commas outside brackets.
+
+    Raises:
+        ValueError: If there is none, or one does not have the form that `parse` reads.
+    """
+    parts = _parts(text)
+    if not all(part.strip() for part in parts):
+        raise ValueError(f"'{text}' has an empty place in its list of names. Write name,name,name.")
+    if not parts:
+        raise ValueError("the list of names is empty. Write at least one name.")
+    return [parse(part) for part in parts]
+
+
+def _setting(name: str, part: str) -> tuple[str, Any]:
+    key, equals, value = (piece.strip() for piece in part.partition("="))
+    if not (equals and value and key.isidentifier()):
+        raise ValueError(
+            f"'{name}' cannot read '{part.strip()}' as a setting. Write setting=value."
+        )
+    try:
+        return key, _load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"'{name}' cannot read the value of '{key}', found '{value}'. Write a number, a word, "
+            'or a list such as [1,2]; put text with special characters between "quotes".'
+        ) from error
+
+
+def _parts(text: str) -> list[str]:
+    """Cuts at the commas outside brackets; an empty text has no parts."""
+    cuts = [at for at, character, depth in _scan(text) if character == "," and depth == 0]
+    starts = [0, *(cut + 1 for cut in cuts)]
+    ends = [*cuts, len(text)]
+    if not text.strip():
+        return []
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _scan(text: str) -> Iterator[tuple[int, str, int]]:
+    """Each character outside quotes, with its place and the brackets open after it."""
+    pairs = {")": "(", "]": "[", "}": "{"}
+    inside: list[str] = []
+    quote = ""
+    before = ","
+    for at, character in enumerate(text):
+        if quote:
+            # A backslash keeps the next double quote from closing; YAML's single quotes have none.
+            escaped = quote == '"' and (at - len(text[:at].rstrip("\\"))) % 2
+            quote = "" if character == quote and not escaped else quote
+            continue
+        if character in "\"'" and before in "([{,=:":  # an apostrophe within a word is none
+            quote = character
+            continue
+        if character in "([{":
+            inside.append(character)
+        elif character in pairs and (not inside or inside.pop() != pairs[character]):
+            raise ValueError(f"'{text}' closes a bracket '{character}' that is not open.")
+        before = before if character.isspace() else character
+        yield at, character, len(inside)
+    if quote or inside:
+        raise ValueError(f"'{text}' does not close {quote or inside[-1]}. Close it.")
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and a date is just text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_text(key)}: {_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+    if isinstance(value, str):
+        bare = re.fullmatch(r"[\w./+-]+", value) and _load(value) == value
+        return value if bare else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)

@@ -1,0 +1,371 @@
+import numpy as np
+import pytest
+import torch
+
+from evenly.data import Padded, load_npz, save_npz
+
+N = 12
+LABELS = np.arange(N) % 2
+SPLIT = np.array([0] * 6 + [1] * 2 + [2] * 4)
+RNG = np.random.default_rng(0)
+VECTOR = RNG.normal(size=(N, 3))
+
+
+def _write(path, **arrays):
+    """A file that is right but for what is given; None takes an array out."""
+    base = {"labels": LABELS, "split": SPLIT, "x": VECTOR}
+    merged = {name: value for name, value in (base | arrays).items() if value is not None}
+    np.savez(path, **merged)
+    return path
+
+
+def _all(data, name):
+    split = data.split(name)
+    return split.__getitems__(list(range(len(split))))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind", "stored"),
+    [
+        ((), "f4", "vector", (1,)),
+        ((5,), "f4", "vector", (5,)),
+        ((5,), "u1", "vector", (5,)),
+        ((5, 4), "u1", "image", (1, 5, 4)),
+        ((5, 4), "i1", "image", (1, 5, 4)),
+        ((5, 4), "f4", "sequence", (5, 4)),
+        ((5, 4), "i2", "sequence", (5, 4)),
+        ((2, 5, 4), "u1", "image", (2, 5, 4)),
+        ((3, 5, 4), "f4", "image", (3, 5, 4)),
+        ((6, 5, 3), "u1", "image", (3, 6, 5)),
+        ((6, 5, 4), "f4", "image", (4, 6, 5)),
+        ((6, 5, 1), "f4", "image", (1, 6, 5)),
+        ((3, 5, 3), "u1", "image", (3, 5, 3)),
+        ((6, 5, 2), "f4", "image", (6, 5, 2)),
+    ],
+)
+def test_the_shape_of_a_sample_suggests_its_kind(tmp_path, shape, dtype, kind, stored):
+    x = RNG.integers(0, 100, (N, *shape)).astype(dtype)
+    data = load_npz(_write(tmp_path / "a.npz", x=x))
+    modality = data.modalities["x"]
+    assert (modality.kind, modality.shape) == (kind, stored)
+    batch = _all(data, "val")
+    assert batch["inputs"]["x"].shape == (2, *stored)
+    assert torch.from_numpy(np.zeros(1, dtype)).dtype == batch["inputs"]["x"].dtype
+    first = torch.from_numpy(x[6].reshape(-1))
+    if shape[-1:] != stored[-1:] and len(shape) == 3:
+        first = torch.from_numpy(x[6]).permute(2, 0, 1).reshape(-1)
+    assert torch.equal(batch["inputs"]["x"][0].flatten(), first)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind", "stored"),
+    [
+        ((5, 4), "f4", "image", (1, 5, 4)),
+        ((5, 4), "u1", "sequence", (5, 4)),
+        ((5, 4), "f4", "vector", (20,)),
+        ((2, 5, 4), "f4", "vector", (40,)),
+        ((5,), "f4", "sequence", (5, 1)),
+    ],
+)
+def test_a_kind_of_ones_own(tmp_path, shape, dtype, kind, stored):
+    x = RNG.integers(0, 9, (N, *shape)).astype(dtype)
+    data = load_npz(_write(tmp_path / "a.npz", x=x, x_kind=kind))
+    assert (data.modalities["x"].kind, data.modalities["x"].shape) == (kind, stored)
+    assert list(data.modalities) == ["x"]
+
+
+@pytest.mark.parametrize("width", [None, 1, 2])
+def test_sequences_of_unequal_lengths(tmp_path, width):
+    length = 1 + np.arange(N) % 4
+    offset = np.concatenate([[0], np.cumsum(length)])
+    steps = np.arange(offset[-1] * (width or 1), dtype="f4")
+    steps = steps if width is None else steps.reshape(-1, width)
+    data = load_npz(_write(tmp_path / "a.npz", s=steps, s_offset=offset.astype("u2")))
+    assert (data.modalities["s"].kind, data.modalities["s"].shape) == ("sequence", (4, width or 1))
+    padded = _all(data, "test")["inputs"]["s"]
+    assert isinstance(padded, Padded)
+    for row, value, n in zip(range(8, 12), *padded, strict=True):
+        assert n == length[row]
+        expected = steps[offset[row] : offset[row + 1]].reshape(n, -1)
+        assert np.array_equal(value[:n], expected)
+
+
+def test_strings_are_classes_in_alphabetical_order(tmp_path):
+    data = load_npz(_write(tmp_path / "a.npz", labels=np.array(["sad", "glad"])[LABELS]))
+    assert data.class_names == ["glad", "sad"]
+    assert _all(data, "train")["target"].tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_bytes_are_strings(tmp_path):
+    labels = np.array([b"no", b"yes"])[LABELS]
+    split = np.array([b"train", b"val", b"test"])[SPLIT]
+    data = load_npz(_write(tmp_path / "a.npz", labels=labels, split=split))
+    assert data.class_names == ["no", "yes"]
+    assert len(data.split("val")) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "class_names"),
+    [
+        ([-5, 90], None, ["-5", "90"]),
+        ([0, 1], ["no", "yes"], ["no", "yes"]),
+        ([1, 2], ["no", "yes"], ["no", "yes"]),
+        (["no", "yes"], ["yes", "no"], ["yes", "no"]),
+    ],
+)
+def test_any_labels_become_classes_from_0(tmp_path, values, names, class_names):
+    path = _write(tmp_path / "a.npz", labels=np.array(values)[LABELS], class_names=names)
+    data = load_npz(path)
+    assert data.class_names == class_names
+    flipped = names == ["yes", "no"]
+    assert _all(data, "val")["target"].tolist() == ([1, 0] if flipped else [0, 1])
+
+
+@pytest.mark.parametrize(
+    "split", [SPLIT, SPLIT.astype(float), np.array(["train", "val", "test"])[SPLIT]]
+)
+def test_splits_by_number_or_name(tmp_path, split):  # fmt: skip
+    data = load_npz(_write(tmp_path / "a.npz", split=split))
+    assert data.split("train").rows.tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.split("val").rows.tolist() == [6, 7]
+    assert data.split("test").rows.tolist() == [8, 9, 10, 11]
+    assert data.notes == []
+
+
+def test_without_validation_a_part_of_train_is_drawn_and_said(tmp_path):
+    labels = np.repeat([0, 1, 0, 1], [200, 100, 20, 20])
+    split = np.repeat(["train", "test"], [300, 40])
+    x = RNG.normal(size=(340, 2))
+    data = load_npz(_write(tmp_path / "a.npz", labels=labels, split=split, x=x))
+    val = data.split("val")
+    assert val.target.bincount().tolist() == [30, 15]
+    rows = torch.cat([data.split("train").rows, val.rows]).sort().values
+    assert torch.equal(rows, torch.arange(300))
+    assert data.notes == [
+        "a.npz has no validation split: 45 of the 300 training samples (15%, stratified, seed 0) "
+        "serve as one."
+    ]
+    again = load_npz(tmp_path / "a.npz")
+    assert torch.equal(again.split("val").rows, val.rows)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["?", "u1", "i1", "<u2", "<u4", "<u8", "<i2", ">i4", ">u2", "<i8", "<f2", ">f4", "f8"]
+)
+def test_every_number_type_is_read(tmp_path, dtype):
+    x = np.asfortranarray(RNG.integers(0, 2, (N, 3)).astype(dtype))
+    data = load_npz(_write(tmp_path / "a.npz", x=x))
+    values = _all(data, "train")["inputs"]["x"]
+    assert np.array_equal(values.numpy(), x[:6])
+    torch.testing.assert_close(
+        data.modalities["x"].mean, torch.from_numpy(x[:6].astype("f4")).mean(0)
+    )
+
+
+def test_eight_bit_images_stay_eight_bit(tmp_path):
+    x = RNG.integers(0, 256, (N, 4, 4), dtype=np.uint8)
+    data = load_npz(_write(tmp_path / "a.npz", x=x))
+    assert _all(data, "train")["inputs"]["x"].dtype == torch.uint8
+
+
+def test_what_is_saved_is_read(tmp_path):
+    path = tmp_path / "a.npz"
+    save_npz(path, LABELS, SPLIT, {"x": VECTOR, "y": VECTOR[:, :2]}, class_names=["no", "yes"])
+    data = load_npz(path)
+    assert data.class_names == ["no", "yes"]
+    assert np.array_equal(_all(data, "test")["inputs"]["y"], VECTOR[8:, :2])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    save_npz(path, LABELS, SPLIT, {"x": VECTOR})
+    before = path.read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_npz(path, LABELS, SPLIT, {"x": 2 * VECTOR})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_objects_are_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"save_npz: 'x' holds Python objects"):
+        save_npz(tmp_path / "a.npz", LABELS, SPLIT, {"x": np.array([None] * N)})
+    assert not list(tmp_path.iterdir())
+
+
+OFFSET = np.arange(N + 1)
+NAN = VECTOR.copy()
+NAN[7, 2] = np.nan
+INFINITE = VECTOR.astype("f2")
+INFINITE[[3, 9]] = -np.inf
+
+WRONG = {
+    "no labels": ({"labels": None}, "has no array 'labels', it holds split, x. Add 'labels'"),
+    "no split": ({"split": None}, "has no array 'split', it holds labels, x. Add 'split'"),
+    "label columns": ({"labels": LABELS[:, None]}, "'labels' has the shape (12, 1)"),
+    "no samples": ({"labels": LABELS[:0]}, "'labels' has the shape (0,)"),
+    "float labels": ({"labels": LABELS / 2}, "'labels' holds float64 values. Give whole numbers"),
+    "one class": ({"labels": np.ones(N, int)}, "all labels are '1'. Classification needs two"),
+    "split length": ({"split": SPLIT[:5]}, "'split' has the shape (5,) for 12 labels"),
+    "split names": (
+        {"split": np.array(["train", "valid", "test"])[SPLIT]},
+        "'split' holds valid. Use train, val and test, or 0, 1 and 2.",
+    ),
+    "split numbers": ({"split": SPLIT + 1}, "'split' holds 3. Use train"),
+    "split fractions": ({"split": SPLIT / 2}, "'split' holds 0.5. Use train"),
+    "split truth": ({"split": SPLIT > 0}, "'split' holds False, True. Use train"),
+    "no train": ({"split": SPLIT.clip(1)}, "'split' marks no sample as train. Mark some"),
+    "no test": ({"split": SPLIT.clip(0, 1)}, "'split' marks no sample as test. Mark some"),
+    "lost arrays": (
+        {"y": VECTOR[:7], "rate": 8000, "z_offset": OFFSET},
+        "of 12 samples, these arrays fit nothing: 'y' (7, 3), 'rate' (), 'z_offset' (13,). "
+        "Give a modality 12 rows, or a 'NAME_offset' with 13, or leave it out.",
+    ),
+    "no modality": ({"x": None}, "holds no modality. Add an array with 12 rows"),
+    "text": (
+        {"words": np.array(["a"] * N)},
+        "modality 'words' holds <U1 values. Turn them into numbers, or leave the array out.",
+    ),
+    "complex": ({"x": VECTOR * 1j}, "modality 'x' holds complex128 values"),
+    "nan": ({"x": NAN}, "modality 'x' holds nan in sample 7 (1 samples in all). Replace"),
+    "infinite": ({"x": INFINITE}, "modality 'x' holds -inf in sample 3 (2 samples in all)"),
+    "ragged nan": (
+        {"s": np.append(np.zeros(23), np.nan), "s_offset": 2 * OFFSET},
+        "modality 's' holds nan in sample 11 (1 time steps in all)",
+    ),
+    "no width": ({"x": VECTOR[:, :0]}, "modality 'x' is empty, its shape is (12, 0)"),
+    "video": (
+        {"x": np.zeros((N, 2, 3, 4, 5))},
+        "a sample of modality 'x' has the shape (2, 3, 4, 5), which cannot be read as a vector, "
+        "sequence or image. Give (d), (time, features) or (channels, height, width).",
+    ),
+    "kind that does not fit": (
+        {"x_kind": "image"},
+        "a sample of modality 'x' has the shape (3,), which cannot be read as image",
+    ),
+    "unknown kind": ({"x_kind": "sound"}, "'x_kind' is 'sound'. Use vector, sequence or image."),
+    "dot": ({"a.b": VECTOR}, "a modality cannot be called 'a.b'"),
+    "slash": ({"a/b": VECTOR}, "a modality cannot be called 'a/b'"),
+    "attribute": ({"float": VECTOR}, "a modality cannot be called 'float'"),
+    "offset falls": (
+        {"s": VECTOR, "s_offset": np.array([0, 1, 3, 2, *range(4, 13)])},
+        "'s_offset' does not ascend: row 3 holds 2 after 3. Sample i must be s[offset[i]",
+    ),
+    "offset ends early": (
+        {"s": np.zeros((20, 2)), "s_offset": OFFSET},
+        "'s_offset' runs from 0 to 12, but 's' has 20 rows. It must run from 0 to 20.",
+    ),
+    "offset starts late": (
+        {"s": np.zeros((20, 2)), "s_offset": np.append(OFFSET[1:], 20)},
+        "'s_offset' runs from 1 to 20, but 's' has 20 rows",
+    ),
+    "offset length": (
+        {"s": VECTOR, "s_offset": OFFSET[:-1]},
+        "'s_offset' holds int64 in the shape (12,). Give 13 whole numbers, from 0 to the length",
+    ),
+    "offset type": ({"s": VECTOR, "s_offset": OFFSET / 1}, "'s_offset' holds float64 in the shape"),
+    "ragged images": (
+        {"s": np.zeros((N, 4, 4)), "s_offset": OFFSET},
+        "modality 's' has offsets and the shape (12, 4, 4)",
+    ),
+    "ragged vector": (
+        {"s": VECTOR, "s_offset": OFFSET, "s_kind": "vector"},
+        "modality 's' has offsets, so it cannot be read as vector. Only sequences",
+    ),
+    "class not in val": (
+        {"labels": np.array([0, 1] * 3 + [1, 1] + [0, 1, 0, 1]), "class_names": ["no", "yes"]},
+        "the val split has no sample of class 'no'. Split again",
+    ),
+    "class nowhere": (
+        {"class_names": ["no", "yes", "maybe"]},
+        "the val split has 2 samples, fewer than the 3 classes. Move samples to it",
+    ),
+    "class in no training sample": (
+        {"labels": np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 2]), "split": SPLIT.clip(0, 1) * 2},
+        "the train split has no sample of class '2'",
+    ),
+    "no validation sample to draw": (
+        {"labels": np.array([0] * 5 + [1] + [0, 1] * 3), "split": SPLIT.clip(0, 1) * 2},
+        "has no validation split, and class '1' has a single training sample, so none can be drawn",
+    ),
+    "names twice": ({"class_names": ["a", "a"]}, "'class_names' holds a name twice: a, a."),
+    "names too few": (
+        {"labels": LABELS + 5, "class_names": ["a", "b", "c"]},
+        "'class_names' has 3 names, but 'labels' holds 2 classes, 5 to 6. Give one name for each",
+    ),
+    "strange label": (
+        {"labels": np.array(["no", "yes"])[LABELS], "class_names": ["no", "oui"]},
+        "'labels' holds 'yes', which 'class_names' (no, oui) does not. Add it there",
+    ),
+    "objects": (
+        {"x": np.array([None] * N)},
+        "array 'x' holds pickled Python objects, which could run code and are never read.",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", list(WRONG))
+def test_a_wrong_file_is_explained_in_one_line(tmp_path, wrong):
+    arrays, message = WRONG[wrong]
+    path = _write(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared below
+        load_npz(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_missing_from_train_is_named(tmp_path):
+    labels = np.array([1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 0, 1])
+    with pytest.raises(ValueError, match=r"the train split has no sample of class '0'"):
+        load_npz(_write(tmp_path / "a.npz", labels=labels))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"b\.npz: there is no such file"):
+        load_npz(tmp_path / "b.npz")
+
+
+def test_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder. Give the path of an \.npz file"):
+        load_npz(tmp_path)
+
+
+def test_another_format(tmp_path):
+    path = tmp_path / "a.npz"
+    np.save(path.open("wb"), VECTOR)
+    with pytest.raises(ValueError, match=r"a\.npz: is no \.npz file, or part of one"):
+        load_npz(path)
+
+
+def test_half_a_file(tmp_path):
+    path = _write(tmp_path / "a.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"a\.npz: is no \.npz file, or part of one"):
+        load_npz(path)
+
+
+def test_a_damaged_file(tmp_path):
+    path = _write(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    at = content.find(VECTOR.tobytes())
+    content[at : at + 8] = b"\xff" * 8
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"a\.npz: array 'x' is damaged \(Bad CRC-32"):
+        load_npz(path)
+
+
+def test_something_else_in_the_archive(tmp_path):
+    import zipfile
+
+    path = _write(tmp_path / "a.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(ValueError, match=r"'readme\.txt' is not an array"):
+        load_npz(path)

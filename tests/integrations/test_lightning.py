@@ -1,0 +1,347 @@
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+from toy import (
+    BATCH,
+    EPOCHS,
+    METHODS,
+    Everything,
+    assert_same,
+    forward,
+    loaders,
+    net,
+    raw_loop,
+    sgd,
+)
+
+import evenly
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*callbacks used to create the checkpoint",
+    "ignore:.*have no `val_dataloader`",
+    "ignore:.*LeafSpec",  # Lightning's use of torch.utils._pytree
+)
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, name="joint"):
+        super().__init__()
+        self.net = net()
+        self.method = METHODS[name](self.net.encoders)
+
+    def forward(self, *inputs):
+        return self.net(*inputs)
+
+    def training_step(self, batch, batch_idx):
+        return self.method.loss(*forward(self, batch))
+
+    def validation_step(self, batch, batch_idx):
+        output, target = forward(self, batch)
+        self.log("val_loss", nn.functional.cross_entropy(output.logits, target))
+
+    def configure_optimizers(self):
+        return sgd(self)
+
+
+def trainer(module, folder, *callbacks, **settings):
+    settings = {
+        "max_epochs": EPOCHS,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+        **settings,
+    }
+    balance = evenly.Balance(module.method, forward)
+    return lightning.Trainer(callbacks=[balance, *callbacks], **settings)
+
+
+def fit(module, folder, *callbacks, ckpt=None, **settings):
+    engine = trainer(module, folder, *callbacks, **settings)
+    engine.fit(module, *loaders(), ckpt_path=ckpt, weights_only=True if ckpt else None)
+    return engine
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_the_raw_loop_bit_for_bit(name, tmp_path):
+    module = Module(name)
+    fit(module, tmp_path)
+    model, _ = raw_loop(name)
+    assert_same(module.net, model)
+
+
+@pytest.mark.parametrize("name", ["everything", "ogm_ge"])
+def test_accumulation_and_clipping_equal_the_raw_loop(name, tmp_path):
+    module = Module(name)
+    fit(module, tmp_path, accumulate_grad_batches=4, gradient_clip_val=0.5)
+    model, _ = raw_loop(name, accumulate=4, clip=0.5)
+    assert_same(module.net, model)
+
+
+def test_hooks_come_once_each_in_order(tmp_path):
+    module = Module("everything")
+    fit(module, tmp_path, max_epochs=2, accumulate_grad_batches=4)
+    batch, step = ["loss", "backward"], ["step"]
+    epoch = batch * 4 + step + batch * 2 + step  # 6 batches: 4 and the remaining 2
+    assert module.method.calls == ["epoch 0", *epoch, "epoch 1", *epoch]
+
+
+def test_before_step_sees_gradients_before_clipping(tmp_path):
+    clipped, free = Module("everything"), Module("everything")
+    fit(clipped, tmp_path, max_steps=1, gradient_clip_val=1e-6)
+    fit(free, tmp_path, max_steps=1)
+    assert torch.equal(clipped.method.gradients[0], free.method.gradients[0])
+
+
+def test_validates_and_keeps_the_weights_that_before_epoch_left(tmp_path):
+    """The best checkpoint holds what was validated, not what a later edit made of it."""
+    keep = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1, filename="{epoch}")
+    module = Module("everything")
+    seen = {}
+
+    class Note(lightning.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            seen[trainer.current_epoch] = {k: v.clone() for k, v in module.state_dict().items()}
+
+    fit(module, tmp_path, Note(), keep, max_epochs=3)
+    for epoch, weights in seen.items():
+        held = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(held[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("moment", ["validation", "epoch end", "train end of epoch"])
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_equals_uninterrupted(name, moment, tmp_path):
+    settings = {
+        "validation": {"monitor": "val_loss"},
+        "epoch end": {"save_on_train_epoch_end": True},
+        "train end of epoch": {"every_n_train_steps": 6},
+    }[moment]
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", **settings)
+    fit(Module(name), tmp_path, keep, max_epochs=3)
+    resumed = Module(name)
+    fit(resumed, tmp_path, ckpt=tmp_path / "epoch=2.ckpt")
+    assert_same(resumed.net, raw_loop(name)[0])
+    if name == "everything":
+        assert resumed.method.epochs == list(range(EPOCHS))
+
+
+class Resumable(DataLoader):
+    """A loader that goes on where it was, as Lightning asks of one for resuming mid-epoch."""
+
+    given, skip = 0, 0
+
+    def __iter__(self):
+        self.given = 0
+        skip, self.skip = self.skip, 0
+        for batch in super().__iter__():
+            self.given += 1
+            if self.given > skip:
+                yield batch
+
+    def state_dict(self):
+        return {"given": self.given}
+
+    def load_state_dict(self, state):
+        self.skip = state["given"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_within_an_epoch_equals_uninterrupted(name, tmp_path):
+    def run(module, *callbacks, ckpt=None):
+        train, val = loaders()
+        train = Resumable(train.dataset, batch_size=BATCH, sampler=train.sampler)
+        engine = trainer(module, tmp_path, *callbacks)
+        engine.fit(module, train, val, ckpt_path=ckpt, weights_only=True)
+
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", every_n_train_steps=5)
+    run(Module(name), keep)
+    resumed = Module(name)
+    run(resumed, ckpt=tmp_path / "step=15.ckpt")  # epoch 2, after 3 of its 6 batches
+    assert_same(resumed.net, raw_loop(name)[0])
+    if name == "everything":
+        assert resumed.method.epochs == list(range(EPOCHS))
+
+
+def test_method_state_is_in_the_checkpoint_and_loads_safely(tmp_path):
+    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    module = Module("everything")
+    fit(module, tmp_path, keep, max_epochs=2)
+    held = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["Balance"]
+    assert held["epoch"] == 1
+    assert held["method"]["epochs"] == [0, 1]
+    assert torch.equal(held["method"]["noise"], module.method.noise.get_state())
+
+
+def test_metrics_are_logged_as_a_mean_over_the_epoch(tmp_path):
+    module = Module("everything")
+    engine = fit(module, tmp_path, max_epochs=1)
+    assert engine.callback_metrics["method/scale"].item() == pytest.approx(module.method.scale)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_probe_finds_a_validation_loader_that_was_not_set_up_yet(every, tmp_path):
+    module = Module("relearn")
+    fit(module, tmp_path, check_val_every_n_epoch=every)
+    assert list(module.method.history) == [3, 5]
+
+
+def test_probe_runs_under_the_precision_and_with_augmentation_off(tmp_path):
+    class Augmented(Module):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            if self.trainer.training:
+                seen["augmented"] = seen.get("augmented", 0) + 1
+            return batch
+
+        def forward(self, *inputs):
+            seen["autocast"] = torch.is_autocast_enabled("cpu")
+            seen["augmented_in_eval"] = not self.training and self.trainer.training
+            return super().forward(*inputs)
+
+    seen = {}
+    module = Augmented("everything")
+    fit(module, tmp_path, max_epochs=1, precision="bf16-mixed", limit_val_batches=1.0)
+    assert seen == {"augmented": 6, "autocast": True, "augmented_in_eval": False}
+    assert module.training
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_mixed_equals_a_raw_loop_under_autocast(name, tmp_path):
+    module = Module(name)
+    fit(module, tmp_path, precision="bf16-mixed")
+    plain, _ = raw_loop(name)
+    for mixed, full in zip(module.net.parameters(), plain.parameters(), strict=True):
+        assert mixed.isfinite().all()
+        assert not torch.equal(mixed, full)
+
+
+def test_fp16_scaling_is_undone_before_the_step(tmp_path):
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled, plain = Module("everything"), Module("everything")
+    fit(scaled, tmp_path, max_steps=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    fit(plain, tmp_path, max_steps=1)
+    for actual, expected in zip(scaled.method.gradients, plain.method.gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0.02, atol=1e-3)
+
+
+def test_leaves_the_module_and_the_method_as_they_were(tmp_path):
+    module = Module("everything")
+    fit(module, tmp_path, max_epochs=1)
+    assert "backward" not in vars(module)
+    assert "loss" not in vars(module.method)
+
+
+def test_refuses_manual_optimisation(tmp_path):
+    module = Module()
+    module.automatic_optimization = False
+    with pytest.raises(ValueError, match=r"Module optimises by hand .* in `training_step`"):
+        fit(module, tmp_path)
+
+
+def test_refuses_two_backward_passes(tmp_path):
+    class Own(Module):
+        def backward(self, loss):
+            loss.backward()
+
+    with pytest.raises(ValueError, match="Own has a `backward` of its own and so has Everything"):
+        fit(Own("everything"), tmp_path)
+    fit(Own("relearn"), tmp_path, max_epochs=1)  # a method without one leaves it alone
+
+
+def test_refuses_a_module_that_never_asks_for_the_loss(tmp_path):
+    class Forgetful(Module):
+        def training_step(self, batch, batch_idx):
+            output, target = forward(self, batch)
+            return nn.functional.cross_entropy(output.logits, target)
+
+    for name in ("everything", "ogm_ge"):
+        module = Forgetful(name)
+        before = [p.clone() for p in module.net.head.parameters()]
+        with pytest.raises(ValueError, match=r"`training_step` of Forgetful did not call"):
+            fit(module, tmp_path)
+        assert all(map(torch.equal, before, module.net.head.parameters()))
+    fit(Forgetful("relearn"), tmp_path, max_epochs=1)  # its loss is the plain one
+
+
+@pytest.mark.parametrize("off", [{"limit_val_batches": 0}, {}])
+def test_refuses_a_probing_method_without_validation(off, tmp_path):
+    module = Module("relearn")
+    train, val = loaders()
+    with pytest.raises(ValueError, match="Relearn looks at the validation split, but the Trainer"):
+        trainer(module, tmp_path, **off).fit(module, train, val if off else None)
+
+
+def test_trains_without_validation_where_no_probe_is_needed(tmp_path):
+    module = Module("ogm_ge")
+    trainer(module, tmp_path, max_epochs=1).fit(module, loaders()[0])
+
+
+def test_refuses_several_training_loaders(tmp_path):
+    module = Module("relearn")
+    train, val = loaders()
+    with pytest.raises(ValueError, match="one training loader, but the Trainer has a dict of 2"):
+        trainer(module, tmp_path).fit(module, {"a": train, "b": train}, val)
+
+
+def test_refuses_a_fused_optimiser_in_fp16(tmp_path):
+    from lightning.pytorch.plugins import MixedPrecision
+
+    class Fused(Module):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, fused=True)
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match="the fused SGD unscales them only inside its step"):
+        fit(Fused("everything"), tmp_path, plugins=plugin)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sharded", "message"),
+    [
+        ("DeepSpeedStrategy", True, "DeepSpeed keeps copies of its own"),
+        ("FSDPStrategy", True, "but FSDPStrategy flattens them"),
+        ("ModelParallelStrategy", False, "does not work on parameters that are sharded"),
+    ],
+)
+def test_refuses_strategies(strategy, sharded, message, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from lightning.pytorch import strategies
+
+    kind = getattr(strategies, strategy)
+    module = Module("everything")
+    engine = trainer(module, tmp_path)
+    # Made without its constructor: DeepSpeed is not installed, the others want several devices.
+    monkeypatch.setattr(type(engine), "strategy", kind.__new__(kind))
+    monkeypatch.setattr(Everything, "info", replace(Everything.info, sharded=sharded))
+    with pytest.raises(ValueError, match=message):
+        engine.callbacks[0].setup(engine, module, "fit")
+
+
+def test_two_methods_in_one_trainer_are_refused(tmp_path):
+    module = Module("relearn")
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `Balance`"):
+        trainer(module, tmp_path, evenly.Balance(module.method, forward))
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    fit(Module("relearn"), tmp_path, keep, max_epochs=1)
+    with pytest.raises(ValueError, match=r"OGMGE remembers .* saved by another method"):
+        fit(Module("ogm_ge"), tmp_path, ckpt=tmp_path / "last.ckpt")
+
+
+def test_a_second_fit_starts_from_epoch_zero(tmp_path):
+    module = Module("everything")
+    fit(module, tmp_path, max_epochs=1)
+    fit(module, tmp_path, max_epochs=1)
+    assert module.method.epochs == [0, 0]

@@ -1,0 +1,178 @@
+"""Writes the folder of a comparison as the lab does, with plausible numbers."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+
+def _spread(values):
+    """Mean, standard deviation and a rough 95 % interval; the last three need two seeds."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, "", "", ""
+    std = float(np.std(values, ddof=1))
+    half = 2.8 * std / math.sqrt(len(values))
+    return mean, std, mean - half, mean + half
+
+
+def _metrics(rng, method, modalities, epochs, quality):
+    """The lines of metrics.csv, with a drop after each re-learning and a gap that grows."""
+    every = max(2, epochs // 4)
+    moments = [every * i + 1 for i in (1, 2, 3)] if method.startswith("relearn") else []
+    moments = [moment for moment in moments if moment < epochs]
+    widening = dict.fromkeys(modalities, 0.0)
+    last = 0
+    clarity = quality + rng.normal(0, 0.01)
+    rows = []
+    for epoch in range(epochs):
+        row = {"epoch": epoch}
+        if epoch in moments:
+            last = epoch
+            for name in modalities:
+                strength = math.tanh(3 * widening[name])
+                row[f"relearn_strength/{name}"] = round(strength, 4)
+                widening[name] *= 1 - strength
+        since = (epoch - last + 1) / epochs
+        learnt = 1 - math.exp(-6 * (epoch + 1) / epochs)
+        dip = 0.08 * math.exp(-20 * since) if last else 0.0
+        row["train_loss"] = 1.7 * math.exp(-5 * (epoch + 1) / epochs) + dip + rng.normal(0, 0.01)
+        row["train_accuracy"] = min(1.0, 0.3 + 0.68 * learnt - dip)
+        row["val_accuracy"] = quality * (0.4 + 0.6 * learnt) - dip + rng.normal(0, 0.004)
+        row["val_loss"] = 1.9 - 1.4 * row["val_accuracy"]
+        for i, name in enumerate(modalities):
+            widening[name] += (0.6 - 0.1 * i) / epochs + rng.normal(0, 0.004)
+            widening[name] = max(widening[name], 0.0)
+            row[f"val_accuracy/{name}"] = row["val_accuracy"] * (0.9 - 0.1 * i)
+            if epoch % 2 == 0:
+                train = (1.1 - 0.08 * i) * clarity * (0.5 + 0.5 * learnt)
+                row[f"purity_train/{name}"] = train
+                row[f"purity_val/{name}"] = max(0.0, train - widening[name])
+                row[f"gap/{name}"] = abs(train - row[f"purity_val/{name}"])
+        rows.append(row)
+    return rows
+
+
+def _write_csv(path, columns, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quality, *, finished):
+    folder.mkdir(parents=True)
+    config = {"data": "digits", "method": method, "seed": seed, "epochs": epochs,
+              "batch_size": 64, "optimizer": "SGD", "lr": 0.05}  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+    rows = _metrics(rng, method, modalities, epochs, quality)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    _write_csv(folder / "metrics.csv", columns, rows if finished else rows[: epochs // 3])
+    if not finished:
+        return None
+    test = {"accuracy": quality + rng.normal(0, 0.008)}
+    test["macro_f1"] = test["accuracy"] - 0.007
+    for i, name in enumerate(modalities):
+        test[f"accuracy/{name}"] = test["accuracy"] * (0.9 - 0.12 * i) + rng.normal(0, 0.01)
+    result = {"method": method, "seed": seed, "best_epoch": epochs - 3, "epochs": epochs,
+              "steps": epochs * 20, "seconds": float(rng.uniform(20, 40)),
+              "peak_memory_mb": float(rng.uniform(300, 500)), "precision": "bf16-mixed",
+              "metrics": {"val": {**test}, "test": test}}  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    classes = max(2, len(class_names))
+    probabilities = rng.dirichlet(np.ones(classes), 30).astype(np.float32)
+    np.savez(folder / "predictions.npz", probabilities=probabilities,
+             target=rng.integers(0, classes, 30), index=np.arange(30))  # fmt: skip
+    return result
+
+
+def _summarise(folder, methods, results):
+    rows, summary = [], []
+    for method in methods:
+        cells = [result for result in results if result["method"] == method]
+        rows += [
+            {"method": method, "seed": cell["seed"], "split": split, "metric": name, "value": value}
+            for cell in cells
+            for split, metrics in cell["metrics"].items()
+            for name, value in metrics.items()
+        ]
+        for split in ("val", "test"):
+            for name in cells[0]["metrics"][split] if cells else ():
+                values = [cell["metrics"][split][name] for cell in cells]
+                mean, std, low, high = _spread(values)
+                line = {"method": method, "split": split, "metric": name, "mean": mean,
+                        "std": std, "low": low, "high": high, "seeds": len(cells)}  # fmt: skip
+                joint = [r["metrics"][split][name] for r in results if r["method"] == "joint"]
+                if method != "joint" and joint:
+                    line["difference"] = mean - float(np.mean(joint))
+                    if len(cells) > 1:
+                        p = math.exp(-120 * abs(line["difference"]))
+                        line["p_value"] = p
+                        line["p_holm"] = min(1.0, p * max(1, len(methods) - 1))
+                summary.append(line)
+    _write_csv(folder / "results.csv", ["method", "seed", "split", "metric", "value"], rows)
+    _write_csv(folder / "summary.csv",
+               ["method", "split", "metric", "mean", "std", "low", "high", "seeds", "difference",
+                "p_value", "p_holm"], summary)  # fmt: skip
+
+
+def write_comparison(
+    folder: Path,
+    *,
+    methods=("joint", "relearn", "ogm_ge"),
+    seeds=3,
+    modalities=("top", "bottom"),
+    class_names=tuple("0123456789"),
+    epochs=30,
+    missing=(),
+    unfinished=(),
+    failed=(),
+) -> Path:
+    """Writes a comparison; `missing`, `unfinished` and `failed` hold (method, seed) pairs."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "command": f"evenly compare --data digits --methods {','.join(methods)} --seeds {seeds}",
+        "data": "digits", "methods": list(methods), "seeds": seeds, "epochs": epochs,
+        "batch_size": 64, "optimizer": "SGD", "lr": 0.05, "precision": "auto",
+        "notes": ["no validation split: a stratified 15 % was drawn from train."],
+        "class_names": list(class_names), "modalities": list(modalities),
+        "versions": {"evenly": "0.1.0", "torch": "2.13.0", "python": "3.12.3"},
+        "hardware": "2 cores, Intel Xeon with AMX, no GPU",
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+    results = []
+    for i, method in enumerate(methods):
+        quality = 0.83 + 0.035 * math.sin(1.9 * i) + 0.02 * method.startswith("relearn")
+        for seed in range(seeds):
+            if (method, seed) in missing:
+                continue
+            name = re.sub(r"[^\w=.,()-]", "_", method)
+            cell = folder / "runs" / f"{name}-{seed}"
+            open_ = (method, seed) in unfinished or (method, seed) in failed
+            result = _write_run(cell, rng, method, seed, modalities, class_names, epochs, quality,
+                                finished=not open_)  # fmt: skip
+            if (method, seed) in failed:
+                (cell / "error.txt").write_text("Traceback …\nValueError: the loss is <nan>.\n")
+            if result:
+                results.append(result)
+    if results:
+        _summarise(folder, methods, results)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write():
+    """The function that writes a comparison."""
+    return write_comparison
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished comparison of three methods over three seeds, two modalities."""
+    return write_comparison(tmp_path / "comparison")

@@ -1,0 +1,226 @@
+import base64
+import gzip
+import json
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
+
+from evenly.report import write_report
+from evenly.report.folder import read_comparison
+
+VOID = {"meta", "link", "br", "line", "wbr", "img"}
+
+
+class Page(HTMLParser):
+    """The text of the page, the cells of its ranking, its scripts, and whether its tags match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.rows, self.scripts, self.links = [], [], {}, []
+        self.bold, self.text = [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [attrs[name] for name in ("src", "href", "action") if name in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "script":
+            self.script = attrs.get("id", f"code {len(self.scripts)}")
+            self.scripts[self.script] = ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "script" in self.open:
+            self.scripts[self.script] += data
+            return
+        if "style" in self.open:
+            return
+        self.text += data
+        if "td" in self.open or ("tbody" in self.open and "th" in self.open):
+            self.rows[-1][-1] += ("\n" if "small" in self.open else "") + data
+        if "strong" in self.open:
+            self.bold.append(data)
+
+
+def _page(folder):
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def _summary(folder, rows):
+    head = "method,split,metric,mean,std,low,high,seeds,difference,p_value,p_holm\n"
+    (folder / "summary.csv").write_text(head + rows)
+
+
+def test_holds_every_method_and_seed_the_command_and_the_settings(folder):
+    page = _page(folder)
+    for text in ("joint", "relearn", "ogm_ge", "Seeds: 0, 1, 2.", "no validation split",
+                 "evenly compare --data digits --methods joint,relearn,ogm_ge --seeds 3",
+                 "2.13.0", "2 cores, Intel Xeon with AMX, no GPU", "batch_size"):  # fmt: skip
+        assert text in page.text
+    assert "not complete" not in page.text
+
+
+def test_holds_every_number_of_the_summary(folder):
+    found = read_comparison(folder)
+    rows = {row[0].split("\n")[0].strip(): "|".join(row) for row in _page(folder).rows[1:]}
+    assert set(rows) == set(found.methods)
+    for (method, split, metric), estimate in found.summary.items():
+        if split == "test":
+            numbers = [f"{100 * estimate.mean:.1f}"]
+            if "/" not in metric:
+                numbers[0] += f" ± {100 * estimate.std:.1f}"
+            if metric == "accuracy":
+                numbers.append(f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]")
+            for number in numbers:
+                assert number in rows[method]
+
+
+def test_the_ranking_by_hand(tmp_path, write):
+    write(tmp_path, methods=["joint", "b"], seeds=2, modalities=["x"], epochs=6)
+    _summary(
+        tmp_path,
+        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,2,,,\n"
+        "joint,test,macro_f1,0.8,0.02,0.7,0.9,2,,,\n"
+        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,2,,,\n"
+        "b,test,accuracy,0.7999,0.01,0.75,0.85,2,-0.0126,0.0004,0.0499\n"
+        "b,test,macro_f1,0.79,0.01,0.7,0.9,2,-0.01,0.5,0.5\n"
+        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,2,0.1,0.01,0.01\n",
+    )
+    page = _page(tmp_path)
+    joint, other = page.rows[1], page.rows[2]
+    assert joint[:7] == ["joint\n2 of 2", "81.2 ± 1.5\n[70.0, 92.5]", "80.0 ± 2.0", "50.0",
+                         "reference", "–", "–"]  # fmt: skip
+    assert other[:7] == ["b\n2 of 2", "80.0 ± 1.0\n[75.0, 85.0]", "79.0 ± 1.0", "60.5",
+                         "−1.3", "< 0.001", "0.050"]  # fmt: skip
+    assert page.bold == ["−1.3", "0.050"]
+    assert "after Holm's correction: b (−1.3 points, p = 0.050)." in page.text
+
+
+@pytest.mark.parametrize("p_holm", ["0.05", "0.3", "1.0"])
+def test_nothing_is_bold_unless_significant_after_correction(tmp_path, write, p_holm):
+    write(tmp_path, methods=["joint", "b"], seeds=2, epochs=6)
+    _summary(
+        tmp_path,
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,,,\n"
+        f"b,test,accuracy,0.9,0.01,0.8,1.0,2,0.1,0.001,{p_holm}\n",
+    )
+    page = _page(tmp_path)
+    assert page.bold == []
+    assert "no method differs from joint training" in page.text
+
+
+def test_a_folder_in_the_making_says_which_cells_are_open(tmp_path, write):
+    write(tmp_path, seeds=3, epochs=9, missing=[("joint", 2)], unfinished=[("relearn", 1)],
+          failed=[("ogm_ge", 0)])  # fmt: skip
+    page = _page(tmp_path)
+    assert "3 of 9" in page.text
+    for text in ("joint, seed 2: not started", "relearn, seed 1: unfinished, 3 epochs so far",
+                 "ogm_ge, seed 0: failed: ValueError: the loss is <nan>."):  # fmt: skip
+        assert text in page.text
+    assert {row[0].split("\n")[1] for row in page.rows[1:]} == {"2 of 3"}
+
+
+def test_before_the_first_result_the_page_holds_what_there_is(tmp_path, write):
+    write(tmp_path, methods=["joint"], seeds=1, epochs=9, unfinished=[("joint", 0)])
+    page = _page(tmp_path)
+    assert page.rows[1] == ["joint\n0 of 1", "–\n–", "–", "–", "–", "reference", *"––––"]
+    assert set(json.loads(page.scripts["figures"])) >= {"curve/train_loss", "gap/0"}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").write_text("methods: [joint]\nseeds: 1\n")
+    page = _page(tmp_path / "empty")
+    assert "joint, seed 0: not started" in page.text
+    assert "plotly" not in page.scripts
+
+
+def test_one_seed_has_no_interval_and_says_why(tmp_path, write):
+    page = _page(write(tmp_path, seeds=1, epochs=9))
+    assert all(row[1].endswith("\n–") for row in page.rows[1:])
+    assert "need at least two seeds, and this comparison has one." in page.text
+    assert "No test against joint training is possible yet" in page.text
+
+
+def test_names_from_the_data_cannot_break_out(tmp_path, write):
+    hostile = "</script><script>window.broken=1</script>"
+    image = '"><img src=x onerror=alert(1)>'
+    write(tmp_path, methods=["joint", hostile, image], class_names=[hostile, "-->", "]]>"],
+          modalities=[hostile, image], seeds=2, epochs=6, failed=[(image, 1)])  # fmt: skip
+    page = _page(tmp_path)
+    assert len(page.scripts) == 4  # sorting, figures, library, drawing
+    assert page.links == ["data:,"]
+    assert {row[0].split("\n")[0].strip() for row in page.rows[1:]} == {"joint", hostile, image}
+    assert f"{hostile}, -->, ]]>" in page.text
+    names = {trace["name"] for trace in json.loads(page.scripts["figures"])["accuracy"]["data"]}
+    assert {unescape(name) for name in names} == {"joint", hostile, image}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cn"]), min_size=1,
+               max_size=30))  # fmt: skip
+def test_any_name_reaches_the_page_unchanged(tmp_path_factory, write, name):
+    folder = tmp_path_factory.mktemp("names")
+    page = _page(write(folder, methods=[name], modalities=[name], seeds=1, epochs=2))
+    assert page.rows[1][0] == f"{name}\n1 of 1"
+    (trace, _) = json.loads(page.scripts["figures"])["accuracy"]["data"]
+    assert unescape(trace["name"]) == name
+
+
+def test_the_page_needs_nothing_but_itself(folder):
+    text = write_report(folder).read_text()
+    page = Page(text)
+    assert page.links == ["data:,"]
+    assert "@import" not in text
+    assert "url(" not in text
+    assert gzip.decompress(base64.b64decode(page.scripts["plotly"])).decode() == get_plotlyjs()
+    assert "Licensed under the MIT license" in page.text
+
+
+def test_the_same_folder_gives_the_same_page_and_nothing_else(folder):
+    before = set(folder.rglob("*"))
+    first = write_report(folder)
+    text = first.read_text()
+    assert write_report(folder).read_text() == text
+    assert set(folder.rglob("*")) - before == {folder / "report.html"} == {first}
+
+
+def test_fifty_runs_stay_small(tmp_path, write):
+    write(tmp_path, methods=["joint", *(f"m{i}" for i in range(9))], seeds=5, epochs=100,
+          modalities=list("abcdef"))  # fmt: skip
+    assert write_report(tmp_path).stat().st_size < 6_000_000
+
+
+def test_thirty_methods_each_have_a_row_and_a_key(tmp_path, write):
+    names = ["joint", *(f"method_{i}" for i in range(29))]
+    page = _page(write(tmp_path, methods=names, seeds=1, epochs=4))
+    assert sorted(row[0].split("\n")[0] for row in page.rows[1:]) == sorted(names)
+
+
+def test_a_folder_that_is_no_comparison_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Pass the folder that `evenly compare --out`"):
+        write_report(tmp_path)
+
+
+def test_importing_the_report_loads_nothing_heavy():
+    code = (
+        "import sys, evenly.report; "
+        "print(*{'torch', 'plotly', 'matplotlib', 'jinja2', 'lightning'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

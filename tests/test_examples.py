@@ -1,0 +1,62 @@
+"""The examples run as a reader would run them: a process each, in an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FLOOR = 0.7  # of ten classes; joint training reaches 0.8 in as many epochs
+
+
+def run(script, folder, *arguments):
+    # One thread: beside other tests, more would only wait for each other.
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["raw_loop", "lightning_trainer", "transformers_trainer"])
+def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
+    output = run(EXAMPLES / f"{name}.py", tmp_path)
+    accuracy = float(re.search(r"^validation accuracy: ([\d.]+)$", output, re.MULTILINE)[1])
+    assert accuracy > FLOOR
+    table = output[output.index("modality") :].splitlines()
+    assert table[0].split()[:3] == ["modality", "purity", "train"]
+    assert [row.split()[0] for row in table[1:3]] == ["top", "bottom"]
+    for row in table[1:3]:
+        train, val, gap, strength = map(float, row.split()[1:])
+        assert 0 < val <= 1
+        assert gap == pytest.approx(abs(train - val), abs=2e-3)
+        assert 0 <= strength < 1
+
+
+@pytest.mark.parametrize("name", ["raw_loop", "lightning_trainer", "transformers_trainer"])
+def test_is_short_and_marks_the_lines_of_the_library(name):
+    lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
+    assert len(lines) < 100
+    assert 4 <= sum("# evenly: " in line for line in lines) <= 6
+
+
+def test_raw_loop_resumed_equals_the_uninterrupted_run(tmp_path):
+    script = (EXAMPLES / "raw_loop.py").read_text()
+    stopped = tmp_path / "stopped.py"
+    stopped.write_text(script.replace("epochs = 25\n", "epochs = 12\n"))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    uninterrupted = run(EXAMPLES / "raw_loop.py", whole)
+    assert "epoch 11:" in run(stopped, tmp_path)
+    resumed = run(EXAMPLES / "raw_loop.py", tmp_path, "--resume")
+    assert resumed.startswith("epoch 12:")
+    assert uninterrupted.endswith(resumed)

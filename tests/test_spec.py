@@ -1,0 +1,129 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evenly.spec import Spec, parse, split
+
+
+def test_a_bare_name_has_no_settings():
+    assert parse(" joint ") == Spec("joint", {})
+    assert parse("joint()") == Spec("joint", {})
+    assert parse("joint").text == "joint"
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("3", 3),
+        ("3.5", 3.5),
+        ("1e-3", 0.001),
+        ("-2E5", -2e5),
+        ("true", True),
+        ("null", None),
+        ("matched", "matched"),
+        ("[1,2.5,x]", [1, 2.5, "x"]),
+        ("[1e-3,[2,3]]", [0.001, [2, 3]]),
+        ("{a: 1,b: [2,3]}", {"a": 1, "b": [2, 3]}),
+        ('"1e-3"', "1e-3"),
+        ("'a,b)'", "a,b)"),
+        (r'"a\",b"', 'a",b'),
+        ("dir/file.pt", "dir/file.pt"),
+        ("2024-01-02", "2024-01-02"),
+        ("it's", "it's"),
+        ("f(x)", "f(x)"),
+    ],
+)
+def test_values_are_yaml(written, value):
+    settings = parse(f"relearn(a={written}, every = 5)").settings
+    assert settings == {"a": value, "every": 5}
+    assert type(settings["a"]) is type(value)
+
+
+def test_the_text_is_canonical():
+    first = parse("relearn( times=2 , gap=matched,every=1e-3)")
+    second = parse("relearn(every=0.001,gap='matched',times=2)")
+    assert first.text == second.text == "relearn(every=0.001,gap=matched,times=2)"
+
+
+def test_infinite_and_missing_numbers_survive():
+    spec = parse(Spec("m", {"a": math.inf, "b": -math.inf, "c": math.nan}).text)
+    assert spec.settings["a"] == math.inf
+    assert spec.settings["b"] == -math.inf
+    assert math.isnan(spec.settings["c"])
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(min_codepoint=32, max_codepoint=126))
+    | st.sampled_from(["yes", "null", "1e5", "0x1f", "1:30", "é", "~", "-", ".", "2024-01-02"])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("abcdef", min_size=1, max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.text("abcxyz_", min_size=1, max_size=6), values, max_size=3))
+def test_the_text_reads_back(settings):
+    spec = Spec("name", settings)
+    assert parse(spec.text) == spec
+    assert split(f"joint,{spec.text},other(a=1)") == [
+        Spec("joint"),
+        spec,
+        Spec("other", {"a": 1}),
+    ]
+
+
+def test_a_list_is_cut_outside_brackets_only():
+    specs = split("joint, relearn(every=[1,2],times=3),ogm_ge(alpha=0.5)")
+    assert [spec.text for spec in specs] == [
+        "joint",
+        "relearn(every=[1,2],times=3)",
+        "ogm_ge(alpha=0.5)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no name before its settings. Write name(setting=value)"),
+        ("(a=1)", "'(a=1)' has no name before its settings"),
+        ("a)", "'a)' has no name before its settings"),
+        ("a(b=1", "'a(b=1' does not close (. Close it."),
+        ("a(b=[1)", "'a(b=[1)' closes a bracket ')' that is not open"),
+        ("a(b='x)", "does not close '. Close it."),
+        ("a(b=1)c", "goes on after the closing parenthesis with 'c'"),
+        ("a(b=1)(c=2)", "goes on after the closing parenthesis with '(c=2)'"),
+        ("a(5)", "'a' cannot read '5' as a setting. Write setting=value."),
+        ("a(b=)", "'a' cannot read 'b=' as a setting"),
+        ("a(b=1,)", "'a' cannot read '' as a setting"),
+        ("a(=1)", "'a' cannot read '=1' as a setting"),
+        ("a(b c=1)", "'a' cannot read 'b c=1' as a setting"),
+        ("a(b=1,b=2)", "'a' is given the setting 'b' twice. Give it once."),
+        ("a(b=@x)", "'a' cannot read the value of 'b', found '@x'. Write a number"),
+    ],
+)
+def test_a_wrong_text_is_one_sentence(text, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared whole below
+        parse(text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a,,b", "a,", ",a", "a, ,b"])
+def test_an_empty_place_in_a_list_is_refused(text):
+    with pytest.raises(ValueError, match="has an empty place in its list of names"):
+        split(text)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(ValueError, match="the list of names is empty"):
+        split("  ")
