@@ -4,6 +4,11 @@ One vector per utterance (text CNN, openSMILE, C3D). The text and video vectors 
 labels on the training videos of the bc-LSTM split, so this split is used and no other: on the
 official one they leak. It has no validation part. 15 % of the training utterances become one here,
 drawn by video and not by utterance, so that no speaker is on both sides.
+
+This validation part is far too easy: the networks that made its text and video vectors saw its
+labels (logistic regression: text .996 there against .762 on test, video .933 against .527). It
+tells when a model has broken, but cannot choose between good epochs, and a gap between training
+and validation measured on it is close to nothing. Only the test part is clean.
 """
 
 from collections.abc import Sequence

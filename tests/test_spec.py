@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenly.spec import Spec, parse, split
@@ -72,6 +72,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abcxyz_", min_size=1, max_size=6), values, max_size=3))
 def test_the_text_reads_back(settings):
     spec = Spec("name", settings)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -70,6 +70,20 @@ def share(count: int) -> Tensor:
     """
     even = -(-count // world_size()) * world_size()
     return torch.arange(rank(), even, world_size())
+
+
+def reshard(model: nn.Module) -> None:
+    """Gives FSDP2 its shards back after a forward pass without a backward.
+
+    Until then the root's parameters are whole copies, and what is written to them is lost.
+    """
+    if world_size() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_sharded(x: Tensor) -> bool:

@@ -138,6 +138,7 @@ class Probe:
         finally:
             for module, mode in modes:
                 module.training = mode
+            distributed.reshard(self.model)
 
 
 def _batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]]:

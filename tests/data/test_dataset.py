@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -97,6 +97,7 @@ def test_sequences_are_padded_to_the_longest_of_the_batch():
     assert sequence.values.tolist() == [[[0, 7]]]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=12).filter(any),
     st.data(),

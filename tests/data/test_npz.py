@@ -34,7 +34,7 @@ def _all(data, name):
         ((5, 4), "i1", "image", (1, 5, 4)),
         ((5, 4), "f4", "sequence", (5, 4)),
         ((5, 4), "i2", "sequence", (5, 4)),
-        ((2, 5, 4), "u1", "image", (2, 5, 4)),
+        ((2, 5, 6), "u1", "image", (2, 5, 6)),
         ((3, 5, 4), "f4", "image", (3, 5, 4)),
         ((6, 5, 3), "u1", "image", (3, 6, 5)),
         ((6, 5, 4), "f4", "image", (4, 6, 5)),
@@ -250,6 +250,7 @@ WRONG = {
         "a sample of modality 'x' has the shape (3,), which cannot be read as image",
     ),
     "unknown kind": ({"x_kind": "sound"}, "'x_kind' is 'sound'. Use vector, sequence or image."),
+    "no kind": ({"x_kind": np.array([], "U1")}, "'x_kind' is ''. Use vector"),
     "dot": ({"a.b": VECTOR}, "a modality cannot be called 'a.b'"),
     "slash": ({"a/b": VECTOR}, "a modality cannot be called 'a/b'"),
     "attribute": ({"float": VECTOR}, "a modality cannot be called 'float'"),
@@ -284,6 +285,10 @@ WRONG = {
     ),
     "class nowhere": (
         {"class_names": ["no", "yes", "maybe"]},
+        "the train split has no sample of class 'maybe'. Split again",
+    ),
+    "fewer samples than classes": (
+        {"labels": np.arange(N) % 3},
         "the val split has 2 samples, fewer than the 3 classes. Move samples to it",
     ),
     "class in no training sample": (
@@ -339,7 +344,8 @@ def test_a_folder(tmp_path):
 
 def test_another_format(tmp_path):
     path = tmp_path / "a.npz"
-    np.save(path.open("wb"), VECTOR)
+    with path.open("wb") as file:
+        np.save(file, VECTOR)
     with pytest.raises(ValueError, match=r"a\.npz: is no \.npz file, or part of one"):
         load_npz(path)
 

@@ -27,10 +27,19 @@ class SameOrder(BalancedTrainer):
     """Takes its batches in the raw loop's order."""
 
     def _get_train_sampler(self, *args):
-        return toy.loaders()[0].sampler
+        return toy.loaders(len(self.train_dataset))[0].sampler
 
 
-def trainer(name, folder, kind=SameOrder, method=None, callbacks=(), eval_dataset="toy", **args):
+def trainer(
+    name,
+    folder,
+    kind=SameOrder,
+    callbacks=(),
+    eval_dataset="toy",
+    samples=44,
+    batch_size=toy.BATCH,
+    **args,
+):
     model = net()
     optimizer = sgd(model)
     args = {
@@ -45,13 +54,16 @@ def trainer(name, folder, kind=SameOrder, method=None, callbacks=(), eval_datase
         **args,
     }
     return kind(
-        method=method or METHODS[name](model.encoders),
+        method=METHODS[name](model.encoders),
         forward=forward,
         model=model,
         args=TrainingArguments(
-            str(folder), per_device_train_batch_size=toy.BATCH, per_device_eval_batch_size=8, **args
+            str(folder),
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=8,
+            **args,
         ),
-        train_dataset=toy.dataset(44, seed=1),
+        train_dataset=toy.dataset(samples, seed=1),
         eval_dataset=toy.dataset(21, seed=2) if eval_dataset == "toy" else eval_dataset,
         data_collator=collate,
         callbacks=list(callbacks),
@@ -159,10 +171,10 @@ def test_evaluation_is_plain_and_leaves_the_method_alone(tmp_path):
     with torch.no_grad():
         left, right, target = engine.eval_dataset.tensors
         logits = engine.model(left, right).logits
-    assert found["eval_accuracy"] == pytest.approx((logits.argmax(1) == target).float().mean())
-    assert found["eval_loss"] == pytest.approx(
-        nn.functional.cross_entropy(logits, target), rel=1e-5
-    )
+    accuracy = (logits.argmax(1) == target).float().mean()
+    assert found["eval_accuracy"] == pytest.approx(accuracy.item())
+    loss = nn.functional.cross_entropy(logits, target)
+    assert found["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_metrics_are_logged_beside_the_training_loss(tmp_path):

@@ -1,5 +1,6 @@
 """A small problem, a raw loop to compare with, and a method that uses all four hooks."""
 
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -107,7 +108,8 @@ METHODS = {
 }
 
 
-def raw_loop(name, *, epochs=EPOCHS, accumulate=1, clip=0.0, short_group=None):
+@cache
+def raw_loop(name, *, n=44, accumulate=1, clip=0.0, short_group=None):
     """What the adapters must equal: the loop of the documentation.
 
     The last group of batches that are accumulated may be short; its loss is divided by
@@ -116,9 +118,9 @@ def raw_loop(name, *, epochs=EPOCHS, accumulate=1, clip=0.0, short_group=None):
     model = net()
     method = METHODS[name](model.encoders)
     optimizer = sgd(model)
-    train, val = loaders()
+    train, val = loaders(n)
     probe = evenly.Probe(model, forward, train, val)
-    for epoch in range(epochs):
+    for epoch in range(EPOCHS):
         train.sampler.set_epoch(epoch)
         method.before_epoch(epoch, probe)
         whole = len(train) // accumulate * accumulate

@@ -33,6 +33,11 @@ PROBE = """
   const keys = document.querySelectorAll("#legend button");
   keys[1].click(); seen.hidden = visible(); seen.marksHidden = shapes();
   keys[1].click(); keys[1].dispatchEvent(new Event("dblclick")); seen.alone = visible();
+  keys[1].dispatchEvent(new Event("dblclick"));
+  Plotly.Fx.hover(document.querySelector(".figure"), [{ curveNumber: 1, pointNumber: 0 }]);
+  await new Promise(go => setTimeout(go, 200));
+  seen.hover = [...document.querySelectorAll(".hoverlayer tspan, .hoverlayer text")]
+    .filter(node => !node.querySelector("tspan")).map(node => node.textContent);
   const note = document.createElement("pre");
   note.id = "seen"; note.textContent = JSON.stringify(seen);
   document.body.append(note);
@@ -88,6 +93,13 @@ def test_the_legend_hides_a_method_and_its_marks_everywhere(seen):
     assert seen["alone"] == [1] * 9
     assert seen["marks"] == 3
     assert seen["marksHidden"] == 0
+
+
+def test_the_pointer_shows_the_name_and_the_numbers(seen):
+    name, mean, interval = (text for text in seen["hover"] if text)
+    assert name in ("joint", "relearn")
+    assert mean.startswith("mean ")
+    assert interval.startswith("95 % interval ")
 
 
 def test_a_narrow_window_scrolls_down_only(seen):

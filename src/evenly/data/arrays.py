@@ -357,7 +357,7 @@ class _Reader:
     def _kind(self, name: str) -> Kind | None:
         if f"{name}_kind" not in self.arrays:
             return None
-        kind = str(_text(self.arrays[f"{name}_kind"]).reshape(-1)[0])
+        kind = " ".join(str(word) for word in _text(self.arrays[f"{name}_kind"]).reshape(-1))
         if kind not in get_args(Kind):
             raise self._error(f"'{name}_kind' is '{kind}'. Use vector, sequence or image.")
         return cast(Kind, kind)

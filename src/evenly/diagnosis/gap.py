@@ -16,6 +16,7 @@ from evenly import distributed
 from evenly.diagnosis.kmeans import Clusters, assign, kmeans
 from evenly.diagnosis.purity import purity
 from evenly.probe import Features
+from evenly.suggest import unknown
 
 Gap = Literal["paper", "matched", "shared"]
 
@@ -134,8 +135,7 @@ def diagnose(
         ValueError: If features are not finite, a class is missing from a split, there is one
             class only, or a split has fewer samples than there are classes.
     """
-    if gap not in _ESTIMATORS:
-        raise ValueError(f"unknown gap '{gap}'. Use one of {', '.join(_ESTIMATORS)}.")
+    check_gap(gap)
     notes: tuple[str, ...] = ()
     if train.target.is_floating_point():
         edges = _equal_counts(train)
@@ -214,6 +214,12 @@ def scale(
     """Maps [low, high] to [-1, 1] in each dimension; a constant dimension keeps its scale."""
     span = high - low
     return 2 * (x - low) / torch.where(span > 0, span, 1.0) - 1
+
+
+def check_gap(gap: str) -> None:
+    """Raises if there is no such estimator."""
+    if gap not in _ESTIMATORS:
+        raise unknown("gap", gap, _ESTIMATORS)
 
 
 def check_finite(split: Features, name: str, where: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly import distributed
-from evenly.diagnosis.gap import Diagnosis, Gap, check_finite, diagnose
+from evenly.diagnosis.gap import Diagnosis, Gap, check_finite, check_gap, diagnose
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.probe import Features, Probe
 
@@ -147,6 +147,7 @@ class Relearn(Method):
                 raise ValueError(f"Relearn: '{name}' is at least {least}; found {value}.")
         if strength < 0:
             raise ValueError(f"Relearn: 'strength' is not negative; found {strength}.")
+        check_gap(gap)
         if batchnorm not in ("kept", "reestimated"):
             raise ValueError(
                 f"Relearn: 'batchnorm' is 'kept' or 'reestimated'; found '{batchnorm}'."

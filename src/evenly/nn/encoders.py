@@ -19,9 +19,7 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
         width: Of the vectors that it returns; 4 or more.
     """
     if width < 4:
-        raise ValueError(
-            f"encoder_for: width is {width}, too narrow for a network. Give 4 or more."
-        )
+        raise ValueError(f"encoder_for: found the width {width}. Give 4 or more.")
     build = {"vector": MLP, "sequence": TemporalConv, "image": ResNet}[modality.kind]
     return build(modality, width)
 
@@ -67,7 +65,7 @@ class MLP(nn.Module):
 class TemporalConv(nn.Module):
     """Residual convolutions over time with growing dilation, averaged over the valid steps.
 
-    A step sees 29 steps around itself. Padding is blanked before every convolution and
+    Each step sees 29, itself in the middle. Padding is blanked before every convolution and
     normalisation is by step, so what stands beyond a sequence's end, and how far the batch is
     padded, never changes the result.
     """

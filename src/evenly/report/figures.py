@@ -16,6 +16,8 @@ Figure = dict[str, Any]
 NEUTRAL = "#858c94"
 HUES = ("#2b83c6", "#d9601a", "#0a9e76", "#cc74b8", "#dd9410", "#58b6e8")
 DASHES = {"solid": "", "dash": "7 4", "dot": "1.5 3", "dashdot": "7 3 1.5 3", "longdash": "11 4"}
+# The name on a line of its own; Plotly's box for it would keep a colour of its own.
+_HOVER = "%{fullData.name}<extra></extra><br>"
 
 
 def styles(methods: list[str]) -> dict[str, tuple[str, str]]:
@@ -162,7 +164,7 @@ def _accuracy_traces(
         "mode": "markers",
         "name": _plain(method),
         "meta": number,
-        "hovertemplate": "%{text}",
+        "hovertemplate": _HOVER + "%{text}",
         "showlegend": False,
     }
     return [{**common, **points}, {**common, **centre}]
@@ -183,7 +185,7 @@ def _line(
         "line": line,
         "marker": {"color": line["color"]},
         "opacity": opacity,
-        "hovertemplate": f"{what}, epoch %{{x}}: %{{y}}",
+        "hovertemplate": _HOVER + f"{what}, epoch %{{x}}: %{{y}}",
         "showlegend": False,
     }
 
@@ -200,12 +202,12 @@ def _moments_trace(
         "x": list(moments),
         "y": [_round(scale * value_at(curve, x)) for x in moments],
         "text": [
-            f"re-learning after epoch {x}, strength "
-            + ", ".join(f"{_plain(name)} {value:.2f}" for name, value in strengths.items())
+            f"re-learning after epoch {x}"
+            + "".join(f"<br>strength {_plain(name)} {y:.2f}" for name, y in strengths.items())
             for x, strengths in moments.items()
         ],
         "marker": {"symbol": "triangle-down", "size": 11, "color": colour},
-        "hovertemplate": "%{text}",
+        "hovertemplate": _HOVER + "%{text}",
         "showlegend": False,
     }
 

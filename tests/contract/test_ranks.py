@@ -1,0 +1,178 @@
+"""Several processes train one model: equal weights on each, and equal to one process's."""
+
+import pytest
+import torch
+from ranks import on_ranks
+from support import Toy, forward, make, net, sgd, weights
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+
+import evenly
+from evenly import METHODS
+
+pytestmark = pytest.mark.distributed
+EPOCHS = 4
+
+
+class Straight(torch.nn.Module):
+    """The toy without BatchNorm and dropout, which see a rank's own rows only."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.net = net(seed=seed)
+        for encoder in self.net.encoders.values():
+            encoder[1] = torch.nn.Identity()
+            encoder[3] = torch.nn.Identity()
+        self.encoders = self.net.encoders
+
+    def forward(self, inputs, index=None):
+        return self.net(inputs, index)
+
+
+def train(rank, world, name, seed=None):
+    """Global batches of 8, cut over the ranks; each rank starts from weights of its own."""
+    model = Straight(seed=rank if seed is None else seed)
+    method, trained = make(name, model), model
+    if world > 1:
+        trained = DistributedDataParallel(model)
+    optimizer = sgd(model)
+    dataset, val = Toy(40, seed=1), Toy(18, seed=2)
+    sampler = DistributedSampler(dataset, world, rank, seed=3)
+    loader = DataLoader(dataset, 8 // world, sampler=sampler)
+    # 18 rows over two or four ranks: the ranks' shares are unequal
+    probe = evenly.Probe(trained, forward, loader, DataLoader(val, 5))
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        method.before_epoch(epoch, probe)
+        for batch in loader:
+            output, target = forward(trained, batch)
+            method.backward(method.loss(output, target))
+            method.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+    return weights(model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_replicas_are_equal_bit_for_bit_and_equal_one_process(name, tmp_path):
+    ranks = on_ranks(train, tmp_path, name)
+    assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
+    # DDP gives every rank rank 0's weights before the first epoch.
+    alone = train(0, 1, name, seed=0)
+    for key, value in alone.items():
+        torch.testing.assert_close(ranks[0][key], value, rtol=1e-4, atol=2e-6)
+
+
+def look(rank, world):
+    """Features of every row, each on one rank, whatever the sampler."""
+    model, dataset = net(), Toy(11)
+    found = {}
+    for kind, sampler in (
+        ("split", DistributedSampler(dataset, world, rank)),
+        ("whole", SequentialSampler(dataset)),
+    ):
+        loader = DataLoader(dataset, 4, sampler=sampler)
+        found[kind] = evenly.Probe(model, forward, loader, loader).features("train")
+    custom = DataLoader(dataset, batch_sampler=[[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    found["custom"] = evenly.Probe(model, forward, custom, custom).features("train")
+    try:
+        evenly.Probe(model, without_index, custom, custom).features("train")
+    except ValueError as error:
+        found["error"] = str(error)
+    return found
+
+
+def without_index(model, batch):
+    output, target = forward(model, batch)
+    return evenly.Output(output.logits, output.features), target
+
+
+def test_a_probe_sees_each_row_on_one_rank(tmp_path):
+    ranks = on_ranks(look, tmp_path)
+    for kind in ("split", "whole", "custom"):
+        parts = [rank[kind] for rank in ranks]
+        assert all(part.sharded for part in parts)
+        assert sorted(torch.cat([part.index for part in parts]).tolist()) == list(range(11))
+        for part in parts:
+            assert torch.equal(part.target, Toy(11).target[part.index])
+    assert "needs `Output.index`" in ranks[0]["error"]
+
+
+def diagnose(rank, world, gap):
+    stream = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % 3
+    x = torch.randn(3, 8, generator=stream)[y] * 0.8 + torch.randn(90, 8, generator=stream)
+
+    def part(rows):
+        mine = rows[rank::world] if world > 1 else rows
+        return evenly.Features({"m": x[mine]}, y[mine], mine, sharded=world > 1)
+
+    return evenly.diagnose(part(torch.arange(60)), part(torch.arange(60, 89)), gap=gap)
+
+
+@pytest.mark.parametrize("gap", ["paper", "matched", "shared"])
+def test_a_diagnosis_is_the_same_on_any_number_of_ranks(gap, tmp_path):
+    ranks = on_ranks(diagnose, tmp_path, gap, world=3)
+    alone = diagnose(0, 1, gap)
+    assert ranks[0] == ranks[1] == ranks[2]
+    assert ranks[0].gap["m"] == pytest.approx(alone.gap["m"], abs=1e-9)
+    assert ranks[0].train["m"] == pytest.approx(alone.train["m"], abs=1e-9)
+
+
+def bad(rank, world):
+    x = torch.zeros(4, 2)
+    x[1, 0] = float("nan") if rank == 1 else 0.0
+    split = evenly.Features({"m": x}, torch.arange(4) % 2, torch.arange(4) + 4 * rank, sharded=True)
+    try:
+        evenly.diagnose(split, split)
+    except ValueError as error:
+        return str(error)
+
+
+def test_one_ranks_nan_stops_all_of_them(tmp_path):
+    """The others would wait for ever in the next reduction."""
+    assert all("row 5 of the training split" in text for text in on_ranks(bad, tmp_path))
+
+
+def alone_among_many(rank, world):
+    """Features that are not sharded need no other rank: rank 0 may look by itself."""
+    if rank == 0:
+        return diagnose(0, 1, "matched")
+    return None
+
+
+def test_whole_features_need_no_other_rank(tmp_path):
+    assert on_ranks(alone_among_many, tmp_path)[0] == diagnose(0, 1, "matched")
+
+
+def sharded(rank, world, name):
+    """FSDP2 shards each parameter over the ranks; the result is brought together again."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = Straight(seed=0)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    method, optimizer = make(name, model), sgd(model)
+    dataset, val = Toy(40, seed=1), Toy(18, seed=2)
+    sampler = DistributedSampler(dataset, world, rank, seed=3)
+    loader = DataLoader(dataset, 8 // world, sampler=sampler)
+    probe = evenly.Probe(model, forward, loader, DataLoader(val, 5))
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        method.before_epoch(epoch, probe)
+        for batch in loader:
+            output, target = forward(model, batch)
+            method.backward(method.loss(output, target))
+            method.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {key: value.full_tensor() for key, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.info.sharded])
+def test_sharded_parameters_equal_one_process(name, tmp_path):
+    ranks = on_ranks(sharded, tmp_path, name)
+    alone = train(0, 1, name, seed=0)
+    for key, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][key])
+        torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)

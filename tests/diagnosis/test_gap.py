@@ -1,0 +1,185 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import evenly
+from evenly import Features, diagnose
+
+
+def features(x: Tensor, y: Tensor, **more: Tensor) -> Features:
+    return Features({"m": x, **more}, y)
+
+
+def blobs(count, separation, seed, classes=6, width=128):
+    """Rectified Gaussians; separation is the scale of the class means, which share a seed."""
+    means = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    stream = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % classes
+    noise = torch.randn(count, width, generator=stream)
+    return features((separation * means[y] + noise).relu(), y)
+
+
+class TestByHand:
+    # Two clear pairs of clusters on a line, four samples each.
+    x = torch.tensor([0.0, 0.1, 0.2, 0.3, 9.0, 9.1, 9.2, 9.3]).unsqueeze(1)
+
+    def test_purity_and_gap(self):
+        """Training clusters are pure; one of each validation cluster's four is of another class."""
+        train = features(self.x, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+        val = features(self.x, torch.tensor([0, 0, 0, 1, 1, 1, 1, 0]))
+        found = diagnose(train, val)
+        assert found.train["m"] == 1.0
+        assert found.val["m"] == 6 / 8
+        assert found.gap["m"] == 0.25
+        assert found.strength(3.0)["m"] == math.tanh(0.75)
+        assert found.strength(0.0)["m"] == 0.0
+
+    def test_shared_assigns_validation_rows_to_training_clusters(self):
+        """Clustered by itself, the validation split would put 4 with 5."""
+        train = features(self.x, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+        val = features(torch.tensor([[0.0], [4.0], [5.0], [5.1]]), torch.tensor([0, 0, 1, 1]))
+        found = diagnose(train, val, gap="shared")  # border at 4.65
+        assert found.val["m"] == 1.0
+        assert diagnose(train, val).val["m"] == 3 / 4  # its own clusters: 0 and the rest
+
+    def test_the_sign_of_the_gap_does_not_matter(self):
+        worse = features(self.x, torch.tensor([0, 0, 0, 1, 1, 1, 1, 0]))
+        better = features(self.x, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+        assert diagnose(worse, better).gap["m"] == 0.25
+
+
+class TestSizeBias:
+    """The table of three estimators over separations: where nothing is over-fitted, and where."""
+
+    # Half of CREMA-D's 5,954 and 744 rows, for speed; the separations are moved to fit.
+    TRAIN, VAL = 2977, 372
+
+    def weight(self, of_train, of_val, gap):
+        train, val = blobs(self.TRAIN, of_train, 10), blobs(self.VAL, of_val, 20)
+        return diagnose(train, val, gap=gap).strength(3.0)["m"]
+
+    def test_paper_resets_where_nothing_is_over_fitted(self):
+        assert self.weight(0.27, 0.27, "paper") > 0.5
+
+    @pytest.mark.parametrize("separation", [0.15, 0.22, 0.27, 0.35, 0.5])
+    def test_shared_is_near_zero_where_nothing_is_over_fitted(self, separation):
+        assert self.weight(separation, separation, "shared") < 0.15
+
+    @pytest.mark.parametrize(("of_train", "of_val"), [(0.45, 0.2), (0.6, 0.15)])
+    @pytest.mark.parametrize("gap", ["paper", "matched", "shared"])
+    def test_all_are_large_where_much_is(self, of_train, of_val, gap):
+        assert self.weight(of_train, of_val, gap) > 0.5
+
+    def test_matched_removes_most_of_the_bias(self):
+        assert self.weight(0.27, 0.27, "matched") < self.weight(0.27, 0.27, "paper") / 2
+
+
+class TestMatched:
+    def test_gives_a_standard_error(self):
+        found = diagnose(blobs(600, 0.3, 1), blobs(120, 0.3, 2), gap="matched")
+        assert 0 < found.standard_error["m"] < 0.2
+        assert diagnose(blobs(600, 0.3, 1), blobs(120, 0.3, 2)).standard_error is None
+
+    def test_equal_splits_have_nothing_to_draw(self):
+        split = blobs(120, 0.3, 1)
+        found = diagnose(split, split, gap="matched")
+        assert found.gap["m"] == pytest.approx(0, abs=1e-12)
+
+    def test_draws_do_not_depend_on_the_order_of_rows(self):
+        train, val = blobs(300, 0.3, 1), blobs(60, 0.3, 2)
+        order = torch.randperm(300)
+        shuffled = Features({"m": train.features["m"][order]}, train.target[order], order)
+        one, two = (diagnose(split, val, gap="matched") for split in (train, shuffled))
+        assert two.gap["m"] == pytest.approx(one.gap["m"], abs=1e-6)
+
+
+def test_scaling_is_by_each_split_itself():
+    """A validation split in other units has the same purity: min-max per dimension and split."""
+    train, val = blobs(300, 0.5, 1), blobs(60, 0.5, 2)
+    other = features(val.features["m"] * 1000 + 5, val.target)
+    assert diagnose(train, other).val["m"] == pytest.approx(diagnose(train, val).val["m"])
+
+
+def test_a_constant_dimension_is_harmless():
+    train, val = blobs(60, 1.0, 1), blobs(30, 1.0, 2)
+    constant = torch.full((60, 1), 3.0)
+    wider = features(torch.cat([train.features["m"], constant], 1), train.target)
+    narrow = features(torch.cat([val.features["m"], constant[:30]], 1), val.target)
+    assert diagnose(wider, narrow).gap == diagnose(train, val).gap
+
+
+def test_regression_targets_are_cut_into_equal_counts():
+    x = torch.rand(200, 1)
+    train, val = features(x, x[:, 0] * 5), features(x[:50], x[:50, 0] * 5)
+    found = diagnose(train, val)
+    assert "cut into 10 equal-count bins" in str(found)
+    assert found.train["m"] > 0.6
+
+
+def test_the_global_stream_is_left_alone():
+    torch.manual_seed(3)
+    diagnose(blobs(60, 0.5, 1), blobs(30, 0.5, 2), gap="matched")
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_it_repeats_itself():
+    train, val = blobs(300, 0.2, 1), blobs(60, 0.2, 2)
+    assert diagnose(train, val, seed=4) == diagnose(train, val, seed=4)
+
+
+def test_reads_as_a_table():
+    train, val = blobs(60, 0.5, 1), blobs(30, 0.5, 2)
+    text = str(diagnose(train, val))
+    head, row = text.splitlines()
+    assert head.split()[:3] == ["modality", "purity", "train"]
+    assert row.split()[0] == "m"
+    assert len(row) == len(head)
+    matched = str(diagnose(train, val, gap="matched")).splitlines()
+    assert "s.e." in matched[0]
+    assert len(matched[0]) == len(matched[1])
+
+
+class TestMessages:
+    def raises(self, message, train, val, **settings):
+        with pytest.raises(ValueError, match=message):
+            diagnose(train, val, **settings)
+
+    def test_nan(self):
+        bad = blobs(60, 0.5, 1)
+        bad.features["m"][17, 3] = math.nan
+        self.raises("'m' are NaN or infinite in row 17 of the training split", bad, bad)
+
+    def test_infinite_in_validation(self):
+        bad = blobs(60, 0.5, 1)
+        bad.features["m"][5, 0] = math.inf
+        self.raises("row 5 of the validation split", blobs(60, 0.5, 1), bad)
+
+    def test_a_class_missing(self):
+        whole, part = blobs(60, 0.5, 1), blobs(30, 0.5, 2, classes=5)
+        self.raises("class 5 is missing from the validation split", whole, part)
+        self.raises("class 5 is missing from the training split", part, whole)
+
+    def test_one_class(self):
+        split = features(torch.rand(8, 2), torch.full((8,), 4))
+        self.raises(r"one class only \(4\)", split, split)
+
+    def test_fewer_samples_than_clusters(self):
+        x = torch.rand(30, 1)
+        small = features(x[:5], x[:5, 0])
+        self.raises("5 samples for 10 clusters", features(x, x[:, 0]), small)
+
+    def test_other_modalities(self):
+        split = blobs(60, 0.5, 1)
+        other = Features({"n": split.features["m"]}, split.target)
+        self.raises(r"modalities \['m', 'n'\] are in one split only", split, other)
+
+
+def test_public_names():
+    assert evenly.diagnose is diagnose
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        evenly.nothing  # noqa: B018
+    assert all(getattr(evenly, name) for name in evenly.__all__)

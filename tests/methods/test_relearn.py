@@ -1,0 +1,231 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import forward, loaders, net, same, sgd, train, weights
+from torch import nn
+
+import evenly
+from evenly import Relearn, soft_reinit_
+
+
+def snapshot(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def moved(seed=1):
+    """An encoder with BatchNorm that is no longer where it started."""
+    encoder = net().encoders["a"].double()
+    initial = snapshot(encoder)
+    stream = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(torch.randn(p.shape, generator=stream, dtype=p.dtype))
+    return encoder, initial
+
+
+class TestSoftReinit:
+    def test_by_hand(self):
+        layer = nn.Linear(1, 1)
+        nn.init.constant_(layer.weight, 4.0)
+        nn.init.constant_(layer.bias, -2.0)
+        soft_reinit_(layer, {"weight": torch.tensor([[8.0]]), "bias": torch.tensor([2.0])}, 0.25)
+        assert layer.weight.item() == 0.75 * 4 + 0.25 * 8
+        assert layer.bias.item() == 0.75 * -2 + 0.25 * 2
+
+    @given(weight=st.floats(0, 1))
+    def test_the_formula_for_every_parameter(self, weight):
+        encoder, initial = moved()
+        before = snapshot(encoder)
+        soft_reinit_(encoder, initial, weight)
+        for name, p in encoder.named_parameters():
+            expected = (1 - weight) * before[name] + weight * initial[name]
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
+
+    def test_exact_at_both_ends(self):
+        encoder, initial = moved()
+        before = snapshot(encoder)
+        soft_reinit_(encoder, initial, 0.0)
+        assert all(torch.equal(p, before[name]) for name, p in encoder.named_parameters())
+        soft_reinit_(encoder, initial, 1.0)
+        assert all(torch.equal(p, initial[name]) for name, p in encoder.named_parameters())
+
+    def test_in_place_and_buffers_stay(self):
+        encoder, initial = moved()
+        places = [p.data_ptr() for p in encoder.parameters()]
+        encoder[1].running_mean.fill_(7.0)
+        soft_reinit_(encoder, {**initial, "1.running_mean": torch.zeros(4)}, 0.5)
+        assert [p.data_ptr() for p in encoder.parameters()] == places
+        assert torch.equal(encoder[1].running_mean, torch.full((4,), 7.0, dtype=torch.float64))
+
+    @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
+    def test_weight_out_of_range(self, weight):
+        encoder, initial = moved()
+        with pytest.raises(ValueError, match="from 0 to 1; found"):
+            soft_reinit_(encoder, initial, weight)
+
+    def test_initial_weights_that_do_not_fit(self):
+        layer = nn.Linear(2, 1)
+        with pytest.raises(ValueError, match="lack 'bias'"):
+            soft_reinit_(layer, {"weight": torch.zeros(1, 2)}, 0.5)
+        with pytest.raises(ValueError, match=r"'bias' of shape \(3,\).*has \(1,\)"):
+            soft_reinit_(layer, {"weight": torch.zeros(1, 2), "bias": torch.zeros(3)}, 0.5)
+
+
+class TestRelearn:
+    def test_the_papers_schedule(self):
+        """After the epochs with 0-based number 20, 40 and 60 of 90."""
+        method = Relearn(net().encoders)
+        assert [epoch for epoch in range(90) if method.is_due(epoch)] == [21, 41, 61]
+
+    def test_one_event_by_hand(self):
+        """Weights, gap and strength of one re-learning, worked out from its parts."""
+        model = net()
+        method = Relearn(model.encoders, every=1, times=1, strength=2.0, restarts=3)
+        initial = {name: snapshot(encoder) for name, encoder in model.encoders.items()}
+        train(model, method, sgd(model), 2)
+        probe = evenly.Probe(model, forward, *loaders())
+        found = evenly.diagnose(probe.features("train"), probe.features("val"), restarts=3)
+        before = {name: snapshot(encoder) for name, encoder in model.encoders.items()}
+        head = snapshot(model.head)
+        method.before_epoch(2, probe)
+        for name, encoder in model.encoders.items():
+            strength = math.tanh(2.0 * abs(found.train[name] - found.val[name]))
+            assert method.history[2][name]["strength"] == pytest.approx(strength)
+            for key, p in encoder.named_parameters():
+                expected = (1 - strength) * before[name][key] + strength * initial[name][key]
+                torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-6)
+        assert all(torch.equal(p, head[key]) for key, p in model.head.named_parameters())
+        assert float(method.metrics["gap/a"]) == pytest.approx(found.gap["a"])
+
+    def test_it_happens_once_for_an_epoch(self):
+        """A loop that is resumed within an epoch calls before_epoch for it again."""
+        model = net()
+        method = Relearn(model.encoders, every=1, times=1)
+        train(model, method, sgd(model), 3)
+        before = weights(model)
+        method.before_epoch(2, evenly.Probe(model, forward, *loaders()))
+        assert all(torch.equal(before[key], value) for key, value in weights(model).items())
+
+    def test_initial_weights_are_taken_in_the_first_epoch_not_before(self):
+        """Each rank draws its own until the ranks are synchronised."""
+        model = net()
+        method = Relearn(model.encoders)
+        assert method.initial is None
+        nn.init.constant_(model.encoders["a"][0].weight, 0.5)
+        method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+        assert torch.equal(method.initial["a"]["0.weight"], torch.full((4, 1, 3), 0.5))
+
+    def test_moments_kept_or_cleared(self):
+        def momenta(moments):
+            model = net()
+            optimizer = sgd(model)
+            method = Relearn(model.encoders, every=1, times=1, moments=moments, optimizer=optimizer)
+            train(model, method, optimizer, 2)
+            head = optimizer.state[model.head.weight]["momentum_buffer"].clone()
+            method.before_epoch(2, evenly.Probe(model, forward, *loaders()))
+            assert torch.equal(optimizer.state[model.head.weight]["momentum_buffer"], head)
+            return [len(optimizer.state[p]) for p in model.encoders.parameters()]
+
+        assert all(momenta("kept"))
+        assert not any(momenta("cleared"))
+
+    def test_batchnorm_kept_or_reestimated(self):
+        def statistics(batchnorm):
+            model = net()
+            method = Relearn(model.encoders, every=1, times=1, batchnorm=batchnorm)
+            train(model, method, sgd(model), 2)
+            before = model.encoders["a"][1].running_mean.clone()
+            method.before_epoch(2, evenly.Probe(model, forward, *loaders()))
+            return before, model.encoders["a"][1].running_mean
+
+        assert torch.equal(*statistics("kept"))
+        assert not torch.equal(*statistics("reestimated"))
+
+    def test_initial_state_from_a_file(self, tmp_path):
+        other = net(seed=5)
+        states = {name: encoder.state_dict() for name, encoder in other.encoders.items()}
+        torch.save(states, tmp_path / "pretrained.pt")
+        model = net()
+        method = Relearn(model.encoders, initial=tmp_path / "pretrained.pt", every=1)
+        method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+        assert torch.equal(method.initial["a"]["0.weight"], other.encoders["a"][0].weight)
+
+    def test_some_modalities_only(self):
+        model = net()
+        method = Relearn({"a": model.encoders["a"]}, every=1, times=1)
+        train(model, method, sgd(model), 3)
+        assert list(method.history[2]) == ["a"]
+
+
+class TestMessages:
+    def test_no_probe(self):
+        with pytest.raises(ValueError, match=r"found no probe. Pass before_epoch\(epoch, evenly"):
+            Relearn(net().encoders).before_epoch(0)
+
+    def test_resumed_without_its_state(self):
+        method = Relearn(net().encoders)
+        with pytest.raises(RuntimeError, match="first epoch is 5.*load_state_dict"):
+            method.before_epoch(5, evenly.Probe(net(), forward, *loaders()))
+
+    def test_other_names_in_the_forward_pass(self):
+        model = net()
+        method = Relearn({"sound": model.encoders["a"]})
+        with pytest.raises(ValueError, match=r"encoder 'sound'.*features of \['a', 'aa'\]"):
+            method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+
+    def test_diverged_before_training(self):
+        model = net()
+        nn.init.constant_(model.encoders["aa"][5].bias, math.inf)
+        method = Relearn(model.encoders)
+        with pytest.raises(ValueError, match="'aa' are NaN or infinite in row 0 of the validation"):
+            method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ({"every": 0}, "'every' is at least 1; found 0"),
+            ({"times": -1}, "'times' is at least 0; found -1"),
+            ({"strength": -1.0}, "'strength' is not negative; found -1.0"),
+            ({"moments": "cleared"}, "needs the optimizer"),
+        ],
+    )
+    def test_settings(self, setting, message):
+        with pytest.raises(ValueError, match=message):
+            Relearn(net().encoders, **setting)
+
+    def test_words_that_are_no_choice(self):
+        """In a process of its own, where annotations are not checked, as a user's is."""
+        for setting, message in (
+            ("gap='mine'", "'mine' is no gap. There is paper, matched, shared."),
+            ("moments='new'", "'moments' is 'kept' or 'cleared'; found 'new'"),
+            ("batchnorm='new'", "'batchnorm' is 'kept' or 'reestimated'; found 'new'"),
+        ):
+            code = f"import torch, evenly; evenly.Relearn({{'a': torch.nn.Linear(1, 1)}}, {setting})"
+            ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert f"ValueError: {message}" in ran.stderr.replace("Relearn: ", "")
+
+    def test_initial_without_a_modality(self):
+        with pytest.raises(ValueError, match=r"hold \['a'\], but not 'aa'"):
+            Relearn(net().encoders, initial={"a": snapshot(net().encoders["a"])})
+
+    def test_no_encoders(self):
+        with pytest.raises(ValueError, match="Relearn needs the encoders by modality"):
+            Relearn({})
+
+
+def test_resume_within_the_history():
+    """The initial weights of a resumed run are those of the first start, not of the resume."""
+    model = net()
+    method = Relearn(model.encoders, every=1, times=2, restarts=2)
+    start = {name: snapshot(encoder) for name, encoder in model.encoders.items()}
+    train(model, method, sgd(model), 3)
+    fresh = Relearn(net(seed=9).encoders, every=1, times=2)
+    fresh.load_state_dict(method.state_dict())
+    assert torch.equal(fresh.initial["aa"]["5.weight"], start["aa"]["5.weight"])
+    assert fresh.history == method.history
+    assert not same(net(seed=9), model)

@@ -1,0 +1,188 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evenly.data import Padded, load_npz
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Thousands of tiny operations, which several threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def convert(shared_data, tmp_path, monkeypatch):
+    """Runs a converter on the real data and loads what it wrote."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def run(name, *options):
+        module = __import__(f"convert_{name}")
+        path = tmp_path / f"{name}.npz"
+        module.main([*options, str(shared_data / name), str(path)])
+        assert path.stat().st_size < 40e6
+        return load_npz(path)
+
+    yield run
+    for name in [name for name in sys.modules if name.startswith(("convert_", "_convert"))]:
+        del sys.modules[name]
+
+
+def _everything(data, name):
+    split = data.split(name)
+    return split.__getitems__(list(range(len(split))))
+
+
+def _sizes(data):
+    return [len(data.split(name)) for name in ("train", "val", "test")]
+
+
+def _accuracy(data, names, splits):
+    """Test accuracy of logistic regression on standardised vectors."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def read(*splits):
+        batches = [_everything(data, split) for split in splits]
+        x = torch.cat([torch.cat([b["inputs"][name] for name in names], 1) for b in batches])
+        return x.numpy(), torch.cat([b["target"] for b in batches]).numpy()
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    return model.fit(*read(*splits)).score(*read("test"))
+
+
+@pytest.mark.data
+def test_cremad_votes(convert):
+    data = convert("cremad_votes")
+    assert _sizes(data) == [5954, 744, 744]
+    assert data.class_names == ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
+    assert data.notes == []
+    assert {m.name: (m.kind, m.shape) for m in data.modalities.values()} == {
+        "audio": ("vector", (12,)),
+        "visual": ("vector", (12,)),
+    }
+    x = _everything(data, "val")["inputs"]["audio"]
+    torch.testing.assert_close(x[:, :6].sum(1), torch.ones(744))
+    assert not x[:, 6:][x[:, :6] == 0].any()  # no votes, no level
+    # The published baselines; two standard errors on 744 clips.
+    for names, baseline in ((["audio"], 0.602), (["visual"], 0.741), (["audio", "visual"], 0.815)):
+        assert _accuracy(data, names, ["train"]) == pytest.approx(baseline, abs=0.028)
+
+
+@pytest.mark.data
+def test_cmu_mosi(convert, shared_data):
+    data = convert("cmu_mosi")
+    train, val, test = _sizes(data)
+    assert train + val == 1447
+    assert test == 752
+    assert 0.15 * 1447 <= val < 0.2 * 1447
+    assert data.notes == []
+    assert list(data.modalities) == ["text", "audio", "video"]
+    with np.load(shared_data / "cmu_mosi" / "cmu_mosi_utterance.npz") as source:
+        videos = [set(source["video_index"][data.split(s).rows]) for s in ("train", "val", "test")]
+        assert np.array_equal(source["split_bclstm"][data.split("test").rows], np.ones(752))
+    assert not videos[0] & videos[1]
+    assert not (videos[0] | videos[1]) & videos[2]
+    # The published baselines were fitted on train and validation; two standard errors.
+    for names, baseline in (
+        (["text"], 0.757),
+        (["audio"], 0.561),
+        (["video"], 0.517),
+        (["text", "audio", "video"], 0.769),
+    ):
+        assert _accuracy(data, names, ["train", "val"]) == pytest.approx(baseline, abs=0.032)
+
+
+@pytest.mark.data
+def test_ravdess_av(convert, shared_data):
+    data = convert("ravdess_av")
+    assert _sizes(data) == [944, 240, 240]  # 16 of the 960 training clips have no sound
+    assert (data.modalities["voice"].kind, data.modalities["voice"].shape) == (
+        "image",
+        (1, 64, 176),
+    )
+    assert (data.modalities["face"].kind, data.modalities["face"].shape) == ("vector", (35,))
+    voice = _everything(data, "train")["inputs"]["voice"]
+    assert voice.dtype == torch.uint8
+    assert voice.flatten(1).any(1).all()
+    with np.load(shared_data / "ravdess_av" / "ravdess_av.npz") as source:
+        actor = source["actor"][source["has_audio"]]
+    parts = [set(actor[data.split(name).rows].tolist()) for name in ("train", "val", "test")]
+    assert parts == [set(range(1, 17)), set(range(17, 21)), set(range(21, 25))]
+
+
+@pytest.mark.data
+def test_av_digits(convert, shared_data):
+    data = convert("av_digits")
+    assert _sizes(data) == [6000, 1000, 1500]
+    assert data.modalities["speech"].kind == "sequence"
+    assert data.modalities["image"].shape == (1, 28, 28)
+    batch = data.split("test").__getitems__([0, 1, 2, 3])
+    speech = batch["inputs"]["speech"]
+    assert isinstance(speech, Padded)
+    with np.load(shared_data / "av_digits" / "av_digits.npz") as source:
+        rows = data.split("test").rows[:4].numpy()
+        samples = np.diff(source["wave_offset"])[source["pair_audio"][rows]]
+        assert speech.length.tolist() == [1 + n // 128 for n in samples]
+        images = source["image"][source["pair_image"][rows]]
+        assert np.array_equal(batch["inputs"]["image"][:, 0], images)
+        assert batch["target"].tolist() == source["pair_label"][rows].tolist()
+        assert (
+            batch["target"].tolist() == source["image_label"][source["pair_image"][rows]].tolist()
+        )
+
+
+@pytest.mark.data
+def test_white_noise_fills_the_bands_of_av_digits(convert):
+    data = convert("av_digits", "--snr", "-5")
+    values = _everything(data, "val")["inputs"]["speech"]
+    valid = torch.arange(values.values.shape[1]) < values.length[:, None]
+    noisy = values.values.float()[valid]
+    # Noise has no silence: the quietest band of a frame is near the loudest, unlike in speech.
+    assert (noisy.max(1).values - noisy.min(1).values).median() < 25
+
+
+@pytest.fixture
+def av_digits(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import convert_av_digits
+
+    yield convert_av_digits
+    for name in ("convert_av_digits", "_convert"):
+        del sys.modules[name]
+
+
+def test_a_tone_is_loudest_in_its_band(av_digits):
+    filters = av_digits.mel_filters()
+    assert filters.shape == (32, 257)
+    assert (filters.sum(1) > 0).all()
+    for hertz in (200.0, 1000.0, 3000.0):
+        tone = torch.sin(2 * torch.pi * hertz * torch.arange(8000) / 8000)
+        frames = av_digits.log_mel(tone, filters)
+        assert frames.shape == (63, 32)
+        middle = int(hertz * 512 / 8000)
+        assert frames[30].argmax() == filters[:, middle].argmax()
+    assert av_digits.log_mel(torch.zeros(2000), filters).eq(-100).all()
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 20.0])
+def test_noise_has_the_ratio_asked_for(av_digits, snr):
+    wave = 0.1 * torch.sin(torch.arange(200_000) / 7)
+    noise = av_digits.add_noise(wave, snr, torch.Generator().manual_seed(0)) - wave
+    ratio = 10 * torch.log10(wave.square().mean() / noise.square().mean())
+    assert ratio.item() == pytest.approx(snr, abs=0.1)
+
+
+def test_a_missing_source_is_explained(av_digits, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        av_digits.main([str(tmp_path), str(tmp_path / "out.npz")])
+    assert "av_digits.npz is not there. Give the folder that holds" in capsys.readouterr().err
