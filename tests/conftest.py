@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the models are small, and several tests share two cores
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -3,11 +3,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from support import Toy, forward, loaders, net, weights
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 import evenly
 from evenly.probe import _frozen_randomness
+from support import Toy, forward, loaders, net, weights
 
 
 def test_every_row_once_in_the_order_of_the_data_set():

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -116,8 +117,8 @@ def diagnose(options: Namespace) -> None:
             )
 
     def features(split: Split) -> Features:
-        batch = split[:]
-        return Features({k: x.float() for k, x in batch["inputs"].items()}, batch["target"])
+        inputs: Any = split.__getitems__(range(len(split)))["inputs"]  # vectors, as checked
+        return Features({name: x.float() for name, x in inputs.items()}, split.target)
 
     found = measure(
         features(data.split("train")),
@@ -303,3 +304,7 @@ def _training(options: Namespace) -> Training:
 def _short(data: str) -> str:
     """A folder name for a data set: its name, or the stem of its file."""
     return Path(data).stem if data.endswith(".npz") else data.partition("(")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

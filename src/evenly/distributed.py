@@ -135,4 +135,5 @@ def std(x: Tensor) -> Tensor:
             dist.all_reduce(moments, group=group)
     total, squares = moments
     n = x.numel()
-    return ((squares - total.square() / n) / (n - 1)).clamp_min(0).sqrt().to(x.dtype)
+    spread: Tensor = ((squares - total.square() / n) / (n - 1)).clamp_min(0).sqrt()
+    return spread.to(x.dtype)

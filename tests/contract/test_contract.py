@@ -4,11 +4,11 @@ import io
 
 import pytest
 import torch
-from support import NAMES, Toy, forward, loaders, make, net, same, sgd, train, weights
 from torch import nn
 
 import evenly
 from evenly import METHODS
+from support import NAMES, Toy, forward, loaders, make, net, same, sgd, train, weights
 
 everyone = pytest.mark.parametrize("name", METHODS)
 changing = pytest.mark.parametrize(

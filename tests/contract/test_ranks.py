@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from ranks import on_ranks
-from support import Toy, forward, make, net, sgd, weights
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
 from evenly import METHODS
+from ranks import on_ranks
+from support import Toy, forward, make, net, sgd, weights
 
 pytestmark = pytest.mark.distributed
 EPOCHS = 4

@@ -16,11 +16,11 @@ NAMES = list(METHODS)
 def collate(rows):
     left, right, target = zip(*rows, strict=True)
     inputs = {"left": torch.stack(left), "right": torch.stack(right)}
-    return {**inputs, "target": torch.stack(target)}
+    return {**inputs, "labels": torch.stack(target)}
 
 
 def forward(model, inputs):
-    return model(inputs["left"], inputs["right"]), inputs["target"]
+    return model(inputs["left"], inputs["right"]), inputs["labels"]
 
 
 class SameOrder(BalancedTrainer):
@@ -241,7 +241,7 @@ def test_padded_inputs_reach_forward_as_they_are(tmp_path):
 
     def unpack(model, inputs):
         assert isinstance(inputs["left"], Padded)
-        return model(inputs["left"].values, inputs["right"]), inputs["target"]
+        return model(inputs["left"].values, inputs["right"]), inputs["labels"]
 
     engine = trainer("everything", tmp_path)
     engine.data_collator, engine.forward = padded, unpack

@@ -21,7 +21,7 @@ class Net(nn.Module):
         )
         self.head = nn.Linear(12, 3)
 
-    def forward(self, left, right):
+    def forward(self, left, right, **options):  # of **options the Transformers Trainer makes much
         features = {"left": self.encoders["left"](left), "right": self.encoders["right"](right)}
         logits = self.head(torch.cat(list(features.values()), 1))
         return evenly.Output(logits, features, evenly.split_linear(self.head, features))

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from support import forward, loaders, net, sgd, train
 from torch import nn
 
 import evenly
 from evenly import OGMGE
 from evenly.methods.ogm_ge import discrepancy, modulation, scores
+from support import forward, loaders, net, sgd, train
 
 
 class TestFormulas:
@@ -52,7 +52,9 @@ def one_step(**settings):
     method.backward(method.loss(output, target))
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
     method.before_step()
-    s = [float(output.unimodal[n].detach().softmax(1)[range(24), target].sum()) for n in ("a", "aa")]
+    s = [
+        float(output.unimodal[n].detach().softmax(1)[range(24), target].sum()) for n in ("a", "aa")
+    ]
     alpha = settings["alpha"]
     k = [1 - math.tanh(alpha * s[m] / s[1 - m]) if s[m] > s[1 - m] else 1.0 for m in (0, 1)]
     return model, before, dict(zip(("a", "aa"), k, strict=True)), method
@@ -93,15 +95,13 @@ def test_noise_has_the_spread_of_each_gradient():
 
 def test_noise_differs_from_step_to_step_but_not_from_run_to_run():
     def noises():
-        model, before, k, method = one_step(alpha=0.5)
+        model, *_ = one_step(alpha=0.5)
         return model.encoders["a"][5].weight.grad
 
     assert torch.equal(noises(), noises())
     model = net()
     method = OGMGE(model.encoders, alpha=0.5)
-    assert not torch.equal(
-        *(torch.rand(3, generator=stream) for stream in _two_streams(method))
-    )
+    assert not torch.equal(*(torch.rand(3, generator=stream) for stream in _two_streams(method)))
 
 
 def _two_streams(method):
@@ -154,9 +154,9 @@ class TestMessages:
     def test_a_step_without_a_loss(self):
         method = OGMGE(net().encoders)
         method.before_epoch(0)
-        with pytest.raises(RuntimeError, match="without a call of OGMGE.loss"):
+        with pytest.raises(RuntimeError, match=r"without a call of OGMGE\.loss"):
             method.before_step()
 
     def test_negative_alpha(self):
-        with pytest.raises(ValueError, match="'alpha' is not negative; found -0.1"):
+        with pytest.raises(ValueError, match=r"'alpha' is not negative; found -0\.1"):
             OGMGE(net().encoders, alpha=-0.1)

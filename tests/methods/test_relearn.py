@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import forward, loaders, net, same, sgd, train, weights
 from torch import nn
 
 import evenly
 from evenly import Relearn, soft_reinit_
+from support import forward, loaders, net, same, sgd, train, weights
 
 
 def snapshot(module):
@@ -169,7 +169,7 @@ class TestMessages:
 
     def test_resumed_without_its_state(self):
         method = Relearn(net().encoders)
-        with pytest.raises(RuntimeError, match="first epoch is 5.*load_state_dict"):
+        with pytest.raises(RuntimeError, match=r"first epoch is 5.*load_state_dict"):
             method.before_epoch(5, evenly.Probe(net(), forward, *loaders()))
 
     def test_other_names_in_the_forward_pass(self):
@@ -205,7 +205,9 @@ class TestMessages:
             ("moments='new'", "'moments' is 'kept' or 'cleared'; found 'new'"),
             ("batchnorm='new'", "'batchnorm' is 'kept' or 'reestimated'; found 'new'"),
         ):
-            code = f"import torch, evenly; evenly.Relearn({{'a': torch.nn.Linear(1, 1)}}, {setting})"
+            code = (
+                f"import torch, evenly; evenly.Relearn({{'a': torch.nn.Linear(1, 1)}}, {setting})"
+            )
             ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
             assert f"ValueError: {message}" in ran.stderr.replace("Relearn: ", "")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -153,9 +153,10 @@ class Split(Dataset[Batch]):
         return Batch(inputs=inputs, target=self.target[index], index=index)
 
 
-def collate(batch: Batch) -> Batch:
+def collate(batch: Any) -> Batch:
     """Passes on the batch that `Split` has read whole."""
-    return batch
+    whole: Batch = batch
+    return whole
 
 
 def stratified(

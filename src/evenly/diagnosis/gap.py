@@ -162,9 +162,7 @@ def diagnose(
     )
 
 
-def _paper(
-    clustering: _Clustering, train: _Rows, val: _Rows
-) -> tuple[float, float, float | None]:
+def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> tuple[float, float, float | None]:
     return clustering.purity(train), clustering.purity(val), None
 
 
@@ -181,9 +179,7 @@ def _matched(
     return float(draws.mean()), val_purity, float(draws.std() / math.sqrt(DRAWS))
 
 
-def _shared(
-    clustering: _Clustering, train: _Rows, val: _Rows
-) -> tuple[float, float, float | None]:
+def _shared(clustering: _Clustering, train: _Rows, val: _Rows) -> tuple[float, float, float | None]:
     low, high = extent(train.x, sharded=train.sharded)
     clusters = clustering.fit(scale(train.x, low, high), train)
     of_val = assign(scale(val.x, low, high), clusters.centers)
@@ -298,7 +294,8 @@ def _equal_counts(train: Features) -> Float[Tensor, " edges"]:
     """Edges between bins that hold equally many training targets."""
     values = torch.cat(distributed.gather(train.target, sharded=train.sharded))
     steps = torch.arange(1, BINS, device=values.device) / BINS
-    return values.float().quantile(steps).unique()
+    edges: Tensor = values.float().quantile(steps).unique()
+    return edges
 
 
 def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:

@@ -312,8 +312,12 @@ def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Te
     k = centers.shape[1]
     nearest = _nearest(_scores(centers, part))
     moved = (nearest != labels).any(0).nonzero()[:, 0]
-    change = _one_hot(nearest[:, moved], k) - _one_hot(labels[:, moved], k)
-    sums += (change.flatten(0, 1) @ part[moved]).view_as(sums)
+    if len(moved) < 0.8 * len(part):
+        part, before, after = part[moved], labels[:, moved], nearest[:, moved]
+    else:  # copying the rows would cost more than it saves
+        before, after = labels, nearest
+    change = _one_hot(after, k) - _one_hot(before, k)
+    sums += (change.flatten(0, 1) @ part).view_as(sums)
     sizes += change.sum(2)
     labels.copy_(nearest)
 
@@ -336,7 +340,8 @@ def _scores(centers: Tensor, part: Tensor) -> Tensor:
     """Squared distance of each row to each centre (r k c), less the row's own square."""
     flat = centers.flatten(0, 1)
     scores = (-2 * flat) @ part.T
-    return scores.add_(flat.square().sum(1, keepdim=True)).unflatten(0, centers.shape[:2])
+    scores += flat.square().sum(1, keepdim=True)
+    return scores.view(*centers.shape[:2], len(part))
 
 
 def _nearest(scores: Tensor) -> Tensor:

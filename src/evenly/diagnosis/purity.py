@@ -24,10 +24,10 @@ def purity(
         ValueError: If there is no sample, over all ranks, or a number is below 0.
     """
     # The extremes decide the size of the table and the errors, the same on every rank.
-    pairs = torch.stack([cluster, target]).long()
-    edge = pairs.new_zeros(2)
-    highest = pairs.amax(1) + 1 if pairs.numel() else edge
-    lowest = pairs.amin(1) if pairs.numel() else edge
+    pairs = torch.stack([cluster.long(), target.long()])
+    none = pairs.new_zeros(2, 1)
+    highest = torch.cat([pairs + 1, none], 1).amax(1)
+    lowest = torch.cat([pairs, none], 1).amin(1)
     if sharded:
         distributed.max_(highest)
         distributed.min_(lowest)

@@ -1,0 +1,1 @@
+"""Methods inside other people's training loops."""

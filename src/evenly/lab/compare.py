@@ -175,17 +175,18 @@ def summary(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         reference = by_method.get(REFERENCE, {})
         of_metric = []
         for method, by_seed in by_method.items():
-            row: dict[str, Any] = {"method": method, "split": name, "metric": metric}
-            row |= asdict(summarise(list(by_seed.values())))
+            found = summarise(list(by_seed.values()))
+            line = {"method": method, "split": name, "metric": metric, **asdict(found)}
             both = sorted(by_seed.keys() & reference.keys())
             if method != REFERENCE and both:
                 ours, theirs = [by_seed[s] for s in both], [reference[s] for s in both]
-                row["difference"] = sum(ours) / len(both) - sum(theirs) / len(both)
-                row["p_value"] = paired_p(ours, theirs)
-            of_metric.append(row)
-        tested = [row for row in of_metric if row.get("p_value") is not None]
-        for row, corrected in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
-            row["p_holm"] = corrected
+                line["difference"] = sum(ours) / len(both) - sum(theirs) / len(both)
+                line["p_value"] = paired_p(ours, theirs)
+            of_metric.append(line)
+        tested = [line for line in of_metric if line.get("p_value") is not None]
+        corrected = holm([line["p_value"] for line in tested])
+        for line, p_value in zip(tested, corrected, strict=True):
+            line["p_holm"] = p_value
         rows += of_metric
     return rows
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from evenly.data import Batch, Data, Padded, Split, SplitName, collate, load
+from evenly.data import Batch, Padded, Split, SplitName, collate, load
 from evenly.diagnosis.gap import diagnose
 from evenly.files import replacing, write_csv
 from evenly.integrations.lightning import Balance
@@ -98,7 +98,7 @@ def run_cell(cell: Cell, folder: Path, progress: Progress = lambda epoch, accura
     best = torch.load(folder / "best.ckpt", map_location=task.device, weights_only=True)
     model.load_state_dict(best["state_dict"])
     splits: tuple[SplitName, ...] = ("val", "test")
-    final = {name: _evaluate(trainer, task, data, name, cell) for name in splits}
+    final = {name: _evaluate(trainer, task, _in_order(data.split(name), cell)) for name in splits}
     with replacing(folder / "predictions.npz") as path:
         arrays = {name: x.numpy() for name, x in final["test"].predictions().items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
@@ -229,8 +229,8 @@ class Record(Callback):
             with _autocast(trainer):
                 return forward(model, trainer.strategy.batch_to_device(batch))
 
-        assert trainer.train_dataloader is not None
-        probe = Probe(task.model, on_device, trainer.train_dataloader, trainer.val_dataloaders)
+        loaders: Any = trainer.train_dataloader, trainer.val_dataloaders
+        probe = Probe(task.model, on_device, *loaders)
         found = diagnose(probe.features("train"), probe.features("val"))
         return {
             f"{key}/{name}": value
@@ -255,7 +255,7 @@ def lightning_precision(precision: Precision) -> Any:
 def has_fast_bf16() -> bool:
     """Whether this machine has units for bf16 matrix products: a GPU's, or a CPU's AMX."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported())
 
 
@@ -277,11 +277,13 @@ def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
-def _evaluate(trainer: L.Trainer, task: Task, data: Data, name: SplitName, cell: Cell) -> Evaluation:
+def _evaluate(
+    trainer: L.Trainer, task: Task, data: Data, name: SplitName, cell: Cell
+) -> Evaluation:
     evaluation = Evaluation(task.num_classes)
     task.model.eval()
     with _autocast(trainer):
-        for batch in _in_order(data.split(name), cell):
+        for batch in loader:
             evaluation.add(*forward(task.model, trainer.strategy.batch_to_device(batch)))
     return evaluation
 

@@ -16,9 +16,7 @@ from evenly.output import Output
 from evenly.probe import Probe
 
 
-def scores(
-    unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]
-) -> Float[Tensor, " m"]:
+def scores(unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
     """What each modality gives the true class: s_m = Σ_i softmax(z_m,i)[y_i]."""
     probability = unimodal.softmax(-1)
     true = target.expand(len(unimodal), -1).unsqueeze(-1)

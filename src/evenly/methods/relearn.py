@@ -180,7 +180,7 @@ class Relearn(Method):
         return rest == 0 and 1 <= rounds <= self.times
 
     def _relearn(self, epoch: int, probe: Probe) -> None:
-        assert self.initial is not None  # noqa: S101  (for the type checker)
+        assert self.initial is not None
         self.diagnosis = diagnose(
             self._own(probe.features("train")),
             self._own(probe.features("val")),

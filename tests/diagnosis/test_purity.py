@@ -1,0 +1,57 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evenly.diagnosis.purity import purity
+
+
+def test_hand_count():
+    # Cluster 0 holds classes 0 0 1, cluster 1 holds 1 1 2 2 2, cluster 2 holds 0: (2 + 3 + 1) / 9.
+    cluster = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2])
+    target = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 0])
+    assert purity(cluster, target) == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "target", "expected"),
+    [
+        ([0, 1, 2], [5, 3, 4], 1.0),  # pure, whatever the numbers
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0.25),  # one cluster: the commonest class
+        ([0, 1, 2, 3], [0, 0, 0, 0], 1.0),  # one class
+        ([7, 7, 3], [0, 1, 1], 2 / 3),  # clusters without samples add nothing
+        ([4], [9], 1.0),
+    ],
+)
+def test_small_cases(cluster, target, expected):
+    assert purity(torch.tensor(cluster), torch.tensor(target)) == pytest.approx(expected)
+
+
+def test_small_integer_types_do_not_overflow():
+    cluster = torch.arange(100, dtype=torch.uint8) % 100
+    target = torch.arange(100, dtype=torch.int8) % 50
+    assert purity(cluster, target) == 1.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=60))
+def test_equals_the_count_by_loops(pairs):
+    best = 0
+    for c in {c for c, _ in pairs}:
+        classes = [t for d, t in pairs if d == c]
+        best += max(classes.count(t) for t in classes)
+    cluster, target = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    assert purity(cluster, target) == pytest.approx(best / len(pairs))
+
+
+def test_no_sample():
+    empty = torch.empty(0, dtype=torch.int64)
+    with pytest.raises(ValueError, match="purity: there is no sample"):
+        purity(empty, empty)
+
+
+@pytest.mark.parametrize("name", ["cluster", "target"])
+def test_negative_number(name):
+    numbers = {"cluster": torch.tensor([0, 1]), "target": torch.tensor([0, 1])}
+    numbers[name] = torch.tensor([0, -1])
+    with pytest.raises(ValueError, match=f"purity: {name} must be numbered from 0; found -1"):
+        purity(**numbers)
