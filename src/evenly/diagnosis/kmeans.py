@@ -123,9 +123,11 @@ def assign(x: Float[Tensor, "n d"], centers: Float[Tensor, "k d"]) -> Int[Tensor
 def _assign(x: Tensor, centers: Tensor) -> Tensor:
     offset = centers.mean(0)
     near = (centers - offset).float()[None]
-    parts = x.split(_chunk_rows(x.shape[1], len(centers)))
-    labels = [_nearest(_scores(near, (part - offset).float()))[0] for part in parts]
-    return torch.cat(labels).long()
+    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    step = _chunk_rows(x.shape[1], len(centers))
+    for part, label in zip(x.split(step), labels.split(step), strict=True):
+        label.copy_(_nearest(_scores(near, (part - offset).float()))[0])
+    return labels
 
 
 class _Rows:
@@ -165,8 +167,11 @@ class _Rows:
         self._kept: Tensor | None = None
         if self.x.numel() * 4 <= _KEEP:
             self._kept = (self.x - self._offset).float()
-        norms = [part.square().sum(1) for part, _ in self.chunks(1)]
-        self.norms = torch.cat(norms)
+        # Filled in place, here and below: small results kept between the freed parts of a loop
+        # would leave holes that glibc cannot use again, as large as all the rows.
+        self.norms = torch.empty(len(self.x), device=self.x.device)
+        for part, span in self.chunks(1):
+            torch.linalg.vecdot(part, part, out=self.norms[span])
         self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
 
     def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
@@ -311,11 +316,13 @@ def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Te
     """
     k = centers.shape[1]
     nearest = _nearest(_scores(centers, part))
-    moved = (nearest != labels).any(0).nonzero()[:, 0]
-    if len(moved) < 0.8 * len(part):
-        part, before, after = part[moved], labels[:, moved], nearest[:, moved]
-    else:  # copying the rows would cost more than it saves
-        before, after = labels, nearest
+    moved = (nearest != labels).any(0)
+    some = moved.nonzero()[:, 0]
+    before, after = labels, nearest
+    if len(some) < 0.8 * len(part):  # else copying the rows would cost more than it saves
+        # Rows that stay fill up: oneDNN compiles anew for each shape, as long as a product takes.
+        some = torch.cat([some, (~moved).nonzero()[: -len(some) % 256, 0]])
+        part, before, after = part[some], labels[:, some], nearest[:, some]
     change = _one_hot(after, k) - _one_hot(before, k)
     sums += (change.flatten(0, 1) @ part).view_as(sums)
     sizes += change.sum(2)
@@ -324,16 +331,17 @@ def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Te
 
 def _refill(rows: _Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
     """Sets the means of empty clusters to the rows farthest from theirs, in place."""
-    distance = torch.cat(
-        [(part - means[labels[span]].float()).square_().sum(1) for part, span in rows.chunks(1)]
-    )
+    distance = torch.empty_like(rows.norms)
+    for part, span in rows.chunks(1):
+        apart = part - means[labels[span]].float()
+        torch.linalg.vecdot(apart, apart, out=distance[span])
     # Rows on their centre up to rounding are left there, or equal rows would never settle.
     distance[distance <= 1e-12 * rows.norms] = 0
     # The bits of a float from 0 on are ordered as it is: farthest first, then by position.
     key = 0x7FFFFFFF - distance.view(torch.int32).long() << 32 | rows.index
     key, farthest = rows.first(key[None], int(empty.sum()))
-    apart = key[0] >> 32 < 0x7FFFFFFF
-    means[empty.nonzero()[apart, 0]] = farthest[0, apart].to(means.dtype)
+    off = key[0] >> 32 < 0x7FFFFFFF
+    means[empty.nonzero()[off, 0]] = farthest[0, off].to(means.dtype)
 
 
 def _scores(centers: Tensor, part: Tensor) -> Tensor:

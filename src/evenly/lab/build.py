@@ -70,8 +70,8 @@ def method_settings(cell: Cell) -> dict[str, Any]:
 
 def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer) -> Method:
     """The method of a cell, on the encoders of a model."""
-    kind = METHODS[parse(cell.method).name]
     settings = method_settings(cell)
+    kind = METHODS[parse(cell.method).name]
     if "optimizer" in inspect.signature(kind).parameters:
         settings["optimizer"] = optimizer
     return kind(model.encoders, **settings)

@@ -152,7 +152,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
                 "seed": result.seed,
                 "split": name,
                 "metric": metric,
-                "value": value,
+                "value": float(value),
             }
             for name, values in metrics.items()
             for metric, value in values.items()

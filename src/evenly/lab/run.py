@@ -95,8 +95,9 @@ def run_cell(cell: Cell, folder: Path, progress: Progress = lambda epoch, accura
         weights_only=True,
     )
     # Selection is over: from here on the test split may be read, once, with the chosen weights.
-    best = torch.load(folder / "best.ckpt", map_location=task.device, weights_only=True)
+    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     model.load_state_dict(best["state_dict"])
+    task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU after fit
     splits: tuple[SplitName, ...] = ("val", "test")
     final = {name: _evaluate(trainer, task, _in_order(data.split(name), cell)) for name in splits}
     with replacing(folder / "predictions.npz") as path:
@@ -171,7 +172,7 @@ class Record(Callback):
 
     def __init__(self, folder: Path, cell: Cell, method: Method, progress: Progress) -> None:
         self.folder, self.cell, self.method, self.progress = folder, cell, method, progress
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, int | float]] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
         self.seconds = 0.0
         self._started = 0.0
@@ -211,7 +212,7 @@ class Record(Callback):
             trainer.save_checkpoint(path)
         self.progress(trainer.current_epoch, row["val_accuracy"])
 
-    def _row(self, trainer: L.Trainer, task: Task) -> dict[str, float]:
+    def _row(self, trainer: L.Trainer, task: Task) -> dict[str, int | float]:
         epoch = trainer.current_epoch
         loss, correct, count = task.train_sums.tolist()
         row = {"epoch": epoch, "train_loss": loss / count, "train_accuracy": correct / count}
@@ -224,7 +225,7 @@ class Record(Callback):
                 row[f"relearn_strength/{name}"] = found["strength"]
         return row
 
-    def _diagnosis(self, trainer: L.Trainer, task: Task) -> dict[str, float]:
+    def _diagnosis(self, trainer: L.Trainer, task: Task) -> dict[str, int | float]:
         def on_device(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
             with _autocast(trainer):
                 return forward(model, trainer.strategy.batch_to_device(batch))
@@ -277,9 +278,7 @@ def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
-def _evaluate(
-    trainer: L.Trainer, task: Task, data: Data, name: SplitName, cell: Cell
-) -> Evaluation:
+def _evaluate(trainer: L.Trainer, task: Task, loader: DataLoader[Batch]) -> Evaluation:
     evaluation = Evaluation(task.num_classes)
     task.model.eval()
     with _autocast(trainer):

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test check format figure results bench clean
+
+install: .venv/installed
+
+# --prefer-binary and the pinned constraints keep pip to wheels that are known to work together
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## the main job on built-in data: joint, D&R and OGM-GE over three seeds
+	$(BIN)/evenly compare --out demo
+
+test: check  ## everything that must hold
+	$(BIN)/pytest -n 2 --dist worksteal
+
+check: install  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+figure: demo  ## the picture of the README
+	$(BIN)/evenly report demo --figure docs/demo.svg
+
+results: install  ## docs/results.md, from the real data in DATA (about an hour on two cores)
+	$(BIN)/python docs/make_results.py
+
+bench: install  ## each claim of speed, as a ratio from one run
+	$(BIN)/python benchmarks/kmeans.py
+
+clean:
+	rm -rf .venv demo runs

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+
+from evenly.data import load
+from evenly.lab.build import build_method, build_model, build_optimizer, method_settings
+from evenly.lab.settings import Cell, Training
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("synthetic(train=60,val=30,test=30,classes=3)")
+
+
+class Mine(nn.Module):
+    """A user's encoder, found by import path."""
+
+    out_features = 5
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.net = nn.LazyLinear(5)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.net(x.float()) * self.factor
+
+
+def test_initial_weights_are_a_function_of_the_seed(data):
+    torch.manual_seed(1)
+    one = build_model(data, Training(), seed=4)
+    torch.manual_seed(2)
+    two, other = (build_model(data, Training(), seed=seed) for seed in (4, 5))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_an_encoder_by_import_path(data):
+    model = build_model(data, Training(encoders={"m1": "test_build.Mine(factor=2)"}), seed=0)
+    assert isinstance(model.encoders["m1"], Mine)
+    assert model.encoders["m1"].factor == 2
+    assert model.head.in_features == 5 + 64
+
+
+@pytest.mark.parametrize(
+    ("encoders", "message"),
+    [
+        ({"sound": "test_build.Mine"}, r"--encoders names \['sound'\].*modalities \['m1', 'm2'\]"),
+        ({"m1": "no.such.Net"}, r"no encoder 'no\.such\.Net' can be imported \(No module"),
+        ({"m1": "test_build.Nobody"}, "no encoder 'test_build.Nobody' can be imported"),
+        ({"m1": "Mine"}, "no encoder 'Mine' can be imported"),
+    ],
+)
+def test_encoders_that_cannot_be(data, encoders, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(data, Training(encoders=encoders), seed=0)
+
+
+def settings(method, epochs):
+    return method_settings(Cell(Training(epochs=epochs), method, 0))
+
+
+def test_schedules_are_scaled_to_the_length_of_training():
+    assert settings("relearn", 90)["every"] == 20
+    assert settings("relearn", 30)["every"] == 7  # 20 of 90, so 6.67
+    assert settings("relearn", 2)["every"] == 1
+    assert settings("ogm_ge", 30) == {"start": 0, "end": 15}
+
+
+def test_what_the_user_wrote_is_taken_as_it_is():
+    assert settings("relearn(every=20,gap=shared)", 30) == {"every": 20, "gap": "shared"}
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("relern", r"'relern' is no method\. Did you mean relearn\?"),
+        ("relearn(evry=2)", r"'evry' is no setting of relearn\. Did you mean every\?"),
+        ("relearn(encoders=1)", "'encoders' is no setting of relearn"),
+    ],
+)
+def test_unknown_names(method, message):
+    with pytest.raises(ValueError, match=message):
+        settings(method, 30)
+
+
+def test_a_method_that_needs_the_optimiser_gets_it(data):
+    training = Training()
+    model = build_model(data, training, seed=0)
+    optimizer = build_optimizer(model, training)
+    method = build_method(Cell(training, "relearn(moments=cleared)", 0), model, optimizer)
+    assert method.optimizer is optimizer
+
+
+def test_optimisers(data):
+    model = build_model(data, Training(), seed=0)
+    assert build_optimizer(model, Training()).defaults["momentum"] == 0.9
+    adam = build_optimizer(model, Training(optimizer="adamw", lr=0.5, weight_decay=0.25))
+    assert isinstance(adam, torch.optim.AdamW)
+    assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.5, 0.25)

@@ -1,0 +1,209 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from torch import nn
+
+from evenly.lab.compare import compare, summary, table, write_tables
+from evenly.lab.settings import Training
+
+DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
+TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)
+
+
+class Breaks(nn.Module):
+    """An encoder that fails once training has begun."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.LazyLinear(4)
+
+    def forward(self, x):
+        if self.training and os.environ.get("EVENLY_TEST_BREAK"):
+            raise RuntimeError("no such sound")
+        return self.net(x.float())
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison")
+    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, out, jobs=2)
+    return out
+
+
+def test_the_folder(comparison):
+    names = {path.name for path in comparison.iterdir()}
+    assert names == {"config.yaml", "results.csv", "summary.csv", "report.html", "runs"}
+    runs = {path.name for path in (comparison / "runs").iterdir()}
+    methods = ("joint", "relearn_every=1_times=1", "ogm_ge")
+    assert runs == {f"{method}-{seed}" for method in methods for seed in (0, 1)}
+    config = yaml.safe_load((comparison / "config.yaml").read_text())
+    assert config["modalities"] == ["m1", "m2"]
+    assert "ogm_ge: end=2, the paper's schedule of 100 epochs scaled to 3." in config["notes"]
+
+
+def test_results_and_summary_agree(comparison):
+    results = read(comparison / "results.csv")
+    assert {row["method"] for row in results} == {"joint", "relearn(every=1,times=1)", "ogm_ge"}
+    assert {row["split"] for row in results} == {"train", "val", "test"}
+    for row in read(comparison / "summary.csv"):
+        values = [
+            float(found["value"])
+            for found in results
+            if all(found[key] == row[key] for key in ("method", "split", "metric"))
+        ]
+        assert float(row["mean"]) == pytest.approx(sum(values) / 2)
+        assert row["seeds"] == "2"
+        assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+        assert (row["difference"] == "") == (row["method"] == "joint")
+
+
+def test_report_and_table_hold_every_method(comparison):
+    page = (comparison / "report.html").read_text()
+    text = table(comparison)
+    for name in ("joint", "relearn(every=1,times=1)", "ogm_ge"):
+        assert name in page
+        assert name in text
+    assert "against joint" in text.splitlines()[0]
+
+
+def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
+    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, tmp_path, jobs=1)
+
+    def figures(out):
+        rows = read(out / "results.csv")
+        return [row for row in rows if row["metric"] not in ("seconds", "peak_memory_mb")]
+
+    assert figures(tmp_path) == figures(comparison)
+
+
+def test_more_seeds_and_methods_repeat_nothing(comparison):
+    finished = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
+    compare("joint,relearn(every=1,times=1),ogm_ge,ogm_ge(noise=false)", 2, TRAINING, comparison, 2)
+    after = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
+    assert len(after) == 8
+    assert all(after[path] == moment for path, moment in finished.items())
+
+
+def test_other_settings_are_refused(comparison):
+    with pytest.raises(ValueError, match=r"holds runs with epochs = 3, but 4 is asked for now"):
+        compare("joint", 1, Training(data=DATA, epochs=4, width=8), comparison, 1)
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "training", "message"),
+    [
+        ("jiont", 1, TRAINING, "'jiont' is no method. Did you mean joint?"),
+        ("joint,,relearn", 1, TRAINING, "empty place in its list"),
+        ("joint", 0, TRAINING, "--seeds is at least 1; found 0"),
+        ("joint", 1, Training(data="digit"), "'digit' is no data set. Did you mean digits?"),
+        ("relearn(every=0)", 1, TRAINING, "'every' is at least 1; found 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_training(methods, seeds, training, message, tmp_path):
+    with pytest.raises(ValueError, match=".*") as error:
+        compare(methods, seeds, training, tmp_path / "out", jobs=1)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_failure_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "1"]
+    command += ["--encoders.m1", "test_compare.Breaks", "--methods", "joint", "--seeds", "1"]
+    command += ["--out", str(tmp_path), "--width", "8"]
+    monkeypatch.setenv("EVENLY_TEST_BREAK", "1")
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "1 of 1 runs failed" in ran.stderr
+    assert "joint-0: RuntimeError: no such sound" in ran.stderr
+    assert "Traceback" in (tmp_path / "runs" / "joint-0" / "error.txt").read_text()
+    assert "no such sound" in (tmp_path / "report.html").read_text()
+    monkeypatch.delenv("EVENLY_TEST_BREAK")
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "runs" / "joint-0" / "error.txt").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
+    command += ["--seeds", "2", "--methods", "joint,relearn", "--out", str(tmp_path), "--width"]
+    command += ["8", "--jobs", "2"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    for _ in range(6000):
+        if list(tmp_path.glob("runs/*/last.ckpt")) or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    assert "The same command continues" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert (tmp_path / "report.html").exists()
+    assert len(list(tmp_path.glob("runs/*/result.json"))) < 4
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 4
+    assert not list(tmp_path.rglob(".*"))  # no temporary file is left
+
+
+def test_a_killed_run_is_told_and_taken_up(tmp_path):
+    """As the system does when memory runs out: one process of the command is gone."""
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
+    command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    command += ["--encoders.m1", "test_compare.Kills"]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 1
+    assert "joint-0: its process ended with code -9 (killed, perhaps for want of" in ran.stderr
+
+
+class Kills(Breaks):
+    """An encoder that takes its process with it."""
+
+    def forward(self, x):
+        if self.training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.net(x.float())
+
+
+def test_tables_of_no_comparison(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no comparison \(no config.yaml\)"):
+        write_tables(tmp_path)
+
+
+def test_summary_by_hand():
+    def row(method, seed, value):
+        base = {"split": "test", "metric": "accuracy"}
+        return {"method": method, "seed": seed, "value": value, **base}
+
+    rows = summary(
+        [
+            *(row("joint", seed, value) for seed, value in enumerate([0.5, 0.6, 0.7])),
+            *(row("a", seed, value) for seed, value in enumerate([0.61, 0.70, 0.79])),
+            *(row("b", seed, value) for seed, value in enumerate([0.5, 0.7, 0.6])),
+            row("c", 7, 0.9),
+        ]
+    )
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["a"]["difference"] == pytest.approx(0.1)
+    # differences .11, .10, .09: t = .1 / (.01 / √3) = 17.32, two-sided p with 2 degrees: .00332
+    assert by_method["a"]["p_value"] == pytest.approx(0.00332, abs=1e-5)
+    assert by_method["a"]["p_holm"] == pytest.approx(0.00664, abs=2e-5)  # two methods are tested
+    assert by_method["b"]["p_holm"] == 1.0
+    assert "difference" not in by_method["c"]  # it shares no seed with joint
+    assert by_method["joint"]["std"] == pytest.approx(0.1)
+

@@ -1,0 +1,157 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from evenly.data import Data, load
+from evenly.lab import run
+from evenly.lab.build import build_model
+from evenly.lab.result import Result
+from evenly.lab.run import run_cell
+from evenly.lab.settings import Cell, Training
+
+DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
+TRAINING = Training(data=DATA, epochs=4, diagnose_every=2, width=8)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "relearn-0"
+    told = []
+    result = run_cell(
+        Cell(TRAINING, "relearn(every=1,times=2)", 0), folder, lambda *news: told.append(news)
+    )
+    return folder, result, told
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_folder_holds_all_of_it(finished):
+    folder, result, told = finished
+    names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+    assert names - {"hparams.yaml"} == {
+        "config.yaml",
+        "metrics.csv",
+        "last.ckpt",
+        "best.ckpt",
+        "predictions.npz",
+        "result.json",
+    }
+    assert any("tfevents" in path.name for path in folder.iterdir())
+    assert Result.read(folder) == result
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 0
+    assert [epoch for epoch, _ in told] == [0, 1, 2, 3]
+
+
+def test_metrics_along_training(finished):
+    folder, result, told = finished
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == ["0", "1", "2", "3"]
+    measured = [bool(row["gap/m1"]) for row in found]
+    assert measured == [True, False, True, True]  # every other epoch, and the last
+    for row in found:
+        if row["gap/m2"]:
+            gap = abs(float(row["purity_train/m2"]) - float(row["purity_val/m2"]))
+            assert float(row["gap/m2"]) == pytest.approx(gap)
+    # every=1 re-learns before the 0-based epochs 2 and 3
+    assert [bool(row["relearn_strength/m1"]) for row in found] == [False, False, True, True]
+    assert [float(row["val_accuracy"]) for row in found] == [accuracy for _, accuracy in told]
+
+
+def test_selected_by_validation_and_tested_with_those_weights(finished):
+    folder, result, told = finished
+    accuracies = [accuracy for _, accuracy in told]
+    assert result.best_epoch == accuracies.index(max(accuracies))
+    data = load(DATA)
+    model = build_model(data, TRAINING, 0)
+    model.load_state_dict(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"])
+    test = data.split("test")
+    batch = test.__getitems__(range(len(test)))
+    with torch.no_grad():
+        logits = model.eval()(batch["inputs"]).logits
+    accuracy = float((logits.argmax(1) == test.target).float().mean())
+    assert result.metrics["test"]["accuracy"] == pytest.approx(accuracy)
+    with np.load(folder / "predictions.npz") as saved:
+        assert np.allclose(saved["probabilities"], logits.softmax(1), atol=1e-5)
+        assert np.array_equal(saved["target"], test.target)
+        assert np.array_equal(saved["index"], np.arange(90))
+    assert result.metrics["val"]["accuracy"] == pytest.approx(max(accuracies))
+
+
+def test_a_finished_run_is_not_repeated(finished, monkeypatch):
+    folder, result, _ = finished
+    monkeypatch.setattr(run, "load", lambda spec: pytest.fail("it trains again"))
+    assert run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 0), folder) == result
+
+
+def test_the_test_split_is_read_after_selection_and_only_then(tmp_path, monkeypatch):
+    """A poisoned split: asked for before training has ended, it raises."""
+    split, asked = Data.split, []
+
+    def poisoned(self, name):
+        if name == "test":
+            assert (tmp_path / "last.ckpt").exists(), "test read before training has ended"
+            last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+            assert last["epoch"] == TRAINING.epochs - 1, "test read before training has ended"
+            asked.append(name)
+        return split(self, name)
+
+    monkeypatch.setattr(Data, "split", poisoned)
+    run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), tmp_path)
+    assert asked == ["test"]
+
+
+def test_methods_start_from_the_same_weights_and_batches(tmp_path):
+    """Until the first re-learning D&R is joint training, to the last bit."""
+    joint, relearn = tmp_path / "joint", tmp_path / "relearn"
+    run_cell(Cell(TRAINING, "joint", 0), joint)
+    run_cell(Cell(TRAINING, "relearn(every=1,times=1)", 0), relearn)
+    for epoch in (0, 1):
+        ours, theirs = rows(joint)[epoch], rows(relearn)[epoch]
+        assert ours["train_loss"] == theirs["train_loss"]
+        assert ours["val_loss"] == theirs["val_loss"]
+    assert rows(joint)[3]["train_loss"] != rows(relearn)[3]["train_loss"]
+
+
+def test_measuring_changes_nothing(tmp_path):
+    losses = []
+    for every in (0, 1):
+        folder = tmp_path / str(every)
+        training = Training(data=DATA, epochs=3, width=8, diagnose_every=every)
+        run_cell(Cell(training, "joint", 0), folder)
+        losses.append([row["train_loss"] for row in rows(folder)])
+    assert losses[0] == losses[1]
+
+
+def test_other_settings_in_the_folder(finished):
+    folder, _, _ = finished
+    (folder / "result.json").rename(folder / "kept.json")
+    try:
+        with pytest.raises(ValueError, match="holds runs with seed = 0, but 1 is asked for"):
+            run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), folder)
+    finally:
+        (folder / "kept.json").rename(folder / "result.json")
+
+
+def test_precision(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "has_fast_bf16", lambda: True)
+    assert run.lightning_precision("auto") == "bf16-mixed"
+    assert run.lightning_precision("32") == "32-true"
+    monkeypatch.setattr(run, "has_fast_bf16", lambda: False)
+    assert run.lightning_precision("auto") == "32-true"
+    training = Training(data=DATA, epochs=2, width=8, precision="bf16")
+    result = run_cell(Cell(training, "relearn(every=1)", 0), tmp_path)
+    assert result.precision == "bf16-mixed"
+    assert json.loads((tmp_path / "result.json").read_text())["precision"] == "bf16-mixed"
+
+
+def test_a_last_batch_of_one_is_left_out(tmp_path):
+    """BatchNorm can make nothing of it."""
+    training = Training(data=DATA, epochs=1, width=8, batch_size=119)
+    assert run_cell(Cell(training, "joint", 0), tmp_path).steps == 1
