@@ -4,14 +4,20 @@ import os
 import sys
 import textwrap
 import traceback
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+try:
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from evenly.lab.settings import Training
+    from evenly.lab.settings import Training
+except ModuleNotFoundError as missing:
+    if missing.name is None or missing.name.startswith("evenly"):
+        raise
+    sys.exit(f"evenly: the command needs {missing.name}: pip install 'evenly[lab]'")
 
 DESCRIPTION = """Balanced multimodal learning: train, diagnose and compare models that learn from
 several modalities.
@@ -279,10 +285,6 @@ def parser() -> ArgumentParser:
 
 
 def _parser(description: str) -> ArgumentParser:
-    from argparse import RawDescriptionHelpFormatter
-
-    from jsonargparse import DefaultHelpFormatter
-
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """Keeps the line breaks of a description."""
 

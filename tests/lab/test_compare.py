@@ -113,7 +113,7 @@ def test_other_settings_are_refused(comparison):
     ],
 )
 def test_what_is_wrong_is_said_before_training(methods, seeds, training, message, tmp_path):
-    with pytest.raises(ValueError, match=".*") as error:
+    with pytest.raises(ValueError, match=r".*") as error:
         compare(methods, seeds, training, tmp_path / "out", jobs=1)
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -206,4 +206,3 @@ def test_summary_by_hand():
     assert by_method["b"]["p_holm"] == 1.0
     assert "difference" not in by_method["c"]  # it shares no seed with joint
     assert by_method["joint"]["std"] == pytest.approx(0.1)
-

@@ -50,7 +50,7 @@ def test_the_folder_holds_all_of_it(finished):
 
 
 def test_metrics_along_training(finished):
-    folder, result, told = finished
+    folder, _, told = finished
     found = rows(folder)
     assert [row["epoch"] for row in found] == ["0", "1", "2", "3"]
     measured = [bool(row["gap/m1"]) for row in found]

@@ -42,5 +42,7 @@ def test_other_settings_do_not_mix(tmp_path):
     write_settings(path, {"lr": 0.1, "seeds": 3})
     assert yaml.safe_load(path.read_text()) == {"lr": 0.1, "seeds": 3}
     check_same(path, {"lr": 0.1})
-    with pytest.raises(ValueError, match=r"run holds runs with lr = 0\.1, but 0\.2 is asked.*--out"):
+    with pytest.raises(
+        ValueError, match=r"run holds runs with lr = 0\.1, but 0\.2 is asked.*--out"
+    ):
         check_same(path, {"lr": 0.2})

@@ -20,9 +20,10 @@ from evenly import distributed
 
 _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
 _ITERATIONS = 300
+_TIGHT = 0.05  # of the spread: fast products may not tell rows of clusters of less inertia apart
 _CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are more
 _KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
-_STATE = 2**28  # bytes that all restarts at once may always take
+_STATE = 2**27  # bytes that all restarts at once may always take
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,11 @@ def kmeans(
                 "Pass more rows or a smaller k."
             )
         rows.center()
-        with _products(fast=True):
-            groups = torch.arange(restarts, device=x.device).split(_at_once(rows, k))
-            ends = [_lloyd(rows, _seeds(rows, k, seed, group)) for group in groups]
-        centers = torch.cat([centers for centers, _ in ends])
-        explained = torch.cat([explained for _, explained in ends])
-        # Restarts with the same end differ by rounding, and the first of them counts.
-        best = int((explained >= explained.max() - 1e-7 * rows.spread).nonzero()[0])
+        start, inertia = _best(rows, k, seed, restarts, fast=True)
+        if inertia < _TIGHT * rows.spread:
+            start, _ = _best(rows, k, seed, restarts, fast=False)
         with _products(fast=False):
-            centers = _lloyd(rows, centers[best : best + 1].float())[0][0]
+            centers = _lloyd(rows, start)[0][0]
             centers = (centers + rows.offset).to(rows.dtype)
             labels = _assign(x, centers)
         return Clusters(centers, labels, rows.inertia(centers, labels))
@@ -128,6 +125,18 @@ def _assign(x: Tensor, centers: Tensor) -> Tensor:
     for part, label in zip(x.split(step), labels.split(step), strict=True):
         label.copy_(_nearest(_scores(near, (part - offset).float()))[0])
     return labels
+
+
+def _best(rows: "_Rows", k: int, seed: int, restarts: int, *, fast: bool) -> tuple[Tensor, float]:
+    """Centres (1 k d) and inertia of the restart that ends best."""
+    with _products(fast=fast):
+        groups = torch.arange(restarts, device=rows.x.device).split(_at_once(rows, k))
+        ends = [_lloyd(rows, _seeds(rows, k, seed, group)) for group in groups]
+    explained = torch.cat([explained for _, explained in ends])
+    # Restarts with the same end differ by rounding, and the first of them counts.
+    best = int((explained >= explained.max() - 1e-7 * rows.spread).nonzero()[0])
+    centers = torch.cat([centers for centers, _ in ends])[best : best + 1]
+    return centers.float(), rows.spread - float(explained[best])
 
 
 class _Rows:
@@ -171,7 +180,8 @@ class _Rows:
         # would leave holes that glibc cannot use again, as large as all the rows.
         self.norms = torch.empty(len(self.x), device=self.x.device)
         for part, span in self.chunks(1):
-            torch.linalg.vecdot(part, part, out=self.norms[span])
+            torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
+        self.norms.square_()
         self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
 
     def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
@@ -209,7 +219,8 @@ class _Rows:
         total = torch.zeros((), dtype=self.wide, device=self.x.device)
         step = _chunk_rows(self.x.shape[1], 1)
         for part, label in zip(self.x.split(step), labels.split(step), strict=True):
-            total += (part - centers[label]).square_().sum()
+            own = centers.index_select(0, label)  # five times as fast as centers[label]
+            total += torch.linalg.vector_norm(part - own, dim=1).square_().sum()
         return float(self.sum_(total))
 
     def sum_(self, x: Tensor) -> Tensor:
@@ -279,27 +290,28 @@ def _lloyd(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
         The centres (r k d) and the spread that they explain (r), which is the spread of the
         rows less the inertia; both in the wide type.
     """
-    r, k, _ = centers.shape
+    r, k = centers.shape[:2]
     device = rows.x.device
     tolerance = _TOLERANCE * rows.spread / (rows.total * rows.x.shape[1])
     active = torch.arange(r, device=device)
     labels = torch.full((r, len(rows.x)), -1, dtype=torch.int32, device=device)
     sums = torch.zeros(centers.shape, dtype=rows.wide, device=device)
     sizes = torch.zeros(r, k, dtype=rows.wide, device=device)
-    ends, explained = sums.clone(), sizes[:, 0].clone()
+    ends, explained = sums.clone(), sizes[:, 0] - 1
     for _ in range(_ITERATIONS):
         for part, span in rows.chunks(len(active) * k):
             _move(part, labels[:, span], centers, sums, sizes)
         means = rows.sum_(sums.clone())
         size = rows.sum_(sizes.clone())
         means /= size.clamp_min(1)[:, :, None]
-        explained[active] = (means.square().sum(2) * size).sum(1)
+        before, explained[active] = explained[active], (means.square().sum(2) * size).sum(1)
         for restart in (size == 0).any(1).nonzero()[:, 0]:
             _refill(rows, labels[restart], means[restart], size[restart] == 0)
         ends[active] = means
         shift = (means - centers).square().sum((1, 2))
         centers = means.float()
-        moving = shift > tolerance
+        # Rounded products can lead in circles, which explain no more from one turn to the next.
+        moving = (shift > tolerance) & (explained[active] > before)
         if not moving.any():
             break
         if not moving.all():
@@ -322,7 +334,8 @@ def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Te
     if len(some) < 0.8 * len(part):  # else copying the rows would cost more than it saves
         # Rows that stay fill up: oneDNN compiles anew for each shape, as long as a product takes.
         some = torch.cat([some, (~moved).nonzero()[: -len(some) % 256, 0]])
-        part, before, after = part[some], labels[:, some], nearest[:, some]
+        part = part.index_select(0, some)
+        before, after = labels.index_select(1, some), nearest.index_select(1, some)
     change = _one_hot(after, k) - _one_hot(before, k)
     sums += (change.flatten(0, 1) @ part).view_as(sums)
     sizes += change.sum(2)
@@ -333,8 +346,9 @@ def _refill(rows: _Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
     """Sets the means of empty clusters to the rows farthest from theirs, in place."""
     distance = torch.empty_like(rows.norms)
     for part, span in rows.chunks(1):
-        apart = part - means[labels[span]].float()
-        torch.linalg.vecdot(apart, apart, out=distance[span])
+        own = means.float().index_select(0, labels[span])
+        torch.linalg.vector_norm(part - own, dim=1, out=distance[span])
+    distance.square_()
     # Rows on their centre up to rounding are left there, or equal rows would never settle.
     distance[distance <= 1e-12 * rows.norms] = 0
     # The bits of a float from 0 on are ordered as it is: farthest first, then by position.
@@ -379,7 +393,7 @@ def _chunk_rows(*columns: int) -> int:
 def _at_once(rows: _Rows, k: int) -> int:
     """Number of restarts that run at once: all, unless their state outweighs the rows."""
     width = rows.x.shape[1]
-    restart = 4 * rows.longest * (_tries(k) + 6) + 40 * k * width
+    restart = 4 * rows.longest * (_tries(k) + 8) + 40 * k * width
     return max(max(_STATE, rows.longest * width * 4 // 5) // restart, 1)
 
 

@@ -254,10 +254,10 @@ def lightning_precision(precision: Precision) -> Any:
 
 
 def has_fast_bf16() -> bool:
-    """Whether this machine has units for bf16 matrix products: a GPU's, or a CPU's AMX."""
+    """Whether this machine multiplies bf16 matrices faster than others: GPU, AMX or AVX-512."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def _shuffled(split: Split, cell: Cell) -> DataLoader[Batch]:
