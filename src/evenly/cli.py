@@ -70,7 +70,8 @@ def _is_said_by_us(error: Exception) -> bool:
 
 def compare(options: Namespace) -> None:
     """The main job."""
-    from evenly.lab.compare import compare, table
+    from evenly.lab.compare import compare
+    from evenly.lab.tables import table
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(training.data))
@@ -211,7 +212,7 @@ def datasets(options: Namespace) -> None:
 
 def report(options: Namespace) -> None:
     """Rebuilds tables and report."""
-    from evenly.lab.compare import table, write_tables
+    from evenly.lab.tables import table, write_tables
 
     path = write_tables(Path(options.folder))
     print(table(Path(options.folder)))

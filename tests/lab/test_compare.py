@@ -9,8 +9,9 @@ import pytest
 import yaml
 from torch import nn
 
-from evenly.lab.compare import compare, summary, table, write_tables
+from evenly.lab.compare import compare
 from evenly.lab.settings import Training
+from evenly.lab.tables import summary, table, write_tables
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
 TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)

@@ -1,6 +1,5 @@
 """The built-in data sets by name, and the one way in to any data set."""
 
-import difflib
 import inspect
 import os
 import types
@@ -14,6 +13,7 @@ from evenly.data.dataset import Data
 from evenly.data.digits import digits
 from evenly.data.synthetic import synthetic
 from evenly.spec import parse
+from evenly.suggest import unknown
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,14 @@ def load(spec: str) -> Data:
         return load_npz(Path(path))
     info = DATASETS.get(asked.name)
     if info is None:
-        raise _unknown("data set", asked.name, [*DATASETS], "or the path of an .npz file")
+        raise unknown("data set", asked.name, DATASETS, "or the path of an .npz file")
     hints = get_type_hints(info.build)
     settings: dict[str, Any] = {}
     for name, value in asked.settings.items():
         if name not in info.settings:
-            raise _unknown(f"setting of {asked.name}", name, [*info.settings])
+            raise unknown(f"setting of {asked.name}", name, info.settings)
         settings[name] = _converted(f"{asked.name}: {name}", value, hints[name])
     return info.build(**settings)
-
-
-def _unknown(what: str, name: str, known: list[str], more: str = "") -> ValueError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    guess = f"Did you mean {' or '.join(near)}? " if near else ""
-    choice = ", ".join(known) + (f", {more}" if more else "")
-    return ValueError(f"'{name}' is no {what}. {guess}There is {choice}.")
 
 
 def _converted(what: str, value: Any, hint: Any) -> Any:
