@@ -19,9 +19,13 @@ from torch import Tensor
 from evenly import distributed
 
 _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
+# Of the inertia: what an iteration must gain while the best restart is looked for. Measured against
+# 0: a quarter to a third of the time less, the same inertia on 40 seeds of each of three data sets.
+_GAIN = 1e-5
 _ITERATIONS = 300
 _TIGHT = 0.05  # of the spread: fast products may not tell rows of clusters of less inertia apart
 _CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are more
+_CACHED = 8  # times smaller where a chunk's rows are copied: the copy then stays in the cache
 _KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
 _STATE = 2**27  # bytes that all restarts at once may always take
 
@@ -95,7 +99,7 @@ def kmeans(
         if inertia < _TIGHT * rows.spread:
             start, _ = _best(rows, k, seed, restarts, fast=False)
         with _products(fast=False):
-            centers = _lloyd(rows, start)[0][0]
+            centers = _lloyd(rows, start, gain=0.0)[0][0]
             centers = (centers + rows.offset).to(rows.dtype)
             labels = _assign(x, centers)
         return Clusters(centers, labels, rows.inertia(centers, labels))
@@ -121,7 +125,7 @@ def _assign(x: Tensor, centers: Tensor) -> Tensor:
     offset = centers.mean(0)
     near = (centers - offset).float()[None]
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    step = _chunk_rows(x.shape[1], len(centers))
+    step = _chunk_rows(_CACHED * x.shape[1], len(centers))
     for part, label in zip(x.split(step), labels.split(step), strict=True):
         label.copy_(_nearest(_scores(near, (part - offset).float()))[0])
     return labels
@@ -131,7 +135,7 @@ def _best(rows: "_Rows", k: int, seed: int, restarts: int, *, fast: bool) -> tup
     """Centres (1 k d) and inertia of the restart that ends best."""
     with _products(fast=fast):
         groups = torch.arange(restarts, device=rows.x.device).split(_at_once(rows, k))
-        ends = [_lloyd(rows, _seeds(rows, k, seed, group)) for group in groups]
+        ends = [_lloyd(rows, _seeds(rows, k, seed, group), gain=_GAIN) for group in groups]
     explained = torch.cat([explained for _, explained in ends])
     # Restarts with the same end differ by rounding, and the first of them counts.
     best = int((explained >= explained.max() - 1e-7 * rows.spread).nonzero()[0])
@@ -217,7 +221,7 @@ class _Rows:
     def inertia(self, centers: Tensor, labels: Tensor) -> float:
         """Squared distance of all rows to their centres, summed."""
         total = torch.zeros((), dtype=self.wide, device=self.x.device)
-        step = _chunk_rows(self.x.shape[1], 1)
+        step = _chunk_rows(_CACHED * self.x.shape[1])
         for part, label in zip(self.x.split(step), labels.split(step), strict=True):
             own = centers.index_select(0, label)  # five times as fast as centers[label]
             total += torch.linalg.vector_norm(part - own, dim=1).square_().sum()
@@ -283,8 +287,14 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def _lloyd(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
+def _lloyd(rows: _Rows, centers: Tensor, *, gain: float) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations from `centers` (r k d) until each restart has come to rest.
+
+    Args:
+        rows: The rows.
+        centers: Where each restart begins.
+        gain: An iteration that lowers the inertia by this share of it or less is the last, even
+            if the centres still move. Rounding can lead in circles, which gain nothing.
 
     Returns:
         The centres (r k d) and the spread that they explain (r), which is the spread of the
@@ -292,26 +302,26 @@ def _lloyd(rows: _Rows, centers: Tensor) -> tuple[Tensor, Tensor]:
     """
     r, k = centers.shape[:2]
     device = rows.x.device
-    tolerance = _TOLERANCE * rows.spread / (rows.total * rows.x.shape[1])
+    rest = _TOLERANCE * rows.spread / (rows.total * rows.x.shape[1])
     active = torch.arange(r, device=device)
     labels = torch.full((r, len(rows.x)), -1, dtype=torch.int32, device=device)
     sums = torch.zeros(centers.shape, dtype=rows.wide, device=device)
     sizes = torch.zeros(r, k, dtype=rows.wide, device=device)
-    ends, explained = sums.clone(), sizes[:, 0] - 1
+    ends, explained = sums.clone(), sizes[:, 0] - math.inf
     for _ in range(_ITERATIONS):
         for part, span in rows.chunks(len(active) * k):
             _move(part, labels[:, span], centers, sums, sizes)
         means = rows.sum_(sums.clone())
         size = rows.sum_(sizes.clone())
         means /= size.clamp_min(1)[:, :, None]
-        before, explained[active] = explained[active], (means.square().sum(2) * size).sum(1)
+        before, now = explained[active], (means.square().sum(2) * size).sum(1)
+        explained[active] = now
         for restart in (size == 0).any(1).nonzero()[:, 0]:
             _refill(rows, labels[restart], means[restart], size[restart] == 0)
         ends[active] = means
         shift = (means - centers).square().sum((1, 2))
         centers = means.float()
-        # Rounded products can lead in circles, which explain no more from one turn to the next.
-        moving = (shift > tolerance) & (explained[active] > before)
+        moving = (shift > rest) & (now - before > gain * (rows.spread - now).clamp_min(0))
         if not moving.any():
             break
         if not moving.all():
