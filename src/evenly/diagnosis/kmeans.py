@@ -19,8 +19,8 @@ from torch import Tensor
 from evenly import distributed
 
 _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
-# Of the inertia: what an iteration must gain while the best restart is looked for. Measured against
-# 0: a quarter to a third of the time less, the same inertia on 40 seeds of each of three data sets.
+# Of the inertia: what an iteration must gain while the best restart is looked for. Against 0 it
+# saves from 7 % (k = 31) to a third of the time, at the same inertia over 40 seeds of three sets.
 _GAIN = 1e-5
 _ITERATIONS = 300
 _TIGHT = 0.05  # of the spread: fast products may not tell rows of clusters of less inertia apart

@@ -72,8 +72,11 @@ def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer) -> Method:
     """The method of a cell, on the encoders of a model."""
     settings = method_settings(cell)
     kind = METHODS[parse(cell.method).name]
-    if "optimizer" in inspect.signature(kind).parameters:
+    takes = inspect.signature(kind).parameters
+    if "optimizer" in takes:
         settings["optimizer"] = optimizer
+    if "seed" in takes:  # its chance is part of what varies from seed to seed
+        settings.setdefault("seed", cell.seed)
     return kind(model.encoders, **settings)
 
 

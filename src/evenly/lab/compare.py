@@ -139,11 +139,11 @@ def _method_notes(cell: Cell, kind: type[Any]) -> list[str]:
     given = split(cell.method)[0].settings
     settings = method_settings(cell)
     scaled = [name for name in kind.info.in_epochs if name not in given and settings[name]]
-    if scaled:
-        values = ", ".join(f"{name}={settings[name]}" for name in scaled)
+    values = [f"{name}={settings[name]}" for name in scaled]
+    if values and cell.training.epochs != kind.info.epochs:
         notes.append(
-            f"{cell.method}: {values}, the paper's schedule of {kind.info.epochs} epochs scaled "
-            f"to {cell.training.epochs}."
+            f"{cell.method}: {', '.join(values)}, the paper's schedule of {kind.info.epochs} "
+            f"epochs scaled to {cell.training.epochs}."
         )
     if kind.info.scales_gradients and cell.training.optimizer == "adamw":
         notes.append(
