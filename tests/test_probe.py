@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSamp
 import evenly
 from evenly.probe import _frozen_randomness
 from support import Toy, forward, loaders, net, weights
+from unchecked import error_of
 
 
 def test_every_row_once_in_the_order_of_the_data_set():
@@ -104,6 +105,24 @@ def test_workers_make_no_difference(workers):
 def test_an_empty_loader_is_named():
     with pytest.raises(ValueError, match="the loader of the 'val' split gave no batch"):
         evenly.Probe(net(), forward, [], []).features("val")
+
+
+def test_an_empty_data_set_is_named():
+    empty = DataLoader(Toy(6))
+    empty.dataset.target = empty.dataset.target[:0]
+    with pytest.raises(ValueError, match="the loader of the 'val' split gave no batch"):
+        evenly.Probe(net(), forward, empty, empty).features("val")
+
+
+def test_a_forward_that_returns_something_else():
+    code = (
+        "import torch, evenly; "
+        "evenly.Probe(torch.nn.Linear(1, 1), lambda m, b: m(b), [torch.ones(2, 1)], [])"
+        ".features('train')"
+    )
+    assert "TypeError: forward(model, batch) returns an evenly.Output and the target" in error_of(
+        code
+    )
 
 
 def test_batchnorm_statistics_are_those_of_the_training_split():

@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,28 @@ def test_removed_hooks_are_gone():
     model(torch.randn(5, 3), torch.randn(5, 1, 6, 6))
     with pytest.raises(RuntimeError):
         taps.features()
+
+
+def test_an_encoder_that_runs_twice_is_told(taps_and_model):
+    taps, model = taps_and_model
+    inputs = torch.randn(5, 3), torch.randn(5, 1, 6, 6)
+    with torch.no_grad():  # a validation of the user's own may leave features behind
+        model(*inputs)
+        model(*inputs)
+    model(*inputs)
+    taps.features()
+    model(*inputs)
+    with pytest.raises(RuntimeError, match="encoder of 'visual' ran twice"):
+        model(*inputs)
+
+
+def test_copies_and_files_of_the_model_are_its_own(taps_and_model, tmp_path):
+    taps, model = taps_and_model
+    copy.deepcopy(model)(torch.randn(5, 3), torch.randn(5, 1, 6, 6))
+    with pytest.raises(RuntimeError, match="no features"):
+        taps.features()
+    torch.save(model, tmp_path / "whole.pt")
+    assert (tmp_path / "whole.pt").stat().st_size > 0
 
 
 def test_unknown_path_names_the_nearest():

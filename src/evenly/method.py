@@ -97,9 +97,15 @@ class Method:
             criterion: `criterion(logits, target)` gives the loss; cross-entropy by default.
 
         Raises:
+            TypeError: If the encoders are not given by modality.
             ValueError: If two encoders share parameters, or one that the method should write
                 to has none that are trained.
         """
+        if not isinstance(encoders, Mapping | nn.ModuleDict | None):
+            raise TypeError(
+                f"encoders are given by modality, as a mapping or a ModuleDict; found "
+                f"{type(encoders).__name__}. Pass for example {{'audio': model.audio}}."
+            )
         self.encoders: dict[str, nn.Module] = dict(encoders.items()) if encoders else {}
         self.criterion: Criterion = criterion or nn.functional.cross_entropy
         self.metrics: dict[str, Tensor] = {}
@@ -169,5 +175,13 @@ class Method:
             )
 
 
+def overrides(method: Method, hook: str) -> bool:
+    """Whether a method has a hook of its own in place of joint training's."""
+    return getattr(type(method), hook) is not getattr(Method, hook)
+
+
 def _pack(value: Any) -> Any:
-    return value.get_state() if isinstance(value, torch.Generator) else value
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    # A snapshot: what the method adds to a table later is not in it.
+    return dict(value) if isinstance(value, dict) else value

@@ -43,6 +43,35 @@ class Features:
     index: Int[Tensor, " n"] | None = None
     sharded: bool = False
 
+    def __post_init__(self) -> None:
+        """Checks that rows, labels and positions belong together.
+
+        Raises:
+            TypeError: If something is no tensor.
+            ValueError: If the shapes do not fit.
+        """
+        parts = {f"features of '{name}'": x for name, x in self.features.items()}
+        parts["target"] = self.target
+        if self.index is not None:
+            parts["index"] = self.index
+        for name, x in parts.items():
+            if not isinstance(x, Tensor):
+                raise TypeError(
+                    f"Features: the {name} is a {type(x).__name__}, but a tensor is needed. "
+                    "torch.as_tensor makes one of an array."
+                )
+            wanted = 2 if name.startswith("features") else 1
+            if x.ndim != wanted:
+                raise ValueError(
+                    f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
+                    "are needed: one row per sample for features, one number for target and index."
+                )
+            if len(x) != len(self.target):
+                raise ValueError(
+                    f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
+                    "Pass the same samples in the same order."
+                )
+
 
 class Probe:
     """Runs a model over its training and validation split, as a method asks for it.
@@ -84,7 +113,7 @@ class Probe:
         seen = 0
         with self._looking():
             for batch, position in _batches(self.loaders[split]):
-                output, target = self.forward(self.model, batch)
+                output, target = self._run(batch)
                 for name, value in output.features.items():
                     features.setdefault(name, []).append(value.detach().float())
                 targets.append(target.detach())
@@ -95,9 +124,9 @@ class Probe:
         index = torch.cat(positions)
         keep = _first_seen(index)
         return Features(
-            {name: torch.cat(values)[keep] for name, values in features.items()},
-            torch.cat(targets)[keep],
-            index[keep],
+            {name: _pick(torch.cat(values), keep) for name, values in features.items()},
+            _pick(torch.cat(targets), keep),
+            _pick(index, keep),
             sharded=distributed.world_size() > 1,
         )
 
@@ -107,7 +136,7 @@ class Probe:
         Args:
             modules: Where to look for BatchNorm layers; the rest of the model keeps its own.
         """
-        layers = [
+        layers: list[nn.modules.batchnorm._BatchNorm] = [
             layer
             for module in modules
             for layer in module.modules()
@@ -116,17 +145,35 @@ class Probe:
         if not layers:
             return
         momenta = [layer.momentum for layer in layers]
-        with self._looking():
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # a plain average over all batches
-                layer.train()
-            for batch, _ in _batches(self.loaders["train"]):
-                self.forward(self.model, batch)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        try:
+            with self._looking():
+                for layer in layers:
+                    layer.reset_running_stats()
+                    layer.momentum = None  # a plain average over all batches
+                    layer.train()
+                for n, (batch, position) in enumerate(_batches(self.loaders["train"])):
+                    # BatchNorm can make nothing of a last batch of one.
+                    if n == 0 or position is None or len(position) > 1:
+                        self._run(batch)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+        for layer in layers:
             distributed.mean_(cast(Tensor, layer.running_mean))
             distributed.mean_(cast(Tensor, layer.running_var))
+
+    def _run(self, batch: Any) -> tuple[Output, Tensor]:
+        returned: Any = self.forward(self.model, batch)
+        if (
+            not isinstance(returned, tuple)
+            or len(returned) != 2
+            or not isinstance(returned[0], Output)
+        ):
+            raise TypeError(
+                "forward(model, batch) returns an evenly.Output and the target; found "
+                f"{type(returned).__name__}. Return Output(logits, features), target."
+            )
+        return returned
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -141,6 +188,11 @@ class Probe:
             distributed.reshard(self.model)
 
 
+def _pick(x: Tensor, keep: Tensor) -> Tensor:
+    """Some rows; encoders may be on several devices."""
+    return x[keep.to(x.device)]
+
+
 def _batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]]:
     """Batches of this rank's share, with the rows' positions where they are known."""
     if not (isinstance(loader, DataLoader) and _is_plain(loader)):
@@ -148,6 +200,8 @@ def _batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]]:
             yield batch, None
         return
     count = len(cast(Any, loader.dataset))
+    if count == 0:
+        return
     positions = distributed.share(count)
     size = cast(int, loader.batch_size)
     in_order: DataLoader[Any] = DataLoader(

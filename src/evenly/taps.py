@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,9 +27,11 @@ class Taps:
             pools: By modality, what makes (n, width) vectors of an output.
         """
         self.encoders = dict(encoders)
+        self._pools = dict(pools)
         self._last: dict[str, Tensor] = {}
+        self._trained: set[str] = set()  # encoders that ran with gradients since features()
         self._hooks = [
-            encoder.register_forward_hook(self._listener(name, pools[name]))
+            encoder.register_forward_hook(partial(self._listen, name))
             for name, encoder in self.encoders.items()
         ]
 
@@ -46,6 +50,7 @@ class Taps:
                 "called. Call the model first, with every modality in the batch."
             )
         last, self._last = self._last, {}
+        self._trained.clear()
         return {name: last[name] for name in self.encoders}
 
     def remove(self) -> None:
@@ -59,18 +64,23 @@ class Taps:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _listener(self, name: str, pool: Pool) -> Callable[[nn.Module, Any, Any], None]:
-        def listen(module: nn.Module, inputs: Any, output: Any) -> None:
-            vectors = pool(output)
-            if vectors.ndim != 2:
-                raise ValueError(
-                    f"the features of '{name}' have shape {tuple(vectors.shape)} after pooling; "
-                    "they should be (samples, width). Pass capture(..., pool=...), for example "
-                    "pool=lambda x: x.mean(1) for (samples, time, width)."
+    def _listen(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        pooled = self._pools[name](output)
+        if pooled.ndim != 2:
+            raise ValueError(
+                f"the features of '{name}' have shape {tuple(pooled.shape)} after pooling; "
+                "they should be (samples, width). Pass capture(..., pool=...), for example "
+                "pool=lambda x: x.mean(1) for (samples, time, width)."
+            )
+        if torch.is_grad_enabled():
+            if name in self._trained:
+                raise RuntimeError(
+                    f"the encoder of '{name}' ran twice before features() was called, so one "
+                    "run would be lost. Call features() after each forward pass; if a pass runs "
+                    "the encoder once per frame or crop, capture a module that runs once."
                 )
-            self._last[name] = vectors
-
-        return listen
+            self._trained.add(name)
+        self._last[name] = pooled
 
 
 def capture(

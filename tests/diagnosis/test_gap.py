@@ -6,6 +6,7 @@ from torch import Tensor
 
 import evenly
 from evenly import Features, diagnose
+from unchecked import error_of
 
 
 def features(x: Tensor, y: Tensor, **more: Tensor) -> Features:
@@ -86,6 +87,12 @@ class TestMatched:
         split = blobs(120, 0.3, 1)
         found = diagnose(split, split, gap="matched")
         assert found.gap["m"] == pytest.approx(0, abs=1e-12)
+
+    def test_positions_may_be_any_numbers(self):
+        """Such as those of a data set of billions of rows."""
+        train, val = blobs(300, 0.3, 1), blobs(60, 0.3, 2)
+        far = Features(train.features, train.target, torch.arange(300) * 10**15)
+        assert diagnose(far, val, gap="matched").standard_error["m"] > 0
 
     def test_draws_do_not_depend_on_the_order_of_rows(self):
         train, val = blobs(300, 0.3, 1), blobs(60, 0.3, 2)
@@ -171,6 +178,36 @@ class TestMessages:
         x = torch.rand(30, 1)
         small = features(x[:5], x[:5, 0])
         self.raises("5 samples for 10 clusters", features(x, x[:, 0]), small)
+
+    def test_labels_that_are_no_classes(self):
+        split = blobs(60, 0.5, 1)
+        split.target[7] = -100
+        self.raises("a label of the training split is -100", split, blobs(60, 0.5, 1))
+
+    def test_targets_that_are_no_numbers(self):
+        x = torch.rand(30, 1)
+        bad = x[:, 0].clone()
+        bad[3] = math.nan
+        self.raises(
+            "a target of the validation split is NaN", features(x, x[:, 0]), features(x, bad)
+        )
+
+    def test_other_widths(self):
+        split = blobs(60, 0.5, 1)
+        narrow = features(split.features["m"][:, :5], split.target)
+        self.raises("'m' are 128 wide in the training split and 5", split, narrow)
+
+    @pytest.mark.parametrize(
+        ("x", "message"),
+        [
+            ("torch.rand(60, 2)", "the features of 'm' has 60 rows for 4 targets"),
+            ("torch.rand(4, 2, 2)", "'m' has shape (4, 2, 2), but 2 dimensions are needed"),
+            ("torch.rand(4, 2).numpy()", "TypeError: Features: the features of 'm' is a ndarray"),
+        ],
+    )
+    def test_rows_that_are_none(self, x, message):
+        code = f"import torch, evenly; evenly.Features({{'m': {x}}}, torch.zeros(4).long())"
+        assert message in error_of(code)
 
     def test_other_modalities(self):
         split = blobs(60, 0.5, 1)

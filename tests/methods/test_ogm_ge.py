@@ -135,6 +135,25 @@ def test_one_modality_is_left_alone():
     assert torch.equal(model.head.weight, plain.head.weight)
 
 
+def test_a_validation_that_asks_for_the_loss_does_not_count():
+    def coefficients(validate):
+        torch.manual_seed(0)
+        model = net()
+        method = OGMGE(model.encoders, alpha=0.8)
+        method.before_epoch(0)
+        train_loader, val_loader = loaders()
+        output, target = forward(model, next(iter(train_loader)))
+        method.backward(method.loss(output, target))
+        if validate:
+            with torch.no_grad():
+                for batch in val_loader:
+                    method.loss(*forward(model, batch))
+        method.before_step()
+        return {name: float(k) for name, k in method.metrics.items()}
+
+    assert coefficients(validate=True) == coefficients(validate=False)
+
+
 class TestMessages:
     def test_no_unimodal_logits(self):
         method = OGMGE(net().encoders)
@@ -156,6 +175,10 @@ class TestMessages:
         method.before_epoch(0)
         with pytest.raises(RuntimeError, match=r"without a call of OGMGE\.loss"):
             method.before_step()
+
+    def test_an_end_before_the_start(self):
+        with pytest.raises(ValueError, match="'end' is not before 'start' = 5; found 4"):
+            OGMGE(net().encoders, start=5, end=4)
 
     def test_negative_alpha(self):
         with pytest.raises(ValueError, match=r"'alpha' is not negative; found -0\.1"):

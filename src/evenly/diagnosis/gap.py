@@ -136,14 +136,15 @@ def diagnose(
             class only, or a split has fewer samples than there are classes.
     """
     check_gap(gap)
+    _check_modalities(train, val)
     notes: tuple[str, ...] = ()
     if train.target.is_floating_point():
+        _check_values(train, "training")
+        _check_values(val, "validation")
         edges = _equal_counts(train)
         train = replace(train, target=torch.bucketize(train.target, edges))
         val = replace(val, target=torch.bucketize(val.target, edges))
         notes = (f"The regression target is cut into {len(edges) + 1} equal-count bins.",)
-    elif missing := set(train.features) ^ set(val.features):
-        raise ValueError(f"modalities {sorted(missing)} are in one split only. Pass both.")
     counts = check_classes(train, val, whole=not notes)
     clustering = _Clustering(k=int((counts > 0).sum()), seed=seed, restarts=restarts)
     scores: dict[str, tuple[float, float, float | None]] = {}
@@ -220,7 +221,8 @@ def check_gap(gap: str) -> None:
 
 def check_finite(split: Features, name: str, where: str) -> None:
     """Raises on every rank if a feature of modality `name` is NaN or infinite."""
-    x, index = split.features[name], _index(split)
+    x = split.features[name]
+    index = _index(split).to(x.device)
     bad = ~x.isfinite().all(1)
     none = torch.iinfo(torch.int64).max
     first = index[bad].min() if bool(bad.any()) else torch.tensor(none, device=x.device)
@@ -243,6 +245,13 @@ def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[
     Raises:
         ValueError: If not.
     """
+    for split, where in ((train, "training"), (val, "validation")):
+        least = split.target.min().long() if len(split.target) else split.target.new_tensor(0)
+        if int(distributed.min_(least, sharded=split.sharded)) < 0:
+            raise ValueError(
+                f"a label of the {where} split is {int(least)}, but classes are numbered from 0. "
+                "Leave out samples without a label."
+            )
     of_train, of_val = _counts(train.target, val.target, sharded=train.sharded)
     k = int((of_train > 0).sum())
     if k < 2:
@@ -267,8 +276,31 @@ def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[
     return of_train
 
 
+def _check_modalities(train: Features, val: Features) -> None:
+    if missing := set(train.features) ^ set(val.features):
+        raise ValueError(f"modalities {sorted(missing)} are in one split only. Pass both.")
+    for name, x in train.features.items():
+        if x.shape[1] != val.features[name].shape[1]:
+            raise ValueError(
+                f"the features of '{name}' are {x.shape[1]} wide in the training split and "
+                f"{val.features[name].shape[1]} in the validation split. Take both from one "
+                "encoder."
+            )
+
+
+def _check_values(split: Features, where: str) -> None:
+    """Raises on every rank if a regression target is NaN or infinite."""
+    bad = (~split.target.isfinite()).any().long()
+    if int(distributed.max_(bad, sharded=split.sharded)):
+        raise ValueError(
+            f"a target of the {where} split is NaN or infinite. Leave out samples without one."
+        )
+
+
 def _rows(split: Features, name: str) -> _Rows:
-    return _Rows(split.features[name], split.target.long(), _index(split), split.sharded)
+    x = split.features[name]
+    target, index = split.target.long().to(x.device), _index(split).to(x.device)
+    return _Rows(x, target, index, split.sharded)
 
 
 def _index(split: Features) -> Tensor:
@@ -300,9 +332,10 @@ def _equal_counts(train: Features) -> Float[Tensor, " edges"]:
 
 def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:
     """As many rows of each class as wanted, the same ones whatever the ranks and row order."""
-    size = _largest(rows.index, sharded=rows.sharded) + 1
+    everyone = torch.cat(distributed.gather(rows.index, sharded=rows.sharded)).sort().values
     stream = torch.Generator().manual_seed(seed)
-    keys = torch.rand(size, generator=stream, dtype=torch.float64).to(rows.x.device)[rows.index]
+    drawn = torch.rand(len(everyone), generator=stream, dtype=torch.float64).to(rows.x.device)
+    keys = drawn[torch.searchsorted(everyone, rows.index)]  # by place in the canonical order
     all_keys = torch.cat(distributed.gather(keys, sharded=rows.sharded))
     all_y = torch.cat(distributed.gather(rows.y, sharded=rows.sharded))
     keep: Bool[Tensor, " n"] = torch.zeros_like(rows.y, dtype=torch.bool)

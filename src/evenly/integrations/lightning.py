@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenly.method import Method
+from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
 
@@ -62,9 +62,9 @@ class Balance(Callback):
         self._loss_asked = False
         self._check_module(pl_module)
         self._check_strategy(trainer)
-        if _overrides(self.method, "backward"):
+        if overrides(self.method, "backward"):
             pl_module.backward = self.method.backward  # type: ignore[method-assign]
-        if _overrides(self.method, "loss"):
+        if overrides(self.method, "loss"):
             self._watch_loss()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +94,7 @@ class Balance(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Runs `before_step`."""
-        if _overrides(self.method, "loss") and not self._loss_asked:
+        if overrides(self.method, "loss") and not self._loss_asked:
             raise ValueError(
                 f"{self._name} never saw a batch, because `training_step` of "
                 f"{type(pl_module).__name__} did not call its `loss`. Return "
@@ -171,7 +171,7 @@ class Balance(Callback):
                 "so Balance cannot know when its gradients are complete. Call the method's hooks "
                 "in `training_step` yourself, or use automatic optimisation."
             )
-        if _overrides(self.method, "backward") and is_overridden("backward", pl_module):
+        if overrides(self.method, "backward") and is_overridden("backward", pl_module):
             raise ValueError(
                 f"{type(pl_module).__name__} has a `backward` of its own and so has {self._name}; "
                 "only one of them can fill the gradients. Remove the module's."
@@ -202,7 +202,7 @@ class Balance(Callback):
             return
         for optimizer in trainer.optimizers:
             # Such an optimiser (a fused one) unscales inside its step, after before_step.
-            if _overrides(self.method, "before_step") and getattr(
+            if overrides(self.method, "before_step") and getattr(
                 optimizer, "_step_supports_amp_scaling", False
             ):
                 raise ValueError(
@@ -210,10 +210,6 @@ class Balance(Callback):
                     f"{type(optimizer).__name__} unscales them only inside its step. Use "
                     "fused=False, or precision='bf16-mixed'."
                 )
-
-
-def _overrides(method: Method, hook: str) -> bool:
-    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 def _to_device(trainer: Trainer, batch: Any) -> Any:

@@ -1,6 +1,5 @@
 """A method in a Transformers `Trainer`: one subclass that takes a method and a forward pass."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from evenly.method import Method
+from evenly.files import replacing
+from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
 
@@ -67,7 +67,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     def create_accelerator_and_postprocess(self) -> None:
         """Makes the accelerator, whose backward pass becomes the method's where it has one."""
         super().create_accelerator_and_postprocess()
-        if _overrides(self.method, "backward"):
+        if overrides(self.method, "backward"):
             self.accelerator.backward = self._backward
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,10 +123,8 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            path = Path(output_dir, STATE)
-            part = path.with_suffix(".tmp")
-            torch.save({"epoch": self._epoch, "method": self.method.state_dict()}, part)
-            os.replace(part, path)  # a killed run leaves no half-written file
+            with replacing(Path(output_dir, STATE)) as path:
+                torch.save({"epoch": self._epoch, "method": self.method.state_dict()}, path)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -178,7 +176,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             return self.forward(model, self._prepare_inputs(inputs))
 
     def _check(self) -> None:
-        gradients = _overrides(self.method, "backward") or _overrides(self.method, "before_step")
+        gradients = overrides(self.method, "backward") or overrides(self.method, "before_step")
         writes = self.method.info.writes
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise ValueError(
@@ -224,10 +222,6 @@ class _EpochBegin(TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # state.epoch counts in fractions: 1.5 on resuming in the middle of the second epoch
         self._begin(int(state.epoch), kwargs["train_dataloader"])
-
-
-def _overrides(method: Method, hook: str) -> bool:
-    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 def _in_order(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:

@@ -88,11 +88,13 @@ class OGMGE(Method):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If alpha is negative.
+            ValueError: If alpha is negative or the epochs end before they start.
         """
         super().__init__(encoders, criterion=criterion)
-        if alpha < 0:
+        if not alpha >= 0:
             raise ValueError(f"OGMGE: 'alpha' is not negative; found {alpha}.")
+        if end < start:
+            raise ValueError(f"OGMGE: 'end' is not before 'start' = {start}; found {end}.")
         self.alpha, self.noise, self.start, self.end, self.seed = alpha, noise, start, end, seed
         self.epoch, self.steps = -1, 0
         self._score: Tensor | None = None
@@ -109,7 +111,8 @@ class OGMGE(Method):
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The joint loss; on the way, the scores are taken."""
-        if self.is_active:
+        # Without gradients it is no training step: a validation that asks for the loss.
+        if self.is_active and torch.is_grad_enabled():
             with torch.no_grad():
                 score = scores(self._unimodal(output), target)
             # summed, so that several passes before one step (accumulation) count as one batch
@@ -134,7 +137,7 @@ class OGMGE(Method):
                 if grad is not None and grad.ndim > 1:
                     if grad.device not in streams:
                         streams[grad.device] = self._stream(grad.device)
-                    self._modulate_(grad, coefficient, streams[grad.device])
+                    self._modulate_(grad, coefficient.to(grad.device), streams[grad.device])
         self.steps += 1
         self.metrics = {
             f"coefficient/{name}": coefficient

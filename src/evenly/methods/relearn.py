@@ -4,6 +4,7 @@ Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning"
 https://arxiv.org/abs/2407.09705.
 """
 
+import math
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly import distributed
-from evenly.diagnosis.gap import Diagnosis, Gap, check_finite, check_gap, diagnose
+from evenly.diagnosis.gap import Diagnosis, Gap, check_classes, check_finite, check_gap, diagnose
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.probe import Features, Probe
 
@@ -122,7 +123,8 @@ class Relearn(Method):
         Args:
             encoders: By modality, the modules to diagnose and pull back. A modality that is
                 left out is trained jointly and nothing else.
-            every: Period in epochs.
+            every: Period in epochs: re-learning comes before the epochs every + 1,
+                2 · every + 1, ... counted from 0.
             times: How often in all.
             strength: λ in α = tanh(λ · gap); 0 is plain joint training.
             gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
@@ -142,11 +144,15 @@ class Relearn(Method):
             ValueError: If a setting is out of range or the initial weights do not fit.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value, least in (("every", every, 1), ("times", times, 0)):
+        for name, value, least in (
+            ("every", every, 1),
+            ("times", times, 0),
+            ("restarts", restarts, 1),
+        ):
             if value < least:
                 raise ValueError(f"Relearn: '{name}' is at least {least}; found {value}.")
-        if strength < 0:
-            raise ValueError(f"Relearn: 'strength' is not negative; found {strength}.")
+        if not 0 <= strength < math.inf:
+            raise ValueError(f"Relearn: 'strength' is finite and not negative; found {strength}.")
         check_gap(gap)
         if batchnorm not in ("kept", "reestimated"):
             raise ValueError(
@@ -167,12 +173,27 @@ class Relearn(Method):
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the initial weights in the first epoch; re-learns where it is due."""
+        if epoch == 0 and self.history:
+            raise RuntimeError(
+                f"this Relearn belongs to a training that has come to epoch {max(self.history)}, "
+                "and its initial weights are that training's. Make a new one for a new training."
+            )
         if self.initial is None:
             self._take_initial(epoch)
         if epoch == 0:
             self._check(probe)
         if self.is_due(epoch) and epoch not in self.history:
             self._relearn(epoch, self._need(probe))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            ValueError: If it is of another method, or of encoders of another shape.
+        """
+        super().load_state_dict(state)
+        if self.initial is not None:
+            self._check_initial(self.initial)
 
     def is_due(self, epoch: int) -> bool:
         """Whether encoders re-learn before this epoch (from 0): every + 1, 2 · every + 1, ..."""
@@ -228,9 +249,13 @@ class Relearn(Method):
         """Finds what would fail at the first re-learning before any training is spent."""
         if not self.times or not self.strength:
             return
-        features = self._own(self._need(probe).features("val"))
-        for name in features.features:
-            check_finite(features, name, "validation")
+        probe = self._need(probe)
+        train, val = self._own(probe.features("train")), self._own(probe.features("val"))
+        if not train.target.is_floating_point():
+            check_classes(train, val)
+        for name in self.encoders:
+            check_finite(train, name, "training")
+            check_finite(val, name, "validation")
 
     def _need(self, probe: Probe | None) -> Probe:
         if probe is None:
@@ -258,11 +283,14 @@ class Relearn(Method):
         loaded: Any = initial
         if isinstance(initial, str | PathLike):
             loaded = torch.load(initial, map_location="cpu", weights_only=True)
+        self._check_initial(loaded)
+        return {name: loaded[name] for name in self.encoders}
+
+    def _check_initial(self, initial: Initial) -> None:
         for name, encoder in self.encoders.items():
-            if name not in loaded:
+            if name not in initial:
                 raise ValueError(
-                    f"the initial weights hold {sorted(loaded)}, but not '{name}'. Give one "
+                    f"the initial weights hold {sorted(initial)}, but not '{name}'. Give one "
                     "state per modality."
                 )
-            check_initial(encoder, loaded[name], f"encoder '{name}'")
-        return {name: loaded[name] for name in self.encoders}
+            check_initial(encoder, initial[name], f"encoder '{name}'")
