@@ -35,6 +35,8 @@ class Balance(Callback):
     first validation loader, under the Trainer's precision and on its device. `before_step` sees
     gradients that are accumulated, averaged over ranks, unscaled and not yet clipped. What the
     method remembers is saved in the checkpoint and comes back with `fit(..., ckpt_path=...)`.
+    A run resumed in the middle of an epoch goes on as Lightning lets it: batches that a loader
+    shuffles by the global random stream come in another order than they would have.
     The method's metrics are logged as `method/NAME`, averaged over the epoch's batches.
 
     Raises (before the first optimiser step):
