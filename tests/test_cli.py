@@ -1,6 +1,8 @@
 """The command as a user types it: every run is a process of its own."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from evenly import METHODS
+from evenly.cli import main
 from evenly.data import DATASETS
 
 DATA = "synthetic(train=60,val=30,test=30,classes=3)"
@@ -76,6 +79,31 @@ def test_train_then_resume(tmp_path):
     assert evenly(*command, "--resume").stdout == text
 
 
+def test_train_prints_the_notes_of_compare(tmp_path):
+    ran = evenly("train", "--data", DATA, "--epochs", 2, "--width", 8, "--out", tmp_path / "run")
+    assert "note: encoders: m1, vector (32,): MLP; m2, vector (32,): MLP." in ran.stderr
+    assert "note: relearn: every=1, the paper's schedule of 90 epochs scaled to 2." in ran.stderr
+    assert "note: relearn: acts in none of the 2 epochs (first before epoch 2" in ran.stderr
+
+
+def test_ctrl_c_in_train(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "evenly.cli", "train", "--data", DATA, "--epochs", "5000"]
+    command += ["--width", "8", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    while not (out / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    last = said.splitlines()[-1]
+    assert last == "evenly: stopped. The same command with --resume continues where this one was."
+    assert "Traceback" not in said
+    assert not list(out.glob(".*"))
+
+
 def test_compare_then_report(tmp_path):
     out = tmp_path / "out"
     command = ["compare", "--data", DATA, "--epochs", 2, "--width", 8, "--seeds", 1, "--out", out]
@@ -120,6 +148,14 @@ def test_diagnose(features):
     assert "s.e." in evenly("diagnose", features, "--gap", "matched").stdout
 
 
+def test_diagnose_needs_validation_and_no_test(features, tmp_path):
+    arrays = dict(np.load(features))
+    np.savez(tmp_path / "a.npz", **{name: x[:40] for name, x in arrays.items()})
+    assert "text" in evenly("diagnose", tmp_path / "a.npz").stdout
+    np.savez(tmp_path / "b.npz", **arrays | {"split": np.repeat(["train", "test"], [24, 24])})
+    fails("'split' marks no sample as val. Mark some", "diagnose", tmp_path / "b.npz")
+
+
 def test_methods_lists_and_shows():
     text = evenly("methods").stdout
     assert all(name in text for name in METHODS)
@@ -135,6 +171,7 @@ def test_datasets_lists_and_shows():
     text = evenly("datasets").stdout
     assert all(name in text for name in DATASETS)
     assert "'labels' (N)" in text
+    assert "'NAME_kind'" in text
     assert "noise=" in evenly("datasets", "digits").stdout
     fails("'digit' is no data set. Did you mean digits?", "datasets", "digit")
 
@@ -153,15 +190,74 @@ def test_wrong_input_gets_a_sentence(tmp_path, features):
     fails("a diagnosis is of features, one vector per sample", "diagnose", images)
 
 
-def test_our_own_mistakes_keep_their_traceback(tmp_path):
-    """Errors from deeper than this package are not dressed up as the user's."""
+SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("--weight_decay is at least 0; found -1", ["compare", "--weight_decay", -1]),
+        ("--diagnose_every is at least 0; found -1", ["compare", "--diagnose_every", -1]),
+        ("--jobs is at least 1; found 0", ["compare", "--jobs", 0]),
+        ("file cannot be a folder, as file is a file", ["compare", "--out", "file", *SMALL]),
+        ("file/x cannot be a folder, as file is", ["compare", "--out", "file/x", *SMALL]),
+        ("file cannot be a folder, as file is a file", ["train", "--out", "file", *SMALL]),
+        ("no.pt", ["compare", "--methods", "relearn(initial=no.pt)", *SMALL]),
+        ("every takes a whole number, found 'x'", ["compare", "--methods", "relearn(every=x)"]),
+        ("every takes a whole number, found 1.5", ["train", "--method", "relearn(every=1.5)"]),
+        ("start takes a whole number, found 'x'", ["train", "--method", "ogm_ge(start=x)"]),
+        ("'jint' is no method", ["train", "--method", "jint", *SMALL]),
+        ("noise takes a number, found 'loud'", ["train", "--data", "digits(noise=loud)"]),
+        (
+            "encoder 'm1' (Linear) cannot take its input, of shape (32,)",
+            ["train", "--encoders.m1", "torch.nn.Linear(in_features=7,out_features=4)", *SMALL],
+        ),
+        ("has no `out_features`", ["compare", "--encoders.m1", "torch.nn.Identity", *SMALL]),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence_and_leaves_nothing(
+    message, arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main([*map(str, arguments)]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_damaged_result(tmp_path):
+    evenly("compare", *SMALL, "--methods", "joint", "--seeds", 1, "--out", tmp_path)
+    (tmp_path / "runs" / "joint-0" / "result.json").write_text("{")
+    fails("joint-0/result.json is damaged (Expecting property name", "report", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "import json; json.loads('{')",  # ValueError of a library
+        "from evenly.report.folder import _number; _number('x')",  # ValueError of float
+        "from evenly.lab.tables import summary; summary([{}])",  # KeyError
+        "from evenly.nn import encoder_for; encoder_for(None)",  # AttributeError
+        "from evenly.data import save_npz; save_npz(0, [None], [], {})",  # TypeError of our own
+    ],
+)
+def test_our_own_mistakes_keep_their_traceback(mistake):
+    """Only what this package raises for the user is the user's."""
     code = (
-        "import sys, evenly.cli as cli, json; cli.COMMANDS['methods'] = lambda o: json.loads('{'); "
+        f"import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: exec({mistake!r}); "
         "sys.exit(cli.main(['methods']))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
+
+
+def test_errors_of_the_system_name_the_path(tmp_path):
+    (tmp_path / "config.yaml").write_text("methods: [joint]\n")
+    (tmp_path / "summary.csv").mkdir()
+    fails("summary.csv). Check the path, and that you may", "report", tmp_path)
 
 
 def test_a_reader_that_has_enough(features):

@@ -1,10 +1,11 @@
 import math
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenly.spec import Spec, parse, split
+from evenly.spec import Spec, converted, parse, split
 
 
 def test_a_bare_name_has_no_settings():
@@ -128,3 +129,41 @@ def test_an_empty_place_in_a_list_is_refused(text):
 def test_an_empty_list_is_refused():
     with pytest.raises(ValueError, match="the list of names is empty"):
         split("  ")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (3, int, 3),
+        (3, float, 3.0),
+        (True, bool, True),
+        ("a", str | None, "a"),
+        (None, int | None, None),
+        ("b", Literal["a", "b"], "b"),
+        ("a", Literal["a"] | None, "a"),
+        ([1, 2.5], float | list[float], [1.0, 2.5]),
+    ],
+)
+def test_a_value_that_its_annotation_allows(value, hint, expected):
+    found = converted("x", value, hint)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "wanted"),
+    [
+        (3.0, int, "a whole number"),
+        (True, int, "a whole number"),
+        (1, bool, "true or false"),
+        (1, str, "a text"),
+        ("c", Literal["a", "b"], "'a' or 'b'"),
+        ("a", int | None, "a whole number"),
+        (["x"], float | list[float], "a number"),
+        ("x", float | list[float], "a number or a list of numbers"),
+        (1, dict[str, int] | str, "a text"),
+    ],
+)
+def test_a_value_of_another_type(value, hint, wanted):
+    with pytest.raises(ValueError, match=f"^x takes {wanted}, found ") as caught:
+        converted("x", value, hint)
+    assert repr(value if not isinstance(value, list) else value[0]) in str(caught.value)

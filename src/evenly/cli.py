@@ -31,17 +31,26 @@ several modalities.
 
 NPZ = """The .npz form: 'labels' (N), 'split' (N; train, val, test or 0, 1, 2), and every other
 array whose first axis is N is a modality; NAME with NAME_offset (N + 1) is a modality of unequal
-lengths; 'class_names' is optional."""
+lengths; 'class_names' is optional. The shape of a sample tells what a modality is: (d) a vector,
+(time, features) a sequence, (channels, height, width) or 8-bit integers in (height, width) an
+image. A spectrogram of floats, (bands, frames), is thus taken for a sequence: 'NAME_kind', one of
+the strings 'vector', 'sequence' and 'image', says otherwise."""
+
+CONTINUED = {
+    "compare": " The same command continues where this one was.",
+    "train": " The same command with --resume continues where this one was.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = parser().parse_args(arguments)
-    command = options.command
+    command = ""
     try:
+        options = parser().parse_args(arguments)
+        command = options.command
         COMMANDS[command](options[command])
     except KeyboardInterrupt:
-        print("\nevenly: stopped. The same command continues where this one was.", file=sys.stderr)
+        print(f"\nevenly: stopped.{CONTINUED.get(command, '')}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"evenly: {_sentence(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         if not _is_said_by_us(error):
             raise
@@ -59,23 +71,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_said_by_us(error: Exception) -> bool:
-    """Whether an error was raised by this package's own code: a sentence for the user.
+def _sentence(error: OSError) -> str:
+    """What is wrong with a file, in the words of this package or the system's."""
+    if error.errno is None:
+        return str(error)
+    path = error.filename2 or error.filename  # the second is where a file was to be moved to
+    place = f" ({path})" if path else ""
+    return f"{error.strerror}{place}. Check the path, and that you may read and write there."
 
-    Anything that comes from deeper is our own mistake and keeps its traceback.
+
+def _is_said_by_us(error: Exception) -> bool:
+    """Whether an error is a sentence for the user: a `raise` statement of this package.
+
+    Anything else is our own mistake and keeps its traceback.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        isinstance(error, ValueError | RuntimeError)
+        and Path(last.filename).is_relative_to(Path(__file__).parent)
+        # C functions, torch's and Python's own, leave no frame, so the last one is their caller's.
+        and (last.line or "").startswith("raise")
+    )
 
 
 def compare(options: Namespace) -> None:
     """The main job."""
     from evenly.lab.compare import compare
+    from evenly.lab.jobs import default_jobs
     from evenly.lab.tables import table
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(training.data))
-    jobs = options.jobs or max(1, (os.cpu_count() or 1) // training.threads)
+    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     report = compare(options.methods, options.seeds, training, out, jobs)
     print(table(out))
     print(f"\nreport: {report}")
@@ -85,23 +112,27 @@ def train(options: Namespace) -> None:
     """One run."""
     from tqdm import tqdm
 
+    from evenly.lab.prepare import prepare, say
     from evenly.lab.run import run_cell
-    from evenly.lab.settings import Cell
+    from evenly.lab.settings import Cell, check_folder
 
     cell = Cell(_training(options), options.method, options.seed)
     folder = Path(options.out or Path("runs") / _short(cell.training.data) / cell.folder)
+    check_folder(folder)
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise FileExistsError(
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )
+    data, notes = prepare([cell])
+    say(notes)
     with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
 
         def tell(epoch: int, accuracy: float) -> None:
             bar.update(epoch + 1 - bar.n)
             bar.set_postfix_str(f"val {accuracy:.3f}")
 
-        result = run_cell(cell, folder, tell)
+        result = run_cell(cell, folder, tell, data)
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by validation accuracy")
     for split, metrics in result.metrics.items():
         print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
@@ -114,7 +145,7 @@ def diagnose(options: Namespace) -> None:
     from evenly import diagnose as measure
     from evenly.data import Split, load_npz
 
-    data = load_npz(Path(options.file))
+    data = load_npz(Path(options.file), needed=("train", "val"))
     for name, modality in data.modalities.items():
         if modality.kind != "vector":
             raise ValueError(
@@ -251,7 +282,8 @@ def parser() -> ArgumentParser:
     one.add_argument(
         "--jobs",
         type=int | None,
-        help="runs at the same time; figures do not depend on it (default: cores / threads)",
+        help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
+        "on a GPU)",
     )
     _add_training(one)
     commands.add_subcommand("compare", one, help="the main job: methods over seeds, with a report")

@@ -3,9 +3,10 @@
 import json
 import math
 import re
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -71,6 +72,43 @@ def split(text: str) -> list[Spec]:
     if not parts:
         raise ValueError("the list of names is empty. Write at least one name.")
     return [parse(part) for part in parts]
+
+
+def converted(what: str, value: Any, hint: Any) -> Any:
+    """A setting's value as its annotation has it; whole numbers pass for floats, nothing else.
+
+    Args:
+        what: The setting, as the error should call it.
+        value: As `parse` read it.
+        hint: Made of int, float, bool, str, None, lists, literals and unions; what else is in a
+            union cannot be written in a text and is passed over.
+
+    Raises:
+        ValueError: If the value is of another type.
+    """
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    for option in options:
+        if option is float and type(value) is int:
+            return float(value)
+        if type(value) is option:
+            return value
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if get_origin(option) is list and isinstance(value, list):
+            return [converted(what, item, *get_args(option)) for item in value]
+    wanted = " or ".join(filter(None, map(_in_words, options)))
+    raise ValueError(f"{what} takes {wanted}, found {value!r}.")
+
+
+def _in_words(hint: Any) -> str:
+    """What to give for an annotation; empty if it cannot be written."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is list:
+        return f"a list of {_in_words(*get_args(hint)).removeprefix('a ')}s"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+        hint, ""
+    )
 
 
 def _setting(name: str, part: str) -> tuple[str, Any]:

@@ -168,6 +168,21 @@ def test_eight_bit_images_stay_eight_bit(tmp_path):
     assert _all(data, "train")["inputs"]["x"].dtype == torch.uint8
 
 
+def test_only_what_is_needed_must_be_there(tmp_path):
+    """A test split is not looked at where nobody will read it."""
+    path = _write(tmp_path / "a.npz", split=SPLIT.clip(0, 1))
+    data = load_npz(path, needed=("train", "val"))
+    assert data.split("val").rows.tolist() == [6, 7, 8, 9, 10, 11]
+    _write(path, labels=np.append(LABELS[:8], [1, 1, 1, 1]))  # class 0 is not in test
+    assert data.split("train").rows.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_validation_split_that_is_needed_is_not_drawn(tmp_path):
+    path = _write(tmp_path / "a.npz", split=SPLIT.clip(0, 1) * 2)
+    with pytest.raises(ValueError, match=r"'split' marks no sample as val\. Mark some"):
+        load_npz(path, needed=("train", "val"))
+
+
 def test_what_is_saved_is_read(tmp_path):
     path = tmp_path / "a.npz"
     save_npz(path, LABELS, SPLIT, {"x": VECTOR, "y": VECTOR[:, :2]}, class_names=["no", "yes"])
@@ -253,6 +268,11 @@ WRONG = {
     "no kind": ({"x_kind": np.array([], "U1")}, "'x_kind' is ''. Use vector"),
     "dot": ({"a.b": VECTOR}, "a modality cannot be called 'a.b'"),
     "slash": ({"a/b": VECTOR}, "a modality cannot be called 'a/b'"),
+    "line break": (
+        {"a\nb": VECTOR},
+        r"a modality cannot be called 'a\nb', as tables could not show it. Rename the array",
+    ),
+    "tab": ({"a\tb": VECTOR}, r"a modality cannot be called 'a\tb'"),
     "attribute": ({"float": VECTOR}, "a modality cannot be called 'float'"),
     "offset falls": (
         {"s": VECTOR, "s_offset": np.array([0, 1, 3, 2, *range(4, 13)])},

@@ -69,6 +69,7 @@ def test_schedules_are_scaled_to_the_length_of_training():
 
 def test_what_the_user_wrote_is_taken_as_it_is():
     assert settings("relearn(every=20,gap=shared)", 30) == {"every": 20, "gap": "shared"}
+    assert settings("relearn(every=9,strength=2,initial=a.pt)", 30)["initial"] == "a.pt"
 
 
 @pytest.mark.parametrize(
@@ -77,9 +78,15 @@ def test_what_the_user_wrote_is_taken_as_it_is():
         ("relern", r"'relern' is no method\. Did you mean relearn\?"),
         ("relearn(evry=2)", r"'evry' is no setting of relearn\. Did you mean every\?"),
         ("relearn(encoders=1)", "'encoders' is no setting of relearn"),
+        ("relearn(every=x)", "relearn: every takes a whole number, found 'x'"),
+        ("relearn(every=1.5)", r"relearn: every takes a whole number, found 1\.5"),
+        ("relearn(gap=large)", "gap takes 'paper' or 'matched' or 'shared', found 'large'"),
+        ("relearn(initial=[1])", r"relearn: initial takes a text, found \[1\]"),
+        ("ogm_ge(start=x)", "ogm_ge: start takes a whole number, found 'x'"),
+        ("ogm_ge(noise=0)", "ogm_ge: noise takes true or false, found 0"),
     ],
 )
-def test_unknown_names(method, message):
+def test_names_and_values_that_cannot_be(method, message):
     with pytest.raises(ValueError, match=message):
         settings(method, 30)
 

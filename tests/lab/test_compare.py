@@ -1,14 +1,17 @@
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
 from torch import nn
 
+from evenly.data import save_npz
 from evenly.lab.compare import compare
 from evenly.lab.settings import Training
 from evenly.lab.tables import summary, table, write_tables
@@ -98,6 +101,35 @@ def test_more_seeds_and_methods_repeat_nothing(comparison):
     assert all(after[path] == moment for path, moment in finished.items())
 
 
+def test_fewer_methods_and_seeds_later(comparison):
+    """Tables and report count all runs of the folder, so its settings go on naming them all."""
+    before = yaml.safe_load((comparison / "config.yaml").read_text())
+    compare("ogm_ge,joint", 1, TRAINING, comparison, 1)
+    after = yaml.safe_load((comparison / "config.yaml").read_text())
+    for name in ("methods", "seeds", "notes"):
+        assert after[name] == before[name]
+    assert set(after["methods"]) == {row["method"] for row in read(comparison / "summary.csv")}
+
+
+def test_data_that_have_changed_since(tmp_path):
+    path, out = tmp_path / "a.npz", tmp_path / "out"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    training = Training(data=str(path), epochs=1, width=4)
+    compare("joint", 1, training, out, 1)
+    save_npz(path, labels, split, {"x": np.zeros((60, 3))})
+    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since"):
+        compare("joint", 2, training, out, 1)
+
+
+def test_settings_of_another_program_are_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("title: mine\n")
+    with pytest.raises(ValueError, match=r"config\.yaml is not what this command writes"):
+        compare("joint", 1, TRAINING, tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "title: mine\n"
+
+
 def test_other_settings_are_refused(comparison):
     with pytest.raises(ValueError, match=r"holds runs with epochs = 3, but 4 is asked for now"):
         compare("joint", 1, Training(data=DATA, epochs=4, width=8), comparison, 1)
@@ -149,6 +181,9 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
         if list(tmp_path.glob("runs/*/last.ckpt")) or process.poll() is not None:
             break
         time.sleep(0.01)
+    # What a run leaves that is killed while it writes, whether or not it happens to this one.
+    left = next(tmp_path.glob("runs/*/last.ckpt")).with_name(".last.1.ckpt")
+    left.write_bytes(b"half")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     assert process.wait(60) == 130, (tmp_path / "log").read_text()
     assert "The same command continues" in (tmp_path / "log").read_text()
@@ -161,28 +196,86 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
     assert not list(tmp_path.rglob(".*"))  # no temporary file is left
 
 
-def test_a_killed_run_is_told_and_taken_up(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.0, 0.5, 1.5, 3.0])
+def test_ctrl_c_in_the_first_seconds_is_answered_in_one_sentence(tmp_path, moment):
+    """Before, while and after the process that runs are forked from imports what they need."""
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "500"]
+    command += ["--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    with process:
+        assert process.stdout.readline().startswith("note: ")  # what comes next is that process
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stdout.read()  # until the last process of the command has ended
+    assert process.returncode == 130, said
+    assert said.strip() == "evenly: stopped. The same command continues where this one was."
+
+
+def test_a_killed_run_is_told_and_taken_up(tmp_path, monkeypatch):
     """As the system does when memory runs out: one process of the command is gone."""
-    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "4"]
     command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
     command += ["--encoders.m1", "test_compare.Kills"]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.setenv("EVENLY_TEST_KILL", "5")  # two batches an epoch, so in the third
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "joint-0: its process ended with code -9 (killed, perhaps for want of" in ran.stderr
+    run = tmp_path / "runs" / "joint-0"
+    before = (run / "metrics.csv").read_text()
+    assert [row["epoch"] for row in read(run / "metrics.csv")] == ["0", "1"]
+    # The same setting: the two epochs that are left have four batches.
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert (run / "metrics.csv").read_text().startswith(before)
+    assert json.loads((run / "result.json").read_text())["steps"] == 8
 
 
 class Kills(Breaks):
-    """An encoder that takes its process with it."""
+    """An encoder that takes its process with it at a certain batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
 
     def forward(self, x):
-        if self.training:
+        self.batches += self.training
+        if self.batches == int(os.environ["EVENLY_TEST_KILL"]):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.net(x.float())
 
 
+def test_runs_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
+    command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    command += ["--encoders.m1", "test_compare.Slow"]
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    run = tmp_path / "runs" / "joint-0"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    while not (run / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    time.sleep(4)  # for longer than an epoch
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not (run / "error.txt").exists()
+    assert len(read(run / "metrics.csv")) <= 2  # an epoch may end just then
+
+
+class Slow(Breaks):
+    """An encoder of which an epoch takes a while."""
+
+    def forward(self, x):
+        time.sleep(0.5)
+        return self.net(x.float())
+
+
 def test_tables_of_no_comparison(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no comparison \(no config.yaml\)"):
+    with pytest.raises(FileNotFoundError, match=r"holds no comparison: there is no config\.yaml"):
         write_tables(tmp_path)
 
 

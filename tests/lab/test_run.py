@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from evenly.data import Data, load
+from evenly.data import Data, load, save_npz
 from evenly.lab import run
 from evenly.lab.build import build_model
 from evenly.lab.result import Result
@@ -14,7 +14,7 @@ from evenly.lab.run import run_cell
 from evenly.lab.settings import Cell, Training
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
-TRAINING = Training(data=DATA, epochs=4, diagnose_every=2, width=8)
+TRAINING = Training(data=DATA, epochs=4, diagnose_every=2, width=8, precision="32")
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,38 @@ def test_other_settings_in_the_folder(finished):
             run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), folder)
     finally:
         (folder / "kept.json").rename(folder / "result.json")
+
+
+def test_other_settings_in_the_folder_of_a_finished_run(finished):
+    folder, _, _ = finished
+    with pytest.raises(ValueError, match="holds runs with seed = 0, but 1 is asked for"):
+        run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), folder)
+
+
+def test_data_that_have_changed_since(tmp_path):
+    path = tmp_path / "a.npz"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    cell = Cell(Training(data=str(path), epochs=1, width=4), "joint", 0)
+    run_cell(cell, tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data_sha256"]
+    save_npz(path, labels, split, {"x": np.zeros((60, 3))})
+    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since"):
+        run_cell(cell, tmp_path / "run")
+
+
+def test_what_cannot_be_built_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="'jint' is no method"):
+        run_cell(Cell(TRAINING, "jint", 0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".last.123.ckpt").write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"whole")
+    training = Training(data=DATA, epochs=1, width=8)
+    run_cell(Cell(training, "joint", 0), tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [".mine"]
 
 
 def test_precision(monkeypatch, tmp_path):

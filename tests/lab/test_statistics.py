@@ -40,6 +40,23 @@ def test_nothing_to_test(ours):
     assert paired_p(ours, [0.4] * len(ours)) is None
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7]),
+        (np.float32([0.71, 0.72, 0.73]).tolist(), np.float32([0.61, 0.62, 0.63]).tolist()),
+    ],
+)
+def test_equal_differences_that_differ_by_rounding(ours, theirs):
+    """Tested as they are they would have p = 1e-31, and be bold."""
+    assert paired_p(ours, theirs) is None
+
+
+def test_one_sample_more_on_one_seed_is_a_difference():
+    """Of ten thousand, which is more than any test split in use."""
+    assert paired_p([0.6, 0.7, 0.8001], [0.5, 0.6, 0.7]) < 0.01
+
+
 def test_holm_by_hand():
     """Sorted .01, .03, .04: times 3, 2, 1, and never below the one before."""
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

@@ -72,6 +72,9 @@ def test_between_measurements_a_curve_is_straight():
     assert value_at({2: 1.0, 6: 3.0}, 3) == pytest.approx(1.5)
 
 
-def test_a_folder_without_a_comparison_is_named(tmp_path):
+@pytest.mark.parametrize("text", [None, "", "- a", "{"])
+def test_a_folder_without_a_comparison_is_named(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(FileNotFoundError, match=r"holds no comparison: there is no config\.yaml"):
         read_comparison(tmp_path)

@@ -213,7 +213,7 @@ def test_thirty_methods_each_have_a_row_and_a_key(tmp_path, write):
 
 
 def test_a_folder_that_is_no_comparison_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Pass the folder that `evenly compare --out`"):
+    with pytest.raises(FileNotFoundError, match="Give the folder that 'evenly compare --out'"):
         write_report(tmp_path)
 
 

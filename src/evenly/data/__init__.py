@@ -1,7 +1,7 @@
 """Data sets: built in, generated, or read from an `.npz` file."""
 
 from evenly.data.arrays import load_npz, save_npz
-from evenly.data.catalogue import DATASETS, DatasetInfo, load
+from evenly.data.catalogue import DATASETS, DatasetInfo, data_file, load
 from evenly.data.dataset import (
     Batch,
     Data,
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "SplitName",
     "collate",
+    "data_file",
     "load",
     "load_npz",
     "save_npz",

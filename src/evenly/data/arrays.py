@@ -1,9 +1,8 @@
 """Data sets of one's own, as arrays in one `.npz` file."""
 
-import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evenly.data.dataset import Data, Kind, Ragged, SplitName, stratified
+from evenly.files import replacing
 
 Array = npt.NDArray[Any]
 
@@ -21,14 +21,14 @@ VALIDATION = 0.15
 _RESERVED = ("labels", "split", "class_names")
 
 
-def load_npz(path: Path) -> Data:
+def load_npz(path: Path, needed: Collection[SplitName] = ("train", "test")) -> Data:
     """Reads a data set from an `.npz` file.
 
     The file holds
 
     - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order;
     - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split a stratified
-      15 % of train becomes one (seed 0), and a note says so;
+      15 % of train becomes one (seed 0), and a note says so, unless one is needed;
     - every other array whose first axis is N: a modality of that name. One sample of it is a
       vector (1-D), an image of one channel (2-D, 8-bit integers), a sequence (any other 2-D:
       time, features) or an image (3-D: c, h, w; or h, w, c where only the last axis is 1, 3
@@ -37,11 +37,15 @@ def load_npz(path: Path) -> Data:
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`;
     - `class_names` (C), optional: in the order of the classes.
 
+    Args:
+        path: Of the file.
+        needed: The splits that must be in it. Others are left out, but for `val`.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file does not have that form.
     """
-    return _Reader(path).data()
+    return _Reader(path, needed).data()
 
 
 def save_npz(
@@ -70,21 +74,18 @@ def save_npz(
                 f"save_npz: '{name}' holds Python objects, which would have to be pickled. Give "
                 "numbers, or strings as a fixed-width array."
             )
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            # NumPy takes more than arrays by keyword since 2.2, hence the cast.
-            np.savez_compressed(file, **cast(Any, arrays))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # A file object, as NumPy adds a suffix to a path that has another one.
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        # NumPy takes more than arrays by keyword since 2.2, hence the cast.
+        np.savez_compressed(file, **cast(Any, arrays))
 
 
 class _Reader:
     """The arrays of one file, and what is wrong with them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, needed: Collection[SplitName]) -> None:
         self.path = path
+        self.needed = needed
         self.arrays = self._read()
 
     def data(self) -> Data:
@@ -184,8 +185,9 @@ class _Reader:
         rows = {
             name: torch.from_numpy(np.flatnonzero(split == number))
             for number, name in enumerate(SPLITS)
+            if name in self.needed or name == "val"
         }
-        for name in ("train", "test"):
+        for name in self.needed:
             if not len(rows[name]):
                 raise self._error(
                     f"'split' marks no sample as {name}. Mark some: without it nothing can be "
@@ -269,6 +271,11 @@ class _Reader:
                 raise self._error(
                     f"a modality cannot be called '{name}', as its encoder could not be stored "
                     "under that name. Rename the array, without dots and slashes."
+                )
+            if not name.isprintable():
+                raise self._error(
+                    f"a modality cannot be called {name!r}, as tables could not show it. Rename "
+                    "the array, without line breaks and tabs."
                 )
         return names
 

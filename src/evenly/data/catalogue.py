@@ -2,17 +2,16 @@
 
 import inspect
 import os
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from evenly.data.arrays import load_npz
 from evenly.data.dataset import Data
 from evenly.data.digits import digits
 from evenly.data.synthetic import synthetic
-from evenly.spec import parse
+from evenly.spec import converted, parse
 from evenly.suggest import unknown
 
 
@@ -82,6 +81,14 @@ DATASETS: dict[str, DatasetInfo] = {
 """What `load` knows by name."""
 
 
+def data_file(spec: str) -> Path | None:
+    """The file that `load` reads for a spec; None where it is a name."""
+    path = os.path.expanduser(spec)
+    if spec not in DATASETS and (spec.endswith(".npz") or os.path.exists(path)):
+        return Path(path)
+    return None
+
+
 def load(spec: str) -> Data:
     """A data set by name, by name with settings, or from an `.npz` file.
 
@@ -93,11 +100,9 @@ def load(spec: str) -> Data:
         FileNotFoundError: If a path leads to no file.
         ValueError: If the name or a setting is unknown, a setting cannot be, or a file does not
             have the form that `load_npz` reads.
-        TypeError: If a setting has a value of the wrong type.
     """
-    path = os.path.expanduser(spec)
-    if spec not in DATASETS and (spec.endswith(".npz") or os.path.exists(path)):
-        return load_npz(Path(path))
+    if (path := data_file(spec)) is not None:
+        return load_npz(path)
     asked = parse(spec)
     if asked.name.endswith(".npz"):
         raise ValueError(
@@ -105,7 +110,7 @@ def load(spec: str) -> Data:
             "Give the path alone."
         )
     if "/" in asked.name:
-        return load_npz(Path(path))
+        return load_npz(Path(spec).expanduser())
     info = DATASETS.get(asked.name)
     if info is None:
         raise unknown("data set", asked.name, DATASETS, "or the path of an .npz file")
@@ -114,18 +119,5 @@ def load(spec: str) -> Data:
     for name, value in asked.settings.items():
         if name not in info.settings:
             raise unknown(f"setting of {asked.name}", name, info.settings)
-        settings[name] = _converted(f"{asked.name}: {name}", value, hints[name])
+        settings[name] = converted(f"{asked.name}: {name}", value, hints[name])
     return info.build(**settings)
-
-
-def _converted(what: str, value: Any, hint: Any) -> Any:
-    """The value as the annotation has it: whole numbers pass for floats, nothing else bends."""
-    for option in get_args(hint) if get_origin(hint) is types.UnionType else (hint,):
-        if get_origin(option) is list and isinstance(value, list):
-            return [_converted(what, item, *get_args(option)) for item in value]
-        if option is int and type(value) is int:
-            return value
-        if option is float and type(value) in (int, float):
-            return float(value)
-    wanted = {int: "whole number", float: "number"}.get(hint, "number or a list of numbers")
-    raise TypeError(f"{what} takes a {wanted}, found {value!r}.")

@@ -2,7 +2,7 @@
 
 import inspect
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
 from evenly.nn import LateFusion, encoder_for
-from evenly.spec import parse
+from evenly.spec import converted, parse
 from evenly.suggest import unknown
 
 
@@ -49,23 +49,29 @@ def method_settings(cell: Cell) -> dict[str, Any]:
 
     A method's defaults are its paper's, for a training of the paper's length: a period of 20
     epochs out of 90 would never come in a run of 20. What the user wrote is taken as it is.
+
+    Raises:
+        ValueError: If the method or a setting is unknown, or a setting is of another type.
     """
     spec = parse(cell.method)
     if spec.name not in METHODS:
         raise unknown("method", spec.name, METHODS)
     kind = METHODS[spec.name]
     known = inspect.signature(kind).parameters
-    given = [name for name in known if name not in ("encoders", "criterion", "optimizer")]
-    for name in spec.settings:
-        if name not in given:
-            raise unknown(f"setting of {spec.name}", name, given)
+    names = [name for name in known if name not in ("encoders", "criterion", "optimizer")]
+    hints = get_type_hints(kind.__init__)
+    given = {}
+    for name, value in spec.settings.items():
+        if name not in names:
+            raise unknown(f"setting of {spec.name}", name, names)
+        given[name] = converted(f"{spec.name}: {name}", value, hints[name])
     scaled = {
         name: round(known[name].default * cell.training.epochs / kind.info.epochs)
         for name in kind.info.in_epochs
     }
     # A period or length that is not 0 in the paper must not become 0 in a short run.
     scaled = {name: max(value, min(known[name].default, 1)) for name, value in scaled.items()}
-    return {**scaled, **spec.settings}
+    return {**scaled, **given}
 
 
 def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer) -> Method:
@@ -90,5 +96,14 @@ def _imported(text: str) -> nn.Module:
             f"no encoder '{spec.name}' can be imported ({error}). Give the full path, such as "
             "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
         ) from error
-    encoder: nn.Module = kind(**spec.settings)
+    try:
+        encoder = kind(**spec.settings)
+    except Exception as error:
+        raise ValueError(
+            f"encoder '{text}' cannot be built ({error}). Check its settings."
+        ) from error
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(
+            f"encoder '{text}' is of the type {type(encoder).__name__}. Give an nn.Module."
+        )
     return encoder

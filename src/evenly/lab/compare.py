@@ -4,15 +4,20 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from evenly.lab.jobs import run_cells
-from evenly.lab.settings import Cell, Training, check_same, write_settings
+from evenly.lab.settings import (
+    Cell,
+    Training,
+    check_folder,
+    check_same,
+    read_settings,
+    write_settings,
+)
 from evenly.lab.tables import write_tables
 from evenly.spec import split
 
@@ -46,7 +51,7 @@ class Comparison:
         return self.out / "runs" / cell.folder
 
 
-class Failed(Exception):
+class Failed(RuntimeError):
     """Some runs of a comparison failed; the others are finished and reported."""
 
 
@@ -95,62 +100,36 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
 
 def _prepare(plan: Comparison) -> None:
     """Finds what would fail, says what a user should know, and writes config.yaml."""
-    from evenly.data import load
-    from evenly.lab.build import build_method, build_model, build_optimizer
-    from evenly.lab.run import has_fast_bf16
-    from evenly.methods import METHODS
+    from evenly.lab.prepare import prepare, say
 
-    shared = asdict(plan.training)
-    check_same(plan.out / "config.yaml", shared)
-    data = load(plan.training.data)
-    notes = list(data.notes)
-    model = build_model(data, plan.training, seed=0)
-    optimizer = build_optimizer(model, plan.training)
-    for cell in plan.cells()[: len(plan.methods)]:
-        build_method(cell, model, optimizer)
-        notes += _method_notes(cell, METHODS[split(cell.method)[0].name])
-    if plan.training.precision == "auto" and not has_fast_bf16():
-        notes.append(
-            "Trained in 32-bit floats: this machine has no units for bf16 matrix products."
-        )
-    for note in notes:
-        tqdm.write(f"note: {note}", file=sys.stderr)
+    check_folder(plan.out)
+    path = plan.out / "config.yaml"
+    found = read_settings(path, "methods")
+    shared = plan.training.as_dict()
+    check_same(plan.out, found, shared)
+    data, notes = prepare(plan.cells()[: len(plan.methods)])
+    say(notes)
+    command = shlex.join(["evenly", *sys.argv[1:]])
+    # Tables and report hold every run in the folder, so its settings name them all, too.
     write_settings(
-        plan.out / "config.yaml",
+        path,
         {
             **shared,
-            "methods": list(plan.methods),
-            "seeds": plan.seeds,
-            "command": shlex.join(["evenly", *sys.argv[1:]]),
+            "methods": _union(found.get("methods", ()), plan.methods),
+            "seeds": max(found.get("seeds", 0), plan.seeds),
+            "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
             "versions": {name: version(name) for name in ("evenly", "torch", "lightning")}
             | {"python": platform.python_version()},
             "hardware": hardware(),
-            "notes": notes,
+            "notes": _union(found.get("notes", ()), notes),
             "class_names": data.class_names,
             "modalities": list(data.modalities),
         },
     )
 
 
-def _method_notes(cell: Cell, kind: type[Any]) -> list[str]:
-    from evenly.lab.build import method_settings
-
-    notes = []
-    given = split(cell.method)[0].settings
-    settings = method_settings(cell)
-    scaled = [name for name in kind.info.in_epochs if name not in given and settings[name]]
-    values = [f"{name}={settings[name]}" for name in scaled]
-    if values and cell.training.epochs != kind.info.epochs:
-        notes.append(
-            f"{cell.method}: {', '.join(values)}, the paper's schedule of {kind.info.epochs} "
-            f"epochs scaled to {cell.training.epochs}."
-        )
-    if kind.info.scales_gradients and cell.training.optimizer == "adamw":
-        notes.append(
-            f"{cell.method} acts by the size of gradients, which AdamW divides out again: use "
-            "--optimizer sgd to compare it."
-        )
-    return notes
+def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*old, *new]))
 
 
 def hardware() -> str:

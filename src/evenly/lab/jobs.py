@@ -5,12 +5,16 @@ and Ctrl-C leaves a folder in which every file is whole.
 """
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
@@ -21,6 +25,20 @@ from tqdm import tqdm
 from evenly.files import write_text
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
+
+
+def default_jobs(threads: int) -> int:
+    """Runs at the same time: as many as this process has cores for, but one on a GPU.
+
+    Every run trains on the first GPU.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    if hasattr(os, "sched_getaffinity"):  # fewer than the machine's, in a container or by taskset
+        return max(1, len(os.sched_getaffinity(0)) // threads)
+    return max(1, (os.cpu_count() or 1) // threads)
 
 
 def run_cells(cells: Mapping[Path, Cell], jobs: int) -> dict[str, str]:
@@ -88,6 +106,14 @@ def _context() -> ForkServerContext | SpawnContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evenly.lab.run"])
+    # A terminal sends Ctrl-C to every process of the command, and this one spends its first seconds
+    # with imports. It inherits the mask; held back here, the signal still comes afterwards.
+    resource_tracker.ensure_running()  # first, as it unblocks the signal when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -102,9 +128,13 @@ def _start(context: ForkServerContext | SpawnContext, folder: Path, cell: Cell) 
 def _work(cell: Cell, folder: Path, messages: Connection) -> None:
     """The body of a run's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
     from evenly.lab.run import run_cell
 
-    tell: Callable[[int, float], None] = lambda epoch, accuracy: messages.send((epoch, accuracy))  # noqa: E731
+    def tell(epoch: int, accuracy: float) -> None:
+        with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
+            messages.send((epoch, accuracy))
+
     failure = folder / "error.txt"
     try:
         run_cell(cell, folder, tell)
@@ -113,6 +143,14 @@ def _work(cell: Cell, folder: Path, messages: Connection) -> None:
         messages.send(f"{type(error).__name__}: {error}")
     else:
         failure.unlink(missing_ok=True)
+
+
+def _end_with_the_command() -> None:
+    """Waits for the end of the process that started this one, then ends it too, without a word."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _listen(running: Sequence[_Worker], bar: "tqdm[Any]") -> list[_Worker]:

@@ -35,11 +35,20 @@ class Result:
 
     @staticmethod
     def read(folder: Path) -> "Result | None":
-        """The result in a run's folder; None if the run is not finished."""
+        """The result in a run's folder; None if the run is not finished.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
         path = folder / "result.json"
         if not path.is_file():
             return None
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return Result(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Remove it, and the run's command makes it anew."
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Writes result.json."""

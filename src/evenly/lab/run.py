@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from evenly.data import Batch, Padded, Split, SplitName, collate, load
+from evenly.data import Batch, Data, Padded, Split, SplitName, collate, load
 from evenly.diagnosis.gap import diagnose
-from evenly.files import replacing, write_csv
+from evenly.files import remove_leftovers, replacing, write_csv
 from evenly.integrations.lightning import Balance
 from evenly.lab.build import build_method, build_model, build_optimizer
 from evenly.lab.evaluation import Evaluation
 from evenly.lab.result import Result
-from evenly.lab.settings import Cell, Precision, check_same, write_settings
+from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
 from evenly.method import Method
 from evenly.methods.relearn import Relearn
 from evenly.output import Output
@@ -47,7 +47,12 @@ def forward(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
     return replace(output, index=batch["index"]), batch["target"]
 
 
-def run_cell(cell: Cell, folder: Path, progress: Progress = lambda epoch, accuracy: None) -> Result:
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    progress: Progress = lambda epoch, accuracy: None,
+    data: Data | None = None,
+) -> Result:
     """Trains one cell in its folder, or takes up where an earlier call stopped.
 
     Args:
@@ -55,21 +60,25 @@ def run_cell(cell: Cell, folder: Path, progress: Progress = lambda epoch, accura
         folder: Of this run alone; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
             predictions.npz, TensorBoard's log and, last of all, result.json.
         progress: Told of each epoch.
+        data: What the cell names, if it is loaded already.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
+        KeyboardInterrupt: If it was stopped.
     """
+    settings = cell.as_dict()
+    check_same(folder, read_settings(folder / "config.yaml", "method"), settings)
     if (done := Result.read(folder)) is not None:
         return done
-    check_same(folder / "config.yaml", cell.as_dict())
-    write_settings(folder / "config.yaml", cell.as_dict())
+    remove_leftovers(folder)
     _quieten()
     torch.set_num_threads(cell.training.threads)
 
-    data = load(cell.training.data)
+    data = load(cell.training.data) if data is None else data
     model = build_model(data, cell.training, cell.seed)
     optimizer = build_optimizer(model, cell.training)
     method = build_method(cell, model, optimizer)
+    write_settings(folder / "config.yaml", settings)  # nothing is left where building fails
     task = Task(model, method, optimizer, len(data.class_names), cell.seed)
     train, val = data.split("train"), data.split("val")
     record = Record(folder, cell, method, progress)
@@ -87,13 +96,18 @@ def run_cell(cell: Cell, folder: Path, progress: Progress = lambda epoch, accura
         log_every_n_steps=1,
     )
     last = folder / "last.ckpt"
-    trainer.fit(
-        task,
-        _shuffled(train, cell),
-        _in_order(val, cell),
-        ckpt_path=last if last.is_file() else None,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            task,
+            _shuffled(train, cell),
+            _in_order(val, cell),
+            ckpt_path=last if last.is_file() else None,
+            weights_only=True,
+        )
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stopped
+        raise
     # Selection is over: from here on the test split may be read, once, with the chosen weights.
     best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     model.load_state_dict(best["state_dict"])

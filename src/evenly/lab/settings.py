@@ -1,5 +1,6 @@
 """The settings of a run, typed and documented once: the command's help is made of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from evenly.files import write_text
+from evenly.files import sha256, write_text
 from evenly.spec import parse
 
 Precision = Literal["auto", "bf16", "32"]
@@ -51,8 +52,12 @@ class Training:
         for name in ("epochs", "batch_size", "width", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is at least 1; found {getattr(self, name)}.")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is above 0; found {self.lr}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight_decay is at least 0; found {self.weight_decay}.")
+        if self.diagnose_every is not None and self.diagnose_every < 0:
+            raise ValueError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
 
     @property
     def measure_every(self) -> int:
@@ -60,6 +65,16 @@ class Training:
         if self.diagnose_every is None:
             return max(1, self.epochs // 10)
         return self.diagnose_every
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings, for a config.yaml, with the fingerprint of the data if they are a file."""
+        from evenly.data import data_file  # loads torch, for which the command's help cannot wait
+
+        settings = asdict(self)
+        file = data_file(self.data)
+        if file is None or not file.is_file():
+            return settings
+        return {"data": settings.pop("data"), "data_sha256": sha256(file), **settings}
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Cell:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings, for the run's config.yaml."""
-        return {"method": self.method, "seed": self.seed, **asdict(self.training)}
+        return {"method": self.method, "seed": self.seed, **self.training.as_dict()}
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -88,19 +103,55 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
 
-def check_same(path: Path, settings: Mapping[str, Any]) -> None:
+def read_settings(path: Path, mark: str) -> dict[str, Any]:
+    """A config.yaml that `write_settings` wrote; empty where there is none yet.
+
+    Args:
+        path: Of the file.
+        mark: The setting by which it is known: 'methods' of a comparison, 'method' of a run.
+
+    Raises:
+        ValueError: If the file is another program's, which must not be overwritten.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict) or not {"data", "epochs", mark} <= found.keys():
+        raise ValueError(
+            f"{path} is not what this command writes, so it is left as it is. Choose another "
+            "folder with --out."
+        )
+    return found
+
+
+def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raises if a folder holds results of other settings, which must not be mixed.
 
     Args:
-        path: The folder's config.yaml, which need not exist.
+        folder: For the error.
+        found: Its settings so far; empty where it holds nothing.
         settings: What is about to run.
     """
-    if not path.is_file():
-        return
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, value in settings.items():
-        if name in found and found[name] != value:
-            raise ValueError(
-                f"{path.parent} holds runs with {name} = {found[name]!r}, but {value!r} is asked "
-                "for now. Choose another folder with --out, or remove this one."
-            )
+        if name not in found or found[name] == value:
+            continue
+        if name == "data_sha256":
+            what = f"{settings['data']} as it was before: the file has changed since"
+        else:
+            what = f"{name} = {found[name]!r}, but {value!r} is asked for now"
+        raise ValueError(
+            f"{folder} holds runs with {what}. Choose another folder with --out, or remove this "
+            "one."
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises if there can be no folder of that name."""
+    place = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if place is not None and not place.is_dir():
+        raise NotADirectoryError(
+            f"{folder} cannot be a folder, as {place} is a file. Choose another with --out."
+        )

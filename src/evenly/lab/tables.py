@@ -9,9 +9,7 @@ from evenly.files import write_csv
 from evenly.lab.result import Result
 from evenly.lab.statistics import holm, paired_p, summarise
 from evenly.report import write_report
-
-REFERENCE = "joint"
-"""The method that the others are tested against."""
+from evenly.report.folder import REFERENCE, read_config
 
 RESULTS = ("method", "seed", "split", "metric", "value")
 SUMMARY = (
@@ -35,11 +33,7 @@ def write_tables(out: Path) -> Path:
     Raises:
         FileNotFoundError: If the folder holds no comparison.
     """
-    if not (out / "config.yaml").is_file():
-        raise FileNotFoundError(
-            f"{out} holds no comparison (no config.yaml). Give the folder that 'evenly compare "
-            "--out' wrote."
-        )
+    read_config(out)
     results = read_results(out)
     write_csv(out / "results.csv", RESULTS, results)
     write_csv(out / "summary.csv", SUMMARY, summary(results))

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-REFERENCE = "joint"  # the method that every other one is compared with
+REFERENCE = "joint"
+"""The method that every other one is compared with."""
 
 
 @dataclass(frozen=True)
@@ -168,18 +170,13 @@ def read_comparison(directory: Path) -> Comparison:
     Raises:
         FileNotFoundError: If the folder holds no comparison.
     """
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"'{directory}' holds no comparison: there is no config.yaml in it. "
-            "Pass the folder that `evenly compare --out` wrote."
-        )
+    config = read_config(directory)
     folders = sorted(folder for folder in (directory / "runs").glob("*") if folder.is_dir())
     runs = [_read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
     written = [*(directory / "runs").glob("*/result.json"), *directory.glob("summary.csv")]
-    newest = max(file.stat().st_mtime for file in written or [path])
+    newest = max(file.stat().st_mtime for file in written or [directory / "config.yaml"])
     return Comparison(
-        config=_read_yaml(path),
+        config=config,
         runs=sorted(runs, key=lambda run: (run.method, run.seed)),
         summary={
             (row["method"], row["split"], row["metric"]): _estimate(row)
@@ -190,13 +187,32 @@ def read_comparison(directory: Path) -> Comparison:
     )
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config.yaml of a comparison.
+
+    Raises:
+        FileNotFoundError: If the folder holds no comparison.
+    """
+    path = directory / "config.yaml"
+    config: Any = None
+    if path.is_file():
+        with suppress(yaml.YAMLError, UnicodeDecodeError):
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise FileNotFoundError(
+            f"'{directory}' holds no comparison: there is no config.yaml of one in it. "
+            "Give the folder that 'evenly compare --out' wrote."
+        )
+    return config
+
+
 def value_at(curve: Mapping[int, float], epoch: int) -> float:
     """The value of a curve at an epoch, between its neighbours where it was not measured."""
     return float(np.interp(epoch, list(curve), list(curve.values())))
 
 
 def _read_run(folder: Path) -> Run:
-    config = _read_yaml(folder / "config.yaml")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     result, error = folder / "result.json", folder / "error.txt"
     rows = list(_rows(folder / "metrics.csv"))
     return Run(
@@ -223,10 +239,6 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as file:
             yield from csv.DictReader(file)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
 def _estimate(row: Mapping[str, str]) -> Estimate:

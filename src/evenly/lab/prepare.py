@@ -1,0 +1,116 @@
+"""Before any training: builds and tries what is asked for, and tells what a user should know."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from tqdm import tqdm
+
+from evenly.data import Data, load
+from evenly.lab.build import build_method, build_model, build_optimizer, method_settings
+from evenly.lab.run import has_fast_bf16
+from evenly.lab.settings import Cell
+from evenly.method import Method
+from evenly.nn import LateFusion
+from evenly.spec import parse
+
+
+def prepare(cells: Sequence[Cell]) -> tuple[Data, list[str]]:
+    """Finds what would fail in training, on a model that is thrown away.
+
+    Args:
+        cells: Of the same training and seed, one for each method.
+
+    Returns:
+        The data, and sentences for the user.
+
+    Raises:
+        ValueError: If something is wrong with the data, an encoder or a method.
+    """
+    training = cells[0].training
+    data = load(training.data)
+    with torch.random.fork_rng(devices=[]):  # lazy layers draw their weights at the first batch
+        model = build_model(data, training, cells[0].seed)
+        _try_encoders(model, data, training.encoders)
+        optimizer = build_optimizer(model, training)
+        methods = [build_method(cell, model, optimizer) for cell in cells]
+    notes = [*data.notes, _encoder_note(model, data)]
+    for cell, method in zip(cells, methods, strict=True):
+        notes += _method_notes(cell, method)
+    if training.precision == "auto" and not has_fast_bf16():
+        notes.append(
+            "Trained in 32-bit floats: this machine has no units for bf16 matrix products."
+        )
+    return data, notes
+
+
+def say(notes: Iterable[str]) -> None:
+    """Prints notes beside the output proper."""
+    for note in notes:
+        tqdm.write(f"note: {note}", file=sys.stderr)
+
+
+@torch.no_grad()
+def _try_encoders(model: LateFusion, data: Data, own: Iterable[str]) -> None:
+    """Passes two samples through the user's own encoders."""
+    inputs = data.split("train").__getitems__([0, 1])["inputs"]
+    model.eval()
+    for name in own:
+        encoder = model.encoders[name]
+        what = f"encoder '{name}' ({type(encoder).__name__})"
+        try:
+            features = encoder(inputs[name])
+        except Exception as error:
+            raise ValueError(
+                f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
+                f"sample ({error}). Give an encoder, or settings of it, for that shape."
+            ) from error
+        shape, width = getattr(features, "shape", None), encoder.out_features
+        if shape != (2, width):
+            raise ValueError(
+                f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "
+                f"2 samples, but its `out_features` says (2, {width}). Return one vector of that "
+                "width for each sample."
+            )
+
+
+def _encoder_note(model: LateFusion, data: Data) -> str:
+    """What each modality was taken for, which the form of a file leaves to its shape."""
+    parts = [
+        f"{name}, {modality.kind} {modality.shape}: {type(model.encoders[name]).__name__}"
+        for name, modality in data.modalities.items()
+    ]
+    return f"encoders: {'; '.join(parts)}."
+
+
+def _method_notes(cell: Cell, method: Method) -> list[str]:
+    notes = []
+    info = method.info
+    given = parse(cell.method).settings
+    settings = method_settings(cell)
+    epochs = cell.training.epochs
+    scaled = [name for name in info.in_epochs if name not in given and settings[name]]
+    values = [f"{name}={settings[name]}" for name in scaled]
+    if values and epochs != info.epochs:
+        notes.append(
+            f"{cell.method}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
+            f"scaled to {epochs}."
+        )
+    if info.in_epochs and not any(_acts(method, epoch) for epoch in range(epochs)):
+        first = next((epoch for epoch in range(epochs, 100 * epochs) if _acts(method, epoch)), None)
+        more = "" if first is None else f" (first before epoch {first}, counted from 0)"
+        notes.append(f"{cell.method}: acts in none of the {epochs} epochs{more}.")
+    if info.scales_gradients and cell.training.optimizer == "adamw":
+        notes.append(
+            f"{cell.method} acts by the size of gradients, which AdamW divides out again: use "
+            "--optimizer sgd to compare it."
+        )
+    return notes
+
+
+def _acts(method: Method, epoch: int) -> bool:
+    """Whether a method with a schedule, one that is thrown away, does anything in an epoch."""
+    if hasattr(method, "is_due"):
+        return bool(method.is_due(epoch))
+    method.before_epoch(epoch)
+    return bool(getattr(method, "is_active", True))
