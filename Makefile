@@ -34,6 +34,7 @@ results: install  ## docs/results.md, from the real data in DATA (about an hour 
 
 bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py
+	$(BIN)/python benchmarks/kmeans.py --growth
 
 clean:
 	rm -rf .venv demo runs
