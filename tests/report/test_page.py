@@ -224,3 +224,9 @@ def test_importing_the_report_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_file_is_called_by_its_name(folder):
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("data: digits", "data: /somewhere/my speech.npz"))
+    assert "<h1>my speech</h1>" in write_report(folder).read_text()

@@ -1,9 +1,12 @@
+import csv
 import xml.etree.ElementTree as ET
 
 import matplotlib as mpl
 import pytest
 
 from evenly.report import figure_svg
+from evenly.report.folder import read_comparison
+from evenly.report.picture import _draw
 
 
 def _texts(path):
@@ -57,3 +60,25 @@ def test_nothing_finished_is_said(tmp_path, write):
     write(tmp_path, methods=["joint"], seeds=1, epochs=6, unfinished=[("joint", 0)])
     with pytest.raises(ValueError, match=r"no run of the comparison in .* has finished"):
         figure_svg(tmp_path, tmp_path / "picture.svg")
+
+
+def test_every_seed_is_within_the_panels(folder):
+    """They share an axis: what the last one draws must not be cut by the limits of the first."""
+    for path in folder.glob("runs/*/metrics.csv"):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["gap/bottom"] = row["gap/bottom"] and float(row["gap/bottom"]) + 0.5
+        with path.open("w") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    comparison = read_comparison(folder)
+    shown = [run for run in comparison.runs if run.method in ("joint", "relearn")]
+    highest = max(max(run.points("gap/bottom").values()) for run in shown)
+    assert highest > 0.5
+    panels = [
+        axes for axes in _draw(comparison, comparison.methods).axes if axes.get_ylim()[0] == 0
+    ]
+    assert len(panels) == 2
+    assert all(axes.get_ylim()[1] >= highest for axes in panels)

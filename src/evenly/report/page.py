@@ -64,6 +64,11 @@ def write_report(directory: Path) -> Path:
     return path
 
 
+def _title(data: str) -> str:
+    """A data set's name, without the folder and ending of a file."""
+    return Path(data).stem if data.endswith(".npz") else data
+
+
 def _page(comparison: Comparison) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -78,7 +83,7 @@ def _page(comparison: Comparison) -> str:
     config = comparison.config
     licence, library = _plotly()
     return environment.get_template("page.html.jinja").render(
-        title=str(config.get("data", "comparison")),
+        title=_title(str(config.get("data", "comparison"))),
         date=f"{comparison.changed.day} {comparison.changed:%B %Y, %H:%M} UTC",
         command=str(config.get("command", "")),
         methods=comparison.methods,

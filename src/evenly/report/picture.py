@@ -109,6 +109,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
         ).subplots(sharex=True, sharey=True, squeeze=False)  # fmt: skip
         for axes, modality in zip(grid.flatten(), gaps, strict=False):
             _draw_gap(axes, comparison, modality, pair)
+        grid[0, 0].set_ylim(bottom=0)  # shared by all, so only once all of them are drawn
         for axes in grid.flatten()[len(gaps) :]:
             axes.set_axis_off()
         for axes in grid[-1]:
@@ -179,7 +180,6 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
               fontweight="bold", color=INK)  # fmt: skip
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
     axes.locator_params(axis="y", nbins=4)
 
 
