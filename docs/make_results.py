@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from evenly.data import load
+
 HERE = Path(__file__).parent
 EVENLY = Path(sys.executable).with_name("evenly")
 
@@ -83,6 +85,8 @@ def section(arguments, name, options, epochs, about):
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     lines = [f"## {name}", "", about, "", "```sh", *shown, "```", "", *table(out, config), ""]
     lines += relearnings(out, config)
+    lines += learnt(out, config)
+    lines += [shares(file), ""]
     lines += [f"{config['hardware']}; torch {config['versions']['torch']}; {precision(out)}.", ""]
     return "\n".join(lines)
 
@@ -114,7 +118,7 @@ def table(out, config):
 
 
 def relearnings(out, config):
-    """Mean gap and strength of each re-learning, by modality."""
+    """Mean strength of each re-learning, by modality."""
     moments = {}
     for folder in sorted((out / "runs").glob("relearn-*")):
         with (folder / "metrics.csv").open(encoding="utf-8") as file:
@@ -130,6 +134,37 @@ def relearnings(out, config):
         means = [sum(moments[epoch, name]) / len(moments[epoch, name]) for epoch in epochs]
         lines.append("| " + " | ".join([name, *(f"{mean:.2f}" for mean in means)]) + " |")
     return [*lines, ""]
+
+
+def learnt(out, config):
+    """Purities and gap of each encoder after the last epoch, by method."""
+    keys = ("purity_train", "purity_val", "gap")
+    found = {}
+    for folder in sorted((out / "runs").iterdir()):
+        with (folder / "metrics.csv").open(encoding="utf-8") as file:
+            *_, last = csv.DictReader(file)
+        for name in config["modalities"]:
+            values = [float(last[f"{key}/{name}"]) for key in keys]
+            found.setdefault((folder.name.rpartition("-")[0], name), []).append(values)
+    lines = ["After the last epoch (mean over seeds):", ""]
+    lines += ["| method | modality | purity train | purity validation | gap |", "|---" * 5 + "|"]
+    for method in config["methods"]:
+        for name in config["modalities"]:
+            runs = found[method, name]
+            means = [sum(values) / len(runs) for values in zip(*runs, strict=True)]
+            cells = [method, name, *(f"{mean:.2f}" for mean in means)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def shares(file):
+    """The purity of chance: the share of the largest class in each split."""
+    data = load(str(file))
+    parts = []
+    for name in ("train", "val", "test"):
+        target = data.split(name).target
+        parts.append(f"{name} {float(target.bincount().max()) / len(target):.2f}")
+    return f"Share of the largest class: {', '.join(parts)}."
 
 
 def precision(out):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import evenly
 
@@ -79,6 +80,24 @@ def test_an_encoder_that_runs_twice_is_told(taps_and_model):
     model(*inputs)
     with pytest.raises(RuntimeError, match="encoder of 'visual' ran twice"):
         model(*inputs)
+
+
+def test_a_look_between_pass_and_features_loses_nothing_in_silence(taps_and_model):
+    _, model = taps_and_model
+    inputs = torch.randn(5, 3), torch.randn(5, 1, 6, 6)
+    model(*inputs)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="ran twice"):
+        model(*inputs)
+
+
+def test_activation_checkpointing_is_one_pass():
+    model = Users()
+    taps = evenly.capture(model, {"audio": "ears"})
+    inputs = torch.randn(5, 3, requires_grad=True), torch.randn(5, 1, 6, 6)
+    for _ in range(2):
+        with set_checkpoint_early_stop(False):
+            checkpoint(model, *inputs, use_reentrant=False)
+            taps.features()["audio"].sum().backward()
 
 
 def test_copies_and_files_of_the_model_are_its_own(taps_and_model, tmp_path):

@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nevenly: stopped.{CONTINUED.get(command, '')}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as head, has enough
+    except BrokenPipeError:
+        if not _has_no_reader():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
@@ -69,6 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evenly: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _has_no_reader() -> bool:
+    """Whether the reader of our output, such as head, has enough of it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _sentence(error: OSError) -> str:
@@ -213,6 +224,8 @@ def methods(options: Namespace) -> None:
     for name, parameter in inspect.signature(kind).parameters.items():
         if name not in ("encoders", "criterion", "optimizer"):
             print(f"  {name}={parameter.default}")
+    if "seed" in inspect.signature(kind).parameters:
+        print("  (seed: 'compare' and 'train' take that of the run unless you give it)")
     if info.in_epochs:
         print(
             f"  ({', '.join(info.in_epochs)} for the paper's {info.epochs} epochs; 'compare' and "

@@ -50,6 +50,8 @@ class Features:
             TypeError: If something is no tensor.
             ValueError: If the shapes do not fit.
         """
+        if not self.features:
+            raise ValueError("Features: there is no modality. Pass features by its name.")
         parts = {f"features of '{name}'": x for name, x in self.features.items()}
         parts["target"] = self.target
         if self.index is not None:
@@ -66,11 +68,18 @@ class Features:
                     f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
                     "are needed: one row per sample for features, one number for target and index."
                 )
+            if wanted == 2 and x.shape[1] == 0:
+                raise ValueError(f"Features: the {name} have no columns. Pass one or more.")
             if len(x) != len(self.target):
                 raise ValueError(
                     f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
+        if self.index is not None and self.index.is_floating_point():
+            raise TypeError(
+                "Features: the index holds floats, but positions are whole numbers. Pass them as "
+                "int64."
+            )
 
 
 class Probe:

@@ -38,7 +38,7 @@ class Taps:
     def features(self) -> dict[str, Float[Tensor, "n _"]]:
         """By modality, the features of the last forward pass, still attached to its graph.
 
-        They are handed out once, so that a pass that missed an encoder is noticed.
+        They are handed out once, so that a training pass that missed an encoder is noticed.
 
         Raises:
             RuntimeError: If an encoder did not run since the last call.
@@ -65,6 +65,8 @@ class Taps:
         self.remove()
 
     def _listen(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            return  # activation checkpointing runs the encoder again, within the backward pass
         pooled = self._pools[name](output)
         if pooled.ndim != 2:
             raise ValueError(
@@ -72,13 +74,13 @@ class Taps:
                 "they should be (samples, width). Pass capture(..., pool=...), for example "
                 "pool=lambda x: x.mean(1) for (samples, time, width)."
             )
+        if name in self._trained:
+            raise RuntimeError(
+                f"the encoder of '{name}' ran twice before features() was called, so one run "
+                "would be lost. Call features() after each forward pass in training; if a pass "
+                "runs the encoder once per frame or crop, capture a module that runs once."
+            )
         if torch.is_grad_enabled():
-            if name in self._trained:
-                raise RuntimeError(
-                    f"the encoder of '{name}' ran twice before features() was called, so one "
-                    "run would be lost. Call features() after each forward pass; if a pass runs "
-                    "the encoder once per frame or crop, capture a module that runs once."
-                )
             self._trained.add(name)
         self._last[name] = pooled
 

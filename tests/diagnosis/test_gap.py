@@ -118,8 +118,8 @@ def test_a_constant_dimension_is_harmless():
 
 
 def test_regression_targets_are_cut_into_equal_counts():
-    x = torch.rand(200, 1)
-    train, val = features(x, x[:, 0] * 5), features(x[:50], x[:50, 0] * 5)
+    x = torch.rand(200, 2)  # the target is a column of a table, which is not contiguous
+    train, val = features(x[:, :1], x[:, 0]), features(x[:50, :1], x[:50, 0])
     found = diagnose(train, val)
     assert "cut into 10 equal-count bins" in str(found)
     assert found.train["m"] > 0.6
@@ -201,6 +201,7 @@ class TestMessages:
         ("x", "message"),
         [
             ("torch.rand(60, 2)", "the features of 'm' has 60 rows for 4 targets"),
+            ("torch.rand(4, 0)", "ValueError: Features: the features of 'm' have no columns"),
             ("torch.rand(4, 2, 2)", "'m' has shape (4, 2, 2), but 2 dimensions are needed"),
             ("torch.rand(4, 2).numpy()", "TypeError: Features: the features of 'm' is a ndarray"),
         ],
@@ -208,6 +209,14 @@ class TestMessages:
     def test_rows_that_are_none(self, x, message):
         code = f"import torch, evenly; evenly.Features({{'m': {x}}}, torch.zeros(4).long())"
         assert message in error_of(code)
+
+    def test_no_modality_and_no_positions(self):
+        with pytest.raises(ValueError, match="there is no modality"):
+            Features({}, torch.zeros(4))
+        code = "evenly.Features({'m': torch.rand(4, 2)}, torch.zeros(4), torch.rand(4))"
+        assert "TypeError: Features: the index holds floats" in error_of(
+            f"import torch, evenly; {code}"
+        )
 
     def test_other_modalities(self):
         split = blobs(60, 0.5, 1)

@@ -105,3 +105,9 @@ def test_optimisers(data):
     adam = build_optimizer(model, Training(optimizer="adamw", lr=0.5, weight_decay=0.25))
     assert isinstance(adam, torch.optim.AdamW)
     assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.5, 0.25)
+
+
+def test_a_model_is_ready_to_train(data):
+    """Trying the user's encoders leaves none of it in evaluation mode."""
+    model = build_model(data, Training(encoders={"m1": "test_build.Mine"}), seed=0)
+    assert all(module.training for module in model.modules())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from evenly.data import Data, load, save_npz
 from evenly.lab import run
@@ -169,6 +170,35 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     training = Training(data=DATA, epochs=1, width=8)
     run_cell(Cell(training, "joint", 0), tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [".mine"]
+
+
+class Lazy(nn.Module):
+    """A user's encoder that learns its input's width from the first batch."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_lazy_encoders_start_from_the_same_weights_whatever_the_method(tmp_path):
+    training = Training(data=DATA, epochs=2, width=8, encoders={"m1": "test_run.Lazy"})
+    for method in ("joint", "relearn"):
+        run_cell(Cell(training, method, 0), tmp_path / method)
+    losses = [[row["train_loss"] for row in rows(tmp_path / m)] for m in ("joint", "relearn")]
+    assert losses[0] == losses[1]  # relearn acts from the third epoch on
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run_cell(Cell(TRAINING, "joint", 0), tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged \(.*\)\. Remove it"):
+        run_cell(Cell(TRAINING, "joint", 0), tmp_path)
 
 
 def test_precision(monkeypatch, tmp_path):

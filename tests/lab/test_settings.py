@@ -65,6 +65,13 @@ def test_the_settings_of_another_program(tmp_path, text):
         read_settings(path, "methods")
 
 
+def test_the_same_file_by_another_path(tmp_path):
+    here = {"data": "a.npz", "data_sha256": "1"}
+    check_same(tmp_path, here, {"data": "./a.npz", "data_sha256": "1"})
+    with pytest.raises(ValueError, match=r"data = 'a\.npz', but 'b\.npz' is asked for now"):
+        check_same(tmp_path, here, {"data": "b.npz", "data_sha256": "2"})
+
+
 def test_other_settings_do_not_mix(tmp_path):
     check_same(tmp_path, {}, {"lr": 0.1})
     check_same(tmp_path, {"lr": 0.1, "seeds": 3}, {"lr": 0.1, "new": 1})

@@ -239,6 +239,28 @@ class TestMessages:
         with pytest.raises(ValueError, match="class 2 is missing from the validation split"):
             Relearn(model.encoders).before_epoch(0, probe)
 
+    def test_a_regression_target_that_is_no_number(self):
+        class Values(Toy):
+            def __init__(self):
+                super().__init__(36)
+                self.target = torch.linspace(0, 1, 36)
+                self.target[7] = math.nan
+
+        model = net()
+        probe = evenly.Probe(model, forward, DataLoader(Values(), 8), DataLoader(Values(), 8))
+        with pytest.raises(ValueError, match="a target of the training split is NaN"):
+            Relearn(model.encoders).before_epoch(0, probe)
+
+    def test_lazy_layers(self):
+        encoders = nn.ModuleDict({"a": nn.LazyLinear(3)})
+        with pytest.raises(RuntimeError, match=r"encoder 'a' has lazy layers.*Pass one batch"):
+            Relearn(encoders).before_epoch(0)
+
+    @pytest.mark.parametrize("strength", [0.0, 3.0])
+    def test_the_probe_is_missed_at_once(self, strength):
+        with pytest.raises(ValueError, match="found no probe"):
+            Relearn(net().encoders, strength=strength).before_epoch(0)
+
     def test_a_second_training_needs_a_method_of_its_own(self):
         model = net()
         method = Relearn(model.encoders, every=1, times=1, restarts=2)

@@ -139,11 +139,10 @@ def diagnose(
     _check_modalities(train, val)
     notes: tuple[str, ...] = ()
     if train.target.is_floating_point():
-        _check_values(train, "training")
-        _check_values(val, "validation")
+        check_values(train, val)
         edges = _equal_counts(train)
-        train = replace(train, target=torch.bucketize(train.target, edges))
-        val = replace(val, target=torch.bucketize(val.target, edges))
+        train = replace(train, target=torch.bucketize(train.target.contiguous(), edges))
+        val = replace(val, target=torch.bucketize(val.target.contiguous(), edges))
         notes = (f"The regression target is cut into {len(edges) + 1} equal-count bins.",)
     counts = check_classes(train, val, whole=not notes)
     clustering = _Clustering(k=int((counts > 0).sum()), seed=seed, restarts=restarts)
@@ -234,6 +233,16 @@ def check_finite(split: Features, name: str, where: str) -> None:
         )
 
 
+def check_values(train: Features, val: Features) -> None:
+    """Raises on every rank if a regression target is NaN or infinite."""
+    for split, where in ((train, "training"), (val, "validation")):
+        bad = (~split.target.isfinite()).any().long()
+        if int(distributed.max_(bad, sharded=split.sharded)):
+            raise ValueError(
+                f"a target of the {where} split is NaN or infinite. Leave out samples without one."
+            )
+
+
 def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[Tensor, " c"]:
     """Samples of each class in the training split, if both splits can be clustered.
 
@@ -286,15 +295,6 @@ def _check_modalities(train: Features, val: Features) -> None:
                 f"{val.features[name].shape[1]} in the validation split. Take both from one "
                 "encoder."
             )
-
-
-def _check_values(split: Features, where: str) -> None:
-    """Raises on every rank if a regression target is NaN or infinite."""
-    bad = (~split.target.isfinite()).any().long()
-    if int(distributed.max_(bad, sharded=split.sharded)):
-        raise ValueError(
-            f"a target of the {where} split is NaN or infinite. Leave out samples without one."
-        )
 
 
 def _rows(split: Features, name: str) -> _Rows:

@@ -1,6 +1,9 @@
 """Model, optimiser and method of a run, from its settings."""
 
 import inspect
+import os
+import sys
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -18,7 +21,11 @@ from evenly.suggest import unknown
 
 
 def build_model(data: Data, training: Training, seed: int) -> LateFusion:
-    """The model of a seed: the same initial weights whatever the method."""
+    """The model of a seed: the same initial weights whatever the method.
+
+    Raises:
+        ValueError: If an encoder of the user's own cannot be built or does not fit the data.
+    """
     if strange := set(training.encoders) - set(data.modalities):
         raise ValueError(
             f"--encoders names {sorted(strange)}, but {data.name} has the modalities "
@@ -34,7 +41,33 @@ def build_model(data: Data, training: Training, seed: int) -> LateFusion:
             )
             for name, modality in data.modalities.items()
         }
-        return LateFusion(encoders, len(data.class_names))
+        model = LateFusion(encoders, len(data.class_names))
+        _try_encoders(model, data, training.encoders)
+    return model.train()
+
+
+@torch.no_grad()
+def _try_encoders(model: LateFusion, data: Data, own: Iterable[str]) -> None:
+    """Passes two samples through the user's own encoders, which gives lazy layers their weights."""
+    inputs = data.split("train").__getitems__([0, 1])["inputs"]
+    model.eval()
+    for name in own:
+        encoder = model.encoders[name]
+        what = f"encoder '{name}' ({type(encoder).__name__})"
+        try:
+            features = encoder(inputs[name])
+        except Exception as error:
+            raise ValueError(
+                f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
+                f"sample ({error}). Give an encoder, or settings of it, for that shape."
+            ) from error
+        shape, width = getattr(features, "shape", None), encoder.out_features
+        if shape != (2, width):
+            raise ValueError(
+                f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "
+                f"2 samples, but its `out_features` says (2, {width}). Return one vector of that "
+                "width for each sample."
+            )
 
 
 def build_optimizer(model: nn.Module, training: Training) -> Optimizer:
@@ -88,6 +121,8 @@ def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer) -> Method:
 
 def _imported(text: str) -> nn.Module:
     spec = parse(text)
+    if os.getcwd() not in sys.path:  # as `python -m` has it: the encoder may lie beside the data
+        sys.path.append(os.getcwd())
     place, _, name = spec.name.rpartition(".")
     try:
         kind = getattr(import_module(place), name)

@@ -131,16 +131,16 @@ def _work(cell: Cell, folder: Path, messages: Connection) -> None:
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     from evenly.lab.run import run_cell
 
-    def tell(epoch: int, accuracy: float) -> None:
+    def tell(news: tuple[int, float] | str) -> None:
         with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
-            messages.send((epoch, accuracy))
+            messages.send(news)
 
     failure = folder / "error.txt"
     try:
-        run_cell(cell, folder, tell)
+        run_cell(cell, folder, lambda epoch, accuracy: tell((epoch, accuracy)))
     except Exception as error:
         write_text(failure, traceback.format_exc())
-        messages.send(f"{type(error).__name__}: {error}")
+        tell(f"{type(error).__name__}: {error}")
     else:
         failure.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Sequence
 
-import torch
 from tqdm import tqdm
 
 from evenly.data import Data, load
@@ -29,11 +28,9 @@ def prepare(cells: Sequence[Cell]) -> tuple[Data, list[str]]:
     """
     training = cells[0].training
     data = load(training.data)
-    with torch.random.fork_rng(devices=[]):  # lazy layers draw their weights at the first batch
-        model = build_model(data, training, cells[0].seed)
-        _try_encoders(model, data, training.encoders)
-        optimizer = build_optimizer(model, training)
-        methods = [build_method(cell, model, optimizer) for cell in cells]
+    model = build_model(data, training, cells[0].seed)
+    optimizer = build_optimizer(model, training)
+    methods = [build_method(cell, model, optimizer) for cell in cells]
     notes = [*data.notes, _encoder_note(model, data)]
     for cell, method in zip(cells, methods, strict=True):
         notes += _method_notes(cell, method)
@@ -48,30 +45,6 @@ def say(notes: Iterable[str]) -> None:
     """Prints notes beside the output proper."""
     for note in notes:
         tqdm.write(f"note: {note}", file=sys.stderr)
-
-
-@torch.no_grad()
-def _try_encoders(model: LateFusion, data: Data, own: Iterable[str]) -> None:
-    """Passes two samples through the user's own encoders."""
-    inputs = data.split("train").__getitems__([0, 1])["inputs"]
-    model.eval()
-    for name in own:
-        encoder = model.encoders[name]
-        what = f"encoder '{name}' ({type(encoder).__name__})"
-        try:
-            features = encoder(inputs[name])
-        except Exception as error:
-            raise ValueError(
-                f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
-                f"sample ({error}). Give an encoder, or settings of it, for that shape."
-            ) from error
-        shape, width = getattr(features, "shape", None), encoder.out_features
-        if shape != (2, width):
-            raise ValueError(
-                f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "
-                f"2 samples, but its `out_features` says (2, {width}). Return one vector of that "
-                "width for each sample."
-            )
 
 
 def _encoder_note(model: LateFusion, data: Data) -> str:

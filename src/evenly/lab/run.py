@@ -96,6 +96,7 @@ def run_cell(
         log_every_n_steps=1,
     )
     last = folder / "last.ckpt"
+    _check_readable(last)
     try:
         trainer.fit(
             task,
@@ -272,6 +273,18 @@ def has_fast_bf16() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def _check_readable(checkpoint: Path) -> None:
+    """Raises if there is a checkpoint that cannot be read."""
+    if not checkpoint.is_file():
+        return
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{checkpoint} is damaged ({type(error).__name__}). Remove it, and the run starts anew."
+        ) from error
 
 
 def _shuffled(split: Split, cell: Cell) -> DataLoader[Batch]:

@@ -135,7 +135,10 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         found: Its settings so far; empty where it holds nothing.
         settings: What is about to run.
     """
+    file = settings.get("data_sha256")
     for name, value in settings.items():
+        if name == "data" and file is not None and file == found.get("data_sha256"):
+            continue  # the same file by another path
         if name not in found or found[name] == value:
             continue
         if name == "data_sha256":

@@ -11,10 +11,19 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from evenly import distributed
-from evenly.diagnosis.gap import Diagnosis, Gap, check_classes, check_finite, check_gap, diagnose
+from evenly.diagnosis.gap import (
+    Diagnosis,
+    Gap,
+    check_classes,
+    check_finite,
+    check_gap,
+    check_values,
+    diagnose,
+)
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.probe import Features, Probe
 
@@ -240,6 +249,12 @@ class Relearn(Method):
                 "are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
                 "from epoch 0 on, or pass `initial`."
             )
+        for name, encoder in self.encoders.items():
+            if any(is_lazy(parameter) for parameter in encoder.parameters()):
+                raise RuntimeError(
+                    f"encoder '{name}' has lazy layers, which have no weights yet. Pass one batch "
+                    "through the model before the first epoch."
+                )
         self.initial = {
             name: {key: value.detach().clone() for key, value in encoder.named_parameters()}
             for name, encoder in self.encoders.items()
@@ -247,11 +262,13 @@ class Relearn(Method):
 
     def _check(self, probe: Probe | None) -> None:
         """Finds what would fail at the first re-learning before any training is spent."""
-        if not self.times or not self.strength:
+        if not self.times:
             return
         probe = self._need(probe)
         train, val = self._own(probe.features("train")), self._own(probe.features("val"))
-        if not train.target.is_floating_point():
+        if train.target.is_floating_point():
+            check_values(train, val)
+        else:
             check_classes(train, val)
         for name in self.encoders:
             check_finite(train, name, "training")
