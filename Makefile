@@ -29,7 +29,7 @@ format: install
 figure: demo  ## the picture of the README
 	$(BIN)/evenly report demo --figure docs/demo.svg
 
-results: install  ## docs/results.md, from the real data in DATA (about an hour on two cores)
+results: install  ## docs/results.md, from ../shared/data (about an hour on two cores)
 	$(BIN)/python docs/make_results.py
 
 bench: install  ## each claim of speed, as a ratio from one run

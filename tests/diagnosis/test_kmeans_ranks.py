@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from evenly.diagnosis.kmeans import kmeans
 from evenly.diagnosis.purity import purity
+from ranks import on_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
 
@@ -27,50 +24,26 @@ def shares(name):
     return order[:cut], order[cut:]
 
 
-def start(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-
-
-def ranks(work, folder, *args):
-    """Runs `work(rank, folder, *args)` in two processes, for a minute at most."""
-    context = mp.spawn(work, (folder, *args), nprocs=2, join=False)
-    try:
-        for _ in range(60):
-            if context.join(timeout=1):
-                return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-        pytest.fail("the ranks did not end within a minute")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-
-
-def cluster(rank, folder, share, by_index):
-    start(rank, folder)
+def cluster(rank, world, share, by_index):
     x, target = features()
     mine = shares(share)[rank]
     found = kmeans(x[mine], K, seed=2, index=mine if by_index else None, sharded=True)
     alone = kmeans(x, K, seed=2)  # within a process group, but of this rank only
     pure = purity(found.labels, target[mine], sharded=True)
-    torch.save(
-        {
-            "centers": found.centers,
-            "labels": found.labels,
-            "inertia": found.inertia,
-            "purity": pure,
-            "alone": alone.labels,
-        },
-        Path(folder) / f"{rank}.pt",
-    )
-    dist.destroy_process_group()
+    return {
+        "centers": found.centers,
+        "labels": found.labels,
+        "inertia": found.inertia,
+        "purity": pure,
+        "alone": alone.labels,
+    }
 
 
 @pytest.mark.parametrize("share", ["uneven", "one row", "nothing"])
 def test_two_processes_find_what_one_does(tmp_path, share):
     x, target = features()
     whole = kmeans(x, K, seed=2)
-    found = ranks(cluster, tmp_path, share, True)
+    found = on_ranks(cluster, tmp_path, share, True)
     assert torch.equal(found[0]["centers"], found[1]["centers"])
     for part, rows in zip(found, shares(share), strict=True):
         torch.testing.assert_close(part["centers"], whole.centers)
@@ -84,12 +57,11 @@ def test_rows_count_on_from_rank_to_rank_by_default(tmp_path):
     x, _ = features()
     order = torch.cat(shares("uneven"))
     whole = kmeans(x[order], K, seed=2)
-    found = ranks(cluster, tmp_path, "uneven", False)
+    found = on_ranks(cluster, tmp_path, "uneven", False)
     assert torch.equal(torch.cat([part["labels"] for part in found]), whole.labels)
 
 
-def refuse(rank, folder):
-    start(rank, folder)
+def refuse(rank, world):
     texts = []
     x = torch.randn(6, 3)
     if rank == 1:
@@ -105,12 +77,11 @@ def refuse(rank, folder):
             purity(sample, sample, sharded=True)
         except ValueError as error:
             texts.append(str(error))
-    torch.save(texts, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return texts
 
 
 def test_every_rank_raises_the_same(tmp_path):
-    first, second = ranks(refuse, tmp_path)
+    first, second = on_ranks(refuse, tmp_path)
     assert first == second
     assert first[0].startswith("kmeans: row 10 of x holds NaN")
     assert first[1].startswith("kmeans: fewer samples than clusters: 1 rows for k = 2")
@@ -118,17 +89,15 @@ def test_every_rank_raises_the_same(tmp_path):
     assert first[3].startswith("purity: cluster must be numbered from 0; found -1")
 
 
-def equal_rows(rank, folder):
-    start(rank, folder)
+def equal_rows(rank, world):
     x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [5.0, 0.0], [5.0, 0.0], [9.0, 1.0], [0.0, 7.0]])
     mine = torch.arange(rank, 6, 2)
     found = kmeans(x[mine], 5, index=mine, sharded=True)
-    torch.save({"labels": found.labels, "inertia": found.inertia}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {"labels": found.labels, "inertia": found.inertia}
 
 
 def test_equal_rows_on_different_ranks(tmp_path):
-    even, odd = ranks(equal_rows, tmp_path)
+    even, odd = on_ranks(equal_rows, tmp_path)
     labels = torch.stack([even["labels"], odd["labels"]], 1).flatten().tolist()
     assert labels[0] == labels[1]
     assert labels[2] == labels[3]

@@ -111,7 +111,7 @@ def diagnose(
     """Measures how well each encoder is learnt; changes nothing.
 
     Representations are clustered by k-means with as many clusters as classes, and the purity of
-    the clusters is compared between the splits (paper.md's equations: purity
+    the clusters is compared between the splits (the paper's: purity
     P = (1/N) Σ_cluster max_class |cluster ∩ class|, gap g = |P(train) - P(val)|).
 
     Three estimators of the gap:
