@@ -15,7 +15,7 @@ demo: install  ## the main job on built-in data: joint, D&R and OGM-GE over thre
 	$(BIN)/evenly compare --out demo
 
 test: check  ## everything that must hold
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 check: install  ## style and types
 	$(BIN)/ruff check .

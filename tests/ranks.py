@@ -1,6 +1,7 @@
 """Runs a function in several gloo processes and brings back what each returned."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,9 @@ import torch.multiprocessing as mp
 def _enter(rank, world, function, folder, arguments):
     torch.set_num_threads(1)
     init = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
+    # A rank that raises must not keep the other waiting for long.
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", init, timeout=wait, rank=rank, world_size=world)
     torch.save(function(rank, world, *arguments), folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -1,11 +1,16 @@
 """A small multimodal problem and a plain loop, for the tests of everything that trains."""
 
+import inspect
+from dataclasses import replace
+
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 import evenly
 from evenly import METHODS
+from evenly.nn import LateFusion
+from evenly.spec import Spec
 
 CLASSES = 3
 NAMES = ("a", "aa", "b", "sound", "text", "x")  # 'a' is part of 'aa': names are no substrings
@@ -15,27 +20,26 @@ SETTINGS = {
     "joint": {},
     "relearn": {"every": 1, "times": 2, "restarts": 2},
     "ogm_ge": {"alpha": 0.5, "end": 2},
+    "ogm": {"alpha": 0.5, "end": 2},
+    "multi_loss": {},
 }
+# Settings under which nothing depends on the last bits of a gradient.
+EXACT = {"ogm_ge": {"noise": False}}  # the noise is scaled by the gradients' spread
 assert SETTINGS.keys() == METHODS.keys(), "a new method needs a line here"
 
+# Every method of every paper: 'name' or 'name(setting=value)'.
+CASES = {
+    Spec(name, dict(variant)).text: (name, dict(variant))
+    for name, kind in METHODS.items()
+    for variant in kind.info.variants
+}
 
-class Net(nn.Module):
-    """Late fusion of convolution, BatchNorm and dropout: all that a resume can get wrong."""
 
-    def __init__(self, names=NAMES[:2], width=6):
-        super().__init__()
-        self.encoders = nn.ModuleDict({name: self._encoder(width) for name in names})
-        self.head = nn.Linear(width * len(names), CLASSES)
+class Encoder(nn.Sequential):
+    """Convolution, BatchNorm and dropout: all that a resume can get wrong."""
 
-    def forward(self, inputs, index=None):
-        features = {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
-        logits = self.head(torch.cat(list(features.values()), 1))
-        unimodal = evenly.split_linear(self.head, features)
-        return evenly.Output(logits, features, unimodal, index)
-
-    @staticmethod
-    def _encoder(width):
-        return nn.Sequential(
+    def __init__(self, width):
+        super().__init__(
             nn.Conv1d(1, 4, 3, padding=1),
             nn.BatchNorm1d(4),
             nn.ReLU(),
@@ -43,6 +47,17 @@ class Net(nn.Module):
             nn.Flatten(),
             nn.Linear(4 * 5, width),
         )
+        self.out_features = width
+
+
+class Net(LateFusion):
+    """Late fusion of the small encoders, with the head that a method is made for."""
+
+    def __init__(self, names=NAMES[:2], width=6, head="concat"):
+        super().__init__({name: Encoder(width) for name in names}, CLASSES, head)
+
+    def forward(self, inputs, index=None):
+        return replace(super().forward(inputs), index=index)
 
 
 class Toy(Dataset):
@@ -61,7 +76,9 @@ class Toy(Dataset):
         return len(self.target)
 
     def __getitem__(self, i):
-        return {name: x[i] for name, x in self.inputs.items()}, self.target[i], i
+        """The sample; beyond the last, the same ones again, see `evenly.Resampler`."""
+        n = i % len(self)
+        return {name: x[n] for name, x in self.inputs.items()}, self.target[n], i
 
 
 def forward(model, batch):
@@ -69,45 +86,117 @@ def forward(model, batch):
     return model(inputs, index), target
 
 
-def net(names=NAMES[:2], seed=0):
+def net(names=NAMES[:2], seed=0, head="concat"):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Net(names)
+        return Net(names, head=head)
 
 
-def loaders(names=NAMES[:2], count=36, batch=8, world=1, rank=0):
+def loaders(names=NAMES[:2], count=36, batch=8, world=1, rank=0, repeats=1):
     """The order of the batches is a function of the epoch, as every resumable run needs."""
     train, val = Toy(count, names, seed=1), Toy(18, names, seed=2)
-    sampler = DistributedSampler(train, world, rank, seed=3)
-    return DataLoader(train, batch, sampler=sampler), DataLoader(val, batch)
+    sampler = evenly.Resampler(train, world, rank, seed=3)
+    batches = evenly.Repeated(sampler, batch, repeats=repeats)
+    return DataLoader(train, batch_sampler=batches), DataLoader(val, batch)
 
 
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
-def make(name, model, **settings):
-    return METHODS[name](model.encoders, **{**SETTINGS[name], **settings})
+def parts(case):
+    """The method and the settings of a case of CASES (or a name of METHODS)."""
+    return CASES.get(case, (case, {}))
+
+
+def info(case):
+    return METHODS[parts(case)[0]].info
+
+
+def make(case, model, optimizer=None, sampler=None, **settings):
+    """The method of a case, given what it takes of the training."""
+    name, variant = parts(case)
+    kind = METHODS[name]
+    takes = inspect.signature(kind).parameters
+    given = {**SETTINGS[name], **variant, **settings}
+    given |= {
+        key: part()
+        for key, part in (
+            ("optimizer", lambda: optimizer or sgd(model)),
+            ("head", lambda: model.head),
+            ("sampler", lambda: sampler or loaders()[0].batch_sampler.sampler),
+        )
+        if key in takes and key not in settings
+    }
+    if kind.info.alone:
+        given["modality"] = next(iter(model.encoders))
+    return kind(model.encoders, **given)
+
+
+class Run:
+    """A training: everything that a loop holds, and the loop of the README."""
+
+    def __init__(
+        self, case, names=NAMES[:2], seed=0, optimizer=sgd, count=36, head=None, **settings
+    ):
+        self.model = net(names, seed, head or info(case).head)
+        self.optimizer = optimizer(self.model)
+        self.train_loader, self.val_loader = loaders(names, count)
+        sampler = self.train_loader.batch_sampler.sampler
+        self.method = make(case, self.model, self.optimizer, sampler, **settings)
+        self.train_loader.batch_sampler.repeats = self.method.repeats
+        self.probe = evenly.Probe(self.model, forward, self.train_loader, self.val_loader)
+
+    def train(self, epochs, start=0, split=1, scale=1, clip=None, lacking=None):
+        """Trains.
+
+        `split` passes make a step (gradient accumulation), the loss is scaled as by AMP, norms
+        are clipped, and every third batch may lack a modality.
+        """
+        for epoch in range(start, epochs):
+            torch.manual_seed(1000 + epoch)
+            self.train_loader.batch_sampler.sampler.set_epoch(epoch)
+            self.method.before_epoch(epoch, self.probe)
+            for n, batch in enumerate(self.train_loader):
+                self.step(batch, split, scale, clip, lacking if n % 3 == 1 else None)
+        return self
+
+    def step(self, batch, split=1, scale=1, clip=None, lacking=None):
+        inputs, target, index = batch
+        inputs = {name: x for name, x in inputs.items() if name != lacking}
+        for part in torch.arange(len(target)).tensor_split(split):
+            cut = {name: x[part] for name, x in inputs.items()}, target[part], index[part]
+            output, labels = forward(self.model, cut)
+            share = len(part) / len(target)
+            self.method.backward(self.method.loss(output, labels) * share * scale)
+        if scale != 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+        self.method.before_step()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state(self):
+        parts = {"model": self.model, "method": self.method, "optimizer": self.optimizer}
+        return {key: part.state_dict() for key, part in parts.items()}
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"])
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return self
 
 
 def train(model, method, optimizer, epochs, start=0, names=NAMES[:2], split=1, count=36):
-    """The loop of the README; `split` passes make a step (gradient accumulation)."""
-    train_loader, val_loader = loaders(names, count)
-    probe = evenly.Probe(model, forward, train_loader, val_loader)
-    for epoch in range(start, epochs):
-        torch.manual_seed(1000 + epoch)
-        train_loader.sampler.set_epoch(epoch)
-        method.before_epoch(epoch, probe)
-        for inputs, target, index in train_loader:
-            for part in torch.arange(len(target)).tensor_split(split):
-                batch = {name: x[part] for name, x in inputs.items()}, target[part], index[part]
-                output, labels = forward(model, batch)
-                share = len(part) / len(target)
-                method.backward(method.loss(output, labels) * share)
-            method.before_step()
-            optimizer.step()
-            optimizer.zero_grad()
-    return model
+    """The same loop around a model and a method that a test made itself."""
+    run = Run.__new__(Run)
+    run.model, run.method, run.optimizer = model, method, optimizer
+    run.train_loader, run.val_loader = loaders(names, count, repeats=method.repeats)
+    run.probe = evenly.Probe(model, forward, run.train_loader, run.val_loader)
+    return run.train(epochs, start, split).model
 
 
 def weights(model):

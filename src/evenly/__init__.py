@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evenly.methods.relearn import Relearn, soft_reinit_
     from evenly.output import Output, split_linear
     from evenly.probe import Features, Probe
+    from evenly.resampling import Repeated, Resampler
     from evenly.taps import Taps, capture
 
 _HOME = {
@@ -31,6 +32,8 @@ _HOME = {
     "Output": "evenly.output",
     "Probe": "evenly.probe",
     "Relearn": "evenly.methods.relearn",
+    "Repeated": "evenly.resampling",
+    "Resampler": "evenly.resampling",
     "Taps": "evenly.taps",
     "capture": "evenly.taps",
     "diagnose": "evenly.diagnosis.gap",
@@ -51,6 +54,8 @@ __all__ = [
     "Output",
     "Probe",
     "Relearn",
+    "Repeated",
+    "Resampler",
     "Taps",
     "capture",
     "diagnose",

@@ -183,48 +183,28 @@ def diagnose(options: Namespace) -> None:
 
 def methods(options: Namespace) -> None:
     """Lists the methods, or shows one."""
-    import inspect
-
+    from evenly.lab.describe import about, defaults, facts
     from evenly.methods import METHODS
     from evenly.suggest import unknown
 
     if options.name is None:
         for name, kind in METHODS.items():
             info = kind.info
-            print(f"{name:12}  {info.year or '':4}  {info.category:12}  {info.title}")
+            print(f"{name:17}  {info.year or '':4}  {info.category:12}  {info.title}")
         print("\n'evenly methods NAME' shows a method's paper, settings and limits.")
         return
     if options.name not in METHODS:
         raise unknown("method", options.name, METHODS)
-    kind = METHODS[options.name]
-    info = kind.info
-    facts = {
-        "paper": info.paper or "-",
-        "where": info.url or "-",
-        "category": info.category,
-        "writes": info.writes,
-        "modalities": info.modalities,
-        "needs": ", ".join(
-            text
-            for text, needed in (
-                ("logits of each modality", info.needs_unimodal),
-                ("a look at whole splits between epochs", info.needs_probe),
-            )
-            if needed
-        )
-        or "nothing beyond a loss",
-        "equals joint training with": ", ".join(f"{k}={v}" for k, v in info.neutral.items()) or "-",
-        "doubts": info.doubts or "-",
-    }
+    info = METHODS[options.name].info
     print(f"{options.name}: {info.title}\n")
-    print(inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:")[0], "\n")
-    for name, text in facts.items():
-        print(textwrap.fill(f"{name}: {text}", 92, subsequent_indent="  "))
+    print(about(options.name), "\n")
+    for heading, text in facts(options.name).items():
+        print(textwrap.fill(f"{heading}: {text}", 92, subsequent_indent="  "))
+    settings = defaults(options.name)
     print("\nsettings and their defaults:")
-    for name, parameter in inspect.signature(kind).parameters.items():
-        if name not in ("encoders", "criterion", "optimizer"):
-            print(f"  {name}={parameter.default}")
-    if "seed" in inspect.signature(kind).parameters:
+    for setting, value in settings.items():
+        print(f"  {setting}={value}")
+    if "seed" in settings:
         print("  (seed: 'compare' and 'train' take that of the run unless you give it)")
     if info.in_epochs:
         print(

@@ -28,14 +28,29 @@ class Info:
         category: What it works on: data, forward pass, objective or optimisation.
         writes: What it changes during training.
         modalities: How it extends beyond two modalities.
-        neutral: Settings under which it equals plain joint training bit for bit.
+        neutral: Settings under which it equals plain joint training bit for bit; or, as text,
+            why there are none.
+        variants: Settings that make the methods of its paper; a comparison of all methods runs
+            each.
         epochs: Length of training in the paper, in epochs; 0 where it has no schedule.
         in_epochs: Settings counted in epochs; the lab scales their defaults with the length
             of training, the library never does.
-        needs_unimodal: Whether it reads `Output.unimodal`.
+        needs: Which optional parts of the `Output` it reads.
         needs_probe: Whether its `before_epoch` looks at whole splits.
+        head: The head that it is made for, by its name in `evenly.nn.HEADS`: the lab builds its
+            models with it. In one's own model, any that fills the `Output` in the same way does.
+        cost: Time of a training step over joint training's in words, beyond which nothing more
+            is computed.
+        budget: The same as a number for two modalities, at most.
         scales_gradients: Whether it acts by the size of gradients, which Adam and its kin divide
             out again.
+        alone: Whether it trains only the modality that its setting `modality` names; the lab
+            builds a model of that one alone.
+        partial: Whether a step leaves some parameters without a gradient, for which
+            DistributedDataParallel must be told find_unused_parameters=True.
+        within_batch: Whether its loss compares samples of a batch with one another; on several
+            ranks, those of each rank's own share.
+        missing: Whether a batch may lack a modality.
         sharded: Whether it works on parameters sharded by FSDP2.
         doubts: What could not be verified, or where it departs from the released code.
     """
@@ -47,12 +62,20 @@ class Info:
     category: Literal["data", "forward", "objective", "optimisation"] = "objective"
     writes: Literal["nothing", "weights", "gradients", "loss"] = "nothing"
     modalities: str = "any number"
-    neutral: Mapping[str, Any] = field(default_factory=dict)
+    neutral: Mapping[str, Any] | str = field(default_factory=dict)
+    variants: tuple[Mapping[str, Any], ...] = ({},)
     epochs: int = 0
     in_epochs: tuple[str, ...] = ()
-    needs_unimodal: bool = False
+    needs: tuple[Literal["unimodal", "index", "fuse", "ablate"], ...] = ()
     needs_probe: bool = False
+    head: str = "concat"
+    cost: str = "none"
+    budget: float = 1.0
     scales_gradients: bool = False
+    alone: bool = False
+    partial: bool = False
+    within_batch: bool = False
+    missing: bool = False
     sharded: bool = True
     doubts: str = ""
 
@@ -81,10 +104,16 @@ class Method:
         info: The facts that the method declares.
         state: Names of the attributes that `state_dict` saves.
         metrics: What the method did last, for a logger; tensors stay on their device.
+        repeats: How often the loop runs each batch, with a step of the optimiser each time; see
+            `Repeated`.
+        turn: The one modality that the next pass is about; the forward pass may leave the others
+            out. None where it takes all of them.
     """
 
-    info: ClassVar[Info] = Info(title="Joint training")
+    info: ClassVar[Info] = Info(title="Joint training", missing=True)
     state: ClassVar[tuple[str, ...]] = ()
+    repeats: int = 1
+    turn: str | None = None
 
     def __init__(
         self, encoders: Encoders | None = None, *, criterion: Criterion | None = None
@@ -152,6 +181,46 @@ class Method:
             else:
                 setattr(self, name, value)
 
+    def _need(self, output: Output, part: str) -> Any:
+        """A part of the output that a model need not fill, but this method reads."""
+        value = getattr(output, part)
+        if value is None:
+            raise ValueError(
+                f"{type(self).__name__} needs `Output.{part}`; found None. {_PARTS[part]}"
+            )
+        return value
+
+    def _probe(self, probe: "Probe | None") -> "Probe":
+        """The probe, which a loop need not pass, but this method looks through."""
+        if probe is None:
+            raise ValueError(
+                f"{type(self).__name__} looks at the training and validation split between "
+                "epochs; found no probe. Pass before_epoch(epoch, evenly.Probe(model, forward, "
+                "train_loader, val_loader))."
+            )
+        return probe
+
+    def _unimodal(self, output: Output) -> dict[str, Tensor]:
+        """The logits of each encoder's modality that the batch holds, in the encoders' order."""
+        unimodal = self._need(output, "unimodal")
+        return self._mine(unimodal, "Output.unimodal", present=output.features)
+
+    def _features(self, output: Output) -> dict[str, Tensor]:
+        """The features of each encoder's modality that the batch holds, in the encoders' order."""
+        return self._mine(output.features, "Output.features", present=output.features)
+
+    def _mine(
+        self, found: Mapping[str, Tensor], where: str, present: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The entries of the encoders handed over, and no other."""
+        lacking = set(self.encoders) - set(found)
+        if lacking and (lacking & set(present) or not set(self.encoders) & set(present)):
+            raise ValueError(
+                f"{type(self).__name__} has encoders {sorted(self.encoders)}, but `{where}` lacks "
+                f"{sorted(lacking)}. Use the same names in both."
+            )
+        return {name: found[name] for name in self.encoders if name in found}
+
     def _check_encoders(self) -> None:
         owner: dict[nn.Parameter, str] = {}
         for name, encoder in self.encoders.items():
@@ -173,6 +242,17 @@ class Method:
                 f"{type(self).__name__} needs the encoders by modality; found none. Pass for "
                 'example {"audio": model.audio, "visual": model.visual}.'
             )
+
+
+_PARTS = {
+    "unimodal": "It compares modalities by their own logits. For a linear head on concatenated "
+    "features, pass `split_linear(head, features)`; the heads of `evenly.nn` give them too.",
+    "index": "It follows single samples. Pass the position of each in its data set.",
+    "fuse": "It fuses features that it has changed. Pass a function of features by modality that "
+    "gives the fused logits; the models of `evenly.nn` do.",
+    "ablate": "It looks at the model without some of its inputs. Pass a function of the modalities "
+    "to keep that gives the logits with the other inputs zeroed; the models of `evenly.nn` do.",
+}
 
 
 def overrides(method: Method, hook: str) -> bool:

@@ -1,6 +1,6 @@
 """What one forward pass shows a method."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
@@ -15,16 +15,25 @@ class Output:
 
     Attributes:
         logits: The fused prediction.
-        features: By modality, the vectors as they enter the fusion.
+        features: By modality, the vectors as they enter the fusion. A modality that is missing
+            from the batch is missing here.
         unimodal: By modality, the logits of that modality alone, where a method needs them;
             for a linear head on concatenated features `split_linear` gives them.
         index: Position of each sample in its data set, where a method needs it.
+        fuse: `fuse(features)` gives the fused logits of other features of the same shapes: for a
+            method that masks, swaps or detaches them. A modality that is left out counts as
+            zeros.
+        ablate: `ablate(keep)` gives the fused logits of another pass over the same batch, in
+            which the inputs of all modalities but `keep` are zeros: for a method that must see
+            the encoders without them. The model is in evaluation mode meanwhile; gradients flow.
     """
 
     logits: Float[Tensor, "n c"]
     features: Mapping[str, Float[Tensor, "n _"]]
     unimodal: Mapping[str, Float[Tensor, "n c"]] | None = None
     index: Int[Tensor, " n"] | None = None
+    fuse: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    ablate: Callable[[Collection[str]], Tensor] | None = None
 
 
 def split_linear(

@@ -1,9 +1,11 @@
 """A look at a model on whole splits between epochs, which leaves no trace on training."""
 
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.utils.data import (
 
 from evenly import distributed
 from evenly.output import Output
+from evenly.resampling import Repeated
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
@@ -114,16 +117,31 @@ class Probe:
         self.forward = forward
         self.loaders: dict[Split, Iterable[Any]] = {"train": train, "val": val}
 
-    def features(self, split: Split) -> Features:
-        """The features of every sample of a split, in float32, on the model's device."""
+    def features(
+        self,
+        split: Split,
+        of: Callable[[Output, Tensor], Mapping[str, Tensor]] = lambda output, _: output.features,
+        *,
+        fraction: float = 1.0,
+        seed: int = 0,
+    ) -> Features:
+        """The features of every sample of a split, in float32, on the model's device.
+
+        Args:
+            split: To look at.
+            of: `of(output, target)` gives something else instead, by name, with one row for each
+                sample of the batch: for example the logits of each modality.
+            fraction: Share of the samples to look at, drawn at random.
+            seed: Of that draw.
+        """
         features: dict[str, list[Tensor]] = {}
         targets: list[Tensor] = []
         positions: list[Tensor] = []
         seen = 0
         with self._looking():
-            for batch, position in _batches(self.loaders[split]):
+            for batch, position in _batches(self.loaders[split], fraction, seed):
                 output, target = self._run(batch)
-                for name, value in output.features.items():
+                for name, value in of(output, target).items():
                     features.setdefault(name, []).append(value.detach().float())
                 targets.append(target.detach())
                 positions.append(_position(position, output, seen).to(target.device))
@@ -138,6 +156,92 @@ class Probe:
             _pick(index, keep),
             sharded=distributed.world_size() > 1,
         )
+
+    def sample(self, split: Split, count: int, seed: int = 0) -> tuple[Output, Tensor]:
+        """One pass over samples drawn at random, with gradients recorded.
+
+        Args:
+            split: To draw from.
+            count: How many samples, at most; of a loader that is no ordinary `DataLoader`, the
+                first batch is taken.
+            seed: Of the draw. All ranks draw the same samples.
+        """
+        loader = self.loaders[split]
+        with self._looking(), torch.enable_grad():
+            if isinstance(loader, DataLoader) and _is_plain(loader):
+                size = len(cast(Any, loader.dataset))
+                stream = torch.Generator().manual_seed(seed)
+                rows = torch.randperm(size, generator=stream)[:count].tolist()
+                batch = next(iter(_loader_like(loader, sampler=rows, batch_size=len(rows))))
+            else:
+                batch = next(iter(loader))
+            return self._run(batch)
+
+    @contextmanager
+    def trained(
+        self,
+        objective: Callable[[Output, Tensor], Tensor],
+        *,
+        epochs: int,
+        optimizer: torch.optim.Optimizer,
+        seed: int = 0,
+    ) -> Iterator[None]:
+        """Trains the model from where it stands; in the end all is as it was.
+
+        ```python
+        with probe.trained(objective, epochs=10, optimizer=optimizer):
+            teacher = probe.features("train")  # of the model trained so
+        ```
+
+        Within, the model is the trained one. Afterwards weights, buffers, modes and random
+        streams are those from before. On several ranks gradients are averaged, and each ends
+        with the same weights.
+
+        Args:
+            objective: `objective(output, target)` gives the loss of one batch.
+            epochs: Passes over the training split.
+            optimizer: The one that the model is trained with: a new one of its kind and settings
+                does the work, itself it stays as it is.
+            seed: Of the order of the samples and of dropout.
+        """
+        before = {name: value.detach().clone() for name, value in self._tensors()}
+        modes = [(module, module.training) for module in self.model.modules()]
+        kind: Any = type(optimizer)
+        trial = kind([dict(group) for group in optimizer.param_groups])
+        try:
+            with _frozen_randomness(*self.loaders.values()), torch.enable_grad():
+                torch.manual_seed(seed)
+                for batch in _shuffled(self.loaders["train"], epochs, seed):
+                    self._train_step(batch, objective, trial)
+                for value in self.model.buffers():
+                    if value.is_floating_point():  # BatchNorm's are of a rank's own rows
+                        distributed.mean_(value)
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for name, value in self._tensors():
+                    value.copy_(before[name])
+            trial.zero_grad()
+
+    def _train_step(
+        self,
+        batch: Any,
+        objective: Callable[[Output, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        optimizer.zero_grad()
+        objective(*self._run(batch)).backward()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    distributed.mean_(parameter.grad)
+        optimizer.step()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+            yield name, value.detach()
 
     def reestimate_batchnorm(self, modules: Iterable[nn.Module]) -> None:
         """Takes BatchNorm's running statistics anew from the training split.
@@ -202,36 +306,76 @@ def _pick(x: Tensor, keep: Tensor) -> Tensor:
     return x[keep.to(x.device)]
 
 
-def _batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor | None]]:
+def _batches(
+    loader: Iterable[Any], fraction: float = 1.0, seed: int = 0
+) -> Iterator[tuple[Any, Tensor | None]]:
     """Batches of this rank's share, with the rows' positions where they are known."""
     if not (isinstance(loader, DataLoader) and _is_plain(loader)):
-        for batch in loader:
-            yield batch, None
+        yield from ((batch, None) for batch in _first(loader, fraction))
         return
     count = len(cast(Any, loader.dataset))
     if count == 0:
         return
-    positions = distributed.share(count)
-    size = cast(int, loader.batch_size)
-    in_order: DataLoader[Any] = DataLoader(
+    rows = torch.arange(count)
+    if fraction < 1:
+        stream = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(count, generator=stream)[: math.ceil(fraction * count)].sort().values
+    positions = distributed.share(len(rows))
+    size = _batch_size(loader)
+    sampler = rows[positions % len(rows)].tolist()
+    in_order = _loader_like(loader, sampler=sampler, batch_size=size)
+    # A position beyond the last evens out the ranks: it is marked -1, to be dropped.
+    positions = torch.where(positions < len(rows), rows[positions % len(rows)], -1)
+    yield from zip(in_order, positions.split(size), strict=True)
+
+
+def _first(loader: Iterable[Any], fraction: float) -> Iterator[Any]:
+    """The first batches of a loader; all of them where it does not know how many it has."""
+    known = fraction < 1 and isinstance(loader, Sized)
+    return islice(loader, math.ceil(fraction * len(loader)) if known else None)  # type: ignore[arg-type]
+
+
+def _shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
+    """Batches of this rank's share for some epochs of training, in random order."""
+    if not (isinstance(loader, DataLoader) and _is_plain(loader)):
+        for _ in range(epochs):
+            yield from loader
+        return
+    count, size = len(cast(Any, loader.dataset)), _batch_size(loader)
+    stream = torch.Generator().manual_seed(seed)
+    world, rank = distributed.world_size(), distributed.rank()
+    # BatchNorm can make nothing of a last batch of one.
+    lonely = -(-count // world) % size == 1 and count > world
+    for _ in range(epochs):
+        rows = torch.randperm(count, generator=stream)
+        rows = rows.repeat(2)[: -(-count // world) * world][rank::world]
+        yield from _loader_like(
+            loader, sampler=rows.tolist(), batch_size=size, drop_last=loader.drop_last or lonely
+        )
+
+
+def _loader_like(loader: DataLoader[Any], **given: Any) -> DataLoader[Any]:
+    return DataLoader(
         loader.dataset,
-        batch_size=size,
-        sampler=(positions % count).tolist(),
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
+        **given,
     )
-    # A position beyond the last evens out the ranks: it is marked -1, to be dropped.
-    positions = torch.where(positions < count, positions, -1)
-    yield from zip(in_order, positions.split(size), strict=True)
+
+
+def _batch_size(loader: DataLoader[Any]) -> int:
+    return int(cast(BatchSampler, loader.batch_sampler).batch_size)
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:
     """Whether the loader's samples are exactly those of its data set, in whatever order."""
-    return type(loader.batch_sampler) is BatchSampler and isinstance(
-        loader.sampler, RandomSampler | SequentialSampler | DistributedSampler
+    batches = loader.batch_sampler
+    sampler = batches.sampler if isinstance(batches, Repeated) else loader.sampler
+    return type(batches) in (BatchSampler, Repeated) and isinstance(
+        sampler, RandomSampler | SequentialSampler | DistributedSampler
     )
 
 

@@ -1,133 +1,139 @@
-"""What every method keeps. A method that joins METHODS is tested here without a test of its own."""
+"""What every method keeps. A method that joins METHODS is tested here without a test of its own.
+
+A test that does not concern a method is not made for it: the reason is in its `Info`.
+"""
 
 import io
 
 import pytest
 import torch
-from torch import nn
 
 import evenly
+import evenly.lab.build
+import evenly.nn
 from evenly import METHODS
-from support import NAMES, Toy, forward, loaders, make, net, same, sgd, train, weights
-
-everyone = pytest.mark.parametrize("name", METHODS)
-changing = pytest.mark.parametrize(
-    "name", [name for name, kind in METHODS.items() if kind.info.writes != "nothing"]
-)
+from support import CASES, EXACT, NAMES, Run, Toy, forward, info, loaders, make, net, same, weights
 
 
-def trained(name, epochs=4, names=NAMES[:2], **settings):
-    model = net(names)
-    return train(model, make(name, model, **settings), sgd(model), epochs, names=names)
+def cases(holds=lambda info: True):
+    return pytest.mark.parametrize("case", [case for case in CASES if holds(info(case))])
 
 
-@everyone
-def test_neutral_settings_equal_joint_training_bit_for_bit(name):
-    assert same(trained(name, **METHODS[name].info.neutral), trained("joint"))
+def trained(case, epochs=4, names=NAMES[:2], **settings):
+    return Run(case, names, **settings).train(epochs).model
 
 
-@changing
-def test_it_does_something(name):
-    assert not same(trained(name), trained("joint"))
+def has_neutral(info):
+    return not isinstance(info.neutral, str)
 
 
-@everyone
+@cases(has_neutral)
+def test_neutral_settings_equal_joint_training_bit_for_bit(case):
+    neutral = trained(case, **info(case).neutral)
+    assert same(neutral, trained("joint", head=info(case).head))
+
+
+@cases(lambda info: info.writes != "nothing")
+def test_it_does_something(case):
+    assert not same(trained(case), trained("joint", head=info(case).head))
+
+
+@cases()
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
-def test_any_number_of_modalities(name, count):
-    model = trained(name, epochs=3, names=NAMES[:count])
+def test_any_number_of_modalities(case, count):
+    model = trained(case, epochs=3, names=NAMES[:count])
     assert all(value.isfinite().all() for value in weights(model).values())
 
 
-@everyone
-def test_a_run_repeats_itself(name):
-    assert same(trained(name), trained(name))
+@cases()
+def test_a_run_repeats_itself(case):
+    assert same(trained(case), trained(case))
 
 
-@everyone
+@cases()
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_resumed_equals_uninterrupted(name, stop):
+def test_resumed_equals_uninterrupted(case, stop):
     """Through a file, read with weights_only, into objects built anew."""
-    model = net()
-    method, optimizer = make(name, model), sgd(model)
-    train(model, method, optimizer, stop)
     file = io.BytesIO()
-    parts = {"model": model, "method": method, "optimizer": optimizer}
-    torch.save({key: part.state_dict() for key, part in parts.items()}, file)
+    torch.save(Run(case).train(stop).state(), file)
     file.seek(0)
-
-    fresh = net(seed=99)
-    saved = torch.load(file, weights_only=True)
-    parts = {"model": fresh, "method": make(name, fresh), "optimizer": sgd(fresh)}
-    for key, part in parts.items():
-        part.load_state_dict(saved[key])
-    train(fresh, parts["method"], parts["optimizer"], 4, start=stop)
-    assert same(fresh, trained(name))
+    fresh = Run(case, seed=99).load(torch.load(file, weights_only=True))
+    assert same(fresh.train(4, start=stop).model, trained(case))
 
 
-@everyone
-def test_global_random_stream_is_left_as_found(name):
-    model = net()
-    method = make(name, model)
-    probe = evenly.Probe(model, forward, *loaders())
-    batch = next(iter(loaders()[0]))
+@cases()
+def test_global_random_stream_is_left_as_found(case):
+    run = Run(case)
+    batch = next(iter(run.train_loader))
     for epoch in range(4):
         torch.manual_seed(5)
-        method.before_epoch(epoch, probe)
+        run.method.before_epoch(epoch, run.probe)
         drawn = torch.rand(3)
         torch.manual_seed(5)
         assert torch.equal(drawn, torch.rand(3))
-        output, target = forward(model.eval(), batch)
+        output, target = forward(run.model.eval(), batch)
         torch.manual_seed(5)
-        method.backward(method.loss(output, target))
-        method.before_step()
+        run.method.backward(run.method.loss(output, target))
+        run.method.before_step()
         drawn = torch.rand(3)
         torch.manual_seed(5)
         assert torch.equal(drawn, torch.rand(3))
 
 
-@everyone
-def test_batch_of_one(name):
-    model = net().eval()  # BatchNorm has nothing to average
-    method = make(name, model)
-    method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
-    output, target = forward(model, next(iter(torch.utils.data.DataLoader(Toy(3)))))
-    method.backward(method.loss(output, target))
-    method.before_step()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+@cases()
+def test_a_validation_that_asks_for_the_loss_leaves_no_trace(case):
+    def go(look):
+        run = Run(case)
+        for epoch in range(2):
+            run.method.before_epoch(epoch, run.probe)
+            for batch in run.train_loader:
+                if look:
+                    with torch.no_grad():
+                        run.method.loss(*forward(run.model.eval(), batch))
+                run.model.train()
+                torch.manual_seed(3)
+                run.step(batch)
+        return run.model
+
+    assert same(go(look=True), go(look=False))
 
 
-@everyone
-def test_frozen_parameters_stay(name):
-    model = net()
-    for encoder in model.encoders.values():
+@cases()
+def test_batch_of_one(case):
+    run = Run(case)
+    run.model.eval()  # BatchNorm has nothing to average
+    for epoch in range(3):
+        run.method.before_epoch(epoch, run.probe)
+        for batch in torch.utils.data.DataLoader(Toy(3)):
+            run.step(batch)
+    assert all(value.isfinite().all() for value in weights(run.model).values())
+
+
+@cases()
+def test_frozen_parameters_stay(case):
+    run = Run(case)
+    for encoder in run.model.encoders.values():
         encoder[0].requires_grad_(False)
-    before = weights(model.encoders["a"][0])
-    train(model, make(name, model), sgd(model), 4)
-    after = weights(model.encoders["a"][0])
+    before = weights(run.model.encoders["a"][0])
+    after = weights(run.train(4).model.encoders["a"][0])
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@everyone
-def test_accumulated_passes_equal_one(name):
-    """Two passes for a step give the same gradients as one, to rounding."""
+@cases(lambda info: not info.within_batch)
+def test_accumulated_passes_equal_one(case):
+    """Two passes for a step give the same weights as one, to rounding."""
 
-    def run(split):
-        model = net().double().eval()
-        method, optimizer = make(name, model), sgd(model)
-        if name == "ogm_ge":
-            method.noise = False  # scaled by the gradients' spread, which rounding moves
-        batch = next(iter(torch.utils.data.DataLoader(Toy(24), 24)))
-        method.before_epoch(0, evenly.Probe(model, as_double, *loaders()))
-        inputs, target, index = batch
-        for part in torch.arange(24).tensor_split(split):
-            cut = {key: x[part] for key, x in inputs.items()}, target[part], index[part]
-            output, labels = as_double(model, cut)
-            method.backward(method.loss(output, labels) / split)
-        method.before_step()
-        optimizer.step()
-        return model
+    def go(split):
+        run = Run(case, **EXACT.get(case, {}))
+        run.model.double().eval()
+        for epoch in range(3):
+            run.method.before_epoch(epoch, evenly.Probe(run.model, as_double, *loaders()))
+            inputs, target, index = next(iter(torch.utils.data.DataLoader(Toy(24), 24)))
+            doubled = {name: x.double() for name, x in inputs.items()}
+            run.step((doubled, target, index), split=split)
+        return weights(run.model)
 
-    one, two = weights(run(1)), weights(run(2))
+    one, two = go(1), go(2)
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-6, atol=1e-9)
 
@@ -137,63 +143,113 @@ def as_double(model, batch):
     return model({key: x.double() for key, x in inputs.items()}, index), target
 
 
-@everyone
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
-def test_optimisers(name, optimizer):
-    model = net()
-    train(model, make(name, model), optimizer(model.parameters(), lr=0.01), 3)
-    assert all(value.isfinite().all() for value in weights(model).values())
+@cases()
+def test_a_scaled_loss_changes_nothing(case):
+    """As gradient scaling (AMP in float16) does: scaled before the backward, unscaled after."""
+    scaled = weights(Run(case).train(3, scale=1024).model)
+    for key, value in weights(trained(case, epochs=3)).items():
+        torch.testing.assert_close(scaled[key], value, rtol=1e-4, atol=1e-5)
 
 
-@everyone
-def test_bf16_autocast(name):
-    model = net()
-    method, optimizer = make(name, model), sgd(model)
-    train_loader, val_loader = loaders()
+@cases()
+def test_clipped_gradients(case):
+    clipped = Run(case).train(3, clip=1e-3).model
+    assert all(value.isfinite().all() for value in weights(clipped).values())
+    assert not same(clipped, trained(case, epochs=3))
+
+
+@cases()
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_optimisers(case, optimizer):
+    run = Run(case, optimizer=lambda model: optimizer(model.parameters(), lr=0.01)).train(3)
+    assert all(value.isfinite().all() for value in weights(run.model).values())
+
+
+@cases(lambda info: info.missing)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_modality_missing_from_a_batch(case, count):
+    run = Run(case, NAMES[:count]).train(4, lacking="a")
+    assert all(value.isfinite().all() for value in weights(run.model).values())
+
+
+@cases()
+def test_bf16_autocast(case):
+    run = Run(case)
 
     def cast(model, batch):
         with torch.autocast("cpu", torch.bfloat16):
             return forward(model, batch)
 
-    probe = evenly.Probe(model, cast, train_loader, val_loader)
+    probe = evenly.Probe(run.model, cast, run.train_loader, run.val_loader)
     for epoch in range(3):
-        method.before_epoch(epoch, probe)
-        for batch in train_loader:
-            method.backward(method.loss(*cast(model, batch)))
-            method.before_step()
-            optimizer.step()
-            optimizer.zero_grad()
-    assert all(value.isfinite().all() for value in weights(model).values())
+        run.method.before_epoch(epoch, probe)
+        for batch in run.train_loader:
+            run.method.backward(run.method.loss(*cast(run.model, batch)))
+            run.method.before_step()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+    assert all(value.isfinite().all() for value in weights(run.model).values())
 
 
-@changing
-def test_refuses_an_encoder_without_trainable_parameters(name):
-    encoders = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2).requires_grad_(False)}
-    with pytest.raises(ValueError, match="encoder 'b' has no trainable parameters"):
-        METHODS[name](encoders)
+@cases(lambda info: info.needs != ())
+def test_refuses_a_model_that_lacks_what_it_needs(case):
+    """In the first loss, so before any step; the text says what to pass."""
+    for part in info(case).needs:
+        run = Run(case)
+        run.method.before_epoch(0, run.probe)
+        output, target = forward(run.model, next(iter(run.train_loader)))
+        object.__setattr__(output, part, None)
+        with pytest.raises(ValueError, match=rf"needs `Output\.{part}`; found None\. "):
+            run.method.loss(output, target)
 
 
-@everyone
-def test_refuses_shared_parameters(name):
-    shared = nn.Linear(2, 2)
-    encoders = {"a": nn.Sequential(shared), "b": nn.Sequential(shared, nn.Linear(2, 2))}
-    with pytest.raises(ValueError, match="encoders 'a' and 'b' share parameters"):
-        METHODS[name](encoders)
+@cases(lambda info: info.needs_probe)
+def test_refuses_a_loop_without_a_probe(case):
+    run = Run(case)
+    run.probe = None
+    with pytest.raises(ValueError, match="found no probe"):
+        run.train(4)
 
 
-@everyone
-def test_refuses_anothers_state(name):
-    model = net()
+@cases(lambda info: info.writes in ("weights", "gradients"))
+def test_refuses_an_encoder_without_trainable_parameters(case):
+    model = net(head=info(case).head)
+    model.encoders["aa"].requires_grad_(False)
+    with pytest.raises(ValueError, match="encoder 'aa' has no trainable parameters"):
+        make(case, model)
+
+
+@cases()
+def test_refuses_shared_parameters(case):
+    model = net(head=info(case).head)
+    model.encoders["aa"][0] = model.encoders["a"][0]
+    with pytest.raises(ValueError, match="encoders 'a' and 'aa' share parameters"):
+        make(case, model)
+
+
+@cases()
+def test_refuses_anothers_state(case):
     with pytest.raises(ValueError, match="saved by another method"):
-        make(name, model).load_state_dict({"nobody's": 1})
+        make(case, net(head=info(case).head)).load_state_dict({"nobody's": 1})
 
 
-@everyone
+@pytest.mark.parametrize("name", METHODS)
 def test_info_is_complete(name):
     info = METHODS[name].info
     assert info.title
+    assert info.head in evenly.nn.HEADS
+    assert info.budget >= 1
     if name != "joint":
         assert info.paper
         assert info.url.startswith("https://")
         assert 2015 < info.year < 2100
         assert info.neutral
+    if isinstance(info.neutral, str):
+        assert len(info.neutral.split()) > 3, "a reason, in words"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_is_documented(name):
+    text = METHODS[name].__init__.__doc__
+    for setting in evenly.lab.build.settings_of(METHODS[name]):
+        assert f"{setting}: " in text, setting

@@ -1,42 +1,54 @@
 """Several processes train one model: equal weights on each, and equal to one process's."""
 
+import tempfile
+import traceback
+from functools import cache, partial
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
-from evenly import METHODS
 from ranks import on_ranks
-from support import Toy, forward, make, net, sgd, weights
+from support import CASES, Toy, forward, info, make, net, sgd, weights
 
 pytestmark = pytest.mark.distributed
 EPOCHS = 4
+CHUNK = 6  # cases that share two processes: starting them takes longer than training
 
 
 class Straight(torch.nn.Module):
     """The toy without BatchNorm and dropout, which see a rank's own rows only."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, head):
         super().__init__()
-        self.net = net(seed=seed)
+        self.net = net(seed=seed, head=head)
         for encoder in self.net.encoders.values():
             encoder[1] = torch.nn.Identity()
             encoder[3] = torch.nn.Identity()
-        self.encoders = self.net.encoders
+        self.encoders, self.head = self.net.encoders, self.net.head
 
     def forward(self, inputs, index=None):
         return self.net(inputs, index)
 
 
-def train(rank, world, name, seed=None, parallel=DistributedDataParallel):
+def train(rank, world, case, seed=None, parallel=None):
     """Global batches of 8, cut over the ranks; each rank starts from weights of its own."""
-    model = Straight(seed=rank if seed is None else seed)
+    model = Straight(rank if seed is None else seed, info(case).head)
+    parallel = parallel or partial(
+        DistributedDataParallel, find_unused_parameters=info(case).partial
+    )
     trained = parallel(model) if world > 1 else model
-    method, optimizer = make(name, model), sgd(model)
+    optimizer = sgd(model)
     dataset, val = Toy(40, seed=1), Toy(18, seed=2)
-    sampler = DistributedSampler(dataset, world, rank, seed=3)
-    loader = DataLoader(dataset, 8 // world, sampler=sampler)
+    sampler = evenly.Resampler(dataset, world, rank, seed=3)
+    method = make(case, model, optimizer, sampler)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=evenly.Repeated(sampler, 8 // world, repeats=method.repeats),
+    )
     # 18 rows in batches of 5: the ranks' last batches are unequal to the others
     probe = evenly.Probe(trained, forward, loader, DataLoader(val, 5))
     for epoch in range(EPOCHS):
@@ -55,12 +67,54 @@ def whole(value):
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_replicas_are_equal_bit_for_bit_and_equal_one_process(name, tmp_path):
-    ranks = on_ranks(train, tmp_path, name)
+def chunks(names):
+    return {
+        case: tuple(names[n : n + CHUNK])
+        for n in range(0, len(names), CHUNK)
+        for case in names[n : n + CHUNK]
+    }
+
+
+def grouped(names):
+    """Each case with its chunk; a chunk's tests run one after the other in one worker."""
+    return [
+        pytest.param(case, chunk, marks=pytest.mark.xdist_group(f"{names[0]}-{chunk[0]}"), id=case)
+        for case, chunk in chunks(names).items()
+    ]
+
+
+def train_all(rank, world, chunk, function):
+    """What each case gives, or the text of what it raised."""
+    found = {}
+    for case in chunk:
+        try:
+            found[case] = function(rank, world, case)
+        except Exception:  # the others of the chunk are to be tested all the same
+            found[case] = traceback.format_exc()
+    return found
+
+
+@cache
+def on_two(chunk, function):
+    with tempfile.TemporaryDirectory() as folder:
+        return on_ranks(train_all, Path(folder), chunk, function)
+
+
+def found_by(case, chunk, function):
+    ranks = [rank[case] for rank in on_two(chunk, function)]
+    for rank in ranks:
+        assert not isinstance(rank, str), rank
+    return ranks
+
+
+@pytest.mark.parametrize(("case", "chunk"), grouped(list(CASES)))
+def test_replicas_are_equal_bit_for_bit_and_equal_one_process(case, chunk):
+    ranks = found_by(case, chunk, train)
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
+    if info(case).within_batch:
+        return  # a rank compares its own samples: another batch than one process's
     # DDP gives every rank rank 0's weights before the first epoch.
-    alone = train(0, 1, name, seed=0)
+    alone = train(0, 1, case, seed=0)
     for key, value in alone.items():
         torch.testing.assert_close(ranks[0][key], value, rtol=1e-4, atol=2e-6)
 
@@ -147,19 +201,20 @@ def test_whole_features_need_no_other_rank(tmp_path):
     assert on_ranks(alone_among_many, tmp_path)[0] == diagnose(0, 1, "matched")
 
 
-def sharded(rank, world, name):
+def sharded(rank, world, case):
     """FSDP2 shards each parameter over the ranks; the result is brought together again."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (world,))
-    return train(rank, world, name, 0, lambda model: fully_shard(model, mesh=mesh))
+    return train(rank, world, case, 0, lambda model: fully_shard(model, mesh=mesh))
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.info.sharded])
-def test_sharded_parameters_equal_one_process(name, tmp_path):
-    ranks = on_ranks(sharded, tmp_path, name)
-    alone = train(0, 1, name, seed=0)
+@pytest.mark.parametrize(("case", "chunk"), grouped([case for case in CASES if info(case).sharded]))
+def test_sharded_parameters_equal_one_process(case, chunk):
+    ranks = found_by(case, chunk, sharded)
+    alone = train(0, 1, case, seed=0)
     for key, value in ranks[0].items():
         assert torch.equal(value, ranks[1][key])
-        torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)
+        if not info(case).within_batch:
+            torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)

@@ -43,7 +43,8 @@ class Batch(TypedDict):
     Attributes:
         inputs: By modality, in the stored dtype; the encoder converts and standardises.
         target: (n,) class of each sample.
-        index: (n,) position of each sample in its split.
+        index: (n,) position of each sample in its split; beyond the split's length it is a
+            variant of the sample, see `evenly.Resampler`.
     """
 
     inputs: dict[str, Tensor | Padded]
@@ -148,9 +149,9 @@ class Split(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these positions, by one indexing per modality."""
         index = torch.tensor(indices)
-        rows = self.rows[index]
+        rows = self.rows[index % len(self)]
         inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
-        return Batch(inputs=inputs, target=self.target[index], index=index)
+        return Batch(inputs=inputs, target=self.target[index % len(self)], index=index)
 
 
 def collate(batch: Any) -> Batch:

@@ -16,23 +16,32 @@ from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
 from evenly.nn import LateFusion, encoder_for
-from evenly.spec import converted, parse
+from evenly.resampling import Resampler
+from evenly.spec import Spec, converted, parse
 from evenly.suggest import unknown
 
 
-def build_model(data: Data, training: Training, seed: int) -> LateFusion:
-    """The model of a seed: the same initial weights whatever the method.
+def build_model(data: Data, cell: Cell) -> LateFusion:
+    """The model of a cell: for a seed, the same initial encoders whatever the method.
+
+    The head is the one that the method is made for; heads of one kind start equal, too.
 
     Raises:
         ValueError: If an encoder of the user's own cannot be built or does not fit the data.
     """
+    training = cell.training
+    settings = method_settings(cell)
     if strange := set(training.encoders) - set(data.modalities):
         raise ValueError(
             f"--encoders names {sorted(strange)}, but {data.name} has the modalities "
             f"{sorted(data.modalities)}."
         )
+    info = METHODS[parse(cell.method).name].info
+    alone = settings.get("modality") if info.alone else None
+    if info.alone and alone not in data.modalities:
+        raise unknown("modality", str(alone), data.modalities)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(cell.seed)
         encoders = {
             name: (
                 _imported(training.encoders[name])
@@ -41,8 +50,10 @@ def build_model(data: Data, training: Training, seed: int) -> LateFusion:
             )
             for name, modality in data.modalities.items()
         }
-        model = LateFusion(encoders, len(data.class_names))
-        _try_encoders(model, data, training.encoders)
+        if alone is not None:
+            encoders = {alone: encoders[alone]}
+        model = LateFusion(encoders, len(data.class_names), info.head)
+        _try_encoders(model, data, set(training.encoders) & set(encoders))
     return model.train()
 
 
@@ -91,7 +102,7 @@ def method_settings(cell: Cell) -> dict[str, Any]:
         raise unknown("method", spec.name, METHODS)
     kind = METHODS[spec.name]
     known = inspect.signature(kind).parameters
-    names = [name for name in known if name not in ("encoders", "criterion", "optimizer")]
+    names = settings_of(kind)
     hints = get_type_hints(kind.__init__)
     given = {}
     for name, value in spec.settings.items():
@@ -107,16 +118,58 @@ def method_settings(cell: Cell) -> dict[str, Any]:
     return {**scaled, **given}
 
 
-def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer) -> Method:
-    """The method of a cell, on the encoders of a model."""
+_PARTS = ("encoders", "criterion", "optimizer", "head", "sampler")
+"""What a method is given of the training; everything else that it takes is a setting."""
+
+
+def settings_of(kind: type[Method]) -> list[str]:
+    """The names of a method's settings."""
+    return [name for name in inspect.signature(kind).parameters if name not in _PARTS]
+
+
+def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: Resampler) -> Method:
+    """The method of a cell, on the encoders of a model and the parts of its training."""
     settings = method_settings(cell)
     kind = METHODS[parse(cell.method).name]
     takes = inspect.signature(kind).parameters
-    if "optimizer" in takes:
-        settings["optimizer"] = optimizer
+    parts = {"optimizer": optimizer, "head": model.head, "sampler": sampler}
+    settings |= {name: part for name, part in parts.items() if name in takes}
     if "seed" in takes:  # its chance is part of what varies from seed to seed
         settings.setdefault("seed", cell.seed)
     return kind(model.encoders, **settings)
+
+
+def build_sampler(data: Data, cell: Cell) -> Resampler:
+    """The order of the training split: a function of seed and epoch, so that runs can resume."""
+    return Resampler(data.split("train"), 1, 0, seed=cell.seed)
+
+
+def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
+    """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
+
+    Args:
+        methods: As the user named them.
+        modalities: Of the data.
+
+    Returns:
+        Each once, as 'name' or 'name(setting=value)'.
+    """
+    found: list[str] = []
+    for spec in methods:
+        if spec.name == "all" and not spec.settings:
+            for name, kind in METHODS.items():
+                found += _variants(name, kind, modalities)
+        elif spec.name in METHODS and METHODS[spec.name].info.alone and not spec.settings:
+            found += _variants(spec.name, METHODS[spec.name], modalities)
+        else:
+            found.append(spec.text)
+    return list(dict.fromkeys(found))
+
+
+def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[str]:
+    if kind.info.alone:
+        return [Spec(name, {"modality": modality}).text for modality in modalities]
+    return [Spec(name, dict(settings)).text for settings in kind.info.variants]
 
 
 def _imported(text: str) -> nn.Module:

@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from evenly.lab.settings import (
     write_settings,
 )
 from evenly.lab.tables import write_tables
-from evenly.spec import split
+from evenly.spec import Spec, split
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
     for name, value in (("seeds", seeds), ("jobs", jobs)):
         if value < 1:
             raise ValueError(f"--{name} is at least 1; found {value}.")
-    names = tuple(dict.fromkeys(spec.text for spec in split(methods)))
+    names = _named(split(methods), training)
     plan = Comparison(training, names, seeds, out)
     _prepare(plan)
     failures: dict[str, str] = {}
@@ -96,6 +96,14 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
             "command tries them again."
         )
     return report
+
+
+def _named(methods: Sequence[Spec], training: Training) -> tuple[str, ...]:
+    from evenly.data import load  # loads torch, for which the command's help cannot wait
+    from evenly.lab.build import expanded
+
+    several = any(spec.name in ("all", "unimodal") for spec in methods)
+    return tuple(expanded(methods, load(training.data).modalities if several else ()))
 
 
 def _prepare(plan: Comparison) -> None:

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from evenly.data import Data, load
-from evenly.lab.build import build_method, build_model, build_optimizer, method_settings
+from evenly.lab.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    method_settings,
+)
 from evenly.lab.run import has_fast_bf16
 from evenly.lab.settings import Cell
 from evenly.method import Method
@@ -28,11 +34,13 @@ def prepare(cells: Sequence[Cell]) -> tuple[Data, list[str]]:
     """
     training = cells[0].training
     data = load(training.data)
-    model = build_model(data, training, cells[0].seed)
-    optimizer = build_optimizer(model, training)
-    methods = [build_method(cell, model, optimizer) for cell in cells]
-    notes = [*data.notes, _encoder_note(model, data)]
-    for cell, method in zip(cells, methods, strict=True):
+    notes = list(data.notes)
+    models = [build_model(data, cell) for cell in cells]
+    widest = max(models, key=lambda model: len(model.encoders))
+    notes.append(_encoder_note(widest, data))
+    for cell, model in zip(cells, models, strict=True):
+        optimizer = build_optimizer(model, training)
+        method = build_method(cell, model, optimizer, build_sampler(data, cell))
         notes += _method_notes(cell, method)
     if training.precision == "auto" and not has_fast_bf16():
         notes.append(
@@ -52,6 +60,7 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
     parts = [
         f"{name}, {modality.kind} {modality.shape}: {type(model.encoders[name]).__name__}"
         for name, modality in data.modalities.items()
+        if name in model.encoders
     ]
     return f"encoders: {'; '.join(parts)}."
 

@@ -22,13 +22,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate, load
 from evenly.diagnosis.gap import diagnose
 from evenly.files import remove_leftovers, replacing, write_csv
 from evenly.integrations.lightning import Balance
-from evenly.lab.build import build_method, build_model, build_optimizer
+from evenly.lab.build import build_method, build_model, build_optimizer, build_sampler
 from evenly.lab.evaluation import Evaluation
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
@@ -36,6 +36,7 @@ from evenly.method import Method
 from evenly.methods.relearn import Relearn
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.resampling import Repeated, Resampler
 
 Progress = Callable[[int, float], None]
 """Called after each epoch with its number, from 0, and the validation accuracy."""
@@ -75,9 +76,10 @@ def run_cell(
     torch.set_num_threads(cell.training.threads)
 
     data = load(cell.training.data) if data is None else data
-    model = build_model(data, cell.training, cell.seed)
+    model = build_model(data, cell)
     optimizer = build_optimizer(model, cell.training)
-    method = build_method(cell, model, optimizer)
+    sampler = build_sampler(data, cell)
+    method = build_method(cell, model, optimizer, sampler)
     write_settings(folder / "config.yaml", settings)  # nothing is left where building fails
     task = Task(model, method, optimizer, len(data.class_names), cell.seed)
     train, val = data.split("train"), data.split("val")
@@ -100,7 +102,7 @@ def run_cell(
     try:
         trainer.fit(
             task,
-            _shuffled(train, cell),
+            _shuffled(train, cell, sampler, method.repeats),
             _in_order(val, cell),
             ckpt_path=last if last.is_file() else None,
             weights_only=True,
@@ -161,6 +163,8 @@ class Task(L.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """The method's loss."""
+        if (turn := self.method.turn) is not None:
+            batch = {**batch, "inputs": {turn: batch["inputs"][turn]}}
         output, target = forward(self.model, batch)
         loss = self.method.loss(output, target)
         with torch.no_grad():
@@ -287,13 +291,12 @@ def _check_readable(checkpoint: Path) -> None:
         ) from error
 
 
-def _shuffled(split: Split, cell: Cell) -> DataLoader[Batch]:
-    # The order is a function of seed and epoch, so that a resumed run meets the same batches.
-    sampler: DistributedSampler[Batch] = DistributedSampler(split, 1, 0, seed=cell.seed)
+def _shuffled(split: Split, cell: Cell, sampler: Resampler, repeats: int) -> DataLoader[Batch]:
     size = cell.training.batch_size
     # BatchNorm can make nothing of a last batch of one.
     lonely = len(split) % size == 1 and len(split) > 1
-    return DataLoader(split, size, sampler=sampler, collate_fn=collate, drop_last=lonely)
+    batches = Repeated(sampler, size, lonely, repeats)
+    return DataLoader(split, batch_sampler=batches, collate_fn=collate)
 
 
 def _in_order(split: Split, cell: Cell) -> DataLoader[Batch]:

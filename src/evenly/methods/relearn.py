@@ -192,7 +192,7 @@ class Relearn(Method):
         if epoch == 0:
             self._check(probe)
         if self.is_due(epoch) and epoch not in self.history:
-            self._relearn(epoch, self._need(probe))
+            self._relearn(epoch, self._probe(probe))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave.
@@ -264,7 +264,7 @@ class Relearn(Method):
         """Finds what would fail at the first re-learning before any training is spent."""
         if not self.times:
             return
-        probe = self._need(probe)
+        probe = self._probe(probe)
         train, val = self._own(probe.features("train")), self._own(probe.features("val"))
         if train.target.is_floating_point():
             check_values(train, val)
@@ -273,15 +273,6 @@ class Relearn(Method):
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")
-
-    def _need(self, probe: Probe | None) -> Probe:
-        if probe is None:
-            raise ValueError(
-                "Relearn looks at the training and validation split between epochs; found no "
-                "probe. Pass before_epoch(epoch, evenly.Probe(model, forward, train_loader, "
-                "val_loader))."
-            )
-        return probe
 
     def _own(self, features: Features) -> Features:
         """The features of the encoders handed over, and no other."""

@@ -1,49 +1,102 @@
 """The model that balanced multimodal learning is mostly studied on: late fusion."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Padded
-from evenly.output import Output, split_linear
+from evenly.nn.encoders import Standardise
+from evenly.nn.heads import HEADS
+from evenly.output import Output
+from evenly.suggest import unknown
+
+Inputs = Mapping[str, Shaped[Tensor, "n ..."] | Padded]
 
 
 class LateFusion(nn.Module):
-    """One encoder per modality, and one linear layer on their concatenated features.
+    """One encoder per modality, and a head on their features.
 
     Attributes:
         encoders: By modality.
-        head: The linear layer; it takes the features in the order of `encoders`.
+        head: What turns the features into logits, see `evenly.nn.heads`.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module], num_classes: int) -> None:
+    def __init__(
+        self, encoders: Mapping[str, nn.Module], num_classes: int, head: str = "concat"
+    ) -> None:
         """Puts a head on the encoders.
 
         Args:
             encoders: By modality; each has `out_features`, the width of the vectors it returns.
             num_classes: How many classes the head tells apart.
+            head: By its name in `HEADS`; a linear layer on the concatenated features by default.
+                `METHODS[name].info.head` says which one a method is made for.
 
         Raises:
-            ValueError: If there is no encoder, or one does not say how wide its features are.
+            ValueError: If there is no encoder, one does not say how wide its features are, or
+                the head is unknown.
         """
         super().__init__()
         if not encoders:
             raise ValueError("LateFusion needs an encoder for each modality; found none.")
-        for name, encoder in encoders.items():
-            if not isinstance(getattr(encoder, "out_features", None), int):
-                raise ValueError(
-                    f"encoder '{name}' ({type(encoder).__name__}) has no `out_features`, so the "
-                    "head cannot know how wide its features are. Set it to their width: "
-                    "encoder.out_features = 512."
-                )
+        if head not in HEADS:
+            raise unknown("head", head, HEADS)
+        widths = {name: _width(name, encoder) for name, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(dict(encoders))
-        width = sum(int(getattr(encoder, "out_features")) for encoder in encoders.values())  # noqa: B009
-        self.head = nn.Linear(width, num_classes)
+        self.head = HEADS[head](widths, num_classes)
 
-    def forward(self, inputs: Mapping[str, Shaped[Tensor, "n ..."] | Padded]) -> Output:
-        """Encodes each modality and fuses; the unimodal logits are each one's share."""
-        features = {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
-        logits = self.head(torch.cat(list(features.values()), dim=1))
-        return Output(logits, features, split_linear(self.head, features))
+    def forward(self, inputs: Inputs) -> Output:
+        """Encodes each modality that the batch holds, and fuses."""
+        features = {
+            name: encoder(inputs[name]) for name, encoder in self.encoders.items() if name in inputs
+        }
+        logits, unimodal = self.head(features)
+
+        def ablate(keep: Collection[str]) -> Tensor:
+            return self._ablated(inputs, keep)
+
+        return Output(logits, features, unimodal, fuse=self._fused, ablate=ablate)
+
+    def _fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
+        logits: Tensor = self.head(features)[0]
+        return logits
+
+    def _ablated(self, inputs: Inputs, keep: Collection[str]) -> Float[Tensor, "n c"]:
+        masked = {
+            name: x if name in keep else _blank(x, self.encoders[name])
+            for name, x in inputs.items()
+            if name in self.encoders
+        }
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()  # BatchNorm's statistics are of real inputs
+        try:
+            features = {name: self.encoders[name](x) for name, x in masked.items()}
+            return self._fused(features)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _width(name: str, encoder: nn.Module) -> int:
+    width = getattr(encoder, "out_features", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"encoder '{name}' ({type(encoder).__name__}) has no `out_features`, so the "
+            "head cannot know how wide its features are. Set it to their width: "
+            "encoder.out_features = 512."
+        )
+    return width
+
+
+def _blank(x: Tensor | Padded, encoder: nn.Module) -> Tensor | Padded:
+    """The input that an encoder sees as zeros, after its own standardisation where it has one."""
+    if isinstance(x, Padded):
+        values = _blank(x.values, encoder)
+        assert isinstance(values, Tensor)
+        return Padded(values, x.length)
+    standard = next((m for m in encoder.modules() if isinstance(m, Standardise)), None)
+    if standard is None:
+        return torch.zeros_like(x)
+    return standard.mean.expand(x.shape)

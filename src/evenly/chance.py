@@ -1,0 +1,49 @@
+"""Random numbers that belong to samples: the same in any batch, on any rank, in any order."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
+    """A number from [0, 1) for each sample, which is a function of its position and the salt.
+
+    A method that masks samples draws so, as then the mask neither depends on how samples are cut
+    into batches, passes and ranks, nor touches a random stream.
+
+    Args:
+        index: Position of each sample in its data set.
+        salt: What else the number depends on, such as seed and step; another salt gives numbers
+            that are independent of these.
+    """
+    state = 0
+    for number in salt:
+        state = _mix_int(state ^ (number & _MASK))
+    bits = _mix(index + _signed(state))
+    # the upper 53 bits: as many as a double holds
+    return ((bits >> 11) & ((1 << 53) - 1)).double().mul_(2.0**-53).float().clamp_max_(1 - 2**-24)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), on wrapping int64."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _mix_int(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _shifted(x: Tensor, places: int) -> Tensor:
+    """A logical shift to the right; int64's own keeps the sign."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x

@@ -1,0 +1,91 @@
+"""A method in words, for `evenly methods` and the page made of it."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from evenly.lab.build import settings_of
+from evenly.method import Info, Method
+from evenly.methods import METHODS
+
+_PARTS = {
+    "unimodal": "logits of each modality",
+    "index": "positions of the samples",
+    "fuse": "fused logits of changed features",
+    "ablate": "fused logits without some inputs",
+}
+
+
+def about(name: str) -> str:
+    """What a method does: its class's text without the list of attributes."""
+    return inspect.cleandoc(METHODS[name].__doc__ or "").partition("\n\nAttributes:")[0]
+
+
+def facts(name: str) -> dict[str, str]:
+    """What a user should know of a method before choosing it, by heading."""
+    kind = METHODS[name]
+    info = kind.info
+    return {
+        "paper": info.paper or "-",
+        "where": info.url or "-",
+        "category": info.category,
+        "writes": info.writes,
+        "needs": needs(kind),
+        "head": info.head,
+        "cost of a step": cost(name),
+        "modalities": info.modalities,
+        "a modality may be missing from a batch": "yes" if info.missing else "no",
+        "sharded parameters (FSDP2)": "yes" if info.sharded else "no",
+        "equals joint training with": neutral(info),
+        "doubts": info.doubts or "-",
+    }
+
+
+def needs(kind: type[Method]) -> str:
+    """What a model, loop and loaders must give a method."""
+    info = kind.info
+    takes = inspect.signature(kind).parameters
+    parts = [_PARTS[part] for part in info.needs]
+    parts += ["the optimiser"] * ("optimizer" in takes)
+    parts += ["the head"] * ("head" in takes)
+    parts += ["a Resampler"] * ("sampler" in takes)
+    parts += ["a look at whole splits between epochs"] * info.needs_probe
+    parts += ["each batch once for each modality"] * ("repeats" in vars(kind))
+    parts += ["find_unused_parameters=True under DDP"] * info.partial
+    return ", ".join(parts) or "nothing beyond a loss"
+
+
+def neutral(info: Info) -> str:
+    """The settings that equal joint training, or why there are none."""
+    if isinstance(info.neutral, str):
+        return f"none: {info.neutral}"
+    return ", ".join(f"{key}={value}" for key, value in info.neutral.items()) or "-"
+
+
+def cost(name: str) -> str:
+    """What a step computes beyond joint training's, and what that was measured to take."""
+    info = METHODS[name].info
+    found = measured().get(name)
+    if found is None:
+        return info.cost
+    return (
+        f"{info.cost}; measured on a ResNet-18 pair: {found['time']:.2f}x the time and "
+        f"{found['memory']:.2f}x the memory of joint training"
+    )
+
+
+def measured() -> Mapping[str, Any]:
+    """By method, what `benchmarks/overhead.py` last wrote down."""
+    file = files("evenly.lab").joinpath("overhead.json")
+    if not file.is_file():
+        return {}
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return found["methods"]
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The settings of a method and their defaults."""
+    parameters = inspect.signature(METHODS[name]).parameters
+    return {key: parameters[key].default for key in settings_of(METHODS[name])}

@@ -1,0 +1,67 @@
+"""Uniform multi-loss training: the fused loss plus that of each modality.
+
+The plain baseline of Wang, Tran, Feiszli, "What Makes Training Multi-Modal Classification
+Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681 (there "naive" blending, with all
+weights equal), and of every method since that adds unimodal losses.
+"""
+
+from torch import Tensor
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+
+
+class MultiLoss(Method):
+    """Trains the fused prediction and each modality's own at once.
+
+    L = CE(z) + weight · Σ_m CE(z_m). Whatever a method with unimodal losses does beyond this is
+    what it should be credited with.
+    """
+
+    info = Info(
+        title="Uniform multi-loss",
+        paper="Wang, Tran, Feiszli. What Makes Training Multi-Modal Classification Networks Hard? "
+        "CVPR 2020",
+        year=2020,
+        url="https://arxiv.org/abs/1905.12681",
+        category="objective",
+        writes="loss",
+        neutral={"weight": 0.0},
+        needs=("unimodal",),
+        head="multi",
+        cost="M unimodal heads",
+        budget=1.05,
+        missing=True,
+    )
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        weight: float = 1.0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say which unimodal logits count.
+            weight: Of each unimodal loss; 1 is uniform.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the weight is negative.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not weight >= 0:
+            raise ValueError(f"MultiLoss: 'weight' is not negative; found {weight}.")
+        self.weight = weight
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + weight · Σ_m CE(z_m)."""
+        loss = super().loss(output, target)
+        unimodal = self._unimodal(output)
+        if self.weight == 0:  # heads without a gradient stay as they are, decay included
+            return loss
+        for logits in unimodal.values():
+            loss = loss + self.weight * self.criterion(logits, target)
+        return loss

@@ -1,0 +1,58 @@
+"""What every head is: a module that takes features by modality and gives logits."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Logits = tuple[Float[Tensor, "n c"], dict[str, Float[Tensor, "n c"]]]
+"""Fused logits, and those of each modality that was given."""
+
+
+class Head(nn.Module):
+    """Turns features into fused logits, which are the prediction, and logits of each modality.
+
+    Attributes:
+        widths: By modality, the width of its features, in the order of fusion.
+        num_classes: How many classes it tells apart.
+    """
+
+    def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
+        """Notes the shapes.
+
+        Args:
+            widths: By modality, the width of its features.
+            num_classes: How many classes to tell apart.
+        """
+        super().__init__()
+        self.widths = dict(widths)
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+        """The logits; a modality that is not in `features` is missing from the batch."""
+
+    def unimodal_heads(self) -> nn.ModuleDict:
+        """A linear layer for each modality."""
+        return nn.ModuleDict(
+            {name: nn.Linear(width, self.num_classes) for name, width in self.widths.items()}
+        )
+
+    def filled(
+        self, features: Mapping[str, Float[Tensor, "n _"]]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """The features of all modalities in order; those that are missing are zeros."""
+        if not features:
+            raise ValueError(f"a batch holds none of the modalities {sorted(self.widths)}.")
+        some = next(iter(features.values()))
+        return {
+            name: features[name] if name in features else some.new_zeros(len(some), width)
+            for name, width in self.widths.items()
+        }
+
+
+def stacked(logits: Mapping[str, Float[Tensor, "n c"]]) -> Float[Tensor, "m n c"]:
+    """The logits of all modalities in one tensor."""
+    return torch.stack(list(logits.values()))

@@ -1,0 +1,124 @@
+"""Orders of samples that a method may write: a sampler, and batches that come several times."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from evenly import distributed
+
+
+class Resampler(DistributedSampler[Any]):
+    """A shuffling sampler whose pool of samples a method may change before each epoch.
+
+    ```python
+    sampler = evenly.Resampler(dataset, seed=0)
+    loader = DataLoader(dataset, 64, sampler=sampler)
+    method = evenly.methods.SMV(encoders, sampler=sampler)
+    ```
+
+    As long as no method has written `pool`, it is PyTorch's `DistributedSampler`, and like it
+    takes part of the samples on each rank and needs `set_epoch` before each epoch.
+
+    A position i beyond the data set's n samples means sample i % n once more, and i // n tells
+    the method which of its variants that one is. The data set's `__getitem__` therefore reads
+    `i % n` and hands i on as the sample's index (`evenly.data` does). Epochs keep their length:
+    as many positions as there are samples are drawn from the pool, each as often as it stands
+    there (once more for all if the pool is shorter than an epoch).
+
+    Attributes:
+        pool: Positions to draw from, the same on each rank; None for every sample once.
+        batch_size: Where given, batches of this size (over all ranks) hold one variant each, but
+            for what is left over, which comes last.
+    """
+
+    pool: Int[Tensor, " p"] | None
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Prepares the order; it is that of `DistributedSampler` with the same seed.
+
+        Args:
+            dataset: To be sampled.
+            num_replicas: Number of ranks; the process group's by default.
+            rank: This rank; the process group's by default.
+            seed: Of the order.
+        """
+        world = distributed.world_size() if num_replicas is None else num_replicas
+        super().__init__(
+            dataset, world, distributed.rank() if rank is None else rank, shuffle=True, seed=seed
+        )
+        self.pool = None
+        self.batch_size: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many samples there are: n."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        if self.pool is None:
+            return super().__iter__()
+        order = self._drawn(self.pool)
+        return iter(order[self.rank :: self.num_replicas].tolist())
+
+    def _drawn(self, pool: Tensor) -> Tensor:
+        stream = torch.Generator().manual_seed(self.seed + self.epoch)
+        rounds = -(-self.total_size // len(pool))
+        parts = [pool[torch.randperm(len(pool), generator=stream)] for _ in range(rounds)]
+        order = torch.cat(parts)[: self.total_size]
+        return order if self.batch_size is None else self._grouped(order, stream)
+
+    def _grouped(self, order: Tensor, stream: torch.Generator) -> Tensor:
+        """Whole batches of one variant in random order, then what is left over."""
+        assert self.batch_size is not None
+        whole: list[Tensor] = []
+        rest: list[Tensor] = []
+        for variant in torch.unique(order // self.count):
+            group = order[order // self.count == variant]
+            cut = len(group) // self.batch_size * self.batch_size
+            whole += group[:cut].split(self.batch_size) if cut else []
+            rest.append(group[cut:])
+        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=stream).tolist()]
+        return torch.cat([*shuffled, *rest])
+
+
+class Repeated(BatchSampler):
+    """Batches that come several times in a row, for a method with `repeats`.
+
+    ```python
+    batches = evenly.Repeated(sampler, batch_size=64, repeats=method.repeats)
+    loader = DataLoader(dataset, batch_sampler=batches)
+    ```
+    """
+
+    def __init__(
+        self, sampler: Any, batch_size: int, drop_last: bool = False, repeats: int = 1
+    ) -> None:
+        """Prepares the batches.
+
+        Args:
+            sampler: Of the samples.
+            batch_size: Samples in a batch.
+            drop_last: Whether a last batch that is not full is left out.
+            repeats: How often each batch comes.
+        """
+        super().__init__(sampler, batch_size, drop_last)
+        self.repeats = repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            for _ in range(self.repeats):
+                yield list(batch)
+
+    def __len__(self) -> int:
+        return super().__len__() * self.repeats
