@@ -214,10 +214,12 @@ class Method:
     ) -> dict[str, Tensor]:
         """The entries of the encoders handed over, and no other."""
         lacking = set(self.encoders) - set(found)
-        if lacking and (lacking & set(present) or not set(self.encoders) & set(present)):
+        if self.info.missing and set(self.encoders) & set(present):
+            lacking &= set(present)
+        if lacking:
             raise ValueError(
                 f"{type(self).__name__} has encoders {sorted(self.encoders)}, but `{where}` lacks "
-                f"{sorted(lacking)}. Use the same names in both."
+                f"{sorted(lacking)}. Use the same names in both, and pass every modality."
             )
         return {name: found[name] for name in self.encoders if name in found}
 

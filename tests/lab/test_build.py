@@ -3,13 +3,26 @@ import torch
 from torch import nn
 
 from evenly.data import load
-from evenly.lab.build import build_method, build_model, build_optimizer, method_settings
+from evenly.lab.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    expanded,
+    method_settings,
+)
 from evenly.lab.settings import Cell, Training
+from evenly.methods import METHODS
+from evenly.spec import split
 
 
 @pytest.fixture(scope="module")
 def data():
     return load("synthetic(train=60,val=30,test=30,classes=3)")
+
+
+def build(data, method="joint", seed=0, **training):
+    return build_model(data, Cell(Training(**training), method, seed))
 
 
 class Mine(nn.Module):
@@ -28,18 +41,18 @@ class Mine(nn.Module):
 
 def test_initial_weights_are_a_function_of_the_seed(data):
     torch.manual_seed(1)
-    one = build_model(data, Training(), seed=4)
+    one = build(data, seed=4)
     torch.manual_seed(2)
-    two, other = (build_model(data, Training(), seed=seed) for seed in (4, 5))
+    two, other = (build(data, seed=seed) for seed in (4, 5))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert not torch.equal(one.head.weight, other.head.weight)
+    assert not torch.equal(one.head.linear.weight, other.head.linear.weight)
 
 
 def test_an_encoder_by_import_path(data):
-    model = build_model(data, Training(encoders={"m1": "test_build.Mine(factor=2)"}), seed=0)
+    model = build(data, encoders={"m1": "test_build.Mine(factor=2)"})
     assert isinstance(model.encoders["m1"], Mine)
     assert model.encoders["m1"].factor == 2
-    assert model.head.in_features == 5 + 64
+    assert model.head.linear.in_features == 5 + 64
 
 
 @pytest.mark.parametrize(
@@ -53,7 +66,7 @@ def test_an_encoder_by_import_path(data):
 )
 def test_encoders_that_cannot_be(data, encoders, message):
     with pytest.raises(ValueError, match=message):
-        build_model(data, Training(encoders=encoders), seed=0)
+        build(data, encoders=encoders)
 
 
 def settings(method, epochs):
@@ -93,14 +106,15 @@ def test_names_and_values_that_cannot_be(method, message):
 
 def test_a_method_that_needs_the_optimiser_gets_it(data):
     training = Training()
-    model = build_model(data, training, seed=0)
+    cell = Cell(training, "relearn(moments=cleared)", 0)
+    model = build_model(data, cell)
     optimizer = build_optimizer(model, training)
-    method = build_method(Cell(training, "relearn(moments=cleared)", 0), model, optimizer)
+    method = build_method(cell, model, optimizer, build_sampler(data, cell))
     assert method.optimizer is optimizer
 
 
 def test_optimisers(data):
-    model = build_model(data, Training(), seed=0)
+    model = build(data)
     assert build_optimizer(model, Training()).defaults["momentum"] == 0.9
     adam = build_optimizer(model, Training(optimizer="adamw", lr=0.5, weight_decay=0.25))
     assert isinstance(adam, torch.optim.AdamW)
@@ -109,5 +123,36 @@ def test_optimisers(data):
 
 def test_a_model_is_ready_to_train(data):
     """Trying the user's encoders leaves none of it in evaluation mode."""
-    model = build_model(data, Training(encoders={"m1": "test_build.Mine"}), seed=0)
+    model = build(data, encoders={"m1": "test_build.Mine"})
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_starts_from_the_same_encoders(data, name):
+    """And with the head that it is made for; each modality alone has that one only."""
+    alone = METHODS[name].info.alone
+    model = build(data, f"{name}(modality=m2)" if alone else name)
+    joint = build(data)
+    assert list(model.encoders) == (["m2"] if alone else ["m1", "m2"])
+    for modality, encoder in model.encoders.items():
+        theirs = joint.encoders[modality].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in encoder.state_dict().items())
+
+
+def test_all_is_every_method_of_every_paper():
+    found = expanded(split("all"), ["sound", "text"])
+    names = [text.partition("(")[0] for text in found]
+    assert set(names) == set(METHODS)
+    assert len(set(found)) == len(found)
+    assert found[:2] == ["unimodal(modality=sound)", "unimodal(modality=text)"]
+
+
+def test_names_are_taken_once_and_as_they_are():
+    assert expanded(split("joint,relearn(every=3),joint"), []) == ["joint", "relearn(every=3)"]
+    alone = expanded(split("unimodal,unimodal(modality=a)"), ["a", "b"])
+    assert alone == ["unimodal(modality=a)", "unimodal(modality=b)"]
+
+
+def test_a_modality_alone_that_the_data_lack(data):
+    with pytest.raises(ValueError, match=r"'m3' is no modality\. Did you mean m1 or m2\?"):
+        build(data, "unimodal(modality=m3)")

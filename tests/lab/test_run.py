@@ -70,7 +70,7 @@ def test_selected_by_validation_and_tested_with_those_weights(finished):
     accuracies = [accuracy for _, accuracy in told]
     assert result.best_epoch == accuracies.index(max(accuracies))
     data = load(DATA)
-    model = build_model(data, TRAINING, 0)
+    model = build_model(data, Cell(TRAINING, "joint", 0))
     model.load_state_dict(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"])
     test = data.split("test")
     batch = test.__getitems__(range(len(test)))

@@ -6,7 +6,8 @@ from torch import nn
 
 import evenly
 from evenly import OGMGE
-from evenly.methods.ogm_ge import discrepancy, modulation, scores
+from evenly.methods.ogm import modulation
+from evenly.modulation import discrepancy, scores
 from support import forward, loaders, net, sgd, train
 
 
@@ -132,7 +133,7 @@ def test_one_modality_is_left_alone():
     model, plain = net(("a",)), net(("a",))
     train(model, OGMGE(model.encoders), sgd(model), 2, names=("a",))
     train(plain, evenly.Method(), sgd(plain), 2, names=("a",))
-    assert torch.equal(model.head.weight, plain.head.weight)
+    assert torch.equal(model.head.linear.weight, plain.head.linear.weight)
 
 
 def test_a_validation_that_asks_for_the_loss_does_not_count():
@@ -158,7 +159,8 @@ class TestMessages:
     def test_no_unimodal_logits(self):
         method = OGMGE(net().encoders)
         method.before_epoch(0)
-        output = evenly.Output(torch.zeros(2, 3), {"a": torch.zeros(2, 1)})
+        features = {name: torch.zeros(2, 1) for name in ("a", "aa")}
+        output = evenly.Output(torch.zeros(2, 3), features)
         with pytest.raises(ValueError, match=r"needs `Output.unimodal`; found None.*split_linear"):
             method.loss(output, torch.zeros(2, dtype=torch.int64))
 

@@ -126,9 +126,9 @@ class TestRelearn:
             optimizer = sgd(model)
             method = Relearn(model.encoders, every=1, times=1, moments=moments, optimizer=optimizer)
             train(model, method, optimizer, 2)
-            head = optimizer.state[model.head.weight]["momentum_buffer"].clone()
+            head = optimizer.state[model.head.linear.weight]["momentum_buffer"].clone()
             method.before_epoch(2, evenly.Probe(model, forward, *loaders()))
-            assert torch.equal(optimizer.state[model.head.weight]["momentum_buffer"], head)
+            assert torch.equal(optimizer.state[model.head.linear.weight]["momentum_buffer"], head)
             return [len(optimizer.state[p]) for p in model.encoders.parameters()]
 
         assert all(momenta("kept"))
