@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format figure results bench clean
+.PHONY: install demo test check format figure methods results bench clean
 
 install: .venv/installed
 
@@ -29,12 +29,16 @@ format: install
 figure: demo  ## the picture of the README
 	$(BIN)/evenly report demo --figure docs/demo.svg
 
+methods: install  ## docs/methods.md, from what the methods declare
+	$(BIN)/python docs/make_methods.py
+
 results: install  ## docs/results.md, from ../shared/data (about an hour on two cores)
 	$(BIN)/python docs/make_results.py
 
 bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/kmeans.py --growth
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf .venv demo runs

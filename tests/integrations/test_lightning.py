@@ -327,6 +327,40 @@ def test_refuses_strategies(strategy, sharded, message, tmp_path, monkeypatch):
         engine.callbacks[0].setup(engine, module, "fit")
 
 
+@pytest.mark.parametrize(("told", "fails"), [(False, True), (True, False)])
+def test_a_partial_method_needs_ddp_to_know(told, fails, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from lightning.pytorch.strategies import DDPStrategy
+
+    module = Module("everything")
+    monkeypatch.setattr(Everything, "info", replace(Everything.info, partial=True))
+    engine = trainer(module, tmp_path)
+    monkeypatch.setattr(
+        type(engine), "strategy", DDPStrategy(find_unused_parameters=told), raising=False
+    )
+    if fails:
+        with pytest.raises(ValueError, match="strategy='ddp_find_unused_parameters_true'"):
+            engine.callbacks[0].setup(engine, module, "fit")
+    else:
+        engine.callbacks[0].setup(engine, module, "fit")
+
+
+def test_a_method_that_repeats_batches_needs_a_loader_that_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(Everything, "repeats", 2)
+    train, val = loaders()
+    module = Module("everything")
+    engine = trainer(module, tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match=r"takes each batch 2 times.*evenly\.Repeated"):
+        engine.fit(module, train, val)
+    module = Module("everything")
+    batches = evenly.Repeated(train.sampler, train.batch_size, repeats=2)
+    twice = DataLoader(train.dataset, batch_sampler=batches)
+    engine = trainer(module, tmp_path, max_epochs=1)
+    engine.fit(module, twice, val)
+    assert engine.global_step == 2 * len(train)
+
+
 def test_two_methods_in_one_trainer_are_refused(tmp_path):
     module = Module("relearn")
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `Balance`"):

@@ -318,9 +318,26 @@ def test_refuses_fsdp_where_the_method_cannot_work(fsdp2, message, tmp_path, mon
         monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", fsdp2)
 
     monkeypatch.setattr(AsIf, "pretend", staticmethod(fsdp))
-    monkeypatch.setattr(toy.Everything, "info", replace(toy.Everything.info, sharded=False))
+    monkeypatch.setattr(toy.Everything, "info", replace(toy.Everything.info, sharded=not fsdp2))
     with pytest.raises(ValueError, match=message):
         trainer("everything", tmp_path, kind=AsIf)
+
+
+def test_refuses_a_partial_method_unless_ddp_knows(tmp_path, monkeypatch):
+    def two_ranks(trainer):
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+
+    monkeypatch.setattr(AsIf, "pretend", staticmethod(two_ranks))
+    monkeypatch.setattr(toy.Everything, "info", replace(toy.Everything.info, partial=True))
+    with pytest.raises(ValueError, match="Set ddp_find_unused_parameters=True"):
+        trainer("everything", tmp_path, kind=AsIf)
+    trainer("everything", tmp_path, kind=AsIf, ddp_find_unused_parameters=True)
+
+
+def test_refuses_a_method_that_repeats_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.Everything, "repeats", 2)
+    with pytest.raises(ValueError, match="takes each batch 2 times, which this Trainer does not"):
+        trainer("everything", tmp_path)
 
 
 def test_relearn_is_found_in_the_history(tmp_path):

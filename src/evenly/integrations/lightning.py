@@ -4,7 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -72,6 +77,7 @@ class Balance(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what is only known once optimisers and loaders are there."""
         self._check_scaling(trainer)
+        self._check_repeats(trainer)
         if self.method.info.needs_probe and _val_loader(trainer) is None:
             raise ValueError(
                 f"{self._name} looks at the validation split, but the Trainer has no validation "
@@ -180,6 +186,20 @@ class Balance(Callback):
             )
 
     def _check_strategy(self, trainer: Trainer) -> None:
+        if isinstance(trainer.strategy, ModelParallelStrategy) and not self.method.info.sharded:
+            raise ValueError(
+                f"{self._name} does not work on parameters that are sharded over ranks, as "
+                "ModelParallelStrategy (FSDP2) makes them. Use strategy='ddp'."
+            )
+        if (
+            self.method.info.partial
+            and isinstance(trainer.strategy, DDPStrategy)
+            and not trainer.strategy._ddp_kwargs.get("find_unused_parameters")
+        ):
+            raise ValueError(
+                f"a step of {self._name} leaves some parameters without a gradient, for which "
+                "DDP would wait. Use strategy='ddp_find_unused_parameters_true'."
+            )
         if self.method.info.writes not in ("weights", "gradients"):
             return
         if isinstance(trainer.strategy, DeepSpeedStrategy):
@@ -193,10 +213,14 @@ class Balance(Callback):
                 f"{self._name} writes {self.method.info.writes} of whole parameters, but "
                 "FSDPStrategy flattens them. Use ModelParallelStrategy (FSDP2) or strategy='ddp'."
             )
-        if isinstance(trainer.strategy, ModelParallelStrategy) and not self.method.info.sharded:
+
+    def _check_repeats(self, trainer: Trainer) -> None:
+        batches = getattr(_train_loader(trainer), "batch_sampler", None)
+        if self.method.repeats > 1 and getattr(batches, "repeats", 1) != self.method.repeats:
             raise ValueError(
-                f"{self._name} does not work on parameters that are sharded over ranks, as "
-                "ModelParallelStrategy (FSDP2) makes them. Use strategy='ddp'."
+                f"{self._name} takes each batch {self.method.repeats} times, once for each "
+                "modality. Build the training loader with batch_sampler=evenly.Repeated(sampler, "
+                "batch_size, repeats=method.repeats)."
             )
 
     def _check_scaling(self, trainer: Trainer) -> None:

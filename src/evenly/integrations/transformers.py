@@ -200,17 +200,34 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
                 f"{self._name} writes {writes}, but DeepSpeed keeps copies of its own, which "
                 "would undo that. Use DDP (torchrun) or FSDP2."
             )
-        if self.is_fsdp_enabled and writes in ("weights", "gradients"):
-            if not self.accelerator.is_fsdp2:
-                raise ValueError(
-                    f"{self._name} writes {writes} of whole parameters, but FSDP1 flattens them. "
-                    "Set fsdp_version to 2 in `fsdp_config`, or use DDP (torchrun)."
-                )
-            if not self.method.info.sharded:
-                raise ValueError(
-                    f"{self._name} does not work on parameters that are sharded over ranks, as "
-                    "FSDP makes them. Use DDP (torchrun)."
-                )
+        if self.is_fsdp_enabled and not self.method.info.sharded:
+            raise ValueError(
+                f"{self._name} does not work on parameters that are sharded over ranks, as "
+                "FSDP makes them. Use DDP (torchrun)."
+            )
+        if (
+            self.is_fsdp_enabled
+            and writes in ("weights", "gradients")
+            and not self.accelerator.is_fsdp2
+        ):
+            raise ValueError(
+                f"{self._name} writes {writes} of whole parameters, but FSDP1 flattens them. "
+                "Set fsdp_version to 2 in `fsdp_config`, or use DDP (torchrun)."
+            )
+        if (
+            self.method.info.partial
+            and self.accelerator.num_processes > 1
+            and not self.args.ddp_find_unused_parameters
+        ):
+            raise ValueError(
+                f"a step of {self._name} leaves some parameters without a gradient, for which "
+                "DDP would wait. Set ddp_find_unused_parameters=True."
+            )
+        if self.method.repeats > 1:
+            raise ValueError(
+                f"{self._name} takes each batch {self.method.repeats} times, which this Trainer "
+                "does not do. Use a loop of your own, or Lightning, with evenly.Repeated."
+            )
 
 
 class _EpochBegin(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,236 @@
+"""Time and peak memory of every method's training step, over joint training's.
+
+    python benchmarks/overhead.py                    # all methods, both models: half an hour
+    python benchmarks/overhead.py --methods ogm,mlb  # some of them
+    python benchmarks/overhead.py --write            # and note it down for `evenly methods`
+
+The models are a pair of ResNet-18 (a sound of one channel, a picture of three) and a pair of
+MLPs. A step is what the lab does with one batch: forward, loss, backward, the method's hooks and
+the optimiser; what comes between epochs is not part of it. Steps of the method and of joint
+training alternate, and the ratio is the median over the pairs, so that other work on the machine
+weighs on both sides; of the phases that a method goes through, the dearest counts. Memory is the
+peak of a process that trains with the method alone, beyond what it held before it made the
+model.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from evenly import METHODS, Probe
+from evenly.data import Data, collate
+from evenly.lab.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    expanded,
+)
+from evenly.lab.run import forward
+from evenly.lab.settings import Cell, Training
+from evenly.resampling import Repeated
+from evenly.spec import parse, split
+
+EPOCHS = 5  # a short training, to which the lab scales a method's schedule
+CLASSES = 6
+PAIRS = {
+    # modalities with the shape of a sample, samples in a batch, batches in an epoch
+    "resnet": ({"sound": (1, 64, 64), "picture": (3, 64, 64)}, 16, 3),
+    "mlp": ({"first": (1024,), "second": (1024,)}, 256, 10),
+}
+NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "overhead.json"
+
+
+class ResNet18(nn.Module):
+    """The paper's encoder: 11 million parameters, one vector of 512 for each sample."""
+
+    out_features = 512
+
+    def __init__(self, channels):
+        from transformers import ResNetConfig, ResNetModel
+
+        super().__init__()
+        config = ResNetConfig(
+            num_channels=channels,
+            depths=[2, 2, 2, 2],
+            hidden_sizes=[64, 128, 256, 512],
+            layer_type="basic",
+        )
+        self.net = ResNetModel(config)
+
+    def forward(self, x):
+        """One vector for each sample."""
+        return self.net(x).pooler_output.flatten(1)
+
+
+class Trainer:
+    """One training, step by step, as the lab builds it."""
+
+    def __init__(self, case, pair):
+        shapes, size, batches = PAIRS[pair]
+        encoders = {}
+        if pair == "resnet":
+            encoders = {name: f"overhead.ResNet18(channels={s[0]})" for name, s in shapes.items()}
+        training = Training(epochs=EPOCHS, batch_size=size, width=512, encoders=encoders)
+        cell = Cell(training, case, 0)
+        data = random_data(shapes, size * batches, size)
+        self.model = build_model(data, cell)
+        self.optimizer = build_optimizer(self.model, training)
+        self.sampler = build_sampler(data, cell)
+        self.method = build_method(cell, self.model, self.optimizer, self.sampler)
+        self.loader = torch.utils.data.DataLoader(
+            data.split("train"),
+            batch_sampler=Repeated(self.sampler, size, repeats=1),
+            collate_fn=collate,
+        )
+        val = torch.utils.data.DataLoader(data.split("val"), size, collate_fn=collate)
+        self.probe = Probe(self.model, forward, self.loader, val)
+
+    def begin(self, epoch):
+        """Runs `before_epoch`; the batches of the epoch."""
+        self.sampler.set_epoch(epoch)
+        self.method.before_epoch(epoch, self.probe)
+        self.model.train()
+        return list(self.loader)
+
+    def step(self, batch):
+        """Seconds of one batch."""
+        start = time.perf_counter()
+        for _ in range(self.method.repeats):
+            if (turn := self.method.turn) is not None:
+                passed = {**batch, "inputs": {turn: batch["inputs"][turn]}}
+            else:
+                passed = batch
+            self.method.backward(self.method.loss(*forward(self.model, passed)))
+            self.method.before_step()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return time.perf_counter() - start
+
+
+def random_data(shapes, train, val):
+    stream = torch.Generator().manual_seed(0)
+    target = torch.arange(train + 2 * val) % CLASSES
+    inputs = {
+        name: torch.randn(len(target), *shape, generator=stream) for name, shape in shapes.items()
+    }
+    rows = torch.arange(len(target))
+    cut = {"train": rows[:train], "val": rows[train : train + val], "test": rows[train + val :]}
+    return Data("random", inputs, target, cut, [str(n) for n in range(CLASSES)])
+
+
+def time_ratio(case, pair, rounds):
+    """The dearest phase's median of pairs of steps."""
+    joint, other = Trainer("joint", pair), Trainer(case, pair)
+    medians = []
+    for epoch in range(EPOCHS):
+        batches = list(zip(joint.begin(epoch), other.begin(epoch), strict=True)) * rounds
+        if epoch == 0:  # the first steps make the optimiser's state and fill caches
+            joint.step(batches[0][0])
+            other.step(batches[0][1])
+        ratios = []
+        for n, (plain, own) in enumerate(batches):
+            if n % 2:
+                theirs, ours = joint.step(plain), other.step(own)
+            else:
+                ours, theirs = other.step(own), joint.step(plain)
+            ratios.append(ours / theirs)
+        medians.append(statistics.median(ratios))
+    return max(medians)
+
+
+def memory(case, pair):
+    """Bytes at the peak of a training with this method alone."""
+    before = peak()
+    trainer = Trainer(case, pair)
+    for epoch in range(EPOCHS):
+        for batch in trainer.begin(epoch)[:2]:
+            trainer.step(batch)
+    return peak() - before
+
+
+def peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def child(*arguments):
+    """What this file prints when it is asked for one figure, in a process of its own."""
+    command = [sys.executable, __file__, "--one", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
+def table(cases, rounds):
+    """Prints a line for each method; what was found, and whether all are within their budgets."""
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+    print(f"{'':<24}{'ResNet-18 pair':>26}{'MLP pair':>24}")
+    head = f"{'method':<24}{'time':>8}{'budget':>10}{'memory':>8}{'time':>16}{'memory':>8}"
+    print(head, flush=True)
+    joint = {pair: child("memory", "joint", pair) for pair in PAIRS}
+    found, met = {}, True
+    for case in cases:
+        values = {
+            pair: (
+                child("time", case, pair, rounds),
+                child("memory", case, pair) / joint[pair],
+            )
+            for pair in PAIRS
+        }
+        budget = METHODS[parse(case).name].info.budget
+        (slow, large), (quick, small) = values["resnet"], values["mlp"]
+        over = slow > budget * 1.02  # what is left of noise in a median of pairs
+        met &= not over
+        line = f"{case:<24}{slow:>8.2f}{budget:>9.2f}{'!' if over else ' '}{large:>8.2f}"
+        print(f"{line}{quick:>16.2f}{small:>8.2f}", flush=True)
+        found[case] = {
+            "time": round(slow, 3),
+            "memory": round(large, 3),
+            "mlp_time": round(quick, 3),
+            "mlp_memory": round(small, 3),
+        }
+    return found, met
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", default="all", help="as for `evenly compare`")
+    parser.add_argument("--rounds", type=int, default=3, help="passes over an epoch's batches")
+    parser.add_argument("--write", action="store_true", help=f"write {NOTED.name}")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        _, case, pair, *rounds = arguments.one
+        print(time_ratio(case, pair, int(rounds[0])) if rounds else memory(case, pair))
+        return
+    cases = [c for c in expanded(split(arguments.methods), ["first"]) if not alone(c)]
+    found, met = table(cases, arguments.rounds)
+    if arguments.write:
+        note = {
+            "date": date.today().isoformat(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "methods": found,
+        }
+        NOTED.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    print("all within their budgets" if met else "NOT all within their budgets (marked !)")
+    sys.exit(not met)
+
+
+def alone(case):
+    """A model of one modality does less than joint training; there is nothing to compare."""
+    return METHODS[parse(case).name].info.alone
+
+
+if __name__ == "__main__":
+    main()

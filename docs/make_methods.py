@@ -1,0 +1,61 @@
+"""Writes docs/methods.md: every method with its paper, needs, cost and doubts.
+
+python docs/make_methods.py          # write it
+python docs/make_methods.py --check  # fail if it is not what would be written
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from evenly.lab.describe import about, defaults, facts, measured
+from evenly.methods import METHODS
+
+PAGE = Path(__file__).parent / "methods.md"
+HEAD = """# Methods
+
+Made by `make methods` from what each method declares; `evenly methods NAME` prints the same.
+"Time" and "memory" are those of a training step over joint training's, measured by
+`benchmarks/overhead.py` on a pair of ResNet-18. What a method does between epochs (a look at
+whole splits, teachers, trial runs) comes on top and is named under its needs.
+"""
+
+
+def page():
+    noted = measured()
+    lines = [HEAD, "| method | title | year | category | writes | time | memory |"]
+    lines.append("|" + "---|" * 7)
+    for name, kind in METHODS.items():
+        info = kind.info
+        cost = noted.get(name, {})
+        cells = [
+            f"[`{name}`](#{name})",
+            info.title,
+            str(info.year or ""),
+            info.category,
+            info.writes,
+            f"{cost['time']:.2f}" if cost else "",
+            f"{cost['memory']:.2f}" if cost else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    for name in METHODS:
+        lines += ["", f"## {name}", "", f"**{METHODS[name].info.title}**", "", about(name), ""]
+        lines += [f"- {heading}: {text}" for heading, text in facts(name).items() if text != "-"]
+        settings = ", ".join(f"`{key}={value}`" for key, value in defaults(name).items())
+        lines.append(f"- settings: {settings or 'none'}")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    if parser.parse_args().check:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
+            sys.exit(f"{PAGE} is out of date. Run: make methods")
+        return
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
