@@ -1,13 +1,21 @@
+import copy
 import random
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
+from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 import evenly
-from evenly.probe import _frozen_randomness
-from support import Toy, forward, loaders, net, weights
+from evenly.probe import _frozen_randomness, _shuffled
+from ranks import on_ranks
+from support import NAMES, Toy, forward, loaders, net, sgd, weights
 from unchecked import error_of
 
 
@@ -139,3 +147,310 @@ def test_batchnorm_statistics_are_those_of_the_training_split():
     assert norm.training
     other = model.encoders["aa"][1]
     assert torch.equal(other.running_mean, torch.zeros(4))
+
+
+class TestOf:
+    def test_something_else_than_features(self):
+        model = net(head="multi")
+        probe = evenly.Probe(model, forward, *loaders(count=37))
+        found = probe.features(
+            "train",
+            of=lambda output, target: {**output.unimodal, "target": target.unsqueeze(1)},
+        )
+        assert set(found.features) == {*NAMES[:2], "target"}
+        assert torch.equal(found.features["target"].squeeze(1).long(), found.target)
+        expected, _ = forward(model.eval(), next(iter(DataLoader(Toy(37, seed=1), 37))))
+        torch.testing.assert_close(found.features["a"], expected.unimodal["a"])
+        assert not found.features["a"].requires_grad
+
+
+class TestFraction:
+    def look(self, fraction, seed=0, count=37, **settings):
+        probe = evenly.Probe(net(), forward, *loaders(count=count, **settings))
+        return probe.features("train", fraction=fraction, seed=seed)
+
+    @pytest.mark.parametrize(
+        ("fraction", "rows"), [(1.0, 37), (0.5, 19), (0.25, 10), (0.01, 1), (1e-9, 1)]
+    )
+    def test_it_draws_that_share_each_row_once(self, fraction, rows):
+        found = self.look(fraction)
+        assert len(set(found.index.tolist())) == len(found.index) == rows
+        assert torch.equal(found.target, Toy(37, seed=1).target[found.index])
+
+    def test_no_row_too_many_by_rounding(self):
+        assert 0.07 * 100 > 7
+        assert len(self.look(0.07, count=100).index) == 7
+
+    def test_it_is_a_function_of_the_seed_alone(self):
+        torch.manual_seed(1)
+        one = self.look(0.5).index.tolist()
+        torch.manual_seed(2)
+        assert self.look(0.5, batch=5).index.tolist() == one
+        assert self.look(0.5, seed=1).index.tolist() != one
+
+    def test_the_first_batches_of_any_iterable(self):
+        batches = list(DataLoader(Toy(20), 4))
+        probe = evenly.Probe(net(), forward, batches, batches)
+        assert probe.features("train", fraction=0.5).index.tolist() == list(range(12))
+
+    def test_all_of_an_iterable_that_does_not_know_its_length(self):
+        class Stream(IterableDataset):
+            def __iter__(self):
+                toy = Toy(10)
+                return (toy[i] for i in range(10))
+
+        stream = DataLoader(Stream(), 4)
+        probe = evenly.Probe(net(), forward, stream, stream)
+        assert len(probe.features("train", fraction=0.1).index) == 10
+
+    @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+    def test_a_share_that_is_none(self, fraction):
+        with pytest.raises(ValueError, match=rf"above 0 and at most 1; found {fraction}"):
+            self.look(fraction)
+
+
+class TestSample:
+    def test_rows_drawn_once_with_gradients_recorded(self):
+        model = net().train()
+        model.encoders["a"][1].eval()
+        modes = [module.training for module in model.modules()]
+        probe = evenly.Probe(model, forward, *loaders())
+        output, target = probe.sample("train", 7, seed=3)
+        rows = output.index
+        assert len(set(rows.tolist())) == 7
+        assert torch.equal(target, Toy(36, seed=1).target[rows])
+        assert [module.training for module in model.modules()] == modes
+        gradients = torch.autograd.grad(output.logits.sum(), list(model.parameters()))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        # Evaluation mode: no dropout, and BatchNorm by its running statistics.
+        expected = probe.features("train").features["a"][rows]
+        torch.testing.assert_close(output.features["a"].detach(), expected)
+
+    def test_it_is_a_function_of_the_seed_and_touches_no_stream(self):
+        probe = evenly.Probe(net(), forward, *loaders())
+        before = torch.get_rng_state()
+        one, two, other = (probe.sample("train", 9, seed=seed)[0].index for seed in (1, 1, 2))
+        assert torch.equal(one, two)
+        assert not torch.equal(one, other)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_more_than_there_are(self):
+        output, _ = evenly.Probe(net(), forward, *loaders()).sample("val", 100)
+        assert sorted(output.index.tolist()) == list(range(18))
+
+    def test_the_first_batch_of_any_iterable(self):
+        batches = list(DataLoader(Toy(10), 4))
+        output, _ = evenly.Probe(net(), forward, batches, batches).sample("train", 3)
+        assert output.index.tolist() == [0, 1, 2, 3]
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="the loader of the 'val' split gave no batch"):
+            evenly.Probe(net(), forward, [], []).sample("val", 3)
+        with pytest.raises(ValueError, match="'count' is at least 1; found 0"):
+            evenly.Probe(net(), forward, *loaders()).sample("val", 0)
+
+
+def fused(output, target):
+    return nn.functional.cross_entropy(output.logits, target)
+
+
+def straight(seed=0):
+    """Without BatchNorm and dropout, which see a rank's own rows only."""
+    model = net(seed=seed)
+    for encoder in model.encoders.values():
+        encoder[1], encoder[3] = nn.Identity(), nn.Identity()
+    return model
+
+
+class TestTrained:
+    def test_all_is_as_it_was(self):
+        """Weights, buffers, modes, gradients, the optimiser, and every random stream."""
+
+        class Augmented(Toy):
+            def __getitem__(self, i):
+                np.random.rand()
+                torch.rand(1)
+                return super().__getitem__(i)
+
+        model = net()
+        model.encoders["a"][1].eval()
+        optimizer = sgd(model)
+        fused(*forward(model, next(iter(loaders()[0])))).backward()
+        optimizer.step()
+        model.head.linear.weight.grad = None
+        stream = torch.Generator().manual_seed(4)
+        train = DataLoader(Augmented(36), 8, shuffle=True, generator=stream)
+        own = DataLoader(Augmented(18), sampler=SubsetRandomSampler(range(18), generator=stream))
+
+        def found():
+            return (
+                weights(model),
+                [module.training for module in model.modules()],
+                copy.deepcopy(optimizer.state_dict()),
+                [torch.get_rng_state(), stream.get_state()],
+                np.random.get_state()[1].tolist(),  # Python's own is drawn from by beartype
+            )
+
+        gradients = {p: p.grad for p in model.parameters()}
+        values = {p: None if g is None else g.clone() for p, g in gradients.items()}
+        before = found()
+        for loader in (train, own):
+            probe = evenly.Probe(model, forward, loader, own)
+            with probe.trained(fused, epochs=2, optimizer=optimizer):
+                assert not torch.equal(
+                    weights(model)["head.linear.weight"], before[0]["head.linear.weight"]
+                )
+                assert model.encoders["aa"][1].num_batches_tracked > 1
+                probe.features("train")
+            torch.testing.assert_close(found(), before, rtol=0, atol=0)
+            for parameter, gradient in gradients.items():
+                assert parameter.grad is gradient
+                assert gradient is None or torch.equal(gradient, values[parameter])
+
+    @pytest.mark.parametrize("where", ["training", "within"])
+    def test_all_is_as_it_was_after_an_error(self, where):
+        model = net()
+        before = weights(model)
+        probe = evenly.Probe(model, forward, *loaders())
+        steps = []
+
+        def objective(output, target):
+            steps.append(target)
+            if where == "training" and len(steps) == 3:
+                raise ZeroDivisionError
+            return fused(output, target)
+
+        with (
+            pytest.raises(ZeroDivisionError),
+            probe.trained(objective, epochs=1, optimizer=sgd(model)),
+        ):
+            raise ZeroDivisionError
+        assert len(steps) == (3 if where == "training" else 5)
+        assert model.training
+        assert all(torch.equal(before[key], value) for key, value in weights(model).items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_it_equals_a_plain_loop(self):
+        """In the order of the seed, by a new optimiser: the old one's momentum is not used."""
+        model, reference = net(), net()
+        optimizer = sgd(model)
+        fused(*forward(model, next(iter(loaders()[0])))).backward()
+        optimizer.step()
+        reference.load_state_dict(model.state_dict())
+        dataset, order = Toy(36, seed=1), torch.Generator().manual_seed(5)
+        theirs = sgd(reference)
+        torch.manual_seed(5)  # dropout
+        for _ in range(2):
+            rows = torch.randperm(36, generator=order).tolist()
+            for batch in DataLoader(dataset, 8, sampler=rows):
+                theirs.zero_grad()
+                fused(*forward(reference, batch)).backward()
+                theirs.step()
+        torch.manual_seed(99)
+        probe = evenly.Probe(model, forward, *loaders())
+        with probe.trained(fused, epochs=2, optimizer=optimizer, seed=5):
+            ours = weights(model)
+        for key, value in weights(reference).items():
+            torch.testing.assert_close(ours[key], value)
+
+    def test_a_model_in_evaluation_mode_is_trained_in_training_mode(self):
+        model = net().eval()
+        probe = evenly.Probe(model, forward, *loaders())
+        with probe.trained(fused, epochs=1, optimizer=sgd(model)):
+            assert model.encoders["a"][1].num_batches_tracked == 5
+        assert not any(module.training for module in model.modules())
+
+    def test_a_batchnorm_kept_in_evaluation_mode_stays_so(self):
+        model = net().train()
+        model.encoders["a"][1].eval()
+        probe = evenly.Probe(model, forward, *loaders())
+        with probe.trained(fused, epochs=1, optimizer=sgd(model)):
+            assert model.encoders["a"][1].num_batches_tracked == 0
+            assert model.encoders["aa"][1].num_batches_tracked == 5
+
+    def test_parameters_outside_of_the_optimiser_stay(self):
+        model = net()
+        before = weights(model)
+        probe = evenly.Probe(model, forward, *loaders())
+        with probe.trained(fused, epochs=1, optimizer=sgd(model.head)):
+            inside = weights(model)
+        same = {key for key, value in inside.items() if torch.equal(before[key], value)}
+        assert {"encoders.a.0.weight", "encoders.aa.5.weight"} <= same
+        assert "head.linear.weight" not in same
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    @pytest.mark.parametrize(
+        ("count", "drop_last", "batches"), [(33, False, 4), (34, False, 5), (34, True, 4)]
+    )
+    def test_a_last_batch_that_the_loop_or_batchnorm_cannot_use(self, count, drop_last, batches):
+        seen = []
+
+        def objective(output, target):
+            seen.append(len(target))
+            return fused(output, target)
+
+        model, (train, val) = net(), loaders(count=count)
+        train.batch_sampler.drop_last = drop_last
+        probe = evenly.Probe(model, forward, train, val)
+        with probe.trained(objective, epochs=1, optimizer=sgd(model)):
+            pass
+        assert len(seen) == batches
+
+    def test_any_iterable_of_batches(self):
+        model = net()
+        before = weights(model)
+        batches = list(DataLoader(Toy(12), 4))
+        probe = evenly.Probe(model, forward, batches, batches)
+        with probe.trained(fused, epochs=2, optimizer=sgd(model)):
+            assert model.encoders["a"][1].num_batches_tracked == 6
+        assert all(torch.equal(before[key], value) for key, value in weights(model).items())
+
+    @pytest.mark.parametrize("count", [1, 2, 7, 24])
+    def test_ranks_have_equally_many_rows(self, count, monkeypatch):
+        monkeypatch.setattr("evenly.distributed.world_size", lambda: 3)
+        sizes, seen = [], set()
+        for rank in range(3):
+            monkeypatch.setattr("evenly.distributed.rank", lambda rank=rank: rank)
+            indices = [batch[2] for batch in _shuffled(loaders(count=count, batch=5)[0], 1, 0)]
+            sizes.append([len(index) for index in indices])
+            seen |= set(torch.cat(indices).tolist())
+        assert sizes[0] == sizes[1] == sizes[2]
+        assert seen == set(range(count))
+
+
+def on_rank(rank, world):
+    """What a rank trains, draws and looks at."""
+    found = {}
+    for count in (40, 37):
+        model = straight()
+        probe = evenly.Probe(model, forward, *loaders(count=count, batch=8 // world))
+        with probe.trained(fused, epochs=2, optimizer=sgd(model), seed=1):
+            found[count] = weights(model)
+
+    def partial(output, target):
+        """One rank's rows lack a modality."""
+        kept = output.unimodal if rank == 1 else {"a": output.unimodal["a"]}
+        return sum(nn.functional.cross_entropy(z, target) for z in kept.values())
+
+    model = net(head="late")
+    probe = evenly.Probe(model, forward, *loaders(count=40, batch=4))
+    with probe.trained(partial, epochs=1, optimizer=sgd(model)):
+        found["partial"] = weights(model)
+    found["sample"] = probe.sample("train", 5, seed=2)[0].index
+    found["fraction"] = probe.features("train", fraction=0.3, seed=1)
+    return found
+
+
+@pytest.mark.distributed
+def test_two_ranks_train_and_draw_as_one_process_does(tmp_path):
+    one, two = on_ranks(on_rank, tmp_path)
+    alone = on_rank(0, 1)
+    for key in (40, 37, "partial"):  # 'partial': BatchNorm's statistics are averaged, too
+        assert all(torch.equal(value, two[key][name]) for name, value in one[key].items())
+    for name, value in alone[40].items():
+        torch.testing.assert_close(one[40][name], value, rtol=1e-5, atol=1e-6)
+    assert torch.equal(one["sample"], two["sample"])
+    assert torch.equal(one["sample"], alone["sample"])
+    drawn = torch.cat([rank["fraction"].index for rank in (one, two)])
+    assert len(drawn) == 12
+    assert sorted(drawn.tolist()) == alone["fraction"].index.tolist()

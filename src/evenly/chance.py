@@ -9,6 +9,8 @@ _MASK = (1 << 64) - 1
 def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
     """A number from [0, 1) for each sample, which is a function of its position and the salt.
 
+    It is a multiple of 2⁻²⁴, which a float holds exactly: the upper bits of a hash.
+
     A method that masks samples draws so, as then the mask neither depends on how samples are cut
     into batches, passes and ranks, nor touches a random stream.
 
@@ -20,9 +22,8 @@ def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
     state = 0
     for number in salt:
         state = _mix_int(state ^ (number & _MASK))
-    bits = _mix(index + _signed(state))
-    # the upper 53 bits: as many as a double holds
-    return ((bits >> 11) & ((1 << 53) - 1)).double().mul_(2.0**-53).float().clamp_max_(1 - 2**-24)
+    bits = _mix(index.long() + _signed(state))
+    return _shifted(bits, 40).float() * 2.0**-24
 
 
 def _mix(x: Tensor) -> Tensor:

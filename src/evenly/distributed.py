@@ -5,7 +5,8 @@ all the data. What decides a change of weights or gradients goes through here, s
 computed from all ranks' data and is the same on each rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -86,6 +87,19 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def joined(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The loss, with zeros for the gradients of parameters that it does not depend on.
+
+    DistributedDataParallel waits for a gradient of whatever a model's output can be traced to,
+    and fails in the next step without; here nothing is passed back through the model for it.
+    """
+    if world_size() > 1:
+        for parameter in parameters:
+            if parameter.requires_grad and not is_sharded(parameter):
+                loss = loss + parameter.reshape(-1)[:0].sum().to(loss)
+    return loss
+
+
 def is_sharded(x: Tensor) -> bool:
     """Whether `x` is a DTensor, as FSDP2 and tensor parallelism make of a parameter."""
     if not dist.is_available():
@@ -122,18 +136,56 @@ def shard_like(full: Tensor, reference: Tensor) -> Tensor:
     )
 
 
+def sum_shards_(x: Tensor, reference: Tensor) -> Tensor:
+    """Adds `x`, found on this rank's part of `reference`, over the ranks with the other parts."""
+    if is_sharded(reference):
+        placed: Sequence[object] = reference.placements  # type: ignore[attr-defined]
+        for dim, placement in enumerate(placed):
+            if placement.is_shard():  # type: ignore[attr-defined]
+                group = reference.device_mesh.get_group(dim)  # type: ignore[attr-defined]
+                dist.all_reduce(x, group=group)
+    return x
+
+
 def std(x: Tensor) -> Tensor:
     """The standard deviation over all elements of `x`, sharded or not (n - 1 in the divisor)."""
     if not is_sharded(x):
         return x.std()
     part = local(x).double()
     moments = torch.stack([part.sum(), part.square().sum()])
-    placed: Sequence[object] = x.placements  # type: ignore[attr-defined]
-    for dim, placement in enumerate(placed):
-        if placement.is_shard():  # type: ignore[attr-defined]
-            group = x.device_mesh.get_group(dim)  # type: ignore[attr-defined]
-            dist.all_reduce(moments, group=group)
-    total, squares = moments
+    total, squares = sum_shards_(moments, x)
     n = x.numel()
     spread: Tensor = ((squares - total.square() / n) / (n - 1)).clamp_min(0).sqrt()
     return spread.to(x.dtype)
+
+
+def square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
+    """Of each group of tensors the sum of all squared elements, sharded or not.
+
+    The result is on `device`, in float32 or what of the tensors is more precise.
+    """
+    found = _square_sums([[x for x in group if not is_sharded(x)] for group in groups], device)
+    for cut in dict.fromkeys(_cut(x) for group in groups for x in group if is_sharded(x)):
+        parts = [[local(x) for x in group if is_sharded(x) and _cut(x) == cut] for group in groups]
+        share = _square_sums(parts, device)
+        mesh, dims = cut
+        for dim in dims:
+            dist.all_reduce(share, group=mesh.get_group(dim))
+        found = found + share
+    return found
+
+
+def _cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """The mesh of a sharded tensor, and its dimensions that the tensor is cut over."""
+    placed: Sequence[Any] = x.placements  # type: ignore[attr-defined]
+    dims = tuple(dim for dim, placement in enumerate(placed) if placement.is_shard())
+    return x.device_mesh, dims  # type: ignore[attr-defined]
+
+
+def _square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
+    flat = [x for group in groups for x in group]
+    if not flat:
+        return torch.zeros(len(groups), device=device)
+    norms = torch.stack([norm.to(device) for norm in torch._foreach_norm(flat)])
+    squares = norms.to(torch.promote_types(norms.dtype, torch.float32)).square()
+    return torch.stack([part.sum() for part in squares.split([len(group) for group in groups])])

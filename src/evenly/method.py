@@ -60,7 +60,7 @@ class Info:
     year: int = 0
     url: str = ""
     category: Literal["data", "forward", "objective", "optimisation"] = "objective"
-    writes: Literal["nothing", "weights", "gradients", "loss"] = "nothing"
+    writes: Literal["nothing", "weights", "gradients", "learning rates", "loss"] = "nothing"
     modalities: str = "any number"
     neutral: Mapping[str, Any] | str = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ({},)

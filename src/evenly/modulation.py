@@ -20,12 +20,17 @@ def discrepancy(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     return score / others.clamp_min(torch.finfo(score.dtype).tiny)
 
 
+def full(x: Tensor) -> Tensor:
+    """The tensor in single precision at least, as a loss is asked for outside of autocast."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @torch.no_grad()
-def scale_(encoder: nn.Module, coefficient: Tensor) -> None:
-    """Multiplies the gradients of an encoder's weights, those of two or more dimensions."""
+def scale_(encoder: nn.Module, coefficient: Tensor, *, least: int = 2) -> None:
+    """Multiplies the gradients of an encoder's weights, those of `least` or more dimensions."""
     for parameter in encoder.parameters():
         grad = parameter.grad
-        if grad is not None and grad.ndim > 1:
+        if grad is not None and grad.ndim >= least:
             distributed.local(grad).mul_(coefficient.to(grad.device))
 
 

@@ -131,9 +131,17 @@ class Probe:
             split: To look at.
             of: `of(output, target)` gives something else instead, by name, with one row for each
                 sample of the batch: for example the logits of each modality.
-            fraction: Share of the samples to look at, drawn at random.
+            fraction: Share of the samples to look at, drawn at random; above 0, at most 1. Of a
+                loader that is no ordinary `DataLoader`, its first batches.
             seed: Of that draw.
+
+        Raises:
+            ValueError: If the split is empty or the fraction is out of range.
         """
+        if not 0 < fraction <= 1:
+            raise ValueError(
+                f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
+            )
         features: dict[str, list[Tensor]] = {}
         targets: list[Tensor] = []
         positions: list[Tensor] = []
@@ -147,7 +155,7 @@ class Probe:
                 positions.append(_position(position, output, seen).to(target.device))
                 seen += len(target)
         if not targets:
-            raise ValueError(f"the loader of the '{split}' split gave no batch.")
+            raise _empty(split)
         index = torch.cat(positions)
         keep = _first_seen(index)
         return Features(
@@ -165,17 +173,22 @@ class Probe:
             count: How many samples, at most; of a loader that is no ordinary `DataLoader`, the
                 first batch is taken.
             seed: Of the draw. All ranks draw the same samples.
+
+        Raises:
+            ValueError: If the split is empty or the count is below 1.
         """
+        if count < 1:
+            raise ValueError(f"Probe.sample: 'count' is at least 1; found {count}.")
         loader = self.loaders[split]
         with self._looking(), torch.enable_grad():
             if isinstance(loader, DataLoader) and _is_plain(loader):
                 size = len(cast(Any, loader.dataset))
                 stream = torch.Generator().manual_seed(seed)
                 rows = torch.randperm(size, generator=stream)[:count].tolist()
-                batch = next(iter(_loader_like(loader, sampler=rows, batch_size=len(rows))))
-            else:
-                batch = next(iter(loader))
-            return self._run(batch)
+                loader = _loader_like(loader, sampler=rows, batch_size=len(rows)) if rows else ()
+            for batch in loader:
+                return self._run(batch)
+        raise _empty(split)
 
     @contextmanager
     def trained(
@@ -193,37 +206,50 @@ class Probe:
             teacher = probe.features("train")  # of the model trained so
         ```
 
-        Within, the model is the trained one. Afterwards weights, buffers, modes and random
-        streams are those from before. On several ranks gradients are averaged, and each ends
-        with the same weights.
+        Within, the model is the trained one. Afterwards weights, buffers, modes, gradients and
+        random streams are those from before. On several ranks gradients are averaged, and each
+        ends with the same weights.
+
+        The model trains in the modes that it is in, so that a BatchNorm which the loop keeps in
+        evaluation mode stays so; only if it is in evaluation mode as a whole is it put into
+        training mode.
 
         Args:
             objective: `objective(output, target)` gives the loss of one batch.
             epochs: Passes over the training split.
             optimizer: The one that the model is trained with: a new one of its kind and settings
-                does the work, itself it stays as it is.
-            seed: Of the order of the samples and of dropout.
+                (the learning rate of the moment, without a schedule) does the work, itself it
+                stays as it is.
+            seed: Of the order of the samples, of dropout and of augmentation.
         """
-        before = {name: value.detach().clone() for name, value in self._tensors()}
+        distributed.reshard(self.model)
+        before = {name: value.clone() for name, value in self._tensors()}
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         modes = [(module, module.training) for module in self.model.modules()]
         kind: Any = type(optimizer)
         trial = kind([dict(group) for group in optimizer.param_groups])
         try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            if not self.model.training:
+                self.model.train()
             with _frozen_randomness(*self.loaders.values()), torch.enable_grad():
-                torch.manual_seed(seed)
+                _seed(seed)
                 for batch in _shuffled(self.loaders["train"], epochs, seed):
                     self._train_step(batch, objective, trial)
-                for value in self.model.buffers():
-                    if value.is_floating_point():  # BatchNorm's are of a rank's own rows
-                        distributed.mean_(value)
+            for value in self.model.buffers():
+                if value.is_floating_point():  # BatchNorm's are of a rank's own rows
+                    distributed.mean_(value)
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
+            distributed.reshard(self.model)
             with torch.no_grad():
                 for name, value in self._tensors():
                     value.copy_(before[name])
-            trial.zero_grad()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
     def _train_step(
         self,
@@ -233,10 +259,7 @@ class Probe:
     ) -> None:
         optimizer.zero_grad()
         objective(*self._run(batch)).backward()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    distributed.mean_(parameter.grad)
+        _average([p for group in optimizer.param_groups for p in group["params"]])
         optimizer.step()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -301,6 +324,24 @@ class Probe:
             distributed.reshard(self.model)
 
 
+def _empty(split: Split) -> ValueError:
+    return ValueError(f"the loader of the '{split}' split gave no batch.")
+
+
+def _average(parameters: list[nn.Parameter]) -> None:
+    """Averages gradients over ranks, as DistributedDataParallel does; FSDP2 has done so itself."""
+    whole = [p for p in parameters if p.requires_grad and not distributed.is_sharded(p)]
+    if distributed.world_size() == 1 or not whole:
+        return
+    # The rows of one rank may lack a modality that another's hold.
+    some = torch.tensor([p.grad is not None for p in whole], device=whole[0].device).int()
+    for parameter, used in zip(whole, distributed.max_(some).tolist(), strict=True):
+        if used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            distributed.mean_(parameter.grad)
+
+
 def _pick(x: Tensor, keep: Tensor) -> Tensor:
     """Some rows; encoders may be on several devices."""
     return x[keep.to(x.device)]
@@ -319,7 +360,7 @@ def _batches(
     rows = torch.arange(count)
     if fraction < 1:
         stream = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(count, generator=stream)[: math.ceil(fraction * count)].sort().values
+        rows = torch.randperm(count, generator=stream)[: _share(fraction, count)].sort().values
     positions = distributed.share(len(rows))
     size = _batch_size(loader)
     sampler = rows[positions % len(rows)].tolist()
@@ -329,10 +370,19 @@ def _batches(
     yield from zip(in_order, positions.split(size), strict=True)
 
 
+def _share(fraction: float, count: int) -> int:
+    """A share of a count, rounded up; 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats."""
+    return max(1, math.ceil(round(fraction * count, 6)))
+
+
 def _first(loader: Iterable[Any], fraction: float) -> Iterator[Any]:
     """The first batches of a loader; all of them where it does not know how many it has."""
-    known = fraction < 1 and isinstance(loader, Sized)
-    return islice(loader, math.ceil(fraction * len(loader)) if known else None)  # type: ignore[arg-type]
+    try:
+        known = fraction < 1 and isinstance(loader, Sized)
+        count = _share(fraction, len(loader)) if known else None  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader of an IterableDataset
+        count = None
+    return islice(loader, count)
 
 
 def _shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
@@ -344,14 +394,13 @@ def _shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
     count, size = len(cast(Any, loader.dataset)), _batch_size(loader)
     stream = torch.Generator().manual_seed(seed)
     world, rank = distributed.world_size(), distributed.rank()
+    each = -(-count // world)
     # BatchNorm can make nothing of a last batch of one.
-    lonely = -(-count // world) % size == 1 and count > world
+    drop = cast(BatchSampler, loader.batch_sampler).drop_last or (each > 1 and each % size == 1)
     for _ in range(epochs):
         rows = torch.randperm(count, generator=stream)
-        rows = rows.repeat(2)[: -(-count // world) * world][rank::world]
-        yield from _loader_like(
-            loader, sampler=rows.tolist(), batch_size=size, drop_last=loader.drop_last or lonely
-        )
+        rows = rows[torch.arange(rank, each * world, world) % count]  # equally many on each rank
+        yield from _loader_like(loader, sampler=rows.tolist(), batch_size=size, drop_last=drop)
 
 
 def _loader_like(loader: DataLoader[Any], **given: Any) -> DataLoader[Any]:
@@ -413,7 +462,7 @@ def _frozen_randomness(*loaders: Iterable[Any]) -> Iterator[None]:
     generators = {
         id(generator): generator
         for loader in loaders
-        for owner in (loader, getattr(loader, "sampler", None))
+        for owner in _owners(loader)
         if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
     }.values()
     states = [generator.get_state() for generator in generators]
@@ -426,6 +475,24 @@ def _frozen_randomness(*loaders: Iterable[Any]) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(python)
         np.random.set_state(arrays)
+
+
+def _owners(loader: Iterable[Any]) -> Iterator[Any]:
+    """What may hold a random stream of a loader's own."""
+    yield loader
+    yield getattr(loader, "sampler", None)
+    batches = getattr(loader, "batch_sampler", None)
+    yield batches
+    yield getattr(batches, "sampler", None)
+
+
+def _seed(seed: int) -> None:
+    """Seeds the streams that `_frozen_randomness` brings back, and no other device's."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    for device in _cuda():
+        torch.cuda.default_generators[device].manual_seed(seed)
 
 
 def _cuda() -> list[int]:

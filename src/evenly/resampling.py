@@ -1,10 +1,10 @@
 """Orders of samples that a method may write: a sampler, and batches that come several times."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler
 
@@ -27,7 +27,8 @@ class Resampler(DistributedSampler[Any]):
     the method which of its variants that one is. The data set's `__getitem__` therefore reads
     `i % n` and hands i on as the sample's index (`evenly.data` does). Epochs keep their length:
     as many positions as there are samples are drawn from the pool, each as often as it stands
-    there (once more for all if the pool is shorter than an epoch).
+    there (once more for all if the pool is shorter than an epoch). What they are drawn with is
+    a function of seed and epoch, so that a resumed run repeats it.
 
     Attributes:
         pool: Positions to draw from, the same on each rank; None for every sample once.
@@ -72,6 +73,12 @@ class Resampler(DistributedSampler[Any]):
         return iter(order[self.rank :: self.num_replicas].tolist())
 
     def _drawn(self, pool: Tensor) -> Tensor:
+        if not len(pool):
+            raise ValueError(
+                "Resampler: the pool is empty, so there is nothing to draw from. Write positions "
+                "to it, or None for every sample once."
+            )
+        pool = pool.cpu()
         stream = torch.Generator().manual_seed(self.seed + self.epoch)
         rounds = -(-self.total_size // len(pool))
         parts = [pool[torch.randperm(len(pool), generator=stream)] for _ in range(rounds)]
@@ -122,3 +129,24 @@ class Repeated(BatchSampler):
 
     def __len__(self) -> int:
         return super().__len__() * self.repeats
+
+
+def kept_alone(
+    features: Mapping[str, Float[Tensor, "n _"]],
+    names: Sequence[str],
+    variant: Int[Tensor, " n"],
+) -> dict[str, Float[Tensor, "n _"]]:
+    """The features with all but one modality zeroed, sample by sample.
+
+    Args:
+        features: By modality.
+        names: The modalities in order.
+        variant: Of each sample: 0 leaves it whole, v keeps the v-th modality alone, from 1.
+    """
+    found = dict(features)
+    for number, name in enumerate(names, start=1):
+        if name in features:
+            x = features[name]
+            dropped = (variant != 0) & (variant != number)
+            found[name] = x.masked_fill(dropped.to(x.device).unsqueeze(1), 0)
+    return found

@@ -80,8 +80,8 @@ def converted(what: str, value: Any, hint: Any) -> Any:
     Args:
         what: The setting, as the error should call it.
         value: As `parse` read it.
-        hint: Made of int, float, bool, str, None, lists, literals and unions; what else is in a
-            union cannot be written in a text and is passed over.
+        hint: Made of int, float, bool, str, None, lists, dicts, literals and unions; what else is
+            in a union cannot be written in a text and is passed over.
 
     Raises:
         ValueError: If the value is of another type.
@@ -96,6 +96,12 @@ def converted(what: str, value: Any, hint: Any) -> Any:
             return value
         if get_origin(option) is list and isinstance(value, list):
             return [converted(what, item, *get_args(option)) for item in value]
+        if get_origin(option) is dict and isinstance(value, dict):
+            keys, items = get_args(option)
+            return {
+                converted(what, key, keys): converted(what, item, items)
+                for key, item in value.items()
+            }
     wanted = " or ".join(filter(None, map(_in_words, options)))
     raise ValueError(f"{what} takes {wanted}, found {value!r}.")
 
@@ -106,6 +112,9 @@ def _in_words(hint: Any) -> str:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is list:
         return f"a list of {_in_words(*get_args(hint)).removeprefix('a ')}s"
+    if get_origin(hint) is dict:
+        keys, items = (_in_words(part).removeprefix("a ") for part in get_args(hint))
+        return f"a mapping {{{keys}: {items}}}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
         hint, ""
     )

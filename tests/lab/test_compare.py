@@ -83,6 +83,19 @@ def test_report_and_table_hold_every_method(comparison):
     assert "against joint" in text.splitlines()[0]
 
 
+def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path, monkeypatch):
+    def row(method, metric, value):
+        return {"method": method, "seed": 0, "split": "test", "metric": metric, "value": value}
+
+    rows = [row("joint", metric, 0.75) for metric in ("accuracy", "accuracy/a", "accuracy/b")]
+    rows += [row("alone", metric, 0.5) for metric in ("accuracy", "accuracy/b")]
+    monkeypatch.setattr("evenly.lab.tables.read_results", lambda out: rows)
+    head, joint, alone = table(tmp_path).splitlines()
+    assert joint.split() == ["joint", "0.750", "0.750", "0.750"]
+    assert alone.split() == ["alone", "0.500", "0.500", "-0.250"]
+    assert alone.index("0.500", 15) == head.index("accuracy/b")
+
+
 def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
     compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, tmp_path, jobs=1)
 

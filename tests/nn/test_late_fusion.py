@@ -54,6 +54,18 @@ def two(head="concat", dropout=False):
     return LateFusion(encoders, 4, head), {name: torch.randn(5, 2) for name in "ab"}
 
 
+def test_fuse_and_ablate_keep_the_precision_of_the_pass():
+    """A loss is asked for outside of autocast."""
+    model, inputs = two()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(inputs)
+    assert torch.equal(output.fuse(output.features), output.logits)
+    assert torch.equal(output.ablate(["a", "b"]), output.logits)
+    output = model(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(output.fuse(output.features), output.logits)
+
+
 def test_an_unknown_head_is_explained():
     with pytest.raises(ValueError, match=r"'cocat' is no head\. Did you mean concat"):
         two("cocat")

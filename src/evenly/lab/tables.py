@@ -106,7 +106,7 @@ def table(out: Path) -> str:
     body = [
         [
             method,
-            *(_plus_minus(cells[method, metric]) for metric in metrics),
+            *(_plus_minus(cells.get((method, metric))) for metric in metrics),
             _difference(cells[method, "accuracy"]),
         ]
         for method in methods
@@ -118,7 +118,9 @@ def table(out: Path) -> str:
     )
 
 
-def _plus_minus(row: Mapping[str, Any]) -> str:
+def _plus_minus(row: Mapping[str, Any] | None) -> str:
+    if row is None:  # a model of one modality has no accuracy of the others
+        return ""
     spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
     return f"{row['mean']:.3f}{spread}"
 

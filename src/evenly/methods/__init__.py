@@ -1,18 +1,80 @@
 """One file per method, one method per file."""
 
 from evenly.method import Method
+from evenly.methods.agm import AGM
+from evenly.methods.amco import AMCo
+from evenly.methods.arl import ARL
+from evenly.methods.aug import AUG
+from evenly.methods.cggm import CGGM
+from evenly.methods.cml import CML
+from evenly.methods.dgl import DGL
+from evenly.methods.di_mml import DIMML
+from evenly.methods.ensemble import Ensemble
+from evenly.methods.finetune import Finetune
+from evenly.methods.g2d import G2D
+from evenly.methods.g_blending import GBlending
+from evenly.methods.greedy import Greedy
+from evenly.methods.inforeg import InfoReg
+from evenly.methods.lfm import LFM
+from evenly.methods.mbsd import MBSD
+from evenly.methods.mcr import MCR
+from evenly.methods.mla import MLA
+from evenly.methods.mlb import MLB
+from evenly.methods.mmcosine import MMCosine
+from evenly.methods.mmpareto import MMPareto
+from evenly.methods.modality_dropout import ModalityDropout
+from evenly.methods.mslr import MSLR
 from evenly.methods.multi_loss import MultiLoss
 from evenly.methods.ogm import OGM
 from evenly.methods.ogm_ge import OGMGE
+from evenly.methods.opm import OPM
+from evenly.methods.pmr import PMR
+from evenly.methods.qmf import QMF
+from evenly.methods.reconboost import ReconBoost
 from evenly.methods.relearn import Relearn
+from evenly.methods.remix import DataRemixing
+from evenly.methods.smv import SMV
+from evenly.methods.umt import UMT
+from evenly.methods.unimodal import Unimodal
 
 METHODS: dict[str, type[Method]] = {
     # reference rows
+    "unimodal": Unimodal,
     "joint": Method,
     "multi_loss": MultiLoss,
+    "ensemble": Ensemble,
+    "finetune": Finetune,
+    "modality_dropout": ModalityDropout,
+    "qmf": QMF,
     # methods, by year
+    "g_blending": GBlending,
     "ogm": OGM,
     "ogm_ge": OGMGE,
+    "mslr": MSLR,
+    "mbsd": MBSD,
+    "amco": AMCo,
+    "mmcosine": MMCosine,
+    "cml": CML,
+    "umt": UMT,
+    "pmr": PMR,
+    "agm": AGM,
+    "greedy": Greedy,
     "relearn": Relearn,
+    "smv": SMV,
+    "mmpareto": MMPareto,
+    "mla": MLA,
+    "reconboost": ReconBoost,
+    "lfm": LFM,
+    "opm": OPM,
+    "mlb": MLB,
+    "cggm": CGGM,
+    "di_mml": DIMML,
+    "dgl": DGL,
+    "g2d": G2D,
+    "arl": ARL,
+    "mcr": MCR,
+    "inforeg": InfoReg,
+    "remix": DataRemixing,
+    "aug": AUG,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""

@@ -53,7 +53,8 @@ class MultiLoss(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not weight >= 0:
-            raise ValueError(f"MultiLoss: 'weight' is not negative; found {weight}.")
+            name = type(self).__name__
+            raise ValueError(f"{name}: 'weight' is not negative; found {weight}.")
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

@@ -4,6 +4,10 @@ Each takes its modality as it is stored, standardises it with the statistics of 
 split, and returns one vector of `out_features` per sample.
 """
 
+from abc import abstractmethod
+from collections.abc import Callable, Generator
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
@@ -20,8 +24,32 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
     """
     if width < 4:
         raise ValueError(f"encoder_for: found the width {width}. Give 4 or more.")
-    build = {"vector": MLP, "sequence": TemporalConv, "image": ResNet}[modality.kind]
-    return build(modality, width)
+    kinds: dict[str, Callable[[Modality, int], nn.Module]]
+    kinds = {"vector": MLP, "sequence": TemporalConv, "image": ResNet}
+    return kinds[modality.kind](modality, width)
+
+
+Stages = Generator[Float[Tensor, "n _"], Float[Tensor, "n _"], Float[Tensor, "n w"]]
+
+
+class Staged(nn.Module):
+    """An encoder that can stop between its stages, where cross-modal blocks reach in.
+
+    Attributes:
+        out_features: Width of its features.
+        stage_widths: How many channels it has at each stop, in order.
+    """
+
+    out_features: int
+    stage_widths: tuple[int, ...]
+
+    @abstractmethod
+    def staged(self, x: Any) -> Stages:
+        """Encodes as `forward` does, stop by stop.
+
+        At each, it yields the mean of each channel over its valid positions, takes the factor
+        that each channel is to be multiplied by, and goes on; in the end it returns the features.
+        """
 
 
 class Standardise(nn.Module):
@@ -42,12 +70,13 @@ class Standardise(nn.Module):
         return (x.to(self.mean.dtype) - self.mean) / self.std
 
 
-class MLP(nn.Module):
-    """Two hidden layers with ReLU, for vectors."""
+class MLP(Staged):
+    """Two hidden layers with ReLU, for vectors; a stop between them."""
 
     def __init__(self, modality: Modality, width: int) -> None:
         super().__init__()
         self.out_features = width
+        self.stage_widths = (width,)
         self.layers = nn.Sequential(
             Standardise(modality),
             nn.Linear(modality.shape[0], width),
@@ -61,18 +90,26 @@ class MLP(nn.Module):
         features: Tensor = self.layers(x)
         return features
 
+    def staged(self, x: Shaped[Tensor, "n d"]) -> Stages:
+        """Encodes vectors, with a stop after the first hidden layer."""
+        hidden = self.layers[:3](x)
+        factor = yield hidden
+        features: Tensor = self.layers[3:](hidden * factor)
+        return features
 
-class TemporalConv(nn.Module):
+
+class TemporalConv(Staged):
     """Residual convolutions over time with growing dilation, averaged over the valid steps.
 
     Each step sees 29, itself in the middle. Padding is blanked before every convolution and
     normalisation is by step, so what stands beyond a sequence's end, and how far the batch is
-    padded, never changes the result.
+    padded, never changes the result. There are stops between its three blocks.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
         super().__init__()
         self.out_features = width
+        self.stage_widths = (width, width)
         self.standardise = Standardise(modality)
         self.embed = nn.Linear(modality.shape[1], width)
         self.blocks = nn.ModuleList(_TemporalBlock(width, dilation) for dilation in (1, 2, 4))
@@ -80,14 +117,27 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Shaped[Tensor, "n t d"] | Padded) -> Float[Tensor, "n w"]:
         """Encodes sequences, of equal or unequal lengths."""
-        values, length = x if isinstance(x, Padded) else (x, None)
-        valid = _valid(values, length)
-        steps: Tensor = self.embed(self.standardise(values))
+        steps, valid = self._embedded(x)
         for block in self.blocks:
             steps = block(steps, valid)
-        steps = self.norm(steps).masked_fill(~valid, 0)
-        # The mean of no steps is taken as 0, which is a number.
-        return steps.sum(1) / valid.sum(1).clamp_min(1)
+        return _mean(self.norm(steps), valid)
+
+    def staged(self, x: Shaped[Tensor, "n t d"] | Padded) -> Stages:
+        """Encodes sequences, with stops after the first and second block."""
+        steps, valid = self._embedded(x)
+        first, second, last = self.blocks
+        for block in (first, second):
+            steps = block(steps, valid)
+            factor = yield _mean(steps, valid)
+            steps = steps * factor.unsqueeze(1)
+        return _mean(self.norm(last(steps, valid)), valid)
+
+    def _embedded(
+        self, x: Shaped[Tensor, "n t d"] | Padded
+    ) -> tuple[Float[Tensor, "n t w"], Bool[Tensor, "n t 1"]]:
+        values, length = x if isinstance(x, Padded) else (x, None)
+        steps: Tensor = self.embed(self.standardise(values))
+        return steps, _valid(values, length)
 
 
 class _TemporalBlock(nn.Module):
@@ -111,12 +161,17 @@ def _valid(values: Shaped[Tensor, "n t d"], length: Tensor | None) -> Bool[Tenso
     return (steps < length[:, None]).unsqueeze(-1)
 
 
-class ResNet(nn.Module):
+def _mean(steps: Float[Tensor, "n t w"], valid: Bool[Tensor, "n t 1"]) -> Float[Tensor, "n w"]:
+    """The mean over the valid steps; that of no steps is taken as 0, which is a number."""
+    return steps.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp_min(1)
+
+
+class ResNet(Staged):
     """A residual network of three basic blocks, for images and spectrograms.
 
     Blocks and BatchNorm as in He et al., CVPR 2016. Images whose shorter side has 32 pixels or
     more are first reduced four-fold (a strided convolution and pooling), smaller ones not at all;
-    the last two blocks halve what is left.
+    the last two blocks halve what is left. There are stops between the blocks.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
@@ -124,6 +179,7 @@ class ResNet(nn.Module):
         self.out_features = width
         channels, height, across = modality.shape
         first, second = width // 4, width // 2
+        self.stage_widths = (first, second)
         size, stride = (7, 2) if min(height, across) >= 32 else (3, 1)
         stem = nn.Conv2d(channels, first, size, stride, padding=size // 2, bias=False)
         pool = nn.MaxPool2d(3, stride=2, padding=1) if stride == 2 else nn.Identity()
@@ -143,6 +199,15 @@ class ResNet(nn.Module):
     def forward(self, x: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Encodes images."""
         features: Tensor = self.layers(x)
+        return features
+
+    def staged(self, x: Shaped[Tensor, "n c h w"]) -> Stages:
+        """Encodes images, with stops after the first and second block."""
+        image = self.layers[:6](x)
+        for rest in (self.layers[6:7], self.layers[7:]):
+            factor = yield image.mean((2, 3))
+            image = rest(image * factor[..., None, None])
+        features: Tensor = image
         return features
 
 

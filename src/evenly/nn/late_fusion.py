@@ -1,6 +1,6 @@
 """The model that balanced multimodal learning is mostly studied on: late fusion."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from jaxtyping import Float, Shaped
@@ -45,19 +45,23 @@ class LateFusion(nn.Module):
             raise unknown("head", head, HEADS)
         widths = {name: _width(name, encoder) for name, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(dict(encoders))
-        self.head = HEADS[head](widths, num_classes)
+        self.head = HEADS[head].on(encoders, widths, num_classes)
 
     def forward(self, inputs: Inputs) -> Output:
         """Encodes each modality that the batch holds, and fuses."""
-        features = {
-            name: encoder(inputs[name]) for name, encoder in self.encoders.items() if name in inputs
-        }
+        features = self.head.encoded(self.encoders, inputs)
         logits, unimodal = self.head(features)
+        precision = _precision(logits.device)
+
+        def fuse(features: Mapping[str, Tensor]) -> Tensor:
+            with precision():
+                return self._fused(features)
 
         def ablate(keep: Collection[str]) -> Tensor:
-            return self._ablated(inputs, keep)
+            with precision():
+                return self._ablated(inputs, keep)
 
-        return Output(logits, features, unimodal, fuse=self._fused, ablate=ablate)
+        return Output(logits, features, unimodal, fuse=fuse, ablate=ablate)
 
     def _fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         logits: Tensor = self.head(features)[0]
@@ -72,11 +76,17 @@ class LateFusion(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()  # BatchNorm's statistics are of real inputs
         try:
-            features = {name: self.encoders[name](x) for name, x in masked.items()}
-            return self._fused(features)
+            return self._fused(self.head.encoded(self.encoders, masked))
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def _precision(device: torch.device) -> Callable[[], torch.autocast]:
+    """Makes the autocast of this moment anew, as a loss is asked for outside of it."""
+    kind = device.type
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype, enabled)
 
 
 def _width(name: str, encoder: nn.Module) -> int:

@@ -1,9 +1,17 @@
 """What turns features into logits: one head a file. A method names the one that it is made for."""
 
+from evenly.nn.heads.amco import AMCoHead
 from evenly.nn.heads.base import Head
+from evenly.nn.heads.boosted import BoostedHead
+from evenly.nn.heads.certainty import CertaintyHead
 from evenly.nn.heads.concat import ConcatHead
+from evenly.nn.heads.configurable import ConfigurableHead
+from evenly.nn.heads.cosine import CosineHead
+from evenly.nn.heads.decoding import DecodingHead
+from evenly.nn.heads.energy import EnergyHead
 from evenly.nn.heads.ensemble import EnsembleHead
 from evenly.nn.heads.late import LateHead
+from evenly.nn.heads.mmtm import MMTMHead
 from evenly.nn.heads.multi import MultiHead
 from evenly.nn.heads.shared import SharedHead
 
@@ -12,16 +20,32 @@ HEADS: dict[str, type[Head]] = {
     "multi": MultiHead,
     "late": LateHead,
     "ensemble": EnsembleHead,
+    "energy": EnergyHead,
     "shared": SharedHead,
+    "boosted": BoostedHead,
+    "configurable": ConfigurableHead,
+    "cosine": CosineHead,
+    "amco": AMCoHead,
+    "mmtm": MMTMHead,
+    "decoding": DecodingHead,
+    "certainty": CertaintyHead,
 }
 """By the name that `Info.head` uses."""
 
 __all__ = [
     "HEADS",
+    "AMCoHead",
+    "BoostedHead",
+    "CertaintyHead",
     "ConcatHead",
+    "ConfigurableHead",
+    "CosineHead",
+    "DecodingHead",
+    "EnergyHead",
     "EnsembleHead",
     "Head",
     "LateHead",
+    "MMTMHead",
     "MultiHead",
     "SharedHead",
 ]

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,19 @@ class Head(nn.Module):
     @abstractmethod
     def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """The logits; a modality that is not in `features` is missing from the batch."""
+
+    @classmethod
+    def on(
+        cls, encoders: Mapping[str, nn.Module], widths: Mapping[str, int], num_classes: int
+    ) -> "Head":
+        """The head for some encoders; one that reaches into them looks at what they are."""
+        return cls(widths, num_classes)
+
+    def encoded(
+        self, encoders: Mapping[str, nn.Module] | nn.ModuleDict, inputs: Mapping[str, Any]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """The features of each modality that the batch holds."""
+        return {name: encoders[name](inputs[name]) for name in self.widths if name in inputs}
 
     def unimodal_heads(self) -> nn.ModuleDict:
         """A linear layer for each modality."""

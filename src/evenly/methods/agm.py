@@ -1,0 +1,227 @@
+"""Adaptive gradient modulation (AGM).
+
+Li, Li, Hu, Lei, Li, Zhou, "Boosting Multi-modal Model Performance with Adaptive Gradient
+Modulation", ICCV 2023, https://arxiv.org/abs/2308.07686.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from math import comb
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, full
+from evenly.output import Output
+from evenly.probe import Probe
+
+MOST = 6
+"""Modalities at most: beyond, 2^M passes are more than anyone waits for."""
+
+
+def subsets(names: Collection[str]) -> list[frozenset[str]]:
+    """All subsets but the empty and the full one, which take a pass of their own each."""
+    return [frozenset(s) for size in range(1, len(names)) for s in combinations(names, size)]
+
+
+def responses(
+    value: Mapping[frozenset[str], Float[Tensor, "n c"]], names: Sequence[str]
+) -> Float[Tensor, "m n c"]:
+    """What each modality adds to the logits, its Shapley value.
+
+    φ_m = Σ_{S without m} |S|! (M - |S| - 1)! / M! · [f(S ∪ m) - f(S)], where f(S) are the logits
+    with the inputs outside S zeroed, and nothing stands for f(∅). So the φ_m add up to f of all.
+
+    Args:
+        value: f by subset, for each subset but the empty one.
+        names: The modalities, in the order of the result.
+    """
+    count = len(names)
+    found = []
+    for name in names:
+        total = torch.zeros_like(value[frozenset(names)])
+        for subset, logits in value.items():
+            if name in subset:
+                total = total + logits / (count * comb(count - 1, len(subset) - 1))
+            else:
+                total = total - logits / (count * comb(count - 1, len(subset)))
+        found.append(total)
+    return torch.stack(found)
+
+
+def surprisals(response: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, "m n"]:
+    """How badly each modality's own response predicts the class: -log softmax(φ_m)[y]."""
+    true = target.expand(len(response), -1).unsqueeze(-1)
+    return -response.softmax(-1).gather(-1, true).squeeze(-1).clamp_min(1e-8).log()
+
+
+def shares(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """How far each modality is ahead: r_m = exp((mean s - s_m) M / (M - 1))."""
+    count = len(score)
+    return torch.exp((score.mean() - score) * count / (count - 1))
+
+
+def coefficients(
+    score: Float[Tensor, " m"], running: Float[Tensor, " m"], alpha: float, cap: float
+) -> Float[Tensor, " m"]:
+    """The factor for each gradient: k_m = exp(α min(τ_m - r_m, cap)), τ of the running means."""
+    return torch.exp(alpha * (shares(running) - shares(score)).clamp_max(cap))
+
+
+def scaled(response: Float[Tensor, "m n c"], k: Float[Tensor, " m"]) -> Float[Tensor, "m n c"]:
+    """The same values, through which gradients flow k_m times as strong."""
+    value = response.detach()
+    return value + k[:, None, None] * (response - value)
+
+
+def clip_factor(peak: Float[Tensor, ""], norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """What brings all gradients to a norm of 1 where the head's largest number is above 1."""
+    return torch.where(peak > 1, (1 / norm).clamp_max(1), 1.0)
+
+
+class AGM(Method):
+    """Scales the gradients that flow through each modality's own response.
+
+    The response φ_m of a modality is its Shapley value: what it adds to the logits, over passes
+    in which the inputs of the others are zeroed. Its score s_m is the mean of
+    -log softmax(φ_m)[y], its share r_m = exp((mean s - s_m) M / (M - 1)), and τ_m is the same of
+    the scores' running means. The loss is CE(Σ_m φ_m), and the gradient through φ_m, which
+    reaches all encoders, is multiplied by k_m = exp(alpha · min(τ_m - r_m, cap)): a modality that
+    does better than it usually does is held back. The zeroed passes are in evaluation mode and
+    have gradients. As k_m can be huge, all gradients are clipped to a norm of 1 where a number in
+    the head's is above 1.
+    """
+
+    info = Info(
+        title="Adaptive Gradient Modulation (AGM)",
+        paper="Li, Li, Hu, Lei, Li, Zhou. Boosting Multi-modal Model Performance with Adaptive "
+        "Gradient Modulation. ICCV 2023",
+        year=2023,
+        url="https://arxiv.org/abs/2308.07686",
+        category="optimisation",
+        writes="gradients",
+        modalities="2 to 6, by the Shapley value over all subsets of them; with one, nothing is "
+        "changed",
+        neutral={"alpha": 0.0},
+        epochs=100,
+        needs=("ablate",),
+        cost="2^M - 2 more passes, forward and backward: 3 times joint training for two "
+        "modalities, 7 times for three",
+        budget=3.5,
+        scales_gradients=True,
+        doubts="The factors come from the scores of the step before, not of the same batch: so "
+        "gradient accumulation and several ranks scale as a single pass would. As in the released "
+        "code, the running means do not hold the step that is compared with them, start at 0, and "
+        "f of no input counts as zeros. It clips where a weight of its last layer has a gradient "
+        "above 1, here any parameter of the head. Its cap is 10 for CREMA-D, 7 for three "
+        "modalities and none for AVE and AV-MNIST.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("steps", "running", "coefficient")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        head: nn.Module,
+        alpha: float = 1.0,
+        cap: float = 10.0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the modulation.
+
+        Args:
+            encoders: By modality; their names say which inputs are zeroed. One that is left out
+                is always there.
+            head: What turns features into logits; its gradients tell when to clip.
+            alpha: α, not negative: strength of the modulation (the paper: 1).
+            cap: Of τ_m - r_m, not negative; `inf` for none (the paper: 10 for CREMA-D).
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is negative or there are too many modalities.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("alpha", alpha), ("cap", cap)):
+            if not value >= 0:
+                raise ValueError(f"AGM: '{name}' is not negative; found {value}.")
+        if len(self.encoders) > MOST:
+            raise ValueError(
+                f"AGM looks at each subset of the modalities; found {len(self.encoders)} "
+                f"encoders, so {2 ** len(self.encoders)} passes a step. Pass {MOST} at most."
+            )
+        self.head = head
+        self.alpha, self.cap = alpha, cap
+        self.steps = 0
+        self.running: Tensor | None = None
+        self.coefficient: Tensor | None = None
+        self._score = StepSum()
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Forgets an unfinished step."""
+        self._score.clear()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is anything to modulate."""
+        return self.alpha > 0 and len(self.encoders) > 1
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(Σ_m φ_m), which is CE(z), with the gradients of each φ_m scaled."""
+        if not self.is_active or not torch.is_grad_enabled():
+            return super().loss(output, target)
+        response = responses(self._values(output), list(self.encoders))
+        with torch.no_grad():
+            found = surprisals(response, target).sum(1)
+        self._score.add(torch.cat([found, found.new_full((1,), len(target))]))
+        if self.coefficient is not None:
+            response = scaled(response, self.coefficient.to(response))
+        return self.criterion(response.sum(0), target)
+
+    def before_step(self) -> None:
+        """Clips; decides the factors of the next step and moves the running means on."""
+        if not self.is_active:
+            return
+        self._clip()
+        found = self._score.take(self)
+        score = found[:-1] / found[-1]
+        running = torch.zeros_like(score) if self.running is None else self.running.to(score)
+        self.coefficient = coefficients(score, running, self.alpha, self.cap)
+        self.running = running + (score - running) / (self.steps + 1)
+        self.steps += 1
+        self.metrics = {
+            f"{what}/{name}": value
+            for what, values in (("coefficient", self.coefficient), ("score", score))
+            for name, value in zip(self.encoders, values, strict=True)
+        }
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        head = _gradients(self.head)
+        grads = [*head, *(g for encoder in self.encoders.values() for g in _gradients(encoder))]
+        if not head:
+            return
+        device = head[0].device
+        parts = [part for part in map(distributed.local, head) if part.numel()]
+        peaks = [part.abs().max().to(device).float() for part in parts]
+        peak = torch.stack(peaks or [torch.zeros((), device=device)]).max()
+        norm = distributed.square_sums([grads], device)[0].sqrt()
+        factor = clip_factor(distributed.max_(peak), norm)
+        for grad in grads:
+            distributed.local(grad).mul_(factor.to(grad.device))
+
+    def _values(self, output: Output) -> dict[frozenset[str], Tensor]:
+        """The logits by subset of modalities; those of all are there already."""
+        ablate = self._need(output, "ablate")
+        always = set(output.features) - set(self.encoders)
+        value = {subset: ablate(subset | always) for subset in subsets(self.encoders)}
+        value[frozenset(self.encoders)] = output.logits
+        # Shapley values are small differences of logits, too small for half precision.
+        return {subset: full(logits) for subset, logits in value.items()}
+
+
+def _gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]

@@ -1,0 +1,140 @@
+"""Asymmetric representation learning (ARL).
+
+Wei, Luo, Luo, "Improving Multimodal Learning via Imbalanced Learning", ICCV 2025,
+https://arxiv.org/abs/2507.10203.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, full, scale_
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def findings(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, "2 m"]:
+    """By modality, Σ_i ‖z_m,i‖₁ and the entropies Σ_i H(softmax(z_m,i)) of one batch."""
+    log_probability = unimodal.log_softmax(-1)
+    entropy = -(log_probability.exp() * log_probability).sum((1, 2))
+    return torch.stack([unimodal.abs().sum((1, 2)), entropy])
+
+
+def weights(
+    dependence: Float[Tensor, " m"], entropy: Float[Tensor, " m"], temperature: float
+) -> Float[Tensor, " m"]:
+    """How much each modality's encoder is to learn beyond the others; they add up to 1.
+
+    With shares d_m of the dependence and h_m of the entropy, which stands for the variance, and
+    u_m ∝ 1 / max(h_m, 0.6 / M): w = softmax over modalities of T · u_m · mean of the others' d.
+    The share of a modality is to be inversely proportional to its variance, so one that is
+    certain while the model depends on the others learns most.
+    """
+    count, tiny = len(entropy), torch.finfo(entropy.dtype).tiny
+    d = dependence / dependence.sum().clamp_min(tiny)
+    inverse = 1 / (entropy / entropy.sum().clamp_min(tiny)).clamp_min(0.6 / count)
+    others = (1 - d) / (count - 1)
+    return (temperature * others * inverse / inverse.sum()).softmax(0)
+
+
+class ARL(Method):
+    """Lets encoders learn unequally, in inverse proportion to their variance.
+
+    L = CE(z) + gamma · Σ_m CE(z_m), where z_m is the prediction of the fusion itself with the
+    features of all other modalities left out: no parameters are added. From epoch start + 1 on
+    the gradient of encoder m is multiplied by 1 + w_m, see `weights`.
+    """
+
+    info = Info(
+        title="Asymmetric representation learning (ARL)",
+        paper="Wei, Luo, Luo. Improving Multimodal Learning via Imbalanced Learning. ICCV 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2507.10203",
+        category="optimisation",
+        writes="gradients",
+        modalities="the paper has two; with more, the others' share is their mean and the floor "
+        "of the entropy's share is 0.6 / M, which for two is its 0.3; with one, nothing is scaled",
+        neutral={"gamma": 0.0, "start": 1_000_000},
+        epochs=100,
+        in_epochs=("start",),
+        needs=("fuse",),
+        cost="M passes through the head",
+        budget=1.05,
+        scales_gradients=True,
+        doubts="How dependence and variance are measured is not verified against the paper's "
+        "text: it is as in the released code, whose weights are those of the step before (here of "
+        "the same step) and whose unimodal losses have weight 1 up to `start`, whatever gamma is "
+        "(here gamma throughout). Its authors warn that their gradient scaling, made of a custom "
+        "autograd function, loses accuracy from PyTorch 2.0 on; here gradients are scaled after "
+        "the backward pass.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("epoch",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        temperature: float = 8.0,
+        gamma: float = 1.0,
+        start: int = 5,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the scaling.
+
+        Args:
+            encoders: By modality, the modules whose gradients are changed.
+            temperature: T, how unequal the weights are, not negative; 8 in the paper.
+            gamma: Of each unimodal loss; 1 by default, 4 for CREMA-D.
+            start: Last epoch without scaling, from 0; 5 in the paper.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is negative.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("temperature", temperature), ("gamma", gamma), ("start", start)):
+            if not value >= 0:
+                raise ValueError(f"ARL: '{name}' is not negative; found {value}.")
+        self.temperature, self.gamma, self.start = temperature, gamma, start
+        self.epoch = -1
+        self._found = StepSum()
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Notes the epoch."""
+        self.epoch = epoch
+        self._found.clear()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether gradients are scaled in this epoch."""
+        return self.epoch > self.start and len(self.encoders) > 1
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + gamma · Σ_m CE(z_m); on the way, the logits are measured."""
+        loss = super().loss(output, target)
+        fuse = self._need(output, "fuse")
+        if not self.is_active and self.gamma == 0:
+            return loss
+        unimodal = {
+            name: full(fuse({name: value})) for name, value in self._features(output).items()
+        }
+        if self.is_active:
+            self._found.add(findings(torch.stack(list(unimodal.values())).detach()))
+        for logits in unimodal.values():
+            loss = loss + self.gamma * self.criterion(logits, target)
+        return loss
+
+    def before_step(self) -> None:
+        """Changes the encoders' gradients."""
+        if not self.is_active:
+            return
+        dependence, entropy = self._found.take(self)
+        found = weights(dependence, entropy, self.temperature)
+        for weight, encoder in zip(found, self.encoders.values(), strict=True):
+            scale_(encoder, 1 + weight, least=0)
+        self.metrics = {
+            f"weight/{name}": weight for name, weight in zip(self.encoders, found, strict=True)
+        }

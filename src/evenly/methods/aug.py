@@ -1,0 +1,215 @@
+"""AUG: boosting of the weaker modality by classifiers that are added while training.
+
+Jiang, Huang, Yang, "Rethinking Multimodal Learning from the Perspective of Mitigating
+Classification Ability Disproportion", NeurIPS 2025, https://arxiv.org/abs/2502.20120.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, discrepancy, full, scores
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def residual_loss(
+    last: Float[Tensor, "n c"],
+    before: Float[Tensor, "n c"],
+    target: Int[Tensor, " n"],
+    share: float,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the newest classifier with what the ones before it have left over.
+
+    The label is y - λ y q with q = softmax(before), without gradient, and so the loss of a sample
+    is (1 - λ q[target]) · CE(last, target).
+    """
+    known = before.detach().softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    error = torch.nn.functional.cross_entropy(last, target, reduction="none")
+    return ((1 - share * known) * error).mean()
+
+
+def weakest(score: Float[Tensor, " m"], tolerance: float) -> int | None:
+    """The modality with the lowest score, if the mean of the others is so much ahead of it."""
+    if len(score) < 2:
+        return None
+    ratio = discrepancy(score)
+    lowest = int(ratio.argmin())
+    return lowest if float(ratio[lowest]) * (1 + tolerance) < 1 else None
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """A head whose modalities can be given more classifiers, such as 'configurable'."""
+
+    depth: int
+
+    def parts(self, features: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor | None]]:
+        """By modality, the logits without its newest classifier, and those of the newest."""
+
+    def active(self, name: str) -> int:
+        """How many classifiers were added to a modality."""
+
+    def add(self, name: str) -> None:
+        """Adds one."""
+
+
+class AUG(Method):
+    """Adds classifiers to the weaker modality, each trained on what the ones before leave over.
+
+    L = Σ_m [CE(z_m) + CE(z_m') + CE(y - λ y softmax(z_m'), h_m)], with h_m the logits of the
+    classifier that modality m was given last and z_m' = z_m - h_m those of all before it; for a
+    modality without added classifiers L has CE(z_m) alone. After the first epoch, and then
+    before every `every`-th one, the modality with the lowest score, the mean of softmax(z_m) at
+    the true class over the epoch that has gone by, is given one classifier more, if the others
+    are more than `tolerance` ahead of it.
+
+    All classifiers are made with the head and switched on there; the head's buffer says how many
+    are on, so a checkpoint of the model alone predicts as it did.
+    """
+
+    info = Info(
+        title="Sustained boosting with adaptive classifier assignment (AUG)",
+        paper="Jiang, Huang, Yang. Rethinking Multimodal Learning from the Perspective of "
+        "Mitigating Classification Ability Disproportion. NeurIPS 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2502.20120",
+        category="objective",
+        writes="loss",
+        modalities="the paper has two; with more, the weakest is compared with the mean of the "
+        "others; with one, nothing is added",
+        neutral="it trains each modality's own logits, and joint training their mean",
+        epochs=200,
+        in_epochs=("every",),
+        needs=("unimodal",),
+        head="configurable",
+        cost="at most ten small layers for each modality, passed through twice",
+        budget=1.1,
+        partial=True,
+        missing=True,
+        doubts="In the released code the optimiser is made once, before any layer is added, so "
+        "that added layers never train; here they do. It steps for one modality after the other, "
+        "which for the encoders is the same, but moves the shared output layer twice for a "
+        "batch; here one step is taken on the sum. λ is 0.5 for CREMA-D and 0.2 for "
+        "Kinetics-Sounds, whose script also learns a weight for the added layers, which is not "
+        "built. Its prediction weighs CREMA-D's modalities by 0.4 and 0.6; here they are "
+        "averaged. A second modality that is ahead is compared with 1 - tolerance there, and "
+        "with 1 / (1 + tolerance) here. After as many layers as the head holds, no more are "
+        "added.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("epoch", "scores")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        head: Configurable,
+        residual: float = 0.5,
+        every: int = 20,
+        tolerance: float = 0.01,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss; the defaults are the paper's for CREMA-D.
+
+        Args:
+            encoders: By modality.
+            head: The head that classifiers are added to.
+            residual: λ, how much of what is known already a new classifier need not learn; from
+                0 to 1.
+            every: Period in epochs in which a classifier may be added.
+            tolerance: By how much the others' score must be ahead of the weakest's.
+            criterion: See `Method`; that of z_m and z_m', while the residual has cross-entropy.
+
+        Raises:
+            TypeError: If nothing can be added to the head.
+            ValueError: If a setting is out of range.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not isinstance(head, Configurable):
+            raise TypeError(
+                f"AUG: the head can be given more classifiers; {type(head).__name__} cannot. "
+                "Use the head 'configurable' of evenly.nn."
+            )
+        if not 0 <= residual <= 1:
+            raise ValueError(f"AUG: 'residual' is from 0 to 1; found {residual}.")
+        if every < 1:
+            raise ValueError(f"AUG: 'every' is at least 1; found {every}.")
+        if not tolerance >= 0:
+            raise ValueError(f"AUG: 'tolerance' is not negative; found {tolerance}.")
+        self.head = head
+        self.residual, self.every, self.tolerance = residual, every, tolerance
+        self.epoch = -1
+        self.scores: Tensor | None = None  # this epoch's sums, and of how many samples they are
+        self._step_scores = StepSum()
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether a classifier may be added before this epoch: 1, and every `every`-th."""
+        return epoch == 1 or (epoch > 0 and epoch % self.every == 0)
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Gives the weakest modality a classifier more, where it is due."""
+        self._step_scores.clear()
+        if epoch == self.epoch:  # a run resumed within an epoch goes on where it was
+            return
+        if self.is_due(epoch) and self.scores is not None:
+            self._assign(self.scores)
+        self.epoch, self.scores = epoch, None
+        self.metrics = {
+            f"layers/{name}": torch.tensor(float(self.head.active(name))) for name in self.encoders
+        }
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m [CE(z_m) + CE(z_m') + CE(y - λ y softmax(z_m'), h_m)]."""
+        unimodal = self._unimodal(output)
+        self._step_scores.add(self._scores(unimodal, target))
+        loss = sum(
+            (self.criterion(logits, target) for logits in unimodal.values()),
+            start=output.logits.new_zeros(()),
+        )
+        grown = {
+            name: full(features)
+            for name, features in self._features(output).items()
+            if self.head.active(name)
+        }
+        for before, last in self.head.parts(grown).values():
+            assert last is not None
+            loss = loss + self.criterion(before, target)
+            loss = loss + residual_loss(full(last), full(before), target, self.residual)
+        return loss
+
+    def before_step(self) -> None:
+        """Adds the scores of the step to the epoch's."""
+        found = self._step_scores.take(self)
+        self.scores = found if self.scores is None else self.scores.to(found.device) + found
+
+    @torch.no_grad()
+    def _scores(
+        self, unimodal: Mapping[str, Float[Tensor, "n c"]], target: Int[Tensor, " n"]
+    ) -> Float[Tensor, "2 m"]:
+        """Of each encoder's modality the score in this pass, and of how many samples it is."""
+        found = dict(
+            zip(unimodal, scores(torch.stack(list(unimodal.values())), target), strict=True)
+        )
+        some = next(iter(found.values()))
+        none, count = torch.zeros_like(some), some.new_full((), len(target))
+        return torch.stack(
+            [
+                torch.stack([found.get(name, none) for name in self.encoders]),
+                torch.stack([count if name in found else none for name in self.encoders]),
+            ]
+        )
+
+    def _assign(self, found: Float[Tensor, "2 m"]) -> None:
+        score, count = found
+        if not bool((count > 0).all()):  # a modality that no batch held has no score
+            return
+        lowest = weakest(score / count, self.tolerance)
+        if lowest is None:
+            return
+        name = list(self.encoders)[lowest]
+        if self.head.active(name) < self.head.depth:
+            self.head.add(name)

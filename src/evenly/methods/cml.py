@@ -1,0 +1,122 @@
+"""Calibrating multimodal learning (CML).
+
+Ma, Zhang, Zhang, Wu, Fu, Zhou, Hu, "Calibrating Multimodal Learning", ICML 2023,
+https://arxiv.org/abs/2306.01265.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import full
+from evenly.output import Output
+
+
+def penalties(
+    larger: Float[Tensor, "n c"], smaller: Float[Tensor, "n c"], target: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """What each sample pays for a confidence that rises as a modality is removed.
+
+    relu(conf(smaller) - conf(larger)), with conf the largest probability; 0 where the smaller
+    set of modalities is right and the larger one wrong, as there the rise is for the better.
+    """
+    confidence, predicted = _confidence(larger)
+    confidence_left, predicted_left = _confidence(smaller)
+    better = (predicted_left == target) & (predicted != target)
+    return (confidence_left - confidence).relu() * ~better
+
+
+def _confidence(logits: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    confidence, predicted = full(logits).softmax(-1).max(-1)
+    return confidence, predicted
+
+
+class CML(Method):
+    """Holds the confidence down when modalities are removed.
+
+    In each step modalities are removed one after the other, in random order, until one is left.
+    With z_0 the fused logits and z_k those without the first k of the order,
+
+        L = CE(z_0) + Σ_k [CE(z_k) + λ mean_i sign_i relu(conf_i(z_k) - conf_i(z_{k-1}))],
+
+    where sign_i is 0 if z_k is right and z_{k-1} wrong, else 1.
+    """
+
+    info = Info(
+        title="Calibrating Multimodal Learning (CML)",
+        paper="Ma, Zhang, Zhang, Wu, Fu, Zhou, Hu. Calibrating Multimodal Learning. ICML 2023",
+        year=2023,
+        url="https://arxiv.org/abs/2306.01265",
+        category="objective",
+        writes="loss",
+        modalities="any number, by a chain of nested subsets in random order; with one, there is "
+        "no subset, and training is joint training",
+        neutral="none: without the penalty, the losses of the subsets remain",
+        needs=("fuse",),
+        cost="the head once more for each modality but one",
+        budget=1.05,
+        missing=True,
+        doubts="The released code has no late fusion, only CPM-Nets and MIWAE. It adds the "
+        "penalty up over samples, as its classification loss; here both are means, which leaves "
+        "their ratio as it is. The paper searches the weight among 0, 5, ..., 100; the default is "
+        "the least of them that acts.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("steps",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        penalty: float = 5.0,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say which modalities may be removed.
+            penalty: λ ≥ 0, weight of the penalty, which the paper searches from 0 to 100.
+            seed: Of the order in which modalities are removed; equal on all ranks.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the weight is negative or not finite.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"CML: 'penalty' is finite and not negative; found {penalty}.")
+        self.penalty, self.seed = penalty, seed
+        self.steps = 0
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The losses of all subsets in the chain, and the penalties between neighbours."""
+        loss = super().loss(output, target)
+        fuse = self._need(output, "fuse")
+        mine = self._features(output)
+        kept = dict(output.features)
+        larger = output.logits
+        found = {}
+        for name in [name for name in self.order() if name in mine][:-1]:
+            del kept[name]
+            smaller = fuse(kept)
+            penalty = penalties(larger, smaller, target).mean()
+            loss = loss + self.criterion(smaller, target) + self.penalty * penalty
+            found[f"penalty/{name}"] = penalty.detach()
+            larger = smaller
+        if torch.is_grad_enabled():
+            self.metrics = found
+        return loss
+
+    def before_step(self) -> None:
+        """Goes on to the next order."""
+        self.steps += 1
+
+    def order(self) -> list[str]:
+        """The modalities as they are removed in this step, the one that stays last."""
+        stream = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps)
+        names = list(self.encoders)
+        return [names[n] for n in torch.randperm(len(names), generator=stream).tolist()]

@@ -1,0 +1,191 @@
+"""Detached and interactive multimodal learning (DI-MML).
+
+Fan, Xu, Wang, Liu, Guo, "Detached and Interactive Multimodal Learning", ACM Multimedia 2024,
+https://arxiv.org/abs/2407.19514.
+"""
+
+from collections.abc import Mapping
+from itertools import permutations
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import full
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def effective(
+    features: Float[Tensor, "n d"], target: Int[Tensor, " n"], *, sharded: bool = False
+) -> Bool[Tensor, " d"]:
+    """The dimensions that tell the classes apart better than the average dimension does.
+
+    By each dimension alone a sample is of the class whose mean value there is nearest; those
+    that are right more often than all dimensions are on average are effective.
+
+    Args:
+        features: Of one modality, on the whole training split.
+        target: Classes.
+        sharded: Whether these are one rank's rows.
+    """
+    x = features.double()
+    last = distributed.max_(target.max().reshape(1).clone(), sharded=sharded)
+    classes = int(last) + 1
+    count = distributed.sum_(torch.bincount(target, minlength=classes), sharded=sharded)
+    total = x.new_zeros(classes, x.shape[1]).index_add_(0, target, x)
+    centre = distributed.sum_(total, sharded=sharded) / count[:, None]
+    nearest = torch.full_like(x, torch.inf)
+    found = torch.zeros_like(x, dtype=torch.int64)
+    for c in range(classes):  # a table of all distances would be too large
+        closer = (x - centre[c]).abs() < nearest  # never so for a class without samples
+        nearest = torch.where(closer, (x - centre[c]).abs(), nearest)
+        found = torch.where(closer, c, found)
+    right = distributed.sum_((found == target[:, None]).sum(0), sharded=sharded)
+    # in whole numbers: equal dimensions must not differ by the rounding of their mean
+    return right * len(right) > right.sum()
+
+
+def transfer(
+    learner: Float[Tensor, "n d"],
+    guide: Float[Tensor, "n d"],
+    dimensions: Bool[Tensor, " d"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """The unidirectional contrastive loss on some dimensions; the guide receives no gradient.
+
+    mean_i -log exp(s_ii) / Σ_j exp(s_ij), with s_ij = ⟨learner_i, guide_j⟩ / temperature.
+    """
+    s = (learner * dimensions) @ guide.detach().T / temperature
+    return nn.functional.cross_entropy(s, torch.arange(len(s), device=s.device))
+
+
+class DIMML(Method):
+    """Trains each modality apart, and lets it learn from the others where they know more.
+
+    L = Σ_m (CE(z_m) + align · CE(h(f_m))) + Σ_{j ≠ m} DUC(m from j) + CE(g(f)), where h is one
+    layer that all modalities share, which gives them a space in common, and g a layer on all
+    features, detached. The prediction is no part of the loss, so modalities cannot compete; it
+    weighs z_m and g(f) by certainty.
+
+    From epoch `start` on, the dimension-decoupled unidirectional contrastive loss DUC pulls the
+    features of m towards those of j on the dimensions that are effective in j and not in m; see
+    `effective`, which is asked once, before that epoch, and `transfer`.
+
+    Attributes:
+        effective: By modality, which dimensions are effective; empty until `start`.
+    """
+
+    info = Info(
+        title="Detached and interactive multimodal learning (DI-MML)",
+        paper="Fan, Xu, Wang, Liu, Guo. Detached and Interactive Multimodal Learning. ACM "
+        "Multimedia 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2407.19514",
+        category="objective",
+        writes="loss",
+        modalities="any number: each learns from every other; for two that is the paper's rule, "
+        "with one there is no transfer",
+        neutral="none: the fused prediction is never trained as a whole, which is the method",
+        epochs=150,
+        in_epochs=("start",),
+        needs=("unimodal",),
+        needs_probe=True,
+        head="certainty",
+        cost="M + 2 linear layers, and one look at the training split",
+        budget=1.05,
+        within_batch=True,
+        missing=True,
+        doubts="The paper trains the layer on all features afterwards, for 20 epochs, with the "
+        "encoders frozen; here alongside, on detached features, so that every epoch has a "
+        "prediction. The encoders are trained by the same loss either way. The temperature is "
+        "that of the released script for CREMA-D; its default is 1.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("effective",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        head: nn.Module,
+        align: float = 1.0,
+        temperature: float = 50.0,
+        start: int = 20,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say whose features and logits count.
+            head: The model's head: `head.aligned(features)` gives the logits of the layer in
+                common by modality, `head.joined(features)` those of the layer on all features,
+                as `evenly.nn.heads.CertaintyHead` does.
+            align: Weight of the losses of the layer in common, above 0; 1 in the paper.
+            temperature: Of the contrastive loss, above 0; 50 for CREMA-D.
+            start: First epoch of the contrastive loss, from 0; 20 in the paper.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is out of range, or the head lacks a layer.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("align", align), ("temperature", temperature)):
+            if not value > 0:
+                raise ValueError(f"DIMML: '{name}' is above 0; found {value}.")
+        if start < 0:
+            raise ValueError(f"DIMML: 'start' is not negative; found {start}.")
+        if not (hasattr(head, "aligned") and hasattr(head, "joined")):
+            raise ValueError(
+                "DIMML needs a head with a layer in common and one on all features; found "
+                f"{type(head).__name__}. Build the model with the head 'certainty'."
+            )
+        self.head: Any = head
+        self.align, self.temperature, self.start = align, temperature, start
+        self.effective: dict[str, Tensor] = {}
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Finds the effective dimensions when it is time."""
+        if epoch < self.start or self.effective or len(self.encoders) == 1:
+            return
+        found = self._probe(probe).features("train")
+        if found.target.is_floating_point():
+            raise TypeError(
+                "DIMML finds out which dimensions tell classes apart, so targets are classes; "
+                "found floats."
+            )
+        self.effective = {
+            name: effective(found.features[name], found.target, sharded=found.sharded)
+            for name in self.encoders
+        }
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m (CE(z_m) + align · CE(h(f_m))) + Σ DUC + CE(g(f))."""
+        unimodal = self._unimodal(output)
+        features = {name: full(value) for name, value in self._features(output).items()}
+        loss = self.criterion(self.head.joined(features), target)
+        for logits in unimodal.values():
+            loss = loss + self.criterion(logits, target)
+        for logits in self.head.aligned(features).values():
+            loss = loss + self.align * self.criterion(logits, target)
+        if self.effective:
+            loss = loss + self._transfer(features)
+        return loss
+
+    def _transfer(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Σ over ordered pairs (m, j) of `transfer`, on what is effective in j and not in m."""
+        total = torch.zeros((), device=next(iter(features.values())).device)
+        self.metrics = {}
+        for name, other in permutations(features, 2):
+            dimensions = self.effective[other] & ~self.effective[name]
+            found = transfer(
+                features[name],
+                features[other],
+                dimensions.to(features[name].device),
+                self.temperature,
+            )
+            self.metrics[f"transfer/{other}/{name}"] = found.detach()
+            total = total + found
+        return total

@@ -1,0 +1,57 @@
+"""An ensemble of unimodal models: every modality learns alone, their probabilities are averaged.
+
+Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao, "On Uni-Modal Feature Learning in Supervised
+Multi-Modal Learning", ICML 2023, https://arxiv.org/abs/2305.01233 (there "uni-modal ensemble",
+UME), found that it often does better than joint training and methods on top of it.
+"""
+
+import torch
+from torch import Tensor
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+
+
+class Ensemble(Method):
+    """Trains every modality alone in one go, and predicts with all.
+
+    L = Σ_m CE(z_m). As no parameter belongs to two modalities, each encoder and its head get the
+    gradient that they would get alone: this is as many unimodal models trained separately. The
+    prediction, the mean of softmax(z_m), is the work of the head.
+    """
+
+    info = Info(
+        title="Uni-modal ensemble (UME)",
+        paper="Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao. On Uni-Modal Feature Learning in "
+        "Supervised Multi-Modal Learning. ICML 2023",
+        year=2023,
+        url="https://arxiv.org/abs/2305.01233",
+        category="objective",
+        writes="loss",
+        neutral="nothing is trained jointly, whatever the settings",
+        needs=("unimodal",),
+        head="ensemble",
+        budget=1.05,
+        missing=True,
+        doubts="Clipping the norm of all gradients together ties the modalities to one another; "
+        "unimodal models trained separately would be clipped by themselves.",
+    )
+
+    def __init__(self, encoders: Encoders, *, criterion: Criterion | None = None) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say which unimodal logits count.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If there is no encoder.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not self.encoders:
+            raise ValueError("Ensemble: there is no encoder. Pass one for each modality.")
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m CE(z_m)."""
+        unimodal = self._unimodal(output)
+        return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()

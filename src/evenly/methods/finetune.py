@@ -1,0 +1,124 @@
+"""Fine-tuning of encoders that each learnt alone first.
+
+Pre-training by modality is among the remedies of Wang, Tran, Feiszli, "What Makes Training
+Multi-Modal Classification Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+class Finetune(Method):
+    """Pre-trains each encoder alone, then trains all jointly.
+
+    Before the first epoch the encoders are trained for `pretrain` epochs with Σ_m CE(z_m), each
+    through a linear layer of its own: as no parameter belongs to two modalities, this is as many
+    separate trainings. Encoders keep the weights found so, BatchNorm's statistics included; heads
+    and optimiser start afresh. Training itself is joint training, L = CE(z).
+    """
+
+    info = Info(
+        title="Fine-tuned uni-modal encoders",
+        paper="Wang, Tran, Feiszli. What Makes Training Multi-Modal Classification Networks Hard? "
+        "CVPR 2020",
+        year=2020,
+        url="https://arxiv.org/abs/1905.12681",
+        category="optimisation",
+        writes="weights",
+        modalities="any number; each is pre-trained by itself",
+        neutral={"pretrain": 0},
+        epochs=100,
+        in_epochs=("pretrain",),
+        needs=("unimodal",),
+        needs_probe=True,
+        head="multi",
+        missing=True,
+        cost="none in a step; the pre-training comes before the first epoch",
+        doubts="Papers that compare with it say little of the pre-training; that it is as long as "
+        "the joint training, with the same optimiser and a constant learning rate, is a decision "
+        "made here. The layers of the pre-training are not kept: the "
+        "model's unimodal logits are those of layers that were never trained.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("is_pretrained",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        optimizer: Optimizer,
+        pretrain: int = 100,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the pre-training.
+
+        Args:
+            encoders: By modality, the modules to pre-train; one that is left out is trained
+                jointly and nothing else.
+            optimizer: The one that the model is trained with; another of its kind and settings
+                does the pre-training.
+            pretrain: Epochs of pre-training; 0 is plain joint training.
+            seed: Of the order of the samples in the pre-training.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the number of epochs is negative.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if pretrain < 0:
+            raise ValueError(f"Finetune: 'pretrain' is not negative; found {pretrain}.")
+        self.optimizer, self.pretrain, self.seed = optimizer, pretrain, seed
+        self.is_pretrained = False
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Pre-trains the encoders before the first epoch."""
+        if self.pretrain == 0 or self.is_pretrained:
+            return
+        if not self.is_due(epoch):
+            raise RuntimeError(
+                f"Finetune's first epoch is {epoch}, so it is too late to pre-train. Resume with "
+                "method.load_state_dict(checkpoint), or call before_epoch from epoch 0 on."
+            )
+        self._pretrain(self._probe(probe))
+        self.is_pretrained = True
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether encoders are pre-trained before this epoch (from 0): before the first."""
+        return epoch == 0 and self.pretrain > 0
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The joint loss, CE(z)."""
+        loss = super().loss(output, target)
+        if self.pretrain:
+            # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
+            loss = loss + sum(z[:0].sum() for z in self._unimodal(output).values())
+        return loss
+
+    def unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
+        """What the encoders are pre-trained with: Σ_m CE(z_m)."""
+        unimodal = self._unimodal(output)
+        return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
+
+    def _pretrain(self, probe: Probe) -> None:
+        with probe.trained(
+            self.unimodal_loss, epochs=self.pretrain, optimizer=self.optimizer, seed=self.seed
+        ):
+            found = [value.detach().clone() for value in self._values()]
+        with torch.no_grad():
+            for value, trained in zip(self._values(), found, strict=True):
+                value.copy_(trained)
+
+    def _values(self) -> list[Tensor]:
+        """Parameters and buffers of the encoders."""
+        return [
+            value
+            for encoder in self.encoders.values()
+            for value in (*encoder.parameters(), *encoder.buffers())
+        ]

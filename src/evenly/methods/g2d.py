@@ -1,0 +1,201 @@
+"""Gradient-Guided Distillation (G2D).
+
+Rakib, Bagavathi, "G2D: Boosting Multimodal Learning with Gradient-Guided Distillation", ICCV 2025,
+https://arxiv.org/abs/2506.21514.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly.method import Criterion, Encoders, Info
+from evenly.modulation import StepSum, full, scale_, scores
+from evenly.output import Output
+from evenly.probe import Probe
+from evenly.teachers import Taught, squared_error
+
+
+def divergence(
+    student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], temperature: float
+) -> Float[Tensor, ""]:
+    """How far logits are from a teacher's: T² KL(softmax(z' / T) ‖ softmax(z / T)), mean over n."""
+    ours = (full(student) / temperature).log_softmax(-1)
+    theirs = (full(teacher) / temperature).log_softmax(-1)
+    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1).mean()
+
+
+def leading(epoch: int, prioritise: int, modalities: int) -> int:
+    """How many modalities are trained in an epoch: at first one, then one more at a time.
+
+    The first `prioritise` epochs are cut into M - 1 equal parts; in part j = 1 .. M - 1, j lead.
+    """
+    if epoch >= prioritise:
+        return modalities
+    return 1 + epoch * (modalities - 1) // prioritise
+
+
+def coefficients(score: Float[Tensor, " m"], lead: int) -> Float[Tensor, " m"]:
+    """The factor for each encoder's gradient: 1 for the `lead` weakest teachers', else 0.
+
+    A modality is held back if `lead` or more others score strictly below it, so that none is in a
+    tie.
+    """
+    weaker = (score.unsqueeze(0) < score.unsqueeze(1)).sum(1)
+    return (weaker < lead).to(score.dtype)
+
+
+class G2D(Taught):
+    """Distils unimodal teachers into the fused model, and trains the weak modalities first.
+
+    L = CE(z) + β Σ_m T² KL(softmax(z_m' / T) ‖ softmax(z / T)) + α Σ_m MSE(f_m, f_m'), with
+    logits z_m' and features f_m' of a teacher, a unimodal model of modality m.
+
+    Sequential modality prioritisation: in the first epochs the gradient of an encoder whose
+    teacher gives the true classes more probability than the others' (s_m = Σ_i
+    softmax(z_m,i')[y_i] over the batch) is multiplied by 0, so that the weaker one leads; after
+    that all are trained.
+
+    Without gradients, as in a validation, the loss is CE(z) alone: teachers know the training
+    split only.
+    """
+
+    info = Info(
+        title="Gradient-Guided Distillation (G2D)",
+        paper="Rakib, Bagavathi. G2D: Boosting Multimodal Learning with Gradient-Guided "
+        "Distillation. ICCV 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2506.21514",
+        category="optimisation",
+        writes="gradients",
+        modalities="the released code has two: in the prioritised epochs only the weaker is "
+        "trained; with more, the weakest alone, then the two weakest, and so on, for equal shares "
+        "of these epochs; with one, it is distilled and nothing else",
+        neutral={"feature_weight": 0.0, "logit_weight": 0.0, "prioritise": 0},
+        epochs=300,
+        in_epochs=("prioritise", "teacher_epochs"),
+        needs=("unimodal", "index"),
+        needs_probe=True,
+        head="late",
+        cost="a divergence and a squared error for each modality; before the first epoch, the "
+        "training of the teachers (`teacher_epochs` epochs) and one pass over the training split",
+        budget=1.05,
+        missing=True,
+        doubts="The order of three or more modalities is our reading: the released code has two. "
+        "It compares the teachers in each batch, as is done here (in a tie it fails; here none is "
+        "held back), and prioritises from epoch 0 to 150 inclusive, here 150 epochs. It changes "
+        "tensors of four dimensions only (the convolutions of its ResNets); here all weights of "
+        "two or more. Its teachers are of the epoch with the best test accuracy; here of the last "
+        "one, so that no split decides, at the learning rate that the student starts with. "
+        "Teachers are looked at once, in evaluation mode and without augmentation, and the "
+        "student starts from the weights that the teachers started from. That pass must hold "
+        "every modality of every sample, though a training batch may lack one. The tables are "
+        "part of every checkpoint.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("teachers", "epoch")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        optimizer: Optimizer,
+        feature_weight: float = 1.0,
+        logit_weight: float = 1.0,
+        temperature: float = 1.0,
+        prioritise: int = 150,
+        teacher_epochs: int = 300,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares distillation and prioritisation.
+
+        Args:
+            encoders: By modality, the modules that are taught and whose gradients are changed.
+            optimizer: The one of the training; the teachers' is of its kind and settings.
+            feature_weight: α, weight of the squared errors of the features.
+            logit_weight: β, weight of the divergences of the logits.
+            temperature: T, by which logits are divided, above 0.
+            prioritise: In how many epochs, from the first, the weaker modalities lead (the
+                authors: half of the training); 0 for none.
+            teacher_epochs: How long teachers are trained, in epochs.
+            seed: Of the teachers' training.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        super().__init__(
+            encoders,
+            optimizer=optimizer,
+            teacher_epochs=teacher_epochs,
+            seed=seed,
+            criterion=criterion,
+        )
+        for name, value in (("feature_weight", feature_weight), ("logit_weight", logit_weight)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"G2D: '{name}' is finite and not negative; found {value}.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"G2D: 'temperature' is finite and above 0; found {temperature}.")
+        if prioritise < 0:
+            raise ValueError(f"G2D: 'prioritise' is not negative; found {prioritise}.")
+        self.feature_weight, self.logit_weight = feature_weight, logit_weight
+        self.temperature, self.prioritise = temperature, prioritise
+        self.epoch = -1
+        self._score = StepSum()
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether there is a distillation or a prioritisation at all."""
+        prioritises = self.prioritise > 0 and len(self.encoders) > 1
+        return self.feature_weight > 0 or self.logit_weight > 0 or prioritises
+
+    @property
+    def is_prioritising(self) -> bool:
+        """Whether an encoder may be held back in this epoch."""
+        return 0 <= self.epoch < self.prioritise and len(self.encoders) > 1
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Trains the teachers before the first epoch; notes the epoch."""
+        super().before_epoch(epoch, probe)
+        self.epoch = epoch
+        self._score.clear()
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + β Σ_m T² KL(z_m' ‖ z) + α Σ_m MSE(f_m, f_m'); the scores are taken on the way."""
+        loss = super().loss(output, target)
+        if not self.needs_teachers or not torch.is_grad_enabled():
+            return loss
+        index = self._need(output, "index")
+        loss = loss + self._idle(output)
+        device = output.logits.device
+        logits = {name: self._taught(f"logits/{name}", index, device) for name in self.encoders}
+        if self.is_prioritising:
+            self._score.add(scores(torch.stack(list(logits.values())), target))
+        for name, features in self._features(output).items():
+            if self.logit_weight > 0:
+                kl = divergence(output.logits, logits[name], self.temperature)
+                loss = loss + self.logit_weight * kl
+            if self.feature_weight > 0:
+                teacher = self._taught(f"features/{name}", index, features.device)
+                loss = loss + self.feature_weight * squared_error(features, teacher)
+        return loss
+
+    def before_step(self) -> None:
+        """Holds the encoders of the strongest teachers back."""
+        if not self.is_prioritising:
+            return
+        lead = leading(self.epoch, self.prioritise, len(self.encoders))
+        found = coefficients(self._score.take(self), lead)
+        for coefficient, encoder in zip(found, self.encoders.values(), strict=True):
+            scale_(encoder, coefficient)
+        self.metrics = {
+            f"coefficient/{name}": coefficient
+            for name, coefficient in zip(self.encoders, found, strict=True)
+        }
+
+    def _given(self, output: Output) -> dict[str, Tensor]:
+        logits = {f"logits/{name}": value for name, value in self._unimodal(output).items()}
+        return super()._given(output) | logits

@@ -1,0 +1,228 @@
+"""Balanced multi-modal learning against greedy learning, by conditional learning speed.
+
+Wu, Jastrzebski, Cho, Geras, "Characterizing and Overcoming the Greedy Nature of Learning in
+Multi-modal Deep Neural Networks", ICML 2022, https://arxiv.org/abs/2202.05306.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, full
+from evenly.nn.mmtm import blocks_of
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def speed(
+    gradient: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """How fast a set of parameters learns in a step: μ = ‖g‖² / ‖w‖², from the two squares."""
+    return gradient / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def dependence(bypass: Float[Tensor, " m"], main: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """How much faster a modality learns from the others: BDR_m = log10(Σ μ_bypass / Σ μ_main)."""
+    tiny = torch.finfo(main.dtype).tiny
+    return bypass.clamp_min(tiny).log10() - main.clamp_min(tiny).log10()
+
+
+def difference(ratio: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """d_m = BDR_m - mean of the other modalities' BDR."""
+    return ratio - (ratio.sum() - ratio) / (len(ratio) - 1)
+
+
+class Greedy(Method):
+    """Cuts off from the others, for some steps, a modality that is learnt through them.
+
+    The model has cross-modal blocks (`evenly.nn.MMTM`), and each modality logits of its own: the
+    loss is L = Σ_m CE(z_m), the prediction the mean of z_m. In each regular step t, with main
+    parameters (encoder and linear layer of m) and by-pass parameters (of the blocks, those that
+    make m's gate),
+
+        BDR_m = log10(Σ_t μ_bypass,m / Σ_t μ_main,m),   μ = ‖g‖² / ‖w‖²
+        d_m = BDR_m - mean of the other modalities' BDR
+
+    From epoch `start` on, a modality with d_m > ε is curated in the next `window` steps: its gates
+    are their running averages, so that it must learn from its own input. The step after these is
+    a regular one again.
+
+    Attributes:
+        main: By modality, Σ μ of the main parameters over the regular steps.
+        bypass: The same of the by-pass parameters.
+        curated: Which modalities are curated in the next step.
+        left: For how many steps, that one included.
+    """
+
+    info = Info(
+        title="Greedy (balanced multi-modal learning)",
+        paper="Wu, Jastrzebski, Cho, Geras. Characterizing and Overcoming the Greedy Nature of "
+        "Learning in Multi-modal Deep Neural Networks. ICML 2022",
+        year=2022,
+        url="https://arxiv.org/abs/2202.05306",
+        category="forward",
+        writes="loss",
+        modalities="the paper has two; with more, a modality is compared with the mean of the "
+        "others, which for two is the paper's rule; with one, it is joint training",
+        neutral="its objective is the sum of the modalities' losses, while joint training's is "
+        "the loss of their mean; with window=0 nothing but this objective is left",
+        epochs=300,
+        in_epochs=("start",),
+        needs=("unimodal",),
+        head="mmtm",
+        cost="cross-modal blocks; norms of all weights and gradients",
+        budget=1.15,
+        missing=True,
+        doubts="As in the released code, the modality cut off is the one whose by-pass learns the "
+        "faster, the main parameters include its linear layer, what squeezes all modalities counts "
+        "in each by-pass, and the step that ends a curation decides nothing. Departures from it: "
+        "there the second modality's running average is updated from the first one's gates, here "
+        "each is its own; it is taken over the samples of training before this step, there over "
+        "all passes, validation and the present batch included; validation takes the gates as "
+        "they are, there as a curation under way has them; a step whose gradients overflow counts "
+        "for nothing; gates are 2σ as in the MMTM paper, there σ. More than two modalities are not "
+        "in the paper. The paper's model of images is a pair of ResNet-18 with blocks after their "
+        "last three stages. The lab's has them between the stages of its own, smaller encoders "
+        "and on their features, which for the ResNet is the same as after its last stage, for "
+        "the other two kinds is after their normalisation and pooling. With an encoder of the "
+        "user's own, which does not name its stages, there is only the block on the features. "
+        "Encoders that run in lockstep cannot be sharded (FSDP2) one by one, only with the whole "
+        "model.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("epoch", "main", "bypass", "curated", "left")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        head: nn.Module,
+        epsilon: float = 0.01,
+        window: int = 5,
+        start: int = 1,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the comparison; the defaults are the authors'.
+
+        Args:
+            encoders: By modality, the modules whose learning speeds are compared.
+            head: The module with the cross-modal blocks; with the models of `evenly.nn`,
+                `model.head`. The layers in its `heads`, where it has them, are by modality and
+                count among the main parameters.
+            epsilon: ε, by how many orders of magnitude one speed must be ahead of the others.
+            window: Q, length of a curation in steps; with 0 there is none.
+            start: First epoch in which one may begin, from 0 (the authors' code has 2, from 1).
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is negative, or the head has no cross-modal blocks for the
+                encoders.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("epsilon", epsilon), ("window", window), ("start", start)):
+            if not value >= 0:
+                raise ValueError(f"Greedy: '{name}' is not negative; found {value}.")
+        self.epsilon, self.window, self.start = epsilon, window, start
+        self.head = head
+        self.blocks = blocks_of(head)
+        self._check_blocks()
+        self.epoch = -1
+        self.main = torch.zeros(len(self.encoders))
+        self.bypass = torch.zeros(len(self.encoders))
+        self.curated = torch.zeros(len(self.encoders), dtype=torch.bool)
+        self.left = torch.zeros((), dtype=torch.int64)
+        self._gates = StepSum()
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Notes the epoch."""
+        self.epoch = epoch
+        self._gates.clear()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is anything to compare and to curate."""
+        return self.window > 0 and len(self.encoders) > 1
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m CE(z_m); on the way, the gates are noted."""
+        own = self._unimodal(output).values()
+        losses = [self.criterion(full(logits), target) for logits in own]
+        if self.is_active:
+            self._gates.add(torch.cat([block.observed() for block in self.blocks]))
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Updates the running averages, then decides on the next step's curation."""
+        if not self.is_active:
+            return
+        gates = self._gates.take(self)
+        sizes = [sum(block.widths.values()) + len(block.widths) for block in self.blocks]
+        for block, observed in zip(self.blocks, gates.split(sizes), strict=True):
+            block.update(observed)
+        regular = self.left.to(gates.device) == 0
+        self._remember(regular)
+        ratio = dependence(self.bypass, self.main)
+        self._decide(regular, difference(ratio))
+        self.metrics = {
+            f"{what}/{name}": value
+            for what, values in (("dependence", ratio), ("curated", self.curated.float()))
+            for name, value in zip(self.encoders, values, strict=True)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave, and switches curation as it was."""
+        super().load_state_dict(state)
+        self._switch()
+
+    def _remember(self, regular: Tensor) -> None:
+        """Adds the speeds of a regular step to the sums; a step that overflowed (AMP) is none."""
+        main, bypass = self._speeds(regular.device)
+        counts = regular & main.isfinite().all() & bypass.isfinite().all()
+        self.main = self.main.to(regular.device) + torch.where(counts, main, 0.0)
+        self.bypass = self.bypass.to(regular.device) + torch.where(counts, bypass, 0.0)
+
+    def _decide(self, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
+        """Who is curated in the next step: decided anew in a regular one, else until the end."""
+        chosen = (ahead > self.epsilon) & (self.epoch >= self.start)
+        begun = torch.where(chosen.any(), self.window, 0)
+        self.left = torch.where(regular, begun, self.left.to(regular.device) - 1)
+        stay = self.curated.to(regular.device) & (self.left > 0)
+        self.curated = torch.where(regular, chosen, stay)
+        self._switch()
+
+    def _switch(self) -> None:
+        for block in self.blocks:
+            block.curate(dict(zip(self.encoders, self.curated, strict=True)))
+
+    def _speeds(self, device: torch.device) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """μ of the main and of the by-pass parameters of each modality in this step."""
+        groups = [self._main(name) for name in self.encoders]
+        groups += [[p for b in self.blocks for p in b.bypass(name)] for name in self.encoders]
+        weights = [[p for p in group if p.requires_grad] for group in groups]
+        gradients = [[p.grad for p in group if p.grad is not None] for group in weights]
+        squares = distributed.square_sums([*gradients, *weights], device)
+        main, bypass = speed(*squares.chunk(2)).chunk(2)
+        return main, bypass
+
+    def _main(self, name: str) -> list[nn.Parameter]:
+        heads = getattr(self.head, "heads", {})
+        layer = heads[name].parameters() if name in heads else ()
+        return [*self.encoders[name].parameters(), *layer]
+
+    def _check_blocks(self) -> None:
+        if not self.blocks:
+            raise ValueError(
+                f"Greedy: 'head' holds cross-modal blocks (evenly.nn.MMTM); found none in "
+                f"{type(self.head).__name__}. Give the model the head 'mmtm'."
+            )
+        for block in self.blocks:
+            if lacking := set(self.encoders) - set(block.widths):
+                raise ValueError(
+                    f"Greedy: a cross-modal block knows the modalities {sorted(block.widths)}, but "
+                    f"not {sorted(lacking)}. Use the same names in blocks and encoders."
+                )

@@ -1,0 +1,187 @@
+"""Multimodal learning with alternating unimodal adaptation (MLA).
+
+Zhang, Yoon, Bansal, Yao, "Multimodal Representation Learning by Alternating Unimodal Adaptation",
+CVPR 2024, https://arxiv.org/abs/2311.10707.
+"""
+
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, full
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def damping(progress: float) -> float:
+    """α = 0.1^(1 + progress), with the progress through an epoch from 0 to 1."""
+    return float(0.1 ** (1 + progress))
+
+
+def updated(
+    projection: Float[Tensor, "d d"], mean: Float[Tensor, " d"], alpha: float
+) -> Float[Tensor, "d d"]:
+    """P - P r rᵀ Pᵀ / (α + rᵀ P r), divided by its Frobenius norm: takes out the direction r."""
+    k = projection @ mean
+    smaller = projection - torch.outer(k, k) / (alpha + mean @ k)
+    return smaller / smaller.square().sum().sqrt()
+
+
+def projected(grad: Float[Tensor, "c d"], projection: Float[Tensor, "d d"]) -> Float[Tensor, "c d"]:
+    """G Pᵀ: the gradient of the head's weight without the directions that P has lost."""
+    return grad @ projection.T
+
+
+class MLA(Method):
+    """Trains one modality at a time, on a head that all of them share.
+
+    Each batch comes once for every modality (`repeats`), with a step of the optimiser each time,
+    on the loss of that modality's own logits (`turn`). So that the head does not forget one
+    modality over the next, the gradient G of its weight is replaced by G Pᵀ, where P has lost
+    the directions of the mean features of the modalities before: after each step, with the mean
+    r of the features of its modality, P ← P - P r rᵀ Pᵀ / (α + rᵀ P r), and P ← P / ‖P‖. At the
+    first step of all there is nothing to protect. The encoders whose turn it is not get no
+    gradient at all, so that neither momentum nor weight decay moves them.
+
+    The prediction is the head's: the modalities' logits, weighted for each sample by how certain
+    they are.
+
+    Attributes:
+        projection: P; None before the first step.
+        step: Steps taken in this epoch.
+        length: Steps that the epoch before this one had; 0 in the first.
+    """
+
+    info = Info(
+        title="Alternating Unimodal Adaptation (MLA)",
+        paper="Zhang, Yoon, Bansal, Yao. Multimodal Representation Learning by Alternating "
+        "Unimodal Adaptation. CVPR 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2311.10707",
+        category="optimisation",
+        writes="gradients",
+        modalities="any number, in the order of the encoders; with one there is no other to "
+        "protect, and nothing is projected",
+        neutral="it takes a step for each modality on that one's own loss, and joint training "
+        "never does",
+        epochs=100,
+        needs=("unimodal",),
+        head="shared",
+        cost="a step for each modality, which costs one modality's share if the loop feeds only "
+        "that one; P takes two products of a d x d matrix",
+        budget=1.1,
+        partial=True,
+        missing=True,
+        doubts="The paper projects with the features of the modality before, as is done here. "
+        "The released code first updates P with the current modality's own features, and divides "
+        "element by element by α + k r, a matrix, where the paper has the number α + rᵀ k; and it "
+        "projects only if the head is wrapped in DataParallel. α falls from 0.1 to 0.01 within "
+        "each epoch, whose length is taken from the epoch before; in the first it stays at 0.1. "
+        "Dividing P by its Frobenius norm makes the head's gradient smaller, by about √d at the "
+        "start, as published. Encoders that a loop feeds out of turn still update BatchNorm's "
+        "running statistics. The paper's other inference rule, fixed weights, is not built.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("projection", "epoch", "step", "length")
+
+    def __init__(
+        self, encoders: Encoders, *, head: nn.Module, criterion: Criterion | None = None
+    ) -> None:
+        """Prepares the projection; nothing can be set, as in the paper.
+
+        Args:
+            encoders: By modality, in the order of their turns.
+            head: The head that all modalities share, with one linear layer.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the head does not have one linear layer.
+        """
+        super().__init__(encoders, criterion=criterion)
+        layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+        if len(layers) != 1:
+            raise ValueError(
+                f"MLA: the head that all modalities share has one linear layer; found "
+                f"{len(layers)} in {type(head).__name__}. Use the head 'shared' of evenly.nn."
+            )
+        self._layer = layers[0]
+        self.projection: Tensor | None = None
+        self.epoch, self.step, self.length = -1, 0, 0
+        self._features_sum = StepSum()
+
+    @property
+    def repeats(self) -> int:  # type: ignore[override]
+        """One pass over each batch for every modality."""
+        return len(self.encoders)
+
+    @property
+    def turn(self) -> str:  # type: ignore[override]
+        """The modality that the next pass is about."""
+        return list(self.encoders)[self.step % len(self.encoders)]
+
+    @property
+    def progress(self) -> float:
+        """How much of the epoch's batches have gone by; 0 as long as their number is unknown."""
+        modalities = len(self.encoders)
+        batch, batches = self.step // modalities, self.length // modalities
+        return min(batch / batches, 1.0) if batches else 0.0
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Notes how long the last epoch was."""
+        self._features_sum.clear()
+        if epoch != self.epoch:  # a run resumed within an epoch goes on where it was
+            self.epoch, self.length, self.step = epoch, self.step, 0
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z_m) of the modality m whose turn it is."""
+        unimodal, features = self._unimodal(output), self._features(output)
+        if self.turn not in unimodal:  # missing from the batch: nothing to learn, and no error
+            self._features_sum.add(output.logits.new_zeros(self._layer.in_features + 1))
+            return output.logits[:0].sum()
+        self._features_sum.add(_sum_and_count(full(features[self.turn])))
+        loss = self.criterion(unimodal[self.turn], target)
+        waiting = (self.encoders[name].parameters() for name in features if name != self.turn)
+        return distributed.joined(loss, chain.from_iterable(waiting))
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Projects the head's gradient, and leaves the other encoders none."""
+        found = self._features_sum.take(self)
+        for name, encoder in self.encoders.items():
+            if name != self.turn:
+                encoder.zero_grad(set_to_none=True)
+        if len(self.encoders) > 1:
+            self._protect(found[:-1] / found[-1].clamp_min(1))
+        self.step += 1
+
+    def _protect(self, mean: Float[Tensor, " d"]) -> None:
+        """Projects with what the steps before left in P, then takes this step's mean out of it."""
+        weight = self._layer.weight
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        mean = mean.to(weight.device, precise)
+        if self.projection is None:
+            projection = torch.eye(len(mean), dtype=precise, device=weight.device)
+        else:
+            projection = self.projection.to(weight.device, precise)
+            self._project(weight.grad, projection)
+        self.projection = updated(projection, mean, damping(self.progress))
+
+    def _project(self, grad: Tensor | None, projection: Float[Tensor, "d d"]) -> None:
+        if grad is None:
+            return
+        part = distributed.local(grad)  # FSDP2 cuts rows, and each row is projected by itself
+        before = part.to(projection.dtype)
+        after = projected(before, projection)
+        part.copy_(after)
+        kept = after.norm() / before.norm().clamp_min(torch.finfo(before.dtype).tiny)
+        self.metrics = {**self.metrics, f"kept/{self.turn}": kept}
+
+
+def _sum_and_count(features: Float[Tensor, "n d"]) -> Float[Tensor, " d1"]:
+    """The sum over samples, and behind it how many they were."""
+    count = features.new_full((1,), len(features))
+    return torch.cat([features.sum(0), count])

@@ -1,0 +1,220 @@
+"""MMPareto.
+
+Wei, Hu, "MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistance", ICML 2024,
+https://arxiv.org/abs/2405.17730.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def min_norm_share(
+    jj: Float[Tensor, ""], jo: Float[Tensor, ""], oo: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """The a that makes ‖a j + (1 - a) o‖ least, from the three inner products of j and o.
+
+    Where it would be 1 or 0 it is 0.999 or 0.001, so that no gradient is lost altogether.
+    """
+    between = (oo - jo) / (jj + oo - 2 * jo)
+    return torch.where(jo >= jj, 0.999, torch.where(jo >= oo, 0.001, between))
+
+
+def joint_share(joint: Float[Tensor, " p"], own: Float[Tensor, " p"]) -> Float[Tensor, ""]:
+    """The weight of the joint gradient: 1/2 where the two agree, else that of least norm."""
+    jj, jo, oo = joint @ joint, joint @ own, own @ own
+    return torch.where(jo > 0, 0.5, min_norm_share(jj, jo, oo))
+
+
+def enlargement(
+    norm: Float[Tensor, " t"], plain: Float[Tensor, " t"], gamma: float
+) -> Float[Tensor, " t"]:
+    """The factor for each tensor of a gradient: γ max(1, ‖plain sum‖ / ‖gradient‖)."""
+    return gamma * torch.where(norm > 0, plain / norm, 1.0).clamp_min(1.0)
+
+
+class MMPareto(Method):
+    """Trains the fused and each unimodal prediction, in a direction that serves both.
+
+    L = CE(z) + Σ_m CE(z_m). Encoder m receives two gradients, g of CE(z) and g_m of CE(z_m).
+    Where their inner product is positive, they are added; else they are combined to
+    2 a g + 2 (1 - a) g_m with the a of least norm, which has no negative inner product with
+    either. Each tensor of the result is then multiplied by γ max(1, ‖g + g_m‖ / ‖result‖), as
+    larger gradients find flatter minima. Everything but the encoders gets its plain gradient.
+    """
+
+    info = Info(
+        title="MMPareto",
+        paper="Wei, Hu. MMPareto: Boosting Multimodal Learning with Innocent Unimodal "
+        "Assistance. ICML 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2405.17730",
+        category="optimisation",
+        writes="gradients",
+        modalities="any number; an encoder has two losses however many there are",
+        neutral="none: it always trains the unimodal losses, too, and combines conflicting "
+        "gradients by a rule that has no setting to switch it off",
+        epochs=50,
+        needs=("unimodal",),
+        head="multi",
+        cost="a second backward pass through each encoder",
+        budget=2.1,
+        scales_gradients=True,
+        missing=True,
+        sharded=False,
+        doubts="γ is part of what keeps the method apart from plain multi-loss training and is "
+        "divided out by Adam, the direction is not. Conflict is judged on a whole encoder, the "
+        "size of the result tensor by tensor, both as in the released code. The inner products "
+        "are non-negative before the tensors are enlarged one by one.",
+    )
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        gamma: float = 1.5,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the modulation.
+
+        Args:
+            encoders: By modality, the modules whose gradients are combined.
+            gamma: γ, above 0: what the result is multiplied by (the paper: 1.5).
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If gamma is not positive.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not gamma > 0:
+            raise ValueError(f"MMPareto: 'gamma' is positive; found {gamma}.")
+        self.gamma = gamma
+        self._passes: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._own: dict[nn.Parameter, Tensor] = {}
+        self._norm: Tensor | None = None
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Forgets an unfinished step.
+
+        Raises:
+            RuntimeError: If the encoders are sharded over ranks.
+        """
+        self._forget()
+        for name, encoder in self.encoders.items():
+            if any(distributed.is_sharded(p) for p in encoder.parameters()):
+                raise RuntimeError(
+                    f"MMPareto needs whole gradients, but the parameters of encoder '{name}' are "
+                    "sharded over ranks (FSDP2). Use DistributedDataParallel."
+                )
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + Σ_m CE(z_m); each CE(z_m) is kept for its own gradient."""
+        loss = super().loss(output, target)
+        own = {name: self.criterion(z, target) for name, z in self._unimodal(output).items()}
+        for value in own.values():
+            loss = loss + value
+        if torch.is_grad_enabled():
+            self._passes.append((loss, own))
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Fills the gradients of the sum, and on the side those of each unimodal loss.
+
+        Raises:
+            RuntimeError: If the loss is not this method's.
+        """
+        passes, self._passes = self._passes, []
+        if not passes:
+            raise RuntimeError(
+                "MMPareto.backward came without a call of MMPareto.loss before it. Compute the "
+                "loss with method.loss(output, target)."
+            )
+        # What the loop multiplied each pass with, from the graph itself.
+        sums = [total for total, _ in passes]
+        factors = torch.autograd.grad(loss, sums, retain_graph=True, allow_unused=True)
+        for factor, (_, own) in zip(factors, passes, strict=True):
+            if factor is not None:
+                self._add_own(own, factor)
+        loss.backward()
+        self._norm = self._gradient_norm()
+
+    def before_step(self) -> None:
+        """Combines the two gradients of each encoder.
+
+        Raises:
+            RuntimeError: If the gradients were not filled by `backward`.
+        """
+        if self._norm is None:
+            raise RuntimeError(
+                "MMPareto.before_step came without a call of MMPareto.backward since the last "
+                "step, so it knows no unimodal gradients. Call method.backward(loss) in place of "
+                "loss.backward()."
+            )
+        # Gradients may have been unscaled (AMP) since the last backward pass, ours were not.
+        norm = self._gradient_norm()
+        scale = torch.where(norm > 0, self._norm / norm, 1.0)
+        self.metrics = {}
+        for name, encoder in self.encoders.items():
+            self._combine(name, _trainable(encoder), scale)
+        self._forget()
+
+    def _add_own(self, own: dict[str, Tensor], factor: Tensor) -> None:
+        for name, value in own.items():
+            parameters = _trainable(self.encoders[name])
+            grads = torch.autograd.grad(
+                value, parameters, factor.to(value), retain_graph=True, allow_unused=True
+            )
+            for parameter, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    before = self._own.get(parameter)
+                    self._own[parameter] = grad if before is None else before + grad
+
+    def _combine(self, name: str, parameters: list[nn.Parameter], scale: Tensor) -> None:
+        own = _flat(self._own.get(p, torch.zeros_like(p)) for p in parameters)
+        own = distributed.mean_(own)  # on every rank, even where it has no such gradient
+        held = [p for p in parameters if p.grad is not None]
+        if not held:  # the modality was missing from the whole step
+            return
+        plain = _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+        own = own / scale.to(own)
+        joint = plain - own
+        a = joint_share(joint, own)
+        sizes = [p.numel() for p in parameters]
+        result = list((2 * a * joint + 2 * (1 - a) * own).split(sizes))
+        norms = [torch.stack(torch._foreach_norm(list(x))) for x in (result, plain.split(sizes))]
+        factors = enlargement(norms[0], norms[1], self.gamma)
+        torch._foreach_mul_(result, list(factors.unbind()))
+        for parameter, value in zip(parameters, result, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.copy_(value.view_as(parameter))
+        self.metrics[f"share/{name}"] = a
+        self.metrics[f"cosine/{name}"] = nn.functional.cosine_similarity(joint, own, dim=0)
+
+    def _gradient_norm(self) -> Tensor:
+        """The norm of all encoders' gradients as they are now."""
+        grads = [
+            p.grad
+            for encoder in self.encoders.values()
+            for p in encoder.parameters()
+            if p.grad is not None
+        ]
+        device = grads[0].device if grads else torch.device("cpu")
+        return distributed.square_sums([grads], device)[0].sqrt()
+
+    def _forget(self) -> None:
+        self._passes, self._own, self._norm = [], {}, None
+
+
+def _trainable(encoder: nn.Module) -> list[nn.Parameter]:
+    return [p for p in encoder.parameters() if p.requires_grad]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([x.detach().flatten() for x in tensors])

@@ -1,0 +1,105 @@
+"""Modality dropout (ModDrop).
+
+Neverova, Wolf, Taylor, Nebout, "ModDrop: Adaptive Multi-Modal Gesture Recognition", IEEE
+Transactions on Pattern Analysis and Machine Intelligence 38(8), 2016,
+https://arxiv.org/abs/1501.00102.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from evenly import chance
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+
+
+def kept(drawn: Float[Tensor, "m n"], p: float) -> Bool[Tensor, "m n"]:
+    """Which modalities of each sample stay, from numbers drawn uniformly from [0, 1).
+
+    Each is dropped with probability p. Where that would drop all, the one with the largest
+    number stays, which is any of them with equal probability.
+    """
+    return (drawn >= p) | (drawn == drawn.amax(0))
+
+
+class ModalityDropout(Method):
+    """Trains the fusion on samples from which modalities are dropped at random.
+
+    In each step, for each sample, the features of each modality are set to zero with probability
+    p, never those of all; the loss is that of the features fused anew, L = CE(fuse(δ_m f_m)). So
+    the fusion cannot rest on one modality, and each encoder learns from the samples in which it
+    is alone. Predictions are made with all modalities.
+    """
+
+    info = Info(
+        title="Modality dropout (ModDrop)",
+        paper="Neverova, Wolf, Taylor, Nebout. ModDrop: Adaptive Multi-Modal Gesture Recognition. "
+        "IEEE TPAMI 2016",
+        year=2016,
+        url="https://arxiv.org/abs/1501.00102",
+        category="forward",
+        writes="loss",
+        modalities="any number; with one, nothing is dropped",
+        neutral={"p": 0.0},
+        needs=("index", "fuse"),
+        cost="a second pass of the head",
+        budget=1.05,
+        missing=True,
+        doubts="The paper drops input channels of a network that is pre-trained by modality; here "
+        "the features that enter the fusion, of any network. Its probability could not be "
+        "verified: 0.5 is a guess. It may drop all modalities of a sample; here one always stays, "
+        "as in later use of the method. What stays is not scaled up.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("steps",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        p: float = 0.5,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the dropout.
+
+        Args:
+            encoders: By modality; their names say which modalities may be dropped.
+            p: Probability that a modality is dropped from a sample, from 0 to 1; at 1 each
+                sample keeps one modality.
+            seed: Of the masks, which are functions of seed, step and the sample's index.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the probability is out of range.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not 0 <= p <= 1:
+            raise ValueError(f"ModalityDropout: 'p' is from 0 to 1; found {p}.")
+        self.p, self.seed = p, seed
+        self.steps = 0
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE of the fusion without what is dropped; without gradients nothing is dropped."""
+        if self.p == 0 or not torch.is_grad_enabled():
+            return super().loss(output, target)
+        index, fuse = self._need(output, "index"), self._need(output, "fuse")
+        features = self._features(output)
+        drawn = [
+            chance.uniform(index, self.seed, self.steps, m)
+            for m, name in enumerate(self.encoders)
+            if name in features
+        ]
+        mask = dict(zip(features, kept(torch.stack(drawn), self.p), strict=True))
+        self.metrics = {f"kept/{name}": stays.float().mean() for name, stays in mask.items()}
+        masked = {
+            name: value.where(mask[name].to(value.device).unsqueeze(1), value.new_zeros(()))
+            for name, value in features.items()
+        }
+        return self.criterion(fuse({**output.features, **masked}), target)
+
+    def before_step(self) -> None:
+        """Counts the steps: the next has other masks."""
+        self.steps += 1

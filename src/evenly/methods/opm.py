@@ -1,0 +1,165 @@
+"""On-the-fly prediction modulation (OPM).
+
+Wei, Hu, Du, Wen, "On-the-fly Modulation for Balanced Multimodal Learning", TPAMI 2024,
+https://arxiv.org/abs/2410.11582.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from evenly.chance import uniform
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, discrepancy, scores
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def drop_rates(score: Float[Tensor, " m"], base: float, strength: float) -> Float[Tensor, " m"]:
+    """How often each modality is dropped: q_m = base (1 + λ r_m) where r_m > 0, else 0.
+
+    r_m = tanh(relu(ρ_m - 1)), and q_m is 1 at most. The weakest modality has q_m = 0 whatever
+    rounding makes of equal scores, so no sample ever loses all of them.
+    """
+    lead = torch.tanh(torch.relu(discrepancy(score) - 1))
+    is_ahead = (lead > 0) & (score > score.min())
+    return torch.where(is_ahead, base * (1 + strength * lead), 0.0).clamp(0, 1)
+
+
+def modulated(
+    features: Mapping[str, Float[Tensor, "n _"]],
+    kept: Mapping[str, Bool[Tensor, " n"]],
+    rate: Mapping[str, Float[Tensor, ""]],
+) -> dict[str, Float[Tensor, "n _"]]:
+    """Features with the samples that are not kept zeroed: f_m kept_m / (1 - θ).
+
+    θ = Σ_m d_m q_m / Σ_m d_m, the share of numbers that are expected to be dropped, with d_m the
+    width of f_m. A modality without a rate is never dropped.
+    """
+    width = sum(feature.shape[1] for feature in features.values())
+    theta = sum(features[name].shape[1] / width * q for name, q in rate.items())
+    changed = {}
+    for name, feature in features.items():
+        mask = kept[name].to(feature).unsqueeze(1) if name in kept else 1.0
+        changed[name] = feature * mask / torch.as_tensor(1 - theta).to(feature)
+    return changed
+
+
+class OPM(Method):
+    """Drops the features of the modality that is ahead, sample by sample, before the fusion.
+
+    The scores are OGM's: s_m = Σ_i softmax(z_m,i)[y_i] and ρ_m = s_m / mean of the others. Where
+    ρ_m > 1, modality m is dropped from each sample with the probability
+    q_m = base (1 + strength · tanh(ρ_m - 1)); what is left is divided by 1 - θ, the expected
+    share of it. A step is modulated so with a given probability, else left as it is; the loss is
+    CE(z) of the features that are left.
+    """
+
+    info = Info(
+        title="On-the-fly Prediction Modulation (OPM)",
+        paper="Wei, Hu, Du, Wen. On-the-fly Modulation for Balanced Multimodal Learning. "
+        "TPAMI 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2410.11582",
+        category="forward",
+        writes="loss",
+        modalities="the paper has two; with more, a score is compared with the mean of the "
+        "others, which for two is the paper's rule; the weakest is never dropped, so no sample is "
+        "left empty; with one, nothing is dropped",
+        neutral={"base": 0.0},
+        epochs=100,
+        in_epochs=("start",),
+        needs=("unimodal", "index", "fuse"),
+        cost="a second pass through the head",
+        budget=1.05,
+        doubts="The drop rates come from the scores of the step before, not of the same batch: so "
+        "gradient accumulation and several ranks drop what a single pass would. Therefore nothing "
+        "is dropped in a run's first step. The probability that a step is modulated and the "
+        "defaults are those of the released code; its class has a base rate of 0.4, its command "
+        "0.5.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("epoch", "steps", "rate")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        base: float = 0.5,
+        strength: float = 0.5,
+        probability: float = 0.7,
+        start: int = 6,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the modulation; the defaults are the released code's.
+
+        Args:
+            encoders: By modality; their names say which features may be dropped.
+            base: q_base, from 0 to 1: how often a modality that is barely ahead is dropped.
+            strength: λ, not negative: how much more often one that is far ahead is.
+            probability: p_exe, from 0 to 1: the share of steps that are modulated.
+            start: First epoch with dropping, from 0; the ones before warm up.
+            seed: Of what is dropped, which is a function of seed, step and sample.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("base", base), ("probability", probability)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"OPM: '{name}' is from 0 to 1; found {value}.")
+        for name, value in (("strength", strength), ("start", start)):
+            if not value >= 0:
+                raise ValueError(f"OPM: '{name}' is not negative; found {value}.")
+        self.base, self.strength, self.probability = base, strength, probability
+        self.start, self.seed = start, seed
+        self.epoch = -1
+        self.steps = 0
+        self.rate: dict[str, Tensor] = {}
+        self._score = StepSum()
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Notes the epoch."""
+        self.epoch = epoch
+        self._score.clear()
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether features are dropped in an epoch (from 0): after the warm-up."""
+        return epoch >= self.start and len(self.encoders) > 1
+
+    @property
+    def is_modulated(self) -> bool:
+        """Whether this step drops features: when it is due, by chance, once scores are known."""
+        if not self.is_due(self.epoch) or not self.rate:
+            return False
+        one = torch.zeros(1, dtype=torch.int64)  # on the CPU, so nothing waits for the device
+        return float(uniform(one, self.seed, self.steps, -1)) < self.probability
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) of the features that are left; on the way, the scores are taken."""
+        if len(self.encoders) < 2 or not torch.is_grad_enabled():
+            return super().loss(output, target)
+        fuse, index = self._need(output, "fuse"), self._need(output, "index")
+        with torch.no_grad():
+            score = scores(torch.stack(list(self._unimodal(output).values())), target)
+        self._score.add(score)
+        if not self.is_modulated:
+            return super().loss(output, target)
+        kept = {
+            name: uniform(index, self.seed, self.steps, salt) >= rate.to(index.device)
+            for salt, (name, rate) in enumerate(self.rate.items())
+        }
+        return self.criterion(fuse(modulated(output.features, kept, self.rate)), target)
+
+    def before_step(self) -> None:
+        """Decides how often each modality is dropped in the next step."""
+        if len(self.encoders) < 2:
+            return
+        rate = drop_rates(self._score.take(self), self.base, self.strength)
+        self.rate = dict(zip(self.encoders, rate, strict=True))
+        self.steps += 1
+        self.metrics = {f"rate/{name}": value for name, value in self.rate.items()}

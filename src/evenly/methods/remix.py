@@ -1,0 +1,184 @@
+"""Data Remixing: each sample trains its less confident modality, in batches of one modality.
+
+Ma, Chen, Deng, "Improving Multimodal Learning Balance and Sufficiency through Data Remixing",
+ICML 2025, https://arxiv.org/abs/2506.11550.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+from evenly.probe import Probe
+from evenly.resampling import Resampler, kept_alone
+
+
+def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """How far each prediction is from knowing nothing: KL(softmax(z) ‖ uniform)."""
+    log_probability = logits.float().log_softmax(-1)
+    negative_entropy = (log_probability.exp() * log_probability).sum(-1)
+    return negative_entropy + math.log(logits.shape[1])
+
+
+def assignment(confidence: Float[Tensor, "m n"]) -> Int[Tensor, " n"]:
+    """The modality that each sample is to train: the one that is least confident of it."""
+    return confidence.argmin(0)
+
+
+class DataRemixing(Method):
+    """Gives each sample to the modality that is less confident of it, and batches by modality.
+
+    In the warm-up, L = CE(z) + α Σ_m CE(z_m). Then, before each epoch, sample i goes to the
+    modality m whose prediction is nearest to uniform, argmin_m KL(p_m ‖ uniform), and trains it
+    alone: L = CE(z) + γ CE(z_m) with the features of all other modalities zeroed in z. A batch
+    holds samples of one modality, so that modalities do not disturb each other's gradients; only
+    what is left over when each modality's samples are cut into batches is mixed, and comes last.
+
+    The loader should draw from the sampler that is handed over, see `evenly.Resampler`; with
+    another, all holds but that batches are of one modality.
+    """
+
+    info = Info(
+        title="Data Remixing",
+        paper="Ma, Chen, Deng. Improving Multimodal Learning Balance and Sufficiency through "
+        "Data Remixing. ICML 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2506.11550",
+        category="data",
+        writes="loss",
+        modalities="each sample goes to the least confident of all; with one, every sample to it",
+        neutral={"alpha": 0.0, "warmup": 1000},
+        epochs=60,
+        in_epochs=("warmup",),
+        needs=("unimodal", "index", "fuse"),
+        needs_probe=True,
+        head="multi",
+        cost="M unimodal heads, and the fused head once more; before each epoch a look at the "
+        "training split",
+        budget=1.05,
+        doubts="The released code trains all batches of one modality, then all of the other; "
+        "here their order is random. What is left over of each modality's samples shares its "
+        "last batches, where the released code makes a smaller one for each. A modality's own "
+        "head gets a gradient of zeros in the batches of others, where the released code's gets "
+        "none and so no weight decay.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("assigned", "batch_size")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        sampler: Resampler,
+        warmup: int = 10,
+        alpha: float = 0.5,
+        gamma: float = 1.0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the remixing.
+
+        Args:
+            encoders: By modality; their names say which modalities samples go to.
+            sampler: The one that the training loader draws from.
+            warmup: Epochs of training on whole samples that come first (the paper: 10 of 60).
+            alpha: α, weight of each unimodal loss in the warm-up; the paper's is 0.5.
+            gamma: γ, weight of the unimodal loss after it; the paper's is 1.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is negative.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("warmup", warmup), ("alpha", alpha), ("gamma", gamma)):
+            if not value >= 0:
+                raise ValueError(f"DataRemixing: '{name}' is not negative; found {value}.")
+        self.sampler, self.warmup, self.alpha, self.gamma = sampler, warmup, alpha, gamma
+        self.assigned: Int[Tensor, " n"] | None = None
+        self.batch_size: int | None = None
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether this epoch (from 0) trains on remixed samples."""
+        return epoch >= self.warmup
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Assigns the samples, and has the sampler batch them by modality."""
+        probe = self._probe(probe)
+        self.assigned, self.batch_size = None, None
+        if self.is_due(epoch):
+            self.assigned = self._assigned(probe)
+            self.batch_size = self._global_batch_size(probe)
+            share = torch.bincount(self.assigned, minlength=len(self.encoders)) / self.sampler.count
+            self.metrics = {
+                f"share/{name}": part for name, part in zip(self.encoders, share, strict=True)
+            }
+        self._write_order()
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + α Σ_m CE(z_m) in the warm-up, then CE(z) + γ CE(z_m) of the one assigned."""
+        index, fuse = self._need(output, "index"), self._need(output, "fuse")
+        unimodal = self._unimodal(output)
+        # A validation's positions are those of another split.
+        if self.assigned is None or not torch.is_grad_enabled():
+            return self._whole(output, unimodal, target)
+        self.assigned = self.assigned.to(index.device)
+        modality = self.assigned[index % self.sampler.count]
+        alone = kept_alone(output.features, list(self.encoders), modality + 1)
+        own = chosen(torch.stack(list(unimodal.values())), modality)
+        return self.criterion(fuse(alone), target) + self.gamma * self.criterion(own, target)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave, and gives the sampler its order."""
+        super().load_state_dict(state)
+        self._write_order()
+
+    def _whole(self, output: Output, unimodal: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        loss = super().loss(output, target)
+        if self.alpha == 0:  # heads without a gradient stay as they are, decay included
+            return loss
+        for logits in unimodal.values():
+            loss = loss + self.alpha * self.criterion(logits, target)
+        return loss
+
+    def _assigned(self, probe: Probe) -> Int[Tensor, " n"]:
+        """The modality of each training sample by its position, equal on all ranks."""
+
+        def of(output: Output, _: Tensor) -> Mapping[str, Tensor]:
+            return {
+                name: confidence(logits).unsqueeze(1)
+                for name, logits in self._unimodal(output).items()
+            }
+
+        found = probe.features("train", of)
+        assert found.index is not None
+        mine = assignment(torch.cat(list(found.features.values()), dim=1).T)
+        modality, index = (
+            torch.cat(distributed.gather(part, sharded=found.sharded)).cpu()
+            for part in (mine, found.index)
+        )
+        assigned = torch.zeros(self.sampler.count, dtype=torch.int64)
+        assigned[index] = modality
+        return assigned
+
+    def _global_batch_size(self, probe: Probe) -> int | None:
+        """The training loader's batch size over all ranks; None if it does not tell."""
+        batches = getattr(probe.loaders["train"], "batch_sampler", None)
+        size = getattr(batches, "batch_size", None)
+        return None if size is None else int(size) * self.sampler.num_replicas
+
+    def _write_order(self) -> None:
+        self.sampler.batch_size = self.batch_size
+        self.sampler.pool = None
+        if self.assigned is not None:
+            count = self.sampler.count
+            self.sampler.pool = torch.arange(count) + (self.assigned.cpu() + 1) * count
+
+
+def chosen(unimodal: Float[Tensor, "m n c"], modality: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+    """The logits of the one modality that each sample is assigned."""
+    row = modality.to(unimodal.device).view(1, -1, 1).expand(1, -1, unimodal.shape[2])
+    return unimodal.gather(0, row)[0]

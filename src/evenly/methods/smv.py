@@ -1,0 +1,238 @@
+"""Sample-level modality valuation (SMV), and the re-sampling that follows from it.
+
+Wei, Feng, Wang, Hu, "Enhancing Multimodal Cooperation via Sample-level Modality Valuation",
+CVPR 2024, https://arxiv.org/abs/2309.06255.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import factorial
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+from evenly.probe import Probe
+from evenly.resampling import Resampler, kept_alone
+
+
+def values(output: Output, target: Int[Tensor, " n"], names: Sequence[str]) -> Float[Tensor, "n s"]:
+    """What each set S of modalities is worth to each sample: v(S) = |S| if z_S is right, else 0.
+
+    z_S are the fused logits with the features of all other modalities zeroed; column S, read as
+    a binary number, has bit m set if the m-th modality is in the set.
+    """
+    assert output.fuse is not None
+    absent = {name: torch.zeros_like(output.features[name]) for name in names}
+    columns = [torch.zeros_like(target)]
+    for s in range(1, 2 ** len(names)):
+        dropped = {name: absent[name] for m, name in enumerate(names) if not s >> m & 1}
+        logits = output.fuse({**output.features, **dropped}) if dropped else output.logits
+        columns.append(s.bit_count() * (logits.argmax(1) == target))
+    return torch.stack(columns, dim=1).float()
+
+
+def shapley(value: Float[Tensor, "s n"]) -> Float[Tensor, "m n"]:
+    """The contribution of each modality to each sample: the Shapley value of v.
+
+    φ_m = Σ over S without m of |S|! (M - |S| - 1)! / M! · (v(S ∪ m) - v(S)); for two modalities
+    φ_1 = ½ (v(1) + v(1,2) - v(2)).
+
+    Args:
+        value: v of all 2^M sets, as `values` numbers them.
+    """
+    count = len(value).bit_length() - 1
+    weight = [factorial(k) * factorial(count - k - 1) / factorial(count) for k in range(count)]
+    contribution = []
+    for m in range(count):
+        without = [s for s in range(len(value)) if not s >> m & 1]
+        gains = [weight[s.bit_count()] * (value[s | 1 << m] - value[s]) for s in without]
+        contribution.append(torch.stack(gains).sum(0))
+    return torch.stack(contribution)
+
+
+def copies(contribution: Float[Tensor, "m n"]) -> Int[Tensor, "m n"]:
+    """How often a sample comes once more with one modality alone: 2 (1 - φ), rounded, never < 0.
+
+    With two modalities φ is -½, 0, ½, 1 or 1½, and there are 3, 2, 1, 0 or 0 copies.
+    """
+    # a little more than ½, as φ = ¾ with its rounding error must fall on one side for all
+    return (2 * (1 - contribution) + 0.5 + 1e-9).floor().clamp_min(0).long()
+
+
+def shares(contribution: Float[Tensor, " m"], alpha: float) -> Float[Tensor, " m"]:
+    """The share of samples that come once more with one modality alone: ⅔ α (φ_best - φ_m)."""
+    return 2 / 3 * alpha * (contribution.max() - contribution)
+
+
+class SMV(Method):
+    """Shows the modalities that contribute little to a sample that sample again, alone.
+
+    Before each epoch after the warm-up, the contribution φ_m of each modality to the right
+    prediction of each sample is its Shapley value. With `level="sample"` each sample joins the
+    pool of the epoch 2 (1 - φ_m) times more (rounded) for each modality, with the features of
+    all others zeroed. With `level="modality"` it is ⅔ α (φ_best - φ_m) of all samples, drawn at
+    random, where φ are means over a part of the samples. An epoch draws as many positions from
+    the pool as there are samples; the loss is that of joint training.
+
+    The loader must draw from the sampler that is handed over, see `evenly.Resampler`. In its
+    positions, the v-th variant of a sample is the one that keeps the v-th encoder's modality.
+    """
+
+    info = Info(
+        title="Sample-level modality valuation (SMV)",
+        paper="Wei, Feng, Wang, Hu. Enhancing Multimodal Cooperation via Sample-level Modality "
+        "Valuation. CVPR 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2309.06255",
+        category="data",
+        writes="loss",
+        modalities="Shapley values over all 2^M sets; a sample comes 2 (1 - φ) times more, "
+        "rounded, for each modality, or a share of all samples for each modality behind the "
+        "best; for two this is the paper's rule; with one, nothing is changed",
+        neutral={"warmup": 1000},
+        variants=({}, {"level": "modality"}),
+        epochs=60,
+        in_epochs=("warmup",),
+        needs=("index", "fuse"),
+        needs_probe=True,
+        cost="the head once more; before each epoch a look at the training split, with the head "
+        "run 2^M - 1 times",
+        budget=1.05,
+        doubts="Epochs keep their length: as many positions as there are samples are drawn from "
+        "the enlarged pool, where the paper trains on all of it, which makes its epochs up to "
+        "several times longer. The released code puts a sample of φ between 0.4 and 0.9 in once "
+        "more, between -0.1 and 0.4 twice, below three times; rounding gives the same for all "
+        "values that two modalities can have, and goes on for more. How the paper would treat "
+        "three modalities is unverified.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("pool",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        sampler: Resampler,
+        level: Literal["sample", "modality"] = "sample",
+        warmup: int = 5,
+        alpha: float = 1.0,
+        part_ratio: float = 0.2,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the re-sampling.
+
+        Args:
+            encoders: By modality; their names say which modalities are valued.
+            sampler: The one that the training loader draws from.
+            level: Whether each sample is valued, or each modality as a whole.
+            warmup: Epochs of plain joint training that come first (the paper: 5 of 60).
+            alpha: α, how much is re-sampled with `level="modality"`; the paper's is 1.
+            part_ratio: Share of the samples that modalities are valued on with
+                `level="modality"`, from 0 to 1; the paper's is 0.2.
+            seed: Of the samples that are drawn with `level="modality"`.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if level not in ("sample", "modality"):
+            raise ValueError(f"SMV: 'level' is 'sample' or 'modality'; found '{level}'.")
+        if warmup < 0:
+            raise ValueError(f"SMV: 'warmup' is not negative; found {warmup}.")
+        if not alpha >= 0:
+            raise ValueError(f"SMV: 'alpha' is not negative; found {alpha}.")
+        if not 0 < part_ratio <= 1:
+            raise ValueError(f"SMV: 'part_ratio' is above 0 and at most 1; found {part_ratio}.")
+        self.sampler, self.level, self.warmup = sampler, level, warmup
+        self.alpha, self.part_ratio, self.seed = alpha, part_ratio, seed
+
+    @property
+    def pool(self) -> Int[Tensor, " p"] | None:
+        """The sampler's, which is what a resumed epoch draws from."""
+        return self.sampler.pool
+
+    @pool.setter
+    def pool(self, pool: Int[Tensor, " p"] | None) -> None:
+        self.sampler.pool = pool
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether this epoch (from 0) is re-sampled."""
+        return epoch >= self.warmup and len(self.encoders) > 1
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Values the modalities, and writes the pool of the epoch."""
+        probe = self._probe(probe)
+        self.pool = None
+        if not self.is_due(epoch):
+            return
+        seed = self.seed * 1_000_003 + epoch
+        index, contribution = self._valuation(
+            probe, 1.0 if self.level == "sample" else self.part_ratio, seed
+        )
+        once_more = (
+            self._by_sample(index, contribution)
+            if self.level == "sample"
+            else self._by_modality(contribution, seed)
+        )
+        count = self.sampler.count
+        again = [rows + number * count for number, rows in enumerate(once_more, start=1)]
+        if any(len(rows) for rows in again):
+            self.pool = torch.cat([torch.arange(count), *again])
+        self.metrics = {
+            f"{what}/{name}": value
+            for what, found in (
+                ("contribution", contribution.mean(1)),
+                ("resampled", torch.tensor([len(rows) / count for rows in again])),
+            )
+            for name, value in zip(self.encoders, found, strict=True)
+        }
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The joint loss, in which a sample has the modalities that its position says."""
+        index, fuse = self._need(output, "index"), self._need(output, "fuse")
+        # A validation's positions are those of another split.
+        if self.pool is None or not torch.is_grad_enabled():
+            return super().loss(output, target)
+        variant = index // self.sampler.count
+        masked = kept_alone(output.features, list(self.encoders), variant)
+        return self.criterion(fuse(masked), target)
+
+    def _valuation(
+        self, probe: Probe, fraction: float, seed: int
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, "m n"]]:
+        """Positions and contributions of some of the training samples, equal on all ranks."""
+        names = list(self.encoders)
+
+        def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self._need(output, "fuse")
+            self._features(output)
+            return {"value": values(output, target, names)}
+
+        found = probe.features("train", of, fraction=fraction, seed=seed)
+        assert found.index is not None
+        value, index = (
+            torch.cat(distributed.gather(part, sharded=found.sharded)).cpu()
+            for part in (found.features["value"], found.index)
+        )
+        order = index.argsort()
+        return index[order], shapley(value[order].double().T)
+
+    def _by_sample(
+        self, index: Int[Tensor, " n"], contribution: Float[Tensor, "m n"]
+    ) -> list[Int[Tensor, " _"]]:
+        return [index.repeat_interleave(times) for times in copies(contribution)]
+
+    def _by_modality(
+        self, contribution: Float[Tensor, "m n"], seed: int
+    ) -> list[Int[Tensor, " _"]]:
+        stream = torch.Generator().manual_seed(seed)
+        count = self.sampler.count
+        return [
+            torch.randint(count, (int(share * count),), generator=stream)
+            for share in shares(contribution.mean(1), self.alpha).tolist()
+        ]

@@ -1,0 +1,112 @@
+"""Uni-Modal Teacher (UMT).
+
+Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao, "On Uni-Modal Feature Learning in Supervised Multi-Modal
+Learning", ICML 2023, https://arxiv.org/abs/2305.01233.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly.method import Criterion, Encoders, Info
+from evenly.output import Output
+from evenly.teachers import Taught, squared_error
+
+
+class UMT(Taught):
+    """Keeps each encoder's features near those of an encoder that was trained alone.
+
+    L = CE(z) + γ Σ_m MSE(f_m, f_m'), with f_m' the features of a teacher, a unimodal model of
+    modality m. Joint training alone leaves features unlearnt that a modality could give; the
+    teachers have learnt them.
+
+    Without gradients, as in a validation, the loss is CE(z) alone: teachers know the training
+    split only.
+    """
+
+    info = Info(
+        title="Uni-Modal Teacher (UMT)",
+        paper="Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao. On Uni-Modal Feature Learning in "
+        "Supervised Multi-Modal Learning. ICML 2023",
+        year=2023,
+        url="https://arxiv.org/abs/2305.01233",
+        category="objective",
+        writes="loss",
+        modalities="any number; each has its teacher",
+        neutral={"gamma": 0.0},
+        epochs=100,
+        in_epochs=("teacher_epochs",),
+        needs=("unimodal", "index"),
+        needs_probe=True,
+        head="multi",
+        cost="a squared error for each modality; before the first epoch, the training of the "
+        "teachers (`teacher_epochs` epochs) and one pass over the training split",
+        budget=1.05,
+        missing=True,
+        doubts="No released code was found. γ is that of a later re-implementation, and the mean "
+        "over columns in the squared error is our reading; how long teachers and student are "
+        "trained is not verified: by default teachers train as long as the lab trains the "
+        "student, at the learning rate that the student starts with. Teachers are looked at once, "
+        "in evaluation mode and without augmentation, and the student starts from the weights "
+        "that the teachers started from: under augmentation of the inputs the paper's teachers "
+        "would see what the student sees. That pass must hold every modality of every sample, "
+        "though a training batch may lack one. The tables are part of every checkpoint. The "
+        "student's loss leaves the unimodal heads as they are but for weight decay.",
+    )
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        optimizer: Optimizer,
+        gamma: float = 10.0,
+        teacher_epochs: int = 100,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the distillation.
+
+        Args:
+            encoders: By modality, the modules whose features have teachers.
+            optimizer: The one of the training; the teachers' is of its kind and settings.
+            gamma: γ, weight of the squared errors; 0 is joint training (the paper's value is not
+                verified).
+            teacher_epochs: How long teachers are trained, in epochs.
+            seed: Of the teachers' training.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If gamma is negative or not finite, or teachers have no epoch.
+        """
+        super().__init__(
+            encoders,
+            optimizer=optimizer,
+            teacher_epochs=teacher_epochs,
+            seed=seed,
+            criterion=criterion,
+        )
+        if not 0 <= gamma < math.inf:
+            raise ValueError(f"UMT: 'gamma' is finite and not negative; found {gamma}.")
+        self.gamma = gamma
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether there is a distillation at all."""
+        return self.gamma > 0
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + γ Σ_m MSE(f_m, f_m')."""
+        loss = super().loss(output, target)
+        if not self.needs_teachers or not torch.is_grad_enabled():
+            return loss
+        index = self._need(output, "index")
+        loss = loss + self._idle(output)
+        self.metrics = {}
+        for name, features in self._features(output).items():
+            teacher = self._taught(f"features/{name}", index, features.device)
+            error = squared_error(features, teacher)
+            self.metrics[f"error/{name}"] = error.detach()
+            loss = loss + self.gamma * error
+        return loss

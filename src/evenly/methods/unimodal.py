@@ -1,0 +1,86 @@
+"""One modality alone: the reference that every multimodal model has to beat.
+
+Wang, Tran, Feiszli, "What Makes Training Multi-Modal Classification Networks Hard?", CVPR 2020,
+https://arxiv.org/abs/1905.12681, found that the best unimodal model often does better than joint
+training; balancing methods are measured against it since.
+"""
+
+from torch import Tensor, nn
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.output import Output
+
+
+class Unimodal(Method):
+    """Trains one modality and nothing else.
+
+    L = CE(z_m). In a model of one modality this is its plain training. In a model of several,
+    the encoder of m and its part of the head learn; the other encoders stay as they are, but for
+    what a forward pass writes (BatchNorm's statistics).
+    """
+
+    info = Info(
+        title="One modality alone",
+        paper="Wang, Tran, Feiszli. What Makes Training Multi-Modal Classification Networks Hard? "
+        "CVPR 2020",
+        year=2020,
+        url="https://arxiv.org/abs/1905.12681",
+        category="objective",
+        writes="loss",
+        modalities="trains one of any number",
+        neutral="it trains one modality, which joint training of several never does",
+        needs=("unimodal",),
+        budget=1.05,
+        alone=True,
+        missing=True,
+        doubts="In a model of several modalities the head's weights for the others belong to the "
+        "same tensor: their gradient is zero, but weight decay still moves them. Heads with a "
+        "layer for each modality leave layers without a gradient, which "
+        "DistributedDataParallel does not allow: give it a model of the one modality.",
+    )
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        modality: str,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; only that of `modality` is trained.
+            modality: The one to train.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the modality has no encoder.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if modality not in self.encoders:
+            raise ValueError(
+                f"Unimodal: 'modality' is one of {sorted(self.encoders)}; found '{modality}'."
+            )
+        self.modality = modality
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z_m) of the one modality; 0 of a batch that lacks it."""
+        logits = self._unimodal(output).get(self.modality)
+        loss = output.logits[:0].sum() if logits is None else self.criterion(logits, target)
+        # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
+        for parameter in self._others():
+            loss = loss + parameter.reshape(-1)[:0].sum().to(loss)
+        return loss
+
+    def before_step(self) -> None:
+        """Takes the zero gradients of the other encoders away: weight decay would move them."""
+        for parameter in self._others():
+            parameter.grad = None
+
+    def _others(self) -> list[nn.Parameter]:
+        return [
+            parameter
+            for name, encoder in self.encoders.items()
+            for parameter in encoder.parameters()
+            if name != self.modality and parameter.requires_grad
+        ]

@@ -1,0 +1,59 @@
+"""The head of unimodal models that are trained apart and predict together."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly.nn.heads.base import Head, Logits, stacked
+
+
+class CertaintyHead(Head):
+    """A linear layer on each modality's features and one on all, combined by certainty.
+
+    The layer on all features sends no gradient to the encoders. The prediction weighs the logits
+    of all layers for each sample by how certain they are: w = softmax over the layers of
+    max softmax(z_k) (DI-MML, Fan et al., MM 2024). One further layer, which all modalities'
+    features go through in turn, takes no part in it: it is there to give them a space in common.
+
+    Attributes:
+        heads: By modality, the layers of the unimodal logits.
+        linear: The layer on all features.
+        shared: The layer in common.
+    """
+
+    def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
+        """Makes the layers.
+
+        Raises:
+            ValueError: If the features are not equally wide.
+        """
+        super().__init__(widths, num_classes)
+        if len(set(widths.values())) > 1:
+            raise ValueError(
+                "a head with a layer in common needs features of one width; found "
+                f"{dict(widths)}. Give the encoders the same `out_features`."
+            )
+        self.heads = self.unimodal_heads()
+        self.linear = nn.Linear(sum(widths.values()), num_classes)
+        self.shared = nn.Linear(next(iter(widths.values())), num_classes)
+
+    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+        """Z = Σ_k w_k z_k over the modalities that are there and the layer on all features."""
+        unimodal = {name: self.heads[name](value) for name, value in features.items()}
+        logits = torch.stack([*stacked(unimodal), self.joined(features)])
+        certainty = logits.detach().float().softmax(-1).amax(-1, keepdim=True)
+        return (certainty.softmax(0) * logits).sum(0), unimodal
+
+    def joined(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
+        """The logits of the layer on all features."""
+        detached = {name: value.detach() for name, value in features.items()}
+        logits: Tensor = self.linear(torch.cat(list(self.filled(detached).values()), dim=1))
+        return logits
+
+    def aligned(
+        self, features: Mapping[str, Float[Tensor, "n _"]]
+    ) -> dict[str, Float[Tensor, "n c"]]:
+        """By modality, the logits of the layer in common."""
+        return {name: self.shared(value) for name, value in features.items()}

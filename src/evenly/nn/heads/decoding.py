@@ -1,0 +1,34 @@
+"""The head of joint training with a way back from prediction to features."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly.nn.heads.concat import ConcatHead
+
+
+class DecodingHead(ConcatHead):
+    """A linear layer on the concatenated features, and a decoder of features from logits.
+
+    The decoder takes no part in the prediction; a method trains it (MCR, Kontras et al., NeurIPS
+    2025).
+
+    Attributes:
+        decoder: Two linear layers without a bias, with a ReLU between them.
+    """
+
+    def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
+        """Makes the layers; the fused one first, so that it starts as `ConcatHead`'s does."""
+        super().__init__(widths, num_classes)
+        hidden = max(widths.values())
+        self.decoder = nn.Sequential(
+            nn.Linear(num_classes, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, sum(widths.values()), bias=False),
+        )
+
+    def decode(self, logits: Float[Tensor, "n c"]) -> dict[str, Float[Tensor, "n _"]]:
+        """The features of each modality that the logits tell of."""
+        parts = self.decoder(logits).split(list(self.widths.values()), dim=1)
+        return dict(zip(self.widths, parts, strict=True))

@@ -1,0 +1,138 @@
+"""What methods that learn from unimodal teachers have in common: the teachers, as tables.
+
+A teacher does not change during training, so what it gives for a sample is computed once, for the
+whole training split, and looked up from then on: no step runs a teacher.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly import distributed
+from evenly.method import Criterion, Encoders, Method
+from evenly.output import Output
+from evenly.probe import Features, Probe
+
+
+def squared_error(
+    features: Float[Tensor, "n d"], teacher: Float[Tensor, "n d"]
+) -> Float[Tensor, ""]:
+    """How far features are from a teacher's: MSE = mean over samples and columns of (f - f')²."""
+    return (features - teacher).square().mean()
+
+
+def whole(found: Features) -> dict[str, Tensor]:
+    """By name, the rows of all ranks in the order of the split, the same on each rank.
+
+    Raises:
+        ValueError: If the split was not seen as a whole, each sample once.
+    """
+    assert found.index is not None
+    index = torch.cat(distributed.gather(found.index, sharded=found.sharded))
+    order = index.argsort()
+    if not torch.equal(index[order], torch.arange(len(index), device=index.device)):
+        raise ValueError(
+            f"teachers are needed for every sample of the training split, by its position from 0; "
+            f"found {len(index)} positions from {int(index.min())} to {int(index.max())}. Use a "
+            "sampler that takes each sample, such as evenly.Resampler, and cut the data set itself."
+        )
+    return {
+        name: torch.cat(distributed.gather(value, sharded=found.sharded))[order.to(value.device)]
+        for name, value in found.features.items()
+    }
+
+
+class Taught(Method):
+    """A method with a teacher for each modality.
+
+    Before the first epoch encoders and unimodal heads are trained for Σ_m CE(z_m) alone, in
+    which every modality learns by itself, and are then set back to where they stood: the
+    student starts from there. What the teachers gave for the training split stays.
+
+    Attributes:
+        teachers: By 'features/' or 'logits/' and modality, one row for each sample of the
+            training split.
+    """
+
+    state: ClassVar[tuple[str, ...]] = ("teachers",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        optimizer: Optimizer,
+        teacher_epochs: int,
+        seed: int,
+        criterion: Criterion | None,
+    ) -> None:
+        """Prepares the teachers.
+
+        Args:
+            encoders: By modality, what is taught.
+            optimizer: The one of the training; the teachers' is of its kind and settings.
+            teacher_epochs: How long teachers are trained, in epochs.
+            seed: Of the teachers' training.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If teachers have no epoch.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if teacher_epochs < 1:
+            raise ValueError(
+                f"{type(self).__name__}: 'teacher_epochs' is at least 1; found {teacher_epochs}."
+            )
+        self.optimizer, self.teacher_epochs, self.seed = optimizer, teacher_epochs, seed
+        self.teachers: dict[str, Tensor] = {}
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether the settings leave anything to be learnt from a teacher."""
+        return True
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether teachers are trained before this epoch, from 0: before the first."""
+        return epoch == 0 and self.needs_teachers
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Trains the teachers before the first epoch."""
+        if not (self.is_due(epoch) or (self.needs_teachers and not self.teachers)):
+            return
+        probe = self._probe(probe)
+        with probe.trained(
+            self._alone, epochs=self.teacher_epochs, optimizer=self.optimizer, seed=self.seed
+        ):
+            self.teachers = whole(probe.features("train", lambda output, _: self._given(output)))
+
+    def _alone(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m CE(z_m): encoders share nothing, so each teacher is trained by itself."""
+        losses = [self.criterion(logits, target) for logits in self._unimodal(output).values()]
+        return torch.stack(losses).sum()
+
+    def _given(self, output: Output) -> dict[str, Tensor]:
+        """What to keep of the teachers."""
+        return {f"features/{name}": value for name, value in self._features(output).items()}
+
+    def _idle(self, output: Output) -> Float[Tensor, ""]:
+        """Zero, by way of the unimodal heads, which the student may have no other use for.
+
+        DistributedDataParallel waits for a gradient of every output that it has seen.
+        """
+        return torch.stack([z.sum() for z in self._unimodal(output).values()]).sum() * 0
+
+    def _taught(
+        self, key: str, index: Int[Tensor, " n"], device: torch.device
+    ) -> Float[Tensor, "n _"]:
+        """What a teacher gave for the samples of a batch."""
+        if key not in self.teachers:
+            raise RuntimeError(
+                f"{type(self).__name__}.loss came before any teacher was trained. Call "
+                "before_epoch before the first batch of an epoch, or load the method's state."
+            )
+        table = self.teachers[key]
+        if table.device != device:  # after a checkpoint was loaded
+            table = self.teachers[key] = table.to(device)
+        return table[index.to(device) % len(table)]

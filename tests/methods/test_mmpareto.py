@@ -1,0 +1,252 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader
+
+from evenly import distributed
+from evenly.methods.mmpareto import MMPareto, enlargement, joint_share, min_norm_share
+from support import NAMES, Toy, forward, net
+
+
+def share(j, o):
+    return joint_share(torch.tensor(j).double(), torch.tensor(o).double())
+
+
+class TestFormulas:
+    def test_gradients_that_agree_weigh_the_same(self):
+        assert float(share([1.0, 0.0], [9.0, 1.0])) == 0.5
+
+    def test_least_norm_by_search(self):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            j, o = torch.randn(2, 5, dtype=torch.float64)
+            if j @ o > 0:
+                o = -o
+            steps = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:, None]
+            best = steps[(steps * j + (1 - steps) * o).norm(dim=1).argmin()]
+            assert float(joint_share(j, o)) == pytest.approx(float(best), abs=1e-4)
+
+    @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4))
+    def test_opposed_gradients_give_one_that_serves_both(self, numbers):
+        j, o = torch.tensor(numbers).double().view(2, 2)
+        a = joint_share(j, o)
+        combined = 2 * a * j + 2 * (1 - a) * o
+        assert min(combined @ j, combined @ o) >= -1e-9 * (1 + j.norm() * o.norm())
+
+    def test_a_share_is_never_all(self):
+        """As for gradients of which one is the shorter projection of the other."""
+        one, two, four = torch.tensor([1.0, 2.0, 4.0])
+        assert float(min_norm_share(one, two, four)) == pytest.approx(0.999)
+        assert float(min_norm_share(four, two, one)) == pytest.approx(0.001)
+        assert 0 < float(share([0.0, 0.0], [1.0, 1.0])) < 1
+        assert 0 < float(share([0.0, 0.0], [0.0, 0.0])) < 1
+
+    def test_what_became_smaller_is_enlarged(self):
+        norm, plain = torch.tensor([2.0, 4.0, 0.0, 0.0]), torch.tensor([6.0, 2.0, 0.0, 1.0])
+        assert enlargement(norm, plain, 1.5).tolist() == [4.5, 1.5, 1.5, 1.5]
+
+
+def model_of(count=2, opposed=()):
+    """The fused logits ask for what a modality's own head does; in an opposed one, to undo it."""
+    model = net(NAMES[:count], head="multi").double().eval()
+    with torch.no_grad():
+        for m, name in enumerate(NAMES[:count]):
+            block = model.head.linear.weight[:, 6 * m : 6 * m + 6]
+            block.copy_((-0.5 if name in opposed else 0.5) * model.head.heads[name].weight)
+    return model
+
+
+def batch_of(count=2, rows=24):
+    inputs, target, index = next(iter(DataLoader(Toy(rows, NAMES[:count]), rows)))
+    return {name: x.double() for name, x in inputs.items()}, target, index
+
+
+def gradients(model, batch):
+    """Of each loss, by a pass of its own."""
+    found = {}
+    for which in ("joint", *model.encoders):
+        output, target = forward(model, batch)
+        logits = output.logits if which == "joint" else output.unimodal[which]
+        loss = nn.functional.cross_entropy(logits, target)
+        grads = torch.autograd.grad(loss, model.parameters(), allow_unused=True)
+        names = [name for name, _ in model.named_parameters()]
+        found[which] = {
+            name: torch.zeros_like(p) if g is None else g
+            for name, p, g in zip(names, model.parameters(), grads, strict=True)
+        }
+    return found
+
+
+def expected(model, batch, gamma=1.5):
+    """The rule in plain loops, and which encoders had a conflict."""
+    losses = gradients(model, batch)
+    wanted = {
+        name: sum(loss[name] for loss in losses.values()) for name, _ in model.named_parameters()
+    }
+    conflicts = []
+    for modality in model.encoders:
+        mine = [name for name in wanted if name.startswith(f"encoders.{modality}.")]
+        j, o = (torch.cat([losses[k][n].flatten() for n in mine]) for k in ("joint", modality))
+        a = 0.5
+        if j @ o <= 0:
+            conflicts.append(modality)
+            a = float((o @ o - j @ o) / (j @ j + o @ o - 2 * j @ o))
+        for name in mine:
+            g = 2 * a * losses["joint"][name] + 2 * (1 - a) * losses[modality][name]
+            g = g * max(1.0, float(wanted[name].norm() / g.norm()))
+            wanted[name] = gamma * g
+    return wanted, conflicts
+
+
+def step(method, model, batch, split=1, scaler=None):
+    model.zero_grad()
+    for part in torch.arange(len(batch[1])).tensor_split(split):
+        cut = {name: x[part] for name, x in batch[0].items()}, batch[1][part], batch[2][part]
+        loss = method.loss(*forward(model, cut)) * (len(part) / len(batch[1]))
+        method.backward(loss if scaler is None else scaler.scale(loss))
+
+
+def assert_gradients(model, wanted, rtol=1e-10):
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("opposed", [(), ("a",), ("a", "aa", "b")])
+def test_golden_step(count, opposed):
+    model, batch = model_of(count, opposed), batch_of(count)
+    wanted, conflicts = expected(model, batch)
+    assert set(conflicts) == set(opposed) & set(NAMES[:count])
+    method = MMPareto(model.encoders)
+    method.before_epoch(0)
+    step(method, model, batch)
+    method.before_step()
+    assert_gradients(model, wanted)
+    for name in NAMES[:count]:
+        assert (method.metrics[f"cosine/{name}"] < 0) == (name in conflicts)
+        assert (method.metrics[f"share/{name}"] != 0.5) == (name in conflicts)
+
+
+def test_aligned_gradients_give_gamma_times_their_sum():
+    model, batch = model_of(), batch_of()
+    step(method := MMPareto(model.encoders, gamma=2.5), model, batch)
+    plain = {name: p.grad.clone() for name, p in model.named_parameters()}
+    method.before_step()
+    scaled = {n: g * (2.5 if n.startswith("encoders") else 1) for n, g in plain.items()}
+    assert_gradients(model, scaled)
+
+
+def test_each_loss_gives_a_gradient_of_its_own():
+    """Not the accumulated sum twice, of which the cosine is always 1."""
+    model, batch = model_of(), batch_of()
+    step(method := MMPareto(model.encoders), model, batch)
+    losses = gradients(model, batch)
+    for name, parameter in model.named_parameters():
+        if name.startswith("encoders.a."):
+            torch.testing.assert_close(method._own[parameter], losses["a"][name])
+            assert not torch.allclose(method._own[parameter], losses["joint"][name])
+    method.before_step()
+    assert method.metrics["cosine/a"] < 0.999
+
+
+@pytest.mark.parametrize("opposed", [(), ("a", "aa")])
+@pytest.mark.parametrize("split", [1, 3])
+def test_gradient_scaling_and_accumulation_change_nothing(opposed, split):
+    """With the scaler of AMP itself, which unscales the gradients and not what is kept aside."""
+    model, batch = model_of(2, opposed), batch_of()
+    wanted, _ = expected(model, batch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=3000.0)
+    method = MMPareto(model.encoders)
+    step(method, model, batch, split, scaler)
+    scaler.unscale_(optimizer)
+    method.before_step()
+    assert_gradients(model, wanted, rtol=1e-6)
+
+
+def test_losses_of_several_passes_in_one_backward():
+    model, batch = model_of(2, ("a",)), batch_of()
+    wanted, _ = expected(model, batch)
+    method = MMPareto(model.encoders)
+    halves = [
+        ({name: x[rows] for name, x in batch[0].items()}, batch[1][rows], batch[2][rows])
+        for rows in (slice(0, 12), slice(12, 24))
+    ]
+    first, second = (method.loss(*forward(model, half)) for half in halves)
+    method.backward((first + second) / 2)
+    method.before_step()
+    assert_gradients(model, wanted)
+
+
+def test_a_loss_that_was_never_taken_back_does_not_count():
+    model, batch = model_of(2, ("a",)), batch_of()
+    wanted, _ = expected(model, batch)
+    method = MMPareto(model.encoders)
+    method.loss(*forward(model, batch_of(2, 5)))
+    step(method, model, batch)
+    method.before_step()
+    assert_gradients(model, wanted)
+
+
+def test_gradients_of_zero_stay_finite():
+    model, batch = model_of(), batch_of()
+    with torch.no_grad():
+        model.head.linear.weight.zero_()
+        model.head.heads["a"].weight.zero_()
+    step(method := MMPareto(model.encoders), model, batch)
+    method.before_step()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all((p.grad == 0).all() for p in model.encoders["a"].parameters())
+
+
+def test_one_backward_pass_through_the_head_and_two_through_each_encoder():
+    model, batch = model_of(), batch_of()
+    counts = {"linear": 0, "a": 0, "aa": 0}
+
+    def counted(key):
+        def hook(*_):
+            counts[key] += 1
+
+        return hook
+
+    model.head.linear.register_full_backward_hook(counted("linear"))
+    for name, encoder in model.encoders.items():
+        encoder[5].register_full_backward_hook(counted(name))
+    step(MMPareto(model.encoders), model, batch)
+    assert counts == {"linear": 1, "a": 2, "aa": 2}
+
+
+def test_nothing_is_kept_from_step_to_step():
+    model, batch = model_of(2, ("a",)), batch_of()
+    method = MMPareto(model.encoders)
+    for _ in range(2):
+        wanted, _ = expected(copy.deepcopy(model), batch)
+        step(method, model, batch)
+        method.before_step()
+        assert_gradients(model, wanted)
+
+
+class TestMessages:
+    def test_gamma(self):
+        with pytest.raises(ValueError, match=r"MMPareto: 'gamma' is positive; found 0\.0\."):
+            MMPareto(net().encoders, gamma=0.0)
+
+    def test_a_backward_of_the_loops_own(self):
+        model = model_of()
+        method = MMPareto(model.encoders)
+        method.loss(*forward(model, batch_of())).backward()
+        with pytest.raises(RuntimeError, match=r"method\.backward\(loss\) in place of"):
+            method.before_step()
+
+    def test_a_backward_without_a_loss(self):
+        with pytest.raises(RuntimeError, match=r"without a call of MMPareto\.loss"):
+            MMPareto(net().encoders).backward(torch.ones((), requires_grad=True))
+
+    def test_sharded_parameters(self, monkeypatch):
+        monkeypatch.setattr(distributed, "is_sharded", lambda x: True)
+        with pytest.raises(RuntimeError, match=r"encoder 'a' are sharded over ranks \(FSDP2\)"):
+            MMPareto(net().encoders).before_epoch(0)
