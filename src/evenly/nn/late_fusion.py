@@ -18,6 +18,9 @@ Inputs = Mapping[str, Shaped[Tensor, "n ..."] | Padded]
 class LateFusion(nn.Module):
     """One encoder per modality, and a head on their features.
 
+    Only the head 'mmtm' reaches further back, with cross-modal blocks between the stages of
+    encoders that are `Staged`.
+
     Attributes:
         encoders: By modality.
         head: What turns the features into logits, see `evenly.nn.heads`.
