@@ -199,7 +199,12 @@ def methods(options: Namespace) -> None:
     print(f"{options.name}: {info.title}\n")
     print(about(options.name), "\n")
     for heading, text in facts(options.name).items():
-        print(textwrap.fill(f"{heading}: {text}", 92, subsequent_indent="  "))
+        line = f"{heading}: {text}"
+        # addresses stay whole
+        fill = textwrap.fill(
+            line, 92, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        print(fill)
     settings = defaults(options.name)
     print("\nsettings and their defaults:")
     for setting, value in settings.items():

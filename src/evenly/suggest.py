@@ -14,7 +14,7 @@ def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> Value
         more: What else would do, such as 'or the path of a file'.
     """
     names = list(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return ValueError(
         f"'{name}' is no {what}. {guess}There is {', '.join(names)}{', ' if more else ''}{more}."

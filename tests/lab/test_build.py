@@ -154,5 +154,5 @@ def test_names_are_taken_once_and_as_they_are():
 
 
 def test_a_modality_alone_that_the_data_lack(data):
-    with pytest.raises(ValueError, match=r"'m3' is no modality\. Did you mean m1 or m2\?"):
+    with pytest.raises(ValueError, match=r"'m3' is no modality\. There is m1, m2\."):
         build(data, "unimodal(modality=m3)")

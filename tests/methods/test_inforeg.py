@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from evenly.methods import InfoReg
-from evenly.methods.inforeg import change, fisher_trace, pull_, regulation
+from evenly.methods.inforeg import (
+    _pull_at_once,
+    _pull_in_turn,
+    change,
+    fisher_trace,
+    pull_,
+    regulation,
+)
 from support import NAMES, Run, forward, loaders, net, same, sgd
 
 
@@ -57,6 +64,16 @@ class TestFormulas:
         expected = 1 + 0.5 * layer.weight.detach()
         torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-12, atol=0)
         assert layer.bias.grad is None
+
+
+@pytest.mark.parametrize("pull", [_pull_in_turn, _pull_at_once])
+def test_both_ways_to_pull(pull):
+    grads, now, then = ([torch.randn(n, 3).double() for n in (2, 5)] for _ in range(3))
+    expected = [g + 0.3 * (p - s) for g, p, s in zip(grads, now, then, strict=True)]
+    pull(grads, now, then, torch.tensor(0.3, dtype=torch.float64))
+    pull(grads, now, then, torch.tensor(0.0, dtype=torch.float64))
+    for grad, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-15)
 
 
 def straight(names=NAMES[:2], **settings):

@@ -118,7 +118,10 @@ class AGM(Method):
         "code, the running means do not hold the step that is compared with them, start at 0, and "
         "f of no input counts as zeros. It clips where a weight of its last layer has a gradient "
         "above 1, here any parameter of the head. Its cap is 10 for CREMA-D, 7 for three "
-        "modalities and none for AVE and AV-MNIST.",
+        "modalities and none for AVE and AV-MNIST. With BatchNorm, the zeroed passes see running "
+        "statistics and the full one its batch's, so their gradients do not quite make up a "
+        "non-negative sum over modalities: a model can come to be worse in evaluation mode than "
+        "in training mode, the more so at high learning rates.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps", "running", "coefficient")
 

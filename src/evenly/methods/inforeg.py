@@ -72,9 +72,29 @@ def pull_(encoder: nn.Module, start: Mapping[str, Tensor], strength: Float[Tenso
     if not found:
         return
     now = [distributed.local(p) for p, _ in found]
-    term = torch._foreach_sub(now, [distributed.shard_like(s, p) for p, s in found])
-    torch._foreach_mul_(term, strength.to(now[0]))
-    torch._foreach_add_([distributed.local(_grad(p)) for p, _ in found], term)
+    then = [distributed.shard_like(s, p) for p, s in found]
+    grads = [distributed.local(_grad(p)) for p, _ in found]
+    pull = _pull_in_turn if now[0].device.type == "cpu" else _pull_at_once
+    pull(grads, now, then, strength.to(now[0]))
+
+
+def _pull_in_turn(
+    grads: list[Tensor], now: list[Tensor], then: list[Tensor], strength: Tensor
+) -> None:
+    """Tensor by tensor: on a CPU, where the difference is still in the cache when it is added."""
+    if strength == 0:  # which makes nothing wait here
+        return
+    for grad, p, s in zip(grads, now, then, strict=True):
+        grad.addcmul_(p - s, strength)
+
+
+def _pull_at_once(
+    grads: list[Tensor], now: list[Tensor], then: list[Tensor], strength: Tensor
+) -> None:
+    """All tensors in a few kernels: elsewhere, where it is launching them that takes time."""
+    term = torch._foreach_sub(now, then)
+    torch._foreach_mul_(term, strength)
+    torch._foreach_add_(grads, term)
 
 
 class InfoReg(Method):

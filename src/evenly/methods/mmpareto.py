@@ -4,14 +4,13 @@ Wei, Hu, "MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistan
 https://arxiv.org/abs/2405.17730.
 """
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -27,9 +26,10 @@ def min_norm_share(
     return torch.where(jo >= jj, 0.999, torch.where(jo >= oo, 0.001, between))
 
 
-def joint_share(joint: Float[Tensor, " p"], own: Float[Tensor, " p"]) -> Float[Tensor, ""]:
-    """The weight of the joint gradient: 1/2 where the two agree, else that of least norm."""
-    jj, jo, oo = joint @ joint, joint @ own, own @ own
+def joint_share(
+    jj: Float[Tensor, ""], jo: Float[Tensor, ""], oo: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """The weight of the joint gradient j beside o: 1/2 where they agree, else of least norm."""
     return torch.where(jo > 0, 0.5, min_norm_share(jj, jo, oo))
 
 
@@ -159,11 +159,20 @@ class MMPareto(Method):
             )
         # Gradients may have been unscaled (AMP) since the last backward pass, ours were not.
         norm = self._gradient_norm()
-        scale = torch.where(norm > 0, self._norm / norm, 1.0)
+        scale = torch.where(self._norm > 0, norm / self._norm, 1.0)
         self.metrics = {}
         for name, encoder in self.encoders.items():
-            self._combine(name, _trainable(encoder), scale)
+            parameters = _trainable(encoder)
+            own = _averaged([self._own_of(p) for p in parameters])
+            pairs = [(p.grad, o) for p, o in zip(parameters, own, strict=True)]
+            held = [(grad, o) for grad, o in pairs if grad is not None]
+            if held:  # else the modality was missing from the whole step
+                self._combine(name, [grad for grad, _ in held], [o for _, o in held], scale)
         self._forget()
+
+    def _own_of(self, parameter: nn.Parameter) -> Tensor:
+        found = self._own.get(parameter)
+        return torch.zeros_like(parameter) if found is None else found
 
     def _add_own(self, own: dict[str, Tensor], factor: Tensor) -> None:
         for name, value in own.items():
@@ -176,26 +185,29 @@ class MMPareto(Method):
                     before = self._own.get(parameter)
                     self._own[parameter] = grad if before is None else before + grad
 
-    def _combine(self, name: str, parameters: list[nn.Parameter], scale: Tensor) -> None:
-        own = _flat(self._own.get(p, torch.zeros_like(p)) for p in parameters)
-        own = distributed.mean_(own)  # on every rank, even where it has no such gradient
-        held = [p for p in parameters if p.grad is not None]
-        if not held:  # the modality was missing from the whole step
-            return
-        plain = _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
-        own = own / scale.to(own)
-        joint = plain - own
-        a = joint_share(joint, own)
-        sizes = [p.numel() for p in parameters]
-        result = list((2 * a * joint + 2 * (1 - a) * own).split(sizes))
-        norms = [torch.stack(torch._foreach_norm(list(x))) for x in (result, plain.split(sizes))]
-        factors = enlargement(norms[0], norms[1], self.gamma)
-        torch._foreach_mul_(result, list(factors.unbind()))
-        for parameter, value in zip(parameters, result, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.copy_(value.view_as(parameter))
+    @torch.no_grad()
+    def _combine(self, name: str, grads: list[Tensor], own: list[Tensor], scale: Tensor) -> None:
+        """Writes the combined gradient of an encoder over the plain one, tensor by tensor.
+
+        It is done in place, and `own` is left alone, as tensors of autograd's may share memory.
+        """
+        scale = scale.to(grads[0])
+        plain = _norms(grads)
+        for grad, other in zip(grads, own, strict=True):
+            grad.addcmul_(other, -scale)  # what is left is the joint gradient
+        inner = torch.stack([g.flatten() @ o.flatten() for g, o in zip(grads, own, strict=True)])
+        jj, jo, oo = (
+            _norms(grads).square().sum(),
+            inner.sum().to(plain) * scale,
+            (_norms(own) * scale).square().sum(),
+        )
+        a = joint_share(jj, jo, oo)
+        for grad, other in zip(grads, own, strict=True):
+            grad.mul_((2 * a).to(grad)).addcmul_(other, (2 * (1 - a)).to(grad) * scale)
+        factors = enlargement(_norms(grads), plain, self.gamma)
+        torch._foreach_mul_(grads, list(factors.to(grads[0]).unbind()))
         self.metrics[f"share/{name}"] = a
-        self.metrics[f"cosine/{name}"] = nn.functional.cosine_similarity(joint, own, dim=0)
+        self.metrics[f"cosine/{name}"] = jo / (jj * oo).sqrt().clamp_min(1e-30)
 
     def _gradient_norm(self) -> Tensor:
         """The norm of all encoders' gradients as they are now."""
@@ -216,5 +228,14 @@ def _trainable(encoder: nn.Module) -> list[nn.Parameter]:
     return [p for p in encoder.parameters() if p.requires_grad]
 
 
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([x.detach().flatten() for x in tensors])
+def _norms(tensors: list[Tensor]) -> Float[Tensor, " t"]:
+    return full(torch.stack(list(torch._foreach_norm(tensors))))
+
+
+def _averaged(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean of each over all ranks, by one reduction."""
+    if distributed.world_size() == 1:
+        return tensors
+    flat = distributed.mean_(torch.cat([x.flatten() for x in tensors]))
+    parts = flat.split([x.numel() for x in tensors])
+    return [part.view_as(x) for part, x in zip(parts, tensors, strict=True)]
