@@ -164,11 +164,12 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def child(*arguments):
-    """What this file prints when it is asked for one figure, in a process of its own."""
-    command = [sys.executable, __file__, "--one", *map(str, arguments)]
+def child(case, pair, rounds):
+    """Time over joint training's and bytes at the peak, taken in a process of their own."""
+    command = [sys.executable, __file__, "--one", case, pair, str(rounds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout)
+    ratio, size = map(float, done.stdout.split())
+    return ratio, size
 
 
 def table(cases, rounds):
@@ -177,18 +178,12 @@ def table(cases, rounds):
     print(f"{'':<24}{'ResNet-18 pair':>26}{'MLP pair':>24}")
     head = f"{'method':<24}{'time':>8}{'budget':>10}{'memory':>8}{'time':>16}{'memory':>8}"
     print(head, flush=True)
-    joint = {pair: child("memory", "joint", pair) for pair in PAIRS}
+    joint = {pair: child("joint", pair, 1)[1] for pair in PAIRS}
     found, met = {}, True
     for case in cases:
-        values = {
-            pair: (
-                child("time", case, pair, rounds),
-                child("memory", case, pair) / joint[pair],
-            )
-            for pair in PAIRS
-        }
+        (slow, large), (quick, small) = (child(case, pair, rounds) for pair in PAIRS)
+        large, small = large / joint["resnet"], small / joint["mlp"]
         budget = METHODS[parse(case).name].info.budget
-        (slow, large), (quick, small) = values["resnet"], values["mlp"]
         over = slow > budget * 1.02  # what is left of noise in a median of pairs
         met &= not over
         line = f"{case:<24}{slow:>8.2f}{budget:>9.2f}{'!' if over else ' '}{large:>8.2f}"
@@ -210,8 +205,9 @@ def main():
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        _, case, pair, *rounds = arguments.one
-        print(time_ratio(case, pair, int(rounds[0])) if rounds else memory(case, pair))
+        case, pair, rounds = arguments.one
+        size = memory(case, pair)  # first: what comes after it is not in the peak
+        print(time_ratio(case, pair, int(rounds)), size)
         return
     cases = [c for c in expanded(split(arguments.methods), ["first"]) if not alone(c)]
     found, met = table(cases, arguments.rounds)

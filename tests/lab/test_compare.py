@@ -15,6 +15,7 @@ from evenly.data import save_npz
 from evenly.lab.compare import compare
 from evenly.lab.settings import Training
 from evenly.lab.tables import summary, table, write_tables
+from evenly.methods import METHODS
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
 TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)
@@ -313,3 +314,16 @@ def test_summary_by_hand():
     assert by_method["b"]["p_holm"] == 1.0
     assert "difference" not in by_method["c"]  # it shares no seed with joint
     assert by_method["joint"]["std"] == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+def test_every_method_trains_on_three_modalities_and_is_reported(tmp_path):
+    data = "synthetic(train=48,val=24,test=24,classes=3,modalities=3)"
+    training = Training(data=data, epochs=2, width=8, batch_size=24, diagnose_every=0)
+    page = compare("all", 1, training, tmp_path, jobs=2).read_text(encoding="utf-8")
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    found = {row["method"] for row in read(tmp_path / "results.csv") if row["split"] == "test"}
+    assert found == set(config["methods"])
+    assert {method.partition("(")[0] for method in found} == set(METHODS)
+    assert {f"unimodal(modality=m{n})" for n in (1, 2, 3)} <= found
+    assert all(method in page for method in found)

@@ -37,10 +37,10 @@ def growth(accuracy: Sequence[float], window: int) -> float:
 class MSLR(Method):
     """Trains each encoder with a learning rate of its own: r_m times that of the optimiser.
 
-    - `keep`: r_m stays as it is given.
-    - `smooth`: √r_m, half way between the modality's own rate and the common one.
-    - `dynamic`: r_m is what is given at first, and before each later epoch is multiplied by the
-      modality's own accuracy on the validation split over its mean in the last epochs.
+    With `keep` r_m stays as it is given, with `smooth` it is √r_m, half way between the
+    modality's own rate and the common one. With `dynamic` it is what is given at first, and
+    before each later epoch is multiplied by the modality's own accuracy on the validation split
+    over its mean in the last epochs.
 
     The constructor moves the parameters of each encoder into groups of their own at the end of
     the optimiser's, with all other options as they were; the optimiser's state, which belongs to
