@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import evenly
-from evenly.methods.cggm import CGGM, adam, coefficients, direction
+from evenly.methods.cggm import CGGM, adam, coefficients, cosine, direction_loss
 from support import NAMES, Run, forward, loaders, net
 
 
@@ -21,20 +21,22 @@ class TestFormulas:
         assert coefficients(torch.zeros(2)).tolist() == [0.5, 0.5]
         assert coefficients(torch.tensor([-0.2, -0.1])).tolist() == [0.5, 0.5]
 
-    def test_direction_against_autograd(self):
-        one = torch.randn(3, 5, dtype=torch.float64)
-        other = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    def test_cosine(self):
+        one, other = (torch.randn(3, 5, dtype=torch.float64) for _ in range(2))
         expected = nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
-        (slope,) = torch.autograd.grad(expected, other)
-        cosine, found = direction(one, other.detach())
-        torch.testing.assert_close(cosine, expected.detach(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(found, slope, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(cosine(one, other), expected, rtol=1e-12, atol=0)
 
-    def test_no_direction_where_a_gradient_vanishes(self):
-        for pair in ((torch.zeros(2, 2), torch.ones(2, 2)), (torch.ones(2, 2), torch.zeros(2, 2))):
-            cosine, slope = direction(*pair)
-            assert float(cosine) == 0
-            assert slope.tolist() == [[0, 0], [0, 0]]
+    def test_no_cosine_and_no_gradient_where_one_vanishes(self):
+        for one, other in ((0.0, 1.0), (1.0, 0.0)):
+            x = torch.full((2, 2), other, requires_grad=True)
+            found = cosine(torch.full((2, 2), one), x)
+            found.backward()
+            assert found.item() == 0
+            assert x.grad.isfinite().all()
+
+    def test_direction_loss_by_hand(self):
+        share, cosines = torch.tensor([0.25, 0.75]), torch.tensor([0.5, -1.0])
+        assert float(direction_loss(share, cosines)) == pytest.approx((0.125 + 1.5) / 2)
 
     def test_adam_is_pytorchs(self):
         theirs = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
@@ -107,18 +109,19 @@ def test_golden_first_step(names):
 
 
 def test_the_direction_loss_has_the_gradient_of_the_cosine():
-    """Where nothing has moved since, of the whole loss of the last step, by double backward."""
+    """The second step against a double backward through the head's true gradient."""
     model = net().double().eval()
     method = CGGM(model.encoders, lam=0.7)
     output, target = batch_of(model)
     method.backward(method.loss(output, target))
-    layers = {name: clone_of(weights) for name, weights in method.classifiers.items()}
     method.before_step()
+    layers = {name: clone_of(weights) for name, weights in method.classifiers.items()}
     share = {name: method.metrics[f"coefficient/{name}"] / method.rho for name in layers}
     model.zero_grad()
 
     output, target = batch_of(model)
-    method.loss(output, target).backward()
+    value = method.loss(output, target)
+    value.backward()
     found = gradients(model)
 
     model.zero_grad()
@@ -132,9 +135,26 @@ def test_the_direction_loss_has_the_gradient_of_the_cosine():
         term = term - share[name] * nn.functional.cosine_similarity(
             g.flatten(), block.flatten(), dim=0
         )
-    (loss + 0.7 * term / 2).backward()
+    whole = loss + 0.7 * term / 2
+    torch.testing.assert_close(value, whole, rtol=1e-10, atol=0)
+    whole.backward()
     for name, expected in gradients(model).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-13)
+
+
+def test_a_solved_batch_does_not_blow_up():
+    """Where the loss vanishes its gradient does, and the cosine's would be 0 / 0."""
+    head = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "b")})
+    method = CGGM(head, lam=1.0)
+    x = torch.randn(6, 2)
+    target = torch.tensor([0, 1, 0, 1, 0, 1])
+    for size in (1.0, 30.0, 1e4):
+        features = {name: layer(x) for name, layer in head.items()}
+        sure = size * nn.functional.one_hot(target, 2) + 1e-3 * sum(features.values())
+        method.backward(method.loss(evenly.Output(sure, features), target))
+        assert all(p.grad.abs().max() < 10 for p in head.parameters())
+        method.before_step()
+        head.zero_grad()
 
 
 def test_lambda_of_zero_leaves_the_joint_loss():

@@ -30,19 +30,17 @@ def coefficients(improvement: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     return torch.where(total > 0, (total - gain) / total.clamp_min(1e-12), equal)
 
 
-def direction(
-    classifier: Float[Tensor, "c d"], fused: Float[Tensor, "c d"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, "c d"]]:
-    """The cosine of two gradients, and its derivative with respect to the second.
+def cosine(one: Float[Tensor, "c d"], other: Float[Tensor, "c d"]) -> Float[Tensor, ""]:
+    """The cosine of two gradients; 0, without a gradient of its own, where one vanishes."""
+    tiny = torch.finfo(other.dtype).tiny ** 0.5
+    units = one / one.norm().clamp_min(tiny), other / other.norm().clamp_min(tiny)
+    product: Tensor = (units[0] * units[1]).sum()
+    return product
 
-    With units a and b of the two: ∂cos/∂fused = (a - cos · b) / ‖fused‖; 0 where one vanishes.
-    """
-    tiny = torch.finfo(fused.dtype).tiny ** 0.5
-    lengths = classifier.norm(), fused.norm()
-    a, b = classifier / lengths[0].clamp_min(tiny), fused / lengths[1].clamp_min(tiny)
-    cosine = (a * b).sum()
-    known = (lengths[0] > tiny) & (lengths[1] > tiny)
-    return cosine, torch.where(known, (a - cosine * b) / lengths[1].clamp_min(tiny), 0.0)
+
+def direction_loss(share: Float[Tensor, " m"], cosines: Float[Tensor, " m"]) -> Float[Tensor, ""]:
+    """(Σ_m |c_m| - Σ_m c_m cos_m) / M, from 0 where all gradients agree."""
+    return (share.abs() - share * cosines).mean()
 
 
 def adam(
@@ -63,14 +61,11 @@ class CGGM(Method):
     since the last step, the gradient of encoder m is multiplied by ρ c_m, where
     c_m = (Σ_j Δ_j - Δ_m) / Σ_j Δ_j, see `coefficients`.
 
-    The direction loss (Σ_m |c_m| - Σ_m c_m cos(g_m, h_m)) / M of one step is added to the next
-    step's loss with weight λ. There g_m is the gradient of the classifier's weights and
-    h_m = Σ_i ∂CE(z_i)/∂z_i ⊗ f_m,i that of the fused head's, for a linear one; both are known
-    from logits and features alone, so the head may be any. What was computed in the last step is
-    a constant for the next; so that the term has a gradient there, it enters to first order:
-    -λ/M · Σ_m c_m ⟨∂cos/∂h_m, h_m(θ)⟩ with c_m and ∂cos/∂h_m of the last step and h_m(θ) of this
-    batch, through which gradients reach head and encoders. That is a sum over samples, hence the
-    same however a step is cut into passes and ranks.
+    The direction loss (Σ_m |c_m| - Σ_m c_m cos(g_m, h_m)) / M, with the shares c_m of the last
+    step, is added with weight λ. There g_m is the gradient of the classifier's weights on this
+    batch and h_m = Σ_i ∂CE(z_i)/∂z_i ⊗ f_m,i that of the fused head's, for a linear one. Both are
+    known from logits and features alone, so the head may be any, and h_m is differentiated again,
+    so the term reaches head and encoders.
 
     Attributes:
         classifiers: By modality, the weights of the classifiers, the bias being the last column.
@@ -91,11 +86,13 @@ class CGGM(Method):
         cost="M linear classifiers and the second derivative of the loss by the logits",
         budget=1.1,
         scales_gradients=True,
+        within_batch=True,
         doubts="The released code takes the cosine of parameters where the paper speaks of "
-        "gradients; here it is that of the gradients, and how the term of the last step acts in "
-        "the next (to first order) is this library's reading. Its classifiers are small "
-        "transformers on sequences of features; here linear layers on vectors. It lets the "
-        "coefficients grow without bound, and change sign, as the accuracies' changes cancel; "
+        "gradients; here it is that of the gradients. It adds the last step's term to the next "
+        "step's loss, where it is a constant and has no gradient; here the shares are the last "
+        "step's and the cosines this batch's, which is this library's reading. Its classifiers "
+        "are small transformers on sequences of features; here linear layers on vectors. It lets "
+        "the coefficients grow without bound, and change sign, as the accuracies' changes cancel; "
         "here losses of accuracy count as 0. Its AdamW decays the classifiers' weights; here "
         "plain Adam.",
     )
@@ -103,7 +100,7 @@ class CGGM(Method):
         "classifiers",
         "first",
         "second",
-        "pull",
+        "shares",
         "accuracy",
         "steps",
     )
@@ -141,7 +138,7 @@ class CGGM(Method):
         self.classifiers: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
-        self.pull: dict[str, Tensor] = {}
+        self.shares: Tensor | None = None
         self.accuracy: Tensor | None = None
         self.steps = 0
         self._found = StepSum()
@@ -151,15 +148,14 @@ class CGGM(Method):
         self._found.clear()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) and the direction loss of the last step; the classifiers take note."""
+        """CE(z) and the direction loss; the classifiers take note."""
         loss = super().loss(output, target)
         if len(self.encoders) == 1 or not torch.is_grad_enabled():
             return loss
         features = {name: full(value) for name, value in self._features(output).items()}
-        slope = self._slope(output.logits, target)
-        self._note(features, slope.detach(), target)
-        for name, pull in self.pull.items():
-            loss = loss - self.lam * (pull.to(slope) * (slope.T @ features[name])).sum()
+        cosines = self._note(features, self._slope(output.logits, target), target)
+        if self.shares is not None and self.lam:
+            loss = loss + self.lam * direction_loss(self.shares.to(cosines), cosines)
         return loss
 
     def before_step(self) -> None:
@@ -169,31 +165,23 @@ class CGGM(Method):
         found = self._found.take(self)
         names = list(self.encoders)
         sizes = [self.classifiers[name].numel() for name in names]
-        parts = found.split([1, len(names), *sizes, *(self._fused(name) for name in names)])
-        count = parts[0]
-        accuracy = parts[1] / count
+        parts = found.split([1, len(names), len(names), *sizes])
+        count, accuracy, cosines = parts[0], parts[1] / parts[0], parts[2] / parts[0]
         before = 0.0 if self.accuracy is None else self.accuracy.to(accuracy)
-        shares = coefficients(accuracy - before)
-        cosines = []
+        self.shares = coefficients(accuracy - before)
+        self.accuracy = accuracy
         self.steps += 1
-        pull = {}
         for n, name in enumerate(names):
-            scale_(self.encoders[name], self.rho * shares[n], least=0)
+            scale_(self.encoders[name], self.rho * self.shares[n], least=0)
             weight = self.classifiers[name]
-            grad = parts[2 + n].view_as(weight) / count
-            fused = parts[2 + len(names) + n].view_as(weight[:, :-1]) / count
-            cosine, slope = direction(grad[:, :-1], fused)
-            pull[name] = shares[n] / len(names) * slope
-            cosines.append(cosine)
+            grad = parts[3 + n].view_as(weight) / count
             self.classifiers[name], self.first[name], self.second[name] = adam(
                 weight, grad, self.first[name], self.second[name], self.steps, self.rate
             )
-        self.pull = pull if self.lam else {}
-        self.accuracy = accuracy
         self.metrics = {
             f"{what}/{name}": values[n]
             for what, values in (
-                ("coefficient", self.rho * shares),
+                ("coefficient", self.rho * self.shares),
                 ("accuracy", accuracy),
                 ("cosine", cosines),
             )
@@ -209,19 +197,21 @@ class CGGM(Method):
 
     def _note(
         self, features: dict[str, Tensor], slope: Float[Tensor, "n c"], target: Tensor
-    ) -> None:
-        """Sums what `before_step` needs: samples, right answers, gradients of both kinds."""
+    ) -> Float[Tensor, " m"]:
+        """Sums what `before_step` needs; the cosines of classifiers' and fused gradients."""
         count = len(target)
-        right, own, fused = [], [], []
+        right, own, cosines = [], [], []
         for name, value in features.items():
             x = nn.functional.pad(value.detach(), (0, 1), value=1.0)
             logits = (x @ self._classifier(name, x, slope.shape[1]).T).requires_grad_()
             error = torch.autograd.grad(self.criterion(logits, target), logits)[0]
             right.append((logits.argmax(1) == target).to(slope).sum())
-            own.append(count * (error.T @ x).flatten())
-            fused.append(count * (slope.T @ x[:, :-1]).flatten())
-        counted = slope.new_tensor([count])
-        self._found.add(torch.cat([counted, torch.stack(right), *own, *fused]))
+            own.append(error.T @ x)
+            cosines.append(cosine(own[-1][:, :-1], slope.T @ value))
+        found = torch.stack(cosines)
+        sums = (slope.new_tensor([count]), torch.stack(right), count * found)
+        self._found.add(torch.cat([*sums, *(count * grad.flatten() for grad in own)]))
+        return found
 
     def _classifier(self, name: str, x: Float[Tensor, "n d"], classes: int) -> Float[Tensor, "c d"]:
         """The weights of a modality's classifier, which begin as a linear layer's do."""
@@ -234,6 +224,3 @@ class CGGM(Method):
             self.first[name] = torch.zeros_like(x[:1]).expand(classes, -1).clone()
             self.second[name] = self.first[name].clone()
         return self.classifiers[name].to(x)
-
-    def _fused(self, name: str) -> int:
-        return self.classifiers[name][:, :-1].numel()
