@@ -454,3 +454,20 @@ def test_two_ranks_train_and_draw_as_one_process_does(tmp_path):
     drawn = torch.cat([rank["fraction"].index for rank in (one, two)])
     assert len(drawn) == 12
     assert sorted(drawn.tolist()) == alone["fraction"].index.tolist()
+
+
+def test_a_trial_runs_at_the_rate_that_the_schedule_is_made_of():
+    """At the first step of a warm-up the rate is next to nothing."""
+
+    def learnt(scheduled):
+        model = net()
+        optimizer = sgd(model)
+        if scheduled:
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e-9)
+        probe = evenly.Probe(model, forward, *loaders())
+        objective = evenly.Method().loss
+        with probe.trained(objective, epochs=1, optimizer=optimizer):
+            return weights(model)
+
+    plain, scheduled = learnt(False), learnt(True)
+    assert all(torch.equal(plain[name], scheduled[name]) for name in plain)

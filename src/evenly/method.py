@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from evenly.output import Output
 
@@ -199,6 +200,19 @@ class Method:
                 "train_loader, val_loader))."
             )
         return probe
+
+    def _check_sampler(self, probe: "Probe", sampler: Any) -> None:
+        """Raises if the training loader does not draw from the sampler that the method writes."""
+        loader = probe.loaders["train"]
+        if not isinstance(loader, DataLoader):  # its order is the user's own business
+            return
+        batches = loader.batch_sampler
+        if sampler not in (loader.sampler, getattr(batches, "sampler", None)):
+            raise ValueError(
+                f"{type(self).__name__} writes the order of the samples, but the training loader "
+                "does not draw from its sampler. Build the loader with DataLoader(dataset, "
+                "batch_size, sampler=sampler) and the method with the same sampler."
+            )
 
     def _unimodal(self, output: Output) -> dict[str, Tensor]:
         """The logits of each encoder's modality that the batch holds, in the encoders' order."""

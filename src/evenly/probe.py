@@ -227,7 +227,12 @@ class Probe:
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         modes = [(module, module.training) for module in self.model.modules()]
         kind: Any = type(optimizer)
-        trial = kind([dict(group) for group in optimizer.param_groups])
+        # A schedule that warms up may stand near 0 now: the rate is the one that it is made of.
+        groups = [
+            {**group, "lr": group.get("initial_lr", group["lr"])}
+            for group in optimizer.param_groups
+        ]
+        trial = kind(groups)
         try:
             for parameter, _ in gradients:
                 parameter.grad = None

@@ -361,6 +361,29 @@ def test_a_method_that_repeats_batches_needs_a_loader_that_does(tmp_path, monkey
     assert engine.global_step == 2 * len(train)
 
 
+def test_a_method_that_repeats_batches_cannot_accumulate_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(Everything, "repeats", 2)
+    module = Module("everything")
+    engine = trainer(module, tmp_path, max_epochs=1, accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match="Set accumulate_grad_batches=1"):
+        engine.fit(module, *loaders())
+
+
+@pytest.mark.parametrize("puts", [True, False])
+def test_a_method_with_a_sampler_keeps_it_on_several_ranks(puts, tmp_path, monkeypatch):
+    from lightning.pytorch.strategies import DDPStrategy
+
+    module = Module("everything")
+    monkeypatch.setattr(Everything, "sampler", None, raising=False)
+    engine = trainer(module, tmp_path, use_distributed_sampler=puts)
+    monkeypatch.setattr(type(engine), "strategy", DDPStrategy(), raising=False)
+    if puts:
+        with pytest.raises(ValueError, match="Pass use_distributed_sampler=False"):
+            engine.callbacks[0].setup(engine, module, "fit")
+    else:
+        engine.callbacks[0].setup(engine, module, "fit")
+
+
 def test_two_methods_in_one_trainer_are_refused(tmp_path):
     module = Module("relearn")
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `Balance`"):

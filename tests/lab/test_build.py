@@ -127,12 +127,13 @@ def test_a_model_is_ready_to_train(data):
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("encoders", [{}, {"m2": "test_build.Mine", "m1": "test_build.Mine"}])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_starts_from_the_same_encoders(data, name):
-    """And with the head that it is made for; each modality alone has that one only."""
+def test_every_method_starts_from_the_same_encoders(data, name, encoders):
+    """Lazy ones too, whatever its head; each modality alone has that one only."""
     alone = METHODS[name].info.alone
-    model = build(data, f"{name}(modality=m2)" if alone else name)
-    joint = build(data)
+    model = build(data, f"{name}(modality=m2)" if alone else name, encoders=encoders)
+    joint = build(data, encoders=encoders)
     assert list(model.encoders) == (["m2"] if alone else ["m1", "m2"])
     for modality, encoder in model.encoders.items():
         theirs = joint.encoders[modality].state_dict()

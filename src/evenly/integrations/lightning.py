@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
     ModelParallelStrategy,
+    ParallelStrategy,
 )
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ class Balance(Callback):
         self._loss_asked = False
         self._check_module(pl_module)
         self._check_strategy(trainer)
+        self._check_sampler(trainer)
         if overrides(self.method, "backward"):
             pl_module.backward = self.method.backward  # type: ignore[method-assign]
         if overrides(self.method, "loss"):
@@ -214,7 +216,27 @@ class Balance(Callback):
                 "FSDPStrategy flattens them. Use ModelParallelStrategy (FSDP2) or strategy='ddp'."
             )
 
+    def _check_sampler(self, trainer: Trainer) -> None:
+        """The Trainer would put a sampler of its own in the place of the method's."""
+        own = hasattr(self.method, "sampler") or self.method.repeats > 1
+        if (
+            own
+            and isinstance(trainer.strategy, ParallelStrategy)
+            and trainer._accelerator_connector.use_distributed_sampler
+        ):
+            raise ValueError(
+                f"{self._name} decides on the order of the samples, but the Trainer puts its own "
+                "sampler in the place of yours on several ranks. Pass use_distributed_sampler="
+                "False; evenly.Resampler shares the samples among the ranks itself."
+            )
+
     def _check_repeats(self, trainer: Trainer) -> None:
+        if self.method.repeats > 1 and trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"{self._name} takes a step for each modality on each batch, so gradients of "
+                "several batches cannot be accumulated. Set accumulate_grad_batches=1, and a "
+                "larger batch."
+            )
         batches = getattr(_train_loader(trainer), "batch_sampler", None)
         if self.method.repeats > 1 and getattr(batches, "repeats", 1) != self.method.repeats:
             raise ValueError(

@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -16,6 +16,7 @@ from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
 from evenly.nn import LateFusion, encoder_for
+from evenly.nn.late_fusion import feature_width
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse
 from evenly.suggest import unknown
@@ -50,20 +51,21 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
             )
             for name, modality in data.modalities.items()
         }
+        # All of them, and before the head is made: lazy layers draw their weights here, which
+        # must be the same whatever the method's head and modality are.
+        _try_encoders(encoders, data, training.encoders)
         if alone is not None:
             encoders = {alone: encoders[alone]}
         model = LateFusion(encoders, len(data.class_names), info.head)
-        _try_encoders(model, data, set(training.encoders) & set(encoders))
     return model.train()
 
 
 @torch.no_grad()
-def _try_encoders(model: LateFusion, data: Data, own: Iterable[str]) -> None:
+def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection[str]) -> None:
     """Passes two samples through the user's own encoders, which gives lazy layers their weights."""
     inputs = data.split("train").__getitems__([0, 1])["inputs"]
-    model.eval()
-    for name in own:
-        encoder = model.encoders[name]
+    for name in (name for name in encoders if name in own):
+        encoder = encoders[name].eval()
         what = f"encoder '{name}' ({type(encoder).__name__})"
         try:
             features = encoder(inputs[name])
@@ -72,7 +74,7 @@ def _try_encoders(model: LateFusion, data: Data, own: Iterable[str]) -> None:
                 f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
                 f"sample ({error}). Give an encoder, or settings of it, for that shape."
             ) from error
-        shape, width = getattr(features, "shape", None), encoder.out_features
+        shape, width = getattr(features, "shape", None), feature_width(name, encoder)
         if shape != (2, width):
             raise ValueError(
                 f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "

@@ -234,7 +234,9 @@ class Record(Callback):
     def _row(self, trainer: L.Trainer, task: Task) -> dict[str, int | float]:
         epoch = trainer.current_epoch
         loss, correct, count = task.train_sums.tolist()
-        row = {"epoch": epoch, "train_loss": loss / count, "train_accuracy": correct / count}
+        row = {"epoch": epoch, "train_loss": loss / count}
+        if self.method.turn is None:  # else it would be the accuracy of single modalities
+            row["train_accuracy"] = correct / count
         row |= {f"val_{name}": value for name, value in task.evaluation.metrics().items()}
         every = self.cell.training.measure_every
         if every and (epoch % every == 0 or epoch == self.cell.training.epochs - 1):

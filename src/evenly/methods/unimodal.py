@@ -7,6 +7,7 @@ training; balancing methods are measured against it since.
 
 from torch import Tensor, nn
 
+from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 
@@ -67,10 +68,7 @@ class Unimodal(Method):
         """CE(z_m) of the one modality; 0 of a batch that lacks it."""
         logits = self._unimodal(output).get(self.modality)
         loss = output.logits[:0].sum() if logits is None else self.criterion(logits, target)
-        # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
-        for parameter in self._others():
-            loss = loss + parameter.reshape(-1)[:0].sum().to(loss)
-        return loss
+        return distributed.joined(loss, self._others())
 
     def before_step(self) -> None:
         """Takes the zero gradients of the other encoders away: weight decay would move them."""

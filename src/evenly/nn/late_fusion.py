@@ -46,7 +46,7 @@ class LateFusion(nn.Module):
             raise ValueError("LateFusion needs an encoder for each modality; found none.")
         if head not in HEADS:
             raise unknown("head", head, HEADS)
-        widths = {name: _width(name, encoder) for name, encoder in encoders.items()}
+        widths = {name: feature_width(name, encoder) for name, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(dict(encoders))
         self.head = HEADS[head].on(encoders, widths, num_classes)
 
@@ -92,7 +92,8 @@ def _precision(device: torch.device) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast(kind, dtype, enabled)
 
 
-def _width(name: str, encoder: nn.Module) -> int:
+def feature_width(name: str, encoder: nn.Module) -> int:
+    """The width of an encoder's features, which it must say."""
     width = getattr(encoder, "out_features", None)
     if not isinstance(width, int):
         raise ValueError(
