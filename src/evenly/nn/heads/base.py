@@ -48,6 +48,20 @@ class Head(nn.Module):
         """The features of each modality that the batch holds."""
         return {name: encoders[name](inputs[name]) for name in self.widths if name in inputs}
 
+    def one_width(self) -> int:
+        """The width of all features, for a layer that every modality goes through.
+
+        Raises:
+            ValueError: If the features are not equally wide.
+        """
+        first, *others = self.widths.values()
+        if any(width != first for width in others):
+            raise ValueError(
+                f"{type(self).__name__} has a layer in common, which needs features of one width; "
+                f"found {self.widths}. Give the encoders the same `out_features`."
+            )
+        return first
+
     def unimodal_heads(self) -> nn.ModuleDict:
         """A linear layer for each modality."""
         return nn.ModuleDict(

@@ -27,12 +27,7 @@ class BoostedHead(Head):
             ValueError: If the features are not equally wide.
         """
         super().__init__(widths, num_classes)
-        if len(set(widths.values())) > 1:
-            raise ValueError(
-                f"a boosted head needs features of one width; found {dict(widths)}. Give the "
-                "encoders the same `out_features`."
-            )
-        width = next(iter(widths.values()))
+        width = self.one_width()
         hidden = max(1, width // 2)
         self.network = nn.Sequential(
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)

@@ -30,14 +30,9 @@ class CertaintyHead(Head):
             ValueError: If the features are not equally wide.
         """
         super().__init__(widths, num_classes)
-        if len(set(widths.values())) > 1:
-            raise ValueError(
-                "a head with a layer in common needs features of one width; found "
-                f"{dict(widths)}. Give the encoders the same `out_features`."
-            )
         self.heads = self.unimodal_heads()
         self.linear = nn.Linear(sum(widths.values()), num_classes)
-        self.shared = nn.Linear(next(iter(widths.values())), num_classes)
+        self.shared = nn.Linear(self.one_width(), num_classes)
 
     def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = Σ_k w_k z_k over the modalities that are there and the layer on all features."""

@@ -26,12 +26,7 @@ class SharedHead(Head):
             ValueError: If the features are not equally wide.
         """
         super().__init__(widths, num_classes)
-        if len(set(widths.values())) > 1:
-            raise ValueError(
-                f"a shared head needs features of one width; found {dict(widths)}. Give the "
-                "encoders the same `out_features`."
-            )
-        self.linear = nn.Linear(next(iter(widths.values())), num_classes)
+        self.linear = nn.Linear(self.one_width(), num_classes)
 
     def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = Σ_m w_m z_m, with z_m = W f_m + b."""
