@@ -25,6 +25,7 @@ several modalities.
   evenly compare                       three methods on built-in data, two minutes
   evenly compare --data my.npz --methods joint,relearn,ogm_ge --seeds 5
   evenly compare --methods 'joint,relearn,relearn(gap=shared)'
+  evenly compare --methods all --seeds 5
   evenly diagnose features.npz         how well each encoder is learnt, no training
   evenly COMMAND --help                what a command takes
 """
@@ -273,7 +274,7 @@ def parser() -> ArgumentParser:
         "--methods",
         default="joint,relearn,ogm_ge",
         help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)'; 'evenly "
-        "methods' lists them",
+        "methods' lists them; 'all' is every one, 'unimodal' each modality alone",
     )
     one.add_argument("--seeds", type=int, default=3, help="how many seeds: 0, 1, ...")
     one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")

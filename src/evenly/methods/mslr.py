@@ -64,7 +64,7 @@ class MSLR(Method):
         category="optimisation",
         writes="learning rates",
         neutral={"strategy": "keep", "rates": None},
-        variants=({}, {"strategy": "keep"}, {"strategy": "smooth"}),
+        variants=({}, {"strategy": "keep"}),  # without rates of one's own, smooth is the same
         needs=("unimodal",),
         needs_probe=True,
         head="late",
