@@ -1,6 +1,7 @@
 """A small multimodal problem and a plain loop, for the tests of everything that trains."""
 
 import inspect
+import io
 from dataclasses import replace
 
 import torch
@@ -178,18 +179,32 @@ class Run:
         self.train_loader.batch_sampler.repeats = self.method.repeats
         self.probe = evenly.Probe(self.model, forward, self.train_loader, self.val_loader)
 
-    def train(self, epochs, start=0, split=1, scale=1, clip=None, lacking=None):
+    def train(
+        self,
+        epochs,
+        start=0,
+        split=1,
+        scale=1,
+        clip=None,
+        lacking=None,
+        skip=0,
+        stop=None,
+        begin=True,
+    ):
         """Trains.
 
         `split` passes make a step (gradient accumulation), the loss is scaled as by AMP, norms
-        are clipped, and every third batch may lack a modality.
+        are clipped, and every third batch may lack a modality. Of each epoch, the batches from
+        `skip` to before `stop` are taken; one that was begun before need not `begin` again.
         """
         for epoch in range(start, epochs):
-            torch.manual_seed(1000 + epoch)
             self.train_loader.batch_sampler.sampler.set_epoch(epoch)
-            self.method.before_epoch(epoch, self.probe)
+            if begin:
+                self.method.before_epoch(epoch, self.probe)
             for n, batch in enumerate(self.train_loader):
-                self.step(batch, split, scale, clip, lacking if n % 3 == 1 else None)
+                if skip <= n and (stop is None or n < stop):
+                    torch.manual_seed(1000 * epoch + n)
+                    self.step(batch, split, scale, clip, lacking if n % 3 == 1 else None)
         return self
 
     def step(self, batch, split=1, scale=1, clip=None, lacking=None):
@@ -213,6 +228,13 @@ class Run:
     def state(self):
         parts = {"model": self.model, "method": self.method, "optimizer": self.optimizer}
         return {key: part.state_dict() for key, part in parts.items()}
+
+    def reloaded(self, case):
+        """The training of a case, through a file, read with weights_only, in objects made anew."""
+        file = io.BytesIO()
+        torch.save(self.state(), file)
+        file.seek(0)
+        return Run(case, seed=99).load(torch.load(file, weights_only=True))
 
     def load(self, state):
         self.model.load_state_dict(state["model"])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from evenly.chance import uniform
+from evenly.chance import stream, uniform
 
 COUNT = 100_000
 
@@ -84,9 +84,27 @@ def test_a_function_of_the_position_only():
     assert torch.equal(uniform(index[:0], 2, 9), whole[:0])
 
 
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (0, 5), (3, 0), (3, 1_000_002), (-1, 2)])
+def test_a_stream_is_that_of_seed_and_step(seed, step):
+    """Numbers that runs of before were made with."""
+    found = torch.rand(5, generator=stream(torch.device("cpu"), seed, step))
+    expected = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    assert torch.equal(found, torch.rand(5, generator=expected))
+
+
+def test_no_stream_is_that_of_another_seed_or_step():
+    drawn = [
+        tuple(torch.rand(3, generator=stream(torch.device("cpu"), seed, step)).tolist())
+        for seed in range(5)
+        for step in range(20)
+    ]
+    assert len(set(drawn)) == 100
+
+
 def test_no_random_stream_is_touched():
     torch.manual_seed(3)
     uniform(torch.arange(5), 1)
+    torch.rand(5, generator=stream(torch.device("cpu"), 3, 1))
     drawn = torch.rand(2)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(2))

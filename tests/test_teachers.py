@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,16 @@ def test_the_student_starts_where_the_teachers_started():
     before = weights(run.model)
     run.method.before_epoch(0, run.probe)
     assert all(torch.equal(before[key], value) for key, value in weights(run.model).items())
+
+
+def test_half_precision_logits_that_add_up_to_more_than_it_holds():
+    run = Run("umt").train(1)
+    inputs, target, index = next(iter(run.train_loader))
+    output = run.model(inputs, index)
+    large = {name: torch.full_like(z, 6e4).half() for name, z in output.unimodal.items()}
+    found = run.method.loss(replace(output, unimodal=large), target)
+    assert torch.equal(found, run.method.loss(output, target))
+    assert found.isfinite()
 
 
 def test_teachers_are_seen_once_and_never_run_in_a_step():

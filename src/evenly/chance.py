@@ -1,5 +1,9 @@
-"""Random numbers that belong to samples: the same in any batch, on any rank, in any order."""
+"""Random numbers that are a function of seed and step, or of a sample: a resumed run repeats them.
 
+Those of samples are the same in any batch, on any rank, in any order.
+"""
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,6 +28,18 @@ def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
         state = _mix_int(state ^ (number & _MASK))
     bits = _mix(index.long() + _signed(state))
     return _shifted(bits, 40).float() * 2.0**-24
+
+
+def stream(device: torch.device, seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step, equal on all ranks, apart from the global random stream.
+
+    Args:
+        device: Where they are drawn.
+        seed: Of the run.
+        step: Which step (or part of a model) they are for, below 1 000 003: from there on a seed
+            has the streams of the next.
+    """
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -98,8 +98,8 @@ class Taught(Method):
         return epoch == 0 and self.needs_teachers
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Trains the teachers before the first epoch."""
-        if not (self.is_due(epoch) or (self.needs_teachers and not self.teachers)):
+        """Trains the teachers once, before the first epoch that this is called for."""
+        if self.teachers or not self.needs_teachers:
             return
         probe = self._probe(probe)
         with probe.trained(
@@ -119,9 +119,10 @@ class Taught(Method):
     def _idle(self, output: Output) -> Float[Tensor, ""]:
         """Zero, by way of the unimodal heads, which the student may have no other use for.
 
-        DistributedDataParallel waits for a gradient of every output that it has seen.
+        DistributedDataParallel waits for a gradient of every output that it has seen. The sum is
+        of no element: 0 times that of all is NaN where they add up to more than float16 holds.
         """
-        return torch.stack([z.sum() for z in self._unimodal(output).values()]).sum() * 0
+        return torch.stack([z[:0].sum() for z in self._unimodal(output).values()]).sum()
 
     def _taught(
         self, key: str, index: Int[Tensor, " n"], device: torch.device

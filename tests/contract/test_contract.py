@@ -3,8 +3,6 @@
 A test that does not concern a method is not made for it: the reason is in its `Info`.
 """
 
-import io
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ import evenly
 import evenly.lab.build
 import evenly.nn
 from evenly import METHODS
-from support import CASES, EXACT, NAMES, Run, Toy, forward, info, loaders, make, net, same, weights
+from support import CASES, EXACT, NAMES, Run, Toy, forward, info, make, net, same, weights
 
 
 def cases(holds=lambda info: True):
@@ -53,12 +51,19 @@ def test_a_run_repeats_itself(case):
 @cases()
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_equals_uninterrupted(case, stop):
-    """Through a file, read with weights_only, into objects built anew."""
-    file = io.BytesIO()
-    torch.save(Run(case).train(stop).state(), file)
-    file.seek(0)
-    fresh = Run(case, seed=99).load(torch.load(file, weights_only=True))
+    fresh = Run(case).train(stop).reloaded(case)
     assert same(fresh.train(4, start=stop).model, trained(case))
+
+
+@cases()
+@pytest.mark.parametrize("begin", [True, False])
+def test_resumed_within_each_epoch_equals_uninterrupted(case, begin):
+    """Whether or not the loop calls `before_epoch` again for an epoch that had begun."""
+    run = Run(case)
+    for epoch in range(3):
+        run = run.train(epoch + 1, start=epoch, stop=3).reloaded(case)
+        run.train(epoch + 1, start=epoch, skip=3, begin=begin)
+    assert same(run.model, trained(case, epochs=3))
 
 
 @cases()
@@ -127,7 +132,8 @@ def test_accumulated_passes_equal_one(case):
         run = Run(case, **EXACT.get(case, {}))
         run.model.double().eval()
         for epoch in range(3):
-            run.method.before_epoch(epoch, evenly.Probe(run.model, as_double, *loaders()))
+            probe = evenly.Probe(run.model, as_double, run.train_loader, run.val_loader)
+            run.method.before_epoch(epoch, probe)
             inputs, target, index = next(iter(torch.utils.data.DataLoader(Toy(24), 24)))
             doubled = {name: x.double() for name, x in inputs.items()}
             run.step((doubled, target, index), split=split)
@@ -246,6 +252,14 @@ def test_info_is_complete(name):
         assert info.neutral
     if isinstance(info.neutral, str):
         assert len(info.neutral.split()) > 3, "a reason, in words"
+        assert not info.neutral.startswith("none"), "who shows it says that there are none"
+    if not info.sharded:
+        assert "FSDP2" in info.doubts, "a reason, in words"
+
+
+@pytest.mark.parametrize("name", ["amco", "aug", "di_mml", "mcr"])
+def test_who_calls_a_method_of_the_head_tells_that_it_may_not_be_sharded_alone(name):
+    assert "FSDP2 must not shard the head by itself" in METHODS[name].info.doubts
 
 
 @pytest.mark.parametrize("name", METHODS)

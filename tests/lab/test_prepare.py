@@ -51,6 +51,11 @@ def notes(method, epochs=30, **more):
         ("relearn(every=20)", 3, " (first before epoch 21, counted from 0)"),
         ("relearn(every=2,times=0)", 9, ""),
         ("ogm_ge(start=4,end=9)", 4, " (first before epoch 4, counted from 0)"),
+        ("greedy(start=50)", 20, " (first before epoch 50, counted from 0)"),
+        ("greedy(window=0)", 20, ""),
+        ("di_mml(start=30)", 20, " (first before epoch 30, counted from 0)"),
+        ("inforeg(strength=0)", 20, ""),
+        ("inforeg(threshold=1)", 20, ""),
     ],
 )
 def test_a_method_that_never_acts_is_told(method, epochs, more):
@@ -59,7 +64,15 @@ def test_a_method_that_never_acts_is_told(method, epochs, more):
 
 @pytest.mark.parametrize(
     ("method", "epochs"),
-    [("relearn", 3), ("relearn(every=20)", 22), ("ogm_ge(start=4,end=9)", 5), ("joint", 1)],
+    [
+        ("relearn", 3),
+        ("relearn(every=20)", 22),
+        ("ogm_ge(start=4,end=9)", 5),
+        ("joint", 1),
+        ("greedy(start=4)", 5),
+        ("di_mml(start=4)", 5),
+        ("inforeg", 1),
+    ],
 )
 def test_a_method_that_acts_is_not(method, epochs):
     assert not any("acts in none" in note for note in notes(method, epochs))

@@ -7,7 +7,6 @@ from torch import nn
 from evenly import METHODS
 from evenly.methods.amco import dependent, masked, masked_share, mass
 from evenly.nn import LateFusion
-from evenly.nn.heads import AMCoHead
 from support import Run, weights
 
 AMCo = METHODS["amco"]
@@ -149,6 +148,31 @@ def test_the_mask_is_that_of_the_step():
     assert len(set(drawn[:20])) > 5
 
 
+def test_the_next_step_has_another_mask():
+    net, method = build()
+    method.before_epoch(1)
+    drawn = set()
+    for _ in range(20):
+        method.batches = 1
+        drawn.add(tuple(method.mask(CLASSES, torch.device("cpu")).tolist()))
+        method.loss(net(inputs()), torch.zeros(7, dtype=torch.int64))
+        method.before_step()
+    assert len(drawn) > 5
+
+
+def test_a_validation_sees_no_mask():
+    """What is validated is the prediction."""
+    net, method = build()
+    method.before_epoch(3)
+    method.batches, method.share = 1, torch.tensor([0.9, 0.1])
+    output, target = net(inputs()), torch.zeros(7, dtype=torch.int64)
+    with torch.no_grad():
+        found = method.loss(output, target)
+    logits = (output.logits, *output.unimodal.values())
+    assert torch.equal(found, sum(nn.functional.cross_entropy(z, target) for z in logits))
+    assert not torch.equal(found, method.loss(output, target))
+
+
 def test_passes_of_a_step_see_one_mask_and_add_up_their_shares():
     def go(split):
         run = Run("amco", sigma=0.45)
@@ -200,10 +224,20 @@ class TestMessages:
             AMCo(net.encoders, head=net.head)
 
     def test_a_head_of_ones_own(self):
-        class Own(AMCoHead):
-            pass
+        """Masked logits are fused by its rule."""
 
-        AMCo({"a": nn.Linear(3, 2)}, head=Own({"a": 2}, 4))
+        class Own(nn.Module):
+            def combined(self, unimodal):
+                return 3 * sum(unimodal.values())
+
+        net, method = build()
+        method = AMCo(net.encoders, head=Own())
+        method.before_epoch(3)
+        method.batches, method.share = 1, torch.tensor([0.9, 0.1])
+        output, target = net(inputs()), torch.zeros(7, dtype=torch.int64)
+        logits = (3 * output.unimodal["aa"], *output.unimodal.values())
+        expected = sum(nn.functional.cross_entropy(z, target) for z in logits)
+        torch.testing.assert_close(method.loss(output, target), expected, rtol=1e-12, atol=0)
 
     def test_a_step_without_a_loss(self):
         _, method = build()

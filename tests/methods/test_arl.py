@@ -99,7 +99,17 @@ def test_one_modality_is_not_scaled():
     assert run.method.metrics == {}
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", -1.0), ("gamma", -0.5), ("start", -1)])
-def test_negative_settings(name, value):
-    with pytest.raises(ValueError, match=rf"ARL: '{name}' is not negative; found {value}\."):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", math.inf),
+        ("gamma", -0.5),
+        ("gamma", math.inf),
+        ("start", -1),
+    ],
+)
+def test_settings_out_of_range(name, value):
+    text = rf"ARL: '{name}' is finite and not negative; found {value}\."
+    with pytest.raises(ValueError, match=text):
         ARL(net().encoders, **{name: value})

@@ -182,6 +182,30 @@ def test_improvement_is_that_since_the_last_step():
         before = now
 
 
+@pytest.mark.parametrize("kind", [{"device": "meta"}, {"dtype": torch.float64}])
+def test_a_state_is_used_where_the_gradients_are(kind):
+    """Loaded on the CPU, as a checkpoint is, for a model elsewhere or of another precision."""
+    model = net().eval()
+    method = CGGM(model.encoders)
+    output, target = forward(model, next(iter(loaders()[0])))
+    method.backward(method.loss(output, target))
+    method.before_step()
+    state = method.state_dict()
+    moved = net().eval().to(**kind)
+    method = CGGM(moved.encoders)
+    method.load_state_dict(state)
+    for _ in range(2):
+        x = torch.ones(8, 1, 5).to(**kind)
+        features = {name: encoder(x) for name, encoder in moved.encoders.items()}
+        output = evenly.Output(moved.head(features)[0], features)
+        method.backward(method.loss(output, target.to(x.device)))
+        method.before_step()
+    like = next(moved.parameters())
+    tables = (method.classifiers, method.first, method.second)
+    for found in (*(part for table in tables for part in table.values()), method.shares):
+        assert (found.device, found.dtype) == (like.device, like.dtype)
+
+
 def test_one_modality_is_left_alone():
     one, joint = Run("cggm", names=("a",)).train(2), Run("joint", names=("a",)).train(2)
     assert torch.equal(one.model.head.linear.weight, joint.model.head.linear.weight)
@@ -191,9 +215,10 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"rho": 0.0}, r"CGGM: 'rho' is above 0; found 0\.0\."),
-            ({"rate": -0.1}, r"CGGM: 'rate' is above 0; found -0\.1\."),
-            ({"lam": -1.0}, r"CGGM: 'lam' is not negative; found -1\.0\."),
+            ({"rho": 0.0}, r"CGGM: 'rho' is finite and above 0; found 0\.0\."),
+            ({"rate": -0.1}, r"CGGM: 'rate' is finite and above 0; found -0\.1\."),
+            ({"lam": -1.0}, r"CGGM: 'lam' is finite and not negative; found -1\.0\."),
+            ({"lam": float("inf")}, r"CGGM: 'lam' is finite and not negative; found inf\."),
         ],
     )
     def test_settings(self, settings, text):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import evenly
 from evenly.methods.di_mml import DIMML, effective, transfer
 from evenly.nn.heads import CertaintyHead
 from ranks import on_ranks
@@ -149,6 +150,49 @@ def test_effective_dimensions_are_found_once_before_the_start():
     run.method.before_epoch(2)  # asks for no probe again
 
 
+def batch_of(model, names):
+    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
+    return forward(model, (inputs, target, index))
+
+
+def test_modalities_without_an_encoder_stay_in_the_joined_features():
+    """And have no losses of their own."""
+    names = NAMES[:3]
+    model = net(names, head="certainty").eval()
+    output, target = batch_of(model, names)
+    method = DIMML({name: model.encoders[name] for name in names[:2]}, head=model.head)
+    found, f = method.loss(output, target), output.features
+    layers = [(model.head.linear, torch.cat(list(f.values()), 1))]
+    for name in names[:2]:
+        layers += [(model.head.heads[name], f[name]), (model.head.shared, f[name])]
+    expected = sum(nn.functional.cross_entropy(layer(x), target) for layer, x in layers)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_validation_leaves_the_metrics():
+    model = net(head="certainty").eval()
+    output, target = batch_of(model, NAMES[:2])
+    method = DIMML(model.encoders, head=model.head)
+    method.effective = {"a": torch.arange(6) < 3, "aa": torch.arange(6) > 1}
+    method.loss(output, target)
+    before = dict(method.metrics)
+    assert set(before) == {"transfer/a/aa", "transfer/aa/a"}
+    with torch.no_grad():
+        method.loss(*batch_of(model.train(), NAMES[:2]))
+    assert method.metrics == before
+
+
+def test_loaded_dimensions_move_to_the_device_once():
+    model = net(head="certainty").to("meta")
+    method = DIMML(model.encoders, head=model.head)
+    method.effective = {"a": torch.arange(6) < 3, "aa": torch.arange(6) > 1}
+    features = {name: torch.randn(4, 6, device="meta") for name in ("a", "aa")}
+    logits, unimodal = model.head(features)
+    target = torch.zeros(4, dtype=torch.int64, device="meta")
+    method.loss(evenly.Output(logits, features, unimodal), target)
+    assert all(there.device.type == "meta" for there in method.effective.values())
+
+
 def test_one_modality_has_no_one_to_learn_from():
     assert Run("di_mml", names=("a",)).train(3).method.effective == {}
 
@@ -157,8 +201,9 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"align": 0.0}, r"DIMML: 'align' is above 0; found 0\.0\."),
-            ({"temperature": -1.0}, r"DIMML: 'temperature' is above 0; found -1\.0\."),
+            ({"align": 0.0}, r"DIMML: 'align' is finite and above 0; found 0\.0\."),
+            ({"align": math.inf}, r"DIMML: 'align' is finite and above 0; found inf\."),
+            ({"temperature": -1.0}, r"DIMML: 'temperature' is finite and above 0; found -1\.0\."),
             ({"start": -1}, r"DIMML: 'start' is not negative; found -1\."),
         ],
     )

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -144,20 +145,40 @@ def test_losses_do_not_depend_on_the_number_of_batches_or_a_dropped_last_one(bat
         assert found[part] == pytest.approx(measured(model, part), rel=1e-5)
 
 
-def test_a_unimodal_trial_trains_that_modality_alone():
+def test_two_trials_are_enough(monkeypatch):
+    """In that of the unimodal losses each modality learns what it does alone, bit for bit."""
     model = straight()
-    method = GBlending(model.encoders, optimizer=sgd(model))
+    method = GBlending(model.encoders, optimizer=sgd(model), trial_epochs=1)
     probe = evenly.Probe(model, as_double, *loaders())
+    objectives = []
+
+    def noted(self, objective, **settings):
+        objectives.append(objective)
+        return trained(self, objective, **settings)
+
+    trained = evenly.Probe.trained
+    monkeypatch.setattr(evenly.Probe, "trained", noted)
+    method.before_epoch(0, probe)
+    unimodal, fused = objectives
+
+    def changed(objective, reference):
+        with trained(probe, objective, epochs=1, optimizer=sgd(model)):
+            now = weights_of(model)
+        return now, {key for key in now if not torch.equal(now[key], reference[key])}
+
     before = weights_of(model)
-    with probe.trained(method._objective("unimodal/aa"), epochs=1, optimizer=sgd(model)):
-        changed = {
-            key.rsplit(".", 1)[0]
-            for key, value in weights_of(model).items()
-            if not torch.equal(before[key], value)
-        }
-    assert changed == {"encoders.aa.0", "encoders.aa.1", "encoders.aa.5", "head.heads.aa"} | {
-        "encoders.a.1"  # BatchNorm's statistics, in every pass
-    }
+    heads = {key for key in before if key.startswith("head.")}
+    fused_head = {"head.linear.weight", "head.linear.bias"}
+    together, moved = changed(unimodal, before)
+    assert heads - moved == fused_head
+    for name in model.encoders:
+        alone = partial(one_loss, name)
+        assert not any(f".{name}." in key for key in changed(alone, together)[1])
+    assert heads & changed(fused, before)[1] == fused_head
+
+
+def one_loss(name, output, target):
+    return nn.functional.cross_entropy(output.unimodal[name], target)
 
 
 def test_when_trials_are_due():
@@ -193,6 +214,25 @@ def test_a_missing_modality_is_left_out():
     ce = nn.functional.cross_entropy
     expected = 0.5 * ce(output.logits, target) + 0.25 * ce(output.unimodal["a"], target)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_trial_whose_batches_lack_a_modality(online):
+    """As a forward pass that drops one in training makes them."""
+    run = Run("g_blending", online=online)
+    passes = []
+
+    def dropping(model, batch):
+        inputs, target, index = batch
+        if model.training:
+            passes.append(1)
+            inputs = {name: x for name, x in inputs.items() if name != "a" or len(passes) % 3}
+        return forward(model, (inputs, target, index))
+
+    probe = evenly.Probe(run.model, dropping, run.train_loader, run.val_loader)
+    run.method.before_epoch(0, probe)
+    assert len(passes) == 2 * (2 if online else 1) * len(run.train_loader)
+    assert sum(run.method.weights.values()) == pytest.approx(1)
 
 
 class TestMessages:

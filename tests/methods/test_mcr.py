@@ -70,16 +70,13 @@ def batch_of(model, names=NAMES[:2]):
     return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
 
 
-def contributions(model, output, orders, kept=lambda name, moved, x: x):
-    """J_m of each modality, one permutation after the other; `kept` may detach features."""
+def contributions(model, output, orders):
+    """J_m of each modality, one permutation after the other."""
     found = {}
     for moved in output.features:
         total = 0.0
         for order in orders:
-            parts = []
-            for name, value in output.features.items():
-                x = kept(name, moved, value)
-                parts.append(x[order] if name == moved else x)
+            parts = [x[order] if name == moved else x for name, x in output.features.items()]
             total = total + mean_jsd(output.logits, model.head.linear(torch.cat(parts, 1)))
         found[moved] = total / len(orders)
     return found
@@ -100,30 +97,61 @@ def test_golden_loss(names):
     expected = (
         nn.functional.cross_entropy(output.logits, target)
         + 0.5 * game
-        + 0.7 * contrast(features, target.repeat(len(names)), 0.1)
+        + 0.7 * contrast(features, target.repeat(len(names)), 0.5)
         + 0.3 * error.square().mean()
     )
     torch.testing.assert_close(method.loss(output, target), expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 @pytest.mark.parametrize("k", [-1, 0, 1])
-def test_what_each_encoder_plays_for(k):
-    """The permuted predictions: ∇_θm (-J_m - k · J_other), the plain prediction held still."""
-    model = net(head="decoding").double().eval()
-    output, target = batch_of(model)
+def test_what_each_encoder_plays_for(k, names):
+    """∇_θm (-J_m - k · Σ J of the others), with -1 shared out among the others."""
+    model = net(names, head="decoding").double().eval()
+    output, target = batch_of(model, names)
     settings = {"contrast": 0.0, "bottleneck": 0.0, "samples": 2, "k": k, "strength": 0.5}
     method = MCR(model.encoders, **settings)
-    held = evenly.Output(output.logits.detach(), output.features, fuse=output.fuse)
     features = list(output.features.values())
-    found = torch.autograd.grad(method.loss(held, target), features)
+    game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
+    found = torch.autograd.grad(game, features, retain_graph=True)
 
-    orders = method._orders(output.logits).view(2, 24)
-    j = contributions(model, held, orders)
-    own = torch.autograd.grad(j["a"], features, retain_graph=True)
-    other = torch.autograd.grad(j["aa"], features)
-    for got, expected in zip(found, (-own[0] - k * other[0], -other[1] - k * own[1]), strict=True):
+    j = contributions(model, output, method._orders(output.logits).view(2, 24))
+    slopes = {
+        moved: torch.autograd.grad(value, features, retain_graph=True) for moved, value in j.items()
+    }
+    shared = -1 / (len(names) - 1) if k == -1 else k
+    for m, name in enumerate(names):
+        others = sum(slopes[moved][m] for moved in names if moved != name)
+        expected = -slopes[name][m] - shared * others
         assert expected.abs().max() > 1e-5
-        torch.testing.assert_close(got, 0.5 * expected, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(found[m], 0.5 * expected, rtol=1e-10, atol=1e-14)
+
+
+def test_modalities_without_an_encoder_stay_in_the_prediction():
+    """And neither are permuted nor learn."""
+    names = NAMES[:3]
+    model = net(names, head="decoding").double().eval()
+    output, target = batch_of(model, names)
+    mine = {name: model.encoders[name] for name in names[:2]}
+    method = MCR(mine, contrast=0.0, bottleneck=0.0, samples=2, strength=0.5, k=1)
+    j = contributions(model, output, method._orders(output.logits).view(2, 24))
+    game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
+    torch.testing.assert_close(game, -0.5 * (j["a"] + j["aa"]), rtol=1e-10, atol=1e-14)
+    (slope,) = torch.autograd.grad(game, output.features["b"])
+    assert slope.abs().max() < 1e-15
+
+
+def test_a_validation_leaves_the_metrics():
+    model = net(head="decoding").double().eval()
+    output, target = batch_of(model)
+    method = MCR(model.encoders, head=model.head, samples=2)
+    method.loss(output, target)
+    before = dict(method.metrics)
+    assert set(before) == {"contribution/a", "contribution/aa", "contrast", "bottleneck"}
+    assert not any(value.requires_grad for value in before.values())
+    with torch.no_grad():
+        method.loss(output, target.flip(0))
+    assert method.metrics == before
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -170,12 +198,13 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"strength": -0.1}, r"MCR: 'strength' is not negative; found -0\.1\."),
-            ({"contrast": -1.0}, r"MCR: 'contrast' is not negative; found -1\.0\."),
-            ({"bottleneck": -1.0}, r"MCR: 'bottleneck' is not negative; found -1\.0\."),
+            ({"strength": -0.1}, r"MCR: 'strength' is finite and not negative; found -0\.1\."),
+            ({"contrast": -1.0}, r"MCR: 'contrast' is finite and not negative; found -1\.0\."),
+            ({"bottleneck": math.inf}, r"MCR: 'bottleneck' is finite and not negative; found inf"),
             ({"k": 2}, r"MCR: 'k' is -1, 0 or 1; found 2\."),
             ({"samples": 0}, r"MCR: 'samples' is at least 1; found 0\."),
-            ({"temperature": 0.0}, r"MCR: 'temperature' is above 0; found 0\.0\."),
+            ({"temperature": 0.0}, r"MCR: 'temperature' is finite and above 0; found 0\.0\."),
+            ({"temperature": math.inf}, r"MCR: 'temperature' is finite and above 0; found inf\."),
         ],
     )
     def test_settings(self, settings, text):

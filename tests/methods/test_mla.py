@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -182,18 +183,34 @@ def test_feeding_only_the_modality_whose_turn_it_is_changes_nothing():
     assert same(go(alone=True), go(alone=False))
 
 
-def test_a_turn_whose_modality_is_missing_teaches_nothing():
+@pytest.mark.parametrize("split", [1, 2])
+def test_a_turn_whose_modality_is_missing_teaches_nothing(split):
+    """Not even by momentum and weight decay, which move what has a gradient of zeros."""
     run = Run("mla").train(1)
     run.method.before_epoch(1, run.probe)
-    inputs, target, _ = next(iter(run.train_loader))
-    before = run.method.projection
-    loss = run.method.loss(run.model({"aa": inputs["aa"]}), target)
-    run.method.backward(loss)
-    run.method.before_step()
-    assert loss.item() == 0
-    assert all(p.grad is None for p in run.model.encoders["aa"].parameters())
-    torch.testing.assert_close(run.method.projection, before)
+    projection = run.method.projection
+    before = [p.detach().clone() for p in run.model.parameters()]
+    batch = next(iter(run.train_loader))
+    with torch.no_grad():  # a validation in between holds the modality
+        run.method.loss(*forward(run.model, batch))
+    run.step(batch, split=split, lacking="a")
+    assert all(map(torch.equal, run.model.parameters(), before))
+    assert torch.equal(run.method.projection, projection)
     assert run.method.turn == "aa"
+    run.step(batch, split=split, lacking="a")
+    assert not all(map(torch.equal, run.model.head.parameters(), before[-2:]))
+
+
+def test_a_turn_that_one_pass_of_a_step_holds_is_taken():
+    run = Run("mla").train(1)
+    run.method.before_epoch(1, run.probe)
+    inputs, target, index = next(iter(run.train_loader))
+    before = run.model.head.linear.weight.detach().clone()
+    for fed in (inputs, {"aa": inputs["aa"]}):
+        run.method.backward(run.method.loss(*forward(run.model, (fed, target, index))))
+    run.method.before_step()
+    run.optimizer.step()
+    assert not torch.equal(run.model.head.linear.weight, before)
 
 
 def test_progress_is_counted_in_batches_of_the_epoch_before():
@@ -251,6 +268,36 @@ def test_feeding_only_the_modality_whose_turn_it_is_on_two_ranks(tmp_path):
     for found in on_ranks(fed_in_turn, tmp_path):
         for key, value in found[True].items():
             torch.testing.assert_close(found[False][key], value)
+
+
+def lacking_in_turn(rank, world):
+    """The first step's modality is missing on one rank, the third's on both."""
+    model = net(head="shared").eval()
+    trained = DistributedDataParallel(model, find_unused_parameters=True)
+    method, optimizer = MLA(model.encoders, head=model.head), sgd(model)
+    loader, _ = loaders(batch=4, world=world, rank=rank, repeats=2)
+    method.before_epoch(0)
+    heads = []
+    for n, (inputs, target, index) in zip(range(4), loader, strict=False):
+        lacking = "a" if n == 2 or (n == 0 and rank == 0) else None
+        fed = {name: x for name, x in inputs.items() if name != lacking}
+        method.backward(method.loss(*forward(trained, (fed, target, index))))
+        method.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        heads.append(model.head.linear.weight.detach().clone())
+    return heads, weights(model), method.projection
+
+
+@pytest.mark.distributed
+def test_a_turn_that_no_rank_holds_teaches_nothing(tmp_path):
+    """All ranks decide alike, whatever their own batch holds."""
+    (heads, one, projection), (_, two, other) = on_ranks(lacking_in_turn, tmp_path)
+    assert [torch.equal(*pair) for pair in pairwise(heads)] == [False, True, False]
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    assert torch.equal(projection, other)
+    untrained = net(head="shared").head.linear.weight
+    assert not torch.allclose(heads[0], untrained, atol=1e-4), "the other rank's batch counts"
 
 
 class TestMessages:

@@ -23,8 +23,15 @@ class TestFormulas:
         assert k.tolist() == pytest.approx([1 - math.tanh(0.5), 1, 1 + 4 * math.tanh(2), 5])
         assert modulation(torch.tensor([1e9]), 1.0, 1.0).tolist() == [1.0]
 
-    def test_a_score_of_zero_gives_no_nan(self):
-        assert modulation(lag(torch.tensor([1.0, 0.0])), 0.5, 2.0).isfinite().all()
+    def test_beta_below_1_damps_who_is_behind_too(self):
+        """As the released script for UCF has it: 0.5."""
+        k = modulation(torch.tensor([0.5, 3.0, 1e9]), 1.0, 0.5)
+        assert k.tolist() == pytest.approx([1 - math.tanh(0.5), 1 - 0.5 * math.tanh(2), 0.5])
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    def test_a_score_of_zero_gives_no_nan(self, alpha):
+        k = modulation(lag(torch.tensor([20.0, 0.0])), alpha, 2.0)
+        assert k.tolist() == pytest.approx([1 - math.tanh(alpha), 2.0 if alpha else 1.0])
 
 
 def test_golden_step():
@@ -71,9 +78,11 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"alpha": -0.1}, r"MLB: 'alpha' is not negative; found -0\.1\."),
-            ({"beta": 0.5}, r"MLB: 'beta' is at least 1; found 0\.5\."),
-            ({"weight": -1.0}, r"MLB: 'weight' is not negative; found -1\.0\."),
+            ({"alpha": -0.1}, r"MLB: 'alpha' is finite and not negative; found -0\.1\."),
+            ({"alpha": math.inf}, r"MLB: 'alpha' is finite and not negative; found inf\."),
+            ({"beta": 0.0}, r"MLB: 'beta' is finite and above 0; found 0\.0\."),
+            ({"beta": math.inf}, r"MLB: 'beta' is finite and above 0; found inf\."),
+            ({"weight": -1.0}, r"MLB: 'weight' is finite and not negative; found -1\.0\."),
         ],
     )
     def test_settings(self, settings, text):

@@ -105,6 +105,13 @@ class TestMessages:
             MMCosine(net.encoders, head=net.head)
 
     def test_a_head_of_ones_own(self):
-        head = nn.Linear(2, 4)
+        head, encoder, target = nn.Linear(2, 4), nn.Linear(3, 2), torch.tensor([0, 1, 2, 3, 0])
+        text = r"found a Linear without a number `scale`\. "
+        with pytest.raises(ValueError, match=text):
+            MMCosine({"a": encoder}, head=head)
         head.scale = 12
-        MMCosine({"a": nn.Linear(3, 2)}, head=head)
+        method = MMCosine({"a": encoder}, head=head)
+        features = encoder(torch.randn(5, 3))
+        output = evenly.Output(head(features), {"a": features})
+        expected = nn.functional.cross_entropy(output.logits, target)
+        assert torch.equal(method.loss(output, target), expected)

@@ -95,20 +95,25 @@ def test_noise_has_the_spread_of_each_gradient():
 
 
 def test_noise_differs_from_step_to_step_but_not_from_run_to_run():
-    def noises():
-        model, *_ = one_step(alpha=0.5)
-        return model.encoders["a"][5].weight.grad
+    def two_steps():
+        model = nn.ModuleDict({n: nn.Linear(5, 5) for n in ("a", "b")})
+        method = OGMGE(model, alpha=0.5)
+        method.before_epoch(0)
+        logits = {"a": torch.tensor([[9.0, 0.0]]), "b": torch.tensor([[0.0, 0.0]])}
+        features = {name: torch.zeros(1, 1) for name in logits}
+        found = []
+        for _ in range(2):
+            method.loss(evenly.Output(logits["a"], features, logits), torch.tensor([0]))
+            for layer in model.values():
+                layer.weight.grad = torch.arange(25.0).view(5, 5)
+            method.before_step()
+            found.append(torch.stack([layer.weight.grad for layer in model.values()]))
+        return found
 
-    assert torch.equal(noises(), noises())
-    model = net()
-    method = OGMGE(model.encoders, alpha=0.5)
-    assert not torch.equal(*(torch.rand(3, generator=stream) for stream in _two_streams(method)))
-
-
-def _two_streams(method):
-    yield method._stream(torch.device("cpu"))
-    method.steps += 1
-    yield method._stream(torch.device("cpu"))
+    (one, other), again = two_steps(), two_steps()
+    assert not (one == other).any()
+    assert torch.equal(one, again[0])
+    assert torch.equal(other, again[1])
 
 
 def test_only_in_its_epochs():
@@ -182,6 +187,8 @@ class TestMessages:
         with pytest.raises(ValueError, match="'end' is not before 'start' = 5; found 4"):
             OGMGE(net().encoders, start=5, end=4)
 
-    def test_negative_alpha(self):
-        with pytest.raises(ValueError, match=r"'alpha' is not negative; found -0\.1"):
-            OGMGE(net().encoders, alpha=-0.1)
+    @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
+    def test_alpha_out_of_range(self, alpha):
+        text = rf"OGMGE: 'alpha' is finite and not negative; found {alpha}\."
+        with pytest.raises(ValueError, match=text):
+            OGMGE(net().encoders, alpha=alpha)

@@ -21,6 +21,12 @@ class TestFormulas:
         expected = torch.tensor([math.log(2) / 10, math.log(8) / 10])
         torch.testing.assert_close(confidence(z), expected)
 
+    def test_confidence_is_of_single_precision_at_least(self):
+        """Else it would be rounded to one part in 256, as features are."""
+        z = torch.randn(4, 300).bfloat16()
+        assert torch.equal(confidence(z), 0.1 * z.float().logsumexp(-1))
+        assert confidence(z.double()).dtype == torch.float64
+
     def test_difficulty_is_a_mean_brought_to_zero_and_one(self):
         found = difficulty(vector(2.0, 9.0, 0.0, 4.0), vector(2, 3, 0, 2))
         assert found[[0, 1, 3]].tolist() == [0.0, 1.0, 0.5]

@@ -78,9 +78,11 @@ class TestOrder:
         assert sum(len(target) for _, target, _ in loader) == 36
 
     def test_the_batch_size_is_that_of_all_ranks(self):
-        model, _, probe, loader = made()
+        model, _, _, loader = made()
         sampler = evenly.Resampler(loader.dataset, 2, 0)
         method = DataRemixing(model.encoders, sampler=sampler, warmup=0)
+        loader = torch.utils.data.DataLoader(loader.dataset, 8, sampler=sampler)
+        probe = evenly.Probe(model, forward, loader, loader)
         method.before_epoch(0, probe)
         assert sampler.batch_size == 16
 
@@ -196,3 +198,10 @@ def test_settings_out_of_range(name):
     sampler = evenly.Resampler(Toy(3), 1, 0)
     with pytest.raises(ValueError, match=rf"DataRemixing: '{name}' is not negative; found -1"):
         DataRemixing(net().encoders, sampler=sampler, **{name: -1 if name == "warmup" else -1.0})
+
+
+def test_a_loader_that_draws_from_another_sampler_is_refused():
+    run = Run("remix")
+    run.method.sampler = evenly.Resampler(run.train_loader.dataset, 1, 0)
+    with pytest.raises(ValueError, match="the training loader does not draw from its sampler"):
+        run.train(1)

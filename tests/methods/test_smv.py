@@ -10,7 +10,7 @@ import evenly
 from evenly.methods import SMV
 from evenly.methods.smv import copies, shapley, shares, values
 from evenly.nn import LateFusion
-from support import NAMES, Toy, forward, loaders, net, sgd, train
+from support import NAMES, Run, Toy, forward, loaders, net, sgd, train
 
 
 def by_orders(value, count):
@@ -345,3 +345,10 @@ def test_the_weights_of_the_sets():
             value[(1 << size + 1) - 1] = 1  # the first `size` modalities and the next
             expected = 1 / (count * comb(count - 1, size))
             assert shapley(value)[size].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_loader_that_draws_from_another_sampler_is_refused():
+    run = Run("smv")
+    run.method.sampler = evenly.Resampler(run.train_loader.dataset, 1, 0)
+    with pytest.raises(ValueError, match="the training loader does not draw from its sampler"):
+        run.train(1)

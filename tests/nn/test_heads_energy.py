@@ -50,6 +50,13 @@ def test_a_missing_modality_is_left_out_of_the_sum():
     torch.testing.assert_close(output.logits, confidence(z)[:, None] * z)
 
 
+def test_confidences_are_of_single_precision_at_least():
+    z = torch.randn(4, 300).bfloat16()
+    found = HEADS["energy"]({"a": 1}, 300).combined({"a": z})
+    assert torch.equal(found, confidence(z)[:, None] * z)
+    assert found.dtype == torch.float32
+
+
 def test_large_logits_stay_finite():
     z = torch.tensor([[2000.0, -2000.0]])
     assert HEADS["energy"]({"a": 1}, 2).combined({"a": z}).isfinite().all()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full
 from evenly.output import Output
@@ -61,7 +62,7 @@ class AMCo(Method):
         writes="loss",
         modalities="any number; the threshold is 2σ / M, which for two is the paper's σ; with "
         "one, nothing is masked",
-        neutral="none: without a mask, the losses of the modalities remain",
+        neutral="without a mask, the losses of the modalities remain",
         needs=("unimodal",),
         head="amco",
         cost="M unimodal heads, and the fusion of their logits once more",
@@ -73,7 +74,8 @@ class AMCo(Method):
         "samples and dependent modalities of a step; that the unimodal losses see no mask is "
         "taken from the abstract, by which they keep the dependent modality from degrading. A "
         "modality is dependent by the step before alone; the re-implementation never takes the "
-        "mark back.",
+        "mark back. A method of the head is called outside of its forward pass, so FSDP2 must not "
+        "shard the head by itself, only with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "batches", "steps", "share")
 
@@ -121,11 +123,12 @@ class AMCo(Method):
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes the epoch; the mask starts to grow anew."""
-        self.epoch, self.batches = epoch, 0
         self._mass.clear()
+        if epoch != self.epoch:  # a run resumed within an epoch goes on where it was
+            self.epoch, self.batches = epoch, 0
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + Σ_m CE(z_m), with z made of masked logits."""
+        """CE(z) + Σ_m CE(z_m), with z made of masked logits; without gradients, of all."""
         unimodal = self._unimodal(output)
         self._mass.add(self._counted(unimodal))
         loss = self.criterion(self._fused(output, unimodal), target)
@@ -146,8 +149,8 @@ class AMCo(Method):
 
     def mask(self, classes: int, device: torch.device) -> Bool[Tensor, " c"]:
         """Which classes are dropped in this step, a function of seed and step."""
-        stream = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.steps)
-        return torch.randperm(classes, generator=stream, device=device) < self.dropped(classes)
+        drawn = stream(device, self.seed, self.steps)
+        return torch.randperm(classes, generator=drawn, device=device) < self.dropped(classes)
 
     def dropped(self, classes: int) -> int:
         """N, the number of classes that are dropped in this step."""
@@ -156,8 +159,10 @@ class AMCo(Method):
 
     def _fused(self, output: Output, unimodal: dict[str, Tensor]) -> Tensor:
         classes = output.logits.shape[1]
-        # A modality that is alone in its batch has no other that could be fitted instead.
-        if self.share is None or not self.dropped(classes) or len(unimodal) == 1:
+        # A modality that is alone in its batch has no other that could be fitted instead; a
+        # validation asks for the loss of the prediction, which is made without a mask.
+        alone = len(unimodal) == 1
+        if self.share is None or not self.dropped(classes) or alone or not torch.is_grad_enabled():
             return output.logits
         device = output.logits.device
         drop = self.mask(classes, device)

@@ -4,6 +4,7 @@ Wei, Luo, Luo, "Improving Multimodal Learning via Imbalanced Learning", ICCV 202
 https://arxiv.org/abs/2507.10203.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -92,12 +93,12 @@ class ARL(Method):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is negative.
+            ValueError: If a setting is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
         for name, value in (("temperature", temperature), ("gamma", gamma), ("start", start)):
-            if not value >= 0:
-                raise ValueError(f"ARL: '{name}' is not negative; found {value}.")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"ARL: '{name}' is finite and not negative; found {value}.")
         self.temperature, self.gamma, self.start = temperature, gamma, start
         self.epoch = -1
         self._found = StepSum()

@@ -99,7 +99,8 @@ class AUG(Method):
         "built. Its prediction weighs CREMA-D's modalities by 0.4 and 0.6; here they are "
         "averaged. A second modality that is ahead is compared with 1 - tolerance there, and "
         "with 1 / (1 + tolerance) here. After as many layers as the head holds, no more are "
-        "added.",
+        "added. A method of the head is called outside of its forward pass, so FSDP2 must not "
+        "shard the head by itself, only with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "scores")
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -38,10 +39,11 @@ def _confidence(logits: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " n"], Int[
 class CML(Method):
     """Holds the confidence down when modalities are removed.
 
-    In each step modalities are removed one after the other, in random order, until one is left.
-    With z_0 the fused logits and z_k those without the first k of the order,
+    In each step modalities are removed one after the other, in random order, until one is left,
+    which makes K sets of modalities. With z_0 the fused logits and z_k those without the first k
+    of the order,
 
-        L = CE(z_0) + Σ_k [CE(z_k) + λ mean_i sign_i relu(conf_i(z_k) - conf_i(z_{k-1}))],
+        L = Σ_{k ≥ 0} CE(z_k) / K + λ Σ_{k ≥ 1} mean_i sign_i relu(conf_i(z_k) - conf_i(z_{k-1})),
 
     where sign_i is 0 if z_k is right and z_{k-1} wrong, else 1.
     """
@@ -55,15 +57,19 @@ class CML(Method):
         writes="loss",
         modalities="any number, by a chain of nested subsets in random order; with one, there is "
         "no subset, and training is joint training",
-        neutral="none: without the penalty, the losses of the subsets remain",
+        neutral="without the penalty, the losses of the subsets remain",
         needs=("fuse",),
         cost="the head once more for each modality but one",
         budget=1.05,
         missing=True,
-        doubts="The released code has no late fusion, only CPM-Nets and MIWAE. It adds the "
-        "penalty up over samples, as its classification loss; here both are means, which leaves "
-        "their ratio as it is. The paper searches the weight among 0, 5, ..., 100; the default is "
-        "the least of them that acts.",
+        doubts="The released code has no late fusion, only CPM-Nets and MIWAE. Its CPM-Nets "
+        "divide the classification loss by the number of sets and not the penalty, as here; both "
+        "are added up over samples, and here means, which leaves their ratio as it is. There the "
+        "classification loss is one of distances in the latent space, beside one of "
+        "reconstruction; here the cross-entropy alone, so a weight need not mean the same. There "
+        "each sample has an order of removal of its own, drawn once; here one for all samples of "
+        "a step, drawn anew in each. The paper searches the weight among 0, 5, ..., 100; the "
+        "default is the least of them that acts.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps",)
 
@@ -93,22 +99,24 @@ class CML(Method):
         self.steps = 0
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """The losses of all subsets in the chain, and the penalties between neighbours."""
-        loss = super().loss(output, target)
+        """The mean loss of all sets in the chain, and the penalties between neighbours."""
+        losses = [super().loss(output, target)]
         fuse = self._need(output, "fuse")
         mine = self._features(output)
         kept = dict(output.features)
         larger = output.logits
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in [name for name in self.order() if name in mine][:-1]:
             del kept[name]
             smaller = fuse(kept)
-            penalty = penalties(larger, smaller, target).mean()
-            loss = loss + self.criterion(smaller, target) + self.penalty * penalty
-            found[f"penalty/{name}"] = penalty.detach()
+            losses.append(self.criterion(smaller, target))
+            found[f"penalty/{name}"] = penalties(larger, smaller, target).mean()
             larger = smaller
+        loss: Tensor = sum(losses[1:], losses[0]) / len(losses)
+        for penalty in found.values():
+            loss = loss + self.penalty * penalty
         if torch.is_grad_enabled():
-            self.metrics = found
+            self.metrics = {name: penalty.detach() for name, penalty in found.items()}
         return loss
 
     def before_step(self) -> None:
@@ -117,6 +125,6 @@ class CML(Method):
 
     def order(self) -> list[str]:
         """The modalities as they are removed in this step, the one that stays last."""
-        stream = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps)
         names = list(self.encoders)
-        return [names[n] for n in torch.randperm(len(names), generator=stream).tolist()]
+        drawn = stream(torch.device("cpu"), self.seed, self.steps)
+        return [names[n] for n in torch.randperm(len(names), generator=drawn).tolist()]

@@ -64,7 +64,7 @@ class DGL(Method):
         writes="loss",
         modalities="any number, each with a loss of its own; with one, encoder and head learn "
         "from the same loss, the encoder α times as fast",
-        neutral="none: no setting lets the fused loss reach the encoders",
+        neutral="no setting lets the fused loss reach the encoders",
         needs=("fuse",),
         cost="the head M + 1 times more, and its backward",
         budget=1.05,

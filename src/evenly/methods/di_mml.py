@@ -4,6 +4,7 @@ Fan, Xu, Wang, Liu, Guo, "Detached and Interactive Multimodal Learning", ACM Mul
 https://arxiv.org/abs/2407.19514.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import permutations
 from typing import Any, ClassVar
@@ -89,7 +90,7 @@ class DIMML(Method):
         writes="loss",
         modalities="any number: each learns from every other; for two that is the paper's rule, "
         "with one there is no transfer",
-        neutral="none: the fused prediction is never trained as a whole, which is the method",
+        neutral="the fused prediction is never trained as a whole, which is the method",
         epochs=150,
         in_epochs=("start",),
         needs=("unimodal",),
@@ -102,7 +103,9 @@ class DIMML(Method):
         doubts="The paper trains the layer on all features afterwards, for 20 epochs, with the "
         "encoders frozen; here alongside, on detached features, so that every epoch has a "
         "prediction. The encoders are trained by the same loss either way. The temperature is "
-        "that of the released script for CREMA-D; its default is 1.",
+        "that of the released script for CREMA-D; its default is 1. A method of the head is called "
+        "outside of its forward pass, so FSDP2 must not shard the head by itself, only with the "
+        "whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("effective",)
 
@@ -122,19 +125,20 @@ class DIMML(Method):
             encoders: By modality; their names say whose features and logits count.
             head: The model's head: `head.aligned(features)` gives the logits of the layer in
                 common by modality, `head.joined(features)` those of the layer on all features,
-                as `evenly.nn.heads.CertaintyHead` does.
+                as `evenly.nn.heads.CertaintyHead` does. They are asked outside of autocast, for
+                features that autocast may have narrowed.
             align: Weight of the losses of the layer in common, above 0; 1 in the paper.
             temperature: Of the contrastive loss, above 0; 50 for CREMA-D.
             start: First epoch of the contrastive loss, from 0; 20 in the paper.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is out of range, or the head lacks a layer.
+            ValueError: If a setting is out of range or not finite, or the head lacks a layer.
         """
         super().__init__(encoders, criterion=criterion)
         for name, value in (("align", align), ("temperature", temperature)):
-            if not value > 0:
-                raise ValueError(f"DIMML: '{name}' is above 0; found {value}.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"DIMML: '{name}' is finite and above 0; found {value}.")
         if start < 0:
             raise ValueError(f"DIMML: 'start' is not negative; found {start}.")
         if not (hasattr(head, "aligned") and hasattr(head, "joined")):
@@ -148,7 +152,7 @@ class DIMML(Method):
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Finds the effective dimensions when it is time."""
-        if epoch < self.start or self.effective or len(self.encoders) == 1:
+        if self.effective or not self.is_due(epoch):
             return
         found = self._probe(probe).features("train")
         if found.target.is_floating_point():
@@ -161,31 +165,35 @@ class DIMML(Method):
             for name in self.encoders
         }
 
+    def is_due(self, epoch: int) -> bool:
+        """Whether an epoch (from 0) has the contrastive loss."""
+        return epoch >= self.start and len(self.encoders) > 1
+
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m (CE(z_m) + align · CE(h(f_m))) + Σ DUC + CE(g(f))."""
         unimodal = self._unimodal(output)
-        features = {name: full(value) for name, value in self._features(output).items()}
-        loss = self.criterion(self.head.joined(features), target)
+        features = self._features(output)
+        loss = self.criterion(full(self.head.joined(output.features)), target)
         for logits in unimodal.values():
             loss = loss + self.criterion(logits, target)
         for logits in self.head.aligned(features).values():
-            loss = loss + self.align * self.criterion(logits, target)
+            loss = loss + self.align * self.criterion(full(logits), target)
         if self.effective:
-            loss = loss + self._transfer(features)
+            loss = loss + self._transfer({name: full(value) for name, value in features.items()})
         return loss
 
     def _transfer(self, features: Mapping[str, Tensor]) -> Tensor:
         """Σ over ordered pairs (m, j) of `transfer`, on what is effective in j and not in m."""
-        total = torch.zeros((), device=next(iter(features.values())).device)
-        self.metrics = {}
+        device = next(iter(features.values())).device
+        # moved once, where a state was loaded onto another device
+        self.effective = {name: there.to(device) for name, there in self.effective.items()}
+        total = torch.zeros((), device=device)
+        metrics = {}
         for name, other in permutations(features, 2):
             dimensions = self.effective[other] & ~self.effective[name]
-            found = transfer(
-                features[name],
-                features[other],
-                dimensions.to(features[name].device),
-                self.temperature,
-            )
-            self.metrics[f"transfer/{other}/{name}"] = found.detach()
+            found = transfer(features[name], features[other], dimensions, self.temperature)
+            metrics[f"transfer/{other}/{name}"] = found.detach()
             total = total + found
+        if torch.is_grad_enabled():
+            self.metrics = metrics
         return total

@@ -48,9 +48,11 @@ class GBlending(Method):
     """Weighs the losses of the modalities and the fused one by how well each generalises.
 
     L = w_0 CE(z) + Σ_m w_m CE(z_m), with w_k ∝ G_k / O_k²: the generalisation that a training on
-    loss k alone gains over the square of the overfitting that it incurs (`weights`). Each is
-    found by a trial of its own from the current weights, which leaves no trace. Losses are means
-    over the samples of a whole split, so they depend on no batches.
+    loss k alone gains over the square of the overfitting that it incurs (`weights`). They are
+    found by trials from the current weights, which leave no trace. Two are enough: one on the
+    fused loss, one on Σ_m CE(z_m), in which each modality learns by itself, as it would alone,
+    since encoders and unimodal heads share nothing. Losses are means over the samples of a whole
+    split, so they depend on no batches.
 
     Offline, trials are as long as the training and come once, before it; online, they are as long
     as a super-epoch and come before each one.
@@ -67,16 +69,17 @@ class GBlending(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="objective",
         writes="loss",
-        modalities="any number; each has a trial, and so has the fused loss",
-        neutral="none: no setting makes the trials give the unimodal losses a weight of 0",
+        modalities="any number; each has a weight, and so has the fused loss",
+        neutral="no setting makes the trials give the unimodal losses a weight of 0",
         variants=({}, {"online": True}),
         epochs=45,
         in_epochs=("trial_epochs", "super_epoch"),
         needs=("unimodal",),
         needs_probe=True,
         head="multi",
-        cost="M unimodal heads; before the first epoch, M + 1 trainings of `trial_epochs` epochs "
-        "(online: of `super_epoch` epochs before each super-epoch)",
+        cost="M unimodal heads; before the first epoch, two trainings of `trial_epochs` epochs "
+        "(online: of `super_epoch` epochs before each super-epoch), for all unimodal losses and "
+        "for the fused one",
         budget=1.05,
         missing=True,
         doubts="The paper holds a part of the training split out to measure the gap; here it is "
@@ -86,10 +89,14 @@ class GBlending(Method):
         "(the paper's assumes a gain), O² has a floor of 1e-4, and all weights are equal if no "
         "loss has a gain; these three are not in the paper. Its lengths (45 epochs, super-epochs "
         "of 10) are not verified. Trials run in the settings that the optimiser has at that "
-        "moment, without a schedule of the learning rate. The prediction is the fused head's, "
-        "which learns nothing where w_0 is 0.",
+        "moment, without a schedule of the learning rate. The unimodal losses have one trial in "
+        "common, which is the same as one for each as long as they share no parameters: with a "
+        "head of the user's own that gives all modalities one layer or one bias, it is not. A "
+        "batch of training, in a trial too, may lack a modality; the losses before and after a "
+        "trial are of passes that must hold every modality of every sample. The prediction is "
+        "the fused head's, which learns nothing where w_0 is 0.",
     )
-    state: ClassVar[tuple[str, ...]] = ("weights",)
+    state: ClassVar[tuple[str, ...]] = ("epoch", "weights")
 
     def __init__(
         self,
@@ -124,6 +131,7 @@ class GBlending(Method):
                 raise ValueError(f"GBlending: '{name}' is at least 1; found {value}.")
         self.optimizer, self.seed = optimizer, seed
         self.online, self.trial_epochs, self.super_epoch = online, trial_epochs, super_epoch
+        self.epoch = -1  # before which the weights were found
         self.weights: dict[str, float] = {}
 
     def is_due(self, epoch: int) -> bool:
@@ -131,13 +139,15 @@ class GBlending(Method):
         return epoch % self.super_epoch == 0 if self.online else epoch == 0
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Runs the trials where they are due."""
-        if not self.is_due(epoch) and self.weights:
+        """Runs the trials where they are due, and have not been run for this epoch."""
+        if self.weights and (epoch == self.epoch or not self.is_due(epoch)):
             return
         probe = self._probe(probe)
         before = self._losses(probe)
-        after = {part: self._tried(probe, part, epoch)[part] for part in before}
+        alone = self._tried(probe, self._unimodal_loss, epoch)
+        after = {**alone, "fused": self._tried(probe, super().loss, epoch)["fused"]}
         found = weights(_table(before), _table(after))
+        self.epoch = epoch
         self.weights = dict(zip(before, found.tolist(), strict=True))
         self.metrics = {
             f"weight/{name}": torch.tensor(self.weights[f"unimodal/{name}"])
@@ -160,18 +170,22 @@ class GBlending(Method):
         unimodal = {f"unimodal/{name}": z for name, z in self._unimodal(output).items()}
         return {"fused": output.logits, **unimodal}
 
-    def _tried(self, probe: Probe, part: str, epoch: int) -> dict[str, tuple[float, float]]:
-        """The losses after a training on one of them alone."""
+    def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m CE(z_m), of the modalities that the batch holds."""
+        losses = [self.criterion(logits, target) for logits in self._unimodal(output).values()]
+        return torch.stack(losses).sum()
+
+    def _tried(
+        self, probe: Probe, objective: Callable[[Output, Tensor], Tensor], epoch: int
+    ) -> dict[str, tuple[float, float]]:
+        """The losses after a training on an objective."""
         with probe.trained(
-            self._objective(part),
+            objective,
             epochs=self.super_epoch if self.online else self.trial_epochs,
             optimizer=self.optimizer,
             seed=self.seed + epoch,
         ):
             return self._losses(probe)
-
-    def _objective(self, part: str) -> Callable[[Output, Tensor], Tensor]:
-        return lambda output, target: self.criterion(self._logits(output)[part], target)
 
     def _losses(self, probe: Probe) -> dict[str, tuple[float, float]]:
         """Of each part, the mean loss over the training and over the validation split."""

@@ -142,6 +142,10 @@ class Greedy(Method):
         self.epoch = epoch
         self._gates.clear()
 
+    def is_due(self, epoch: int) -> bool:
+        """Whether a curation may begin in an epoch, from 0."""
+        return self.is_active and epoch >= self.start
+
     @property
     def is_active(self) -> bool:
         """Whether there is anything to compare and to curate."""
@@ -188,7 +192,7 @@ class Greedy(Method):
 
     def _decide(self, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
         """Who is curated in the next step: decided anew in a regular one, else until the end."""
-        chosen = (ahead > self.epsilon) & (self.epoch >= self.start)
+        chosen = (ahead > self.epsilon) & self.is_due(self.epoch)
         begun = torch.where(chosen.any(), self.window, 0)
         self.left = torch.where(regular, begun, self.left.to(regular.device) - 1)
         stay = self.curated.to(regular.device) & (self.left > 0)

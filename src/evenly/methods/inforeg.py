@@ -138,7 +138,7 @@ class InfoReg(Method):
         "encoders are those of convolutions. One of its versions has logits of separate heads "
         "and a threshold of 0.04.",
     )
-    state: ClassVar[tuple[str, ...]] = ("change", "traces", "running", "start")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "change", "traces", "running", "start")
 
     def __init__(
         self,
@@ -170,6 +170,7 @@ class InfoReg(Method):
         if window < 1:
             raise ValueError(f"InfoReg: 'window' is at least 1; found {window}.")
         self.strength, self.threshold, self.window = strength, threshold, window
+        self.epoch = -1
         self.change: dict[str, float] = dict.fromkeys(self.encoders, 0.0)
         self.traces: dict[str, list[float]] = {name: [] for name in self.encoders}
         self.running: Float[Tensor, " m"] | None = None
@@ -178,11 +179,14 @@ class InfoReg(Method):
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Closes the traces of the last epoch, and copies the weights of those in their window."""
+        self._score.clear()
+        if epoch == self.epoch:  # a run resumed within an epoch has copied its first weights
+            return
+        self.epoch = epoch
         if self.running is not None:
             found = zip(self.encoders, self.running.tolist(), strict=True)
             self.traces = {name: [*self.traces[name], trace] for name, trace in found}
         self.running = None
-        self._score.clear()
         self.change = {name: change(self.traces[name], self.window) for name in self.encoders}
         self.start = {
             name: {
@@ -191,6 +195,13 @@ class InfoReg(Method):
             for name, encoder in self.encoders.items()
             if self.is_open(name)
         }
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether the settings let an encoder be held back: in all epochs, or in none.
+
+        A Fisher trace grows by all of itself at most, so a threshold of 1 is never passed.
+        """
+        return self.strength > 0 and self.threshold < 1 and len(self.encoders) > 1
 
     def is_open(self, modality: str) -> bool:
         """Whether an encoder is in its prime learning window."""

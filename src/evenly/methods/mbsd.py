@@ -53,7 +53,7 @@ class MBSD(Method):
         writes="loss",
         modalities="any number; the mean over pairs, in each of which every sample has at most "
         "one teacher; with one modality, its own loss is added and nothing is taught",
-        neutral="none: without distillation the losses of the modalities remain, as in multi_loss",
+        neutral="without distillation the losses of the modalities remain, as in multi_loss",
         needs=("unimodal",),
         head="multi",
         cost="M unimodal heads",

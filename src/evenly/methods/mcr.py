@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -66,8 +67,9 @@ class MCR(Method):
     The contribution of modality m is J_m = JSD(p, p_m), where p_m is the prediction with the
     features of m permuted over the batch, over `samples` permutations, and
     L_MIPD = -Σ_m (J_m for encoder m + k · J_m for the other encoders): a game in which the others
-    help (k = 1), look on (k = 0) or work against it (k = -1). L_Con is the supervised contrastive
-    loss over the features of all modalities, see `contrast`; L_CEB the mean squared error of the
+    help (k = 1), look on (k = 0) or work against it (k = -1). J_m for an encoder is that with the
+    features of all others held still, in p and in p_m. L_Con is the supervised contrastive loss
+    over the features of all modalities, see `contrast`; L_CEB the mean squared error of the
     features that the head's decoder finds from the (detached) logits, which keeps out of the
     features what the prediction does not tell.
     """
@@ -92,9 +94,16 @@ class MCR(Method):
         doubts="The three terms are as in the released code, its model by itself; its trainer "
         "differs in details: there features are encoded again in evaluation mode for the game, "
         "and unimodal losses with a weight from 0.01 to 1 are added, which are left out here. "
-        "Predictions with permuted features include the bias, which the former leaves out. "
-        "Weights are tuned for each data set (0.1, 1 and 1 for CREMA-D with Conformers, 0.1, 1 "
-        "and 0 with ResNets). The rule for more than two modalities is unverified.",
+        "There p is one prediction for all players, with the gradients of all encoders, which "
+        "cancel for k = -1 and for k = 0 teach each encoder the contributions of the others, too; "
+        "here p has, as p_m, those of the players alone, as the paper states the game. There a "
+        "modality that does not play has its logits W_m f_m held still; here its features, so W_m "
+        "takes part. Predictions with permuted features include the bias, which its model by "
+        "itself leaves out. The temperature is the default of its trainer. Weights are tuned for "
+        "each data set (0.1, 1 and 1 for CREMA-D with Conformers, 0.1, 1 and 0 with ResNets). The "
+        "rule for more than two modalities is unverified. A method of the head is called outside "
+        "of its forward pass, so FSDP2 must not shard the head by itself, only with the whole "
+        "model.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps",)
 
@@ -107,7 +116,7 @@ class MCR(Method):
         bottleneck: float = 1.0,
         k: int = -1,
         samples: int = 32,
-        temperature: float = 0.1,
+        temperature: float = 0.5,
         seed: int = 0,
         head: nn.Module | None = None,
         criterion: Criterion | None = None,
@@ -123,14 +132,15 @@ class MCR(Method):
             k: The game: 1 collaborative, 0 independent, -1 greedy, as in the
                 released runs.
             samples: Permutations in each step, at least 1; 32 in the paper.
-            temperature: Of the contrastive loss, above 0; 0.1.
+            temperature: Of the contrastive loss, above 0; 0.5 in the released trainer.
             seed: Of the permutations, which come from a stream of their own.
             head: The model's head, for the bottleneck: `head.decode(logits)` gives features by
-                modality, as `evenly.nn.heads.DecodingHead` does.
+                modality, as `evenly.nn.heads.DecodingHead` does. It is asked outside of autocast,
+                for logits that autocast may have narrowed.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is out of range, or the head cannot decode.
+            ValueError: If a setting is out of range or not finite, or the head cannot decode.
         """
         super().__init__(encoders, criterion=criterion)
         for name, value in (
@@ -139,13 +149,13 @@ class MCR(Method):
             ("bottleneck", bottleneck),
         ):
             if not 0 <= value < math.inf:
-                raise ValueError(f"MCR: '{name}' is not negative; found {value}.")
+                raise ValueError(f"MCR: '{name}' is finite and not negative; found {value}.")
         if k not in (-1, 0, 1):
             raise ValueError(f"MCR: 'k' is -1, 0 or 1; found {k}.")
         if samples < 1:
             raise ValueError(f"MCR: 'samples' is at least 1; found {samples}.")
-        if not temperature > 0:
-            raise ValueError(f"MCR: 'temperature' is above 0; found {temperature}.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"MCR: 'temperature' is finite and above 0; found {temperature}.")
         if bottleneck and not hasattr(head, "decode"):
             raise ValueError(
                 f"MCR: the bottleneck needs a head that can decode; found {type(head).__name__}. "
@@ -160,38 +170,44 @@ class MCR(Method):
         """CE(z) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB."""
         loss = super().loss(output, target)
         features = {name: full(value) for name, value in self._features(output).items()}
-        self.metrics = {}
+        found: dict[str, Tensor] = {}
         if self.strength and len(self.encoders) > 1:
-            loss = loss + self.strength * self._game(output, features)
+            game, contributions = self._game(output, features)
+            loss = loss + self.strength * game
+            found |= {f"contribution/{name}": value for name, value in contributions.items()}
         if self.contrast:
-            loss = loss + self.contrast * self._contrast(features, target)
+            found["contrast"] = self._contrast(features, target)
+            loss = loss + self.contrast * found["contrast"]
         if self.bottleneck:
-            loss = loss + self.bottleneck * self._bottleneck(output, features)
+            found["bottleneck"] = self._bottleneck(output, features)
+            loss = loss + self.bottleneck * found["bottleneck"]
+        if torch.is_grad_enabled():
+            self.metrics = {name: value.detach() for name, value in found.items()}
         return loss
 
     def before_step(self) -> None:
         """Counts the steps, as each has permutations of its own."""
         self.steps += 1
 
-    def _game(self, output: Output, features: Mapping[str, Tensor]) -> Tensor:
-        """-Σ_m Σ_coalitions share · JSD(p, p_m)."""
+    def _game(self, output: Output, names: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """-Σ_m Σ_coalitions share · JSD(p, p_m), and the contributions of the modalities."""
         fuse = self._need(output, "fuse")
         order = self._orders(output.logits)
         kept = torch.arange(len(output.logits), device=order.device).repeat(self.samples)
-        prediction = full(output.logits)[kept]
-        total = prediction.new_zeros(())
-        for moved in features:
-            for players, share in coalitions(features, moved, self.k):
-                mixed = {
-                    name: (value if name in players else value.detach())[
-                        order if name == moved else kept
-                    ]
-                    for name, value in features.items()
+        total = full(output.logits).new_zeros(())
+        found = {}
+        for moved in names:
+            for players, share in coalitions(names, moved, self.k):
+                playing = {
+                    name: value if name in players else value.detach()
+                    for name, value in output.features.items()
                 }
-                found = divergence(prediction, full(fuse(mixed)))
-                total = total - share * found
-                self.metrics[f"contribution/{moved}"] = found.detach()
-        return total
+                mixed = {
+                    name: value[order if name == moved else kept] for name, value in playing.items()
+                }
+                found[moved] = divergence(full(fuse(playing))[kept], full(fuse(mixed)))
+                total = total - share * found[moved]
+        return total, found
 
     def _contrast(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         widths = {name: value.shape[1] for name, value in features.items()}
@@ -200,26 +216,24 @@ class MCR(Method):
                 f"MCR: the contrastive loss compares features of one width; found {widths}. Give "
                 "the encoders the same `out_features`, or pass contrast=0."
             )
-        found = contrast(
+        return contrast(
             torch.cat(list(features.values())), target.repeat(len(features)), self.temperature
         )
-        self.metrics["contrast"] = found.detach()
-        return found
 
     def _bottleneck(self, output: Output, features: Mapping[str, Tensor]) -> Tensor:
-        decoded = self.head.decode(full(output.logits.detach()))
-        found = nn.functional.mse_loss(
-            torch.cat([decoded[name] for name in features], dim=1),
+        decoded = self.head.decode(output.logits.detach())
+        return nn.functional.mse_loss(
+            full(torch.cat([decoded[name] for name in features], dim=1)),
             torch.cat(list(features.values()), dim=1),
         )
-        self.metrics["bottleneck"] = found.detach()
-        return found
 
     def _orders(self, logits: Tensor) -> Int[Tensor, " sn"]:
         """The rows of one permutation after the other: a function of seed and step."""
-        stream = torch.Generator(logits.device)
-        stream.manual_seed(self.seed * 1_000_003 + self.steps)
         drawn = torch.rand(
-            self.samples, len(logits), generator=stream, device=logits.device, dtype=torch.float64
+            self.samples,
+            len(logits),
+            generator=stream(logits.device, self.seed, self.steps),
+            device=logits.device,
+            dtype=torch.float64,
         )
         return drawn.argsort(1).flatten()

@@ -46,7 +46,8 @@ class MLA(Method):
     the directions of the mean features of the modalities before: after each step, with the mean
     r of the features of its modality, P ← P - P r rᵀ Pᵀ / (α + rᵀ P r), and P ← P / ‖P‖. At the
     first step of all there is nothing to protect. The encoders whose turn it is not get no
-    gradient at all, so that neither momentum nor weight decay moves them.
+    gradient at all, so that neither momentum nor weight decay moves them. A step whose modality
+    no batch holds teaches nothing: head and encoders get no gradient, and P stays.
 
     The prediction is the head's: the modalities' logits, weighted for each sample by how certain
     they are.
@@ -108,10 +109,11 @@ class MLA(Method):
                 f"MLA: the head that all modalities share has one linear layer; found "
                 f"{len(layers)} in {type(head).__name__}. Use the head 'shared' of evenly.nn."
             )
-        self._layer = layers[0]
+        self.head, self._layer = head, layers[0]
         self.projection: Tensor | None = None
         self.epoch, self.step, self.length = -1, 0, 0
         self._features_sum = StepSum()
+        self._is_held = False
 
     @property
     def repeats(self) -> int:  # type: ignore[override]
@@ -133,6 +135,7 @@ class MLA(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes how long the last epoch was."""
         self._features_sum.clear()
+        self._is_held = False
         if epoch != self.epoch:  # a run resumed within an epoch goes on where it was
             self.epoch, self.length, self.step = epoch, self.step, 0
 
@@ -143,6 +146,7 @@ class MLA(Method):
             self._features_sum.add(output.logits.new_zeros(self._layer.in_features + 1))
             return output.logits[:0].sum()
         self._features_sum.add(_sum_and_count(full(features[self.turn])))
+        self._is_held |= torch.is_grad_enabled()
         loss = self.criterion(unimodal[self.turn], target)
         waiting = (self.encoders[name].parameters() for name in features if name != self.turn)
         return distributed.joined(loss, chain.from_iterable(waiting))
@@ -150,13 +154,23 @@ class MLA(Method):
     @torch.no_grad()
     def before_step(self) -> None:
         """Projects the head's gradient, and leaves the other encoders none."""
-        found = self._features_sum.take(self)
+        total, count = self._features_sum.take(self).tensor_split([-1])
         for name, encoder in self.encoders.items():
             if name != self.turn:
                 encoder.zero_grad(set_to_none=True)
-        if len(self.encoders) > 1:
-            self._protect(found[:-1] / found[-1].clamp_min(1))
+        if not self._was_held(count):  # by zeros, momentum and decay would move the head
+            self.head.zero_grad(set_to_none=True)
+        elif len(self.encoders) > 1:
+            self._protect(total / count)
         self.step += 1
+
+    def _was_held(self, count: Float[Tensor, "1"]) -> bool:
+        """Whether a batch of this step, on any rank, held the modality whose turn it is.
+
+        Only a rank whose own batches did not, one of several, has to wait for the count.
+        """
+        mine, self._is_held = self._is_held, False
+        return mine or (distributed.world_size() > 1 and bool(count > 0))
 
     def _protect(self, mean: Float[Tensor, " d"]) -> None:
         """Projects with what the steps before left in P, then takes this step's mean out of it."""

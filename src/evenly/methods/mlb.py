@@ -4,25 +4,29 @@ Kontras, Chatzichristos, Blaschko, De Vos, "Improving Multimodal Learning with M
 Modulation", BMVC 2024, https://arxiv.org/abs/2405.07930.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info
 from evenly.methods.multi_loss import MultiLoss
-from evenly.modulation import StepSum, scale_, scores
+from evenly.modulation import StepSum, discrepancy, scale_, scores
 from evenly.output import Output
 from evenly.probe import Probe
 
 
 def lag(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """How far each modality is behind: ρ_m = mean of the other scores / s_m."""
-    others = (score.sum() - score) / (len(score) - 1)
-    return others / score.clamp_min(torch.finfo(score.dtype).tiny)
+    return discrepancy(score).clamp_min(torch.finfo(score.dtype).tiny).reciprocal()
 
 
 def modulation(ratio: Float[Tensor, " m"], alpha: float, beta: float) -> Float[Tensor, " m"]:
-    """The factor for each encoder's gradient: 1 + tanh(α (ρ - 1)), times β - 1 above 1."""
+    """The factor for each encoder's gradient: 1 + (β_m - 1) tanh(α (ρ_m - 1)).
+
+    β_m is β where ρ_m > 1, else 2.
+    """
     change = torch.tanh(alpha * (ratio - 1))
     return 1 + torch.where(change > 0, (beta - 1) * change, change)
 
@@ -33,8 +37,8 @@ class MLB(MultiLoss):
     L = CE(z) + weight · Σ_m CE(z_m). In each step the gradient of encoder m is multiplied by
     k_m = 1 + tanh(α (ρ_m - 1)), where ρ_m is the mean of the other modalities' scores over its
     own; a score is the probability that a modality's own logits give the true class. Where the
-    encoder is behind (ρ_m > 1) the tanh is multiplied by β - 1, so that k_m stays below β. As the
-    scores come together, the balancing phases out.
+    encoder is behind (ρ_m > 1) the tanh is multiplied by β - 1, so that k_m is between 1 and β. As
+    the scores come together, the balancing phases out.
     """
 
     info = Info(
@@ -54,9 +58,10 @@ class MLB(MultiLoss):
         budget=1.05,
         scales_gradients=True,
         doubts="The released code also scales the modality's slice of the fused layer and its "
-        "unimodal classifier; here the encoders alone. It tunes alpha for each data set (0.5 for "
-        "CREMA-D with ResNets, 2 for AVE and UCF, up to 5 with Conformers); beta is off in most "
-        "of its runs, which is beta = 2.",
+        "unimodal classifier; here the encoders alone. Its scripts tune alpha and beta for each "
+        "data set: 0.5 and 10 for CREMA-D with ResNets, 2 and 1 for AVE, 2 and 0.5 for UCF; with "
+        "Conformers (alpha 3 and 5) and for Something-Something (2) they leave beta out, which is "
+        "beta = 2. A beta below 1 damps an encoder that is behind, too.",
     )
 
     def __init__(
@@ -73,8 +78,9 @@ class MLB(MultiLoss):
         Args:
             encoders: By modality, the modules whose gradients are changed.
             alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D.
-            beta: β, what the factor of an encoder that is behind stays below, at least 1; 2 is
-                the plain formula.
+            beta: β, what the factor of an encoder comes to that is far behind, above 0; 2 is the
+                plain formula, with 1 no encoder is sped up, and below 1 those behind are damped,
+                too.
             weight: Of each unimodal loss; 1 in the paper.
             criterion: See `Method`.
 
@@ -82,10 +88,10 @@ class MLB(MultiLoss):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, weight=weight, criterion=criterion)
-        if not alpha >= 0:
-            raise ValueError(f"MLB: 'alpha' is not negative; found {alpha}.")
-        if not beta >= 1:
-            raise ValueError(f"MLB: 'beta' is at least 1; found {beta}.")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"MLB: 'alpha' is finite and not negative; found {alpha}.")
+        if not 0 < beta < math.inf:
+            raise ValueError(f"MLB: 'beta' is finite and above 0; found {beta}.")
         self.alpha, self.beta = alpha, beta
         self._score = StepSum()
 

@@ -26,7 +26,7 @@ class MMCosine(Method):
         category="forward",
         writes="nothing",
         modalities="any number; the cosines of all are summed",
-        neutral="none: the method is its head, on which it trains as joint training does",
+        neutral="the method is its head, on which it trains as joint training does",
         epochs=200,
         head="cosine",
         cost="norms of features and class weights",

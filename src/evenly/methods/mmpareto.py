@@ -59,7 +59,7 @@ class MMPareto(Method):
         category="optimisation",
         writes="gradients",
         modalities="any number; an encoder has two losses however many there are",
-        neutral="none: it always trains the unimodal losses, too, and combines conflicting "
+        neutral="it always trains the unimodal losses, too, and combines conflicting "
         "gradients by a rule that has no setting to switch it off",
         epochs=50,
         needs=("unimodal",),
@@ -72,7 +72,8 @@ class MMPareto(Method):
         doubts="γ is part of what keeps the method apart from plain multi-loss training and is "
         "divided out by Adam, the direction is not. Conflict is judged on a whole encoder, the "
         "size of the result tensor by tensor, both as in the released code. The inner products "
-        "are non-negative before the tensors are enlarged one by one.",
+        "are non-negative before the tensors are enlarged one by one. It takes the whole gradient "
+        "of each loss by itself, which FSDP2 has no shards of, so it refuses sharded encoders.",
     )
 
     def __init__(

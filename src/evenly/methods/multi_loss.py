@@ -5,6 +5,8 @@ Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681 (there "naive" blen
 weights equal), and of every method since that adds unimodal losses.
 """
 
+import math
+
 from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info, Method
@@ -49,12 +51,12 @@ class MultiLoss(Method):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If the weight is negative.
+            ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             name = type(self).__name__
-            raise ValueError(f"{name}: 'weight' is not negative; found {weight}.")
+            raise ValueError(f"{name}: 'weight' is finite and not negative; found {weight}.")
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

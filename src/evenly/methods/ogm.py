@@ -4,6 +4,7 @@ Peng, Wei, Deng, Wang, Hu, "Balanced Multimodal Learning via On-the-fly Gradient
 CVPR 2022, https://arxiv.org/abs/2203.15332.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -70,12 +71,12 @@ class OGM(Method):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If alpha is negative or the epochs end before they start.
+            ValueError: If alpha is negative or not finite, or the epochs end before they start.
         """
         super().__init__(encoders, criterion=criterion)
         name = type(self).__name__
-        if not alpha >= 0:
-            raise ValueError(f"{name}: 'alpha' is not negative; found {alpha}.")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"{name}: 'alpha' is finite and not negative; found {alpha}.")
         if end < start:
             raise ValueError(f"{name}: 'end' is not before 'start' = {start}; found {end}.")
         self.alpha, self.start, self.end = alpha, start, end

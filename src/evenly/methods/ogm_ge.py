@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evenly import distributed
+from evenly.chance import stream
 from evenly.method import Criterion, Encoders
 from evenly.methods.ogm import OGM
 
@@ -56,7 +57,7 @@ class OGMGE(OGM):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If alpha is negative or the epochs end before they start.
+            ValueError: If alpha is negative or not finite, or the epochs end before they start.
         """
         super().__init__(encoders, alpha=alpha, start=start, end=end, criterion=criterion)
         self.noise, self.seed = noise, seed
@@ -72,23 +73,17 @@ class OGMGE(OGM):
                 grad = parameter.grad
                 if grad is not None and grad.ndim > 1:
                     if grad.device not in streams:
-                        streams[grad.device] = self._stream(grad.device)
+                        streams[grad.device] = stream(grad.device, self.seed, self.steps)
                     _modulate_(grad, coefficient.to(grad.device), streams[grad.device])
         self.steps += 1
 
-    def _stream(self, device: torch.device) -> torch.Generator:
-        """The noise of this step: a function of seed and step, so a resumed run repeats it."""
-        stream = torch.Generator(device)
-        stream.manual_seed(self.seed * 1_000_003 + self.steps)
-        return stream
 
-
-def _modulate_(grad: Tensor, coefficient: Tensor, stream: torch.Generator) -> None:
+def _modulate_(grad: Tensor, coefficient: Tensor, noises: torch.Generator) -> None:
     part = distributed.local(grad)
     if grad.numel() == 1:  # one number has no spread
         part.mul_(coefficient)
         return
     deviation = distributed.std(grad)
     noise = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-    noise.normal_(generator=stream)
+    noise.normal_(generator=noises)
     part.mul_(coefficient).add_(distributed.shard_like(noise, grad) * deviation)

@@ -40,11 +40,14 @@ def modulated(
     width of f_m. A modality without a rate is never dropped.
     """
     width = sum(feature.shape[1] for feature in features.values())
-    theta = sum(features[name].shape[1] / width * q for name, q in rate.items())
+    some = next(iter(features.values()))
+    theta = some.new_zeros(())
+    for name, q in rate.items():
+        theta = theta + features[name].shape[1] / width * q
     changed = {}
     for name, feature in features.items():
         mask = kept[name].to(feature).unsqueeze(1) if name in kept else 1.0
-        changed[name] = feature * mask / torch.as_tensor(1 - theta).to(feature)
+        changed[name] = feature * mask / (1 - theta).to(feature)
     return changed
 
 

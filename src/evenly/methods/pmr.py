@@ -176,10 +176,12 @@ class PMR(Method):
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the prototypes anew."""
-        self.epoch = epoch
         self._score.clear()
+        if epoch == self.epoch:  # a run resumed within an epoch has its prototypes
+            return
         if self.is_due(epoch):
-            self._take_prototypes(self._probe(probe))
+            self._take_prototypes(self._probe(probe), epoch)
+        self.epoch = epoch
 
     def is_due(self, epoch: int) -> bool:
         """Whether an epoch (from 0) is rebalanced."""
@@ -225,7 +227,7 @@ class PMR(Method):
             found.append(similarity.to(known.device))
         return torch.stack(found)
 
-    def _take_prototypes(self, probe: Probe) -> None:
+    def _take_prototypes(self, probe: Probe, epoch: int) -> None:
         classes = 0
 
         def look(output: Output, target: Tensor) -> dict[str, Tensor]:
@@ -233,10 +235,10 @@ class PMR(Method):
             classes = output.logits.shape[1]
             return self._features(output)
 
-        seed = self.seed * 1_000_003 + self.epoch
+        seed = self.seed * 1_000_003 + epoch
         found = probe.features("train", of=look, fraction=self.fraction, seed=seed)
         # The second time, the old ones are still those of the untrained encoders.
-        momentum = self.momentum if self.epoch > self.start + 1 else 0.0
+        momentum = self.momentum if epoch > self.start + 1 else 0.0
         known = torch.zeros(classes, dtype=torch.bool) if self.known is None else self.known
         for name in self.encoders:
             new, seen = class_means(found, name, classes)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -23,7 +24,7 @@ def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
 
     The weight that `EnergyHead` fuses by.
     """
-    return 0.1 * logits.logsumexp(-1)
+    return 0.1 * full(logits).logsumexp(-1)
 
 
 def difficulty(total: Float[Tensor, " N"], count: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -36,9 +37,9 @@ def difficulty(total: Float[Tensor, " N"], count: Float[Tensor, " N"]) -> Float[
         count: How many they are.
     """
     mean = total / count  # NaN where it is 0 / 0
-    seen = count > 0
-    least = mean.where(seen, mean.new_tensor(math.inf)).amin()
-    spread = mean.where(seen, mean.new_tensor(-math.inf)).amax() - least
+    unseen = count == 0
+    least = mean.masked_fill(unseen, math.inf).amin()
+    spread = mean.masked_fill(unseen, -math.inf).amax() - least
     return (mean - least) / spread.clamp_min(torch.finfo(mean.dtype).tiny)
 
 
@@ -78,7 +79,8 @@ class QMF(Method):
         neutral="its unimodal losses and its fusion by energy are part of it at any setting",
         needs=("unimodal", "index"),
         head="energy",
-        cost="M unimodal losses, and a gather over ranks in each step",
+        cost="M unimodal losses, and, on several ranks, a gather in each step, which waits for "
+        "the device",
         budget=1.1,
         within_batch=True,
         missing=True,
@@ -86,9 +88,9 @@ class QMF(Method):
         "margin |κ_i - κ_j|, where the loss that it is built on (correctness ranking, Moon et al., "
         "ICML 2020) demands the margin; the equation of the paper could not be checked. The "
         "weight 0.1 and the gradient through w_m are those of the code for scenes (RGB-D); its "
-        "code for text and images has 1 and none. Its history is a running sum updated in each "
-        "step; here a mean, updated between epochs, which orders samples alike where each comes "
-        "once an epoch. A confidence can be negative, as published.",
+        "code for text and images has the weight 1 and detaches w_m. Its history is a running "
+        "sum updated in each step; here a mean, updated between epochs, which orders samples "
+        "alike where each comes once an epoch. A confidence can be negative, as published.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "total", "count", "pending")
 
@@ -107,7 +109,7 @@ class QMF(Method):
             criterion: See `Method`. The history is one of cross-entropies in any case.
 
         Raises:
-            ValueError: If the weight is negative.
+            ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= weight < math.inf:
@@ -149,7 +151,8 @@ class QMF(Method):
         self._note(index, unimodal, target)
         for name, logits in unimodal.items():
             if name in self._kappa:
-                found = ranking(confidence(logits), self._looked_up(name, index).to(logits))
+                w = confidence(logits)
+                found = ranking(w, self._looked_up(name, index).to(w))
                 self.metrics[f"ranking/{name}"] = found.detach()
                 loss = loss + self.weight * found
         return loss
@@ -198,7 +201,7 @@ class QMF(Method):
         """κ of some samples; NaN of those that the history does not reach to."""
         kappa = self._kappa[name] = self._kappa[name].to(index.device)
         found = kappa[index.clamp_max(len(kappa) - 1)]
-        return found.where(index < len(kappa), found.new_tensor(math.nan))
+        return found.masked_fill(index >= len(kappa), math.nan)
 
 
 def _added(

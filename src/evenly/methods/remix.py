@@ -68,7 +68,7 @@ class DataRemixing(Method):
         "head gets a gradient of zeros in the batches of others, where the released code's gets "
         "none and so no weight decay.",
     )
-    state: ClassVar[tuple[str, ...]] = ("assigned", "batch_size")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "assigned", "batch_size")
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class DataRemixing(Method):
             if not value >= 0:
                 raise ValueError(f"DataRemixing: '{name}' is not negative; found {value}.")
         self.sampler, self.warmup, self.alpha, self.gamma = sampler, warmup, alpha, gamma
+        self.epoch = -1
         self.assigned: Int[Tensor, " n"] | None = None
         self.batch_size: int | None = None
 
@@ -108,6 +109,9 @@ class DataRemixing(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Assigns the samples, and has the sampler batch them by modality."""
         probe = self._probe(probe)
+        self._check_sampler(probe, self.sampler)
+        if epoch == self.epoch:  # a run resumed within an epoch has its samples assigned
+            return
         self.assigned, self.batch_size = None, None
         if self.is_due(epoch):
             self.assigned = self._assigned(probe)
@@ -117,6 +121,7 @@ class DataRemixing(Method):
                 f"share/{name}": part for name, part in zip(self.encoders, share, strict=True)
             }
         self._write_order()
+        self.epoch = epoch
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z) + α Σ_m CE(z_m) in the warm-up, then CE(z) + γ CE(z_m) of the one assigned."""

@@ -109,7 +109,7 @@ class SMV(Method):
         "values that two modalities can have, and goes on for more. How the paper would treat "
         "three modalities is unverified.",
     )
-    state: ClassVar[tuple[str, ...]] = ("pool",)
+    state: ClassVar[tuple[str, ...]] = ("epoch", "pool")
 
     def __init__(
         self,
@@ -150,6 +150,7 @@ class SMV(Method):
             raise ValueError(f"SMV: 'part_ratio' is above 0 and at most 1; found {part_ratio}.")
         self.sampler, self.level, self.warmup = sampler, level, warmup
         self.alpha, self.part_ratio, self.seed = alpha, part_ratio, seed
+        self.epoch = -1
 
     @property
     def pool(self) -> Int[Tensor, " p"] | None:
@@ -167,9 +168,25 @@ class SMV(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Values the modalities, and writes the pool of the epoch."""
         probe = self._probe(probe)
-        self.pool = None
-        if not self.is_due(epoch):
+        self._check_sampler(probe, self.sampler)
+        if epoch == self.epoch:  # a run resumed within an epoch draws from the pool it had
             return
+        self.pool = None
+        if self.is_due(epoch):
+            self._write_pool(epoch, probe)
+        self.epoch = epoch
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The joint loss, in which a sample has the modalities that its position says."""
+        index, fuse = self._need(output, "index"), self._need(output, "fuse")
+        # A validation's positions are those of another split.
+        if self.pool is None or not torch.is_grad_enabled():
+            return super().loss(output, target)
+        variant = index // self.sampler.count
+        masked = kept_alone(output.features, list(self.encoders), variant)
+        return self.criterion(fuse(masked), target)
+
+    def _write_pool(self, epoch: int, probe: Probe) -> None:
         seed = self.seed * 1_000_003 + epoch
         index, contribution = self._valuation(
             probe, 1.0 if self.level == "sample" else self.part_ratio, seed
@@ -191,16 +208,6 @@ class SMV(Method):
             )
             for name, value in zip(self.encoders, found, strict=True)
         }
-
-    def loss(self, output: Output, target: Tensor) -> Tensor:
-        """The joint loss, in which a sample has the modalities that its position says."""
-        index, fuse = self._need(output, "index"), self._need(output, "fuse")
-        # A validation's positions are those of another split.
-        if self.pool is None or not torch.is_grad_enabled():
-            return super().loss(output, target)
-        variant = index // self.sampler.count
-        masked = kept_alone(output.features, list(self.encoders), variant)
-        return self.criterion(fuse(masked), target)
 
     def _valuation(
         self, probe: Probe, fraction: float, seed: int

@@ -44,11 +44,14 @@ class CertaintyHead(Head):
     def joined(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         """The logits of the layer on all features."""
         detached = {name: value.detach() for name, value in features.items()}
-        logits: Tensor = self.linear(torch.cat(list(self.filled(detached).values()), dim=1))
+        joined = torch.cat(list(self.filled(detached).values()), dim=1)
+        # Asked for outside of autocast, it gets features of fewer bits than its weights have.
+        logits: Tensor = self.linear(joined.to(self.linear.weight.dtype))
         return logits
 
     def aligned(
         self, features: Mapping[str, Float[Tensor, "n _"]]
     ) -> dict[str, Float[Tensor, "n c"]]:
         """By modality, the logits of the layer in common."""
-        return {name: self.shared(value) for name, value in features.items()}
+        dtype = self.shared.weight.dtype  # as in `joined`
+        return {name: self.shared(value.to(dtype)) for name, value in features.items()}

@@ -81,6 +81,7 @@ class ConfigurableHead(Head):
         self.added[list(self.widths).index(name)] += 1
 
     def _parts(self, name: str, value: Float[Tensor, "n _"]) -> Parts:
+        value = value.to(self.linear.weight.dtype)  # a method widens what it passes
         before = self.linear(self.first[name](value).relu())
         last = None
         reserve = cast(nn.ModuleList, self.extra[name])

@@ -30,5 +30,7 @@ class DecodingHead(ConcatHead):
 
     def decode(self, logits: Float[Tensor, "n c"]) -> dict[str, Float[Tensor, "n _"]]:
         """The features of each modality that the logits tell of."""
+        # Asked for outside of autocast, it gets logits of fewer bits than its weights have.
+        logits = logits.to(next(self.decoder.parameters()).dtype)
         parts = self.decoder(logits).split(list(self.widths.values()), dim=1)
         return dict(zip(self.widths, parts, strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.modulation import full
 from evenly.nn.heads.base import stacked
 from evenly.nn.heads.late import LateHead
 
@@ -20,5 +21,5 @@ class EnergyHead(LateHead):
     def combined(self, unimodal: Mapping[str, Float[Tensor, "n c"]]) -> Float[Tensor, "n c"]:
         """Z = Σ_m w_m z_m."""
         logits = stacked(unimodal)
-        weight = 0.1 * logits.logsumexp(-1, keepdim=True)
+        weight = 0.1 * full(logits).logsumexp(-1, keepdim=True)
         return (weight * logits).sum(0)
