@@ -15,6 +15,8 @@ PAGE = Path(__file__).parent / "methods.md"
 HEAD = """# Methods
 
 Made by `make methods` from what each method declares; `evenly methods NAME` prints the same.
+"""
+MEASURED = """
 "Time" and "memory" are those of a training step over joint training's, measured by
 `benchmarks/overhead.py` on a pair of ResNet-18. What a method does between epochs (a look at
 whole splits, teachers, trial runs) comes on top and is named under its needs.
@@ -23,8 +25,9 @@ whole splits, teachers, trial runs) comes on top and is named under its needs.
 
 def page():
     noted = measured()
-    lines = [HEAD, "| method | title | year | category | writes | time | memory |"]
-    lines.append("|" + "---|" * 7)
+    head = ["method", "title", "year", "category", "writes"] + ["time", "memory"] * bool(noted)
+    lines = [HEAD + (MEASURED if noted else ""), "| " + " | ".join(head) + " |"]
+    lines.append("|" + "---|" * len(head))
     for name, kind in METHODS.items():
         info = kind.info
         cost = noted.get(name, {})
@@ -34,9 +37,9 @@ def page():
             str(info.year or ""),
             info.category,
             info.writes,
-            f"{cost['time']:.2f}" if cost else "",
-            f"{cost['memory']:.2f}" if cost else "",
         ]
+        if noted:
+            cells += [f"{cost[key]:.2f}" if cost else "" for key in ("time", "memory")]
         lines.append("| " + " | ".join(cells) + " |")
     for name in METHODS:
         lines += ["", f"## {name}", "", f"**{METHODS[name].info.title}**", "", about(name), ""]
