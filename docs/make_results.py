@@ -2,7 +2,7 @@
 
     python docs/make_results.py [--data ../shared/data] [--work runs/results]
 
-Stopped and started again it goes on where it was. Takes about three hours on two cores.
+Stopped and started again it goes on where it was. Takes several hours on two cores.
 """
 
 import argparse

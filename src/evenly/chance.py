@@ -30,6 +30,11 @@ def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
     return _shifted(bits, 40).float() * 2.0**-24
 
 
+def mixed(seed: int, step: int) -> int:
+    """A seed for one step (or epoch) of a run; runs of other seeds meet others."""
+    return seed * 1_000_003 + step
+
+
 def stream(device: torch.device, seed: int, step: int) -> torch.Generator:
     """The random numbers of one step, equal on all ranks, apart from the global random stream.
 
@@ -39,7 +44,7 @@ def stream(device: torch.device, seed: int, step: int) -> torch.Generator:
         step: Which step (or part of a model) they are for, below 1 000 003: from there on a seed
             has the streams of the next.
     """
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+    return torch.Generator(device).manual_seed(mixed(seed, step))
 
 
 def _mix(x: Tensor) -> Tensor:

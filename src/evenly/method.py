@@ -219,6 +219,11 @@ class Method:
         unimodal = self._need(output, "unimodal")
         return self._mine(unimodal, "Output.unimodal", present=output.features)
 
+    def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m CE(z_m), of the modalities that the batch holds."""
+        unimodal = self._unimodal(output)
+        return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
+
     def _features(self, output: Output) -> dict[str, Tensor]:
         """The features of each encoder's modality that the batch holds, in the encoders' order."""
         return self._mine(output.features, "Output.features", present=output.features)

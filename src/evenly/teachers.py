@@ -102,15 +102,14 @@ class Taught(Method):
         if self.teachers or not self.needs_teachers:
             return
         probe = self._probe(probe)
+        # Encoders share nothing, so under the sum of their losses each is trained by itself.
         with probe.trained(
-            self._alone, epochs=self.teacher_epochs, optimizer=self.optimizer, seed=self.seed
+            self._unimodal_loss,
+            epochs=self.teacher_epochs,
+            optimizer=self.optimizer,
+            seed=self.seed,
         ):
             self.teachers = whole(probe.features("train", lambda output, _: self._given(output)))
-
-    def _alone(self, output: Output, target: Tensor) -> Tensor:
-        """Σ_m CE(z_m): encoders share nothing, so each teacher is trained by itself."""
-        losses = [self.criterion(logits, target) for logits in self._unimodal(output).values()]
-        return torch.stack(losses).sum()
 
     def _given(self, output: Output) -> dict[str, Tensor]:
         """What to keep of the teachers."""

@@ -183,7 +183,7 @@ class TestSampleLevel:
         method.before_epoch(1, probe)
         found = contributions(model, loader.dataset, NAMES[:2])
         right = [i for i, phi in found.items() if phi[0] >= 1 > phi[1]]
-        assert right
+        assert len(right) > len(found) / 2  # 'a' is the clear modality
         variants = method.pool // 36
         for i in right:
             mine = variants[method.pool % 36 == i].tolist()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evenly.lab.jobs import run_cells
 from evenly.lab.settings import (
@@ -20,6 +21,9 @@ from evenly.lab.settings import (
 )
 from evenly.lab.tables import write_tables
 from evenly.spec import Spec, split
+
+if TYPE_CHECKING:
+    from evenly.data import Data
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
     for name, value in (("seeds", seeds), ("jobs", jobs)):
         if value < 1:
             raise ValueError(f"--{name} is at least 1; found {value}.")
-    names = _named(split(methods), training)
+    names, data = _named(split(methods), training)
     plan = Comparison(training, names, seeds, out)
-    _prepare(plan)
+    _prepare(plan, data)
     failures: dict[str, str] = {}
     try:
         failures = run_cells({plan.folder(cell): cell for cell in plan.cells()}, jobs)
@@ -98,15 +102,17 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
     return report
 
 
-def _named(methods: Sequence[Spec], training: Training) -> tuple[str, ...]:
+def _named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
+    """The methods meant, and the data where those had to be looked at for it."""
     from evenly.data import load  # loads torch, for which the command's help cannot wait
     from evenly.lab.build import expanded
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
-    return tuple(expanded(methods, load(training.data).modalities if several else ()))
+    data = load(training.data) if several else None
+    return tuple(expanded(methods, data.modalities if data else ())), data
 
 
-def _prepare(plan: Comparison) -> None:
+def _prepare(plan: Comparison, data: "Data | None") -> None:
     """Finds what would fail, says what a user should know, and writes config.yaml."""
     from evenly.lab.prepare import prepare, say
 
@@ -115,7 +121,7 @@ def _prepare(plan: Comparison) -> None:
     found = read_settings(path, "methods")
     shared = plan.training.as_dict()
     check_same(plan.out, found, shared)
-    data, notes = prepare(plan.cells()[: len(plan.methods)])
+    data, notes = prepare(plan.cells()[: len(plan.methods)], data)
     say(notes)
     command = shlex.join(["evenly", *sys.argv[1:]])
     # Tables and report hold every run in the folder, so its settings name them all, too.

@@ -20,11 +20,12 @@ from evenly.nn import LateFusion
 from evenly.spec import parse
 
 
-def prepare(cells: Sequence[Cell]) -> tuple[Data, list[str]]:
+def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
     """Finds what would fail in training, on a model that is thrown away.
 
     Args:
         cells: Of the same training and seed, one for each method.
+        data: What the cells name, if it is loaded already.
 
     Returns:
         The data, and sentences for the user.
@@ -33,7 +34,7 @@ def prepare(cells: Sequence[Cell]) -> tuple[Data, list[str]]:
         ValueError: If something is wrong with the data, an encoder or a method.
     """
     training = cells[0].training
-    data = load(training.data)
+    data = load(training.data) if data is None else data
     notes = list(data.notes)
     models = [build_model(data, cell) for cell in cells]
     widest = max(models, key=lambda model: len(model.encoders))

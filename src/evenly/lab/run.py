@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from evenly import chance
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate, load
 from evenly.diagnosis.gap import diagnose
 from evenly.files import remove_leftovers, replacing, write_csv
@@ -158,7 +159,7 @@ class Task(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Starts the global stream anew, so that a resumed epoch draws what it would have."""
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        torch.manual_seed(chance.mixed(self.seed, self.current_epoch))
         self.train_sums = torch.zeros(3, device=self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

@@ -5,7 +5,6 @@ Multi-Modal Learning", ICML 2023, https://arxiv.org/abs/2305.01233 (there "uni-m
 UME), found that it often does better than joint training and methods on top of it.
 """
 
-import torch
 from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info, Method
@@ -53,5 +52,4 @@ class Ensemble(Method):
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m CE(z_m)."""
-        unimodal = self._unimodal(output)
-        return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
+        return self._unimodal_loss(output, target)

@@ -101,14 +101,9 @@ class Finetune(Method):
             loss = loss + sum(z[:0].sum() for z in self._unimodal(output).values())
         return loss
 
-    def unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
-        """What the encoders are pre-trained with: Σ_m CE(z_m)."""
-        unimodal = self._unimodal(output)
-        return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
-
     def _pretrain(self, probe: Probe) -> None:
         with probe.trained(
-            self.unimodal_loss, epochs=self.pretrain, optimizer=self.optimizer, seed=self.seed
+            self._unimodal_loss, epochs=self.pretrain, optimizer=self.optimizer, seed=self.seed
         ):
             found = [value.detach().clone() for value in self._values()]
         with torch.no_grad():

@@ -170,11 +170,6 @@ class GBlending(Method):
         unimodal = {f"unimodal/{name}": z for name, z in self._unimodal(output).items()}
         return {"fused": output.logits, **unimodal}
 
-    def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
-        """Σ_m CE(z_m), of the modalities that the batch holds."""
-        losses = [self.criterion(logits, target) for logits in self._unimodal(output).values()]
-        return torch.stack(losses).sum()
-
     def _tried(
         self, probe: Probe, objective: Callable[[Output, Tensor], Tensor], epoch: int
     ) -> dict[str, tuple[float, float]]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from evenly import distributed
+from evenly import chance, distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, scores
 from evenly.output import Output
@@ -235,7 +235,7 @@ class PMR(Method):
             classes = output.logits.shape[1]
             return self._features(output)
 
-        seed = self.seed * 1_000_003 + epoch
+        seed = chance.mixed(self.seed, epoch)
         found = probe.features("train", of=look, fraction=self.fraction, seed=seed)
         # The second time, the old ones are still those of the untrained encoders.
         momentum = self.momentum if epoch > self.start + 1 else 0.0

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evenly import distributed
+from evenly import chance, distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
@@ -187,7 +187,7 @@ class SMV(Method):
         return self.criterion(fuse(masked), target)
 
     def _write_pool(self, epoch: int, probe: Probe) -> None:
-        seed = self.seed * 1_000_003 + epoch
+        seed = chance.mixed(self.seed, epoch)
         index, contribution = self._valuation(
             probe, 1.0 if self.level == "sample" else self.part_ratio, seed
         )
