@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -123,12 +124,12 @@ def table(out, config):
 
 
 def times(out):
-    """By method, the mean seconds of training, all that the method does between epochs included."""
+    """By method, the median seconds of a training, what the method does between epochs included."""
     found = {}
     for path in out.glob("runs/*/result.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(result["method"], []).append(result["seconds"])
-    return {method: sum(values) / len(values) for method, values in found.items()}
+    return {method: statistics.median(values) for method, values in found.items()}
 
 
 def relearnings(out, config):

@@ -1,9 +1,12 @@
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the models are small, and several tests share two cores
+# Tests that are started in the background ignore Ctrl-C, and so would the commands they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
