@@ -1,0 +1,66 @@
+"""Sound from any container, as one channel of samples."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from jaxtyping import Float
+
+from evenly.data.media.container import sounds
+from evenly.data.media.error import MediaError, check_file
+
+Samples = Float[np.ndarray, " t"]
+
+
+def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Samples, int]:
+    """The mean of the channels of a sound.
+
+    Args:
+        path: A .wav or .flac file, or any container that FFmpeg knows.
+        rate: Samples a second that it is brought to; its own by default.
+        stream: Which stream of sound, where a file has several.
+
+    Returns:
+        Samples (t) as 32-bit floats, full scale at ±1, and their number a second.
+
+    Raises:
+        MediaError: If the file is missing, empty or broken, or holds no sound.
+    """
+    plain = path.suffix.lower() in (".wav", ".flac")
+    samples, found = _file(path) if plain else _stream(path, stream)
+    if not len(samples):
+        raise MediaError(path, "holds no sound: its stream is empty")
+    if not np.isfinite(samples).all():
+        raise MediaError(path, "holds samples that are not finite")
+    if rate is None or rate == found:
+        return samples, found
+    return resampled(samples, found, rate), rate
+
+
+def resampled(samples: Float[np.ndarray, " t"], rate: int, new: int) -> Float[np.ndarray, " u"]:
+    """Sound at another rate, by FFmpeg's band-limited interpolation."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), "fltp", "mono")
+    frame.rate = rate
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=new)
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    return np.concatenate([part.to_ndarray()[0] for part in parts])
+
+
+def _file(path: Path) -> tuple[Samples, int]:
+    check_file(path)
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise MediaError(path, f"cannot be decoded ({error.error_string})") from error
+    return samples.mean(1), rate
+
+
+def _stream(path: Path, stream: int) -> tuple[Samples, int]:
+    # FFmpeg's own mixing would weigh channels by their place in the room.
+    plain = av.AudioResampler(format="fltp")
+    parts, rate = [], 0
+    for frame in sounds(path, stream):
+        rate = frame.sample_rate
+        parts += [part.to_ndarray().mean(0) for part in plain.resample(frame)]
+    return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), rate

@@ -1,0 +1,160 @@
+"""Pictures: videos in any container, folders of frames, single images."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from evenly.data.media.container import pictures
+from evenly.data.media.error import MediaError, check_file
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+"""Of still images."""
+
+
+class Frames:
+    """The frames of one thing to look at.
+
+    Attributes:
+        path: Where they come from.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    @abstractmethod
+    def times(self) -> Float[np.ndarray, " t"]:
+        """When each frame is shown, in seconds from the start."""
+
+    @abstractmethod
+    def read(
+        self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "k 3 h w"]:
+        """Some frames in RGB.
+
+        Args:
+            index: Which, in ascending order; one may come more than once.
+            size: Height and width that they are scaled to, without regard to the shape of the
+                picture; their own by default.
+
+        Raises:
+            MediaError: If the file is missing or broken.
+        """
+
+
+def frames_of(path: Path, stream: int = 0, fps: float = 25.0) -> Frames:
+    """The frames of a video, a folder of images or one image.
+
+    Args:
+        path: A file in any container that FFmpeg knows, a folder, or a still image.
+        stream: Which stream of pictures, where a file has several.
+        fps: Frames a second of a folder, which does not say.
+    """
+    if path.is_dir():
+        return Folder(path, fps)
+    if path.suffix.lower() in SUFFIXES:
+        return Stills([path], path, fps)
+    return Video(path, stream)
+
+
+class Video(Frames):
+    """A stream of pictures in a container, turned upright as the file says."""
+
+    def __init__(self, path: Path, stream: int = 0) -> None:
+        super().__init__(path)
+        self.stream = stream
+
+    @cached_property
+    def times(self) -> Float[np.ndarray, " t"]:
+        """When each frame is shown.
+
+        The video is decoded for it: what a container says of its frames is often wrong.
+        """
+        times = []
+        for frame in pictures(self.path, self.stream):
+            if frame.time is None:
+                raise MediaError(self.path, "does not say when its frames are shown")
+            times.append(frame.time)
+        if not times:
+            raise MediaError(self.path, "holds no pictures that can be decoded")
+        return np.array(times, dtype=np.float64)
+
+    def read(
+        self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "k 3 h w"]:
+        """Some frames in RGB, decoded once more so that memory holds no others."""
+        wanted = set(index.tolist())
+        found: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
+        for number, frame in enumerate(pictures(self.path, self.stream)):
+            if number in wanted:
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                found[number] = _planes(Image.fromarray(upright), size)
+                if len(found) == len(wanted):
+                    break
+        if missing := wanted - set(found):
+            raise MediaError(self.path, f"ends before frame {min(missing)}")
+        return _stacked(self.path, (found[number] for number in index.tolist()))
+
+
+class Stills(Frames):
+    """Images, one after another."""
+
+    def __init__(self, files: list[Path], path: Path, fps: float) -> None:
+        super().__init__(path)
+        self.files, self.fps = files, fps
+
+    @property
+    def times(self) -> Float[np.ndarray, " t"]:
+        """When each image is shown."""
+        return np.arange(len(self.files)) / self.fps
+
+    def read(
+        self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "k 3 h w"]:
+        """Some images in RGB."""
+        return _stacked(self.path, (_still(self.files[number], size) for number in index.tolist()))
+
+
+class Folder(Stills):
+    """The images in a folder, in the order of the numbers in their names."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+        if not files:
+            raise MediaError(path, "the folder holds no images")
+        super().__init__(sorted(files, key=_natural), path, fps)
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """Numbers by their size: frame 10 comes after frame 9."""
+    return [(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", file.name)]
+
+
+def _still(file: Path, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
+    check_file(file)
+    try:
+        with Image.open(file) as image:
+            return _planes(image.convert("RGB"), size)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise MediaError(file, "is no image that can be read, or part of one") from error
+
+
+def _planes(image: Image.Image, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
+    if size is not None and image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _stacked(
+    path: Path, frames: Iterable[UInt8[np.ndarray, "3 h w"]]
+) -> UInt8[np.ndarray, "k 3 h w"]:
+    kept = list(frames)
+    if len({frame.shape for frame in kept}) > 1:
+        raise MediaError(path, "its frames differ in size; give the size they are scaled to")
+    return np.stack(kept)

@@ -1,0 +1,252 @@
+"""Real clips of five containers, folders of frames, and files made here that are wrong."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from evenly.data.media import MediaError, frames_of, read_sound, resampled
+
+
+@pytest.fixture(scope="session")
+def clips(shared_data):
+    return shared_data / "media_clips"
+
+
+def write_video(path, frames=10, size=(32, 48), rate=25, codec="mpeg4", sound=0, times=None):
+    """A clip whose frame k is a plain grey of 20 k; `sound` seconds of a tone beside it."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=rate) if frames else None
+        audio = container.add_stream("aac", rate=16_000, layout="mono") if sound else None
+        if video:
+            video.height, video.width, video.pix_fmt = *size, "yuv420p"
+            for k in range(frames):
+                picture = np.full((*size, 3), 20 * k, np.uint8)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                if times is not None:
+                    frame.pts, frame.time_base = times[k], Fraction(1, 1000)
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+        if audio:
+            wave = np.sin(np.arange(int(16_000 * sound)) * 0.2).astype(np.float32)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            frame.rate = 16_000
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+    return path
+
+
+@pytest.mark.data
+class TestRealClips:
+    @pytest.mark.parametrize(
+        ("name", "stream", "count", "size", "fps"),
+        [
+            ("grid/bbaf2n.mpg", 0, 75, (288, 360), 25),
+            ("misc/nasa_13013.mp4", 0, 325, (180, 320), 25),
+            ("misc/nasa_13013.mp4", 1, 390, (270, 480), 30000 / 1001),
+            ("misc/realshort.mp4", 0, 36, (240, 320), 30),
+            ("misc/cockatoo.mp4", 0, 280, (720, 1280), 20),
+            ("misc/flipping_a_pancake.mkv", 0, 310, (240, 426), 30),
+            ("misc/mmaction_test.avi", 0, 164, (240, 320), 25),
+        ],
+    )
+    def test_frames_are_as_many_and_as_large_as_their_source_says(
+        self, clips, name, stream, count, size, fps
+    ):
+        frames = frames_of(clips / name, stream)
+        assert len(frames.times) == count
+        assert np.diff(frames.times).mean() == pytest.approx(1 / fps, rel=0.01)
+        assert frames.read(np.array([0, count - 1])).shape == (2, 3, *size)
+
+    def test_every_grid_clip(self, clips):
+        found = sorted(clips.glob("grid/*.mpg"))
+        assert len(found) == 12
+        for path in found:
+            assert len(frames_of(path).times) == 75
+            samples, rate = read_sound(path)
+            assert (len(samples), rate) == (131_328, 44_100)
+            assert 0.01 < np.abs(samples).max() <= 1
+
+    @pytest.mark.parametrize(
+        ("name", "stream", "rate", "seconds"),
+        [
+            ("misc/nasa_13013.mp4", 0, 8_000, 13.06),
+            ("misc/nasa_13013.mp4", 1, 16_000, 13.06),
+            ("misc/realshort.mp4", 0, 48_000, 1.17),
+            ("misc/cockatoo.mp4", 0, 16_000, 13.9),
+            ("misc/flipping_a_pancake.mkv", 0, 48_000, 10.37),
+            ("misc/mmaction_test.avi", 0, 44_100, 6.56),
+            ("imagebind_pairs/dog_audio.wav", 0, 44_100, 2.61),
+            ("imagebind_pairs/bird_audio.wav", 0, 44_100, 5.0),
+        ],
+    )
+    def test_sound(self, clips, name, stream, rate, seconds):
+        samples, found = read_sound(clips / name, stream=stream)
+        assert found == rate
+        assert len(samples) / rate == pytest.approx(seconds, abs=0.05)
+        assert samples.dtype == np.float32
+        loudest = np.abs(samples).max()
+        silent = name == "misc/cockatoo.mp4"  # it has a track, of silence
+        assert loudest == 0 if silent else 0.01 < loudest < 1.5  # lossy codecs overshoot
+
+    def test_a_folder_of_frames(self, clips):
+        frames = frames_of(clips / "ucf101_frames" / "ApplyEyeMakeup_v_000001")
+        assert len(frames.times) == 25
+        assert frames.read(np.array([0, 24])).shape == (2, 3, 256, 340)
+        assert frames.read(np.array([3]), (64, 80)).shape == (1, 3, 64, 80)
+
+    def test_an_image(self, clips):
+        path = clips / "imagebind_pairs" / "dog_image.jpg"
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        assert np.array_equal(frames_of(path).read(np.array([0]))[0], expected)
+
+
+class TestFrames:
+    @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".mov", ".flv"])
+    def test_the_frames_asked_for(self, tmp_path, suffix):
+        codec = "flv" if suffix == ".flv" else "mpeg4"
+        frames = frames_of(write_video(tmp_path / f"clip{suffix}", codec=codec))
+        assert len(frames.times) == 10
+        found = frames.read(np.array([1, 1, 7]))
+        assert found.mean((1, 2, 3)) == pytest.approx([20, 20, 140], abs=4)
+
+    def test_a_variable_frame_rate(self, tmp_path):
+        path = write_video(tmp_path / "clip.mkv", 4, times=[0, 40, 520, 560])
+        assert frames_of(path).times == pytest.approx([0, 0.04, 0.52, 0.56], abs=0.002)
+
+    def test_scaled(self, tmp_path):
+        frames = frames_of(write_video(tmp_path / "clip.mp4"))
+        assert frames.read(np.array([2]), (16, 20)).shape == (1, 3, 16, 20)
+
+    @pytest.mark.parametrize("degrees", [90, 180, 270])
+    def test_turned_upright(self, tmp_path, degrees):
+        path, size = tmp_path / "clip.mp4", (32, 48)
+        picture = np.zeros((*size, 3), np.uint8)
+        picture[:16, :24] = 255  # the upper left corner as it lies in the file
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            stream.set_display_rotation(degrees)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        expected = np.rot90(picture[..., 0], degrees // 90)
+        found = frames_of(path).read(np.array([0]))[0, 0]
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).mean() < 10
+
+    def test_images_in_the_order_of_their_numbers(self, tmp_path):
+        for number in (1, 2, 10):
+            Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
+        (tmp_path / "notes.txt").write_text("no image")
+        frames = frames_of(tmp_path, fps=10.0)
+        assert frames.times == pytest.approx([0, 0.1, 0.2])
+        assert frames.read(np.arange(3))[:, 0, 0, 0].tolist() == [1, 2, 10]
+
+    def test_grey_and_transparent_images(self, tmp_path):
+        Image.new("L", (8, 6), 7).save(tmp_path / "1.png")
+        Image.new("RGBA", (8, 6), (7, 7, 7, 0)).save(tmp_path / "2.png")
+        assert (frames_of(tmp_path).read(np.arange(2)) == 7).all()
+
+
+class TestSound:
+    def test_the_mean_of_the_channels(self, tmp_path):
+        samples = np.stack([np.full(100, 0.5), np.full(100, -0.25)], 1)
+        soundfile.write(tmp_path / "a.wav", samples, 8_000, "FLOAT")
+        found, rate = read_sound(tmp_path / "a.wav")
+        assert rate == 8_000
+        assert np.array_equal(found, np.full(100, 0.125, np.float32))
+
+    def test_flac_is_without_loss(self, tmp_path):
+        samples = (np.arange(-50, 50) / 128).astype(np.float32)
+        soundfile.write(tmp_path / "a.flac", samples, 8_000)
+        assert np.array_equal(read_sound(tmp_path / "a.flac")[0], samples)
+
+    @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
+    def test_resampling_keeps_a_tone(self, rate):
+        seconds, hertz = 1.0, 440.0
+        tone = np.sin(2 * np.pi * hertz * np.arange(16_000) / 16_000).astype(np.float32)
+        found = resampled(tone, 16_000, rate)
+        assert len(found) == pytest.approx(rate * seconds, abs=2)
+        expected = np.sin(2 * np.pi * hertz * np.arange(len(found)) / rate)
+        inner = slice(len(found) // 10, -len(found) // 10)
+        assert np.abs(found - expected)[inner].max() < 0.01
+
+    def test_another_rate(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", np.zeros(44_100), 44_100)
+        found, rate = read_sound(tmp_path / "a.wav", 16_000)
+        assert (len(found), rate) == (16_000, 16_000)
+
+    def test_of_a_video(self, tmp_path):
+        found, rate = read_sound(write_video(tmp_path / "clip.mp4", sound=1.0))
+        assert rate == 16_000
+        assert np.abs(found).max() == pytest.approx(1, abs=0.1)
+
+
+class TestMessages:
+    def failing(self, path, read):
+        with pytest.raises(MediaError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        return caught.value.reason
+
+    def pictures(self, path):
+        frames = frames_of(path)
+        return frames.read(np.arange(len(frames.times)))
+
+    @pytest.mark.parametrize("name", ["a.wav", "a.mp4"])
+    def test_no_file(self, tmp_path, name):
+        assert self.failing(tmp_path / name, read_sound) == "there is no such file"
+
+    @pytest.mark.parametrize("name", ["a.wav", "a.mp4"])
+    def test_empty(self, tmp_path, name):
+        (tmp_path / name).touch()
+        assert self.failing(tmp_path / name, read_sound) == "the file is empty"
+
+    @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp4"])
+    def test_no_sound_file(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"not a sound" * 50)
+        assert "cannot be decoded" in self.failing(tmp_path / name, read_sound)
+
+    def test_no_pictures(self, tmp_path):
+        path = write_video(tmp_path / "a.mp4", frames=0, sound=0.5)
+        assert self.failing(path, self.pictures) == "holds no pictures"
+
+    def test_no_sound(self, tmp_path):
+        assert self.failing(write_video(tmp_path / "a.mp4"), read_sound) == "holds no sound"
+
+    def test_no_such_stream(self, tmp_path):
+        path = write_video(tmp_path / "a.mp4")
+        with pytest.raises(MediaError, match=r"has 1 stream of pictures.* no number 1"):
+            frames_of(path, 1).times  # noqa: B018
+
+    def test_an_empty_sound(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", np.zeros(0), 8_000)
+        assert "its stream is empty" in self.failing(tmp_path / "a.wav", read_sound)
+
+    def test_samples_that_are_not_finite(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", np.array([0, np.nan]), 8_000, "FLOAT")
+        assert "not finite" in self.failing(tmp_path / "a.wav", read_sound)
+
+    def test_an_image_that_is_none(self, tmp_path):
+        (tmp_path / "1.jpg").write_bytes(b"no image")
+        assert "no image" in self.failing(tmp_path / "1.jpg", self.pictures)
+
+    def test_half_an_image(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "1.jpg")
+        whole = (tmp_path / "1.jpg").read_bytes()
+        (tmp_path / "1.jpg").write_bytes(whole[: len(whole) // 2])
+        assert "part of one" in self.failing(tmp_path / "1.jpg", self.pictures)
+
+    def test_a_folder_without_images(self, tmp_path):
+        assert self.failing(tmp_path, self.pictures) == "the folder holds no images"
+
+    def test_frames_of_several_sizes(self, tmp_path):
+        for number, size in enumerate([(8, 6), (6, 8)]):
+            Image.new("RGB", size).save(tmp_path / f"{number}.png")
+        assert "differ in size" in self.failing(tmp_path, self.pictures)
+        assert frames_of(tmp_path).read(np.arange(2), (4, 4)).shape == (2, 3, 4, 4)
