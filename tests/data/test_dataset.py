@@ -19,7 +19,7 @@ def _data() -> Data:
         "toy",
         {
             "vector": torch.arange(12.0).reshape(n, 2),
-            "sequence": Ragged(steps, offset),
+            "sequence": Ragged(steps, offset[:-1], length),
             "image": torch.arange(n * 6, dtype=torch.uint8).reshape(n, 1, 2, 3),
         },
         torch.tensor([0, 1, 0, 1, 0, 1]),
@@ -107,7 +107,8 @@ def test_padding_is_zero_and_values_are_kept(lengths, draw):
     steps = 1 + torch.arange(int(offset[-1])).reshape(-1, 1)
     rows = torch.arange(len(lengths))
     data = Data(
-        "toy", {"x": Ragged(steps, offset)}, torch.zeros(len(lengths), dtype=torch.long),
+        "toy", {"x": Ragged(steps, offset[:-1], offset.diff())},
+        torch.zeros(len(lengths), dtype=torch.long),
         {"train": rows, "val": rows, "test": rows}, ["one"],
     )  # fmt: skip
     asked = draw.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, max_size=6))

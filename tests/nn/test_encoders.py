@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenly.data import Modality, Padded
-from evenly.nn import MLP, ResNet, Standardise, TemporalConv, encoder_for
+from evenly.nn import MLP, FrameMean, ResNet, Standardise, TemporalConv, encoder_for
 
 
 def _modality(kind, *shape, mean=0.0, std=1.0):
-    features = shape[0] if kind == "image" else shape[-1]
+    features = {"image": shape[0], "video": shape[1 % len(shape)]}.get(kind, shape[-1])
     return Modality("x", kind, shape, torch.full((features,), mean), torch.full((features,), std))
 
 
@@ -23,6 +23,8 @@ CASES = [
     (_modality("image", 1, 64, 176), ResNet),
     (_modality("image", 3, 128, 300), ResNet),
     (_modality("image", 1, 300, 20), ResNet),
+    (_modality("video", 2, 3, 40, 48), FrameMean),
+    (_modality("video", 1, 1, 4, 8), FrameMean),
 ]
 
 
@@ -167,3 +169,12 @@ def test_images_have_batchnorm_and_the_others_none():
     assert norms(encoder_for(_modality("image", 1, 8, 8)))
     assert not norms(encoder_for(_modality("vector", 8)))
     assert not norms(encoder_for(_modality("sequence", 8, 8)))
+
+
+def test_a_video_is_the_mean_of_its_frames():
+    modality = _modality("video", 3, 3, 16, 16, mean=2.0, std=3.0)
+    encoder = encoder_for(modality, width=8).eval()
+    x = torch.randint(0, 256, (2, 3, 3, 16, 16), dtype=torch.uint8)
+    by_frame = torch.stack([encoder.frame(x[:, t]) for t in range(3)])
+    torch.testing.assert_close(encoder(x), by_frame.mean(0))
+    torch.testing.assert_close(encoder(x.flip(1)), encoder(x))

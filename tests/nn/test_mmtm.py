@@ -159,6 +159,7 @@ class TestCuration:
 MODALITIES = {
     "picture": Modality("picture", "image", (1, 8, 8), torch.zeros(1), torch.ones(1)),
     "spectrum": Modality("spectrum", "image", (2, 40, 33), torch.zeros(2), torch.ones(2)),
+    "clip": Modality("clip", "video", (2, 1, 8, 8), torch.zeros(1), torch.ones(1)),
     "words": Modality("words", "sequence", (9, 3), torch.zeros(3), torch.ones(3)),
     "facts": Modality("facts", "vector", (5,), torch.zeros(5), torch.ones(5)),
 }

@@ -307,7 +307,8 @@ class _Reader:
                     f"modality '{name}' has offsets, so it cannot be read as {kind}. Only "
                     f"sequences have unequal lengths: leave out '{name}_offset' or '{name}_kind'."
                 )
-            return Ragged(_tensor(values.reshape(len(values), -1)), torch.from_numpy(offset))
+            start, length = torch.from_numpy(offset[:-1]), torch.from_numpy(np.diff(offset))
+            return Ragged(_tensor(values.reshape(len(values), -1)), start, length)
         shaped = _shape(values, kind)
         if shaped is None:
             raise self._error(

@@ -1,4 +1,4 @@
-"""A data set in memory, and how batches are read from it."""
+"""A data set, in memory or mapped into it, and how batches are read from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Kind = Literal["vector", "sequence", "image"]
+Kind = Literal["vector", "sequence", "image", "video"]
 SplitName = Literal["train", "val", "test"]
 
 
@@ -26,15 +26,17 @@ class Padded(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Sequences of unequal lengths as they are stored: end to end.
+    """Sequences of unequal lengths as they are stored: one after another, in any order.
 
     Attributes:
         values: (total, d) time steps of all samples.
-        offset: (n + 1,) ascending; sample i is `values[offset[i]:offset[i + 1]]`.
+        start: (n,) where each sample begins.
+        length: (n,) its time steps; sample i is `values[start[i]:start[i] + length[i]]`.
     """
 
     values: Tensor
-    offset: Tensor
+    start: Tensor
+    length: Tensor
 
 
 class Batch(TypedDict):
@@ -60,8 +62,9 @@ class Modality:
         name: As the data set calls it.
         kind: How a sample is laid out.
         shape: Of one sample: (d,) for a vector, (t, d) with t the longest for a sequence,
-            (c, h, w) for an image; a spectrogram is an image with c = 1.
-        mean: Over the training split, per feature (vector, sequence) or channel (image).
+            (c, h, w) for an image, (t, c, h, w) for a video; a spectrogram is an image with
+            c = 1.
+        mean: Over the training split, per feature (vector, sequence) or channel (image, video).
         std: Over the training split likewise; 1 where the feature is constant.
     """
 
@@ -73,7 +76,7 @@ class Modality:
 
 
 class Data:
-    """A whole data set in memory.
+    """A whole data set; its arrays may be maps of files, of which only what is read is loaded.
 
     Attributes:
         name: Of the data set.
@@ -93,18 +96,21 @@ class Data:
         class_names: Sequence[str],
         notes: Sequence[str] = (),
         bayes: Mapping[str, float] | None = None,
+        modalities: Mapping[str, Modality] | None = None,
     ) -> None:
-        """Takes the arrays as they are and measures means and deviations on the training split.
+        """Takes the arrays as they are.
 
         Args:
             name: Of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
-                sequences, (n, c, h, w) for images.
+                sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos.
             target: Class of each sample, from 0.
             rows: By split, which samples it holds.
             class_names: By class number.
             notes: Sentences that a user of the data should see.
             bayes: Known best accuracies.
+            modalities: What is known of the inputs; by default it is measured on the training
+                split.
         """
         self.name = name
         self.class_names = list(class_names)
@@ -113,9 +119,11 @@ class Data:
         self._inputs = dict(inputs)
         self._target = target
         self._rows = dict(rows)
-        self.modalities = {
-            key: _describe(key, stored, self._rows["train"]) for key, stored in inputs.items()
-        }
+        if modalities is None:
+            modalities = {
+                key: described(key, stored, self._rows["train"]) for key, stored in inputs.items()
+            }
+        self.modalities = dict(modalities)
 
     def split(self, name: SplitName) -> "Split":
         """One of the three splits; it shares the arrays of the whole."""
@@ -190,9 +198,8 @@ def stratified(
 
 def _read(stored: Tensor | Ragged, rows: Int[Tensor, " n"]) -> Tensor | Padded:
     if isinstance(stored, Tensor):
-        return stored[rows]
-    start = stored.offset[rows]
-    length = stored.offset[rows + 1] - start
+        return stored.index_select(0, rows)  # six times as fast as stored[rows] for bytes
+    start, length = stored.start[rows], stored.length[rows]
     step = torch.arange(int(length.max()))
     beyond = step >= length[:, None]
     # Steps beyond a sequence's end point at the first row and are blanked: no loop over samples.
@@ -201,17 +208,17 @@ def _read(stored: Tensor | Ragged, rows: Int[Tensor, " n"]) -> Tensor | Padded:
     return Padded(values, length)
 
 
-def _describe(name: str, stored: Tensor | Ragged, train: Int[Tensor, " n"]) -> Modality:
+def described(name: str, stored: Tensor | Ragged, train: Int[Tensor, " n"]) -> Modality:
+    """What an encoder must know of a modality, measured on the training split."""
     kind: Kind
     if isinstance(stored, Ragged):
         kind = "sequence"
-        longest = int(stored.offset.diff().max())
-        shape: tuple[int, ...] = (longest, stored.values.shape[1])
+        shape: tuple[int, ...] = (int(stored.length.max()), stored.values.shape[1])
     else:
-        kinds: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image"}
+        kinds: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image", 5: "video"}
         kind = kinds[stored.dim()]
         shape = tuple(stored.shape[1:])
-    mean, std = _moments(stored, train, feature=1 if kind == "image" else -1)
+    mean, std = _moments(stored, train, feature=-3 if kind in ("image", "video") else -1)
     return Modality(name, kind, shape, mean, std)
 
 
@@ -240,16 +247,16 @@ def _chunks(
     stored: Tensor | Ragged, rows: Int[Tensor, " n"], feature: int
 ) -> Iterator[Float[Tensor, "n d"]]:
     """The values of these samples in float64, with the feature last, a few samples at a time."""
-    for part in rows.split(1024):
+    values = 1 if isinstance(stored, Ragged) else stored[:1].numel()
+    for part in rows.split(max(1, min(1024, 2**25 // max(values, 1)))):
         if isinstance(stored, Ragged):
-            chunk = stored.values[_steps(stored.offset, part)]
+            chunk = stored.values[_steps(stored.start[part], stored.length[part])]
         else:
-            chunk = stored[part].movedim(feature, -1).flatten(0, -2)
+            chunk = stored.index_select(0, part).movedim(feature, -1).flatten(0, -2)
         yield chunk.double()
 
 
-def _steps(offset: Int[Tensor, " _"], rows: Int[Tensor, " n"]) -> Shaped[Tensor, " t"]:
+def _steps(start: Int[Tensor, " n"], length: Int[Tensor, " n"]) -> Shaped[Tensor, " t"]:
     """Which of all time steps belong to these samples."""
-    length = offset[rows + 1] - offset[rows]
-    begins = torch.repeat_interleave(offset[rows] - (length.cumsum(0) - length), length)
+    begins = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
     return begins + torch.arange(len(begins))

@@ -4,24 +4,21 @@ A process each: a run that is killed for memory takes no other with it, its peak
 and Ctrl-C leaves a folder in which every file is whole.
 """
 
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from evenly import child
 from evenly.files import write_text
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
@@ -57,7 +54,7 @@ def run_cells(cells: Mapping[Path, Cell], jobs: int) -> dict[str, str]:
     waiting = deque((f, cell) for f, cell in cells.items() if Result.read(f) is None)
     running: list[_Worker] = []
     failures: dict[str, str] = {}
-    context = _context()
+    context = child.context("evenly.lab.run")
     total = sum(cell.training.epochs for cell in cells.values())
     done = total - sum(cell.training.epochs for _, cell in waiting)
     with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as bar:
@@ -100,24 +97,7 @@ class _Worker:
         )
 
 
-def _context() -> ForkServerContext | SpawnContext:
-    """A process that has imported torch and Lightning once, and forks for each run."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evenly.lab.run"])
-    # A terminal sends Ctrl-C to every process of the command, and this one spends its first seconds
-    # with imports. It inherits the mask; held back here, the signal still comes afterwards.
-    resource_tracker.ensure_running()  # first, as it unblocks the signal when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def _start(context: ForkServerContext | SpawnContext, folder: Path, cell: Cell) -> _Worker:
+def _start(context: child.Context, folder: Path, cell: Cell) -> _Worker:
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(cell, folder, sending))
     process.start()
@@ -127,8 +107,7 @@ def _start(context: ForkServerContext | SpawnContext, folder: Path, cell: Cell) 
 
 def _work(cell: Cell, folder: Path, messages: Connection) -> None:
     """The body of a run's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    child.serve()
     from evenly.lab.run import run_cell
 
     def tell(news: tuple[int, float] | str) -> None:
@@ -143,14 +122,6 @@ def _work(cell: Cell, folder: Path, messages: Connection) -> None:
         tell(f"{type(error).__name__}: {error}")
     else:
         failure.unlink(missing_ok=True)
-
-
-def _end_with_the_command() -> None:
-    """Waits for the end of the process that started this one, then ends it too, without a word."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _listen(running: Sequence[_Worker], bar: "tqdm[Any]") -> list[_Worker]:

@@ -6,6 +6,7 @@ split, and returns one vector of `out_features` per sample.
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +20,14 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
     """The default encoder of a modality.
 
     Args:
-        modality: Its kind decides: vector → `MLP`, sequence → `TemporalConv`, image → `ResNet`.
+        modality: Its kind decides: vector → `MLP`, sequence → `TemporalConv`, image → `ResNet`,
+            video → `FrameMean`.
         width: Of the vectors that it returns; 4 or more.
     """
     if width < 4:
         raise ValueError(f"encoder_for: found the width {width}. Give 4 or more.")
     kinds: dict[str, Callable[[Modality, int], nn.Module]]
-    kinds = {"vector": MLP, "sequence": TemporalConv, "image": ResNet}
+    kinds = {"vector": MLP, "sequence": TemporalConv, "image": ResNet, "video": FrameMean}
     return kinds[modality.kind](modality, width)
 
 
@@ -61,7 +63,7 @@ class Standardise(nn.Module):
     def __init__(self, modality: Modality) -> None:
         super().__init__()
         # An image's statistics are by channel and stand before its height and width.
-        shape = (-1, 1, 1) if modality.kind == "image" else (-1,)
+        shape = (-1, 1, 1) if modality.kind in ("image", "video") else (-1,)
         self.register_buffer("mean", modality.mean.reshape(shape).clone())
         self.register_buffer("std", modality.std.reshape(shape).clone())
 
@@ -209,6 +211,37 @@ class ResNet(Staged):
             image = rest(image * factor[..., None, None])
         features: Tensor = image
         return features
+
+
+class FrameMean(Staged):
+    """A `ResNet` on each frame of a video, and the mean of their features."""
+
+    def __init__(self, modality: Modality, width: int) -> None:
+        super().__init__()
+        self.frame = ResNet(replace(modality, kind="image", shape=modality.shape[1:]), width)
+        self.out_features = width
+        self.stage_widths = self.frame.stage_widths
+
+    def forward(self, x: Shaped[Tensor, "n t c h w"]) -> Float[Tensor, "n d"]:
+        """Encodes videos."""
+        features: Tensor = self.frame(x.flatten(0, 1))
+        return _over_frames(features, x.shape[1])
+
+    def staged(self, x: Shaped[Tensor, "n t c h w"]) -> Stages:
+        """Encodes videos; at the stops, frames are averaged and share the factors."""
+        frames = self.frame.staged(x.flatten(0, 1))
+        found = next(frames)
+        for _ in self.stage_widths:
+            factor = yield _over_frames(found, x.shape[1])
+            try:
+                found = frames.send(factor.repeat_interleave(x.shape[1], 0))
+            except StopIteration as end:
+                found = end.value
+        return _over_frames(found, x.shape[1])
+
+
+def _over_frames(by_frame: Float[Tensor, "nt d"], frames: int) -> Float[Tensor, "n d"]:
+    return by_frame.reshape(-1, frames, by_frame.shape[1]).mean(1)
 
 
 class _BasicBlock(nn.Module):

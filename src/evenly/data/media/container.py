@@ -25,9 +25,7 @@ def pictures(path: Path, stream: int) -> Iterator[av.VideoFrame]:
             such stream.
     """
     with _opened(path) as container:
-        found = _chosen(path, container.streams.video, stream, "pictures")
-        found.thread_type = "AUTO"
-        yield from container.decode(found)
+        yield from container.decode(_chosen(path, container.streams.video, stream, "pictures"))
 
 
 def sounds(path: Path, stream: int) -> Iterator[av.AudioFrame]:

@@ -1,0 +1,231 @@
+"""What becomes of one cell of a data set, a file mostly, when the set is prepared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float16, UInt8
+
+from evenly.data.dataset import Kind
+from evenly.data.media import flow, sampling, spectra
+from evenly.data.media.error import MediaError
+from evenly.data.media.sound import read_sound
+from evenly.data.media.video import frames_of
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Turns a cell into an array; a frozen dataclass, so that its settings can be noted down.
+
+    Attributes:
+        kind: Of the modality that it makes.
+        units: Of its values, in words.
+        rate: Frames or time steps a second, where there is such a thing.
+        ragged: Whether samples are sequences of unequal lengths; else all have one shape.
+    """
+
+    @property
+    def kind(self) -> Kind: ...  # noqa: D102
+    @property
+    def units(self) -> str: ...  # noqa: D102
+    @property
+    def rate(self) -> float | None: ...  # noqa: D102
+    @property
+    def ragged(self) -> bool: ...  # noqa: D102
+
+    def __call__(self, cell: Any) -> np.ndarray:
+        """The array of one sample.
+
+        Raises:
+            ValueError: If the cell cannot be used, with the reason; `MediaError` if it is a file.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Video:
+    """A few frames of a video, a folder of images or an image, in RGB.
+
+    Args:
+        frames: How many.
+        size: Height and width that they are scaled to.
+        pick: `uniform`, the middle of each of as many equal segments; `random`, a frame at random
+            from each, drawn once for each file; or `rate`, the first at `fps`, of which a video
+            that ends early repeats the last.
+        fps: Frames a second for `rate`.
+        seed: Of the draws for `random`.
+    """
+
+    frames: int = 2
+    size: tuple[int, int] = (224, 224)
+    pick: Literal["uniform", "random", "rate"] = "uniform"
+    fps: float = 1.0
+    seed: int = 0
+    kind: ClassVar[Kind] = "video"
+    units: ClassVar[str] = "RGB, 0 to 255"
+    ragged: ClassVar[bool] = False
+
+    @property
+    def rate(self) -> float | None:
+        """Frames a second, if they have one distance."""
+        return self.fps if self.pick == "rate" else None
+
+    def __call__(self, cell: Path) -> UInt8[np.ndarray, "t 3 h w"]:
+        """The frames of one file."""
+        found = frames_of(cell)
+        return found.read(self._picked(cell, found.times), self.size)
+
+    def _picked(self, path: Path, times: np.ndarray) -> np.ndarray:
+        if self.pick == "uniform":
+            return sampling.uniform(len(times), self.frames)
+        if self.pick == "random":
+            # By the file's own name: the same whatever other files there are, and in what order.
+            own = np.random.default_rng([self.seed, *path.name.encode()])
+            return sampling.segment_random(len(times), self.frames, own)
+        index = sampling.at_rate(times, self.fps)[: self.frames]
+        padded: np.ndarray = np.pad(index, (0, self.frames - len(index)), mode="edge")
+        return padded
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture: a still image, or the middle frame of a video, in RGB.
+
+    Args:
+        size: Height and width that it is scaled to.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    kind: ClassVar[Kind] = "image"
+    units: ClassVar[str] = "RGB, 0 to 255"
+    ragged: ClassVar[bool] = False
+    rate: ClassVar[float | None] = None
+
+    def __call__(self, cell: Path) -> UInt8[np.ndarray, "3 h w"]:
+        """The picture of one file."""
+        found: np.ndarray = Video(1, self.size)(cell)[0]
+        return found
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Optical flow from some frames of a video to the next ones, as 8-bit images.
+
+    Args:
+        frames: How many; each is the middle of one of as many equal segments.
+        size: Height and width that they are scaled to, before the flow is computed.
+        method: `dis` or `farneback`, see `evenly.data.media.flow`.
+        layout: `images`, each [u, v, u] for networks that take three channels; or `stacked`, one
+            image with the channels u, v, u, v, ...
+        bound: Pixels of movement at which values end.
+    """
+
+    frames: int = 3
+    size: tuple[int, int] = (224, 224)
+    method: flow.FlowMethod = "dis"
+    layout: Literal["images", "stacked"] = "images"
+    bound: float = 20.0
+    rate: ClassVar[float | None] = None
+    ragged: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> Kind:
+        """A video of images, or one image."""
+        return "video" if self.layout == "images" else "image"
+
+    @property
+    def units(self) -> str:
+        """Of the values."""
+        return f"optical flow, 0 to 255 for -{self.bound:g} to {self.bound:g} pixels"
+
+    def __call__(self, cell: Path) -> np.ndarray:
+        """The flows of one file."""
+        found = frames_of(cell)
+        count = len(found.times)
+        if count < 2:
+            raise MediaError(cell, "has one frame, and flow is from a frame to the next")
+        first = sampling.uniform(count - 1, self.frames)
+        ends = np.stack([first, first + 1], 1).ravel()
+        pairs = found.read(ends, self.size).reshape(self.frames, 2, 3, *self.size)
+        fields = np.concatenate([flow.flow(pair, self.method) for pair in pairs])
+        values = flow.quantised(fields, self.bound)
+        return flow.as_images(values) if self.layout == "images" else flow.stacked(values)
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """A picture of sound, bands by frames, in half precision.
+
+    Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders.
+
+    Args:
+        front: `stft`, `mel` or `fbank`, see `evenly.data.media.spectra`.
+        seconds: Of sound.
+        sample_rate: Samples a second that the sound is brought to first.
+    """
+
+    front: Literal["stft", "mel", "fbank"] = "fbank"
+    seconds: float = 3.0
+    sample_rate: int = 16_000
+    kind: ClassVar[Kind] = "image"
+    ragged: ClassVar[bool] = False
+
+    @property
+    def units(self) -> str:
+        """Of the values."""
+        return {"stft": "ln magnitude", "mel": "dB", "fbank": "ln power"}[self.front]
+
+    @property
+    def rate(self) -> float | None:
+        """Spectra a second."""
+        return {"stft": self.sample_rate / 353, "mel": self.sample_rate / 160, "fbank": 100.0}[
+            self.front
+        ]
+
+    def __call__(self, cell: Path) -> Float16[np.ndarray, "1 bands frames"]:
+        """The spectrogram of one file's sound."""
+        samples, rate = read_sound(cell, self.sample_rate)
+        whole = np.resize(samples, round(self.seconds * rate))
+        found = {
+            "stft": spectra.log_stft,
+            "mel": lambda x: spectra.log_mel(x, rate),
+            "fbank": lambda x: spectra.fbank(x, rate),
+        }[self.front](whole)
+        return found[None].astype(np.float16)
+
+
+@dataclass(frozen=True)
+class Array:
+    """Numbers as they are: an array, a list, or the path of a `.npy` file.
+
+    Args:
+        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence.
+        units: In words.
+        ragged: Whether sequences are of unequal lengths.
+    """
+
+    kind: Kind = "vector"
+    units: str = ""
+    ragged: bool = False
+    rate: float | None = None
+
+    def __call__(self, cell: Any) -> np.ndarray:
+        """The numbers of one sample."""
+        found = _numbers(cell) if isinstance(cell, Path) else np.asarray(cell)
+        axes = 1 if self.kind == "vector" else 2
+        if found.ndim != axes or not found.size:
+            raise ValueError(f"holds an array of shape {found.shape}, which is no {self.kind}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise ValueError("holds values that are not finite")
+        return found.astype(np.float32) if found.dtype == np.float64 else found
+
+
+def _numbers(path: Path) -> np.ndarray:
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MediaError(path, "there is no such file") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise MediaError(path, "is no .npy file of numbers, or part of one") from error
+    return found

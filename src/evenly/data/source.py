@@ -1,0 +1,54 @@
+"""A data set before it is prepared: which files and values make which sample."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evenly.data.dataset import SplitName
+from evenly.data.readers import Reader
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample.
+
+    Attributes:
+        name: Of the sample, for messages.
+        label: Its class.
+        split: That it belongs to.
+        cells: By modality, what its reader takes; None, or no entry, where it is missing.
+    """
+
+    name: str
+    label: int
+    split: SplitName
+    cells: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """All samples of a data set, and how they are read.
+
+    Attributes:
+        name: Of the data set.
+        readers: By modality.
+        samples: In the order of the store.
+        classes: Names by class number.
+        notes: Sentences that a user of the data should see.
+    """
+
+    name: str
+    readers: Mapping[str, Reader]
+    samples: Sequence[Sample]
+    classes: Sequence[str]
+    notes: Sequence[str] = field(default=())
+
+    def files(self) -> Iterator[Path]:
+        """Every file and folder that is read, once."""
+        seen: set[Path] = set()
+        for sample in self.samples:
+            for cell in sample.cells.values():
+                if isinstance(cell, Path) and cell not in seen:
+                    seen.add(cell)
+                    yield cell

@@ -1,0 +1,204 @@
+"""The prepared store: a folder of memory maps that a data set is read from, batch by batch.
+
+It holds one raw file `NAME.memmap` for each array, tensordict's `meta.json` (so that
+`TensorDict.load_memmap(folder)` opens it, too), and `dataset.json`, which says what the arrays are
+and is written last: a folder without it is no store, or one that is still being made.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evenly.data.dataset import Data, Modality, Ragged, SplitName
+from evenly.files import write_text
+
+DESCRIPTION = "dataset.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known of one modality of a store.
+
+    Attributes:
+        kind: As in `Modality`.
+        shape: Of one sample; for sequences of unequal lengths (longest, features).
+        dtype: Of its values, torch's name without the prefix.
+        mean: Over the training split, as in `Modality`.
+        std: Likewise.
+        units: Of its values, in words.
+        rate: Samples, frames or time steps a second, where there is such a thing.
+        ragged: Whether its sequences are of unequal lengths.
+        missing: How many samples lack it.
+    """
+
+    kind: str
+    shape: list[int]
+    dtype: str
+    mean: list[float]
+    std: list[float]
+    units: str = ""
+    rate: float | None = None
+    ragged: bool = False
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Description:
+    """All of `dataset.json`.
+
+    Attributes:
+        name: Of the data set.
+        samples: Rows of every array; those in no split were left out.
+        modalities: By name.
+        classes: Names by class number.
+        splits: By split, how many samples it holds.
+        sources: By source file, its size in bytes.
+        made_by: The command that made the store.
+        version: Of evenly.
+        notes: Sentences that a user of the data should see.
+        format: Of this file.
+    """
+
+    name: str
+    samples: int
+    modalities: dict[str, Field]
+    classes: list[str]
+    splits: dict[str, int]
+    sources: dict[str, int] = field(default_factory=dict)
+    made_by: str = ""
+    version: str = ""
+    notes: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Makes a folder with all its arrays a store."""
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        write_text(folder / DESCRIPTION, text + "\n")
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a finished store."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def describe(folder: Path) -> Description:
+    """What a store says of itself.
+
+    Raises:
+        FileNotFoundError: If the folder is no store.
+        ValueError: If its description is damaged or of another format.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: is no prepared store, there is no {DESCRIPTION} in it. Make one with "
+            "'evenly prepare'."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = found["format"]
+        if known == FORMAT:
+            fields = {name: Field(**values) for name, values in found["modalities"].items()}
+            return Description(**{**found, "modalities": fields})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: is damaged ({error}). Prepare the store again.") from error
+    raise ValueError(
+        f"{path}: has the format {known}, this version reads {FORMAT}. Prepare the store again, "
+        "or update evenly."
+    )
+
+
+def open_store(folder: Path) -> Data:
+    """A data set from its store; what is read of it is loaded, the rest stays on the disk.
+
+    Raises:
+        FileNotFoundError: If the folder is no store.
+        ValueError: If a file of it is missing or of another size.
+    """
+    about = describe(folder)
+    arrays = _Arrays(folder, about.samples)
+    inputs: dict[str, Tensor | Ragged] = {}
+    for name, known in about.modalities.items():
+        dtype = getattr(torch, known.dtype)
+        if known.ragged:
+            start, length = (arrays.rows(f"{name}_{end}", torch.int64) for end in RAGGED)
+            values = arrays.read(name, dtype, (int((start + length).max()), known.shape[1]))
+            inputs[name] = Ragged(values, start, length)
+        else:
+            inputs[name] = arrays.rows(name, dtype, *known.shape)
+    split = arrays.rows("split", torch.uint8)
+    return Data(
+        about.name,
+        inputs,
+        arrays.rows("label", torch.int64),
+        {
+            name: torch.nonzero(split == number).flatten()
+            for number, name in enumerate(get_args(SplitName))
+        },
+        about.classes,
+        about.notes,
+        modalities={name: _modality(name, known) for name, known in about.modalities.items()},
+    )
+
+
+RAGGED = ("start", "length")
+"""What is stored of a modality of unequal lengths, besides its values."""
+
+
+class _Arrays:
+    """The raw files of a store, checked and mapped."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+
+    def rows(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """An array with a row for each sample."""
+        return self.read(name, dtype, (self.count, *shape))
+
+    def read(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        path = self.folder / f"{name}.memmap"
+        expected = dtype.itemsize * int(np.prod(shape))
+        found = path.stat().st_size if path.is_file() else 0
+        if found != expected:
+            raise ValueError(
+                f"{path}: has {found:,} bytes, but {DESCRIPTION} speaks of {expected:,}. The "
+                "store is damaged: prepare it again."
+            )
+        return mapped(path, dtype, shape)
+
+
+def mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A file's bytes as a tensor that is loaded where it is read."""
+    from tensordict import MemoryMappedTensor  # takes a second to import
+
+    found: Tensor = MemoryMappedTensor.from_filename(path, dtype, torch.Size(shape))
+    # As a plain tensor it is indexed without a detour through Python for each call.
+    return found.as_subclass(Tensor)
+
+
+def write_meta(folder: Path, arrays: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    """Writes tensordict's own description of the arrays beside them, which stay as they are."""
+    from tensordict import MemoryMappedTensor, TensorDict
+
+    TensorDict(
+        {
+            name: MemoryMappedTensor.from_filename(
+                folder / f"{name}.memmap", dtype, torch.Size(shape)
+            )
+            for name, (dtype, shape) in arrays.items()
+        },
+        batch_size=[],
+    ).memmap_(folder, copy_existing=False)
+
+
+def _modality(name: str, known: Field) -> Modality:
+    mean, std = torch.tensor(known.mean), torch.tensor(known.std)
+    kind: Any = known.kind
+    return Modality(name, kind, tuple(known.shape), mean, std)
