@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evenly import METHODS
 from evenly.cli import main
 from evenly.data import DATASETS
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA = "synthetic(train=60,val=30,test=30,classes=3)"
 
 
@@ -38,11 +41,13 @@ def test_help_answers_within_a_second():
     started = time.perf_counter()
     text = evenly("--help").stdout
     assert time.perf_counter() - started < 1
-    for command in ("compare", "train", "diagnose", "report", "methods", "datasets"):
+    for command in ("compare", "train", "prepare", "diagnose", "report", "methods", "datasets"):
         assert command in text
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "diagnose", "report", "methods"])
+@pytest.mark.parametrize(
+    "command", ["compare", "train", "prepare", "diagnose", "report", "methods"]
+)
 def test_every_command_teaches(command):
     text = evenly(command, "--help").stdout
     options = re.findall(r"^  (--\w+)", text, re.MULTILINE)
@@ -77,6 +82,49 @@ def test_train_then_resume(tmp_path):
     assert re.search(r"^test .*accuracy \d\.\d{3}.*accuracy/m1 \d\.\d{3}", text, re.MULTILINE)
     fails("is not empty. Continue the run in it with --resume", *command)
     assert evenly(*command, "--resume").stdout == text
+
+
+@pytest.mark.data
+def test_from_clips_to_a_report(tmp_path, shared_data):
+    """The way of the README: a table of clips, a store, a comparison."""
+    script = EXAMPLES / "grid_table.py"
+    clips, table, store = shared_data / "media_clips" / "grid", tmp_path / "t.csv", tmp_path / "s"
+    made = subprocess.run([sys.executable, script, clips, table], capture_output=True, text=True)
+    assert "'place' has 1 clip and is left out" in made.stdout
+    ran = evenly("prepare", table, "--out", store, "--readers.audio", "spectrogram(front=mel)")
+    assert "read: audio as spectrogram(front=mel); video as video" in ran.stderr
+    assert "train 5, val 3, test 3; 3 classes" in ran.stdout
+    assert "audio        image (1, 128, 301) float16, dB" in ran.stdout
+    training = ("--epochs", 1, "--batch_size", 4, "--width", 8)
+    ran = evenly("compare", "--data", store, *training, "--seeds", 1, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert "video, video (2, 3, 224, 224): FrameMean" in ran.stderr
+
+
+def test_a_table_is_prepared_beside_its_results(tmp_path):
+    rows = [f"{k % 2 + 0.1 * k},{-k},{'ab'[k % 2]}" for k in range(60)]
+    (tmp_path / "my.csv").write_text("x,y,label\n" + "\n".join(rows))
+    training = ("--data", tmp_path / "my.csv", "--epochs", 2, "--width", 8)
+    out = tmp_path / "out"
+    ran = evenly("compare", *training, "--seeds", 1, "--methods", "joint", "--out", out)
+    assert "my.csv has no test split" in ran.stderr
+    assert (out / "store" / "dataset.json").exists()
+    again = evenly("compare", *training, "--seeds", 2, "--methods", "joint", "--out", out)
+    assert "joint-1: best epoch" in again.stderr
+    assert "joint-0: best epoch" not in again.stderr
+    evenly("train", *training, "--out", tmp_path / "one")
+    assert (tmp_path / "one" / "store" / "dataset.json").exists()
+
+
+def test_broken_files_are_listed(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    rows = [f"{'bad' if k == 5 else 'good'}.png,{k % 2}" for k in range(20)]
+    (tmp_path / "my.csv").write_text("eye,label\n" + "\n".join(rows))
+    prepare = ("prepare", tmp_path / "my.csv", "--out", tmp_path / "store")
+    fails("1 of 20 samples cannot be used:\n  row 6: eye:", *prepare)
+    fails("t.csv: there is no such file", "train", "--data", tmp_path / "t.csv")
+    assert "1 of 20 samples were left out" in evenly(*prepare, "--skip-broken").stderr
 
 
 def test_train_prints_the_notes_of_compare(tmp_path):

@@ -31,6 +31,13 @@ def context(preload: str) -> Context:
     return found
 
 
+def cores() -> int:
+    """How many cores this process may use: fewer than the machine's, in a container say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def serve() -> None:
     """Leaves Ctrl-C to the process that started this one, and ends when that one does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,14 +1,16 @@
 """The command `evenly`. Torch and all else load when a command needs them, so help is instant."""
 
 import os
+import shlex
 import sys
 import textwrap
 import traceback
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -19,6 +21,9 @@ except ModuleNotFoundError as missing:
         raise
     sys.exit(f"evenly: the command needs {missing.name}: pip install 'evenly[lab]'")
 
+if TYPE_CHECKING:
+    from evenly.data.raw import Source
+
 DESCRIPTION = """Balanced multimodal learning: train, diagnose and compare models that learn from
 several modalities.
 
@@ -26,6 +31,7 @@ several modalities.
   evenly compare --data my.npz --methods joint,relearn,ogm_ge --seeds 5
   evenly compare --methods 'joint,relearn,relearn(gap=shared)'
   evenly compare --methods all --seeds 5
+  evenly prepare clips.csv --out clips   files and labels to a store; then compare --data clips
   evenly diagnose features.npz         how well each encoder is learnt, no training
   evenly COMMAND --help                what a command takes
 """
@@ -37,8 +43,21 @@ lengths; 'class_names' is optional. The shape of a sample tells what a modality 
 image. A spectrogram of floats, (bands, frames), is thus taken for a sequence: 'NAME_kind', one of
 the strings 'vector', 'sequence' and 'image', says otherwise."""
 
+TABLE = """The table has a row for each sample and the columns 'label'; 'split' (train, val, test;
+optional: what is lacking is drawn); 'name' (optional); and one for each modality. A cell holds a
+number, or the path of a file or folder, relative to the table's folder. An empty cell is a modality
+that the sample lacks. What the files hold is found out from the first of a column; --readers says
+otherwise, with the names and settings
+
+  video(frames=2,size=[224,224],pick=uniform)   pick: uniform, random, or rate with fps=
+  image(size=[224,224])
+  flow(frames=3,size=[224,224],method=dis)      method: dis or farneback; layout: images or stacked
+  spectrogram(front=fbank,seconds=3)            front: fbank, mel or stft; sample_rate=16000
+  array(kind=vector)                            kind: vector or sequence; ragged=true"""
+
 CONTINUED = {
     "compare": " The same command continues where this one was.",
+    "prepare": " The same command continues where this one was.",
     "train": " The same command with --resume continues where this one was.",
 }
 
@@ -114,6 +133,7 @@ def compare(options: Namespace) -> None:
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(training.data))
+    training = _prepared(training, out)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     report = compare(options.methods, options.seeds, training, out, jobs)
     print(table(out))
@@ -136,6 +156,7 @@ def train(options: Namespace) -> None:
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )
+    cell = replace(cell, training=_prepared(cell.training, folder))
     data, notes = prepare([cell])
     say(notes)
     with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
@@ -149,6 +170,35 @@ def train(options: Namespace) -> None:
     for split, metrics in result.metrics.items():
         print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     print(f"\nrun: {folder}")
+
+
+def prepare(options: Namespace) -> None:
+    """Raw files to a store."""
+    from evenly.data.raw import table
+
+    modalities = options.modalities.split(",") if options.modalities else None
+    source = table(Path(options.source), modalities, options.readers)
+    _store(source, Path(options.out), options.workers, options.skip_broken)
+
+
+def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) -> None:
+    """Prepares a store, and says what went into it."""
+    from evenly.child import cores
+    from evenly.data.raw import prepare, spelled
+
+    read = "; ".join(f"{name} as {spelled(reader)}" for name, reader in source.readers.items())
+    print(f"note: read: {read}.", file=sys.stderr)
+    made_by = shlex.join(["evenly", *sys.argv[1:]])
+    about = prepare(
+        source, out, workers=workers or cores(), skip_broken=skip_broken, made_by=made_by
+    )
+    for note in about.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for name, field in about.modalities.items():
+        lack = f", missing in {field.missing}" if field.missing else ""
+        print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}, {field.units}{lack}")
+    counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
+    print(f"{counts}; {len(about.classes)} classes\n\nstore: {out}")
 
 
 def diagnose(options: Namespace) -> None:
@@ -256,6 +306,7 @@ def report(options: Namespace) -> None:
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "compare": compare,
     "train": train,
+    "prepare": prepare,
     "diagnose": diagnose,
     "report": report,
     "methods": methods,
@@ -294,6 +345,25 @@ def parser() -> ArgumentParser:
     one.add_argument("--resume", action="store_true", help="continue the run in the folder")
     _add_training(one)
     commands.add_subcommand("train", one, help="one run, with checkpoints")
+
+    one = _parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
+    one.add_argument("source", help="a table, .csv or .parquet")
+    one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
+    one.add_argument(
+        "--modalities", type=str | None, help="the columns that are modalities (default: all)"
+    )
+    one.add_argument(
+        "--readers",
+        type=dict[str, str],
+        default={},
+        help="how a modality is read, where it is not as found out: "
+        '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'',
+    )
+    one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")
+    one.add_argument(
+        "--skip-broken", action="store_true", help="leave out samples whose files are broken"
+    )
+    commands.add_subcommand("prepare", one, help="raw files to a store, decoded once")
 
     one = _parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
     one.add_argument("file", help=".npz of features, one vector per sample and modality")
@@ -335,9 +405,20 @@ def _training(options: Namespace) -> Training:
     return Training(**{name: getattr(options, name) for name in names})
 
 
+def _prepared(training: Training, out: Path) -> Training:
+    """The same training; of a table, it reads a store that is made beside its results."""
+    if not training.data.endswith((".csv", ".parquet")):
+        return training
+    from evenly.data.raw import table
+
+    _store(table(Path(training.data)), out / "store", None, skip_broken=False)
+    return replace(training, data=str(out / "store"))
+
+
 def _short(data: str) -> str:
-    """A folder name for a data set: its name, or the stem of its file."""
-    return Path(data).stem if data.endswith(".npz") else data.partition("(")[0]
+    """A folder name for a data set: its name, or that of its file or folder."""
+    file = data.endswith((".npz", ".csv", ".parquet"))
+    return Path(data).stem if file else Path(data.partition("(")[0]).name
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """A name with settings, as written on the command line: `relearn(every=5,gap=matched)`."""
 
+import inspect
 import json
 import math
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import partial
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from evenly.suggest import unknown
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ def converted(what: str, value: Any, hint: Any) -> Any:
     Args:
         what: The setting, as the error should call it.
         value: As `parse` read it.
-        hint: Made of int, float, bool, str, None, lists, dicts, literals and unions; what else is
-            in a union cannot be written in a text and is passed over.
+        hint: Made of int, float, bool, str, None, lists, tuples, dicts, literals and unions; what
+            else is in a union cannot be written in a text and is passed over.
 
     Raises:
         ValueError: If the value is of another type.
@@ -96,6 +102,9 @@ def converted(what: str, value: Any, hint: Any) -> Any:
             return value
         if get_origin(option) is list and isinstance(value, list):
             return [converted(what, item, *get_args(option)) for item in value]
+        parts = get_args(option)
+        if get_origin(option) is tuple and isinstance(value, list) and len(value) == len(parts):
+            return tuple(map(partial(converted, what), value, parts))
         if get_origin(option) is dict and isinstance(value, dict):
             keys, items = get_args(option)
             return {
@@ -106,12 +115,39 @@ def converted(what: str, value: Any, hint: Any) -> Any:
     raise ValueError(f"{what} takes {wanted}, found {value!r}.")
 
 
+def made(what: str, spec: Spec, makers: Mapping[str, Callable[..., T]]) -> T:
+    """What a spec asks for.
+
+    Args:
+        what: Kind of thing, as errors should call it.
+        spec: Name and settings.
+        makers: By name, functions or dataclasses; every parameter is a setting, with an annotation
+            that `converted` knows.
+
+    Raises:
+        ValueError: If the name or a setting is unknown, or a setting is of another type.
+    """
+    if spec.name not in makers:
+        raise unknown(what, spec.name, makers)
+    maker = makers[spec.name]
+    known = inspect.signature(maker).parameters
+    hints = get_type_hints(maker)
+    settings = {}
+    for name, value in spec.settings.items():
+        if name not in known:
+            raise unknown(f"setting of {spec.name}", name, known)
+        settings[name] = converted(f"{spec.name}: {name}", value, hints[name])
+    return maker(**settings)
+
+
 def _in_words(hint: Any) -> str:
     """What to give for an annotation; empty if it cannot be written."""
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is list:
         return f"a list of {_in_words(*get_args(hint)).removeprefix('a ')}s"
+    if get_origin(hint) is tuple:
+        return f"a list [{', '.join(_in_words(part) for part in get_args(hint))}]"
     if get_origin(hint) is dict:
         keys, items = (_in_words(part).removeprefix("a ") for part in get_args(hint))
         return f"a mapping {{{keys}: {items}}}"

@@ -1,4 +1,7 @@
-"""Data sets: built in, generated, or read from an `.npz` file."""
+"""Data sets: built in, generated, read from an `.npz` file, or prepared from raw files.
+
+`evenly.data.raw` prepares them.
+"""
 
 from evenly.data.arrays import load_npz, save_npz
 from evenly.data.catalogue import DATASETS, DatasetInfo, data_file, load
@@ -14,6 +17,7 @@ from evenly.data.dataset import (
     collate,
     stratified,
 )
+from evenly.data.store import open_store
 
 __all__ = [
     "DATASETS",
@@ -30,6 +34,7 @@ __all__ = [
     "data_file",
     "load",
     "load_npz",
+    "open_store",
     "save_npz",
     "stratified",
 ]

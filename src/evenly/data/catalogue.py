@@ -5,14 +5,18 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from evenly.data.arrays import load_npz
 from evenly.data.dataset import Data
 from evenly.data.digits import digits
+from evenly.data.store import open_store
 from evenly.data.synthetic import synthetic
-from evenly.spec import converted, parse
+from evenly.spec import made, parse
 from evenly.suggest import unknown
+
+TABLES = (".csv", ".parquet")
+"""Endings of tables, which are data once they are prepared."""
 
 
 @dataclass(frozen=True)
@@ -82,27 +86,32 @@ DATASETS: dict[str, DatasetInfo] = {
 
 
 def data_file(spec: str) -> Path | None:
-    """The file that `load` reads for a spec; None where it is a name."""
+    """The file or folder that `load` reads for a spec; None where it is a name."""
     path = os.path.expanduser(spec)
-    if spec not in DATASETS and (spec.endswith(".npz") or os.path.exists(path)):
+    if spec not in DATASETS and (spec.endswith((".npz", *TABLES)) or os.path.exists(path)):
         return Path(path)
     return None
 
 
 def load(spec: str) -> Data:
-    """A data set by name, by name with settings, or from an `.npz` file.
+    """A data set by name, by name with settings, from an `.npz` file or a prepared store.
 
     Args:
         spec: `digits`, `digits(noise=4)`, `synthetic(modalities=3,speed=[1,1,0.2])`, or the path
-            of a file.
+            of an `.npz` file or a store.
 
     Raises:
-        FileNotFoundError: If a path leads to no file.
+        FileNotFoundError: If a path leads nowhere.
         ValueError: If the name or a setting is unknown, a setting cannot be, or a file does not
             have the form that `load_npz` reads.
     """
     if (path := data_file(spec)) is not None:
-        return load_npz(path)
+        if path.suffix in TABLES:
+            raise ValueError(
+                f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
+                "--data STORE."
+            )
+        return open_store(path) if path.is_dir() else load_npz(path)
     asked = parse(spec)
     if asked.name.endswith(".npz"):
         raise ValueError(
@@ -114,10 +123,4 @@ def load(spec: str) -> Data:
     info = DATASETS.get(asked.name)
     if info is None:
         raise unknown("data set", asked.name, DATASETS, "or the path of an .npz file")
-    hints = get_type_hints(info.build)
-    settings: dict[str, Any] = {}
-    for name, value in asked.settings.items():
-        if name not in info.settings:
-            raise unknown(f"setting of {asked.name}", name, info.settings)
-        settings[name] = converted(f"{asked.name}: {name}", value, hints[name])
-    return info.build(**settings)
+    return made("data set", asked, {asked.name: info.build})

@@ -4,7 +4,6 @@ A process each: a run that is killed for memory takes no other with it, its peak
 and Ctrl-C leaves a folder in which every file is whole.
 """
 
-import os
 import sys
 import traceback
 from collections import deque
@@ -33,9 +32,7 @@ def default_jobs(threads: int) -> int:
 
     if torch.cuda.is_available():
         return 1
-    if hasattr(os, "sched_getaffinity"):  # fewer than the machine's, in a container or by taskset
-        return max(1, len(os.sched_getaffinity(0)) // threads)
-    return max(1, (os.cpu_count() or 1) // threads)
+    return max(1, child.cores() // threads)
 
 
 def run_cells(cells: Mapping[Path, Cell], jobs: int) -> dict[str, str]:

@@ -72,6 +72,8 @@ class Training:
 
         settings = asdict(self)
         file = data_file(self.data)
+        if file is not None and file.is_dir():
+            file = file / "dataset.json"  # of a prepared store
         if file is None or not file.is_file():
             return settings
         return {"data": settings.pop("data"), "data_sha256": sha256(file), **settings}

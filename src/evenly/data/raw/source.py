@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evenly.data.dataset import SplitName
-from evenly.data.readers import Reader
+from evenly.data.raw.readers import Reader
 
 
 @dataclass(frozen=True)

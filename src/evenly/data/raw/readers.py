@@ -1,6 +1,7 @@
 """What becomes of one cell of a data set, a file mostly, when the set is prepared."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from evenly.data.media import flow, sampling, spectra
 from evenly.data.media.error import MediaError
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import frames_of
+from evenly.spec import Spec
 
 
 @runtime_checkable
@@ -229,3 +231,25 @@ def _numbers(path: Path) -> np.ndarray:
     except (ValueError, EOFError, OSError) as error:
         raise MediaError(path, "is no .npy file of numbers, or part of one") from error
     return found
+
+
+READERS: dict[str, Callable[..., Reader]] = {
+    "video": Video,
+    "image": Image,
+    "flow": Flow,
+    "spectrogram": Spectrogram,
+    "array": Array,
+}
+"""By the name under which they are asked for."""
+
+
+def spelled(reader: Reader) -> str:
+    """How a reader of `READERS` is asked for, with the settings that are not its defaults."""
+    name = next(name for name, kind in READERS.items() if type(reader) is kind)
+    assert is_dataclass(reader)
+    settings = {
+        field.name: value
+        for field in fields(reader)
+        if (value := getattr(reader, field.name)) != field.default
+    }
+    return Spec(name, settings).text

@@ -15,9 +15,9 @@ from PIL import Image as Picture
 from tensordict import TensorDict
 
 from evenly.data.dataset import Data, Padded
-from evenly.data.prepare import prepare
-from evenly.data.readers import Array, Flow, Image, Spectrogram, Video
-from evenly.data.source import Sample, Source
+from evenly.data.raw.prepare import prepare
+from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video
+from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
@@ -257,7 +257,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_prepare import make, Slow
-from evenly.data.prepare import prepare
+from evenly.data.raw.prepare import prepare
 if __name__ == "__main__":
     folder = Path({folder!r})
     source = make(folder / "files", vector=Slow(str(folder / "read")))

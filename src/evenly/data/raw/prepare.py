@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from evenly import child
 from evenly.data.dataset import Ragged, SplitName, described
-from evenly.data.readers import Reader
-from evenly.data.source import Sample, Source
+from evenly.data.raw.readers import Reader
+from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
     DESCRIPTION,
     RAGGED,
