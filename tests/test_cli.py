@@ -50,7 +50,7 @@ def test_help_answers_within_a_second():
 )
 def test_every_command_teaches(command):
     text = evenly(command, "--help").stdout
-    options = re.findall(r"^  (--\w+)", text, re.MULTILINE)
+    options = re.findall(r"^  (--[\w-]+)", text, re.MULTILINE)
     assert all(len(re.findall(rf"^  {option}[ \n]", text, re.MULTILINE)) == 1 for option in options)
     assert "None" not in text
 
