@@ -102,12 +102,13 @@ def test_from_clips_to_a_report(tmp_path, shared_data):
 
 
 def test_a_table_is_prepared_beside_its_results(tmp_path):
-    rows = [f"{k % 2 + 0.1 * k},{-k},{'ab'[k % 2]}" for k in range(60)]
+    rows = [f"{k % 2 + 0.1 * k},{-k if k % 5 else ''},{'ab'[k % 2]}" for k in range(60)]
     (tmp_path / "my.csv").write_text("x,y,label\n" + "\n".join(rows))
     training = ("--data", tmp_path / "my.csv", "--epochs", 2, "--width", 8)
     out = tmp_path / "out"
     ran = evenly("compare", *training, "--seeds", 1, "--methods", "joint", "--out", out)
     assert "my.csv has no test split" in ran.stderr
+    assert "12 of 60 samples lack 'y': their features of it are zeros" in ran.stderr
     assert (out / "store" / "dataset.json").exists()
     again = evenly("compare", *training, "--seeds", 2, "--methods", "joint", "--out", out)
     assert "joint-1: best epoch" in again.stderr

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -23,6 +23,8 @@ class Output:
         fuse: `fuse(features)` gives the fused logits of other features of the same shapes: for a
             method that masks, swaps or detaches them. A modality that is left out counts as
             zeros.
+        present: By modality, which samples of the batch have it, where some lack it: their
+            features are zeros. Modalities that it does not name are complete.
         ablate: `ablate(keep)` gives the fused logits of another pass over the same batch, in
             which the inputs of all modalities but `keep` are zeros: for a method that must see
             the encoders without them. The model is in evaluation mode meanwhile; gradients flow.
@@ -34,6 +36,7 @@ class Output:
     index: Int[Tensor, " n"] | None = None
     fuse: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     ablate: Callable[[Collection[str]], Tensor] | None = None
+    present: Mapping[str, Bool[Tensor, " n"]] | None = None
 
 
 def split_linear(

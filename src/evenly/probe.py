@@ -4,13 +4,13 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -39,12 +39,15 @@ class Features:
             clustering independent of the order of rows and of the number of ranks. Row number
             by default.
         sharded: Whether these rows are one rank's share, the others being on the other ranks.
+        present: By modality, which samples have it; those it does not name are complete. The
+            others do not count in a diagnosis.
     """
 
     features: Mapping[str, Float[Tensor, "n _"]]
     target: Shaped[Tensor, " n"]
     index: Int[Tensor, " n"] | None = None
     sharded: bool = False
+    present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks that rows, labels and positions belong together.
@@ -59,6 +62,7 @@ class Features:
         parts["target"] = self.target
         if self.index is not None:
             parts["index"] = self.index
+        parts |= {f"present of '{name}'": here for name, here in self.present.items()}
         for name, x in parts.items():
             if not isinstance(x, Tensor):
                 raise TypeError(
@@ -145,12 +149,15 @@ class Probe:
         features: dict[str, list[Tensor]] = {}
         targets: list[Tensor] = []
         positions: list[Tensor] = []
+        present: dict[str, list[Tensor]] = {}
         seen = 0
         with self._looking():
             for batch, position in _batches(self.loaders[split], fraction, seed):
                 output, target = self._run(batch)
                 for name, value in of(output, target).items():
                     features.setdefault(name, []).append(value.detach().float())
+                for name, here in (output.present or {}).items():
+                    present.setdefault(name, []).append(here)
                 targets.append(target.detach())
                 positions.append(_position(position, output, seen).to(target.device))
                 seen += len(target)
@@ -163,6 +170,11 @@ class Probe:
             _pick(torch.cat(targets), keep),
             _pick(index, keep),
             sharded=distributed.world_size() > 1,
+            present={
+                name: _pick(torch.cat(here), keep)
+                for name, here in present.items()
+                if name in features
+            },
         )
 
     def sample(self, split: Split, count: int, seed: int = 0) -> tuple[Output, Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,12 +44,15 @@ class Batch(TypedDict):
 
     Attributes:
         inputs: By modality, in the stored dtype; the encoder converts and standardises.
+        present: By modality, (n,) which samples have it; those it does not name are complete.
+            Where a sample lacks a modality, its input is zeros.
         target: (n,) class of each sample.
         index: (n,) position of each sample in its split; beyond the split's length it is a
             variant of the sample, see `evenly.Resampler`.
     """
 
     inputs: dict[str, Tensor | Padded]
+    present: dict[str, Tensor]
     target: Tensor
     index: Tensor
 
@@ -97,6 +100,7 @@ class Data:
         notes: Sequence[str] = (),
         bayes: Mapping[str, float] | None = None,
         modalities: Mapping[str, Modality] | None = None,
+        present: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> None:
         """Takes the arrays as they are.
 
@@ -111,12 +115,14 @@ class Data:
             bayes: Known best accuracies.
             modalities: What is known of the inputs; by default it is measured on the training
                 split.
+            present: By modality, which samples have it; all do where it is not named.
         """
         self.name = name
         self.class_names = list(class_names)
         self.notes = list(notes)
         self.bayes = None if bayes is None else dict(bayes)
         self._inputs = dict(inputs)
+        self._present = dict(present or {})
         self._target = target
         self._rows = dict(rows)
         if modalities is None:
@@ -127,7 +133,7 @@ class Data:
 
     def split(self, name: SplitName) -> "Split":
         """One of the three splits; it shares the arrays of the whole."""
-        return Split(self._inputs, self._target, self._rows[name])
+        return Split(self._inputs, self._target, self._rows[name], self._present)
 
 
 class Split(Dataset[Batch]):
@@ -141,9 +147,13 @@ class Split(Dataset[Batch]):
     """
 
     def __init__(
-        self, inputs: Mapping[str, Tensor | Ragged], target: Tensor, rows: Int[Tensor, " n"]
+        self,
+        inputs: Mapping[str, Tensor | Ragged],
+        target: Tensor,
+        rows: Int[Tensor, " n"],
+        present: Mapping[str, Tensor],
     ) -> None:
-        self._inputs = inputs
+        self._inputs, self._present = inputs, present
         self.rows = rows
         self.target = target[rows]
 
@@ -159,7 +169,9 @@ class Split(Dataset[Batch]):
         index = torch.tensor(indices)
         rows = self.rows[index % len(self)]
         inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
-        return Batch(inputs=inputs, target=self.target[index % len(self)], index=index)
+        present = {name: here[rows] for name, here in self._present.items()}
+        target = self.target[index % len(self)]
+        return Batch(inputs=inputs, present=present, target=target, index=index)
 
 
 def collate(batch: Any) -> Batch:

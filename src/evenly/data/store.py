@@ -134,6 +134,7 @@ def open_store(folder: Path) -> Data:
         else:
             inputs[name] = arrays.rows(name, dtype, *known.shape)
     split = arrays.rows("split", torch.uint8)
+    partial = [name for name, known in about.modalities.items() if known.missing]
     return Data(
         about.name,
         inputs,
@@ -143,8 +144,16 @@ def open_store(folder: Path) -> Data:
             for number, name in enumerate(get_args(SplitName))
         },
         about.classes,
-        about.notes,
+        [*about.notes, *(_lack(name, about) for name in partial)],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},
+        present={name: arrays.rows(f"{name}_present", torch.bool) for name in partial},
+    )
+
+
+def _lack(name: str, about: Description) -> str:
+    return (
+        f"{about.modalities[name].missing} of {sum(about.splits.values())} samples lack '{name}': "
+        "their features of it are zeros, and its encoder does not see them."
     )
 
 

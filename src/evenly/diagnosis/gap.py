@@ -300,6 +300,9 @@ def _check_modalities(train: Features, val: Features) -> None:
 def _rows(split: Features, name: str) -> _Rows:
     x = split.features[name]
     target, index = split.target.long().to(x.device), _index(split).to(x.device)
+    if name in split.present:
+        here = split.present[name].to(x.device)
+        x, target, index = x[here], target[here], index[here]
     return _Rows(x, target, index, split.sharded)
 
 

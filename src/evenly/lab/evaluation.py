@@ -20,7 +20,7 @@ class Evaluation:
 
     num_classes: int
     _logits: list[Tensor] = field(default_factory=list)
-    _unimodal: dict[str, list[Tensor]] = field(default_factory=dict)
+    _unimodal: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _target: list[Tensor] = field(default_factory=list)
     _index: list[Tensor] = field(default_factory=list)
 
@@ -31,7 +31,9 @@ class Evaluation:
         if output.index is not None:
             self._index.append(output.index)
         for name, logits in (output.unimodal or {}).items():
-            self._unimodal.setdefault(name, []).append(logits.detach().float())
+            here = (output.present or {}).get(name, slice(None))
+            pair = logits.detach().float()[here], target[here]
+            self._unimodal.setdefault(name, []).append(pair)
 
     def metrics(self) -> dict[str, float]:
         """Loss, accuracy, macro-F1, and the accuracy of each modality's own logits."""
@@ -43,7 +45,9 @@ class Evaluation:
             "macro_f1": float(multiclass_f1_score(guess, target, self.num_classes, "macro")),
         }
         for name, parts in self._unimodal.items():
-            found[f"accuracy/{name}"] = _accuracy(torch.cat(parts), target)
+            own, of_those = (torch.cat(column) for column in zip(*parts, strict=True))
+            if len(own):  # of the samples that have the modality
+                found[f"accuracy/{name}"] = _accuracy(own, of_those)
         return found
 
     def predictions(self) -> dict[str, Tensor]:

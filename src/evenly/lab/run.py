@@ -45,7 +45,7 @@ Progress = Callable[[int, float], None]
 
 def forward(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
     """One forward pass, as methods and probe take it."""
-    output: Output = model(batch["inputs"])
+    output: Output = model(batch["inputs"], batch["present"])
     return replace(output, index=batch["index"]), batch["target"]
 
 

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2407.09705.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
@@ -283,7 +284,7 @@ class Relearn(Method):
                     f"{sorted(features.features)} only. Use the same names in both."
                 )
         own = {name: features.features[name] for name in self.encoders}
-        return Features(own, features.target, features.index, features.sharded)
+        return replace(features, features=own)
 
     def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
         if initial is None:

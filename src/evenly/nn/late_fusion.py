@@ -1,18 +1,20 @@
 """The model that balanced multimodal learning is mostly studied on: late fusion."""
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Padded
-from evenly.nn.encoders import Standardise
+from evenly.nn.encoders import Staged, Stages, Standardise
 from evenly.nn.heads import HEADS
 from evenly.output import Output
 from evenly.suggest import unknown
 
 Inputs = Mapping[str, Shaped[Tensor, "n ..."] | Padded]
+Encoder = Callable[[Any], Tensor]
 
 
 class LateFusion(nn.Module):
@@ -50,9 +52,22 @@ class LateFusion(nn.Module):
         self.encoders = nn.ModuleDict(dict(encoders))
         self.head = HEADS[head].on(encoders, widths, num_classes)
 
-    def forward(self, inputs: Inputs) -> Output:
-        """Encodes each modality that the batch holds, and fuses."""
-        features = self.head.encoded(self.encoders, inputs)
+    def forward(
+        self, inputs: Inputs, present: Mapping[str, Bool[Tensor, " n"]] | None = None
+    ) -> Output:
+        """Encodes each modality that the batch holds, and fuses.
+
+        Args:
+            inputs: By modality.
+            present: By modality, which samples have it; those it does not name are complete. An
+                encoder does not see the other samples, whose features are zeros.
+        """
+        here = present or {}
+        encoders: dict[str, Encoder] = {
+            name: _Partly(encoder, here[name]) if name in here else encoder
+            for name, encoder in self.encoders.items()
+        }
+        features = self.head.encoded(encoders, inputs)
         logits, unimodal = self.head(features)
         precision = _precision(logits.device)
 
@@ -62,15 +77,17 @@ class LateFusion(nn.Module):
 
         def ablate(keep: Collection[str]) -> Tensor:
             with precision():
-                return self._ablated(inputs, keep)
+                return self._ablated(encoders, inputs, keep)
 
-        return Output(logits, features, unimodal, fuse=fuse, ablate=ablate)
+        return Output(logits, features, unimodal, fuse=fuse, ablate=ablate, present=present)
 
     def _fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         logits: Tensor = self.head(features)[0]
         return logits
 
-    def _ablated(self, inputs: Inputs, keep: Collection[str]) -> Float[Tensor, "n c"]:
+    def _ablated(
+        self, encoders: Mapping[str, Encoder], inputs: Inputs, keep: Collection[str]
+    ) -> Float[Tensor, "n c"]:
         masked = {
             name: x if name in keep else _blank(x, self.encoders[name])
             for name, x in inputs.items()
@@ -79,10 +96,38 @@ class LateFusion(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()  # BatchNorm's statistics are of real inputs
         try:
-            return self._fused(self.head.encoded(self.encoders, masked))
+            return self._fused(self.head.encoded(encoders, masked))
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+class _Partly:
+    """An encoder of a modality that some samples lack; their features are zeros."""
+
+    def __init__(self, encoder: nn.Module, here: Bool[Tensor, " n"]) -> None:
+        self.encoder, self.here = encoder, here
+
+    def __call__(self, x: Tensor | Padded) -> Float[Tensor, "n w"]:
+        """Encodes the samples that are there, so that blanks do not count in a BatchNorm."""
+        rows = self.here.nonzero().flatten()
+        if len(rows) == len(self.here):
+            return self._encoded(x)
+        if not len(rows):
+            return torch.zeros(len(self.here), feature_width("", self.encoder), device=rows.device)
+        part = Padded(x.values[rows], x.length[rows]) if isinstance(x, Padded) else x[rows]
+        found = self._encoded(part)
+        return found.new_zeros(len(self.here), found.shape[1]).index_put((rows,), found)
+
+    def staged(self, x: Tensor | Padded) -> Stages:
+        """Encodes all samples, as blocks between modalities take them together."""
+        assert isinstance(self.encoder, Staged)
+        found = yield from self.encoder.staged(x)
+        return found * self.here[:, None]
+
+    def _encoded(self, x: Tensor | Padded) -> Tensor:
+        found: Tensor = self.encoder(x)
+        return found
 
 
 def _precision(device: torch.device) -> Callable[[], torch.autocast]:

@@ -164,6 +164,31 @@ def test_every_reader(tmp_path):
                      "field": "image", "mel": "image", "fbank": "image"}  # fmt: skip
 
 
+def test_a_missing_modality(tmp_path):
+    source = make(tmp_path / "files")
+    for k, name in ((1, "picture"), (4, "steps"), (7, "vector"), (11, "picture")):
+        source.samples[k].cells[name] = None
+    about = prepare(source, tmp_path / "store", workers=2)
+    assert about.modalities["picture"].missing == 2
+    assert about.modalities["sound"].missing == 0
+    data = open_store(tmp_path / "store")
+    train = data.split("train").__getitems__(range(6))
+    assert train["present"]["picture"].tolist() == [True, False, True, True, True, True]
+    assert set(train["present"]) == {"picture", "steps", "vector"}
+    assert not train["inputs"]["picture"][1].any()
+    assert train["inputs"]["steps"].length.tolist() == [1, 2, 3, 4, 0, 6]
+    assert data.modalities["steps"].mean[0] == pytest.approx((0 + 2 + 6 + 12 + 30) / 16)
+    assert data.modalities["picture"].mean.tolist() == [2.8] * 3
+    assert data.notes[0].startswith("2 of 12 samples lack 'picture'")
+
+
+def test_a_sample_without_any_modality(tmp_path):
+    source = make(tmp_path / "files")
+    source.samples[2].cells.clear()
+    with pytest.raises(ValueError, match="sample2: has none of the modalities"):
+        prepare(source, tmp_path / "store", workers=1)
+
+
 class TestBroken:
     def broken(self, folder):
         source = make(folder)

@@ -1,7 +1,7 @@
 """What every head is: a module that takes features by modality and gives logits."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Head(nn.Module):
         return cls(widths, num_classes)
 
     def encoded(
-        self, encoders: Mapping[str, nn.Module] | nn.ModuleDict, inputs: Mapping[str, Any]
+        self, encoders: Mapping[str, Callable[[Any], Tensor]], inputs: Mapping[str, Any]
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The features of each modality that the batch holds."""
         return {name: encoders[name](inputs[name]) for name in self.widths if name in inputs}

@@ -1,6 +1,6 @@
 """The head of the greedy-learning paper: cross-modal blocks, and a layer for each modality."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class MMTMHead(LateHead):
         return cls(widths, num_classes, stages=stages)
 
     def encoded(
-        self, encoders: Mapping[str, nn.Module] | nn.ModuleDict, inputs: Mapping[str, Any]
+        self, encoders: Mapping[str, Callable[[Any], Tensor]], inputs: Mapping[str, Any]
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The features of each modality that the batch holds, encoded in lockstep."""
         if not self.inner:
