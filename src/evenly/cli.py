@@ -23,6 +23,7 @@ except ModuleNotFoundError as missing:
 
 if TYPE_CHECKING:
     from evenly.data.raw import Source
+    from evenly.data.store import Description
 
 DESCRIPTION = """Balanced multimodal learning: train, diagnose and compare models that learn from
 several modalities.
@@ -178,27 +179,29 @@ def prepare(options: Namespace) -> None:
 
     modalities = options.modalities.split(",") if options.modalities else None
     source = table(Path(options.source), modalities, options.readers)
-    _store(source, Path(options.out), options.workers, options.skip_broken)
+    out = Path(options.out)
+    about = _store(source, out, options.workers, options.skip_broken)
+    for note in about.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for name, field in about.modalities.items():
+        lack = f", missing in {field.missing}" if field.missing else ""
+        units = f", {field.units}" if field.units else ""
+        print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}{units}{lack}")
+    counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
+    print(f"{counts}; {len(about.classes)} classes\n\nstore: {out}")
 
 
-def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) -> None:
-    """Prepares a store, and says what went into it."""
+def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) -> "Description":
+    """Prepares a store, and says how it is read."""
     from evenly.child import cores
     from evenly.data.raw import prepare, spelled
 
     read = "; ".join(f"{name} as {spelled(reader)}" for name, reader in source.readers.items())
     print(f"note: read: {read}.", file=sys.stderr)
     made_by = shlex.join(["evenly", *sys.argv[1:]])
-    about = prepare(
+    return prepare(
         source, out, workers=workers or cores(), skip_broken=skip_broken, made_by=made_by
     )
-    for note in about.notes:
-        print(f"note: {note}", file=sys.stderr)
-    for name, field in about.modalities.items():
-        lack = f", missing in {field.missing}" if field.missing else ""
-        print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}, {field.units}{lack}")
-    counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
-    print(f"{counts}; {len(about.classes)} classes\n\nstore: {out}")
 
 
 def diagnose(options: Namespace) -> None:

@@ -148,9 +148,11 @@ class Task(L.LightningModule):
         self.train_sums = torch.zeros(3)  # loss, correct, samples: on the device until asked
         self.evaluation = Evaluation(num_classes)
 
-    def forward(self, inputs: dict[str, Tensor | Padded]) -> Output:
+    def forward(
+        self, inputs: dict[str, Tensor | Padded], present: dict[str, Tensor] | None = None
+    ) -> Output:
         """The model's."""
-        output: Output = self.model(inputs)
+        output: Output = self.model(inputs, present)
         return output
 
     def configure_optimizers(self) -> Optimizer:
