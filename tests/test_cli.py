@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import trees
 from evenly import METHODS
 from evenly.cli import main
 from evenly.data import DATASETS
@@ -222,7 +223,28 @@ def test_datasets_lists_and_shows():
     assert "'labels' (N)" in text
     assert "'NAME_kind'" in text
     assert "noise=" in evenly("datasets", "digits").stdout
+    assert "evenly prepare NAME --folder DIR" in text
     fails("'digit' is no data set. Did you mean digits?", "datasets", "digit")
+
+
+def test_an_official_data_set(tmp_path):
+    text = evenly("datasets", "ucf101").stdout
+    assert "https://www.crcv.ucf.edu/data/UCF101.php" in text
+    assert "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi" in text
+    assert "  split=1  number of the official split" in text
+    folder = trees.ucf101(tmp_path / "tree", groups=(1, 8, 25))
+    checked = evenly("datasets", "ucf101", folder)
+    assert "train  2 of 2 samples have all their files" in checked.stdout
+    prepare = ("prepare", "ucf101(frames=2,size=[16,16])", "--out", tmp_path / "store")
+    made = evenly(*prepare, "--folder", folder)
+    assert "flow         video (2, 3, 16, 16) uint8, optical flow" in made.stdout
+    assert "official split 1" in made.stderr
+    fails("say where its files are, with --folder", *prepare)
+    fails("no such folder. It should hold UCF-101/", *prepare, "--folder", tmp_path / "none")
+    unknown = ("prepare", "ucf11", "--out", tmp_path / "x")
+    fails("'ucf11' is no data set with files. Did you mean ucf101?", *unknown)
+    (folder / "UCF-101" / "YoYo" / "v_YoYo_g08_c01.avi").write_bytes(b"")
+    fails("1 of 6 files are missing or empty:", "datasets", "ucf101", folder)
 
 
 def test_wrong_input_gets_a_sentence(tmp_path, features):

@@ -175,10 +175,16 @@ def train(options: Namespace) -> None:
 
 def prepare(options: Namespace) -> None:
     """Raw files to a store."""
+    from evenly.data.catalogue import TABLES
     from evenly.data.raw import table
 
-    modalities = options.modalities.split(",") if options.modalities else None
-    source = table(Path(options.source), modalities, options.readers)
+    if options.source.endswith(TABLES):
+        if options.folder:
+            raise ValueError("--folder goes with a data set by name; a table knows its files.")
+        modalities = options.modalities.split(",") if options.modalities else None
+        source = table(Path(options.source), modalities, options.readers)
+    else:
+        source = _official(options.source, options.folder)
     out = Path(options.out)
     about = _store(source, out, options.workers, options.skip_broken)
     for note in about.notes:
@@ -189,6 +195,23 @@ def prepare(options: Namespace) -> None:
         print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}{units}{lack}")
     counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
     print(f"{counts}; {len(about.classes)} classes\n\nstore: {out}")
+
+
+def _official(text: str, folder: str | None) -> "Source":
+    """A data set in the folder where the user has it."""
+    from evenly.data.raw.sets import SETS
+    from evenly.spec import parse
+    from evenly.suggest import unknown
+
+    spec = parse(text)
+    if spec.name not in SETS:
+        raise unknown("data set with files", spec.name, SETS, "or a table, .csv or .parquet")
+    if folder is None:
+        raise ValueError(
+            f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
+            "tells where to get them."
+        )
+    return SETS[spec.name].open(Path(folder).expanduser(), spec)
 
 
 def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) -> "Description":
@@ -273,24 +296,58 @@ def methods(options: Namespace) -> None:
 
 
 def datasets(options: Namespace) -> None:
-    """Lists the built-in data sets, or shows one."""
+    """Lists the data sets, shows one, or looks whether a folder holds it."""
     from evenly.data import DATASETS
+    from evenly.data.raw.sets import SETS
+    from evenly.spec import parse
     from evenly.suggest import unknown
 
     if options.name is None:
-        for name, info in DATASETS.items():
-            print(f"{name:10}  {info.title} ({info.samples})")
+        print("built in, for --data:")
+        for name, known in DATASETS.items():
+            print(f"  {name:16}  {known.title} ({known.samples})")
+        print("\nfrom their official downloads, for 'evenly prepare NAME --folder DIR':")
+        for name, official in SETS.items():
+            print(f"  {name:16}  {official.title}")
         print(f"\n'evenly datasets NAME' shows one. --data also takes your own file:\n{NPZ}")
         return
-    if options.name not in DATASETS:
-        raise unknown("data set", options.name, DATASETS)
-    info = DATASETS[options.name]
-    print(f"{options.name}: {info.title}\n")
-    for name in ("modalities", "samples", "licence", "source"):
-        print(f"{name}: {getattr(info, name)}")
-    print(f"\nsettings, as in --data '{options.name}(name=value)':")
-    for name, meaning in info.settings.items():
-        print(f"  {name}={info.defaults[name]}  {meaning}")
+    name = parse(options.name).name
+    if options.folder is not None:
+        _check(options.name, options.folder)
+        return
+    if name not in {**DATASETS, **SETS}:
+        raise unknown("data set", name, {**DATASETS, **SETS})
+    info: Any = DATASETS.get(name) or SETS[name]
+    print(f"{name}: {info.title}\n")
+    for fact in ("modalities", "samples", "licence", "source"):
+        print(f"{fact}: {getattr(info, fact)}")
+    if name in SETS:
+        print("\nthe folder holds:", *info.layout, sep="\n  ")
+        print(f"\nevenly datasets {name} DIR             looks whether it does")
+        print(f"evenly prepare {name} --folder DIR --out STORE")
+        print(f"\nsettings, as in '{name}(name=value)':")
+    else:
+        print(f"\nsettings, as in --data '{name}(name=value)':")
+    for setting, meaning in info.settings.items():
+        print(f"  {setting}={info.defaults[setting]}  {meaning}")
+
+
+def _check(text: str, folder: str) -> None:
+    """Says what of a data set is in a folder."""
+    from evenly.data.raw.sets.official import check
+
+    source = _official(text, folder)
+    found = check(source)
+    for note in source.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for split, (whole, count) in found.splits.items():
+        print(f"{split:6} {whole:,} of {count:,} samples have all their files")
+    if found.missing:
+        listed = "".join(f"\n  {path}" for path in found.missing[:5])
+        more = f"\n  and {len(found.missing) - 5:,} more" if len(found.missing) > 5 else ""
+        raise FileNotFoundError(
+            f"{len(found.missing):,} of {found.files:,} files are missing or empty:{listed}{more}"
+        )
 
 
 def report(options: Namespace) -> None:
@@ -350,7 +407,12 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("train", one, help="one run, with checkpoints")
 
     one = _parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
-    one.add_argument("source", help="a table, .csv or .parquet")
+    one.add_argument(
+        "source",
+        help="a table, .csv or .parquet; or a data set by name, with settings if wanted, such as "
+        "'cremad(split=actors)' ('evenly datasets' lists them)",
+    )
+    one.add_argument("--folder", type=str | None, help="where the data set's files are")
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
     one.add_argument(
         "--modalities", type=str | None, help="the columns that are modalities (default: all)"
@@ -385,6 +447,8 @@ def parser() -> ArgumentParser:
     for name, what in (("methods", "method"), ("datasets", "data set")):
         one = _parser(f"Lists every {what}, or shows one.")
         one.add_argument("name", nargs="?", help=f"a {what} to show")
+        if name == "datasets":
+            one.add_argument("folder", nargs="?", help="a folder, to see if the files are there")
         commands.add_subcommand(name, one, help=f"list every {what}, or show one")
     return top
 

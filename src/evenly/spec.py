@@ -131,7 +131,7 @@ def made(what: str, spec: Spec, makers: Mapping[str, Callable[..., T]]) -> T:
         raise unknown(what, spec.name, makers)
     maker = makers[spec.name]
     known = inspect.signature(maker).parameters
-    hints = get_type_hints(maker)
+    hints = get_type_hints(maker.func if isinstance(maker, partial) else maker)
     settings = {}
     for name, value in spec.settings.items():
         if name not in known:

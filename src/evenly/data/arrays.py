@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from evenly.data.dataset import Data, Kind, Ragged, SplitName, stratified
+from evenly.data.dataset import Data, Kind, Ragged, SplitName, check_classes, stratified
 from evenly.files import replacing
 
 Array = npt.NDArray[Any]
@@ -99,7 +99,8 @@ class _Reader:
         target, class_names = self._target()
         notes: list[str] = []
         rows = self._rows(target, class_names, notes)
-        self._check_classes(rows, target, class_names)
+        for split, members in rows.items():
+            check_classes(self.path, split, target[members], class_names)
         inputs = {name: self._modality(name) for name in self._names()}
         return Data(self.path.stem, inputs, target, rows, class_names, notes)
 
@@ -224,25 +225,6 @@ class _Reader:
         if split.dtype.kind == "U":
             return np.array([SPLITS.index(cast(SplitName, str(value))) for value in split])
         return split
-
-    def _check_classes(
-        self, rows: Mapping[SplitName, Tensor], target: Tensor, class_names: list[str]
-    ) -> None:
-        for name, members in rows.items():
-            if len(members) < len(class_names):
-                raise self._error(
-                    f"the {name} split has {len(members)} samples, fewer than the "
-                    f"{len(class_names)} classes. Move samples to it, or merge classes."
-                )
-            counts = target[members].bincount(minlength=len(class_names))
-            missing = [class_names[number] for number in torch.nonzero(counts == 0).flatten()]
-            if missing:
-                listed = ", ".join(f"'{label}'" for label in missing[:5])
-                raise self._error(
-                    f"the {name} split has no sample of class {listed}"
-                    f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}. "
-                    "Split again so that every class is in every split, or leave the class out."
-                )
 
     def _names(self) -> list[str]:
         """The names of the modalities, once every array is accounted for."""

@@ -208,6 +208,33 @@ def stratified(
     return [torch.cat(part).sort().values for part in parts]
 
 
+def check_classes(
+    where: object, split: SplitName, target: Int[Tensor, " n"], class_names: Sequence[str]
+) -> None:
+    """Raises if a split lacks a class, or samples.
+
+    Args:
+        where: The file or data set, for the message.
+        split: Which one.
+        target: Class of each of its samples.
+        class_names: By class number.
+    """
+    if len(target) < len(class_names):
+        raise ValueError(
+            f"{where}: the {split} split has {len(target)} samples, fewer than the "
+            f"{len(class_names)} classes. Move samples to it, or merge classes."
+        )
+    counts = target.bincount(minlength=len(class_names))
+    missing = [class_names[number] for number in torch.nonzero(counts == 0).flatten()]
+    if missing:
+        listed = ", ".join(f"'{label}'" for label in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(
+            f"{where}: the {split} split has no sample of class {listed}{more}. Split again so "
+            "that every class is in every split, or leave the class out."
+        )
+
+
 def _read(stored: Tensor | Ragged, rows: Int[Tensor, " n"]) -> Tensor | Padded:
     if isinstance(stored, Tensor):
         return stored.index_select(0, rows)  # six times as fast as stored[rows] for bytes

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evenly.data.dataset import Data, Modality, Ragged, SplitName
+from evenly.data.dataset import Data, Modality, Ragged, SplitName, check_classes
 from evenly.files import write_text
 
 DESCRIPTION = "dataset.json"
@@ -120,7 +120,7 @@ def open_store(folder: Path) -> Data:
 
     Raises:
         FileNotFoundError: If the folder is no store.
-        ValueError: If a file of it is missing or of another size.
+        ValueError: If a file of it is missing or of another size, or a class is in one split only.
     """
     about = describe(folder)
     arrays = _Arrays(folder, about.samples)
@@ -134,15 +134,19 @@ def open_store(folder: Path) -> Data:
         else:
             inputs[name] = arrays.rows(name, dtype, *known.shape)
     split = arrays.rows("split", torch.uint8)
+    rows: dict[SplitName, Tensor] = {
+        name: torch.nonzero(split == number).flatten()
+        for number, name in enumerate(get_args(SplitName))
+    }
+    target = arrays.rows("label", torch.int64)
+    for name, members in rows.items():
+        check_classes(folder, name, target[members], about.classes)
     partial = [name for name, known in about.modalities.items() if known.missing]
     return Data(
         about.name,
         inputs,
-        arrays.rows("label", torch.int64),
-        {
-            name: torch.nonzero(split == number).flatten()
-            for number, name in enumerate(get_args(SplitName))
-        },
+        target,
+        rows,
         about.classes,
         [*about.notes, *(_lack(name, about) for name in partial)],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},

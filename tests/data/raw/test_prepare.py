@@ -20,10 +20,10 @@ from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 
-SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 6
 
 
-def make(folder, count=12, **readers):
+def make(folder, count=15, **readers):
     """Samples with a picture of grey k, a sound of amplitude k / 100, k + 1 steps and a vector."""
     folder.mkdir(exist_ok=True)
     samples = []
@@ -36,7 +36,7 @@ def make(folder, count=12, **readers):
             "steps": np.full((k + 1, 2), k, np.float32),
             "vector": [k, -k, 0.5],
         }
-        samples.append(Sample(f"sample{k}", k % 3, SPLITS[k % 12], cells))
+        samples.append(Sample(f"sample{k}", k % 3, SPLITS[k], cells))
     readers = readers or {
         "picture": Image((8, 12)),
         "sound": Spectrogram("stft", 0.25, 8_000),
@@ -79,7 +79,7 @@ class TestStore:
         assert isinstance(data, Data)
         assert rows(data, "val", "picture").dtype == torch.uint8
         assert rows(data, "val", "picture").amax((1, 2, 3)).tolist() == [6, 7, 8]
-        assert rows(data, "test", "vector").tolist() == [[k, -k, 0.5] for k in (9, 10, 11)]
+        assert rows(data, "test", "vector").tolist() == [[k, -k, 0.5] for k in range(9, 15)]
         steps = rows(data, "train", "steps")
         assert steps.length.tolist() == [1, 2, 3, 4, 5, 6]
         assert steps.values.amax((1, 2)).tolist() == [0, 1, 2, 3, 4, 5]
@@ -96,25 +96,25 @@ class TestStore:
 
     def test_it_says_what_it_holds(self, store):
         about = json.loads((store / "dataset.json").read_text())
-        assert about["splits"] == {"train": 6, "val": 3, "test": 3}
+        assert about["splits"] == {"train": 6, "val": 3, "test": 6}
         assert about["made_by"] == "evenly prepare made"
         assert about["modalities"]["sound"]["units"] == "ln magnitude"
         assert about["modalities"]["sound"]["dtype"] == "float16"
         assert about["modalities"]["picture"]["shape"] == [3, 8, 12]
         assert about["modalities"]["steps"] == {
-            "kind": "sequence", "shape": [12, 2], "dtype": "float32", "units": "", "rate": None,
+            "kind": "sequence", "shape": [15, 2], "dtype": "float32", "units": "", "rate": None,
             "ragged": True, "missing": 0,
             "mean": about["modalities"]["steps"]["mean"],
             "std": about["modalities"]["steps"]["std"],
         }  # fmt: skip
         sizes = {k.rpartition("/")[2]: v for k, v in about["sources"].items()}
-        assert len(sizes) == 24
+        assert len(sizes) == 30
         assert sizes["3.wav"] > 16_000
 
     def test_tensordict_opens_it(self, store):
         found = TensorDict.load_memmap(store)
-        assert found["picture"].shape == (12, 3, 8, 12)
-        assert found["label"].tolist() == [k % 3 for k in range(12)]
+        assert found["picture"].shape == (15, 3, 8, 12)
+        assert found["label"].tolist() == [k % 3 for k in range(15)]
 
     def test_the_number_of_workers_changes_nothing(self, store, tmp_path):
         prepare(make(store.parent / "files"), tmp_path / "one", workers=1)
@@ -179,7 +179,7 @@ def test_a_missing_modality(tmp_path):
     assert train["inputs"]["steps"].length.tolist() == [1, 2, 3, 4, 0, 6]
     assert data.modalities["steps"].mean[0] == pytest.approx((0 + 2 + 6 + 12 + 30) / 16)
     assert data.modalities["picture"].mean.tolist() == pytest.approx([2.8] * 3)
-    assert data.notes[0].startswith("2 of 12 samples lack 'picture'")
+    assert data.notes[0].startswith("2 of 15 samples lack 'picture'")
 
 
 def test_a_sample_without_any_modality(tmp_path):
@@ -193,37 +193,37 @@ class TestBroken:
     def broken(self, folder):
         source = make(folder)
         (folder / "1.png").write_bytes(b"no picture")
-        (folder / "7.wav").unlink()
+        (folder / "9.wav").unlink()
         return source
 
     def test_they_are_listed_with_their_reasons(self, tmp_path):
-        with pytest.raises(ValueError, match="2 of 12 samples cannot be used") as caught:
+        with pytest.raises(ValueError, match="2 of 15 samples cannot be used") as caught:
             prepare(self.broken(tmp_path / "files"), tmp_path / "store", workers=2)
         text = str(caught.value)
         assert f"sample1: picture: {tmp_path}/files/1.png: is no image" in text
-        assert f"sample7: sound: {tmp_path}/files/7.wav: there is no such file" in text
+        assert f"sample9: sound: {tmp_path}/files/9.wav: there is no such file" in text
         assert "--skip-broken" in text
         assert not is_store(tmp_path / "store")
 
     def test_skipped_when_asked(self, tmp_path):
         source = self.broken(tmp_path / "files")
         about = prepare(source, tmp_path / "store", workers=2, skip_broken=True)
-        assert about.splits == {"train": 5, "val": 2, "test": 3}
+        assert about.splits == {"train": 5, "val": 3, "test": 5}
         data = open_store(tmp_path / "store")
-        assert data.notes == ["2 of 12 samples were left out as broken."]
+        assert data.notes == ["2 of 15 samples were left out as broken."]
         assert rows(data, "train", "vector")[:, 0].tolist() == [0, 2, 3, 4, 5]
-        assert rows(data, "val", "steps").length.tolist() == [7, 9]
+        assert rows(data, "test", "steps").length.tolist() == [11, 12, 13, 14, 15]
 
     def test_mended_files_are_taken_and_no_others_read_again(self, tmp_path):
         files, out = tmp_path / "files", tmp_path / "store"
         source = self.broken(files)
-        with pytest.raises(ValueError, match="2 of 12"):
+        with pytest.raises(ValueError, match="2 of 15"):
             prepare(source, out, workers=2)
         fresh = make(tmp_path / "fresh")
-        for name in ("1.png", "7.wav"):
+        for name in ("1.png", "9.wav"):
             (tmp_path / "fresh" / name).rename(files / name)
         for path in files.iterdir():
-            if path.name not in ("1.png", "1.wav", "7.png", "7.wav"):
+            if path.name not in ("1.png", "1.wav", "9.png", "9.wav"):
                 path.write_bytes(b"")  # whoever read these again would notice
         prepare(source, out, workers=2)
         make(tmp_path / "fresh")
@@ -320,13 +320,13 @@ def test_killed_and_started_again_it_decodes_no_sample_twice_that_was_written(tm
     process.wait(60)
     time.sleep(1)
     written = [json.loads(line)["sample"] for line in journal.read_text().splitlines()[1:]]
-    assert 3 <= len(written) < 12
+    assert 3 <= len(written) < 15
     with journal.open("a") as file:
         file.write('{"sample": 11, "a')  # as if killed while it wrote
     (tmp_path / "read").unlink()
     subprocess.run(command, check=True, timeout=120)
     again = sorted(int(line) for line in (tmp_path / "read").read_text().split())
-    assert again == sorted(set(range(12)) - set(written))
+    assert again == sorted(set(range(15)) - set(written))
     found = open_store(tmp_path / "store")
     assert rows(found, "train", "vector")[:, 0].tolist() == list(range(6))
     with pytest.raises(ProcessLookupError):

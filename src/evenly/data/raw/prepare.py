@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evenly import child
-from evenly.data.dataset import Ragged, SplitName, described
+from evenly.data.dataset import Ragged, SplitName, check_classes, described
 from evenly.data.raw.readers import Reader
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
@@ -58,7 +58,7 @@ def prepare(
         ValueError: If files are missing or broken, with a list of them and their reasons; if the
             folder holds another store or other files; if what was written does not add up.
     """
-    _check_classes(source)
+    _check_splits(source)
     with _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if not waiting and is_store(out):
@@ -77,13 +77,15 @@ def prepare(
         return journal.finish(made_by)
 
 
-def _check_classes(source: Source) -> None:
+def _check_splits(source: Source) -> None:
     for split in SPLITS:
-        if not any(sample.split == split for sample in source.samples):
+        target = torch.tensor([s.label for s in source.samples if s.split == split])
+        if not len(target):
             raise ValueError(
                 f"{source.name}: no sample is in the {split} split. Training needs all of "
                 f"{', '.join(SPLITS)}."
             )
+        check_classes(source.name, split, target, source.classes)
 
 
 Decoded = dict[str, "np.ndarray | None"] | str

@@ -36,8 +36,8 @@ class Reader(Protocol):
     @property
     def ragged(self) -> bool: ...  # noqa: D102
 
-    def __call__(self, cell: Any) -> np.ndarray:
-        """The array of one sample.
+    def __call__(self, cell: Any) -> np.ndarray | None:
+        """The array of one sample; None if it turns out to lack the modality.
 
         Raises:
             ValueError: If the cell cannot be used, with the reason; `MediaError` if it is a file.
@@ -202,7 +202,8 @@ class Array:
     """Numbers as they are: an array, a list, or the path of a `.npy` file.
 
     Args:
-        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence.
+        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) for an
+            image, (t, c, h, w) for a video.
         units: In words.
         ragged: Whether sequences are of unequal lengths.
     """
@@ -215,7 +216,7 @@ class Array:
     def __call__(self, cell: Any) -> np.ndarray:
         """The numbers of one sample."""
         found = _numbers(cell) if isinstance(cell, Path) else np.asarray(cell)
-        axes = 1 if self.kind == "vector" else 2
+        axes = {"vector": 1, "sequence": 2, "image": 3, "video": 4}[self.kind]
         if found.ndim != axes or not found.size:
             raise ValueError(f"holds an array of shape {found.shape}, which is no {self.kind}")
         if found.dtype.kind == "f" and not np.isfinite(found).all():

@@ -25,6 +25,13 @@ class Sample:
     split: SplitName
     cells: Mapping[str, Any]
 
+    def files(self) -> Iterator[Path]:
+        """The files and folders that its cells are read from."""
+        for cell in self.cells.values():
+            path = getattr(cell, "path", cell)
+            if isinstance(path, Path):
+                yield path
+
 
 @dataclass(frozen=True)
 class Source:
@@ -46,9 +53,4 @@ class Source:
 
     def files(self) -> Iterator[Path]:
         """Every file and folder that is read, once."""
-        seen: set[Path] = set()
-        for sample in self.samples:
-            for cell in sample.cells.values():
-                if isinstance(cell, Path) and cell not in seen:
-                    seen.add(cell)
-                    yield cell
+        return iter(dict.fromkeys(path for sample in self.samples for path in sample.files()))

@@ -1,0 +1,83 @@
+"""Data sets from their official downloads."""
+
+from evenly.data.raw.sets.av_mnist import av_mnist
+from evenly.data.raw.sets.cremad import cremad
+from evenly.data.raw.sets.kinetics_sounds import kinetics_sounds
+from evenly.data.raw.sets.mosi import mosi
+from evenly.data.raw.sets.official import Official
+from evenly.data.raw.sets.ucf101 import ucf101
+
+_SOUND = {
+    "front": "front end of the sound: fbank, mel or stft",
+    "seconds": "of sound; shorter clips are repeated",
+}
+_FRAMES = {"frames": "of each video", "size": "of a frame, height and width"}
+
+SETS: dict[str, Official] = {
+    "cremad": Official(
+        title="CREMA-D: six acted emotions, sound and video",
+        modalities="audio (spectrogram), visual (frames)",
+        samples="7,442: 5,954 / 744 / 744 in the paper's split",
+        licence="Open Database License 1.0, contents Database Contents License 1.0",
+        source="https://github.com/CheyneyComputerScience/CREMA-D (git lfs)",
+        layout=("AudioWAV/1001_DFA_ANG_XX.wav", "VideoFlash/1001_DFA_ANG_XX.flv"),
+        settings={"split": "paper, or actors: no actor in two parts", **_SOUND, **_FRAMES},
+        build=cremad,
+    ),
+    "kinetics_sounds": Official(
+        title="Kinetics-Sounds: 31 actions that are seen and heard",
+        modalities="audio (spectrogram), visual (frames)",
+        samples="14,799 training and 2,597 test clips are listed; those that are there are taken",
+        licence="the videos belong to their YouTube authors; Kinetics' annotations are CC BY 4.0",
+        source="Kinetics-400, https://github.com/cvdfoundation/kinetics-dataset; the lists of "
+        "https://github.com/GeWu-Lab/OGM-GE_CVPR2022 (MIT) are built in",
+        layout=("ID_000058_000068.mp4, ID_58.mp4 or ID.mp4, in folders or not",),
+        settings={**_SOUND, **_FRAMES},
+        build=kinetics_sounds,
+    ),
+    "ucf101": Official(
+        title="UCF-101: 101 actions, pictures and optical flow",
+        modalities="rgb (frames), flow ([u, v, u] images)",
+        samples="13,320: the three official splits, validation cut from train by group",
+        licence="not stated; for research",
+        source="https://www.crcv.ucf.edu/data/UCF101.php",
+        layout=("UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi",),
+        settings={
+            "split": "number of the official split: 1, 2 or 3",
+            **_FRAMES,
+            "flow": "dis or farneback",
+        },
+        build=ucf101,
+    ),
+    "mosi": Official(
+        title="CMU-MOSI: opinions in text, sound and video",
+        modalities="text, audio, video (sequences of features)",
+        samples="2,199: 1,284 / 229 / 686 in the standard folds, no video in two",
+        licence="for academic research; the videos belong to their YouTube authors",
+        source="https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK, or the pickles of "
+        "https://github.com/thuiar/MMSA",
+        layout=(
+            "CMU_MOSI_TimestampedWordVectors.csd",
+            "CMU_MOSI_COVAREP.csd",
+            "CMU_MOSI_Visual_Facet_42.csd",
+            "CMU_MOSI_Opinion_Labels.csd",
+            "or else unaligned_50.pkl",
+        ),
+        settings={"classes": "2, negative or not; or 7, the rounded score"},
+        build=mosi,
+    ),
+    "av_mnist": Official(
+        title="AV-MNIST: a handwritten and a spoken digit",
+        modalities="audio (spectrogram), image",
+        samples="70,000: 55,000 / 5,000 / 10,000",
+        licence="MNIST CC BY-SA 3.0; Free Spoken Digit Dataset CC BY-SA 4.0",
+        source="MNIST's four idx files, and recordings/ of "
+        "https://github.com/Jakobovski/free-spoken-digit-dataset",
+        layout=("train-images-idx3-ubyte.gz (and labels, and t10k)", "recordings/7_jackson_0.wav"),
+        settings={"seconds": "of sound", "seed": "of the pairs of image and recording"},
+        build=av_mnist,
+    ),
+}
+"""By the name under which `evenly prepare` knows them."""
+
+__all__ = ["SETS", "Official", "av_mnist", "cremad", "kinetics_sounds", "mosi", "ucf101"]

@@ -1,0 +1,74 @@
+"""CREMA-D: actors who say twelve sentences in six emotions (Cao et al., 2014)."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from evenly.data.dataset import SplitName
+from evenly.data.raw.readers import Reader, Spectrogram, Video
+from evenly.data.raw.sets.official import listed
+from evenly.data.raw.source import Sample, Source
+
+EMOTIONS = {"NEU": "neutral", "HAP": "happy", "SAD": "sad", "FEA": "fear", "DIS": "disgust",
+            "ANG": "anger"}  # fmt: skip
+"""In the order of the paper's class numbers."""
+
+
+def cremad(
+    folder: Path,
+    split: Literal["paper", "actors"] = "paper",
+    front: Literal["fbank", "mel", "stft"] = "fbank",
+    seconds: float = 3.0,
+    frames: int = 2,
+    size: tuple[int, int] = (224, 224),
+) -> Source:
+    """The 7,442 clips as distributed: `AudioWAV/NAME.wav` and `VideoFlash/NAME.flv`.
+
+    Args:
+        folder: Where the two folders are.
+        split: `paper`, the split of D&R's released code (5,954 / 744 / 744), in which every actor
+            is in every part; or `actors`, by which no actor is in two: 63 / 14 / 14 of the 91.
+        front: Front end of the sound.
+        seconds: Of sound.
+        frames: Of the video.
+        size: Of the frames.
+    """
+    clips = list(_clips())
+    if split == "actors":
+        of_actor = _actors(sorted({name[:4] for name, _ in clips}))
+        clips = [(name, of_actor[name[:4]]) for name, _ in clips]
+    classes = list(EMOTIONS)
+    samples = [
+        Sample(
+            name,
+            classes.index(name[9:12]),
+            part,
+            {
+                "audio": folder / "AudioWAV" / f"{name}.wav",
+                "visual": folder / "VideoFlash" / f"{name}.flv",
+            },
+        )
+        for name, part in clips
+    ]
+    readers: dict[str, Reader] = {
+        "audio": Spectrogram(front, seconds),
+        "visual": Video(frames, size),
+    }
+    return Source("cremad", readers, samples, list(EMOTIONS.values()))
+
+
+def _clips() -> Iterator[tuple[str, SplitName]]:
+    """Names of the clips with their part of the paper's split; a line holds those of an actor."""
+    parts: dict[str, SplitName] = {"": "train", "val": "val", "test": "test"}
+    for line in listed("cremad.txt"):
+        actor, *rest = line.split()
+        for entry in rest:
+            name, _, part = entry.partition("=")
+            yield f"{actor}_{name}", parts[part]
+
+
+def _actors(actors: list[str]) -> dict[str, SplitName]:
+    random.Random(0).shuffle(actors)
+    test, val = set(actors[:14]), set(actors[14:28])
+    return {a: "test" if a in test else "val" if a in val else "train" for a in actors}

@@ -1,0 +1,98 @@
+"""What is known of a data set that is prepared from its official download."""
+
+import gzip
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from evenly.data.raw.source import Source
+from evenly.spec import Spec, made
+
+
+@dataclass(frozen=True)
+class Official:
+    """A data set as its authors distribute it.
+
+    Attributes:
+        title: In a few words.
+        modalities: Their names and what they become.
+        samples: How many, by split.
+        licence: Of the data.
+        source: Where they are to be had; nothing is ever downloaded.
+        layout: What the folder must hold, an example of each.
+        settings: What each setting means.
+        build: `build(folder, **settings)` finds the files of each sample.
+    """
+
+    title: str
+    modalities: str
+    samples: str
+    licence: str
+    source: str
+    layout: tuple[str, ...]
+    settings: Mapping[str, str]
+    build: Callable[..., Source]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default of each setting."""
+        parameters = inspect.signature(self.build).parameters
+        return {name: parameters[name].default for name in self.settings}
+
+    def open(self, folder: Path, spec: Spec) -> Source:
+        """Finds the files of each sample.
+
+        Args:
+            folder: What was downloaded.
+            spec: The name with settings.
+
+        Raises:
+            FileNotFoundError: If something that every sample needs is not there.
+            ValueError: If a setting is unknown or of another type, or the folder does not hold
+                the data set.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: there is no such folder. It should hold {'; '.join(self.layout)}, to "
+                f"be had from {self.source}."
+            )
+        return made("data set", spec, {spec.name: partial(self.build, folder)})
+
+
+@dataclass(frozen=True)
+class Found:
+    """What of a data set is in a folder.
+
+    Attributes:
+        files: How many are needed.
+        missing: Those that are not there, or empty.
+        splits: By split, samples that are whole, and samples in all.
+    """
+
+    files: int
+    missing: list[Path]
+    splits: dict[str, tuple[int, int]]
+
+
+def check(source: Source) -> Found:
+    """Looks for the files of every sample, without decoding any."""
+    paths = list(source.files())
+    missing = [path for path in paths if not path.exists() or not path.stat().st_size]
+    lost = set(missing)
+    splits: dict[str, tuple[int, int]] = {}
+    for sample in source.samples:
+        whole, count = splits.get(sample.split, (0, 0))
+        here = lost.isdisjoint(sample.files())
+        splits[sample.split] = (whole + here, count + 1)
+    return Found(len(paths), missing, splits)
+
+
+def listed(name: str) -> list[str]:
+    """The lines of a list of names that comes with this package, compressed or not."""
+    data = files("evenly.data.raw.sets").joinpath("lists", name).read_bytes()
+    text = gzip.decompress(data) if name.endswith(".gz") else data
+    return text.decode().splitlines()
