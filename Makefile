@@ -39,6 +39,7 @@ bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/kmeans.py --growth
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/loader.py
 
 clean:
 	rm -rf .venv demo runs

@@ -245,8 +245,9 @@ READERS: dict[str, Callable[..., Reader]] = {
 
 
 def spelled(reader: Reader) -> str:
-    """How a reader of `READERS` is asked for, with the settings that are not its defaults."""
-    name = next(name for name, kind in READERS.items() if type(reader) is kind)
+    """How a reader is asked for, with the settings that are not its defaults."""
+    names = {kind: name for name, kind in READERS.items()}
+    name = names.get(type(reader), type(reader).__name__.lower())
     assert is_dataclass(reader)
     settings = {
         field.name: value
