@@ -121,6 +121,32 @@ def test_padding_is_zero_and_values_are_kept(lengths, draw):
         assert not row[lengths[i] :].any()
 
 
+def test_on_a_device_the_batches_are_the_same():
+    data = _data()
+    moved = data.to(torch.device("cpu"))
+    assert moved.nbytes == data.nbytes == 6 * 2 * 4 + 12 * 2 * 4 + 2 * 6 * 8 + 36
+    _assert_same(moved, data)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_batches_are_read_there():
+    data = _data().to(torch.device("cuda"))
+    batch = data.split("test").__getitems__([1, 0])
+    assert all(batch[key].is_cuda for key in ("target", "index"))
+    assert batch["inputs"]["image"].is_cuda
+    assert batch["inputs"]["sequence"].values.is_cuda
+    _assert_same(data, _data())
+
+
+def _assert_same(one, two):
+    for name in ("train", "val", "test"):
+        x, y = (data.split(name).__getitems__([1, 0]) for data in (one, two))
+        assert torch.equal(x["target"].cpu(), y["target"])
+        assert torch.equal(x["inputs"]["vector"].cpu(), y["inputs"]["vector"])
+        for found, expected in zip(x["inputs"]["sequence"], y["inputs"]["sequence"], strict=True):
+            assert torch.equal(found.cpu(), expected)
+
+
 def test_a_loader_reads_whole_batches_and_each_row_once(monkeypatch):
     split = _data().split("train")
     calls = []

@@ -82,6 +82,7 @@ def run_cell(
     sampler = build_sampler(data, cell)
     method = build_method(cell, model, optimizer, sampler)
     write_settings(folder / "config.yaml", settings)  # nothing is left where building fails
+    data = _placed(data)
     task = Task(model, method, optimizer, len(data.class_names), cell.seed)
     train, val = data.split("train"), data.split("val")
     record = Record(folder, cell, method, progress)
@@ -282,6 +283,15 @@ def has_fast_bf16() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def _placed(data: Data) -> Data:
+    """The data on the GPU, if there is one and they take no more than half of what is free."""
+    if not torch.cuda.is_available():
+        return data
+    device = torch.device("cuda", 0)
+    free, _ = torch.cuda.mem_get_info(device)
+    return data.to(device) if data.nbytes <= free / 2 else data
 
 
 def _check_readable(checkpoint: Path) -> None:
