@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from evenly.nn.heads import ConcatHead, EnsembleHead, LateHead, MultiHead, SharedHead
+from evenly.nn.heads import (
+    FUSIONS,
+    AttentionHead,
+    ConcatHead,
+    EnsembleHead,
+    FiLMHead,
+    GatedHead,
+    LateHead,
+    LowRankHead,
+    MultiHead,
+    SharedHead,
+    SumHead,
+)
 
 
 def features(**rows):
@@ -79,3 +91,98 @@ def test_shared_weights_samples_by_certainty():
 def test_shared_needs_one_width():
     with pytest.raises(ValueError, match=r"features of one width; found \{'a': 2, 'b': 1\}"):
         SharedHead({"a": 2, "b": 1}, 2)
+
+
+def test_sum():
+    logits, own = unimodal(SumHead)
+    assert own["b"].tolist() == [[3.5, -3.0]]
+    assert logits.tolist() == [[5.5, 1.0]]
+
+
+def test_film():
+    head = FiLMHead({"a": 2, "b": 1}, 2)
+    set_(head.modulations["b"], [[2.0], [0.0], [1.0], [-1.0]], [0.0, 1.0, 0.5, 0.0])
+    set_(head.linear, [[1.0, 0.0], [1.0, 1.0]], [0.0, 0.5])
+    # gamma = (6, 1), beta = (3.5, -3); of a missing b gamma = (0, 1), beta = (0.5, 0)
+    logits, own = head(features(a=[2.0, 4.0], b=[3.0]))
+    assert logits.tolist() == [[15.5, 15.5 + 1 + 0.5]]
+    assert own["a"].tolist() == [[0.5, 0.5 + 4 + 0.5]]
+    assert own["b"].tolist() == [[3.5, 3.5 - 3 + 0.5]]
+
+
+def test_gated_for_two_is_a_gate_and_its_complement():
+    torch.manual_seed(0)
+    head = GatedHead({"a": 2, "b": 3}, 4)
+    x = {"a": torch.randn(5, 2), "b": torch.randn(5, 3)}
+    together = torch.cat([x["a"], x["b"]], 1)
+    gate = torch.sigmoid(head.gates["a"](together) - head.gates["b"](together))
+    hidden = {name: torch.tanh(head.hidden[name](value)) for name, value in x.items()}
+    expected = head.linear(gate * hidden["a"] + (1 - gate) * hidden["b"])
+    torch.testing.assert_close(head(x)[0], expected)
+
+
+def test_low_rank_is_the_whole_tensor():
+    """The outer product of [f, 1] of three modalities with the weight tensor, term by term."""
+    torch.manual_seed(0)
+    widths = {"a": 2, "b": 3, "c": 1}
+    head = LowRankHead(widths, 2, rank=3).double()
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(3))
+        head.bias.copy_(torch.randn(2))
+    x = {name: torch.randn(4, width).double() for name, width in widths.items()}
+    one = {name: torch.cat([value, torch.ones(4, 1).double()], 1) for name, value in x.items()}
+    full = {
+        name: torch.cat([layer.weight, layer.bias[:, None]], 1).unflatten(0, (3, 2))
+        for name, layer in head.factors.items()
+    }
+    tensor = torch.einsum("r,rci,rcj,rck->cijk", head.weight, full["a"], full["b"], full["c"])
+    expected = torch.einsum("ni,nj,nk,cijk->nc", one["a"], one["b"], one["c"], tensor) + head.bias
+    torch.testing.assert_close(head(x)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_passes_over_what_is_missing():
+    torch.manual_seed(0)
+    head = AttentionHead({"a": 4, "b": 6}, 3)
+    x = {"a": torch.randn(5, 4), "b": torch.randn(5, 6)}
+    logits, own = head(x)
+    torch.testing.assert_close(own["a"], head({"a": x["a"]})[0])
+    assert not torch.allclose(logits, own["a"])
+    swapped, _ = head({"b": x["b"], "a": x["a"]})
+    torch.testing.assert_close(swapped, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("widths", [{"a": 4}, {"a": 4, "b": 3}, {"a": 2, "b": 5, "c": 3}])
+def test_every_fusion(name, widths):
+    """Any number of modalities and widths, one missing, gradients everywhere."""
+    torch.manual_seed(0)
+    head = FUSIONS[name](widths, 5)
+    x = {key: torch.randn(6, width, requires_grad=True) for key, width in widths.items()}
+    logits, own = head(x)
+    assert logits.shape == (6, 5)
+    assert set(own) == set(widths)
+    (logits.square().sum() + sum(z.square().sum() for z in own.values())).backward()
+    assert all(value.grad is not None and value.grad.any() for value in x.values())
+    assert all(p.grad is not None for p in head.parameters())
+    if len(widths) > 1:
+        fewer = {key: value for key, value in x.items() if key != "a"}
+        logits, own = head(fewer)
+        assert logits.isfinite().all()
+        assert set(own) == set(fewer)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_fusion_learns_the_exclusive_or_where_it_can(name):
+    """Products of modalities tell it; sums of their logits cannot."""
+    torch.manual_seed(0)
+    a, b = torch.randint(0, 2, (2, 256)).float() * 2 - 1
+    x = {"a": a[:, None] * torch.randn(8), "b": b[:, None] * torch.randn(8)}
+    target = (a * b > 0).long()
+    head = FUSIONS[name]({"a": 8, "b": 8}, 2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head(x)[0], target).backward()
+        optimizer.step()
+    accuracy = (head(x)[0].argmax(1) == target).float().mean()
+    assert accuracy < 0.8 if name in ("concat", "sum") else accuracy > 0.95

@@ -56,7 +56,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         _try_encoders(encoders, data, training.encoders)
         if alone is not None:
             encoders = {alone: encoders[alone]}
-        model = LateFusion(encoders, len(data.class_names), info.head)
+        head = training.fusion if info.head == "concat" else info.head
+        model = LateFusion(encoders, len(data.class_names), head)
     return model.train()
 
 

@@ -83,6 +83,8 @@ def _method_notes(cell: Cell, method: Method) -> list[str]:
         first = next((epoch for epoch in range(epochs, 100 * epochs) if _acts(method, epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{cell.method}: acts in none of the {epochs} epochs{more}.")
+    if cell.training.fusion != "concat" and info.head != "concat":
+        notes.append(f"{cell.method}: keeps the head it is made for, '{info.head}'.")
     if info.scales_gradients and cell.training.optimizer == "adamw":
         notes.append(
             f"{cell.method} acts by the size of gradients, which AdamW divides out again: use "

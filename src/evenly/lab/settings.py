@@ -12,6 +12,7 @@ from evenly.files import sha256, write_text
 from evenly.spec import parse
 
 Precision = Literal["auto", "bf16", "32"]
+Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Training:
         weight_decay: Weight decay.
         precision: bf16 autocast, 32-bit floats, or auto: bf16 where the hardware is fast at it.
         width: Features per modality.
+        fusion: How the features become logits, for the methods that are not made for a head of
+            their own.
         encoders: By modality, an nn.Module by import path with settings, such as
             '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the shape of the data.
         threads: CPU threads of each run. Sums in another order differ in their last bits, so
@@ -44,6 +47,7 @@ class Training:
     weight_decay: float = 1e-4
     precision: Precision = "auto"
     width: int = 64
+    fusion: Fusion = "concat"
     encoders: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     diagnose_every: int | None = None

@@ -9,11 +9,12 @@ from evenly.nn.encoders import (
     TemporalConv,
     encoder_for,
 )
-from evenly.nn.heads import HEADS, Head
+from evenly.nn.heads import FUSIONS, HEADS, Head
 from evenly.nn.late_fusion import LateFusion
 from evenly.nn.mmtm import MMTM
 
 __all__ = [
+    "FUSIONS",
     "HEADS",
     "MLP",
     "MMTM",

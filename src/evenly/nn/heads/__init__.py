@@ -1,6 +1,7 @@
 """What turns features into logits: one head a file. A method names the one that it is made for."""
 
 from evenly.nn.heads.amco import AMCoHead
+from evenly.nn.heads.attention import AttentionHead
 from evenly.nn.heads.base import Head
 from evenly.nn.heads.boosted import BoostedHead
 from evenly.nn.heads.certainty import CertaintyHead
@@ -10,13 +11,27 @@ from evenly.nn.heads.cosine import CosineHead
 from evenly.nn.heads.decoding import DecodingHead
 from evenly.nn.heads.energy import EnergyHead
 from evenly.nn.heads.ensemble import EnsembleHead
+from evenly.nn.heads.film import FiLMHead
+from evenly.nn.heads.gated import GatedHead
 from evenly.nn.heads.late import LateHead
+from evenly.nn.heads.lowrank import LowRankHead
 from evenly.nn.heads.mmtm import MMTMHead
 from evenly.nn.heads.multi import MultiHead
 from evenly.nn.heads.shared import SharedHead
+from evenly.nn.heads.sum import SumHead
+
+FUSIONS: dict[str, type[Head]] = {
+    "concat": ConcatHead,
+    "sum": SumHead,
+    "film": FiLMHead,
+    "gated": GatedHead,
+    "lowrank": LowRankHead,
+    "attention": AttentionHead,
+}
+"""Ways to fuse features, of which any serves a method that is made for 'concat'."""
 
 HEADS: dict[str, type[Head]] = {
-    "concat": ConcatHead,
+    **FUSIONS,
     "multi": MultiHead,
     "late": LateHead,
     "ensemble": EnsembleHead,
@@ -33,8 +48,10 @@ HEADS: dict[str, type[Head]] = {
 """By the name that `Info.head` uses."""
 
 __all__ = [
+    "FUSIONS",
     "HEADS",
     "AMCoHead",
+    "AttentionHead",
     "BoostedHead",
     "CertaintyHead",
     "ConcatHead",
@@ -43,9 +60,13 @@ __all__ = [
     "DecodingHead",
     "EnergyHead",
     "EnsembleHead",
+    "FiLMHead",
+    "GatedHead",
     "Head",
     "LateHead",
+    "LowRankHead",
     "MMTMHead",
     "MultiHead",
     "SharedHead",
+    "SumHead",
 ]

@@ -68,13 +68,21 @@ class Head(nn.Module):
             {name: nn.Linear(width, self.num_classes) for name, width in self.widths.items()}
         )
 
+    def any_of(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n _"]:
+        """The features of one modality that is there.
+
+        Raises:
+            ValueError: If none is.
+        """
+        if not features:
+            raise ValueError(f"a batch holds none of the modalities {sorted(self.widths)}.")
+        return next(iter(features.values()))
+
     def filled(
         self, features: Mapping[str, Float[Tensor, "n _"]]
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The features of all modalities in order; those that are missing are zeros."""
-        if not features:
-            raise ValueError(f"a batch holds none of the modalities {sorted(self.widths)}.")
-        some = next(iter(features.values()))
+        some = self.any_of(features)
         return {
             name: features[name] if name in features else some.new_zeros(len(some), width)
             for name, width in self.widths.items()

@@ -1,0 +1,40 @@
+"""Fusion by feature-wise linear modulation (Perez et al., AAAI 2018)."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly.nn.heads.ablating import AblatingHead
+
+
+class FiLMHead(AblatingHead):
+    """The first modality's features, scaled and shifted by each of the others.
+
+    x ← γ_m(f_m) ⊙ x + β_m(f_m) for m = 2 .. M, beginning with x = f_1; for two modalities it is
+    the FiLM fusion of OGM-GE's released code.
+
+    Attributes:
+        modulations: By modality but the first, the layer of γ and β.
+        linear: From the modulated features to logits.
+    """
+
+    def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
+        """Makes the layers."""
+        super().__init__(widths, num_classes)
+        self.first, *others = widths
+        width = widths[self.first]
+        self.modulations = nn.ModuleDict(
+            {name: nn.Linear(widths[name], 2 * width) for name in others}
+        )
+        self.linear = nn.Linear(width, num_classes)
+
+    def fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
+        """The logits of the modulated features."""
+        filled = self.filled(features)
+        x = filled[self.first]
+        for name, layer in self.modulations.items():
+            gamma, beta = layer(filled[name]).chunk(2, dim=1)
+            x = gamma * x + beta
+        logits: Tensor = self.linear(x)
+        return logits
