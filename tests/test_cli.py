@@ -47,7 +47,7 @@ def test_help_answers_within_a_second():
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "train", "prepare", "diagnose", "report", "methods"]
+    "command", ["compare", "train", "prepare", "predict", "export", "diagnose", "report", "methods"]
 )
 def test_every_command_teaches(command):
     text = evenly(command, "--help").stdout

@@ -1,5 +1,6 @@
 """The command `evenly`. Torch and all else load when a command needs them, so help is instant."""
 
+import io
 import os
 import shlex
 import sys
@@ -227,6 +228,41 @@ def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) 
     )
 
 
+def predict(options: Namespace) -> None:
+    """Predictions of a run, as CSV."""
+    import csv
+
+    from evenly.files import write_text
+    from evenly.lab.predict import load_run, predictions
+    from evenly.suggest import unknown
+
+    run = load_run(Path(options.run))
+    without = options.without.split(",") if options.without else []
+    for name in without:
+        if name not in run.modalities:
+            raise unknown(f"modality of {options.run}", name, run.modalities)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["sample", "label", "predicted", *run.class_names])
+    for found in predictions(run, options.data, options.split, without):
+        best = max(range(len(run.class_names)), key=found.probabilities.__getitem__)
+        rounded = [f"{p:.6g}" for p in found.probabilities]
+        writer.writerow([found.sample, found.label, run.class_names[best], *rounded])
+    if options.out:
+        write_text(Path(options.out), text.getvalue())
+        print(f"predictions: {options.out}")
+    else:
+        print(text.getvalue(), end="")
+
+
+def export(options: Namespace) -> None:
+    """A run as a program that needs torch alone."""
+    from evenly.lab.predict import load_run
+
+    load_run(Path(options.run)).export(Path(options.out))
+    print(f"program: {options.out}")
+
+
 def diagnose(options: Namespace) -> None:
     """Purity, gap and strength of features from any model."""
     from evenly import Features
@@ -367,6 +403,8 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "compare": compare,
     "train": train,
     "prepare": prepare,
+    "predict": predict,
+    "export": export,
     "diagnose": diagnose,
     "report": report,
     "methods": methods,
@@ -429,6 +467,28 @@ def parser() -> ArgumentParser:
         "--skip-broken", action="store_true", help="leave out samples whose files are broken"
     )
     commands.add_subcommand("prepare", one, help="raw files to a store, decoded once")
+
+    one = _parser(
+        "Predictions of a trained run: a line for each sample, the classes' probabilities."
+    )
+    one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
+    one.add_argument(
+        "--data",
+        required=True,
+        help="what 'evenly compare --data' takes; labels may be missing from a table or .npz file, "
+        "and so may modalities",
+    )
+    one.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="of data that have one"
+    )
+    one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
+    one.add_argument("--out", type=str | None, help="a .csv file (default: the screen)")
+    commands.add_subcommand("predict", one, help="predictions of a trained run, as CSV")
+
+    one = _parser("Writes a trained run as a torch.export program, which needs torch alone.")
+    one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
+    one.add_argument("--out", default="model.pt2", help="the program")
+    commands.add_subcommand("export", one, help="a trained run as a program for torch alone")
 
     one = _parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
     one.add_argument("file", help=".npz of features, one vector per sample and modality")

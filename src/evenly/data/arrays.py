@@ -21,7 +21,9 @@ VALIDATION = 0.15
 _RESERVED = ("labels", "split", "class_names")
 
 
-def load_npz(path: Path, needed: Collection[SplitName] = ("train", "test")) -> Data:
+def load_npz(
+    path: Path, needed: Collection[SplitName] = ("train", "test"), *, labelled: bool = True
+) -> Data:
     """Reads a data set from an `.npz` file.
 
     The file holds
@@ -40,12 +42,15 @@ def load_npz(path: Path, needed: Collection[SplitName] = ("train", "test")) -> D
     Args:
         path: Of the file.
         needed: The splits that must be in it. Others are left out, but for `val`.
+        labelled: Without, labels and splits are not looked at: all samples are in the test split,
+            and their target is -1.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file does not have that form.
     """
-    return _Reader(path, needed).data()
+    reader = _Reader(path, needed)
+    return reader.data() if labelled else reader.unlabelled()
 
 
 def save_npz(
@@ -103,6 +108,18 @@ class _Reader:
             check_classes(self.path, split, target[members], class_names)
         inputs = {name: self._modality(name) for name in self._names()}
         return Data(self.path.stem, inputs, target, rows, class_names, notes)
+
+    def unlabelled(self) -> Data:
+        self.arrays = {name: x for name, x in self.arrays.items() if name not in _RESERVED}
+        if not self.arrays:
+            raise self._error("holds no modality. Add an array with a row for each sample.")
+        offsets = [x for name, x in self.arrays.items() if name.endswith("_offset")]
+        plain = [x for n, x in self.arrays.items() if not self._belongs(n) and x.ndim]
+        self.count = len(offsets[0]) - 1 if offsets else len(plain[0])
+        inputs = {name: self._modality(name) for name in self._names()}
+        every = torch.arange(self.count)
+        rows: dict[SplitName, Tensor] = {"train": every, "val": every[:0], "test": every}
+        return Data(self.path.stem, inputs, torch.full((self.count,), -1), rows, [])
 
     def _error(self, what: str) -> ValueError:
         return ValueError(f"{self.path}: {what}")

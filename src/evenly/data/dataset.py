@@ -88,6 +88,7 @@ class Data:
         notes: Sentences that a user of the data should see.
         bayes: The best accuracy that any model can have, by modality and for "all" together,
             where the data are generated and it is known.
+        read: By modality, how its files were read, where the data came from files.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Data:
         bayes: Mapping[str, float] | None = None,
         modalities: Mapping[str, Modality] | None = None,
         present: Mapping[str, Bool[Tensor, " n"]] | None = None,
+        read: Mapping[str, str] | None = None,
     ) -> None:
         """Takes the arrays as they are.
 
@@ -116,12 +118,14 @@ class Data:
             modalities: What is known of the inputs; by default it is measured on the training
                 split.
             present: By modality, which samples have it; all do where it is not named.
+            read: By modality, how its files were read.
         """
         self.name = name
         self.class_names = list(class_names)
         self.notes = list(notes)
         self.bayes = None if bayes is None else dict(bayes)
         self._inputs = dict(inputs)
+        self.read = dict(read or {})
         self._present = dict(present or {})
         self._target = target
         self._rows = dict(rows)
@@ -153,6 +157,7 @@ class Data:
             self.bayes,
             self.modalities,
             {name: here.to(device) for name, here in self._present.items()},
+            self.read,
         )
 
     def split(self, name: SplitName) -> "Split":

@@ -36,6 +36,7 @@ class Field:
         rate: Samples, frames or time steps a second, where there is such a thing.
         ragged: Whether its sequences are of unequal lengths.
         missing: How many samples lack it.
+        read: How its files were read.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Field:
     rate: float | None = None
     ragged: bool = False
     missing: int = 0
+    read: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def open_store(folder: Path) -> Data:
         [*about.notes, *(_lack(name, about) for name in partial)],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},
         present={name: arrays.rows(f"{name}_present", torch.bool) for name in partial},
+        read={name: known.read for name, known in about.modalities.items()},
     )
 
 

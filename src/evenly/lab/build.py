@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from evenly.data import Data
+from evenly.data import Data, Modality
 from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
@@ -43,22 +43,31 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         raise unknown("modality", str(alone), data.modalities)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
-        encoders = {
-            name: (
-                _imported(training.encoders[name])
-                if name in training.encoders
-                else encoder_for(modality, training.width)
-            )
-            for name, modality in data.modalities.items()
-        }
+        encoders = made_encoders(data.modalities, cell)
         # All of them, and before the head is made: lazy layers draw their weights here, which
         # must be the same whatever the method's head and modality are.
         _try_encoders(encoders, data, training.encoders)
-        if alone is not None:
-            encoders = {alone: encoders[alone]}
-        head = training.fusion if info.head == "concat" else info.head
-        model = LateFusion(encoders, len(data.class_names), head)
+        model = fused(encoders, len(data.class_names), cell)
     return model.train()
+
+
+def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, nn.Module]:
+    """An encoder for each modality: the user's own, or one that its shape asks for."""
+    own = cell.training.encoders
+    return {
+        name: _imported(own[name]) if name in own else encoder_for(modality, cell.training.width)
+        for name, modality in modalities.items()
+    }
+
+
+def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
+    """Encoders under the head that the method is made for; of some methods, one encoder."""
+    info = METHODS[parse(cell.method).name].info
+    if info.alone:
+        alone = method_settings(cell)["modality"]
+        encoders = {alone: encoders[alone]}
+    head = cell.training.fusion if info.head == "concat" else info.head
+    return LateFusion(encoders, num_classes, head)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from evenly.files import remove_leftovers, replacing, write_csv
 from evenly.integrations.lightning import Balance
 from evenly.lab.build import build_method, build_model, build_optimizer, build_sampler
 from evenly.lab.evaluation import Evaluation
+from evenly.lab.predict import about
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
 from evenly.method import Method
@@ -85,7 +86,7 @@ def run_cell(
     data = _placed(data)
     task = Task(model, method, optimizer, len(data.class_names), cell.seed)
     train, val = data.split("train"), data.split("val")
-    record = Record(folder, cell, method, progress)
+    record = Record(folder, cell, method, progress, about(data))
     trainer = L.Trainer(
         max_epochs=cell.training.epochs,
         devices=1,
@@ -193,8 +194,11 @@ class Record(Callback):
     rename is not atomic, and it forgets its best score when the folder was renamed.
     """
 
-    def __init__(self, folder: Path, cell: Cell, method: Method, progress: Progress) -> None:
+    def __init__(
+        self, folder: Path, cell: Cell, method: Method, progress: Progress, data: dict[str, Any]
+    ) -> None:
         self.folder, self.cell, self.method, self.progress = folder, cell, method, progress
+        self.data = data  # what there is to know of them, for the best checkpoint
         self.rows: list[dict[str, int | float]] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
         self.seconds = 0.0
@@ -228,7 +232,8 @@ class Record(Callback):
             trainer.logger.log_metrics(row, step=trainer.current_epoch)
         if row["val_accuracy"] > self.best_accuracy:
             self.best_accuracy, self.best_epoch = row["val_accuracy"], trainer.current_epoch
-            best = {"epoch": self.best_epoch, "state_dict": task.model.state_dict()}
+            state = task.model.state_dict()
+            best = {"epoch": self.best_epoch, "state_dict": state, **self.data}
             with replacing(self.folder / "best.ckpt") as path:
                 torch.save(best, path)
         with replacing(self.folder / "last.ckpt") as path:

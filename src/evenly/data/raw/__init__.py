@@ -1,6 +1,6 @@
 """From raw files to a prepared store."""
 
-from evenly.data.raw.prepare import prepare
+from evenly.data.raw.prepare import batches, prepare
 from evenly.data.raw.readers import (
     READERS,
     Array,
@@ -12,7 +12,7 @@ from evenly.data.raw.readers import (
     spelled,
 )
 from evenly.data.raw.source import Sample, Source
-from evenly.data.raw.table import table
+from evenly.data.raw.table import columns_of, table
 
 __all__ = [
     "READERS",
@@ -24,6 +24,8 @@ __all__ = [
     "Source",
     "Spectrogram",
     "Video",
+    "batches",
+    "columns_of",
     "prepare",
     "spelled",
     "table",

@@ -7,7 +7,7 @@ that a killed run, started again, goes on where it was; a sample is never decode
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, is_dataclass
@@ -19,11 +19,12 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from evenly import child
-from evenly.data.dataset import Ragged, SplitName, check_classes, described
-from evenly.data.raw.readers import Reader
+from evenly.data.dataset import Padded, Ragged, SplitName, check_classes, described
+from evenly.data.raw.readers import Reader, spelled
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
     DESCRIPTION,
@@ -142,6 +143,54 @@ def _decode(sample: Sample) -> Decoded:
     if all(value is None for value in found.values()):
         return "has none of the modalities"
     return found
+
+
+def batches(
+    source: Source, size: int, workers: int
+) -> Iterator[tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]]:
+    """The samples of a data set, decoded as they are asked for; nothing is stored.
+
+    Args:
+        source: The data set.
+        size: Samples in a batch, but for the last.
+        workers: Processes that decode.
+
+    Returns:
+        The samples, their inputs by modality, and which of them have it.
+
+    Raises:
+        ValueError: If a sample's files are missing or broken.
+    """
+    several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
+    for number, found in _decoded(source, range(len(source.samples)), workers):
+        if isinstance(found, str):
+            raise ValueError(_broken(source, {number: found}))
+        several.append((source.samples[number], found))
+        if len(several) == size or number + 1 == len(source.samples):
+            yield _batch(source.readers, several)
+            several = []
+
+
+def _batch(
+    readers: Mapping[str, Reader], several: Sequence[tuple[Sample, dict[str, "np.ndarray | None"]]]
+) -> tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]:
+    inputs: dict[str, Tensor | Padded] = {}
+    present = {}
+    for name, reader in readers.items():
+        values = [found[name] for _, found in several]
+        there = [value for value in values if value is not None]
+        if not there:
+            continue
+        blank = np.zeros_like(there[0][:0] if reader.ragged else there[0])
+        filled = [torch.from_numpy(blank if value is None else value) for value in values]
+        if reader.ragged:
+            length = torch.tensor([len(value) for value in filled])
+            inputs[name] = Padded(pad_sequence(filled, batch_first=True), length)
+        else:
+            inputs[name] = torch.stack(filled)
+        if len(there) < len(values):
+            present[name] = torch.tensor([value is not None for value in values])
+    return [sample for sample, _ in several], inputs, present
 
 
 def _broken(source: Source, broken: dict[int, str]) -> str:
@@ -358,6 +407,7 @@ class _Journal:
             rate=part.reader.rate,
             ragged=part.reader.ragged,
             missing=int(len(self.done) - here.sum()),
+            read=spelled(part.reader),
         )
 
 

@@ -248,7 +248,8 @@ def spelled(reader: Reader) -> str:
     """How a reader is asked for, with the settings that are not its defaults."""
     names = {kind: name for name, kind in READERS.items()}
     name = names.get(type(reader), type(reader).__name__.lower())
-    assert is_dataclass(reader)
+    if not is_dataclass(reader):
+        return name
     settings = {
         field.name: value
         for field in fields(reader)

@@ -22,7 +22,11 @@ _RESERVED = ("label", "split", "name")
 
 
 def table(
-    path: Path, modalities: Sequence[str] | None = None, readers: Mapping[str, str] | None = None
+    path: Path,
+    modalities: Sequence[str] | None = None,
+    readers: Mapping[str, str] | None = None,
+    *,
+    labelled: bool = True,
 ) -> Source:
     """Reads a table and finds out what its columns hold.
 
@@ -44,6 +48,8 @@ def table(
         modalities: The columns that are modalities; by default all that are left.
         readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
             others as found out. `READERS` has the names.
+        labelled: Without, a table need not have labels, and its splits are not looked at: all
+            samples are in the test split.
 
     Raises:
         FileNotFoundError: If there is no such table.
@@ -55,12 +61,15 @@ def table(
     for name in [*names, *readers]:
         if name not in columns or name in _RESERVED:
             raise unknown(f"modality of {path}", name, [n for n in columns if n not in _RESERVED])
-    if "label" not in columns or not names:
+    if not names or (labelled and "label" not in columns):
         raise ValueError(
             f"{path}: needs a column 'label' and one for each modality, it has "
             f"{', '.join(columns)}."
         )
-    target, classes = _classes(path, columns["label"])
+    if "label" in columns:
+        target, classes = _classes(path, columns["label"])
+    else:
+        target, classes = np.full(len(columns[names[0]]), -1), []
     cells = {name: _cells(path, columns[name]) for name in names}
     found = {
         name: made("reader", parse(readers[name]), READERS)
@@ -69,7 +78,9 @@ def table(
         for name in names
     }
     notes: list[str] = []
-    split = _split(path, columns.get("split"), target, classes, notes)
+    split: list[SplitName] = ["test"] * len(target)
+    if labelled:
+        split = _split(path, columns.get("split"), target, classes, notes)
     samples = [
         Sample(
             str(columns["name"][row]) if "name" in columns else f"row {row + 1}",
@@ -80,6 +91,11 @@ def table(
         for row in range(len(target))
     ]
     return Source(path.stem, found, samples, classes, notes)
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of a table's columns."""
+    return list(_columns(path))
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:

@@ -1,0 +1,246 @@
+"""A trained run, loaded anywhere: its predictions on new data, and its export."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly import child
+from evenly.data import Data, Modality, Padded, SplitName, data_file, load, load_npz
+from evenly.data.catalogue import TABLES
+from evenly.lab.build import fused, made_encoders
+from evenly.lab.settings import Cell, Training, read_settings
+from evenly.nn import LateFusion
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model of a run, with the weights that validation selected.
+
+    Attributes:
+        folder: Of the run.
+        model: In evaluation mode, on the CPU.
+        modalities: By name: what it takes.
+        class_names: By class number.
+        read: By modality, how its files were read, where the data came from files.
+    """
+
+    folder: Path
+    model: LateFusion
+    modalities: Mapping[str, Modality]
+    class_names: Sequence[str]
+    read: Mapping[str, str]
+
+    @torch.no_grad()
+    def probabilities(
+        self, inputs: Mapping[str, Tensor | Padded], present: Mapping[str, Tensor] | None = None
+    ) -> Float[Tensor, "n c"]:
+        """The probability of each class.
+
+        Args:
+            inputs: By modality, as stored; those that are left out are missing in all samples.
+            present: By modality, which samples have it; the others' inputs count for nothing.
+
+        Raises:
+            ValueError: If an input has another shape than the run was trained on, or none of the
+                run's modalities is there.
+        """
+        used = {name: x for name, x in inputs.items() if name in self.modalities}
+        if not used:
+            raise ValueError(
+                f"{self.folder} was trained on {', '.join(self.modalities)}; the data have "
+                f"{', '.join(inputs) or 'none'}. Give at least one of its modalities."
+            )
+        for name, x in used.items():
+            self._check(name, x)
+        here = {name: mask for name, mask in (present or {}).items() if name in used}
+        logits: Tensor = self.model(used, here).logits
+        return logits.softmax(1)
+
+    def predict(
+        self, data: Data, split: SplitName, without: Collection[str] = ()
+    ) -> Float[Tensor, "n c"]:
+        """The probabilities of every sample of a split, in its order.
+
+        Args:
+            data: With some of the run's modalities.
+            split: Which part of them.
+            without: Modalities that are left out.
+        """
+        part, found = data.split(split), []
+        for start in range(0, len(part), BATCH):
+            batch = part.__getitems__(range(start, min(start + BATCH, len(part))))
+            inputs = {name: x for name, x in batch["inputs"].items() if name not in without}
+            found.append(self.probabilities(inputs, batch["present"]))
+        return torch.cat(found)
+
+    def export(self, path: Path) -> None:
+        """Writes the model as a `torch.export` program, which needs this package no more.
+
+        It takes a mapping of inputs by modality, all of them, and returns logits. The number of
+        samples is free, and the number of steps of sequences (which are padded, and come with
+        their lengths: `(values, length)`).
+        """
+        example = {name: _example(modality) for name, modality in self.modalities.items()}
+        n = torch.export.Dim("n")
+        shapes: dict[str, Any] = {
+            name: ({0: n, 1: torch.export.Dim(f"steps_{name}")}, {0: n})
+            if isinstance(x, tuple)
+            else {0: n}
+            for name, x in example.items()
+        }
+        program = torch.export.export(_Logits(self.model), (example,), dynamic_shapes=(shapes,))
+        torch.export.save(program, path)
+
+    def _check(self, name: str, x: Tensor | Padded) -> None:
+        known = self.modalities[name]
+        found = tuple((x.values if isinstance(x, Padded) else x).shape[1:])
+        same = found == known.shape
+        if known.kind == "sequence":
+            same = found[1:] == known.shape[1:]
+        if not same:
+            raise ValueError(
+                f"'{name}' has the shape {found}, but {self.folder} was trained on {known.shape}. "
+                "Prepare the data as those it was trained on."
+            )
+
+
+class _Logits(nn.Module):
+    """Only the logits, which is what an exported program can return."""
+
+    def __init__(self, model: LateFusion) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Mapping[str, Any]) -> Float[Tensor, "n c"]:
+        whole = {name: Padded(*x) if isinstance(x, tuple) else x for name, x in inputs.items()}
+        logits: Tensor = self.model(whole).logits
+        return logits
+
+
+def _example(modality: Modality) -> Tensor | tuple[Tensor, Tensor]:
+    values = torch.zeros(2, *modality.shape)
+    if modality.kind == "sequence":
+        return values, torch.full((2,), modality.shape[0])
+    return values
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of one sample.
+
+    Attributes:
+        sample: Its name, or its row in the split.
+        label: Its class, where it is known.
+        probabilities: Of each class.
+    """
+
+    sample: str
+    label: str
+    probabilities: list[float]
+
+
+def predictions(
+    run: Trained, data: str, split: SplitName = "test", without: Collection[str] = ()
+) -> Iterator[Prediction]:
+    """What a run says of data that `--data` takes; of tables and files without labels, too.
+
+    Args:
+        run: Loaded by `load_run`.
+        data: A name, a store, an `.npz` file or a table. Of a table every row is predicted, its
+            files read as those of the run were; an `.npz` file without `labels` or `split` is
+            predicted whole.
+        split: Which part of data that have one.
+        without: Modalities that are left out.
+
+    Raises:
+        ValueError: If the data do not fit the run, or a file of a table is broken.
+    """
+    if data.endswith(TABLES):
+        yield from _of_table(run, Path(data), without)
+        return
+    path = data_file(data)
+    if path is not None and path.suffix == ".npz" and not _has_labels(path):
+        found = load_npz(path, labelled=False)
+    else:
+        found = load(data)
+    part = found.split(split)
+    of_each = run.predict(found, split, without).tolist()
+    for row, (number, probabilities) in enumerate(zip(part.target.tolist(), of_each, strict=True)):
+        label = found.class_names[number] if number >= 0 else ""
+        yield Prediction(str(row), label, probabilities)
+
+
+def _has_labels(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {"labels", "split"} <= set(file.files)
+    except (OSError, ValueError):
+        return True  # and `load` will say what is wrong
+
+
+def _of_table(run: Trained, path: Path, without: Collection[str]) -> Iterator[Prediction]:
+    from evenly.data.raw import batches, columns_of, table
+
+    names = [name for name in run.modalities if name in columns_of(path)]
+    if not names:
+        raise ValueError(
+            f"{path}: has none of the columns {', '.join(run.modalities)}, which {run.folder} was "
+            "trained on."
+        )
+    readers = {name: run.read[name] for name in names if name in run.read}
+    source = table(path, names, readers, labelled=False)
+    for samples, inputs, present in batches(source, BATCH, child.cores()):
+        used = {name: x for name, x in inputs.items() if name not in without}
+        of_each = run.probabilities(used, present).tolist()
+        for sample, probabilities in zip(samples, of_each, strict=True):
+            label = source.classes[sample.label] if sample.label >= 0 else ""
+            yield Prediction(sample.name, label, probabilities)
+
+
+def load_run(folder: Path) -> Trained:
+    """The model of a run, wherever its folder is now; its data are not needed.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run with a best checkpoint.
+        ValueError: If its files are damaged, or an encoder of the user's own cannot be imported.
+    """
+    path = folder / "best.ckpt"
+    settings = read_settings(folder / "config.yaml", "method")
+    if not settings or not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
+        )
+    try:
+        best = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
+    modalities = {
+        name: Modality(name, kind, tuple(shape), torch.zeros(width), torch.ones(width))
+        for name, (kind, shape, width) in best["modalities"].items()
+    }
+    names = Training.__dataclass_fields__
+    training = Training(**{name: settings[name] for name in names if name in settings})
+    cell = Cell(training, settings["method"], settings["seed"])
+    model = fused(made_encoders(modalities, cell), len(best["class_names"]), cell)
+    model.load_state_dict(best["state_dict"])
+    return Trained(folder, model.eval(), modalities, best["class_names"], best["read"])
+
+
+def about(data: Data) -> dict[str, Any]:
+    """What `load_run` must know of the data that a model was trained on, for a checkpoint."""
+    return {
+        "modalities": {
+            name: (modality.kind, list(modality.shape), len(modality.mean))
+            for name, modality in data.modalities.items()
+        },
+        "class_names": data.class_names,
+        "read": dict(data.read),
+    }

@@ -1,0 +1,189 @@
+import csv
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evenly.cli import main
+from evenly.data import Padded, load, save_npz
+from evenly.lab.predict import load_run, predictions
+from evenly.lab.run import run_cell
+from evenly.lab.settings import Cell, Training
+
+CLASSES = ["no", "yes"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Vectors, images, and sequences of unequal lengths, that tell two classes."""
+    draws = np.random.default_rng(0)
+    n = 90
+    labels = np.arange(n) % 2
+    sign = 2.0 * labels - 1
+    length = 1 + np.arange(n) % 4
+    steps = np.repeat(sign, length)[:, None] + 0.3 * draws.normal(size=(length.sum(), 2))
+    arrays = {
+        "x": (sign[:, None] + 0.3 * draws.normal(size=(n, 3))).astype(np.float32),
+        "eye": (sign[:, None, None] + draws.normal(size=(n, 6, 6))).astype(np.float32),
+        "eye_kind": np.array("image"),
+        "steps": steps.astype(np.float32),
+        "steps_offset": np.concatenate([[0], length.cumsum()]),
+    }
+    path = tmp_path_factory.mktemp("data") / "mine.npz"
+    save_npz(path, labels, np.repeat([0, 1, 2], 30), arrays, CLASSES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "joint-0"
+    run_cell(Cell(Training(str(data), epochs=6, batch_size=10, width=8), "joint", 0), folder)
+    return folder
+
+
+def rows(run, *arguments):
+    return list(predictions(load_run(run), *arguments))
+
+
+def test_the_predictions_are_those_of_the_run(run, data):
+    with np.load(run / "predictions.npz") as file:
+        expected, target = file["probabilities"], file["target"]
+    found = rows(run, str(data))
+    np.testing.assert_allclose([r.probabilities for r in found], expected, atol=0.02)  # bf16
+    assert [r.label for r in found] == [CLASSES[n] for n in target]
+    assert len(rows(run, str(data), "val")) == 30
+
+
+def test_a_run_loads_anywhere(run, data, tmp_path, monkeypatch):
+    """In another folder, without its data."""
+    shutil.copytree(run, tmp_path / "moved")
+    trained = load_run(tmp_path / "moved")
+    assert list(trained.modalities) == ["x", "eye", "steps"]
+    assert trained.class_names == CLASSES
+    before = load_run(run).predict(load(str(data)), "test")
+    assert torch.equal(trained.predict(load(str(data)), "test"), before)
+
+
+@pytest.mark.parametrize("without", [["x"], ["steps"], ["eye", "steps"]])
+def test_modalities_left_out_are_as_if_they_were_not_there(run, data, tmp_path, without):
+    found = [r.probabilities for r in rows(run, str(data), "test", without)]
+    assert found != [r.probabilities for r in rows(run, str(data))]
+    assert np.isfinite(found).all()
+    with np.load(data) as file:
+        left = {k: file[k] for k in file.files if k.partition("_")[0] not in without}
+    np.savez(tmp_path / "fewer.npz", **left)
+    assert [r.probabilities for r in rows(run, str(tmp_path / "fewer.npz"))] == found
+
+
+def test_without_labels_every_sample_is_predicted(run, data, tmp_path):
+    whole = [p for split in ("train", "val", "test") for p in rows(run, str(data), split)]
+    with np.load(data) as file:
+        left = {k: file[k] for k in file.files if k not in ("labels", "split", "class_names")}
+    np.savez(tmp_path / "new.npz", **left)
+    found = rows(run, str(tmp_path / "new.npz"))
+    expected = [r.probabilities for r in whole]
+    np.testing.assert_allclose([r.probabilities for r in found], expected, atol=1e-6)
+    assert {r.label for r in found} == {""}
+
+
+def test_a_table_without_labels(tmp_path):
+    lines = [f"{k % 2 * 4 - 2 + 0.01 * k},{k},{CLASSES[k % 2]}" for k in range(40)]
+    (tmp_path / "t.csv").write_text("x,y,label\n" + "\n".join(lines))
+    training = ["--data", str(tmp_path / "t.csv"), "--epochs", "20", "--width", "8", "--lr", "0.1"]
+    training += ["--batch_size", "8"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "new.csv").write_text("name,x\nfirst,-2\nsecond,2\nthird,\nfourth,1.5\n")
+    new = str(tmp_path / "new.csv")
+    with pytest.raises(ValueError, match="1 of 4 samples cannot be used:\n  third: has none"):
+        rows(tmp_path / "run", new)
+    (tmp_path / "new.csv").write_text("name,x,y\nfirst,-2,\nsecond,2,\nthird,,3\n")
+    found = rows(tmp_path / "run", new)
+    assert [r.sample for r in found] == ["first", "second", "third"]
+    assert found[0].probabilities[0] > 0.5 > found[1].probabilities[0]
+    alone = load_run(tmp_path / "run").probabilities({"y": torch.tensor([[3.0]])})
+    assert found[2].probabilities == pytest.approx(alone[0].tolist(), abs=1e-6)
+
+
+def test_the_command(run, data, tmp_path, capsys):
+    assert main(["predict", str(run), "--data", str(data), "--without", "eye"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(table) == 30
+    assert list(table[0]) == ["sample", "label", "predicted", "no", "yes"]
+    for row in table:
+        assert float(row["no"]) + float(row["yes"]) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == max(CLASSES, key=lambda name: float(row[name]))
+    out = tmp_path / "found" / "p.csv"
+    assert main(["predict", str(run), "--data", str(data), "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 31
+
+
+class TestExport:
+    def test_the_program_gives_the_same_for_any_number(self, run, data, tmp_path):
+        trained = load_run(run)
+        trained.export(tmp_path / "model.pt2")
+        program = torch.export.load(tmp_path / "model.pt2").module()
+        for count in (2, 7):
+            batch = load(str(data)).split("test").__getitems__(range(count))
+            inputs = dict(batch["inputs"])
+            expected = trained.probabilities(inputs)
+            given = {k: tuple(x) if isinstance(x, Padded) else x for k, x in inputs.items()}
+            torch.testing.assert_close(program(given).softmax(1), expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_command(self, run, tmp_path, capsys):
+        assert main(["export", str(run), "--out", str(tmp_path / "m.pt2")]) == 0
+        assert (tmp_path / "m.pt2").stat().st_size > 1000
+
+
+class Own(nn.Module):
+    """An encoder of the user's own, whose layer takes its width from the data."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("method", ["qmf", "unimodal(modality=x)", "greedy"])
+def test_every_head_and_encoders_of_ones_own(data, tmp_path, method):
+    encoders = {"x": "test_predict.Own"}
+    training = Training(str(data), epochs=1, batch_size=10, width=8, encoders=encoders)
+    run_cell(Cell(training, method, 0), tmp_path)
+    with np.load(tmp_path / "predictions.npz") as file:
+        expected = file["probabilities"]
+    found = [r.probabilities for r in rows(tmp_path, str(data))]
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+class TestMessages:
+    def test_no_run(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="holds no run"):
+            load_run(tmp_path)
+
+    def test_a_damaged_checkpoint(self, run, tmp_path):
+        shutil.copytree(run, tmp_path / "run")
+        (tmp_path / "run" / "best.ckpt").write_bytes(b"half")
+        with pytest.raises(ValueError, match=r"best\.ckpt is damaged"):
+            load_run(tmp_path / "run")
+
+    def test_other_modalities(self, run, tmp_path):
+        (tmp_path / "t.csv").write_text("z\n1\n2\n")
+        with pytest.raises(ValueError, match="has none of the columns x, eye, steps"):
+            rows(run, str(tmp_path / "t.csv"))
+        with pytest.raises(ValueError, match="was trained on x, eye, steps; the data have top"):
+            rows(run, "digits")
+
+    def test_another_shape(self, run, tmp_path):
+        np.savez(tmp_path / "n.npz", x=np.zeros((5, 4), np.float32))
+        with pytest.raises(ValueError, match=r"'x' has the shape \(4,\), but .* on \(3,\)"):
+            rows(run, str(tmp_path / "n.npz"))
+
+    def test_a_modality_that_is_not_there(self, run, data, capsys):
+        assert main(["predict", str(run), "--data", str(data), "--without", "ey"]) == 1
+        assert "Did you mean eye?" in capsys.readouterr().err
