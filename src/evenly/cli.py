@@ -47,15 +47,16 @@ the strings 'vector', 'sequence' and 'image', says otherwise."""
 
 TABLE = """The table has a row for each sample and the columns 'label'; 'split' (train, val, test;
 optional: what is lacking is drawn); 'name' (optional); and one for each modality. A cell holds a
-number, or the path of a file or folder, relative to the table's folder. An empty cell is a modality
-that the sample lacks. What the files hold is found out from the first of a column; --readers says
-otherwise, with the names and settings
+number, a text, or the path of a file or folder, relative to the table's folder. An empty cell is a
+modality that the sample lacks. What a column holds is found out from its first cell; --readers
+says otherwise, with the names and settings
 
   video(frames=2,size=[224,224],pick=uniform)   pick: uniform, random, or rate with fps=
   image(size=[224,224])
   flow(frames=3,size=[224,224],method=dis)      method: dis or farneback; layout: images or stacked
   spectrogram(front=fbank,seconds=3)            front: fbank, mel or stft; sample_rate=16000
-  array(kind=vector)                            kind: vector or sequence; ragged=true"""
+  array(kind=vector)                            kind: vector or sequence; ragged=true
+  text(length=512)                              words; or tokenizer=FOLDER, a Transformers one"""
 
 CONTINUED = {
     "compare": " The same command continues where this one was.",
@@ -220,7 +221,9 @@ def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) 
     from evenly.child import cores
     from evenly.data.raw import prepare, spelled
 
-    read = "; ".join(f"{name} as {spelled(reader)}" for name, reader in source.readers.items())
+    asked = {name: spelled(reader) for name, reader in source.readers.items()}
+    brief = {name: text if len(text) < 90 else f"{text[:86]}...)" for name, text in asked.items()}
+    read = "; ".join(f"{name} as {text}" for name, text in brief.items())
     print(f"note: read: {read}.", file=sys.stderr)
     made_by = shlex.join(["evenly", *sys.argv[1:]])
     return prepare(

@@ -255,16 +255,19 @@ WRONG = {
         "modality 's' holds nan in sample 11 (1 time steps in all)",
     ),
     "no width": ({"x": VECTOR[:, :0]}, "modality 'x' is empty, its shape is (12, 0)"),
-    "video": (
-        {"x": np.zeros((N, 2, 3, 4, 5))},
-        "a sample of modality 'x' has the shape (2, 3, 4, 5), which cannot be read as a vector, "
-        "sequence or image. Give (d), (time, features) or (channels, height, width).",
+    "five axes": (
+        {"x": np.zeros((N, 2, 3, 4, 5, 6))},
+        "a sample of modality 'x' has the shape (2, 3, 4, 5, 6), which cannot be read as a vector, "
+        "sequence, image or video. Give (d), (time, features), (channels, height, width) or",
     ),
     "kind that does not fit": (
         {"x_kind": "image"},
         "a sample of modality 'x' has the shape (3,), which cannot be read as image",
     ),
-    "unknown kind": ({"x_kind": "sound"}, "'x_kind' is 'sound'. Use vector, sequence or image."),
+    "unknown kind": (
+        {"x_kind": "sound"},
+        "'x_kind' is 'sound'. Use vector, sequence, image, video, text.",
+    ),
     "no kind": ({"x_kind": np.array([], "U1")}, "'x_kind' is ''. Use vector"),
     "dot": ({"a.b": VECTOR}, "a modality cannot be called 'a.b'"),
     "slash": ({"a/b": VECTOR}, "a modality cannot be called 'a/b'"),
@@ -395,3 +398,36 @@ def test_something_else_in_the_archive(tmp_path):
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ValueError, match=r"'readme\.txt' is not an array"):
         load_npz(path)
+
+
+def test_texts_and_videos(tmp_path):
+    labels, split = np.arange(12) % 2, np.repeat([0, 1, 2], 4)
+    tokens = np.arange(36).reshape(12, 3) % 5
+    arrays = {
+        "said": tokens,
+        "said_kind": "text",
+        "told": np.arange(24) % 7,
+        "told_offset": 2 * np.arange(13),
+        "told_kind": "text",
+        "clip": np.zeros((12, 2, 3, 4, 5), np.uint8),
+        "film": np.zeros((12, 2, 6, 5, 3), np.uint8),
+    }
+    save_npz(tmp_path / "a.npz", labels, split, arrays)
+    data = load_npz(tmp_path / "a.npz")
+    kinds = {name: (m.kind, m.shape) for name, m in data.modalities.items()}
+    assert kinds == {
+        "said": ("text", (3, 5)), "told": ("text", (2, 7)),
+        "clip": ("video", (2, 3, 4, 5)), "film": ("video", (2, 3, 6, 5)),
+    }  # fmt: skip
+    inputs = data.split("train").__getitems__([0, 1, 2])["inputs"]
+    assert inputs["said"].values.tolist() == [[0, 1, 2], [3, 4, 0], [1, 2, 3]]
+    assert inputs["said"].length.tolist() == [3, 2, 3]  # 0 after the last token is padding
+    assert inputs["told"].values.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("tokens", [np.ones((12, 3)), -np.ones((12, 3), int), np.ones(12, int)])
+def test_what_is_no_text(tmp_path, tokens):
+    arrays = {"said": tokens, "said_kind": "text"}
+    save_npz(tmp_path / "a.npz", np.arange(12) % 2, np.repeat([0, 1, 2], 4), arrays)
+    with pytest.raises(ValueError, match=r"which is no text\. Give whole numbers from 0"):
+        load_npz(tmp_path / "a.npz")

@@ -178,3 +178,31 @@ def test_a_video_is_the_mean_of_its_frames():
     by_frame = torch.stack([encoder.frame(x[:, t]) for t in range(3)])
     torch.testing.assert_close(encoder(x), by_frame.mean(0))
     torch.testing.assert_close(encoder(x.flip(1)), encoder(x))
+
+
+class TestText:
+    def encoder(self, classes=5):
+        return encoder_for(Modality("x", "text", (7, classes), torch.zeros(0), torch.zeros(0)), 8)
+
+    def test_tokens_beyond_the_end_never_count(self):
+        encoder = self.encoder().eval()
+        tokens = torch.randint(0, 5, (3, 7), dtype=torch.int32)
+        length = torch.tensor([2, 7, 0])
+        other = tokens.clone()
+        other[0, 2:] = 4
+        assert torch.equal(encoder(Padded(tokens, length)), encoder(Padded(other, length)))
+        assert encoder(Padded(tokens, length)).isfinite().all()
+
+    def test_unknown_tokens_are_token_one(self):
+        encoder = self.encoder().eval()
+        known, unknown = torch.tensor([[1, 2, 1]]), torch.tensor([[9, 2, 100]])
+        length = torch.tensor([3])
+        assert torch.equal(encoder(Padded(known, length)), encoder(Padded(unknown, length)))
+
+    def test_order_matters_and_every_weight_learns(self):
+        encoder = self.encoder()
+        one, two = torch.tensor([[1, 2, 3, 4, 0]]), torch.tensor([[4, 3, 2, 1, 0]])
+        length = torch.tensor([5])
+        assert not torch.allclose(encoder(Padded(one, length)), encoder(Padded(two, length)))
+        encoder(Padded(one, length)).sum().backward()
+        assert all(p.grad is not None for p in encoder.parameters())

@@ -33,8 +33,10 @@ def load_npz(
       15 % of train becomes one (seed 0), and a note says so, unless one is needed;
     - every other array whose first axis is N: a modality of that name. One sample of it is a
       vector (1-D), an image of one channel (2-D, 8-bit integers), a sequence (any other 2-D:
-      time, features) or an image (3-D: c, h, w; or h, w, c where only the last axis is 1, 3
-      or 4). `NAME_kind`, a string, says otherwise: `vector`, `sequence` or `image`;
+      time, features), an image (3-D: c, h, w; or h, w, c where only the last axis is 1, 3
+      or 4) or a video (4-D: t, c, h, w; or t, h, w, c likewise). `NAME_kind`, a string, says
+      otherwise: `vector`, `sequence`, `image`, `video`, or `text`, which is whole numbers, one
+      for each token, and 0 after the last one;
     - `NAME` with `NAME_offset` (N + 1): sequences of unequal lengths, end to end; sample i is
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`;
     - `class_names` (C), optional: in the order of the classes.
@@ -301,21 +303,39 @@ class _Reader:
             )
         kind = self._kind(name)
         if offset is not None:
-            if kind not in (None, "sequence"):
+            if kind not in (None, "sequence", "text"):
                 raise self._error(
                     f"modality '{name}' has offsets, so it cannot be read as {kind}. Only "
                     f"sequences have unequal lengths: leave out '{name}_offset' or '{name}_kind'."
                 )
             start, length = torch.from_numpy(offset[:-1]), torch.from_numpy(np.diff(offset))
+            if kind == "text":
+                return Ragged(self._tokens(name).flatten(), start, length)
             return Ragged(_tensor(values.reshape(len(values), -1)), start, length)
+        if kind == "text":
+            tokens = self._tokens(name)
+            used = (tokens != 0) * torch.arange(1, tokens.shape[1] + 1)
+            return Ragged(
+                tokens.flatten(), torch.arange(len(tokens)) * tokens.shape[1], used.amax(1)
+            )
         shaped = _shape(values, kind)
         if shaped is None:
             raise self._error(
                 f"a sample of modality '{name}' has the shape {values.shape[1:]}, which cannot be "
-                f"read as {kind or 'a vector, sequence or image'}. Give (d), (time, features) or "
-                "(channels, height, width)."
+                f"read as {kind or 'a vector, sequence, image or video'}. Give (d), (time, "
+                "features), (channels, height, width) or (time, channels, height, width)."
             )
         return _tensor(shaped)
+
+    def _tokens(self, name: str) -> Tensor:
+        values = self.arrays[name]
+        axes = 1 if f"{name}_offset" in self.arrays else 2
+        if values.dtype.kind not in "iu" or values.ndim != axes or values.min() < 0:
+            raise self._error(
+                f"modality '{name}' holds {values.dtype} in the shape {values.shape}, which is no "
+                "text. Give whole numbers from 0, (samples, longest), or end to end with offsets."
+            )
+        return _tensor(values)
 
     def _offset(self, name: str) -> Array | None:
         offset = self.arrays.get(f"{name}_offset")
@@ -366,7 +386,7 @@ class _Reader:
             return None
         kind = " ".join(str(word) for word in _text(self.arrays[f"{name}_kind"]).reshape(-1))
         if kind not in get_args(Kind):
-            raise self._error(f"'{name}_kind' is '{kind}'. Use vector, sequence or image.")
+            raise self._error(f"'{name}_kind' is '{kind}'. Use {', '.join(get_args(Kind))}.")
         return cast(Kind, kind)
 
 
@@ -376,20 +396,23 @@ def _text(array: Array) -> Array:
 
 
 def _shape(values: Array, kind: Kind | None) -> Array | None:
-    """The values as a `Data` takes them: 2-D vectors, 3-D sequences, 4-D images; None if unfit."""
+    """The values as a `Data` takes them: vectors, sequences, images, videos; None if unfit."""
     axes = values.ndim - 1
     if kind is None:
         byte = values.dtype.kind in "iu" and values.dtype.itemsize == 1
-        kind = {0: "vector", 1: "vector", 2: "image" if byte else "sequence", 3: "image"}.get(axes)
+        plain: dict[int, Kind] = {0: "vector", 1: "vector", 3: "image", 4: "video"}
+        kind = plain.get(axes, ("image" if byte else "sequence") if axes == 2 else None)
     if kind == "vector":
         return values.reshape(len(values), -1)
     if kind == "sequence" and axes in (1, 2):
         return values[..., None] if axes == 1 else values
     if kind == "image" and axes == 2:
         return values[:, None]
-    if kind == "image" and axes == 3:
-        first, last = values.shape[1], values.shape[3]
-        return np.moveaxis(values, 3, 1) if last in (1, 3, 4) and first not in (1, 3, 4) else values
+    if (kind == "image" and axes == 3) or (kind == "video" and axes == 4):
+        first, last = values.shape[-3], values.shape[-1]
+        channels = (1, 3, 4)
+        turned = last in channels and first not in channels
+        return np.moveaxis(values, -1, -3) if turned else values
     return None
 
 

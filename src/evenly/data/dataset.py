@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Kind = Literal["vector", "sequence", "image", "video"]
+Kind = Literal["vector", "sequence", "image", "video", "text"]
 SplitName = Literal["train", "val", "test"]
 
 
@@ -17,7 +17,7 @@ class Padded(NamedTuple):
     """Sequences of unequal lengths in one tensor.
 
     Attributes:
-        values: (n, t, d), zero beyond each sequence's length.
+        values: (n, t, d), or (n, t) for tokens; zero beyond each sequence's length.
         length: (n,) time steps of each sequence.
     """
 
@@ -29,7 +29,7 @@ class Ragged(NamedTuple):
     """Sequences of unequal lengths as they are stored: one after another, in any order.
 
     Attributes:
-        values: (total, d) time steps of all samples.
+        values: (total, d) time steps of all samples; (total,) whole numbers where they are text.
         start: (n,) where each sample begins.
         length: (n,) its time steps; sample i is `values[start[i]:start[i] + length[i]]`.
     """
@@ -65,9 +65,10 @@ class Modality:
         name: As the data set calls it.
         kind: How a sample is laid out.
         shape: Of one sample: (d,) for a vector, (t, d) with t the longest for a sequence,
-            (c, h, w) for an image, (t, c, h, w) for a video; a spectrogram is an image with
-            c = 1.
-        mean: Over the training split, per feature (vector, sequence) or channel (image, video).
+            (c, h, w) for an image, (t, c, h, w) for a video, (t, v) with v the number of
+            tokens there are for a text; a spectrogram is an image with c = 1.
+        mean: Over the training split, per feature (vector, sequence) or channel (image, video);
+            empty for a text.
         std: Over the training split likewise; 1 where the feature is constant.
     """
 
@@ -276,13 +277,17 @@ def _read(stored: Tensor | Ragged, rows: Int[Tensor, " n"]) -> Tensor | Padded:
     beyond = step >= length[:, None]
     # Steps beyond a sequence's end point at the first row and are blanked: no loop over samples.
     place = (start[:, None] + step).masked_fill_(beyond, 0)
-    values = stored.values[place].masked_fill_(beyond[..., None], 0)
+    values = stored.values[place]
+    values.masked_fill_(beyond.reshape(*beyond.shape, *[1] * (values.dim() - 2)), 0)
     return Padded(values, length)
 
 
 def described(name: str, stored: Tensor | Ragged, train: Int[Tensor, " n"]) -> Modality:
     """What an encoder must know of a modality, measured on the training split."""
     kind: Kind
+    if isinstance(stored, Ragged) and stored.values.dim() == 1:
+        longest, tokens = int(stored.length.max()), int(stored.values.max()) + 1
+        return Modality(name, "text", (longest, tokens), torch.zeros(0), torch.zeros(0))
     if isinstance(stored, Ragged):
         kind = "sequence"
         shape: tuple[int, ...] = (int(stored.length.max()), stored.values.shape[1])

@@ -28,7 +28,7 @@ class Field:
 
     Attributes:
         kind: As in `Modality`.
-        shape: Of one sample; for sequences of unequal lengths (longest, features).
+        shape: As in `Modality`.
         dtype: Of its values, torch's name without the prefix.
         mean: Over the training split, as in `Modality`.
         std: Likewise.
@@ -131,7 +131,8 @@ def open_store(folder: Path) -> Data:
         dtype = getattr(torch, known.dtype)
         if known.ragged:
             start, length = (arrays.rows(f"{name}_{end}", torch.int64) for end in RAGGED)
-            values = arrays.read(name, dtype, (int((start + length).max()), known.shape[1]))
+            width = () if known.kind == "text" else (known.shape[1],)
+            values = arrays.read(name, dtype, (int((start + length).max()), *width))
             inputs[name] = Ragged(values, start, length)
         else:
             inputs[name] = arrays.rows(name, dtype, *known.shape)

@@ -103,8 +103,8 @@ class Trained:
         known = self.modalities[name]
         found = tuple((x.values if isinstance(x, Padded) else x).shape[1:])
         same = found == known.shape
-        if known.kind == "sequence":
-            same = found[1:] == known.shape[1:]
+        if known.kind in ("sequence", "text"):  # any length, and unknown tokens
+            same = len(found) == 1 if known.kind == "text" else found[1:] == known.shape[1:]
         if not same:
             raise ValueError(
                 f"'{name}' has the shape {found}, but {self.folder} was trained on {known.shape}. "
@@ -126,10 +126,11 @@ class _Logits(nn.Module):
 
 
 def _example(modality: Modality) -> Tensor | tuple[Tensor, Tensor]:
+    longest = torch.full((2,), modality.shape[0])
+    if modality.kind == "text":
+        return torch.zeros(2, modality.shape[0], dtype=torch.int32), longest
     values = torch.zeros(2, *modality.shape)
-    if modality.kind == "sequence":
-        return values, torch.full((2,), modality.shape[0])
-    return values
+    return (values, longest) if modality.kind == "sequence" else values
 
 
 @dataclass(frozen=True)

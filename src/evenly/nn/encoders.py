@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Modality, Padded
@@ -21,13 +21,19 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
 
     Args:
         modality: Its kind decides: vector → `MLP`, sequence → `TemporalConv`, image → `ResNet`,
-            video → `FrameMean`.
+            video → `FrameMean`, text → `TemporalConv` on learnt embeddings.
         width: Of the vectors that it returns; 4 or more.
     """
     if width < 4:
         raise ValueError(f"encoder_for: found the width {width}. Give 4 or more.")
     kinds: dict[str, Callable[[Modality, int], nn.Module]]
-    kinds = {"vector": MLP, "sequence": TemporalConv, "image": ResNet, "video": FrameMean}
+    kinds = {
+        "vector": MLP,
+        "sequence": TemporalConv,
+        "image": ResNet,
+        "video": FrameMean,
+        "text": TemporalConv,
+    }
     return kinds[modality.kind](modality, width)
 
 
@@ -105,26 +111,31 @@ class TemporalConv(Staged):
 
     Each step sees 29, itself in the middle. Padding is blanked before every convolution and
     normalisation is by step, so what stands beyond a sequence's end, and how far the batch is
-    padded, never changes the result. There are stops between its three blocks.
+    padded, never changes the result. There are stops between its three blocks. The steps of a text
+    are embeddings of its tokens; a token that the training data did not have counts as token 1.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
         super().__init__()
         self.out_features = width
         self.stage_widths = (width, width)
-        self.standardise = Standardise(modality)
-        self.embed = nn.Linear(modality.shape[1], width)
+        self.embed: nn.Module
+        if modality.kind == "text":
+            self.embed = _Embedding(modality.shape[1], width)
+        else:
+            self.standardise = Standardise(modality)
+            self.embed = nn.Linear(modality.shape[1], width)
         self.blocks = nn.ModuleList(_TemporalBlock(width, dilation) for dilation in (1, 2, 4))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Shaped[Tensor, "n t d"] | Padded) -> Float[Tensor, "n w"]:
+    def forward(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Float[Tensor, "n w"]:
         """Encodes sequences, of equal or unequal lengths."""
         steps, valid = self._embedded(x)
         for block in self.blocks:
             steps = block(steps, valid)
         return _mean(self.norm(steps), valid)
 
-    def staged(self, x: Shaped[Tensor, "n t d"] | Padded) -> Stages:
+    def staged(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Stages:
         """Encodes sequences, with stops after the first and second block."""
         steps, valid = self._embedded(x)
         first, second, last = self.blocks
@@ -135,11 +146,18 @@ class TemporalConv(Staged):
         return _mean(self.norm(last(steps, valid)), valid)
 
     def _embedded(
-        self, x: Shaped[Tensor, "n t d"] | Padded
+        self, x: Shaped[Tensor, "n t ..."] | Padded
     ) -> tuple[Float[Tensor, "n t w"], Bool[Tensor, "n t 1"]]:
         values, length = x if isinstance(x, Padded) else (x, None)
-        steps: Tensor = self.embed(self.standardise(values))
+        known = values if isinstance(self.embed, _Embedding) else self.standardise(values)
+        steps: Tensor = self.embed(known)
         return steps, _valid(values, length)
+
+
+class _Embedding(nn.Embedding):
+    def forward(self, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t w"]:
+        known = tokens < self.num_embeddings
+        return super().forward(torch.where(known, tokens, 1).long())
 
 
 class _TemporalBlock(nn.Module):
@@ -156,7 +174,7 @@ class _TemporalBlock(nn.Module):
         return x + torch.relu(change)
 
 
-def _valid(values: Shaped[Tensor, "n t d"], length: Tensor | None) -> Bool[Tensor, "n t 1"]:
+def _valid(values: Shaped[Tensor, "n t ..."], length: Tensor | None) -> Bool[Tensor, "n t 1"]:
     steps = torch.arange(values.shape[1], device=values.device)
     if length is None:
         return (steps >= 0).expand(len(values), -1).unsqueeze(-1)

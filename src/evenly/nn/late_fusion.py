@@ -151,6 +151,8 @@ def feature_width(name: str, encoder: nn.Module) -> int:
 
 def _blank(x: Tensor | Padded, encoder: nn.Module) -> Tensor | Padded:
     """The input that an encoder sees as zeros, after its own standardisation where it has one."""
+    if isinstance(x, Padded) and x.values.dim() == 2:
+        return Padded(x.values, torch.zeros_like(x.length))  # a text without tokens
     if isinstance(x, Padded):
         values = _blank(x.values, encoder)
         assert isinstance(values, Tensor)

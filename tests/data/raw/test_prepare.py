@@ -103,7 +103,7 @@ class TestStore:
         assert about["modalities"]["picture"]["shape"] == [3, 8, 12]
         assert about["modalities"]["steps"] == {
             "kind": "sequence", "shape": [15, 2], "dtype": "float32", "units": "", "rate": None,
-            "ragged": True, "missing": 0,
+            "ragged": True, "missing": 0, "read": "array(kind=sequence,ragged=true)",
             "mean": about["modalities"]["steps"]["mean"],
             "std": about["modalities"]["steps"]["std"],
         }  # fmt: skip

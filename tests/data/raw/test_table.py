@@ -7,6 +7,7 @@ from PIL import Image as Picture
 
 from clips import write_video
 from evenly.data.raw import Array, Image, Spectrogram, Video, table
+from evenly.lab.predict import load_run, predictions
 
 
 @pytest.fixture
@@ -99,6 +100,66 @@ def test_parquet_holds_vectors_and_sequences(tmp_path):
     assert source.readers == {"vector": Array(), "steps": Array("sequence", ragged=True)}
     assert source.samples[2].cells["steps"] == [[1.0, 2.0]] * 3
     assert source.classes == ["0", "1"]
+
+
+class TestText:
+    def test_the_words_of_the_training_texts_are_numbered(self, folder):
+        rows = [
+            "The film was good,a,train",
+            '"Good, good; not bad",b,train',
+            "A terrible film!,a,val",
+            "bad unseen words,b,val",
+            ",a,test",
+            "...,b,test",
+        ]
+        source = table(write(folder, "said,label,split\n" + "\n".join(rows)))
+        reader = source.readers["said"]
+        assert reader.vocabulary == "good , ; bad film not the was"
+        tokens = [reader(s.cells["said"]).tolist() for s in source.samples if s.cells["said"]]
+        # good 2, "," 3, ; 4, bad 5, film 6, not 7, the 8, was 9; unknown ones are 1
+        assert tokens[0] == [8, 6, 9, 2]
+        assert tokens[1] == [2, 3, 2, 4, 7, 5]
+        assert tokens[2] == [1, 1, 6, 1]
+        assert tokens[4] == [1, 1, 1]
+        assert source.samples[4].cells["said"] is None
+
+    def test_one_word_texts_and_long_ones(self, folder):
+        source = table(write(folder, "said,label\n" + "yes,a\nno,b\n" * 10), None,
+                       {"said": "text(length=1)"})  # fmt: skip
+        assert source.readers["said"].length == 1
+        assert source.readers["said"]("yes no yes").tolist() == [3]
+        assert source.readers["said"]("").tolist() == [1]
+
+    def test_a_tokenizer_of_a_folder(self, folder):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        made = Tokenizer(models.WordLevel({"[UNK]": 0, "yes": 5, "no": 7}, unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder / "tokenizer")
+        asked = f"text(tokenizer={folder / 'tokenizer'})"
+        source = table(write(folder, "said,label\n" + "yes,a\nno,b\n" * 10), None, {"said": asked})
+        assert source.readers["said"]("yes no what").tolist() == [5, 7, 0]
+
+    def test_a_tokenizer_that_is_not_there(self, folder):
+        asked = f"text(tokenizer={folder / 'none'})"
+        source = table(write(folder, "said,label\n" + "yes,a\nno,b\n" * 10), None, {"said": asked})
+        with pytest.raises(ValueError, match=r"there is no tokenizer .*none"):
+            source.readers["said"]("yes")
+
+    def test_from_texts_to_a_trained_run_and_its_predictions(self, folder):
+        from evenly.cli import main
+
+        rows = [f"{('a dull and bad', 'a fine and good')[k % 2]} film number {k},{k % 2}"
+                for k in range(60)]  # fmt: skip
+        path = write(folder, "said,label\n" + "\n".join(rows))
+        out = folder / "run"
+        training = ["--data", str(path), "--epochs", "8", "--width", "8", "--batch_size", "8"]
+        training += ["--lr", "0.05"]
+        assert main(["train", "--method", "joint", *training, "--out", str(out)]) == 0
+        new = write(folder, "said\nsuch a good one\nreally bad\n")
+        found = [p.probabilities[1] for p in predictions(load_run(out), str(new))]
+        assert found[0] > found[1] + 0.01  # of the first epoch that is right everywhere
 
 
 class TestMessages:

@@ -1,12 +1,14 @@
 """What becomes of one cell of a data set, a file mostly, when the set is prepared."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float16, Int32, UInt8
 
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
@@ -234,12 +236,66 @@ def _numbers(path: Path) -> np.ndarray:
     return found
 
 
+@dataclass(frozen=True)
+class Text:
+    """Tokens of a text, as whole numbers.
+
+    Args:
+        tokenizer: A Transformers tokenizer, by the path of its folder or its name on the hub. By
+            default words in lower case and marks, numbered by the vocabulary.
+        vocabulary: Known words, apart by spaces, numbered from 2; others are 1. A table's is taken
+            from its training texts.
+        length: Tokens after which a text is cut off.
+    """
+
+    tokenizer: str = ""
+    vocabulary: str = ""
+    length: int = 512
+    kind: ClassVar[Kind] = "text"
+    units: ClassVar[str] = "tokens"
+    rate: ClassVar[float | None] = None
+    ragged: ClassVar[bool] = True
+
+    def __call__(self, cell: str) -> Int32[np.ndarray, " t"]:
+        """The tokens of one text; one unknown word where there is none at all."""
+        if self.tokenizer:
+            found = _tokenizer(self.tokenizer)(cell, truncation=True, max_length=self.length)
+            return np.array(found["input_ids"], np.int32)
+        known = _numbered(self.vocabulary)
+        tokens = [known.get(word, 1) for word in words(cell)[: self.length]]
+        return np.array(tokens or [1], np.int32)
+
+
+def words(text: str) -> list[str]:
+    """The words and marks of a text, in lower case."""
+    return re.findall(r"[\w']+|[^\w\s]", text.lower())
+
+
+@cache
+def _numbered(vocabulary: str) -> dict[str, int]:
+    return {word: number for number, word in enumerate(vocabulary.split(" "), 2)}
+
+
+@cache
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "
+            "one, as tokenizer.save_pretrained writes it"
+        ) from error
+
+
 READERS: dict[str, Callable[..., Reader]] = {
     "video": Video,
     "image": Image,
     "flow": Flow,
     "spectrogram": Spectrogram,
     "array": Array,
+    "text": Text,
 }
 """By the name under which they are asked for."""
 

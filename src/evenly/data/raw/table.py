@@ -1,6 +1,8 @@
 """Data sets of one's own as a table: a row for each sample, a column for each modality."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,22 @@ from PIL import UnidentifiedImageError
 
 from evenly.data.dataset import SplitName, stratified
 from evenly.data.media.error import check_file
-from evenly.data.raw.readers import READERS, Array, Image, Reader, Spectrogram, Video
+from evenly.data.raw.readers import (
+    READERS,
+    Array,
+    Image,
+    Reader,
+    Spectrogram,
+    Text,
+    Video,
+    words,
+)
 from evenly.data.raw.source import Sample, Source
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
 VALIDATION, TEST = 0.15, 0.15
+VOCABULARY = 20_000
 _RESERVED = ("label", "split", "name")
 
 
@@ -39,7 +51,8 @@ def table(
     - every other one: a modality. A cell holds numbers, or the path of a file or folder (relative
       to the table's folder); an empty one is a modality that the sample lacks.
 
-    What the files of a column hold is found out from the first of them: pictures, moving pictures,
+    A column of texts that are no files is text; its words are numbered by the training texts. What
+    the files of a column hold is found out from the first of them: pictures, moving pictures,
     sound, or an array. A file with both pictures and sound is taken for sound where the column's
     name begins like it: audio, sound, speech, voice, music.
 
@@ -70,17 +83,20 @@ def table(
         target, classes = _classes(path, columns["label"])
     else:
         target, classes = np.full(len(columns[names[0]]), -1), []
-    cells = {name: _cells(path, columns[name]) for name in names}
-    found = {
-        name: made("reader", parse(readers[name]), READERS)
-        if name in readers
-        else _reader(path, name, cells[name])
-        for name in names
-    }
+    own = {name: made("reader", parse(text), READERS) for name, text in readers.items()}
+    cells, found = {}, {}
+    for name in names:
+        text = isinstance(own[name], Text) if name in own else _is_text(path, columns[name])
+        cells[name] = columns[name] if text else _cells(path, columns[name])
+        found[name] = own.get(name) or (Text() if text else _reader(path, name, cells[name]))
     notes: list[str] = []
     split: list[SplitName] = ["test"] * len(target)
     if labelled:
         split = _split(path, columns.get("split"), target, classes, notes)
+    for name, reader in found.items():
+        if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
+            texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
+            found[name] = replace(reader, vocabulary=_vocabulary(texts))
     samples = [
         Sample(
             str(columns["name"][row]) if "name" in columns else f"row {row + 1}",
@@ -180,6 +196,21 @@ def _cells(path: Path, column: Sequence[Any]) -> list[Any]:
         else:
             found.append(cell)
     return found
+
+
+def _is_text(path: Path, column: Sequence[Any]) -> bool:
+    """Whether a column's first cell is a text with blanks, or looks like no file."""
+    first = next((cell for cell in column if cell is not None), None)
+    if not isinstance(first, str) or (path.parent / first).exists():
+        return False
+    return " " in first.strip() or not Path(first).suffix
+
+
+def _vocabulary(texts: Sequence[str]) -> str:
+    """The words of the training texts, the most frequent first."""
+    counts = Counter(word for text in texts for word in words(text))
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    return " ".join(ordered[:VOCABULARY])
 
 
 def _reader(path: Path, name: str, cells: Sequence[Any]) -> Reader:
