@@ -55,6 +55,7 @@ says otherwise, with the names and settings
   image(size=[224,224])
   flow(frames=3,size=[224,224],method=dis)      method: dis or farneback; layout: images or stacked
   spectrogram(front=fbank,seconds=3)            front: fbank, mel or stft; sample_rate=16000
+  wave(seconds=3,sample_rate=16000)             sound as it is
   array(kind=vector)                            kind: vector or sequence; ragged=true
   text(length=512)                              words; or tokenizer=FOLDER, a Transformers one"""
 

@@ -3,7 +3,8 @@
 import inspect
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -15,7 +16,7 @@ from evenly.data import Data, Modality
 from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
-from evenly.nn import LateFusion, encoder_for
+from evenly.nn import ENCODERS, LateFusion, encoder_for
 from evenly.nn.late_fusion import feature_width
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse
@@ -55,7 +56,9 @@ def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, n
     """An encoder for each modality: the user's own, or one that its shape asks for."""
     own = cell.training.encoders
     return {
-        name: _imported(own[name]) if name in own else encoder_for(modality, cell.training.width)
+        name: _own(own[name], modality)
+        if name in own
+        else encoder_for(modality, cell.training.width)
         for name, modality in modalities.items()
     }
 
@@ -184,20 +187,33 @@ def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[
     return [Spec(name, dict(settings)).text for settings in kind.info.variants]
 
 
-def _imported(text: str) -> nn.Module:
+def _own(text: str, modality: Modality) -> nn.Module:
+    """The encoder that the user asks for, by name or by import path."""
     spec = parse(text)
+    if "." not in spec.name:
+        if spec.name not in ENCODERS:
+            raise unknown("encoder", spec.name, ENCODERS, "or an import path")
+        return _called(text, partial(ENCODERS[spec.name], modality))
+    return _called(text, _imported(spec.name))
+
+
+def _imported(name: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:  # as `python -m` has it: the encoder may lie beside the data
         sys.path.append(os.getcwd())
-    place, _, name = spec.name.rpartition(".")
+    place, _, last = name.rpartition(".")
     try:
-        kind = getattr(import_module(place), name)
+        found: Callable[..., Any] = getattr(import_module(place), last)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"no encoder '{spec.name}' can be imported ({error}). Give the full path, such as "
+            f"no encoder '{name}' can be imported ({error}). Give the full path, such as "
             "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
         ) from error
+    return found
+
+
+def _called(text: str, kind: Callable[..., Any]) -> nn.Module:
     try:
-        encoder = kind(**spec.settings)
+        encoder = kind(**parse(text).settings)
     except Exception as error:
         raise ValueError(
             f"encoder '{text}' cannot be built ({error}). Check its settings."

@@ -31,7 +31,8 @@ class Training:
         width: Features per modality.
         fusion: How the features become logits, for the methods that are not made for a head of
             their own.
-        encoders: By modality, an nn.Module by import path with settings, such as
+        encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec;
+            'ast(pretrained=FOLDER)') or an nn.Module by import path with settings, such as
             '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the shape of the data.
         threads: CPU threads of each run. Sums in another order differ in their last bits, so
             figures depend on it slightly (and not on the number of jobs).

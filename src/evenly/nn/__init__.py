@@ -12,8 +12,10 @@ from evenly.nn.encoders import (
 from evenly.nn.heads import FUSIONS, HEADS, Head
 from evenly.nn.late_fusion import LateFusion
 from evenly.nn.mmtm import MMTM
+from evenly.nn.named import ENCODERS
 
 __all__ = [
+    "ENCODERS",
     "FUSIONS",
     "HEADS",
     "MLP",

@@ -200,6 +200,34 @@ class Spectrogram:
 
 
 @dataclass(frozen=True)
+class Wave:
+    """The samples of a sound, in half precision, for encoders that take them as they are.
+
+    Sound is cut after `seconds`; what is shorter is repeated.
+
+    Args:
+        seconds: Of sound.
+        sample_rate: Samples a second that the sound is brought to.
+    """
+
+    seconds: float = 3.0
+    sample_rate: int = 16_000
+    kind: ClassVar[Kind] = "sequence"
+    units: ClassVar[str] = "of full scale"
+    ragged: ClassVar[bool] = False
+
+    @property
+    def rate(self) -> float | None:
+        """Samples a second."""
+        return float(self.sample_rate)
+
+    def __call__(self, cell: Path) -> Float16[np.ndarray, "t 1"]:
+        """The samples of one file."""
+        samples, rate = read_sound(cell, self.sample_rate)
+        return np.resize(samples, round(self.seconds * rate))[:, None].astype(np.float16)
+
+
+@dataclass(frozen=True)
 class Array:
     """Numbers as they are: an array, a list, or the path of a `.npy` file.
 
@@ -294,6 +322,7 @@ READERS: dict[str, Callable[..., Reader]] = {
     "image": Image,
     "flow": Flow,
     "spectrogram": Spectrogram,
+    "wave": Wave,
     "array": Array,
     "text": Text,
 }

@@ -1,0 +1,22 @@
+"""Encoders by the name under which the command knows them."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from evenly.nn.encoders import MLP, FrameMean, ResNet, TemporalConv
+from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "temporal_conv": TemporalConv,
+    "resnet": ResNet,
+    "frame_mean": FrameMean,
+    "resnet18": ResNet18,
+    "transformer": Transformer,
+    "ast": AST,
+    "vit": ViT,
+    "bert": BERT,
+    "wav2vec": Wav2Vec,
+}
+"""Each is called with the modality; what else it takes are settings."""

@@ -1,0 +1,242 @@
+"""The field's large encoders, by name: made anew, or with weights from a folder or the hub.
+
+Every one is Transformers' model of that name. `config` changes its configuration, and
+`pretrained` is what `from_pretrained` takes: the path of a folder, or a name on the hub, which
+needs a network. Inputs are standardised with the statistics of the training split.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from evenly.data.dataset import Kind, Modality, Padded
+from evenly.nn.encoders import Standardise
+
+Config = dict[str, Any]
+
+
+class _Named(nn.Module):
+    """What they share: a model of Transformers and the width of its features."""
+
+    def __init__(
+        self, modality: Modality, name: str, pretrained: str, config: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.model = _model(name, pretrained, config)
+        sizes: Any = self.model.config
+        self.out_features: int = getattr(sizes, "hidden_size", None) or sizes.hidden_sizes[-1]
+
+
+def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
+    if modality.kind not in kinds:
+        raise ValueError(
+            f"{type(encoder).__name__} takes {' or '.join(kinds)}, but '{modality.name}' is "
+            f"{modality.kind} {modality.shape}."
+        )
+
+
+def _model(name: str, pretrained: str, config: Mapping[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    if not pretrained:
+        made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
+        return made
+    try:
+        loaded: nn.Module = AutoModel.from_pretrained(pretrained, **config)
+    except OSError as error:
+        raise ValueError(
+            f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
+            "folder of a model, as model.save_pretrained writes it."
+        ) from error
+    found: Any = loaded.config
+    if found.model_type != name:
+        raise ValueError(
+            f"'{pretrained}' holds a model of the type {found.model_type}, not {name}."
+        )
+    return loaded.train()
+
+
+class _Pictures(_Named):
+    """Takes images; of a video, the mean over its frames."""
+
+    def __init__(
+        self, modality: Modality, name: str, pretrained: str, config: Mapping[str, Any]
+    ) -> None:
+        super().__init__(modality, name, pretrained, config)
+        self.standardise = Standardise(modality)
+
+    def forward(self, x: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+        """Encodes images or videos."""
+        images = self.standardise(x)
+        if x.dim() == 4:
+            return self._encoded(images)
+        features = self._encoded(images.flatten(0, 1))
+        return features.reshape(len(x), x.shape[1], -1).mean(1)
+
+    def _encoded(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        found: Tensor = self.model(images).pooler_output
+        return found.flatten(1)
+
+
+class ResNet18(_Pictures):
+    """ResNet-18 (He et al., CVPR 2016), the encoder of the paper's tables.
+
+    11.18 million parameters with three channels; features of 512, averaged over space.
+    """
+
+    def __init__(self, modality: Modality, pretrained: str = "") -> None:
+        """Makes it for the channels of the modality."""
+        _check_kind(self, modality, "image", "video")
+        sizes = {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
+        config = {} if pretrained else {**sizes, "num_channels": modality.shape[-3]}
+        super().__init__(modality, "resnet", pretrained, config)
+
+
+class ViT(_Pictures):
+    """A vision transformer (Dosovitskiy et al., ICLR 2021); features are of its class token."""
+
+    def __init__(
+        self, modality: Modality, pretrained: str = "", config: Config | None = None
+    ) -> None:
+        """Makes it for the channels and size of the modality."""
+        _check_kind(self, modality, "image", "video")
+        channels, *size = modality.shape[-3:]
+        shape = {} if pretrained else {"num_channels": channels, "image_size": size}
+        super().__init__(modality, "vit", pretrained, {**shape, **(config or {})})
+
+    def _encoded(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        found: Tensor = self.model(images).last_hidden_state[:, 0]
+        return found
+
+
+class AST(_Named):
+    """An audio spectrogram transformer (Gong et al., Interspeech 2021), for (1, bands, frames)."""
+
+    def __init__(
+        self, modality: Modality, pretrained: str = "", config: Config | None = None
+    ) -> None:
+        """Makes it for the bands and frames of the modality."""
+        _check_kind(self, modality, "image")
+        _, bands, frames = modality.shape
+        shape = {"num_mel_bins": bands, "max_length": frames}
+        super().__init__(
+            modality, "audio-spectrogram-transformer", pretrained, {**shape, **(config or {})}
+        )
+        self.standardise = Standardise(modality)
+
+    def forward(self, x: Shaped[Tensor, "n 1 b t"]) -> Float[Tensor, "n d"]:
+        """Encodes spectrograms."""
+        found: Tensor = self.model(self.standardise(x)[:, 0].transpose(1, 2)).pooler_output
+        return found
+
+
+class BERT(_Named):
+    """A BERT (Devlin et al., NAACL 2019), for texts; the mean over the tokens.
+
+    With `pretrained`, the texts must have been read with its own tokenizer:
+    `text(tokenizer=FOLDER)`.
+    """
+
+    def __init__(
+        self, modality: Modality, pretrained: str = "", config: Config | None = None
+    ) -> None:
+        """Makes it for the tokens of the modality."""
+        _check_kind(self, modality, "text")
+        tokens = {} if pretrained else {"vocab_size": modality.shape[1]}
+        super().__init__(modality, "bert", pretrained, {**tokens, **(config or {})})
+
+    def forward(self, x: Padded) -> Float[Tensor, "n d"]:
+        """Encodes texts."""
+        there = _there(x)
+        size: Any = self.model.config
+        known = x.values.long()
+        tokens = torch.where(known < size.vocab_size, known, 1)
+        found = self.model(input_ids=tokens, attention_mask=there.long()).last_hidden_state
+        return _mean(found, there)
+
+
+class Wav2Vec(_Named):
+    """A wav2vec 2.0 (Baevski et al., NeurIPS 2020), for waveforms (t, 1); the mean over time."""
+
+    def __init__(
+        self, modality: Modality, pretrained: str = "", config: Config | None = None
+    ) -> None:
+        """Makes it, without masks in time and dropped layers: parameters stay in use."""
+        _check_kind(self, modality, "sequence")
+        calm = {"apply_spec_augment": False, "layerdrop": 0.0}
+        super().__init__(modality, "wav2vec2", pretrained, {**calm, **(config or {})})
+        self.standardise = Standardise(modality)
+
+    def forward(self, x: Shaped[Tensor, "n t 1"]) -> Float[Tensor, "n d"]:
+        """Encodes waveforms of one length."""
+        found: Tensor = self.model(self.standardise(x)[..., 0]).last_hidden_state
+        return found.mean(1)
+
+
+class Transformer(nn.Module):
+    """Transformer layers over the steps of a sequence; features are of a class token.
+
+    Padding is not attended to. Steps have sinusoidal positions, so any length goes.
+    """
+
+    def __init__(
+        self, modality: Modality, width: int = 64, layers: int = 4, heads: int = 4
+    ) -> None:
+        """Makes it.
+
+        Args:
+            modality: A sequence or a text.
+            width: Of its features.
+            layers: How many.
+            heads: Of the attention; they divide the width.
+        """
+        super().__init__()
+        _check_kind(self, modality, "sequence", "text")
+        if width % (2 * heads):
+            raise ValueError(f"Transformer: width {width} is no multiple of twice {heads} heads.")
+        self.out_features = width
+        self.tokens = modality.shape[1]
+        self.embed: nn.Module
+        if modality.kind == "text":
+            self.embed = nn.Embedding(self.tokens, width)
+        else:
+            self.embed = nn.Sequential(Standardise(modality), nn.Linear(self.tokens, width))
+        self.start = nn.Parameter(0.02 * torch.randn(width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.1, activation="gelu", batch_first=True,
+            norm_first=True,
+        )  # fmt: skip
+        self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), False)
+
+    def forward(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Float[Tensor, "n w"]:
+        """Encodes sequences, of equal or unequal lengths."""
+        values = x.values if isinstance(x, Padded) else x
+        there = _there(x) if isinstance(x, Padded) else values.new_ones(values.shape[:2]).bool()
+        if isinstance(self.embed, nn.Embedding):
+            values = torch.where(values < self.tokens, values, 1).long()
+        steps = self.embed(values)
+        steps = steps + _positions(steps)
+        start = self.start.expand(len(steps), 1, -1).to(steps.dtype)
+        blank = torch.cat([there.new_zeros(len(steps), 1), ~there], dim=1)
+        found: Tensor = self.layers(torch.cat([start, steps], dim=1), src_key_padding_mask=blank)
+        return found[:, 0]
+
+
+def _positions(steps: Float[Tensor, "n t w"]) -> Float[Tensor, "t w"]:
+    """Sines and cosines (Vaswani et al., NeurIPS 2017)."""
+    _, count, width = steps.shape
+    rate = torch.arange(0, width, 2, device=steps.device) / width
+    angle = torch.arange(count, device=steps.device)[:, None] / 10_000**rate
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1).to(steps.dtype)
+
+
+def _there(x: Padded) -> Bool[Tensor, "n t"]:
+    return torch.arange(x.values.shape[1], device=x.length.device) < x.length[:, None]
+
+
+def _mean(steps: Float[Tensor, "n t w"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n w"]:
+    count: Int[Tensor, " n"] = there.sum(1, keepdim=True).clamp_min(1)
+    return steps.masked_fill(~there[..., None], 0).sum(1) / count

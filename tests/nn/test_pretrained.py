@@ -1,0 +1,137 @@
+import pytest
+import torch
+
+from evenly.data import Modality, Padded
+from evenly.nn import ENCODERS
+from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 32}  # fmt: skip
+WAVE = {**SMALL, "conv_dim": [8, 8], "conv_kernel": [10, 4], "conv_stride": [5, 4],
+        "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2}  # fmt: skip
+
+
+def modality(kind, *shape):
+    width = {"image": shape[0], "video": shape[1 % len(shape)], "text": 0}.get(kind, shape[-1])
+    return Modality("x", kind, shape, torch.zeros(width), torch.ones(width))
+
+
+def text(n=3, longest=6, tokens=20):
+    values = torch.randint(1, tokens, (n, longest), dtype=torch.int32)
+    return Padded(values, torch.arange(longest, longest - n, -1))
+
+
+CASES = {
+    "resnet18": (ResNet18, modality("image", 1, 40, 48), {}, 512),
+    "resnet18 of a video": (ResNet18, modality("video", 2, 3, 32, 32), {}, 512),
+    "vit": (ViT, modality("image", 3, 32, 48), {"config": {**SMALL, "patch_size": 16}}, 16),
+    "vit of a video": (
+        ViT, modality("video", 2, 1, 32, 32), {"config": {**SMALL, "patch_size": 16}}, 16
+    ),
+    "ast": (AST, modality("image", 1, 32, 50), {"config": SMALL}, 16),
+    "bert": (BERT, modality("text", 6, 20), {"config": SMALL}, 16),
+    "wav2vec": (Wav2Vec, modality("sequence", 800, 1), {"config": WAVE}, 16),
+    "transformer": (Transformer, modality("sequence", 6, 5), {"width": 16, "layers": 2}, 16),
+    "transformer of a text": (Transformer, modality("text", 6, 20), {"width": 16}, 16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_and_gradients(case):
+    torch.manual_seed(0)
+    kind, of, settings, width = CASES[case]
+    encoder = kind(of, **settings)
+    assert encoder.out_features == width
+    x = text() if of.kind == "text" else torch.randn(3, *of.shape)
+    features = encoder(x)
+    assert features.shape == (3, width)
+    (features * torch.randn(3, width)).sum().backward()
+    learnt = [p.grad is not None and bool(p.grad.any()) for p in encoder.parameters()]
+    assert sum(learnt) / len(learnt) > 0.8  # a pooler that is not read has no part
+
+
+def test_the_paper_s_encoder_has_its_size():
+    count = lambda channels: sum(  # noqa: E731
+        p.numel() for p in ResNet18(modality("image", channels, 224, 224)).parameters()
+    )
+    assert count(3) == 11_176_512
+    assert count(1) == 11_176_512 - 2 * 64 * 49
+
+
+def test_a_video_is_the_mean_of_its_frames():
+    encoder = ResNet18(modality("video", 3, 3, 32, 32)).eval()
+    x = torch.randn(2, 3, 3, 32, 32)
+    frames = torch.stack([encoder(x[:, [t]]) for t in range(3)])
+    torch.testing.assert_close(encoder(x), frames.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [BERT, Transformer])
+def test_padding_never_counts(kind):
+    torch.manual_seed(0)
+    settings = {"config": SMALL} if kind is BERT else {"width": 16}
+    encoder = kind(modality("text", 6, 20), **settings).eval()
+    x = text()
+    longer = Padded(torch.nn.functional.pad(x.values, (0, 5), value=7), x.length)
+    torch.testing.assert_close(encoder(longer), encoder(x), rtol=1e-4, atol=1e-5)
+    unknown = Padded(torch.where(x.values == 3, 99, x.values), x.length)
+    as_one = Padded(torch.where(x.values == 3, 1, x.values), x.length)
+    assert torch.equal(encoder(unknown), encoder(as_one))
+
+
+@pytest.mark.parametrize("case", ["vit", "ast", "bert", "wav2vec"])
+def test_weights_from_a_folder(case, tmp_path):
+    kind, of, settings, _ = CASES[case]
+    torch.manual_seed(1)
+    first = kind(of, **settings).eval()
+    first.model.save_pretrained(tmp_path)
+    again = kind(of, pretrained=str(tmp_path)).eval()
+    x = text() if of.kind == "text" else torch.randn(3, *of.shape)
+    torch.testing.assert_close(again(x), first(x), rtol=1e-4, atol=1e-5)
+    other = "bert" if case != "bert" else "vit"
+    wrong, shape, _, _ = CASES[other]
+    with pytest.raises(ValueError, match="holds a "):
+        wrong(shape, pretrained=str(tmp_path))
+
+
+def test_no_weights_there(tmp_path):
+    with pytest.raises(ValueError, match=r"there are no weights at .*none"):
+        ViT(modality("image", 3, 32, 32), pretrained=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [(ResNet18, ("vector", 4)), (AST, ("sequence", 4, 4)), (BERT, ("image", 1, 4, 4)),
+     (Wav2Vec, ("text", 4, 9)), (Transformer, ("image", 1, 4, 4))],
+)  # fmt: skip
+def test_another_kind_of_modality_is_refused(kind, wrong):
+    with pytest.raises(ValueError, match=rf"{kind.__name__} takes .*, but 'x' is {wrong[0]}"):
+        kind(modality(*wrong))
+
+
+def test_a_width_that_heads_do_not_divide():
+    with pytest.raises(ValueError, match="width 12 is no multiple of twice 4 heads"):
+        Transformer(modality("sequence", 5, 3), width=12)
+
+
+def test_order_matters_to_a_transformer():
+    encoder = Transformer(modality("sequence", 6, 5), width=16).eval()
+    x = torch.randn(2, 6, 5)
+    assert not torch.allclose(encoder(x), encoder(x.flip(1)), atol=1e-3)
+
+
+def test_by_name_in_the_lab(tmp_path):
+    from evenly.lab.predict import load_run
+    from evenly.lab.prepare import prepare
+    from evenly.lab.run import run_cell
+    from evenly.lab.settings import Cell, Training
+
+    asked = {"top": "vit(config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
+             "intermediate_size: 16, patch_size: 4})", "bottom": "resnet18"}  # fmt: skip
+    training = Training("digits", epochs=1, batch_size=512, encoders=asked, diagnose_every=0)
+    run_cell(Cell(training, "joint", 0), tmp_path)
+    kinds = {name: type(e).__name__ for name, e in load_run(tmp_path).model.encoders.items()}
+    assert kinds == {"top": "ViT", "bottom": "ResNet18"}
+    with pytest.raises(ValueError, match=r"'vitt' is no encoder\. Did you mean vit\?"):
+        prepare([Cell(Training("digits", encoders={"top": "vitt"}), "joint", 0)])
+    assert set(ENCODERS) >= {"resnet18", "ast", "bert", "wav2vec"}
