@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     command = ""
     try:
-        options = parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        options = parser().parse_args(_with_recipe(_underscored(given)))
         command = options.command
         COMMANDS[command](options[command])
     except KeyboardInterrupt:
@@ -136,8 +137,8 @@ def compare(options: Namespace) -> None:
     from evenly.lab.tables import table
 
     training = _training(options)
-    out = Path(options.out or Path("runs") / _short(training.data))
-    training = _prepared(training, out)
+    out = Path(options.out or Path("runs") / _short(options, training))
+    training = _prepared(training, out, options)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     report = compare(options.methods, options.seeds, training, out, jobs)
     print(table(out))
@@ -153,14 +154,14 @@ def train(options: Namespace) -> None:
     from evenly.lab.settings import Cell, check_folder
 
     cell = Cell(_training(options), options.method, options.seed)
-    folder = Path(options.out or Path("runs") / _short(cell.training.data) / cell.folder)
+    folder = Path(options.out or Path("runs") / _short(options, cell.training) / cell.folder)
     check_folder(folder)
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise FileExistsError(
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )
-    cell = replace(cell, training=_prepared(cell.training, folder))
+    cell = replace(cell, training=_prepared(cell.training, folder, options))
     data, notes = prepare([cell])
     say(notes)
     with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
@@ -529,6 +530,42 @@ def _parser(description: str) -> ArgumentParser:
 def _add_training(one: ArgumentParser) -> None:
     one.add_class_arguments(Training, as_group=False)
     one.add_argument("--config", action="config", help="a YAML file of these settings")
+    one.add_argument(
+        "--recipe",
+        type=str | None,
+        help="published settings of a data set, which other options change: "
+        f"{', '.join(sorted(RECIPES))}; with --folder, or with --data and a store",
+    )
+    one.add_argument("--source", type=str | None, help="a data set, as 'evenly prepare' takes it")
+    one.add_argument("--folder", type=str | None, help="where the source's files are")
+
+
+RECIPES = {path.stem: path for path in (Path(__file__).parent / "lab" / "recipes").glob("*.yaml")}
+
+
+def _underscored(arguments: Sequence[str]) -> list[str]:
+    """Options as they are registered: '--limit-samples' is '--limit_samples'."""
+    found = []
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        plain = name.startswith("--") and name != "--skip-broken"
+        found.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if plain else text)
+    return found
+
+
+def _with_recipe(arguments: Sequence[str]) -> list[str]:
+    """The recipe as a file of settings ahead of all others, so that these change it."""
+    given = list(arguments)
+    place = next((n for n, text in enumerate(given) if text.split("=")[0] == "--recipe"), None)
+    if place is None:
+        return given
+    inline = given[place].partition("=")[2]
+    name = inline or (given[place + 1] if place + 1 < len(given) else "")
+    if name not in RECIPES:
+        from evenly.suggest import unknown
+
+        raise unknown("recipe", name, sorted(RECIPES))
+    return [given[0], f"--config={RECIPES[name]}", *given[1:]]
 
 
 def _training(options: Namespace) -> Training:
@@ -536,18 +573,34 @@ def _training(options: Namespace) -> Training:
     return Training(**{name: getattr(options, name) for name in names})
 
 
-def _prepared(training: Training, out: Path) -> Training:
-    """The same training; of a table, it reads a store that is made beside its results."""
-    if not training.data.endswith((".csv", ".parquet")):
-        return training
-    from evenly.data.raw import table
+def _prepared(training: Training, out: Path, options: Namespace) -> Training:
+    """The same training; of a table or a folder, it reads a store made beside its results."""
+    if options.folder is not None:
+        if options.source is None:
+            raise ValueError("--folder goes with --source, or with a --recipe that names one.")
+        source = _official(options.source, options.folder)
+    elif training.data.endswith((".csv", ".parquet")):
+        from evenly.data.raw import table
 
-    _store(table(Path(training.data)), out / "store", None, skip_broken=False)
+        source = table(Path(training.data))
+    elif options.source is not None and training.data == Training.data:
+        raise ValueError(
+            f"{options.source}: say where its files are, with --folder, or give the store that "
+            "'evenly prepare' made of them, with --data."
+        )
+    else:
+        return training
+    if training.limit_samples is not None:
+        source = source.limited(training.limit_samples)
+    _store(source, out / "store", None, skip_broken=False)
     return replace(training, data=str(out / "store"))
 
 
-def _short(data: str) -> str:
-    """A folder name for a data set: its name, or that of its file or folder."""
+def _short(options: Namespace, training: Training) -> str:
+    """A folder name: the recipe's, or the data set's, or that of its file or folder."""
+    if options.recipe:
+        return str(options.recipe)
+    data = options.source if options.folder else training.data
     file = data.endswith((".npz", ".csv", ".parquet"))
     return Path(data).stem if file else Path(data.partition("(")[0]).name
 

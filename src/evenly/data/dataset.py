@@ -136,6 +136,17 @@ class Data:
             }
         self.modalities = dict(modalities)
 
+    def limited(self, count: int) -> "Data":
+        """The same data with so many samples of each split at most, of each class as many.
+
+        Means and deviations stay those of all samples.
+        """
+        rows = {
+            name: members[spread(self._target[members], count)]
+            for name, members in self._rows.items()
+        }
+        return self._with(self._inputs, self._target, rows, self._present)
+
     @property
     def nbytes(self) -> int:
         """Size of all inputs."""
@@ -148,16 +159,31 @@ class Data:
             parts = [x.to(device) for x in _tensors(stored)]
             return Ragged(*parts) if isinstance(stored, Ragged) else parts[0]
 
-        return Data(
-            self.name,
+        return self._with(
             {name: moved(stored) for name, stored in self._inputs.items()},
             self._target.to(device),
             {name: rows.to(device) for name, rows in self._rows.items()},
+            {name: here.to(device) for name, here in self._present.items()},
+        )
+
+    def _with(
+        self,
+        inputs: Mapping[str, Tensor | Ragged],
+        target: Tensor,
+        rows: Mapping[SplitName, Tensor],
+        present: Mapping[str, Tensor],
+    ) -> "Data":
+        """These arrays, with all else that is known of the data."""
+        return Data(
+            self.name,
+            inputs,
+            target,
+            rows,
             self.class_names,
             self.notes,
             self.bayes,
             self.modalities,
-            {name: here.to(device) for name, here in self._present.items()},
+            present,
             self.read,
         )
 
@@ -240,6 +266,15 @@ def stratified(
 
 def _tensors(stored: Tensor | Ragged) -> tuple[Tensor, ...]:
     return tuple(stored) if isinstance(stored, Ragged) else (stored,)
+
+
+def spread(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
+    """Positions of at most `count` samples: the first of each class, the second of each, ..."""
+    turn = torch.zeros_like(target)
+    for number in target.unique():
+        members = target == number
+        turn[members] = torch.arange(int(members.sum()), device=target.device)
+    return turn.argsort(stable=True)[:count].sort().values
 
 
 def check_classes(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from evenly.data import Data, Modality
+from evenly.data import Data, Modality, load
 from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
@@ -21,6 +21,12 @@ from evenly.nn.late_fusion import feature_width
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse
 from evenly.suggest import unknown
+
+
+def load_data(training: Training) -> Data:
+    """The data of a training, all or as many samples as it asks for."""
+    data = load(training.data)
+    return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 
 def build_model(data: Data, cell: Cell) -> LateFusion:

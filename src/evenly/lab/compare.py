@@ -104,11 +104,11 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
 
 def _named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data where those had to be looked at for it."""
-    from evenly.data import load  # loads torch, for which the command's help cannot wait
-    from evenly.lab.build import expanded
+    # loads torch, for which the command's help cannot wait
+    from evenly.lab.build import expanded, load_data
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
-    data = load(training.data) if several else None
+    data = load_data(training) if several else None
     return tuple(expanded(methods, data.modalities if data else ())), data
 
 

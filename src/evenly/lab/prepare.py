@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
-from evenly.data import Data, load
+from evenly.data import Data
 from evenly.lab.build import (
     build_method,
     build_model,
     build_optimizer,
     build_sampler,
+    load_data,
     method_settings,
 )
 from evenly.lab.run import has_fast_bf16
@@ -34,7 +35,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         ValueError: If something is wrong with the data, an encoder or a method.
     """
     training = cells[0].training
-    data = load(training.data) if data is None else data
+    data = load_data(training) if data is None else data
     notes = list(data.notes)
     models = [build_model(data, cell) for cell in cells]
     widest = max(models, key=lambda model: len(model.encoders))

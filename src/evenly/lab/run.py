@@ -25,11 +25,17 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from evenly import chance
-from evenly.data import Batch, Data, Padded, Split, SplitName, collate, load
+from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.diagnosis.gap import diagnose
 from evenly.files import remove_leftovers, replacing, write_csv
 from evenly.integrations.lightning import Balance
-from evenly.lab.build import build_method, build_model, build_optimizer, build_sampler
+from evenly.lab.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    load_data,
+)
 from evenly.lab.evaluation import Evaluation
 from evenly.lab.predict import about
 from evenly.lab.result import Result
@@ -77,14 +83,14 @@ def run_cell(
     _quieten()
     torch.set_num_threads(cell.training.threads)
 
-    data = load(cell.training.data) if data is None else data
+    data = load_data(cell.training) if data is None else data
     model = build_model(data, cell)
     optimizer = build_optimizer(model, cell.training)
     sampler = build_sampler(data, cell)
     method = build_method(cell, model, optimizer, sampler)
     write_settings(folder / "config.yaml", settings)  # nothing is left where building fails
     data = _placed(data)
-    task = Task(model, method, optimizer, len(data.class_names), cell.seed)
+    task = Task(model, method, optimizer, len(data.class_names), cell)
     train, val = data.split("train"), data.split("val")
     record = Record(folder, cell, method, progress, about(data))
     trainer = L.Trainer(
@@ -142,11 +148,11 @@ class Task(L.LightningModule):
     """The training step that every method shares."""
 
     def __init__(
-        self, model: nn.Module, method: Method, optimizer: Optimizer, num_classes: int, seed: int
+        self, model: nn.Module, method: Method, optimizer: Optimizer, num_classes: int, cell: Cell
     ) -> None:
         super().__init__()
         self.model, self.method, self.optimizer = model, method, optimizer
-        self.num_classes, self.seed = num_classes, seed
+        self.num_classes, self.cell = num_classes, cell
         self.train_sums = torch.zeros(3)  # loss, correct, samples: on the device until asked
         self.evaluation = Evaluation(num_classes)
 
@@ -157,13 +163,15 @@ class Task(L.LightningModule):
         output: Output = self.model(inputs, present)
         return output
 
-    def configure_optimizers(self) -> Optimizer:
-        """The optimiser as it was built: the method may know it."""
-        return self.optimizer
+    def configure_optimizers(self) -> Any:
+        """The optimiser as it was built, which the method may know, and its schedule."""
+        if not (step := self.cell.training.lr_step):
+            return self.optimizer
+        return [self.optimizer], [torch.optim.lr_scheduler.StepLR(self.optimizer, step)]
 
     def on_train_epoch_start(self) -> None:
         """Starts the global stream anew, so that a resumed epoch draws what it would have."""
-        torch.manual_seed(chance.mixed(self.seed, self.current_epoch))
+        torch.manual_seed(chance.mixed(self.cell.seed, self.current_epoch))
         self.train_sums = torch.zeros(3, device=self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

@@ -25,7 +25,9 @@ class Training:
         epochs: Passes over the training split.
         batch_size: Samples per step.
         optimizer: SGD with momentum 0.9, or AdamW.
-        lr: Learning rate, constant.
+        lr: Learning rate.
+        lr_step: Epochs after which the learning rate is divided by ten, again and again; 0 is
+            never.
         weight_decay: Weight decay.
         precision: bf16 autocast, 32-bit floats, or auto: bf16 where the hardware is fast at it.
         width: Features per modality.
@@ -38,6 +40,7 @@ class Training:
             figures depend on it slightly (and not on the number of jobs).
         diagnose_every: Epochs between two measurements of purity and gap, for the figures; 0 is
             never, by default ten in a run.
+        limit_samples: Samples of each split at most, of each class as many: to try things out.
     """
 
     data: str = "digits"
@@ -45,6 +48,7 @@ class Training:
     batch_size: int = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
+    lr_step: int = 0
     weight_decay: float = 1e-4
     precision: Precision = "auto"
     width: int = 64
@@ -52,11 +56,15 @@ class Training:
     encoders: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     diagnose_every: int | None = None
+    limit_samples: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "width", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is at least 1; found {getattr(self, name)}.")
+        for name in ("epochs", "batch_size", "width", "threads", "limit_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is at least 1; found {value}.")
+        if self.lr_step < 0:
+            raise ValueError(f"--lr_step is at least 0; found {self.lr_step}.")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"--lr is above 0; found {self.lr}.")
         if not 0 <= self.weight_decay < math.inf:

@@ -1,11 +1,13 @@
 """A data set before it is prepared: which files and values make which sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from evenly.data.dataset import SplitName
+import torch
+
+from evenly.data.dataset import SplitName, spread
 from evenly.data.raw.readers import Reader
 
 
@@ -50,6 +52,22 @@ class Source:
     samples: Sequence[Sample]
     classes: Sequence[str]
     notes: Sequence[str] = field(default=())
+
+    def limited(self, count: int) -> "Source":
+        """So many samples of each split at most, of each class as many, that have all their files.
+
+        For a trial: of a data set that is there in part, what is there.
+        """
+        kept: set[int] = set()
+        for split in get_args(SplitName):
+            there = [
+                n
+                for n, sample in enumerate(self.samples)
+                if sample.split == split and all(path.exists() for path in sample.files())
+            ]
+            chosen = spread(torch.tensor([self.samples[n].label for n in there]).long(), count)
+            kept |= {there[n] for n in chosen.tolist()}
+        return replace(self, samples=[self.samples[n] for n in sorted(kept)])
 
     def files(self) -> Iterator[Path]:
         """Every file and folder that is read, once."""
