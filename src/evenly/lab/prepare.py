@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from evenly.data import Data
+from evenly.lab.augment import Augment
 from evenly.lab.build import (
     build_method,
     build_model,
@@ -38,6 +39,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     data = load_data(training) if data is None else data
     notes = list(data.notes)
     models = [build_model(data, cell) for cell in cells]
+    Augment(training.augment, data.modalities, 0)
     widest = max(models, key=lambda model: len(model.encoders))
     notes.append(_encoder_note(widest, data))
     for cell, model in zip(cells, models, strict=True):

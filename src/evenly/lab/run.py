@@ -29,6 +29,7 @@ from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.diagnosis.gap import diagnose
 from evenly.files import remove_leftovers, replacing, write_csv
 from evenly.integrations.lightning import Balance
+from evenly.lab.augment import Augment
 from evenly.lab.build import (
     build_method,
     build_model,
@@ -90,7 +91,8 @@ def run_cell(
     method = build_method(cell, model, optimizer, sampler)
     write_settings(folder / "config.yaml", settings)  # nothing is left where building fails
     data = _placed(data)
-    task = Task(model, method, optimizer, len(data.class_names), cell)
+    augment = Augment(cell.training.augment, data.modalities, cell.seed)
+    task = Task(model, method, optimizer, len(data.class_names), cell, augment)
     train, val = data.split("train"), data.split("val")
     record = Record(folder, cell, method, progress, about(data))
     trainer = L.Trainer(
@@ -148,9 +150,16 @@ class Task(L.LightningModule):
     """The training step that every method shares."""
 
     def __init__(
-        self, model: nn.Module, method: Method, optimizer: Optimizer, num_classes: int, cell: Cell
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: Optimizer,
+        num_classes: int,
+        cell: Cell,
+        augment: Augment,
     ) -> None:
         super().__init__()
+        self.augment = augment
         self.model, self.method, self.optimizer = model, method, optimizer
         self.num_classes, self.cell = num_classes, cell
         self.train_sums = torch.zeros(3)  # loss, correct, samples: on the device until asked
@@ -174,8 +183,10 @@ class Task(L.LightningModule):
         torch.manual_seed(chance.mixed(self.cell.seed, self.current_epoch))
         self.train_sums = torch.zeros(3, device=self.device)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, number: int) -> Tensor:
         """The method's loss."""
+        inputs = self.augment(batch["inputs"], self.current_epoch, number // self.method.repeats)
+        batch = {**batch, "inputs": inputs}
         if (turn := self.method.turn) is not None:
             batch = {**batch, "inputs": {turn: batch["inputs"][turn]}}
         output, target = forward(self.model, batch)

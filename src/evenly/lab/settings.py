@@ -36,6 +36,9 @@ class Training:
         encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec;
             'ast(pretrained=FOLDER)') or an nn.Module by import path with settings, such as
             '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the shape of the data.
+        augment: By modality, 'picture' (a random part of images or frames, mirrored every second
+            time) or 'spectrum' (SpecAugment for spectrograms), for training batches only:
+            '{"visual": "picture"}'.
         threads: CPU threads of each run. Sums in another order differ in their last bits, so
             figures depend on it slightly (and not on the number of jobs).
         diagnose_every: Epochs between two measurements of purity and gap, for the figures; 0 is
@@ -54,6 +57,7 @@ class Training:
     width: int = 64
     fusion: Fusion = "concat"
     encoders: dict[str, str] = field(default_factory=dict)
+    augment: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     diagnose_every: int | None = None
     limit_samples: int | None = None

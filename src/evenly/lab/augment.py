@@ -1,0 +1,127 @@
+"""Augmentation of training batches, on the device they are on; the same for every method.
+
+What is drawn depends on the seed of the run, the epoch and the number of the batch alone: not on
+the method, nor on how often a run was stopped. Diagnoses, evaluations and the trainings of teachers
+see the data as they are.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from evenly import chance
+from evenly.data import Modality, Padded
+from evenly.suggest import unknown
+
+Change = Callable[[Tensor], Tensor]
+
+
+def picture(modality: Modality) -> Change:
+    """A random part of the picture, scaled back, and mirrored every second time.
+
+    The part has 25 to 100 % of the area and sides of 3:4 to 4:3; all frames of a video are cut
+    and mirrored alike.
+    """
+    import kornia.augmentation as K
+
+    if modality.kind not in ("image", "video"):
+        raise _misfit("picture", "images and videos", modality)
+    height, width = modality.shape[-2:]
+    steps = K.VideoSequential(
+        K.RandomResizedCrop((height, width), scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3)),
+        K.RandomHorizontalFlip(p=0.5),
+        data_format="BTCHW",
+        same_on_frame=True,
+    )
+
+    def change(x: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        frames = x.float() if modality.kind == "video" else x.float().unsqueeze(1)
+        found: Tensor = steps(frames)
+        return found if modality.kind == "video" else found.squeeze(1)
+
+    return change
+
+
+def spectrum(modality: Modality) -> Change:
+    """SpecAugment (Park et al., Interspeech 2019): a stretch of bands and one of frames blanked.
+
+    Each is of random place and of a random length up to a fifth of all; it takes the mean of the
+    training split. There is no warping in time.
+    """
+    if modality.kind != "image":
+        raise _misfit("spectrum", "spectrograms", modality)
+    mean = modality.mean.reshape(-1, 1, 1)
+
+    def change(x: Shaped[Tensor, "n c b t"]) -> Float[Tensor, "n c b t"]:
+        values = x.float()
+        blank = _stretch(values, -2)[:, None, :, None] | _stretch(values, -1)[:, None, None, :]
+        return torch.where(blank, mean.to(values), values)
+
+    return change
+
+
+def _stretch(x: Tensor, axis: int) -> Tensor:
+    """For each sample, which places of an axis lie in a stretch drawn at random."""
+    size = x.shape[axis]
+    length = torch.rand(len(x), 1, device=x.device) * size / 5
+    start = torch.rand(len(x), 1, device=x.device) * (size - length)
+    place = torch.arange(size, device=x.device) + 0.5
+    return (place >= start) & (place < start + length)
+
+
+def _misfit(name: str, what: str, modality: Modality) -> ValueError:
+    return ValueError(
+        f"--augment {name} is for {what}, but '{modality.name}' is {modality.kind} "
+        f"{modality.shape}."
+    )
+
+
+CHANGES: dict[str, Callable[[Modality], Change]] = {"picture": picture, "spectrum": spectrum}
+"""By the name that `--augment` uses."""
+
+
+class Augment:
+    """Changes the inputs of training batches."""
+
+    def __init__(
+        self, asked: Mapping[str, str], modalities: Mapping[str, Modality], seed: int
+    ) -> None:
+        """Prepares the changes.
+
+        Args:
+            asked: By modality, the name of the change.
+            modalities: Of the data.
+            seed: Of the run.
+
+        Raises:
+            ValueError: If there is no such modality or change, or they do not fit.
+        """
+        self.seed = seed
+        self.changes: dict[str, Change] = {}
+        for name, change in asked.items():
+            if name not in modalities:
+                raise unknown("modality", name, modalities)
+            if change not in CHANGES:
+                raise unknown("augmentation", change, CHANGES)
+            self.changes[name] = CHANGES[change](modalities[name])
+
+    def __call__(self, inputs: Mapping[str, Any], epoch: int, batch: int) -> dict[str, Any]:
+        """The inputs of one batch, changed.
+
+        Args:
+            inputs: By modality.
+            epoch: From 0.
+            batch: Its number in the epoch, from 0.
+        """
+        found: dict[str, Tensor | Padded] = dict(inputs)
+        for place, (name, change) in enumerate(self.changes.items()):
+            if name not in inputs:
+                continue
+            x = inputs[name]
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                torch.manual_seed(chance.mixed(chance.mixed(self.seed, epoch), batch) + place)
+                found[name] = change(x)
+        return found
