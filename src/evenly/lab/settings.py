@@ -12,7 +12,7 @@ from evenly.files import sha256, write_text
 from evenly.spec import parse
 
 Precision = Literal["auto", "bf16", "32"]
-Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention"]
+Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 
 
 @dataclass(frozen=True)

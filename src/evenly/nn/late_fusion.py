@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from evenly.data.dataset import Padded
 from evenly.nn.encoders import Staged, Stages, Standardise
 from evenly.nn.heads import HEADS
+from evenly.nn.tokens import Tokened, Tokens
 from evenly.output import Output
 from evenly.suggest import unknown
 
@@ -67,7 +68,7 @@ class LateFusion(nn.Module):
             name: _Partly(encoder, here[name]) if name in here else encoder
             for name, encoder in self.encoders.items()
         }
-        features = self.head.encoded(encoders, inputs)
+        features = self._blanked(self.head.encoded(encoders, inputs), here)
         logits, unimodal = self.head(features)
         precision = _precision(logits.device)
 
@@ -77,16 +78,30 @@ class LateFusion(nn.Module):
 
         def ablate(keep: Collection[str]) -> Tensor:
             with precision():
-                return self._ablated(encoders, inputs, keep)
+                return self._ablated(encoders, inputs, here, keep)
 
         return Output(logits, features, unimodal, fuse=fuse, ablate=ablate, present=present)
+
+    @staticmethod
+    def _blanked(
+        features: Mapping[str, Float[Tensor, "n _"]], here: Mapping[str, Bool[Tensor, " n"]]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """Zeros for samples that lack a modality, also where encoders meet before the head."""
+        return {
+            name: value * here[name][:, None] if name in here else value
+            for name, value in features.items()
+        }
 
     def _fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         logits: Tensor = self.head(features)[0]
         return logits
 
     def _ablated(
-        self, encoders: Mapping[str, Encoder], inputs: Inputs, keep: Collection[str]
+        self,
+        encoders: Mapping[str, Encoder],
+        inputs: Inputs,
+        here: Mapping[str, Bool[Tensor, " n"]],
+        keep: Collection[str],
     ) -> Float[Tensor, "n c"]:
         masked = {
             name: x if name in keep else _blank(x, self.encoders[name])
@@ -96,7 +111,7 @@ class LateFusion(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()  # BatchNorm's statistics are of real inputs
         try:
-            return self._fused(self.head.encoded(encoders, masked))
+            return self._fused(self._blanked(self.head.encoded(encoders, masked), here))
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -123,7 +138,13 @@ class _Partly:
         """Encodes all samples, as blocks between modalities take them together."""
         assert isinstance(self.encoder, Staged)
         found = yield from self.encoder.staged(x)
-        return found * self.here[:, None]
+        return found
+
+    def tokens(self, x: Tensor | Padded) -> Tokens:
+        """The tokens of all samples; none of those that lack the modality is attended to."""
+        assert isinstance(self.encoder, Tokened)
+        steps, there = self.encoder.tokens(x)
+        return Tokens(steps, there & self.here[:, None])
 
     def _encoded(self, x: Tensor | Padded) -> Tensor:
         found: Tensor = self.encoder(x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evenly.data.dataset import Kind, Modality, Padded
 from evenly.nn.encoders import Standardise
+from evenly.nn.tokens import Tokened, Tokens
 
 Config = dict[str, Any]
 
@@ -95,7 +96,7 @@ class ResNet18(_Pictures):
         super().__init__(modality, "resnet", pretrained, config)
 
 
-class ViT(_Pictures):
+class ViT(_Pictures, Tokened):
     """A vision transformer (Dosovitskiy et al., ICLR 2021); features are of its class token."""
 
     def __init__(
@@ -111,8 +112,14 @@ class ViT(_Pictures):
         found: Tensor = self.model(images).last_hidden_state[:, 0]
         return found
 
+    def tokens(self, x: Shaped[Tensor, "n ..."]) -> Tokens:
+        """The patches' tokens after a class token; of a video, one frame's after the other's."""
+        images = self.standardise(x)
+        steps: Tensor = self.model(images.flatten(0, -4)).last_hidden_state
+        return _whole(steps.reshape(len(x), -1, steps.shape[2]))
 
-class AST(_Named):
+
+class AST(_Named, Tokened):
     """An audio spectrogram transformer (Gong et al., Interspeech 2021), for (1, bands, frames)."""
 
     def __init__(
@@ -132,8 +139,13 @@ class AST(_Named):
         found: Tensor = self.model(self.standardise(x)[:, 0].transpose(1, 2)).pooler_output
         return found
 
+    def tokens(self, x: Shaped[Tensor, "n 1 b t"]) -> Tokens:
+        """The patches' tokens after a class token."""
+        sound = self.standardise(x)[:, 0].transpose(1, 2)
+        return _whole(self.model(sound).last_hidden_state)
 
-class BERT(_Named):
+
+class BERT(_Named, Tokened):
     """A BERT (Devlin et al., NAACL 2019), for texts; the mean over the tokens.
 
     With `pretrained`, the texts must have been read with its own tokenizer:
@@ -150,15 +162,19 @@ class BERT(_Named):
 
     def forward(self, x: Padded) -> Float[Tensor, "n d"]:
         """Encodes texts."""
+        return _mean(*self.tokens(x))
+
+    def tokens(self, x: Padded) -> Tokens:
+        """The tokens of the text; a tokenizer of BERT puts its class token first."""
         there = _there(x)
         size: Any = self.model.config
         known = x.values.long()
-        tokens = torch.where(known < size.vocab_size, known, 1)
-        found = self.model(input_ids=tokens, attention_mask=there.long()).last_hidden_state
-        return _mean(found, there)
+        ids = torch.where(known < size.vocab_size, known, 1)
+        found = self.model(input_ids=ids, attention_mask=there.long()).last_hidden_state
+        return Tokens(found, there)
 
 
-class Wav2Vec(_Named):
+class Wav2Vec(_Named, Tokened):
     """A wav2vec 2.0 (Baevski et al., NeurIPS 2020), for waveforms (t, 1); the mean over time."""
 
     def __init__(
@@ -172,11 +188,14 @@ class Wav2Vec(_Named):
 
     def forward(self, x: Shaped[Tensor, "n t 1"]) -> Float[Tensor, "n d"]:
         """Encodes waveforms of one length."""
-        found: Tensor = self.model(self.standardise(x)[..., 0]).last_hidden_state
-        return found.mean(1)
+        return self.tokens(x).steps.mean(1)
+
+    def tokens(self, x: Shaped[Tensor, "n t 1"]) -> Tokens:
+        """A token for each stretch of sound; the first serves as class token."""
+        return _whole(self.model(self.standardise(x)[..., 0]).last_hidden_state)
 
 
-class Transformer(nn.Module):
+class Transformer(Tokened):
     """Transformer layers over the steps of a sequence; features are of a class token.
 
     Padding is not attended to. Steps have sinusoidal positions, so any length goes.
@@ -198,12 +217,12 @@ class Transformer(nn.Module):
         if width % (2 * heads):
             raise ValueError(f"Transformer: width {width} is no multiple of twice {heads} heads.")
         self.out_features = width
-        self.tokens = modality.shape[1]
+        self.known = modality.shape[1]
         self.embed: nn.Module
         if modality.kind == "text":
-            self.embed = nn.Embedding(self.tokens, width)
+            self.embed = nn.Embedding(self.known, width)
         else:
-            self.embed = nn.Sequential(Standardise(modality), nn.Linear(self.tokens, width))
+            self.embed = nn.Sequential(Standardise(modality), nn.Linear(self.known, width))
         self.start = nn.Parameter(0.02 * torch.randn(width))
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.1, activation="gelu", batch_first=True,
@@ -213,16 +232,24 @@ class Transformer(nn.Module):
 
     def forward(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Float[Tensor, "n w"]:
         """Encodes sequences, of equal or unequal lengths."""
+        return self.tokens(x).steps[:, 0]
+
+    def tokens(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Tokens:
+        """A token for each step, after a class token."""
         values = x.values if isinstance(x, Padded) else x
         there = _there(x) if isinstance(x, Padded) else values.new_ones(values.shape[:2]).bool()
         if isinstance(self.embed, nn.Embedding):
-            values = torch.where(values < self.tokens, values, 1).long()
+            values = torch.where(values < self.known, values, 1).long()
         steps = self.embed(values)
         steps = steps + _positions(steps)
         start = self.start.expand(len(steps), 1, -1).to(steps.dtype)
-        blank = torch.cat([there.new_zeros(len(steps), 1), ~there], dim=1)
-        found: Tensor = self.layers(torch.cat([start, steps], dim=1), src_key_padding_mask=blank)
-        return found[:, 0]
+        there = torch.cat([there.new_ones(len(steps), 1), there], dim=1)
+        found: Tensor = self.layers(torch.cat([start, steps], dim=1), src_key_padding_mask=~there)
+        return Tokens(found, there)
+
+
+def _whole(steps: Float[Tensor, "n t w"]) -> Tokens:
+    return Tokens(steps, steps.new_ones(steps.shape[:2], dtype=torch.bool))
 
 
 def _positions(steps: Float[Tensor, "n t w"]) -> Float[Tensor, "t w"]:

@@ -15,7 +15,9 @@ from evenly.nn.heads.film import FiLMHead
 from evenly.nn.heads.gated import GatedHead
 from evenly.nn.heads.late import LateHead
 from evenly.nn.heads.lowrank import LowRankHead
+from evenly.nn.heads.mbt import BottleneckHead
 from evenly.nn.heads.mmtm import MMTMHead
+from evenly.nn.heads.mult import CrossModalHead
 from evenly.nn.heads.multi import MultiHead
 from evenly.nn.heads.shared import SharedHead
 from evenly.nn.heads.sum import SumHead
@@ -30,8 +32,12 @@ FUSIONS: dict[str, type[Head]] = {
 }
 """Ways to fuse features, of which any serves a method that is made for 'concat'."""
 
+TOKEN_FUSIONS: dict[str, type[Head]] = {"mbt": BottleneckHead, "mult": CrossModalHead}
+"""Likewise for encoders that give tokens, which meet before they are pooled."""
+
 HEADS: dict[str, type[Head]] = {
     **FUSIONS,
+    **TOKEN_FUSIONS,
     "multi": MultiHead,
     "late": LateHead,
     "ensemble": EnsembleHead,
@@ -50,13 +56,16 @@ HEADS: dict[str, type[Head]] = {
 __all__ = [
     "FUSIONS",
     "HEADS",
+    "TOKEN_FUSIONS",
     "AMCoHead",
     "AttentionHead",
     "BoostedHead",
+    "BottleneckHead",
     "CertaintyHead",
     "ConcatHead",
     "ConfigurableHead",
     "CosineHead",
+    "CrossModalHead",
     "DecodingHead",
     "EnergyHead",
     "EnsembleHead",

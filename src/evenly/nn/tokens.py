@@ -1,0 +1,62 @@
+"""Encoders that give tokens, which transformers fuse before they are pooled."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Tokens(NamedTuple):
+    """What an encoder makes of each step of its input.
+
+    Attributes:
+        steps: (n, t, width), the class token first.
+        there: (n, t) which of them are no padding.
+    """
+
+    steps: Tensor
+    there: Tensor
+
+
+class Tokened(nn.Module):
+    """An encoder whose features are one of its tokens, or their mean.
+
+    Attributes:
+        out_features: Width of tokens and features.
+    """
+
+    out_features: int
+
+    @abstractmethod
+    def tokens(self, x: Any) -> Tokens:
+        """All tokens."""
+
+
+def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
+    """Raises if an encoder gives no tokens."""
+    for name, encoder in encoders.items():
+        if not isinstance(encoder, Tokened):
+            raise ValueError(
+                f"'{head}' fuses tokens, but encoder '{name}' ({type(encoder).__name__}) gives "
+                "none. Ask for one that does: transformer, vit, ast, bert or wav2vec."
+            )
+
+
+def tokens_of(
+    names: Iterable[str], encoders: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> dict[str, Tokens]:
+    """The tokens of each modality that a batch holds."""
+    return {name: encoders[name].tokens(inputs[name]) for name in names if name in inputs}
+
+
+def heads_of(width: int) -> int:
+    """Heads of an attention: four, or as many as divide the width."""
+    return next(n for n in (4, 2, 1) if width % n == 0)
+
+
+def layer_of(width: int) -> nn.TransformerEncoderLayer:
+    """A transformer layer in the form that trains without warm-up."""
+    return nn.TransformerEncoderLayer(
+        width, heads_of(width), 4 * width, activation="gelu", batch_first=True, norm_first=True
+    )
