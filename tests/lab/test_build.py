@@ -61,7 +61,7 @@ def test_an_encoder_by_import_path(data):
         ({"sound": "test_build.Mine"}, r"--encoders names \['sound'\].*modalities \['m1', 'm2'\]"),
         ({"m1": "no.such.Net"}, r"no encoder 'no\.such\.Net' can be imported \(No module"),
         ({"m1": "test_build.Nobody"}, "no encoder 'test_build.Nobody' can be imported"),
-        ({"m1": "Mine"}, "no encoder 'Mine' can be imported"),
+        ({"m1": "Mine"}, "'Mine' is no encoder"),
     ],
 )
 def test_encoders_that_cannot_be(data, encoders, message):

@@ -87,7 +87,7 @@ def test_selected_by_validation_and_tested_with_those_weights(finished):
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     folder, result, _ = finished
-    monkeypatch.setattr(run, "load", lambda spec: pytest.fail("it trains again"))
+    monkeypatch.setattr(run, "load_data", lambda training: pytest.fail("it trains again"))
     assert run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 0), folder) == result
 
 

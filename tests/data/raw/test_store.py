@@ -281,7 +281,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_prepare import make, Slow
+from test_store import make, Slow
 from evenly.data.raw.prepare import prepare
 if __name__ == "__main__":
     folder = Path({folder!r})
