@@ -14,7 +14,7 @@ from PIL import Image
 
 import trees
 from evenly import METHODS
-from evenly.cli import main
+from evenly.cli import _underscored, main
 from evenly.data import DATASETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -335,3 +335,9 @@ def test_a_reader_that_has_enough(features):
     command = f"{sys.executable} -m evenly.cli compare --help | head -1"
     ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert ran.stderr == ""
+
+
+def test_options_are_taken_with_dashes_and_modalities_as_they_are():
+    given = ["compare", "--limit-samples=3", "--skip-broken", "--encoders.my-ear", "a-b.C", "--out"]
+    expected = ["compare", "--limit_samples=3", *given[2:]]
+    assert _underscored(given) == expected

@@ -549,7 +549,9 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     for text in arguments:
         name, equals, value = text.partition("=")
         plain = name.startswith("--") and name != "--skip-broken"
-        found.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if plain else text)
+        option, dot, key = name[2:].partition(".")  # a key is a modality, and stays as it is
+        option = option.replace("-", "_")
+        found.append(f"--{option}{dot}{key}{equals}{value}" if plain else text)
     return found
 
 
@@ -575,11 +577,13 @@ def _training(options: Namespace) -> Training:
 
 def _prepared(training: Training, out: Path, options: Namespace) -> Training:
     """The same training; of a table or a folder, it reads a store made beside its results."""
+    from evenly.data.catalogue import TABLES
+
     if options.folder is not None:
         if options.source is None:
             raise ValueError("--folder goes with --source, or with a --recipe that names one.")
         source = _official(options.source, options.folder)
-    elif training.data.endswith((".csv", ".parquet")):
+    elif training.data.endswith(TABLES):
         from evenly.data.raw import table
 
         source = table(Path(training.data))
@@ -600,8 +604,10 @@ def _short(options: Namespace, training: Training) -> str:
     """A folder name: the recipe's, or the data set's, or that of its file or folder."""
     if options.recipe:
         return str(options.recipe)
+    from evenly.data.catalogue import TABLES
+
     data = options.source if options.folder else training.data
-    file = data.endswith((".npz", ".csv", ".parquet"))
+    file = data.endswith((".npz", *TABLES))
     return Path(data).stem if file else Path(data.partition("(")[0]).name
 
 

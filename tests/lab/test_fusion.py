@@ -1,12 +1,15 @@
 """Every way to fuse serves every method that is made for no head of its own."""
 
+from typing import get_args
+
 import pytest
 
 from evenly import METHODS
 from evenly.lab.prepare import prepare
 from evenly.lab.run import run_cell
-from evenly.lab.settings import Cell, Training
+from evenly.lab.settings import Cell, Fusion, Training
 from evenly.nn import FUSIONS
+from evenly.nn.heads import TOKEN_FUSIONS
 
 DATA = "synthetic(train=48,val=24,test=24,classes=3)"
 PLAIN = [name for name, kind in METHODS.items() if kind.info.head == "concat"]
@@ -27,6 +30,10 @@ def test_a_method_trains_on_a_fusion_that_is_no_sum(method, tmp_path):
 def test_a_fusion_trains(fusion, tmp_path):
     result = run_cell(cell("ogm_ge", fusion), tmp_path)
     assert {"accuracy/m1", "accuracy/m2"} <= set(result.metrics["test"])
+
+
+def test_the_option_names_every_fusion():
+    assert set(get_args(Fusion)) == {*FUSIONS, *TOKEN_FUSIONS}
 
 
 def test_a_head_of_its_own_is_kept_and_said():

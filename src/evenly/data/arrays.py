@@ -11,12 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from evenly.data.dataset import Data, Kind, Ragged, SplitName, check_classes, stratified
+from evenly.data.dataset import SPLITS, Data, Kind, Ragged, SplitName, check_classes, stratified
 from evenly.files import replacing
 
 Array = npt.NDArray[Any]
 
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 VALIDATION = 0.15
 _RESERVED = ("labels", "split", "class_names")
 

@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evenly.data.dataset import Data, Modality, Ragged, SplitName, check_classes
+from evenly.data.dataset import SPLITS, Data, Modality, Ragged, SplitName, check_classes
 from evenly.files import write_text
 
 DESCRIPTION = "dataset.json"
@@ -138,8 +138,7 @@ def open_store(folder: Path) -> Data:
             inputs[name] = arrays.rows(name, dtype, *known.shape)
     split = arrays.rows("split", torch.uint8)
     rows: dict[SplitName, Tensor] = {
-        name: torch.nonzero(split == number).flatten()
-        for number, name in enumerate(get_args(SplitName))
+        name: torch.nonzero(split == number).flatten() for number, name in enumerate(SPLITS)
     }
     target = arrays.rows("label", torch.int64)
     for name, members in rows.items():

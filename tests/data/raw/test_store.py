@@ -16,7 +16,7 @@ from tensordict import TensorDict
 
 from evenly.data.dataset import Data, Padded
 from evenly.data.raw.prepare import prepare
-from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video
+from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video, Wave
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 
@@ -136,6 +136,7 @@ def test_every_reader(tmp_path):
         "field": Flow(2, (16, 16), "farneback", "stacked"),
         "mel": Spectrogram("mel", 0.2),
         "fbank": Spectrogram("fbank", 0.2),
+        "wave": Wave(0.5, 8_000),
     }
     samples = []
     for k in range(3):
@@ -144,7 +145,7 @@ def test_every_reader(tmp_path):
         for n in range(10):
             Picture.new("RGB", (12, 8), (10 * n, k, 0)).save(clip / f"{n}.png")
         soundfile.write(tmp_path / f"{k}.wav", np.random.default_rng(k).normal(size=4000), 16_000)
-        cells = {name: tmp_path / f"{k}.wav" if name in ("mel", "fbank") else clip
+        cells = {name: tmp_path / f"{k}.wav" if name in ("mel", "fbank", "wave") else clip
                  for name in readers}  # fmt: skip
         samples.append(Sample(clip.name, 0, ("train", "val", "test")[k], cells))
     prepare(Source("clips", readers, samples, ["one"]), tmp_path / "store", workers=1)
@@ -159,9 +160,10 @@ def test_every_reader(tmp_path):
     assert rows(data, "val", "field").shape == (1, 4, 16, 16)
     assert rows(data, "val", "mel").shape == (1, 1, 128, 21)
     assert rows(data, "val", "fbank").shape == (1, 1, 128, 18)
+    assert rows(data, "val", "wave").shape == (1, 4000, 1)  # of 2,000: they are repeated
     kinds = {name: modality.kind for name, modality in data.modalities.items()}
-    assert kinds == {"clip": "video", "drawn": "video", "paced": "video", "flow": "video",
-                     "field": "image", "mel": "image", "fbank": "image"}  # fmt: skip
+    assert [kinds.pop(name) for name in ("clip", "drawn", "paced", "flow")] == ["video"] * 4
+    assert kinds == {"field": "image", "mel": "image", "fbank": "image", "wave": "sequence"}
 
 
 def test_a_missing_modality(tmp_path):

@@ -8,7 +8,9 @@ from evenly.data.raw.readers import (
     Image,
     Reader,
     Spectrogram,
+    Text,
     Video,
+    Wave,
     spelled,
 )
 from evenly.data.raw.source import Sample, Source
@@ -23,7 +25,9 @@ __all__ = [
     "Sample",
     "Source",
     "Spectrogram",
+    "Text",
     "Video",
+    "Wave",
     "batches",
     "columns_of",
     "prepare",

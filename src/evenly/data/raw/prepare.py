@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from evenly import child
-from evenly.data.dataset import Padded, Ragged, SplitName, check_classes, described
+from evenly.data.dataset import SPLITS, Padded, Ragged, check_classes, described
 from evenly.data.raw.readers import Reader, spelled
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
@@ -39,7 +39,6 @@ from evenly.data.store import (
 )
 
 JOURNAL = "journal.jsonl"
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 def prepare(
@@ -64,6 +63,7 @@ def prepare(
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if not waiting and is_store(out):
             return describe(out)
+        (out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
         with tqdm(
             total=len(source.samples),
             initial=len(source.samples) - len(waiting),
@@ -164,7 +164,7 @@ def batches(
     several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
     for number, found in _decoded(source, range(len(source.samples)), workers):
         if isinstance(found, str):
-            raise ValueError(_broken(source, {number: found}))
+            raise ValueError(f"{source.name}: '{source.samples[number].name}': {found}")
         several.append((source.samples[number], found))
         if len(several) == size or number + 1 == len(source.samples):
             yield _batch(source.readers, several)
@@ -278,7 +278,6 @@ class _Journal:
 
     def add(self, number: int, found: Decoded) -> None:
         """Writes one sample, then notes that it is written."""
-        (self.out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
         if not isinstance(found, str):
             found = self._written(number, found)
         if isinstance(found, str):

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from evenly.data.dataset import SplitName, spread
+from evenly.data.dataset import SPLITS, SplitName, spread
 from evenly.data.raw.readers import Reader
 
 
@@ -59,7 +59,7 @@ class Source:
         For a trial: of a data set that is there in part, what is there.
         """
         kept: set[int] = set()
-        for split in get_args(SplitName):
+        for split in SPLITS:
             there = [
                 n
                 for n, sample in enumerate(self.samples)

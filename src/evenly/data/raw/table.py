@@ -12,6 +12,7 @@ import torch
 from PIL import Image as Picture
 from PIL import UnidentifiedImageError
 
+from evenly.data.arrays import VALIDATION
 from evenly.data.dataset import SplitName, stratified
 from evenly.data.media.error import check_file
 from evenly.data.raw.readers import (
@@ -28,7 +29,7 @@ from evenly.data.raw.source import Sample, Source
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
-VALIDATION, TEST = 0.15, 0.15
+TEST = 0.15
 VOCABULARY = 20_000
 _RESERVED = ("label", "split", "name")
 

@@ -7,13 +7,13 @@ from typing import Literal
 
 import torch
 
+from evenly.data.arrays import VALIDATION
 from evenly.data.dataset import SplitName, stratified
 from evenly.data.raw.readers import Reader, Spectrogram, Video
 from evenly.data.raw.sets.official import listed
 from evenly.data.raw.source import Sample, Source
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv")
-VALIDATION = 0.15
 
 
 def kinetics_sounds(
