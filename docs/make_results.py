@@ -67,6 +67,7 @@ def main():
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     parts = [section(arguments, *one) for one in SETS]
+    parts.insert(0, glance([arguments.work / name for name, *_ in SETS]))
     page = HERE / "results.md"
     written, _, _ = page.read_text(encoding="utf-8").partition(MARK)
     page.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
@@ -97,11 +98,38 @@ def run(command):
     subprocess.run([str(part) for part in command], check=True)
 
 
-def table(out, config):
-    """The test metrics of each method, as Markdown."""
+def glance(folders):
+    """Every method that uses all modalities on every set, the best mean rank first."""
+    ranks, cells = {}, {}
+    for out in folders:
+        rows = [row for (_, metric), row in summary(out).items() if metric == "accuracy"]
+        rows = [row for row in rows if not row["method"].startswith("unimodal")]
+        rows.sort(key=lambda row: -float(row["mean"]))
+        for rank, row in enumerate(rows, 1):
+            ranks.setdefault(row["method"], []).append(rank)
+            star = "*" if row["p_holm"] and float(row["p_holm"]) < 0.05 else ""
+            text = f"{100 * float(row['difference']):+.1f}{star}" if row["difference"] else ""
+            cells.setdefault(row["method"], []).append(text)
+    lines = ["## At a glance", ""]
+    lines += ["Points of test accuracy against joint training; * where p is below .05.", ""]
+    lines += [f"| method | {' | '.join(out.name for out in folders)} | mean rank |"]
+    lines += ["|" + " --- |" * (len(folders) + 2)]
+    for method in sorted(ranks, key=lambda method: sum(ranks[method])):
+        mean = f"{statistics.mean(ranks[method]):.1f}"
+        lines.append(f"| {' | '.join([method, *cells[method], mean])} |")
+    return "\n".join([*lines, ""])
+
+
+def summary(out):
+    """By method and metric, the rows of summary.csv on the test split."""
     with (out / "summary.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    found = {(row["method"], row["metric"]): row for row in rows}
+    return {(row["method"], row["metric"]): row for row in rows}
+
+
+def table(out, config):
+    """The test metrics of each method, as Markdown."""
+    found = summary(out)
     modalities = config["modalities"]
     seconds = times(out)
     head = ["method", "accuracy", "95 % interval", "macro-F1"]
@@ -117,7 +145,7 @@ def table(out, config):
         cells += [spread(row) if row else "" for row in alone]
         difference = accuracy["difference"]
         cells += [f"{100 * float(difference):+.1f}" if difference else ""]
-        cells += [f"{float(accuracy['p_holm']):.3f}" if accuracy["p_holm"] else ""]
+        cells += [probability(accuracy["p_holm"])]
         cells += [f"{seconds[method] / seconds['joint']:.1f}x"]
         lines.append(" | ".join(cells))
     return [f"| {line} |" for line in lines]
@@ -189,6 +217,12 @@ def precision(out):
 
 def spread(row):
     return f"{percent(row['mean'])} ± {percent(row['std'])}"
+
+
+def probability(text):
+    if not text:
+        return ""
+    return "< 0.001" if float(text) < 0.001 else f"{float(text):.3f}"
 
 
 def percent(value):

@@ -70,13 +70,16 @@ def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, n
 
 
 def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
-    """Encoders under the head that the method is made for; of some methods, one encoder."""
+    """Encoders under the head that the method is made for; of some methods, one encoder.
+
+    Convolutions over images are laid out channels-last, which `benchmarks/train_step.py` measures.
+    """
     info = METHODS[parse(cell.method).name].info
     if info.alone:
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
     head = cell.training.fusion if info.head == "concat" else info.head
-    return LateFusion(encoders, num_classes, head)
+    return LateFusion(encoders, num_classes, head).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
