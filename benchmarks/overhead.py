@@ -6,11 +6,12 @@
 
 The models are a pair of ResNet-18 (a sound of one channel, a picture of three; 64 samples in a
 batch as in the papers, at a quarter of their pixels) and a pair of MLPs. A step is what the lab
-does with one batch: forward, loss, backward, the method's hooks and the optimiser; what comes
-between epochs is not part of it. Steps of the method and of joint training alternate, and the
-ratio is the median over the pairs, so that other work on the machine weighs on both sides; of the
-phases that a method goes through, the dearest counts. Memory is the peak of a process that trains
-with the method alone, beyond what it held before it made the model.
+does with one batch: forward and loss, under bf16 autocast where the processor is fast at it,
+backward, the method's hooks and the optimiser; what comes between epochs is not part of it. Steps
+of the method and of joint training alternate, and the ratio is the median over the pairs, so that
+other work on the machine weighs on both sides; of the phases that a method goes through, the
+dearest counts. Memory is the peak of a process that trains with the method alone, beyond what it
+held before it made the model.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from evenly import METHODS, Probe
 from evenly.data import Data, collate
@@ -36,7 +36,7 @@ from evenly.lab.build import (
     build_sampler,
     expanded,
 )
-from evenly.lab.run import forward
+from evenly.lab.run import forward, has_fast_bf16
 from evenly.lab.settings import Cell, Training
 from evenly.resampling import Repeated
 from evenly.spec import parse, split
@@ -48,29 +48,14 @@ PAIRS = {
     "resnet": ({"sound": (1, 112, 112), "picture": (3, 112, 112)}, 64, 2),
     "mlp": ({"first": (1024,), "second": (1024,)}, 256, 10),
 }
+AUTOCAST = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
 NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "overhead.json"
 
 
-class ResNet18(nn.Module):
-    """The paper's encoder: 11 million parameters, one vector of 512 for each sample."""
-
-    out_features = 512
-
-    def __init__(self, channels):
-        from transformers import ResNetConfig, ResNetModel
-
-        super().__init__()
-        config = ResNetConfig(
-            num_channels=channels,
-            depths=[2, 2, 2, 2],
-            hidden_sizes=[64, 128, 256, 512],
-            layer_type="basic",
-        )
-        self.net = ResNetModel(config)
-
-    def forward(self, x):
-        """One vector for each sample."""
-        return self.net(x).pooler_output.flatten(1)
+def passed(model, batch):
+    """A forward pass under the precision of the lab."""
+    with AUTOCAST:
+        return forward(model, batch)
 
 
 class Trainer:
@@ -80,7 +65,7 @@ class Trainer:
         shapes, size, batches = PAIRS[pair]
         encoders = {}
         if pair == "resnet":
-            encoders = {name: f"overhead.ResNet18(channels={s[0]})" for name, s in shapes.items()}
+            encoders = dict.fromkeys(shapes, "resnet18")
         training = Training(epochs=EPOCHS, batch_size=size, width=512, encoders=encoders)
         cell = Cell(training, case, 0)
         data = random_data(shapes, size * batches, size)
@@ -94,7 +79,7 @@ class Trainer:
             collate_fn=collate,
         )
         val = torch.utils.data.DataLoader(data.split("val"), size, collate_fn=collate)
-        self.probe = Probe(self.model, forward, self.loader, val)
+        self.probe = Probe(self.model, passed, self.loader, val)
 
     def begin(self, epoch):
         """Runs `before_epoch`; the batches of the epoch."""
@@ -103,15 +88,16 @@ class Trainer:
         self.model.train()
         return list(self.loader)
 
-    def step(self, batch):
+    def step(self, whole):
         """Seconds of one batch."""
         start = time.perf_counter()
         for _ in range(self.method.repeats):
+            batch = whole
             if (turn := self.method.turn) is not None:
-                passed = {**batch, "inputs": {turn: batch["inputs"][turn]}}
-            else:
-                passed = batch
-            self.method.backward(self.method.loss(*forward(self.model, passed)))
+                batch = {**batch, "inputs": {turn: batch["inputs"][turn]}}
+            with AUTOCAST:
+                loss = self.method.loss(*forward(self.model, batch))
+            self.method.backward(loss)
             self.method.before_step()
             self.optimizer.step()
             self.optimizer.zero_grad()

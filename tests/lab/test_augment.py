@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,37 @@ def test_a_run_is_augmented_and_repeats_exactly(data, tmp_path, method):
         found[name] = last(tmp_path / name)
     assert all(torch.equal(value, found["two"][key]) for key, value in found["one"].items())
     assert any(not torch.equal(value, found["plain"][key]) for key, value in found["one"].items())
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What every call of an augmentation gave for the eye."""
+    found, call = [], Augment.__call__
+
+    def recorded(self, inputs, epoch, batch):
+        changed = call(self, inputs, epoch, batch)
+        found.append(changed["eye"].clone())
+        return changed
+
+    monkeypatch.setattr(Augment, "__call__", recorded)
+    return found
+
+
+def test_training_steps_alone_are_augmented_and_alike_for_every_method(data, drawn, tmp_path):
+    training = Training(data, epochs=2, batch_size=8, width=8, augment={"eye": "picture"})
+    for method in ("joint", "relearn(every=1)", "agm"):
+        run_cell(Cell(training, method, 0), tmp_path / method)
+    assert len(drawn) == 3 * 2 * 3  # methods, epochs, batches: no diagnosis, no evaluation
+    for step in range(6):
+        assert torch.equal(drawn[step], drawn[6 + step])
+        assert torch.equal(drawn[step], drawn[12 + step])
+
+
+def test_teachers_are_augmented(data, drawn, tmp_path):
+    training = Training(data, epochs=2, batch_size=8, width=8, augment={"eye": "picture"})
+    run_cell(Cell(training, "umt(teacher_epochs=3)", 0), tmp_path)
+    assert len(drawn) == (3 + 2) * 3
+    assert all(not torch.equal(x, y) for x, y in pairwise(drawn))
 
 
 @pytest.mark.parametrize(

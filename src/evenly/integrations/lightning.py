@@ -152,8 +152,9 @@ class Balance(Callback):
             return None
 
         def forward(model: nn.Module, batch: Any) -> tuple[Output, Tensor]:
-            # Validating, so that augmentation which a module applies in training only is off.
-            trainer.validating = True
+            # Validating, so that augmentation which a module applies in training only is off;
+            # a teacher is trained as the model is.
+            trainer.validating = not model.training
             try:
                 batch = _to_device(trainer, batch)
                 with trainer.precision_plugin.val_step_context():

@@ -1,8 +1,9 @@
 """Augmentation of training batches, on the device they are on; the same for every method.
 
-What is drawn depends on the seed of the run, the epoch and the number of the batch alone: not on
-the method, nor on how often a run was stopped. Diagnoses, evaluations and the trainings of teachers
-see the data as they are.
+What is drawn for a training step depends on the seed of the run, the epoch and the number of the
+batch alone: not on the method, nor on how often a run was stopped. Teachers and trials that some
+methods train for themselves are augmented alike. Diagnoses and evaluations see the data as they
+are.
 """
 
 from collections.abc import Callable, Mapping

@@ -160,6 +160,7 @@ class Task(L.LightningModule):
     ) -> None:
         super().__init__()
         self.augment = augment
+        self._batch: tuple[int, int] | None = None  # epoch and number, within a training step
         self.model, self.method, self.optimizer = model, method, optimizer
         self.num_classes, self.cell = num_classes, cell
         self.train_sums = torch.zeros(3)  # loss, correct, samples: on the device until asked
@@ -168,7 +169,11 @@ class Task(L.LightningModule):
     def forward(
         self, inputs: dict[str, Tensor | Padded], present: dict[str, Tensor] | None = None
     ) -> Output:
-        """The model's."""
+        """The model's, on augmented inputs in training mode: that of a method's teachers, too."""
+        if self.training and self.augment.changes:
+            # Teachers train with the global stream seeded by the probe.
+            key = self._batch or tuple(torch.randint(2**31, (2,)).tolist())
+            inputs = self.augment(inputs, *key)
         output: Output = self.model(inputs, present)
         return output
 
@@ -185,11 +190,11 @@ class Task(L.LightningModule):
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The method's loss."""
-        inputs = self.augment(batch["inputs"], self.current_epoch, number // self.method.repeats)
-        batch = {**batch, "inputs": inputs}
         if (turn := self.method.turn) is not None:
             batch = {**batch, "inputs": {turn: batch["inputs"][turn]}}
-        output, target = forward(self.model, batch)
+        self._batch = self.current_epoch, number // self.method.repeats
+        output, target = forward(self, batch)
+        self._batch = None
         loss = self.method.loss(output, target)
         with torch.no_grad():
             correct = (output.logits.argmax(1) == target).sum()
