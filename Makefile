@@ -40,6 +40,7 @@ bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py --growth
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/train_step.py
 
 clean:
 	rm -rf .venv demo runs

@@ -79,7 +79,10 @@ def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> La
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
     head = cell.training.fusion if info.head == "concat" else info.head
-    return LateFusion(encoders, num_classes, head).to(memory_format=torch.channels_last)
+    model = LateFusion(encoders, num_classes, head)
+    # torch's own overloads do not know the argument.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 @torch.no_grad()
