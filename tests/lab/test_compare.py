@@ -314,6 +314,26 @@ def test_summary_by_hand():
     assert by_method["b"]["p_holm"] == 1.0
     assert "difference" not in by_method["c"]  # it shares no seed with joint
     assert by_method["joint"]["std"] == pytest.approx(0.1)
+    assert by_method["a"]["test"] == "paired t over seeds"
+    assert by_method["a"]["p_permutation"] == 0.25  # two of the eight ways to flip the signs
+    # t(0.975, 2) = 4.3027, and .01 / √3 is the standard error
+    assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
+
+
+def test_accuracy_is_tested_over_seeds_and_samples(comparison):
+    rows = {
+        (row["split"], row["metric"]): row
+        for row in read(comparison / "summary.csv")
+        if row["method"] == "ogm_ge"
+    }
+    for metric in ("accuracy", "macro_f1"):
+        row = rows["test", metric]
+        assert row["test"] == "bootstrap over seeds and samples"
+        low, high = float(row["difference_low"]), float(row["difference_high"])
+        assert low <= float(row["difference"]) <= high
+        assert 0 < float(row["p_value"]) <= float(row["p_holm"]) <= 1
+    assert rows["val", "accuracy"]["test"] == "paired t over seeds"
+    assert rows["test", "loss"]["test"] == "paired t over seeds"
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from evenly.lab.statistics import holm, paired_p, summarise
+from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
 
 
 def test_interval_by_hand():
@@ -33,6 +33,13 @@ def test_pairing_counts():
     ours = [0.510, 0.612, 0.711, 0.809]
     assert paired_p(ours, theirs) < 0.01
     assert stats.ttest_ind(ours, theirs).pvalue > 0.9
+
+
+def test_permutation_by_hand():
+    """Differences 1, 2, -1: |sum| ≥ 2 for six of the eight ways to flip their signs."""
+    assert permutation_p([1.0, 2.0, -1.0], [0.0] * 3) == pytest.approx(6 / 8)
+    assert permutation_p([0.7], [0.6]) is None
+    assert permutation_p([0.7] * 6, [0.6] * 6) == pytest.approx(2 / 2**6)
 
 
 @pytest.mark.parametrize("ours", [[0.5], [0.5, 0.5]])

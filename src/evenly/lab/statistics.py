@@ -53,6 +53,26 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
+def permutation_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Two-sided p of the exact permutation test over seeds: signs of the differences flip.
+
+    It assumes nothing of how they are spread, and cannot be below 2 / 2ⁿ: with five seeds .0625.
+    Above 13 seeds it is of 10,000 draws. None for fewer than two seeds.
+    """
+    difference = np.subtract(ours, theirs, dtype=np.float64)
+    if len(difference) < 2:
+        return None
+    found = stats.permutation_test(
+        (difference,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=10_000,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction for testing several methods: the i-th smallest p times (n - i)."""
     order = np.argsort(p_values)

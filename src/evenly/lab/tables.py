@@ -1,13 +1,17 @@
 """The tables of a comparison: results.csv, summary.csv, and the text that the command prints."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from evenly.files import write_csv
+from evenly.lab import bootstrap
 from evenly.lab.result import Result
-from evenly.lab.statistics import holm, paired_p, summarise
+from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
 from evenly.report import write_report
 from evenly.report.folder import REFERENCE, read_config
 
@@ -22,9 +26,28 @@ SUMMARY = (
     "high",
     "seeds",
     "difference",
+    "difference_low",
+    "difference_high",
+    "test",
     "p_value",
     "p_holm",
+    "p_permutation",
 )
+RESAMPLED = "bootstrap over seeds and samples"
+OVER_SEEDS = "paired t over seeds"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the finished runs of a comparison said on its test split.
+
+    Attributes:
+        target: Class of each sample.
+        guess: By method and seed, the class that it was taken for.
+    """
+
+    target: Int[np.ndarray, " n"]
+    guess: Mapping[str, Mapping[int, Int[np.ndarray, " n"]]]
 
 
 def write_tables(out: Path) -> Path:
@@ -36,16 +59,14 @@ def write_tables(out: Path) -> Path:
     read_config(out)
     results = read_results(out)
     write_csv(out / "results.csv", RESULTS, results)
-    write_csv(out / "summary.csv", SUMMARY, summary(results))
+    write_csv(out / "summary.csv", SUMMARY, summary(results, read_answers(out)))
     return write_report(out)
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
     """The rows of results.csv, from the result.json of each finished run."""
-    found = [Result.read(path.parent) for path in sorted((out / "runs").glob("*/result.json"))]
     rows = []
-    for result in found:
-        assert result is not None
+    for _, result in _finished(out):
         cost = {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
         metrics = {**result.metrics, "train": {**cost, "steps": result.steps}}
         rows += [
@@ -62,11 +83,37 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def read_answers(out: Path) -> Answers | None:
+    """The predictions of each finished run; None before there is one."""
+    guess: dict[str, dict[int, Int[np.ndarray, " n"]]] = {}
+    target = None
+    for folder, result in _finished(out):
+        with np.load(folder / "predictions.npz", allow_pickle=False) as file:
+            target = file["target"]
+            found = file["probabilities"].argmax(1)
+        guess.setdefault(result.method, {})[result.seed] = found
+    return None if target is None else Answers(target, guess)
+
+
+def _finished(out: Path) -> Iterable[tuple[Path, Result]]:
+    for path in sorted((out / "runs").glob("*/result.json")):
+        if (result := Result.read(path.parent)) is not None:
+            yield path.parent, result
+
+
+def summary(
+    results: Iterable[Mapping[str, Any]], answers: Answers | None = None
+) -> list[dict[str, Any]]:
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
-    The test is paired: both runs of a seed share data, batches and initial weights. p-values are
-    corrected by Holm over the methods, for each metric of each split.
+    Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy and
+    macro-F1 on the test split are drawn anew over seeds and samples (`evenly.lab.bootstrap`), all
+    else is tested over the seeds. p-values are corrected by Holm over the methods, for each metric
+    of each split. The permutation beside them flips signs of the seeds' differences.
+
+    Args:
+        results: The rows of results.csv.
+        answers: The predictions behind them; without, every test is over the seeds.
     """
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in results:
@@ -82,8 +129,9 @@ def summary(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             both = sorted(by_seed.keys() & reference.keys())
             if method != REFERENCE and both:
                 ours, theirs = [by_seed[s] for s in both], [reference[s] for s in both]
-                line["difference"] = sum(ours) / len(both) - sum(theirs) / len(both)
-                line["p_value"] = paired_p(ours, theirs)
+                line |= _over_seeds(ours, theirs)
+                if answers is not None and name == "test" and len(both) > 1 and metric in _ANEW:
+                    line |= _resampled(answers, method, both, metric)
             of_metric.append(line)
         tested = [line for line in of_metric if line.get("p_value") is not None]
         corrected = holm([line["p_value"] for line in tested])
@@ -93,9 +141,53 @@ def summary(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    found = summarise([one - other for one, other in zip(ours, theirs, strict=True)])
+    return {
+        "difference": found.mean,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "test": OVER_SEEDS,
+        "p_value": paired_p(ours, theirs),
+        "p_permutation": permutation_p(ours, theirs),
+    }
+
+
+def _resampled(answers: Answers, method: str, seeds: Sequence[int], metric: str) -> dict[str, Any]:
+    drawn = bootstrap.weights(len(seeds), len(answers.target))
+    ours, theirs = (
+        _ANEW[metric](drawn.samples, np.stack([answers.guess[name][s] for s in seeds]), answers)
+        for name in (method, REFERENCE)
+    )
+    found = bootstrap.difference(drawn, ours, theirs)
+    return {
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "test": RESAMPLED,
+        "p_value": found.p_value,
+    }
+
+
+def _accuracy(
+    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.accuracy(samples, guess == answers.target)
+
+
+def _macro_f1(
+    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.macro_f1(samples, guess, answers.target)
+
+
+_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1}
+"""The metrics that predictions alone give."""
+
+
 def table(out: Path) -> str:
     """The test metrics of a comparison as text, best accuracy first."""
-    rows = [row for row in summary(read_results(out)) if row["split"] == "test"]
+    found = summary(read_results(out), read_answers(out))
+    rows = [row for row in found if row["split"] == "test"]
     metrics = [m for m in dict.fromkeys(row["metric"] for row in rows) if m != "loss"]
     cells = {(row["method"], row["metric"]): row for row in rows}
     methods = sorted(

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ class Estimate:
     high: float | None = None
     seeds: int = 0
     difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
     p_value: float | None = None
     p_holm: float | None = None
 
@@ -242,7 +244,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _estimate(row: Mapping[str, str]) -> Estimate:
-    names = ("mean", "std", "low", "high", "difference", "p_value", "p_holm")
+    names = [field.name for field in fields(Estimate) if field.name != "seeds"]
     return Estimate(**{name: _number(row[name]) for name in names}, seeds=int(row["seeds"]))
 
 

@@ -150,7 +150,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
         ("Test accuracy", "% ± std, 95 % interval"),
         ("Macro-F1", "% ± std"),
         *((modality, "alone, %") for modality in comparison.modalities),
-        ("Difference", f"to {REFERENCE}, points"),
+        ("Difference", f"to {REFERENCE}, points, 95 % interval"),
         ("p", ""),
         ("p", "Holm"),
         ("Time", "seconds"),
@@ -162,9 +162,12 @@ def _row(comparison: Comparison, method: str) -> list[Cell]:
     accuracy = comparison.estimate(method, "accuracy")
     macro = comparison.estimate(method, "macro_f1")
     results = [run.result for run in comparison.runs_of(method) if run.result]
-    interval = ABSENT
+    interval, of_difference = ABSENT, ""
     if accuracy.low is not None and accuracy.high is not None:
         interval = f"[{_percent(accuracy.low)}, {_percent(accuracy.high)}]"
+    if accuracy.difference_low is not None and accuracy.difference_high is not None:
+        ends = _signed(accuracy.difference_low), _signed(accuracy.difference_high)
+        of_difference = f"[{', '.join(ends)}]"
     alone = [comparison.estimate(method, f"accuracy/{name}") for name in comparison.modalities]
     difference = "reference" if method == REFERENCE else _signed(accuracy.difference)
     return [
@@ -172,7 +175,7 @@ def _row(comparison: Comparison, method: str) -> list[Cell]:
         Cell(_with_std(accuracy.mean, accuracy.std), accuracy.mean, small=interval),
         Cell(_with_std(macro.mean, macro.std), macro.mean),
         *(Cell(_percent(estimate.mean), estimate.mean) for estimate in alone),
-        Cell(difference, 0.0 if method == REFERENCE else accuracy.difference,
+        Cell(difference, 0.0 if method == REFERENCE else accuracy.difference, small=of_difference,
              significant=_is_significant(accuracy.p_holm)),
         Cell(_p(accuracy.p_value), accuracy.p_value),
         Cell(_p(accuracy.p_holm), accuracy.p_holm, significant=_is_significant(accuracy.p_holm)),
@@ -207,8 +210,10 @@ def _remarks(comparison: Comparison) -> list[str]:
         )  # fmt: skip
     if any(estimate.p_holm is not None for estimate in estimates.values()):
         remarks.append(
-            f"The test is paired over the seeds; Holm's correction is over the methods. Bold: "
-            f"different from {REFERENCE} at {SIGNIFICANT} after correction; nothing else is bold."
+            "Intervals and p of the difference are for other seeds and other test samples at once: "
+            "a bootstrap over both, of pairs that share seed and samples. Holm's correction is "
+            f"over the methods. Bold: different from {REFERENCE} at {SIGNIFICANT} after "
+            "correction; nothing else is bold."
         )
     elif estimates and REFERENCE not in finished:
         remarks.append(f"Without a finished run of {REFERENCE} there is no difference to test.")
