@@ -341,3 +341,19 @@ def test_options_are_taken_with_dashes_and_modalities_as_they_are():
     given = ["compare", "--limit-samples=3", "--skip-broken", "--encoders.my-ear", "a-b.C", "--out"]
     expected = ["compare", "--limit_samples=3", *given[2:]]
     assert _underscored(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"), [([], 3), (["--protocol=paper"], 1), (["--protocol=paper", "--seeds=4"], 4)]
+)
+def test_published_habits_are_of_one_seed(given, seeds, monkeypatch, tmp_path):
+    asked = []
+
+    def compare(methods, seeds, *others):
+        asked.append(seeds)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("evenly.lab.compare.compare", compare)
+    with pytest.raises(ValueError, match="enough"):
+        main(["compare", *given, "--out", str(tmp_path)])
+    assert asked == [seeds]

@@ -140,7 +140,9 @@ def compare(options: Namespace) -> None:
     out = Path(options.out or Path("runs") / _short(options, training))
     training = _prepared(training, out, options)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
-    report = compare(options.methods, options.seeds, training, out, jobs)
+    usual = 1 if training.protocol == "paper" else 3
+    seeds = usual if options.seeds is None else options.seeds
+    report = compare(options.methods, seeds, training, out, jobs)
     print(table(out))
     print(f"\nreport: {report}")
 
@@ -149,9 +151,11 @@ def train(options: Namespace) -> None:
     """One run."""
     from tqdm import tqdm
 
+    from evenly.lab.jobs import CALLED
     from evenly.lab.prepare import prepare, say
     from evenly.lab.run import run_cell
     from evenly.lab.settings import Cell, check_folder
+    from evenly.report.folder import PAPER
 
     cell = Cell(_training(options), options.method, options.seed)
     folder = Path(options.out or Path("runs") / _short(options, cell.training) / cell.folder)
@@ -171,26 +175,19 @@ def train(options: Namespace) -> None:
             bar.set_postfix_str(f"val {accuracy:.3f}")
 
         result = run_cell(cell, folder, tell, data)
-    print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by validation accuracy")
+    chosen = CALLED[cell.training.selects_on]
+    print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():
         print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    if cell.training.protocol == "paper":
+        print(f"\n{PAPER}")
     print(f"\nrun: {folder}")
 
 
 def prepare(options: Namespace) -> None:
     """Raw files to a store."""
-    from evenly.data.catalogue import TABLES
-    from evenly.data.raw import table
-
-    if options.source.endswith(TABLES):
-        if options.folder:
-            raise ValueError("--folder goes with a data set by name; a table knows its files.")
-        modalities = options.modalities.split(",") if options.modalities else None
-        source = table(Path(options.source), modalities, options.readers)
-    else:
-        source = _official(options.source, options.folder)
     out = Path(options.out)
-    about = _store(source, out, options.workers, options.skip_broken)
+    about = _store(_source(options.source, options), out, options.workers, options.skip_broken)
     for note in about.notes:
         print(f"note: {note}", file=sys.stderr)
     for name, field in about.modalities.items():
@@ -199,6 +196,30 @@ def prepare(options: Namespace) -> None:
         print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}{units}{lack}")
     counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
     print(f"{counts}; {len(about.classes)} classes\n\nstore: {out}")
+
+
+def _source(text: str, options: Namespace) -> "Source":
+    """What raw files to read, and how: of a table, or of a data set in the user's folder."""
+    from evenly.data.catalogue import TABLES
+    from evenly.data.raw import table
+
+    if text.endswith(TABLES):
+        if options.folder:
+            raise ValueError("--folder goes with a data set by name; a table knows its files.")
+        modalities = options.modalities.split(",") if options.modalities else None
+        return table(Path(text), modalities, options.readers)
+    _check_reading(text, options)
+    return _official(text, options.folder)
+
+
+def _check_reading(text: str, options: Namespace) -> None:
+    """Raises if it is said how a table is read where there is none."""
+    for option in ("modalities", "readers"):
+        if options[option]:
+            raise ValueError(
+                f"--{option} goes with a table, .csv or .parquet; found '{text}'. A data set by "
+                "name has settings instead: 'evenly datasets NAME' lists them."
+            )
 
 
 def _official(text: str, folder: str | None) -> "Source":
@@ -430,7 +451,11 @@ def parser() -> ArgumentParser:
         help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)'; 'evenly "
         "methods' lists them; 'all' is every one, 'unimodal' each modality alone",
     )
-    one.add_argument("--seeds", type=int, default=3, help="how many seeds: 0, 1, ...")
+    one.add_argument(
+        "--seeds",
+        type=int | None,
+        help="how many seeds: 0, 1, ... (default: 3, or 1 by --protocol paper)",
+    )
     one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
     one.add_argument(
         "--jobs",
@@ -455,22 +480,9 @@ def parser() -> ArgumentParser:
         help="a table, .csv or .parquet; or a data set by name, with settings if wanted, such as "
         "'cremad(split=actors)' ('evenly datasets' lists them)",
     )
-    one.add_argument("--folder", type=str | None, help="where the data set's files are")
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
-    one.add_argument(
-        "--modalities", type=str | None, help="the columns that are modalities (default: all)"
-    )
-    one.add_argument(
-        "--readers",
-        type=dict[str, str],
-        default={},
-        help="how a modality is read, where it is not as found out: "
-        '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'',
-    )
     one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")
-    one.add_argument(
-        "--skip-broken", action="store_true", help="leave out samples whose files are broken"
-    )
+    _add_reading(one)
     commands.add_subcommand("prepare", one, help="raw files to a store, decoded once")
 
     one = _parser(
@@ -536,8 +548,33 @@ def _add_training(one: ArgumentParser) -> None:
         help="published settings of a data set, which other options change: "
         f"{', '.join(sorted(RECIPES))}; with --folder, or with --data and a store",
     )
-    one.add_argument("--source", type=str | None, help="a data set, as 'evenly prepare' takes it")
-    one.add_argument("--folder", type=str | None, help="where the source's files are")
+    one.add_argument(
+        "--source",
+        type=str | None,
+        help="a data set by name, as 'evenly prepare' takes it; it and a table as --data are "
+        "prepared into a store beside the results",
+    )
+    _add_reading(one)
+
+
+def _add_reading(one: ArgumentParser) -> None:
+    """How raw files are read."""
+    one.add_argument("--folder", type=str | None, help="where the data set's files are")
+    one.add_argument(
+        "--modalities",
+        type=str | None,
+        help="the columns of a table that are modalities (default: all)",
+    )
+    one.add_argument(
+        "--readers",
+        type=dict[str, str],
+        default={},
+        help="how a column of a table is read, where it is not as found out: "
+        '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'; see "evenly prepare --help"',
+    )
+    one.add_argument(
+        "--skip-broken", action="store_true", help="leave out samples whose files are broken"
+    )
 
 
 RECIPES = {path.stem: path for path in (Path(__file__).parent / "lab" / "recipes").glob("*.yaml")}
@@ -582,33 +619,34 @@ def _prepared(training: Training, out: Path, options: Namespace) -> Training:
     if options.folder is not None:
         if options.source is None:
             raise ValueError("--folder goes with --source, or with a --recipe that names one.")
-        source = _official(options.source, options.folder)
+        source = _source(options.source, options)
     elif training.data.endswith(TABLES):
-        from evenly.data.raw import table
-
-        source = table(Path(training.data))
+        source = _source(training.data, options)
     elif options.source is not None and training.data == Training.data:
         raise ValueError(
             f"{options.source}: say where its files are, with --folder, or give the store that "
             "'evenly prepare' made of them, with --data."
         )
     else:
+        _check_reading(training.data, options)
         return training
     if training.limit_samples is not None:
         source = source.limited(training.limit_samples)
-    _store(source, out / "store", None, skip_broken=False)
+    _store(source, out / "store", None, options.skip_broken)
     return replace(training, data=str(out / "store"))
 
 
 def _short(options: Namespace, training: Training) -> str:
-    """A folder name: the recipe's, or the data set's, or that of its file or folder."""
-    if options.recipe:
-        return str(options.recipe)
+    """A folder name: the recipe's, or the data set's, or that of its file or folder.
+
+    A trial on few samples has a folder of its own.
+    """
     from evenly.data.catalogue import TABLES
 
-    data = options.source if options.folder else training.data
+    data = options.recipe or (options.source if options.folder else training.data)
     file = data.endswith((".npz", *TABLES))
-    return Path(data).stem if file else Path(data.partition("(")[0]).name
+    name = Path(data).stem if file else Path(data.partition("(")[0]).name
+    return name if training.limit_samples is None else f"{name}-{training.limit_samples}"
 
 
 if __name__ == "__main__":

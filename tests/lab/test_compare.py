@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from evenly.lab.compare import compare
 from evenly.lab.settings import Training
 from evenly.lab.tables import summary, table, write_tables
 from evenly.methods import METHODS
+from evenly.report import figure_svg
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
 TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)
@@ -91,6 +93,7 @@ def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path, monkeyp
     rows = [row("joint", metric, 0.75) for metric in ("accuracy", "accuracy/a", "accuracy/b")]
     rows += [row("alone", metric, 0.5) for metric in ("accuracy", "accuracy/b")]
     monkeypatch.setattr("evenly.lab.tables.read_results", lambda out: rows)
+    (tmp_path / "config.yaml").write_text("protocol: fair\n")
     head, joint, alone = table(tmp_path).splitlines()
     assert joint.split() == ["joint", "0.750", "0.750", "0.750"]
     assert alone.split() == ["alone", "0.500", "0.500", "-0.250"]
@@ -318,6 +321,20 @@ def test_summary_by_hand():
     assert by_method["a"]["p_permutation"] == 0.25  # two of the eight ways to flip the signs
     # t(0.975, 2) = 4.3027, and .01 / √3 is the standard error
     assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
+
+
+def test_every_output_of_the_paper_protocol_says_so(tmp_path):
+    training = replace(TRAINING, protocol="paper", epochs=1, diagnose_every=0)
+    page = compare("joint", 1, training, tmp_path, jobs=1).read_text(encoding="utf-8")
+    label = "The epoch is selected on the test split"
+    assert label in page
+    assert "selected on test, % ±" in page
+    assert "read once, after that" not in page
+    assert label in table(tmp_path)
+    for name in ("results.csv", "summary.csv"):
+        assert {row["protocol"] for row in read(tmp_path / name)} == {"paper"}
+    picture = figure_svg(tmp_path, tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert "selected on test" in picture
 
 
 def test_accuracy_is_tested_over_seeds_and_samples(comparison):

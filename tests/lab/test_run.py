@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,19 @@ def test_the_test_split_is_read_after_selection_and_only_then(tmp_path, monkeypa
     monkeypatch.setattr(Data, "split", poisoned)
     run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), tmp_path)
     assert asked == ["test"]
+
+
+def test_the_paper_protocol_selects_on_the_test_split(tmp_path):
+    """Each epoch is judged on it, and nothing of the training itself changes."""
+    paper, fair = tmp_path / "paper", tmp_path / "fair"
+    found = run_cell(Cell(replace(TRAINING, protocol="paper"), "relearn(every=1)", 0), paper)
+    run_cell(Cell(TRAINING, "relearn(every=1)", 0), fair)
+    judged = [float(row["test_accuracy"]) for row in rows(paper)]
+    assert found.best_epoch == judged.index(max(judged))
+    assert found.metrics["test"]["accuracy"] == pytest.approx(max(judged))
+    assert [row["train_loss"] for row in rows(paper)] == [row["train_loss"] for row in rows(fair)]
+    assert [row["val_loss"] for row in rows(paper)] == [row["val_loss"] for row in rows(fair)]
+    assert "test_accuracy" not in rows(fair)[0]
 
 
 def test_methods_start_from_the_same_weights_and_batches(tmp_path):

@@ -72,6 +72,9 @@ def run_cells(cells: Mapping[Path, Cell], jobs: int) -> dict[str, str]:
     return failures
 
 
+CALLED = {"val": "validation", "test": "test"}
+
+
 @dataclass
 class _Worker:
     """A run in progress."""
@@ -88,9 +91,10 @@ class _Worker:
         result = Result.read(self.folder)
         if self.error or result is None:
             return self.error
+        split = self.cell.training.selects_on
         return (
-            f"best epoch {result.best_epoch}, validation "
-            f"{result.metrics['val']['accuracy']:.3f}, {result.seconds:.1f} s"
+            f"best epoch {result.best_epoch}, {CALLED[split]} "
+            f"{result.metrics[split]['accuracy']:.3f}, {result.seconds:.1f} s"
         )
 
 

@@ -1,5 +1,7 @@
 """One run: train a method on a seed, select by validation, read the test split once.
 
+(`--protocol paper` selects on the test split.)
+
 Built on Lightning, through the same public names that any user has. The folder of a run holds
 all of it; a killed run, started again, ends with the same weights bit for bit.
 """
@@ -48,7 +50,7 @@ from evenly.probe import Probe
 from evenly.resampling import Repeated, Resampler
 
 Progress = Callable[[int, float], None]
-"""Called after each epoch with its number, from 0, and the validation accuracy."""
+"""Called after each epoch with its number, from 0, and the accuracy that selects."""
 
 
 def forward(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
@@ -93,7 +95,7 @@ def run_cell(
     data = _placed(data)
     augment = Augment(cell.training.augment, data.modalities, cell.seed)
     task = Task(model, method, optimizer, len(data.class_names), cell, augment)
-    train, val = data.split("train"), data.split("val")
+    train = data.split("train")
     record = Record(folder, cell, method, progress, about(data))
     trainer = L.Trainer(
         max_epochs=cell.training.epochs,
@@ -114,7 +116,7 @@ def run_cell(
         trainer.fit(
             task,
             _shuffled(train, cell, sampler, method.repeats),
-            _in_order(val, cell),
+            [_in_order(data.split(name), cell) for name in task.judged],
             ckpt_path=last if last.is_file() else None,
             weights_only=True,
         )
@@ -122,7 +124,8 @@ def run_cell(
         if isinstance(stopped.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stopped
         raise
-    # Selection is over: from here on the test split may be read, once, with the chosen weights.
+    # Selection is over: by the fair protocol the test split is read from here on, once, with the
+    # chosen weights.
     best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     model.load_state_dict(best["state_dict"])
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU after fit
@@ -163,8 +166,10 @@ class Task(L.LightningModule):
         self._batch: tuple[int, int] | None = None  # epoch and number, within a training step
         self.model, self.method, self.optimizer = model, method, optimizer
         self.num_classes, self.cell = num_classes, cell
+        # The first is what a method may see; the last is what the epoch is selected on.
+        self.judged = tuple(dict.fromkeys(("val", cell.training.selects_on)))
         self.train_sums = torch.zeros(3)  # loss, correct, samples: on the device until asked
-        self.evaluation = Evaluation(num_classes)
+        self.evaluations: dict[SplitName, Evaluation] = {}
 
     def forward(
         self, inputs: dict[str, Tensor | Padded], present: dict[str, Tensor] | None = None
@@ -204,11 +209,11 @@ class Task(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
-        self.evaluation = Evaluation(self.num_classes)
+        self.evaluations = {name: Evaluation(self.num_classes) for name in self.judged}
 
-    def validation_step(self, batch: Batch, _: int) -> None:
-        """Takes one batch of the validation split."""
-        self.evaluation.add(*forward(self.model, batch))
+    def validation_step(self, batch: Batch, _: int, dataloader_idx: int = 0) -> None:
+        """Takes one batch of a split that is judged."""
+        self.evaluations[self.judged[dataloader_idx]].add(*forward(self.model, batch))
 
 
 class Record(Callback):
@@ -254,15 +259,16 @@ class Record(Callback):
         write_csv(self.folder / "metrics.csv", columns, self.rows)
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=trainer.current_epoch)
-        if row["val_accuracy"] > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = row["val_accuracy"], trainer.current_epoch
+        accuracy = row[f"{self.cell.training.selects_on}_accuracy"]
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = accuracy, trainer.current_epoch
             state = task.model.state_dict()
             best = {"epoch": self.best_epoch, "state_dict": state, **self.data}
             with replacing(self.folder / "best.ckpt") as path:
                 torch.save(best, path)
         with replacing(self.folder / "last.ckpt") as path:
             trainer.save_checkpoint(path)
-        self.progress(trainer.current_epoch, row["val_accuracy"])
+        self.progress(trainer.current_epoch, accuracy)
 
     def _row(self, trainer: L.Trainer, task: Task) -> dict[str, int | float]:
         epoch = trainer.current_epoch
@@ -270,7 +276,8 @@ class Record(Callback):
         row = {"epoch": epoch, "train_loss": loss / count}
         if self.method.turn is None:  # else it would be the accuracy of single modalities
             row["train_accuracy"] = correct / count
-        row |= {f"val_{name}": value for name, value in task.evaluation.metrics().items()}
+        for split, evaluation in task.evaluations.items():
+            row |= {f"{split}_{name}": value for name, value in evaluation.metrics().items()}
         every = self.cell.training.measure_every
         if every and (epoch % every == 0 or epoch == self.cell.training.epochs - 1):
             row |= self._diagnosis(trainer, task)
@@ -284,8 +291,9 @@ class Record(Callback):
             with _autocast(trainer):
                 return forward(model, trainer.strategy.batch_to_device(batch))
 
-        loaders: Any = trainer.train_dataloader, trainer.val_dataloaders
-        probe = Probe(task.model, on_device, *loaders)
+        train: Any = trainer.train_dataloader
+        val: Any = trainer.val_dataloaders
+        probe = Probe(task.model, on_device, train, val[0])
         found = diagnose(probe.features("train"), probe.features("val"))
         return {
             f"{key}/{name}": value

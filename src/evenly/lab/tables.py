@@ -13,9 +13,9 @@ from evenly.lab import bootstrap
 from evenly.lab.result import Result
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
 from evenly.report import write_report
-from evenly.report.folder import REFERENCE, read_config
+from evenly.report.folder import PAPER, REFERENCE, read_config
 
-RESULTS = ("method", "seed", "split", "metric", "value")
+RESULTS = ("method", "seed", "split", "metric", "value", "protocol")
 SUMMARY = (
     "method",
     "split",
@@ -32,6 +32,7 @@ SUMMARY = (
     "p_value",
     "p_holm",
     "p_permutation",
+    "protocol",
 )
 RESAMPLED = "bootstrap over seeds and samples"
 OVER_SEEDS = "paired t over seeds"
@@ -56,10 +57,11 @@ def write_tables(out: Path) -> Path:
     Raises:
         FileNotFoundError: If the folder holds no comparison.
     """
-    read_config(out)
+    protocol = {"protocol": read_config(out)["protocol"]}
     results = read_results(out)
-    write_csv(out / "results.csv", RESULTS, results)
-    write_csv(out / "summary.csv", SUMMARY, summary(results, read_answers(out)))
+    lines = summary(results, read_answers(out))
+    write_csv(out / "results.csv", RESULTS, [row | protocol for row in results])
+    write_csv(out / "summary.csv", SUMMARY, [row | protocol for row in lines])
     return write_report(out)
 
 
@@ -204,10 +206,11 @@ def table(out: Path) -> str:
         for method in methods
     ]
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    return "\n".join(
+    lines = [
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *body]
-    )
+    ]
+    return "\n".join([*lines, *([f"\n{PAPER}"] if read_config(out)["protocol"] == "paper" else [])])
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:

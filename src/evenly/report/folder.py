@@ -16,6 +16,11 @@ import yaml
 
 REFERENCE = "joint"
 """The method that every other one is compared with."""
+PAPER = (
+    "Protocol: paper. The epoch is selected on the test split, so these test figures are too high: "
+    "compare them with published tables that do the same, and with nothing else."
+)
+"""What every output of `--protocol paper` says."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,11 @@ class Comparison:
     def modalities(self) -> list[str]:
         """Every modality, in the order of the data set."""
         return [str(name) for name in self.config.get("modalities") or []]
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether it repeats the published habit (`--protocol paper`)."""
+        return self.config.get("protocol") == "paper"
 
     @cached_property
     def ranking(self) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 
 from evenly.files import write_text
 from evenly.report.figures import DASHES, all_figures, styles
-from evenly.report.folder import REFERENCE, Comparison, read_comparison
+from evenly.report.folder import PAPER, REFERENCE, Comparison, read_comparison
 
 ABSENT = "–"
 SIGNIFICANT = 0.05  # the level at which a corrected p-value counts
@@ -91,6 +91,7 @@ def _page(comparison: Comparison) -> str:
         modalities=comparison.modalities,
         notes=[str(note) for note in config.get("notes") or []],
         finding=_finding(comparison),
+        warning=PAPER if comparison.selects_on_test else "",
         open_cells=comparison.open_cells(),
         cells=len(comparison.methods) * len(comparison.seeds),
         columns=_columns(comparison),
@@ -145,9 +146,10 @@ def _finding(comparison: Comparison) -> str:
 
 def _columns(comparison: Comparison) -> list[tuple[str, str]]:
     """The head of the ranking: title, and what stands small below it."""
+    chosen = "selected on test, " if comparison.selects_on_test else ""
     return [
         ("Method", "seeds finished"),
-        ("Test accuracy", "% ± std, 95 % interval"),
+        ("Test accuracy", f"{chosen}% ± std, 95 % interval"),
         ("Macro-F1", "% ± std"),
         *((modality, "alone, %") for modality in comparison.modalities),
         ("Difference", f"to {REFERENCE}, points, 95 % interval"),

@@ -96,7 +96,8 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     top, bottom = (height - 1.0) / height, 0.62 / height
     labels = max(len(_shortened(method)) for method in methods)
     start = 0.42 + 0.078 * labels
-    _draw_heading(figure, 0.35, "Test accuracy, %", "mean, 95 % interval, every seed")
+    chosen = ", selected on test" if comparison.selects_on_test else ""
+    _draw_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
     left = figure.add_axes((start / width, bottom, (4.45 - start) / width, top - bottom))
     _draw_accuracy(left, comparison, methods)
     left.tick_params(axis="y", pad=72 * (start - 0.35))
