@@ -1,5 +1,4 @@
 import itertools
-from math import comb
 
 import pytest
 import torch
@@ -7,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import evenly
+from evenly.diagnosis.contribution import shapley, subsets
 from evenly.methods import SMV
-from evenly.methods.smv import copies, shapley, shares, values
+from evenly.methods.smv import copies, shares, values
 from evenly.nn import LateFusion
 from support import NAMES, Run, Toy, forward, loaders, net, sgd, train
 
@@ -28,24 +28,14 @@ def by_orders(value, count):
 class TestFormulas:
     @pytest.mark.parametrize("right", list(itertools.product([0, 1], repeat=3)))
     def test_two_modalities_as_in_the_paper(self, right):
+        """φ_1 = ½ (v(1) + v(1,2) - v(2)), where both together are worth 2."""
         first, second, both = right
-        value = torch.tensor([[0.0], [first], [second], [2.0 * both]])
-        found = shapley(value)
-        assert found[0].item() == (first + 2 * both - second) / 2
-        assert found[1].item() == (second + 2 * both - first) / 2
-
-    @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-    def test_equals_the_mean_over_all_orders(self, count):
-        stream = torch.Generator().manual_seed(0)
-        value = torch.randn(2**count, 3, generator=stream, dtype=torch.float64)
-        value[0] = 0
-        torch.testing.assert_close(shapley(value), by_orders(value, count), rtol=1e-12, atol=1e-12)
-
-    @pytest.mark.parametrize("count", [1, 2, 3, 4])
-    def test_contributions_add_up_to_the_value_of_all(self, count):
-        value = torch.rand(2**count, 5, dtype=torch.float64)
-        value[0] = 0
-        torch.testing.assert_close(shapley(value).sum(0), value[-1], rtol=1e-12, atol=1e-12)
+        value = dict(
+            zip(subsets("ab"), torch.tensor([0.0, first, second, 2.0 * both]), strict=True)
+        )
+        found = shapley(value, "ab")
+        assert found["a"].item() == (first + 2 * both - second) / 2
+        assert found["b"].item() == (second + 2 * both - first) / 2
 
     def test_copies_by_the_released_thresholds(self):
         """-½ comes three times more, 0 twice, ½ once; 1 and 1½ not."""
@@ -335,16 +325,6 @@ def test_epochs_keep_their_length():
 def test_settings_out_of_range(settings, text):
     with pytest.raises(ValueError, match=text):
         SMV(net().encoders, sampler=evenly.Resampler(Toy(3), 1, 0), **settings)
-
-
-def test_the_weights_of_the_sets():
-    """|S|! (M - |S| - 1)! / M! is one over M times the number of sets of that size without m."""
-    for count in range(1, 6):
-        for size in range(count):
-            value = torch.zeros(2**count, 1, dtype=torch.float64)
-            value[(1 << size + 1) - 1] = 1  # the first `size` modalities and the next
-            expected = 1 / (count * comb(count - 1, size))
-            assert shapley(value)[size].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_loader_that_draws_from_another_sampler_is_refused():

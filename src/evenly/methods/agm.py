@@ -4,9 +4,7 @@ Li, Li, Hu, Lei, Li, Zhou, "Boosting Multi-modal Model Performance with Adaptive
 Modulation", ICCV 2023, https://arxiv.org/abs/2308.07686.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
-from math import comb
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.diagnosis.contribution import shapley, subsets
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full
 from evenly.output import Output
@@ -23,34 +22,19 @@ MOST = 6
 """Modalities at most: beyond, 2^M passes are more than anyone waits for."""
 
 
-def subsets(names: Collection[str]) -> list[frozenset[str]]:
-    """All subsets but the empty and the full one, which take a pass of their own each."""
-    return [frozenset(s) for size in range(1, len(names)) for s in combinations(names, size)]
-
-
 def responses(
     value: Mapping[frozenset[str], Float[Tensor, "n c"]], names: Sequence[str]
 ) -> Float[Tensor, "m n c"]:
     """What each modality adds to the logits, its Shapley value.
 
-    φ_m = Σ_{S without m} |S|! (M - |S| - 1)! / M! · [f(S ∪ m) - f(S)], where f(S) are the logits
-    with the inputs outside S zeroed, and nothing stands for f(∅). So the φ_m add up to f of all.
+    Nothing stands for the logits of no input, so what they add up to are the logits of all.
 
     Args:
-        value: f by subset, for each subset but the empty one.
+        value: By subset, for each but the empty one, the logits with the inputs outside zeroed.
         names: The modalities, in the order of the result.
     """
-    count = len(names)
-    found = []
-    for name in names:
-        total = torch.zeros_like(value[frozenset(names)])
-        for subset, logits in value.items():
-            if name in subset:
-                total = total + logits / (count * comb(count - 1, len(subset) - 1))
-            else:
-                total = total - logits / (count * comb(count - 1, len(subset)))
-        found.append(total)
-    return torch.stack(found)
+    nothing = torch.zeros_like(value[frozenset(names)])
+    return torch.stack(list(shapley({frozenset(): nothing, **value}, names).values()))
 
 
 def surprisals(response: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, "m n"]:
@@ -220,8 +204,9 @@ class AGM(Method):
         """The logits by subset of modalities; those of all are there already."""
         ablate = self._need(output, "ablate")
         always = set(output.features) - set(self.encoders)
-        value = {subset: ablate(subset | always) for subset in subsets(self.encoders)}
-        value[frozenset(self.encoders)] = output.logits
+        _, *parts, whole = subsets(list(self.encoders))
+        value = {subset: ablate(subset | always) for subset in parts}
+        value[whole] = output.logits
         # Shapley values are small differences of logits, too small for half precision.
         return {subset: full(logits) for subset, logits in value.items()}
 

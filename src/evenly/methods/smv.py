@@ -5,7 +5,6 @@ CVPR 2024, https://arxiv.org/abs/2309.06255.
 """
 
 from collections.abc import Mapping, Sequence
-from math import factorial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly import chance, distributed
+from evenly.diagnosis.contribution import shapley, subsets
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
@@ -22,36 +22,17 @@ from evenly.resampling import Resampler, kept_alone
 def values(output: Output, target: Int[Tensor, " n"], names: Sequence[str]) -> Float[Tensor, "n s"]:
     """What each set S of modalities is worth to each sample: v(S) = |S| if z_S is right, else 0.
 
-    z_S are the fused logits with the features of all other modalities zeroed; column S, read as
-    a binary number, has bit m set if the m-th modality is in the set.
+    z_S are the fused logits with the features of all other modalities zeroed; the columns are in
+    the order of `subsets`.
     """
     assert output.fuse is not None
     absent = {name: torch.zeros_like(output.features[name]) for name in names}
     columns = [torch.zeros_like(target)]
-    for s in range(1, 2 ** len(names)):
-        dropped = {name: absent[name] for m, name in enumerate(names) if not s >> m & 1}
+    for chosen in subsets(names)[1:]:
+        dropped = {name: absent[name] for name in names if name not in chosen}
         logits = output.fuse({**output.features, **dropped}) if dropped else output.logits
-        columns.append(s.bit_count() * (logits.argmax(1) == target))
+        columns.append(len(chosen) * (logits.argmax(1) == target))
     return torch.stack(columns, dim=1).float()
-
-
-def shapley(value: Float[Tensor, "s n"]) -> Float[Tensor, "m n"]:
-    """The contribution of each modality to each sample: the Shapley value of v.
-
-    φ_m = Σ over S without m of |S|! (M - |S| - 1)! / M! · (v(S ∪ m) - v(S)); for two modalities
-    φ_1 = ½ (v(1) + v(1,2) - v(2)).
-
-    Args:
-        value: v of all 2^M sets, as `values` numbers them.
-    """
-    count = len(value).bit_length() - 1
-    weight = [factorial(k) * factorial(count - k - 1) / factorial(count) for k in range(count)]
-    contribution = []
-    for m in range(count):
-        without = [s for s in range(len(value)) if not s >> m & 1]
-        gains = [weight[s.bit_count()] * (value[s | 1 << m] - value[s]) for s in without]
-        contribution.append(torch.stack(gains).sum(0))
-    return torch.stack(contribution)
 
 
 def copies(contribution: Float[Tensor, "m n"]) -> Int[Tensor, "m n"]:
@@ -227,7 +208,9 @@ class SMV(Method):
             for part in (found.features["value"], found.index)
         )
         order = index.argsort()
-        return index[order], shapley(value[order].double().T)
+        columns = value[order].double().T
+        contribution = shapley(dict(zip(subsets(names), columns, strict=True)), names)
+        return index[order], torch.stack(list(contribution.values()))
 
     def _by_sample(
         self, index: Int[Tensor, " n"], contribution: Float[Tensor, "m n"]
