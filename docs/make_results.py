@@ -143,8 +143,7 @@ def table(out, config):
         # a model of one modality has no other
         alone = [found.get((method, f"accuracy/{name}")) for name in modalities]
         cells += [spread(row) if row else "" for row in alone]
-        difference = accuracy["difference"]
-        cells += [f"{100 * float(difference):+.1f}" if difference else ""]
+        cells += [apart(accuracy)]
         cells += [probability(accuracy["p_holm"])]
         cells += [f"{seconds[method] / seconds['joint']:.1f}x"]
         lines.append(" | ".join(cells))
@@ -217,6 +216,17 @@ def precision(out):
 
 def spread(row):
     return f"{percent(row['mean'])} ± {percent(row['std'])}"
+
+
+def apart(row):
+    """The difference to joint training and its interval."""
+    if not row["difference"]:
+        return ""
+    point, *ends = (
+        f"{100 * float(row[key]):+.1f}"
+        for key in ("difference", "difference_low", "difference_high")
+    )
+    return f"{point} [{', '.join(ends)}]"
 
 
 def probability(text):
