@@ -153,6 +153,7 @@ def train(options: Namespace) -> None:
 
     from evenly.lab.jobs import CALLED
     from evenly.lab.prepare import prepare, say
+    from evenly.lab.result import is_headline
     from evenly.lab.run import run_cell
     from evenly.lab.settings import Cell, check_folder
     from evenly.report.folder import PAPER
@@ -178,7 +179,8 @@ def train(options: Namespace) -> None:
     chosen = CALLED[cell.training.selects_on]
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():
-        print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+        shown = {name: value for name, value in metrics.items() if is_headline(name)}
+        print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
     if cell.training.protocol == "paper":
         print(f"\n{PAPER}")
     print(f"\nrun: {folder}")

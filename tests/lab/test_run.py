@@ -122,6 +122,21 @@ def test_the_paper_protocol_selects_on_the_test_split(tmp_path):
     assert "test_accuracy" not in rows(fair)[0]
 
 
+def test_the_selected_model_is_looked_at(finished):
+    _, result, _ = finished
+    found = result.metrics["test"]
+    for name in ("m1", "m2"):
+        for metric in ("only", "without", "contribution", "probe", "noise_0.5", "noise_4"):
+            assert f"{metric}/{name}" in found
+    total = found["contribution/m1"] + found["contribution/m2"]
+    commonest = load(DATA).split("test").target.eq(0).float().mean()
+    assert total == pytest.approx(found["accuracy"] - float(commonest), abs=1e-6)
+    assert found["only/m1"] == found["without/m2"]
+    assert {"calibration_error", "brier", "imbalance"} <= set(found)
+    assert result.flops > 0
+    assert result.flops % TRAINING.epochs == 0  # each epoch's first step is of 64 samples
+
+
 def test_methods_start_from_the_same_weights_and_batches(tmp_path):
     """Until the first re-learning D&R is joint training, to the last bit."""
     joint, relearn = tmp_path / "joint", tmp_path / "relearn"

@@ -47,7 +47,10 @@ def shapley(value: Mapping[frozenset[str], V], names: Sequence[str]) -> dict[str
 
 
 def contributions(
-    value: Callable[[frozenset[str]], float], names: Sequence[str], *, seed: int = 0
+    values: Callable[[Sequence[frozenset[str]]], Mapping[frozenset[str], float]],
+    names: Sequence[str],
+    *,
+    seed: int = 0,
 ) -> dict[str, float]:
     """The Shapley value of each modality; of more than six, an estimate.
 
@@ -55,27 +58,22 @@ def contributions(
     backwards. It adds up exactly; its error falls with the root of the number of orders.
 
     Args:
-        value: Gives v of a set of modalities; it is asked for each set once.
+        values: Gives v of sets of modalities; it is asked once, for all that are needed.
         names: The modalities.
         seed: Of the orders.
     """
-    known: dict[frozenset[str], float] = {}
-
-    def v(chosen: frozenset[str]) -> float:
-        if chosen not in known:
-            known[chosen] = value(chosen)
-        return known[chosen]
-
     if len(names) <= EXACT:
-        return shapley({chosen: v(chosen) for chosen in subsets(names)}, names)
-    found = dict.fromkeys(names, 0.0)
+        return shapley(values(subsets(names)), names)
     stream = random.Random(seed)
-    for _ in range(ORDERS // 2):
-        order = stream.sample(list(names), len(names))
-        for arrivals in (order, order[::-1]):
-            for place, name in enumerate(arrivals):
-                before = frozenset(arrivals[:place])
-                found[name] += (v(before | {name}) - v(before)) / (2 * (ORDERS // 2))
+    drawn = [stream.sample(list(names), len(names)) for _ in range(ORDERS // 2)]
+    orders = [order for one in drawn for order in (one, one[::-1])]
+    met = {frozenset(order[:place]) for order in orders for place in range(len(names) + 1)}
+    v = values(sorted(met, key=sorted))
+    found = dict.fromkeys(names, 0.0)
+    for order in orders:
+        for place, name in enumerate(order):
+            before = frozenset(order[:place])
+            found[name] += (v[before | {name}] - v[before]) / len(orders)
     return found
 
 

@@ -1,11 +1,15 @@
 """The metrics of a model on one split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_f1_score
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_f1_score,
+)
 
 from evenly.output import Output
 
@@ -48,6 +52,27 @@ class Evaluation:
             own, of_those = (torch.cat(column) for column in zip(*parts, strict=True))
             if len(own):  # of the samples that have the modality
                 found[f"accuracy/{name}"] = _accuracy(own, of_those)
+        return found
+
+    def details(self, class_names: Sequence[str]) -> dict[str, float]:
+        """What is worth knowing of the selected model alone.
+
+        - `recall/CLASS`: the accuracy on the samples of a class.
+        - `calibration_error`: how far confidence is from accuracy, on average over 15 bins of
+          confidence (ECE; Guo et al., ICML 2017), in [0, 1].
+        - `brier`: the squared error of the probabilities, summed over classes, in [0, 2].
+        """
+        logits, target = torch.cat(self._logits), torch.cat(self._target)
+        probability, guess = logits.softmax(1), logits.argmax(1)
+        error = multiclass_calibration_error(probability, target, self.num_classes, n_bins=15)
+        truth = torch.nn.functional.one_hot(target, self.num_classes)
+        found = {
+            "calibration_error": float(error),
+            "brier": float((probability - truth).square().sum(1).mean()),
+        }
+        for number, name in enumerate(class_names):
+            members = target == number
+            found[f"recall/{name}"] = int((guess[members] == number).sum()) / int(members.sum())
         return found
 
     def predictions(self) -> dict[str, Tensor]:

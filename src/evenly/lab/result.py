@@ -7,6 +7,11 @@ from pathlib import Path
 from evenly.files import write_text
 
 
+def is_headline(metric: str) -> bool:
+    """Whether a metric is shown on the screen; the files hold all of them."""
+    return metric in ("accuracy", "macro_f1") or metric.startswith("accuracy/")
+
+
 @dataclass(frozen=True)
 class Result:
     """The result.json of a run, which is written last: where it is, the run is finished.
@@ -19,6 +24,8 @@ class Result:
         steps: Of the optimiser.
         seconds: Spent in training and in the method, without validation and measurements.
         peak_memory_mb: Of the run's process, or of the GPU where there is one.
+        flops: Floating-point operations of all training steps, from the first step of every epoch;
+            what a method does between epochs is not in them.
         precision: In Lightning's words.
         metrics: By split (val, test) and metric.
     """
@@ -30,6 +37,7 @@ class Result:
     steps: int
     seconds: float
     peak_memory_mb: float
+    flops: int
     precision: str
     metrics: dict[str, dict[str, float]]
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from evenly import chance
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.diagnosis.gap import diagnose
+from evenly.diagnosis.linear_probe import linear_probe
 from evenly.files import remove_leftovers, replacing, write_csv
 from evenly.integrations.lightning import Balance
 from evenly.lab.augment import Augment
@@ -40,11 +41,14 @@ from evenly.lab.build import (
     load_data,
 )
 from evenly.lab.evaluation import Evaluation
+from evenly.lab.flops import Flops
+from evenly.lab.inspection import Subject, inspect
 from evenly.lab.predict import about
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
 from evenly.method import Method
 from evenly.methods.relearn import Relearn
+from evenly.nn import LateFusion
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.resampling import Repeated, Resampler
@@ -130,7 +134,12 @@ def run_cell(
     model.load_state_dict(best["state_dict"])
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU after fit
     splits: tuple[SplitName, ...] = ("val", "test")
-    final = {name: _evaluate(trainer, task, _in_order(data.split(name), cell)) for name in splits}
+    loaders = {name: _in_order(data.split(name), cell) for name in splits}
+    final = {name: _evaluate(trainer, task, loader) for name, loader in loaders.items()}
+    metrics: dict[str, dict[str, float]]
+    metrics = {name: evaluation.metrics() for name, evaluation in final.items()}
+    metrics["test"] |= final["test"].details(data.class_names)
+    metrics["test"] |= _inspected(trainer, task, data, loaders["test"])
     with replacing(folder / "predictions.npz") as path:
         arrays = {name: x.numpy() for name, x in final["test"].predictions().items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
@@ -142,8 +151,9 @@ def run_cell(
         steps=trainer.global_step,
         seconds=round(record.seconds, 3),
         peak_memory_mb=round(_peak_memory_mb(), 1),
+        flops=record.flops,
         precision=str(trainer.precision),
-        metrics={name: evaluation.metrics() for name, evaluation in final.items()},
+        metrics=metrics,
     )
     result.write(folder)
     return result
@@ -230,8 +240,9 @@ class Record(Callback):
         self.data = data  # what there is to know of them, for the best checkpoint
         self.rows: list[dict[str, int | float]] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
-        self.seconds = 0.0
+        self.seconds, self.flops = 0.0, 0
         self._started = 0.0
+        self._counter: Flops | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run continues from."""
@@ -245,6 +256,34 @@ class Record(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Starts the clock: it counts training and the method, not the lab's measurements."""
         self._started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, task: L.LightningModule, batch: Any, number: int
+    ) -> None:
+        """Counts the operations of an epoch's first step, which stands for them all."""
+        if number == 0:
+            self._counter = Flops()
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, number: int
+    ) -> None:
+        """Ends the count."""
+        if self._counter is not None:
+            self.flops += self._counter.total * int(trainer.num_training_batches)
+            self._end_count()
+
+    def on_exception(
+        self, trainer: L.Trainer, task: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Ends a count that was under way."""
+        if self._counter is not None:
+            self._end_count()
+
+    def _end_count(self) -> None:
+        assert self._counter is not None
+        self._counter.__exit__(None, None, None)
+        self._counter = None
 
     def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Stops the clock."""
@@ -306,7 +345,7 @@ class Record(Callback):
         }
 
 
-_REMEMBERED = ("rows", "best_accuracy", "best_epoch", "seconds")
+_REMEMBERED = ("rows", "best_accuracy", "best_epoch", "seconds", "flops")
 
 
 def lightning_precision(precision: Precision) -> Any:
@@ -357,6 +396,27 @@ def _in_order(split: Split, cell: Cell) -> DataLoader[Batch]:
 
 def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
     return trainer.precision_plugin.forward_context()
+
+
+def _inspected(
+    trainer: L.Trainer, task: Task, data: Data, test: DataLoader[Batch]
+) -> dict[str, float]:
+    """What the selected model has learnt of each modality, seen on the test split."""
+    cell, model = task.cell, task.model
+    assert isinstance(model, LateFusion)
+    model.eval()
+
+    def run(model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
+        with _autocast(trainer):
+            return forward(model, trainer.strategy.batch_to_device(batch))
+
+    train = _in_order(data.split("train"), cell)
+    kept = {name: data.modalities[name] for name in model.encoders}
+    commonest = int(data.split("train").target.mode().values)
+    found = inspect(Subject(lambda batch: run(model, batch)[0], test, kept, commonest))
+    probe = Probe(model, run, train, test)  # selection is over: its second split may be the test's
+    probed = linear_probe(probe.features("train"), probe.features("val"))
+    return found | {f"probe/{name}": accuracy for name, accuracy in probed.items()}
 
 
 @torch.no_grad()

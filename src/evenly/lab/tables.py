@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from evenly.files import write_csv
 from evenly.lab import bootstrap
-from evenly.lab.result import Result
+from evenly.lab.result import Result, is_headline
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
 from evenly.report import write_report
 from evenly.report.folder import PAPER, REFERENCE, read_config
@@ -69,8 +69,8 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     """The rows of results.csv, from the result.json of each finished run."""
     rows = []
     for _, result in _finished(out):
-        cost = {"seconds": result.seconds, "peak_memory_mb": result.peak_memory_mb}
-        metrics = {**result.metrics, "train": {**cost, "steps": result.steps}}
+        cost = ("seconds", "peak_memory_mb", "steps", "flops")
+        metrics = {**result.metrics, "train": {name: getattr(result, name) for name in cost}}
         rows += [
             {
                 "method": result.method,
@@ -190,7 +190,7 @@ def table(out: Path) -> str:
     """The test metrics of a comparison as text, best accuracy first."""
     found = summary(read_results(out), read_answers(out))
     rows = [row for row in found if row["split"] == "test"]
-    metrics = [m for m in dict.fromkeys(row["metric"] for row in rows) if m != "loss"]
+    metrics = list(filter(is_headline, dict.fromkeys(row["metric"] for row in rows)))
     cells = {(row["method"], row["metric"]): row for row in rows}
     methods = sorted(
         dict.fromkeys(row["method"] for row in rows),

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from evenly.diagnosis.linear_probe import linear_probe
+from evenly.probe import Features
+
+
+def split(count, seed):
+    """Two classes: 'clear' tells them apart, 'noise' does not, 'scaled' does in small print."""
+    stream = torch.Generator().manual_seed(seed)
+    target = torch.arange(count) % 2
+    clear = torch.randn(count, 4, generator=stream)
+    clear[:, 0] += 6 * target
+    noise = torch.randn(count, 4, generator=stream)
+    scaled = torch.stack([1e-4 * target, 1e4 * torch.randn(count, generator=stream)], 1)
+    return {"clear": clear, "noise": noise, "scaled": scaled.float()}, target
+
+
+def test_it_finds_what_is_there():
+    found = linear_probe(Features(*split(400, 0)), Features(*split(200, 1)))
+    assert found["clear"] > 0.97
+    assert 0.35 < found["noise"] < 0.65
+    assert found["scaled"] == 1.0
+
+
+def test_samples_without_the_modality_do_not_count():
+    features, target = split(40, 0)
+    here = torch.arange(40) < 30
+    features["clear"][~here] = 0
+    train = Features(features, target, present={"clear": here})
+    whole = Features({"clear": features["clear"][:30]}, target[:30])
+    unseen = Features(*split(50, 1))
+    assert linear_probe(train, unseen)["clear"] == linear_probe(whole, unseen)["clear"]
+    nowhere = Features(features, target, present={"clear": torch.zeros(40, dtype=torch.bool)})
+    assert set(linear_probe(nowhere, unseen)) == {"noise", "scaled"}
+
+
+def test_one_class_only_is_named_always():
+    features, target = split(20, 0)
+    same = Features(features, torch.zeros_like(target))
+    assert linear_probe(same, Features(features, target))["clear"] == pytest.approx(0.5)
