@@ -234,7 +234,7 @@ def test_an_official_data_set(tmp_path):
     assert "  split=1  number of the official split" in text
     folder = trees.ucf101(tmp_path / "tree", groups=(1, 8, 25))
     checked = evenly("datasets", "ucf101", folder)
-    assert "train  2 of 2 samples have all their files" in checked.stdout
+    assert "train  2 of 2 samples that are listed or found are whole" in checked.stdout
     prepare = ("prepare", "ucf101(frames=2,size=[16,16])", "--out", tmp_path / "store")
     made = evenly(*prepare, "--folder", folder)
     assert "flow         video (2, 3, 16, 16) uint8, optical flow" in made.stdout
@@ -326,7 +326,7 @@ def test_our_own_mistakes_keep_their_traceback(mistake):
 
 
 def test_errors_of_the_system_name_the_path(tmp_path):
-    (tmp_path / "config.yaml").write_text("methods: [joint]\n")
+    (tmp_path / "config.yaml").write_text("methods: [joint]\nprotocol: fair\n")
     (tmp_path / "summary.csv").mkdir()
     fails("summary.csv). Check the path, and that you may", "report", tmp_path)
 

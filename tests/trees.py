@@ -27,20 +27,19 @@ def cremad(folder, actors=tuple(str(1001 + n) for n in range(10))):
     return folder
 
 
-def kinetics_sounds(folder, count=3):
-    """A few clips of each class, under each of the names they go by."""
-    from evenly.data.raw.sets.official import listed
+def kinetics_sounds(folder, classes=3):
+    """Two training clips of each class and one of each other split, under any of their names."""
+    from evenly.data.raw.sets.kinetics_sounds import clips
 
-    seen = {}
-    folder.mkdir()
-    for line in listed("kinetics_sounds.txt.gz"):
-        part, label, video, start = line.split()
-        n = seen[part, label] = seen.get((part, label), 0) + 1
-        if n <= (count if part == "train" else 1) and int(label) < 3:
-            name = (f"{video}_{int(start):06d}_{int(start) + 10:06d}", f"{video}_{start}", video)
-            where = folder / label
-            where.mkdir(exist_ok=True)
-            write_video(where / f"{name[n % 3]}.mp4", 6, sound=0.5)
+    wanted = {(split, label): 1 + (split == "train")
+              for split in ("train", "val", "test") for label in range(classes)}  # fmt: skip
+    for split, label, video, start in clips():
+        if wanted.get((split, label)):
+            wanted[split, label] -= 1
+            names = (f"{video}_{start:06d}_{start + 10:06d}", f"{video}_{start}", video)
+            where = folder / str(label)
+            where.mkdir(parents=True, exist_ok=True)
+            write_video(where / f"{names[sum(wanted.values()) % 3]}.mp4", 6, sound=0.5)
     return folder
 
 

@@ -48,16 +48,19 @@ the strings 'vector', 'sequence' and 'image', says otherwise."""
 TABLE = """The table has a row for each sample and the columns 'label'; 'split' (train, val, test;
 optional: what is lacking is drawn); 'name' (optional); and one for each modality. A cell holds a
 number, a text, or the path of a file or folder, relative to the table's folder. An empty cell is a
-modality that the sample lacks. What a column holds is found out from its first cell; --readers
+modality that the sample lacks. What a column holds is found out from its first cells; --readers
 says otherwise, with the names and settings
 
   video(frames=2,size=[224,224],pick=uniform)   pick: uniform, random, or rate with fps=
   image(size=[224,224])
   flow(frames=3,size=[224,224],method=dis)      method: dis or farneback; layout: images or stacked
   spectrogram(front=fbank,seconds=3)            front: fbank, mel or stft; sample_rate=16000
+                                                (22050 for the stft of OGM-GE)
   wave(seconds=3,sample_rate=16000)             sound as it is
-  array(kind=vector)                            kind: vector or sequence; ragged=true
-  text(length=512)                              words; or tokenizer=FOLDER, a Transformers one"""
+  array(kind=vector)                            kind: sequence, image or video; ragged=true
+  text(length=512)                              words; or tokenizer=FOLDER, a Transformers one
+
+Of a file that has several, stream=1 takes the second (video, image, flow, spectrogram, wave)."""
 
 CONTINUED = {
     "compare": " The same command continues where this one was.",
@@ -405,7 +408,7 @@ def _check(text: str, folder: str) -> None:
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     for split, (whole, count) in found.splits.items():
-        print(f"{split:6} {whole:,} of {count:,} samples have all their files")
+        print(f"{split:6} {whole:,} of {count:,} samples that are listed or found are whole")
     if found.missing:
         listed = "".join(f"\n  {path}" for path in found.missing[:5])
         more = f"\n  and {len(found.missing) - 5:,} more" if len(found.missing) > 5 else ""

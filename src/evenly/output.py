@@ -22,9 +22,9 @@ class Output:
         index: Position of each sample in its data set, where a method needs it.
         fuse: `fuse(features)` gives the fused logits of other features of the same shapes: for a
             method that masks, swaps or detaches them. A modality that is left out counts as
-            zeros.
+            missing; features may be those of the batch several times over, one after another.
         present: By modality, which samples of the batch have it, where some lack it: their
-            features are zeros. Modalities that it does not name are complete.
+            features and unimodal logits are zeros. Modalities that it does not name are complete.
         ablate: `ablate(keep)` gives the fused logits of another pass over the same batch, in
             which the inputs of all modalities but `keep` are zeros: for a method that must see
             the encoders without them. The model is in evaluation mode meanwhile; gradients flow.

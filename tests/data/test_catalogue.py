@@ -43,9 +43,15 @@ def test_whole_numbers_pass_for_numbers():
             "digit",
             ValueError,
             "'digit' is no data set. Did you mean digits? "
-            "There is digits, synthetic, or the path of an .npz file.",
+            "There is digits, synthetic, cremad, kinetics_sounds, ucf101, mosi, av_mnist, or the "
+            "path of an .npz file, a table or a store.",
         ),
-        ("qqq", ValueError, "'qqq' is no data set. There is digits, synthetic, or the path"),
+        ("qqq", ValueError, "'qqq' is no data set. There is digits, synthetic, cremad,"),
+        (
+            "cremad",
+            ValueError,
+            "cremad: is prepared from its files first: evenly prepare 'cremad' --folder",
+        ),
         (
             "digits(nois=1)",
             ValueError,

@@ -183,6 +183,42 @@ def test_a_validation_split_that_is_needed_is_not_drawn(tmp_path):
         load_npz(path, needed=("train", "val"))
 
 
+class TestWithoutLabels:
+    """What a prediction needs, which looks at no label."""
+
+    def test_neither_labels_nor_split(self, tmp_path):
+        path = _write(tmp_path / "a.npz", labels=None, split=None)
+        data = load_npz(path, labelled=False)
+        assert len(data.split("train")) == len(data.split("val")) == 0
+        assert np.array_equal(_all(data, "test")["inputs"]["x"], VECTOR)
+        assert set(_all(data, "test")["target"].tolist()) == {-1}
+        assert data.class_names == []
+        mean = torch.from_numpy(VECTOR.mean(0)).float()
+        torch.testing.assert_close(data.modalities["x"].mean, mean)
+
+    def test_what_there_is_is_taken_and_nothing_asked_of_it(self, tmp_path):
+        path = _write(tmp_path / "a.npz", labels=np.array(["yes"] * N), split=np.array([2] * N))
+        data = load_npz(path, labelled=False)
+        assert len(data.split("test")) == N
+        assert data.class_names == ["yes"]
+        assert set(data.split("test").target.tolist()) == {0}
+        path = _write(tmp_path / "a.npz", labels=None)
+        assert len(load_npz(path, labelled=False).split("val")) == 2
+        path = _write(tmp_path / "a.npz", split=None)
+        data = load_npz(path, labelled=False)
+        assert data.split("test").target.tolist() == LABELS.tolist()
+
+    def test_offsets_tell_how_many_samples_there_are(self, tmp_path):
+        path = tmp_path / "a.npz"
+        np.savez(path, s=np.zeros((24, 2)), s_offset=2 * np.arange(N + 1))
+        assert len(load_npz(path, labelled=False).split("test")) == N
+
+    def test_labels_alone_are_no_modality(self, tmp_path):
+        np.savez(tmp_path / "a.npz", class_names=np.array(["a", "b"]))
+        with pytest.raises(ValueError, match="holds no modality"):
+            load_npz(tmp_path / "a.npz", labelled=False)
+
+
 def test_what_is_saved_is_read(tmp_path):
     path = tmp_path / "a.npz"
     save_npz(path, LABELS, SPLIT, {"x": VECTOR, "y": VECTOR[:, :2]}, class_names=["no", "yes"])
@@ -273,7 +309,7 @@ WRONG = {
     "slash": ({"a/b": VECTOR}, "a modality cannot be called 'a/b'"),
     "line break": (
         {"a\nb": VECTOR},
-        r"a modality cannot be called 'a\nb', as tables could not show it. Rename the array",
+        r"a modality cannot be called 'a\nb', as tables could not show it. Rename it",
     ),
     "tab": ({"a\tb": VECTOR}, r"a modality cannot be called 'a\tb'"),
     "attribute": ({"float": VECTOR}, "a modality cannot be called 'float'"),

@@ -88,6 +88,23 @@ def test_without_labels_every_sample_is_predicted(run, data, tmp_path):
     assert {r.label for r in found} == {""}
 
 
+def test_labels_and_splits_are_taken_one_without_the_other(run, data, tmp_path):
+    with np.load(data) as file:
+        whole = {k: file[k] for k in file.files}
+    split = whole.pop("split")
+    np.savez(tmp_path / "labels.npz", **whole)
+    assert [r.label for r in rows(run, str(tmp_path / "labels.npz"))] == [
+        CLASSES[n] for n in whole["labels"]
+    ]
+    np.savez(tmp_path / "all_test.npz", **whole, split=np.full(90, "test"))
+    assert len(rows(run, str(tmp_path / "all_test.npz"))) == 90
+    del whole["labels"]
+    np.savez(tmp_path / "splits.npz", **whole, split=split)
+    assert {r.label for r in rows(run, str(tmp_path / "splits.npz"), "val")} == {""}
+    with pytest.raises(ValueError, match="its val split holds no sample"):
+        rows(run, str(tmp_path / "all_test.npz"), "val")
+
+
 def test_a_table_without_labels(tmp_path):
     lines = [f"{k % 2 * 4 - 2 + 0.01 * k},{k},{CLASSES[k % 2]}" for k in range(40)]
     (tmp_path / "t.csv").write_text("x,y,label\n" + "\n".join(lines))
@@ -131,6 +148,27 @@ class TestExport:
             given = {k: tuple(x) if isinstance(x, Padded) else x for k, x in inputs.items()}
             torch.testing.assert_close(program(given).softmax(1), expected, rtol=1e-4, atol=1e-5)
 
+    def test_it_takes_what_is_stored(self, tmp_path):
+        """Bytes, and a sequence whose name is no identifier."""
+        draws = np.random.default_rng(0)
+        labels = np.arange(30) % 2
+        arrays = {
+            "eye": draws.integers(256, size=(30, 3, 8, 8)).astype(np.uint8),
+            "my words": draws.normal(size=(60, 2)).astype(np.float16),
+            "my words_offset": np.arange(31) * 2,
+        }
+        save_npz(tmp_path / "a.npz", labels, np.repeat([0, 1, 2], 10), arrays)
+        training = Training(str(tmp_path / "a.npz"), epochs=1, batch_size=10, width=8)
+        run_cell(Cell(training, "joint", 0), tmp_path / "run")
+        trained = load_run(tmp_path / "run")
+        assert trained.dtypes == {"eye": torch.uint8, "my words": torch.float16}
+        trained.export(tmp_path / "model.pt2")
+        program = torch.export.load(tmp_path / "model.pt2").module()
+        inputs = load(training.data).split("test").__getitems__(range(5))["inputs"]
+        given = {k: tuple(x) if isinstance(x, Padded) else x for k, x in inputs.items()}
+        expected = trained.probabilities(inputs)
+        torch.testing.assert_close(program(given).softmax(1), expected, rtol=1e-4, atol=1e-5)
+
     def test_the_command(self, run, tmp_path, capsys):
         assert main(["export", str(run), "--out", str(tmp_path / "m.pt2")]) == 0
         assert (tmp_path / "m.pt2").stat().st_size > 1000
@@ -173,3 +211,19 @@ class TestMessages:
     def test_a_modality_that_is_not_there(self, run, data, capsys):
         assert main(["predict", str(run), "--data", str(data), "--without", "ey"]) == 1
         assert "Did you mean eye?" in capsys.readouterr().err
+
+
+def test_a_run_needs_the_folder_of_its_first_weights_no_more(tmp_path):
+    from transformers import ResNetConfig, ResNetModel
+
+    sizes = {"num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1]}
+    ResNetModel(ResNetConfig(**sizes, layer_type="basic")).save_pretrained(tmp_path / "weights")
+    draws = np.random.default_rng(0)
+    eye = draws.normal(size=(60, 1, 16, 16)).astype(np.float32)
+    save_npz(tmp_path / "a.npz", np.arange(60) % 2, np.repeat([0, 1, 2], 20), {"eye": eye})
+    encoders = {"eye": f"resnet18(pretrained={tmp_path / 'weights'})"}
+    training = Training(str(tmp_path / "a.npz"), epochs=1, batch_size=10, encoders=encoders)
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    before = load_run(tmp_path / "run").predict(load(training.data), "test")
+    shutil.rmtree(tmp_path / "weights")
+    assert torch.equal(load_run(tmp_path / "run").predict(load(training.data), "test"), before)

@@ -193,6 +193,12 @@ class TestText:
         assert torch.equal(encoder(Padded(tokens, length)), encoder(Padded(other, length)))
         assert encoder(Padded(tokens, length)).isfinite().all()
 
+    def test_a_batch_without_a_single_token(self):
+        none = Padded(torch.zeros(2, 0, dtype=torch.int32), torch.zeros(2, dtype=torch.int64))
+        empty = Padded(torch.zeros(2, 7, dtype=torch.int32), none.length)
+        encoder = self.encoder()
+        assert torch.equal(encoder(none), encoder(empty))
+
     def test_unknown_tokens_are_token_one(self):
         encoder = self.encoder().eval()
         known, unknown = torch.tensor([[1, 2, 1]]), torch.tensor([[9, 2, 100]])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import evenly
 from evenly.data import Data, Modality, Padded, Ragged, collate
@@ -9,6 +10,8 @@ from evenly.lab.evaluation import Evaluation
 from evenly.lab.run import forward
 from evenly.nn import HEADS, LateFusion, encoder_for
 from evenly.nn.heads import TOKEN_FUSIONS
+from evenly.nn.mmtm import blocks_of
+from evenly.nn.pretrained import Transformer
 from evenly.probe import Probe
 
 SHAPES = {"a": ("vector", (5,)), "b": ("image", (1, 8, 8)), "c": ("sequence", (6, 3))}
@@ -39,8 +42,7 @@ def test_what_stands_in_its_place_makes_no_difference(name, head):
     changed = torch.where(HERE.reshape(-1, *[1] * (value.dim() - 1)), value, 100.0)
     other[name] = Padded(changed, x["c"].length) if name == "c" else changed
     one, two = net(x, {name: HERE}), net(other, {name: HERE})
-    if head != "mmtm":  # its blocks take all samples together, but none the place of another
-        assert torch.equal(one.logits, two.logits)
+    assert torch.equal(one.logits, two.logits)
     assert not one.features[name][~HERE].any()
     assert one.features[name][HERE].any()
     assert torch.equal(one.logits[HERE], two.logits[HERE])
@@ -54,6 +56,172 @@ def test_batchnorm_does_not_count_the_others():
     alone.encoders["b"](x["b"][HERE])
     for key, value in alone.encoders["b"].state_dict().items():
         assert torch.equal(seen[key], value), key
+
+
+def test_batchnorm_does_not_count_the_others_in_lockstep_either():
+    net, x = model("mmtm").train(), batch()
+    net(x, {"b": HERE})
+    alone = model("mmtm").train().encoders["b"]
+    next(alone.staged(x["b"][HERE]))  # up to the first stop, before which nothing reaches in
+    assert torch.equal(net.encoders["b"].layers[2].running_mean, alone.layers[2].running_mean)
+
+
+MASKS = {  # of six samples; in all of them together every set of modalities but the empty one
+    2: {"a": [1, 0, 1, 1, 0, 1], "b": [1, 1, 0, 1, 1, 0]},
+    3: {"a": [1, 0, 1, 0, 0, 1], "b": [1, 1, 0, 0, 1, 0], "c": [1, 1, 0, 1, 0, 1]},
+}
+
+
+def masks(count):
+    return {name: torch.tensor(mask).bool() for name, mask in MASKS[count].items()}
+
+
+def drawn(head, count, kinds):
+    """A model in which every bias is drawn at random, so that features of zeros would show."""
+    torch.manual_seed(0)
+    of = {name: kinds[name] for name in list("abc")[:count]}
+    parts = {
+        name: Modality(name, kind, shape, torch.zeros(1), torch.ones(1))
+        for name, (kind, shape) in of.items()
+    }
+    encoders = {
+        name: Transformer(m, 8, 1, 2) if head in TOKEN_FUSIONS else encoder_for(m, 8)
+        for name, m in parts.items()
+    }
+    net = LateFusion(encoders, 4, head)
+    if head == "configurable":
+        net.head.add("a")
+    for parameter in net.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    inputs = {name: torch.randn(6, *shape) for name, (_, shape) in of.items()}
+    if "c" in of:
+        inputs["c"] = Padded(inputs["c"], torch.tensor([6, 3, 2, 5, 4, 1]))
+    return net, inputs
+
+
+PLAIN = {"a": ("vector", (5,)), "b": ("vector", (4,)), "c": ("sequence", (6, 3))}
+STEPS = {"a": ("sequence", (5, 2)), "b": ("sequence", (4, 3)), "c": ("sequence", (6, 3))}
+
+
+def kinds(head, training):
+    """No BatchNorm in training, where samples of a batch are not apart."""
+    if head in TOKEN_FUSIONS:
+        return STEPS
+    return PLAIN if training else SHAPES
+
+
+def one_of(inputs, here, row):
+    """A batch of one sample, with the modalities that it has."""
+    return {
+        name: Padded(*(part[[row]] for part in x)) if isinstance(x, Padded) else x[[row]]
+        for name, x in inputs.items()
+        if here[name][row]
+    }
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("head", HEADS)
+def test_masked_is_left_out(head, count, training):
+    """Each sample is seen as in a batch without the modalities that it lacks."""
+    net, inputs = drawn(head, count, kinds(head, training))
+    net.train(training)
+    here = masks(count)
+    whole = net(inputs, here)
+    ablated = whole.ablate(["b"])
+    first = whole.fuse({"a": whole.features["a"]})
+    for row in range(6):
+        alone = net(one_of(inputs, here, row))
+        close(whole.logits[[row]], alone.logits)
+        close(whole.fuse(whole.features)[[row]], alone.logits)
+        close(ablated[[row]], alone.ablate(["b"]))
+        for name in here:
+            own, features = whole.unimodal[name][[row]], whole.features[name][[row]]
+            if here[name][row]:
+                close(own, alone.unimodal[name])
+                close(features, alone.features[name])
+            else:
+                assert not own.any()
+                assert not features.any()
+        expected = alone.fuse({"a": alone.features["a"]}) if here["a"][row] else torch.zeros(1, 4)
+        close(first[[row]], expected)
+
+
+@pytest.mark.parametrize("head", ["late", "attention", "mbt", "mult", "mmtm"])
+def test_gradients_are_those_without_it(head):
+    net, inputs = drawn(head, 3, kinds(head, training=True))
+    here, target = masks(3), torch.arange(6) % 4
+    output = net(inputs, here)
+    loss = nn.functional.cross_entropy(output.logits, target, reduction="sum")
+    of_features = torch.autograd.grad(loss, list(output.features.values()), retain_graph=True)
+    for name, gradient in zip(output.features, of_features, strict=True):
+        assert torch.equal(gradient.any(1), here[name])
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    for row in range(6):
+        logits = net(one_of(inputs, here, row)).logits
+        nn.functional.cross_entropy(logits, target[[row]], reduction="sum").backward()
+    for name, parameter in net.named_parameters():
+        assert (name in found) == (parameter.grad is not None), name
+        if name in found:
+            close(found[name], parameter.grad)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_sample_without_any_modality_has_logits_of_zero(head):
+    net, inputs = drawn(head, 2, kinds(head, training=False))
+    for nobody in (torch.zeros(6, dtype=torch.bool), HERE):
+        output = net.eval()(inputs, {"a": nobody, "b": nobody})
+        assert not output.logits[~nobody].any()
+        assert not output.ablate(["a"])[~nobody].any()
+        assert output.logits[nobody].all()
+        assert output.logits.shape == output.unimodal["b"].shape == (6, 4)
+
+
+@pytest.mark.parametrize("head", ["concat", "late", "mbt"])
+def test_the_head_is_asked_once_for_each_set_of_modalities(head, monkeypatch):
+    net, inputs = drawn(head, 3, kinds(head, training=False))
+    asked, logits = [], net.head.logits
+    monkeypatch.setattr(net.head, "logits", lambda x: asked.append(list(x)) or logits(x))
+    net(inputs)
+    net(inputs, {"a": torch.ones(6, dtype=torch.bool)})
+    assert asked == [["a", "b", "c"]] * 2
+    asked.clear()
+    net(inputs, masks(3))
+    assert sorted(asked) == [["a"], ["a", "b", "c"], ["a", "c"], ["b"], ["b", "c"], ["c"]]
+
+
+def test_fuse_takes_the_batch_several_times_over():
+    net, inputs = drawn("late", 2, PLAIN)
+    output = net(inputs, masks(2))
+    close(
+        output.fuse({name: x.repeat(3, 1) for name, x in output.features.items()}),
+        output.logits.repeat(3, 1),
+    )
+
+
+def test_gates_are_averaged_over_those_that_have_the_modality():
+    net, inputs = drawn("mmtm", 3, PLAIN)
+    here = masks(3)
+    net(inputs, here)
+    found = [block.observed() for block in blocks_of(net)]
+    expected = [torch.zeros_like(value) for value in found]
+    for row in range(6):
+        net(one_of(inputs, here, row))
+        expected = [e + b.observed() for e, b in zip(expected, blocks_of(net), strict=True)]
+    close(found, expected)
+    assert found[0][-3:].tolist() == [3, 3, 4]
 
 
 def test_gradients_come_from_those_that_have_it():

@@ -62,6 +62,14 @@ class TestBlock:
         assert list(alone) == ["a"]
         assert torch.equal(alone["a"], whole["a"])
 
+    def test_what_a_sample_lacks_is_squeezed_to_zeros(self):
+        made, x = block({"a": 3, "b": 2}, 5)
+        here = torch.tensor([True, False, True, False])
+        found, whole, alone = made(x, {"b": here}), made(x), made({"a": x["a"]})
+        assert torch.equal(found["a"][here], whole["a"][here])
+        assert torch.equal(found["a"][~here], alone["a"][~here])
+        assert not torch.allclose(whole["a"], alone["a"])
+
     def test_a_ratio_below_one(self):
         with pytest.raises(ValueError, match=r"MMTM: 'ratio' is at least 1; found 0\."):
             MMTM({"a": 3}, ratio=0)

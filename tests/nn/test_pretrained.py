@@ -1,9 +1,20 @@
+import json
+import shutil
+
 import pytest
 import torch
 
 from evenly.data import Modality, Padded
 from evenly.nn import ENCODERS
-from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec
+from evenly.nn.pretrained import (
+    AST,
+    BERT,
+    ResNet18,
+    Transformer,
+    ViT,
+    Wav2Vec,
+    configurations,
+)
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 32}  # fmt: skip
@@ -79,6 +90,32 @@ def test_padding_never_counts(kind):
     assert torch.equal(encoder(unknown), encoder(as_one))
 
 
+def test_waveforms_of_unequal_lengths():
+    """Each as by itself, though the model normalises over time."""
+    torch.manual_seed(0)
+    encoder = Wav2Vec(modality("sequence", 800, 1), config=WAVE).eval()
+    assert encoder.model.config.feat_extract_norm == "group"
+    x = Padded(torch.randn(4, 800, 1), torch.tensor([500, 800, 25, 500]))
+    for row, length in enumerate(x.length.tolist()):
+        x.values[row, length:] = 7.0
+    steps, there = encoder.tokens(x)
+    features = encoder(x)
+    # two convolutions, of 10 samples every 5 and of 4 of theirs every 4
+    assert there.sum(1).tolist() == [24, 39, 1, 24]
+    for row, length in enumerate(x.length.tolist()):
+        alone = encoder.tokens(x.values[[row], :length]).steps
+        torch.testing.assert_close(steps[[row], : alone.shape[1]], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(features[[row]], alone.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_waveforms_too_short_for_a_token():
+    encoder = Wav2Vec(modality("sequence", 800, 1), config=WAVE).eval()
+    x = Padded(torch.ones(3, 9, 1), torch.tensor([9, 1, 0]))
+    assert encoder.tokens(x).there.tolist() == [[True]] * 3
+    filled = torch.nn.functional.pad(torch.ones(1, 9, 1), (0, 0, 0, 16))
+    torch.testing.assert_close(encoder(x)[:1], encoder(filled), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", ["vit", "ast", "bert", "wav2vec"])
 def test_weights_from_a_folder(case, tmp_path):
     kind, of, settings, _ = CASES[case]
@@ -97,6 +134,54 @@ def test_weights_from_a_folder(case, tmp_path):
 def test_no_weights_there(tmp_path):
     with pytest.raises(ValueError, match=r"there are no weights at .*none"):
         ViT(modality("image", 3, 32, 32), pretrained=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("text", ["/weights", "./weights", "../weights", "~/weights", "a/b/c"])
+def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(text, monkeypatch, tmp_path):
+    from transformers import AutoModel
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"there are no weights at '{text}' \(no such folder\)"):
+        BERT(modality("text", 6, 20), pretrained=text)
+
+
+@pytest.mark.parametrize("text", ["bert-base-uncased", "google/vit-base-patch16-224", "~/weights"])
+def test_names_and_folders_are_opened(text, monkeypatch, tmp_path):
+    from transformers import AutoModel
+
+    def nothing(where):
+        raise OSError(f"nothing in {where}\nand more")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", nothing)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    place = text.replace("~", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"no weights at '{text}' \(nothing in {place}\)\. Give"):
+        BERT(modality("text", 6, 20), pretrained=text)
+
+
+@pytest.mark.parametrize("case", ["resnet18", "vit", "ast", "bert", "wav2vec"])
+def test_a_configuration_stands_in_for_the_folder(case, tmp_path):
+    """Of a model stored in half precision, which is trained in full."""
+    kind, of, settings, _ = CASES[case]
+    made = kind(of, **settings)
+    folder = tmp_path / "weights"
+    made.model.half().save_pretrained(folder)
+    if case == "bert":
+        of = modality("text", 6, 13)  # fewer tokens than the folder's model knows
+    encoders = {"x": kind(of, pretrained=str(folder)), "y": made, "z": torch.nn.Linear(1, 1)}
+    shutil.rmtree(folder)
+    found = configurations(encoders)
+    assert set(found) == {"x"}
+    assert str(tmp_path) not in json.dumps(found)
+    again = kind(of, pretrained=json.loads(json.dumps(found["x"])))
+    assert configurations(torch.nn.ModuleDict({"x": again})) == found
+    first = encoders["x"].eval()
+    again.eval().load_state_dict(first.state_dict())
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    x = text() if of.kind == "text" else torch.randn(3, *of.shape)
+    assert torch.equal(again(x), first(x))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from evenly.lab.run import run_cell
 from evenly.lab.settings import Cell, Training
 from evenly.nn import LateFusion
 from evenly.nn.heads import TOKEN_FUSIONS, BottleneckHead, CrossModalHead
-from evenly.nn.pretrained import AST, Transformer, ViT
+from evenly.nn.pretrained import AST, BERT, Transformer, ViT
 
 HERE = torch.tensor([True, False, True, False])
 
@@ -144,6 +144,23 @@ def test_samples_that_lack_a_modality(head, name):
     fewer = net({key: value for key, value in x.items() if key != name})
     assert name not in fewer.features
     assert fewer.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("head", TOKEN_FUSIONS)
+def test_a_batch_in_which_all_texts_are_missing(head):
+    """It is padded to no tokens at all, which BERT cannot take."""
+    torch.manual_seed(0)
+    words = Modality("words", "text", (6, 20), torch.zeros(0), torch.zeros(0))
+    encoders = {
+        "words": BERT(words, config=SMALL),
+        "steps": Transformer(modality("sequence", 5, 4), 16),
+    }
+    net, steps = LateFusion(encoders, 3, head).eval(), torch.randn(4, 5, 4)
+    nothing = Padded(torch.zeros(4, 0, dtype=torch.int32), torch.zeros(4, dtype=torch.int64))
+    nobody = torch.zeros(4, dtype=torch.bool)
+    masked = net({"words": nothing, "steps": steps}, {"words": nobody})
+    torch.testing.assert_close(masked.logits, net({"steps": steps}).logits)
+    assert net({"words": nothing, "steps": steps}).logits.isfinite().all()  # there, but empty
 
 
 @pytest.mark.parametrize("head", TOKEN_FUSIONS)

@@ -9,9 +9,19 @@ from typing import Any, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evenly.data.dataset import SPLITS, Data, Kind, Ragged, SplitName, check_classes, stratified
+from evenly.data.dataset import (
+    SPLITS,
+    Data,
+    Kind,
+    Ragged,
+    SplitName,
+    check_classes,
+    check_names,
+    described,
+    stratified,
+)
 from evenly.files import replacing
 
 Array = npt.NDArray[Any]
@@ -43,8 +53,8 @@ def load_npz(
     Args:
         path: Of the file.
         needed: The splits that must be in it. Others are left out, but for `val`.
-        labelled: Without, labels and splits are not looked at: all samples are in the test split,
-            and their target is -1.
+        labelled: Without, nothing is asked of labels and splits, which need not be there: the
+            target of samples without labels is -1, and samples without a split are in test.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -103,6 +113,10 @@ class _Reader:
                 )
         self.count = self._count()
         target, class_names = self._target()
+        if len(target.unique()) < 2:
+            raise self._error(
+                f"all labels are '{class_names[target[0]]}'. Classification needs two classes."
+            )
         notes: list[str] = []
         rows = self._rows(target, class_names, notes)
         for split, members in rows.items():
@@ -111,16 +125,32 @@ class _Reader:
         return Data(self.path.stem, inputs, target, rows, class_names, notes)
 
     def unlabelled(self) -> Data:
-        self.arrays = {name: x for name, x in self.arrays.items() if name not in _RESERVED}
-        if not self.arrays:
-            raise self._error("holds no modality. Add an array with a row for each sample.")
-        offsets = [x for name, x in self.arrays.items() if name.endswith("_offset")]
-        plain = [x for n, x in self.arrays.items() if not self._belongs(n) and x.ndim]
-        self.count = len(offsets[0]) - 1 if offsets else len(plain[0])
+        self.count = self._count() if "labels" in self.arrays else self._rows_of_modalities()
+        target, class_names = torch.full((self.count,), -1), list[str]()
+        if "labels" in self.arrays:
+            target, class_names = self._target()
+        split = np.full(self.count, SPLITS.index("test"))
+        if "split" in self.arrays:
+            split = self._split_numbers()
         inputs = {name: self._modality(name) for name in self._names()}
         every = torch.arange(self.count)
-        rows: dict[SplitName, Tensor] = {"train": every, "val": every[:0], "test": every}
-        return Data(self.path.stem, inputs, torch.full((self.count,), -1), rows, [])
+        return Data(
+            self.path.stem,
+            inputs,
+            target,
+            {name: every[torch.from_numpy(split == n)] for n, name in enumerate(SPLITS)},
+            class_names,
+            modalities={name: described(name, x, every) for name, x in inputs.items()},
+        )
+
+    def _rows_of_modalities(self) -> int:
+        """How many samples there are by the arrays alone."""
+        others = {name: x for name, x in self.arrays.items() if name not in _RESERVED}
+        offsets = [len(x) - 1 for name, x in others.items() if name.endswith("_offset") and x.ndim]
+        plain = [len(x) for name, x in others.items() if not self._belongs(name) and x.ndim]
+        if not plain:
+            raise self._error("holds no modality. Add an array with a row for each sample.")
+        return (offsets or plain)[0]
 
     def _error(self, what: str) -> ValueError:
         return ValueError(f"{self.path}: {what}")
@@ -169,10 +199,6 @@ class _Reader:
         names = [str(value) for value in found]
         if "class_names" in self.arrays:
             target, names = self._named(found, target)
-        if len(found) < 2:
-            raise self._error(
-                f"all labels are '{names[target[0]]}'. Classification needs two classes."
-            )
         return torch.from_numpy(target.astype(np.int64)), names
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
@@ -265,18 +291,7 @@ class _Reader:
             raise self._error(
                 f"holds no modality. Add an array with {self.count} rows, one per sample."
             )
-        for name in names:
-            # ModuleDict, which holds the encoders, refuses names of its own attributes.
-            if not name or "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
-                raise self._error(
-                    f"a modality cannot be called '{name}', as its encoder could not be stored "
-                    "under that name. Rename the array, without dots and slashes."
-                )
-            if not name.isprintable():
-                raise self._error(
-                    f"a modality cannot be called {name!r}, as tables could not show it. Rename "
-                    "the array, without line breaks and tabs."
-                )
+        check_names(self.path, names)
         return names
 
     def _belongs(self, name: str) -> bool:
@@ -408,15 +423,29 @@ def _shape(values: Array, kind: Kind | None) -> Array | None:
     if kind == "image" and axes == 2:
         return values[:, None]
     if (kind == "image" and axes == 3) or (kind == "video" and axes == 4):
-        first, last = values.shape[-3], values.shape[-1]
-        channels = (1, 3, 4)
-        turned = last in channels and first not in channels
-        return np.moveaxis(values, -1, -3) if turned else values
+        return channels_first(values)
     return None
 
 
-def _tensor(values: Array) -> Tensor:
-    """In memory order and native bytes, and in a type that torch can index."""
+def channels_first(values: Array) -> Array:
+    """Images (..., c, h, w), turned if they are (..., h, w, c): if only the last is 1, 3 or 4."""
+    channels = (1, 3, 4)
+    turned = values.shape[-1] in channels and values.shape[-3] not in channels
+    return np.moveaxis(values, -1, -3) if turned else values
+
+
+def native(values: Array) -> Array:
+    """Numbers in memory order and native bytes, and of a type that torch can index.
+
+    Raises:
+        ValueError: If they are no numbers, or complex ones.
+    """
+    if values.dtype.kind not in "iufb":
+        raise ValueError(f"holds {values.dtype} values, which are no numbers that can be stored")
     wider = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "float128": "float64"}
     dtype = wider.get(values.dtype.name, values.dtype.newbyteorder("="))
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
+    return np.require(values, dtype, "C")  # unlike ascontiguousarray, it adds no axis
+
+
+def _tensor(values: Array) -> Tensor:
+    return torch.from_numpy(native(values))

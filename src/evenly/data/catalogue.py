@@ -122,5 +122,18 @@ def load(spec: str) -> Data:
         return load_npz(Path(spec).expanduser())
     info = DATASETS.get(asked.name)
     if info is None:
-        raise unknown("data set", asked.name, DATASETS, "or the path of an .npz file")
+        raise _unknown(spec, asked.name)
     return made("data set", asked, {asked.name: info.build})
+
+
+def _unknown(spec: str, name: str) -> ValueError:
+    """What to say of a name that is none of the built-in data sets'."""
+    from evenly.data.raw.sets import SETS
+
+    if name in SETS:
+        return ValueError(
+            f"{name}: is prepared from its files first: evenly prepare '{spec}' --folder FOLDER "
+            f"--out STORE, and then --data STORE. 'evenly datasets {name}' tells where to get them."
+        )
+    known = [*DATASETS, *SETS]
+    return unknown("data set", name, known, "or the path of an .npz file, a table or a store")

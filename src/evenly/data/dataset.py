@@ -1,12 +1,12 @@
 """A data set, in memory or mapped into it, and how batches are read from it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Kind = Literal["vector", "sequence", "image", "video", "text"]
@@ -91,6 +91,7 @@ class Data:
         bayes: The best accuracy that any model can have, by modality and for "all" together,
             where the data are generated and it is known.
         read: By modality, how its files were read, where the data came from files.
+        names: Of all samples, where they have names; those of a split are at its `rows`.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Data:
         modalities: Mapping[str, Modality] | None = None,
         present: Mapping[str, Bool[Tensor, " n"]] | None = None,
         read: Mapping[str, str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         """Takes the arrays as they are.
 
@@ -121,8 +123,10 @@ class Data:
                 split.
             present: By modality, which samples have it; all do where it is not named.
             read: By modality, how its files were read.
+            names: Of all samples.
         """
         self.name = name
+        self.names = names
         self.class_names = list(class_names)
         self.notes = list(notes)
         self.bayes = None if bayes is None else dict(bayes)
@@ -186,6 +190,7 @@ class Data:
             self.modalities,
             present,
             self.read,
+            self.names,
         )
 
     def split(self, name: SplitName) -> "Split":
@@ -270,12 +275,37 @@ def _tensors(stored: Tensor | Ragged) -> tuple[Tensor, ...]:
 
 
 def spread(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
-    """Positions of at most `count` samples: the first of each class, the second of each, ..."""
+    """Positions of `count` samples at most: the first of each class, the second of each, ...
+
+    Every class has one, also where there are more classes than that.
+    """
+    count = max(count, len(target.unique()))
     turn = torch.zeros_like(target)
     for number in target.unique():
         members = target == number
         turn[members] = torch.arange(int(members.sum()), device=target.device)
     return turn.argsort(stable=True)[:count].sort().values
+
+
+def check_names(where: object, names: Iterable[str]) -> None:
+    """Raises if a modality has a name that cannot be used.
+
+    Args:
+        where: The file or data set, for the message.
+        names: Of the modalities.
+    """
+    for name in names:
+        # ModuleDict, which holds the encoders, refuses names of its own attributes.
+        if not name or "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
+            raise ValueError(
+                f"{where}: a modality cannot be called '{name}', as its encoder could not be "
+                "stored under that name. Rename it, without dots and slashes."
+            )
+        if not name.isprintable():
+            raise ValueError(
+                f"{where}: a modality cannot be called {name!r}, as tables could not show it. "
+                "Rename it, without line breaks and tabs."
+            )
 
 
 def check_classes(

@@ -1,8 +1,12 @@
 """The prepared store: a folder of memory maps that a data set is read from, batch by batch.
 
-It holds one raw file `NAME.memmap` for each array, tensordict's `meta.json` (so that
-`TensorDict.load_memmap(folder)` opens it, too), and `dataset.json`, which says what the arrays are
-and is written last: a folder without it is no store, or one that is still being made.
+It holds
+
+- a raw file for each array, `label.memmap`, `split.memmap`, and by modality `inputs/NAME.memmap`
+  and, where they apply, `start/`, `length/` and `present/NAME.memmap`; with tensordict's
+  `meta.json`, so that `TensorDict.load_memmap(folder)` opens them, too;
+- `dataset.json`, which says what the arrays are and is written last: a folder without it is no
+  store, or one that is still being made.
 """
 
 import json
@@ -19,7 +23,7 @@ from evenly.data.dataset import SPLITS, Data, Modality, Ragged, SplitName, check
 from evenly.files import write_text
 
 DESCRIPTION = "dataset.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class Field:
         mean: Over the training split, as in `Modality`.
         std: Likewise.
         units: Of its values, in words.
-        rate: Samples, frames or time steps a second, where there is such a thing.
+        rate: Samples, frames or time steps a second; None where they have no common distance, as
+            frames that are picked by the length of each clip.
+        sample_rate: Samples a second of the sound that it was made of; None of all else.
         ragged: Whether its sequences are of unequal lengths.
         missing: How many samples lack it.
-        read: How its files were read.
+        read: How its files were read, with every setting.
     """
 
     kind: str
@@ -46,6 +52,7 @@ class Field:
     std: list[float]
     units: str = ""
     rate: float | None = None
+    sample_rate: int | None = None
     ragged: bool = False
     missing: int = 0
     read: str = ""
@@ -58,6 +65,7 @@ class Description:
     Attributes:
         name: Of the data set.
         samples: Rows of every array; those in no split were left out.
+        names: Of the samples.
         modalities: By name.
         classes: Names by class number.
         splits: By split, how many samples it holds.
@@ -70,6 +78,7 @@ class Description:
 
     name: str
     samples: int
+    names: list[str]
     modalities: dict[str, Field]
     classes: list[str]
     splits: dict[str, int]
@@ -130,12 +139,12 @@ def open_store(folder: Path) -> Data:
     for name, known in about.modalities.items():
         dtype = getattr(torch, known.dtype)
         if known.ragged:
-            start, length = (arrays.rows(f"{name}_{end}", torch.int64) for end in RAGGED)
+            start, length = (arrays.rows(f"{end}/{name}", torch.int64) for end in RAGGED)
             width = () if known.kind == "text" else (known.shape[1],)
-            values = arrays.read(name, dtype, (int((start + length).max()), *width))
+            values = arrays.read(f"inputs/{name}", dtype, (int((start + length).max()), *width))
             inputs[name] = Ragged(values, start, length)
         else:
-            inputs[name] = arrays.rows(name, dtype, *known.shape)
+            inputs[name] = arrays.rows(f"inputs/{name}", dtype, *known.shape)
     split = arrays.rows("split", torch.uint8)
     rows: dict[SplitName, Tensor] = {
         name: torch.nonzero(split == number).flatten() for number, name in enumerate(SPLITS)
@@ -152,8 +161,9 @@ def open_store(folder: Path) -> Data:
         about.classes,
         [*about.notes, *(_lack(name, about) for name in partial)],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},
-        present={name: arrays.rows(f"{name}_present", torch.bool) for name in partial},
+        present={name: arrays.rows(f"present/{name}", torch.bool) for name in partial},
         read={name: known.read for name, known in about.modalities.items()},
+        names=about.names,
     )
 
 
@@ -203,15 +213,13 @@ def write_meta(folder: Path, arrays: Mapping[str, tuple[torch.dtype, tuple[int, 
     """Writes tensordict's own description of the arrays beside them, which stay as they are."""
     from tensordict import MemoryMappedTensor, TensorDict
 
-    TensorDict(
-        {
-            name: MemoryMappedTensor.from_filename(
-                folder / f"{name}.memmap", dtype, torch.Size(shape)
-            )
-            for name, (dtype, shape) in arrays.items()
-        },
-        batch_size=[],
-    ).memmap_(folder, copy_existing=False)
+    found = TensorDict({}, batch_size=[])
+    for name, (dtype, shape) in arrays.items():
+        path = folder / f"{name}.memmap"
+        found[tuple(name.split("/"))] = MemoryMappedTensor.from_filename(
+            path, dtype, torch.Size(shape)
+        )
+    found.memmap_(folder, copy_existing=False)
 
 
 def _modality(name: str, known: Field) -> Modality:

@@ -55,6 +55,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # must be the same whatever the method's head and modality are.
         _try_encoders(encoders, data, training.encoders)
         model = fused(encoders, len(data.class_names), cell)
+    # benchmarks/train_step.py measures it; torch's own overloads do not know the argument.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.train()
 
 
@@ -70,19 +72,13 @@ def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, n
 
 
 def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
-    """Encoders under the head that the method is made for; of some methods, one encoder.
-
-    Convolutions over images are laid out channels-last, which `benchmarks/train_step.py` measures.
-    """
+    """Encoders under the head that the method is made for; of some methods, one encoder."""
     info = METHODS[parse(cell.method).name].info
     if info.alone:
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
     head = cell.training.fusion if info.head == "concat" else info.head
-    model = LateFusion(encoders, num_classes, head)
-    # torch's own overloads do not know the argument.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    return LateFusion(encoders, num_classes, head)
 
 
 @torch.no_grad()

@@ -1,11 +1,10 @@
 """A trained run, loaded anywhere: its predictions on new data, and its export."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from evenly.data.catalogue import TABLES
 from evenly.lab.build import fused, made_encoders
 from evenly.lab.settings import Cell, Training, read_settings
 from evenly.nn import LateFusion
+from evenly.nn.pretrained import configurations
+from evenly.spec import Spec, parse
 
 BATCH = 64
 
@@ -28,6 +29,7 @@ class Trained:
         folder: Of the run.
         model: In evaluation mode, on the CPU.
         modalities: By name: what it takes.
+        dtypes: By modality, the type in which the run's data were stored.
         class_names: By class number.
         read: By modality, how its files were read, where the data came from files.
     """
@@ -35,6 +37,7 @@ class Trained:
     folder: Path
     model: LateFusion
     modalities: Mapping[str, Modality]
+    dtypes: Mapping[str, torch.dtype]
     class_names: Sequence[str]
     read: Mapping[str, str]
 
@@ -84,17 +87,20 @@ class Trained:
     def export(self, path: Path) -> None:
         """Writes the model as a `torch.export` program, which needs this package no more.
 
-        It takes a mapping of inputs by modality, all of them, and returns logits. The number of
-        samples is free, and the number of steps of sequences (which are padded, and come with
-        their lengths: `(values, length)`).
+        It takes a mapping of inputs by modality, all of them, in the type in which they are stored
+        (`dtypes`), and returns logits. The number of samples is free, and the number of steps of
+        sequences and texts (which are padded, and come with their lengths: `(values, length)`).
         """
-        example = {name: _example(modality) for name, modality in self.modalities.items()}
+        example = {
+            name: _example(modality, self.dtypes[name])
+            for name, modality in self.modalities.items()
+        }
         n = torch.export.Dim("n")
         shapes: dict[str, Any] = {
-            name: ({0: n, 1: torch.export.Dim(f"steps_{name}")}, {0: n})
+            name: ({0: n, 1: torch.export.Dim(f"steps_{number}")}, {0: n})
             if isinstance(x, tuple)
             else {0: n}
-            for name, x in example.items()
+            for number, (name, x) in enumerate(example.items())
         }
         program = torch.export.export(_Logits(self.model), (example,), dynamic_shapes=(shapes,))
         torch.export.save(program, path)
@@ -125,12 +131,11 @@ class _Logits(nn.Module):
         return logits
 
 
-def _example(modality: Modality) -> Tensor | tuple[Tensor, Tensor]:
+def _example(modality: Modality, dtype: torch.dtype) -> Tensor | tuple[Tensor, Tensor]:
     longest = torch.full((2,), modality.shape[0])
-    if modality.kind == "text":
-        return torch.zeros(2, modality.shape[0], dtype=torch.int32), longest
-    values = torch.zeros(2, *modality.shape)
-    return (values, longest) if modality.kind == "sequence" else values
+    shape = modality.shape[:1] if modality.kind == "text" else modality.shape
+    values = torch.zeros(2, *shape, dtype=dtype)
+    return (values, longest) if modality.kind in ("sequence", "text") else values
 
 
 @dataclass(frozen=True)
@@ -156,8 +161,7 @@ def predictions(
     Args:
         run: Loaded by `load_run`.
         data: A name, a store, an `.npz` file or a table. Of a table every row is predicted, its
-            files read as those of the run were; an `.npz` file without `labels` or `split` is
-            predicted whole.
+            files read as those of the run were; of an `.npz` file without `split`, too.
         split: Which part of data that have one.
         without: Modalities that are left out.
 
@@ -168,23 +172,16 @@ def predictions(
         yield from _of_table(run, Path(data), without)
         return
     path = data_file(data)
-    if path is not None and path.suffix == ".npz" and not _has_labels(path):
-        found = load_npz(path, labelled=False)
-    else:
-        found = load(data)
+    is_file = path is not None and path.suffix == ".npz"
+    found = load_npz(path, labelled=False) if path is not None and is_file else load(data)
     part = found.split(split)
+    if not len(part):
+        raise ValueError(f"{data}: its {split} split holds no sample. Choose another with --split.")
+    names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
     of_each = run.predict(found, split, without).tolist()
-    for row, (number, probabilities) in enumerate(zip(part.target.tolist(), of_each, strict=True)):
+    for name, number, probabilities in zip(names, part.target.tolist(), of_each, strict=True):
         label = found.class_names[number] if number >= 0 else ""
-        yield Prediction(str(row), label, probabilities)
-
-
-def _has_labels(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {"labels", "split"} <= set(file.files)
-    except (OSError, ValueError):
-        return True  # and `load` will say what is wrong
+        yield Prediction(str(name), label, probabilities)
 
 
 def _of_table(run: Trained, path: Path, without: Collection[str]) -> Iterator[Prediction]:
@@ -225,23 +222,41 @@ def load_run(folder: Path) -> Trained:
         raise ValueError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
     modalities = {
         name: Modality(name, kind, tuple(shape), torch.zeros(width), torch.ones(width))
-        for name, (kind, shape, width) in best["modalities"].items()
+        for name, (kind, shape, width, _) in best["modalities"].items()
     }
+    dtypes = {name: getattr(torch, dtype) for name, (*_, dtype) in best["modalities"].items()}
     names = Training.__dataclass_fields__
     training = Training(**{name: settings[name] for name in names if name in settings})
+    training = replace(training, encoders=_at_hand(training.encoders, best["configurations"]))
     cell = Cell(training, settings["method"], settings["seed"])
     model = fused(made_encoders(modalities, cell), len(best["class_names"]), cell)
     model.load_state_dict(best["state_dict"])
-    return Trained(folder, model.eval(), modalities, best["class_names"], best["read"])
+    return Trained(folder, model.eval(), modalities, dtypes, best["class_names"], best["read"])
 
 
-def about(data: Data) -> dict[str, Any]:
-    """What `load_run` must know of the data that a model was trained on, for a checkpoint."""
+def _at_hand(encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
+    """The encoders without the folders and names that their first weights came from."""
+    found = dict(encoders)
+    for name, configuration in known.items():
+        spec = parse(encoders[name])
+        found[name] = Spec(spec.name, {**spec.settings, "pretrained": configuration}).text
+    return found
+
+
+def about(data: Data, model: LateFusion) -> dict[str, Any]:
+    """What `load_run` must know beside the weights, for a checkpoint."""
+    first = data.split("train").__getitems__([0])["inputs"]
     return {
         "modalities": {
-            name: (modality.kind, list(modality.shape), len(modality.mean))
+            name: (modality.kind, list(modality.shape), len(modality.mean), _dtype(first[name]))
             for name, modality in data.modalities.items()
         },
+        "configurations": configurations(model.encoders),
         "class_names": data.class_names,
         "read": dict(data.read),
     }
+
+
+def _dtype(x: Tensor | Padded) -> str:
+    values = x.values if isinstance(x, Padded) else x
+    return str(values.dtype).removeprefix("torch.")

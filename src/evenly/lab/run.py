@@ -100,7 +100,7 @@ def run_cell(
     augment = Augment(cell.training.augment, data.modalities, cell.seed)
     task = Task(model, method, optimizer, len(data.class_names), cell, augment)
     train = data.split("train")
-    record = Record(folder, cell, method, progress, about(data))
+    record = Record(folder, cell, method, progress, about(data, model))
     trainer = L.Trainer(
         max_epochs=cell.training.epochs,
         devices=1,
@@ -234,10 +234,10 @@ class Record(Callback):
     """
 
     def __init__(
-        self, folder: Path, cell: Cell, method: Method, progress: Progress, data: dict[str, Any]
+        self, folder: Path, cell: Cell, method: Method, progress: Progress, about: dict[str, Any]
     ) -> None:
         self.folder, self.cell, self.method, self.progress = folder, cell, method, progress
-        self.data = data  # what there is to know of them, for the best checkpoint
+        self.about = about  # what goes into the best checkpoint beside the weights
         self.rows: list[dict[str, int | float]] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
         self.seconds, self.flops = 0.0, 0
@@ -302,7 +302,7 @@ class Record(Callback):
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, trainer.current_epoch
             state = task.model.state_dict()
-            best = {"epoch": self.best_epoch, "state_dict": state, **self.data}
+            best = {"epoch": self.best_epoch, "state_dict": state, **self.about}
             with replacing(self.folder / "best.ckpt") as path:
                 torch.save(best, path)
         with replacing(self.folder / "last.ckpt") as path:

@@ -60,6 +60,22 @@ class Staged(nn.Module):
         """
 
 
+def resumed(run: Stages, factor: Float[Tensor, "n _"]) -> Float[Tensor, "n _"]:
+    """What an encoder yields at its next stop, or returns in the end."""
+    try:
+        return run.send(factor)
+    except StopIteration as stop:
+        features: Tensor = stop.value
+        return features
+
+
+def with_a_step(x: Padded) -> Padded:
+    """The batch with one step of padding where none of its samples has a step."""
+    if x.values.shape[1]:
+        return x
+    return Padded(x.values.new_zeros(len(x.values), 1, *x.values.shape[2:]), x.length)
+
+
 class Standardise(nn.Module):
     """Turns stored values of any type into floats of mean 0 and standard deviation 1."""
 
@@ -148,7 +164,7 @@ class TemporalConv(Staged):
     def _embedded(
         self, x: Shaped[Tensor, "n t ..."] | Padded
     ) -> tuple[Float[Tensor, "n t w"], Bool[Tensor, "n t 1"]]:
-        values, length = x if isinstance(x, Padded) else (x, None)
+        values, length = with_a_step(x) if isinstance(x, Padded) else (x, None)
         known = values if isinstance(self.embed, _Embedding) else self.standardise(values)
         steps: Tensor = self.embed(known)
         return steps, _valid(values, length)
@@ -251,10 +267,7 @@ class FrameMean(Staged):
         found = next(frames)
         for _ in self.stage_widths:
             factor = yield _over_frames(found, x.shape[1])
-            try:
-                found = frames.send(factor.repeat_interleave(x.shape[1], 0))
-            except StopIteration as end:
-                found = end.value
+            found = resumed(frames, factor.repeat_interleave(x.shape[1], 0))
         return _over_frames(found, x.shape[1])
 
 

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Padded
-from evenly.nn.encoders import Staged, Stages, Standardise
+from evenly.nn.encoders import Staged, Stages, Standardise, resumed
 from evenly.nn.heads import HEADS
+from evenly.nn.presence import scattered, taken
 from evenly.nn.tokens import Tokened, Tokens
 from evenly.output import Output
 from evenly.suggest import unknown
@@ -60,21 +61,25 @@ class LateFusion(nn.Module):
 
         Args:
             inputs: By modality.
-            present: By modality, which samples have it; those it does not name are complete. An
-                encoder does not see the other samples, whose features are zeros.
+            present: By modality, which samples have it; those it does not name are complete.
+                Each sample is predicted as in a batch without the modalities that it lacks,
+                whatever the others have: an encoder does not see it, its features and logits of
+                that modality are zeros, and what fuses passes over them. If it has none at all,
+                its fused logits are zeros, too.
         """
-        here = present or {}
+        # Complete ones count as none, which spares grouping and copies.
+        here = {name: mask for name, mask in (present or {}).items() if not mask.all()}
         encoders: dict[str, Encoder] = {
             name: _Partly(encoder, here[name]) if name in here else encoder
             for name, encoder in self.encoders.items()
         }
-        features = self._blanked(self.head.encoded(encoders, inputs), here)
-        logits, unimodal = self.head(features)
+        features = self.head.encoded(encoders, inputs, here)
+        logits, unimodal = self.head(features, here)
         precision = _precision(logits.device)
 
         def fuse(features: Mapping[str, Tensor]) -> Tensor:
             with precision():
-                return self._fused(features)
+                return self._fused(features, here)
 
         def ablate(keep: Collection[str]) -> Tensor:
             with precision():
@@ -82,18 +87,18 @@ class LateFusion(nn.Module):
 
         return Output(logits, features, unimodal, fuse=fuse, ablate=ablate, present=present)
 
-    @staticmethod
-    def _blanked(
-        features: Mapping[str, Float[Tensor, "n _"]], here: Mapping[str, Bool[Tensor, " n"]]
-    ) -> dict[str, Float[Tensor, "n _"]]:
-        """Zeros for samples that lack a modality, also where encoders meet before the head."""
-        return {
-            name: value * here[name][:, None] if name in here else value
+    def _fused(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " _"]],
+    ) -> Float[Tensor, "n c"]:
+        # A method may ask for the batch several times over, each time with other features.
+        again = {
+            name: here[name].repeat(len(value) // len(here[name]))
             for name, value in features.items()
+            if name in here
         }
-
-    def _fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
-        logits: Tensor = self.head(features)[0]
+        logits: Tensor = self.head(features, again)[0]
         return logits
 
     def _ablated(
@@ -111,44 +116,56 @@ class LateFusion(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()  # BatchNorm's statistics are of real inputs
         try:
-            return self._fused(self._blanked(self.head.encoded(encoders, masked), here))
+            return self._fused(self.head.encoded(encoders, masked, here), here)
         finally:
             for module, mode in modes:
                 module.training = mode
 
 
 class _Partly:
-    """An encoder of a modality that some samples lack; their features are zeros."""
+    """An encoder of a modality that some samples lack: it sees the others, and gives these zeros.
+
+    So that blanks do not count in a BatchNorm, and none is what an encoder cannot take.
+    """
 
     def __init__(self, encoder: nn.Module, here: Bool[Tensor, " n"]) -> None:
         self.encoder, self.here = encoder, here
+        self.width = feature_width("", encoder)
+        self.rows = here.nonzero().flatten()
 
     def __call__(self, x: Tensor | Padded) -> Float[Tensor, "n w"]:
-        """Encodes the samples that are there, so that blanks do not count in a BatchNorm."""
-        rows = self.here.nonzero().flatten()
-        if len(rows) == len(self.here):
-            return self._encoded(x)
-        if not len(rows):
-            return torch.zeros(len(self.here), feature_width("", self.encoder), device=rows.device)
-        part = Padded(x.values[rows], x.length[rows]) if isinstance(x, Padded) else x[rows]
-        found = self._encoded(part)
-        return found.new_zeros(len(self.here), found.shape[1]).index_put((rows,), found)
+        """The features."""
+        if not len(self.rows):
+            return self._zeros(self.width)
+        return self._whole(self.encoder(taken(x, self.rows)))
 
     def staged(self, x: Tensor | Padded) -> Stages:
-        """Encodes all samples, as blocks between modalities take them together."""
+        """Encodes stop by stop; means and factors are of all samples."""
         assert isinstance(self.encoder, Staged)
-        found = yield from self.encoder.staged(x)
-        return found
+        if not len(self.rows):
+            for width in self.encoder.stage_widths:
+                yield self._zeros(width)
+            return self._zeros(self.width)
+        run = self.encoder.staged(taken(x, self.rows))
+        found = next(run)
+        for _ in self.encoder.stage_widths:
+            factor = yield self._whole(found)
+            found = resumed(run, factor[self.rows])
+        return self._whole(found)
 
     def tokens(self, x: Tensor | Padded) -> Tokens:
-        """The tokens of all samples; none of those that lack the modality is attended to."""
+        """The tokens; those of samples that lack the modality are not there."""
         assert isinstance(self.encoder, Tokened)
-        steps, there = self.encoder.tokens(x)
-        return Tokens(steps, there & self.here[:, None])
+        if not len(self.rows):
+            return Tokens(self._zeros(1, self.width), self._zeros(1).bool())
+        steps, there = self.encoder.tokens(taken(x, self.rows))
+        return Tokens(self._whole(steps), self._whole(there))
 
-    def _encoded(self, x: Tensor | Padded) -> Tensor:
-        found: Tensor = self.encoder(x)
-        return found
+    def _zeros(self, *shape: int) -> Tensor:
+        return scattered([], self.here, shape)
+
+    def _whole(self, found: Tensor) -> Tensor:
+        return scattered([(self.rows, found)], self.here, found.shape[1:])
 
 
 def _precision(device: torch.device) -> Callable[[], torch.autocast]:

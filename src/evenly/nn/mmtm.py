@@ -19,8 +19,8 @@ class MMTM(nn.Module):
 
         h = relu(W [s_1 .. s_M] + b),   g_m = 2 σ(V_m h + c_m),   y_m = g_m ⊙ x_m
 
-    W is shared; V_m makes the gate g_m of one modality. A modality that is missing from the
-    batch is squeezed to zeros. While a modality is curated, its gate is its running average, a
+    W is shared; V_m makes the gate g_m of one modality. A modality that a sample lacks is
+    squeezed to zeros. While a modality is curated, its gate is its running average, a
     constant, in training; evaluation always takes the gates as they are.
 
     Attributes:
@@ -29,7 +29,8 @@ class MMTM(nn.Module):
         average: Mean gate of each modality, one after the other, over all samples seen.
         seen: How many samples each modality's average is of.
         curated: Which modalities are curated.
-        latest: By modality, the gates of the last forward pass, as computed.
+        latest: By modality, the gates of the last forward pass, as computed, of the samples that
+            have it.
     """
 
     average: Tensor
@@ -63,15 +64,20 @@ class MMTM(nn.Module):
         self.register_buffer("curated", curated, persistent=False)
         self.latest: dict[str, Tensor] = {}
 
-    def forward(self, maps: Mapping[str, Float[Tensor, "n _ ..."]]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        maps: Mapping[str, Float[Tensor, "n _ ..."]],
+        here: Mapping[str, Bool[Tensor, " n"]] | None = None,
+    ) -> dict[str, Tensor]:
         """Rescales the channels of each modality.
 
         Args:
             maps: By modality, (n, channels, *positions), with any number of dimensions for the
                 positions, or none.
+            here: By modality, which samples have it; those it does not name are complete.
         """
         gates = self.gates(
-            {name: x.flatten(2).mean(2) if x.ndim > 2 else x for name, x in maps.items()}
+            {name: x.flatten(2).mean(2) if x.ndim > 2 else x for name, x in maps.items()}, here
         )
         return {
             name: x * gates[name].reshape(*gates[name].shape, *[1] * (x.ndim - 2))
@@ -79,12 +85,19 @@ class MMTM(nn.Module):
         }
 
     def gates(
-        self, squeezed: Mapping[str, Float[Tensor, "n _"]]
+        self,
+        squeezed: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The factor for each channel of each sample, from the channels' means."""
-        hidden = torch.relu(self.squeeze(torch.cat(self._filled(squeezed), dim=1)))
+        here = here or {}
+        seen = {
+            name: x.masked_fill(~here[name][:, None], 0) if name in here else x
+            for name, x in squeezed.items()
+        }
+        hidden = torch.relu(self.squeeze(torch.cat(self._filled(seen), dim=1)))
         gates = {name: 2 * torch.sigmoid(self.excite[name](hidden)) for name in squeezed}
-        self.latest = {name: gate.detach() for name, gate in gates.items()}
+        self.latest = {name: gate.detach()[here.get(name, ...)] for name, gate in gates.items()}
         return self._with_curation(gates) if self.training else gates
 
     def bypass(self, name: str) -> list[nn.Parameter]:

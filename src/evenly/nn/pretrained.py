@@ -2,9 +2,13 @@
 
 Every one is Transformers' model of that name. `config` changes its configuration, and
 `pretrained` is what `from_pretrained` takes: the path of a folder, or a name on the hub, which
-needs a network. Inputs are standardised with the statistics of the training split.
+needs a network. Where the weights are at hand already, `pretrained` may be the configuration that
+they came with, as `configurations` gives it; it needs neither folder nor network. Inputs are
+standardised with the statistics of the training split.
 """
 
+import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Kind, Modality, Padded
-from evenly.nn.encoders import Standardise
+from evenly.nn.encoders import Standardise, with_a_step
 from evenly.nn.tokens import Tokened, Tokens
 
 Config = dict[str, Any]
@@ -22,13 +26,28 @@ Config = dict[str, Any]
 class _Named(nn.Module):
     """What they share: a model of Transformers and the width of its features."""
 
-    def __init__(
-        self, modality: Modality, name: str, pretrained: str, config: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, name: str, pretrained: str | Config, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = _model(name, pretrained, config)
+        self.is_pretrained = bool(pretrained)
         sizes: Any = self.model.config
         self.out_features: int = getattr(sizes, "hidden_size", None) or sizes.hidden_sizes[-1]
+
+
+def configurations(encoders: nn.ModuleDict | Mapping[str, nn.Module]) -> dict[str, Config]:
+    """By modality, the configuration of each encoder that was made with `pretrained`.
+
+    It holds nothing but what JSON knows. `pretrained` takes it in place of a folder or a name,
+    and gives the same encoder with weights drawn anew.
+    """
+    found = {}
+    for name, encoder in encoders.items():
+        if isinstance(encoder, _Named) and encoder.is_pretrained:
+            whole: Any = encoder.model.config
+            settings = json.loads(whole.to_json_string(use_diff=False))
+            settings.pop("_name_or_path", None)  # where the weights lay
+            found[name] = settings
+    return found
 
 
 def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
@@ -39,14 +58,22 @@ def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
         )
 
 
-def _model(name: str, pretrained: str, config: Mapping[str, Any]) -> nn.Module:
+def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
+    if not isinstance(pretrained, str):
+        known = AutoConfig.for_model(**{**pretrained, **config})
+        remade: nn.Module = AutoModel.from_config(known)
+        return remade.float()
     if not pretrained:
         made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
         return made
+    place = os.path.expanduser(pretrained)
+    only_a_path = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
     try:
-        loaded: nn.Module = AutoModel.from_pretrained(pretrained, **config)
+        if only_a_path and not os.path.isdir(place):  # the hub takes its time to say no
+            raise FileNotFoundError("no such folder")
+        loaded: nn.Module = AutoModel.from_pretrained(place, **config)
     except OSError as error:
         raise ValueError(
             f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
@@ -57,16 +84,20 @@ def _model(name: str, pretrained: str, config: Mapping[str, Any]) -> nn.Module:
         raise ValueError(
             f"'{pretrained}' holds a model of the type {found.model_type}, not {name}."
         )
-    return loaded.train()
+    return loaded.float().train()
 
 
 class _Pictures(_Named):
     """Takes images; of a video, the mean over its frames."""
 
     def __init__(
-        self, modality: Modality, name: str, pretrained: str, config: Mapping[str, Any]
+        self,
+        modality: Modality,
+        name: str,
+        pretrained: str | Config,
+        config: Mapping[str, Any],
     ) -> None:
-        super().__init__(modality, name, pretrained, config)
+        super().__init__(name, pretrained, config)
         self.standardise = Standardise(modality)
 
     def forward(self, x: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
@@ -88,7 +119,7 @@ class ResNet18(_Pictures):
     11.18 million parameters with three channels; features of 512, averaged over space.
     """
 
-    def __init__(self, modality: Modality, pretrained: str = "") -> None:
+    def __init__(self, modality: Modality, pretrained: str | Config = "") -> None:
         """Makes it for the channels of the modality."""
         _check_kind(self, modality, "image", "video")
         sizes = {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}
@@ -100,7 +131,7 @@ class ViT(_Pictures, Tokened):
     """A vision transformer (Dosovitskiy et al., ICLR 2021); features are of its class token."""
 
     def __init__(
-        self, modality: Modality, pretrained: str = "", config: Config | None = None
+        self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
     ) -> None:
         """Makes it for the channels and size of the modality."""
         _check_kind(self, modality, "image", "video")
@@ -123,15 +154,13 @@ class AST(_Named, Tokened):
     """An audio spectrogram transformer (Gong et al., Interspeech 2021), for (1, bands, frames)."""
 
     def __init__(
-        self, modality: Modality, pretrained: str = "", config: Config | None = None
+        self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
     ) -> None:
         """Makes it for the bands and frames of the modality."""
         _check_kind(self, modality, "image")
         _, bands, frames = modality.shape
         shape = {"num_mel_bins": bands, "max_length": frames}
-        super().__init__(
-            modality, "audio-spectrogram-transformer", pretrained, {**shape, **(config or {})}
-        )
+        super().__init__("audio-spectrogram-transformer", pretrained, {**shape, **(config or {})})
         self.standardise = Standardise(modality)
 
     def forward(self, x: Shaped[Tensor, "n 1 b t"]) -> Float[Tensor, "n d"]:
@@ -153,12 +182,12 @@ class BERT(_Named, Tokened):
     """
 
     def __init__(
-        self, modality: Modality, pretrained: str = "", config: Config | None = None
+        self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
     ) -> None:
         """Makes it for the tokens of the modality."""
         _check_kind(self, modality, "text")
         tokens = {} if pretrained else {"vocab_size": modality.shape[1]}
-        super().__init__(modality, "bert", pretrained, {**tokens, **(config or {})})
+        super().__init__("bert", pretrained, {**tokens, **(config or {})})
 
     def forward(self, x: Padded) -> Float[Tensor, "n d"]:
         """Encodes texts."""
@@ -166,6 +195,7 @@ class BERT(_Named, Tokened):
 
     def tokens(self, x: Padded) -> Tokens:
         """The tokens of the text; a tokenizer of BERT puts its class token first."""
+        x = with_a_step(x)
         there = _there(x)
         size: Any = self.model.config
         known = x.values.long()
@@ -178,21 +208,46 @@ class Wav2Vec(_Named, Tokened):
     """A wav2vec 2.0 (Baevski et al., NeurIPS 2020), for waveforms (t, 1); the mean over time."""
 
     def __init__(
-        self, modality: Modality, pretrained: str = "", config: Config | None = None
+        self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
     ) -> None:
         """Makes it, without masks in time and dropped layers: parameters stay in use."""
         _check_kind(self, modality, "sequence")
         calm = {"apply_spec_augment": False, "layerdrop": 0.0}
-        super().__init__(modality, "wav2vec2", pretrained, {**calm, **(config or {})})
+        super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
         self.standardise = Standardise(modality)
 
-    def forward(self, x: Shaped[Tensor, "n t 1"]) -> Float[Tensor, "n d"]:
-        """Encodes waveforms of one length."""
-        return self.tokens(x).steps.mean(1)
+    def forward(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Float[Tensor, "n d"]:
+        """Encodes waveforms, of equal or unequal lengths."""
+        return _mean(*self.tokens(x))
 
-    def tokens(self, x: Shaped[Tensor, "n t 1"]) -> Tokens:
+    def tokens(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
         """A token for each stretch of sound; the first serves as class token."""
+        if isinstance(x, Padded):
+            return self._of_each_length(x)
         return _whole(self.model(self.standardise(x)[..., 0]).last_hidden_state)
+
+    def _of_each_length(self, x: Padded) -> Tokens:
+        """Encodes samples of one length together: norms of the model reach over padding, too."""
+        shortest = self._shortest()
+        sound = x.values.masked_fill(~_there(x)[..., None], 0)
+        sound = nn.functional.pad(sound, (0, 0, 0, max(0, shortest - sound.shape[1])))
+        rows: list[Tensor] = []
+        found: list[Tensor] = []
+        for length in x.length.unique().tolist():
+            rows.append((x.length == length).nonzero().flatten())
+            found += self.tokens(sound[rows[-1], : max(length, shortest)]).steps
+        order = torch.cat(rows).argsort()
+        count = torch.tensor([len(steps) for steps in found], device=order.device)[order]
+        steps = nn.utils.rnn.pad_sequence(found, batch_first=True)[order]
+        return Tokens(steps, _there(Padded(steps, count)))
+
+    def _shortest(self) -> int:
+        """Samples of sound that make one token."""
+        size: Any = self.model.config
+        length = 1
+        for kernel, stride in zip(size.conv_kernel[::-1], size.conv_stride[::-1], strict=True):
+            length = (length - 1) * stride + kernel
+        return length
 
 
 class Transformer(Tokened):

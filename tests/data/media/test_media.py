@@ -7,7 +7,8 @@ import soundfile
 from PIL import Image
 
 from clips import write_video
-from evenly.data.media import MediaError, frames_of, read_sound, resampled
+from evenly.data.media import MediaError, NoStream, frames_of, read_sound, resampled, video
+from evenly.data.raw import Wave
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,7 @@ class TestRealClips:
             ("misc/mmaction_test.avi", 0, 44_100, 6.56),
             ("imagebind_pairs/dog_audio.wav", 0, 44_100, 2.61),
             ("imagebind_pairs/bird_audio.wav", 0, 44_100, 5.0),
+            ("imagebind_pairs/car_audio.wav", 0, 44_100, 5.0),
         ],
     )
     def test_sound(self, clips, name, stream, rate, seconds):
@@ -68,14 +70,16 @@ class TestRealClips:
         silent = name == "misc/cockatoo.mp4"  # it has a track, of silence
         assert loudest == 0 if silent else 0.01 < loudest < 1.5  # lossy codecs overshoot
 
-    def test_a_folder_of_frames(self, clips):
-        frames = frames_of(clips / "ucf101_frames" / "ApplyEyeMakeup_v_000001")
+    @pytest.mark.parametrize("number", [1, 50, 100])
+    def test_a_folder_of_frames(self, clips, number):
+        frames = frames_of(clips / "ucf101_frames" / f"ApplyEyeMakeup_v_{number:06d}")
         assert len(frames.times) == 25
         assert frames.read(np.array([0, 24])).shape == (2, 3, 256, 340)
         assert frames.read(np.array([3]), (64, 80)).shape == (1, 3, 64, 80)
 
-    def test_an_image(self, clips):
-        path = clips / "imagebind_pairs" / "dog_image.jpg"
+    @pytest.mark.parametrize("name", ["bird", "car", "dog"])
+    def test_an_image(self, clips, name):
+        path = clips / "imagebind_pairs" / f"{name}_image.jpg"
         with Image.open(path) as image:
             expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         assert np.array_equal(frames_of(path).read(np.array([0]))[0], expected)
@@ -93,6 +97,48 @@ class TestFrames:
     def test_a_variable_frame_rate(self, tmp_path):
         path = write_video(tmp_path / "clip.mkv", 4, times=[0, 40, 520, 560])
         assert frames_of(path).times == pytest.approx([0, 0.04, 0.52, 0.56], abs=0.002)
+
+    @pytest.mark.parametrize("name", ["clip.jpg", "clip.png", "clip.wav", "clip"])
+    def test_a_video_under_another_name(self, tmp_path, name):
+        write_video(tmp_path / "clip.mp4").rename(tmp_path / name)
+        frames = frames_of(tmp_path / name)
+        assert len(frames.times) == 10
+        assert frames.read(np.array([7])).mean() == pytest.approx(140, abs=4)
+
+    @pytest.mark.parametrize("name", ["picture.mp4", "picture.gif", "picture"])
+    def test_an_image_under_another_name(self, tmp_path, name):
+        Image.new("RGB", (8, 6), (3, 5, 7)).save(tmp_path / name, "PNG")
+        assert frames_of(tmp_path / name).read(np.array([0]))[0, :, 0, 0].tolist() == [3, 5, 7]
+
+    def test_moving_gifs(self, tmp_path):
+        first, *others = [Image.new("RGB", (8, 6), (50 * k,) * 3) for k in range(3)]
+        first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=100)
+        frames = frames_of(tmp_path / "a.gif")
+        assert frames.times == pytest.approx([0, 0.1, 0.2])
+        assert frames.read(np.arange(3)).mean((1, 2, 3)) == pytest.approx([0, 50, 100], abs=1)
+
+    def test_photographs_are_turned_upright(self, tmp_path):
+        image = Image.new("RGB", (16, 8))
+        image.paste((255, 255, 255), (0, 0, 8, 4))  # the upper left corner as it lies in the file
+        turned = image.getexif()
+        turned[0x0112] = 6  # to be turned by 90 degrees, clockwise
+        image.save(tmp_path / "a.jpg", exif=turned, quality=95)
+        found = frames_of(tmp_path / "a.jpg").read(np.array([0]))[0, 0]
+        assert found.shape == (16, 8)
+        assert found[:8, 4:].mean() > 250
+        assert found[8:].mean() < 5
+
+    @pytest.mark.parametrize(("limit", "decoded"), [(video.KEPT, 1), (5 * 48 * 32, 2)])
+    def test_a_short_video_is_decoded_once(self, tmp_path, monkeypatch, limit, decoded):
+        runs = []
+        pictures = video.pictures
+        monkeypatch.setattr(video, "KEPT", limit)
+        monkeypatch.setattr(video, "pictures", lambda *of: runs.append(of) or pictures(*of))
+        frames = frames_of(write_video(tmp_path / "clip.mp4"))
+        assert len(frames.times) == 10
+        found = frames.read(np.array([1, 1, 7]))
+        assert found.mean((1, 2, 3)) == pytest.approx([20, 20, 140], abs=4)
+        assert len(runs) == decoded
 
     def test_scaled(self, tmp_path):
         frames = frames_of(write_video(tmp_path / "clip.mp4"))
@@ -156,6 +202,18 @@ class TestSound:
         found, rate = read_sound(tmp_path / "a.wav", 16_000)
         assert (len(found), rate) == (16_000, 16_000)
 
+    @pytest.mark.parametrize("name", ["clip.wav", "clip.flac", "clip.jpg"])
+    def test_of_a_video_under_another_name(self, tmp_path, name):
+        write_video(tmp_path / "clip.mp4", sound=1.0).rename(tmp_path / name)
+        assert read_sound(tmp_path / name)[1] == 16_000
+
+    def test_a_second_track(self, tmp_path):
+        path = write_video(tmp_path / "clip.mkv", sound=0.5, tracks=2)
+        for stream, loudest in ((0, 1), (1, 0.5)):
+            assert np.abs(read_sound(path, stream=stream)[0]).max() == pytest.approx(loudest, 0.1)
+            heard = Wave(0.5, stream=stream)(path)
+            assert np.abs(heard).max() == pytest.approx(loudest, rel=0.1)
+
     def test_of_a_video(self, tmp_path):
         found, rate = read_sound(write_video(tmp_path / "clip.mp4", sound=1.0))
         assert rate == 16_000
@@ -196,12 +254,23 @@ class TestMessages:
 
     def test_no_such_stream(self, tmp_path):
         path = write_video(tmp_path / "a.mp4")
-        with pytest.raises(MediaError, match=r"has 1 stream of pictures.* no number 1"):
+        with pytest.raises(NoStream, match=r"has 1 stream of pictures.* no number 1"):
             frames_of(path, 1).times  # noqa: B018
 
     def test_an_empty_sound(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", np.zeros(0), 8_000)
         assert "its stream is empty" in self.failing(tmp_path / "a.wav", read_sound)
+
+    def test_too_short_for_another_rate(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", np.array([0.5]), 44_100)
+        assert read_sound(tmp_path / "a.wav")[0] == pytest.approx(0.5, abs=1e-4)
+        reason = self.failing(tmp_path / "a.wav", lambda path: read_sound(path, 16_000))
+        assert reason == "is too short for 16000 samples a second: it holds 1"
+
+    def test_a_second_stream_of_a_wav(self, tmp_path):
+        soundfile.write(tmp_path / "a.wav", np.zeros(100), 8_000)
+        reason = self.failing(tmp_path / "a.wav", lambda path: read_sound(path, stream=1))
+        assert reason == "has 1 stream of sound, so there is no number 1"
 
     def test_samples_that_are_not_finite(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", np.array([0, np.nan]), 8_000, "FLOAT")
@@ -209,7 +278,7 @@ class TestMessages:
 
     def test_an_image_that_is_none(self, tmp_path):
         (tmp_path / "1.jpg").write_bytes(b"no image")
-        assert "no image" in self.failing(tmp_path / "1.jpg", self.pictures)
+        assert "cannot be decoded" in self.failing(tmp_path / "1.jpg", self.pictures)
 
     def test_half_an_image(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

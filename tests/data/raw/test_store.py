@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import torch
 from PIL import Image as Picture
 from tensordict import TensorDict
 
+from clips import write_video
 from evenly.data.dataset import Data, Padded
-from evenly.data.raw.prepare import prepare
-from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Video, Wave
+from evenly.data.raw.prepare import _Journal, batches, prepare
+from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 
@@ -103,18 +105,29 @@ class TestStore:
         assert about["modalities"]["picture"]["shape"] == [3, 8, 12]
         assert about["modalities"]["steps"] == {
             "kind": "sequence", "shape": [15, 2], "dtype": "float32", "units": "", "rate": None,
-            "ragged": True, "missing": 0, "read": "array(kind=sequence,ragged=true)",
+            "sample_rate": None, "ragged": True, "missing": 0,
+            "read": 'array(kind=sequence,ragged=true,rate=null,units="")',
             "mean": about["modalities"]["steps"]["mean"],
             "std": about["modalities"]["steps"]["std"],
         }  # fmt: skip
+        sound = about["modalities"]["sound"]
+        assert (sound["rate"], sound["sample_rate"]) == (8_000 / 353, 8_000)
+        assert sound["read"] == "spectrogram(front=stft,sample_rate=8000,seconds=0.25,stream=0)"
         sizes = {k.rpartition("/")[2]: v for k, v in about["sources"].items()}
         assert len(sizes) == 30
         assert sizes["3.wav"] > 16_000
 
     def test_tensordict_opens_it(self, store):
         found = TensorDict.load_memmap(store)
-        assert found["picture"].shape == (15, 3, 8, 12)
+        assert found["inputs", "picture"].shape == (15, 3, 8, 12)
+        assert found["length", "steps"].tolist() == list(range(1, 16))
         assert found["label"].tolist() == [k % 3 for k in range(15)]
+
+    def test_samples_keep_their_names(self, store):
+        data = open_store(store)
+        assert [data.names[row] for row in data.split("val").rows] == [
+            "sample6", "sample7", "sample8",
+        ]  # fmt: skip
 
     def test_the_number_of_workers_changes_nothing(self, store, tmp_path):
         prepare(make(store.parent / "files"), tmp_path / "one", workers=1)
@@ -139,7 +152,7 @@ def test_every_reader(tmp_path):
         "wave": Wave(0.5, 8_000),
     }
     samples = []
-    for k in range(3):
+    for k in range(6):
         clip = tmp_path / f"clip{k}"
         clip.mkdir()
         for n in range(10):
@@ -147,8 +160,8 @@ def test_every_reader(tmp_path):
         soundfile.write(tmp_path / f"{k}.wav", np.random.default_rng(k).normal(size=4000), 16_000)
         cells = {name: tmp_path / f"{k}.wav" if name in ("mel", "fbank", "wave") else clip
                  for name in readers}  # fmt: skip
-        samples.append(Sample(clip.name, 0, ("train", "val", "test")[k], cells))
-    prepare(Source("clips", readers, samples, ["one"]), tmp_path / "store", workers=1)
+        samples.append(Sample(clip.name, k % 2, ("train", "val", "test")[k // 2], cells))
+    prepare(Source("clips", readers, samples, ["a", "b"]), tmp_path / "store", workers=1)
     data = open_store(tmp_path / "store")
     assert rows(data, "val", "clip")[0, :, 0, 0, 0].tolist() == [20, 70]
     drawn = rows(data, "val", "drawn")[0, :, 0, 0, 0].tolist()
@@ -156,11 +169,11 @@ def test_every_reader(tmp_path):
     assert drawn[1] in range(50, 100, 10)
     # 25 frames a second for 0.36 s: at 0 and 0.2 s, and then the last one again.
     assert rows(data, "val", "paced")[0, :, 0, 0, 0].tolist() == [0, 50, 50, 50]
-    assert rows(data, "val", "flow").shape == (1, 2, 3, 16, 16)
-    assert rows(data, "val", "field").shape == (1, 4, 16, 16)
-    assert rows(data, "val", "mel").shape == (1, 1, 128, 21)
-    assert rows(data, "val", "fbank").shape == (1, 1, 128, 18)
-    assert rows(data, "val", "wave").shape == (1, 4000, 1)  # of 2,000: they are repeated
+    assert rows(data, "val", "flow").shape == (2, 2, 3, 16, 16)
+    assert rows(data, "val", "field").shape == (2, 4, 16, 16)
+    assert rows(data, "val", "mel").shape == (2, 1, 128, 21)
+    assert rows(data, "val", "fbank").shape == (2, 1, 128, 18)
+    assert rows(data, "val", "wave").shape == (2, 4000, 1)  # of 2,000: they are repeated
     kinds = {name: modality.kind for name, modality in data.modalities.items()}
     assert [kinds.pop(name) for name in ("clip", "drawn", "paced", "flow")] == ["video"] * 4
     assert kinds == {"field": "image", "mel": "image", "fbank": "image", "wave": "sequence"}
@@ -202,7 +215,7 @@ class TestBroken:
         with pytest.raises(ValueError, match="2 of 15 samples cannot be used") as caught:
             prepare(self.broken(tmp_path / "files"), tmp_path / "store", workers=2)
         text = str(caught.value)
-        assert f"sample1: picture: {tmp_path}/files/1.png: is no image" in text
+        assert f"sample1: picture: {tmp_path}/files/1.png: cannot be decoded" in text
         assert f"sample9: sound: {tmp_path}/files/9.wav: there is no such file" in text
         assert "--skip-broken" in text
         assert not is_store(tmp_path / "store")
@@ -260,13 +273,16 @@ class TestFolder:
         with pytest.raises(FileNotFoundError, match="no prepared store"):
             open_store(tmp_path)
 
-    @pytest.mark.parametrize("name", ["vector", "steps", "label"])
+    @pytest.mark.parametrize("name", ["inputs/vector", "start/steps", "label"])
     def test_a_file_that_was_cut(self, tmp_path, name):
         prepare(make(tmp_path / "files"), tmp_path / "store", workers=1)
         path = tmp_path / "store" / f"{name}.memmap"
         os.truncate(path, path.stat().st_size - 1)
         with pytest.raises(ValueError, match=r"The store is damaged: prepare it again\."):
             open_store(tmp_path / "store")
+        about = describe(tmp_path / "store")
+        assert prepare(make(tmp_path / "files"), tmp_path / "store", workers=1) == about
+        open_store(tmp_path / "store")
 
     def test_a_damaged_description(self, tmp_path):
         (tmp_path / "dataset.json").write_text("{")
@@ -279,10 +295,243 @@ class TestFolder:
             prepare(source, tmp_path / "store", workers=1)
 
 
+def vectors(**cells):
+    """Six samples of two classes; cell k of each modality is given by its function of k."""
+    splits = ["train", "train", "val", "val", "test", "test"]
+    samples = [
+        Sample(f"s{k}", k % 2, splits[k], {name: cell(k) for name, cell in cells.items()})
+        for k in range(6)
+    ]
+    return Source("vectors", {name: Array() for name in cells}, samples, ["a", "b"])
+
+
+def everything(store, name):
+    data = open_store(store)
+    parts = [rows(data, split, name) for split in ("train", "val", "test")]
+    return torch.cat(parts).flatten().tolist()
+
+
+class TestNames:
+    def test_no_modality_overwrites_what_belongs_to_another(self, tmp_path):
+        names = ["said", "said_length", "said_start", "said_present", "label", "split", "inputs"]
+        source = vectors(**{name: (lambda k, n=n: [10 * n + k]) for n, name in enumerate(names)})
+        source.readers["said"] = Array("sequence", ragged=True)
+        for k, sample in enumerate(source.samples):
+            sample.cells["said"] = None if k == 1 else np.ones((k + 1, 1))
+        prepare(source, tmp_path, workers=1)
+        for n, name in enumerate(names[1:], 1):
+            assert everything(tmp_path, name) == [10 * n + k for k in range(6)]
+        said = open_store(tmp_path).split("train").__getitems__([0, 1])
+        assert said["inputs"]["said"].length.tolist() == [1, 0]
+        assert said["present"]["said"].tolist() == [True, False]
+        assert TensorDict.load_memmap(tmp_path)["present", "said"].sum() == 5
+
+    @pytest.mark.parametrize("name", ["keys", "a.b", "a/b", "../out", ""])
+    def test_a_name_that_cannot_be_used(self, tmp_path, name):
+        with pytest.raises(ValueError, match=f"vectors: a modality cannot be called '{name}'"):
+            prepare(vectors(**{name: lambda k: [k]}), tmp_path / "store", workers=1)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestNumbers:
+    def test_every_type_is_stored_as_it_is_or_in_a_wider_one(self, tmp_path):
+        types = [">f4", ">f8", "<f8", "<f2", ">i2", "<u2", ">u4", "u1", "?"]
+        names = {f"x{n}": dtype for n, dtype in enumerate(types)}
+        cells = {
+            name: (lambda k, dtype=dtype: np.array([k % 2, 1], dtype))
+            for name, dtype in names.items()
+        }
+        about = prepare(vectors(**cells), tmp_path, workers=1)
+        assert all(everything(tmp_path, name) == [0, 1, 1, 1] * 3 for name in names)
+        assert [field.dtype for field in about.modalities.values()] == [
+            "float32", "float32", "float32", "float16", "int16", "int32", "int64", "uint8", "bool",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("wrong", [np.array(["no"]), np.array([1j]), np.array([None])])
+    def test_what_is_no_number(self, tmp_path, wrong):
+        source = vectors(x=lambda k: wrong if k == 3 else [k])
+        with pytest.raises(ValueError, match=f"s3: x: holds {wrong.dtype} values, which are no"):
+            prepare(source, tmp_path, workers=1)
+
+    def test_what_single_precision_cannot_hold(self, tmp_path):
+        source = vectors(x=lambda k: [1e300 if k == 3 else 1.0])
+        with pytest.raises(ValueError, match="s3: x: holds values that are not finite"):
+            prepare(source, tmp_path, workers=1)
+
+
+class TestBatches:
+    def test_a_modality_that_no_sample_of_a_batch_has_is_blank(self):
+        source = vectors(x=lambda k: [k, 1], y=lambda k: None if k < 2 else [k], z=lambda k: None)
+        source.readers["steps"] = Array("sequence", ragged=True)
+        source.samples[5].cells["steps"] = np.ones((3, 2))
+        found = list(batches(source, 2, 1))
+        assert [[s.name for s in samples] for samples, *_ in found] == [
+            ["s0", "s1"], ["s2", "s3"], ["s4", "s5"],
+        ]  # fmt: skip
+        _, inputs, present = found[0]
+        assert inputs["y"].tolist() == [[0], [0]]
+        assert present["y"].tolist() == [False, False]
+        assert inputs["steps"].values.shape == (2, 0, 2)
+        assert "x" not in present
+        _, inputs, present = found[2]
+        assert inputs["y"].tolist() == [[4], [5]]
+        assert inputs["steps"].length.tolist() == [0, 3]
+        assert present["steps"].tolist() == [False, True]
+        assert all("z" not in inputs for _, inputs, _ in found)  # nowhere: its shape is unknown
+
+
+class TestOdd:
+    """Files that their readers do not expect."""
+
+    def test_each_is_reported_and_the_others_are_read(self, tmp_path):
+        source = vectors(x=lambda k: tmp_path / f"{k}.npy", picture=lambda k: tmp_path / f"{k}.png")
+        source.readers["picture"] = Image((4, 4))
+        for k in range(6):
+            np.save(tmp_path / f"{k}.npy", np.full(2, k))
+            Picture.new("RGB", (4, 4)).save(tmp_path / f"{k}.png")
+        np.savez(tmp_path / "two.npz", a=np.zeros(2))
+        (tmp_path / "two.npz").rename(tmp_path / "0.npy")
+        source.samples[3].cells["x"] = {"not": "numbers"}
+        source.samples[4].cells["picture"] = 7
+        with pytest.raises(ValueError, match="3 of 6 samples") as caught:
+            prepare(source, tmp_path / "store", workers=1)
+        text = str(caught.value)
+        assert "s0: x: " in text
+        assert "0.npy: is an .npz file of several arrays" in text
+        assert "s3: x: holds an array of shape ()" in text
+        assert "s4: picture: AttributeError: 'int' object has no" in text
+
+    def test_all_of_them(self, tmp_path):
+        with pytest.raises(ValueError, match="6 of 6 samples cannot be used"):
+            prepare(vectors(x=lambda k: ["no"]), tmp_path, workers=1, skip_broken=True)
+
+    def test_clips_that_were_cut_off(self, tmp_path):
+        source = vectors(sound=lambda k: None)
+        kinds = {".mp4": "mpeg4", ".flv": "flv", ".avi": "mpeg4"}
+        source.samples.extend(Sample(f"cut{kind}", 0, "train", {}) for kind in kinds)
+        source.readers.update(clip=Video(2, (8, 8)), sound=Spectrogram("mel", 0.2))
+        whole = write_video(tmp_path / "whole.mp4", sound=0.5)
+        for sample in source.samples[:6]:
+            sample.cells.update(clip=whole, sound=whole)
+        for sample, (kind, codec) in zip(source.samples[6:], kinds.items(), strict=True):
+            path = write_video(tmp_path / f"cut{kind}", codec=codec, sound=0.5)
+            os.truncate(path, path.stat().st_size // 4)
+            sample.cells.update(clip=path, sound=path)
+        out = tmp_path / "store"
+        with pytest.raises(ValueError, match="3 of 9 samples cannot be used") as caught:
+            prepare(source, out, workers=1)
+        assert all(f"cut{kind}: cannot be decoded" in str(caught.value) for kind in kinds)
+        about = prepare(source, out, workers=1, skip_broken=True)
+        assert about.splits == {"train": 2, "val": 2, "test": 2}
+        assert about.notes == ["3 of 9 samples were left out as broken."]
+
+    def test_a_clip_without_sound_lacks_it(self, tmp_path):
+        source = vectors(picture=lambda k: None)
+        source.readers.update(picture=Image((8, 8)), sound=Spectrogram("mel", 0.2))
+        silent = write_video(tmp_path / "silent.mp4")
+        loud = write_video(tmp_path / "loud.mp4", sound=0.5)
+        for k, sample in enumerate(source.samples):
+            sample.cells.update(picture=silent if k in (1, 4) else loud)
+            sample.cells.update(sound=sample.cells["picture"])
+        about = prepare(source, tmp_path / "store", workers=1)
+        assert about.modalities["sound"].missing == 2
+        data = open_store(tmp_path / "store")
+        assert data.split("train").__getitems__([0, 1])["present"]["sound"].tolist() == [
+            True,
+            False,
+        ]
+        assert data.notes[0].startswith("2 of 6 samples lack 'sound'")
+        for sample in source.samples:
+            del sample.cells["picture"]
+        with pytest.raises(ValueError, match=r"s1: sound: .*silent\.mp4: holds no sound"):
+            prepare(source, tmp_path / "other", workers=1)
+
+
+class TestAgain:
+    """The same command once more."""
+
+    def broken(self, folder):
+        folder.mkdir(exist_ok=True)
+        source = vectors(x=lambda k: folder / f"{k}.npy")
+        source.samples.append(Sample("s6", 0, "train", {"x": folder / "6.npy"}))
+        for k in range(6):
+            np.save(folder / f"{k}.npy", np.full(2, k, np.float32))
+        return source
+
+    def test_without_skipping_what_is_broken_the_store_stays(self, tmp_path):
+        source, out = self.broken(tmp_path / "files"), tmp_path / "store"
+        about = prepare(source, out, workers=1, skip_broken=True)
+        with pytest.raises(ValueError, match="1 of 7 samples cannot be used"):
+            prepare(source, out, workers=1)
+        assert describe(out) == about
+        np.save(tmp_path / "files" / "6.npy", np.full(2, 6, np.float32))
+        assert prepare(source, out, workers=1).splits["train"] == 3
+
+    def test_from_another_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        prepare(self.broken(Path("files")), Path("store"), workers=1, skip_broken=True)
+        (tmp_path / "else").mkdir()
+        monkeypatch.chdir(tmp_path / "else")
+        for folder in (tmp_path / "files", Path("../files")):
+            again = prepare(self.broken(folder), Path("../store"), workers=1, skip_broken=True)
+            assert again.samples == 7
+
+    @pytest.mark.parametrize("text", ["", '{"prepar'])
+    def test_killed_before_anything_was_noted(self, tmp_path, text):
+        (tmp_path / "journal.jsonl").write_text(text)
+        assert prepare(vectors(x=lambda k: [k]), tmp_path, workers=1).samples == 6
+
+    def test_a_journal_that_is_none_is_left_alone(self, tmp_path):
+        (tmp_path / "journal.jsonl").write_text("dear diary,\nwe prepared\n")
+        with pytest.raises(ValueError, match="holds another store"):
+            prepare(vectors(x=lambda k: [k]), tmp_path, workers=1)
+        assert (tmp_path / "journal.jsonl").read_text().startswith("dear")
+
+    def test_two_at_once(self, tmp_path):
+        source = vectors(x=lambda k: [k])
+        with _Journal(source, tmp_path), pytest.raises(ValueError, match="another process is"):
+            prepare(source, tmp_path, workers=1)
+
+    def test_what_did_not_reach_the_disk_is_decoded_again(self, tmp_path):
+        source = self.broken(tmp_path / "files")
+        source.readers["x"] = Array("sequence", ragged=True)
+        for k in range(6):
+            np.save(tmp_path / "files" / f"{k}.npy", np.full((1, 2), k, np.float32))
+        with pytest.raises(ValueError, match="1 of 7"):
+            prepare(source, tmp_path / "store", workers=1)
+        values = tmp_path / "store" / "inputs" / "x.memmap"
+        with values.open("r+b") as file:
+            file.seek(8 * 2)
+            file.write(b"\0" * 8)  # of sample 2
+        os.truncate(values, 8 * 5)  # sample 5 is lost
+        for k in (0, 1, 3, 4):
+            (tmp_path / "files" / f"{k}.npy").unlink()
+        prepare(source, tmp_path / "store", workers=1, skip_broken=True)
+        data = open_store(tmp_path / "store")
+        assert rows(data, "val", "x").values.tolist() == [[[2, 2]], [[3, 3]]]
+        assert rows(data, "test", "x").values.tolist() == [[[4, 4]], [[5, 5]]]
+
+
+def test_one_class_only(tmp_path):
+    source = vectors(x=lambda k: [k])
+    source.classes[:] = ["a"]
+    with pytest.raises(
+        ValueError, match=r"all samples are of the class 'a'\. Classification needs"
+    ):
+        prepare(source, tmp_path / "store", workers=1)
+
+
+def test_a_tokenizer_that_is_not_there_is_said_once_and_first(tmp_path):
+    source = vectors(x=lambda k: "some words")
+    source.readers["x"] = Text(tokenizer=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"^there is no tokenizer .*none"):
+        prepare(source, tmp_path / "store", workers=1)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
+sys.path[:0] = {paths!r}
 from test_store import make, Slow
 from evenly.data.raw.prepare import prepare
 if __name__ == "__main__":
@@ -309,7 +558,8 @@ class Slow:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_started_again_it_decodes_no_sample_twice_that_was_written(tmp_path, how):
-    script = SCRIPT.format(here=os.path.dirname(__file__), folder=str(tmp_path))
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    script = SCRIPT.format(paths=paths, folder=str(tmp_path))
     (tmp_path / "run.py").write_text(script)
     command = [sys.executable, str(tmp_path / "run.py")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -6,7 +6,7 @@ import soundfile
 from PIL import Image as Picture
 
 from clips import write_video
-from evenly.data.raw import Array, Image, Spectrogram, Video, table
+from evenly.data.raw import Array, Image, Spectrogram, Text, Video, table
 from evenly.lab.predict import load_run, predictions
 
 
@@ -162,6 +162,180 @@ class TestText:
         assert found[0] > found[1] + 0.01  # of the first epoch that is right everywhere
 
 
+def rows(*cells, labels="ab"):
+    """A line for each label in turn, twenty in all, with these cells in turn."""
+    return "".join(f"{cells[k % len(cells)]},{labels[k % len(labels)]}\n" for k in range(20))
+
+
+class TestPathsAndTexts:
+    """Which of the two a column of texts holds."""
+
+    @pytest.mark.parametrize("first", ["gone.mp4", "clips/gone.mp4", "my clips/gone", "gone"])
+    def test_a_first_file_that_is_missing(self, folder, first):
+        source = table(write(folder, "x,label\n" + rows(first, "silent.mp4")))
+        assert source.readers["x"] == Video()
+        assert source.samples[0].cells["x"] == folder / first
+
+    @pytest.mark.parametrize("cell", ["a/{k}", "a\\{k}", "my clips/{k}.MP4", "{k}.npy"])
+    def test_paths_that_all_lead_nowhere(self, tmp_path, cell):
+        cells = [cell.format(k=k) for k in range(20)]
+        with pytest.raises(ValueError, match=r"column 'x' holds paths such as .*0") as caught:
+            table(write(tmp_path, "x,label\n" + rows(*cells)))
+        assert f"no such file or folder in {tmp_path}, and nothing of the 20" in str(caught.value)
+        assert "--readers x=text" in str(caught.value)
+        source = table(write(tmp_path, "x,label\n" + rows(*cells)), None, {"x": "text"})
+        assert source.samples[1].cells["x"] == cells[1]
+
+    @pytest.mark.parametrize(
+        "text", ["w" * 300, "word " * 80, "yes and/or no", "Good. End.", "no", "e.g. this one", "."]
+    )
+    def test_texts(self, tmp_path, text):
+        source = table(write(tmp_path, "x,label\n" + rows(text, "other words")))
+        assert isinstance(source.readers["x"], Text)
+        assert source.samples[0].cells["x"] == text
+
+    def test_folders_that_are_called_by_numbers(self, tmp_path):
+        for k in range(20):
+            (tmp_path / f"{k:04d}").mkdir()
+            Picture.new("RGB", (8, 6)).save(tmp_path / f"{k:04d}" / "1.png")
+        path = write(tmp_path, "x,label\n" + rows(*[f"{k:04d}" for k in range(20)]))
+        source = table(path)
+        assert source.readers["x"] == Video()
+        assert source.samples[7].cells["x"] == tmp_path / "0007"
+        (tmp_path / "0003" / "1.png").unlink()
+        (tmp_path / "0003").rmdir()
+        assert table(path).readers["x"] == Array()  # as likely numbers
+        source = table(path, None, {"x": "video(frames=1)"})
+        assert source.readers["x"] == Video(1)
+        assert source.samples[7].cells["x"] == tmp_path / "0007"
+
+    def test_lines_within_texts_of_a_large_table(self, tmp_path):
+        text = '"a good film, number {k}\nand its second line ' + "word " * 100 + '"'
+        lines = [f"{text.format(k=k)},{k % 2}\n" for k in range(3000)]
+        source = table(write(tmp_path, "x,label\n" + "".join(lines)))
+        assert len(source.samples) == 3000
+        assert source.samples[2999].cells["x"].startswith("a good film, number 2999\nand its")
+
+
+class TestFirstFiles:
+    """What a column's files hold is found out from the first that is whole."""
+
+    @pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY junk"])
+    @pytest.mark.parametrize("suffix", [".png", ".npy", ".mp4"])
+    def test_a_first_file_that_is_broken(self, folder, suffix, content):
+        (folder / f"broken{suffix}").write_bytes(content)
+        good = {".png": "photo.jpg", ".npy": "steps.npy", ".mp4": "silent.mp4"}[suffix]
+        source = table(write(folder, "x,label\n" + rows(f"broken{suffix}", good)))
+        assert source.readers["x"] == {
+            ".png": Image(), ".npy": Array("sequence", ragged=True), ".mp4": Video(),
+        }[suffix]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("shape", "reader"),
+        [
+            ((5,), Array()),
+            ((5, 4), Array("sequence", ragged=True)),
+            ((3, 5, 4), Array("image")),
+            ((5, 4, 3), Array("image")),
+            ((2, 3, 5, 4), Array("video")),
+        ],
+    )
+    def test_arrays_by_their_axes(self, tmp_path, shape, reader):
+        np.save(tmp_path / "a.npy", np.zeros(shape))
+        source = table(write(tmp_path, "x,label\n" + rows("a.npy")))
+        assert source.readers["x"] == reader
+        found = reader(source.samples[0].cells["x"])
+        assert found.shape == ((3, 5, 4) if shape == (5, 4, 3) else shape)
+
+    def test_files_go_by_what_they_hold(self, folder):
+        (folder / "silent.mp4").rename(folder / "silent.npy")
+        (folder / "photo.jpg").rename(folder / "photo.mp4")
+        source = table(write(folder, "x,label\n" + rows("silent.npy")))
+        assert source.readers["x"] == Video()
+        source = table(write(folder, "x,label\n" + rows("photo.mp4")))
+        assert source.readers["x"] == Image()
+
+    def test_arrays_of_texts(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.array(["yes", "no"]))
+        with pytest.raises(ValueError, match=r"a\.npy, which holds neither pictures nor sound nor"):
+            table(write(tmp_path, "x,label\n" + rows("a.npy")))
+
+
+class TestReadersThatDoNotFit:
+    """Said once, before anything is decoded."""
+
+    def test_numbers_are_no_files(self, tmp_path):
+        path = write(tmp_path, "x,label\n" + rows(1, 2))
+        with pytest.raises(ValueError, match="column 'x' holds paths such as '1', but there is no"):
+            table(path, None, {"x": "video"})
+        assert table(path, None, {"x": "text"}).samples[1].cells["x"] == "2"
+
+    @pytest.mark.parametrize("reader", ["text", "video"])
+    def test_numbers_of_a_parquet_file(self, tmp_path, reader):
+        columns = {"x": [float(k) for k in range(8)], "label": [k % 2 for k in range(8)]}
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match=f"holds numbers such as 0.0, which {reader} does not"):
+            table(tmp_path / "t.parquet", None, {"x": reader})
+
+    def test_values_that_are_no_numbers(self, tmp_path):
+        columns = {"x": [b"bytes"] * 8, "label": [k % 2 for k in range(8)]}
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match="column 'x' holds bytes values such as b'bytes'"):
+            table(tmp_path / "t.parquet")
+
+    def test_texts_are_no_arrays(self, tmp_path):
+        with pytest.raises(ValueError, match="holds paths such as 'some words', but there is no"):
+            table(write(tmp_path, "x,label\n" + rows("some words")), None, {"x": "array"})
+
+    def test_a_kind_that_arrays_do_not_have(self, tmp_path):
+        path = write(tmp_path, "x,label\n" + rows(1))
+        with pytest.raises(ValueError, match="array: kind takes 'vector' or 'sequence'"):
+            table(path, None, {"x": "array(kind=text)"})
+        with pytest.raises(ValueError, match="array: only sequences are of unequal lengths"):
+            table(path, None, {"x": "array(ragged=true)"})
+
+
+class TestLabels:
+    def test_without_need_of_labels_what_is_none_is_unknown(self, tmp_path):
+        path = write(tmp_path, "x,label\n1,b\n2,\n3,a\n")
+        source = table(path, labelled=False)
+        assert source.classes == ["a", "b"]
+        assert [sample.label for sample in source.samples] == [1, -1, 0]
+        assert {sample.split for sample in source.samples} == {"test"}
+        source = table(write(tmp_path, "x,label\n1,0\n2,0.5\n"), labelled=False)
+        assert [sample.label for sample in source.samples] == [0, -1]
+        source = table(write(tmp_path, "x,label\n1,\n2,\n"), labelled=False)
+        assert [sample.label for sample in source.samples] == [-1, -1]
+
+    def test_a_class_that_is_called_na(self, tmp_path):
+        source = table(write(tmp_path, "x,label\n" + rows(1, "NA", 3, labels=["NA", "yes"])))
+        assert source.classes == ["NA", "yes"]
+        assert source.samples[1].cells["x"] is None
+
+    def test_names_are_kept_as_they_are_written(self, tmp_path):
+        lines = "".join(f"{k:03d},{k},{k % 2}\n" for k in range(20))
+        source = table(write(tmp_path, "name,x,label\n" + lines + ",5,1\n"))
+        assert source.samples[7].name == "007"
+        assert source.samples[20].name == "row 21"
+
+
+@pytest.mark.parametrize("name", ["keys", "a.b", "a/b", "../out"])
+def test_a_column_that_no_modality_can_be_called_like(tmp_path, name):
+    path = write(tmp_path, f"{name},label\n" + rows(1, 2))
+    with pytest.raises(ValueError, match=f"a modality cannot be called '{name}'"):
+        table(path)
+
+
+def test_blanks_between_modalities(folder):
+    assert list(table(folder / "all.csv", ["clip", " score"]).readers) == ["clip", "score"]
+
+
+def test_a_table_in_another_encoding(tmp_path):
+    (tmp_path / "t.csv").write_bytes("said,label\nun café,a\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t\.csv: is not in UTF-8\. .*iconv -f LATIN1 -t UTF-8"):
+        table(tmp_path / "t.csv")
+
+
 class TestMessages:
     @pytest.mark.parametrize(
         ("text", "wanted"),
@@ -176,7 +350,7 @@ class TestMessages:
             ("x,label,split\n1,a,dev\n", r"row 1 has the split 'dev'\. Use train, val and test\."),
             ("x,label\n1,a\n2,b\n3,a\n", "no test split, and class 'b' has too few samples"),
             ("x,y,label\n1,,a\n2,,b\n", "column 'y' is empty"),
-            ("x,label\ngone.wav,a\n", "gone.wav: there is no such file"),
+            ("x,label\ngone.wav,a\n", "column 'x' holds paths such as 'gone.wav', but there is no"),
             ("x,label\nt.csv,a\n", "holds neither pictures nor sound nor an array"),
         ],
     )

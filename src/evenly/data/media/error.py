@@ -19,6 +19,10 @@ class MediaError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+class NoStream(MediaError):
+    """A media file that is whole, but holds no such sound or pictures."""
+
+
 def check_file(path: Path) -> None:
     """Raises `MediaError` if there is no file, or nothing in it."""
     if not path.exists():

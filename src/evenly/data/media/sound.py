@@ -25,9 +25,10 @@ def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Sa
         Samples (t) as 32-bit floats, full scale at ±1, and their number a second.
 
     Raises:
-        MediaError: If the file is missing, empty or broken, or holds no sound.
+        MediaError: If the file is missing, empty or broken.
+        NoStream: If it holds no such stream of sound.
     """
-    plain = path.suffix.lower() in (".wav", ".flac")
+    plain = stream == 0 and path.suffix.lower() in (".wav", ".flac")
     samples, found = _file(path) if plain else _stream(path, stream)
     if not len(samples):
         raise MediaError(path, "holds no sound: its stream is empty")
@@ -35,7 +36,10 @@ def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Sa
         raise MediaError(path, "holds samples that are not finite")
     if rate is None or rate == found:
         return samples, found
-    return resampled(samples, found, rate), rate
+    brought = resampled(samples, found, rate)
+    if not len(brought):
+        raise MediaError(path, f"is too short for {rate} samples a second: it holds {len(samples)}")
+    return brought, rate
 
 
 def resampled(samples: Float[np.ndarray, " t"], rate: int, new: int) -> Float[np.ndarray, " u"]:
@@ -44,15 +48,19 @@ def resampled(samples: Float[np.ndarray, " t"], rate: int, new: int) -> Float[np
     frame.rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=new)
     parts = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([part.to_ndarray()[0] for part in parts])
+    return _joined([part.to_ndarray()[0] for part in parts])
 
 
 def _file(path: Path) -> tuple[Samples, int]:
+    """What libsndfile reads, or else FFmpeg: files are not always what their names say."""
     check_file(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise MediaError(path, f"cannot be decoded ({error.error_string})") from error
+        found = _stream(path, 0)
+        if not len(found[0]):
+            raise MediaError(path, f"cannot be decoded ({error.error_string})") from error
+        return found
     return samples.mean(1), rate
 
 
@@ -63,4 +71,8 @@ def _stream(path: Path, stream: int) -> tuple[Samples, int]:
     for frame in sounds(path, stream):
         rate = frame.sample_rate
         parts += [part.to_ndarray().mean(0) for part in plain.resample(frame)]
-    return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), rate
+    return _joined(parts), rate
+
+
+def _joined(parts: list[np.ndarray]) -> Samples:
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

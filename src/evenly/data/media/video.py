@@ -7,14 +7,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from av import VideoFrame
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evenly.data.media.container import pictures
 from evenly.data.media.error import MediaError, check_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-"""Of still images."""
+"""Of the images in a folder of frames."""
+KEPT = 128 * 2**20
+"""Bytes of decoded frames up to which a video keeps them all, and need not be decoded again."""
 
 
 class Frames:
@@ -58,9 +61,22 @@ def frames_of(path: Path, stream: int = 0, fps: float = 25.0) -> Frames:
     """
     if path.is_dir():
         return Folder(path, fps)
-    if path.suffix.lower() in SUFFIXES:
+    if is_still(path):
         return Stills([path], path, fps)
     return Video(path, stream)
+
+
+def is_still(path: Path) -> bool:
+    """Whether a file holds one picture, whatever its name."""
+    try:
+        with Image.open(path) as image:
+            # Pillow opens some moving pictures too, but it is FFmpeg that knows their times.
+            animated = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
+            return image.format != "MPEG" and not animated
+    except Image.DecompressionBombError:
+        return True  # reading it says that it is too large
+    except (OSError, SyntaxError):
+        return False
 
 
 class Video(Frames):
@@ -69,6 +85,7 @@ class Video(Frames):
     def __init__(self, path: Path, stream: int = 0) -> None:
         super().__init__(path)
         self.stream = stream
+        self.kept: list[VideoFrame] = []
 
     @cached_property
     def times(self) -> Float[np.ndarray, " t"]:
@@ -76,22 +93,27 @@ class Video(Frames):
 
         The video is decoded for it: what a container says of its frames is often wrong.
         """
-        times = []
+        times, kept, size = [], [], 0
         for frame in pictures(self.path, self.stream):
             if frame.time is None:
                 raise MediaError(self.path, "does not say when its frames are shown")
             times.append(frame.time)
+            kept.append(frame)
+            size += sum(plane.buffer_size for plane in frame.planes)
+            if size > KEPT:
+                kept.clear()
         if not times:
             raise MediaError(self.path, "holds no pictures that can be decoded")
+        self.kept = kept if size <= KEPT else []
         return np.array(times, dtype=np.float64)
 
     def read(
         self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "k 3 h w"]:
-        """Some frames in RGB, decoded once more so that memory holds no others."""
+        """Some frames in RGB; those of a long video are decoded once more."""
         wanted = set(index.tolist())
         found: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
-        for number, frame in enumerate(pictures(self.path, self.stream)):
+        for number, frame in enumerate(self.kept or pictures(self.path, self.stream)):
             if number in wanted:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
                 found[number] = _planes(Image.fromarray(upright), size)
@@ -140,7 +162,7 @@ def _still(file: Path, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w
     check_file(file)
     try:
         with Image.open(file) as image:
-            return _planes(image.convert("RGB"), size)
+            return _planes(ImageOps.exif_transpose(image).convert("RGB"), size)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise MediaError(file, "is no image that can be read, or part of one") from error
 

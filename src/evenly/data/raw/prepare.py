@@ -1,20 +1,25 @@
 """From files to a store: every sample is decoded once, by several processes.
 
-A journal in the store's folder says which samples are in it. It is written after their values, so
-that a killed run, started again, goes on where it was; a sample is never decoded twice.
+A journal in the store's folder says which samples are in it, with checksums of their values. It is
+written after them, so that a killed run, started again, goes on where it was; a sample is decoded
+again only if the machine was lost before its values were on the disk.
 """
 
 import json
 import os
+import sys
+import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, is_dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,16 +28,18 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from evenly import child
-from evenly.data.dataset import SPLITS, Padded, Ragged, check_classes, described
-from evenly.data.raw.readers import Reader, spelled
+from evenly.data.arrays import native
+from evenly.data.dataset import SPLITS, Padded, Ragged, check_classes, check_names, described
+from evenly.data.media.error import NoStream
+from evenly.data.raw.readers import Reader, Text, spelled
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
     DESCRIPTION,
+    FORMAT,
     RAGGED,
     Description,
     Field,
     describe,
-    is_store,
     mapped,
     open_store,
     write_meta,
@@ -56,14 +63,15 @@ def prepare(
 
     Raises:
         ValueError: If files are missing or broken, with a list of them and their reasons; if the
-            folder holds another store or other files; if what was written does not add up.
+            folder holds another store or other files, or another process writes to it; if what
+            was written does not add up.
     """
+    check_names(source.name, source.readers)
     _check_splits(source)
     with _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
-        if not waiting and is_store(out):
+        if journal.finished and not waiting:
             return describe(out)
-        (out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
         with tqdm(
             total=len(source.samples),
             initial=len(source.samples) - len(waiting),
@@ -73,12 +81,17 @@ def prepare(
             for number, found in _decoded(source, waiting, workers):
                 journal.add(number, found)
                 bar.update()
-        if journal.broken and not skip_broken:
+        if journal.broken and not (skip_broken and journal.done):
             raise ValueError(_broken(source, journal.broken))
         return journal.finish(made_by)
 
 
 def _check_splits(source: Source) -> None:
+    if len(source.classes) < 2:
+        raise ValueError(
+            f"{source.name}: all samples are of the class '{''.join(source.classes)}'. "
+            "Classification needs two classes."
+        )
     for split in SPLITS:
         target = torch.tensor([s.label for s in source.samples if s.split == split])
         if not len(target):
@@ -95,6 +108,9 @@ Decoded = dict[str, "np.ndarray | None"] | str
 
 def _decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tuple[int, Decoded]]:
     """The arrays of the samples, in order, decoded ahead by other processes."""
+    for reader in source.readers.values():
+        if isinstance(reader, Text):
+            reader.check()
     context = child.context(__name__)
     pool = ProcessPoolExecutor(workers, context, _begin, (dict(source.readers),))
     ahead: deque[tuple[int, Future[Decoded]]] = deque()
@@ -133,15 +149,34 @@ def _begin(readers: dict[str, Reader]) -> None:
 
 
 def _decode(sample: Sample) -> Decoded:
-    found: dict[str, np.ndarray | None] = {}
+    found: dict[str, np.ndarray | None] = dict.fromkeys(_readers)
+    lacking = []
     for name, reader in _readers.items():
-        cell = sample.cells.get(name)
+        if (cell := sample.cells.get(name)) is None:
+            continue
         try:
-            found[name] = None if cell is None else reader(cell)
+            found[name] = _stored(reader(cell))
+        except NoStream as error:
+            lacking.append(f"{name}: {error}")
         except ValueError as error:
             return f"{name}: {error}"
+        except Exception as error:  # whatever one file brings about, the others are read
+            return f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
     if all(value is None for value in found.values()):
-        return "has none of the modalities"
+        return "; ".join(lacking) or "has none of the modalities"
+    return found
+
+
+def _stored(values: np.ndarray | None) -> np.ndarray | None:
+    """Numbers as a store holds them: finite, in native bytes, not in double precision."""
+    if values is None:
+        return None
+    found = native(values)
+    if found.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            found = found.astype(np.float32)
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise ValueError("holds values that are not finite")
     return found
 
 
@@ -156,32 +191,50 @@ def batches(
         workers: Processes that decode.
 
     Returns:
-        The samples, their inputs by modality, and which of them have it.
+        The samples, their inputs by modality, and which of them have it. A modality that none of
+        them has is there, too, unless no sample of the data set has it.
 
     Raises:
         ValueError: If a sample's files are missing or broken.
     """
     several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
+    blank = cache(partial(_blank, source))
     for number, found in _decoded(source, range(len(source.samples)), workers):
         if isinstance(found, str):
             raise ValueError(f"{source.name}: '{source.samples[number].name}': {found}")
         several.append((source.samples[number], found))
         if len(several) == size or number + 1 == len(source.samples):
-            yield _batch(source.readers, several)
+            yield _batch(source.readers, several, blank)
             several = []
 
 
+def _blank(source: Source, name: str) -> np.ndarray | None:
+    """The row of samples that lack a modality, shaped as that of the first one that has it."""
+    reader = source.readers[name]
+    for sample in source.samples:
+        try:
+            cell = sample.cells.get(name)
+            found = None if cell is None else _stored(reader(cell))
+        except Exception:
+            continue  # it is broken, which is said where its turn comes
+        if found is not None:
+            return np.zeros_like(found[:0] if reader.ragged else found)
+    return None
+
+
 def _batch(
-    readers: Mapping[str, Reader], several: Sequence[tuple[Sample, dict[str, "np.ndarray | None"]]]
+    readers: Mapping[str, Reader],
+    several: Sequence[tuple[Sample, dict[str, "np.ndarray | None"]]],
+    blank_of: Callable[[str], np.ndarray | None],
 ) -> tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]:
     inputs: dict[str, Tensor | Padded] = {}
     present = {}
     for name, reader in readers.items():
         values = [found[name] for _, found in several]
         there = [value for value in values if value is not None]
-        if not there:
+        blank = blank_of(name) if len(there) < len(values) else None
+        if not there and blank is None:
             continue
-        blank = np.zeros_like(there[0][:0] if reader.ragged else there[0])
         filled = [torch.from_numpy(blank if value is None else value) for value in values]
         if reader.ragged:
             length = torch.tensor([len(value) for value in filled])
@@ -214,6 +267,28 @@ class _Part:
     dtype: np.dtype[Any] | None = None
     used: int = 0  # time steps, of sequences of unequal lengths
 
+    def open(self) -> IO[bytes]:
+        self.path.parent.mkdir(exist_ok=True)
+        self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+        return self.file
+
+    def write(self, start: int, value: np.ndarray) -> None:
+        self.file.seek(start * self._row)
+        self.file.write(value.tobytes())
+        self.file.flush()
+
+    def checksum(self, start: int, length: int) -> int:
+        """Of rows as they are in the file."""
+        self.file.seek(start * self._row)
+        return zlib.crc32(self.file.read(length * self._row))
+
+    @property
+    def _row(self) -> int:
+        """Bytes."""
+        assert self.shape is not None
+        assert self.dtype is not None
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
 
 class _Journal:
     """The store while it is made."""
@@ -224,57 +299,81 @@ class _Journal:
         self.broken: dict[int, str] = {}
         self.places: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in source.readers}
         self.parts = {
-            name: _Part(reader, out / f"{name}.memmap") for name, reader in source.readers.items()
+            name: _Part(reader, out / "inputs" / f"{name}.memmap")
+            for name, reader in source.readers.items()
         }
 
     def __enter__(self) -> "_Journal":
-        self._open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def _open(self) -> None:
         path = self.out / JOURNAL
-        head = {"prepares": _fingerprint(self.source)}
+        head = {"prepares": _fingerprint(self.source), "format": FORMAT}
         self.out.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if not lines or json.loads(lines[0]) != head:
-                raise ValueError(
-                    f"{self.out}: holds another store, or one of other files or settings, that "
-                    "is being made. Choose another --out, or remove the folder."
-                )
-            for line in lines[1:]:
-                if line.endswith("\n"):  # else it was cut off by a kill
-                    self._take_up(json.loads(line))
-            self._cut(path, lines)
-        elif any(self.out.iterdir()):
+        begun = path.is_file() and path.stat().st_size
+        if not begun and any(file != path for file in self.out.iterdir()):
             raise ValueError(
                 f"{self.out}: is not empty, and nothing was begun there that could be continued. "
                 "Choose another --out, or remove the folder."
             )
-        else:
-            path.write_text(json.dumps(head) + "\n", encoding="utf-8")
-        self.file = path.open("a", encoding="utf-8")
+        with ExitStack() as opened:
+            self.file = opened.enter_context(path.open("a+b"))
+            _lock(self.file, self.out)
+            lines = self._lines(head)
+            for part in self.parts.values():
+                opened.enter_context(part.open())
+            self.finished = _is_whole(self.out)
+            for line in lines:
+                if "broken" not in line:  # else it is tried again: the file may have been mended
+                    self._take_up(line["sample"], line["at"])
+            self.opened = opened.pop_all()
+        return self
 
-    def _cut(self, path: Path, lines: Sequence[str]) -> None:
-        """Removes a last line that a kill cut off."""
-        if lines and not lines[-1].endswith("\n"):
-            with path.open("r+b") as file:
-                file.truncate(sum(len(line.encode()) for line in lines[:-1]))
+    def __exit__(self, *_: object) -> None:
+        self.opened.close()
 
-    def _take_up(self, line: dict[str, Any]) -> None:
-        number = line["sample"]
-        if "broken" in line:
-            return  # tried again, as the file may have been mended
-        for name, place in line["at"].items():
+    def _lines(self, head: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was noted down so far, after the head; what a kill cut off is removed."""
+        self.file.seek(0)
+        lines = self.file.read().splitlines(keepends=True)
+        whole: list[dict[str, Any]] = []
+        for line in lines:
+            try:
+                whole.append(json.loads(line if line.endswith(b"\n") else b""))
+            except ValueError:
+                break
+        if not whole and len(lines) < 2:
+            self.file.truncate(0)
+            self._note(head)
+        elif whole[:1] != [head]:
+            raise ValueError(
+                f"{self.out}: holds another store, or one of other files or settings, that is "
+                "being made. Choose another --out, or remove the folder."
+            )
+        elif len(whole) < len(lines):
+            self.file.truncate(sum(map(len, lines[: len(whole)])))
+        return whole[1:]
+
+    def _take_up(self, number: int, places: dict[str, Any]) -> None:
+        """Counts a sample as done if its values are those that were noted down.
+
+        They may not be where the machine was lost before all was on its disk; those of a finished
+        store are.
+        """
+        for name, (start, length, shape, dtype, checksum) in places.items():
             part = self.parts[name]
-            start, length, shape, dtype = place
             part.shape, part.dtype = tuple(shape), np.dtype(dtype)
-            part.used = max(part.used, start + length)
-            self.places[name][number] = (start, length)
+            if not self.finished and part.checksum(start, length) != checksum:
+                return
+        for name, (start, length, *_) in places.items():
+            self._place(name, number, start, length)
         self.done.add(number)
+
+    def _place(self, name: str, number: int, start: int, length: int) -> None:
+        part = self.parts[name]
+        part.used = max(part.used, start + length)
+        self.places[name][number] = (start, length)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self.file.flush()
 
     def add(self, number: int, found: Decoded) -> None:
         """Writes one sample, then notes that it is written."""
@@ -282,12 +381,10 @@ class _Journal:
             found = self._written(number, found)
         if isinstance(found, str):
             self.broken[number] = found
-            line: dict[str, Any] = {"sample": number, "broken": found}
+            self._note({"sample": number, "broken": found})
         else:
             self.done.add(number)
-            line = {"sample": number, "at": found}
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.file.flush()
+            self._note({"sample": number, "at": found})
 
     def _written(self, number: int, found: dict[str, np.ndarray | None]) -> Any:
         """Where each array was put; or what is wrong with one, and then nothing is."""
@@ -302,20 +399,18 @@ class _Journal:
                     f"{name}: has the shape {value.shape} of {value.dtype}, where the first sample "
                     f"has {part.shape} of {part.dtype}"
                 )
+        (self.out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
         places = {}
         for name, value in values.items():
             part = self.parts[name]
             length = len(value) if part.reader.ragged else 1
             start = part.used if part.reader.ragged else number
-            row = value.nbytes // max(length, 1)
-            with part.path.open("r+b" if part.path.exists() else "w+b") as file:
-                file.seek(start * row)
-                file.write(value.tobytes())
-            part.used = max(part.used, start + length)
-            self.places[name][number] = (start, length)
+            part.write(start, value)
+            self._place(name, number, start, length)
             assert part.shape is not None
             assert part.dtype is not None
-            places[name] = (start, length, list(part.shape), part.dtype.str)
+            checksum = zlib.crc32(value.data)
+            places[name] = (start, length, list(part.shape), part.dtype.str, checksum)
         return places
 
     def finish(self, made_by: str) -> Description:
@@ -336,11 +431,13 @@ class _Journal:
         train = torch.from_numpy(np.flatnonzero(split == 0))
         for name, part in self.parts.items():
             values = self._closed(name, part)
-            arrays[name] = (values.dtype, tuple(values.shape))
+            arrays[f"inputs/{name}"] = (values.dtype, tuple(values.shape))
             small |= self._places(name, part)
             fields[name] = self._field(name, part, values, train)
         for name, array in small.items():
-            (self.out / f"{name}.memmap").write_bytes(array.tobytes())
+            path = self.out / f"{name}.memmap"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(array.tobytes())
             arrays[name] = (getattr(torch, array.dtype.name), array.shape)
         write_meta(self.out, arrays)
         notes = list(source.notes)
@@ -349,6 +446,7 @@ class _Journal:
         description = Description(
             name=source.name,
             samples=count,
+            names=[sample.name for sample in source.samples],
             modalities=fields,
             classes=list(source.classes),
             splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
@@ -357,14 +455,20 @@ class _Journal:
             version=version("evenly"),
             notes=notes,
         )
+        _to_disk([file for file in self.out.rglob("*") if file.is_file()])
         description.write(self.out)
+        _to_disk([self.out / DESCRIPTION])
         open_store(self.out)  # every file has the size that the description speaks of
         return description
 
     def _closed(self, name: str, part: _Part) -> Tensor:
         """A modality's file at its final length: samples at the end may be missing or broken."""
         if part.shape is None or part.dtype is None:
-            raise ValueError(f"{self.source.name}: no sample has '{name}'. Leave it out.")
+            raise ValueError(
+                f"{self.source.name}: no sample has '{name}': its cells are empty, or their files "
+                f"hold nothing that {spelled(part.reader).partition('(')[0]} reads. Leave it out, "
+                "or read it otherwise."
+            )
         rows = part.used if part.reader.ragged else len(self.source.samples)
         os.truncate(part.path, rows * part.dtype.itemsize * int(np.prod(part.shape)))
         return mapped(part.path, getattr(torch, part.dtype.name), (rows, *part.shape))
@@ -384,16 +488,16 @@ class _Journal:
             for number, at in self.places[name].items():
                 place[number] = at
             for column, end in enumerate(RAGGED):
-                found[f"{name}_{end}"] = np.ascontiguousarray(place[:, column])
+                found[f"{end}/{name}"] = np.ascontiguousarray(place[:, column])
         if not here[sorted(self.done)].all():
-            found[f"{name}_present"] = here
+            found[f"present/{name}"] = here
         return found
 
     def _field(self, name: str, part: _Part, values: Tensor, train: Tensor) -> Field:
         stored: Tensor | Ragged = values
         if part.reader.ragged:
             places = self._places(name, part)
-            stored = Ragged(values, *(torch.from_numpy(places[f"{name}_{end}"]) for end in RAGGED))
+            stored = Ragged(values, *(torch.from_numpy(places[f"{end}/{name}"]) for end in RAGGED))
         here = self._here(name)
         known = described(name, stored, train[torch.from_numpy(here)[train]])
         return Field(
@@ -404,10 +508,40 @@ class _Journal:
             std=known.std.tolist(),
             units=part.reader.units,
             rate=part.reader.rate,
+            sample_rate=getattr(part.reader, "sample_rate", None),
             ragged=part.reader.ragged,
             missing=int(len(self.done) - here.sum()),
-            read=spelled(part.reader),
+            read=spelled(part.reader, whole=True),
         )
+
+
+def _is_whole(out: Path) -> bool:
+    """Whether a folder is a store that lacks nothing."""
+    try:
+        open_store(out)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _lock(file: IO[bytes], out: Path) -> None:
+    """Keeps other processes from writing to the same store, for as long as the file is open."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{out}: another process is preparing this store. Wait for it, or choose another --out."
+        ) from error
+
+
+def _to_disk(files: Sequence[Path]) -> None:
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _size(path: Path) -> int:
@@ -432,7 +566,11 @@ def _fingerprint(source: Source) -> str:
 
 
 def _identity(cell: Any) -> Any:
-    """A cell as text: a file by its path, numbers by their bytes."""
+    """A cell as text: a file by its path, wherever one stands; numbers by their bytes."""
+    if isinstance(cell, Path):
+        return os.path.abspath(cell)
     if isinstance(cell, np.ndarray):
         return sha256(cell.tobytes()).hexdigest()
+    if is_dataclass(cell):
+        return {field.name: _identity(getattr(cell, field.name)) for field in fields(cell)}
     return cell if cell is None or isinstance(cell, str | int | float) else str(cell)

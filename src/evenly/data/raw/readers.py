@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float16, Int32, UInt8
 
+from evenly.data.arrays import channels_first
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
-from evenly.data.media.error import MediaError
+from evenly.data.media.error import MediaError, check_file
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import frames_of
 from evenly.spec import Spec
@@ -43,6 +44,7 @@ class Reader(Protocol):
 
         Raises:
             ValueError: If the cell cannot be used, with the reason; `MediaError` if it is a file.
+            NoStream: If it is a file without the modality; it is then missing, as for None.
         """
         ...
 
@@ -59,6 +61,7 @@ class Video:
             that ends early repeats the last.
         fps: Frames a second for `rate`.
         seed: Of the draws for `random`.
+        stream: Which stream of pictures, from 0, where a file has several.
     """
 
     frames: int = 2
@@ -66,6 +69,7 @@ class Video:
     pick: Literal["uniform", "random", "rate"] = "uniform"
     fps: float = 1.0
     seed: int = 0
+    stream: int = 0
     kind: ClassVar[Kind] = "video"
     units: ClassVar[str] = "RGB, 0 to 255"
     ragged: ClassVar[bool] = False
@@ -77,7 +81,7 @@ class Video:
 
     def __call__(self, cell: Path) -> UInt8[np.ndarray, "t 3 h w"]:
         """The frames of one file."""
-        found = frames_of(cell)
+        found = frames_of(cell, self.stream)
         return found.read(self._picked(cell, found.times), self.size)
 
     def _picked(self, path: Path, times: np.ndarray) -> np.ndarray:
@@ -98,9 +102,11 @@ class Image:
 
     Args:
         size: Height and width that it is scaled to.
+        stream: Which stream of pictures, from 0, where a file has several.
     """
 
     size: tuple[int, int] = (224, 224)
+    stream: int = 0
     kind: ClassVar[Kind] = "image"
     units: ClassVar[str] = "RGB, 0 to 255"
     ragged: ClassVar[bool] = False
@@ -108,7 +114,7 @@ class Image:
 
     def __call__(self, cell: Path) -> UInt8[np.ndarray, "3 h w"]:
         """The picture of one file."""
-        found: np.ndarray = Video(1, self.size)(cell)[0]
+        found: np.ndarray = Video(1, self.size, stream=self.stream)(cell)[0]
         return found
 
 
@@ -123,6 +129,7 @@ class Flow:
         layout: `images`, each [u, v, u] for networks that take three channels; or `stacked`, one
             image with the channels u, v, u, v, ...
         bound: Pixels of movement at which values end.
+        stream: Which stream of pictures, from 0, where a file has several.
     """
 
     frames: int = 3
@@ -130,6 +137,7 @@ class Flow:
     method: flow.FlowMethod = "dis"
     layout: Literal["images", "stacked"] = "images"
     bound: float = 20.0
+    stream: int = 0
     rate: ClassVar[float | None] = None
     ragged: ClassVar[bool] = False
 
@@ -145,7 +153,7 @@ class Flow:
 
     def __call__(self, cell: Path) -> np.ndarray:
         """The flows of one file."""
-        found = frames_of(cell)
+        found = frames_of(cell, self.stream)
         count = len(found.times)
         if count < 2:
             raise MediaError(cell, "has one frame, and flow is from a frame to the next")
@@ -167,11 +175,13 @@ class Spectrogram:
         front: `stft`, `mel` or `fbank`, see `evenly.data.media.spectra`.
         seconds: Of sound.
         sample_rate: Samples a second that the sound is brought to first.
+        stream: Which stream of sound, from 0, where a file has several.
     """
 
     front: Literal["stft", "mel", "fbank"] = "fbank"
     seconds: float = 3.0
     sample_rate: int = 16_000
+    stream: int = 0
     kind: ClassVar[Kind] = "image"
     ragged: ClassVar[bool] = False
 
@@ -189,7 +199,7 @@ class Spectrogram:
 
     def __call__(self, cell: Path) -> Float16[np.ndarray, "1 bands frames"]:
         """The spectrogram of one file's sound."""
-        samples, rate = read_sound(cell, self.sample_rate)
+        samples, rate = read_sound(cell, self.sample_rate, self.stream)
         whole = np.resize(samples, round(self.seconds * rate))
         found = {
             "stft": spectra.log_stft,
@@ -208,10 +218,12 @@ class Wave:
     Args:
         seconds: Of sound.
         sample_rate: Samples a second that the sound is brought to.
+        stream: Which stream of sound, from 0, where a file has several.
     """
 
     seconds: float = 3.0
     sample_rate: int = 16_000
+    stream: int = 0
     kind: ClassVar[Kind] = "sequence"
     units: ClassVar[str] = "of full scale"
     ragged: ClassVar[bool] = False
@@ -223,7 +235,7 @@ class Wave:
 
     def __call__(self, cell: Path) -> Float16[np.ndarray, "t 1"]:
         """The samples of one file."""
-        samples, rate = read_sound(cell, self.sample_rate)
+        samples, rate = read_sound(cell, self.sample_rate, self.stream)
         return np.resize(samples, round(self.seconds * rate))[:, None].astype(np.float16)
 
 
@@ -233,34 +245,48 @@ class Array:
 
     Args:
         kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) for an
-            image, (t, c, h, w) for a video.
+            image, (t, c, h, w) for a video; or with the channels last, if only that axis is 1, 3
+            or 4.
         units: In words.
         ragged: Whether sequences are of unequal lengths.
+        rate: Frames or time steps a second.
     """
 
-    kind: Kind = "vector"
+    kind: Literal["vector", "sequence", "image", "video"] = "vector"
     units: str = ""
     ragged: bool = False
     rate: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.ragged and self.kind != "sequence":
+            raise ValueError(
+                f"array: only sequences are of unequal lengths, and the kind is {self.kind}. Give "
+                "kind=sequence, or leave ragged out."
+            )
+
     def __call__(self, cell: Any) -> np.ndarray:
         """The numbers of one sample."""
-        found = _numbers(cell) if isinstance(cell, Path) else np.asarray(cell)
+        found = numbers(cell) if isinstance(cell, Path) else np.asarray(cell)
         axes = {"vector": 1, "sequence": 2, "image": 3, "video": 4}[self.kind]
         if found.ndim != axes or not found.size:
             raise ValueError(f"holds an array of shape {found.shape}, which is no {self.kind}")
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
-            raise ValueError("holds values that are not finite")
-        return found.astype(np.float32) if found.dtype == np.float64 else found
+        return channels_first(found) if self.kind in ("image", "video") else found
 
 
-def _numbers(path: Path) -> np.ndarray:
+def numbers(path: Path) -> np.ndarray:
+    """The array of a `.npy` file.
+
+    Raises:
+        MediaError: If the file is missing or broken, or another one.
+    """
+    check_file(path)
     try:
-        found: np.ndarray = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MediaError(path, "there is no such file") from error
+        found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise MediaError(path, "is no .npy file of numbers, or part of one") from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise MediaError(path, "is an .npz file of several arrays, not a .npy file of one")
     return found
 
 
@@ -283,6 +309,11 @@ class Text:
     units: ClassVar[str] = "tokens"
     rate: ClassVar[float | None] = None
     ragged: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raises a ValueError if there is no such tokenizer."""
+        if self.tokenizer:
+            _tokenizer(self.tokenizer)
 
     def __call__(self, cell: str) -> Int32[np.ndarray, " t"]:
         """The tokens of one text; one unknown word where there is none at all."""
@@ -308,12 +339,15 @@ def _numbered(vocabulary: str) -> dict[str, int]:
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    # On the hub names are NAME or OWNER/NAME; what is written otherwise is never looked for there.
+    folder = Path(name).expanduser()
+    local = folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(folder if local else name, local_files_only=local)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "
-            "one, as tokenizer.save_pretrained writes it"
+            "one, as tokenizer.save_pretrained writes it."
         ) from error
 
 
@@ -329,8 +363,13 @@ READERS: dict[str, Callable[..., Reader]] = {
 """By the name under which they are asked for."""
 
 
-def spelled(reader: Reader) -> str:
-    """How a reader is asked for, with the settings that are not its defaults."""
+def spelled(reader: Reader, *, whole: bool = False) -> str:
+    """How a reader is asked for.
+
+    Args:
+        reader: Any.
+        whole: Whether settings that have their defaults are spelled, too.
+    """
     names = {kind: name for name, kind in READERS.items()}
     name = names.get(type(reader), type(reader).__name__.lower())
     if not is_dataclass(reader):
@@ -338,6 +377,6 @@ def spelled(reader: Reader) -> str:
     settings = {
         field.name: value
         for field in fields(reader)
-        if (value := getattr(reader, field.name)) != field.default
+        if (value := getattr(reader, field.name)) != field.default or whole
     }
     return Spec(name, settings).text

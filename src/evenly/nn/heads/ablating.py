@@ -16,7 +16,7 @@ class AblatingHead(Head):
     def fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         """The fused logits of the modalities that are there."""
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = F(f_1 .. f_M), and z_m = F(0 .. f_m .. 0)."""
         alone = {name: self.fused({name: value}) for name, value in features.items()}
         return self.fused(features), alone

@@ -25,7 +25,7 @@ class AMCoHead(Head):
         self.heads = self.unimodal_heads()
         self.fusion = nn.Linear(num_classes, num_classes)
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = U Σ_m z_m + b, with z_m = V_m f_m + b_m; a modality that is missing adds nothing."""
         unimodal = {name: self.heads[name](value) for name, value in features.items()}
         return self.combined(unimodal), unimodal

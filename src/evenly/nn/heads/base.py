@@ -5,11 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from evenly.nn.presence import by_presence
 
 Logits = tuple[Float[Tensor, "n c"], dict[str, Float[Tensor, "n c"]]]
 """Fused logits, and those of each modality that was given."""
+
+_FUSED = ""  # beside the modalities, none of which a ModuleDict lets have this name
 
 
 class Head(nn.Module):
@@ -31,9 +35,28 @@ class Head(nn.Module):
         self.widths = dict(widths)
         self.num_classes = num_classes
 
+    def forward(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " n"]] | None = None,
+    ) -> Logits:
+        """The logits of each sample, of the modalities that it has.
+
+        Args:
+            features: By modality; one that is left out is missing from the batch.
+            here: By modality, which samples have it; those it does not name are complete. What
+                stands in `features` for the others counts for nothing; their logits of that
+                modality are zeros, and so are all logits of a sample that has none.
+        """
+        if not here:
+            return self.logits(features)
+        widths = dict.fromkeys([_FUSED, *features], self.num_classes)
+        unimodal = by_presence(self._in_one, features, here, widths)
+        return unimodal.pop(_FUSED), unimodal
+
     @abstractmethod
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """The logits; a modality that is not in `features` is missing from the batch."""
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+        """The logits of samples that have these modalities, and no other."""
 
     @classmethod
     def on(
@@ -43,10 +66,25 @@ class Head(nn.Module):
         return cls(widths, num_classes)
 
     def encoded(
-        self, encoders: Mapping[str, Callable[[Any], Tensor]], inputs: Mapping[str, Any]
+        self,
+        encoders: Mapping[str, Callable[[Any], Tensor]],
+        inputs: Mapping[str, Any],
+        here: Mapping[str, Bool[Tensor, " n"]],
     ) -> dict[str, Float[Tensor, "n _"]]:
-        """The features of each modality that the batch holds."""
+        """The features of each modality that the batch holds.
+
+        Args:
+            encoders: By modality; each gives zeros for the samples that lack it.
+            inputs: By modality.
+            here: By modality, which samples have it, for a head in which encoders meet before.
+        """
         return {name: encoders[name](inputs[name]) for name in self.widths if name in inputs}
+
+    def _in_one(
+        self, features: Mapping[str, Float[Tensor, "n _"]]
+    ) -> dict[str, Float[Tensor, "n c"]]:
+        fused, unimodal = self.logits(features)
+        return {_FUSED: fused, **unimodal}
 
     def one_width(self) -> int:
         """The width of all features, for a layer that every modality goes through.

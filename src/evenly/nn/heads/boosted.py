@@ -34,7 +34,7 @@ class BoostedHead(Head):
         )
         self.boost_rate = nn.Parameter(torch.ones(1))
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = rate · Σ_m z_m, with z_m = g(f_m), over the modalities that are there."""
         unimodal = {name: self.network(value) for name, value in features.items()}
         return self.boost_rate * stacked(unimodal).sum(0), unimodal

@@ -34,7 +34,7 @@ class CertaintyHead(Head):
         self.linear = nn.Linear(sum(widths.values()), num_classes)
         self.shared = nn.Linear(self.one_width(), num_classes)
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = Σ_k w_k z_k over the modalities that are there and the layer on all features."""
         unimodal = {name: self.heads[name](value) for name, value in features.items()}
         logits = torch.stack([*stacked(unimodal), self.joined(features)])

@@ -22,7 +22,7 @@ class ConcatHead(Head):
         super().__init__(widths, num_classes)
         self.linear = nn.Linear(sum(widths.values()), num_classes)
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = W [f_1 .. f_M] + b, and z_m = W_m f_m + b / M."""
         filled = self.filled(features)
         logits = self.linear(torch.cat(list(filled.values()), dim=1))

@@ -53,7 +53,7 @@ class ConfigurableHead(Head):
         self._active = dict.fromkeys(widths, 0)
         self.register_load_state_dict_post_hook(_note_added)
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = mean of z_m over the modalities that are there."""
         unimodal = {
             name: before if last is None else before + last

@@ -55,7 +55,7 @@ class CosineHead(Head):
             }
         )
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = Σ_m z_m, with z_m^c = s ⟨f_m / ‖f_m‖, W_m^c / ‖W_m^c‖⟩; a missing one adds 0."""
         unimodal = {
             name: self.scale * cosines(value, self.weights[name])

@@ -20,7 +20,7 @@ class LateHead(Head):
         super().__init__(widths, num_classes)
         self.heads = self.unimodal_heads()
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = mean of z_m over the modalities that are there."""
         unimodal = {name: self.heads[name](features[name]) for name in features}
         return self.combined(unimodal), unimodal

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly.nn.heads.late import LateHead
+from evenly.nn.presence import by_presence
 from evenly.nn.tokens import Tokens, check_tokens, layer_of, tokens_of
 
 
@@ -58,12 +59,17 @@ class BottleneckHead(LateHead):
         return cls(widths, num_classes)
 
     def encoded(
-        self, encoders: Mapping[str, Callable[[Any], Tensor]], inputs: Mapping[str, Any]
+        self,
+        encoders: Mapping[str, Callable[[Any], Tensor]],
+        inputs: Mapping[str, Any],
+        here: Mapping[str, Bool[Tensor, " n"]],
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The class token of each modality that the batch holds, after the last layer."""
         found = tokens_of(self.widths, encoders, inputs)
-        if not found:
-            return {}
+        widths = {name: self.widths[name] for name in found}
+        return by_presence(self._met, found, here, widths) if found else {}
+
+    def _met(self, found: dict[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
         shared = self.bottlenecks.expand(len(next(iter(found.values())).steps), -1, -1)
         count = shared.shape[1]
         for layers in self.layers:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from evenly.nn.encoders import Staged, Stages
+from evenly.nn.encoders import Staged, Stages, resumed
 from evenly.nn.heads.base import Logits
 from evenly.nn.heads.late import LateHead
 from evenly.nn.mmtm import MMTM, blocks_of
@@ -69,11 +69,14 @@ class MMTMHead(LateHead):
         return cls(widths, num_classes, stages=stages)
 
     def encoded(
-        self, encoders: Mapping[str, Callable[[Any], Tensor]], inputs: Mapping[str, Any]
+        self,
+        encoders: Mapping[str, Callable[[Any], Tensor]],
+        inputs: Mapping[str, Any],
+        here: Mapping[str, Bool[Tensor, " n"]],
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The features of each modality that the batch holds, encoded in lockstep."""
         if not self.inner:
-            return super().encoded(encoders, inputs)
+            return super().encoded(encoders, inputs, here)
         runs: dict[str, Stages] = {}
         found: dict[str, Tensor] = {}
         for name in self.widths:
@@ -82,21 +85,17 @@ class MMTMHead(LateHead):
                 runs[name] = encoder.staged(inputs[name])
                 found[name] = next(runs[name])
                 for _ in range(self.alone[name]):
-                    found[name] = _resumed(runs[name], torch.ones_like(found[name]))
+                    found[name] = resumed(runs[name], torch.ones_like(found[name]))
         for block in blocks_of(self.inner):
-            gates = block.gates(found)
-            found = {name: _resumed(run, gates[name]) for name, run in runs.items()}
+            gates = block.gates(found, here)
+            found = {name: resumed(run, gates[name]) for name, run in runs.items()}
         return found
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def forward(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " n"]] | None = None,
+    ) -> Logits:
         """Z = mean of z_m over the modalities that are there."""
-        return super().forward(self.block(features))
-
-
-def _resumed(run: Stages, gate: Float[Tensor, "n _"]) -> Float[Tensor, "n _"]:
-    """What an encoder yields at its next stop, or returns in the end."""
-    try:
-        return run.send(gate)
-    except StopIteration as stop:
-        features: Tensor = stop.value
-        return features
+        # All samples pass the block together, which notes what its gates were.
+        return super().forward(self.block(features, here), here)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly.nn.heads.concat import ConcatHead
+from evenly.nn.presence import by_presence
 from evenly.nn.tokens import Tokens, check_tokens, heads_of, layer_of, tokens_of
 
 
@@ -55,10 +56,17 @@ class CrossModalHead(ConcatHead):
         return cls(widths, num_classes)
 
     def encoded(
-        self, encoders: Mapping[str, Callable[[Any], Tensor]], inputs: Mapping[str, Any]
+        self,
+        encoders: Mapping[str, Callable[[Any], Tensor]],
+        inputs: Mapping[str, Any],
+        here: Mapping[str, Bool[Tensor, " n"]],
     ) -> dict[str, Float[Tensor, "n _"]]:
         """The class token of each modality that the batch holds, after all layers."""
         found = tokens_of(self.widths, encoders, inputs)
+        widths = {name: self.widths[name] for name in found}
+        return by_presence(self._met, found, here, widths)
+
+    def _met(self, found: Mapping[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
         return {name: self._one(name, found) for name in found}
 
     def _one(self, name: str, found: Mapping[str, Tokens]) -> Float[Tensor, "n w"]:
@@ -76,7 +84,7 @@ class CrossModalHead(ConcatHead):
                 parts.append(torch.zeros_like(own.steps))
         together = torch.cat(parts or [own.steps], dim=2)
         blank = ~own.there
-        blank[:, 0] = False  # of a sample that lacks the modality, nothing else would be left
+        blank[:, 0] = False  # of a text without tokens, nothing else would be left
         after: Tensor = self.within[name](together, src_key_padding_mask=blank)
         return after[:, 0]
 
@@ -87,7 +95,7 @@ class _Cross(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.norm_other = nn.LayerNorm(width), nn.LayerNorm(width)
-        # The zero that is attended to as well stands in where a sample has nothing else.
+        # The zero that is attended to as well stands in where a text has no tokens.
         self.attention = nn.MultiheadAttention(
             width, heads_of(width), batch_first=True, add_zero_attn=True
         )

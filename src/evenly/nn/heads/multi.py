@@ -23,7 +23,7 @@ class MultiHead(Head):
         self.linear = nn.Linear(sum(widths.values()), num_classes)
         self.heads = self.unimodal_heads()
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = W [f_1 .. f_M] + b, and z_m = V_m f_m + b_m."""
         logits = self.linear(torch.cat(list(self.filled(features).values()), dim=1))
         return logits, {name: self.heads[name](features[name]) for name in features}

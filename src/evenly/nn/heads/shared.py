@@ -28,7 +28,7 @@ class SharedHead(Head):
         super().__init__(widths, num_classes)
         self.linear = nn.Linear(self.one_width(), num_classes)
 
-    def forward(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
+    def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = Σ_m w_m z_m, with z_m = W f_m + b."""
         unimodal = {name: self.linear(value) for name, value in features.items()}
         logits = stacked(unimodal)

@@ -8,7 +8,7 @@ from evenly.data.raw.sets.official import Official
 from evenly.data.raw.sets.ucf101 import ucf101
 
 _SOUND = {
-    "front": "front end of the sound: fbank, mel or stft",
+    "front": "front end of the sound: fbank or mel, at 16 kHz, or stft, at 22,050 Hz",
     "seconds": "of sound; shorter clips are repeated",
 }
 _FRAMES = {"frames": "of each video", "size": "of a frame, height and width"}

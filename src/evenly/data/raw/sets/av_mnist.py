@@ -3,6 +3,7 @@
 import gzip
 import re
 import struct
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Array, Reader, Spectrogram
+from evenly.data.raw.sets.official import passed_over
 from evenly.data.raw.source import Sample, Source
 
 FILES = {
@@ -33,11 +35,17 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
         seconds: Of sound.
         seed: Of the pairs.
     """
-    recordings = _recordings(folder / "recordings")
+    recordings, others = _recordings(folder / "recordings")
     generator = np.random.default_rng(seed)
     samples = []
     for part, names in FILES.items():
         images, labels = (_idx(folder, name) for name in names)
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{folder}: {names[0]} holds an array of shape {images.shape} and {names[1]} one "
+                f"of shape {labels.shape}, not an image and a label of each digit. Take both "
+                "from one download."
+            )
         for n, (image, label) in enumerate(zip(images, labels, strict=True)):
             split: SplitName = "test" if part == "test" else "train"
             if part == "train" and n >= len(labels) - min(VALIDATION, len(labels) // 4):
@@ -55,21 +63,26 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
         "audio": Spectrogram("mel", seconds, 8_000),
         "image": Array("image", "grey levels, 0 to 255"),
     }
-    return Source("av_mnist", readers, samples, [str(number) for number in range(10)])
+    notes = passed_over(others, "DIGIT_SPEAKER_NUMBER.wav with a number up to 49")
+    return Source("av_mnist", readers, samples, [str(number) for number in range(10)], notes)
 
 
 NUMBERS = {"train": range(10, 50), "val": range(5, 10), "test": range(5)}
 """Numbers of the recordings in each part."""
 
 
-def _recordings(folder: Path) -> defaultdict[tuple[str, int], list[Path]]:
+def _recordings(folder: Path) -> tuple[defaultdict[tuple[str, int], list[Path]], list[Path]]:
+    """By split and digit, and the files that are called otherwise."""
     found: defaultdict[tuple[str, int], list[Path]] = defaultdict(list)
-    for path in sorted(folder.glob("*.wav")):
-        name = re.fullmatch(r"(\d)_\w+_(\d+)", path.stem)
-        for part, numbers in NUMBERS.items():
-            if name and int(name[2]) in numbers:
-                found[part, int(name[1])].append(path)
-    return found
+    others = []
+    for path in sorted(folder.glob("*")):
+        name = re.fullmatch(r"(\d)_\w+_(\d+)\.wav", path.name)
+        part = name and next((part for part, own in NUMBERS.items() if int(name[2]) in own), None)
+        if name and part:
+            found[part, int(name[1])].append(path)
+        else:
+            others.append(path)
+    return found, others
 
 
 def _idx(folder: Path, name: str) -> np.ndarray:
@@ -86,5 +99,5 @@ def _idx(folder: Path, name: str) -> np.ndarray:
         if kind != 8:
             raise ValueError(f"holds values of type {kind}, not bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
-    except (struct.error, ValueError, OSError, EOFError) as error:
+    except (struct.error, zlib.error, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: is no idx file, or part of one ({error}).") from error

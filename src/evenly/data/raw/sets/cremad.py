@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 from evenly.data.dataset import SplitName
-from evenly.data.raw.readers import Reader, Spectrogram, Video
-from evenly.data.raw.sets.official import listed
+from evenly.data.raw.readers import Reader, Video
+from evenly.data.raw.sets.official import Front, listed, passed_over, sound
 from evenly.data.raw.source import Sample, Source
 
 EMOTIONS = {"NEU": "neutral", "HAP": "happy", "SAD": "sad", "FEA": "fear", "DIS": "disgust",
             "ANG": "anger"}  # fmt: skip
 """In the order of the paper's class numbers."""
+PARTS = ("AudioWAV", "VideoFlash")
 
 
 def cremad(
     folder: Path,
     split: Literal["paper", "actors"] = "paper",
-    front: Literal["fbank", "mel", "stft"] = "fbank",
+    front: Front = "fbank",
     seconds: float = 3.0,
     frames: int = 2,
     size: tuple[int, int] = (224, 224),
@@ -29,7 +30,7 @@ def cremad(
         folder: Where the two folders are.
         split: `paper`, the split of D&R's released code (5,954 / 744 / 744), in which every actor
             is in every part; or `actors`, by which no actor is in two: 63 / 14 / 14 of the 91.
-        front: Front end of the sound.
+        front: Front end of the sound: fbank and mel at 16 kHz, stft at 22,050 Hz.
         seconds: Of sound.
         frames: Of the video.
         size: Of the frames.
@@ -51,11 +52,11 @@ def cremad(
         )
         for name, part in clips
     ]
-    readers: dict[str, Reader] = {
-        "audio": Spectrogram(front, seconds),
-        "visual": Video(frames, size),
-    }
-    return Source("cremad", readers, samples, list(EMOTIONS.values()))
+    known = {path for sample in samples for path in sample.files()}
+    others = [path for part in PARTS for path in (folder / part).glob("*") if path not in known]
+    notes = passed_over(sorted(others), "as one of the 7,442 clips")
+    readers: dict[str, Reader] = {"audio": sound(front, seconds), "visual": Video(frames, size)}
+    return Source("cremad", readers, samples, list(EMOTIONS.values()), notes)
 
 
 def _clips() -> Iterator[tuple[str, SplitName]]:

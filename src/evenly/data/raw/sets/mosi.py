@@ -1,6 +1,7 @@
 """CMU-MOSI: opinions in text, sound and video (Zadeh et al., 2016)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,8 +12,8 @@ from jaxtyping import Float
 
 from evenly.data.dataset import Kind, SplitName
 from evenly.data.media.error import MediaError
-from evenly.data.raw.readers import Array
-from evenly.data.raw.sets.official import listed
+from evenly.data.raw.readers import Array, Reader
+from evenly.data.raw.sets.official import listed, some
 from evenly.data.raw.sets.pickles import read_pickle
 from evenly.data.raw.source import Sample, Source
 
@@ -22,6 +23,7 @@ SEQUENCES = {
     "video": "*Facet*.csd",
 }
 LABELS = "*Opinion_Labels.csd"
+SEGMENTS = 2_199
 CLASSES = {
     2: ["negative", "non-negative"],
     7: ["-3", "-2", "-1", "0", "1", "2", "3"],
@@ -59,16 +61,15 @@ class Steps:
 
         COVAREP writes -inf for the logarithm of a silent frame.
         """
-        with _opened(cell.path) as file:
-            data = _data(cell.path, file)
-            if cell.video not in data:
+        with _videos(cell.path) as videos:
+            if cell.video not in videos:
                 return None
-            intervals: np.ndarray = data[cell.video]["intervals"][:]
-            middle = intervals.mean(1)
-            inside = (middle >= cell.start) & (middle < cell.end)
-            if not inside.any():
-                return None
-            found: np.ndarray = data[cell.video]["features"][:][inside].astype(np.float32)
+            intervals, features = _entry(cell.path, videos, cell.video)
+        middle = intervals.mean(1)
+        inside = (middle >= cell.start) & (middle < cell.end)
+        if not inside.any():
+            return None
+        found = features[inside].astype(np.float32)
         finite: np.ndarray = np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0)
         return finite
 
@@ -78,90 +79,174 @@ def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
 
     Of a folder with `.csd` files: word vectors, COVAREP and Facet features of each labelled
     segment, as sequences of unequal lengths, in the standard folds (52 / 10 / 31 videos). Of one
-    with `unaligned_50.pkl` (or `aligned_50.pkl`): its arrays and its split.
+    with `unaligned_50.pkl` (or `aligned_50.pkl`): its arrays and its split. Segments and videos
+    that are missing are counted.
 
     Args:
         folder: Where the files are.
         classes: 2, negative (score below 0) or not; or 7, the score rounded.
     """
     pickles = sorted(folder.glob("*aligned_50.pkl"), reverse=True)
-    samples, readers = _of_pickle(pickles[0], classes) if pickles else _of_csd(folder, classes)
-    return Source("mosi", readers, samples, CLASSES[classes])
+    samples, readers, notes = (
+        _of_pickle(pickles[0], classes) if pickles else _of_csd(folder, classes)
+    )
+    if len(samples) != SEGMENTS:
+        notes = [f"{len(samples):,} of the {SEGMENTS:,} segments are in {folder}.", *notes]
+    return Source("mosi", readers, samples, CLASSES[classes], notes)
+
+
+Found = tuple[list[Sample], Mapping[str, Reader], list[str]]
+"""Samples, readers and notes."""
 
 
 def _label(score: float, classes: int) -> int:
     return int(score >= 0) if classes == 2 else int(np.clip(np.rint(score), -3, 3)) + 3
 
 
-def _of_csd(folder: Path, classes: int) -> tuple[list[Sample], dict[str, Steps]]:
+def _of_csd(folder: Path, classes: int) -> Found:
     paths = {name: _one(folder, pattern) for name, pattern in SEQUENCES.items()}
+    labels = _one(folder, LABELS)
     fold: dict[str, SplitName] = {}
     parts: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
     for line in listed("mosi.txt"):
         name, *videos = line.split()
         fold |= dict.fromkeys(videos, parts[name])
     samples = []
-    for video, number, start, end, score in _scores(_one(folder, LABELS)):
-        if video in fold:
-            cells = {name: Segment(path, video, start, end) for name, path in paths.items()}
-            label = _label(score, classes)
-            samples.append(Sample(f"{video}[{number}]", label, fold[video], cells))
-    units = {"text": "GloVe", "audio": "COVAREP", "video": "Facet 4.2"}
-    return samples, {name: Steps(units[name]) for name in paths}
+    for video, number, start, end, score in _scores(labels, list(fold)):
+        cells = {name: Segment(path, video, start, end) for name, path in paths.items()}
+        label = _label(score, classes)
+        samples.append(Sample(f"{video}[{number}]", label, fold[video], cells))
+    notes = [note for path in (labels, *paths.values()) for note in _missing(path, list(fold))]
+    units = {"text": "GloVe", "audio": "COVAREP", "video": "Facet"}
+    return samples, {name: Steps(units[name]) for name in paths}, notes
 
 
-def _scores(path: Path) -> Iterator[tuple[str, int, float, float, float]]:
-    """Video, number, begin, end and score of each labelled segment."""
-    with _opened(path) as file:
-        data = _data(path, file)
-        for video in sorted(data):
-            entry = data[video]
+def _missing(path: Path, wanted: Sequence[str]) -> list[str]:
+    """Notes on videos that a computational sequence lacks, and on those in no fold."""
+    with _videos(path) as videos:
+        there = set(videos)
+    notes = []
+    if lost := [video for video in wanted if video not in there]:
+        notes.append(
+            f"{len(lost)} of the {len(wanted)} videos of the standard folds are not in "
+            f"{path.name}: {some(lost)}."
+        )
+    if others := sorted(there - set(wanted)):
+        notes.append(f"Passed over, as in no fold ({len(others)}), of {path.name}: {some(others)}.")
+    return notes
+
+
+def _scores(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, int, float, float, float]]:
+    """Video, number, begin, end and score of each labelled segment of these videos.
+
+    Raises:
+        MediaError: If a score is no number, or there is none at all.
+    """
+    with _videos(path) as videos:
+        known = sorted(set(videos) & set(wanted))
+        if not known:
+            raise MediaError(path, f"holds no video of the standard folds, such as {wanted[0]}")
+        for video in known:
+            intervals, features = _entry(path, videos, video)
             for number, ((start, end), score) in enumerate(
-                zip(entry["intervals"][:], entry["features"][:, 0], strict=True)
+                zip(intervals, features[:, 0], strict=True)
             ):
+                if not np.isfinite(score):
+                    raise MediaError(path, f"has the score {score} for {video}[{number}]")
                 yield video, number, float(start), float(end), float(score)
 
 
 def _one(folder: Path, pattern: str) -> Path:
+    """The file of a name; the newest of several versions."""
     found = sorted(folder.glob(pattern))
     if not found:
-        raise FileNotFoundError(f"{folder}: holds no file {pattern}, and no *aligned_50.pkl.")
-    return found[0]
+        other = some(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{folder}: holds no file {pattern}, and no *aligned_50.pkl, but {other}. Put it "
+            "there under its own name."
+        )
+    return found[-1]
 
 
-def _opened(path: Path) -> h5py.File:
+@contextmanager
+def _videos(path: Path) -> Iterator[Any]:
+    """The videos of a computational sequence, which is the one group of its file."""
     try:
-        return h5py.File(path)
-    except OSError as error:
+        with h5py.File(path) as file:
+            groups = [group for group in file.values() if isinstance(group, h5py.Group)]
+            found = next((group["data"] for group in groups if "data" in group), None)
+            if not isinstance(found, h5py.Group):
+                raise MediaError(path, "holds no computational sequence")
+            yield found
+    except (OSError, KeyError, RuntimeError) as error:
         raise MediaError(path, "is no .csd file, or part of one") from error
 
 
-def _data(path: Path, file: h5py.File) -> Any:
-    """The videos of a computational sequence, which is the one group of its file."""
-    for name in file:
-        if "data" in file[name]:
-            return file[name]["data"]
-    raise MediaError(path, "holds no computational sequence")
+def _entry(path: Path, videos: Any, video: str) -> tuple[np.ndarray, np.ndarray]:
+    """Intervals and features of a video: (t, 2) and (t, d) numbers."""
+    entry = videos[video]
+    if not isinstance(entry, h5py.Group) or not {"intervals", "features"} <= set(entry):
+        raise MediaError(path, f"has no intervals and features for the video {video}")
+    intervals, features = (np.asarray(entry[name]) for name in ("intervals", "features"))
+    whole = features.ndim == 2 and features.shape[1] and intervals.shape == (len(features), 2)
+    if not whole or {intervals.dtype.kind, features.dtype.kind} - set("fiu"):
+        raise MediaError(
+            path,
+            f"has intervals of shape {intervals.shape} and features of shape {features.shape} of "
+            f"{features.dtype} for the video {video}, not (t, 2) and (t, d) numbers",
+        )
+    return intervals, features
 
 
-def _of_pickle(path: Path, classes: int) -> tuple[list[Sample], dict[str, Array]]:
+FORM = (
+    "MMSA's pickles hold train, valid and test, and each of these id, text, audio, vision and "
+    "regression_labels, with a row for each segment."
+)
+
+
+def _of_pickle(path: Path, classes: int) -> Found:
     content = read_pickle(path)
     named: dict[str, SplitName] = {"train": "train", "valid": "val", "test": "test"}
-    samples = []
+    samples: list[Sample] = []
     for key, split in named.items():
-        part = content[key]
-        for n, score in enumerate(np.asarray(part["regression_labels"]).ravel()):
-            cells = {}
-            for name, theirs in (("text", "text"), ("audio", "audio"), ("video", "vision")):
-                steps = np.nan_to_num(np.asarray(part[theirs][n], np.float32), posinf=0, neginf=0)
-                cells[name] = steps[: _length(part, theirs, n, len(steps))]
-            label = _label(float(score), classes)
-            samples.append(Sample(str(part["id"][n]), label, split, cells))
+        try:
+            part = content[key]
+            samples += _segments(part, split, classes)
+        except KeyError as error:
+            raise ValueError(f"{path}: there is no {error} in it. {FORM}") from error
+        except (IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: '{key}' is of another form ({error}). {FORM}") from error
+    beside = [file.name for file in sorted(path.parent.glob("*.csd"))]
+    notes = [f"Read from {path.name}, and not from {some(beside)}."] if beside else []
     kinds = {"text": "BERT", "audio": "MMSA audio", "video": "MMSA vision"}
-    return samples, {name: Array("sequence", units, ragged=True) for name, units in kinds.items()}
+    readers = {name: Array("sequence", units, ragged=True) for name, units in kinds.items()}
+    return samples, readers, notes
 
 
-def _length(part: Any, name: str, n: int, longest: int) -> int:
+def _segments(part: Any, split: SplitName, classes: int) -> list[Sample]:
+    """The samples of one split of MMSA's pickle."""
+    if not isinstance(part, dict):
+        raise TypeError(f"it is {type(part).__name__}")
+    scores = np.asarray(part["regression_labels"], np.float32).ravel()
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite")
+    rows = {name: len(part[name]) for name in ("id", "text", "audio", "vision")}
+    if set(rows.values()) != {len(scores)}:
+        counts = ", ".join(f"{count} of {name}" for name, count in rows.items())
+        raise ValueError(f"{counts} for {len(scores)} labels")
+    samples = []
+    for n, score in enumerate(scores):
+        cells = {}
+        for name, theirs in (("text", "text"), ("audio", "audio"), ("video", "vision")):
+            steps = np.nan_to_num(np.asarray(part[theirs][n], np.float32), posinf=0, neginf=0)
+            if steps.ndim != 2:
+                raise ValueError(f"a row of {theirs} has the shape {steps.shape}, not (t, d)")
+            cells[name] = steps[: _length(part, theirs, n, len(steps))]
+        samples.append(Sample(str(part["id"][n]), _label(float(score), classes), split, cells))
+    return samples
+
+
+def _length(part: Mapping[str, Any], name: str, n: int, longest: int) -> int:
     """Time steps that are not padding; one is left of a sequence that is all padding."""
     if name == "text" and "text_bert" in part:
         length = int(np.asarray(part["text_bert"][n])[1].sum())  # rows: ids, mask, segments

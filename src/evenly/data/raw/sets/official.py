@@ -2,15 +2,18 @@
 
 import gzip
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from evenly.data.raw.readers import Spectrogram
 from evenly.data.raw.source import Source
 from evenly.spec import Spec, made
+
+Front = Literal["fbank", "mel", "stft"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,31 @@ def listed(name: str) -> list[str]:
     data = files("evenly.data.raw.sets").joinpath("lists", name).read_bytes()
     text = gzip.decompress(data) if name.endswith(".gz") else data
     return text.decode().splitlines()
+
+
+def sound(front: Front, seconds: float) -> Spectrogram:
+    """A front end of the field at its published rate.
+
+    The STFT is OGM-GE's, 257 × 188 for three seconds at 22,050 samples a second; the others are
+    taken at 16,000.
+    """
+    return Spectrogram(front, seconds, 22_050 if front == "stft" else 16_000)
+
+
+def some(names: Sequence[object], shown: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + more
+
+
+def passed_over(paths: Sequence[Path], called: str) -> list[str]:
+    """A note on misnamed files; none if there are none.
+
+    Args:
+        paths: Of these files.
+        called: What their names should be.
+    """
+    if not paths:
+        return []
+    names = some([f"{path.parent.name}/{path.name}" for path in paths])
+    return [f"Passed over, as not called {called} ({len(paths):,}): {names}."]

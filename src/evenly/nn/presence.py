@@ -1,0 +1,65 @@
+"""Samples that lack a modality: what is made of the others is put where it belongs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from evenly.data.dataset import Padded
+from evenly.nn.tokens import Tokens
+
+T = TypeVar("T", bound=Tensor | Padded | Tokens)
+
+Part = tuple[Int[Tensor, " _"], Shaped[Tensor, "_ ..."]]
+"""Some rows of a batch, and what was made of them."""
+
+
+def taken(x: T, rows: Int[Tensor, " k"]) -> T:
+    """These rows of what a batch holds of a modality."""
+    if isinstance(x, Tensor):
+        return cast(T, x[rows])
+    return cast(T, type(x)(*(part[rows] for part in x)))
+
+
+def scattered(
+    parts: Sequence[Part], here: Bool[Tensor, " n"], shape: Sequence[int]
+) -> Shaped[Tensor, "n ..."]:
+    """The parts at their rows of a batch as long as the mask, zeros elsewhere: (n, *shape)."""
+    if not parts:
+        return torch.zeros(len(here), *shape, device=here.device)
+    rows, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    return values.new_zeros(len(here), *shape).index_put((rows,), values)
+
+
+def by_presence(
+    meet: Callable[[dict[str, T]], Mapping[str, Float[Tensor, "k _"]]],
+    values: Mapping[str, T],
+    here: Mapping[str, Bool[Tensor, " n"]],
+    widths: Mapping[str, int],
+) -> dict[str, Float[Tensor, "n _"]]:
+    """Lets the modalities of each sample meet, as if all samples had the same ones.
+
+    Args:
+        meet: Called once for each set of modalities that samples have, with what those samples
+            have; so no sample sees which modalities its neighbours have.
+        values: By modality, what meets.
+        here: By modality, which samples have it; those it does not name are complete.
+        widths: Of each result that `meet` may give. It is zeros for the samples for which
+            `meet` does not give it, or which have no modality at all.
+    """
+    masks = {name: here[name] for name in values if name in here}
+    if not masks:
+        return dict(meet(dict(values)))
+    some = next(iter(masks.values()))
+    # From here on beside the device, for which the passes below need not wait again.
+    patterns, of = torch.stack(list(masks.values()), 1).cpu().unique(dim=0, return_inverse=True)
+    parts: dict[str, list[Part]] = {name: [] for name in widths}
+    for number, pattern in enumerate(patterns.tolist()):
+        lacking = {name for name, there in zip(masks, pattern, strict=True) if not there}
+        rows = (of == number).nonzero().flatten().to(some.device)
+        own = {name: taken(x, rows) for name, x in values.items() if name not in lacking}
+        for name, found in (meet(own) if own else {}).items():
+            parts[name].append((rows, found))
+    return {name: scattered(parts[name], some, [width]) for name, width in widths.items()}
