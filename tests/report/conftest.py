@@ -79,6 +79,11 @@ def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quali
     test["macro_f1"] = test["accuracy"] - 0.007
     for i, name in enumerate(modalities):
         test[f"accuracy/{name}"] = test["accuracy"] * (0.9 - 0.12 * i) + rng.normal(0, 0.01)
+        test[f"probe/{name}"] = test[f"accuracy/{name}"] + 0.05
+        test[f"contribution/{name}"] = 0.5 / (i + 1) - 0.6 * (i == 2)
+        test[f"without/{name}"] = 0.3 + 0.1 * i
+        for level in (0.5, 1, 2, 4):
+            test[f"noise_{level:g}/{name}"] = test["accuracy"] / (1 + level)
     result = {"method": method, "seed": seed, "best_epoch": epochs - 3, "epochs": epochs,
               "steps": epochs * 20, "seconds": float(rng.uniform(20, 40)),
               "peak_memory_mb": float(rng.uniform(300, 500)), "precision": "bf16-mixed",

@@ -17,7 +17,8 @@ PROBE = """
 <script>
 (async () => {
   while (!document.documentElement.dataset.drawn) await new Promise(go => setTimeout(go, 50));
-  const visible = () => [...document.querySelectorAll(".figure")].map(box =>
+  const visible = () => [...document.querySelectorAll(".figure")].filter(
+    box => box.dataset.figure !== "confusion").map(box =>
     new Set(box.data.filter(trace => trace.visible !== false).map(trace => trace.meta)).size);
   const shapes = () => document.querySelectorAll(".figure")[1].layout.shapes.length;
   const values = column => [...document.querySelectorAll("#ranking tbody tr")].map(
@@ -34,6 +35,10 @@ PROBE = """
   keys[1].click(); seen.hidden = visible(); seen.marksHidden = shapes();
   keys[1].click(); keys[1].dispatchEvent(new Event("dblclick")); seen.alone = visible();
   keys[1].dispatchEvent(new Event("dblclick"));
+  const chosen = document.getElementById("confused");
+  chosen.value = "1"; chosen.dispatchEvent(new Event("change"));
+  seen.confused = document.querySelector('[data-figure="confusion"]').data
+    .filter(trace => trace.visible !== false).map(trace => trace.meta);
   Plotly.Fx.hover(document.querySelector(".figure"), [{ curveNumber: 1, pointNumber: 0 }]);
   await new Promise(go => setTimeout(go, 200));
   seen.hover = [...document.querySelectorAll(".hoverlayer tspan, .hoverlayer text")]
@@ -70,7 +75,8 @@ def seen(tmp_path_factory, write):
 
 def test_draws_every_figure_without_an_error(seen):
     assert seen["console"] == []
-    assert seen["figures"] == 9  # accuracy, two curves, three figures for each modality
+    # accuracy, two curves, contribution, map, confusion, four figures for each modality
+    assert seen["figures"] == 14
     assert seen["drawn"] >= seen["figures"]
 
 
@@ -88,11 +94,15 @@ def test_the_table_sorts_by_click(seen):
 
 
 def test_the_legend_hides_a_method_and_its_marks_everywhere(seen):
-    assert seen["shown"] == [3] * 9
-    assert seen["hidden"] == [2] * 9
-    assert seen["alone"] == [1] * 9
+    assert seen["shown"] == [3] * 13
+    assert seen["hidden"] == [2] * 13
+    assert seen["alone"] == [1] * 13
     assert seen["marks"] == 3
     assert seen["marksHidden"] == 0
+
+
+def test_one_method_s_confusions_are_chosen(seen):
+    assert seen["confused"] == [1]
 
 
 def test_the_pointer_shows_the_name_and_the_numbers(seen):

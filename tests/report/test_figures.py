@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
@@ -20,8 +21,10 @@ def test_plotly_accepts_every_figure(tmp_path, write, count):
     names = [f"m{i}" for i in range(count)]
     figures = _figures(write(tmp_path, modalities=names, seeds=2, epochs=9))
     kinds = ("purity_train", "purity_val", "gap")
-    modal = {f"{kind}/{i}" for kind in kinds for i in range(count)}
-    assert set(figures) == {"accuracy", "curve/val_accuracy", "curve/train_loss"} | modal
+    modal = {f"{kind}/{i}" for kind in (*kinds, "noise") for i in range(count)}
+    modal |= {f"map/{i}/{j}" for j in range(count) for i in range(j)}
+    whole = {"accuracy", "curve/val_accuracy", "curve/train_loss", "contribution", "confusion"}
+    assert set(figures) == whole | modal
     for figure in figures.values():
         go.Figure(figure)
         json.dumps(figure, allow_nan=False)
@@ -80,7 +83,8 @@ def test_relearnings_are_marked_on_the_curve(folder):
 def test_a_method_has_one_colour_everywhere(folder):
     found = read_comparison(folder)
     style = styles(found.methods)
-    for figure in all_figures(found).values():
+    figures = all_figures(found)
+    for figure in (x for name, x in figures.items() if name not in ("contribution", "confusion")):
         for trace in figure["data"]:
             assert trace["marker"]["color"] == style[found.methods[trace["meta"]]][0]
 
@@ -102,4 +106,60 @@ def test_what_was_not_measured_has_no_figure(tmp_path, write):
     folder = write(tmp_path, seeds=1, epochs=6)
     for path in folder.glob("runs/*/metrics.csv"):
         path.write_text("epoch,train_loss\n0,1.0\n1,0.5\n")
-    assert set(_figures(folder)) == {"accuracy", "curve/train_loss"}
+    kept = [
+        line
+        for line in (folder / "summary.csv").read_text().splitlines(keepends=True)
+        if not any(kind in line for kind in ("contribution", "probe", "noise"))
+    ]
+    (folder / "summary.csv").write_text("".join(kept))
+    assert set(_figures(folder)) == {"accuracy", "curve/train_loss", "confusion"}
+
+
+def test_contributions_stand_end_to_end_and_losses_to_the_left(tmp_path, write):
+    """.5, .25 and 1/6 - .6 of accuracy."""
+    figures = _figures(write(tmp_path, modalities=["a", "b", "c"], seeds=2, epochs=9))
+    first, second, third = _of(figures["contribution"], "joint")
+    assert (first["base"], first["x"]) == ([0], [50])
+    assert (second["base"], second["x"]) == ([50], [25])
+    assert third["base"] == [0]
+    assert third["x"] == pytest.approx([100 / 6 - 60], abs=0.01)
+    assert len({trace["marker"]["color"] for trace in (first, second, third)}) == 3
+
+
+def test_the_map_shows_probes_and_the_accuracy_of_both(folder):
+    found = read_comparison(folder)
+    figure = all_figures(found)["map/0/1"]
+    sizes = {}
+    for method in found.methods:
+        seeds, mean = _of(figure, method)
+        for axis, name in (("x", "top"), ("y", "bottom")):
+            probes = [
+                run.result["metrics"]["test"][f"probe/{name}"] for run in found.runs_of(method)
+            ]
+            assert seeds[axis] == pytest.approx([100 * value for value in probes], abs=0.01)
+            assert mean[axis] == pytest.approx([100 * sum(probes) / 3], abs=0.01)
+        sizes[method] = mean["marker"]["size"]
+    assert sorted(found.methods, key=found.accuracy) == sorted(found.methods, key=sizes.get)
+
+
+def test_noise_goes_from_none_to_missing(folder):
+    found = read_comparison(folder)
+    (line,) = _of(all_figures(found)["noise/1"], "joint")
+    assert line["x"] == ["none", "0.5", "1", "2", "4", "missing"]
+    accuracy = 100 * found.accuracy("joint")
+    expected = [accuracy / (1 + level) for level in (0, 0.5, 1, 2, 4)] + [40]
+    assert line["y"] == pytest.approx(expected, abs=0.01)
+
+
+def test_confusions_are_shares_of_each_class(folder):
+    figure = all_figures(read_comparison(folder))["confusion"]
+    assert [trace["name"] for trace in figure["data"]] == read_comparison(folder).ranking
+    for row in figure["data"][0]["z"]:
+        assert sum(row) == pytest.approx(100, abs=0.1)
+    with np.load(folder / "runs" / "joint-0" / "predictions.npz") as file:
+        target, guess = file["target"], file["probabilities"].argmax(1)
+    run = next(
+        run for run in read_comparison(folder).runs if (run.method, run.seed) == ("joint", 0)
+    )
+    for y, x in zip(target, guess, strict=True):
+        assert run.confusion[y, x] == ((target == y) & (guess == x)).sum()

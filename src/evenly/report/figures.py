@@ -5,6 +5,7 @@ one drawing serves light, dark and paper.
 """
 
 from html import escape
+from itertools import combinations
 from typing import Any
 
 from evenly.report.folder import REFERENCE, Comparison, value_at
@@ -16,6 +17,9 @@ Figure = dict[str, Any]
 NEUTRAL = "#858c94"
 HUES = ("#2b83c6", "#d9601a", "#0a9e76", "#cc74b8", "#dd9410", "#58b6e8")
 DASHES = {"solid": "", "dash": "7 4", "dot": "1.5 3", "dashdot": "7 3 1.5 3", "longdash": "11 4"}
+MODALITY_HUES = ("#4c6fb1", "#c8643c", "#5b9e6f", "#a06fb0", "#b59a3a", "#4aa3b5")
+# From nothing, which is the ground in light and dark, to a colour that is read on both.
+_SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,1)"]]
 # The name on a line of its own; Plotly's box for it would keep a colour of its own.
 _HOVER = "%{fullData.name}<extra></extra><br>"
 
@@ -34,8 +38,9 @@ def styles(methods: list[str]) -> dict[str, tuple[str, str]]:
 def all_figures(comparison: Comparison) -> dict[str, Figure]:
     """By name, every figure that has something to show.
 
-    `accuracy`, `curve/COLUMN` for validation accuracy and training loss, and by the position
-    of each modality `purity_train/0`, `purity_val/0`, `gap/0`, ….
+    `accuracy`, `curve/COLUMN` for validation accuracy and training loss, `contribution`,
+    `confusion`, by the position of each modality `purity_train/0`, `purity_val/0`, `gap/0`,
+    `noise/0`, …, and by those of two `map/0/1`, ….
     """
     figures = {
         "accuracy": accuracy_figure(comparison),
@@ -45,6 +50,13 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
     for i, modality in enumerate(comparison.modalities):
         for kind in ("purity_train", "purity_val", "gap"):
             figures[f"{kind}/{i}"] = curve_figure(comparison, f"{kind}/{modality}")
+        figures[f"noise/{i}"] = noise_figure(comparison, modality)
+    for i, j in combinations(range(len(comparison.modalities)), 2):
+        figures[f"map/{i}/{j}"] = map_figure(
+            comparison, comparison.modalities[i], comparison.modalities[j]
+        )
+    figures["contribution"] = contribution_figure(comparison)
+    figures["confusion"] = confusion_figure(comparison)
     return {name: figure for name, figure in figures.items() if figure["data"]}
 
 
@@ -61,15 +73,7 @@ def accuracy_figure(comparison: Comparison) -> Figure:
         "layout": {
             "height": 92 + (40 if len(shown) <= 12 else 28) * len(shown),
             "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **_axis()},
-            "yaxis": {
-                "tickvals": list(range(len(shown))),
-                "ticktext": [_shortened(method) for method in reversed(shown)],
-                "range": [-0.6, len(shown) - 0.4],
-                "automargin": True,
-                "fixedrange": True,
-                "showgrid": False,
-                "zeroline": False,
-            },
+            "yaxis": _rows_axis(shown),
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
@@ -120,6 +124,214 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
             "shapes": shapes,
             "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
         },
+    }
+
+
+def contribution_figure(comparison: Comparison) -> Figure:
+    """What each modality adds to the test accuracy, in points: a bar for each method."""
+    shown = [
+        method
+        for method in comparison.ranking
+        if any(
+            comparison.estimate(method, f"contribution/{name}").mean is not None
+            for name in comparison.modalities
+        )
+    ]
+    data = []
+    for place, method in enumerate(shown):
+        ends = {1: 0.0, -1: 0.0}  # of the bars so far, to the right of 0 and to the left
+        for number, modality in enumerate(comparison.modalities):
+            value = 100 * (comparison.estimate(method, f"contribution/{modality}").mean or 0.0)
+            side = 1 if value >= 0 else -1
+            data.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": _plain(method),
+                    "meta": comparison.methods.index(method),
+                    "x": [_round(value)],
+                    "base": [_round(ends[side])],
+                    "y": [len(shown) - 1 - place],
+                    "width": 0.62,
+                    "marker": {"color": modality_colour(number)},
+                    "text": _plain(modality),
+                    "textposition": "none",
+                    "hovertemplate": _HOVER + "%{text}: %{x:.1f} points",
+                    "showlegend": False,
+                }
+            )
+            ends[side] += value
+    return {
+        "data": data,
+        "layout": {
+            "height": 76 + 28 * len(shown),
+            "barmode": "overlay",  # each bar knows where it begins
+            "xaxis": {"title": {"text": "points of accuracy", "standoff": 8}, **_axis()}
+            | {"zeroline": True},
+            "yaxis": _rows_axis(shown),
+            "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
+        },
+    }
+
+
+def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
+    """Linear probes of two encoders against each other; large is a high accuracy of both together.
+
+    After Figure 1 of Wei et al., ECCV 2024. Small points are seeds.
+    """
+    style = styles(comparison.methods)
+    accuracies = [a for m in comparison.methods if (a := comparison.accuracy(m)) is not None]
+    data: list[dict[str, Any]] = []
+    for number, method in enumerate(comparison.methods):
+        accuracy = comparison.accuracy(method)
+        ends = [comparison.estimate(method, f"probe/{name}").mean for name in (first, second)]
+        if accuracy is None or ends[0] is None or ends[1] is None:
+            continue
+        seeds = [
+            comparison.results.get((method, "test", f"probe/{name}"), {})
+            for name in (first, second)
+        ]
+        both = sorted(seeds[0].keys() & seeds[1].keys())
+        common = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": _plain(method),
+            "meta": number,
+            "hovertemplate": _HOVER
+            + f"{_plain(first)} %{{x}} %<br>{_plain(second)} %{{y}} %<br>%{{text}}",
+            "showlegend": False,
+        }
+        colour = style[method][0]
+        data.append(
+            {
+                **common,
+                "x": [_round(100 * seeds[0][seed]) for seed in both],
+                "y": [_round(100 * seeds[1][seed]) for seed in both],
+                "text": [f"seed {seed}" for seed in both],
+                "marker": {"color": colour, "size": 5, "opacity": 0.5},
+            }
+        )
+        data.append(
+            {
+                **common,
+                "x": [_round(100 * ends[0])],
+                "y": [_round(100 * ends[1])],
+                "text": [f"together {100 * accuracy:.2f} %"],
+                "marker": {"color": colour, "size": _size(accuracy, accuracies), "opacity": 0.85},
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "height": 330,
+            "xaxis": {"title": {"text": f"{_shortened(first)}, %", "standoff": 6}, **_axis()},
+            "yaxis": {
+                "title": {"text": f"{_shortened(second)}, %", "standoff": 6},
+                "automargin": True,
+                **_axis(),
+            },
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
+        },
+    }
+
+
+def _size(accuracy: float, all_of_them: list[float]) -> float:
+    """Of a spot, from 9 for the lowest accuracy to 26 for the highest."""
+    low, high = min(all_of_them), max(all_of_them)
+    return _round(9 + 17 * (accuracy - low) / (high - low)) if high > low else 16.0
+
+
+def noise_figure(comparison: Comparison, modality: str) -> Figure:
+    """Test accuracy as one modality is given more and more noise, and without it."""
+    style = styles(comparison.methods)
+    levels = comparison.noise_levels
+    data = []
+    for number, method in enumerate(comparison.methods):
+        metrics = ["accuracy", *(f"noise_{level:g}/{modality}" for level in levels)]
+        values = [comparison.estimate(method, metric).mean for metric in metrics]
+        if any(value is None for value in values[1:]) or not levels:
+            continue
+        values.append(comparison.estimate(method, f"without/{modality}").mean)
+        colour, dash = style[method]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": _plain(method),
+                "meta": number,
+                "x": ["none", *(f"{level:g}" for level in levels), "missing"],
+                "y": [None if value is None else _round(100 * value) for value in values],
+                "line": {"color": colour, "width": 2, "dash": dash},
+                "marker": {"color": colour, "size": 6},
+                "hovertemplate": _HOVER + "%{x}: %{y} %",
+                "showlegend": False,
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "height": 270,
+            "xaxis": {"title": {"text": "noise, deviations", "standoff": 6}, "type": "category"}
+            | _axis(),
+            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **_axis()},
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
+        },
+    }
+
+
+def confusion_figure(comparison: Comparison) -> Figure:
+    """Of each class, the share that a method takes for each; the page shows one at a time."""
+    names = [_shortened(name, 14) for name in comparison.class_names]
+    data = []
+    for method in comparison.ranking:
+        share = comparison.confusion(method)
+        if share is None or len(names) != len(share):
+            continue
+        data.append(
+            {
+                "type": "heatmap",
+                "name": _plain(method),
+                "meta": comparison.methods.index(method),
+                "z": [[_round(100 * value) for value in row] for row in share],
+                "x": list(range(len(names))),
+                "y": list(range(len(names))),
+                "zmin": 0,
+                "zmax": 100,
+                "colorscale": _SHADES,
+                "showscale": False,
+                "xgap": 1,
+                "ygap": 1,
+                "hovertemplate": _HOVER + "%{y} taken for %{x}: %{z} %",
+            }
+        )
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False}
+    return {
+        "data": data,
+        "layout": {
+            "height": min(720, 150 + 26 * len(names)),
+            "xaxis": {"title": {"text": "taken for"}, "automargin": True, **ticks, **_axis()},
+            "yaxis": {"automargin": True, "autorange": "reversed", **ticks, **_axis()},
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
+        },
+    }
+
+
+def modality_colour(number: int) -> str:
+    """Of a modality, by its position; of other hues than the methods'."""
+    return MODALITY_HUES[number % len(MODALITY_HUES)]
+
+
+def _rows_axis(shown: list[str]) -> dict[str, Any]:
+    """Methods from top to bottom."""
+    return {
+        "tickvals": list(range(len(shown))),
+        "ticktext": [_shortened(method) for method in reversed(shown)],
+        "range": [-0.6, len(shown) - 0.4],
+        "ticklabelstandoff": 6,
+        "automargin": True,
+        "fixedrange": True,
+        "showgrid": False,
+        "zeroline": False,
     }
 
 

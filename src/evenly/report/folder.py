@@ -49,6 +49,8 @@ class Run:
         curves: By column of metrics.csv, the value after each epoch; None where not measured.
         result: What result.json holds; None while the run has not finished.
         error: Why the run failed; empty otherwise.
+        confusion: Test samples by class (rows) and the class they were taken for; None while the
+            run has not finished.
     """
 
     method: str
@@ -56,6 +58,7 @@ class Run:
     curves: Mapping[str, Sequence[float | None]]
     result: Mapping[str, Any] | None = None
     error: str = ""
+    confusion: np.ndarray | None = None
 
     def points(self, column: str) -> dict[int, float]:
         """The measured values of a column, by the number of epochs completed."""
@@ -136,6 +139,26 @@ class Comparison:
     def runs_of(self, method: str) -> list[Run]:
         """The cells of a method that were begun, by seed."""
         return [run for run in self.runs if run.method == method]
+
+    def confusion(self, method: str) -> np.ndarray | None:
+        """The share of each class (rows) that was taken for each, over all finished seeds."""
+        found = [run.confusion for run in self.runs_of(method) if run.confusion is not None]
+        if not found:
+            return None
+        counts: np.ndarray = np.sum(found, axis=0)
+        share: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        return share
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """By class number."""
+        return [str(name) for name in self.config.get("class_names") or []]
+
+    @cached_property
+    def noise_levels(self) -> list[float]:
+        """The levels of noise under which the models were looked at, ascending."""
+        found = {metric.partition("/")[0] for _, _, metric in self.summary}
+        return sorted(float(name.removeprefix("noise_")) for name in found if "noise_" in name)
 
     def moments(self, method: str) -> dict[int, dict[str, float]]:
         """By epochs completed, the mean strength of each modality over the seeds."""
@@ -227,13 +250,23 @@ def _read_run(folder: Path) -> Run:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     result, error = folder / "result.json", folder / "error.txt"
     rows = list(_rows(folder / "metrics.csv"))
+    finished = result.is_file()
     return Run(
         method=str(config["method"]),
         seed=int(config["seed"]),
         curves={name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())},
-        result=json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None,
+        result=json.loads(result.read_text(encoding="utf-8")) if finished else None,
         error=error.read_text(encoding="utf-8").strip() if error.is_file() else "",
+        confusion=_confusion(folder / "predictions.npz") if finished else None,
     )
+
+
+def _confusion(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as file:
+        probabilities, target = file["probabilities"], file["target"]
+    classes = probabilities.shape[1]
+    pairs = classes * target + probabilities.argmax(1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def _read_results(path: Path) -> dict[tuple[str, str, str], dict[int, float]]:

@@ -3,14 +3,14 @@
 import base64
 import gzip
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evenly.files import write_text
-from evenly.report.figures import DASHES, all_figures, styles
+from evenly.report.figures import DASHES, all_figures, modality_colour, styles
 from evenly.report.folder import PAPER, REFERENCE, Comparison, read_comparison
 
 ABSENT = "–"
@@ -97,6 +97,10 @@ def _page(comparison: Comparison) -> str:
         columns=_columns(comparison),
         rows=[_row(comparison, method) for method in comparison.ranking],
         remarks=_remarks(comparison),
+        modality_colours=[
+            (name, modality_colour(number)) for number, name in enumerate(comparison.modalities)
+        ],
+        map_title=partial(_map_title, comparison),
         legend=[Key(method, *_pen(style[method])) for method in comparison.methods],
         figures=all_figures(comparison),
         settings=_settings(comparison),
@@ -142,6 +146,12 @@ def _finding(comparison: Comparison) -> str:
             f"{_and(found)}."
         )
     return "After Holm's correction no method differs from joint training in test accuracy."
+
+
+def _map_title(comparison: Comparison, name: str) -> str:
+    """Of a figure map/I/J, the modalities on its axes."""
+    first, second = (comparison.modalities[int(place)] for place in name.split("/")[1:])
+    return f"{first} × {second}"
 
 
 def _columns(comparison: Comparison) -> list[tuple[str, str]]:
