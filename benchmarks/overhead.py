@@ -1,8 +1,9 @@
 """Time and peak memory of every method's training step, over joint training's.
 
-    python benchmarks/overhead.py                    # all methods, both models: forty minutes
+    python benchmarks/overhead.py                    # all methods, both models: half an hour
     python benchmarks/overhead.py --methods ogm,mlb  # some of them
     python benchmarks/overhead.py --write            # and note it down for `evenly methods`
+                                                     # (what is not measured stays noted)
 
 The models are a pair of ResNet-18 (a sound of one channel, a picture of three; 64 samples in a
 batch as in the papers, at a quarter of their pixels) and a pair of MLPs. A step is what the lab
@@ -169,7 +170,8 @@ def table(cases, rounds):
         (slow, large), (quick, small) = (child(case, pair, rounds) for pair in PAIRS)
         large, small = large / joint["resnet"], small / joint["mlp"]
         budget = METHODS[parse(case).name].info.budget
-        over = slow > budget * 1.03  # the noise that a few pairs of steps leave
+        # What joint training takes over itself is the noise that a few pairs of steps leave.
+        over = slow > budget * max(1.03, found.get("joint", {"time": 1.0})["time"])
         met &= not over
         line = f"{case:<24}{slow:>8.2f}{budget:>9.2f}{'!' if over else ' '}{large:>8.2f}"
         print(f"{line}{quick:>16.2f}{small:>8.2f}", flush=True)
@@ -197,11 +199,12 @@ def main():
     cases = [c for c in expanded(split(arguments.methods), ["first"]) if not alone(c)]
     found, met = table(cases, arguments.rounds)
     if arguments.write:
+        known = json.loads(NOTED.read_text(encoding="utf-8"))["methods"] if NOTED.is_file() else {}
         note = {
             "date": date.today().isoformat(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "methods": found,
+            "methods": {**known, **found},
         }
         NOTED.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     print("all within their budgets" if met else "NOT all within their budgets (marked !)")

@@ -424,10 +424,15 @@ def report(options: Namespace) -> None:
     path = write_tables(Path(options.folder))
     print(table(Path(options.folder)))
     print(f"\nreport: {path}")
-    if options.figure:
-        from evenly.report import figure_svg
+    if options.format:
+        from evenly.report import write_formats
 
-        print(f"figure: {figure_svg(Path(options.folder), Path(options.figure))}")
+        for file in write_formats(Path(options.folder), options.format.split(",")):
+            print(f"written: {file}")
+    if options.figure:
+        from evenly.report import write_picture
+
+        print(f"figure: {write_picture(Path(options.folder), Path(options.figure))}")
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
@@ -523,7 +528,12 @@ def parser() -> ArgumentParser:
 
     one = _parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
     one.add_argument("folder", help="what 'evenly compare --out' wrote")
-    one.add_argument("--figure", type=str | None, help="draw the main figure to this .svg too")
+    one.add_argument("--figure", type=str | None, help="draw the main figure here: .svg or .png")
+    one.add_argument(
+        "--format",
+        type=str | None,
+        help="for papers and programs, into the folder: md,latex,csv,json,png,svg",
+    )
     commands.add_subcommand("report", one, help="rebuild tables and report of a comparison")
 
     for name, what in (("methods", "method"), ("datasets", "data set")):

@@ -17,7 +17,7 @@ from evenly.lab.compare import compare
 from evenly.lab.settings import Training
 from evenly.lab.tables import summary, table, write_tables
 from evenly.methods import METHODS
-from evenly.report import figure_svg
+from evenly.report import write_picture
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
 TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)
@@ -336,7 +336,7 @@ def test_every_output_of_the_paper_protocol_says_so(tmp_path):
     assert label in table(tmp_path)
     for name in ("results.csv", "summary.csv"):
         assert {row["protocol"] for row in read(tmp_path / name)} == {"paper"}
-    picture = figure_svg(tmp_path, tmp_path / "figure.svg").read_text(encoding="utf-8")
+    picture = write_picture(tmp_path, tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert "selected on test" in picture
 
 

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from evenly.report import figure_svg
+from evenly.report import write_picture
 from evenly.report.folder import read_comparison
 from evenly.report.picture import _draw
 
@@ -15,7 +15,7 @@ def _texts(path):
 
 def test_holds_methods_means_and_modalities_as_text(folder, tmp_path):
     path = tmp_path / "picture.svg"
-    assert figure_svg(folder, path) == path
+    assert write_picture(folder, path) == path
     texts = _texts(path)
     assert {"joint", "relearn", "ogm_ge", "top", "bottom", "re-learning"} <= set(texts)
     row = next(
@@ -27,9 +27,9 @@ def test_holds_methods_means_and_modalities_as_text(folder, tmp_path):
 
 
 def test_same_folder_same_file(folder, tmp_path, monkeypatch):
-    first = figure_svg(folder, tmp_path / "a.svg").read_bytes()
+    first = write_picture(folder, tmp_path / "a.svg").read_bytes()
     monkeypatch.setitem(mpl.rcParams, "font.size", 30.0)
-    assert figure_svg(folder, tmp_path / "b.svg").read_bytes() == first
+    assert write_picture(folder, tmp_path / "b.svg").read_bytes() == first
     assert mpl.rcParams["font.size"] == 30.0
     assert b"<dc:date>" not in first
 
@@ -38,14 +38,14 @@ def test_same_folder_same_file(folder, tmp_path, monkeypatch):
 def test_any_number_of_modalities_stays_small(tmp_path, write, count):
     names = [f"modality {i}" for i in range(count)]
     write(tmp_path, modalities=names, methods=[f"m{i}" for i in range(30)], seeds=2, epochs=100)
-    path = figure_svg(tmp_path, tmp_path / "picture.svg")
+    path = write_picture(tmp_path, tmp_path / "picture.svg")
     assert path.stat().st_size < 200_000
     assert set(names) <= set(_texts(path))
 
 
 def test_draws_without_gaps_and_without_joint(tmp_path, write):
     folder = write(tmp_path, methods=["relearn", "other"], modalities=[], seeds=1, epochs=6)
-    texts = _texts(figure_svg(folder, tmp_path / "picture.svg"))
+    texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
     assert "relearn" in texts
     assert not any("gap" in text for text in texts)
 
@@ -53,13 +53,13 @@ def test_draws_without_gaps_and_without_joint(tmp_path, write):
 def test_hostile_names_stay_text(tmp_path, write):
     names = ["</text><script>", "$\\frac{1}$", "a&b"]
     write(tmp_path, methods=names, modalities=["<svg>"], seeds=1, epochs=6)
-    assert {*names, "<svg>"} <= set(_texts(figure_svg(tmp_path, tmp_path / "picture.svg")))
+    assert {*names, "<svg>"} <= set(_texts(write_picture(tmp_path, tmp_path / "picture.svg")))
 
 
 def test_nothing_finished_is_said(tmp_path, write):
     write(tmp_path, methods=["joint"], seeds=1, epochs=6, unfinished=[("joint", 0)])
     with pytest.raises(ValueError, match=r"no run of the comparison in .* has finished"):
-        figure_svg(tmp_path, tmp_path / "picture.svg")
+        write_picture(tmp_path, tmp_path / "picture.svg")
 
 
 def test_every_seed_is_within_the_panels(folder):

@@ -84,6 +84,10 @@ def _modulate_(grad: Tensor, coefficient: Tensor, noises: torch.Generator) -> No
         part.mul_(coefficient)
         return
     deviation = distributed.std(grad)
-    noise = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-    noise.normal_(generator=noises)
-    part.mul_(coefficient).add_(distributed.shard_like(noise, grad) * deviation)
+    flat = torch.empty(grad.numel(), dtype=grad.dtype, device=grad.device)
+    flat.normal_(generator=noises)
+    if distributed.is_sharded(grad):
+        noise = distributed.shard_like(flat.view(grad.shape), grad)
+    else:  # in the gradient's own order in memory, or the sum would jump about
+        noise = flat.as_strided(grad.shape, torch.empty_like(grad, device="meta").stride())
+    part.mul_(coefficient).addcmul_(noise, deviation)

@@ -1,6 +1,7 @@
 """The page and the picture of a comparison, drawn from the folder that it wrote."""
 
+from evenly.report.formats import FORMATS, write_formats
 from evenly.report.page import write_report
-from evenly.report.picture import figure_svg
+from evenly.report.picture import write_picture
 
-__all__ = ["figure_svg", "write_report"]
+__all__ = ["FORMATS", "write_formats", "write_picture", "write_report"]

@@ -138,7 +138,7 @@ def _finding(comparison: Comparison) -> str:
     found = [
         f"{method} ({_signed(estimate.difference)} points, p {_compared(estimate.p_holm)})"
         for method, estimate in tested.items()
-        if _is_significant(estimate.p_holm)
+        if is_significant(estimate.p_holm)
     ]
     if found:
         return (
@@ -188,9 +188,9 @@ def _row(comparison: Comparison, method: str) -> list[Cell]:
         Cell(_with_std(macro.mean, macro.std), macro.mean),
         *(Cell(_percent(estimate.mean), estimate.mean) for estimate in alone),
         Cell(difference, 0.0 if method == REFERENCE else accuracy.difference, small=of_difference,
-             significant=_is_significant(accuracy.p_holm)),
+             significant=is_significant(accuracy.p_holm)),
         Cell(_p(accuracy.p_value), accuracy.p_value),
-        Cell(_p(accuracy.p_holm), accuracy.p_holm, significant=_is_significant(accuracy.p_holm)),
+        Cell(_p(accuracy.p_holm), accuracy.p_holm, significant=is_significant(accuracy.p_holm)),
         _mean_cell(results, "seconds"),
         _mean_cell(results, "peak_memory_mb"),
     ]  # fmt: skip
@@ -253,7 +253,8 @@ def _pen(style: tuple[str, str]) -> tuple[str, str]:
     return colour, DASHES[dash]
 
 
-def _is_significant(p_holm: float | None) -> bool:
+def is_significant(p_holm: float | None) -> bool:
+    """Whether a corrected p-value may be set in bold."""
     return p_holm is not None and p_holm < SIGNIFICANT
 
 

@@ -1,10 +1,10 @@
-"""The one picture of a comparison, for a README."""
+"""The one picture of a comparison, for a README or a paper."""
 
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenly.files import write_text
+from evenly.files import replacing, write_text
 from evenly.report.figures import styles
 from evenly.report.folder import REFERENCE, Comparison, read_comparison, value_at
 
@@ -39,7 +39,7 @@ _STYLE: Any = {
 }
 
 
-def figure_svg(directory: Path, path: Path) -> Path:
+def write_picture(directory: Path, path: Path) -> Path:
     """Draws test accuracy beside the gap of each modality, on a white card.
 
     Left: the methods' means, 95 % intervals and seeds. Right: joint training against the first
@@ -47,18 +47,21 @@ def figure_svg(directory: Path, path: Path) -> Path:
 
     Args:
         directory: The folder that `evenly compare --out` wrote.
-        path: Of the SVG to write.
+        path: Of the picture to write, .svg or .png.
 
     Returns:
         `path`.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If no method has a test accuracy yet.
+        ValueError: If no method has a test accuracy yet, or the picture is of another kind.
     """
     import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
     comparison = read_comparison(directory)
     methods = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     if not methods:
@@ -70,6 +73,11 @@ def figure_svg(directory: Path, path: Path) -> Path:
         mpl.rcdefaults()  # not what a matplotlibrc of the user's says
         mpl.rcParams.update(_STYLE)
         figure = _draw(comparison, methods[:ROWS])
+        if path.suffix == ".png":
+            figure.set_dpi(200)
+            with replacing(path) as new:
+                FigureCanvasAgg(figure).print_png(new, metadata={"Software": "evenly"})
+            return path
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": "evenly"})
     write_text(path, _with_system_fonts(buffer.getvalue()))

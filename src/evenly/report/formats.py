@@ -1,0 +1,165 @@
+"""A comparison's ranking for papers and programs: Markdown, LaTeX, JSON and pictures."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evenly.files import write_text
+from evenly.report.folder import PAPER, REFERENCE, Comparison, Estimate, read_comparison
+from evenly.report.page import is_significant
+from evenly.report.picture import write_picture
+from evenly.suggest import unknown
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    character: f"\\{character}" for character in "&%$#_{}"
+}
+
+
+def write_formats(directory: Path, formats: list[str]) -> list[Path]:
+    """Writes the comparison of a folder in other formats, into the folder.
+
+    Args:
+        directory: What `evenly compare --out` wrote.
+        formats: Of `FORMATS`.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: If a format is unknown, or there is nothing to write yet.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    return [FORMATS[name](directory) for name in formats]
+
+
+def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[str]]:
+    """The head and a line for each method, best first; what differs significantly is marked."""
+    head = ["method", "accuracy", "95 % interval", "macro-F1"]
+    head += [f"{name} alone" for name in comparison.modalities]
+    lines = [[*head, f"to {REFERENCE}", "p (Holm)"]]
+    for method in comparison.ranking:
+        accuracy = comparison.estimate(method, "accuracy")
+        if accuracy.mean is None:
+            continue
+        alone = [comparison.estimate(method, f"accuracy/{name}") for name in comparison.modalities]
+        shown = [accuracy, comparison.estimate(method, "macro_f1"), *alone]
+        cells = [_spread(estimate) for estimate in shown]
+        cells.insert(1, _interval(accuracy.low, accuracy.high, "{:.1f}"))
+        lines.append([method, *cells, *_against(accuracy, mark)])
+    return lines
+
+
+def _against(accuracy: Estimate, mark: Callable[[str], str]) -> list[str]:
+    if accuracy.difference is None:
+        return ["", ""]
+    ends = _interval(accuracy.difference_low, accuracy.difference_high, "{:+.1f}")
+    parts = [f"{100 * accuracy.difference:+.1f}{f' [{ends}]' if ends else ''}", ""]
+    if accuracy.p_holm is not None:
+        parts[1] = "< 0.001" if accuracy.p_holm < 0.001 else f"{accuracy.p_holm:.3f}"
+    return [mark(part) if is_significant(accuracy.p_holm) else part for part in parts]
+
+
+def _spread(estimate: Estimate) -> str:
+    if estimate.mean is None:
+        return ""
+    spread = "" if estimate.std is None else f" ± {100 * estimate.std:.1f}"
+    return f"{100 * estimate.mean:.1f}{spread}"
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    if low is None or high is None:
+        return ""
+    return f"{form.format(100 * low)} to {form.format(100 * high)}"
+
+
+def _about(comparison: Comparison) -> str:
+    """What stands below a table."""
+    seeds = len(comparison.seeds)
+    chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
+    return (
+        f"Test split of {comparison.config.get('data', 'the data')}, in %, mean ± standard "
+        f"deviation over {seeds} seed{'' if seeds == 1 else 's'}. {chosen} Differences and their "
+        "intervals in points, by a bootstrap over seeds and test samples; bold where p is below "
+        ".05 after Holm's correction."
+    )
+
+
+def _markdown(directory: Path) -> Path:
+    comparison = read_comparison(directory)
+    head, *rows = _ranking(comparison, lambda text: f"**{text}**" if text else "")
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return _written(directory / "table.md", f"{table}\n\n{_about(comparison)}\n")
+
+
+def _latex(directory: Path) -> Path:
+    comparison = read_comparison(directory)
+    marked: set[str] = set()
+
+    def mark(text: str) -> str:
+        marked.add(text)
+        return text
+
+    def cell(text: str) -> str:
+        plain = _escaped(text)
+        return rf"\textbf{{{plain}}}" if text in marked and text else plain
+
+    head, *rows = _ranking(comparison, mark)
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escaped(_about(comparison))}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        r"\toprule",
+        " & ".join(map(_escaped, head)) + r" \\",
+        r"\midrule",
+        *(" & ".join([_escaped(row[0]), *map(cell, row[1:])]) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return _written(directory / "table.tex", "\n".join(lines) + "\n")
+
+
+def _escaped(text: str) -> str:
+    plain = "".join(_LATEX.get(character, character) for character in text)
+    return plain.replace(" ± ", r" $\pm$ ").replace("< 0.001", "$<$ 0.001")
+
+
+def _json(directory: Path) -> Path:
+    comparison = read_comparison(directory)
+    found: dict[str, Any] = {
+        "settings": dict(comparison.config),
+        "summary": [
+            {"method": method, "split": split, "metric": metric, **asdict(estimate)}
+            for (method, split, metric), estimate in comparison.summary.items()
+        ],
+        "results": [
+            {"method": method, "split": split, "metric": metric, "by_seed": values}
+            for (method, split, metric), values in comparison.results.items()
+        ],
+    }
+    text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
+    return _written(directory / "comparison.json", text + "\n")
+
+
+def _written(path: Path, text: str) -> Path:
+    write_text(path, text)
+    return path
+
+
+FORMATS: dict[str, Callable[[Path], Path]] = {
+    "md": _markdown,
+    "latex": _latex,
+    "csv": lambda directory: directory / "summary.csv",  # which every report writes
+    "json": _json,
+    "png": lambda directory: write_picture(directory, directory / "figure.png"),
+    "svg": lambda directory: write_picture(directory, directory / "figure.svg"),
+}
+"""By name, what writes a comparison into its folder."""

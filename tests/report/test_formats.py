@@ -1,0 +1,64 @@
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from evenly.report import FORMATS, write_formats
+from evenly.report.folder import read_comparison
+
+HEAD = ["method", "accuracy", "95 % interval", "macro-F1", "top alone", "bottom alone", "to joint"]
+
+
+def test_every_format_is_a_file_in_the_folder(folder):
+    files = write_formats(folder, list(FORMATS))
+    assert all(file.is_file() and file.parent == folder for file in files)
+    assert len(set(files)) == len(FORMATS)
+    with Image.open(folder / "figure.png") as picture:
+        assert picture.width > 1000
+    assert (folder / "figure.svg").read_text().startswith("<?xml")
+
+
+def test_markdown_is_the_ranking(folder):
+    (path,) = write_formats(folder, ["md"])
+    found = read_comparison(folder)
+    lines = [line.strip("| ").split(" | ") for line in path.read_text().splitlines()]
+    assert lines[0] == [*HEAD, "p (Holm)"]
+    assert [line[0] for line in lines[2:5]] == found.ranking
+    estimate = found.estimate("relearn", "accuracy")
+    row = next(line for line in lines if line[0] == "relearn")
+    assert row[1] == f"{100 * estimate.mean:.1f} ± {100 * estimate.std:.1f}"
+    assert row[2] == f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+    difference = f"{100 * estimate.difference:+.1f} "
+    assert difference in row[6]
+    assert ("**" in row[6]) == (estimate.p_holm < 0.05)
+    assert "The epoch is selected on validation." in path.read_text()
+
+
+def test_names_do_not_break_the_tables(tmp_path, write):
+    name = "relearn(a=1|b_c=50%,d={e})"
+    folder = write(tmp_path, methods=["joint", name], seeds=2, epochs=6)
+    write_formats(folder, ["md", "latex"])
+    rows = (folder / "table.md").read_text().splitlines()[2:4]
+    assert any(r"relearn(a=1\|b_c=50%,d={e})" in row for row in rows)
+    text = (folder / "table.tex").read_text()
+    assert r"relearn(a=1|b\_c=50\%,d=\{e\})" in text
+    assert text.count(r"\\") == 3
+    assert text.count("&") == 3 * 7
+    assert r"$\pm$" in text
+
+
+def test_json_holds_the_settings_and_every_number(folder):
+    (path,) = write_formats(folder, ["json"])
+    found = json.loads(path.read_text())
+    assert found["settings"]["methods"] == ["joint", "relearn", "ogm_ge"]
+    with (folder / "summary.csv").open() as file:
+        assert len(found["summary"]) == len(list(csv.DictReader(file)))
+    row = next(r for r in found["results"] if (r["method"], r["metric"]) == ("joint", "accuracy"))
+    assert set(row["by_seed"]) == {"0", "1", "2"}
+
+
+def test_an_unknown_format_writes_nothing(folder):
+    with pytest.raises(ValueError, match="'pdf' is no format"):
+        write_formats(folder, ["md", "pdf"])
+    assert not (folder / "table.md").exists()
