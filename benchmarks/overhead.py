@@ -6,11 +6,12 @@
                                                      # (what is not measured stays noted)
 
 The models are a pair of ResNet-18 (a sound of one channel, a picture of three; 64 samples in a
-batch as in the papers, at a quarter of their pixels) and a pair of MLPs. A step is what the lab
-does with one batch: forward and loss, under bf16 autocast where the processor is fast at it,
-backward, the method's hooks and the optimiser; what comes between epochs is not part of it. Steps
-of the method and of joint training alternate, and the ratio is the median over the pairs, so that
-other work on the machine weighs on both sides; of the phases that a method goes through, the
+batch as in the papers, at a quarter of their pixels; a method that is over its budget there, which
+work on the parameters alone can bring about, again at all of them) and a pair of MLPs. A step is
+what the lab does with one batch: forward and loss, under bf16 autocast where the processor is fast
+at it, backward, the method's hooks and the optimiser; what comes between epochs is not part of it.
+Steps of the method and of joint training alternate, and the ratio is the median over the pairs, so
+that other work on the machine weighs on both sides; of the phases that a method goes through, the
 dearest counts. Memory is the peak of a process that trains with the method alone, beyond what it
 held before it made the model.
 """
@@ -47,6 +48,7 @@ CLASSES = 6
 PAIRS = {
     # modalities with the shape of a sample, samples in a batch, batches in an epoch
     "resnet": ({"sound": (1, 112, 112), "picture": (3, 112, 112)}, 64, 2),
+    "whole": ({"sound": (1, 224, 224), "picture": (3, 224, 224)}, 64, 2),
     "mlp": ({"first": (1024,), "second": (1024,)}, 256, 10),
 }
 AUTOCAST = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
@@ -65,7 +67,7 @@ class Trainer:
     def __init__(self, case, pair):
         shapes, size, batches = PAIRS[pair]
         encoders = {}
-        if pair == "resnet":
+        if pair != "mlp":
             encoders = dict.fromkeys(shapes, "resnet18")
         training = Training(epochs=EPOCHS, batch_size=size, width=512, encoders=encoders)
         cell = Cell(training, case, 0)
@@ -164,22 +166,28 @@ def table(cases, rounds):
     print(f"{'':<24}{'ResNet-18 pair':>26}{'MLP pair':>24}")
     head = f"{'method':<24}{'time':>8}{'budget':>10}{'memory':>8}{'time':>16}{'memory':>8}"
     print(head, flush=True)
-    joint = {pair: child("joint", pair, 1)[1] for pair in PAIRS}
+    joint = {pair: child("joint", pair, 1)[1] for pair in ("resnet", "mlp")}
     found, met = {}, True
     for case in cases:
-        (slow, large), (quick, small) = (child(case, pair, rounds) for pair in PAIRS)
+        (slow, large), (quick, small) = (child(case, pair, rounds) for pair in ("resnet", "mlp"))
         large, small = large / joint["resnet"], small / joint["mlp"]
         budget = METHODS[parse(case).name].info.budget
         # What joint training takes over itself is the noise that a few pairs of steps leave.
-        over = slow > budget * max(1.03, found.get("joint", {"time": 1.0})["time"])
-        met &= not over
+        noise = max(1.03, found.get("joint", {"time": 1.0})["time"])
+        over = case != "joint" and slow > budget * noise
         line = f"{case:<24}{slow:>8.2f}{budget:>9.2f}{'!' if over else ' '}{large:>8.2f}"
         print(f"{line}{quick:>16.2f}{small:>8.2f}", flush=True)
+        whole = child(case, "whole", rounds)[0] if over else None
+        if whole is not None:
+            over = whole > budget * noise
+            print(f"{'  at all pixels':<24}{whole:>8.2f}{budget:>9.2f}{'!' if over else ' '}")
+        met &= not over
         found[case] = {
             "time": round(slow, 3),
             "memory": round(large, 3),
             "mlp_time": round(quick, 3),
             "mlp_memory": round(small, 3),
+            "time_at_224": whole and round(whole, 3),
         }
     return found, met
 

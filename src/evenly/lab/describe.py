@@ -70,9 +70,11 @@ def cost(name: str) -> str:
     found = measured().get(name)
     if found is None:
         return info.cost
+    whole = found.get("time_at_224")
+    again = f" ({whole:.2f}x at 224 x 224)" if whole else ""
     return (
-        f"{info.cost}; measured on a ResNet-18 pair: {found['time']:.2f}x the time and "
-        f"{found['memory']:.2f}x the memory of joint training"
+        f"{info.cost}; measured on a ResNet-18 pair at 112 x 112 pixels: {found['time']:.2f}x the "
+        f"time{again} and {found['memory']:.2f}x the memory of joint training"
     )
 
 
