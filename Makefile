@@ -32,7 +32,7 @@ figure: demo  ## the picture of the README
 methods: install  ## docs/methods.md, from what the methods declare
 	$(BIN)/python docs/make_methods.py
 
-results: install  ## docs/results.md, from ../shared/data (several hours on two cores)
+results: install  ## docs/results.md, from ../shared/data (three to six hours on two cores)
 	$(BIN)/python docs/make_results.py
 
 bench: install  ## each claim of speed, as a ratio from one run

@@ -38,6 +38,7 @@ from evenly.lab.build import (
     build_sampler,
     expanded,
 )
+from evenly.lab.compare import hardware
 from evenly.lab.run import forward, has_fast_bf16
 from evenly.lab.settings import Cell, Training
 from evenly.resampling import Repeated
@@ -211,11 +212,13 @@ def main():
         note = {
             "date": date.today().isoformat(),
             "threads": torch.get_num_threads(),
+            "hardware": hardware(),
             "torch": torch.__version__,
             "methods": {**known, **found},
         }
         NOTED.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    print("all within their budgets" if met else "NOT all within their budgets (marked !)")
+    what = "within their budgets on the ResNet-18 pair"
+    print(f"all {what}" if met else f"NOT all {what} (marked !)")
     sys.exit(not met)
 
 

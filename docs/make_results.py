@@ -2,7 +2,7 @@
 
     python docs/make_results.py [--data ../shared/data] [--work runs/results]
 
-Stopped and started again it goes on where it was. Takes several hours on two cores.
+Stopped and started again it goes on where it was. Takes three to six hours on two cores.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from scipy.stats import rankdata
 
 from evenly.data import load
 
@@ -104,8 +105,8 @@ def glance(folders):
     for out in folders:
         rows = [row for (_, metric), row in summary(out).items() if metric == "accuracy"]
         rows = [row for row in rows if not row["method"].startswith("unimodal")]
-        rows.sort(key=lambda row: -float(row["mean"]))
-        for rank, row in enumerate(rows, 1):
+        places = rankdata([-round(float(row["mean"]), 6) for row in rows])  # ties share a rank
+        for rank, row in zip(places, rows, strict=True):
             ranks.setdefault(row["method"], []).append(rank)
             star = "*" if row["p_holm"] and float(row["p_holm"]) < 0.05 else ""
             text = f"{100 * float(row['difference']):+.1f}{star}" if row["difference"] else ""

@@ -67,27 +67,31 @@ def neutral(info: Info) -> str:
 def cost(name: str) -> str:
     """What a step computes beyond joint training's, and what that was measured to take."""
     info = METHODS[name].info
-    found = measured().get(name)
+    found = measured().get("methods", {}).get(name)
     if found is None:
         return info.cost
     whole = found.get("time_at_224")
     again = f" ({whole:.2f}x at 224 x 224)" if whole else ""
     return (
         f"{info.cost}; measured on a ResNet-18 pair at 112 x 112 pixels: {found['time']:.2f}x the "
-        f"time{again} and {found['memory']:.2f}x the memory of joint training"
+        f"time{again} and {found['memory']:.2f}x the memory of joint training, on a pair of small "
+        f"MLPs {found['mlp_time']:.2f}x the time"
     )
 
 
 def measured() -> Mapping[str, Any]:
-    """By method, what `benchmarks/overhead.py` last wrote down."""
+    """What `benchmarks/overhead.py` last wrote down: `methods` by name, and how it was measured."""
     file = files("evenly.lab").joinpath("overhead.json")
     if not file.is_file():
         return {}
-    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return found["methods"]
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The settings of a method and their defaults."""
+    """The settings of a method and their defaults; '...' where one must be given."""
     parameters = inspect.signature(METHODS[name]).parameters
-    return {key: parameters[key].default for key in settings_of(METHODS[name])}
+    found = {key: parameters[key].default for key in settings_of(METHODS[name])}
+    return {
+        key: "..." if value is inspect.Parameter.empty else value for key, value in found.items()
+    }
