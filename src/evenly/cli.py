@@ -600,9 +600,9 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     found = []
     for text in arguments:
         name, equals, value = text.partition("=")
-        plain = name.startswith("--") and name != "--skip-broken"
+        plain = name.startswith("--")
         option, dot, key = name[2:].partition(".")  # a key is a modality, and stays as it is
-        option = option.replace("-", "_")
+        option = option.replace("-", "_").replace("skip_broken", "skip-broken")
         found.append(f"--{option}{dot}{key}{equals}{value}" if plain else text)
     return found
 

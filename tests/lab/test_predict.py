@@ -123,6 +123,23 @@ def test_a_table_without_labels(tmp_path):
     assert found[2].probabilities == pytest.approx(alone[0].tolist(), abs=1e-6)
 
 
+def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path):
+    for k in range(40):
+        np.save(tmp_path / f"{k}.npy", np.full((2, 3), k % 2, np.float32))
+    lines = "".join(f"{k}.npy,{CLASSES[k % 2]}\n" for k in range(40))
+    (tmp_path / "t.csv").write_text("x,label\n" + lines)
+    training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    np.save(tmp_path / "odd.npy", np.ones((2, 1), np.float32))
+    (tmp_path / "new.csv").write_text("name,x\none,0.npy\ntwo,odd.npy\n")
+    with pytest.raises(ValueError, match=r"new: 'two': x: has the shape \(2, 1\) of float32"):
+        rows(tmp_path / "run", str(tmp_path / "new.csv"))
+    store = ["prepare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "store")]
+    assert main([*store, "--readers.x", "array(kind=sequence)"]) == 0
+    with pytest.raises(ValueError, match=r"'x' was read as array.* but .* was trained on array"):
+        rows(tmp_path / "run", str(tmp_path / "store"))
+
+
 def test_the_command(run, data, tmp_path, capsys):
     assert main(["predict", str(run), "--data", str(data), "--without", "eye"]) == 0
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

@@ -285,3 +285,18 @@ def test_the_accuracy_of_a_modality_is_of_those_that_have_it():
     output = evenly.Output(right, {}, unimodal, present={"m": here})
     evaluation.add(output, torch.tensor([0, 1, 0, 1]))
     assert evaluation.metrics()["accuracy/m"] == 1
+
+
+def test_a_single_sample_with_a_modality_trains():
+    """BatchNorm at the last stage of a tiny picture has one value for each channel."""
+    picture = Modality("eye", "image", (3, 2, 2), torch.zeros(3), torch.ones(3))
+    other = Modality("x", "vector", (4,), torch.zeros(4), torch.ones(4))
+    encoders = {"eye": encoder_for(picture, 8), "x": encoder_for(other, 8)}
+    model = LateFusion(encoders, 2).train()
+    here = torch.tensor([False, True, False])
+    inputs = {"eye": torch.randn(3, 3, 2, 2), "x": torch.randn(3, 4)}
+    output = model(inputs, {"eye": here})
+    output.logits.sum().backward()
+    assert all(module.training for module in model.modules())
+    expected = model.eval()(inputs, {"eye": here}).logits
+    torch.testing.assert_close(output.logits, expected)

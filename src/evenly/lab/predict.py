@@ -174,6 +174,13 @@ def predictions(
     path = data_file(data)
     is_file = path is not None and path.suffix == ".npz"
     found = load_npz(path, labelled=False) if path is not None and is_file else load(data)
+    for name in run.modalities.keys() - set(without):
+        theirs, ours = found.read.get(name), run.read.get(name)
+        if theirs and ours and theirs != ours:
+            raise ValueError(
+                f"{data}: '{name}' was read as {theirs[:90]}, but {run.folder} was trained on "
+                f"{ours[:90]}. Give the table of the files itself, which is read as the run's were."
+            )
     part = found.split(split)
     if not len(part):
         raise ValueError(f"{data}: its {split} split holds no sample. Choose another with --split.")

@@ -1,6 +1,7 @@
 """The model that balanced multimodal learning is mostly studied on: late fusion."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,7 +138,8 @@ class _Partly:
         """The features."""
         if not len(self.rows):
             return self._zeros(self.width)
-        return self._whole(self.encoder(taken(x, self.rows)))
+        with self._norms():
+            return self._whole(self.encoder(taken(x, self.rows)))
 
     def staged(self, x: Tensor | Padded) -> Stages:
         """Encodes stop by stop; means and factors are of all samples."""
@@ -146,20 +148,40 @@ class _Partly:
             for width in self.encoder.stage_widths:
                 yield self._zeros(width)
             return self._zeros(self.width)
-        run = self.encoder.staged(taken(x, self.rows))
-        found = next(run)
-        for _ in self.encoder.stage_widths:
-            factor = yield self._whole(found)
-            found = resumed(run, factor[self.rows])
-        return self._whole(found)
+        with self._norms():
+            run = self.encoder.staged(taken(x, self.rows))
+            found = next(run)
+            for _ in self.encoder.stage_widths:
+                factor = yield self._whole(found)
+                found = resumed(run, factor[self.rows])
+            return self._whole(found)
 
     def tokens(self, x: Tensor | Padded) -> Tokens:
         """The tokens; those of samples that lack the modality are not there."""
         assert isinstance(self.encoder, Tokened)
         if not len(self.rows):
             return Tokens(self._zeros(1, self.width), self._zeros(1).bool())
-        steps, there = self.encoder.tokens(taken(x, self.rows))
+        with self._norms():
+            steps, there = self.encoder.tokens(taken(x, self.rows))
         return Tokens(self._whole(steps), self._whole(there))
+
+    @contextmanager
+    def _norms(self) -> Iterator[None]:
+        """Lets BatchNorm, which can make nothing of a single sample, use its running statistics."""
+        norms = [
+            module
+            for module in self.encoder.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.training
+            and len(self.rows) == 1
+        ]
+        for module in norms:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in norms:
+                module.training = True
 
     def _zeros(self, *shape: int) -> Tensor:
         return scattered([], self.here, shape)

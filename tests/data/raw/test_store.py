@@ -467,6 +467,14 @@ class TestAgain:
         np.save(tmp_path / "files" / "6.npy", np.full(2, 6, np.float32))
         assert prepare(source, out, workers=1).splits["train"] == 3
 
+    def test_what_is_still_broken_changes_no_byte(self, tmp_path):
+        """Runs know their data by the description; a command like the first goes on with them."""
+        source, out = self.broken(tmp_path / "files"), tmp_path / "store"
+        prepare(source, out, workers=1, skip_broken=True, made_by="evenly train")
+        before = (out / "dataset.json").read_bytes()
+        prepare(source, out, workers=1, skip_broken=True, made_by="evenly train --resume")
+        assert (out / "dataset.json").read_bytes() == before
+
     def test_from_another_folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         prepare(self.broken(Path("files")), Path("store"), workers=1, skip_broken=True)

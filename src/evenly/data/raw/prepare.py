@@ -83,7 +83,8 @@ def prepare(
                 bar.update()
         if journal.broken and not (skip_broken and journal.done):
             raise ValueError(_broken(source, journal.broken))
-        return journal.finish(made_by)
+        # What is still broken changes nothing: runs that were made of the store go on with it.
+        return describe(out) if _is_whole(out) else journal.finish(made_by)
 
 
 def _check_splits(source: Source) -> None:
@@ -199,13 +200,41 @@ def batches(
     """
     several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
     blank = cache(partial(_blank, source))
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
     for number, found in _decoded(source, range(len(source.samples)), workers):
         if isinstance(found, str):
             raise ValueError(f"{source.name}: '{source.samples[number].name}': {found}")
+        if wrong := _unlike(source.readers, found, shapes):
+            raise ValueError(f"{source.name}: '{source.samples[number].name}': {wrong}")
         several.append((source.samples[number], found))
         if len(several) == size or number + 1 == len(source.samples):
             yield _batch(source.readers, several, blank)
             several = []
+
+
+def _unlike(
+    readers: Mapping[str, Reader],
+    found: Mapping[str, np.ndarray | None],
+    first: dict[str, tuple[tuple[int, ...], Any]],
+) -> str:
+    """What of a sample is not as the first sample's; empty where nothing is.
+
+    Args:
+        readers: By modality.
+        found: By modality, the sample's array.
+        first: By modality, the shape and type of a row or step; filled in by the first sample.
+    """
+    for name, value in found.items():
+        if value is None:
+            continue
+        shape = value.shape[1:] if readers[name].ragged else value.shape
+        if first.setdefault(name, (shape, value.dtype)) != (shape, value.dtype):
+            wanted, dtype = first[name]
+            return (
+                f"{name}: has the shape {value.shape} of {value.dtype}, where the first sample "
+                f"has {wanted} of {dtype}"
+            )
+    return ""
 
 
 def _blank(source: Source, name: str) -> np.ndarray | None:
@@ -389,16 +418,15 @@ class _Journal:
     def _written(self, number: int, found: dict[str, np.ndarray | None]) -> Any:
         """Where each array was put; or what is wrong with one, and then nothing is."""
         values = {name: np.ascontiguousarray(v) for name, v in found.items() if v is not None}
-        for name, value in values.items():
-            part = self.parts[name]
-            shape = value.shape[1:] if part.reader.ragged else value.shape
-            if part.shape is None:
-                part.shape, part.dtype = shape, value.dtype
-            if (shape, value.dtype) != (part.shape, part.dtype):
-                return (
-                    f"{name}: has the shape {value.shape} of {value.dtype}, where the first sample "
-                    f"has {part.shape} of {part.dtype}"
-                )
+        known = {
+            name: (part.shape, part.dtype)
+            for name, part in self.parts.items()
+            if part.shape is not None
+        }
+        if wrong := _unlike(self.source.readers, values, known):
+            return wrong
+        for name in values:
+            self.parts[name].shape, self.parts[name].dtype = known[name]
         (self.out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
         places = {}
         for name, value in values.items():
