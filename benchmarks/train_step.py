@@ -4,7 +4,7 @@
 
 The model is the paper's for CREMA-D: a ResNet-18 over two frames of 224 x 224 and one over a
 spectrogram of 257 x 300. The lab trains it with bf16 autocast where the machine is fast at it, and
-with convolutions laid out channels-last; the plain side is the same model in fp32 and the default
+with this encoder laid out channels-last; the plain side is the same model in fp32 and the default
 layout. Steps alternate in one process, and the ratio is of the medians. What is promised is
 promised for processors with AMX; elsewhere the ratio is printed and nothing is demanded.
 """

@@ -186,3 +186,37 @@ def test_a_missing_source_is_explained(av_digits, tmp_path, capsys):
     with pytest.raises(SystemExit):
         av_digits.main([str(tmp_path), str(tmp_path / "out.npz")])
     assert "av_digits.npz is not there. Give the folder that holds" in capsys.readouterr().err
+
+
+def test_as_a_table(tmp_path, monkeypatch):
+    """Vectors, sequences of unequal lengths and pictures come back as they were."""
+    from evenly.data import save_npz
+    from evenly.data.raw import prepare, table
+    from evenly.data.store import open_store
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import as_table
+
+    draws = np.random.default_rng(0)
+    arrays = {
+        "x": draws.normal(size=(12, 3)).astype(np.float32),
+        "eye": draws.integers(256, size=(12, 3, 8, 8)).astype(np.uint8),
+        "steps": draws.normal(size=(18, 2)).astype(np.float32),
+        "steps_offset": np.array([0, *np.cumsum([1, 2] * 6)]),
+    }
+    save_npz(tmp_path / "a.npz", np.arange(12) % 2, np.repeat([0, 1, 2], 4), arrays, ["no", "yes"])
+    out = tmp_path / "a.parquet"
+    monkeypatch.setattr(sys, "argv", ["as_table.py", str(tmp_path / "a.npz"), str(out)])
+    as_table.main()
+    prepare(table(out), tmp_path / "store", workers=1)
+    before, after = load_npz(tmp_path / "a.npz"), open_store(tmp_path / "store")
+    assert after.class_names == before.class_names
+    for split in ("train", "val", "test"):
+        one, other = _everything(before, split), _everything(after, split)
+        assert torch.equal(one["target"], other["target"])
+        for name, x in one["inputs"].items():
+            y = other["inputs"][name]
+            if isinstance(x, Padded):
+                assert torch.equal(x.length, y.length)
+                x, y = x.values, y.values
+            assert torch.equal(x, y)

@@ -220,3 +220,31 @@ def test_by_name_in_the_lab(tmp_path):
     with pytest.raises(ValueError, match=r"'vitt' is no encoder\. Did you mean vit\?"):
         prepare([Cell(Training("digits", encoders={"top": "vitt"}), "joint", 0)])
     assert set(ENCODERS) >= {"resnet18", "ast", "bert", "wav2vec"}
+
+
+def test_weights_for_another_length_are_fitted(tmp_path):
+    """Positions on a slope of time stay on it; the rest of the weights is as it was."""
+    from transformers import ASTConfig, ASTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    long = ASTModel(ASTConfig(**sizes, intermediate_size=16, num_mel_bins=32, max_length=206))
+    with torch.no_grad():
+        slope = torch.arange(20.0).expand(2, 20).flatten()  # two rows of patches, twenty columns
+        long.embeddings.position_embeddings[0, 2:] = slope[:, None]
+        long.embeddings.position_embeddings[0, :2] = 7
+    long.save_pretrained(tmp_path / "weights")
+    encoder = AST(modality("image", 1, 32, 106), str(tmp_path / "weights"))
+    assert encoder(torch.randn(2, 1, 32, 106)).shape == (2, 16)
+    position = encoder.model.embeddings.position_embeddings[0, :, 0]
+    assert position[:2].tolist() == [7, 7]
+    rows = position[2:].reshape(2, 10)
+    torch.testing.assert_close(rows[0], rows[1])
+    torch.testing.assert_close(rows[0], torch.arange(10) * 2 + 0.5)
+    before = dict(long.named_parameters())
+    for name, value in encoder.model.named_parameters():
+        if "position" not in name:
+            assert torch.equal(value, before[name])
+    again = AST(modality("image", 1, 32, 106), configurations({"x": encoder})["x"])
+    again.load_state_dict(encoder.state_dict())
+    with pytest.raises(ValueError, match="is smaller than a patch"):
+        AST(modality("image", 1, 32, 10), str(tmp_path / "weights"))

@@ -18,6 +18,7 @@ from evenly.method import Method
 from evenly.methods import METHODS
 from evenly.nn import ENCODERS, LateFusion, encoder_for
 from evenly.nn.late_fusion import feature_width
+from evenly.nn.pretrained import ResNet18
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse
 from evenly.suggest import unknown
@@ -55,8 +56,11 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # must be the same whatever the method's head and modality are.
         _try_encoders(encoders, data, training.encoders)
         model = fused(encoders, len(data.class_names), cell)
-    # benchmarks/train_step.py measures it; torch's own overloads do not know the argument.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for encoder in model.encoders.values():
+        # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels
+        # oneDNN's channels-last gradients in bf16 write beyond their memory (torch 2.13).
+        if isinstance(encoder, ResNet18):  # torch's own overloads do not know the argument
+            encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.train()
 
 

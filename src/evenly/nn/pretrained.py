@@ -151,7 +151,11 @@ class ViT(_Pictures, Tokened):
 
 
 class AST(_Named, Tokened):
-    """An audio spectrogram transformer (Gong et al., Interspeech 2021), for (1, bands, frames)."""
+    """An audio spectrogram transformer (Gong et al., Interspeech 2021), for (1, bands, frames).
+
+    Weights for other lengths are taken, too: the positions of their patches are interpolated, as
+    the paper does with those of pictures.
+    """
 
     def __init__(
         self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
@@ -160,8 +164,36 @@ class AST(_Named, Tokened):
         _check_kind(self, modality, "image")
         _, bands, frames = modality.shape
         shape = {"num_mel_bins": bands, "max_length": frames}
-        super().__init__("audio-spectrogram-transformer", pretrained, {**shape, **(config or {})})
+        of_weights = isinstance(pretrained, str) and pretrained
+        settings = {**({} if of_weights else shape), **(config or {})}
+        super().__init__("audio-spectrogram-transformer", pretrained, settings)
+        if of_weights:
+            self._fit(shape)
         self.standardise = Standardise(modality)
+
+    def _fit(self, shape: Config) -> None:
+        """Interpolates the positions of patches to those of another shape."""
+        embeddings: Any = self.model.embeddings
+        sizes: Any = self.model.config
+        before = embeddings.get_shape(sizes)
+        for name, value in shape.items():
+            setattr(sizes, name, value)
+        after = embeddings.get_shape(sizes)
+        if min(after) < 1:
+            raise ValueError(
+                f"AST: a spectrogram of {shape['num_mel_bins']} bands and {shape['max_length']} "
+                f"frames is smaller than a patch, {sizes.patch_size}. Read more of the "
+                "sound."
+            )
+        if before == after:
+            return
+        tokens, patches = embeddings.position_embeddings.detach().split(
+            [2, before[0] * before[1]], 1
+        )
+        grid = patches.transpose(1, 2).unflatten(2, before)
+        grid = nn.functional.interpolate(grid, after, mode="bilinear", align_corners=False)
+        fitted = torch.cat([tokens, grid.flatten(2).transpose(1, 2)], 1)
+        embeddings.position_embeddings = nn.Parameter(fitted)
 
     def forward(self, x: Shaped[Tensor, "n 1 b t"]) -> Float[Tensor, "n d"]:
         """Encodes spectrograms."""
