@@ -3,8 +3,8 @@
 The pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007,
 https://arxiv.org/abs/0712.1111): a table of seeds by test samples is drawn anew by its rows and by
 its columns, both with replacement. A test over the samples alone takes the luck of a seed for a
-difference (its level of 5 % is 10 to 47 % where runs of one method differ), one over the seeds
-alone takes the test split for the world. One draw fewer is made than there are rows, and columns,
+difference (tests/lab/test_bootstrap.py shows how often), one over the seeds alone takes the test
+split for the world. One draw fewer is made than there are rows, and columns,
 so that the variance of a mean is not too small by the factor (n - 1) / n (Rao and Wu, 1988).
 """
 

@@ -1,18 +1,17 @@
 """Fusion of transformers through a few shared tokens (MBT, Nagrani et al., NeurIPS 2021)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly.nn.heads.late import LateHead
-from evenly.nn.presence import by_presence
-from evenly.nn.tokens import Tokens, check_tokens, layer_of, tokens_of
+from evenly.nn.heads.meeting import MeetingHead
+from evenly.nn.tokens import Tokens, layer_of
 
 
-class BottleneckHead(LateHead):
+class BottleneckHead(MeetingHead, LateHead):
     """Transformer layers for each modality, which meet in bottleneck tokens; late logits.
 
     In each layer every modality's tokens attend to themselves and to the bottlenecks z,
@@ -26,6 +25,8 @@ class BottleneckHead(LateHead):
         layers: For each depth, a layer by modality.
         bottlenecks: (b, width) z before the first layer.
     """
+
+    called = "mbt"
 
     def __init__(
         self,
@@ -50,26 +51,8 @@ class BottleneckHead(LateHead):
         )
         self.bottlenecks = nn.Parameter(0.02 * torch.randn(bottlenecks, width))
 
-    @classmethod
-    def on(
-        cls, encoders: Mapping[str, nn.Module], widths: Mapping[str, int], num_classes: int
-    ) -> "BottleneckHead":
-        """The head for encoders that give tokens."""
-        check_tokens("mbt", encoders)
-        return cls(widths, num_classes)
-
-    def encoded(
-        self,
-        encoders: Mapping[str, Callable[[Any], Tensor]],
-        inputs: Mapping[str, Any],
-        here: Mapping[str, Bool[Tensor, " n"]],
-    ) -> dict[str, Float[Tensor, "n _"]]:
-        """The class token of each modality that the batch holds, after the last layer."""
-        found = tokens_of(self.widths, encoders, inputs)
-        widths = {name: self.widths[name] for name in found}
-        return by_presence(self._met, found, here, widths) if found else {}
-
-    def _met(self, found: dict[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
+    def met(self, found: dict[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
+        """See `MeetingHead`."""
         shared = self.bottlenecks.expand(len(next(iter(found.values())).steps), -1, -1)
         count = shared.shape[1]
         for layers in self.layers:

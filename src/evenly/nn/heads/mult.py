@@ -1,18 +1,17 @@
 """Cross-modal transformers (MulT, Tsai et al., ACL 2019)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly.nn.heads.concat import ConcatHead
-from evenly.nn.presence import by_presence
-from evenly.nn.tokens import Tokens, check_tokens, heads_of, layer_of, tokens_of
+from evenly.nn.heads.meeting import MeetingHead
+from evenly.nn.tokens import Tokens, heads_of, layer_of
 
 
-class CrossModalHead(ConcatHead):
+class CrossModalHead(MeetingHead, ConcatHead):
     """Each modality's tokens attend to every other's; then to themselves; one layer on all.
 
     For modality m and each other o, layers of cross-attention take queries from m and keys and
@@ -25,6 +24,8 @@ class CrossModalHead(ConcatHead):
         across: By modality and other modality, 'm<o', the cross-attention.
         within: By modality, the layer of self-attention.
     """
+
+    called = "mult"
 
     def __init__(self, widths: Mapping[str, int], num_classes: int, *, depth: int = 2) -> None:
         """Makes the layers.
@@ -47,26 +48,8 @@ class CrossModalHead(ConcatHead):
         )
         self.within = nn.ModuleDict({name: layer_of(others * width) for name in widths})
 
-    @classmethod
-    def on(
-        cls, encoders: Mapping[str, nn.Module], widths: Mapping[str, int], num_classes: int
-    ) -> "CrossModalHead":
-        """The head for encoders that give tokens."""
-        check_tokens("mult", encoders)
-        return cls(widths, num_classes)
-
-    def encoded(
-        self,
-        encoders: Mapping[str, Callable[[Any], Tensor]],
-        inputs: Mapping[str, Any],
-        here: Mapping[str, Bool[Tensor, " n"]],
-    ) -> dict[str, Float[Tensor, "n _"]]:
-        """The class token of each modality that the batch holds, after all layers."""
-        found = tokens_of(self.widths, encoders, inputs)
-        widths = {name: self.widths[name] for name in found}
-        return by_presence(self._met, found, here, widths)
-
-    def _met(self, found: Mapping[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
+    def met(self, found: dict[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
+        """See `MeetingHead`."""
         return {name: self._one(name, found) for name in found}
 
     def _one(self, name: str, found: Mapping[str, Tokens]) -> Float[Tensor, "n w"]:
