@@ -62,8 +62,26 @@ says otherwise, with the names and settings
 
 Of a file that has several, stream=1 takes the second (video, image, flow, spectrogram, wave)."""
 
+TUNE = """Tries settings of every method, as many trials for each, and keeps the best by validation
+accuracy. The test split is not read.
+
+All methods are tried with learning rates and weight decays of the same ranges, and with their own
+settings; 'evenly methods NAME' lists what is searched. The first trial of each is what you give.
+At the end stands the command that compares the methods at their best, on the test split.
+
+Stopped or killed, the same command goes on. The same command on other machines, with the same
+--storage, takes its share of the trials: a worker that is killed loses the one that it was at, and
+another takes its place. Each machine writes the trials that it does into its own folder, and the
+same tables in the end. Of the trials, metrics and logs stay, checkpoints do not. With --jobs 1 on
+one machine, the same search tries the same settings again.
+
+  evenly tune --data my.npz --methods joint,relearn,ogm_ge --trials 20
+  evenly tune --data my.npz --methods all --storage postgresql://me:secret@host/tuning
+  CUDA_VISIBLE_DEVICES=1 evenly tune ...     one worker for each GPU"""
+
 CONTINUED = {
     "compare": " The same command continues where this one was.",
+    "tune": " The same command continues where this one was.",
     "prepare": " The same command continues where this one was.",
     "train": " The same command with --resume continues where this one was.",
 }
@@ -138,6 +156,7 @@ def compare(options: Namespace) -> None:
     from evenly.lab.compare import compare
     from evenly.lab.jobs import default_jobs
     from evenly.lab.tables import table
+    from evenly.lab.tuned import Tuning
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(options, training))
@@ -145,9 +164,30 @@ def compare(options: Namespace) -> None:
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     usual = 1 if training.protocol == "paper" else 3
     seeds = usual if options.seeds is None else options.seeds
-    report = compare(options.methods, seeds, training, out, jobs)
+    tuning = None if options.tuned is None else Tuning.read(options.tuned)
+    report = compare(options.methods, seeds, training, out, jobs, tuning)
     print(table(out))
     print(f"\nreport: {report}")
+
+
+def tune(options: Namespace) -> None:
+    """A search for the best settings of each method."""
+    from evenly.lab.compare import named
+    from evenly.lab.jobs import default_jobs
+    from evenly.lab.trials import Search
+    from evenly.lab.tune import tune
+    from evenly.spec import split
+
+    training = _training(options)
+    out = Path(options.out or Path("runs") / f"{_short(options, training)}-tune")
+    training = _prepared(training, out, options)
+    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
+    methods, _ = named(split(options.methods), training)
+    search = Search(training, methods, options.trials, options.seeds, options.seed, out)
+    print(tune(search, jobs, options.storage))
+    best = shlex.join(["--config", str(out / "best.yaml"), "--out", str(out / "compare")])
+    print(f"\nevery trial: {out / 'tune.csv'}\nthe best of each method against each other, on the")
+    print(f"test split: evenly compare {best} --seeds 5")
 
 
 def train(options: Namespace) -> None:
@@ -437,6 +477,7 @@ def report(options: Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "compare": compare,
+    "tune": tune,
     "train": train,
     "prepare": prepare,
     "predict": predict,
@@ -473,8 +514,45 @@ def parser() -> ArgumentParser:
         help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
         "on a GPU)",
     )
+    one.add_argument(
+        "--tuned",
+        type=dict[str, Any] | None,
+        help="learning rate, weight decay and own settings by method: not to be written by hand, "
+        "but given with all else as --config FOLDER/best.yaml, the file that 'evenly tune' writes",
+    )
     _add_training(one)
     commands.add_subcommand("compare", one, help="the main job: methods over seeds, with a report")
+
+    one = _parser(TUNE)
+    one.add_argument(
+        "--methods",
+        default="joint,relearn,ogm_ge",
+        help="as 'evenly compare' takes them; settings given, as in 'relearn(every=5)', stay",
+    )
+    one.add_argument("--trials", type=int, default=20, help="of each method")
+    one.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="runs of each trial, whose mean counts: seeds 0, 1, ...",
+    )
+    one.add_argument("--seed", type=int, default=0, help="of the search")
+    one.add_argument(
+        "--out", type=str | None, help="folder for everything (default: runs/DATA-tune)"
+    )
+    one.add_argument(
+        "--jobs",
+        type=int | None,
+        help="trials at the same time (default: cores / threads, or 1 on a GPU)",
+    )
+    one.add_argument(
+        "--storage",
+        type=str | None,
+        help="address of the database, such as postgresql://USER:PASSWORD@HOST/NAME, which other "
+        "machines reach, too (default: FOLDER/tune.db, of SQLite, for processes of one machine)",
+    )
+    _add_training(one)
+    commands.add_subcommand("tune", one, help="the best settings of each method, equal budgets")
 
     one = _parser("One run, with checkpoints.")
     one.add_argument("--method", default="relearn", help="name, with settings if wanted")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 
@@ -15,8 +16,9 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, put in its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, as writers such as numpy's go by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # The suffix stays last, as writers such as numpy's go by it. Processes of two machines that
+    # share a folder may have the same number.
+    temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -27,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that a process left in a folder when it was killed."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+\.\w+", path.name):
+        if re.fullmatch(r"\..+\.[0-9a-f]+\.\w+", path.name):
             path.unlink()
 
 

@@ -152,6 +152,11 @@ class Data:
         }
         return self._with(self._inputs, self._target, rows, self._present)
 
+    def without(self, name: SplitName) -> "Data":
+        """The same data without a split, which nobody can then read."""
+        rows = {split: members for split, members in self._rows.items() if split != name}
+        return self._with(self._inputs, self._target, rows, self._present)
+
     @property
     def nbytes(self) -> int:
         """Size of all inputs."""

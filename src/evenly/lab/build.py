@@ -137,12 +137,18 @@ def method_settings(cell: Cell) -> dict[str, Any]:
             raise unknown(f"setting of {spec.name}", name, names)
         given[name] = converted(f"{spec.name}: {name}", value, hints[name])
     scaled = {
-        name: round(known[name].default * cell.training.epochs / kind.info.epochs)
+        name: in_run(known[name].default, kind.info.epochs, cell.training)
         for name in kind.info.in_epochs
     }
-    # A period or length that is not 0 in the paper must not become 0 in a short run.
-    scaled = {name: max(value, min(known[name].default, 1)) for name, value in scaled.items()}
     return {**scaled, **given}
+
+
+def in_run(epochs: int, paper: int, training: Training) -> int:
+    """What is counted in epochs of the paper's training, in epochs of a run.
+
+    What is not 0 in the paper does not become 0 in a short run.
+    """
+    return max(round(epochs * training.epochs / paper), min(epochs, 1))
 
 
 _PARTS = ("encoders", "criterion", "optimizer", "head", "sampler")

@@ -2,15 +2,17 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evenly.lab.jobs import run_cells
+from evenly.lab.grid import Alone
+from evenly.lab.jobs import Job, run_jobs
 from evenly.lab.settings import (
     Cell,
     Training,
@@ -20,6 +22,7 @@ from evenly.lab.settings import (
     write_settings,
 )
 from evenly.lab.tables import write_tables
+from evenly.lab.tuned import Tuning
 from evenly.spec import Spec, split
 
 if TYPE_CHECKING:
@@ -35,31 +38,64 @@ class Comparison:
         methods: Each 'name' or 'name(setting=value)'.
         seeds: How many; they are 0, 1, ...
         out: The folder that receives everything.
+        tuning: The search that the methods' settings come from, if they were tuned.
     """
 
     training: Training
     methods: tuple[str, ...]
     seeds: int
     out: Path
+    tuning: Tuning | None = None
+
+    def variants(self) -> dict[str, Training]:
+        """By method as it runs, its training."""
+        if self.tuning is None:
+            return dict.fromkeys(self.methods, self.training)
+        tuned = map(self.tuning.of, self.methods)
+        return {each.method: each.of(self.training) for each in tuned}
 
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that a stopped comparison has whole seeds."""
         return [
-            Cell(self.training, method, seed)
+            Cell(training, method, seed)
             for seed in range(self.seeds)
-            for method in self.methods
+            for method, training in self.variants().items()
         ]
 
-    def folder(self, cell: Cell) -> Path:
-        """Where a run lives."""
-        return self.out / "runs" / cell.folder
+    def settings(self) -> dict[str, Any]:
+        """What all runs share, for config.yaml; runs of other settings must not be mixed."""
+        shared = self.training.as_dict()
+        if self.tuning is not None:
+            found = {"tuned_trials": self.tuning.trials, "tuned_seeds": self.tuning.seeds}
+            shared |= {"lr": "tuned", "weight_decay": "tuned", **found}
+        return shared
+
+    def tuned(self) -> dict[str, dict[str, float]]:
+        """By method as it runs, what differs by method in its training; empty if not tuned."""
+        if self.tuning is None:
+            return {}
+        return {
+            method: {"lr": training.lr, "weight_decay": training.weight_decay}
+            for method, training in self.variants().items()
+        }
+
+    def jobs(self) -> list[Job]:
+        """The runs with their folders."""
+        return [Job(cell, self.out / "runs" / cell.folder) for cell in self.cells()]
 
 
 class Failed(RuntimeError):
     """Some runs of a comparison failed; the others are finished and reported."""
 
 
-def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) -> Path:
+def compare(
+    methods: str,
+    seeds: int,
+    training: Training,
+    out: Path,
+    jobs: int,
+    tuning: Tuning | None = None,
+) -> Path:
     """Trains every method over the seeds and writes tables and report.
 
     Finished runs are not repeated and unfinished ones are taken up, so the same call continues
@@ -71,6 +107,8 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
         training: What all methods share.
         out: The folder that receives everything.
         jobs: Runs at the same time.
+        tuning: The search that learning rate, weight decay and the methods' own settings are
+            taken from; by default they are those of `training` and `methods`.
 
     Returns:
         The report.
@@ -80,21 +118,20 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
         Failed: If runs failed.
         KeyboardInterrupt: If it was stopped; what is finished is reported.
     """
-    for name, value in (("seeds", seeds), ("jobs", jobs)):
-        if value < 1:
-            raise ValueError(f"--{name} is at least 1; found {value}.")
-    names, data = _named(split(methods), training)
-    plan = Comparison(training, names, seeds, out)
+    check_counts(seeds=seeds, jobs=jobs)
+    names, data = named(split(methods), training)
+    plan = Comparison(training, names, seeds, out, tuning)
     _prepare(plan, data)
-    failures: dict[str, str] = {}
+    source = Alone(plan.jobs())
     try:
-        failures = run_cells({plan.folder(cell): cell for cell in plan.cells()}, jobs)
+        run_jobs(source, jobs)
     finally:
         report = write_tables(out)
-    if failures:
-        lines = [f"  {name}: {reason}" for name, reason in failures.items()]
+    if source.failures:
+        lines = [f"  {name}: {reason}" for name, reason in source.failures.items()]
         raise Failed(
-            f"{len(failures)} of {len(plan.cells())} runs failed; the others are in {report}.\n"
+            f"{len(source.failures)} of {len(plan.jobs())} runs failed; the others are in "
+            f"{report}.\n"
             + "\n".join(lines)
             + f"\nThe details are in error.txt of each folder under {out / 'runs'}. The same "
             "command tries them again."
@@ -102,7 +139,14 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
     return report
 
 
-def _named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
+def check_counts(**counts: int) -> None:
+    """Raises if an option that counts something is below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"--{name} is at least 1; found {value}.")
+
+
+def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data where those had to be looked at for it."""
     # loads torch, for which the command's help cannot wait
     from evenly.lab.build import expanded, load_data
@@ -119,27 +163,44 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
     check_folder(plan.out)
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
-    shared = plan.training.as_dict()
+    shared = plan.settings()
     check_same(plan.out, found, shared)
+    tuned = plan.tuned()
+    before = {name: each for name, each in found.get("tuned", {}).items() if name in tuned}
+    check_same(plan.out, before, tuned)
     data, notes = prepare(plan.cells()[: len(plan.methods)], data)
     say(notes)
-    command = shlex.join(["evenly", *sys.argv[1:]])
     # Tables and report hold every run in the folder, so its settings name them all, too.
     write_settings(
         path,
         {
             **shared,
-            "methods": _union(found.get("methods", ()), plan.methods),
+            **({"tuned": {**found.get("tuned", {}), **tuned}} if tuned else {}),
+            "methods": _union(found.get("methods", ()), plan.variants()),
             "seeds": max(found.get("seeds", 0), plan.seeds),
-            "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
-            "versions": {name: version(name) for name in ("evenly", "torch", "lightning")}
-            | {"python": platform.python_version()},
-            "hardware": hardware(),
+            **circumstances(found),
             "notes": _union(found.get("notes", ()), notes),
             "class_names": data.class_names,
             "modalities": list(data.modalities),
         },
     )
+
+
+def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Command, versions and hardware, for a file of settings.
+
+    Args:
+        found: What the file held before, whose commands and machines stay.
+    """
+    given = (re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text) for text in sys.argv[1:])
+    command = shlex.join(["evenly", *given])  # without the password of a database
+    machines = _union(found.get("hardware", "").split("; "), [hardware()])
+    return {
+        "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
+        "versions": {name: version(name) for name in ("evenly", "torch", "lightning")}
+        | {"python": platform.python_version()},
+        "hardware": "; ".join(filter(None, machines)),
+    }
 
 
 def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:

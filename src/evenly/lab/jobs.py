@@ -6,14 +6,13 @@ and Ctrl-C leaves a folder in which every file is whole.
 
 import sys
 import traceback
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -21,6 +20,61 @@ from evenly import child
 from evenly.files import write_text
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to do.
+
+    Attributes:
+        cell: What to run.
+        folder: Of this run alone.
+        tests: Whether it reads the test split once it has selected; a trial of a search never does.
+    """
+
+    cell: Cell
+    folder: Path
+    tests: bool = True
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where runs come from, and where they are reported."""
+
+    @property
+    def epochs(self) -> int:
+        """Of all runs together."""
+
+    @property
+    def finished(self) -> int:
+        """The epochs of those runs that are finished, here or elsewhere."""
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds after which to look again, where others work on the same runs."""
+
+    def take(self) -> Job | None:
+        """The next run; None if there is none now."""
+
+    def is_over(self) -> bool:
+        """Whether there will be none, either."""
+
+    def ended(self, job: Job, error: str) -> str:
+        """Takes note of a run that ended.
+
+        Args:
+            job: The run.
+            error: Why it failed; empty if it is finished.
+
+        Returns:
+            What to tell of it.
+        """
+
+    def lost(self) -> Collection[Job]:
+        """The runs in progress that others have taken, so that they must end here."""
+
+    def stop(self) -> None:
+        """Leaves to others what is in progress, whose runs were ended; at the end that is none."""
 
 
 def default_jobs(threads: int) -> int:
@@ -35,78 +89,81 @@ def default_jobs(threads: int) -> int:
     return max(1, child.cores() // threads)
 
 
-def run_cells(cells: Mapping[Path, Cell], jobs: int) -> dict[str, str]:
-    """Runs cells that are not finished, each in its folder.
+def run_jobs(source: Source, jobs: int) -> None:
+    """Does the runs of a source until it is over.
 
     Args:
-        cells: By folder.
+        source: Where they come from.
         jobs: How many at the same time.
-
-    Returns:
-        The reason of each failure, by the run's name.
 
     Raises:
         KeyboardInterrupt: If it was stopped; the runs in progress are ended first.
     """
-    waiting = deque((f, cell) for f, cell in cells.items() if Result.read(f) is None)
     running: list[_Worker] = []
-    failures: dict[str, str] = {}
     context = child.context("evenly.lab.run")
-    total = sum(cell.training.epochs for cell in cells.values())
-    done = total - sum(cell.training.epochs for _, cell in waiting)
-    with tqdm(total=total, initial=done, unit="epoch", disable=None, smoothing=0.05) as bar:
+    done = source.finished
+    with tqdm(total=source.epochs, initial=done, unit="epoch", disable=None, smoothing=0.05) as bar:
         try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(_start(context, *waiting.popleft()))
-                for worker in _listen(running, bar):
+            while True:
+                while len(running) < jobs and (job := source.take()) is not None:
+                    running.append(_start(context, job))
+                if not running and source.is_over():
+                    break
+                for worker in _listen(running, bar, source.pause):
                     running.remove(worker)
-                    if worker.error:
-                        failures[worker.cell.folder] = worker.error
-                    bar.update(worker.cell.training.epochs - worker.epochs)
-                    bar.write(f"{worker.cell.folder}: {worker.news()}", file=sys.stderr)
+                    bar.write(source.ended(worker.job, worker.error), file=sys.stderr)
+                lost = source.lost()
+                for worker in [worker for worker in running if worker.job in lost]:
+                    running.remove(worker)
+                    worker.end()
+                    bar.write(f"{worker.job.folder}: taken by another worker", file=sys.stderr)
+                now = source.finished + sum(worker.epochs for worker in running)
+                bar.update(now - bar.n)
         finally:
             for worker in running:
-                worker.process.kill()  # every write is atomic, so nothing is left half done
-                worker.process.join()
-    return failures
+                worker.end()
+            source.stop()
 
 
 CALLED = {"val": "validation", "test": "test"}
+
+
+def news(job: Job) -> str:
+    """How a run ended that is finished."""
+    result = Result.read(job.folder)
+    assert result is not None
+    split = job.cell.training.selects_on
+    return (
+        f"best epoch {result.best_epoch}, {CALLED[split]} "
+        f"{result.metrics[split]['accuracy']:.3f}, {result.seconds:.1f} s"
+    )
 
 
 @dataclass
 class _Worker:
     """A run in progress."""
 
-    cell: Cell
-    folder: Path
+    job: Job
     process: ForkServerProcess | SpawnProcess
     messages: Connection
     epochs: int = 0
     error: str = ""
 
-    def news(self) -> str:
-        """How it ended."""
-        result = Result.read(self.folder)
-        if self.error or result is None:
-            return self.error
-        split = self.cell.training.selects_on
-        return (
-            f"best epoch {result.best_epoch}, {CALLED[split]} "
-            f"{result.metrics[split]['accuracy']:.3f}, {result.seconds:.1f} s"
-        )
+    def end(self) -> None:
+        """Kills the process; every write is atomic, so nothing is left half done."""
+        self.process.kill()
+        self.process.join()
 
 
-def _start(context: child.Context, folder: Path, cell: Cell) -> _Worker:
+def _start(context: child.Context, job: Job) -> _Worker:
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(cell, folder, sending))
+    process = context.Process(target=_work, args=(job, sending))
     process.start()
     sending.close()
-    return _Worker(cell, folder, process, receiving)
+    return _Worker(job, process, receiving)
 
 
-def _work(cell: Cell, folder: Path, messages: Connection) -> None:
+def _work(job: Job, messages: Connection) -> None:
     """The body of a run's process."""
     child.serve()
     from evenly.lab.run import run_cell
@@ -115,9 +172,12 @@ def _work(cell: Cell, folder: Path, messages: Connection) -> None:
         with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
             messages.send(news)
 
-    failure = folder / "error.txt"
+    def progress(epoch: int, accuracy: float) -> None:
+        tell((epoch, accuracy))
+
+    failure = job.folder / "error.txt"
     try:
-        run_cell(cell, folder, lambda epoch, accuracy: tell((epoch, accuracy)))
+        run_cell(job.cell, job.folder, progress, tests=job.tests)
     except Exception as error:
         write_text(failure, traceback.format_exc())
         tell(f"{type(error).__name__}: {error}")
@@ -125,9 +185,9 @@ def _work(cell: Cell, folder: Path, messages: Connection) -> None:
         failure.unlink(missing_ok=True)
 
 
-def _listen(running: Sequence[_Worker], bar: "tqdm[Any]") -> list[_Worker]:
-    """Waits for news; returns the workers that ended."""
-    wait([worker.messages for worker in running])
+def _listen(running: Sequence[_Worker], bar: "tqdm[Any]", pause: float | None) -> list[_Worker]:
+    """Waits for news, or for so many seconds; returns the workers that ended."""
+    wait([worker.messages for worker in running], pause)
     ended = []
     for worker in running:
         try:
@@ -137,8 +197,7 @@ def _listen(running: Sequence[_Worker], bar: "tqdm[Any]") -> list[_Worker]:
                     worker.error = message
                     continue
                 epoch, accuracy = message
-                bar.update(epoch + 1 - worker.epochs)
-                bar.set_postfix_str(f"{worker.cell.folder} val {accuracy:.3f}")
+                bar.set_postfix_str(f"{worker.job.cell.folder} val {accuracy:.3f}")
                 worker.epochs = epoch + 1
         except EOFError:
             worker.process.join()

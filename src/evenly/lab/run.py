@@ -68,6 +68,7 @@ def run_cell(
     folder: Path,
     progress: Progress = lambda epoch, accuracy: None,
     data: Data | None = None,
+    tests: bool = True,
 ) -> Result:
     """Trains one cell in its folder, or takes up where an earlier call stopped.
 
@@ -77,6 +78,8 @@ def run_cell(
             predictions.npz, TensorBoard's log and, last of all, result.json.
         progress: Told of each epoch.
         data: What the cell names, if it is loaded already.
+        tests: Whether the test split is read in the end; a trial of a search has none, and ends
+            with the metrics of the validation split.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
@@ -91,6 +94,7 @@ def run_cell(
     torch.set_num_threads(cell.training.threads)
 
     data = load_data(cell.training) if data is None else data
+    data = data if tests else data.without("test")
     model = build_model(data, cell)
     optimizer = build_optimizer(model, cell.training)
     sampler = build_sampler(data, cell)
@@ -133,16 +137,17 @@ def run_cell(
     best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     model.load_state_dict(best["state_dict"])
     task.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU after fit
-    splits: tuple[SplitName, ...] = ("val", "test")
+    splits: tuple[SplitName, ...] = ("val", "test") if tests else ("val",)
     loaders = {name: _in_order(data.split(name), cell) for name in splits}
     final = {name: _evaluate(trainer, task, loader) for name, loader in loaders.items()}
     metrics: dict[str, dict[str, float]]
     metrics = {name: evaluation.metrics() for name, evaluation in final.items()}
-    metrics["test"] |= final["test"].details(data.class_names)
-    metrics["test"] |= _inspected(trainer, task, data, loaders["test"])
-    with replacing(folder / "predictions.npz") as path:
-        arrays = {name: x.numpy() for name, x in final["test"].predictions().items()}
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+    if tests:
+        metrics["test"] |= final["test"].details(data.class_names)
+        metrics["test"] |= _inspected(trainer, task, data, loaders["test"])
+        with replacing(folder / "predictions.npz") as path:
+            arrays = {name: x.numpy() for name, x in final["test"].predictions().items()}
+            np.savez_compressed(path, allow_pickle=False, **arrays)
     result = Result(
         method=cell.method,
         seed=cell.seed,

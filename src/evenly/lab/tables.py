@@ -13,9 +13,9 @@ from evenly.lab import bootstrap
 from evenly.lab.result import Result, is_headline
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
 from evenly.report import write_report
-from evenly.report.folder import PAPER, REFERENCE, read_config
+from evenly.report.folder import PAPER, REFERENCE, read_config, tuning
 
-RESULTS = ("method", "seed", "split", "metric", "value", "protocol")
+RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
 SUMMARY = (
     "method",
     "split",
@@ -33,6 +33,7 @@ SUMMARY = (
     "p_holm",
     "p_permutation",
     "protocol",
+    "tuned_trials",
 )
 RESAMPLED = "bootstrap over seeds and samples"
 OVER_SEEDS = "paired t over seeds"
@@ -57,7 +58,8 @@ def write_tables(out: Path) -> Path:
     Raises:
         FileNotFoundError: If the folder holds no comparison.
     """
-    protocol = {"protocol": read_config(out)["protocol"]}
+    config = read_config(out)
+    protocol = {"protocol": config["protocol"], "tuned_trials": config.get("tuned_trials", "")}
     results = read_results(out)
     lines = summary(results, read_answers(out))
     write_csv(out / "results.csv", RESULTS, [row | protocol for row in results])
@@ -210,7 +212,9 @@ def table(out: Path) -> str:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *body]
     ]
-    return "\n".join([*lines, *([f"\n{PAPER}"] if read_config(out)["protocol"] == "paper" else [])])
+    config = read_config(out)
+    said = [PAPER] if config["protocol"] == "paper" else []
+    return "\n".join([*lines, *(f"\n{text}" for text in [*said, tuning(config)] if text)])
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:

@@ -23,6 +23,19 @@ PAPER = (
 """What every output of `--protocol paper` says."""
 
 
+def tuning(config: Mapping[str, Any]) -> str:
+    """What every output of a comparison at tuned settings says; empty if they were not tuned."""
+    trials, seeds = config.get("tuned_trials"), config.get("tuned_seeds")
+    if trials is None:
+        return ""
+    counted = "seed 0" if seeds == 1 else f"the mean of seeds 0 to {int(str(seeds)) - 1}"
+    return (
+        "Learning rate, weight decay and each method's own settings were tuned, with "
+        f"{trials} trial{'' if trials == 1 else 's'} for each method, by validation accuracy "
+        f"({counted})."
+    )
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A line of summary.csv; None stands for an empty field."""
@@ -114,6 +127,11 @@ class Comparison:
     def modalities(self) -> list[str]:
         """Every modality, in the order of the data set."""
         return [str(name) for name in self.config.get("modalities") or []]
+
+    @property
+    def tuning(self) -> str:
+        """How the settings were tuned, in words; empty if they were not."""
+        return tuning(self.config)
 
     @property
     def selects_on_test(self) -> bool:

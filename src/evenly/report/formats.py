@@ -80,6 +80,7 @@ def _about(comparison: Comparison) -> str:
     """What stands below a table."""
     seeds = len(comparison.seeds)
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
+    chosen = f"{chosen} {comparison.tuning}".strip()
     return (
         f"Test split of {comparison.config.get('data', 'the data')}, in %, mean ± standard "
         f"deviation over {seeds} seed{'' if seeds == 1 else 's'}. {chosen} Differences and their "

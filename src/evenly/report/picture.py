@@ -105,7 +105,10 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     labels = max(len(_shortened(method)) for method in methods)
     start = 0.42 + 0.078 * labels
     chosen = ", selected on test" if comparison.selects_on_test else ""
-    _draw_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
+    below = "mean, 95 % interval, every seed"
+    if comparison.tuning:
+        below += f"; tuned, {comparison.config['tuned_trials']} trials each"
+    _draw_heading(figure, 0.35, f"Test accuracy, %{chosen}", below)
     left = figure.add_axes((start / width, bottom, (4.45 - start) / width, top - bottom))
     _draw_accuracy(left, comparison, methods)
     left.tick_params(axis="y", pad=72 * (start - 0.35))

@@ -1,0 +1,358 @@
+"""Work that many processes, on any number of machines, take from one database.
+
+A table has a row for each item that was ever begun. Whoever writes an item's row first has the
+item, and while it works on it, counts up the row's beats. An item whose beats stand still is lost:
+its worker was killed, or cut off. Whoever sees that may take it, by writing over exactly the row
+that it has read; of several that try, the database lets one. No clock is compared with another
+machine's, and nothing is locked for longer than a statement.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import uuid4
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+
+T = TypeVar("T")
+
+LEASE = 60.0
+"""Seconds after which an item whose beats stand still is taken by another worker."""
+BEAT = 5.0
+"""Seconds between two beats."""
+LOOK = 2.0
+"""Seconds between two looks at items of which none was free."""
+PAUSES = (0.5, 1, 2, 4, 8)
+"""Seconds before a failed statement is tried again: servers are restarted, networks lose packets.
+
+Less than a lease in all."""
+DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "mysqlclient", "mariadb": "mysqlclient"}
+"""By kind of database, what to install for it where its driver is not there."""
+
+_CLAIMS = Table(
+    "evenly_claims",
+    MetaData(),
+    Column("job", String(64), primary_key=True),
+    Column("item", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("worker", String(255), nullable=False),
+    Column("beats", Integer, nullable=False),
+    Column("failure", Text, nullable=False),
+)
+
+
+class Row(NamedTuple):
+    """An item that was begun.
+
+    Attributes:
+        name: Of the item.
+        state: Being worked on, given back, or ended.
+        worker: Who wrote the row last.
+        beats: Grows with whatever is written.
+        failure: Why it failed, where it has ended so.
+    """
+
+    name: str
+    state: Literal["running", "open", "ended"]
+    worker: str
+    beats: int
+    failure: str
+
+
+class Taken(NamedTuple):
+    """An item that was claimed.
+
+    Attributes:
+        name: Of the item.
+        before: Its row before, where it was begun already.
+    """
+
+    name: str
+    before: Row | None
+
+
+class Claims:
+    """The items of one job, as one worker sees them.
+
+    Attributes:
+        worker: Name of this worker.
+        known: The rows as they were last read, by item.
+
+    Args:
+        engine: The database; `connect` makes it.
+        job: What tells the job from others in the database. Workers that name it alike share it.
+        worker: Name of this worker; any two differ.
+        lease: Seconds after which an item whose beats stand still is lost.
+    """
+
+    def __init__(
+        self, engine: Engine, job: str, worker: str | None = None, lease: float = LEASE
+    ) -> None:
+        self._engine, self._job, self._lease = engine, _key(job), lease
+        self.worker = worker or this_worker()
+        self._mine: set[str] = set()
+        # Of each row as it was last read, what it held and since when.
+        self._seen: dict[str, tuple[tuple[str, int], float]] = {}
+        self._next_beat = self._next_look = 0.0
+        self.known: dict[str, Row] = {}
+        patiently(lambda: _CLAIMS.metadata.create_all(engine))
+
+    def rows(self) -> dict[str, Row]:
+        """All items that were ever begun, by name."""
+        columns = [_CLAIMS.c[name] for name in Row._fields]
+        query = select(*columns).where(_CLAIMS.c.job == self._job)
+
+        def read() -> list[Row]:
+            with self._engine.connect() as connection:
+                return [Row(*row) for row in connection.execute(query)]
+
+        found = {row.name: row for row in patiently(read)}
+        now = time.monotonic()
+        for row in found.values():
+            held = (row.worker, row.beats)
+            if self._seen.get(row.name, (None,))[0] != held:
+                self._seen[row.name] = held, now
+        self.known = found
+        return found
+
+    def take(self, wanted: Iterable[str]) -> Taken | None:
+        """Claims the first of some items that nobody has; looks at most every `LOOK` seconds.
+
+        Args:
+            wanted: Items that are still to be done. One whose row says that it has ended is
+                taken, too, if nothing changes for as long as a lease: what it left must be gone.
+
+        Returns:
+            The item, which is now this worker's; None if others have them all.
+        """
+        if time.monotonic() < self._next_look:
+            return None
+        rows = self.rows()
+        for name in wanted:
+            if name in self._mine:
+                continue
+            row = rows.get(name)
+            if row is None:
+                taken = self._begin(name)
+            else:
+                taken = self._is_free(row) and self._replace(row, "running")
+            if taken:
+                self._mine.add(name)
+                return Taken(name, row)
+        self._next_look = time.monotonic() + LOOK
+        return None
+
+    def beat(self) -> set[str]:
+        """Says that this worker is alive, at most every `BEAT` seconds.
+
+        Returns:
+            The items that it has lost to others since, and must leave alone.
+        """
+        if time.monotonic() < self._next_beat:
+            return set()
+        self._next_beat = time.monotonic() + BEAT
+        self.rows()  # which keeps an eye on the others
+        lost = {name for name in self._mine if not self._write_mine(name, "running")}
+        self._mine -= lost
+        return lost
+
+    def end(self, name: str, failure: str = "") -> bool:
+        """Marks an item as done, or as failed; False if it was lost to another worker."""
+        return self._leave(name, "ended", failure)
+
+    def give_back(self) -> None:
+        """Leaves to others what this worker has."""
+        for name in list(self._mine):
+            self._leave(name, "open")
+
+    def reopen(self, row: Row) -> None:
+        """Opens an item that has ended, if its row is still as it was read."""
+        self._replace(row, "open")
+
+    def _begin(self, name: str) -> bool:
+        """Writes the first row of an item; False if another was faster."""
+        first = Row(name, "running", self.worker, 1, "")
+        statement = insert(_CLAIMS).values(job=self._job, item=_key(name), **first._asdict())
+
+        def write() -> bool:
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(statement)
+            except IntegrityError:
+                return False
+            return True
+
+        return patiently(write)
+
+    def _is_free(self, row: Row) -> bool:
+        if row.state == "open":
+            return True
+        still = time.monotonic() - self._seen[row.name][1]
+        return still >= self._lease or (row.state == "running" and has_died(row.worker))
+
+    def _leave(self, name: str, state: str, failure: str = "") -> bool:
+        self._mine.discard(name)
+        return self._write_mine(name, state, failure)
+
+    def _write_mine(self, name: str, state: str, failure: str = "") -> bool:
+        """Writes the row of an item that this worker has; False if it has lost it."""
+        ours = (_CLAIMS.c.worker == self.worker) & (_CLAIMS.c.state == "running")
+        return self._update(name, ours, state=state, failure=failure)
+
+    def _replace(self, row: Row, state: str) -> bool:
+        """Takes over a row, if it is still as it was read."""
+        same = (_CLAIMS.c.worker == row.worker) & (_CLAIMS.c.beats == row.beats)
+        return self._update(row.name, same, state=state, worker=self.worker, failure="")
+
+    def _update(self, name: str, condition: ColumnElement[bool], **values: str) -> bool:
+        statement = (
+            update(_CLAIMS)
+            .where(_CLAIMS.c.job == self._job, _CLAIMS.c.item == _key(name), condition)
+            .values(beats=_CLAIMS.c.beats + 1, **values)
+        )
+
+        def write() -> bool:
+            with self._engine.begin() as connection:
+                return connection.execute(statement).rowcount == 1
+
+        return patiently(write)
+
+
+def connect(url: str) -> Engine:
+    """The database at an address.
+
+    Raises:
+        ValueError: If the address is none.
+        RuntimeError: If its driver is missing, or the database does not answer.
+    """
+    address = _address(url)
+    shown = address.render_as_string()  # without the password
+    try:
+        engine = create_engine(address, **engine_settings(address))
+    except NoSuchModuleError as error:
+        raise ValueError(
+            f"there is no kind of database '{address.drivername}'. Write sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/NAME."
+        ) from error
+    except ModuleNotFoundError as error:
+        needed = DRIVERS.get(address.get_backend_name(), error.name)
+        raise RuntimeError(f"{shown} needs a driver: pip install '{needed}'") from error
+    try:
+        with engine.connect():
+            pass
+    except DBAPIError as error:
+        raise RuntimeError(
+            f"the database {shown} cannot be opened ({_first_line(error)}). Check the address, and "
+            "that it can be reached from here."
+        ) from error
+    return engine
+
+
+def _address(url: str) -> URL:
+    try:
+        address = make_url(url)
+    except ArgumentError as error:
+        raise ValueError(
+            f"'{url}' is no address of a database. Write sqlite:///FILE or "
+            "postgresql://USER:PASSWORD@HOST/NAME."
+        ) from error
+    if address.drivername in ("postgres", "postgresql"):
+        return address.set(drivername="postgresql+psycopg")
+    return address
+
+
+def engine_settings(address: URL) -> dict[str, Any]:
+    """How any connection of ours is made.
+
+    SQLite lets one process write at a time and tells others at once that it is busy, unless they
+    say how long they would wait. Its faster journal (WAL) is left off, as it does not work on
+    shared disks.
+    """
+    if address.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": 60}}
+    return {"pool_pre_ping": True}  # a connection may have been closed while a run was training
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Calls what speaks with the database, several times if it fails.
+
+    Raises:
+        RuntimeError: If it goes on failing.
+    """
+    for pause in PAUSES:
+        try:
+            return call()
+        except DBAPIError:
+            time.sleep(pause)
+    try:
+        return call()
+    except DBAPIError as error:
+        raise RuntimeError(
+            f"the database does not do as asked ({_first_line(error)}). The same command goes on "
+            "where this one was."
+        ) from error
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().partition("\n")[0]
+
+
+def _key(text: str) -> str:
+    """Of any length; database keys are short."""
+    return sha256(text.encode()).hexdigest()
+
+
+@cache
+def this_worker() -> str:
+    """A name for this process that no other has, on any machine: HOST:NUMBER and what it needs."""
+    number = os.getpid()
+    return f"{socket.gethostname()[:64]}:{number} {_started(number)} {_place()}"
+
+
+def has_died(worker: str) -> bool:
+    """Whether a worker is a process of this machine that has ended; False if nobody can know."""
+    name, _, life = worker.partition(" ")
+    started, _, place = life.partition(" ")
+    number = name.rpartition(":")[2]
+    return place == _place() and number.isdecimal() and _started(int(number)) != started
+
+
+@cache
+def _place() -> str:
+    """What processes share that see each other's numbers: one boot of a machine or container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux: nobody can look
+        return uuid4().hex
+
+
+def _started(number: int) -> str:
+    """When a process began, in ticks since the boot; empty if there is none, or it has ended."""
+    try:
+        text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    state, *fields = text.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]
