@@ -126,6 +126,16 @@ def test_broken_files_are_listed(tmp_path):
     prepare = ("prepare", tmp_path / "my.csv", "--out", tmp_path / "store")
     fails("1 of 20 samples cannot be used:\n  row 6: eye:", *prepare)
     fails("t.csv: there is no such file", "train", "--data", tmp_path / "t.csv")
+    first = ("compare", "--data", tmp_path / "my.csv", "--out", tmp_path / "out")
+    for message, asked in (
+        ("'jint' is no method", ("--methods", "joint,jint")),
+        ("'ear' is no modality", ("--methods", "unimodal(modality=ear)")),
+        ("'resnt' is no encoder", ("--encoders.eye", "resnt")),
+        ("--encoders names ['ear']", ("--encoders.ear", "resnet18")),
+        ("'blur' is no augmentation", ("--augment.eye", "blur")),
+    ):
+        fails(message, *first, *asked)
+        assert not (tmp_path / "out").exists()  # nothing was decoded before
     assert "1 of 20 samples were left out" in evenly(*prepare, "--skip-broken").stderr
 
 
@@ -278,6 +288,11 @@ SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
         ("every takes a whole number, found 1.5", ["train", "--method", "relearn(every=1.5)"]),
         ("start takes a whole number, found 'x'", ["train", "--method", "ogm_ge(start=x)"]),
         ("'jint' is no method", ["train", "--method", "jint", *SMALL]),
+        ("--source is a data set by name; found t.csv", ["compare", "--source", "t.csv"]),
+        (
+            "--folder asks for the files of cremad, and --data for synthetic",
+            ["compare", "--source", "cremad", "--folder", ".", "--data", "synthetic"],
+        ),
         ("noise takes a number, found 'loud'", ["train", "--data", "digits(noise=loud)"]),
         (
             "encoder 'm1' (Linear) cannot take its input, of shape (32,)",

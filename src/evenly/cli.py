@@ -141,7 +141,7 @@ def compare(options: Namespace) -> None:
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(options, training))
-    training = _prepared(training, out, options)
+    training = _prepared(training, out, options, options.methods)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     usual = 1 if training.protocol == "paper" else 3
     seeds = usual if options.seeds is None else options.seeds
@@ -169,7 +169,7 @@ def train(options: Namespace) -> None:
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )
-    cell = replace(cell, training=_prepared(cell.training, folder, options))
+    cell = replace(cell, training=_prepared(cell.training, folder, options, options.method))
     data, notes = prepare([cell])
     say(notes)
     with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
@@ -275,7 +275,8 @@ def predict(options: Namespace) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sample", "label", "predicted", *run.class_names])
-    for found in predictions(run, options.data, options.split, without):
+    said = predictions(run, options.data, options.split, without, skip_broken=options.skip_broken)
+    for found in said:
         best = max(range(len(run.class_names)), key=found.probabilities.__getitem__)
         rounded = [f"{p:.6g}" for p in found.probabilities]
         writer.writerow([found.sample, found.label, run.class_names[best], *rounded])
@@ -509,6 +510,7 @@ def parser() -> ArgumentParser:
         "--split", default="test", choices=("train", "val", "test"), help="of data that have one"
     )
     one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
+    _add_skipping(one)
     one.add_argument("--out", type=str | None, help="a .csv file (default: the screen)")
     commands.add_subcommand("predict", one, help="predictions of a trained run, as CSV")
 
@@ -587,6 +589,10 @@ def _add_reading(one: ArgumentParser) -> None:
         help="how a column of a table is read, where it is not as found out: "
         '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'; see "evenly prepare --help"',
     )
+    _add_skipping(one)
+
+
+def _add_skipping(one: ArgumentParser) -> None:
     one.add_argument(
         "--skip-broken", action="store_true", help="leave out samples whose files are broken"
     )
@@ -627,13 +633,29 @@ def _training(options: Namespace) -> Training:
     return Training(**{name: getattr(options, name) for name in names})
 
 
-def _prepared(training: Training, out: Path, options: Namespace) -> Training:
-    """The same training; of a table or a folder, it reads a store made beside its results."""
+def _prepared(training: Training, out: Path, options: Namespace, methods: str) -> Training:
+    """The same training; of a table or a folder, it reads a store made beside its results.
+
+    Args:
+        training: As asked for.
+        out: The folder of the results.
+        options: How raw files are read.
+        methods: What is to be trained, whose names are looked at before anything is decoded.
+    """
     from evenly.data.catalogue import TABLES
 
+    if options.source is not None and options.source.endswith(TABLES):
+        raise ValueError(
+            f"--source is a data set by name; found {options.source}. Give a table as --data."
+        )
     if options.folder is not None:
         if options.source is None:
             raise ValueError("--folder goes with --source, or with a --recipe that names one.")
+        if training.data != Training.data:
+            raise ValueError(
+                f"--folder asks for the files of {options.source}, and --data for "
+                f"{training.data}. Give one of them."
+            )
         source = _source(options.source, options)
     elif training.data.endswith(TABLES):
         source = _source(training.data, options)
@@ -645,10 +667,21 @@ def _prepared(training: Training, out: Path, options: Namespace) -> Training:
     else:
         _check_reading(training.data, options)
         return training
+    _check_names(training, source, methods)
     if training.limit_samples is not None:
         source = source.limited(training.limit_samples)
     _store(source, out / "store", None, options.skip_broken)
     return replace(training, data=str(out / "store"))
+
+
+def _check_names(training: Training, source: "Source", methods: str) -> None:
+    """Raises if a method, an encoder or the like is unknown."""
+    from evenly.lab.build import check_names, expanded
+    from evenly.lab.settings import Cell
+    from evenly.spec import split
+
+    for method in expanded(split(methods), source.readers):
+        check_names(Cell(training, method, 0), source.name, source.readers)
 
 
 def _short(options: Namespace, training: Training) -> str:

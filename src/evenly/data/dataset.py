@@ -46,7 +46,7 @@ class Batch(TypedDict):
     Attributes:
         inputs: By modality, in the stored dtype; the encoder converts and standardises.
         present: By modality, (n,) which samples have it; those it does not name are complete.
-            Where a sample lacks a modality, its input is zeros.
+            Where a sample lacks a modality, its input is zeros. On the CPU.
         target: (n,) class of each sample.
         index: (n,) position of each sample in its split; beyond the split's length it is a
             variant of the sample, see `evenly.Resampler`.
@@ -158,7 +158,10 @@ class Data:
         return sum(x.nbytes for stored in self._inputs.values() for x in _tensors(stored))
 
     def to(self, device: torch.device) -> "Data":
-        """The same data on a device, from which batches are then read without a transfer."""
+        """The same data on a device, from which batches are then read without a transfer.
+
+        Which samples have which modality stays on the CPU, where a model looks at it.
+        """
 
         def moved(stored: Tensor | Ragged) -> Tensor | Ragged:
             parts = [x.to(device) for x in _tensors(stored)]
@@ -168,7 +171,7 @@ class Data:
             {name: moved(stored) for name, stored in self._inputs.items()},
             self._target.to(device),
             {name: rows.to(device) for name, rows in self._rows.items()},
-            {name: here.to(device) for name, here in self._present.items()},
+            self._present,
         )
 
     def _with(
@@ -218,6 +221,7 @@ class Split(Dataset[Batch]):
         self._inputs, self._present = inputs, present
         self.rows = rows
         self.target = target[rows]
+        self._seats = rows.cpu()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -231,7 +235,8 @@ class Split(Dataset[Batch]):
         index = torch.tensor(indices, device=self.rows.device)
         rows = self.rows[index % len(self)]
         inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
-        present = {name: here[rows] for name, here in self._present.items()}
+        seats = self._seats[torch.tensor(indices) % len(self)] if self._present else self._seats
+        present = {name: here[seats] for name, here in self._present.items()}
         target = self.target[index % len(self)]
         return Batch(inputs=inputs, present=present, target=target, index=index)
 

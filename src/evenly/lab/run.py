@@ -192,6 +192,11 @@ class Task(L.LightningModule):
         output: Output = self.model(inputs, present)
         return output
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, number: int) -> Any:
+        """All but what says which samples have which modality, which the model looks at first."""
+        moved = super().transfer_batch_to_device({**batch, "present": {}}, device, number)
+        return {**moved, "present": batch["present"]}
+
     def configure_optimizers(self) -> Any:
         """The optimiser as it was built, which the method may know, and its schedule."""
         if not (step := self.cell.training.lr_step):
