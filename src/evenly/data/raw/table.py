@@ -126,7 +126,7 @@ def table(
         )
         for row in range(len(target))
     ]
-    return Source(path.stem, found, samples, classes, notes)
+    return Source(path.stem, found, samples, classes, notes, [path])
 
 
 def columns_of(path: Path) -> list[str]:
