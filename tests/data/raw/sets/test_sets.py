@@ -348,9 +348,7 @@ class TestMosi:
             assert found["b"] == [2.5, "text"]
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(
-            FileNotFoundError, match=r"holds no file \*Opinion_Labels.* nothing\."
-        ):
+        with pytest.raises(FileNotFoundError, match=r"holds no file \*Opinion_Labels.* nothing\."):
             opened(tmp_path, "mosi")
 
     @pytest.mark.data
