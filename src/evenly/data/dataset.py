@@ -1,6 +1,7 @@
 """A data set, in memory or mapped into it, and how batches are read from it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -8,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from evenly.data.noise import noisy
+from evenly.suggest import unknown
 
 Kind = Literal["vector", "sequence", "image", "video", "text"]
 SplitName = Literal["train", "val", "test"]
@@ -79,6 +83,11 @@ class Modality:
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
 
+    @property
+    def spread(self) -> Float[Tensor, "..."]:
+        """The standard deviation, as it is multiplied with a sample: channels come first there."""
+        return self.std.reshape((-1, 1, 1) if self.kind in ("image", "video") else (-1,))
+
 
 class Data:
     """A whole data set; its arrays may be maps of files, of which only what is read is loaded.
@@ -140,6 +149,7 @@ class Data:
                 key: described(key, stored, self._rows["train"]) for key, stored in inputs.items()
             }
         self.modalities = dict(modalities)
+        self._noise: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
         """The same data with so many samples of each split at most, of each class as many.
@@ -150,7 +160,26 @@ class Data:
             name: members[spread(self._target[members], count)]
             for name, members in self._rows.items()
         }
-        return self._with(self._inputs, self._target, rows, self._present)
+        return self._with(_rows=rows)
+
+    def noisy(self, levels: Mapping[str, float]) -> "Data":
+        """The same data with white noise on some modalities, the same whenever a sample is read.
+
+        Means and deviations stay those of the data without it.
+
+        Args:
+            levels: By modality, in standard deviations of its training split.
+
+        Raises:
+            ValueError: If there is no such modality, or it is a text.
+        """
+        for name in levels:
+            if name not in self.modalities:
+                raise unknown("modality", name, self.modalities)
+            if self.modalities[name].kind == "text":
+                raise ValueError(f"'{name}' is a text, to which no noise can be added.")
+        spread = {name: level * self.modalities[name].spread for name, level in levels.items()}
+        return self._with(_noise=spread, bayes=None if levels else self.bayes)
 
     @property
     def nbytes(self) -> int:
@@ -168,37 +197,21 @@ class Data:
             return Ragged(*parts) if isinstance(stored, Ragged) else parts[0]
 
         return self._with(
-            {name: moved(stored) for name, stored in self._inputs.items()},
-            self._target.to(device),
-            {name: rows.to(device) for name, rows in self._rows.items()},
-            self._present,
+            _inputs={name: moved(stored) for name, stored in self._inputs.items()},
+            _target=self._target.to(device),
+            _rows={name: rows.to(device) for name, rows in self._rows.items()},
         )
 
-    def _with(
-        self,
-        inputs: Mapping[str, Tensor | Ragged],
-        target: Tensor,
-        rows: Mapping[SplitName, Tensor],
-        present: Mapping[str, Tensor],
-    ) -> "Data":
-        """These arrays, with all else that is known of the data."""
-        return Data(
-            self.name,
-            inputs,
-            target,
-            rows,
-            self.class_names,
-            self.notes,
-            self.bayes,
-            self.modalities,
-            present,
-            self.read,
-            self.names,
-        )
+    def _with(self, **parts: Any) -> "Data":
+        """The same data, but for these parts."""
+        other = copy(self)
+        for name, part in parts.items():
+            setattr(other, name, part)
+        return other
 
     def split(self, name: SplitName) -> "Split":
         """One of the three splits; it shares the arrays of the whole."""
-        return Split(self._inputs, self._target, self._rows[name], self._present)
+        return Split(self._inputs, self._target, self._rows[name], self._present, self._noise)
 
 
 class Split(Dataset[Batch]):
@@ -217,8 +230,9 @@ class Split(Dataset[Batch]):
         target: Tensor,
         rows: Int[Tensor, " n"],
         present: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor],
     ) -> None:
-        self._inputs, self._present = inputs, present
+        self._inputs, self._present, self._noise = inputs, present, noise
         self.rows = rows
         self.target = target[rows]
         self._seats = rows.cpu()
@@ -235,10 +249,21 @@ class Split(Dataset[Batch]):
         index = torch.tensor(indices, device=self.rows.device)
         rows = self.rows[index % len(self)]
         inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
+        for name, spread in self._noise.items():
+            inputs[name] = with_noise(inputs[name], spread, rows)
         seats = self._seats[torch.tensor(indices) % len(self)] if self._present else self._seats
         present = {name: here[seats] for name, here in self._present.items()}
         target = self.target[index % len(self)]
         return Batch(inputs=inputs, present=present, target=target, index=index)
+
+
+def with_noise(
+    x: Tensor | Padded, spread: Float[Tensor, "..."], row: Int[Tensor, " n"], seed: int = 0
+) -> Tensor | Padded:
+    """A modality of a batch with `noisy` values."""
+    if isinstance(x, Padded):
+        return Padded(noisy(x.values, spread, row, seed=seed, length=x.length), x.length)
+    return noisy(x, spread, row, seed=seed)
 
 
 def collate(batch: Any) -> Batch:

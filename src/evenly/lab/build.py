@@ -26,8 +26,8 @@ from evenly.suggest import unknown
 
 
 def load_data(training: Training) -> Data:
-    """The data of a training, all or as many samples as it asks for."""
-    data = load(training.data)
+    """The data of a training: all or as many samples as it asks for, with the noise asked for."""
+    data = load(training.data).noisy(training.noise)
     return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
 
-from evenly import chance
-from evenly.data import Batch, Modality, Padded
+from evenly.data import Batch, Modality
+from evenly.data.dataset import with_noise
 from evenly.diagnosis.contribution import contributions, imbalance
 from evenly.output import Output
 
 K = TypeVar("K", bound=Hashable)
 Passed = Callable[[Batch], Output]
-Change = Callable[[Batch, int], Batch]
-"""Makes another batch of a batch and its number."""
+Change = Callable[[Batch], Batch]
+"""Makes another batch of a batch."""
 
 LEVELS = (0.5, 1.0, 2.0, 4.0)
 """Of the noise that inputs are given, in standard deviations of the training split."""
@@ -79,10 +77,10 @@ def _worth(subject: Subject) -> dict[str, float]:
 def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]:
     """The accuracy on changed batches, for each kind of change."""
     right, count = dict.fromkeys(changes, 0), 0
-    for number, batch in enumerate(subject.batches):
+    for batch in subject.batches:
         count += len(batch["target"])
         for key, change in changes.items():
-            changed = change(batch, number)
+            changed = change(batch)
             if changed["inputs"]:
                 guess = subject.passed(changed).logits.argmax(1)
             else:
@@ -94,7 +92,7 @@ def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]
 def _only(keep: frozenset[str]) -> Change:
     """Leaves all other modalities out."""
 
-    def change(batch: Batch, number: int) -> Batch:
+    def change(batch: Batch) -> Batch:
         inputs = {name: x for name, x in batch["inputs"].items() if name in keep}
         present = {name: here for name, here in batch["present"].items() if name in keep}
         return cast(Batch, {**batch, "inputs": inputs, "present": present})
@@ -104,19 +102,10 @@ def _only(keep: frozenset[str]) -> Change:
 
 def _noise(modality: Modality, level: float) -> Change:
     """Adds noise to one modality: the same for every method and seed."""
-    per_channel = modality.kind in ("image", "video")
-    spread = level * modality.std.reshape((-1, 1, 1) if per_channel else (-1,))
+    name, spread, seed = modality.name, level * modality.spread, round(1000 * level)
 
-    def noisy(x: Shaped[Tensor, "..."], stream: torch.Generator) -> Float[Tensor, "..."]:
-        drawn = torch.randn(x.shape, generator=stream).to(x.device)
-        return x.float() + spread.to(x.device) * drawn
-
-    def change(batch: Batch, number: int) -> Batch:
-        x = batch["inputs"][modality.name]
-        stream = torch.Generator().manual_seed(chance.mixed(number, round(1000 * level)))
-        values = x.values if isinstance(x, Padded) else x
-        drawn = noisy(values, stream)
-        made = Padded(drawn, x.length) if isinstance(x, Padded) else drawn
-        return cast(Batch, {**batch, "inputs": {**batch["inputs"], modality.name: made}})
+    def change(batch: Batch) -> Batch:
+        made = with_noise(batch["inputs"][name], spread, batch["index"], seed)
+        return cast(Batch, {**batch, "inputs": {**batch["inputs"], name: made}})
 
     return change
