@@ -1,10 +1,9 @@
 """The one picture of a comparison, for a README or a paper."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenly.files import replacing, write_text
+from evenly.report.drawing import CARD, INK, QUIET, add_heading, shortened, write_drawing
 from evenly.report.figures import styles
 from evenly.report.folder import REFERENCE, Comparison, read_comparison, value_at
 
@@ -12,31 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, QUIET, GRID, CARD, BORDER = "#1b2026", "#626b76", "#e9ecf0", "#ffffff", "#d9dde3"
 ROWS = 12  # methods that fit beside the curves
-_FONTS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
-_STYLE: Any = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so no machine lays it out otherwise
-    "font.size": 9.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "evenly",
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": QUIET,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "text.parse_math": False,
-}
 
 
 def write_picture(directory: Path, path: Path) -> Path:
@@ -56,12 +31,6 @@ def write_picture(directory: Path, path: Path) -> Path:
         FileNotFoundError: If the folder holds no comparison.
         ValueError: If no method has a test accuracy yet, or the picture is of another kind.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
     comparison = read_comparison(directory)
     methods = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     if not methods:
@@ -69,19 +38,7 @@ def write_picture(directory: Path, path: Path) -> Path:
             f"no run of the comparison in '{directory}' has finished, so there is no test "
             "accuracy to draw. The command that wrote it continues it."
         )
-    with mpl.rc_context():
-        mpl.rcdefaults()  # not what a matplotlibrc of the user's says
-        mpl.rcParams.update(_STYLE)
-        figure = _draw(comparison, methods[:ROWS])
-        if path.suffix == ".png":
-            figure.set_dpi(200)
-            with replacing(path) as new:
-                FigureCanvasAgg(figure).print_png(new, metadata={"Software": "evenly"})
-            return path
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": "evenly"})
-    write_text(path, _with_system_fonts(buffer.getvalue()))
-    return path
+    return write_drawing(path, lambda: _draw(comparison, methods[:ROWS]))
 
 
 def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
@@ -98,19 +55,16 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     height = max(3.4, 1.75 + 0.42 * len(methods), 1.75 + 1.05 * rows)
     width = 9.4 if gaps else 4.8
     figure = Figure(figsize=(width, height))
-    figure.patch.set_alpha(0)
-    _draw_card(figure)
-
     top, bottom = (height - 1.0) / height, 0.62 / height
-    labels = max(len(_shortened(method)) for method in methods)
+    labels = max(len(shortened(method)) for method in methods)
     start = 0.42 + 0.078 * labels
     chosen = ", selected on test" if comparison.selects_on_test else ""
-    _draw_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
+    add_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
     left = figure.add_axes((start / width, bottom, (4.45 - start) / width, top - bottom))
     _draw_accuracy(left, comparison, methods)
     left.tick_params(axis="y", pad=72 * (start - 0.35))
     if gaps:
-        _draw_heading(figure, 4.95, "Purity gap between training and validation", "")
+        add_heading(figure, 4.95, "Purity gap between training and validation", "")
         _label_lines(figure, comparison, pair)
         grid = figure.add_gridspec(
             rows, columns, left=5.3 / width, right=(width - 0.35) / width, top=top, bottom=bottom,
@@ -124,27 +78,6 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
         for axes in grid[-1]:
             axes.set_xlabel("epochs")
     return figure
-
-
-def _draw_heading(figure: "Figure", x: float, title: str, below: str) -> None:
-    """A title at `x` inches from the left, and a line of explanation below it."""
-    width, height = figure.get_size_inches()
-    figure.text(x / width, (height - 0.47) / height, title, fontsize=11.5, fontweight="bold")
-    figure.text(x / width, (height - 0.72) / height, below, color=QUIET)
-
-
-def _draw_card(figure: "Figure") -> None:
-    """A white ground, so that the picture reads on a dark page as well."""
-    from matplotlib.patches import FancyBboxPatch
-
-    width, height = figure.get_size_inches()
-    inset = 0.008
-    card = FancyBboxPatch(
-        (inset, inset * width / height), 1 - 2 * inset, 1 - 2 * inset * width / height,
-        boxstyle="round,pad=0,rounding_size=0.012", mutation_aspect=width / height,
-        transform=figure.transFigure, facecolor=CARD, edgecolor=BORDER, linewidth=0.8, zorder=-10,
-    )  # fmt: skip
-    figure.add_artist(card)
 
 
 def _draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> None:
@@ -162,7 +95,7 @@ def _draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> 
         axes.plot(mean, row, "D", color=colour, markersize=7, markeredgecolor=CARD)
         axes.annotate(f"{mean:.1f}", (mean, row), xytext=(0, 7), textcoords="offset points",
                       ha="center", color=colour, fontsize=9, fontweight="bold")  # fmt: skip
-    names = [_shortened(method) for method in reversed(methods)]
+    names = [shortened(method) for method in reversed(methods)]
     axes.set_yticks(range(len(methods)), names, color=INK, ha="left")
     axes.set_ylim(-0.6, len(methods) - 0.35)
     axes.margins(x=0.08)
@@ -185,7 +118,7 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, value_at(mean, x), "v", color=colour, markersize=6.5,
                       markeredgecolor=CARD)  # fmt: skip
-    axes.text(0.015, 0.95, _shortened(modality), transform=axes.transAxes, va="top",
+    axes.text(0.015, 0.95, shortened(modality), transform=axes.transAxes, va="top",
               fontweight="bold", color=INK)  # fmt: skip
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
@@ -197,7 +130,7 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str]) -
 
     style = styles(comparison.methods)
     handles: list[Any] = [
-        Line2D([], [], color=style[method][0], linewidth=2, label=_shortened(method))
+        Line2D([], [], color=style[method][0], linewidth=2, label=shortened(method))
         for method in methods
     ]
     handles += [
@@ -217,12 +150,3 @@ def _pair(comparison: Comparison) -> list[str]:
     others = [method for method in comparison.methods if method != REFERENCE]
     relearning = [method for method in others if comparison.moments(method)]
     return [m for m in comparison.methods if m == REFERENCE] + (relearning or others)[:1]
-
-
-def _with_system_fonts(svg: str) -> str:
-    """Text stays text, in the reader's own typeface."""
-    return svg.replace("'DejaVu Sans'", _FONTS)
-
-
-def _shortened(name: str, length: int = 20) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
