@@ -34,6 +34,7 @@ several modalities.
   evenly compare --methods 'joint,relearn,relearn(gap=shared)'
   evenly compare --methods all --seeds 5
   evenly prepare clips.csv --out clips   files and labels to a store; then compare --data clips
+  evenly study figure4 --data my.npz   an experiment of the paper, on any data
   evenly diagnose features.npz         how well each encoder is learnt, no training
   evenly COMMAND --help                what a command takes
 """
@@ -64,6 +65,7 @@ Of a file that has several, stream=1 takes the second (video, image, flow, spect
 
 CONTINUED = {
     "compare": " The same command continues where this one was.",
+    "study": " The same command continues where this one was.",
     "prepare": " The same command continues where this one was.",
     "train": " The same command with --resume continues where this one was.",
 }
@@ -148,6 +150,34 @@ def compare(options: Namespace) -> None:
     report = compare(options.methods, seeds, training, out, jobs)
     print(table(out))
     print(f"\nreport: {report}")
+
+
+def study(options: Namespace) -> None:
+    """An experiment of the paper."""
+    from evenly.lab.compare import compare
+    from evenly.lab.jobs import default_jobs
+    from evenly.lab.studies import STUDIES, planned, write_study
+    from evenly.suggest import unknown
+
+    if options.name is None:
+        for name, known in STUDIES.items():
+            print(f"{name:13} {known.title}")
+            print(textwrap.indent(textwrap.fill(f"{known.shows}.", 78), " " * 14))
+        print("\n'evenly study NAME --data D' makes its table and picture of any data.")
+        return
+    if options.name not in STUDIES:
+        raise unknown("study", options.name, STUDIES)
+    asked = STUDIES[options.name]
+    training = _training(options)
+    given = _short(options, training)
+    out = Path(options.out or Path("runs") / f"{given}-{options.name}")
+    training = _prepared(training, out, options, asked.methods(training))
+    training, methods = planned(asked, training)
+    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
+    report = compare(",".join(methods), options.seeds, training, out, jobs)
+    files = write_study(options.name, out, methods)
+    print(files[0].read_text(encoding="utf-8"))
+    print(f"{asked.title}: {', '.join(map(str, files))}\nreport: {report}")
 
 
 def train(options: Namespace) -> None:
@@ -438,6 +468,7 @@ def report(options: Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "compare": compare,
+    "study": study,
     "train": train,
     "prepare": prepare,
     "predict": predict,
@@ -468,14 +499,17 @@ def parser() -> ArgumentParser:
         help="how many seeds: 0, 1, ... (default: 3, or 1 by --protocol paper)",
     )
     one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
-    one.add_argument(
-        "--jobs",
-        type=int | None,
-        help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
-        "on a GPU)",
-    )
+    _add_jobs(one)
     _add_training(one)
     commands.add_subcommand("compare", one, help="the main job: methods over seeds, with a report")
+
+    one = _parser("Repeats an experiment of the paper on any data: table, picture and report.")
+    one.add_argument("name", nargs="?", help="a study; without one, all are listed")
+    one.add_argument("--seeds", type=int, default=5, help="how many seeds: 0, 1, ...")
+    one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
+    _add_jobs(one)
+    _add_training(one)
+    commands.add_subcommand("study", one, help="an experiment of the paper: table and picture")
 
     one = _parser("One run, with checkpoints.")
     one.add_argument("--method", default="relearn", help="name, with settings if wanted")
@@ -553,6 +587,15 @@ def _parser(description: str) -> ArgumentParser:
 
     return ArgumentParser(
         prog="evenly", description=description, formatter_class=Formatter, allow_abbrev=False
+    )
+
+
+def _add_jobs(one: ArgumentParser) -> None:
+    one.add_argument(
+        "--jobs",
+        type=int | None,
+        help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
+        "on a GPU)",
     )
 
 

@@ -336,16 +336,17 @@ class Record(Callback):
                 return forward(model, trainer.strategy.batch_to_device(batch))
 
         train: Any = trainer.train_dataloader
-        val: Any = trainer.val_dataloaders
-        probe = Probe(task.model, on_device, train, val[0])
-        found = diagnose(probe.features("train"), probe.features("val"))
+        judged: Any = trainer.val_dataloaders
+        found = {
+            split: diagnose(probe.features("train"), probe.features("val"))
+            for split, loader in zip(task.judged, judged, strict=True)
+            for probe in (Probe(task.model, on_device, train, loader),)
+        }
+        columns = {"purity_train": found["val"].train, "gap": found["val"].gap}
+        columns |= {f"purity_{split}": diagnosis.val for split, diagnosis in found.items()}
         return {
             f"{key}/{name}": value
-            for key, values in (
-                ("purity_train", found.train),
-                ("purity_val", found.val),
-                ("gap", found.gap),
-            )
+            for key, values in columns.items()
             for name, value in values.items()
         }
 

@@ -3,5 +3,17 @@
 from evenly.report.formats import FORMATS, write_formats
 from evenly.report.page import write_report
 from evenly.report.picture import write_picture
+from evenly.report.studies import Drawing, accuracy, figure1, figure3, figure4, figure5
 
-__all__ = ["FORMATS", "write_formats", "write_picture", "write_report"]
+__all__ = [
+    "FORMATS",
+    "Drawing",
+    "accuracy",
+    "figure1",
+    "figure3",
+    "figure4",
+    "figure5",
+    "write_formats",
+    "write_picture",
+    "write_report",
+]

@@ -89,6 +89,7 @@ class Comparison:
         summary: By method, split and metric.
         results: By method, split and metric: seed to value.
         changed: When a result was last written.
+        reference: The method that `summary` compares every other one with.
     """
 
     config: Mapping[str, Any]
@@ -96,6 +97,7 @@ class Comparison:
     summary: Mapping[tuple[str, str, str], Estimate]
     results: Mapping[tuple[str, str, str], Mapping[int, float]]
     changed: datetime
+    reference: str = REFERENCE
 
     @cached_property
     def methods(self) -> list[str]:
@@ -214,7 +216,7 @@ def read_comparison(directory: Path) -> Comparison:
         config=config,
         runs=sorted(runs, key=lambda run: (run.method, run.seed)),
         summary={
-            (row["method"], row["split"], row["metric"]): _estimate(row)
+            (row["method"], row["split"], row["metric"]): estimate_of(row)
             for row in _rows(directory / "summary.csv")
         },
         results=_read_results(directory / "results.csv"),
@@ -286,13 +288,14 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
 
 
-def _estimate(row: Mapping[str, str]) -> Estimate:
+def estimate_of(row: Mapping[str, Any]) -> Estimate:
+    """A line of summary.csv, as text or as it was made."""
     names = [field.name for field in fields(Estimate) if field.name != "seeds"]
-    return Estimate(**{name: _number(row[name]) for name in names}, seeds=int(row["seeds"]))
+    return Estimate(**{name: _number(row.get(name)) for name in names}, seeds=int(row["seeds"]))
 
 
-def _number(text: str | None) -> float | None:
-    value = float(text or "nan")
+def _number(text: str | float | None) -> float | None:
+    value = float("nan" if text in ("", None) else text)
     return value if math.isfinite(value) else None
 
 

@@ -61,7 +61,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     chosen = ", selected on test" if comparison.selects_on_test else ""
     add_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
     left = figure.add_axes((start / width, bottom, (4.45 - start) / width, top - bottom))
-    _draw_accuracy(left, comparison, methods)
+    draw_accuracy(left, comparison, methods)
     left.tick_params(axis="y", pad=72 * (start - 0.35))
     if gaps:
         add_heading(figure, 4.95, "Purity gap between training and validation", "")
@@ -80,7 +80,8 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     return figure
 
 
-def _draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> None:
+def draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> None:
+    """Test accuracy of each method, the first on top: mean, 95 % interval and seeds."""
     style = styles(comparison.methods)
     for place, method in enumerate(methods):
         row, colour = len(methods) - 1 - place, style[method][0]
