@@ -450,9 +450,11 @@ def _check(text: str, folder: str) -> None:
 
 def report(options: Namespace) -> None:
     """Rebuilds tables and report."""
+    from evenly.lab.projection import project
     from evenly.lab.tables import table, write_tables
 
-    path = write_tables(Path(options.folder))
+    project(Path(options.folder), options.projection)
+    path = write_tables(Path(options.folder), options.projection)
     print(table(Path(options.folder)))
     print(f"\nreport: {path}")
     if options.format:
@@ -464,6 +466,13 @@ def report(options: Namespace) -> None:
         from evenly.report import write_picture
 
         print(f"figure: {write_picture(Path(options.folder), Path(options.figure))}")
+    if options.projection_figure:
+        from evenly.report import write_projection_picture
+
+        picture = write_projection_picture(
+            Path(options.folder), Path(options.projection_figure), projection=options.projection
+        )
+        print(f"figure: {picture}")
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
@@ -565,6 +574,19 @@ def parser() -> ArgumentParser:
     one = _parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
     one.add_argument("folder", help="what 'evenly compare --out' wrote")
     one.add_argument("--figure", type=str | None, help="draw the main figure here: .svg or .png")
+    one.add_argument(
+        "--projection",
+        default="tsne",
+        choices=("tsne", "umap"),
+        help="how the report lays the encoders' features out in the plane; umap needs "
+        "'evenly[umap]'",
+    )
+    one.add_argument(
+        "--projection_figure",
+        type=str | None,
+        help="draw the features of joint training and the first method that re-learns here: .svg "
+        "or .png",
+    )
     one.add_argument(
         "--format",
         type=str | None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenly.lab.jobs import run_cells
+from evenly.lab.projection import project
 from evenly.lab.settings import (
     Cell,
     Training,
@@ -89,6 +90,7 @@ def compare(methods: str, seeds: int, training: Training, out: Path, jobs: int) 
     failures: dict[str, str] = {}
     try:
         failures = run_cells({plan.folder(cell): cell for cell in plan.cells()}, jobs)
+        project(out)  # who stops it does not wait for this
     finally:
         report = write_tables(out)
     if failures:

@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from evenly.data import Batch, Modality
 from evenly.data.dataset import with_noise
 from evenly.diagnosis.contribution import contributions, imbalance
+from evenly.files import replacing
 from evenly.output import Output
+from evenly.probe import Features
 
 K = TypeVar("K", bound=Hashable)
 Passed = Callable[[Batch], Output]
@@ -18,6 +24,8 @@ Change = Callable[[Batch], Batch]
 
 LEVELS = (0.5, 1.0, 2.0, 4.0)
 """Of the noise that inputs are given, in standard deviations of the training split."""
+SAMPLES = 500
+"""Of which features are kept, at most."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +117,51 @@ def _noise(modality: Modality, level: float) -> Change:
         return cast(Batch, {**batch, "inputs": {**batch["inputs"], name: made}})
 
     return change
+
+
+def write_features(
+    path: Path,
+    features: Features,
+    predicted: Int[Tensor, " n"],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Writes what the encoders make of a few samples of a split, the same in every run.
+
+    The file holds `modalities`; by their positions `features_0` (k, width), ... in half precision
+    and units of their largest magnitude, and `present_0` (k), ... where samples lack them; and of
+    each sample `target`, `predicted`, `row` (its position in the split) and `name`, if it has one.
+
+    Args:
+        path: Of the file, .npz.
+        features: Of all samples of the split, in order.
+        predicted: The class that each is taken for.
+        names: Of all samples of the split.
+    """
+    keep = share_of_each(features.target.cpu(), SAMPLES)
+    arrays = {
+        "modalities": np.array(list(features.features)),
+        "target": features.target.cpu()[keep].numpy(),
+        "predicted": predicted.cpu()[keep].numpy(),
+        "row": keep.numpy(),
+    }
+    if names is not None:
+        arrays["name"] = np.array([names[row] for row in keep.tolist()])
+    for place, (name, x) in enumerate(features.features.items()):
+        few = x.cpu()[keep].double()
+        largest = float(few.abs().max()) or 1.0  # half precision ends at 65504
+        arrays[f"features_{place}"] = (few / largest).numpy().astype(np.float16)
+        if name in features.present:
+            arrays[f"present_{place}"] = features.present[name].cpu()[keep].numpy()
+    with replacing(path) as new:
+        np.savez_compressed(new, allow_pickle=False, **arrays)
+
+
+def share_of_each(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
+    """Positions of `count` samples at most, in ascending order, always the same.
+
+    They stand at even distances among the samples sorted by class: each class has its share of
+    them to within one.
+    """
+    count = min(count, len(target))
+    places = torch.linspace(0, len(target) - 1, count, dtype=torch.float64).round().long()
+    return target.argsort(stable=True)[places].sort().values

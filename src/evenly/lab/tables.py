@@ -12,7 +12,7 @@ from evenly.files import write_csv
 from evenly.lab import bootstrap
 from evenly.lab.result import Result, is_headline
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
-from evenly.report import write_report
+from evenly.report import Projected, write_report
 from evenly.report.folder import PAPER, REFERENCE, read_config
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol")
@@ -51,8 +51,12 @@ class Answers:
     guess: Mapping[str, Mapping[int, Int[np.ndarray, " n"]]]
 
 
-def write_tables(out: Path) -> Path:
+def write_tables(out: Path, projection: Projected = "tsne") -> Path:
     """Writes results.csv, summary.csv and report.html from the finished runs of a folder.
+
+    Args:
+        out: The folder of a comparison.
+        projection: Which places of the test samples the report shows.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
@@ -62,7 +66,7 @@ def write_tables(out: Path) -> Path:
     lines = summary(results, read_answers(out))
     write_csv(out / "results.csv", RESULTS, [row | protocol for row in results])
     write_csv(out / "summary.csv", SUMMARY, [row | protocol for row in lines])
-    return write_report(out)
+    return write_report(out, projection)
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:

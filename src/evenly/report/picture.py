@@ -1,17 +1,31 @@
-"""The one picture of a comparison, for a README or a paper."""
+"""The pictures of a comparison, for a README or a paper."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenly.report.drawing import CARD, INK, QUIET, add_heading, shortened, write_drawing
+import numpy as np
+
+from evenly.report.drawing import BORDER, CARD, INK, QUIET, add_heading, shortened, write_drawing
 from evenly.report.figures import styles
-from evenly.report.folder import REFERENCE, Comparison, read_comparison, value_at
+from evenly.report.folder import (
+    Comparison,
+    Projected,
+    Projection,
+    read_comparison,
+    value_at,
+)
+from evenly.report.projection import NAMES, class_style, fitted
+from evenly.suggest import unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROWS = 12  # methods that fit beside the curves
+CLASS_ROWS = 16  # beside two panels
+HOLLOW = "taken for another"
+MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 
 
 def write_picture(directory: Path, path: Path) -> Path:
@@ -41,10 +55,58 @@ def write_picture(directory: Path, path: Path) -> Path:
     return write_drawing(path, lambda: _draw(comparison, methods[:ROWS]))
 
 
+def write_projection_picture(
+    directory: Path,
+    path: Path,
+    methods: Sequence[str] | None = None,
+    projection: Projected = "tsne",
+) -> Path:
+    """Draws test samples in the plane as encoders see them: modalities down, methods across.
+
+    After Figure 3 of Wei et al., ECCV 2024. A colour, and a shape where there are many, is a class;
+    hollow samples are taken for another. The same folder gives the same file.
+
+    Args:
+        directory: The folder that `evenly compare --out` wrote.
+        path: Of the picture to write, .svg or .png.
+        methods: From left to right, as the comparison calls them; by default joint training and
+            the first that re-learns.
+        projection: Of the features.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no comparison.
+        ValueError: If a method is not in it or has no places of this kind, or the picture is of
+            another kind.
+    """
+    comparison = read_comparison(directory)
+    placed = {
+        method: found
+        for method in comparison.methods
+        if (found := comparison.projection(method, projection)) is not None
+    }
+    for method in methods or ():
+        if method not in comparison.methods:
+            raise unknown(f"method in '{directory}'", method, comparison.methods)
+    wanted = comparison.pair(list(placed)) if methods is None else methods
+    missing = [method for method in wanted if method not in placed]
+    if missing or not wanted:
+        raise ValueError(
+            f"'{directory}' holds no {NAMES[projection]} of {', '.join(missing) or 'any method'}. "
+            f"'evenly report {directory} --projection {projection}' computes it for runs of seed 0 "
+            "that have finished."
+        )
+    return write_drawing(
+        path, lambda: _draw_planes(comparison, {method: placed[method] for method in wanted})
+    )
+
+
 def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     from matplotlib.figure import Figure
 
-    pair = _pair(comparison)
+    pair = comparison.pair(comparison.methods)
     gaps = [
         name
         for name in comparison.modalities
@@ -55,6 +117,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     height = max(3.4, 1.75 + 0.42 * len(methods), 1.75 + 1.05 * rows)
     width = 9.4 if gaps else 4.8
     figure = Figure(figsize=(width, height))
+
     top, bottom = (height - 1.0) / height, 0.62 / height
     labels = max(len(shortened(method)) for method in methods)
     start = 0.42 + 0.078 * labels
@@ -146,8 +209,79 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str]) -
                   columnspacing=1.4, borderaxespad=0, borderpad=0, labelcolor=QUIET)  # fmt: skip
 
 
-def _pair(comparison: Comparison) -> list[str]:
-    """Joint training and the first method that re-learns, as far as they are there."""
-    others = [method for method in comparison.methods if method != REFERENCE]
-    relearning = [method for method in others if comparison.moments(method)]
-    return [m for m in comparison.methods if m == REFERENCE] + (relearning or others)[:1]
+def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    modalities = [
+        name
+        for name in comparison.modalities
+        if any(name in projection.places for projection in projections.values())
+    ]
+    present = {
+        number for found in projections.values() for number in np.unique(found.target).tolist()
+    }
+    classes = {number: comparison.class_names[number] for number in sorted(present)}
+    side, gap, left, top = 2.3, 0.12, 0.42, 0.5
+    columns = -(-(len(classes) + 1) // CLASS_ROWS)
+    longest = max(map(len, [HOLLOW, *map(_brief, classes.values())]))
+    legend = 0.15 + columns * (0.32 + 0.068 * longest)
+    width = left + len(projections) * (side + gap) + legend
+    height = top + len(modalities) * (side + gap) + 0.15
+    figure = Figure(figsize=(width, height))
+    for column, (method, found) in enumerate(projections.items()):
+        x = left + column * (side + gap)
+        figure.text((x + side / 2) / width, (height - 0.33) / height, shortened(method, 26),
+                    ha="center", fontsize=10.5, fontweight="bold")  # fmt: skip
+        for row, modality in enumerate(modalities):
+            y = height - top - (row + 1) * side - row * gap
+            axes = figure.add_axes((x / width, y / height, side / width, side / height))
+            axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xticks=[], yticks=[])
+            axes.grid(visible=False)
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=BORDER)
+            if column == 0:
+                axes.set_ylabel(shortened(modality, 26), fontsize=10.5, fontweight="bold",
+                                color=INK, labelpad=6)  # fmt: skip
+            if modality in found.places:
+                _draw_plane(axes, found, fitted(found.places[modality]))
+            else:
+                axes.text(0.5, 0.5, "not in this model", ha="center", color=QUIET)
+    _label_classes(figure, classes, columns, (width - legend) / width, top)
+    return figure
+
+
+def _draw_plane(axes: "Axes", found: Projection, places: np.ndarray) -> None:
+    right = found.predicted == found.target
+    for number in np.unique(found.target).tolist():
+        colour, shape = class_style(number)
+        for chosen, face in ((right, colour), (~right, "none")):
+            x, y = places[(found.target == number) & chosen].T
+            axes.scatter(x, y, s=13, marker=MARKERS[shape], facecolors=face, edgecolors=colour,
+                         linewidths=0.9, alpha=0.9)  # fmt: skip
+
+
+def _label_classes(
+    figure: "Figure", classes: Mapping[int, str], columns: int, x: float, top: float
+) -> None:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = []
+    for number, name in classes.items():
+        colour, shape = class_style(number)
+        handles.append(
+            Line2D([], [], linestyle="", marker=MARKERS[shape], color=colour, markersize=5.5,
+                   label=_brief(name))
+        )  # fmt: skip
+    handles.append(
+        Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor="none",
+               markersize=5.5, label=HOLLOW)
+    )  # fmt: skip
+    height = figure.get_size_inches()[1]
+    figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False,
+                  bbox_to_anchor=(x, (height - top + 0.06) / height), borderaxespad=0,
+                  handlelength=1.2, handletextpad=0.3, columnspacing=0.8, labelspacing=0.45,
+                  fontsize=8, labelcolor=QUIET)  # fmt: skip
+
+
+def _brief(name: str) -> str:
+    return shortened(name, 18)

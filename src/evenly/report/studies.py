@@ -109,9 +109,7 @@ def _figure1(comparison: Comparison) -> "Figure":
     return figure
 
 
-def _probes(
-    comparison: Comparison, method: str, pair: Sequence[str]
-) -> tuple[float, float] | None:
+def _probes(comparison: Comparison, method: str, pair: Sequence[str]) -> tuple[float, float] | None:
     """Probe accuracies of two modalities in per cent; None of a model that lacks one."""
     found = [comparison.estimate(method, f"probe/{name}").mean for name in pair]
     if any(value is None for value in found):
@@ -257,9 +255,7 @@ def _period(comparison: Comparison, method: str) -> int | None:
     return None if first is None else first - 1
 
 
-def _draw_points(
-    axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]
-) -> None:
+def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]) -> None:
     """A place for each value in order; λ and periods are too uneven for a scale."""
     colour = styles(comparison.methods).get("relearn", ("#2b83c6", ""))[0]
     means = []
