@@ -34,6 +34,7 @@ several modalities.
   evenly compare --methods 'joint,relearn,relearn(gap=shared)'
   evenly compare --methods all --seeds 5
   evenly prepare clips.csv --out clips   files and labels to a store; then compare --data clips
+  evenly study figure4 --data my.npz   an experiment of the paper, on any data
   evenly diagnose features.npz         how well each encoder is learnt, no training
   evenly COMMAND --help                what a command takes
 """
@@ -82,6 +83,7 @@ one machine, the same search tries the same settings again.
 CONTINUED = {
     "compare": " The same command continues where this one was.",
     "tune": " The same command continues where this one was.",
+    "study": " The same command continues where this one was.",
     "prepare": " The same command continues where this one was.",
     "train": " The same command with --resume continues where this one was.",
 }
@@ -160,7 +162,7 @@ def compare(options: Namespace) -> None:
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(options, training))
-    training = _prepared(training, out, options)
+    training = _prepared(training, out, options, options.methods)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     usual = 1 if training.protocol == "paper" else 3
     seeds = usual if options.seeds is None else options.seeds
@@ -180,7 +182,7 @@ def tune(options: Namespace) -> None:
 
     training = _training(options)
     out = Path(options.out or Path("runs") / f"{_short(options, training)}-tune")
-    training = _prepared(training, out, options)
+    training = _prepared(training, out, options, options.methods)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out)
@@ -188,6 +190,34 @@ def tune(options: Namespace) -> None:
     best = shlex.join(["--config", str(out / "best.yaml"), "--out", str(out / "compare")])
     print(f"\nevery trial: {out / 'tune.csv'}\nthe best of each method against each other, on the")
     print(f"test split: evenly compare {best} --seeds 5")
+
+
+def study(options: Namespace) -> None:
+    """An experiment of the paper."""
+    from evenly.lab.compare import compare
+    from evenly.lab.jobs import default_jobs
+    from evenly.lab.studies import STUDIES, planned, write_study
+    from evenly.suggest import unknown
+
+    if options.name is None:
+        for name, known in STUDIES.items():
+            print(f"{name:13} {known.title}")
+            print(textwrap.indent(textwrap.fill(f"{known.shows}.", 78), " " * 14))
+        print("\n'evenly study NAME --data D' makes its table and picture of any data.")
+        return
+    if options.name not in STUDIES:
+        raise unknown("study", options.name, STUDIES)
+    asked = STUDIES[options.name]
+    training = _training(options)
+    given = _short(options, training)
+    out = Path(options.out or Path("runs") / f"{given}-{options.name}")
+    training = _prepared(training, out, options, asked.methods(training))
+    training, methods = planned(asked, training)
+    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
+    report = compare(",".join(methods), options.seeds, training, out, jobs)
+    files = write_study(options.name, out, methods)
+    print(files[0].read_text(encoding="utf-8"))
+    print(f"{asked.title}: {', '.join(map(str, files))}\nreport: {report}")
 
 
 def train(options: Namespace) -> None:
@@ -209,7 +239,7 @@ def train(options: Namespace) -> None:
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )
-    cell = replace(cell, training=_prepared(cell.training, folder, options))
+    cell = replace(cell, training=_prepared(cell.training, folder, options, options.method))
     data, notes = prepare([cell])
     say(notes)
     with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
@@ -315,7 +345,8 @@ def predict(options: Namespace) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sample", "label", "predicted", *run.class_names])
-    for found in predictions(run, options.data, options.split, without):
+    said = predictions(run, options.data, options.split, without, skip_broken=options.skip_broken)
+    for found in said:
         best = max(range(len(run.class_names)), key=found.probabilities.__getitem__)
         rounded = [f"{p:.6g}" for p in found.probabilities]
         writer.writerow([found.sample, found.label, run.class_names[best], *rounded])
@@ -459,9 +490,11 @@ def _check(text: str, folder: str) -> None:
 
 def report(options: Namespace) -> None:
     """Rebuilds tables and report."""
+    from evenly.lab.projection import project
     from evenly.lab.tables import table, write_tables
 
-    path = write_tables(Path(options.folder))
+    project(Path(options.folder), options.projection)
+    path = write_tables(Path(options.folder), options.projection)
     print(table(Path(options.folder)))
     print(f"\nreport: {path}")
     if options.format:
@@ -473,11 +506,19 @@ def report(options: Namespace) -> None:
         from evenly.report import write_picture
 
         print(f"figure: {write_picture(Path(options.folder), Path(options.figure))}")
+    if options.projection_figure:
+        from evenly.report import write_projection_picture
+
+        picture = write_projection_picture(
+            Path(options.folder), Path(options.projection_figure), projection=options.projection
+        )
+        print(f"figure: {picture}")
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "compare": compare,
     "tune": tune,
+    "study": study,
     "train": train,
     "prepare": prepare,
     "predict": predict,
@@ -508,12 +549,7 @@ def parser() -> ArgumentParser:
         help="how many seeds: 0, 1, ... (default: 3, or 1 by --protocol paper)",
     )
     one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
-    one.add_argument(
-        "--jobs",
-        type=int | None,
-        help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
-        "on a GPU)",
-    )
+    _add_jobs(one)
     one.add_argument(
         "--tuned",
         type=dict[str, Any] | None,
@@ -554,6 +590,14 @@ def parser() -> ArgumentParser:
     _add_training(one)
     commands.add_subcommand("tune", one, help="the best settings of each method, equal budgets")
 
+    one = _parser("Repeats an experiment of the paper on any data: table, picture and report.")
+    one.add_argument("name", nargs="?", help="a study; without one, all are listed")
+    one.add_argument("--seeds", type=int, default=5, help="how many seeds: 0, 1, ...")
+    one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
+    _add_jobs(one)
+    _add_training(one)
+    commands.add_subcommand("study", one, help="an experiment of the paper: table and picture")
+
     one = _parser("One run, with checkpoints.")
     one.add_argument("--method", default="relearn", help="name, with settings if wanted")
     one.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
@@ -587,6 +631,7 @@ def parser() -> ArgumentParser:
         "--split", default="test", choices=("train", "val", "test"), help="of data that have one"
     )
     one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
+    _add_skipping(one)
     one.add_argument("--out", type=str | None, help="a .csv file (default: the screen)")
     commands.add_subcommand("predict", one, help="predictions of a trained run, as CSV")
 
@@ -607,6 +652,19 @@ def parser() -> ArgumentParser:
     one = _parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
     one.add_argument("folder", help="what 'evenly compare --out' wrote")
     one.add_argument("--figure", type=str | None, help="draw the main figure here: .svg or .png")
+    one.add_argument(
+        "--projection",
+        default="tsne",
+        choices=("tsne", "umap"),
+        help="how the report lays the encoders' features out in the plane; umap needs "
+        "'evenly[umap]'",
+    )
+    one.add_argument(
+        "--projection_figure",
+        type=str | None,
+        help="draw the features of joint training and the first method that re-learns here: .svg "
+        "or .png",
+    )
     one.add_argument(
         "--format",
         type=str | None,
@@ -629,6 +687,15 @@ def _parser(description: str) -> ArgumentParser:
 
     return ArgumentParser(
         prog="evenly", description=description, formatter_class=Formatter, allow_abbrev=False
+    )
+
+
+def _add_jobs(one: ArgumentParser) -> None:
+    one.add_argument(
+        "--jobs",
+        type=int | None,
+        help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
+        "on a GPU)",
     )
 
 
@@ -665,6 +732,10 @@ def _add_reading(one: ArgumentParser) -> None:
         help="how a column of a table is read, where it is not as found out: "
         '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'; see "evenly prepare --help"',
     )
+    _add_skipping(one)
+
+
+def _add_skipping(one: ArgumentParser) -> None:
     one.add_argument(
         "--skip-broken", action="store_true", help="leave out samples whose files are broken"
     )
@@ -705,13 +776,29 @@ def _training(options: Namespace) -> Training:
     return Training(**{name: getattr(options, name) for name in names})
 
 
-def _prepared(training: Training, out: Path, options: Namespace) -> Training:
-    """The same training; of a table or a folder, it reads a store made beside its results."""
+def _prepared(training: Training, out: Path, options: Namespace, methods: str) -> Training:
+    """The same training; of a table or a folder, it reads a store made beside its results.
+
+    Args:
+        training: As asked for.
+        out: The folder of the results.
+        options: How raw files are read.
+        methods: What is to be trained, whose names are looked at before anything is decoded.
+    """
     from evenly.data.catalogue import TABLES
 
+    if options.source is not None and options.source.endswith(TABLES):
+        raise ValueError(
+            f"--source is a data set by name; found {options.source}. Give a table as --data."
+        )
     if options.folder is not None:
         if options.source is None:
             raise ValueError("--folder goes with --source, or with a --recipe that names one.")
+        if training.data != Training.data:
+            raise ValueError(
+                f"--folder asks for the files of {options.source}, and --data for "
+                f"{training.data}. Give one of them."
+            )
         source = _source(options.source, options)
     elif training.data.endswith(TABLES):
         source = _source(training.data, options)
@@ -723,10 +810,21 @@ def _prepared(training: Training, out: Path, options: Namespace) -> Training:
     else:
         _check_reading(training.data, options)
         return training
+    _check_names(training, source, methods)
     if training.limit_samples is not None:
         source = source.limited(training.limit_samples)
     _store(source, out / "store", None, options.skip_broken)
     return replace(training, data=str(out / "store"))
+
+
+def _check_names(training: Training, source: "Source", methods: str) -> None:
+    """Raises if a method, an encoder or the like is unknown."""
+    from evenly.lab.build import check_names, expanded
+    from evenly.lab.settings import Cell
+    from evenly.spec import split
+
+    for method in expanded(split(methods), source.readers):
+        check_names(Cell(training, method, 0), source.name, source.readers)
 
 
 def _short(options: Namespace, training: Training) -> str:

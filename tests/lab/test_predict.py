@@ -1,6 +1,7 @@
 import csv
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_a_table_without_labels(tmp_path):
     assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
     (tmp_path / "new.csv").write_text("name,x\nfirst,-2\nsecond,2\nthird,\nfourth,1.5\n")
     new = str(tmp_path / "new.csv")
-    with pytest.raises(ValueError, match="new: 'third': has none of the modalities"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows .*:\n  third: has none of the modalities"):
         rows(tmp_path / "run", new)
     (tmp_path / "new.csv").write_text("name,x,y\nfirst,-2,\nsecond,2,\nthird,,3\n")
     found = rows(tmp_path / "run", new)
@@ -123,7 +124,7 @@ def test_a_table_without_labels(tmp_path):
     assert found[2].probabilities == pytest.approx(alone[0].tolist(), abs=1e-6)
 
 
-def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path):
+def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path, capsys):
     for k in range(40):
         np.save(tmp_path / f"{k}.npy", np.full((2, 3), k % 2, np.float32))
     lines = "".join(f"{k}.npy,{CLASSES[k % 2]}\n" for k in range(40))
@@ -131,9 +132,20 @@ def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path):
     training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
     assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
     np.save(tmp_path / "odd.npy", np.ones((2, 1), np.float32))
-    (tmp_path / "new.csv").write_text("name,x\none,0.npy\ntwo,odd.npy\n")
-    with pytest.raises(ValueError, match=r"new: 'two': x: has the shape \(2, 1\) of float32"):
-        rows(tmp_path / "run", str(tmp_path / "new.csv"))
+    new = tmp_path / "new.csv"
+    new.write_text("name,x\none,0.npy\ntwo,odd.npy\ngone,gone.npy\none,1.npy\n")
+    with pytest.raises(ValueError, match=r"2 of 4 rows .*\n  two: x: has the .*\n  gone: x: "):
+        rows(tmp_path / "run", str(new))
+    command = ["predict", str(tmp_path / "run"), "--data", str(new), "--skip-broken"]
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "2 rows were left out as broken:\n  two: x: has the shape (2, 1)" in said.err
+    assert [row["sample"] for row in csv.DictReader(io.StringIO(said.out))] == ["one", "one"]
+    trained = load_run(tmp_path / "run")
+    official = replace(trained, read={"x": "steps(units=GloVe)"})
+    with pytest.raises(ValueError, match=r"'x' of .* was read as steps\(units=GloVe\), from"):
+        list(predictions(official, str(new)))
     store = ["prepare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "store")]
     assert main([*store, "--readers.x", "array(kind=sequence)"]) == 0
     with pytest.raises(ValueError, match=r"'x' was read as array.* but .* was trained on array"):

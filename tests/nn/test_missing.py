@@ -13,6 +13,7 @@ from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.mmtm import blocks_of
 from evenly.nn.pretrained import Transformer
 from evenly.probe import Probe
+from ranks import on_ranks
 
 SHAPES = {"a": ("vector", (5,)), "b": ("image", (1, 8, 8)), "c": ("sequence", (6, 3))}
 HERE = torch.tensor([True, False, True, True, False, True])
@@ -254,7 +255,7 @@ def data():
 
 
 def test_the_mask_goes_with_the_batch():
-    batch = data().split("val").__getitems__([0, 1, 2])
+    batch = data().split("val").__getitems__([0, 1, 12])  # 12 is a variant of 2
     assert batch["present"]["steps"].tolist() == [True, False, True]  # rows 20, 21, 22
     assert batch["inputs"]["steps"].length.tolist() == [2, 0, 2]
     assert set(batch["present"]) == {"steps"}
@@ -300,3 +301,30 @@ def test_a_single_sample_with_a_modality_trains():
     assert all(module.training for module in model.modules())
     expected = model.eval()(inputs, {"eye": here}).logits
     torch.testing.assert_close(output.logits, expected)
+
+
+def step_on_rank(rank, world, head):
+    """One step under DDP; the second rank's samples all lack the picture."""
+    torch.manual_seed(0)
+    picture = Modality("eye", "image", (1, 8, 8), torch.zeros(1), torch.ones(1))
+    other = Modality("x", "vector", (4,), torch.zeros(4), torch.ones(4))
+    encoders = {"eye": encoder_for(picture, 8), "x": encoder_for(other, 8)}
+    model = nn.parallel.DistributedDataParallel(LateFusion(encoders, 2, head))
+    here = torch.full((3,), rank == 0)
+    for step in range(2):  # DDP finds out in the second that it was left waiting in the first
+        torch.manual_seed(10 + step)
+        inputs = {"eye": torch.randn(3, 1, 8, 8), "x": torch.randn(3, 4)}
+        model.zero_grad()
+        output = model(inputs, {"eye": here})
+        output.logits.square().sum().backward()
+    return output.features["eye"].detach(), [p.grad for p in model.parameters()]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("head", ["concat", "mmtm"])
+def test_a_rank_whose_samples_all_lack_a_modality_keeps_step(head, tmp_path):
+    (first, gradients), (second, others) = on_ranks(step_on_rank, tmp_path, head)
+    assert first.abs().sum() > 0
+    assert not second.any()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0

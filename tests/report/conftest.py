@@ -65,7 +65,22 @@ def _write_csv(path, columns, rows):
         writer.writerows(rows)
 
 
-def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quality, *, finished):
+def _write_projection(folder, modalities, classes, samples):
+    """Clusters in the plane, some samples among the wrong one; as `evenly.lab.projection` does."""
+    rng = np.random.default_rng(samples)
+    target = np.arange(samples) % classes
+    predicted = np.where(rng.random(samples) < 0.8, target, (target + 1) % classes)
+    arrays = {"source": np.array("0" * 64), "modalities": np.array(modalities), "target": target,
+              "predicted": predicted, "row": 2 * np.arange(samples)}  # fmt: skip
+    for place in range(len(modalities)):
+        centres = rng.normal(0, 20, (classes, 2))
+        places = centres[predicted] + rng.normal(0, 3, (samples, 2))
+        arrays[f"tsne_{place}"] = places.astype(np.float32)
+    np.savez_compressed(folder / "projection.npz", allow_pickle=False, **arrays)
+
+
+def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quality, samples, *,
+               finished):  # fmt: skip
     folder.mkdir(parents=True)
     config = {"data": "digits", "method": method, "seed": seed, "epochs": epochs,
               "batch_size": 64, "optimizer": "SGD", "lr": 0.05}  # fmt: skip
@@ -93,6 +108,8 @@ def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quali
     probabilities = rng.dirichlet(np.ones(classes), 30).astype(np.float32)
     np.savez(folder / "predictions.npz", probabilities=probabilities,
              target=rng.integers(0, classes, 30), index=np.arange(30))  # fmt: skip
+    if seed == 0 and modalities and class_names:
+        _write_projection(folder, modalities, len(class_names), samples)
     return result
 
 
@@ -136,6 +153,7 @@ def write_comparison(
     modalities=("top", "bottom"),
     class_names=tuple("0123456789"),
     epochs=30,
+    samples=40,
     missing=(),
     unfinished=(),
     failed=(),
@@ -163,7 +181,7 @@ def write_comparison(
             cell = folder / "runs" / f"{name}-{seed}"
             open_ = (method, seed) in unfinished or (method, seed) in failed
             result = _write_run(cell, rng, method, seed, modalities, class_names, epochs, quality,
-                                finished=not open_)  # fmt: skip
+                                samples, finished=not open_)  # fmt: skip
             if (method, seed) in failed:
                 (cell / "error.txt").write_text("Traceback …\nValueError: the loss is <nan>.\n")
             if result:

@@ -1,6 +1,7 @@
 """A data set, in memory or mapped into it, and how batches are read from it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -8,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from evenly.data.noise import noisy
+from evenly.suggest import unknown
 
 Kind = Literal["vector", "sequence", "image", "video", "text"]
 SplitName = Literal["train", "val", "test"]
@@ -46,7 +50,7 @@ class Batch(TypedDict):
     Attributes:
         inputs: By modality, in the stored dtype; the encoder converts and standardises.
         present: By modality, (n,) which samples have it; those it does not name are complete.
-            Where a sample lacks a modality, its input is zeros.
+            Where a sample lacks a modality, its input is zeros. On the CPU.
         target: (n,) class of each sample.
         index: (n,) position of each sample in its split; beyond the split's length it is a
             variant of the sample, see `evenly.Resampler`.
@@ -78,6 +82,11 @@ class Modality:
     shape: tuple[int, ...]
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
+
+    @property
+    def spread(self) -> Float[Tensor, "..."]:
+        """The standard deviation, as it is multiplied with a sample: channels come first there."""
+        return self.std.reshape((-1, 1, 1) if self.kind in ("image", "video") else (-1,))
 
 
 class Data:
@@ -140,6 +149,7 @@ class Data:
                 key: described(key, stored, self._rows["train"]) for key, stored in inputs.items()
             }
         self.modalities = dict(modalities)
+        self._noise: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
         """The same data with so many samples of each split at most, of each class as many.
@@ -150,12 +160,31 @@ class Data:
             name: members[spread(self._target[members], count)]
             for name, members in self._rows.items()
         }
-        return self._with(self._inputs, self._target, rows, self._present)
+        return self._with(_rows=rows)
+
+    def noisy(self, levels: Mapping[str, float]) -> "Data":
+        """The same data with white noise on some modalities, the same whenever a sample is read.
+
+        Means and deviations stay those of the data without it.
+
+        Args:
+            levels: By modality, in standard deviations of its training split.
+
+        Raises:
+            ValueError: If there is no such modality, or it is a text.
+        """
+        for name in levels:
+            if name not in self.modalities:
+                raise unknown("modality", name, self.modalities)
+            if self.modalities[name].kind == "text":
+                raise ValueError(f"'{name}' is a text, to which no noise can be added.")
+        spread = {name: level * self.modalities[name].spread for name, level in levels.items()}
+        return self._with(_noise=spread, bayes=None if levels else self.bayes)
 
     def without(self, name: SplitName) -> "Data":
         """The same data without a split, which nobody can then read."""
         rows = {split: members for split, members in self._rows.items() if split != name}
-        return self._with(self._inputs, self._target, rows, self._present)
+        return self._with(_rows=rows)
 
     @property
     def nbytes(self) -> int:
@@ -163,44 +192,31 @@ class Data:
         return sum(x.nbytes for stored in self._inputs.values() for x in _tensors(stored))
 
     def to(self, device: torch.device) -> "Data":
-        """The same data on a device, from which batches are then read without a transfer."""
+        """The same data on a device, from which batches are then read without a transfer.
+
+        Which samples have which modality stays on the CPU, where a model looks at it.
+        """
 
         def moved(stored: Tensor | Ragged) -> Tensor | Ragged:
             parts = [x.to(device) for x in _tensors(stored)]
             return Ragged(*parts) if isinstance(stored, Ragged) else parts[0]
 
         return self._with(
-            {name: moved(stored) for name, stored in self._inputs.items()},
-            self._target.to(device),
-            {name: rows.to(device) for name, rows in self._rows.items()},
-            {name: here.to(device) for name, here in self._present.items()},
+            _inputs={name: moved(stored) for name, stored in self._inputs.items()},
+            _target=self._target.to(device),
+            _rows={name: rows.to(device) for name, rows in self._rows.items()},
         )
 
-    def _with(
-        self,
-        inputs: Mapping[str, Tensor | Ragged],
-        target: Tensor,
-        rows: Mapping[SplitName, Tensor],
-        present: Mapping[str, Tensor],
-    ) -> "Data":
-        """These arrays, with all else that is known of the data."""
-        return Data(
-            self.name,
-            inputs,
-            target,
-            rows,
-            self.class_names,
-            self.notes,
-            self.bayes,
-            self.modalities,
-            present,
-            self.read,
-            self.names,
-        )
+    def _with(self, **parts: Any) -> "Data":
+        """The same data, but for these parts."""
+        other = copy(self)
+        for name, part in parts.items():
+            setattr(other, name, part)
+        return other
 
     def split(self, name: SplitName) -> "Split":
         """One of the three splits; it shares the arrays of the whole."""
-        return Split(self._inputs, self._target, self._rows[name], self._present)
+        return Split(self._inputs, self._target, self._rows[name], self._present, self._noise)
 
 
 class Split(Dataset[Batch]):
@@ -219,10 +235,12 @@ class Split(Dataset[Batch]):
         target: Tensor,
         rows: Int[Tensor, " n"],
         present: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor],
     ) -> None:
-        self._inputs, self._present = inputs, present
+        self._inputs, self._present, self._noise = inputs, present, noise
         self.rows = rows
         self.target = target[rows]
+        self._seats = rows.cpu()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -236,9 +254,21 @@ class Split(Dataset[Batch]):
         index = torch.tensor(indices, device=self.rows.device)
         rows = self.rows[index % len(self)]
         inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
-        present = {name: here[rows] for name, here in self._present.items()}
+        for name, spread in self._noise.items():
+            inputs[name] = with_noise(inputs[name], spread, rows)
+        seats = self._seats[torch.tensor(indices) % len(self)] if self._present else self._seats
+        present = {name: here[seats] for name, here in self._present.items()}
         target = self.target[index % len(self)]
         return Batch(inputs=inputs, present=present, target=target, index=index)
+
+
+def with_noise(
+    x: Tensor | Padded, spread: Float[Tensor, "..."], row: Int[Tensor, " n"], seed: int = 0
+) -> Tensor | Padded:
+    """A modality of a batch with `noisy` values."""
+    if isinstance(x, Padded):
+        return Padded(noisy(x.values, spread, row, seed=seed, length=x.length), x.length)
+    return noisy(x, spread, row, seed=seed)
 
 
 def collate(batch: Any) -> Batch:

@@ -6,7 +6,7 @@ methods train for themselves are augmented alike. Diagnoses and evaluations see 
 are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -84,6 +84,20 @@ CHANGES: dict[str, Callable[[Modality], Change]] = {"picture": picture, "spectru
 """By the name that `--augment` uses."""
 
 
+def check_changes(asked: Mapping[str, str], modalities: Collection[str]) -> None:
+    """Raises if there is no such modality or change.
+
+    Args:
+        asked: By modality, the name of the change.
+        modalities: Of the data.
+    """
+    for name, change in asked.items():
+        if name not in modalities:
+            raise unknown("modality", name, modalities)
+        if change not in CHANGES:
+            raise unknown("augmentation", change, CHANGES)
+
+
 class Augment:
     """Changes the inputs of training batches."""
 
@@ -101,13 +115,8 @@ class Augment:
             ValueError: If there is no such modality or change, or they do not fit.
         """
         self.seed = seed
-        self.changes: dict[str, Change] = {}
-        for name, change in asked.items():
-            if name not in modalities:
-                raise unknown("modality", name, modalities)
-            if change not in CHANGES:
-                raise unknown("augmentation", change, CHANGES)
-            self.changes[name] = CHANGES[change](modalities[name])
+        check_changes(asked, modalities)
+        self.changes = {name: CHANGES[change](modalities[name]) for name, change in asked.items()}
 
     def __call__(self, inputs: Mapping[str, Any], epoch: int, batch: int) -> dict[str, Any]:
         """The inputs of one batch, changed.

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from evenly.data import Data, Modality, load
+from evenly.lab.augment import check_changes
 from evenly.lab.settings import Cell, Training
 from evenly.method import Method
 from evenly.methods import METHODS
@@ -25,8 +26,8 @@ from evenly.suggest import unknown
 
 
 def load_data(training: Training) -> Data:
-    """The data of a training, all or as many samples as it asks for."""
-    data = load(training.data)
+    """The data of a training: all or as many samples as it asks for, with the noise asked for."""
+    data = load(training.data).noisy(training.noise)
     return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 
@@ -39,16 +40,7 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         ValueError: If an encoder of the user's own cannot be built or does not fit the data.
     """
     training = cell.training
-    settings = method_settings(cell)
-    if strange := set(training.encoders) - set(data.modalities):
-        raise ValueError(
-            f"--encoders names {sorted(strange)}, but {data.name} has the modalities "
-            f"{sorted(data.modalities)}."
-        )
-    info = METHODS[parse(cell.method).name].info
-    alone = settings.get("modality") if info.alone else None
-    if info.alone and alone not in data.modalities:
-        raise unknown("modality", str(alone), data.modalities)
+    check_names(cell, data.name, data.modalities)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         encoders = made_encoders(data.modalities, cell)
@@ -62,6 +54,27 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         if isinstance(encoder, ResNet18):  # torch's own overloads do not know the argument
             encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.train()
+
+
+def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
+    """Raises if a cell names what there is not; this needs no data, which may be hours away.
+
+    Args:
+        cell: With a method, encoders and augmentations by name.
+        data: Of the data set, for the message.
+        modalities: That it has.
+    """
+    settings = method_settings(cell)
+    if METHODS[parse(cell.method).name].info.alone and settings.get("modality") not in modalities:
+        raise unknown("modality", str(settings.get("modality")), modalities)
+    if strange := set(cell.training.encoders) - set(modalities):
+        raise ValueError(
+            f"--encoders names {sorted(strange)}, but {data} has the modalities "
+            f"{sorted(modalities)}."
+        )
+    for text in cell.training.encoders.values():
+        _named(parse(text).name)
+    check_changes(cell.training.augment, modalities)
 
 
 def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, nn.Module]:
@@ -207,12 +220,18 @@ def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[
 
 def _own(text: str, modality: Modality) -> nn.Module:
     """The encoder that the user asks for, by name or by import path."""
-    spec = parse(text)
-    if "." not in spec.name:
-        if spec.name not in ENCODERS:
-            raise unknown("encoder", spec.name, ENCODERS, "or an import path")
-        return _called(text, partial(ENCODERS[spec.name], modality))
-    return _called(text, _imported(spec.name))
+    name = parse(text).name
+    kind = _named(name)
+    return _called(text, partial(kind, modality) if name in ENCODERS else kind)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """What makes the encoder of that name."""
+    if "." in name:
+        return _imported(name)
+    if name not in ENCODERS:
+        raise unknown("encoder", name, ENCODERS, "or an import path")
+    return ENCODERS[name]
 
 
 def _imported(name: str) -> Callable[..., Any]:

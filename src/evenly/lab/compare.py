@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenly.lab.grid import Alone
 from evenly.lab.jobs import Job, run_jobs
+from evenly.lab.projection import project
 from evenly.lab.settings import (
     Cell,
     Training,
@@ -125,6 +126,7 @@ def compare(
     source = Alone(plan.jobs())
     try:
         run_jobs(source, jobs)
+        project(out)  # who stops it does not wait for this
     finally:
         report = write_tables(out)
     if source.failures:

@@ -2,24 +2,30 @@
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Int
 from torch import Tensor
 
-from evenly import chance
-from evenly.data import Batch, Modality, Padded
+from evenly.data import Batch, Modality
+from evenly.data.dataset import with_noise
 from evenly.diagnosis.contribution import contributions, imbalance
+from evenly.files import replacing
 from evenly.output import Output
+from evenly.probe import Features
 
 K = TypeVar("K", bound=Hashable)
 Passed = Callable[[Batch], Output]
-Change = Callable[[Batch, int], Batch]
-"""Makes another batch of a batch and its number."""
+Change = Callable[[Batch], Batch]
+"""Makes another batch of a batch."""
 
 LEVELS = (0.5, 1.0, 2.0, 4.0)
 """Of the noise that inputs are given, in standard deviations of the training split."""
+SAMPLES = 500
+"""Of which features are kept, at most."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,10 @@ def _worth(subject: Subject) -> dict[str, float]:
 def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]:
     """The accuracy on changed batches, for each kind of change."""
     right, count = dict.fromkeys(changes, 0), 0
-    for number, batch in enumerate(subject.batches):
+    for batch in subject.batches:
         count += len(batch["target"])
         for key, change in changes.items():
-            changed = change(batch, number)
+            changed = change(batch)
             if changed["inputs"]:
                 guess = subject.passed(changed).logits.argmax(1)
             else:
@@ -94,7 +100,7 @@ def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]
 def _only(keep: frozenset[str]) -> Change:
     """Leaves all other modalities out."""
 
-    def change(batch: Batch, number: int) -> Batch:
+    def change(batch: Batch) -> Batch:
         inputs = {name: x for name, x in batch["inputs"].items() if name in keep}
         present = {name: here for name, here in batch["present"].items() if name in keep}
         return cast(Batch, {**batch, "inputs": inputs, "present": present})
@@ -104,19 +110,58 @@ def _only(keep: frozenset[str]) -> Change:
 
 def _noise(modality: Modality, level: float) -> Change:
     """Adds noise to one modality: the same for every method and seed."""
-    per_channel = modality.kind in ("image", "video")
-    spread = level * modality.std.reshape((-1, 1, 1) if per_channel else (-1,))
+    name, spread, seed = modality.name, level * modality.spread, round(1000 * level)
 
-    def noisy(x: Shaped[Tensor, "..."], stream: torch.Generator) -> Float[Tensor, "..."]:
-        drawn = torch.randn(x.shape, generator=stream).to(x.device)
-        return x.float() + spread.to(x.device) * drawn
-
-    def change(batch: Batch, number: int) -> Batch:
-        x = batch["inputs"][modality.name]
-        stream = torch.Generator().manual_seed(chance.mixed(number, round(1000 * level)))
-        values = x.values if isinstance(x, Padded) else x
-        drawn = noisy(values, stream)
-        made = Padded(drawn, x.length) if isinstance(x, Padded) else drawn
-        return cast(Batch, {**batch, "inputs": {**batch["inputs"], modality.name: made}})
+    def change(batch: Batch) -> Batch:
+        made = with_noise(batch["inputs"][name], spread, batch["index"], seed)
+        return cast(Batch, {**batch, "inputs": {**batch["inputs"], name: made}})
 
     return change
+
+
+def write_features(
+    path: Path,
+    features: Features,
+    predicted: Int[Tensor, " n"],
+    names: Sequence[str] | None = None,
+) -> None:
+    """Writes what the encoders make of a few samples of a split, the same in every run.
+
+    The file holds `modalities`; by their positions `features_0` (k, width), ... in half precision
+    and units of their largest magnitude, and `present_0` (k), ... where samples lack them; and of
+    each sample `target`, `predicted`, `row` (its position in the split) and `name`, if it has one.
+
+    Args:
+        path: Of the file, .npz.
+        features: Of all samples of the split, in order.
+        predicted: The class that each is taken for.
+        names: Of all samples of the split.
+    """
+    keep = share_of_each(features.target.cpu(), SAMPLES)
+    arrays = {
+        "modalities": np.array(list(features.features)),
+        "target": features.target.cpu()[keep].numpy(),
+        "predicted": predicted.cpu()[keep].numpy(),
+        "row": keep.numpy(),
+    }
+    if names is not None:
+        arrays["name"] = np.array([names[row] for row in keep.tolist()])
+    for place, (name, x) in enumerate(features.features.items()):
+        few = x.cpu()[keep].double()
+        largest = float(few.abs().max()) or 1.0  # half precision ends at 65504
+        arrays[f"features_{place}"] = (few / largest).numpy().astype(np.float16)
+        if name in features.present:
+            arrays[f"present_{place}"] = features.present[name].cpu()[keep].numpy()
+    with replacing(path) as new:
+        np.savez_compressed(new, allow_pickle=False, **arrays)
+
+
+def share_of_each(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
+    """Positions of `count` samples at most, in ascending order, always the same.
+
+    They stand at even distances among the samples sorted by class: each class has its share of
+    them to within one.
+    """
+    count = min(count, len(target))
+    places = torch.linspace(0, len(target) - 1, count, dtype=torch.float64).round().long()
+    return target.argsort(stable=True)[places].sort().values

@@ -154,7 +154,12 @@ class Prediction:
 
 
 def predictions(
-    run: Trained, data: str, split: SplitName = "test", without: Collection[str] = ()
+    run: Trained,
+    data: str,
+    split: SplitName = "test",
+    without: Collection[str] = (),
+    *,
+    skip_broken: bool = False,
 ) -> Iterator[Prediction]:
     """What a run says of data that `--data` takes; of tables and files without labels, too.
 
@@ -164,12 +169,14 @@ def predictions(
             files read as those of the run were; of an `.npz` file without `split`, too.
         split: Which part of data that have one.
         without: Modalities that are left out.
+        skip_broken: Leave out rows of a table whose files are missing or broken, and say so.
 
     Raises:
-        ValueError: If the data do not fit the run, or a file of a table is broken.
+        ValueError: If the data do not fit the run, or files of a table are broken, with a list of
+            them and their reasons.
     """
     if data.endswith(TABLES):
-        yield from _of_table(run, Path(data), without)
+        yield from _of_table(run, Path(data), without, skip_broken)
         return
     path = data_file(data)
     is_file = path is not None and path.suffix == ".npz"
@@ -191,8 +198,11 @@ def predictions(
         yield Prediction(str(name), label, probabilities)
 
 
-def _of_table(run: Trained, path: Path, without: Collection[str]) -> Iterator[Prediction]:
-    from evenly.data.raw import batches, columns_of, table
+def _of_table(
+    run: Trained, path: Path, without: Collection[str], skip_broken: bool
+) -> Iterator[Prediction]:
+    from evenly.data.raw import READERS, batches, columns_of, listed, table
+    from evenly.lab.prepare import say
 
     names = [name for name in run.modalities if name in columns_of(path)]
     if not names:
@@ -201,13 +211,30 @@ def _of_table(run: Trained, path: Path, without: Collection[str]) -> Iterator[Pr
             "trained on."
         )
     readers = {name: run.read[name] for name in names if name in run.read}
+    for name, reader in readers.items():
+        if parse(reader).name not in READERS:
+            raise ValueError(
+                f"{path}: '{name}' of {run.folder} was read as {reader[:90]}, from files of its "
+                "data set that no table can name. Prepare a store of such files with 'evenly "
+                "prepare', and give it as --data."
+            )
     source = table(path, names, readers, labelled=False)
-    for samples, inputs, present in batches(source, BATCH, child.cores()):
+    broken: list[tuple[str, str]] = []
+    for samples, inputs, present in batches(source, BATCH, child.cores(), broken):
+        if broken and not skip_broken:
+            continue  # only to find what else is broken
         used = {name: x for name, x in inputs.items() if name not in without}
         of_each = run.probabilities(used, present).tolist()
         for sample, probabilities in zip(samples, of_each, strict=True):
             label = source.classes[sample.label] if sample.label >= 0 else ""
             yield Prediction(sample.name, label, probabilities)
+    if broken and not skip_broken:
+        raise ValueError(
+            f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"
+            f"{listed(broken)}\nMend these files, or leave the rows out with --skip-broken."
+        )
+    if broken:
+        say([f"{len(broken)} rows were left out as broken:\n{listed(broken)}"])
 
 
 def load_run(folder: Path) -> Trained:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -42,7 +42,7 @@ from evenly.lab.build import (
 )
 from evenly.lab.evaluation import Evaluation
 from evenly.lab.flops import Flops
-from evenly.lab.inspection import Subject, inspect
+from evenly.lab.inspection import Subject, inspect, write_features
 from evenly.lab.predict import about
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
@@ -50,7 +50,7 @@ from evenly.method import Method
 from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.output import Output
-from evenly.probe import Probe
+from evenly.probe import Features, Probe
 from evenly.resampling import Repeated, Resampler
 
 Progress = Callable[[int, float], None]
@@ -75,7 +75,8 @@ def run_cell(
     Args:
         cell: What to run.
         folder: Of this run alone; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
-            predictions.npz, TensorBoard's log and, last of all, result.json.
+            predictions.npz, of seed 0 features.npz, TensorBoard's log and, last of all,
+            result.json.
         progress: Told of each epoch.
         data: What the cell names, if it is loaded already.
         tests: Whether the test split is read in the end; a trial of a search has none, and ends
@@ -144,10 +145,17 @@ def run_cell(
     metrics = {name: evaluation.metrics() for name, evaluation in final.items()}
     if tests:
         metrics["test"] |= final["test"].details(data.class_names)
-        metrics["test"] |= _inspected(trainer, task, data, loaders["test"])
+        inspected, features = _inspected(trainer, task, data, loaders["test"])
+        metrics["test"] |= inspected
+        predictions = final["test"].predictions()
         with replacing(folder / "predictions.npz") as path:
-            arrays = {name: x.numpy() for name, x in final["test"].predictions().items()}
+            arrays = {name: x.numpy() for name, x in predictions.items()}
             np.savez_compressed(path, allow_pickle=False, **arrays)
+        if cell.seed == 0:  # one run of each method, so that folders stay small
+            rows = cast(Split, loaders["test"].dataset).rows.tolist()
+            names = [data.names[row] for row in rows] if data.names else None
+            guess = predictions["probabilities"].argmax(1)
+            write_features(folder / "features.npz", features, guess, names)
     result = Result(
         method=cell.method,
         seed=cell.seed,
@@ -196,6 +204,11 @@ class Task(L.LightningModule):
             inputs = self.augment(inputs, *key)
         output: Output = self.model(inputs, present)
         return output
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, number: int) -> Any:
+        """All but what says which samples have which modality, which the model looks at first."""
+        moved = super().transfer_batch_to_device({**batch, "present": {}}, device, number)
+        return {**moved, "present": batch["present"]}
 
     def configure_optimizers(self) -> Any:
         """The optimiser as it was built, which the method may know, and its schedule."""
@@ -336,16 +349,17 @@ class Record(Callback):
                 return forward(model, trainer.strategy.batch_to_device(batch))
 
         train: Any = trainer.train_dataloader
-        val: Any = trainer.val_dataloaders
-        probe = Probe(task.model, on_device, train, val[0])
-        found = diagnose(probe.features("train"), probe.features("val"))
+        judged: Any = trainer.val_dataloaders
+        found = {
+            split: diagnose(probe.features("train"), probe.features("val"))
+            for split, loader in zip(task.judged, judged, strict=True)
+            for probe in (Probe(task.model, on_device, train, loader),)
+        }
+        columns = {"purity_train": found["val"].train, "gap": found["val"].gap}
+        columns |= {f"purity_{split}": diagnosis.val for split, diagnosis in found.items()}
         return {
             f"{key}/{name}": value
-            for key, values in (
-                ("purity_train", found.train),
-                ("purity_val", found.val),
-                ("gap", found.gap),
-            )
+            for key, values in columns.items()
             for name, value in values.items()
         }
 
@@ -405,8 +419,8 @@ def _autocast(trainer: L.Trainer) -> AbstractContextManager[None]:
 
 def _inspected(
     trainer: L.Trainer, task: Task, data: Data, test: DataLoader[Batch]
-) -> dict[str, float]:
-    """What the selected model has learnt of each modality, seen on the test split."""
+) -> tuple[dict[str, float], Features]:
+    """What the selected model has learnt of each modality, and its features of the test split."""
     cell, model = task.cell, task.model
     assert isinstance(model, LateFusion)
     model.eval()
@@ -420,8 +434,10 @@ def _inspected(
     commonest = int(data.split("train").target.mode().values)
     found = inspect(Subject(lambda batch: run(model, batch)[0], test, kept, commonest))
     probe = Probe(model, run, train, test)  # selection is over: its second split may be the test's
-    probed = linear_probe(probe.features("train"), probe.features("val"))
-    return found | {f"probe/{name}": accuracy for name, accuracy in probed.items()}
+    features = probe.features("val")
+    probed = linear_probe(probe.features("train"), features)
+    found |= {f"probe/{name}": accuracy for name, accuracy in probed.items()}
+    return found, features
 
 
 @torch.no_grad()

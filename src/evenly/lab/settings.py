@@ -41,6 +41,8 @@ class Training:
         encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec;
             'ast(pretrained=FOLDER)') or an nn.Module by import path with settings, such as
             '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the shape of the data.
+        noise: By modality, white noise on its inputs in all three splits, in standard deviations
+            of the training split, drawn once: '{"audio": 2}' makes it scarcely informative.
         augment: By modality, 'picture' (a random part of images or frames, mirrored every second
             time) or 'spectrum' (SpecAugment for spectrograms), for training batches only:
             '{"visual": "picture"}'.
@@ -66,6 +68,7 @@ class Training:
     width: int = 64
     fusion: Fusion = "concat"
     encoders: dict[str, str] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
     augment: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     diagnose_every: int | None = None
@@ -83,6 +86,9 @@ class Training:
             raise ValueError(f"--lr is above 0; found {self.lr}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"--weight_decay is at least 0; found {self.weight_decay}.")
+        for name, level in self.noise.items():
+            if not 0 < level < math.inf:
+                raise ValueError(f"--noise.{name} is above 0; found {level}.")
         if self.diagnose_every is not None and self.diagnose_every < 0:
             raise ValueError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
 

@@ -12,7 +12,7 @@ from evenly.files import write_csv
 from evenly.lab import bootstrap
 from evenly.lab.result import Result, is_headline
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
-from evenly.report import write_report
+from evenly.report import Projected, write_report
 from evenly.report.folder import PAPER, REFERENCE, read_config, tuning
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
@@ -52,8 +52,12 @@ class Answers:
     guess: Mapping[str, Mapping[int, Int[np.ndarray, " n"]]]
 
 
-def write_tables(out: Path) -> Path:
+def write_tables(out: Path, projection: Projected = "tsne") -> Path:
     """Writes results.csv, summary.csv and report.html from the finished runs of a folder.
+
+    Args:
+        out: The folder of a comparison.
+        projection: Which places of the test samples the report shows.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
@@ -64,7 +68,7 @@ def write_tables(out: Path) -> Path:
     lines = summary(results, read_answers(out))
     write_csv(out / "results.csv", RESULTS, [row | protocol for row in results])
     write_csv(out / "summary.csv", SUMMARY, [row | protocol for row in lines])
-    return write_report(out)
+    return write_report(out, projection)
 
 
 def read_results(out: Path) -> list[dict[str, Any]]:
@@ -106,7 +110,9 @@ def _finished(out: Path) -> Iterable[tuple[Path, Result]]:
 
 
 def summary(
-    results: Iterable[Mapping[str, Any]], answers: Answers | None = None
+    results: Iterable[Mapping[str, Any]],
+    answers: Answers | None = None,
+    reference: str = REFERENCE,
 ) -> list[dict[str, Any]]:
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
@@ -118,6 +124,7 @@ def summary(
     Args:
         results: The rows of results.csv.
         answers: The predictions behind them; without, every test is over the seeds.
+        reference: The method that every other one is compared with.
     """
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in results:
@@ -125,17 +132,17 @@ def summary(
         by_method.setdefault(row["method"], {})[row["seed"]] = row["value"]
     rows = []
     for (name, metric), by_method in values.items():
-        reference = by_method.get(REFERENCE, {})
+        baseline = by_method.get(reference, {})
         of_metric = []
         for method, by_seed in by_method.items():
             found = summarise(list(by_seed.values()))
             line = {"method": method, "split": name, "metric": metric, **asdict(found)}
-            both = sorted(by_seed.keys() & reference.keys())
-            if method != REFERENCE and both:
-                ours, theirs = [by_seed[s] for s in both], [reference[s] for s in both]
+            both = sorted(by_seed.keys() & baseline.keys())
+            if method != reference and both:
+                ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
                 line |= _over_seeds(ours, theirs)
                 if answers is not None and name == "test" and len(both) > 1 and metric in _ANEW:
-                    line |= _resampled(answers, method, both, metric)
+                    line |= _resampled(answers, (method, reference), both, metric)
             of_metric.append(line)
         tested = [line for line in of_metric if line.get("p_value") is not None]
         corrected = holm([line["p_value"] for line in tested])
@@ -157,11 +164,13 @@ def _over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any
     }
 
 
-def _resampled(answers: Answers, method: str, seeds: Sequence[int], metric: str) -> dict[str, Any]:
+def _resampled(
+    answers: Answers, pair: tuple[str, str], seeds: Sequence[int], metric: str
+) -> dict[str, Any]:
     drawn = bootstrap.weights(len(seeds), len(answers.target))
     ours, theirs = (
         _ANEW[metric](drawn.samples, np.stack([answers.guess[name][s] for s in seeds]), answers)
-        for name in (method, REFERENCE)
+        for name in pair
     )
     found = bootstrap.difference(drawn, ours, theirs)
     return {

@@ -84,10 +84,8 @@ class Standardise(nn.Module):
 
     def __init__(self, modality: Modality) -> None:
         super().__init__()
-        # An image's statistics are by channel and stand before its height and width.
-        shape = (-1, 1, 1) if modality.kind in ("image", "video") else (-1,)
-        self.register_buffer("mean", modality.mean.reshape(shape).clone())
-        self.register_buffer("std", modality.std.reshape(shape).clone())
+        self.register_buffer("mean", modality.mean.reshape(modality.spread.shape).clone())
+        self.register_buffer("std", modality.spread.clone())
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Standardises by feature or channel."""

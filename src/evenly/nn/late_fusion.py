@@ -1,6 +1,6 @@
 """The model that balanced multimodal learning is mostly studied on: late fusion."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Padded
+from evenly.distributed import world_size
 from evenly.nn.encoders import Staged, Stages, Standardise, resumed
 from evenly.nn.heads import HEADS
 from evenly.nn.presence import scattered, taken
@@ -62,7 +63,9 @@ class LateFusion(nn.Module):
 
         Args:
             inputs: By modality.
-            present: By modality, which samples have it; those it does not name are complete.
+            present: By modality, which samples have it; those it does not name are complete. Masks
+                that lie on the CPU, where the batch was read, are looked at without waiting for
+                the device.
                 Each sample is predicted as in a batch without the modalities that it lacks,
                 whatever the others have: an encoder does not see it, its features and logits of
                 that modality are zeros, and what fuses passes over them. If it has none at all,
@@ -76,6 +79,11 @@ class LateFusion(nn.Module):
         }
         features = self.head.encoded(encoders, inputs, here)
         logits, unimodal = self.head(features, here)
+        if here and world_size() > 1:
+            # Other ranks wait for the gradients of what no sample of this one went through.
+            zero = _nothing_of([*features.values(), *self.head.parameters()])
+            logits = logits + zero
+            unimodal = {name: x + zero for name, x in unimodal.items()}
         precision = _precision(logits.device)
 
         def fuse(features: Mapping[str, Tensor]) -> Tensor:
@@ -86,7 +94,8 @@ class LateFusion(nn.Module):
             with precision():
                 return self._ablated(encoders, inputs, here, keep)
 
-        return Output(logits, features, unimodal, fuse=fuse, ablate=ablate, present=present)
+        seen = present and {name: mask.to(logits.device) for name, mask in present.items()}
+        return Output(logits, features, unimodal, fuse=fuse, ablate=ablate, present=seen)
 
     def _fused(
         self,
@@ -126,43 +135,47 @@ class LateFusion(nn.Module):
 class _Partly:
     """An encoder of a modality that some samples lack: it sees the others, and gives these zeros.
 
-    So that blanks do not count in a BatchNorm, and none is what an encoder cannot take.
+    So that blanks do not count in a BatchNorm, and none is what an encoder cannot take. Only where
+    several ranks train it sees one blank if all lack the modality, of which nothing is kept: the
+    other ranks wait for it.
     """
 
     def __init__(self, encoder: nn.Module, here: Bool[Tensor, " n"]) -> None:
         self.encoder, self.here = encoder, here
         self.width = feature_width("", encoder)
         self.rows = here.nonzero().flatten()
+        idle = not len(self.rows) and world_size() > 1
+        self.fed = self.rows.new_zeros(1) if idle else self.rows
 
     def __call__(self, x: Tensor | Padded) -> Float[Tensor, "n w"]:
         """The features."""
-        if not len(self.rows):
-            return self._zeros(self.width)
+        if not len(self.fed):
+            return self._zeros(x, self.width)
         with self._norms():
-            return self._whole(self.encoder(taken(x, self.rows)))
+            return self._whole(self.encoder(taken(x, self.fed)))
 
     def staged(self, x: Tensor | Padded) -> Stages:
         """Encodes stop by stop; means and factors are of all samples."""
         assert isinstance(self.encoder, Staged)
-        if not len(self.rows):
+        if not len(self.fed):
             for width in self.encoder.stage_widths:
-                yield self._zeros(width)
-            return self._zeros(self.width)
+                yield self._zeros(x, width)
+            return self._zeros(x, self.width)
         with self._norms():
-            run = self.encoder.staged(taken(x, self.rows))
+            run = self.encoder.staged(taken(x, self.fed))
             found = next(run)
             for _ in self.encoder.stage_widths:
                 factor = yield self._whole(found)
-                found = resumed(run, factor[self.rows])
+                found = resumed(run, taken(factor, self.fed))
             return self._whole(found)
 
     def tokens(self, x: Tensor | Padded) -> Tokens:
         """The tokens; those of samples that lack the modality are not there."""
         assert isinstance(self.encoder, Tokened)
-        if not len(self.rows):
-            return Tokens(self._zeros(1, self.width), self._zeros(1).bool())
+        if not len(self.fed):
+            return Tokens(self._zeros(x, 1, self.width), self._zeros(x, 1).bool())
         with self._norms():
-            steps, there = self.encoder.tokens(taken(x, self.rows))
+            steps, there = self.encoder.tokens(taken(x, self.fed))
         return Tokens(self._whole(steps), self._whole(there))
 
     @contextmanager
@@ -173,7 +186,7 @@ class _Partly:
             for module in self.encoder.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             and module.training
-            and len(self.rows) == 1
+            and len(self.fed) == 1
         ]
         for module in norms:
             module.training = False
@@ -183,11 +196,18 @@ class _Partly:
             for module in norms:
                 module.training = True
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return scattered([], self.here, shape)
+    def _zeros(self, x: Tensor | Padded, *shape: int) -> Tensor:
+        device = (x if isinstance(x, Tensor) else x.values).device
+        return torch.zeros(len(self.here), *shape, device=device)
 
     def _whole(self, found: Tensor) -> Tensor:
-        return scattered([(self.rows, found)], self.here, found.shape[1:])
+        part = (self.rows, found[: len(self.rows)])
+        return scattered([part], len(self.here), found.shape[1:], found.device)
+
+
+def _nothing_of(several: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """Zero, whose gradient is zero everywhere."""
+    return torch.stack([x.flatten()[:0].float().sum() for x in several]).sum()
 
 
 def _precision(device: torch.device) -> Callable[[], torch.autocast]:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from evenly.nn.presence import taken
+
 
 class MMTM(nn.Module):
     """A squeeze-and-excitation block across modalities (multimodal transfer module).
@@ -92,12 +94,15 @@ class MMTM(nn.Module):
         """The factor for each channel of each sample, from the channels' means."""
         here = here or {}
         seen = {
-            name: x.masked_fill(~here[name][:, None], 0) if name in here else x
+            name: x.masked_fill(~here[name].to(x.device)[:, None], 0) if name in here else x
             for name, x in squeezed.items()
         }
         hidden = torch.relu(self.squeeze(torch.cat(self._filled(seen), dim=1)))
         gates = {name: 2 * torch.sigmoid(self.excite[name](hidden)) for name in squeezed}
-        self.latest = {name: gate.detach()[here.get(name, ...)] for name, gate in gates.items()}
+        self.latest = {
+            name: taken(gate, here[name].nonzero().flatten()) if name in here else gate
+            for name, gate in ((name, gate.detach()) for name, gate in gates.items())
+        }
         return self._with_curation(gates) if self.training else gates
 
     def bypass(self, name: str) -> list[nn.Parameter]:

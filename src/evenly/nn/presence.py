@@ -17,20 +17,20 @@ Part = tuple[Int[Tensor, " _"], Shaped[Tensor, "_ ..."]]
 
 
 def taken(x: T, rows: Int[Tensor, " k"]) -> T:
-    """These rows of what a batch holds of a modality."""
+    """These rows of what a batch holds of a modality, on its device."""
     if isinstance(x, Tensor):
-        return cast(T, x[rows])
-    return cast(T, type(x)(*(part[rows] for part in x)))
+        return cast(T, x[rows.to(x.device)])
+    return cast(T, type(x)(*(taken(part, rows) for part in x)))
 
 
 def scattered(
-    parts: Sequence[Part], here: Bool[Tensor, " n"], shape: Sequence[int]
-) -> Shaped[Tensor, "n ..."]:
-    """The parts at their rows of a batch as long as the mask, zeros elsewhere: (n, *shape)."""
+    parts: Sequence[Part], n: int, shape: Sequence[int], device: torch.device
+) -> Shaped[Tensor, "{n} ..."]:
+    """The parts at their rows of a batch of `n`, zeros elsewhere: (n, *shape)."""
     if not parts:
-        return torch.zeros(len(here), *shape, device=here.device)
+        return torch.zeros(n, *shape, device=device)
     rows, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    return values.new_zeros(len(here), *shape).index_put((rows,), values)
+    return values.new_zeros(n, *shape).index_put((rows.to(device),), values)
 
 
 def by_presence(
@@ -52,14 +52,18 @@ def by_presence(
     masks = {name: here[name] for name in values if name in here}
     if not masks:
         return dict(meet(dict(values)))
-    some = next(iter(masks.values()))
-    # From here on beside the device, for which the passes below need not wait again.
-    patterns, of = torch.stack(list(masks.values()), 1).cpu().unique(dim=0, return_inverse=True)
+    some = next(iter(values.values()))
+    device = (some if isinstance(some, Tensor) else some[0]).device
+    # Beside the device, for which masks of the CPU need not wait at all.
+    seen = torch.stack([mask.cpu() for mask in masks.values()], 1)
+    patterns, of = seen.unique(dim=0, return_inverse=True)
     parts: dict[str, list[Part]] = {name: [] for name in widths}
     for number, pattern in enumerate(patterns.tolist()):
         lacking = {name for name, there in zip(masks, pattern, strict=True) if not there}
-        rows = (of == number).nonzero().flatten().to(some.device)
+        rows = (of == number).nonzero().flatten()
         own = {name: taken(x, rows) for name, x in values.items() if name not in lacking}
         for name, found in (meet(own) if own else {}).items():
             parts[name].append((rows, found))
-    return {name: scattered(parts[name], some, [width]) for name, width in widths.items()}
+    return {
+        name: scattered(parts[name], len(seen), [width], device) for name, width in widths.items()
+    }

@@ -1,7 +1,22 @@
-"""The page and the picture of a comparison, drawn from the folder that it wrote."""
+"""The page and the pictures of a comparison, drawn from the folder that it wrote."""
 
+from evenly.report.folder import Projected
 from evenly.report.formats import FORMATS, write_formats
 from evenly.report.page import write_report
-from evenly.report.picture import write_picture
+from evenly.report.picture import write_picture, write_projection_picture
+from evenly.report.studies import Drawing, accuracy, figure1, figure3, figure4, figure5
 
-__all__ = ["FORMATS", "write_formats", "write_picture", "write_report"]
+__all__ = [
+    "FORMATS",
+    "Drawing",
+    "Projected",
+    "accuracy",
+    "figure1",
+    "figure3",
+    "figure4",
+    "figure5",
+    "write_formats",
+    "write_picture",
+    "write_projection_picture",
+    "write_report",
+]

@@ -18,8 +18,9 @@ NEUTRAL = "#858c94"
 HUES = ("#2b83c6", "#d9601a", "#0a9e76", "#cc74b8", "#dd9410", "#58b6e8")
 DASHES = {"solid": "", "dash": "7 4", "dot": "1.5 3", "dashdot": "7 3 1.5 3", "longdash": "11 4"}
 MODALITY_HUES = ("#4c6fb1", "#c8643c", "#5b9e6f", "#a06fb0", "#b59a3a", "#4aa3b5")
+NUMBERED = 12  # classes, up to which confusions are written into their fields
 # From nothing, which is the ground in light and dark, to a colour that is read on both.
-_SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,1)"]]
+_SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,.78)"]]
 # The name on a line of its own; Plotly's box for it would keep a colour of its own.
 _HOVER = "%{fullData.name}<extra></extra><br>"
 
@@ -40,7 +41,7 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
 
     `accuracy`, `curve/COLUMN` for validation accuracy and training loss, `contribution`,
     `confusion`, by the position of each modality `purity_train/0`, `purity_val/0`, `gap/0`,
-    `noise/0`, …, and by those of two `map/0/1`, ….
+    `strength/0`, `noise/0`, …, and by those of two `map/0/1`, ….
     """
     figures = {
         "accuracy": accuracy_figure(comparison),
@@ -50,6 +51,7 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
     for i, modality in enumerate(comparison.modalities):
         for kind in ("purity_train", "purity_val", "gap"):
             figures[f"{kind}/{i}"] = curve_figure(comparison, f"{kind}/{modality}")
+        figures[f"strength/{i}"] = strength_figure(comparison, modality)
         figures[f"noise/{i}"] = noise_figure(comparison, modality)
     for i, j in combinations(range(len(comparison.modalities)), 2):
         figures[f"map/{i}/{j}"] = map_figure(
@@ -125,6 +127,82 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
             "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
         },
     }
+
+
+def strength_figure(comparison: Comparison, modality: str) -> Figure:
+    """How far each re-learning pulls an encoder back: each seed, and their mean on a stem."""
+    style = styles(comparison.methods)
+    data: list[dict[str, Any]] = []
+    for number, method in enumerate(comparison.methods):
+        common = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": _plain(method),
+            "meta": number,
+            "hovertemplate": _HOVER + "%{text}, re-learning after epoch %{x}: %{y}",
+            "showlegend": False,
+        }
+        colour = style[method][0]
+        mean = _of_modality(comparison.moments(method), modality)
+        runs = comparison.runs_of(method)
+        seeds = [
+            (run.seed, epoch, strength)
+            for run in runs
+            for epoch, strength in _of_modality(run.moments(), modality).items()
+        ]
+        if len(runs) > 1 and seeds:
+            data.append(
+                {
+                    **common,
+                    "x": [epoch for _, epoch, _ in seeds],
+                    "y": [_round(strength) for _, _, strength in seeds],
+                    "text": [f"seed {seed}" for seed, _, _ in seeds],
+                    "marker": {"color": colour, "size": 6, "opacity": 0.5},
+                }
+            )
+        if mean:
+            values = [_round(strength) for strength in mean.values()]
+            stem = {"type": "data", "symmetric": False, "array": [0] * len(values)}
+            stem |= {"arrayminus": values, "color": colour, "thickness": 1.2, "width": 0}
+            what = "mean of the seeds" if len(runs) > 1 else f"seed {runs[0].seed}"
+            data.append(
+                {
+                    **common,
+                    "x": list(mean),
+                    "y": values,
+                    "text": [what] * len(values),
+                    "error_y": stem,
+                    "marker": {"color": colour, "size": 11, "symbol": "triangle-down"},
+                }
+            )
+    lengths = [max(points) for run in comparison.runs if (points := run.points("train_loss"))]
+    # One scale for all modalities.
+    highest = max(
+        (max(found.values()) for run in comparison.runs for found in run.moments().values()),
+        default=1.0,
+    )
+    return {
+        "data": data,
+        "layout": {
+            "height": 270,
+            "xaxis": {
+                "title": {"text": "epochs", "standoff": 6},
+                "range": [0, max(lengths, default=1)],
+                **_axis(),
+            },
+            "yaxis": {
+                "automargin": True,
+                "nticks": 6,
+                "range": [-0.04 * highest, 1.1 * highest],
+                **_axis(),
+            },
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
+        },
+    }
+
+
+def _of_modality(moments: dict[int, dict[str, float]], modality: str) -> dict[int, float]:
+    return {epoch: found[modality] for epoch, found in moments.items() if modality in found}
 
 
 def contribution_figure(comparison: Comparison) -> Figure:
@@ -304,12 +382,17 @@ def confusion_figure(comparison: Comparison) -> Figure:
                 "hovertemplate": _HOVER + "%{y} taken for %{x}: %{z} %",
             }
         )
+        if len(names) <= NUMBERED:
+            written = [[f"{100 * v:.0f}" if v >= 0.005 else "" for v in row] for row in share]
+            data[-1] |= {"text": written, "texttemplate": "%{text}"}
     ticks = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False}
+    upright = sum(map(len, names)) > 60  # more than fit side by side
     return {
         "data": data,
         "layout": {
-            "height": min(720, 150 + 26 * len(names)),
-            "xaxis": {"title": {"text": "taken for"}, "automargin": True, **ticks, **_axis()},
+            "height": 150 + (26 if len(names) <= 20 else 15) * len(names),
+            "xaxis": {"title": {"text": "taken for"}, "automargin": True, **ticks, **_axis()}
+            | ({"tickangle": -90} if upright else {}),
             "yaxis": {"automargin": True, "autorange": "reversed", **ticks, **_axis()},
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
         },

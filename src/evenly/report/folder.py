@@ -5,11 +5,11 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -21,6 +21,8 @@ PAPER = (
     "compare them with published tables that do the same, and with nothing else."
 )
 """What every output of `--protocol paper` says."""
+Projected = Literal["tsne", "umap"]
+"""How features are laid out in the plane."""
 
 
 def tuning(config: Mapping[str, Any]) -> str:
@@ -53,6 +55,23 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Where samples lie in the plane, as the encoders of a run see them.
+
+    Attributes:
+        places: By modality, (k, 2); nan where a sample lacks it.
+        target: (k,) class of each sample.
+        predicted: (k,) the class that it is taken for.
+        labels: What each sample is called.
+    """
+
+    places: Mapping[str, np.ndarray]
+    target: np.ndarray
+    predicted: np.ndarray
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Run:
     """One cell of the comparison: a method with a seed.
 
@@ -64,6 +83,7 @@ class Run:
         error: Why the run failed; empty otherwise.
         confusion: Test samples by class (rows) and the class they were taken for; None while the
             run has not finished.
+        projections: Of its features, by kind, as far as they were computed.
     """
 
     method: str
@@ -72,6 +92,7 @@ class Run:
     result: Mapping[str, Any] | None = None
     error: str = ""
     confusion: np.ndarray | None = None
+    projections: Mapping[Projected, Projection] = field(default_factory=dict)
 
     def points(self, column: str) -> dict[int, float]:
         """The measured values of a column, by the number of epochs completed."""
@@ -102,6 +123,7 @@ class Comparison:
         summary: By method, split and metric.
         results: By method, split and metric: seed to value.
         changed: When a result was last written.
+        reference: The method that `summary` compares every other one with.
     """
 
     config: Mapping[str, Any]
@@ -109,6 +131,7 @@ class Comparison:
     summary: Mapping[tuple[str, str, str], Estimate]
     results: Mapping[tuple[str, str, str], Mapping[int, float]]
     changed: datetime
+    reference: str = REFERENCE
 
     @cached_property
     def methods(self) -> list[str]:
@@ -166,6 +189,20 @@ class Comparison:
         counts: np.ndarray = np.sum(found, axis=0)
         share: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         return share
+
+    def projection(self, method: str, kind: Projected) -> Projection | None:
+        """Where samples lie, by the first of its runs that has it; None if none has."""
+        found = (run.projections.get(kind) for run in self.runs_of(method))
+        return next((projection for projection in found if projection is not None), None)
+
+    def pair(self, among: Sequence[str]) -> list[str]:
+        """Of these methods joint training and the first that re-learns, as far as they are there.
+
+        Where none re-learns, the first other one stands for it.
+        """
+        others = [method for method in among if method != REFERENCE]
+        relearning = [method for method in others if self.moments(method)]
+        return [m for m in among if m == REFERENCE] + (relearning or others)[:1]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -232,7 +269,7 @@ def read_comparison(directory: Path) -> Comparison:
         config=config,
         runs=sorted(runs, key=lambda run: (run.method, run.seed)),
         summary={
-            (row["method"], row["split"], row["metric"]): _estimate(row)
+            (row["method"], row["split"], row["metric"]): estimate_of(row)
             for row in _rows(directory / "summary.csv")
         },
         results=_read_results(directory / "results.csv"),
@@ -276,7 +313,29 @@ def _read_run(folder: Path) -> Run:
         result=json.loads(result.read_text(encoding="utf-8")) if finished else None,
         error=error.read_text(encoding="utf-8").strip() if error.is_file() else "",
         confusion=_confusion(folder / "predictions.npz") if finished else None,
+        projections=_projections(folder / "projection.npz") if finished else {},
     )
+
+
+def _projections(path: Path) -> dict[Projected, Projection]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        stored = dict(file)
+    labels = stored["name"] if "name" in stored else [f"sample {row}" for row in stored["row"]]
+    return {
+        kind: Projection(
+            places={
+                str(name): stored[f"{kind}_{place}"]
+                for place, name in enumerate(stored["modalities"])
+            },
+            target=stored["target"],
+            predicted=stored["predicted"],
+            labels=[str(label) for label in labels],
+        )
+        for kind in get_args(Projected)
+        if f"{kind}_0" in stored
+    }
 
 
 def _confusion(path: Path) -> np.ndarray:
@@ -304,13 +363,14 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
 
 
-def _estimate(row: Mapping[str, str]) -> Estimate:
-    names = [field.name for field in fields(Estimate) if field.name != "seeds"]
-    return Estimate(**{name: _number(row[name]) for name in names}, seeds=int(row["seeds"]))
+def estimate_of(row: Mapping[str, Any]) -> Estimate:
+    """A line of summary.csv, as text or as it was made."""
+    names = [each.name for each in fields(Estimate) if each.name != "seeds"]
+    return Estimate(**{name: _number(row.get(name)) for name in names}, seeds=int(row["seeds"]))
 
 
-def _number(text: str | None) -> float | None:
-    value = float(text or "nan")
+def _number(text: str | float | None) -> float | None:
+    value = float("nan" if text in ("", None) else text)
     return value if math.isfinite(value) else None
 
 

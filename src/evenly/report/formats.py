@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evenly.files import write_text
-from evenly.report.folder import PAPER, REFERENCE, Comparison, Estimate, read_comparison
+from evenly.report.folder import PAPER, Comparison, Estimate, read_comparison
 from evenly.report.page import is_significant
 from evenly.report.picture import write_picture
 from evenly.suggest import unknown
@@ -40,7 +40,7 @@ def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[st
     """The head and a line for each method, best first; what differs significantly is marked."""
     head = ["method", "accuracy", "95 % interval", "macro-F1"]
     head += [f"{name} alone" for name in comparison.modalities]
-    lines = [[*head, f"to {REFERENCE}", "p (Holm)"]]
+    lines = [[*head, f"to {comparison.reference}", "p (Holm)"]]
     for method in comparison.ranking:
         accuracy = comparison.estimate(method, "accuracy")
         if accuracy.mean is None:
@@ -89,17 +89,17 @@ def _about(comparison: Comparison) -> str:
     )
 
 
-def _markdown(directory: Path) -> Path:
-    comparison = read_comparison(directory)
+def markdown(comparison: Comparison) -> str:
+    """The ranking as a Markdown table, and what stands below it."""
     head, *rows = _ranking(comparison, lambda text: f"**{text}**" if text else "")
     lines = [head, ["---"] * len(head), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    return _written(directory / "table.md", f"{table}\n\n{_about(comparison)}\n")
+    return f"{table}\n\n{_about(comparison)}\n"
 
 
-def _latex(directory: Path) -> Path:
-    comparison = read_comparison(directory)
+def latex(comparison: Comparison) -> str:
+    """The same for LaTeX with booktabs."""
     marked: set[str] = set()
 
     def mark(text: str) -> str:
@@ -125,7 +125,7 @@ def _latex(directory: Path) -> Path:
         r"\end{tabular}",
         r"\end{table}",
     ]
-    return _written(directory / "table.tex", "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _escaped(text: str) -> str:
@@ -150,14 +150,18 @@ def _json(directory: Path) -> Path:
     return _written(directory / "comparison.json", text + "\n")
 
 
+def _table(path: Path, form: Callable[[Comparison], str]) -> Path:
+    return _written(path, form(read_comparison(path.parent)))
+
+
 def _written(path: Path, text: str) -> Path:
     write_text(path, text)
     return path
 
 
 FORMATS: dict[str, Callable[[Path], Path]] = {
-    "md": _markdown,
-    "latex": _latex,
+    "md": lambda directory: _table(directory / "table.md", markdown),
+    "latex": lambda directory: _table(directory / "table.tex", latex),
     "csv": lambda directory: directory / "summary.csv",  # which every report writes
     "json": _json,
     "png": lambda directory: write_picture(directory, directory / "figure.png"),

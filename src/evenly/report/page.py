@@ -11,9 +11,11 @@ import yaml
 
 from evenly.files import write_text
 from evenly.report.figures import DASHES, all_figures, modality_colour, styles
-from evenly.report.folder import PAPER, REFERENCE, Comparison, read_comparison
+from evenly.report.folder import PAPER, REFERENCE, Comparison, Projected, read_comparison
+from evenly.report.projection import NAMES, SHAPES, class_style, plane
 
 ABSENT = "–"
+LINES = 8  # methods, of more than which lines are not told apart
 SIGNIFICANT = 0.05  # the level at which a corrected p-value counts
 _OWN_PLACE = {"command", "versions", "hardware", "notes"}  # shown outside the list of settings
 
@@ -42,9 +44,33 @@ class Key:
     method: str
     colour: str
     dash: str
+    shown: bool
 
 
-def write_report(directory: Path) -> Path:
+@dataclass(frozen=True)
+class Plane:
+    """What surrounds the test samples in the plane.
+
+    Attributes:
+        kind: t-SNE or UMAP.
+        count: Of the samples.
+        data: For the script that draws them.
+        methods: Those to choose from, by number, best first.
+        chosen: The numbers of those that are shown first, two if there are two.
+        modalities: By position, those that there are places of.
+        classes: By number: name, colour and outline.
+    """
+
+    kind: str
+    count: int
+    data: dict[str, Any]
+    methods: list[tuple[int, str]]
+    chosen: list[int]
+    modalities: list[tuple[int, str]]
+    classes: list[tuple[str, str, str]]
+
+
+def write_report(directory: Path, projection: Projected = "tsne") -> Path:
     """Writes `report.html` into the folder of a comparison, finished or not.
 
     The page holds everything it needs, Plotly included, and opens from the disk. Every name
@@ -52,6 +78,7 @@ def write_report(directory: Path) -> Path:
 
     Args:
         directory: The folder that `evenly compare --out` wrote.
+        projection: Which places of the test samples to show, of those that the runs have.
 
     Returns:
         Where the page is.
@@ -60,7 +87,7 @@ def write_report(directory: Path) -> Path:
         FileNotFoundError: If the folder holds no comparison.
     """
     path = directory / "report.html"
-    write_text(path, _page(read_comparison(directory)))
+    write_text(path, _page(read_comparison(directory), projection))
     return path
 
 
@@ -69,7 +96,7 @@ def _title(data: str) -> str:
     return Path(data).stem if data.endswith(".npz") else data
 
 
-def _page(comparison: Comparison) -> str:
+def _page(comparison: Comparison, projection: Projected) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -81,6 +108,7 @@ def _page(comparison: Comparison) -> str:
     )
     style = styles(comparison.methods)
     config = comparison.config
+    lines = _shown_first(comparison)
     licence, library = _plotly()
     return environment.get_template("page.html.jinja").render(
         title=_title(str(config.get("data", "comparison"))),
@@ -102,8 +130,13 @@ def _page(comparison: Comparison) -> str:
             (name, modality_colour(number)) for number, name in enumerate(comparison.modalities)
         ],
         map_title=partial(_map_title, comparison),
-        legend=[Key(method, *_pen(style[method])) for method in comparison.methods],
-        figures=all_figures(comparison),
+        legend=[
+            Key(method, *_pen(style[method]), method in lines) for method in comparison.methods
+        ],
+        class_count=len(comparison.class_names),
+        figures=(figures := all_figures(comparison)),
+        relearns="strength/0" in figures,
+        plane=_plane(comparison, projection),
         settings=_settings(comparison),
         versions={str(key): str(value) for key, value in (config.get("versions") or {}).items()},
         hardware=str(config.get("hardware", "")),
@@ -147,6 +180,43 @@ def _finding(comparison: Comparison) -> str:
             f"{_and(found)}."
         )
     return "After Holm's correction no method differs from joint training in test accuracy."
+
+
+def _shown_first(comparison: Comparison) -> list[str]:
+    """The methods of which lines are drawn at first: all, or those that most will look for."""
+    if len(comparison.methods) <= LINES + 2:
+        return comparison.methods
+    relearning = [method for method in comparison.methods if comparison.moments(method)]
+    wanted = [*comparison.pair(comparison.methods), *relearning, *comparison.ranking]
+    return list(dict.fromkeys(wanted))[:LINES]
+
+
+def _plane(comparison: Comparison, kind: Projected) -> Plane | None:
+    data = plane(comparison, kind)
+    if data is None:
+        return None
+    numbers = [method["number"] for method in data["methods"]]
+    among = [m for number, m in enumerate(comparison.methods) if number in numbers]
+    first = comparison.pair(among)
+    # Joint training may be missing, or be all there is.
+    first += [comparison.methods[number] for number in numbers]
+    return Plane(
+        kind=NAMES[kind],
+        count=len(data["samples"][0]["target"]),
+        data=data,
+        methods=[(number, comparison.methods[number]) for number in numbers],
+        chosen=[comparison.methods.index(method) for method in dict.fromkeys(first)][:2],
+        modalities=[
+            (place, name)
+            for place, name in enumerate(comparison.modalities)
+            if any(place in method["places"] for method in data["methods"])
+        ],
+        classes=[
+            (name, colour, SHAPES[shape])
+            for number, name in enumerate(comparison.class_names)
+            for colour, shape in [class_style(number)]
+        ],
+    )
 
 
 def _map_title(comparison: Comparison, name: str) -> str:

@@ -1,42 +1,31 @@
-"""The one picture of a comparison, for a README or a paper."""
+"""The pictures of a comparison, for a README or a paper."""
 
-import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenly.files import replacing, write_text
+import numpy as np
+
+from evenly.report.drawing import BORDER, CARD, INK, QUIET, add_heading, shortened, write_drawing
 from evenly.report.figures import styles
-from evenly.report.folder import REFERENCE, Comparison, read_comparison, value_at
+from evenly.report.folder import (
+    Comparison,
+    Projected,
+    Projection,
+    read_comparison,
+    value_at,
+)
+from evenly.report.projection import NAMES, class_style, fitted
+from evenly.suggest import unknown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, QUIET, GRID, CARD, BORDER = "#1b2026", "#626b76", "#e9ecf0", "#ffffff", "#d9dde3"
 ROWS = 12  # methods that fit beside the curves
-_FONTS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
-_STYLE: Any = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so no machine lays it out otherwise
-    "font.size": 9.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "evenly",
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": QUIET,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "text.parse_math": False,
-}
+CLASS_ROWS = 16  # beside two panels
+HOLLOW = "taken for another"
+MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 
 
 def write_picture(directory: Path, path: Path) -> Path:
@@ -56,12 +45,6 @@ def write_picture(directory: Path, path: Path) -> Path:
         FileNotFoundError: If the folder holds no comparison.
         ValueError: If no method has a test accuracy yet, or the picture is of another kind.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
     comparison = read_comparison(directory)
     methods = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     if not methods:
@@ -69,25 +52,61 @@ def write_picture(directory: Path, path: Path) -> Path:
             f"no run of the comparison in '{directory}' has finished, so there is no test "
             "accuracy to draw. The command that wrote it continues it."
         )
-    with mpl.rc_context():
-        mpl.rcdefaults()  # not what a matplotlibrc of the user's says
-        mpl.rcParams.update(_STYLE)
-        figure = _draw(comparison, methods[:ROWS])
-        if path.suffix == ".png":
-            figure.set_dpi(200)
-            with replacing(path) as new:
-                FigureCanvasAgg(figure).print_png(new, metadata={"Software": "evenly"})
-            return path
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": "evenly"})
-    write_text(path, _with_system_fonts(buffer.getvalue()))
-    return path
+    return write_drawing(path, lambda: _draw(comparison, methods[:ROWS]))
+
+
+def write_projection_picture(
+    directory: Path,
+    path: Path,
+    methods: Sequence[str] | None = None,
+    projection: Projected = "tsne",
+) -> Path:
+    """Draws test samples in the plane as encoders see them: modalities down, methods across.
+
+    After Figure 3 of Wei et al., ECCV 2024. A colour, and a shape where there are many, is a class;
+    hollow samples are taken for another. The same folder gives the same file.
+
+    Args:
+        directory: The folder that `evenly compare --out` wrote.
+        path: Of the picture to write, .svg or .png.
+        methods: From left to right, as the comparison calls them; by default joint training and
+            the first that re-learns.
+        projection: Of the features.
+
+    Returns:
+        `path`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no comparison.
+        ValueError: If a method is not in it or has no places of this kind, or the picture is of
+            another kind.
+    """
+    comparison = read_comparison(directory)
+    placed = {
+        method: found
+        for method in comparison.methods
+        if (found := comparison.projection(method, projection)) is not None
+    }
+    for method in methods or ():
+        if method not in comparison.methods:
+            raise unknown(f"method in '{directory}'", method, comparison.methods)
+    wanted = comparison.pair(list(placed)) if methods is None else methods
+    missing = [method for method in wanted if method not in placed]
+    if missing or not wanted:
+        raise ValueError(
+            f"'{directory}' holds no {NAMES[projection]} of {', '.join(missing) or 'any method'}. "
+            f"'evenly report {directory} --projection {projection}' computes it for runs of seed 0 "
+            "that have finished."
+        )
+    return write_drawing(
+        path, lambda: _draw_planes(comparison, {method: placed[method] for method in wanted})
+    )
 
 
 def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     from matplotlib.figure import Figure
 
-    pair = _pair(comparison)
+    pair = comparison.pair(comparison.methods)
     gaps = [
         name
         for name in comparison.modalities
@@ -98,22 +117,20 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     height = max(3.4, 1.75 + 0.42 * len(methods), 1.75 + 1.05 * rows)
     width = 9.4 if gaps else 4.8
     figure = Figure(figsize=(width, height))
-    figure.patch.set_alpha(0)
-    _draw_card(figure)
 
     top, bottom = (height - 1.0) / height, 0.62 / height
-    labels = max(len(_shortened(method)) for method in methods)
+    labels = max(len(shortened(method)) for method in methods)
     start = 0.42 + 0.078 * labels
     chosen = ", selected on test" if comparison.selects_on_test else ""
     below = "mean, 95 % interval, every seed"
     if comparison.tuning:
         below += f"; tuned, {comparison.config['tuned_trials']} trials each"
-    _draw_heading(figure, 0.35, f"Test accuracy, %{chosen}", below)
+    add_heading(figure, 0.35, f"Test accuracy, %{chosen}", below)
     left = figure.add_axes((start / width, bottom, (4.45 - start) / width, top - bottom))
-    _draw_accuracy(left, comparison, methods)
+    draw_accuracy(left, comparison, methods)
     left.tick_params(axis="y", pad=72 * (start - 0.35))
     if gaps:
-        _draw_heading(figure, 4.95, "Purity gap between training and validation", "")
+        add_heading(figure, 4.95, "Purity gap between training and validation", "")
         _label_lines(figure, comparison, pair)
         grid = figure.add_gridspec(
             rows, columns, left=5.3 / width, right=(width - 0.35) / width, top=top, bottom=bottom,
@@ -129,28 +146,8 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     return figure
 
 
-def _draw_heading(figure: "Figure", x: float, title: str, below: str) -> None:
-    """A title at `x` inches from the left, and a line of explanation below it."""
-    width, height = figure.get_size_inches()
-    figure.text(x / width, (height - 0.47) / height, title, fontsize=11.5, fontweight="bold")
-    figure.text(x / width, (height - 0.72) / height, below, color=QUIET)
-
-
-def _draw_card(figure: "Figure") -> None:
-    """A white ground, so that the picture reads on a dark page as well."""
-    from matplotlib.patches import FancyBboxPatch
-
-    width, height = figure.get_size_inches()
-    inset = 0.008
-    card = FancyBboxPatch(
-        (inset, inset * width / height), 1 - 2 * inset, 1 - 2 * inset * width / height,
-        boxstyle="round,pad=0,rounding_size=0.012", mutation_aspect=width / height,
-        transform=figure.transFigure, facecolor=CARD, edgecolor=BORDER, linewidth=0.8, zorder=-10,
-    )  # fmt: skip
-    figure.add_artist(card)
-
-
-def _draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> None:
+def draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> None:
+    """Test accuracy of each method, the first on top: mean, 95 % interval and seeds."""
     style = styles(comparison.methods)
     for place, method in enumerate(methods):
         row, colour = len(methods) - 1 - place, style[method][0]
@@ -165,7 +162,7 @@ def _draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> 
         axes.plot(mean, row, "D", color=colour, markersize=7, markeredgecolor=CARD)
         axes.annotate(f"{mean:.1f}", (mean, row), xytext=(0, 7), textcoords="offset points",
                       ha="center", color=colour, fontsize=9, fontweight="bold")  # fmt: skip
-    names = [_shortened(method) for method in reversed(methods)]
+    names = [shortened(method) for method in reversed(methods)]
     axes.set_yticks(range(len(methods)), names, color=INK, ha="left")
     axes.set_ylim(-0.6, len(methods) - 0.35)
     axes.margins(x=0.08)
@@ -188,7 +185,7 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, value_at(mean, x), "v", color=colour, markersize=6.5,
                       markeredgecolor=CARD)  # fmt: skip
-    axes.text(0.015, 0.95, _shortened(modality), transform=axes.transAxes, va="top",
+    axes.text(0.015, 0.95, shortened(modality), transform=axes.transAxes, va="top",
               fontweight="bold", color=INK)  # fmt: skip
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
@@ -200,7 +197,7 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str]) -
 
     style = styles(comparison.methods)
     handles: list[Any] = [
-        Line2D([], [], color=style[method][0], linewidth=2, label=_shortened(method))
+        Line2D([], [], color=style[method][0], linewidth=2, label=shortened(method))
         for method in methods
     ]
     handles += [
@@ -215,17 +212,79 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str]) -
                   columnspacing=1.4, borderaxespad=0, borderpad=0, labelcolor=QUIET)  # fmt: skip
 
 
-def _pair(comparison: Comparison) -> list[str]:
-    """Joint training and the first method that re-learns, as far as they are there."""
-    others = [method for method in comparison.methods if method != REFERENCE]
-    relearning = [method for method in others if comparison.moments(method)]
-    return [m for m in comparison.methods if m == REFERENCE] + (relearning or others)[:1]
+def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    modalities = [
+        name
+        for name in comparison.modalities
+        if any(name in projection.places for projection in projections.values())
+    ]
+    present = {
+        number for found in projections.values() for number in np.unique(found.target).tolist()
+    }
+    classes = {number: comparison.class_names[number] for number in sorted(present)}
+    side, gap, left, top = 2.3, 0.12, 0.42, 0.5
+    columns = -(-(len(classes) + 1) // CLASS_ROWS)
+    longest = max(map(len, [HOLLOW, *map(_brief, classes.values())]))
+    legend = 0.15 + columns * (0.32 + 0.068 * longest)
+    width = left + len(projections) * (side + gap) + legend
+    height = top + len(modalities) * (side + gap) + 0.15
+    figure = Figure(figsize=(width, height))
+    for column, (method, found) in enumerate(projections.items()):
+        x = left + column * (side + gap)
+        figure.text((x + side / 2) / width, (height - 0.33) / height, shortened(method, 26),
+                    ha="center", fontsize=10.5, fontweight="bold")  # fmt: skip
+        for row, modality in enumerate(modalities):
+            y = height - top - (row + 1) * side - row * gap
+            axes = figure.add_axes((x / width, y / height, side / width, side / height))
+            axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xticks=[], yticks=[])
+            axes.grid(visible=False)
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=BORDER)
+            if column == 0:
+                axes.set_ylabel(shortened(modality, 26), fontsize=10.5, fontweight="bold",
+                                color=INK, labelpad=6)  # fmt: skip
+            if modality in found.places:
+                _draw_plane(axes, found, fitted(found.places[modality]))
+            else:
+                axes.text(0.5, 0.5, "not in this model", ha="center", color=QUIET)
+    _label_classes(figure, classes, columns, (width - legend) / width, top)
+    return figure
 
 
-def _with_system_fonts(svg: str) -> str:
-    """Text stays text, in the reader's own typeface."""
-    return svg.replace("'DejaVu Sans'", _FONTS)
+def _draw_plane(axes: "Axes", found: Projection, places: np.ndarray) -> None:
+    right = found.predicted == found.target
+    for number in np.unique(found.target).tolist():
+        colour, shape = class_style(number)
+        for chosen, face in ((right, colour), (~right, "none")):
+            x, y = places[(found.target == number) & chosen].T
+            axes.scatter(x, y, s=13, marker=MARKERS[shape], facecolors=face, edgecolors=colour,
+                         linewidths=0.9, alpha=0.9)  # fmt: skip
 
 
-def _shortened(name: str, length: int = 20) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _label_classes(
+    figure: "Figure", classes: Mapping[int, str], columns: int, x: float, top: float
+) -> None:
+    from matplotlib.lines import Line2D
+
+    handles: list[Any] = []
+    for number, name in classes.items():
+        colour, shape = class_style(number)
+        handles.append(
+            Line2D([], [], linestyle="", marker=MARKERS[shape], color=colour, markersize=5.5,
+                   label=_brief(name))
+        )  # fmt: skip
+    handles.append(
+        Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor="none",
+               markersize=5.5, label=HOLLOW)
+    )  # fmt: skip
+    height = figure.get_size_inches()[1]
+    figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False,
+                  bbox_to_anchor=(x, (height - top + 0.06) / height), borderaxespad=0,
+                  handlelength=1.2, handletextpad=0.3, columnspacing=0.8, labelspacing=0.45,
+                  fontsize=8, labelcolor=QUIET)  # fmt: skip
+
+
+def _brief(name: str) -> str:
+    return shortened(name, 18)

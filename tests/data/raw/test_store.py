@@ -364,7 +364,7 @@ class TestBatches:
         source = vectors(x=lambda k: [k, 1], y=lambda k: None if k < 2 else [k], z=lambda k: None)
         source.readers["steps"] = Array("sequence", ragged=True)
         source.samples[5].cells["steps"] = np.ones((3, 2))
-        found = list(batches(source, 2, 1))
+        found = list(batches(source, 2, 1, []))
         assert [[s.name for s in samples] for samples, *_ in found] == [
             ["s0", "s1"], ["s2", "s3"], ["s4", "s5"],
         ]  # fmt: skip

@@ -102,6 +102,17 @@ def test_parquet_holds_vectors_and_sequences(tmp_path):
     assert source.classes == ["0", "1"]
 
 
+def test_parquet_of_what_no_reader_takes(tmp_path):
+    fine = {"x": [1.0] * 8, "label": [k % 2 for k in range(8)]}
+    for columns, message in (
+        ({**fine, "x": [[[1, 2], [3]]] * 8}, "'x' holds list values such as"),
+        ({**fine, "label": [[k % 2] for k in range(8)]}, "row 1 has the label \\[0\\]. Give every"),
+    ):
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match=message):
+            table(tmp_path / "t.parquet")
+
+
 class TestText:
     def test_the_words_of_the_training_texts_are_numbered(self, folder):
         rows = [

@@ -1,6 +1,6 @@
 """From raw files to a prepared store."""
 
-from evenly.data.raw.prepare import batches, prepare
+from evenly.data.raw.prepare import batches, listed, prepare
 from evenly.data.raw.readers import (
     READERS,
     Array,
@@ -30,6 +30,7 @@ __all__ = [
     "Wave",
     "batches",
     "columns_of",
+    "listed",
     "prepare",
     "spelled",
     "table",

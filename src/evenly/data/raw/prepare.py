@@ -182,7 +182,7 @@ def _stored(values: np.ndarray | None) -> np.ndarray | None:
 
 
 def batches(
-    source: Source, size: int, workers: int
+    source: Source, size: int, workers: int, broken: list[tuple[str, str]]
 ) -> Iterator[tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]]:
     """The samples of a data set, decoded as they are asked for; nothing is stored.
 
@@ -190,24 +190,24 @@ def batches(
         source: The data set.
         size: Samples in a batch, but for the last.
         workers: Processes that decode.
+        broken: Receives the samples that are left out, as their files are missing or broken:
+            their names, and what is wrong.
 
     Returns:
         The samples, their inputs by modality, and which of them have it. A modality that none of
         them has is there, too, unless no sample of the data set has it.
-
-    Raises:
-        ValueError: If a sample's files are missing or broken.
     """
     several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
     blank = cache(partial(_blank, source))
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
     for number, found in _decoded(source, range(len(source.samples)), workers):
-        if isinstance(found, str):
-            raise ValueError(f"{source.name}: '{source.samples[number].name}': {found}")
-        if wrong := _unlike(source.readers, found, shapes):
-            raise ValueError(f"{source.name}: '{source.samples[number].name}': {wrong}")
-        several.append((source.samples[number], found))
-        if len(several) == size or number + 1 == len(source.samples):
+        sample = source.samples[number]
+        wrong = found if isinstance(found, str) else _unlike(source.readers, found, shapes)
+        if wrong or isinstance(found, str):
+            broken.append((sample.name, wrong))
+        else:
+            several.append((sample, found))
+        if len(several) == size or (several and number + 1 == len(source.samples)):
             yield _batch(source.readers, several, blank)
             several = []
 
@@ -276,14 +276,24 @@ def _batch(
 
 
 def _broken(source: Source, broken: dict[int, str]) -> str:
-    listed = [f"  {source.samples[n].name}: {broken[n]}" for n in sorted(broken)[:10]]
-    more = [f"  and {len(broken) - 10} more"] if len(broken) > 10 else []
-    lines = "\n".join([*listed, *more])
+    named = [(source.samples[n].name, broken[n]) for n in sorted(broken)]
     return (
-        f"{source.name}: {len(broken)} of {len(source.samples)} samples cannot be used:\n{lines}\n"
+        f"{source.name}: {len(broken)} of {len(source.samples)} samples cannot be used:\n"
+        f"{listed(named)}\n"
         "Mend these files and run the same command again, which decodes nothing else anew; or "
         "leave the samples out with --skip-broken."
     )
+
+
+def listed(broken: Sequence[tuple[str, str]]) -> str:
+    """The first of the samples that cannot be used, a line each.
+
+    Args:
+        broken: Their names, and what is wrong with each.
+    """
+    lines = [f"  {name}: {reason}" for name, reason in broken]
+    more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "\n".join([*lines[:10], *more])
 
 
 @dataclass

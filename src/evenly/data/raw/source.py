@@ -45,6 +45,7 @@ class Source:
         samples: In the order of the store.
         classes: Names by class number.
         notes: Sentences that a user of the data should see.
+        opened: Files that were read to find the samples, such as a table.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Source:
     samples: Sequence[Sample]
     classes: Sequence[str]
     notes: Sequence[str] = field(default=())
+    opened: Sequence[Path] = field(default=())
 
     def limited(self, count: int) -> "Source":
         """So many samples of each split at most, of each class as many, that have all their files.
@@ -71,4 +73,6 @@ class Source:
 
     def files(self) -> Iterator[Path]:
         """Every file and folder that is read, once."""
-        return iter(dict.fromkeys(path for sample in self.samples for path in sample.files()))
+        found = dict.fromkeys(self.opened)
+        found |= dict.fromkeys(path for sample in self.samples for path in sample.files())
+        return iter(found)

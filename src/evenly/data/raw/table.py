@@ -126,7 +126,7 @@ def table(
         )
         for row in range(len(target))
     ]
-    return Source(path.stem, found, samples, classes, notes)
+    return Source(path.stem, found, samples, classes, notes, [path])
 
 
 def columns_of(path: Path) -> list[str]:
@@ -221,7 +221,10 @@ def _classes(
     path: Path, labels: Sequence[Any], *, needed: bool
 ) -> tuple[Int[np.ndarray, " n"], list[str]]:
     """The class of each sample, and the names of the classes; -1 where it need not be known."""
-    strange = [x is None or (isinstance(x, float) and not x.is_integer()) for x in labels]
+    strange = [
+        x is None or isinstance(x, list | dict) or (isinstance(x, float) and not x.is_integer())
+        for x in labels
+    ]
     if needed and any(strange):
         row = strange.index(True)
         raise ValueError(
@@ -390,7 +393,10 @@ def _array_of(path: Path, name: str, values: Sequence[Any]) -> Reader:
     first = next((value for value in values if value is not None), None)
     if first is None:
         raise ValueError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
-    found = _array(np.asarray(first if isinstance(first, list) else [first]))
+    try:
+        found = _array(np.asarray(first if isinstance(first, list) else [first]))
+    except ValueError:  # lists of unequal lengths
+        found = None
     if found is None:
         raise ValueError(
             f"{path}: column '{name}' holds {type(first).__name__} values such as {first!r:.60}. "

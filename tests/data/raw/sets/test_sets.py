@@ -348,7 +348,7 @@ class TestMosi:
             assert found["b"] == [2.5, "text"]
 
     def test_nothing_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"holds no file \*Timestamped.* but nothing\."):
+        with pytest.raises(FileNotFoundError, match=r"holds no file \*Opinion_Labels.* nothing\."):
             opened(tmp_path, "mosi")
 
     @pytest.mark.data
@@ -480,6 +480,9 @@ class TestMosi:
 class TestAVMnist:
     def test_the_digits_of_a_pair_are_the_same(self, tmp_path):
         source = opened(trees.av_mnist(tmp_path / "tree"), "av_mnist")
+        assert {path.name for path in source.opened} == {
+            path.name for path in (tmp_path / "tree").iterdir() if path.is_file()
+        }
         assert counts(source) == [60, 20, 40]
         parts = {}
         for sample in source.samples:

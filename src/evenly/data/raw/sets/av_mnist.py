@@ -37,9 +37,11 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
     """
     recordings, others = _recordings(folder / "recordings")
     generator = np.random.default_rng(seed)
-    samples = []
+    samples, opened = [], []
     for part, names in FILES.items():
-        images, labels = (_idx(folder, name) for name in names)
+        paths = [_path(folder, name) for name in names]
+        opened += paths
+        images, labels = map(_idx, paths)
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"{folder}: {names[0]} holds an array of shape {images.shape} and {names[1]} one "
@@ -64,7 +66,8 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
         "image": Array("image", "grey levels, 0 to 255"),
     }
     notes = passed_over(others, "DIGIT_SPEAKER_NUMBER.wav with a number up to 49")
-    return Source("av_mnist", readers, samples, [str(number) for number in range(10)], notes)
+    classes = [str(number) for number in range(10)]
+    return Source("av_mnist", readers, samples, classes, notes, opened)
 
 
 NUMBERS = {"train": range(10, 50), "val": range(5, 10), "test": range(5)}
@@ -85,11 +88,16 @@ def _recordings(folder: Path) -> tuple[defaultdict[tuple[str, int], list[Path]],
     return found, others
 
 
-def _idx(folder: Path, name: str) -> np.ndarray:
-    """An array of bytes in MNIST's format: a magic number, the shape, the values."""
+def _path(folder: Path, name: str) -> Path:
+    """A file as it is, or compressed."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder}: holds neither {name} nor {name}.gz.")
+    return path
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An array of bytes in MNIST's format: a magic number, the shape, the values."""
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":

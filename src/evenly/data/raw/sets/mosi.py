@@ -87,12 +87,13 @@ def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
         classes: 2, negative (score below 0) or not; or 7, the score rounded.
     """
     pickles = sorted(folder.glob("*aligned_50.pkl"), reverse=True)
+    opened = pickles[0] if pickles else _one(folder, LABELS)
     samples, readers, notes = (
-        _of_pickle(pickles[0], classes) if pickles else _of_csd(folder, classes)
+        _of_pickle(opened, classes) if pickles else _of_csd(folder, opened, classes)
     )
     if len(samples) != SEGMENTS:
         notes = [f"{len(samples):,} of the {SEGMENTS:,} segments are in {folder}.", *notes]
-    return Source("mosi", readers, samples, CLASSES[classes], notes)
+    return Source("mosi", readers, samples, CLASSES[classes], notes, [opened])
 
 
 Found = tuple[list[Sample], Mapping[str, Reader], list[str]]
@@ -103,9 +104,8 @@ def _label(score: float, classes: int) -> int:
     return int(score >= 0) if classes == 2 else int(np.clip(np.rint(score), -3, 3)) + 3
 
 
-def _of_csd(folder: Path, classes: int) -> Found:
+def _of_csd(folder: Path, labels: Path, classes: int) -> Found:
     paths = {name: _one(folder, pattern) for name, pattern in SEQUENCES.items()}
-    labels = _one(folder, LABELS)
     fold: dict[str, SplitName] = {}
     parts: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
     for line in listed("mosi.txt"):

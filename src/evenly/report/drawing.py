@@ -1,0 +1,99 @@
+"""How pictures for papers look, and how they are written."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenly.files import replacing, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, QUIET, GRID, CARD, BORDER = "#1b2026", "#626b76", "#e9ecf0", "#ffffff", "#d9dde3"
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
+_STYLE: Any = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so no machine lays it out otherwise
+    "font.size": 9.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evenly",
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.parse_math": False,
+}
+
+
+def write_drawing(path: Path, draw: Callable[[], "Figure"]) -> Path:
+    """Writes a picture on a white card; the same drawing gives the same file.
+
+    Args:
+        path: Of the picture, .svg or .png.
+        draw: Makes it, in this package's style.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: If the picture is of another kind.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not what a matplotlibrc of the user's says
+        mpl.rcParams.update(_STYLE)
+        figure = draw()
+        figure.patch.set_alpha(0)
+        _add_card(figure)
+        if path.suffix == ".png":
+            figure.set_dpi(200)
+            with replacing(path) as new:
+                FigureCanvasAgg(figure).print_png(new, metadata={"Software": "evenly"})
+            return path
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": "evenly"})
+    # Text stays text, in the reader's own typeface.
+    write_text(path, buffer.getvalue().replace("'DejaVu Sans'", _FONTS))
+    return path
+
+
+def add_heading(figure: "Figure", x: float, title: str, below: str) -> None:
+    """A title at `x` inches from the left, and a line of explanation below it."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, (height - 0.47) / height, title, fontsize=11.5, fontweight="bold")
+    figure.text(x / width, (height - 0.72) / height, below, color=QUIET)
+
+
+def shortened(name: str, length: int = 20) -> str:
+    """A name that fits."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _add_card(figure: "Figure") -> None:
+    """A white ground, so that the picture reads on a dark page as well."""
+    from matplotlib.patches import FancyBboxPatch
+
+    width, height = figure.get_size_inches()
+    inset = 0.008
+    card = FancyBboxPatch(
+        (inset, inset * width / height), 1 - 2 * inset, 1 - 2 * inset * width / height,
+        boxstyle="round,pad=0,rounding_size=0.012", mutation_aspect=width / height,
+        transform=figure.transFigure, facecolor=CARD, edgecolor=BORDER, linewidth=0.8, zorder=-10,
+    )  # fmt: skip
+    figure.add_artist(card)

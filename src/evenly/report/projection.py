@@ -1,0 +1,89 @@
+"""Test samples in the plane, as the page's script draws them and as papers print them."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from evenly.report.folder import Comparison, Projected
+
+NAMES: Mapping[Projected, str] = {"tsne": "t-SNE", "umap": "UMAP"}
+# As far apart as can be, also without red or green receptors, and read on white and on black.
+COLOURS = (
+    "#186ddb", "#ff9231", "#008600", "#c23d6d", "#db92ff", "#3dc2aa",
+    "#aa7924", "#00aaff", "#aa61ce", "#92b600", "#ff6d9e", "#00929e",
+)  # fmt: skip
+SHAPES = {
+    "circle": "M1,5a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
+    "square": "M1.5,1.5h7v7h-7z",
+    "triangle-up": "M5,.8L9.6,8.8H.4z",
+    "diamond": "M5,0L10,5L5,10L0,5z",
+}
+"""By Plotly's name, the outline in a square of ten units."""
+STEPS = 999  # of the grid that places are rounded to: a third of a pixel
+
+
+def class_style(number: int) -> tuple[str, str]:
+    """Colour and shape of a class; with the shapes 48 classes can be told apart."""
+    shapes = list(SHAPES)
+    return COLOURS[number % len(COLOURS)], shapes[number // len(COLOURS) % len(shapes)]
+
+
+def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
+    """What the page's script draws; None if no run has places of this kind.
+
+    `classes`, with their `colours` and `shapes`; `samples` with `target` and `label`; and of each
+    of the `methods`, best first, its `number`, `samples` (which of those), `predicted` and, by the
+    position of each modality, `places`: x and y in whole numbers, none where a sample lacks it.
+    """
+    samples: list[dict[str, Any]] = []
+    methods = []
+    for method in comparison.ranking:
+        found = comparison.projection(method, kind)
+        if found is None:
+            continue
+        # The same samples as a rule: they are stored once.
+        own = {
+            "target": found.target.tolist(),
+            "label": [escape(label, quote=False) for label in found.labels],
+        }
+        if own not in samples:
+            samples.append(own)
+        methods.append(
+            {
+                "number": comparison.methods.index(method),
+                "samples": samples.index(own),
+                "predicted": found.predicted.tolist(),
+                "places": {
+                    comparison.modalities.index(name): _rounded(places)
+                    for name, places in found.places.items()
+                    if name in comparison.modalities
+                },
+            }
+        )
+    if not methods:
+        return None
+    count = len(comparison.class_names)
+    return {
+        "classes": [escape(name, quote=False) for name in comparison.class_names],
+        "colours": [class_style(number)[0] for number in range(count)],
+        "shapes": [class_style(number)[1] for number in range(count)],
+        "samples": samples,
+        "methods": methods,
+    }
+
+
+def fitted(places: np.ndarray) -> np.ndarray:
+    """The same picture, (k, 2), within 0 and 1 along its longer side; nan stays."""
+    low, high = np.nanmin(places, axis=0), np.nanmax(places, axis=0)
+    size = float((high - low).max()) or 1.0
+    found: np.ndarray = 0.5 + (places - (low + high) / 2) / size
+    return found
+
+
+def _rounded(places: np.ndarray) -> list[list[int | None]]:
+    if np.isnan(places).all():
+        return [[None] * len(places)] * 2
+    steps = STEPS * fitted(places)
+    return [[None if np.isnan(step) else round(step) for step in axis.tolist()] for axis in steps.T]

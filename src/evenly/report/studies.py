@@ -1,0 +1,274 @@
+"""The pictures of the paper's experiments, each drawn from a comparison of its methods."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evenly.report.drawing import CARD, INK, QUIET, add_heading, shortened, write_drawing
+from evenly.report.figures import styles
+from evenly.report.folder import Comparison, value_at
+from evenly.report.picture import draw_accuracy, write_projection_picture
+from evenly.spec import parse
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Drawing = Callable[[Comparison, Path, Path], Path]
+"""Draws a comparison, of a folder, to a file, .svg or .png."""
+
+
+def accuracy(comparison: Comparison, folder: Path, path: Path) -> Path:
+    """Test accuracy of every method, best on top, over a band: the reference's interval."""
+    return write_drawing(path, partial(_accuracy, comparison))
+
+
+def figure1(comparison: Comparison, folder: Path, path: Path) -> Path:
+    """Accuracy, and a map of the encoders' linear probes for each pair of modalities."""
+    return write_drawing(path, partial(_figure1, comparison))
+
+
+def figure3(comparison: Comparison, folder: Path, path: Path) -> Path:
+    """The test samples as each encoder places them, by t-SNE."""
+    return write_projection_picture(folder, path, comparison.methods)
+
+
+def figure4(comparison: Comparison, folder: Path, path: Path) -> Path:
+    """Gap and purity of each modality along training, and accuracy on the selecting split."""
+    return write_drawing(path, partial(_figure4, comparison))
+
+
+def figure5(comparison: Comparison, folder: Path, path: Path) -> Path:
+    """Test accuracy by strength and by period, beside joint training."""
+    return write_drawing(path, partial(_figure5, comparison))
+
+
+def _ranked(comparison: Comparison) -> list[str]:
+    return [m for m in comparison.ranking if comparison.accuracy(m) is not None]
+
+
+def _add_accuracy(figure: "Figure", comparison: Comparison, right: float) -> None:
+    """The accuracies, up to `right` inches from the left."""
+    methods = _ranked(comparison)
+    width, height = figure.get_size_inches()
+    chosen = ", selected on test" if comparison.selects_on_test else ""
+    add_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
+    labels = max(len(shortened(method)) for method in methods)
+    start = 0.42 + 0.078 * labels
+    top, bottom = (height - 1.0) / height, 0.5 / height
+    axes = figure.add_axes((start / width, bottom, (right - start) / width, top - bottom))
+    _draw_band(axes, comparison, vertical=True)
+    draw_accuracy(axes, comparison, methods)
+    axes.tick_params(axis="y", pad=72 * (start - 0.35))
+
+
+def _height(comparison: Comparison) -> float:
+    return max(3.4, 1.6 + 0.4 * len(_ranked(comparison)))
+
+
+def _draw_band(axes: "Axes", comparison: Comparison, *, vertical: bool) -> None:
+    """The reference's mean and interval, behind all else."""
+    found = comparison.estimate(comparison.reference, "accuracy")
+    if found.mean is None:
+        return
+    line, span = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
+    if found.low is not None and found.high is not None:
+        span(100 * found.low, 100 * found.high, color="#858c94", alpha=0.13, linewidth=0)
+    line(100 * found.mean, color="#858c94", linewidth=1)
+
+
+def _accuracy(comparison: Comparison) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, _height(comparison)))
+    _add_accuracy(figure, comparison, 6.85)
+    return figure
+
+
+def _figure1(comparison: Comparison) -> "Figure":
+    from matplotlib.figure import Figure
+
+    pairs = [
+        pair
+        for pair in combinations(comparison.modalities, 2)
+        if any(_probes(comparison, method, pair) for method in comparison.methods)
+    ]
+    height = max(_height(comparison), 4.4)
+    width = 5.2 + 4.6 * len(pairs)
+    figure = Figure(figsize=(width, height))
+    _add_accuracy(figure, comparison, 4.85)
+    top, bottom = (height - 1.0) / height, 0.62 / height
+    for number, pair in enumerate(pairs):
+        left = 5.2 + 4.6 * number
+        title = "A new classifier on each encoder, test accuracy, %"
+        add_heading(figure, left, title, "a larger spot is a better model" if not number else "")
+        place = ((left + 0.5) / width, bottom, 3.75 / width, top - bottom)
+        _draw_map(figure.add_axes(place), comparison, pair)
+    return figure
+
+
+def _probes(comparison: Comparison, method: str, pair: Sequence[str]) -> tuple[float, float] | None:
+    """Probe accuracies of two modalities in per cent; None of a model that lacks one."""
+    found = [comparison.estimate(method, f"probe/{name}").mean for name in pair]
+    if any(value is None for value in found):
+        return None
+    first, second = (100 * (value or 0.0) for value in found)
+    return first, second
+
+
+def _draw_map(axes: "Axes", comparison: Comparison, pair: tuple[str, str]) -> None:
+    style = styles(comparison.methods)
+    shown = {m: found for m in _ranked(comparison) if (found := _probes(comparison, m, pair))}
+    sizes = {method: comparison.accuracy(method) or 0.0 for method in shown}
+    least, most = min(sizes.values()), max(sizes.values())
+    for method, (x, y) in shown.items():
+        share = (sizes[method] - least) / (most - least) if most > least else 0.5
+        axes.scatter(x, y, s=50 + 350 * share, color=style[method][0], alpha=0.75, linewidth=0)
+        axes.annotate(
+            f"{shortened(method)} {100 * sizes[method]:.1f}", (x, y), xytext=(9, 5),
+            textcoords="offset points", fontsize=7.5, color=INK,
+        )  # fmt: skip
+    for name, line in zip(pair, (axes.axvline, axes.axhline), strict=True):
+        alone = comparison.estimate(f"unimodal(modality={name})", f"probe/{name}").mean
+        if alone is not None:
+            line(100 * alone, color=QUIET, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
+    axes.set_xlabel(f"{pair[0]} (dotted: trained alone)")
+    axes.set_ylabel(pair[1])
+    axes.margins(x=0.25, y=0.15)
+
+
+def _figure4(comparison: Comparison) -> "Figure":
+    from matplotlib.figure import Figure
+
+    modalities = comparison.modalities
+    columns = len(modalities) + 1
+    width = 0.6 + 2.9 * columns
+    figure = Figure(figsize=(width, 5.6))
+    grid = figure.add_gridspec(2, columns, left=0.6 / width, right=1 - 0.25 / width, top=0.82,
+                               bottom=0.1, hspace=0.32, wspace=0.3)  # fmt: skip
+    for column, name in enumerate(modalities):
+        _draw_curves(figure.add_subplot(grid[0, column]), comparison, f"gap/{name}", name)
+        below = figure.add_subplot(grid[1, column])
+        _draw_curves(below, comparison, f"purity_train/{name}", "", dotted=True)
+        split = "test" if comparison.selects_on_test else "val"
+        _draw_curves(below, comparison, f"purity_{split}/{name}", "")
+        below.set_xlabel("epochs")
+        if not column:
+            figure.axes[0].set_ylabel("gap")
+            below.set_ylabel(f"purity: {split}, dotted train")
+    split = "test" if comparison.selects_on_test else "val"
+    last = figure.add_subplot(grid[:, columns - 1])
+    _draw_curves(last, comparison, f"{split}_accuracy", f"{split} accuracy, %", scale=100)
+    last.set_xlabel("epochs")
+    add_heading(figure, 0.35, "Gap, purity and accuracy along training", "")
+    _add_legend(figure, comparison)
+    return figure
+
+
+def _draw_curves(
+    axes: "Axes",
+    comparison: Comparison,
+    column: str,
+    title: str,
+    *,
+    dotted: bool = False,
+    scale: float = 1.0,
+) -> None:
+    """A column of metrics.csv: the seeds thin, their mean thick, re-learnings marked."""
+    style = styles(comparison.methods)
+    for method in comparison.methods:
+        colour = style[method][0]
+        mean = comparison.mean_curve(method, column)
+        if not mean:
+            continue
+        if not dotted:
+            for run in comparison.runs_of(method):
+                points = run.points(column)
+                values = [scale * value for value in points.values()]
+                axes.plot(list(points), values, color=colour, linewidth=0.6, alpha=0.35)
+        axes.plot(list(mean), [scale * value for value in mean.values()], color=colour,
+                  linewidth=1.2 if dotted else 2, linestyle=":" if dotted else "-")  # fmt: skip
+        for x in () if dotted else comparison.moments(method):
+            axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
+            axes.plot(x, scale * value_at(mean, x), "v", color=colour, markersize=6,
+                      markeredgecolor=CARD)  # fmt: skip
+    if title:
+        axes.set_title(title, fontsize=9.5, fontweight="bold", color=INK, loc="left")
+    axes.margins(x=0.01)
+    axes.set_xlim(left=0)
+    axes.locator_params(axis="y", nbins=5)
+
+
+def _add_legend(figure: "Figure", comparison: Comparison) -> None:
+    from matplotlib.lines import Line2D
+
+    style = styles(comparison.methods)
+    handles: list[Any] = [
+        Line2D([], [], color=style[method][0], linewidth=2, label=method)
+        for method in comparison.methods
+    ]
+    handles.append(
+        Line2D([], [], color=QUIET, marker="v", linewidth=0.9, linestyle=(0, (1.5, 2.5)),
+               label="re-learning")
+    )  # fmt: skip
+    width, height = figure.get_size_inches()
+    figure.legend(handles=handles, loc="center left", ncols=len(handles), frameon=False,
+                  bbox_to_anchor=(0.35 / width, (height - 0.68) / height), handlelength=1.6,
+                  columnspacing=1.4, borderaxespad=0, borderpad=0, labelcolor=QUIET)  # fmt: skip
+
+
+def _figure5(comparison: Comparison) -> "Figure":
+    from matplotlib.figure import Figure
+
+    strengths: list[tuple[float, str]] = [(0.0, "joint")]
+    periods: list[tuple[float, str]] = []
+    for method in comparison.methods:
+        spec = parse(method)
+        if spec.name == "relearn":
+            if "every" not in spec.settings:
+                strengths.append((float(spec.settings.get("strength", 3.0)), method))
+            if "strength" not in spec.settings:
+                every = spec.settings.get("every") or _period(comparison, method)
+                periods += [(float(every), method)] if every else []
+    figure = Figure(figsize=(8.6, 3.7))
+    below = "mean, 95 % interval, every seed; band: joint training"
+    add_heading(figure, 0.35, "Test accuracy, %", below)
+    grid = figure.add_gridspec(1, 2, left=0.07, right=0.97, top=0.74, bottom=0.16, wspace=0.16)
+    for number, (values, label) in enumerate(
+        ((strengths, "strength λ (0: joint training)"), (periods, "epochs between re-learnings"))
+    ):
+        axes = figure.add_subplot(grid[0, number])
+        _draw_band(axes, comparison, vertical=False)
+        _draw_points(axes, comparison, sorted(values))
+        axes.set_xlabel(label)
+    left, right = figure.axes
+    left.sharey(right)
+    left.autoscale(axis="y")
+    return figure
+
+
+def _period(comparison: Comparison, method: str) -> int | None:
+    """Epochs to the first re-learning: before epoch `every` + 1 counted from 0."""
+    first = next(iter(comparison.moments(method)), None)
+    return None if first is None else first - 1
+
+
+def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]) -> None:
+    """A place for each value in order; λ and periods are too uneven for a scale."""
+    colour = styles(comparison.methods).get("relearn", ("#2b83c6", ""))[0]
+    means = []
+    for place, (_, method) in enumerate(values):
+        found = comparison.estimate(method, "accuracy")
+        seeds = comparison.results.get((method, "test", "accuracy"), {})
+        axes.plot([place + 0.13] * len(seeds), [100 * value for value in seeds.values()], "o",
+                  color=colour, alpha=0.45, markersize=3.5, markeredgewidth=0)  # fmt: skip
+        if found.low is not None and found.high is not None:
+            axes.plot([place, place], [100 * found.low, 100 * found.high], color=colour,
+                      linewidth=2.2, solid_capstyle="round")  # fmt: skip
+        means.append(100 * (found.mean or 0.0))
+    axes.plot(range(len(values)), means, "-D", color=colour, linewidth=1.2, markersize=6,
+              markeredgecolor=CARD)  # fmt: skip
+    axes.set_xticks(range(len(values)), [f"{value:g}" for value, _ in values])
+    axes.margins(x=0.06)
