@@ -167,7 +167,7 @@ def compare(options: Namespace) -> None:
     usual = 1 if training.protocol == "paper" else 3
     seeds = usual if options.seeds is None else options.seeds
     tuning = None if options.tuned is None else Tuning.read(options.tuned)
-    report = compare(options.methods, seeds, training, out, jobs, tuning)
+    report = compare(options.methods, seeds, training, out, jobs, tuning, options.workers)
     print(table(out))
     print(f"\nreport: {report}")
 
@@ -551,6 +551,13 @@ def parser() -> ArgumentParser:
     one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
     _add_jobs(one)
     one.add_argument(
+        "--workers",
+        type=str | None,
+        help="address of a database, such as postgresql://USER:PASSWORD@HOST/NAME: the same "
+        "command, in other processes or on other machines, takes its share of the runs; --out is a "
+        "folder that all of them see. What a killed worker was at is taken up by another",
+    )
+    one.add_argument(
         "--tuned",
         type=dict[str, Any] | None,
         help="learning rate, weight decay and own settings by method: not to be written by hand, "
@@ -811,6 +818,11 @@ def _prepared(training: Training, out: Path, options: Namespace, methods: str) -
         _check_reading(training.data, options)
         return training
     _check_names(training, source, methods)
+    if getattr(options, "workers", None) or getattr(options, "storage", None):
+        raise ValueError(
+            "several workers read one store: make it first, with 'evenly prepare', and give it as "
+            "--data."
+        )
     if training.limit_samples is not None:
         source = source.limited(training.limit_samples)
     _store(source, out / "store", None, options.skip_broken)

@@ -10,7 +10,8 @@ machine's, and nothing is locked for longer than a statement.
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -46,8 +47,8 @@ PAUSES = (0.5, 1, 2, 4, 8)
 """Seconds before a failed statement is tried again: servers are restarted, networks lose packets.
 
 Less than a lease in all."""
-DRIVERS = {"postgresql": "psycopg[binary]", "mysql": "mysqlclient", "mariadb": "mysqlclient"}
-"""By kind of database, what to install for it where its driver is not there."""
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""By the name under which a driver is imported, what to install, where that is called otherwise."""
 
 _CLAIMS = Table(
     "evenly_claims",
@@ -255,8 +256,9 @@ def connect(url: str) -> Engine:
             f"there is no kind of database '{address.drivername}'. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
-    except ModuleNotFoundError as error:
-        needed = DRIVERS.get(address.get_backend_name(), error.name)
+    except ImportError as error:
+        module = error.name or address.get_driver_name()
+        needed = DRIVERS.get(module, module)
         raise RuntimeError(f"{shown} needs a driver: pip install '{needed}'") from error
     try:
         with engine.connect():
@@ -267,6 +269,16 @@ def connect(url: str) -> Engine:
             "that it can be reached from here."
         ) from error
     return engine
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Engine]:
+    """The database at an address, as `connect` gives it, until the block ends."""
+    engine = connect(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _address(url: str) -> URL:

@@ -6,12 +6,14 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenly.lab.grid import Alone
+from evenly.lab.claims import Claims, connected
+from evenly.lab.grid import Alone, Shared
 from evenly.lab.jobs import Job, run_jobs
 from evenly.lab.projection import project
 from evenly.lab.settings import (
@@ -19,6 +21,7 @@ from evenly.lab.settings import (
     Training,
     check_folder,
     check_same,
+    fingerprint,
     read_settings,
     write_settings,
 )
@@ -27,6 +30,8 @@ from evenly.lab.tuned import Tuning
 from evenly.spec import Spec, split
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from evenly.data import Data
 
 
@@ -80,6 +85,11 @@ class Comparison:
             for method, training in self.variants().items()
         }
 
+    def shared(self, engine: "Engine") -> Shared:
+        """The runs, as one of several workers gets them."""
+        name = f"{self.out.name} {fingerprint(self.settings())}"
+        return Shared(self.jobs(), Claims(engine, name))
+
     def jobs(self) -> list[Job]:
         """The runs with their folders."""
         return [Job(cell, self.out / "runs" / cell.folder) for cell in self.cells()]
@@ -96,6 +106,7 @@ def compare(
     out: Path,
     jobs: int,
     tuning: Tuning | None = None,
+    workers: str | None = None,
 ) -> Path:
     """Trains every method over the seeds and writes tables and report.
 
@@ -110,25 +121,31 @@ def compare(
         jobs: Runs at the same time.
         tuning: The search that learning rate, weight decay and the methods' own settings are
             taken from; by default they are those of `training` and `methods`.
+        workers: Address of a database through which this call shares the runs with the same
+            calls in other processes, on any machine that sees the folder; each returns when all
+            of them are done.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: If something is wrong with the data, a method or the folder; before training.
+        ValueError: If something is wrong with the data, a method, the folder or the address of
+            the database; before training.
+        RuntimeError: If the database does not answer.
         Failed: If runs failed.
         KeyboardInterrupt: If it was stopped; what is finished is reported.
     """
     check_counts(seeds=seeds, jobs=jobs)
     names, data = named(split(methods), training)
     plan = Comparison(training, names, seeds, out, tuning)
-    _prepare(plan, data)
-    source = Alone(plan.jobs())
-    try:
-        run_jobs(source, jobs)
-        project(out)  # who stops it does not wait for this
-    finally:
-        report = write_tables(out)
+    with nullcontext() if workers is None else connected(workers) as engine:
+        _prepare(plan, data)
+        source = Alone(plan.jobs()) if engine is None else plan.shared(engine)
+        try:
+            run_jobs(source, jobs)
+            project(out)  # who stops it does not wait for this
+        finally:
+            report = write_tables(out)
     if source.failures:
         lines = [f"  {name}: {reason}" for name, reason in source.failures.items()]
         raise Failed(

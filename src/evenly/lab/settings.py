@@ -1,5 +1,7 @@
 """The settings of a run, typed and documented once: the command's help is made of them."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -189,6 +191,12 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
             f"{folder} holds runs with {what}. Choose another folder with --out, or remove this "
             "one."
         )
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """What tells settings from others, also on another machine, where a file may lie elsewhere."""
+    kept = {k: v for k, v in settings.items() if k != "data" or "data_sha256" not in settings}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_folder(folder: Path) -> None:

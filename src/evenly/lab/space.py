@@ -21,6 +21,8 @@ from evenly.spec import Spec, parse
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+Number = int | float
+
 DIGITS = 3
 """Significant digits of a tried number, so that names and tables can show exactly what was run."""
 
@@ -36,8 +38,8 @@ class Range:
             of the ends as above it.
     """
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool = False
 
     @property
@@ -56,11 +58,11 @@ class Range:
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
 
-    def value(self, found: float) -> float:
+    def value(self, found: Number) -> Number:
         """A number of Optuna's as it is run."""
         return int(found) if self.is_whole else float(f"{found:.{DIGITS}g}")
 
-    def nearest(self, value: float) -> float:
+    def nearest(self, value: Number) -> Number:
         """A value, moved into the range."""
         return min(max(value, self.low), self.high)
 
@@ -152,11 +154,16 @@ class Space:
 
     method: str
     ranges: Mapping[str, Range]
-    given: Mapping[str, float]
+    given: Mapping[str, Number]
 
     @staticmethod
     def of(training: Training, method: str) -> "Space":
-        """The space of a method in a training."""
+        """The space of a method in a training.
+
+        Raises:
+            ValueError: If the method or a setting is unknown, or a setting is of another type.
+        """
+        own = method_settings(Cell(training, method, 0))  # which looks at all names
         spec = parse(method)
         info = METHODS[spec.name].info
         ranges = dict(TRAINING[training.optimizer])
@@ -170,8 +177,8 @@ class Space:
                 ranges[name] = Range(low, high, found.log)
             else:
                 ranges[name] = found
-        settings = {**defaults(spec.name), **method_settings(Cell(training, method, 0))}
-        values = {"lr": training.lr, "weight_decay": training.weight_decay, **settings}
+        values = {"lr": training.lr, "weight_decay": training.weight_decay}
+        values |= {**defaults(spec.name), **own}
         given = {name: found.nearest(values[name]) for name, found in ranges.items()}
         return Space(method, ranges, given)
 
@@ -179,7 +186,7 @@ class Space:
         """The ranges in Optuna's terms, in their order."""
         return {name: found.distribution() for name, found in self.ranges.items()}
 
-    def tuned(self, found: Mapping[str, float]) -> Tuned:
+    def tuned(self, found: Mapping[str, Number]) -> Tuned:
         """The settings of a trial, from the numbers that Optuna found for it."""
         own = {name: each.value(found[name]) for name, each in self.ranges.items()}
         lr, weight_decay = own.pop("lr"), own.pop("weight_decay")

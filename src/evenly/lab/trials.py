@@ -5,11 +5,9 @@ trials of the method that were finished by then. The first is what the user gave
 as long as Optuna draws at random, all methods try the same shared settings.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,8 +20,8 @@ from sqlalchemy import Engine
 
 from evenly import chance
 from evenly.lab.claims import engine_settings, patiently
-from evenly.lab.settings import Training
-from evenly.lab.space import Space
+from evenly.lab.settings import Training, fingerprint
+from evenly.lab.space import Number, Space
 from evenly.lab.tuned import Tuned
 
 T = TypeVar("T")
@@ -63,15 +61,12 @@ class Search:
     @cached_property
     def name(self) -> str:
         """What tells this search from others in a database, on whatever machine it is named."""
-        settings = self.settings()
-        if "data_sha256" in settings:
-            del settings["data"]  # the same file may lie elsewhere on another machine
-        return f"{self.out.name} {_fingerprint(settings)}"
+        return f"{self.out.name} {fingerprint(self.settings())}"
 
     def study(self, method: str) -> str:
         """Name of a method's study."""
         ranges = {name: str(found) for name, found in self.spaces[method].ranges.items()}
-        return f"{self.name} {method} {_fingerprint(ranges)}"
+        return f"{self.name} {method} {fingerprint(ranges)}"
 
 
 @dataclass(frozen=True)
@@ -114,10 +109,16 @@ class Studies:
         # It makes an engine of its own, of ours in all but the object.
         address = engine.url.render_as_string(hide_password=False)
         storage = _asked(lambda: RDBStorage(address, engine_settings(engine.url)))
+        self._storage = storage
         self._studies = {
             method: _asked(partial(_made, search.study(method), storage))
             for method in search.methods
         }
+
+    def close(self) -> None:
+        """Ends the connections to the database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def ask(self, method: str, place: int) -> optuna.Trial:
         """A new trial, for a place in the method's budget."""
@@ -164,11 +165,11 @@ def _made(name: str, storage: RDBStorage) -> optuna.Study:
 class _Given(RandomSampler):
     """Samples what it is given."""
 
-    def __init__(self, values: Mapping[str, float]) -> None:
+    def __init__(self, values: Mapping[str, Number]) -> None:
         super().__init__()
         self._values = values
 
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> float:
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Number:
         """The value of a setting."""
         return self._values[name]
 
@@ -209,7 +210,3 @@ def _read(method: str, trial: FrozenTrial) -> Trial:
         tried["worker"],
         LOST if state == "lost" else reason,
     )
-
-
-def _fingerprint(settings: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

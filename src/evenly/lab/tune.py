@@ -17,7 +17,7 @@ import optuna
 
 from evenly.files import write_csv
 from evenly.lab.build import load_data
-from evenly.lab.claims import LOOK, Claims, connect
+from evenly.lab.claims import LOOK, Claims, connect, connected
 from evenly.lab.compare import check_counts, circumstances
 from evenly.lab.jobs import Job, run_jobs
 from evenly.lab.prepare import prepare, say
@@ -61,21 +61,27 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
             f"--protocol is 'fair' in a search, which sees no test split; found "
             f"'{search.training.protocol}'. Give it to 'evenly compare' afterwards."
         )
+    if storage is not None:
+        connect(storage).dispose()  # what is wrong with it is said before anything is written
     _prepare(search)
-    engine = connect(storage or f"sqlite:///{search.out.absolute() / 'tune.db'}")
-    try:
+    with connected(storage or f"sqlite:///{search.out.absolute() / 'tune.db'}") as engine:
         studies = Studies(search, engine)
-        source = Trials(studies, Claims(engine, search.name))
         try:
-            run_jobs(source, jobs)
+            return _searched(studies, Claims(engine, search.name), jobs)
         finally:
-            with suppress(RuntimeError):  # what stopped it is told, not what follows from it
-                _write_trials(studies)
-        best = _best(studies)
-        _write_best(search, best)
-        return _table(studies, best)
+            studies.close()
+
+
+def _searched(studies: Studies, claims: Claims, jobs: int) -> str:
+    """Does what is left of a search, and writes down what was found."""
+    try:
+        run_jobs(Trials(studies, claims), jobs)
     finally:
-        engine.dispose()
+        with suppress(RuntimeError):  # what stopped it is told, not what follows from it
+            _write_trials(studies)
+    best = _best(studies)
+    _write_best(studies.search, best)
+    return _table(studies, best)
 
 
 def _prepare(search: Search) -> None:

@@ -1,0 +1,219 @@
+"""Items that several workers take from one database."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from sqlalchemy import Engine
+
+import postgres
+from evenly.lab import claims as module
+from evenly.lab.claims import Claims, connect, has_died, this_worker
+
+pytestmark = pytest.mark.xdist_group("postgres")
+ITEMS = [f"item {n}" for n in range(30)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'a.db'}"
+    return request.getfixturevalue("server")
+
+
+@pytest.fixture
+def engine(url):
+    engine = connect(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def job(request):
+    """A job of this test's own: the server is one for all."""
+    return request.node.name
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 0.0)
+    monkeypatch.setattr(module, "BEAT", 0.0)
+    monkeypatch.setattr(module, "PAUSES", (0.01, 0.01))
+
+
+def states(claims):
+    return {name: row.state for name, row in claims.rows().items()}
+
+
+def test_each_item_has_one_worker(engine, job):
+    one, two = Claims(engine, job, "one"), Claims(engine, job, "two")
+    assert one.take(["a", "b"]) == ("a", None)
+    assert two.take(["a", "b"]) == ("b", None)
+    assert one.take(["a", "b"]) is two.take(["a", "b"]) is None
+    assert one.end("a")
+    assert states(two) == {"a": "ended", "b": "running"}
+    assert two.take(["b", "c"]).name == "c"
+    assert Claims(engine, "another job", "one").take(["a"]).name == "a"
+
+
+def test_what_is_given_back_is_free(engine, job):
+    one, two = Claims(engine, job, "one"), Claims(engine, job, "two")
+    one.take(["a"])
+    one.take(["b"])
+    one.end("b")
+    one.give_back()
+    assert states(two) == {"a": "open", "b": "ended"}
+    taken = two.take(["a"])
+    assert taken.name == "a"
+    assert taken.before.worker == "one"
+    assert not one.end("a")  # it is no longer its own
+    assert states(one)["a"] == "running"
+
+
+def test_who_beats_keeps_its_item_and_who_stops_loses_it(engine, job):
+    one, two = (Claims(engine, job, name, lease=0.3) for name in ("one", "two"))
+    one.take(["a"])
+    started = time.monotonic()
+    while time.monotonic() - started < 0.9:
+        assert one.beat() == set()
+        assert two.take(["a"]) is None
+        time.sleep(0.05)
+    while two.take(["a"]) is None:  # as if it were killed
+        assert time.monotonic() - started < 10
+        time.sleep(0.05)
+    assert one.beat() == {"a"}
+    assert one.beat() == set()
+    assert not one.end("a", "too late")
+    assert two.rows()["a"].failure == ""
+    assert two.end("a", "no such sound")
+    assert one.rows()["a"].failure == "no such sound"
+
+
+def test_of_several_that_see_an_item_lost_one_takes_it(engine, job):
+    lost, one, two = (Claims(engine, job, name, lease=0.0) for name in ("lost", "one", "two"))
+    lost.take(["a"])
+    rows = [claims.rows()["a"] for claims in (one, two)]
+    assert rows[0] == rows[1]
+    taken = [claims._replace(row, "running") for claims, row in zip((one, two), rows, strict=True)]
+    assert taken == [True, False]
+
+
+def test_an_item_that_has_ended_in_vain_is_taken_after_a_lease(engine, job):
+    one, two = (Claims(engine, job, name, lease=0.2) for name in ("one", "two"))
+    one.take(["a"])
+    one.end("a")
+    assert two.take(["a"]) is None
+    time.sleep(0.3)
+    assert two.take(["a"]).before.state == "ended"
+
+
+def test_what_has_failed_is_opened_again(engine, job):
+    one, two = Claims(engine, job, "one"), Claims(engine, job, "two")
+    one.take(["a"])
+    one.end("a", "no such sound")
+    before = two.rows()["a"]
+    one.reopen(before)
+    two.reopen(before)  # which is no longer so
+    assert one.rows()["a"][1:3] == ("open", "one")
+
+
+def work(url, job, number, taken):
+    """A worker that takes what it can get; one of them dies with an item in its hands."""
+    module.LOOK = module.BEAT = 0.0
+    claims = Claims(connect(url), job)
+    while wanted := [n for n in ITEMS if n not in claims.known or states(claims)[n] != "ended"]:
+        item = claims.take(wanted)
+        if item is None:
+            time.sleep(0.02)
+            continue
+        if number == 0:
+            os._exit(9)
+        claims.beat()
+        if claims.end(item.name):
+            taken.put((number, item.name))
+
+
+def test_many_processes_share_all_and_take_up_what_a_dead_one_had(url, job):
+    context = multiprocessing.get_context("spawn")
+    taken = context.Queue()
+    processes = [context.Process(target=work, args=(url, job, n, taken)) for n in range(4)]
+    for process in processes:
+        process.start()
+    found = [taken.get(timeout=60) for _ in ITEMS]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [9, 0, 0, 0]
+    assert taken.empty()
+    assert sorted(name for _, name in found) == sorted(ITEMS)  # each once, also the dead one's
+    assert len({number for number, _ in found}) > 1
+
+
+def test_a_process_of_this_machine_is_known_to_have_died():
+    code = "from evenly.lab.claims import this_worker; print(this_worker())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    name = ran.stdout.strip()
+    assert not has_died(this_worker())
+    if sys.platform == "linux":
+        assert has_died(name)
+    elsewhere = name.rpartition(" ")[0] + " another"
+    assert not has_died(elsewhere)  # nobody can know
+    assert not has_died("vm:1")
+
+
+def test_an_address_is_shown_without_its_password(url):
+    engine = connect(url)
+    assert isinstance(engine, Engine)
+    assert "secret" not in str(engine.url)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("runs/tune.db", ValueError, "'runs/tune.db' is no address of a database"),
+        ("oracul://a/b", ValueError, "there is no kind of database 'oracul'"),
+        ("mysql://a:secret@b/c", RuntimeError, r"mysql://a:\*\*\*@b/c needs a driver: pip install"),
+        ("sqlite:////no/such/folder/a.db", RuntimeError, "cannot be opened .*unable to open"),
+        (
+            "postgresql://a:secret@127.0.0.1:1/b",
+            RuntimeError,
+            r"postgresql\+psycopg://a:\*\*\*@127\.0\.0\.1:1/b cannot be opened \(.*refused",
+        ),
+    ],
+)
+def test_addresses_that_cannot_be(url, kind, message):
+    with pytest.raises(kind, match=message):
+        connect(url)
+
+
+def test_a_missing_driver_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(RuntimeError, match=r"needs a driver: pip install 'psycopg\[binary\]'"):
+        connect("postgresql://a:secret@b/c")
+
+
+def test_a_database_that_is_gone_for_a_moment(engine, job, monkeypatch):
+    claims = Claims(engine, job, "one")
+    execute, failures = Engine.connect, [1, 1]
+
+    def failing(self):
+        if failures:
+            failures.pop()
+            raise module.DBAPIError("SELECT", {}, Exception("server closed the connection"))
+        return execute(self)
+
+    monkeypatch.setattr(Engine, "connect", failing)
+    assert claims.take(["a"]).name == "a"
+    failures += [1] * 9
+    with pytest.raises(RuntimeError, match=r"does not do as asked \(server closed the connection"):
+        claims.rows()
+    failures.clear()
