@@ -157,17 +157,19 @@ def compare(options: Namespace) -> None:
     """The main job."""
     from evenly.lab.compare import compare
     from evenly.lab.jobs import default_jobs
+    from evenly.lab.logs import Logs
     from evenly.lab.tables import table
     from evenly.lab.tuned import Tuning
 
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(options, training))
+    logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, options.methods)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     usual = 1 if training.protocol == "paper" else 3
     seeds = usual if options.seeds is None else options.seeds
     tuning = None if options.tuned is None else Tuning.read(options.tuned)
-    report = compare(options.methods, seeds, training, out, jobs, tuning, options.workers)
+    report = compare(options.methods, seeds, training, out, jobs, tuning, options.workers, logs)
     print(table(out))
     print(f"\nreport: {report}")
 
@@ -176,16 +178,18 @@ def tune(options: Namespace) -> None:
     """A search for the best settings of each method."""
     from evenly.lab.compare import named
     from evenly.lab.jobs import default_jobs
+    from evenly.lab.logs import Logs
     from evenly.lab.trials import Search
     from evenly.lab.tune import tune
     from evenly.spec import split
 
     training = _training(options)
     out = Path(options.out or Path("runs") / f"{_short(options, training)}-tune")
+    logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, options.methods)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     methods, _ = named(split(options.methods), training)
-    search = Search(training, methods, options.trials, options.seeds, options.seed, out)
+    search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
     print(tune(search, jobs, options.storage))
     best = shlex.join(["--config", str(out / "best.yaml"), "--out", str(out / "compare")])
     print(f"\nevery trial: {out / 'tune.csv'}\nthe best of each method against each other, on the")
@@ -196,6 +200,7 @@ def study(options: Namespace) -> None:
     """An experiment of the paper."""
     from evenly.lab.compare import compare
     from evenly.lab.jobs import default_jobs
+    from evenly.lab.logs import Logs
     from evenly.lab.studies import STUDIES, planned, write_study
     from evenly.suggest import unknown
 
@@ -211,10 +216,11 @@ def study(options: Namespace) -> None:
     training = _training(options)
     given = _short(options, training)
     out = Path(options.out or Path("runs") / f"{given}-{options.name}")
+    logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, asked.methods(training))
     training, methods = planned(asked, training)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
-    report = compare(",".join(methods), options.seeds, training, out, jobs)
+    report = compare(",".join(methods), options.seeds, training, out, jobs, logs=logs)
     files = write_study(options.name, out, methods)
     print(files[0].read_text(encoding="utf-8"))
     print(f"{asked.title}: {', '.join(map(str, files))}\nreport: {report}")
@@ -225,6 +231,7 @@ def train(options: Namespace) -> None:
     from tqdm import tqdm
 
     from evenly.lab.jobs import CALLED
+    from evenly.lab.logs import Logs
     from evenly.lab.prepare import prepare, say
     from evenly.lab.result import is_headline
     from evenly.lab.run import run_cell
@@ -234,6 +241,7 @@ def train(options: Namespace) -> None:
     cell = Cell(_training(options), options.method, options.seed)
     folder = Path(options.out or Path("runs") / _short(options, cell.training) / cell.folder)
     check_folder(folder)
+    logs = Logs.of(options.logger, folder)
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise FileExistsError(
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
@@ -241,6 +249,7 @@ def train(options: Namespace) -> None:
         )
     cell = replace(cell, training=_prepared(cell.training, folder, options, options.method))
     data, notes = prepare([cell])
+    logs.prepare()
     say(notes)
     with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
 
@@ -248,7 +257,7 @@ def train(options: Namespace) -> None:
             bar.update(epoch + 1 - bar.n)
             bar.set_postfix_str(f"val {accuracy:.3f}")
 
-        result = run_cell(cell, folder, tell, data)
+        result = run_cell(cell, folder, tell, data, logs=logs)
     chosen = CALLED[cell.training.selects_on]
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():
@@ -709,6 +718,14 @@ def _add_jobs(one: ArgumentParser) -> None:
 def _add_training(one: ArgumentParser) -> None:
     one.add_class_arguments(Training, as_group=False)
     one.add_argument("--config", action="config", help="a YAML file of these settings")
+    one.add_argument(
+        "--logger",
+        default="tensorboard",
+        help="tensorboard, wandb, mlflow, or several with commas: settings, metrics of each epoch "
+        "and what a run ends with. Weights & Biases stays offline, in the folder's wandb "
+        "('wandb sync' sends it), unless WANDB_MODE=online; MLflow writes the folder's mlflow.db, "
+        "unless MLFLOW_TRACKING_URI is another place",
+    )
     one.add_argument(
         "--recipe",
         type=str | None,

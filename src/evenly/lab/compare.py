@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from evenly.lab.claims import Claims, connected
 from evenly.lab.grid import Alone, Shared
 from evenly.lab.jobs import Job, run_jobs
+from evenly.lab.logs import Logs
 from evenly.lab.projection import project
 from evenly.lab.settings import (
     Cell,
@@ -45,6 +46,7 @@ class Comparison:
         seeds: How many; they are 0, 1, ...
         out: The folder that receives everything.
         tuning: The search that the methods' settings come from, if they were tuned.
+        logs: How the runs are logged, of which the figures know nothing.
     """
 
     training: Training
@@ -52,6 +54,7 @@ class Comparison:
     seeds: int
     out: Path
     tuning: Tuning | None = None
+    logs: Logs = field(default_factory=Logs)
 
     def variants(self) -> dict[str, Training]:
         """By method as it runs, its training."""
@@ -92,7 +95,7 @@ class Comparison:
 
     def jobs(self) -> list[Job]:
         """The runs with their folders."""
-        return [Job(cell, self.out / "runs" / cell.folder) for cell in self.cells()]
+        return [Job(cell, self.out / "runs" / cell.folder, self.logs) for cell in self.cells()]
 
 
 class Failed(RuntimeError):
@@ -107,6 +110,7 @@ def compare(
     jobs: int,
     tuning: Tuning | None = None,
     workers: str | None = None,
+    logs: Logs = Logs(),  # noqa: B008, it is frozen
 ) -> Path:
     """Trains every method over the seeds and writes tables and report.
 
@@ -124,6 +128,7 @@ def compare(
         workers: Address of a database through which this call shares the runs with the same
             calls in other processes, on any machine that sees the folder; each returns when all
             of them are done.
+        logs: How the runs are logged.
 
     Returns:
         The report.
@@ -137,7 +142,7 @@ def compare(
     """
     check_counts(seeds=seeds, jobs=jobs)
     names, data = named(split(methods), training)
-    plan = Comparison(training, names, seeds, out, tuning)
+    plan = Comparison(training, names, seeds, out, tuning, logs)
     with nullcontext() if workers is None else connected(workers) as engine:
         _prepare(plan, data)
         source = Alone(plan.jobs()) if engine is None else plan.shared(engine)
@@ -189,6 +194,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
     check_same(plan.out, before, tuned)
     data, notes = prepare(plan.cells()[: len(plan.methods)], data)
     say(notes)
+    plan.logs.prepare()
     # Tables and report hold every run in the folder, so its settings name them all, too.
     write_settings(
         path,

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from evenly import child
 from evenly.files import write_text
+from evenly.lab.logs import Logs
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
 
@@ -29,11 +30,13 @@ class Job:
     Attributes:
         cell: What to run.
         folder: Of this run alone.
+        logs: How it is logged.
         tests: Whether it reads the test split once it has selected; a trial of a search never does.
     """
 
     cell: Cell
     folder: Path
+    logs: Logs = field(default_factory=Logs)
     tests: bool = True
 
 
@@ -177,7 +180,7 @@ def _work(job: Job, messages: Connection) -> None:
 
     failure = job.folder / "error.txt"
     try:
-        run_cell(job.cell, job.folder, progress, tests=job.tests)
+        run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs)
     except Exception as error:
         write_text(failure, traceback.format_exc())
         tell(f"{type(error).__name__}: {error}")

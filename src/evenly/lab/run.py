@@ -21,7 +21,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -43,6 +42,7 @@ from evenly.lab.build import (
 from evenly.lab.evaluation import Evaluation
 from evenly.lab.flops import Flops
 from evenly.lab.inspection import Subject, inspect, write_features
+from evenly.lab.logs import Logs, RunLog
 from evenly.lab.predict import about
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
@@ -69,6 +69,7 @@ def run_cell(
     progress: Progress = lambda epoch, accuracy: None,
     data: Data | None = None,
     tests: bool = True,
+    logs: Logs = Logs(),  # noqa: B008, it is frozen
 ) -> Result:
     """Trains one cell in its folder, or takes up where an earlier call stopped.
 
@@ -81,6 +82,7 @@ def run_cell(
         data: What the cell names, if it is loaded already.
         tests: Whether the test split is read in the end; a trial of a search has none, and ends
             with the metrics of the validation split.
+        logs: How it is logged.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
@@ -93,25 +95,40 @@ def run_cell(
     remove_leftovers(folder)
     _quieten()
     torch.set_num_threads(cell.training.threads)
+    log = RunLog(logs, cell, folder, settings)
+    try:
+        result = _trained(log, progress, data, tests)
+        log.finish(result)
+    except BaseException:
+        log.close(failed=True)
+        raise
+    log.close()
+    result.write(folder)
+    return result
 
+
+def _trained(log: RunLog, progress: Progress, data: Data | None, tests: bool) -> Result:
+    """What a run ends with, but for result.json."""
+    cell, folder = log.cell, log.folder
     data = load_data(cell.training) if data is None else data
     data = data if tests else data.without("test")
     model = build_model(data, cell)
     optimizer = build_optimizer(model, cell.training)
     sampler = build_sampler(data, cell)
     method = build_method(cell, model, optimizer, sampler)
-    write_settings(folder / "config.yaml", settings)  # nothing is left where building fails
+    write_settings(folder / "config.yaml", log.settings)  # nothing is left where building fails
+    log.start()
     data = _placed(data)
     augment = Augment(cell.training.augment, data.modalities, cell.seed)
     task = Task(model, method, optimizer, len(data.class_names), cell, augment)
     train = data.split("train")
-    record = Record(folder, cell, method, progress, about(data, model))
+    record = Record(log, method, progress, about(data, model))
     trainer = L.Trainer(
         max_epochs=cell.training.epochs,
         devices=1,
         precision=lightning_precision(cell.training.precision),
         callbacks=[record, Balance(method, forward)],
-        logger=TensorBoardLogger(folder, name="", version=""),
+        logger=log.loggers,
         default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -156,7 +173,7 @@ def run_cell(
             names = [data.names[row] for row in rows] if data.names else None
             guess = predictions["probabilities"].argmax(1)
             write_features(folder / "features.npz", features, guess, names)
-    result = Result(
+    return Result(
         method=cell.method,
         seed=cell.seed,
         best_epoch=best["epoch"],
@@ -168,8 +185,6 @@ def run_cell(
         precision=str(trainer.precision),
         metrics=metrics,
     )
-    result.write(folder)
-    return result
 
 
 class Task(L.LightningModule):
@@ -252,9 +267,11 @@ class Record(Callback):
     """
 
     def __init__(
-        self, folder: Path, cell: Cell, method: Method, progress: Progress, about: dict[str, Any]
+        self, log: RunLog, method: Method, progress: Progress, about: dict[str, Any]
     ) -> None:
-        self.folder, self.cell, self.method, self.progress = folder, cell, method, progress
+        self.folder, self.cell = log.folder, log.cell
+        self.run_log = log  # `log` is Lightning's
+        self.method, self.progress = method, progress
         self.about = about  # what goes into the best checkpoint beside the weights
         self.rows: list[dict[str, int | float]] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
@@ -314,8 +331,7 @@ class Record(Callback):
         self.rows.append(row)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         write_csv(self.folder / "metrics.csv", columns, self.rows)
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(row, step=trainer.current_epoch)
+        self.run_log.add(row, trainer.current_epoch)
         accuracy = row[f"{self.cell.training.selects_on}_accuracy"]
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, trainer.current_epoch

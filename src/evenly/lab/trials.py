@@ -6,7 +6,7 @@ as long as Optuna draws at random, all methods try the same shared settings.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from evenly import chance
 from evenly.lab.claims import engine_settings, patiently
+from evenly.lab.logs import Logs
 from evenly.lab.settings import Training, fingerprint
 from evenly.lab.space import Number, Space
 from evenly.lab.tuned import Tuned
@@ -40,6 +41,7 @@ class Search:
         seeds: Of each trial, whose value is the mean over them; they are 0, 1, ...
         seed: Of the search.
         out: The folder that receives everything.
+        logs: How the runs are logged, of which the search knows nothing.
     """
 
     training: Training
@@ -48,6 +50,7 @@ class Search:
     seeds: int
     seed: int
     out: Path
+    logs: Logs = field(default_factory=Logs)
 
     @cached_property
     def spaces(self) -> dict[str, Space]:

@@ -97,6 +97,7 @@ def _prepare(search: Search) -> None:
     ]
     _, notes = prepare(first, load_data(search.training).without("test"))
     say(notes)
+    search.logs.prepare()
     spaces = {
         method: {name: str(found) for name, found in space.ranges.items()}
         for method, space in search.spaces.items()
@@ -310,7 +311,7 @@ class Trials:
         name = Cell(training, running.method, running.trial.number).folder
         folder = search.out / "trials" / name / str(cell.seed)
         shutil.rmtree(folder, ignore_errors=True)  # of a study that is no longer in the database
-        running.job = Job(cell, folder, tests=False)
+        running.job = Job(cell, folder, search.logs, tests=False)
         return running.job
 
     def _end(self, running: _Running, accuracy: float | None, **found: Any) -> str:
