@@ -357,8 +357,8 @@ def _label_classes(
     height = figure.get_size_inches()[1]
     figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False,
                   bbox_to_anchor=(x, (height - top + 0.06) / height), borderaxespad=0,
-                  handlelength=1.2, handletextpad=0.3, columnspacing=0.8, labelspacing=0.45, fontsize=8,
-                  labelcolor=QUIET)  # fmt: skip
+                  handlelength=1.2, handletextpad=0.3, columnspacing=0.8, labelspacing=0.45,
+                  fontsize=8, labelcolor=QUIET)  # fmt: skip
 
 
 def _brief(name: str) -> str:
