@@ -1,5 +1,4 @@
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -134,9 +133,7 @@ def test_umap_that_is_not_installed_is_named(comparison, monkeypatch):
 def test_umap_stands_beside_tsne(comparison):
     pytest.importorskip("umap")
     project(comparison, "tsne")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of numba's own
-        project(comparison, "umap")
+    project(comparison, "umap")
     found = read_comparison(comparison)
     umap, tsne = (found.projection("joint", kind) for kind in ("umap", "tsne"))
     assert nearest(umap.places["a"], umap.target) == 1
