@@ -175,12 +175,14 @@ def test_compare_then_report(tmp_path):
     assert f"report: {out / 'report.html'}" in ran.stdout
     assert "against joint" in ran.stdout
     assert "note: relearn: every=1, the paper's schedule of 90 epochs" in ran.stderr
+    assert "placed by t-SNE" in (out / "report.html").read_text()
     (out / "report.html").unlink()
-    picture = tmp_path / "picture.svg"
-    text = evenly("report", out, "--figure", picture).stdout
+    picture, plane = tmp_path / "picture.svg", tmp_path / "plane.svg"
+    text = evenly("report", out, "--figure", picture, "--projection-figure", plane).stdout
     assert (out / "report.html").exists()
-    assert picture.read_text().startswith("<?xml")
-    assert str(picture) in text
+    for path in (picture, plane):
+        assert path.read_text().startswith("<?xml")
+        assert str(path) in text
 
 
 def test_a_settings_file(tmp_path):
