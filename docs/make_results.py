@@ -97,7 +97,8 @@ def section(arguments, name, options, training, about):
 def converted(data, work, name, options):
     """The .npz file of a data set."""
     file = work / f"{name}.npz"
-    run([sys.executable, HERE.parent / f"examples/convert_{name}.py", data / name, file, *options])
+    source = [data / name] if (data / name).is_dir() else []  # else scikit-learn brings it
+    run([sys.executable, HERE.parent / f"examples/convert_{name}.py", *source, file, *options])
     return file
 
 
