@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format figure methods results bench clean
+.PHONY: install demo test check format docs docs-serve figure pages methods results bench clean
 
 install: .venv/installed
 
@@ -26,8 +26,22 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figure: demo  ## the picture of the README
+# mkdocs-material announces its successor in every run; mkdocs is pinned below 2
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install  ## the site of the documentation, in site/
+	$(BIN)/mkdocs build --strict
+
+docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs-serve: install  ## the same while you write, at http://localhost:8000
+	$(BIN)/mkdocs serve
+
+pages: methods  ## what programs write in docs: lists of commands and data sets, outputs of blocks
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/run_pages.py
+
+figure: demo  ## the pictures of README and docs; the second is taken with chromium
 	$(BIN)/evenly report demo --figure docs/demo.svg
+	$(BIN)/python docs/make_screenshot.py demo/report.html docs/report.png
 
 methods: install  ## docs/methods.md, from what the methods declare
 	$(BIN)/python docs/make_methods.py
@@ -43,4 +57,4 @@ bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/train_step.py
 
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv demo runs site
