@@ -40,15 +40,18 @@ def fails(message, *arguments):
 
 def test_help_answers_within_a_second():
     evenly("--help")  # once, so that the byte code is there
-    started = time.perf_counter()
+    before = os.times()
     text = evenly("--help").stdout
-    assert time.perf_counter() - started < 1
-    for command in ("compare", "train", "prepare", "diagnose", "report", "methods", "datasets"):
+    after = os.times()
+    # Of the processor, as a busy machine may keep it waiting.
+    assert sum(after[2:4]) - sum(before[2:4]) < 1
+    for command in ("compare", "study", "train", "prepare", "diagnose", "report", "methods"):
         assert command in text
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "train", "prepare", "predict", "export", "diagnose", "report", "methods"]
+    "command",
+    ["compare", "study", "train", "prepare", "predict", "export", "diagnose", "report", "methods"],
 )
 def test_every_command_teaches(command):
     text = evenly(command, "--help").stdout

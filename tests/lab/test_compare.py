@@ -359,6 +359,7 @@ def test_accuracy_is_tested_over_seeds_and_samples(comparison):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_method_trains_on_three_modalities_and_is_reported(tmp_path):
     data = "synthetic(train=48,val=24,test=24,classes=3,modalities=3)"
     training = Training(data=data, epochs=2, width=8, batch_size=24, diagnose_every=0)
