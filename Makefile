@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format docs docs-serve figure pages methods results bench clean
+.PHONY: install demo test check format docs docs-serve figure pages methods results studies bench clean
 
 install: .venv/installed
 
@@ -48,6 +48,9 @@ methods: install  ## docs/methods.md, from what the methods declare
 
 results: install  ## docs/results.md, from ../shared/data (three to six hours on two cores)
 	$(BIN)/python docs/make_results.py
+
+studies: install  ## docs/studies.md, from ../shared/data (three to five hours on two cores)
+	$(BIN)/python docs/make_studies.py
 
 bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py
