@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format figure methods results bench clean
+.PHONY: install demo test check format docs docs-serve figure pages methods results studies bench clean
 
 install: .venv/installed
 
@@ -26,14 +26,31 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figure: demo  ## the picture of the README
+# mkdocs-material announces its successor in every run; mkdocs is pinned below 2
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install  ## the site of the documentation, in site/
+	$(BIN)/mkdocs build --strict
+
+docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs-serve: install  ## the same while you write, at http://localhost:8000
+	$(BIN)/mkdocs serve
+
+pages: methods  ## what programs write in docs: lists of commands and data sets, outputs of blocks
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/run_pages.py
+
+figure: demo  ## the pictures of README and docs; the second is taken with chromium
 	$(BIN)/evenly report demo --figure docs/demo.svg
+	$(BIN)/python docs/make_screenshot.py demo/report.html docs/report.png
 
 methods: install  ## docs/methods.md, from what the methods declare
 	$(BIN)/python docs/make_methods.py
 
 results: install  ## docs/results.md, from ../shared/data (three to six hours on two cores)
 	$(BIN)/python docs/make_results.py
+
+studies: install  ## docs/studies.md, from ../shared/data (three to five hours on two cores)
+	$(BIN)/python docs/make_studies.py
 
 bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py
@@ -43,4 +60,4 @@ bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/train_step.py
 
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv demo runs site

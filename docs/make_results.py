@@ -77,13 +77,12 @@ def main():
 
 def section(arguments, name, options, training, about):
     """Converts, compares, and puts one data set's table into words."""
-    file, out = arguments.work / f"{name}.npz", arguments.work / name
-    convert = ["examples/" + f"convert_{name}.py", *options]
-    run([sys.executable, HERE.parent / convert[0], arguments.data / name, file, *options])
+    file = converted(arguments.data, arguments.work, name, options)
+    out = arguments.work / name
     command = ["compare", "--methods", METHODS, "--seeds", str(SEEDS), *training]
     run([EVENLY, *command, "--data", file, "--out", out])
     shown = [
-        shlex.join(["python", *convert[:1], f"{name}.npz", *options]),
+        shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options]),
         shlex.join(["evenly", *command, "--data", f"{name}.npz", "--out", name]),
     ]
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
@@ -93,6 +92,14 @@ def section(arguments, name, options, training, about):
     lines += [shares(file), ""]
     lines += [f"{config['hardware']}; torch {config['versions']['torch']}; {precision(out)}.", ""]
     return "\n".join(lines)
+
+
+def converted(data, work, name, options):
+    """The .npz file of a data set."""
+    file = work / f"{name}.npz"
+    source = [data / name] if (data / name).is_dir() else []  # else scikit-learn brings it
+    run([sys.executable, HERE.parent / f"examples/convert_{name}.py", *source, file, *options])
+    return file
 
 
 def run(command):

@@ -40,15 +40,18 @@ def fails(message, *arguments):
 
 def test_help_answers_within_a_second():
     evenly("--help")  # once, so that the byte code is there
-    started = time.perf_counter()
+    before = os.times()
     text = evenly("--help").stdout
-    assert time.perf_counter() - started < 1
-    for command in ("compare", "train", "prepare", "diagnose", "report", "methods", "datasets"):
+    after = os.times()
+    # Of the processor, as a busy machine may keep it waiting.
+    assert sum(after[2:4]) - sum(before[2:4]) < 1
+    for command in ("compare", "study", "train", "prepare", "diagnose", "report", "methods"):
         assert command in text
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "train", "prepare", "predict", "export", "diagnose", "report", "methods"]
+    "command",
+    ["compare", "study", "train", "prepare", "predict", "export", "diagnose", "report", "methods"],
 )
 def test_every_command_teaches(command):
     text = evenly(command, "--help").stdout
@@ -175,12 +178,14 @@ def test_compare_then_report(tmp_path):
     assert f"report: {out / 'report.html'}" in ran.stdout
     assert "against joint" in ran.stdout
     assert "note: relearn: every=1, the paper's schedule of 90 epochs" in ran.stderr
+    assert "placed by t-SNE" in (out / "report.html").read_text()
     (out / "report.html").unlink()
-    picture = tmp_path / "picture.svg"
-    text = evenly("report", out, "--figure", picture).stdout
+    picture, plane = tmp_path / "picture.svg", tmp_path / "plane.svg"
+    text = evenly("report", out, "--figure", picture, "--projection-figure", plane).stdout
     assert (out / "report.html").exists()
-    assert picture.read_text().startswith("<?xml")
-    assert str(picture) in text
+    for path in (picture, plane):
+        assert path.read_text().startswith("<?xml")
+        assert str(path) in text
 
 
 def test_a_settings_file(tmp_path):

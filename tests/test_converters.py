@@ -220,3 +220,14 @@ def test_as_a_table(tmp_path, monkeypatch):
                 assert torch.equal(x.length, y.length)
                 x, y = x.values, y.values
             assert torch.equal(x, y)
+
+
+def test_breast_cancer(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    path = tmp_path / "b.npz"
+    __import__("convert_breast_cancer").main([str(path)])
+    data = load_npz(path)
+    assert list(data.modalities) == ["mean", "deviation", "worst"]
+    assert _sizes(data) == [341, 113, 115]
+    assert data.class_names == ["malignant", "benign"]
+    assert _accuracy(data, list(data.modalities), ["train", "val"]) > 0.93

@@ -1,22 +1,92 @@
-"""The pages that a program writes are what it would write now."""
+"""The pages say what is so: what programs write is current, what runs gives the output shown."""
 
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+
+import pytest
+import run_pages
+import torch
+from torch import nn
 
 from evenly import METHODS
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
-def test_the_page_of_methods_is_up_to_date():
+def check(program, *arguments):
     done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "make_methods.py", "--check"],
+        [sys.executable, DOCS / program, "--check", *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", ["make_methods.py", "make_reference.py"])
+def test_the_pages_made_of_the_code_are_up_to_date(program):
+    check(program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", run_pages.pages(), ids=lambda page: page.stem)
+def test_a_page_gives_the_output_that_it_shows(page):
+    check("run_pages.py", page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/results.md"])
+def test_every_command_of_a_page_is_understood(page):
+    assert run_pages.problems(ROOT / page) == []
+
+
+class Net(nn.Module):
+    """A model as the README has it before evenly comes."""
+
+    def __init__(self):
+        super().__init__()
+        self.audio, self.visual = nn.Linear(4, 3), nn.Linear(5, 3)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, sound, frames):
+        return self.head(torch.cat([self.audio(sound), self.visual(frames)], 1))
+
+
+def test_the_code_of_the_readme_runs():
+    """Its five lines in a loop, on small data, and the diagnosis without training."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    forward, diagnosis = (b.code for b in run_pages.blocks(text) if b.language == "python")
+    fence = next(fence for fence in run_pages.FENCE.finditer(text) if fence[2] == "diff")
+    loop = "".join(line[1:] + "\n" for line in fence[3].splitlines() if line[0] in "+ ")
+    label = torch.arange(12) % 2
+    batch = {"sound": torch.randn(12, 4), "frames": torch.randn(12, 5), "label": label}
+    model = Net()
+    names = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "train_loader": [batch],
+        "val_loader": [batch],
+        "audio_train": batch["sound"],
+        "audio_val": batch["sound"],
+        "visual_train": batch["frames"],
+        "visual_val": batch["frames"],
+        "train_labels": label,
+        "val_labels": label,
+    }
+    printed = StringIO()
+    with redirect_stdout(printed):
+        for code in (forward, loop, diagnosis):
+            exec("import evenly\n" + code, names)
+    assert list(names["method"].history) == [21, 41, 61]
+    assert [line.split()[0] for line in printed.getvalue().splitlines()] == [
+        "modality",
+        "audio",
+        "visual",
+    ]
 
 
 def test_the_readme_names_every_method_under_its_category():
@@ -30,3 +100,70 @@ def test_the_readme_names_every_method_under_its_category():
     for name, kind in METHODS.items():
         category = names.get(kind.info.category, kind.info.category)
         assert f"`{name}`" in rows["reference rows"] + rows[category], (name, category)
+
+
+PAGE = """# A page
+
+```python
+a = 1
+print("a is", a + 0.5)
+```
+
+```text
+a is {shown}
+```
+
+1. In a list
+
+    ```python
+    print("and", a)
+    ```
+{more}
+```sh
+evenly methods joint --loud
+make nothing
+python examples/none.py
+evenly compare --epochs 3   # fine
+```
+"""
+AND = "\n    ```text\n    and 1\n    ```\n"
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(shown="1.5", more=AND):
+        path = tmp_path / "page.md"
+        path.write_text(PAGE.format(shown=shown, more=more))
+        return path
+
+    return write
+
+
+def test_a_page_is_right_to_the_tolerance(page):
+    assert run_pages.difference(page()) == ""
+    assert run_pages.difference(page("1.54")) == ""
+
+
+@pytest.mark.parametrize("shown", ["1.6", "2", "1.5 or so", ""])
+def test_another_output_is_seen(page, shown):
+    wrong = run_pages.difference(page(shown))
+    assert "page.md:4: the page shows \na is" in wrong
+    assert wrong.endswith("printed\na is 1.5\n")
+
+
+def test_an_output_that_is_not_shown_is_seen(page):
+    assert "page.md:15: the page shows nothing" in run_pages.difference(page(more=""))
+
+
+def test_outputs_are_written_where_they_belong(page):
+    path = page("7.0", more="")
+    run_pages.write(path)
+    assert path.read_text() == PAGE.format(shown="1.5", more=AND)
+
+
+def test_commands_that_are_not_there_are_named(page):
+    loud, nothing, none = run_pages.problems(page())
+    assert loud.startswith("page.md: evenly methods joint --loud: ")
+    assert re.search("unrecognized arguments|[Uu]nrecognized.*--loud", loud)
+    assert nothing.endswith("the Makefile has no such target")
+    assert none.endswith("there is no examples/none.py")

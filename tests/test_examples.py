@@ -10,12 +10,14 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FLOOR = 0.7  # of ten classes; joint training reaches 0.8 in as many epochs
+NAMES = ["raw_loop", "lightning_trainer", "transformers_trainer", "ddp_loop"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(script, folder, *arguments):
+def run(script, folder, *arguments, launcher=()):
     # One thread: beside other tests, more would only wait for each other.
     done = subprocess.run(
-        [sys.executable, str(script), *arguments],
+        [sys.executable, *launcher, str(script), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -27,9 +29,13 @@ def run(script, folder, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["raw_loop", "lightning_trainer", "transformers_trainer"])
+@pytest.mark.parametrize(
+    "name", [*NAMES[:3], pytest.param("ddp_loop", marks=pytest.mark.distributed)]
+)
 def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
-    output = run(EXAMPLES / f"{name}.py", tmp_path)
+    launcher = TORCHRUN if name == "ddp_loop" else ()
+    output = run(EXAMPLES / f"{name}.py", tmp_path, launcher=launcher)
+    assert "replicas are equal: False" not in output
     accuracy = float(re.search(r"^validation accuracy: ([\d.]+)$", output, re.MULTILINE)[1])
     assert accuracy > FLOOR
     table = output[output.index("modality") :].splitlines()
@@ -42,7 +48,7 @@ def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
         assert 0 <= strength < 1
 
 
-@pytest.mark.parametrize("name", ["raw_loop", "lightning_trainer", "transformers_trainer"])
+@pytest.mark.parametrize("name", NAMES)
 def test_is_short_and_marks_the_lines_of_the_library(name):
     lines = (EXAMPLES / f"{name}.py").read_text().splitlines()
     assert len(lines) < 100

@@ -59,6 +59,8 @@ def test_the_folder(comparison):
     config = yaml.safe_load((comparison / "config.yaml").read_text())
     assert config["modalities"] == ["m1", "m2"]
     assert "ogm_ge: end=2, the paper's schedule of 100 epochs scaled to 3." in config["notes"]
+    projected = {path.parent.name for path in comparison.glob("runs/*/projection.npz")}
+    assert projected == {f"{method}-0" for method in methods}
 
 
 def test_results_and_summary_agree(comparison):
@@ -357,6 +359,7 @@ def test_accuracy_is_tested_over_seeds_and_samples(comparison):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_method_trains_on_three_modalities_and_is_reported(tmp_path):
     data = "synthetic(train=48,val=24,test=24,classes=3,modalities=3)"
     training = Training(data=data, epochs=2, width=8, batch_size=24, diagnose_every=0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from evenly.cli import main
 from evenly.data import Padded, load, save_npz
@@ -201,6 +202,29 @@ class TestExport:
     def test_the_command(self, run, tmp_path, capsys):
         assert main(["export", str(run), "--out", str(tmp_path / "m.pt2")]) == 0
         assert (tmp_path / "m.pt2").stat().st_size > 1000
+
+
+class Deciding(nn.Module):
+    """An encoder that looks at values, which a program cannot."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.net(x) if x.sum() > 0 else self.net(-x)
+
+
+def test_what_cannot_be_exported_is_said(data, tmp_path, capsys):
+    encoders = {"x": f"{Deciding.__module__}.Deciding"}
+    training = Training(str(data), epochs=1, batch_size=10, width=8, encoders=encoders)
+    run_cell(Cell(training, "unimodal(modality=x)", 0), tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "m.pt2")]) == 1
+    said = capsys.readouterr().err
+    assert "torch.export cannot trace its model, of the encoders Deciding (" in said
+    assert not (tmp_path / "m.pt2").exists()
 
 
 @pytest.mark.parametrize("method", ["qmf", "unimodal(modality=x)", "greedy"])

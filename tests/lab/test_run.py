@@ -43,6 +43,7 @@ def test_the_folder_holds_all_of_it(finished):
         "last.ckpt",
         "best.ckpt",
         "predictions.npz",
+        "features.npz",
         "result.json",
     }
     assert any("tfevents" in path.name for path in folder.iterdir())
@@ -105,8 +106,9 @@ def test_the_test_split_is_read_after_selection_and_only_then(tmp_path, monkeypa
         return split(self, name)
 
     monkeypatch.setattr(Data, "split", poisoned)
-    run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), tmp_path)
+    run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 0), tmp_path)
     assert asked == ["test"]
+    assert (tmp_path / "features.npz").is_file()
 
 
 def test_the_paper_protocol_selects_on_the_test_split(tmp_path):
@@ -135,6 +137,25 @@ def test_the_selected_model_is_looked_at(finished):
     assert {"calibration_error", "brier"} <= set(found)
     assert result.flops > 0
     assert result.flops % TRAINING.epochs == 0  # each epoch's first step is of 64 samples
+
+
+def test_features_of_the_selected_model_are_kept(finished):
+    folder, _, _ = finished
+    data = load(DATA)
+    model = build_model(data, Cell(TRAINING, "joint", 0))
+    model.load_state_dict(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"])
+    test = data.split("test")
+    with torch.no_grad():
+        output = model.eval()(test.__getitems__(range(len(test)))["inputs"])
+    with np.load(folder / "features.npz") as kept:
+        assert list(kept["modalities"]) == ["m1", "m2"]
+        assert np.array_equal(kept["row"], np.arange(90))  # fewer than are chosen
+        assert np.array_equal(kept["target"], test.target)
+        assert np.array_equal(kept["predicted"], output.logits.argmax(1))
+        for place, x in enumerate(output.features.values()):
+            assert kept[f"features_{place}"].dtype == np.float16
+            expected = (x / x.abs().max()).numpy()
+            assert kept[f"features_{place}"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_methods_start_from_the_same_weights_and_batches(tmp_path):

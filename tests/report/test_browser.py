@@ -1,116 +1,341 @@
-"""The page in a real browser, from the disk."""
+"""The page in a real browser, from the disk and without a network."""
 
-import html
-import json
 import re
 import shutil
-import subprocess
+from contextlib import contextmanager
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from playwright.sync_api import sync_playwright
 
 from evenly.report import write_report
 
-HOSTILE = "</script><script>window.broken=1</script><img src=x onerror=window.broken=1>"
+pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
 
-# Waits for the figures, uses the page as a reader would, and leaves what it saw in the document.
-PROBE = """
-<script>
-(async () => {
-  while (!document.documentElement.dataset.drawn) await new Promise(go => setTimeout(go, 50));
-  const visible = () => [...document.querySelectorAll(".figure")].filter(
-    box => box.dataset.figure !== "confusion").map(box =>
-    new Set(box.data.filter(trace => trace.visible !== false).map(trace => trace.meta)).size);
-  const shapes = () => document.querySelectorAll(".figure")[1].layout.shapes.length;
-  const values = column => [...document.querySelectorAll("#ranking tbody tr")].map(
-    row => row.cells[column].dataset.value);
-  const seen = { drawn: document.querySelectorAll(".main-svg").length, broken: "broken" in window,
-    figures: document.querySelectorAll(".figure").length, images: document.images.length,
-    labels: [...document.querySelectorAll(".ytick text")].map(node => node.textContent),
-    shown: visible(), marks: shapes(), wide: document.documentElement.scrollWidth > innerWidth };
-  const heads = document.querySelectorAll("#ranking thead button");
-  heads[1].click(); seen.ascending = values(1);
-  heads[1].click(); seen.descending = values(1);
-  heads[0].click(); seen.names = values(0);
-  const keys = document.querySelectorAll("#legend button");
-  keys[1].click(); seen.hidden = visible(); seen.marksHidden = shapes();
-  keys[1].click(); keys[1].dispatchEvent(new Event("dblclick")); seen.alone = visible();
-  keys[1].dispatchEvent(new Event("dblclick"));
-  const chosen = document.getElementById("confused");
-  chosen.value = "1"; chosen.dispatchEvent(new Event("change"));
-  seen.confused = document.querySelector('[data-figure="confusion"]').data
-    .filter(trace => trace.visible !== false).map(trace => trace.meta);
-  Plotly.Fx.hover(document.querySelector(".figure"), [{ curveNumber: 1, pointNumber: 0 }]);
-  await new Promise(go => setTimeout(go, 200));
-  seen.hover = [...document.querySelectorAll(".hoverlayer tspan, .hoverlayer text")]
-    .filter(node => !node.querySelector("tspan")).map(node => node.textContent);
-  const note = document.createElement("pre");
-  note.id = "seen"; note.textContent = JSON.stringify(seen);
-  document.body.append(note);
-})();
-</script>
-"""
+HOSTILE = "</script><script>window.broken=1</script><img src=x onerror=window.broken=1>"
+PHONE = {"width": 375, "height": 812}
+LINES = '.figure[data-figure]:not([data-figure="accuracy"], [data-figure="contribution"], [data-figure="confusion"])'  # noqa: E501
+# By box, how many methods (or classes) its visible traces are of.
+SHOWN = """boxes => boxes.map(box => box.data.filter(trace => trace.visible !== false))
+    .map(traces => new Set(traces.map(trace => trace.meta ?? trace.name)).size)"""
+# Text that has less than the given contrast with what it stands on, after WCAG 2.
+FAINT = """least => {
+  const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(x => x / 255)
+    .map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)
+    .reduce((sum, x, i) => sum + x * [.2126, .7152, .0722][i], 0);
+  const ground = node => {
+    for (let up = node; up; up = up.parentElement) {
+      const found = channels(getComputedStyle(up).backgroundColor);
+      if (found.length === 3 || found[3] === 1) return found;
+    }
+    return [255, 255, 255];
+  };
+  const faint = [];
+  for (const node of document.querySelectorAll("main *")) {
+    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.getClientRects().length || node.closest("option, noscript")) continue;
+    const style = getComputedStyle(node);
+    const ink = light(channels(node.closest("svg") ? style.fill : style.color));
+    const back = light(ground(node));
+    const contrast = (Math.max(ink, back) + .05) / (Math.min(ink, back) + .05);
+    if (contrast < least) faint.push(`${node.textContent.trim()}: ${contrast.toFixed(1)}`);
+  }
+  return faint;
+}"""
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory, write):
+def browser():
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("there is no chromium on this machine")
-    folder = tmp_path_factory.mktemp("browser")
-    write(folder, methods=["joint", "relearn", HOSTILE], seeds=2, epochs=12, missing=[(HOSTILE, 0)])
-    page = write_report(folder)
-    page.write_text(page.read_text().replace("</body>", PROBE + "</body>"))
-    done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=500,900",
-         f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
-         page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, path, **options):
+    """The page once its figures are drawn, with what the browser complained of or asked for."""
+    context = browser.new_context(offline=True, **options)
+    page = context.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.documentElement.dataset.drawn")
+    yield SimpleNamespace(page=page, said=said, asked=asked)
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def small(browser, tmp_path_factory, write):
+    """Three methods, one of which has a hostile name, and one that takes one modality alone."""
+    folder = tmp_path_factory.mktemp("small")
+    write(folder, methods=["joint", "relearn", HOSTILE], seeds=2, epochs=12, missing=[(HOSTILE, 1)])
+    kept = next(path for path in folder.glob("runs/*/projection.npz") if "script" in str(path))
+    with np.load(kept) as file:
+        arrays = dict(file)
+    np.savez(kept, **arrays | {"modalities": arrays["modalities"][:1]})
+    return write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def large(browser, tmp_path_factory, write):
+    """Many methods and classes."""
+    folder = tmp_path_factory.mktemp("large")
+    classes = [f"playing instrument number {i}" for i in range(31)]
+    methods = ["joint", "relearn", *(f"m{i}(setting=1)" for i in range(14))]
+    write(folder, methods=methods, seeds=2, epochs=9, class_names=classes, samples=120,
+          modalities=["sound", "vision", "a long name of a third modality"])  # fmt: skip
+    return write_report(folder)
+
+
+@pytest.fixture(scope="module")
+def desk(browser, small):
+    with opened(browser, small, viewport={"width": 1280, "height": 900}) as seen:
+        yield seen
+
+
+@pytest.fixture
+def page(desk):
+    return desk.page
+
+
+def rows(page, column):
+    return page.eval_on_selector_all(
+        "#ranking tbody tr", "(rows, column) => rows.map(row => row.cells[column].dataset.value)",
+        column,
     )  # fmt: skip
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)
-    assert found, done.stderr
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return {**json.loads(html.unescape(found[1])), "console": console}
 
 
-def test_draws_every_figure_without_an_error(seen):
-    assert seen["console"] == []
-    # accuracy, two curves, contribution, map, confusion, four figures for each modality
-    assert seen["figures"] == 14
-    assert seen["drawn"] >= seen["figures"]
+def shown(page, boxes):
+    return page.eval_on_selector_all(boxes, SHOWN)
 
 
-def test_no_name_becomes_markup(seen):
-    assert not seen["broken"]
-    assert seen["images"] == 0
-    assert any(label.startswith("</script><script>") for label in seen["labels"])
+def points(page, place=0, side=0):
+    """Samples that are drawn in a panel."""
+    return page.locator(f'[data-place="{place}"][data-of="{side}"] .scatterlayer .point')
 
 
-def test_the_table_sorts_by_click(seen):
-    numbers = [float(value) for value in seen["ascending"]]
-    assert numbers == sorted(numbers)
-    assert seen["descending"] == seen["ascending"][::-1]
-    assert seen["names"] == [HOSTILE, "joint", "relearn"]
+def point_at(page, spot):
+    """Moves the pointer there; a layer that catches it lies above."""
+    spot.evaluate("node => node.scrollIntoView({ block: 'center' })")
+    box = spot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
-def test_the_legend_hides_a_method_and_its_marks_everywhere(seen):
-    assert seen["shown"] == [3] * 13
-    assert seen["hidden"] == [2] * 13
-    assert seen["alone"] == [1] * 13
-    assert seen["marks"] == 3
-    assert seen["marksHidden"] == 0
+def hovered(page):
+    """The lines of every label that is shown."""
+    labels = page.locator(".hoverlayer .hovertext").all()
+    return [
+        [line.text_content() for line in label.locator("tspan.line").all()]
+        or [label.locator("text").first.text_content()]
+        for label in labels
+    ]
 
 
-def test_one_method_s_confusions_are_chosen(seen):
-    assert seen["confused"] == [1]
+def test_draws_every_figure_and_asks_for_nothing(desk, small):
+    assert desk.said == []
+    assert desk.asked == [small.as_uri()]
+    # accuracy, two curves, contribution, map, confusion, and five figures for each modality
+    assert desk.page.locator(".figure[data-figure]").count() == 16
+    counts = desk.page.eval_on_selector_all(
+        ".figure",
+        "boxes => boxes.map(box => [box.data.length, box.querySelectorAll('svg').length])",
+    )
+    assert len(counts) == 16 + 4
+    assert all(traces > 0 and drawings > 0 for traces, drawings in counts)
+    assert [points(desk.page, *panel).count() for panel in ((0, 0), (1, 0), (0, 1), (1, 1))] == [
+        40, 40, 40, 40,
+    ]  # fmt: skip
 
 
-def test_the_pointer_shows_the_name_and_the_numbers(seen):
-    name, mean, interval = (text for text in seen["hover"] if text)
+def test_no_name_becomes_markup(page):
+    assert not page.evaluate("'broken' in window")
+    assert page.evaluate("document.images.length") == 0
+    labels = page.locator(".ytick text").all_text_contents()
+    assert any(label.startswith("</script><script>") for label in labels)
+
+
+def test_the_table_sorts_by_click(page):
+    heads = page.locator("#ranking thead button")
+    heads.nth(1).click()
+    ascending = rows(page, 1)
+    assert [float(value) for value in ascending] == sorted(map(float, ascending))
+    heads.nth(1).click()
+    assert rows(page, 1) == ascending[::-1]
+    heads.nth(0).click()
+    assert rows(page, 0) == [HOSTILE, "joint", "relearn"]
+
+
+def test_the_legend_hides_a_method_and_its_marks_in_all_lines(page):
+    keys = page.locator("#legend button")
+    marks = "box => box.layout.shapes.length"
+    curve = '[data-figure="curve/train_loss"]'
+    # Only D&R has strengths.
+    usual = [1 if name.startswith("strength") else 3 for name in page.eval_on_selector_all(
+        LINES, "boxes => boxes.map(box => box.dataset.figure)")]  # fmt: skip
+    assert len(usual) == 13
+    assert shown(page, LINES) == usual
+    assert page.eval_on_selector(curve, marks) == 3
+    keys.nth(1).click()
+    assert shown(page, LINES) == [count - 1 for count in usual]
+    assert page.eval_on_selector(curve, marks) == 0
+    keys.nth(1).click()
+    keys.nth(1).dblclick()
+    assert shown(page, LINES) == [1] * 13
+    assert shown(page, '[data-figure="accuracy"], [data-figure="contribution"]') == [3, 3]
+    keys.nth(1).dblclick()
+    assert shown(page, LINES) == usual
+
+
+def test_one_method_s_confusions_are_chosen(page):
+    page.select_option("#confused", "1")
+    box = '[data-figure="confusion"]'
+    numbers = "box => box.data.filter(trace => trace.visible !== false).map(trace => trace.meta)"
+    assert page.eval_on_selector(box, numbers) == [1]
+    assert page.text_content("#confused-name") == "relearn"
+
+
+def test_the_pointer_shows_the_name_and_the_numbers(page):
+    means = page.locator('[data-figure="accuracy"] .scatterlayer .trace').nth(1)
+    point_at(page, means.locator(".point"))
+    page.wait_for_selector(".hoverlayer .hovertext")
+    ((name, mean, interval),) = hovered(page)
     assert name in ("joint", "relearn")
     assert mean.startswith("mean ")
     assert interval.startswith("95 % interval ")
 
 
-def test_a_narrow_window_scrolls_down_only(seen):
-    assert not seen["wide"]
+def test_the_pointer_finds_a_sample_in_every_panel(page):
+    """The first sample of the first class is row 0 of the split, the last of the last row 78."""
+    for spot, name, taught in (
+        (points(page).first, "sample 0", 0),
+        (points(page, 1, 1).last, "sample 78", 9),
+    ):
+        point_at(page, spot)
+        page.wait_for_function(
+            "name => document.querySelector('.planes').textContent.split(name).length === 5",
+            arg=name,
+        )
+        text = [label for label in hovered(page) if label[0] == name]
+        assert len(text) == 4
+        assert {label[1] for label in text} == {f"{taught}, taken for {taught}"}
+    page.mouse.move(5, 5)
+    page.wait_for_function("!document.querySelector('.planes .hovertext')")
+
+
+def test_wrong_predictions_are_hollow(page):
+    box = '[data-place="1"][data-of="0"]'
+    found = page.eval_on_selector(
+        box, "box => box.data.flatMap(trace => trace.text.map((text, i) => [text, trace.marker.symbol[i]]))"  # noqa: E501
+    )  # fmt: skip
+    assert len(found) == 40
+    wrong = 0
+    for text, symbol in found:
+        taught, guess = re.search(r"<br>(.*), taken for (.*)", text).groups()
+        assert symbol == ("circle" if taught == guess else "circle-open")
+        wrong += taught != guess
+    assert 0 < wrong < 20
+
+
+def test_classes_are_filtered_in_every_panel(page):
+    keys = page.locator("#classes .key")
+    assert keys.all_inner_texts() == list("0123456789")
+    keys.nth(3).click()
+    assert shown(page, "[data-place]") == [9] * 4
+    assert points(page).count() == points(page, 1, 1).count() == 36
+    keys.nth(3).click()
+    keys.nth(3).dblclick()
+    assert shown(page, "[data-place]") == [1] * 4
+    assert points(page).count() == 4
+    # What is chosen stays when another method comes.
+    page.select_option('select[data-side="1"]', "0")
+    assert points(page, 1, 1).count() == 4
+    keys.nth(3).dblclick()
+    assert points(page, 1, 1).count() == 40
+
+
+def test_another_method_s_encoders_are_shown(page):
+    page.select_option('select[data-side="1"]', label=HOSTILE)
+    page.wait_for_function(
+        'document.querySelector(\'[data-place="1"][data-of="1"]\').data.length === 0'
+    )
+    assert points(page, 0, 1).count() == 40
+    panel = page.locator(".planes .panel").nth(3)
+    assert "not in this model" in panel.text_content()
+    assert HOSTILE in panel.locator("h3").text_content()
+    page.select_option('select[data-side="1"]', "1")
+    page.wait_for_function(
+        'document.querySelector(\'[data-place="1"][data-of="1"]\').data.length > 0'
+    )
+    assert "not in this model" not in panel.text_content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_read_in_light_and_dark(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate(FAINT, 4.5) == []
+    assert len(page.evaluate(FAINT, 22)) > 100  # it does look at text
+    page.emulate_media(color_scheme="light")
+
+
+def test_print_holds_every_figure_whole(page):
+    pages = len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4")))
+    assert 4 <= pages <= 8
+    page.set_viewport_size({"width": 700, "height": 1000})  # of the paper, within its margins
+    page.emulate_media(media="print")
+    try:
+        assert page.locator("select:visible, input:visible, .choice button:visible").count() == 0
+        boxes = page.eval_on_selector_all(".panel", """panels => panels.map(panel => {
+          const outer = panel.getBoundingClientRect();
+          const inner = panel.querySelector(".main-svg").getBoundingClientRect();
+          const within = inner.left >= outer.left && inner.right <= outer.right;
+          return [outer.height < 900, within && inner.bottom <= outer.bottom,
+            getComputedStyle(panel).breakInside];
+        })""")  # fmt: skip
+        assert boxes == [[True, True, "avoid"]] * 20
+    finally:
+        page.emulate_media(media="screen")
+        page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.locator("select:visible").count() == 3
+
+
+def test_many_methods_and_classes_on_a_phone_in_the_dark(browser, large):
+    options = {"viewport": PHONE, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
+    with opened(browser, large, **options) as seen:
+        page = seen.page
+        assert seen.said == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 375
+        pressed = page.locator("#legend button[aria-pressed=true]").all_inner_texts()
+        assert len(pressed) == 8
+        assert {"joint", "relearn"} < set(pressed)
+        assert max(shown(page, LINES)) == 8
+        wide = page.eval_on_selector_all(
+            ".panel", "all => all.map(panel => panel.getBoundingClientRect().right)"
+        )
+        assert max(wide) <= 375
+        assert page.evaluate(FAINT, 4.5) == []
+        # All three panels of each method, one below the other.
+        assert [points(page, place).count() for place in range(3)] == [120] * 3
+
+        keys = page.locator("#classes .key")
+        page.fill("#classes input[type=search]", "Number 3")
+        assert page.locator("#classes .key:visible").all_inner_texts() == [
+            f"playing instrument number {i}" for i in (3, 30)
+        ]
+        page.click("#classes button[value='']")
+        assert points(page).count() == 0
+        keys.nth(30).tap()
+        assert points(page).count() == 3
+        page.click("#classes button[value=all]")
+        assert points(page).count() == 120
+        styles = page.eval_on_selector(
+            "[data-place]", "box => box.data.map(x => x.marker.color + x.marker.symbol[0].split('-open')[0])"  # noqa: E501
+        )  # fmt: skip
+        assert len(set(styles)) == 31

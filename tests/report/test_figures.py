@@ -20,8 +20,8 @@ def _of(figure, method):
 def test_plotly_accepts_every_figure(tmp_path, write, count):
     names = [f"m{i}" for i in range(count)]
     figures = _figures(write(tmp_path, modalities=names, seeds=2, epochs=9))
-    kinds = ("purity_train", "purity_val", "gap")
-    modal = {f"{kind}/{i}" for kind in (*kinds, "noise") for i in range(count)}
+    kinds = ("purity_train", "purity_val", "gap", "strength", "noise")
+    modal = {f"{kind}/{i}" for kind in kinds for i in range(count)}
     modal |= {f"map/{i}/{j}" for j in range(count) for i in range(j)}
     whole = {"accuracy", "curve/val_accuracy", "curve/train_loss", "contribution", "confusion"}
     assert set(figures) == whole | modal
@@ -78,6 +78,45 @@ def test_relearnings_are_marked_on_the_curve(folder):
         assert "strength top 0." in marks["text"][0]
         assert [shape["x0"] for shape in figure["layout"]["shapes"]] == moments
         assert {shape["name"] for shape in figure["layout"]["shapes"]} == {"1"}
+
+
+def test_strengths_are_those_of_each_seed_and_their_mean(folder):
+    found = read_comparison(folder)
+    figures = all_figures(found)
+    seeds, mean = figures["strength/1"]["data"]
+    moments = found.moments("relearn")
+    assert mean["x"] == list(moments)
+    assert mean["y"] == pytest.approx([moment["bottom"] for moment in moments.values()], abs=1e-4)
+    assert mean["error_y"]["arrayminus"] == mean["y"]  # a stem down to 0
+    assert len(seeds["x"]) == 3 * len(moments)
+    run = found.runs_of("relearn")[2]
+    own = {
+        (x, y) for x, y, text in zip(seeds["x"], seeds["y"], seeds["text"], strict=True)
+        if text == f"seed {run.seed}"
+    }  # fmt: skip
+    assert own == {(epoch, value["bottom"]) for epoch, value in run.moments().items()}
+    top, bottom = (figures[f"strength/{i}"]["layout"]["yaxis"]["range"] for i in (0, 1))
+    assert top == bottom
+    highest = max(max(moment.values()) for run in found.runs for moment in run.moments().values())
+    assert highest < top[1] < 1.2 * highest
+
+
+def test_a_method_that_never_relearns_has_no_strength(tmp_path, write):
+    figures = _figures(write(tmp_path, methods=["joint", "ogm_ge"], epochs=9))
+    assert "gap/0" in figures
+    assert not any(name.startswith("strength") for name in figures)
+
+
+def test_confusions_are_written_out_where_there_is_room(tmp_path, write):
+    few = _figures(write(tmp_path / "few", seeds=2, epochs=6))["confusion"]
+    for trace in few["data"]:
+        for shares, texts in zip(trace["z"], trace["text"], strict=True):
+            assert texts == [f"{share:.0f}" if share >= 0.5 else "" for share in shares]
+    names = [f"a longer name {i}" for i in range(31)]
+    many = _figures(write(tmp_path / "many", seeds=2, epochs=6, class_names=names))["confusion"]
+    assert "text" not in many["data"][0]
+    assert many["layout"]["xaxis"]["tickangle"] == -90
+    assert many["layout"]["height"] > 15 * 31  # a line of text each
 
 
 def test_a_method_has_one_colour_everywhere(folder):

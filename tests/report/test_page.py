@@ -1,6 +1,7 @@
 import base64
 import gzip
 import json
+import re
 import subprocess
 import sys
 from html import unescape
@@ -15,7 +16,7 @@ from evenly.lab.result import is_headline
 from evenly.report import write_report
 from evenly.report.folder import read_comparison
 
-VOID = {"meta", "link", "br", "line", "wbr", "img"}
+VOID = {"meta", "link", "br", "line", "wbr", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -167,7 +168,7 @@ def test_names_from_the_data_cannot_break_out(tmp_path, write):
     write(tmp_path, methods=["joint", hostile, image], class_names=[hostile, "-->", "]]>"],
           modalities=[hostile, image], seeds=2, epochs=6, failed=[(image, 1)])  # fmt: skip
     page = _page(tmp_path)
-    assert len(page.scripts) == 4  # sorting, figures, library, drawing
+    assert len(page.scripts) == 5  # sorting, figures, samples, library, drawing
     assert page.links == ["data:,"]
     assert {row[0].split("\n")[0].strip() for row in page.rows[1:]} == {"joint", hostile, image}
     assert f"{hostile}, -->, ]]>" in page.text
@@ -205,15 +206,46 @@ def test_the_same_folder_gives_the_same_page_and_nothing_else(folder):
 
 
 def test_fifty_runs_stay_small(tmp_path, write):
+    """Of 31 classes, with as many samples in the plane as a run keeps."""
     write(tmp_path, methods=["joint", *(f"m{i}" for i in range(9))], seeds=5, epochs=100,
-          modalities=list("abcdef"))  # fmt: skip
-    assert write_report(tmp_path).stat().st_size < 6_000_000
+          modalities=list("abcdef"), samples=500,
+          class_names=[f"class number {i}" for i in range(31)])  # fmt: skip
+    assert write_report(tmp_path).stat().st_size < 10_000_000
 
 
 def test_thirty_methods_each_have_a_row_and_a_key(tmp_path, write):
     names = ["joint", *(f"method_{i}" for i in range(29))]
     page = _page(write(tmp_path, methods=names, seeds=1, epochs=4))
     assert sorted(row[0].split("\n")[0] for row in page.rows[1:]) == sorted(names)
+
+
+def _pressed(text):
+    buttons = re.findall(r'<button type="button" aria-pressed="(\w+)">.*?</svg>(.*?)<', text)
+    return [name for state, name in buttons if state == "true"]
+
+
+def test_of_many_methods_lines_of_the_likely_ones_are_drawn_at_first(tmp_path, write):
+    names = ["a", "b", "joint", *(f"m{i}" for i in range(15)), "relearn", "relearn(gap=shared)"]
+    folder = write(tmp_path, methods=names, seeds=2, epochs=9)
+    shown = _pressed(write_report(folder).read_text())
+    assert len(shown) == 8
+    assert {"joint", "relearn", "relearn(gap=shared)"} < set(shown)
+    others = [m for m in read_comparison(folder).ranking if m not in ("joint", *names[-2:])]
+    assert set(shown) == {"joint", *names[-2:], *others[:5]}
+
+
+def test_of_few_methods_all_lines_are_drawn(folder):
+    assert _pressed(write_report(folder).read_text()) == ["joint", "relearn", "ogm_ge"]
+
+
+def test_a_model_of_the_second_modality_has_its_figures(tmp_path, write):
+    """Those of the first have nothing to show, and the headings are there all the same."""
+    folder = write(tmp_path, methods=["unimodal(modality=bottom)"], seeds=1, epochs=9)
+    for path in [*folder.glob("runs/*/metrics.csv"), folder / "summary.csv"]:
+        path.write_text(path.read_text().replace("/top", "/none"))
+    text = _page(folder).text
+    assert "How well each modality is learnt" in text
+    assert "With a noisy or missing modality" in text
 
 
 def test_a_folder_that_is_no_comparison_is_named(tmp_path):

@@ -4,9 +4,9 @@ import xml.etree.ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from evenly.report import write_picture
+from evenly.report import write_picture, write_projection_picture
 from evenly.report.folder import read_comparison
-from evenly.report.picture import _draw
+from evenly.report.picture import _draw, _draw_planes
 
 
 def _texts(path):
@@ -82,3 +82,50 @@ def test_every_seed_is_within_the_panels(folder):
     ]
     assert len(panels) == 2
     assert all(axes.get_ylim()[1] >= highest for axes in panels)
+
+
+def test_the_plane_has_a_panel_for_each_modality_and_method(folder, tmp_path):
+    path = write_projection_picture(folder, tmp_path / "plane.svg")
+    texts = _texts(path)
+    assert {"joint", "relearn", "top", "bottom", *"0123456789", "taken for another"} <= set(texts)
+    assert "ogm_ge" not in texts
+    assert "ogm_ge" in _texts(write_projection_picture(folder, path, ["ogm_ge"]))
+    first = path.read_bytes()
+    assert write_projection_picture(folder, path, ["ogm_ge"]).read_bytes() == first
+
+
+def test_every_sample_of_the_plane_is_drawn(folder):
+    """Once in each panel; hollow if it is taken for another class."""
+    comparison = read_comparison(folder)
+    found = comparison.projection("joint", "tsne")
+    panels = _draw_planes(comparison, {"joint": found}).axes
+    assert len(panels) == 2
+    for axes in panels:
+        drawn = [(len(of.get_offsets()), len(of.get_facecolors())) for of in axes.collections]
+        assert sum(count for count, _ in drawn) == 40
+        hollow = sum(count for count, filled in drawn if not filled)
+        assert hollow == (found.target != found.predicted).sum() > 0
+
+
+def test_a_plane_of_many_classes_and_modalities(tmp_path, write):
+    names = [f"class number {i}" for i in range(31)]
+    write(tmp_path, modalities=["a", "b", "c"], class_names=names, seeds=1, epochs=6, samples=500)
+    path = write_projection_picture(tmp_path, tmp_path / "plane.svg")
+    assert path.stat().st_size < 1_000_000
+    assert set(names) <= set(_texts(path))
+    png = write_projection_picture(tmp_path, tmp_path / "plane.png")
+    assert png.stat().st_size > 10_000
+
+
+def test_what_has_no_place_in_the_plane_is_said(folder, tmp_path):
+    path = tmp_path / "plane.svg"
+    with pytest.raises(ValueError, match=r"'jont' is no method in '.*'\. Did you mean joint"):
+        write_projection_picture(folder, path, ["jont"])
+    with pytest.raises(ValueError, match=r"holds no UMAP of any method\. 'evenly report .* umap'"):
+        write_projection_picture(folder, path, projection="umap")
+    (folder / "runs" / "ogm_ge-0" / "projection.npz").unlink()
+    with pytest.raises(ValueError, match="holds no t-SNE of ogm_ge"):
+        write_projection_picture(folder, path, ["joint", "ogm_ge"])
+    with pytest.raises(ValueError, match=r"plane\.pdf: cannot be drawn"):
+        write_projection_picture(folder, tmp_path / "plane.pdf")
+    assert not path.exists()

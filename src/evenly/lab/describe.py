@@ -52,7 +52,7 @@ def needs(kind: type[Method]) -> str:
     parts += ["the head"] * ("head" in takes)
     parts += ["a Resampler"] * ("sampler" in takes)
     parts += ["a look at whole splits between epochs"] * info.needs_probe
-    parts += ["each batch once for each modality"] * ("repeats" in vars(kind))
+    parts += ["each batch once for each modality"] * (kind.repeats is not Method.repeats)
     parts += ["find_unused_parameters=True under DDP"] * info.partial
     return ", ".join(parts) or "nothing beyond a loss"
 

@@ -90,6 +90,9 @@ class Trained:
         It takes a mapping of inputs by modality, all of them, in the type in which they are stored
         (`dtypes`), and returns logits. The number of samples is free, and the number of steps of
         sequences and texts (which are padded, and come with their lengths: `(values, length)`).
+
+        Raises:
+            RuntimeError: If an encoder decides by values, as wav2vec does, which no program can.
         """
         example = {
             name: _example(modality, self.dtypes[name])
@@ -102,7 +105,15 @@ class Trained:
             else {0: n}
             for number, (name, x) in enumerate(example.items())
         }
-        program = torch.export.export(_Logits(self.model), (example,), dynamic_shapes=(shapes,))
+        try:
+            program = torch.export.export(_Logits(self.model), (example,), dynamic_shapes=(shapes,))
+        except Exception as error:
+            kinds = ", ".join(type(encoder).__name__ for encoder in self.model.encoders.values())
+            said = str(error).strip().partition("\n")[0]
+            raise RuntimeError(
+                f"{self.folder}: torch.export cannot trace its model, of the encoders {kinds} "
+                f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
+            ) from error
         torch.export.save(program, path)
 
     def _check(self, name: str, x: Tensor | Padded) -> None:

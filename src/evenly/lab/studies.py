@@ -117,7 +117,7 @@ def _transformer(modality: Modality) -> str:
         "num_hidden_layers": 4,
     }
     height, width = modality.shape[-2:]
-    if modality.kind == "image" and modality.shape[0] == 1 and height != width:
+    if modality.kind == "image" and modality.shape[0] == 1 and height != width and height >= 32:
         return Spec("ast", {"config": size}).text
     shared = gcd(height, width)
     patch = max(n for n in range(1, 17) if shared % n == 0 and 4 * n <= max(4, min(height, width)))

@@ -1,6 +1,7 @@
 """How pictures for papers look, and how they are written."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,9 @@ def add_heading(figure: "Figure", x: float, title: str, below: str) -> None:
 
 
 def shortened(name: str, length: int = 20) -> str:
-    """A name that fits."""
+    """A name that fits; a modality alone is called so."""
+    alone = re.fullmatch(r"unimodal\(modality=(.+)\)", name)
+    name = f"{alone[1]} alone" if alone else name
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

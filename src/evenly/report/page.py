@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -108,7 +109,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
     )
     style = styles(comparison.methods)
     config = comparison.config
-    lines = _shown_first(comparison)
+    lines, figures = _shown_first(comparison), all_figures(comparison)
     licence, library = _plotly()
     return environment.get_template("page.html.jinja").render(
         title=_title(str(config.get("data", "comparison"))),
@@ -116,7 +117,6 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         command=str(config.get("command", "")),
         methods=comparison.methods,
         seeds=comparison.seeds,
-        modalities=comparison.modalities,
         notes=[str(note) for note in config.get("notes") or []],
         finding=_finding(comparison),
         warning=PAPER if comparison.selects_on_test else "",
@@ -134,8 +134,10 @@ def _page(comparison: Comparison, projection: Projected) -> str:
             Key(method, *_pen(style[method]), method in lines) for method in comparison.methods
         ],
         class_count=len(comparison.class_names),
-        figures=(figures := all_figures(comparison)),
-        relearns="strength/0" in figures,
+        figures=figures,
+        diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
+        relearns=any(name.startswith("strength/") for name in figures),
+        disturbed=_modalities(comparison, figures, ("noise",)),
         plane=_plane(comparison, projection),
         settings=_settings(comparison),
         versions={str(key): str(value) for key, value in (config.get("versions") or {}).items()},
@@ -180,6 +182,17 @@ def _finding(comparison: Comparison) -> str:
             f"{_and(found)}."
         )
     return "After Holm's correction no method differs from joint training in test accuracy."
+
+
+def _modalities(
+    comparison: Comparison, figures: Mapping[str, Any], kinds: Sequence[str]
+) -> list[tuple[int, str]]:
+    """By position, those of which there are figures of one of these kinds."""
+    return [
+        (place, name)
+        for place, name in enumerate(comparison.modalities)
+        if any(f"{kind}/{place}" in figures for kind in kinds)
+    ]
 
 
 def _shown_first(comparison: Comparison) -> list[str]:

@@ -166,6 +166,8 @@ def draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> N
     axes.set_yticks(range(len(methods)), names, color=INK, ha="left")
     axes.set_ylim(-0.6, len(methods) - 0.35)
     axes.margins(x=0.08)
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, -1), min(right, 101))  # an interval of two seeds may go far beyond
     axes.grid(visible=False, axis="y")
 
 

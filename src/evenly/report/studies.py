@@ -102,8 +102,8 @@ def _figure1(comparison: Comparison) -> "Figure":
     top, bottom = (height - 1.0) / height, 0.62 / height
     for number, pair in enumerate(pairs):
         left = 5.2 + 4.6 * number
-        title = "A new classifier on each encoder, test accuracy, %"
-        add_heading(figure, left, title, "a larger spot is a better model" if not number else "")
+        below = "test accuracy, %; a larger spot is a better model" if not number else ""
+        add_heading(figure, left, "A new classifier on each encoder", below)
         place = ((left + 0.5) / width, bottom, 3.75 / width, top - bottom)
         _draw_map(figure.add_axes(place), comparison, pair)
     return figure
@@ -160,7 +160,7 @@ def _figure4(comparison: Comparison) -> "Figure":
             below.set_ylabel(f"purity: {split}, dotted train")
     split = "test" if comparison.selects_on_test else "val"
     last = figure.add_subplot(grid[:, columns - 1])
-    _draw_curves(last, comparison, f"{split}_accuracy", f"{split} accuracy, %", scale=100)
+    _draw_curves(last, comparison, f"{split}_accuracy", f"{split} accuracy, %", scale=100.0)
     last.set_xlabel("epochs")
     add_heading(figure, 0.35, "Gap, purity and accuracy along training", "")
     _add_legend(figure, comparison)
@@ -246,6 +246,7 @@ def _figure5(comparison: Comparison) -> "Figure":
     left, right = figure.axes
     left.sharey(right)
     left.autoscale(axis="y")
+    left.set_ylim(top=min(left.get_ylim()[1], 101))  # an interval of two seeds may go far beyond
     return figure
 
 
