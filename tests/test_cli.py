@@ -51,7 +51,18 @@ def test_help_answers_within_a_second():
 
 @pytest.mark.parametrize(
     "command",
-    ["compare", "study", "train", "prepare", "predict", "export", "diagnose", "report", "methods"],
+    [
+        "compare",
+        "tune",
+        "study",
+        "train",
+        "prepare",
+        "predict",
+        "export",
+        "diagnose",
+        "report",
+        "methods",
+    ],
 )
 def test_every_command_teaches(command):
     text = evenly(command, "--help").stdout

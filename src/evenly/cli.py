@@ -192,8 +192,9 @@ def tune(options: Namespace) -> None:
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
     print(tune(search, jobs, options.storage))
     best = shlex.join(["--config", str(out / "best.yaml"), "--out", str(out / "compare")])
-    print(f"\nevery trial: {out / 'tune.csv'}\nthe best of each method against each other, on the")
-    print(f"test split: evenly compare {best} --seeds 5")
+    print(f"\nevery trial: {out / 'tune.csv'}, {out / 'tune.html'}")
+    print("the best of each method against each other, on the test split:")
+    print(f"evenly compare {best} --seeds 5")
 
 
 def study(options: Namespace) -> None:
@@ -408,6 +409,7 @@ def diagnose(options: Namespace) -> None:
 def methods(options: Namespace) -> None:
     """Lists the methods, or shows one."""
     from evenly.lab.describe import about, defaults, facts
+    from evenly.lab.space import METHOD
     from evenly.methods import METHODS
     from evenly.suggest import unknown
 
@@ -430,6 +432,10 @@ def methods(options: Namespace) -> None:
         )
         print(fill)
     settings = defaults(options.name)
+    if METHOD[options.name]:
+        ranges = "; ".join(f"{name} {found}" for name, found in METHOD[options.name].items())
+        line = f"searched by 'evenly tune': {ranges}"
+        print(textwrap.fill(line, 92, subsequent_indent="  "))
     print("\nsettings and their defaults:")
     for setting, value in settings.items():
         print(f"  {setting}={value}")
@@ -437,8 +443,8 @@ def methods(options: Namespace) -> None:
         print("  (seed: 'compare' and 'train' take that of the run unless you give it)")
     if info.in_epochs:
         print(
-            f"  ({', '.join(info.in_epochs)} for the paper's {info.epochs} epochs; 'compare' and "
-            "'train' scale them to --epochs unless you give them)"
+            f"  ({', '.join(info.in_epochs)} for the paper's {info.epochs} epochs; 'compare', "
+            "'tune' and 'train' scale them to --epochs unless you give them)"
         )
 
 
@@ -586,7 +592,7 @@ def parser() -> ArgumentParser:
         "--seeds",
         type=int,
         default=1,
-        help="runs of each trial, whose mean counts: seeds 0, 1, ...",
+        help="runs of each trial, with seeds from 0 on, whose mean counts",
     )
     one.add_argument("--seed", type=int, default=0, help="of the search")
     one.add_argument(

@@ -1,4 +1,5 @@
 import csv
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from torch import nn
 
+from evenly.cli import main
 from evenly.data import Data, save_npz
 from evenly.lab.claims import Claims, connect
 from evenly.lab.compare import compare
@@ -85,6 +87,32 @@ def test_the_best_by_validation_accuracy(finished):
         assert found["lr"] == float(top["lr"])
         assert f"{max(accuracies):.3f}" in text
         assert top["settings"] in text
+
+
+def test_the_command_ends_with_one_that_compares_the_best(finished, capsys):
+    out, text = finished
+    training = ("--data", DATA, "--epochs", 2, "--width", 8, "--lr", 0.05, "--batch_size", 10)
+    line = ["tune", *training, "--precision", 32, "--jobs", 1, "--trials", 3, "--out", out]
+    assert main([*map(str, line), "--methods", "joint,ogm_ge"]) == 0  # nothing is left to do
+    said = capsys.readouterr().out
+    assert said.startswith(text)
+    command = shlex.split(said.splitlines()[-1])
+    assert command[:2] == ["evenly", "compare"]
+    assert main([*command[1:-1], "1", "--jobs", "1"]) == 0
+    assert "were tuned, with 3 trials for each method" in capsys.readouterr().out
+    config = yaml.safe_load((out / "compare" / "config.yaml").read_text())
+    best = yaml.safe_load((out / "best.yaml").read_text())["tuned"]["methods"]
+    assert config["methods"] == [found["method"] for found in best.values()]
+    assert config["epochs"] == 2
+    assert config["diagnose_every"] is None  # as it was asked for, though trials measure nothing
+
+
+def test_the_page_of_a_search(finished):
+    page = (finished[0] / "tune.html").read_text(encoding="utf-8")
+    assert f"{DATA}: 3 trials of each method" in page
+    for row in read(finished[0] / "tune.csv"):
+        assert row["settings"] in page
+    assert 'src="http' not in page
 
 
 def test_the_same_command_repeats_nothing_and_goes_on_as_if_it_had_not_stopped(finished, tmp_path):

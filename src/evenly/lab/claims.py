@@ -33,20 +33,27 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
 
 T = TypeVar("T")
 
 LEASE = 60.0
-"""Seconds after which an item whose beats stand still is taken by another worker."""
+"""Seconds for which another worker sees beats stand still before it takes the item."""
 BEAT = 5.0
 """Seconds between two beats."""
 LOOK = 2.0
 """Seconds between two looks at items of which none was free."""
-PAUSES = (0.5, 1, 2, 4, 8)
-"""Seconds before a failed statement is tried again: servers are restarted, networks lose packets.
-
-Less than a lease in all."""
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0, 16.0)
+"""Seconds before a failed statement is tried again, as servers restart and networks have holes."""
+RACES = (0.1, 0.2, 0.5, 1.0)
+"""The same where tables are made, which fails for whoever is not the first."""
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """By the name under which a driver is imported, what to install, where that is called otherwise."""
 
@@ -115,9 +122,9 @@ class Claims:
         self._mine: set[str] = set()
         # Of each row as it was last read, what it held and since when.
         self._seen: dict[str, tuple[tuple[str, int], float]] = {}
-        self._next_beat = self._next_look = 0.0
+        self._looked = self._next_beat = self._next_look = 0.0
         self.known: dict[str, Row] = {}
-        patiently(lambda: _CLAIMS.metadata.create_all(engine))
+        patiently(lambda: _CLAIMS.metadata.create_all(engine), RACES)
 
     def rows(self) -> dict[str, Row]:
         """All items that were ever begun, by name."""
@@ -130,6 +137,9 @@ class Claims:
 
         found = {row.name: row for row in patiently(read)}
         now = time.monotonic()
+        if now - self._looked > self._lease / 2:
+            self._seen.clear()  # a database that was away had nobody's beats
+        self._looked = now
         for row in found.values():
             held = (row.worker, row.beats)
             if self._seen.get(row.name, (None,))[0] != held:
@@ -142,7 +152,7 @@ class Claims:
 
         Args:
             wanted: Items that are still to be done. One whose row says that it has ended is
-                taken, too, if nothing changes for as long as a lease: what it left must be gone.
+                taken, too, if that stays so for a lease: what it left must be gone.
 
         Returns:
             The item, which is now this worker's; None if others have them all.
@@ -306,16 +316,21 @@ def engine_settings(address: URL) -> dict[str, Any]:
     return {"pool_pre_ping": True}  # a connection may have been closed while a run was training
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Calls what speaks with the database, several times if it fails.
+def patiently(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T:
+    """Calls what speaks with the database, several times if it cannot be reached.
+
+    Args:
+        call: What to call.
+        pauses: Seconds before it is called again, here whatever the error.
 
     Raises:
         RuntimeError: If it goes on failing.
     """
-    for pause in PAUSES:
+    passing = (OperationalError, InterfaceError) if pauses is None else DBAPIError
+    for pause in PAUSES if pauses is None else pauses:
         try:
             return call()
-        except DBAPIError:
+        except passing:
             time.sleep(pause)
     try:
         return call()

@@ -5,7 +5,7 @@ trials of the method that were finished by then. The first is what the user gave
 as long as Optuna draws at random, all methods try the same shared settings.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine
 
 from evenly import chance
-from evenly.lab.claims import engine_settings, patiently
+from evenly.lab.claims import RACES, engine_settings, patiently
 from evenly.lab.logs import Logs
 from evenly.lab.settings import Training, fingerprint
 from evenly.lab.space import Number, Space
@@ -111,8 +111,9 @@ class Studies:
         self.search = search
         # It makes an engine of its own, of ours in all but the object.
         address = engine.url.render_as_string(hide_password=False)
-        storage = _asked(lambda: RDBStorage(address, engine_settings(engine.url)))
-        self._storage = storage
+        self._storage = storage = _asked(
+            lambda: RDBStorage(address, engine_settings(engine.url)), RACES
+        )
         self._studies = {
             method: _asked(partial(_made, search.study(method), storage))
             for method in search.methods
@@ -177,7 +178,7 @@ class _Given(RandomSampler):
         return self._values[name]
 
 
-def _asked(call: Callable[[], T]) -> T:
+def _asked(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T:
     """What Optuna answers; it hides the database's errors in its own."""
 
     def unhidden() -> T:
@@ -186,7 +187,7 @@ def _asked(call: Callable[[], T]) -> T:
         except StorageInternalError as error:
             raise error.__cause__ or error from error
 
-    return patiently(unhidden)
+    return patiently(unhidden, pauses)
 
 
 def _read(method: str, trial: FrozenTrial) -> Trial:

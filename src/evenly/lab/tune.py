@@ -31,6 +31,7 @@ from evenly.lab.settings import (
 )
 from evenly.lab.trials import Search, Studies, Trial
 from evenly.lab.tuned import Tuned, Tuning
+from evenly.report import Point, write_history
 
 
 def tune(search: Search, jobs: int, storage: str | None = None) -> str:
@@ -41,8 +42,8 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
     of them returns when all of it is done.
 
     Args:
-        search: What to search. Its folder receives tune.yaml, tune.csv, best.yaml and the folders
-            of the trials that were done here.
+        search: What to search. Its folder receives tune.yaml, tune.csv, tune.html, best.yaml and
+            the folders of the trials that were done here.
         jobs: Trials at the same time.
         storage: Address of the database; by default a file of SQLite's in the folder.
 
@@ -81,6 +82,7 @@ def _searched(studies: Studies, claims: Claims, jobs: int) -> str:
             _write_trials(studies)
     best = _best(studies)
     _write_best(studies.search, best)
+    _write_history(studies)
     return _table(studies, best)
 
 
@@ -154,6 +156,21 @@ def _write_best(search: Search, best: Mapping[str, Trial]) -> None:
     del training["lr"], training["weight_decay"]
     settings = {**training, "methods": ",".join(best), "tuned": tuning.as_dict()}
     write_settings(search.out / "best.yaml", settings)
+
+
+def _write_history(studies: Studies) -> None:
+    """tune.html: what each trial reached."""
+    search = studies.search
+    methods = {
+        method: [
+            Point(place, trial.accuracy, _shown(trial.tuned))
+            for place, trial in sorted(studies.settled(method).items())
+            if trial.accuracy is not None and place < search.trials
+        ]
+        for method in search.methods
+    }
+    title = f"{search.training.data}: {search.trials} trials of each method"
+    write_history(search.out / "tune.html", methods, title)
 
 
 def _table(studies: Studies, best: Mapping[str, Trial]) -> str:
@@ -324,11 +341,11 @@ class Trials:
         self._claims.rows()
         if accuracy is None:
             return f"{running.name}: failed, {found['reason']}"
-        tuned = running.tuned
-        return (
-            f"{running.name}: validation {accuracy:.3f}, lr {tuned.lr:g}, weight decay "
-            f"{tuned.weight_decay:g}, {tuned.method}"
-        )
+        return f"{running.name}: validation {accuracy:.3f}, {_shown(running.tuned)}"
+
+
+def _shown(tuned: Tuned) -> str:
+    return f"lr {tuned.lr:g}, weight decay {tuned.weight_decay:g}, {tuned.method}"
 
 
 def _accuracy(result: Result) -> float:

@@ -2,6 +2,7 @@
 
 from evenly.report.folder import Projected
 from evenly.report.formats import FORMATS, write_formats
+from evenly.report.history import Point, write_history
 from evenly.report.page import write_report
 from evenly.report.picture import write_picture, write_projection_picture
 from evenly.report.studies import Drawing, accuracy, figure1, figure3, figure4, figure5
@@ -9,6 +10,7 @@ from evenly.report.studies import Drawing, accuracy, figure1, figure3, figure4, 
 __all__ = [
     "FORMATS",
     "Drawing",
+    "Point",
     "Projected",
     "accuracy",
     "figure1",
@@ -16,6 +18,7 @@ __all__ = [
     "figure4",
     "figure5",
     "write_formats",
+    "write_history",
     "write_picture",
     "write_projection_picture",
     "write_report",

@@ -1,0 +1,69 @@
+"""The page of a search: what each trial reached, and the best so far."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from evenly.files import write_text
+from evenly.report.figures import styles
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trial.
+
+    Attributes:
+        place: In its method's budget, from 0.
+        accuracy: On the validation split, between 0 and 1.
+        settings: That were tried, in words.
+    """
+
+    place: int
+    accuracy: float
+    settings: str
+
+
+def write_history(path: Path, methods: Mapping[str, Sequence[Point]], title: str) -> Path:
+    """Writes a page with the finished trials of each method, which opens without a network.
+
+    Args:
+        path: Of the page, .html.
+        methods: By method, its finished trials by place.
+        title: What stands above.
+    """
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    for method, (colour, dash) in styles(list(methods)).items():
+        points = methods[method]
+        place = [point.place + 1 for point in points]
+        reached = [100 * point.accuracy for point in points]
+        figure.add_scatter(
+            x=place,
+            y=list(accumulate(reached, max)),
+            name=method,
+            legendgroup=method,
+            line={"color": colour, "dash": dash, "shape": "hv"},
+            mode="lines",
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=place,
+            y=reached,
+            name=method,
+            legendgroup=method,
+            showlegend=False,
+            marker={"color": colour, "opacity": 0.6},
+            mode="markers",
+            text=[point.settings for point in points],
+            hovertemplate="trial %{x}: %{y:.1f} %<br>%{text}<extra></extra>",
+        )
+    figure.update_layout(
+        template="plotly_white",
+        title=title,
+        xaxis={"title": "trial", "rangemode": "tozero"},
+        yaxis={"title": "validation accuracy, %; line: the best so far"},
+    )
+    write_text(path, str(figure.to_html(config={"displayModeBar": False})))
+    return path
