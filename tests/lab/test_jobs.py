@@ -1,8 +1,10 @@
 import os
+import time
 
 import torch
 
-from evenly.lab.jobs import default_jobs
+from evenly.lab.jobs import Job, default_jobs, run_jobs
+from evenly.lab.settings import Cell, Training
 
 
 def test_as_many_as_this_process_has_cores_for(monkeypatch):
@@ -20,3 +22,40 @@ def test_as_many_as_this_process_has_cores_for(monkeypatch):
 def test_one_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_jobs(1) == 1
+
+
+class Shared:
+    """One endless run, which another worker takes as soon as it trains."""
+
+    pause, epochs, finished = 0.05, 100_000, 0
+
+    def __init__(self, folder):
+        training = Training(data="synthetic(train=30,val=9,test=9,classes=3)", epochs=self.epochs)
+        self.job = Job(Cell(training, "joint", 0), folder)
+        self.waiting = [self.job]
+        self.stopped = False
+
+    def take(self):
+        return self.waiting.pop() if self.waiting else None
+
+    def is_over(self):
+        return not self.waiting
+
+    def ended(self, job, error):
+        raise AssertionError(error)
+
+    def lost(self):
+        return [self.job] if (self.job.folder / "last.ckpt").exists() else []
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_a_run_that_another_worker_takes_is_ended(tmp_path, capsys):
+    source = Shared(tmp_path / "run")
+    run_jobs(source, jobs=1)
+    assert "run: taken by another worker" in capsys.readouterr().err
+    assert source.stopped
+    written = (tmp_path / "run" / "metrics.csv").stat().st_mtime_ns
+    time.sleep(0.3)
+    assert (tmp_path / "run" / "metrics.csv").stat().st_mtime_ns == written
