@@ -66,9 +66,10 @@ Of a file that has several, stream=1 takes the second (video, image, flow, spect
 TUNE = """Tries settings of every method, as many trials for each, and keeps the best by validation
 accuracy. The test split is not read.
 
-All methods are tried with learning rates and weight decays of the same ranges, and with their own
-settings; 'evenly methods NAME' lists what is searched. The first trial of each is what you give.
-At the end stands the command that compares the methods at their best, on the test split.
+All methods are tried with learning rates from 1e-4 to 0.1 and weight decays from 1e-6 to 0.01
+(AdamW: from 1e-5 to 0.01, and from 1e-4 to 1), and with settings of their own, which
+'evenly methods NAME' lists. The first trial of each is what you give. At the end stands the command
+that compares the methods at their best, on the test split.
 
 Stopped or killed, the same command goes on. The same command on other machines, with the same
 --storage, takes its share of the trials: a worker that is killed loses the one that it was at, and
@@ -596,7 +597,10 @@ def parser() -> ArgumentParser:
     )
     one.add_argument("--seed", type=int, default=0, help="of the search")
     one.add_argument(
-        "--out", type=str | None, help="folder for everything (default: runs/DATA-tune)"
+        "--out",
+        type=str | None,
+        help="folder for everything, whose name is that of the search in the database (default: "
+        "runs/DATA-tune)",
     )
     one.add_argument(
         "--jobs",

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from evenly.cli import TUNE
 from evenly.lab.build import build_method, build_model, build_optimizer, build_sampler, load_data
 from evenly.lab.describe import defaults
 from evenly.lab.settings import Cell, Training
@@ -74,3 +75,12 @@ def test_distributions_are_the_ranges():
     assert whole.value(3) == 3
     assert str(real) == "0.01 to 1, log"
     assert str(Range(1, 8)) == "1 to 8"
+
+
+def test_help_says_what_all_methods_are_tried_with():
+    text = " ".join(TUNE.split())
+    for ranges in TRAINING.values():
+        for each in ranges.values():
+            low, high = (f"{end:g}".replace("e-0", "e-") for end in (each.low, each.high))
+            low = {"0.0001": "1e-4"}.get(low, low)
+            assert f"from {low} to {high}" in text

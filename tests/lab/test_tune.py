@@ -316,6 +316,7 @@ def test_a_run_that_ends_after_its_place_was_taken_does_not_count(workers):
     two = workers("two", lease=0.0, methods=("joint",), trials=1)
     theirs = two.take()
     assert one.finish(mine, 0.9) == "joint trial 0: taken by another worker"
+    assert list(one.lost()) == []
     two.finish(theirs, 0.7)
     assert two.states() == ["lost", "finished"]
 

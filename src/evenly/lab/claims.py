@@ -192,9 +192,9 @@ class Claims:
         """Marks an item as done, or as failed; False if it was lost to another worker."""
         return self._leave(name, "ended", failure)
 
-    def give_back(self) -> None:
-        """Leaves to others what this worker has."""
-        for name in list(self._mine):
+    def give_back(self, *names: str) -> None:
+        """Leaves items to others, by default all that this worker has."""
+        for name in names or list(self._mine):
             self._leave(name, "open")
 
     def reopen(self, row: Row) -> None:
@@ -367,10 +367,10 @@ def has_died(worker: str) -> bool:
 
 @cache
 def _place() -> str:
-    """What processes share that see each other's numbers: one boot of a machine or container."""
+    """What processes share that see each other: a boot of a machine or container, and a user."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
     except OSError:  # no Linux: nobody can look
         return uuid4().hex
 

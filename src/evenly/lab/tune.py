@@ -335,6 +335,7 @@ class Trials:
         """Writes down how a trial ended; returns what to tell of it."""
         del self._running[running.item]
         if not all(self._studies.note(running.trial, *each) for each in found.items()):
+            self._claims.give_back(running.item)
             return f"{running.name}: taken by another worker"
         self._studies.tell(running.method, running.trial.number, accuracy)
         self._claims.end(running.item)
