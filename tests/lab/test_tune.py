@@ -1,4 +1,5 @@
 import csv
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -184,9 +185,18 @@ class Fails(nn.Module):
         return self.net(x.float())
 
 
-def failing(tmp_path, once):
+class Quits(Fails):
+    """An encoder whose training ends its process, as if all were well."""
+
+    def forward(self, x):
+        if self.training:
+            os._exit(0)
+        return self.net(x.float())
+
+
+def failing(tmp_path, once, kind="Fails"):
     (tmp_path / "mark").touch()
-    encoder = f'test_tune.Fails(mark="{tmp_path / "mark"}",once={str(once).lower()})'
+    encoder = f'test_tune.{kind}(mark="{tmp_path / "mark"}",once={str(once).lower()})'
     return replace(TRAINING, encoders={"m1": encoder})
 
 
@@ -201,9 +211,13 @@ def test_a_trial_that_fails_has_had_its_place(tmp_path):
     assert "failed" in text.splitlines()[1]
 
 
-def test_a_method_of_which_every_trial_fails(tmp_path):
-    search = Search(failing(tmp_path, once=False), ("joint",), 1, 1, 0, tmp_path / "out")
-    with pytest.raises(RuntimeError, match=r"joint: all of its 1 trials failed, the last .* sound"):
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("Fails", "RuntimeError: no such sound"), ("Quits", "its process ended with code 0")],
+)
+def test_a_method_of_which_every_trial_fails(kind, reason, tmp_path):
+    search = Search(failing(tmp_path, False, kind), ("joint",), 1, 1, 0, tmp_path / "out")
+    with pytest.raises(RuntimeError, match=f"joint: all of its 1 trials failed, the .*: {reason}"):
         tune(search, jobs=1)
     assert read(search.out / "tune.csv")[0]["state"] == "failed"
     assert not (search.out / "best.yaml").exists()

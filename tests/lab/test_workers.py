@@ -96,7 +96,7 @@ def test_a_killed_worker_loses_one_trial_and_the_study_goes_on(
         finished = [r for r in rows if r["method"] == method and r["state"] == "finished"]
         assert sorted(row["place"] for row in finished) == ["0", "1", "2"]
     (lost,) = [row for row in rows if row["state"] != "finished"]
-    assert (lost["state"], lost["reason"]) == ("lost", "its worker was stopped or killed")
+    assert (lost["state"], lost["reason"]) == ("lost", "its worker was stopped, killed or cut off")
     assert lost["worker"].endswith(f":{killed.pid}")
     again = [r for r in rows if (r["method"], r["place"]) == (lost["method"], lost["place"])]
     assert [row["state"] for row in again] == ["lost", "finished"]

@@ -204,10 +204,11 @@ def _listen(running: Sequence[_Worker], bar: "tqdm[Any]", pause: float | None) -
                 worker.epochs = epoch + 1
         except EOFError:
             worker.process.join()
-            if worker.process.exitcode and not worker.error:
+            code = worker.process.exitcode or 0
+            if not worker.error and (code or Result.read(worker.job.folder) is None):
                 worker.error = (
-                    f"its process ended with code {worker.process.exitcode}"
-                    " (killed, perhaps for want of memory)" * (worker.process.exitcode < 0)
+                    f"its process ended with code {code}"
+                    f"{' (killed, perhaps for want of memory)' if code < 0 else ''}"
                 )
             ended.append(worker)
     return ended

@@ -27,7 +27,7 @@ from evenly.lab.tuned import Tuned
 
 T = TypeVar("T")
 
-LOST = "its worker was stopped or killed"
+LOST = "its worker was stopped, killed or cut off"
 
 
 @dataclass(frozen=True)
