@@ -144,9 +144,9 @@ def _figure4(comparison: Comparison) -> "Figure":
 
     modalities = comparison.modalities
     columns = len(modalities) + 1
-    width = 0.6 + 2.9 * columns
+    width = 0.8 + 2.9 * columns
     figure = Figure(figsize=(width, 5.6))
-    grid = figure.add_gridspec(2, columns, left=0.6 / width, right=1 - 0.25 / width, top=0.82,
+    grid = figure.add_gridspec(2, columns, left=0.8 / width, right=1 - 0.25 / width, top=0.82,
                                bottom=0.1, hspace=0.32, wspace=0.3)  # fmt: skip
     for column, name in enumerate(modalities):
         _draw_curves(figure.add_subplot(grid[0, column]), comparison, f"gap/{name}", name)
