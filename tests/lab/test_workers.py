@@ -15,7 +15,7 @@ from evenly.lab.compare import compare
 from evenly.lab.settings import Training
 from evenly.lab.tables import table
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("postgres")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]
 DATA = "synthetic(train=90,val=60,test=30,classes=3,information=4)"
 TRAINING = Training(
     data=DATA,
