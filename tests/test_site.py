@@ -124,7 +124,7 @@ def browse(tmp_path_factory):
 
 
 def test_the_search_works_from_a_folder(site, browse):
-    found = browse(f"{(site / 'index.html').as_uri()}?q=re-learning")
+    found = browse(f"{(site / 'index.html').as_uri()}?q=purity")
     titles = re.findall(r'<a href="[^"]*?/(\w+)\.html\S*" class="md-search-result__link"', found)
     assert "diagnosis" in titles
     assert "matching documents" in found

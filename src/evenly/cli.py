@@ -7,7 +7,7 @@ import sys
 import textwrap
 import traceback
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -165,7 +165,7 @@ def compare(options: Namespace) -> None:
     training = _training(options)
     out = Path(options.out or Path("runs") / _short(options, training))
     logs = Logs.of(options.logger, out)
-    training = _prepared(training, out, options, options.methods)
+    training = _prepared(training, out, options, _several(options.methods))
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     usual = 1 if training.protocol == "paper" else 3
     seeds = usual if options.seeds is None else options.seeds
@@ -187,7 +187,7 @@ def tune(options: Namespace) -> None:
     training = _training(options)
     out = Path(options.out or Path("runs") / f"{_short(options, training)}-tune")
     logs = Logs.of(options.logger, out)
-    training = _prepared(training, out, options, options.methods)
+    training = _prepared(training, out, options, _several(options.methods))
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
@@ -219,7 +219,7 @@ def study(options: Namespace) -> None:
     given = _short(options, training)
     out = Path(options.out or Path("runs") / f"{given}-{options.name}")
     logs = Logs.of(options.logger, out)
-    training = _prepared(training, out, options, asked.methods(training))
+    training = _prepared(training, out, options, _several(asked.methods(training)))
     training, methods = planned(asked, training)
     jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     report = compare(",".join(methods), options.seeds, training, out, jobs, logs=logs)
@@ -249,7 +249,9 @@ def train(options: Namespace) -> None:
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )
-    cell = replace(cell, training=_prepared(cell.training, folder, options, options.method))
+    cell = replace(
+        cell, training=_prepared(cell.training, folder, options, lambda _: [options.method])
+    )
     data, notes = prepare([cell])
     logs.prepare()
     say(notes)
@@ -273,6 +275,8 @@ def train(options: Namespace) -> None:
 def prepare(options: Namespace) -> None:
     """Raw files to a store."""
     out = Path(options.out)
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers is at least 1; found {options.workers}.")
     about = _store(_source(options.source, options), out, options.workers, options.skip_broken)
     for note in about.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -807,32 +811,58 @@ def _with_recipe(arguments: Sequence[str]) -> list[str]:
 
 def _training(options: Namespace) -> Training:
     names = Training.__dataclass_fields__
-    return Training(**{name: getattr(options, name) for name in names})
+    training = Training(**{name: getattr(options, name) for name in names})
+    _check_source(training, options)
+    return training
 
 
-def _prepared(training: Training, out: Path, options: Namespace, methods: str) -> Training:
-    """The same training; of a table or a folder, it reads a store made beside its results.
+def _several(text: str) -> Callable[[Iterable[str]], list[str]]:
+    """The methods that a text asks for, of data with some modalities."""
 
-    Args:
-        training: As asked for.
-        out: The folder of the results.
-        options: How raw files are read.
-        methods: What is to be trained, whose names are looked at before anything is decoded.
-    """
+    def methods(modalities: Iterable[str]) -> list[str]:
+        from evenly.lab.build import expanded
+        from evenly.spec import split
+
+        return expanded(split(text), modalities)
+
+    return methods
+
+
+def _check_source(training: Training, options: Namespace) -> None:
+    """Raises if data, source and folder do not go together."""
     from evenly.data.catalogue import TABLES
 
     if options.source is not None and options.source.endswith(TABLES):
         raise ValueError(
             f"--source is a data set by name; found {options.source}. Give a table as --data."
         )
+    if options.folder is not None and options.source is None:
+        raise ValueError("--folder goes with --source, or with a --recipe that names one.")
+    if options.folder is not None and training.data != Training.data:
+        raise ValueError(
+            f"--folder asks for the files of {options.source}, and --data for {training.data}. "
+            "Give one of them."
+        )
+
+
+def _prepared(
+    training: Training,
+    out: Path,
+    options: Namespace,
+    methods: Callable[[Iterable[str]], list[str]],
+) -> Training:
+    """The same training; of a table or a folder, it reads a store made beside its results.
+
+    Args:
+        training: As asked for.
+        out: The folder of the results.
+        options: How raw files are read.
+        methods: What is to be trained on data of some modalities; the names are looked at before
+            anything is decoded.
+    """
+    from evenly.data.catalogue import TABLES
+
     if options.folder is not None:
-        if options.source is None:
-            raise ValueError("--folder goes with --source, or with a --recipe that names one.")
-        if training.data != Training.data:
-            raise ValueError(
-                f"--folder asks for the files of {options.source}, and --data for "
-                f"{training.data}. Give one of them."
-            )
         source = _source(options.source, options)
     elif training.data.endswith(TABLES):
         source = _source(training.data, options)
@@ -844,7 +874,7 @@ def _prepared(training: Training, out: Path, options: Namespace, methods: str) -
     else:
         _check_reading(training.data, options)
         return training
-    _check_names(training, source, methods)
+    _check_asked(training, source, options, methods)
     if getattr(options, "workers", None) or getattr(options, "storage", None):
         raise ValueError(
             "several workers read one store: make it first, with 'evenly prepare', and give it as "
@@ -856,13 +886,20 @@ def _prepared(training: Training, out: Path, options: Namespace, methods: str) -
     return replace(training, data=str(out / "store"))
 
 
-def _check_names(training: Training, source: "Source", methods: str) -> None:
-    """Raises if a method, an encoder or the like is unknown."""
-    from evenly.lab.build import check_names, expanded
+def _check_asked(
+    training: Training,
+    source: "Source",
+    options: Namespace,
+    methods: Callable[[Iterable[str]], list[str]],
+) -> None:
+    """Raises if a method, an encoder or the like is unknown, or a number cannot be."""
+    from evenly.lab.build import check_names
+    from evenly.lab.compare import check_counts
     from evenly.lab.settings import Cell
-    from evenly.spec import split
 
-    for method in expanded(split(methods), source.readers):
+    counts = {name: getattr(options, name, None) for name in ("seeds", "jobs", "trials")}
+    check_counts(**{name: value for name, value in counts.items() if value is not None})
+    for method in methods(source.readers):
         check_names(Cell(training, method, 0), source.name, source.readers)
 
 

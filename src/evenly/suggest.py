@@ -16,6 +16,8 @@ def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> Value
     names = list(known)
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    if not names and not more:
+        return ValueError(f"'{name}' is no {what}; there is none.")
     return ValueError(
         f"'{name}' is no {what}. {guess}There is {', '.join(names)}{', ' if more else ''}{more}."
     )

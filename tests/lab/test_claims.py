@@ -137,9 +137,10 @@ def test_what_has_failed_is_opened_again(engine, job):
     assert one.rows()["a"][1:3] == ("open", "one")
 
 
-def work(url, job, number, taken):
-    """A worker that takes what it can get; one of them dies with an item in its hands."""
+def work(url, job, number, taken, died):
+    """A worker that takes what it can get; the first one dies with an item in its hands."""
     module.LOOK = module.BEAT = 0.0
+    assert number == 0 or died.wait(60)
     claims = Claims(connect(url), job)
     while wanted := [n for n in ITEMS if n not in claims.known or states(claims)[n] != "ended"]:
         item = claims.take(wanted)
@@ -147,6 +148,7 @@ def work(url, job, number, taken):
             time.sleep(0.02)
             continue
         if number == 0:
+            died.set()
             os._exit(9)
         claims.beat()
         if claims.end(item.name):
@@ -155,8 +157,8 @@ def work(url, job, number, taken):
 
 def test_many_processes_share_all_and_take_up_what_a_dead_one_had(url, job):
     context = multiprocessing.get_context("spawn")
-    taken = context.Queue()
-    processes = [context.Process(target=work, args=(url, job, n, taken)) for n in range(4)]
+    taken, died = context.Queue(), context.Event()
+    processes = [context.Process(target=work, args=(url, job, n, taken, died)) for n in range(4)]
     for process in processes:
         process.start()
     found = [taken.get(timeout=60) for _ in ITEMS]

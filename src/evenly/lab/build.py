@@ -65,8 +65,15 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
         modalities: That it has.
     """
     settings = method_settings(cell)
-    if METHODS[parse(cell.method).name].info.alone and settings.get("modality") not in modalities:
-        raise unknown("modality", str(settings.get("modality")), modalities)
+    if METHODS[parse(cell.method).name].info.alone:
+        if "modality" not in settings:
+            listed = ", ".join(modalities)
+            raise ValueError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
+        if settings["modality"] not in modalities:
+            raise unknown("modality", str(settings["modality"]), modalities)
+    for name in cell.training.noise:
+        if name not in modalities:
+            raise unknown("modality", name, modalities)
     if strange := set(cell.training.encoders) - set(modalities):
         raise ValueError(
             f"--encoders names {sorted(strange)}, but {data} has the modalities "

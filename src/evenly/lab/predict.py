@@ -92,8 +92,11 @@ class Trained:
         sequences and texts (which are padded, and come with their lengths: `(values, length)`).
 
         Raises:
+            ValueError: If there can be no such file.
             RuntimeError: If an encoder decides by values, as wav2vec does, which no program can.
         """
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"{path}: no file can be written there. Give the name of a new one.")
         example = {
             name: _example(modality, self.dtypes[name])
             for name, modality in self.modalities.items()
@@ -231,7 +234,8 @@ def _of_table(
             )
     source = table(path, names, readers, labelled=False)
     broken: list[tuple[str, str]] = []
-    for samples, inputs, present in batches(source, BATCH, child.cores(), broken):
+    shapes = {name: run.modalities[name].shape for name in names}
+    for samples, inputs, present in batches(source, BATCH, child.cores(), broken, shapes):
         if broken and not skip_broken:
             continue  # only to find what else is broken
         used = {name: x for name, x in inputs.items() if name not in without}
@@ -256,6 +260,11 @@ def load_run(folder: Path) -> Trained:
         ValueError: If its files are damaged, or an encoder of the user's own cannot be imported.
     """
     path = folder / "best.ckpt"
+    if (folder / "runs").is_dir() and not path.is_file():
+        some = next((folder / "runs").glob("*/best.ckpt"), folder / "runs" / "joint-0" / "x").parent
+        raise FileNotFoundError(
+            f"{folder}: holds a comparison. Give one of its runs, such as {some}."
+        )
     settings = read_settings(folder / "config.yaml", "method")
     if not settings or not path.is_file():
         raise FileNotFoundError(
@@ -265,6 +274,17 @@ def load_run(folder: Path) -> Trained:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
+    try:
+        return _loaded(folder, settings, best)
+    except (KeyError, TypeError, RuntimeError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{folder}: its config.yaml and best.ckpt are not of one run ({said[:200]}). Train "
+            "again."
+        ) from error
+
+
+def _loaded(folder: Path, settings: Mapping[str, Any], best: Mapping[str, Any]) -> Trained:
     modalities = {
         name: Modality(name, kind, tuple(shape), torch.zeros(width), torch.ones(width))
         for name, (kind, shape, width, _) in best["modalities"].items()
@@ -290,7 +310,7 @@ def _at_hand(encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str,
 
 def about(data: Data, model: LateFusion) -> dict[str, Any]:
     """What `load_run` must know beside the weights, for a checkpoint."""
-    first = data.split("train").__getitems__([0])["inputs"]
+    first = data.noisy({}).split("train").__getitems__([0])["inputs"]  # as they are stored
     return {
         "modalities": {
             name: (modality.kind, list(modality.shape), len(modality.mean), _dtype(first[name]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evenly.data.dataset import Padded
 from evenly.distributed import world_size
-from evenly.nn.encoders import Staged, Stages, Standardise, resumed
+from evenly.nn.encoders import Staged, Stages, Standardise, resumed, with_a_step
 from evenly.nn.heads import HEADS
 from evenly.nn.presence import scattered, taken
 from evenly.nn.tokens import Tokened, Tokens
@@ -146,13 +146,14 @@ class _Partly:
         self.rows = here.nonzero().flatten()
         idle = not len(self.rows) and world_size() > 1
         self.fed = self.rows.new_zeros(1) if idle else self.rows
+        self.idle = idle
 
     def __call__(self, x: Tensor | Padded) -> Float[Tensor, "n w"]:
         """The features."""
         if not len(self.fed):
             return self._zeros(x, self.width)
         with self._norms():
-            return self._whole(self.encoder(taken(x, self.fed)))
+            return self._whole(self.encoder(self._taken(x)))
 
     def staged(self, x: Tensor | Padded) -> Stages:
         """Encodes stop by stop; means and factors are of all samples."""
@@ -162,7 +163,7 @@ class _Partly:
                 yield self._zeros(x, width)
             return self._zeros(x, self.width)
         with self._norms():
-            run = self.encoder.staged(taken(x, self.fed))
+            run = self.encoder.staged(self._taken(x))
             found = next(run)
             for _ in self.encoder.stage_widths:
                 factor = yield self._whole(found)
@@ -175,7 +176,7 @@ class _Partly:
         if not len(self.fed):
             return Tokens(self._zeros(x, 1, self.width), self._zeros(x, 1).bool())
         with self._norms():
-            steps, there = self.encoder.tokens(taken(x, self.fed))
+            steps, there = self.encoder.tokens(self._taken(x))
         return Tokens(self._whole(steps), self._whole(there))
 
     @contextmanager
@@ -195,6 +196,13 @@ class _Partly:
         finally:
             for module in norms:
                 module.training = True
+
+    def _taken(self, x: Tensor | Padded) -> Tensor | Padded:
+        found = taken(x, self.fed)
+        if self.idle and isinstance(found, Padded):  # a blank has a step, as a mean may be taken
+            found = with_a_step(found)
+            found = Padded(found.values, found.length.clamp_min(1))
+        return found
 
     def _zeros(self, x: Tensor | Padded, *shape: int) -> Tensor:
         device = (x if isinstance(x, Tensor) else x.values).device

@@ -106,7 +106,7 @@ class _Pictures(_Named):
         if x.dim() == 4:
             return self._encoded(images)
         features = self._encoded(images.flatten(0, 1))
-        return features.reshape(len(x), x.shape[1], -1).mean(1)
+        return features.reshape(x.shape[0], x.shape[1], -1).mean(1)
 
     def _encoded(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         found: Tensor = self.model(images).pooler_output
@@ -147,7 +147,7 @@ class ViT(_Pictures, Tokened):
         """The patches' tokens after a class token; of a video, one frame's after the other's."""
         images = self.standardise(x)
         steps: Tensor = self.model(images.flatten(0, -4)).last_hidden_state
-        return _whole(steps.reshape(len(x), -1, steps.shape[2]))
+        return _whole(steps.reshape(x.shape[0], -1, steps.shape[2]))
 
 
 class AST(_Named, Tokened):
@@ -269,7 +269,7 @@ class Wav2Vec(_Named, Tokened):
             rows.append((x.length == length).nonzero().flatten())
             found += self.tokens(sound[rows[-1], : max(length, shortest)]).steps
         order = torch.cat(rows).argsort()
-        count = torch.tensor([len(steps) for steps in found], device=order.device)[order]
+        count = torch.tensor([steps.shape[0] for steps in found], device=order.device)[order]
         steps = nn.utils.rnn.pad_sequence(found, batch_first=True)[order]
         return Tokens(steps, _there(Padded(steps, count)))
 
@@ -329,8 +329,8 @@ class Transformer(Tokened):
             values = torch.where(values < self.known, values, 1).long()
         steps = self.embed(values)
         steps = steps + _positions(steps)
-        start = self.start.expand(len(steps), 1, -1).to(steps.dtype)
-        there = torch.cat([there.new_ones(len(steps), 1), there], dim=1)
+        start = self.start.expand(steps.shape[0], 1, -1).to(steps.dtype)
+        there = torch.cat([there.new_ones(steps.shape[0], 1), there], dim=1)
         found: Tensor = self.layers(torch.cat([start, steps], dim=1), src_key_padding_mask=~there)
         return Tokens(found, there)
 

@@ -193,7 +193,7 @@ class TestPathsAndTexts:
         with pytest.raises(ValueError, match=r"column 'x' holds paths such as .*0") as caught:
             table(write(tmp_path, "x,label\n" + rows(*cells)))
         assert f"no such file or folder in {tmp_path}, and nothing of the 20" in str(caught.value)
-        assert "--readers x=text" in str(caught.value)
+        assert "--readers.x=text" in str(caught.value)
         source = table(write(tmp_path, "x,label\n" + rows(*cells)), None, {"x": "text"})
         assert source.samples[1].cells["x"] == cells[1]
 

@@ -71,7 +71,9 @@ def prepare(
     with _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished and not waiting:
-            return describe(out)
+            about = describe(out)
+            _check_unchanged(source, about, out)
+            return about
         with tqdm(
             total=len(source.samples),
             initial=len(source.samples) - len(waiting),
@@ -85,6 +87,20 @@ def prepare(
             raise ValueError(_broken(source, journal.broken))
         # What is still broken changes nothing: runs that were made of the store go on with it.
         return describe(out) if _is_whole(out) else journal.finish(made_by)
+
+
+def _check_unchanged(source: Source, about: Description, out: Path) -> None:
+    """Raises if files have another size than they had when the store was made."""
+    changed = [
+        path
+        for path in source.files()
+        if path.exists() and about.sources.get(str(path), _size(path)) != _size(path)
+    ]
+    if changed:
+        raise ValueError(
+            f"{out}: was made of files of which {len(changed)} have changed since, such as "
+            f"{changed[0]}. Remove the folder and prepare again, or choose another --out."
+        )
 
 
 def _check_splits(source: Source) -> None:
@@ -182,7 +198,11 @@ def _stored(values: np.ndarray | None) -> np.ndarray | None:
 
 
 def batches(
-    source: Source, size: int, workers: int, broken: list[tuple[str, str]]
+    source: Source,
+    size: int,
+    workers: int,
+    broken: list[tuple[str, str]],
+    wanted: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]]:
     """The samples of a data set, decoded as they are asked for; nothing is stored.
 
@@ -192,6 +212,8 @@ def batches(
         workers: Processes that decode.
         broken: Receives the samples that are left out, as their files are missing or broken:
             their names, and what is wrong.
+        wanted: By modality, the shape of a sample; what is not given is as the first sample has
+            it. Of sequences and texts of unequal lengths the first number is any.
 
     Returns:
         The samples, their inputs by modality, and which of them have it. A modality that none of
@@ -199,7 +221,10 @@ def batches(
     """
     several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
     blank = cache(partial(_blank, source))
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    shapes = {
+        name: (_row(source.readers[name], tuple(shape)), None)
+        for name, shape in (wanted or {}).items()
+    }
     for number, found in _decoded(source, range(len(source.samples)), workers):
         sample = source.samples[number]
         wrong = found if isinstance(found, str) else _unlike(source.readers, found, shapes)
@@ -215,26 +240,36 @@ def batches(
 def _unlike(
     readers: Mapping[str, Reader],
     found: Mapping[str, np.ndarray | None],
-    first: dict[str, tuple[tuple[int, ...], Any]],
+    first: dict[str, Any],
 ) -> str:
-    """What of a sample is not as the first sample's; empty where nothing is.
+    """What of a sample is not as those before; empty where nothing is.
 
     Args:
         readers: By modality.
         found: By modality, the sample's array.
-        first: By modality, the shape and type of a row or step; filled in by the first sample.
+        first: By modality, the shape and type of a row or step, if known; the first sample fills
+            in what is not.
     """
     for name, value in found.items():
         if value is None:
             continue
-        shape = value.shape[1:] if readers[name].ragged else value.shape
-        if first.setdefault(name, (shape, value.dtype)) != (shape, value.dtype):
-            wanted, dtype = first[name]
+        shape = _row(readers[name], value.shape)
+        wanted, dtype = first.get(name, (shape, None))
+        first[name] = wanted, dtype or value.dtype
+        if (wanted, first[name][1]) != (shape, value.dtype):
+            each = f"({', '.join(['any', *map(str, wanted)])})" if readers[name].ragged else wanted
             return (
-                f"{name}: has the shape {value.shape} of {value.dtype}, where the first sample "
-                f"has {wanted} of {dtype}"
+                f"{name}: has the shape {value.shape} of {value.dtype}, where those before have "
+                f"{each} of {first[name][1]}"
             )
     return ""
+
+
+def _row(reader: Reader, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What all samples have alike of a sample's shape."""
+    if reader.kind == "text":
+        return ()
+    return shape[1:] if reader.ragged else shape
 
 
 def _blank(source: Source, name: str) -> np.ndarray | None:
@@ -381,6 +416,10 @@ class _Journal:
         if not whole and len(lines) < 2:
             self.file.truncate(0)
             self._note(head)
+        elif whole[:1] != [head] and whole and _is_vain(whole):
+            self.file.truncate(0)
+            self._note(head)
+            return []
         elif whole[:1] != [head]:
             raise ValueError(
                 f"{self.out}: holds another store, or one of other files or settings, that is "
@@ -551,6 +590,15 @@ class _Journal:
             missing=int(len(self.done) - here.sum()),
             read=spelled(part.reader, whole=True),
         )
+
+
+def _is_vain(journal: Sequence[Any]) -> bool:
+    """Whether a journal is of another attempt that decoded nothing, such as with wrong settings."""
+    return (
+        all(isinstance(line, dict) for line in journal)
+        and "prepares" in journal[0]
+        and not any("at" in line for line in journal)
+    )
 
 
 def _is_whole(out: Path) -> bool:

@@ -49,6 +49,15 @@ class Reader(Protocol):
         ...
 
 
+def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
+    """Raises if a setting cannot be: a stream is at least 0, all else is above."""
+    for name, value in settings.items():
+        least = min(value) if isinstance(value, tuple) else value
+        if least < 0 or (least == 0 and name != "stream"):
+            bound = "at least 0" if name == "stream" else "above 0"
+            raise ValueError(f"{reader}: {name} is {bound}; found {value}.")
+
+
 @dataclass(frozen=True)
 class Video:
     """A few frames of a video, a folder of images or an image, in RGB.
@@ -73,6 +82,9 @@ class Video:
     kind: ClassVar[Kind] = "video"
     units: ClassVar[str] = "RGB, 0 to 255"
     ragged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("video", frames=self.frames, size=self.size, fps=self.fps, stream=self.stream)
 
     @property
     def rate(self) -> float | None:
@@ -112,6 +124,9 @@ class Image:
     ragged: ClassVar[bool] = False
     rate: ClassVar[float | None] = None
 
+    def __post_init__(self) -> None:
+        _check("image", size=self.size, stream=self.stream)
+
     def __call__(self, cell: Path) -> UInt8[np.ndarray, "3 h w"]:
         """The picture of one file."""
         found: np.ndarray = Video(1, self.size, stream=self.stream)(cell)[0]
@@ -140,6 +155,9 @@ class Flow:
     stream: int = 0
     rate: ClassVar[float | None] = None
     ragged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("flow", frames=self.frames, size=self.size, stream=self.stream, bound=self.bound)
 
     @property
     def kind(self) -> Kind:
@@ -185,6 +203,11 @@ class Spectrogram:
     kind: ClassVar[Kind] = "image"
     ragged: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        _check(
+            "spectrogram", seconds=self.seconds, sample_rate=self.sample_rate, stream=self.stream
+        )
+
     @property
     def units(self) -> str:
         """Of the values."""
@@ -227,6 +250,9 @@ class Wave:
     kind: ClassVar[Kind] = "sequence"
     units: ClassVar[str] = "of full scale"
     ragged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check("wave", seconds=self.seconds, sample_rate=self.sample_rate, stream=self.stream)
 
     @property
     def rate(self) -> float | None:
@@ -309,6 +335,9 @@ class Text:
     units: ClassVar[str] = "tokens"
     rate: ClassVar[float | None] = None
     ragged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check("text", length=self.length)
 
     def check(self) -> None:
         """Raises a ValueError if there is no such tokenizer."""

@@ -92,6 +92,12 @@ def table(
     for name in [*names, *readers]:
         if name not in columns or name in _RESERVED:
             raise unknown(f"modality of {path}", name, [n for n in columns if n not in _RESERVED])
+    for name in readers:
+        if name not in names:
+            raise ValueError(
+                f"{path}: '{name}' is to be read as {readers[name]}, but is none of the modalities "
+                f"{', '.join(names)} that were asked for."
+            )
     if not names or (labelled and "label" not in columns):
         raise ValueError(
             f"{path}: needs a column 'label' and one for each modality, it has "
@@ -248,7 +254,7 @@ def _split(
         split: list[SplitName] = ["train"] * len(target)
     else:
         for row, mark in enumerate(marks):
-            if mark not in named:
+            if not isinstance(mark, str) or mark not in named:
                 raise ValueError(
                     f"{path}: row {row + 1} has the split {mark!r}. Use train, val and test."
                 )
@@ -336,7 +342,7 @@ def _paths(path: Path, name: str, texts: Sequence[str | None]) -> list[Path | No
             f"{path}: column '{name}' holds paths such as '{given[0][:100]}', but there is no such "
             f"file or folder in {path.parent.absolute()}, and nothing of the {len(given[:PROBED])} "
             "looked for. Give paths from there or whole ones; text, if it is that, is read with "
-            f"--readers {name}=text."
+            f"--readers.{name}=text."
         )
     return [None if text is None else path.parent / text for text in texts]
 

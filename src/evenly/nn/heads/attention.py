@@ -39,7 +39,7 @@ class AttentionHead(AblatingHead):
 
     def fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         """The logits of the class token."""
-        start = self.start.expand(len(self.any_of(features)), -1)
+        start = self.start.expand(self.any_of(features).shape[0], -1)
         tokens = [self.tokens[name](x) + self.place[name] for name, x in features.items()]
         seen = self.layer(torch.stack([start, *tokens], dim=1))
         logits: Tensor = self.linear(seen[:, 0])

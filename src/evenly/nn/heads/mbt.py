@@ -53,13 +53,13 @@ class BottleneckHead(MeetingHead, LateHead):
 
     def met(self, found: dict[str, Tokens]) -> dict[str, Float[Tensor, "n w"]]:
         """See `MeetingHead`."""
-        shared = self.bottlenecks.expand(len(next(iter(found.values())).steps), -1, -1)
+        shared = self.bottlenecks.expand(next(iter(found.values())).steps.shape[0], -1, -1)
         count = shared.shape[1]
         for layers in self.layers:
             assert isinstance(layers, nn.ModuleDict)
             updates = []
             for name, (steps, there) in found.items():
-                blank = torch.cat([~there, there.new_zeros(len(there), count)], dim=1)
+                blank = torch.cat([~there, there.new_zeros(there.shape[0], count)], dim=1)
                 both = torch.cat([steps, shared.to(steps.dtype)], dim=1)
                 after = layers[name](both, src_key_padding_mask=blank)
                 found[name] = Tokens(after[:, :-count], there)

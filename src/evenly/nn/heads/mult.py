@@ -64,7 +64,7 @@ class CrossModalHead(MeetingHead, ConcatHead):
                     steps = layer(steps, *found[other])
                 parts.append(steps)
             elif other != name:
-                parts.append(torch.zeros_like(own.steps))
+                parts.append(own.steps)
         together = torch.cat(parts or [own.steps], dim=2)
         blank = ~own.there
         blank[:, 0] = False  # of a text without tokens, nothing else would be left
