@@ -151,10 +151,16 @@ def test_broken_files_are_listed(tmp_path):
         ("'resnt' is no encoder", ("--encoders.eye", "resnt")),
         ("--encoders names ['ear']", ("--encoders.ear", "resnet18")),
         ("'blur' is no augmentation", ("--augment.eye", "blur")),
+        ("'ear' is no modality", ("--noise.ear", "2")),
+        ("--seeds is at least 1; found 0", ("--seeds", "0")),
+        ("frames is above 0; found 0", ("--readers.eye", "video(frames=0)")),
     ):
         fails(message, *first, *asked)
         assert not (tmp_path / "out").exists()  # nothing was decoded before
+    fails("unimodal(modality=...) takes one of eye", "train", *first[1:], "--method", "unimodal")
     assert "1 of 20 samples were left out" in evenly(*prepare, "--skip-broken").stderr
+    Image.new("RGB", (200, 90)).save(tmp_path / "good.png")
+    fails("1 have changed since, such as", *prepare, "--skip-broken")
 
 
 def test_train_prints_the_notes_of_compare(tmp_path):
@@ -309,6 +315,7 @@ SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
         ("start takes a whole number, found 'x'", ["train", "--method", "ogm_ge(start=x)"]),
         ("'jint' is no method", ["train", "--method", "jint", *SMALL]),
         ("--source is a data set by name; found t.csv", ["compare", "--source", "t.csv"]),
+        ("--folder goes with --source", ["compare", "--data", "t.csv", "--folder", "c"]),
         (
             "--folder asks for the files of cremad, and --data for synthetic",
             ["compare", "--source", "cremad", "--folder", ".", "--data", "synthetic"],

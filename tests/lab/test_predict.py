@@ -280,3 +280,87 @@ def test_a_run_needs_the_folder_of_its_first_weights_no_more(tmp_path):
     before = load_run(tmp_path / "run").predict(load(training.data), "test")
     shutil.rmtree(tmp_path / "weights")
     assert torch.equal(load_run(tmp_path / "run").predict(load(training.data), "test"), before)
+
+
+SIZE = "{hidden_size: 32,intermediate_size: 64,num_attention_heads: 2,num_hidden_layers: 1"
+
+
+@pytest.mark.parametrize(
+    ("fusion", "encoders"),
+    [
+        ("concat", {"film": "resnet18", "sound": "resnet18"}),
+        ("mbt", {"film": f"vit(config={SIZE},patch_size: 16}})", "sound": f"ast(config={SIZE}}})"}),
+        ("mult", {"steps": "transformer(width=32)", "sound": f"ast(config={SIZE}}})"}),
+        ("attention", {"steps": "transformer(width=32)", "sound": f"ast(config={SIZE}}})"}),
+    ],
+)
+def test_encoders_of_the_recipes_are_exported_for_any_number(fusion, encoders, tmp_path):
+    n = 24
+    draws = np.random.default_rng(0)
+    arrays = {
+        "film": draws.integers(0, 255, (n, 2, 3, 32, 32)).astype(np.uint8),
+        "sound": draws.normal(size=(n, 32, 40)).astype(np.float32),
+        "sound_kind": np.array("image"),
+        "steps": draws.normal(size=(n, 6, 3)).astype(np.float32),
+    }
+    arrays = {name: x for name, x in arrays.items() if name.partition("_")[0] in encoders}
+    save_npz(tmp_path / "d.npz", np.arange(n) % 2, np.repeat([0, 1, 2], 8), arrays, CLASSES)
+    training = Training(
+        str(tmp_path / "d.npz"), epochs=1, batch_size=8, fusion=fusion, encoders=encoders
+    )
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    trained = load_run(tmp_path / "run")
+    trained.export(tmp_path / "m.pt2")
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    batch = load(str(tmp_path / "d.npz")).split("test").__getitems__([0, 1, 2, 3, 4])["inputs"]
+    for count in (1, 5):
+        few = {name: x[:count] for name, x in batch.items()}
+        wanted = trained.probabilities(few)
+        if "steps" in few:  # sequences come with their lengths
+            few["steps"] = (few["steps"], torch.full((count,), 6))
+        assert torch.allclose(program(few).softmax(1), wanted, atol=1e-5)
+
+
+def test_noise_is_of_the_training_and_not_of_what_is_stored(tmp_path):
+    n = 24
+    eye = np.random.default_rng(0).integers(0, 255, (n, 8, 8)).astype(np.uint8)
+    save_npz(tmp_path / "d.npz", np.arange(n) % 2, np.repeat([0, 1, 2], 8), {"eye": eye}, CLASSES)
+    training = Training(
+        str(tmp_path / "d.npz"), epochs=1, batch_size=8, width=8, noise={"eye": 1.0}
+    )
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    assert load_run(tmp_path / "run").dtypes == {"eye": torch.uint8}
+
+
+def test_an_odd_first_row_does_not_condemn_the_others(tmp_path):
+    for k in range(20):
+        np.save(tmp_path / f"{k}.npy", np.full((1 + k % 3, 4), k % 2, np.float32))
+    rows_of = "".join(f"{k}.npy,{CLASSES[k % 2]}\n" for k in range(20))
+    (tmp_path / "t.csv").write_text("x,label\n" + rows_of)
+    training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    np.save(tmp_path / "odd.npy", np.ones((2, 9), np.float32))
+    (tmp_path / "new.csv").write_text("name,x\nodd,odd.npy\nfine,1.npy\n")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows .*\n  odd: x: .* where those before have \(any, 4\)"
+    ):
+        rows(tmp_path / "run", str(tmp_path / "new.csv"))
+    trained = load_run(tmp_path / "run")
+    found = list(predictions(trained, str(tmp_path / "new.csv"), skip_broken=True))
+    assert [row.sample for row in found] == ["fine"]
+
+
+def test_a_comparison_is_not_a_run_and_files_of_two_runs_are_none(run, tmp_path):
+    shutil.copytree(run, tmp_path / "out" / "runs" / "joint-0")
+    with pytest.raises(FileNotFoundError, match=r"holds a comparison.*runs/joint-0"):
+        load_run(tmp_path / "out")
+    mixed = tmp_path / "out" / "runs" / "joint-0"
+    text = (mixed / "config.yaml").read_text().replace("width: 8", "width: 16")
+    (mixed / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match="are not of one run"):
+        load_run(mixed)
+
+
+def test_a_program_needs_a_name_of_its_own(run, tmp_path, capsys):
+    assert main(["export", str(run), "--out", str(tmp_path)]) == 1
+    assert "no file can be written there" in capsys.readouterr().err

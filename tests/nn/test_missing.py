@@ -254,6 +254,17 @@ def data():
     return Data("part", inputs, target, split, ["no", "yes"], present={"steps": here})
 
 
+def test_a_sample_with_one_modality_is_told_from_others_by_mult():
+    steps = {"b": (10, 3), "c": (6, 3)}
+    torch.manual_seed(0)
+    encoders = {
+        name: Transformer(Modality(name, "sequence", s, torch.zeros(3), torch.ones(3)), 16, 1)
+        for name, s in steps.items()
+    }
+    net = LateFusion(encoders, 4, "mult").eval()
+    assert net({"b": torch.randn(5, 10, 3)}).logits.std(0).min() > 1e-3
+
+
 def test_the_mask_goes_with_the_batch():
     batch = data().split("val").__getitems__([0, 1, 12])  # 12 is a variant of 2
     assert batch["present"]["steps"].tolist() == [True, False, True]  # rows 20, 21, 22

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from evenly.nn.pretrained import configurations
 from evenly.spec import Spec, parse
 
 BATCH = 64
+# What torch cannot prove of free sizes, a program checks when it runs; older ones have no choice.
+_DEFERRED: Any = (
+    {"prefer_deferred_runtime_asserts_over_guards": True}
+    if ("prefer_deferred_runtime_asserts_over_guards" in signature(torch.export.export).parameters)
+    else {}
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,9 @@ class Trained:
             for number, (name, x) in enumerate(example.items())
         }
         try:
-            program = torch.export.export(_Logits(self.model), (example,), dynamic_shapes=(shapes,))
+            program = torch.export.export(
+                _Logits(self.model), (example,), dynamic_shapes=(shapes,), **_DEFERRED
+            )
         except Exception as error:
             kinds = ", ".join(type(encoder).__name__ for encoder in self.model.encoders.values())
             said = str(error).strip().partition("\n")[0]

@@ -489,6 +489,13 @@ class TestAgain:
         (tmp_path / "journal.jsonl").write_text(text)
         assert prepare(vectors(x=lambda k: [k]), tmp_path, workers=1).samples == 6
 
+    def test_an_attempt_that_decoded_nothing_is_forgotten(self, tmp_path):
+        source = vectors(x=lambda k: tmp_path / f"{k}.npy")
+        with pytest.raises(ValueError, match="cannot be used"):
+            prepare(source, tmp_path / "out", workers=1)
+        source = vectors(x=lambda k: [k])
+        assert prepare(source, tmp_path / "out", workers=1).samples == len(source.samples)
+
     def test_a_journal_that_is_none_is_left_alone(self, tmp_path):
         (tmp_path / "journal.jsonl").write_text("dear diary,\nwe prepared\n")
         with pytest.raises(ValueError, match="holds another store"):

@@ -10,7 +10,7 @@ import os
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -70,10 +70,10 @@ def prepare(
     _check_splits(source)
     with _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
+        if journal.finished:
+            _check_unchanged(source, journal.done, out)
         if journal.finished and not waiting:
-            about = describe(out)
-            _check_unchanged(source, about, out)
-            return about
+            return describe(out)
         with tqdm(
             total=len(source.samples),
             initial=len(source.samples) - len(waiting),
@@ -89,12 +89,14 @@ def prepare(
         return describe(out) if _is_whole(out) else journal.finish(made_by)
 
 
-def _check_unchanged(source: Source, about: Description, out: Path) -> None:
-    """Raises if files have another size than they had when the store was made."""
+def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
+    """Raises if files of what is in a store have another size than when it was made."""
+    known = describe(out).sources
+    read = (path for number in done for path in source.samples[number].files())
     changed = [
         path
-        for path in source.files()
-        if path.exists() and about.sources.get(str(path), _size(path)) != _size(path)
+        for path in dict.fromkeys([*source.opened, *read])
+        if path.exists() and known.get(str(path), _size(path)) != _size(path)
     ]
     if changed:
         raise ValueError(
