@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 try:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-    from evenly.lab.settings import Training
+    from evenly.lab.settings import Training, check_counts
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.startswith("evenly"):
         raise
@@ -157,7 +157,6 @@ def _is_said_by_us(error: Exception) -> bool:
 def compare(options: Namespace) -> None:
     """The main job."""
     from evenly.lab.compare import compare
-    from evenly.lab.jobs import default_jobs
     from evenly.lab.logs import Logs
     from evenly.lab.tables import table
     from evenly.lab.tuned import Tuning
@@ -166,9 +165,7 @@ def compare(options: Namespace) -> None:
     out = Path(options.out or Path("runs") / _short(options, training))
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(options.methods))
-    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
-    usual = 1 if training.protocol == "paper" else 3
-    seeds = usual if options.seeds is None else options.seeds
+    jobs, seeds = _jobs(options, training), _seeds(options, training, 3)
     tuning = None if options.tuned is None else Tuning.read(options.tuned)
     report = compare(options.methods, seeds, training, out, jobs, tuning, options.workers, logs)
     print(table(out))
@@ -178,7 +175,6 @@ def compare(options: Namespace) -> None:
 def tune(options: Namespace) -> None:
     """A search for the best settings of each method."""
     from evenly.lab.compare import named
-    from evenly.lab.jobs import default_jobs
     from evenly.lab.logs import Logs
     from evenly.lab.trials import Search
     from evenly.lab.tune import tune
@@ -188,10 +184,9 @@ def tune(options: Namespace) -> None:
     out = Path(options.out or Path("runs") / f"{_short(options, training)}-tune")
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(options.methods))
-    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
-    print(tune(search, jobs, options.storage))
+    print(tune(search, _jobs(options, training), options.storage))
     best = shlex.join(["--config", str(out / "best.yaml"), "--out", str(out / "compare")])
     print(f"\nevery trial: {out / 'tune.csv'}, {out / 'tune.html'}")
     print("the best of each method against each other, on the test split:")
@@ -201,7 +196,6 @@ def tune(options: Namespace) -> None:
 def study(options: Namespace) -> None:
     """An experiment of the paper."""
     from evenly.lab.compare import compare
-    from evenly.lab.jobs import default_jobs
     from evenly.lab.logs import Logs
     from evenly.lab.studies import STUDIES, planned, write_study
     from evenly.suggest import unknown
@@ -221,8 +215,8 @@ def study(options: Namespace) -> None:
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(asked.methods(training)))
     training, methods = planned(asked, training)
-    jobs = default_jobs(training.threads) if options.jobs is None else options.jobs
-    report = compare(",".join(methods), options.seeds, training, out, jobs, logs=logs)
+    jobs, seeds = _jobs(options, training), _seeds(options, training, 5)
+    report = compare(",".join(methods), seeds, training, out, jobs, logs=logs)
     files = write_study(options.name, out, methods)
     print(files[0].read_text(encoding="utf-8"))
     print(f"{asked.title}: {', '.join(map(str, files))}\nreport: {report}")
@@ -275,8 +269,7 @@ def train(options: Namespace) -> None:
 def prepare(options: Namespace) -> None:
     """Raw files to a store."""
     out = Path(options.out)
-    if options.workers is not None and options.workers < 1:
-        raise ValueError(f"--workers is at least 1; found {options.workers}.")
+    check_counts(workers=options.workers)
     about = _store(_source(options.source, options), out, options.workers, options.skip_broken)
     for note in about.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -622,7 +615,11 @@ def parser() -> ArgumentParser:
 
     one = _parser("Repeats an experiment of the paper on any data: table, picture and report.")
     one.add_argument("name", nargs="?", help="a study; without one, all are listed")
-    one.add_argument("--seeds", type=int, default=5, help="how many seeds: 0, 1, ...")
+    one.add_argument(
+        "--seeds",
+        type=int | None,
+        help="how many seeds: 0, 1, ... (default: 5, or 1 by --protocol paper)",
+    )
     one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
     _add_jobs(one)
     _add_training(one)
@@ -816,6 +813,19 @@ def _training(options: Namespace) -> Training:
     return training
 
 
+def _jobs(options: Namespace, training: Training) -> int:
+    from evenly.lab.jobs import default_jobs
+
+    return default_jobs(training.threads) if options.jobs is None else int(options.jobs)
+
+
+def _seeds(options: Namespace, training: Training, usual: int) -> int:
+    """Those asked for; published tables have one."""
+    if options.seeds is not None:
+        return int(options.seeds)
+    return 1 if training.protocol == "paper" else usual
+
+
 def _several(text: str) -> Callable[[Iterable[str]], list[str]]:
     """The methods that a text asks for, of data with some modalities."""
 
@@ -894,11 +904,9 @@ def _check_asked(
 ) -> None:
     """Raises if a method, an encoder or the like is unknown, or a number cannot be."""
     from evenly.lab.build import check_names
-    from evenly.lab.compare import check_counts
     from evenly.lab.settings import Cell
 
-    counts = {name: getattr(options, name, None) for name in ("seeds", "jobs", "trials")}
-    check_counts(**{name: value for name, value in counts.items() if value is not None})
+    check_counts(**{name: getattr(options, name, None) for name in ("seeds", "jobs", "trials")})
     for method in methods(source.readers):
         check_names(Cell(training, method, 0), source.name, source.readers)
 

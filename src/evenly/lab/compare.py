@@ -20,6 +20,7 @@ from evenly.lab.projection import project
 from evenly.lab.settings import (
     Cell,
     Training,
+    check_counts,
     check_folder,
     check_same,
     fingerprint,
@@ -161,13 +162,6 @@ def compare(
             "command tries them again."
         )
     return report
-
-
-def check_counts(**counts: int) -> None:
-    """Raises if an option that counts something is below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"--{name} is at least 1; found {value}.")
 
 
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:

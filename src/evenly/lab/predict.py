@@ -270,7 +270,7 @@ def load_run(folder: Path) -> Trained:
     """
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
-        some = next((folder / "runs").glob("*/best.ckpt"), folder / "runs" / "joint-0" / "x").parent
+        some = min((folder / "runs").glob("*/"), default=folder / "runs" / "joint-0")
         raise FileNotFoundError(
             f"{folder}: holds a comparison. Give one of its runs, such as {some}."
         )

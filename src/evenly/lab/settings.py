@@ -78,10 +78,8 @@ class Training:
     protocol: Protocol = "fair"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "width", "threads", "limit_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is at least 1; found {value}.")
+        counts = ("epochs", "batch_size", "width", "threads", "limit_samples")
+        check_counts(**{name: getattr(self, name) for name in counts})
         if self.lr_step < 0:
             raise ValueError(f"--lr_step is at least 0; found {self.lr_step}.")
         if not 0 < self.lr < math.inf:
@@ -138,6 +136,13 @@ class Cell:
     def as_dict(self) -> dict[str, Any]:
         """All settings, for the run's config.yaml."""
         return {"method": self.method, "seed": self.seed, **self.training.as_dict()}
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises if an option that counts something, and is given, is below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is at least 1; found {value}.")
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:

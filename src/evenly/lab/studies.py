@@ -68,7 +68,7 @@ def _three(training: Training, data: Data) -> Training:
     if len(data.modalities) < 3:
         raise ValueError(
             f"{data.name} has the modalities {', '.join(data.modalities)}: this study is of three "
-            "or more. 'evenly study table' is of two."
+            "or more. 'evenly study table' takes any number."
         )
     return training
 

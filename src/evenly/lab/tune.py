@@ -18,12 +18,13 @@ import optuna
 from evenly.files import write_csv
 from evenly.lab.build import load_data
 from evenly.lab.claims import LOOK, Claims, connect, connected
-from evenly.lab.compare import check_counts, circumstances
+from evenly.lab.compare import circumstances
 from evenly.lab.jobs import Job, run_jobs
 from evenly.lab.prepare import prepare, say
 from evenly.lab.result import Result
 from evenly.lab.settings import (
     Cell,
+    check_counts,
     check_folder,
     check_same,
     read_settings,

@@ -146,7 +146,6 @@ class _Partly:
         self.rows = here.nonzero().flatten()
         idle = not len(self.rows) and world_size() > 1
         self.fed = self.rows.new_zeros(1) if idle else self.rows
-        self.idle = idle
 
     def __call__(self, x: Tensor | Padded) -> Float[Tensor, "n w"]:
         """The features."""
@@ -199,7 +198,8 @@ class _Partly:
 
     def _taken(self, x: Tensor | Padded) -> Tensor | Padded:
         found = taken(x, self.fed)
-        if self.idle and isinstance(found, Padded):  # a blank has a step, as a mean may be taken
+        idle = len(self.fed) > len(self.rows)
+        if idle and isinstance(found, Padded):  # a blank has a step, as a mean may be taken
             found = with_a_step(found)
             found = Padded(found.values, found.length.clamp_min(1))
         return found

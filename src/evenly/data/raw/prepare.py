@@ -93,11 +93,9 @@ def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
     """Raises if files of what is in a store have another size than when it was made."""
     known = describe(out).sources
     read = (path for number in done for path in source.samples[number].files())
-    changed = [
-        path
-        for path in dict.fromkeys([*source.opened, *read])
-        if path.exists() and known.get(str(path), _size(path)) != _size(path)
-    ]
+    files = [path for path in dict.fromkeys([*source.opened, *read]) if str(path) in known]
+    # Files that are gone are not missed: the store holds what they said.
+    changed = [path for path in files if path.exists() and _size(path) != known[str(path)]]
     if changed:
         raise ValueError(
             f"{out}: was made of files of which {len(changed)} have changed since, such as "
