@@ -54,7 +54,7 @@ studies: install  ## docs/studies.md, from ../shared/data (three to five hours o
 
 bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/kmeans.py
-	$(BIN)/python benchmarks/kmeans.py --growth
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/train_step.py

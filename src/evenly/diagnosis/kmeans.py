@@ -30,7 +30,6 @@ _CACHED = 8  # times smaller where a chunk's rows are copied: the copy then stay
 _KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
 _STATE = 2**27  # bytes that all restarts at once may always take
 _LEAST = 20  # rows of a sample for each cluster
-_PASSES = 4  # over all rows, from the clusters of a sample; the third moved the purity by < 0.001
 _DRAW = -1  # what tells the draw of a sample from other draws of a seed, whose steps are from 0
 
 
@@ -72,10 +71,11 @@ def kmeans(
     to the row farthest from its centre.
 
     Where there are more rows than `sample`, the restarts see that many of them, drawn at random,
-    and the best one's centres then move in four passes over all rows. Nothing but those passes
-    grows with the number of rows, which may lie in a file larger than the memory (such as
-    `torch.from_file` and NumPy's memory maps give). Memory beside them: of the sample up to 14
-    bytes for each value, for the passes 0.1 GB, and up to 30 bytes a row, labels included.
+    and the best one's centres then move in passes over all rows, until one lowers the inertia by
+    1e-5 of it or less: five to twenty passes, more of a small sample. The rows may lie in a file
+    larger than the memory, as `torch.from_file` and NumPy's memory maps read them. Beside them it
+    takes up to 10 bytes of memory for each value of the sample, 40 for each row (labels included)
+    and 0.15 GB.
 
     Args:
         x: The rows.
@@ -87,12 +87,12 @@ def kmeans(
         sharded: Whether the rows are this rank's share. Then every rank must call; what they
             exchange is sums and a few candidates for centres.
         unit: Of each dimension, above 0: rows are compared divided by it. 1 by default.
-        sample: How many rows over all ranks, but for chance, the restarts see: 20 a cluster at
-            least, some hundreds to be as good as all. All by default.
+        sample: About how many rows, over all ranks, the restarts see: 20 a cluster at least,
+            some hundreds a cluster to find clusters as pure as from all. By default all.
 
     Raises:
-        ValueError: If `x` is no matrix or not finite, if `k`, `restarts` or `sample` is too
-            small, or if there are fewer rows than clusters, over all ranks.
+        ValueError: If `x` is no matrix or not finite, if `k`, `restarts`, `unit` or `sample` is
+            too small, or if there are fewer rows than clusters, over all ranks.
     """
     if x.ndim != 2:
         raise ValueError(
@@ -103,6 +103,10 @@ def kmeans(
         if value < 1:
             raise ValueError(f"kmeans: {name} must be at least 1; found {value}.")
     check_sample(sample, k)
+    if unit is not None and not bool((unit > 0).all()):
+        raise ValueError(
+            f"kmeans: unit must be above 0 in each dimension; found {float(unit.min())}."
+        )
     with torch.autocast(x.device.type, enabled=False):
         rows = _Rows(x, index, sharded, unit)
         if rows.total < k:
@@ -110,15 +114,17 @@ def kmeans(
                 f"kmeans: fewer samples than clusters: {rows.total} rows for k = {k}. "
                 "Pass more rows or a smaller k."
             )
-        rows.center()
-        if sample is None or rows.total <= sample:
+        if sample is not None and rows.total <= sample:
+            sample = None
+        rows.center(keep=sample is None)
+        if sample is None:
             start, _ = _start(rows, k, seed, restarts)
             with _products(fast=False):
                 ends, _ = _lloyd(rows, start, gain=0.0)
         else:
             start, fast = _start_from(rows, sample, k, seed, restarts)
             with _products(fast=fast):
-                ends, _ = _lloyd(rows, start, gain=_GAIN, most=_PASSES)
+                ends, _ = _lloyd(rows, start, gain=_GAIN)
         with _products(fast=False):
             centers = rows.uncentred(ends[0]).to(rows.dtype)
             labels = _assign(x, centers, unit)
@@ -220,14 +226,14 @@ class _Rows:
         self.sharded = sharded and distributed.world_size() > 1
         lengths = [int(n) for n in self.gather(torch.tensor([len(x)], device=x.device))]
         self.before = sum(lengths[: distributed.rank()]) if self.sharded else 0
-        self.index = index
+        self.index = None if index is None else index.to(x.device)
         self.total = sum(lengths)
         self.longest = max(lengths)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.wide = torch.float32 if x.device.type == "mps" else torch.float64
 
-    def center(self) -> None:
-        """Finds the mean and the spread."""
+    def center(self, *, keep: bool = True) -> None:
+        """Finds the mean and the spread; may keep the centred rows, if they are few."""
         _check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
         for part in self.x.split(_chunk_rows(self.x.shape[1], 1)):
@@ -235,8 +241,11 @@ class _Rows:
         self.offset = self.sum_(total) / self.total
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
-        if self.x.numel() * 4 <= _KEEP:
-            self._kept = self.centred(self.x)
+        if keep and self.x.numel() * 4 <= _KEEP:
+            kept = torch.empty(self.x.shape, device=self.x.device)
+            for part, span in self.chunks(1):
+                kept[span] = part
+            self._kept = kept
         # Filled in place, here and below: small results kept between the freed parts of a loop
         # would leave holes that glibc cannot use again, as large as all the rows.
         self.norms = torch.empty(len(self.x), device=self.x.device)
@@ -368,9 +377,7 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def _lloyd(
-    rows: _Rows, centers: Tensor, *, gain: float, most: int = _ITERATIONS
-) -> tuple[Tensor, Tensor]:
+def _lloyd(rows: _Rows, centers: Tensor, *, gain: float) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations from `centers` (r k d) until each restart has come to rest.
 
     Args:
@@ -378,7 +385,6 @@ def _lloyd(
         centers: Where each restart begins.
         gain: An iteration that lowers the inertia by this share of it or less is the last, even
             if the centres still move. Rounding can lead in circles, which gain nothing.
-        most: Iterations at most.
 
     Returns:
         The centres (r k d) and the spread that they explain (r), which is the spread of the
@@ -392,7 +398,7 @@ def _lloyd(
     sums = torch.zeros(centers.shape, dtype=rows.wide, device=device)
     sizes = torch.zeros(r, k, dtype=rows.wide, device=device)
     ends, explained = sums.clone(), sizes[:, 0] - math.inf
-    for _ in range(most):
+    for _ in range(_ITERATIONS):
         for part, span in rows.chunks(len(active) * k):
             _move(part, labels[:, span], centers, sums, sizes)
         means = rows.sum_(sums.clone())
@@ -446,7 +452,8 @@ def _refill(rows: _Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
     # Rows on their centre up to rounding are left there, or equal rows would never settle.
     distance[distance <= 1e-12 * rows.norms] = 0
     # The bits of a float from 0 on are ordered as it is: farthest first, then by position.
-    key = 0x7FFFFFFF - distance.view(torch.int32).long() << 32
+    key = distance.view(torch.int32).long().neg_().add_(0x7FFFFFFF)
+    key <<= 32
     key |= rows.places(slice(0, len(key)))
     key, farthest = rows.first(key[None], int(empty.sum()))
     off = key[0] >> 32 < 0x7FFFFFFF
