@@ -38,6 +38,7 @@ def test_rows_in_the_order_they_came(memory, expected):
         found = collected(batches, expected=expected, memory=memory).take(marked)
         assert torch.equal(found, whole[marked])
         assert found.dtype == torch.float32
+        assert torch.equal(collected(batches, memory=memory).take(), whole)
 
 
 def test_the_file_outlives_its_collection_and_may_be_written():

@@ -12,7 +12,10 @@ _CHUNK = 2**14  # rows that are moved at a time
 
 
 class Collected:
-    """Rows in float32 that are one tensor in the end, with no second copy on the way.
+    """Rows that are one tensor in the end, with no second copy on the way.
+
+    All batches go to one place. Small tensors kept one by one, between the large ones that a model
+    frees, would leave holes in the memory that nothing fits into, as large as all of those.
 
     The file is in the system's temporary folder (`tempfile.gettempdir`, which `TMPDIR` sets). It
     has no name there, so that it is gone with the last tensor on it, even if the process is killed.
@@ -37,17 +40,17 @@ class Collected:
         Raises:
             ValueError: If they are of another shape than those before.
         """
-        part = part.detach().float()
+        part = part.detach()
         count = self._count + len(part)
         if self._rows is None:
             self._rows = part.new_empty(0, *part.shape[1:])
         if part.shape[1:] != self._rows.shape[1:]:
             raise ValueError(
-                f"features of a sample have shape {tuple(part.shape[1:])} in one batch and "
-                f"{tuple(self._rows.shape[1:])} in those before. Pool them to one width."
+                f"Probe.features: a sample has shape {tuple(part.shape[1:])} in one batch and "
+                f"{tuple(self._rows.shape[1:])} in those before. Pool features to one width."
             )
         if self._file is None:
-            width = 4 * math.prod(part.shape[1:])
+            width = part.element_size() * math.prod(part.shape[1:])
             if max(count, self._expected) * width > self._memory:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 (`close` does it)
                 self._write(self._rows[: self._count])
@@ -59,22 +62,18 @@ class Collected:
             self._write(part)
         self._count = count
 
-    def take(self, keep: Tensor) -> Tensor:
-        """The rows that are marked; this ends the collection.
-
-        Args:
-            keep: Marks (n).
-        """
+    def take(self, keep: Tensor | None = None) -> Tensor:
+        """The rows, or those that are marked (n); this ends the collection."""
         assert self._rows is not None
         rows = self._rows[: self._count]
         if self._file is not None:
             self._file.flush()
             mapped = mmap.mmap(self._file.fileno(), 0)
-            rows = torch.frombuffer(mapped, dtype=torch.float32).view(-1, *rows.shape[1:])
+            rows = torch.frombuffer(mapped, dtype=rows.dtype).view(-1, *rows.shape[1:])
         self.close()
-        keep = keep.to(rows.device)
-        if bool(keep.all()):
+        if keep is None or bool(keep.all()):
             return rows
+        keep = keep.to(rows.device)  # encoders may be on several devices
         end = 0
         for part, kept in zip(rows.split(_CHUNK), keep.split(_CHUNK), strict=True):
             moved = part[kept]

@@ -162,37 +162,34 @@ class Probe:
             raise ValueError(
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
-        features: dict[str, Collected] = {}
-        targets: list[Tensor] = []
-        positions: list[Tensor] = []
-        present: dict[str, list[Tensor]] = {}
-        seen = 0
         loader = self.loaders[split]
         rows = _known_rows(loader, fraction)
+        features: dict[str, Collected] = {}
+        present: dict[str, Collected] = {}
+        targets, positions = Collected(rows), Collected(rows)
+        seen = 0
         try:
             with self._looking():
                 for batch, position in _batches(loader, fraction, seed):
                     output, target = self._run(batch)
                     for name, value in of(output, target).items():
-                        features.setdefault(name, Collected(rows, self.memory)).add(value)
+                        features.setdefault(name, Collected(rows, self.memory)).add(value.float())
                     for name, here in (output.present or {}).items():
-                        present.setdefault(name, []).append(here)
-                    targets.append(target.detach())
-                    positions.append(_position(position, output, seen).to(target.device))
+                        present.setdefault(name, Collected(rows)).add(here)
+                    targets.add(target)
+                    positions.add(_position(position, output, seen).to(target.device))
                     seen += len(target)
-            if not targets:
+            if not seen:
                 raise _empty(split)
-            index = torch.cat(positions)
+            index = positions.take()
             keep = _first_seen(index) if rows is None else index >= 0
             return Features(
                 {name: values.take(keep) for name, values in features.items()},
-                _pick(torch.cat(targets), keep),
-                _pick(index, keep),
+                targets.take(keep),
+                index[keep],
                 sharded=distributed.world_size() > 1,
                 present={
-                    name: _pick(torch.cat(here), keep)
-                    for name, here in present.items()
-                    if name in features
+                    name: here.take(keep) for name, here in present.items() if name in features
                 },
             )
         finally:
@@ -379,11 +376,6 @@ def _average(parameters: list[nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.mean_(parameter.grad)
-
-
-def _pick(x: Tensor, keep: Tensor) -> Tensor:
-    """Some rows; encoders may be on several devices."""
-    return x[keep.to(x.device)]
 
 
 def _batches(
