@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
 from evenly.files import write_text
 from evenly.report.figures import DASHES, all_figures, modality_colour, styles
-from evenly.report.folder import PAPER, REFERENCE, Comparison, Projected, read_comparison
+from evenly.report.folder import (
+    PAPER,
+    REFERENCE,
+    Comparison,
+    Projected,
+    compared_p,
+    read_comparison,
+    shown_p,
+)
 from evenly.report.projection import NAMES, SHAPES, class_style, plane
 
 ABSENT = "–"
@@ -92,11 +100,6 @@ def write_report(directory: Path, projection: Projected = "tsne") -> Path:
     return path
 
 
-def _title(data: str) -> str:
-    """A data set's name, without the folder and ending of a file."""
-    return Path(data).stem if data.endswith(".npz") else data
-
-
 def _page(comparison: Comparison, projection: Projected) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -112,7 +115,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
     lines, figures = _shown_first(comparison), all_figures(comparison)
     licence, library = _plotly()
     return environment.get_template("page.html.jinja").render(
-        title=_title(str(config.get("data", "comparison"))),
+        title=comparison.data,
         date=f"{comparison.changed.day} {comparison.changed:%B %Y, %H:%M} UTC",
         command=str(config.get("command", "")),
         methods=comparison.methods,
@@ -172,7 +175,7 @@ def _finding(comparison: Comparison) -> str:
     if all(estimate.p_holm is None for estimate in tested.values()):
         return "No test against joint training is possible yet: it needs at least two seeds."
     found = [
-        f"{method} ({_signed(estimate.difference)} points, p {_compared(estimate.p_holm)})"
+        f"{method} ({_signed(estimate.difference)} points, p {compared_p(estimate.p_holm)})"
         for method, estimate in tested.items()
         if is_significant(estimate.p_holm)
     ]
@@ -306,10 +309,10 @@ def _remarks(comparison: Comparison) -> list[str]:
         )  # fmt: skip
     if any(estimate.p_holm is not None for estimate in estimates.values()):
         remarks.append(
-            "Intervals and p of the difference are for other seeds and other test samples at once: "
-            "a bootstrap over both, of pairs that share seed and samples. Holm's correction is "
-            f"over the methods. Bold: different from {REFERENCE} at {SIGNIFICANT} after "
-            "correction; nothing else is bold."
+            "Intervals and p of the difference are for other seeds and other test samples: the "
+            "less sure one of a paired t over the seeds and a bootstrap over both. Holm's "
+            f"correction is over the methods. Bold: different from {REFERENCE} at {SIGNIFICANT} "
+            "after correction; nothing else is bold."
         )
     elif estimates and REFERENCE not in finished:
         remarks.append(f"Without a finished run of {REFERENCE} there is no difference to test.")
@@ -337,7 +340,7 @@ def _pen(style: tuple[str, str]) -> tuple[str, str]:
     return colour, DASHES[dash]
 
 
-def is_significant(p_holm: float | None) -> bool:
+def is_significant(p_holm: float | None) -> TypeGuard[float]:
     """Whether a corrected p-value may be set in bold."""
     return p_holm is not None and p_holm < SIGNIFICANT
 
@@ -355,14 +358,7 @@ def _signed(difference: float | None) -> str:
 
 
 def _p(value: float | None) -> str:
-    if value is None:
-        return ABSENT
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _compared(p: float | None) -> str:
-    text = _p(p)
-    return text if text.startswith("<") else f"= {text}"
+    return ABSENT if value is None else shown_p(value)
 
 
 def _and(parts: list[str]) -> str:
