@@ -210,13 +210,16 @@ class _Rows:
             Their keys (r t), from the smallest, and the centred rows (r t d).
         """
         key, at = key.topk(min(count, key.shape[1]), largest=False)
-        rows = self.take(at)
-        if self.sharded:
-            key = torch.cat(self.gather(key.T.contiguous())).T
-            rows = torch.cat(self.gather(rows.transpose(0, 1).contiguous())).transpose(0, 1)
-            key, at = key.topk(count, largest=False)
-            rows = rows.take_along_dim(at[:, :, None], 1)
-        return key, rows
+        if not self.sharded:
+            return key, self.take(at)
+        # Every rank's keys, but of the rows only those that win, each from the rank that has it.
+        keys = self.gather(key.T.contiguous())
+        key, winner = torch.cat(keys).T.topk(count, largest=False)
+        winner -= sum(len(part) for part in keys[: distributed.rank()])
+        mine = (winner >= 0) & (winner < at.shape[1])
+        rows = torch.zeros(*winner.shape, self.x.shape[1], device=self.x.device)
+        rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine]])
+        return key, self.sum_(rows)
 
     def inertia(self, centers: Tensor, labels: Tensor) -> float:
         """Squared distance of all rows to their centres, summed."""
