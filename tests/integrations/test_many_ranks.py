@@ -16,8 +16,7 @@ from ranks import train
 from support import info
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.distributed
-SLOW = (pytest.mark.slow,)  # the test that starts the processes
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STRATEGIES = ("ddp", "fsdp")
 
 
@@ -42,7 +41,7 @@ def worlds(adapter, *counts):
     """Numbers of processes; the tests of one start run one after the other in one worker."""
     return pytest.mark.parametrize(
         "world",
-        [pytest.param(n, marks=[pytest.mark.xdist_group(f"{adapter}-{n}"), *SLOW]) for n in counts],
+        [pytest.param(n, marks=pytest.mark.xdist_group(f"{adapter}-{n}")) for n in counts],
     )
 
 
