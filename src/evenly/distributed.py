@@ -63,6 +63,17 @@ def gather(x: Tensor, *, sharded: bool = True) -> list[Tensor]:
     return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
+def stack(x: Tensor) -> Tensor:
+    """`x` of every rank (ranks ...), of the same shape on each; for small tensors.
+
+    It is a sum of zeros and one part: that takes as many steps as the logarithm of the ranks,
+    where a gather takes as many as there are ranks.
+    """
+    parts = x.new_zeros((world_size(), *x.shape))
+    parts[rank()] = x
+    return sum_(parts)
+
+
 def share(count: int) -> Tensor:
     """This rank's share of `count` positions: rank, rank + world, ... and equally many on each.
 

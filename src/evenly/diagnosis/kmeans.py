@@ -213,12 +213,14 @@ class _Rows:
         if not self.sharded:
             return key, self.take(at)
         # Every rank's keys, but of the rows only those that win, each from the rank that has it.
-        keys = self.gather(key.T.contiguous())
-        key, winner = torch.cat(keys).T.topk(count, largest=False)
-        winner -= sum(len(part) for part in keys[: distributed.rank()])
-        mine = (winner >= 0) & (winner < at.shape[1])
+        none = math.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
+        padded = key.new_full((len(key), count), none)
+        padded[:, : key.shape[1]] = key
+        keys = distributed.stack(padded).transpose(0, 1).flatten(1)
+        key, winner = keys.topk(count, largest=False)
+        mine = winner // count == distributed.rank()
         rows = torch.zeros(*winner.shape, self.x.shape[1], device=self.x.device)
-        rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine]])
+        rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine] % count])
         return key, self.sum_(rows)
 
     def inertia(self, centers: Tensor, labels: Tensor) -> float:
