@@ -1,7 +1,7 @@
 """Diagnosing & Re-learning with Lightning on several processes, whole (DDP) or sharded (FSDP2).
 
-Run `torchrun --nproc-per-node 2 examples/lightning_ranks.py`, with `fsdp` behind it for FSDP2: a few
-seconds on a CPU, no download.
+Run `torchrun --nproc-per-node 2 examples/lightning_ranks.py`, with `fsdp` behind it for FSDP2: a
+few seconds on a CPU, no download.
 """
 
 import sys

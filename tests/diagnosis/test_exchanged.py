@@ -1,7 +1,9 @@
 """What ranks exchange in a diagnosis: as much as the documentation says, whatever the rows."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import run_pages
@@ -11,7 +13,11 @@ import evenly
 from ranks import on_ranks
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.timeout(120),
+    pytest.mark.xdist_group("exchanged"),  # counted once
+]
 WIDTH, K = 128, 5
 
 
@@ -45,33 +51,39 @@ def look(rank, world, gap):
     return found
 
 
-@pytest.mark.parametrize(("gap", "world"), [("paper", 2), ("paper", 4), ("shared", 2)])
-def test_no_rank_receives_rows_of_others(gap, world, tmp_path):
+@cache
+def counted(gap, world):
+    with TemporaryDirectory() as folder:
+        return on_ranks(look, Path(folder), gap, world=world)
+
+
+@pytest.mark.parametrize(("gap", "world"), [("paper", 4), ("shared", 2)])
+def test_no_rank_receives_rows_of_others(gap, world):
     """The largest tensor is the sums of all clusters, however many rows there are."""
-    for few, many in on_ranks(look, tmp_path, gap, world=world):
+    for few, many in counted(gap, world):
         assert few["largest"] == many["largest"] == 4 * K * WIDTH * 8
-        a_row = 4 * WIDTH
-        # without iterations, far below a rank's rows
-        once = many["bytes"] - many["passes"] * 8 * K * (WIDTH + 1)
-        assert once == few["bytes"] - few["passes"] * 8 * K * (WIDTH + 1)
-        assert once < 2000 / world * a_row
+        # What does not depend on the number of iterations does not on that of rows, either.
+        once = [found["bytes"] - found["passes"] * 8 * K * (WIDTH + 1) for found in (few, many)]
+        assert once[0] == once[1] < 2000 / world * 4 * WIDTH
 
 
-def test_the_formula_of_the_documentation_is_what_is_counted(tmp_path):
-    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def page():
+    """The names that the page defines."""
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     names = {}
-    code = next(b.code for b in run_pages.blocks(page) if "def exchanged" in b.code)
-    exec(code, names)
-    for found in on_ranks(look, tmp_path, "paper", world=2)[0]:
-        for formula in (names, vars(benchmark())):
-            size = formula["exchanged"](WIDTH, K, found["passes"], ranks=2, restarts=4)
-            assert found["bytes"] == pytest.approx(size, rel=0.01)
-            assert found["calls"] == formula["collectives"](K, found["rounds"])
+    exec(next(b.code for b in run_pages.blocks(text) if "def exchanged" in b.code), names)
+    return names
+
+
+def test_what_is_counted_is_what_the_page_says(page):
+    for found in counted("paper", 4)[0]:
+        size = page["exchanged"](WIDTH, K, found["passes"], ranks=4, restarts=4)
+        assert found["bytes"] == pytest.approx(size, rel=0.01)
+        assert found["calls"] == page["collectives"](K, found["rounds"])
 
 
 @pytest.mark.parametrize("of", [(512, 6, 100, 8, 10), (64, 309, 1200, 1000, 3)])
-def test_the_page_and_the_benchmark_have_one_formula(of):
-    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
-    names = {}
-    exec(next(b.code for b in run_pages.blocks(page) if "def exchanged" in b.code), names)
-    assert names["exchanged"](*of) == benchmark().exchanged(*of)
+def test_the_page_and_the_benchmark_have_one_formula(of, page):
+    assert page["exchanged"](*of) == benchmark().exchanged(*of)
+    assert page["collectives"](*of[:2]) == benchmark().collectives(*of[:2])
