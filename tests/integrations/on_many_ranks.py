@@ -37,6 +37,8 @@ def with_lightning(folder):
                 found[strategy, case] = str(error)
         for case in RESUMED:
             found[strategy, case, "resumed"] = trained(strategy, case, folder, resume=True)
+    for case in RESUMED if os.environ["WORLD_SIZE"] != "2" else ():
+        found["fsdp", case, "from two"] = trained("fsdp", case, folder, resume=True, saved_by=2)
     try:
         trained("ddp", "smv", folder, ranks=1)
     except ValueError as error:
@@ -48,10 +50,11 @@ def with_lightning(folder):
     return found
 
 
-def trained(strategy, case, folder, *, resume=False, one_file=False, ranks=None):
+def trained(strategy, case, folder, *, resume=False, saved_by=None, one_file=False, ranks=None):
     """The weights of a run through Lightning's Trainer, resumed from its second epoch's end.
 
-    `ranks` are those that the sampler knows of.
+    `saved_by` is the number of ranks that left the checkpoint, `ranks` are those that the sampler
+    knows of.
     """
     import lightning
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -67,7 +70,7 @@ def trained(strategy, case, folder, *, resume=False, one_file=False, ranks=None)
         "ddp": lambda: DDPStrategy(find_unused_parameters=info(case).partial),
         "fsdp": lambda: ModelParallelStrategy(world, 1, save_distributed_checkpoint=not one_file),
     }
-    folder = Path(folder, f"{strategy}-{case}-{one_file}")
+    folder = Path(folder, f"{strategy}-{case}-{saved_by or world}-{one_file}")
     callbacks = [evenly.Balance(module.method, forward)]
     if case in RESUMED and not resume:
         callbacks.append(
@@ -153,7 +156,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     try:
         found = {"lightning": with_lightning, "transformers": with_transformers}[adapter](folder)
-        torch.save(found, Path(folder, f"rank{os.environ['RANK']}.pt"))
+        file = f"{adapter}-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}.pt"
+        torch.save(found, Path(folder, file))
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -16,17 +15,26 @@ from ranks import train
 from support import info
 
 HERE = Path(__file__).parent
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("many ranks"),  # started once
+]
 STRATEGIES = ("ddp", "fsdp")
 
 
-@cache
-def on_ranks(adapter, world):
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory):
     """What each rank found: all runs of an adapter, as starting processes takes longer."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    with TemporaryDirectory() as folder:
+    folder = tmp_path_factory.mktemp("ranks")
+
+    @cache
+    def start(adapter, world):
+        if world > 2:  # which goes on from what two ranks saved
+            start(adapter, 2)
         done = subprocess.run(
-            [*launch, str(world), str(HERE / "on_many_ranks.py"), adapter, folder],
+            [*launch, str(world), str(HERE / "on_many_ranks.py"), adapter, str(folder)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
@@ -34,15 +42,15 @@ def on_ranks(adapter, world):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return [torch.load(Path(folder, f"rank{r}.pt"), weights_only=True) for r in range(world)]
+        files = [folder / f"{adapter}-{rank}-of-{world}.pt" for rank in range(world)]
+        return [torch.load(file, weights_only=True) for file in files]
+
+    return start
 
 
-def worlds(adapter, *counts):
-    """Numbers of processes; the tests of one start run one after the other in one worker."""
-    return pytest.mark.parametrize(
-        "world",
-        [pytest.param(n, marks=pytest.mark.xdist_group(f"{adapter}-{n}")) for n in counts],
-    )
+def worlds(*counts):
+    """Numbers of processes."""
+    return pytest.mark.parametrize("world", counts)
 
 
 def assert_equal(one, other):
@@ -55,10 +63,10 @@ def alone(case):
     return train(0, 1, case, seed=0)
 
 
-@worlds("lightning", 2, 4)
+@worlds(2, 4)
 @pytest.mark.parametrize("case", NAMED)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_lightning_equals_one_process_on_the_same_global_batches(strategy, case, world):
+def test_lightning_equals_one_process_on_the_same_global_batches(strategy, case, world, on_ranks):
     first, *others = (found[strategy, case] for found in on_ranks("lightning", world))
     if strategy == "fsdp" and not info(case).sharded:
         for text in (first, *others):
@@ -70,10 +78,10 @@ def test_lightning_equals_one_process_on_the_same_global_batches(strategy, case,
         torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=5e-6)
 
 
-@worlds("lightning", 2, 4)
+@worlds(2, 4)
 @pytest.mark.parametrize("case", RESUMED)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_lightning_resumed_on_many_ranks_equals_uninterrupted(strategy, case, world):
+def test_lightning_resumed_on_many_ranks_equals_uninterrupted(strategy, case, world, on_ranks):
     for found in on_ranks("lightning", world):
         resumed, uninterrupted = found[strategy, case, "resumed"], found[strategy, case]
         if strategy == "fsdp" or world == 2:
@@ -83,22 +91,31 @@ def test_lightning_resumed_on_many_ranks_equals_uninterrupted(strategy, case, wo
         torch.testing.assert_close(resumed, uninterrupted, rtol=1e-5, atol=1e-6)
 
 
-@worlds("lightning", 2, 4)
-def test_a_sharded_run_resumes_from_a_checkpoint_in_one_file(world):
+@worlds(2, 4)
+def test_a_sharded_run_resumes_from_a_checkpoint_in_one_file(world, on_ranks):
     for found in on_ranks("lightning", world):
         assert_equal(found["fsdp", "relearn", "one file"], found["fsdp", "relearn"])
         assert_equal(found["fsdp", "relearn", "one file", "resumed"], found["fsdp", "relearn"])
 
 
-@worlds("lightning", 2, 4)
-def test_a_sampler_of_fewer_ranks_is_refused(world):
+@pytest.mark.parametrize("case", RESUMED)
+def test_four_ranks_go_on_from_what_two_saved(case, on_ranks):
+    uninterrupted = on_ranks("lightning", 2)[0]["fsdp", case]
+    for found in on_ranks("lightning", 4):
+        torch.testing.assert_close(
+            found["fsdp", case, "from two"], uninterrupted, rtol=1e-4, atol=5e-6
+        )
+
+
+@worlds(2, 4)
+def test_a_sampler_of_fewer_ranks_is_refused(world, on_ranks):
     for found in on_ranks("lightning", world):
         assert f"shares the samples among 1 rank(s), but {world} train" in found["few"]
 
 
-@worlds("transformers", 2)
+@worlds(2)
 @pytest.mark.parametrize("name", ["joint", "relearn", "ogm_ge"])
-def test_transformers_equals_one_process_on_the_same_global_batches(name, world):
+def test_transformers_equals_one_process_on_the_same_global_batches(name, world, on_ranks):
     first, *others = (found[name] for found in on_ranks("transformers", world))
     for other in others:
         assert_equal(first["model"], other["model"])
