@@ -58,6 +58,7 @@ bench: install  ## each claim of speed, as a ratio from one run
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/ranks.py
 
 clean:
 	rm -rf .venv demo runs site

@@ -164,7 +164,8 @@ class Probe:
         if not targets:
             raise _empty(split)
         index = torch.cat(positions)
-        keep = _first_seen(index)
+        # Positions that were shared out come once; of others every rank must see all.
+        keep = _first_seen(index) if position is None else index >= 0
         return Features(
             {name: _pick(torch.cat(values), keep) for name, values in features.items()},
             _pick(torch.cat(targets), keep),
