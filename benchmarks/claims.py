@@ -1,0 +1,81 @@
+"""What a benchmark claims and what it found, one line each, and a file for `make bench`."""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FILE = "EVENLY_CLAIMS"
+"""Environment variable with the file that `report` appends to, a line of JSON for each claim."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure against what is promised of it.
+
+    Attributes:
+        what: In words, as it stands in the table.
+        found: The figure, a ratio mostly.
+        target: What is promised.
+        at_least: Whether the figure is to be that at least; else at most.
+        here: Whether it is promised of this machine; else the figure is shown, and why.
+        why: Why it is not.
+    """
+
+    what: str
+    found: float
+    target: float
+    at_least: bool = True
+    here: bool = True
+    why: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the promise is kept."""
+        return self.found >= self.target if self.at_least else self.found <= self.target
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Claim, figure, target, and whether it is met: as a table shows them."""
+        sign = "≥" if self.at_least else "≤"
+        verdict = ("met" if self.met else "NOT met") if self.here else f"({self.why})"
+        return self.what, f"{self.found:.4g}", f"{sign} {self.target:.4g}", verdict
+
+
+def ratio(theirs: Callable[[], object], ours: Callable[[], object], pairs: int = 7) -> float:
+    """How many times as long the first takes: the median over pairs of runs, in turn.
+
+    In pairs, so that other work on the machine weighs on both sides; each runs once before.
+    """
+    theirs()
+    ours()
+    return statistics.median(seconds(theirs) / seconds(ours) for _ in range(pairs))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """That one call takes; work on a GPU is waited for by whoever calls."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def report(claims: list[Claim]) -> None:
+    """Prints the claims and ends the program: with 1 if one of this machine's is not met."""
+    print(table(claims))
+    if FILE in os.environ:
+        with Path(os.environ[FILE]).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(claim)) + "\n" for claim in claims)
+    sys.exit(any(claim.here and not claim.met for claim in claims))
+
+
+def table(claims: list[Claim]) -> str:
+    """The claims in columns."""
+    rows = [("claim", "found", "target", ""), *(claim.cells for claim in claims)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
+    )
