@@ -4,8 +4,9 @@ They carry no colour of text, grid or background: the page's style sheet gives t
 one drawing serves light, dark and paper.
 """
 
+from dataclasses import dataclass
 from html import escape
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 from evenly.report.folder import Comparison, value_at
@@ -56,16 +57,16 @@ def accuracy_figure(comparison: Comparison) -> Figure:
     mark = marks(comparison.methods)
     shown = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     data = []
-    for place, method in enumerate(shown):
-        row = len(shown) - 1 - place
-        data += _accuracy_traces(comparison, method, row, mark[method])
+    rows = _Rows.of(shown, 40 if len(shown) <= 12 else 28)
+    for method in shown:
+        data += _accuracy_traces(comparison, method, rows, mark[method])
     return {
         "data": data,
         "layout": {
-            "height": 92 + _row_height(shown, 40 if len(shown) <= 12 else 28) * len(shown),
+            "height": 52 + rows.height,
             # An interval of two seeds may go far beyond what an accuracy can be.
             "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **_share_axis(100)},
-            "yaxis": _rows_axis(shown),
+            "yaxis": rows.axis(),
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
@@ -206,7 +207,8 @@ def contribution_figure(comparison: Comparison) -> Figure:
         )
     ]
     data = []
-    for place, method in enumerate(shown):
+    rows = _Rows.of(shown, 28)
+    for method in shown:
         ends = {1: 0.0, -1: 0.0}  # of the bars so far, to the right of 0 and to the left
         for number, modality in enumerate(comparison.modalities):
             value = 100 * (comparison.estimate(method, f"contribution/{modality}").mean or 0.0)
@@ -219,8 +221,8 @@ def contribution_figure(comparison: Comparison) -> Figure:
                     "meta": comparison.methods.index(method),
                     "x": [_round(value)],
                     "base": [_round(ends[side])],
-                    "y": [len(shown) - 1 - place],
-                    "width": 0.62,
+                    "y": [rows.middle[method]],
+                    "width": 0.62 * rows.least,
                     "marker": {"color": modality_mark(number)[0]},
                     "text": _plain(modality),
                     "textposition": "none",
@@ -232,11 +234,11 @@ def contribution_figure(comparison: Comparison) -> Figure:
     return {
         "data": data,
         "layout": {
-            "height": 76 + _row_height(shown, 28) * len(shown),
+            "height": 52 + rows.height,
             "barmode": "overlay",  # each bar knows where it begins
             "xaxis": {"title": {"text": "points of accuracy", "standoff": 8}, **_axis()}
             | {"zeroline": True},
-            "yaxis": _rows_axis(shown),
+            "yaxis": rows.axis(),
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
@@ -257,6 +259,7 @@ def ablation_figure(comparison: Comparison, kind: str) -> Figure:
         for method in comparison.ranking
         if any(comparison.estimate(method, metric).mean is not None for metric, _ in metrics)
     ]
+    rows = _Rows.of(shown, 28)
     line = {"symbol": "line-ns", "size": 18, "line": {"color": NEUTRAL, "width": 2}}
     spots = [("accuracy", "all modalities", line | {"color": NEUTRAL})]
     for number, (metric, name) in enumerate(metrics):
@@ -270,22 +273,22 @@ def ablation_figure(comparison: Comparison, kind: str) -> Figure:
             "name": _plain(method),
             "meta": comparison.methods.index(method),
             "x": [_round(100 * mean)],
-            "y": [len(shown) - 1 - place],
+            "y": [rows.middle[method]],
             "text": [_plain(text)],
             "marker": marker,
             "hovertemplate": _HOVER + "%{text}: %{x} %",
             "showlegend": False,
         }
-        for place, method in enumerate(shown)
+        for method in shown
         for metric, text, marker in spots
         if (mean := comparison.estimate(method, metric).mean) is not None
     ]
     return {
         "data": data,
         "layout": {
-            "height": 76 + _row_height(shown, 28) * len(shown),
+            "height": 52 + rows.height,
             "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **_share_axis(100)},
-            "yaxis": _rows_axis(shown) | {"showgrid": True},
+            "yaxis": rows.axis() | {"showgrid": True},
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
@@ -365,9 +368,9 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
 
 
 def _size(accuracy: float, all_of_them: list[float]) -> float:
-    """Of a spot, from 9 for the lowest accuracy to 26 for the highest."""
+    """Of a spot, from 8 for the lowest accuracy to 20 for the highest."""
     low, high = min(all_of_them), max(all_of_them)
-    return _round(9 + 17 * (accuracy - low) / (high - low)) if high > low else 16.0
+    return _round(8 + 12 * (accuracy - low) / (high - low)) if high > low else 14.0
 
 
 def noise_figure(comparison: Comparison, modality: str) -> Figure:
@@ -456,27 +459,45 @@ def modality_mark(number: int) -> tuple[str, str]:
     return MODALITY_HUES[number % len(MODALITY_HUES)], symbols[number % len(symbols)]
 
 
-def _row_height(shown: list[str], least: int) -> int:
-    """In pixels, of a row that holds the longest name."""
-    return max(least, 8 + 16 * max((len(wrapped(method)) for method in shown), default=1))
+@dataclass(frozen=True)
+class _Rows:
+    """A row for each method, from top to bottom, as high as its name needs.
 
+    Attributes:
+        least: Height in pixels of one with a short name.
+        middle: By method, its middle, in pixels from below.
+        height: Of all of them.
+    """
 
-def _rows_axis(shown: list[str]) -> dict[str, Any]:
-    """Methods from top to bottom."""
-    return {
-        "tickvals": list(range(len(shown))),
-        "ticktext": ["<br>".join(map(_plain, wrapped(method))) for method in reversed(shown)],
-        "range": [-0.6, len(shown) - 0.4],
-        "ticklabelstandoff": 6,
-        "automargin": True,
-        "fixedrange": True,
-        "showgrid": False,
-        "zeroline": False,
-    }
+    least: int
+    middle: dict[str, float]
+    height: int
+
+    @staticmethod
+    def of(methods: list[str], least: int) -> "_Rows":
+        heights = [max(least, 8 + 16 * len(wrapped(method))) for method in methods]
+        ends = list(accumulate(heights))
+        middle = {
+            method: ends[-1] - end + height / 2
+            for method, end, height in zip(methods, ends, heights, strict=True)
+        }
+        return _Rows(least, middle, ends[-1] if ends else 0)
+
+    def axis(self) -> dict[str, Any]:
+        return {
+            "tickvals": list(self.middle.values()),
+            "ticktext": ["<br>".join(map(_plain, wrapped(method))) for method in self.middle],
+            "range": [0, self.height],
+            "ticklabelstandoff": 6,
+            "automargin": True,
+            "fixedrange": True,
+            "showgrid": False,
+            "zeroline": False,
+        }
 
 
 def _accuracy_traces(
-    comparison: Comparison, method: str, row: int, mark: Mark
+    comparison: Comparison, method: str, rows: _Rows, mark: Mark
 ) -> list[dict[str, Any]]:
     number = comparison.methods.index(method)
     estimate = comparison.estimate(method, "accuracy")
@@ -500,13 +521,13 @@ def _accuracy_traces(
         }
     points = {
         "x": [_round(100 * value) for _, value in seeds],
-        "y": [row - 0.24] * len(seeds),
+        "y": [rows.middle[method] - 0.24 * rows.least] * len(seeds),
         "text": [f"seed {seed}: {100 * value:.2f} %" for seed, value in seeds],
         "marker": {"color": mark.colour, "size": 7, "opacity": 0.55},
     }
     centre = {
         "x": [_round(mean)],
-        "y": [row],
+        "y": [rows.middle[method]],
         "text": [text],
         "marker": {"color": mark.colour, "size": 11, "symbol": mark.symbol},
         **bars,

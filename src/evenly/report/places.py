@@ -9,6 +9,10 @@ GAPS = (3, 7, 12, 18, 25, 33, 42, 52, 63, 75, 88, 102, 120, 140, 165, 195, 230)
 ANGLES = 24
 
 
+Line = tuple[np.ndarray, np.ndarray]
+"""Both ends, (2,) each."""
+
+
 class Spot(NamedTuple):
     """Centre, radius, and width and height of its label."""
 
@@ -32,12 +36,12 @@ def label_boxes(spots: Sequence[Spot], within: Box) -> list[Box]:
     """A place for each spot's label, by one unit of length such as points.
 
     The nearest free one is taken, on the side away from other spots first; a label that is not
-    beside its spot needs a line to it, which crosses no other label either. Only where nothing is
-    free does a label lie on spots.
+    beside its spot needs a line to it, which crosses no label and no other line. Only where
+    nothing is free does a label lie on spots.
     """
     covered = [Box(s.x - s.radius, s.y - s.radius, s.x + s.radius, s.y + s.radius) for s in spots]
     found: dict[int, Box] = {}
-    lines: list[tuple[np.ndarray, np.ndarray]] = []
+    lines: list[Line] = []
     pushes = [_push(spot, spots) for spot in spots]
     # Those at the edge of a crowd first: their labels go outwards.
     for number in sorted(range(len(spots)), key=lambda i: -float(np.hypot(*pushes[i]))):
@@ -51,6 +55,7 @@ def label_boxes(spots: Sequence[Spot], within: Box) -> list[Box]:
             if not any(_overlap(box, other) for other in covered)
             and not any(_crosses(*line, box) for line in lines)
             and not any(_crosses(*leader(spot, box), other) for other in labels)
+            and not any(_meet(leader(spot, box), line) for line in lines)
         )
         beside = Box(spot.x, spot.y, spot.x + spot.width, spot.y + spot.height)
         found[number] = box = next(clear, next(iter(free), beside))
@@ -58,7 +63,7 @@ def label_boxes(spots: Sequence[Spot], within: Box) -> list[Box]:
     return [found[number] for number in range(len(spots))]
 
 
-def leader(spot: Spot, box: Box) -> tuple[np.ndarray, np.ndarray]:
+def leader(spot: Spot, box: Box) -> Line:
     """The ends of a line from the centre of a spot to its label."""
     centre = np.array([spot.x, spot.y])
     return centre, np.clip(centre, box[:2], box[2:])
@@ -116,3 +121,15 @@ def _overlap(box: Box, other: Box) -> bool:
 def _crosses(start: np.ndarray, end: np.ndarray, box: Box) -> bool:
     points = start + np.linspace(0, 1, 24)[:, None] * (end - start)
     return bool(((points > box[:2]) & (points < box[2:])).all(1).any())
+
+
+def _meet(line: Line, other: Line) -> bool:
+    """Whether two lines cross: the ends of each lie on both sides of the other."""
+    return _sides(line, other) < 0 and _sides(other, line) < 0
+
+
+def _sides(line: Line, other: Line) -> float:
+    """Below 0 where the ends of the other one lie on different sides of a line."""
+    (x, y), start = line[1] - line[0], line[0]
+    first, second = (x * (end - start)[1] - y * (end - start)[0] for end in other)
+    return float(first * second)

@@ -125,7 +125,7 @@ def _figure1(comparison: Comparison) -> "Figure":
     width = start + 4.6 * len(pairs)
     figure = Figure(figsize=(width, height))
     _add_accuracy(figure, comparison, labels, start - 0.35)
-    tall = min(height - 1.62, 5.0)
+    tall = min(height - 1.62, 7.0)
     bottom = (height - 1.0 - tall) / height
     for number, pair in enumerate(pairs):
         left = start + 4.6 * number
@@ -165,7 +165,8 @@ def _draw_map(axes: "Axes", comparison: Comparison, pair: tuple[str, str]) -> No
     axes.set_xlabel(f"{pair[0]} (dotted: trained alone)")
     axes.set_ylabel(pair[1])
     axes.margins(x=0.22, y=0.12)
-    axes.locator_params(nbins=5)
+    axes.locator_params(nbins=6)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # what comes now moves no limits
     texts = {
         method: "\n".join(wrapped(method, 24)) + f" {100 * accuracy:.1f}"
         for method, accuracy in accuracies.items()
