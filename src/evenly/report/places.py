@@ -36,8 +36,8 @@ def label_boxes(spots: Sequence[Spot], within: Box) -> list[Box]:
     """A place for each spot's label, by one unit of length such as points.
 
     The nearest free one is taken, on the side away from other spots first; a label that is not
-    beside its spot needs a line to it, which crosses no label and no other line. Only where
-    nothing is free does a label lie on spots.
+    beside its spot needs a line to it, which crosses no label and no other line. Where that cannot
+    be, lines cross before labels lie on spots, and these before labels lie on each other.
     """
     covered = [Box(s.x - s.radius, s.y - s.radius, s.x + s.radius, s.y + s.radius) for s in spots]
     found: dict[int, Box] = {}
@@ -47,18 +47,22 @@ def label_boxes(spots: Sequence[Spot], within: Box) -> list[Box]:
     for number in sorted(range(len(spots)), key=lambda i: -float(np.hypot(*pushes[i]))):
         spot = spots[number]
         labels = list(found.values())
-        free = [box for box in _candidates(spot, pushes[number]) if _inside(box, within)]
-        free = [box for box in free if not any(_overlap(box, other) for other in labels)]
+        free = [
+            box
+            for box in _candidates(spot, pushes[number])
+            if _inside(box, within) and not any(_overlap(box, other) for other in labels)
+        ]
+        beside = [box for box in free if not any(_overlap(box, other) for other in covered)]
         clear = (
             box
-            for box in free
-            if not any(_overlap(box, other) for other in covered)
-            and not any(_crosses(*line, box) for line in lines)
-            and not any(_crosses(*leader(spot, box), other) for other in labels)
+            for box in beside
+            if not any(_crosses(line, box) for line in lines)
+            and not any(_crosses(leader(spot, box), other) for other in labels)
             and not any(_meet(leader(spot, box), line) for line in lines)
         )
-        beside = Box(spot.x, spot.y, spot.x + spot.width, spot.y + spot.height)
-        found[number] = box = next(clear, next(iter(free), beside))
+        at_worst = Box(spot.x, spot.y, spot.x + spot.width, spot.y + spot.height)
+        box = next(clear, None) or next(iter([*beside, *free]), at_worst)
+        found[number] = box
         lines.append(leader(spot, box))
     return [found[number] for number in range(len(spots))]
 
@@ -97,7 +101,7 @@ def _candidates(spot: Spot, push: np.ndarray) -> Iterator[Box]:
             # The label stands on the far side of that point.
             size = np.array([spot.width, spot.height])
             corner = centre + (along - 1) * size / 2
-            yield Box(*corner, *(corner + size))
+            yield Box(*corner.tolist(), *(corner + size).tolist())
 
 
 def _inside(box: Box, within: Box) -> bool:
@@ -118,8 +122,8 @@ def _overlap(box: Box, other: Box) -> bool:
     )
 
 
-def _crosses(start: np.ndarray, end: np.ndarray, box: Box) -> bool:
-    points = start + np.linspace(0, 1, 24)[:, None] * (end - start)
+def _crosses(line: Line, box: Box) -> bool:
+    points = line[0] + np.linspace(0, 1, 24)[:, None] * (line[1] - line[0])
     return bool(((points > box[:2]) & (points < box[2:])).all(1).any())
 
 

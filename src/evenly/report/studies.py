@@ -187,13 +187,13 @@ def _label_spots(
     figure = axes.figure.get_figure(root=True)
     points = 72 / figure.dpi
     renderer = FigureCanvasAgg(figure).get_renderer()
-    frame = Box(*(points * np.array(axes.get_window_extent().extents)))
+    frame = Box(*(points * np.array(axes.get_window_extent().extents)).tolist())
     spots = []
     for method, place in places.items():
         text = axes.text(0, 0, texts[method], fontsize=7.5, linespacing=1.1)
         extent = text.get_window_extent(renderer)
         text.remove()
-        x, y = axes.transData.transform(place) * points
+        x, y = (axes.transData.transform(place) * points).tolist()
         spots.append(
             Spot(x, y, sizes[method] / 2, extent.width * points + 2, extent.height * points + 3)
         )
