@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from evenly.files import write_text
-from evenly.report.figures import DASHES, all_figures, modality_colour, styles
+from evenly.report.figures import all_figures, modality_mark
 from evenly.report.folder import (
     PAPER,
     REFERENCE,
@@ -21,7 +21,8 @@ from evenly.report.folder import (
     read_comparison,
     shown_p,
 )
-from evenly.report.projection import NAMES, SHAPES, class_style, plane
+from evenly.report.marks import DASHES, OUTLINES, Mark, marks
+from evenly.report.projection import NAMES, class_style, plane
 
 ABSENT = "–"
 LINES = 8  # methods, of more than which lines are not told apart
@@ -53,6 +54,7 @@ class Key:
     method: str
     colour: str
     dash: str
+    outline: str
     shown: bool
 
 
@@ -110,7 +112,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     config = comparison.config
     lines, figures = _shown_first(comparison), all_figures(comparison)
     licence, library = _plotly()
@@ -129,13 +131,13 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         columns=_columns(comparison),
         rows=[_row(comparison, method) for method in comparison.ranking],
         remarks=_remarks(comparison),
-        modality_colours=[
-            (name, modality_colour(number)) for number, name in enumerate(comparison.modalities)
+        modality_keys=[
+            (name, colour, OUTLINES[symbol])
+            for number, name in enumerate(comparison.modalities)
+            for colour, symbol in [modality_mark(number)]
         ],
         map_title=partial(_map_title, comparison),
-        legend=[
-            Key(method, *_pen(style[method]), method in lines) for method in comparison.methods
-        ],
+        legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.methods],
         class_count=len(comparison.class_names),
         figures=figures,
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
@@ -228,7 +230,7 @@ def _plane(comparison: Comparison, kind: Projected) -> Plane | None:
             if any(place in method["places"] for method in data["methods"])
         ],
         classes=[
-            (name, colour, SHAPES[shape])
+            (name, colour, OUTLINES[shape])
             for number, name in enumerate(comparison.class_names)
             for colour, shape in [class_style(number)]
         ],
@@ -335,9 +337,9 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _pen(style: tuple[str, str]) -> tuple[str, str]:
-    colour, dash = style
-    return colour, DASHES[dash]
+def _pen(mark: Mark) -> tuple[str, str, str]:
+    """Colour, dash and outline, as SVG has them."""
+    return mark.colour, DASHES[mark.dash], OUTLINES[mark.symbol]
 
 
 def is_significant(p_holm: float | None) -> TypeGuard[float]:
