@@ -397,6 +397,7 @@ def diagnose(options: Namespace) -> None:
         features(data.split("val")),
         gap=options.gap,
         restarts=options.restarts,
+        sample=options.sample,
         seed=options.seed,
     )
     for note in data.notes:
@@ -673,6 +674,9 @@ def parser() -> ArgumentParser:
         "--gap", default="paper", choices=("paper", "matched", "shared"), help="the estimator"
     )
     one.add_argument("--restarts", type=int, default=10, help="of each k-means")
+    one.add_argument(
+        "--sample", type=int | None, help="rows that the restarts see, where a split has more"
+    )
     one.add_argument("--seed", type=int, default=0, help="of the clusterings")
     commands.add_subcommand("diagnose", one, help="how well the encoders of any model are learnt")
 

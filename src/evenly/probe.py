@@ -21,6 +21,7 @@ from torch.utils.data import (
 )
 
 from evenly import distributed
+from evenly.collected import Collected
 from evenly.output import Output
 from evenly.resampling import Repeated
 
@@ -103,6 +104,8 @@ class Probe:
         forward: Forward,
         train: Iterable[Any],
         val: Iterable[Any],
+        *,
+        memory: int | None = None,
     ) -> None:
         """Keeps what is needed for a look; nothing runs yet.
 
@@ -114,12 +117,23 @@ class Probe:
                 every row is seen once, in the order of the data set; any other iterable of
                 batches is taken as it comes.
             val: Loader of the validation split. Never the test split.
+            memory: Bytes that the features of one modality on one split may take in memory
+                (4 a value). What is larger lies in a temporary file, in the folder that
+                `tempfile` chooses (`TMPDIR` sets it), which is deleted with the features; it
+                is on the CPU, and so is their diagnosis, for which `Relearn` and `diagnose`
+                have `sample`. No limit by default.
+
+        Raises:
+            ValueError: If the memory is negative.
         """
+        if memory is not None and memory < 0:
+            raise ValueError(f"Probe: 'memory' is bytes, from 0 (all to a file); found {memory}.")
         parallel = isinstance(model, nn.parallel.DistributedDataParallel)
         # DDP's forward synchronises buffers, which hangs when ranks have unequal batch counts.
         self.model: nn.Module = cast(nn.Module, model.module) if parallel else model
         self.forward = forward
         self.loaders: dict[Split, Iterable[Any]] = {"train": train, "val": val}
+        self.memory = memory
 
     def features(
         self,
@@ -130,6 +144,8 @@ class Probe:
         seed: int = 0,
     ) -> Features:
         """The features of every sample of a split, in float32, on the model's device.
+
+        Those beyond the probe's `memory` are on the CPU, in a file.
 
         Args:
             split: To look at.
@@ -146,37 +162,39 @@ class Probe:
             raise ValueError(
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
-        features: dict[str, list[Tensor]] = {}
-        targets: list[Tensor] = []
-        positions: list[Tensor] = []
-        present: dict[str, list[Tensor]] = {}
+        loader = self.loaders[split]
+        rows = _known_rows(loader, fraction)
+        features: dict[str, Collected] = {}
+        present: dict[str, Collected] = {}
+        targets, positions = Collected(rows), Collected(rows)
         seen = 0
-        with self._looking():
-            for batch, position in _batches(self.loaders[split], fraction, seed):
-                output, target = self._run(batch)
-                for name, value in of(output, target).items():
-                    features.setdefault(name, []).append(value.detach().float())
-                for name, here in (output.present or {}).items():
-                    present.setdefault(name, []).append(here)
-                targets.append(target.detach())
-                positions.append(_position(position, output, seen).to(target.device))
-                seen += len(target)
-        if not targets:
-            raise _empty(split)
-        index = torch.cat(positions)
-        # Positions that were shared out come once; of others every rank must see all.
-        keep = _first_seen(index) if position is None else index >= 0
-        return Features(
-            {name: _pick(torch.cat(values), keep) for name, values in features.items()},
-            _pick(torch.cat(targets), keep),
-            _pick(index, keep),
-            sharded=distributed.world_size() > 1,
-            present={
-                name: _pick(torch.cat(here), keep)
-                for name, here in present.items()
-                if name in features
-            },
-        )
+        try:
+            with self._looking():
+                for batch, position in _batches(loader, fraction, seed):
+                    output, target = self._run(batch)
+                    for name, value in of(output, target).items():
+                        features.setdefault(name, Collected(rows, self.memory)).add(value.float())
+                    for name, here in (output.present or {}).items():
+                        present.setdefault(name, Collected(rows)).add(here)
+                    targets.add(target)
+                    positions.add(_position(position, output, seen).to(target.device))
+                    seen += len(target)
+            if not seen:
+                raise _empty(split)
+            index = positions.take()
+            keep = _first_seen(index) if rows is None else index >= 0
+            return Features(
+                {name: values.take(keep) for name, values in features.items()},
+                targets.take(keep),
+                index[keep],
+                sharded=distributed.world_size() > 1,
+                present={
+                    name: here.take(keep) for name, here in present.items() if name in features
+                },
+            )
+        finally:
+            for values in features.values():
+                values.close()
 
     def sample(self, split: Split, count: int, seed: int = 0) -> tuple[Output, Tensor]:
         """One pass over samples drawn at random, with gradients recorded.
@@ -360,11 +378,6 @@ def _average(parameters: list[nn.Parameter]) -> None:
             distributed.mean_(parameter.grad)
 
 
-def _pick(x: Tensor, keep: Tensor) -> Tensor:
-    """Some rows; encoders may be on several devices."""
-    return x[keep.to(x.device)]
-
-
 def _batches(
     loader: Iterable[Any], fraction: float = 1.0, seed: int = 0
 ) -> Iterator[tuple[Any, Tensor | None]]:
@@ -386,6 +399,13 @@ def _batches(
     # A position beyond the last evens out the ranks: it is marked -1, to be dropped.
     positions = torch.where(positions < len(rows), rows[positions % len(rows)], -1)
     yield from zip(in_order, positions.split(size), strict=True)
+
+
+def _known_rows(loader: Iterable[Any], fraction: float) -> int | None:
+    """How many rows `_batches` gives this rank; None of a loader that is no ordinary one."""
+    if not (isinstance(loader, DataLoader) and _is_plain(loader)):
+        return None
+    return -(-_share(fraction, len(cast(Any, loader.dataset))) // distributed.world_size())
 
 
 def _share(fraction: float, count: int) -> int:

@@ -103,3 +103,21 @@ def test_equal_rows_on_different_ranks(tmp_path):
     assert labels[2] == labels[3]
     assert len({*labels}) == 4
     assert even["inertia"] == odd["inertia"] == pytest.approx(0, abs=1e-10)
+
+
+def sampled(rank, world, share):
+    x, _ = features()
+    mine = shares(share)[rank]
+    found = kmeans(x[mine], K, seed=2, index=mine, sharded=True, sample=200)
+    return {"centers": found.centers, "labels": found.labels}
+
+
+@pytest.mark.parametrize("share", ["uneven", "nothing"])
+def test_two_processes_draw_the_sample_that_one_does(tmp_path, share):
+    x, _ = features()
+    whole = kmeans(x, K, seed=2, sample=200)
+    found = on_ranks(sampled, tmp_path, share)
+    assert torch.equal(found[0]["centers"], found[1]["centers"])
+    for part, rows in zip(found, shares(share), strict=True):
+        torch.testing.assert_close(part["centers"], whole.centers)
+        assert torch.equal(part["labels"], whole.labels[rows])

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evenly import distributed
-from evenly.diagnosis.kmeans import Clusters, assign, kmeans
+from evenly.diagnosis.kmeans import Clusters, assign, check_sample, first_not_finite, kmeans
 from evenly.diagnosis.purity import purity
 from evenly.probe import Features
 from evenly.suggest import unknown
@@ -83,13 +83,16 @@ class _Clustering:
     k: int
     seed: int
     restarts: int
+    sample: int | None = None
 
     def purity(self, rows: _Rows) -> float:
         """Purity of a split that is scaled and clustered by itself."""
-        x = scale(rows.x, *extent(rows.x, sharded=rows.sharded))
-        return purity(self.fit(x, rows).labels, rows.y, sharded=rows.sharded)
+        clusters = self.fit(rows, *extent(rows.x, sharded=rows.sharded))
+        return purity(clusters.labels, rows.y, sharded=rows.sharded)
 
-    def fit(self, x: Tensor, rows: _Rows) -> Clusters:
+    def fit(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
+        """Clusters of the rows as they are when [low, high] is mapped to [-1, 1]."""
+        x, unit = self._scaled(rows.x, low, high)
         return kmeans(
             x,
             self.k,
@@ -97,7 +100,18 @@ class _Clustering:
             restarts=self.restarts,
             index=rows.index,
             sharded=rows.sharded,
+            unit=unit,
+            sample=self.sample,
         )
+
+    def assign(self, rows: _Rows, clusters: Clusters, low: Tensor, high: Tensor) -> Tensor:
+        """Labels of other rows by clusters that were fitted with the same [low, high]."""
+        x, unit = self._scaled(rows.x, low, high)
+        return assign(x, clusters.centers, unit)
+
+    def _scaled(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows to compare, and their unit; no copy of them where they may be too many."""
+        return (scale(x, low, high), None) if self.sample is None else (x, _unit(low, high))
 
 
 def diagnose(
@@ -107,6 +121,7 @@ def diagnose(
     gap: Gap = "paper",
     seed: int = 0,
     restarts: int = 10,
+    sample: int | None = None,
 ) -> Diagnosis:
     """Measures how well each encoder is learnt; changes nothing.
 
@@ -130,10 +145,15 @@ def diagnose(
         seed: Of the clusterings; the global random stream is not used.
         restarts: Of each k-means, the best by inertia kept. The released code's result depends
             on scikit-learn's version here: 10 restarts before 1.4, one since.
+        sample: For splits of more rows, how many of them the restarts see (20 a class at
+            least), as `kmeans` has it: time, and memory beside the features, then stay small,
+            and the purities of features whose classes overlap within 0.01. Features may be
+            float16 and memory maps. Where some samples lack a modality, and with `matched`,
+            those that count are copied.
 
     Raises:
         ValueError: If features are not finite, a class is missing from a split, there is one
-            class only, or a split has fewer samples than there are classes.
+            class only, or a split or sample has too few rows for the number of classes.
     """
     check_gap(gap)
     _check_modalities(train, val)
@@ -145,7 +165,8 @@ def diagnose(
         val = replace(val, target=torch.bucketize(val.target.contiguous(), edges))
         notes = (f"The regression target is cut into {len(edges) + 1} equal-count bins.",)
     counts = check_classes(train, val, whole=not notes)
-    clustering = _Clustering(k=int((counts > 0).sum()), seed=seed, restarts=restarts)
+    clustering = _Clustering(int((counts > 0).sum()), seed, restarts, sample)
+    check_sample(sample, clustering.k)
     scores: dict[str, tuple[float, float, float | None]] = {}
     for name in train.features:
         check_finite(train, name, "training")
@@ -181,8 +202,8 @@ def _matched(
 
 def _shared(clustering: _Clustering, train: _Rows, val: _Rows) -> tuple[float, float, float | None]:
     low, high = extent(train.x, sharded=train.sharded)
-    clusters = clustering.fit(scale(train.x, low, high), train)
-    of_val = assign(scale(val.x, low, high), clusters.centers)
+    clusters = clustering.fit(train, low, high)
+    of_val = clustering.assign(val, clusters, low, high)
     return (
         purity(clusters.labels, train.y, sharded=train.sharded),
         purity(of_val, val.y, sharded=val.sharded),
@@ -212,6 +233,12 @@ def scale(
     return 2 * (x - low) / torch.where(span > 0, span, 1.0) - 1
 
 
+def _unit(low: Tensor, high: Tensor) -> Tensor:
+    """What rows are to be divided by to be as far apart as `scale` leaves them."""
+    span = high.to(torch.promote_types(high.dtype, torch.float32)) - low
+    return torch.where(span > 0, span, 1.0) / 2
+
+
 def check_gap(gap: str) -> None:
     """Raises if there is no such estimator."""
     if gap not in _ESTIMATORS:
@@ -221,11 +248,9 @@ def check_gap(gap: str) -> None:
 def check_finite(split: Features, name: str, where: str) -> None:
     """Raises on every rank if a feature of modality `name` is NaN or infinite."""
     x = split.features[name]
-    index = _index(split).to(x.device)
-    bad = ~x.isfinite().all(1)
-    none = torch.iinfo(torch.int64).max
-    first = index[bad].min() if bool(bad.any()) else torch.tensor(none, device=x.device)
-    if int(distributed.min_(first, sharded=split.sharded)) != none:
+    index = None if split.index is None else split.index.to(x.device)
+    first = distributed.min_(first_not_finite(x, index), sharded=split.sharded)
+    if int(first) != torch.iinfo(torch.int64).max:
         raise ValueError(
             f"the features of '{name}' are NaN or infinite in row {int(first)} of the "
             f"{where} split. Training has diverged or the input holds such values: lower the "

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly import distributed
+from evenly.chance import uniform
 
 _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
 # Of the inertia: what an iteration must gain while the best restart is looked for. Against 0 it
@@ -28,6 +29,8 @@ _CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are
 _CACHED = 8  # times smaller where a chunk's rows are copied: the copy then stays in the cache
 _KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
 _STATE = 2**27  # bytes that all restarts at once may always take
+_LEAST = 20  # rows of a sample for each cluster
+_DRAW = -1  # what tells the draw of a sample from other draws of a seed, whose steps are from 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def kmeans(
     restarts: int = 10,
     index: Int[Tensor, " n"] | None = None,
     sharded: bool = False,
+    unit: Float[Tensor, " d"] | None = None,
+    sample: int | None = None,
 ) -> Clusters:
     """Groups rows into `k` clusters of least squared distance to their means.
 
@@ -65,6 +70,13 @@ def kmeans(
     With fewer distinct rows than `k` some clusters stay empty; any other that runs empty goes
     to the row farthest from its centre.
 
+    Where there are more rows than `sample`, the restarts see that many of them, drawn at random,
+    and the best one's centres then move in passes over all rows, until one lowers the inertia by
+    1e-5 of it or less: five to twenty passes, more of a small sample. The rows may lie in a file
+    larger than the memory, as `torch.from_file` and NumPy's memory maps read them. Beside them it
+    takes up to 10 bytes of memory for each value of the sample, 40 for each row (labels included)
+    and 0.15 GB.
+
     Args:
         x: The rows.
         k: Number of clusters, from 1.
@@ -74,10 +86,13 @@ def kmeans(
             the rows as they are, rank after rank.
         sharded: Whether the rows are this rank's share. Then every rank must call; what they
             exchange is sums and a few candidates for centres.
+        unit: Of each dimension, above 0: rows are compared divided by it. 1 by default.
+        sample: About how many rows, over all ranks, the restarts see: 20 a cluster at least,
+            some hundreds a cluster to find clusters as pure as from all. By default all.
 
     Raises:
-        ValueError: If `x` is no matrix or not finite, if `k` or `restarts` is below 1, or if
-            there are fewer rows than clusters, over all ranks.
+        ValueError: If `x` is no matrix or not finite, if `k`, `restarts`, `unit` or `sample` is
+            too small, or if there are fewer rows than clusters, over all ranks.
     """
     if x.ndim != 2:
         raise ValueError(
@@ -87,48 +102,95 @@ def kmeans(
     for name, value in (("k", k), ("restarts", restarts)):
         if value < 1:
             raise ValueError(f"kmeans: {name} must be at least 1; found {value}.")
+    check_sample(sample, k)
+    if unit is not None and not bool((unit > 0).all()):
+        raise ValueError(
+            f"kmeans: unit must be above 0 in each dimension; found {float(unit.min())}."
+        )
     with torch.autocast(x.device.type, enabled=False):
-        rows = _Rows(x, index, sharded)
+        rows = _Rows(x, index, sharded, unit)
         if rows.total < k:
             raise ValueError(
                 f"kmeans: fewer samples than clusters: {rows.total} rows for k = {k}. "
                 "Pass more rows or a smaller k."
             )
-        rows.center()
-        start, inertia = _best(rows, k, seed, restarts, fast=True)
-        if inertia < _TIGHT * rows.spread:
-            start, _ = _best(rows, k, seed, restarts, fast=False)
+        if sample is not None and rows.total <= sample:
+            sample = None
+        rows.center(keep=sample is None)
+        if sample is None:
+            start, _ = _start(rows, k, seed, restarts)
+            with _products(fast=False):
+                ends, _ = _lloyd(rows, start, gain=0.0)
+        else:
+            start, fast = _start_from(rows, sample, k, seed, restarts)
+            with _products(fast=fast):
+                ends, _ = _lloyd(rows, start, gain=_GAIN)
         with _products(fast=False):
-            centers = _lloyd(rows, start, gain=0.0)[0][0]
-            centers = (centers + rows.offset).to(rows.dtype)
-            labels = _assign(x, centers)
+            centers = rows.uncentred(ends[0]).to(rows.dtype)
+            labels = _assign(x, centers, unit)
         return Clusters(centers, labels, rows.inertia(centers, labels))
 
 
+def check_sample(sample: int | None, k: int) -> None:
+    """Raises if so few rows cannot stand for all when they go into `k` clusters."""
+    if sample is not None and sample < _LEAST * k:
+        raise ValueError(
+            f"'sample' is at least {_LEAST} rows a cluster, which is {_LEAST * k} for {k} "
+            f"clusters; found {sample}."
+        )
+
+
 @torch.no_grad()
-def assign(x: Float[Tensor, "n d"], centers: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+def assign(
+    x: Float[Tensor, "n d"], centers: Float[Tensor, "k d"], unit: Float[Tensor, " d"] | None = None
+) -> Int[Tensor, " n"]:
     """The nearest centre of each row, the first of several equally near; in float32.
 
     Args:
         x: The rows, for instance of another split than that of the clustering.
         centers: As found by `kmeans`.
+        unit: The one that they were found with.
 
     Raises:
         ValueError: If a row is not finite.
     """
-    _check_finite(x, torch.arange(len(x), device=x.device), "assign")
+    _check_finite(x, None, "assign")
     with torch.autocast(x.device.type, enabled=False), _products(fast=False):
-        return _assign(x, centers)
+        return _assign(x, centers, unit)
 
 
-def _assign(x: Tensor, centers: Tensor) -> Tensor:
+def _assign(x: Tensor, centers: Tensor, unit: Tensor | None) -> Tensor:
     offset = centers.mean(0)
-    near = (centers - offset).float()[None]
+    near = _compared(centers, offset, unit).float()[None]
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
     step = _chunk_rows(_CACHED * x.shape[1], len(centers))
     for part, label in zip(x.split(step), labels.split(step), strict=True):
-        label.copy_(_nearest(_scores(near, (part - offset).float()))[0])
+        label.copy_(_nearest(_scores(near, _compared(part, offset, unit).float()))[0])
     return labels
+
+
+def _compared(x: Tensor, origin: Tensor, unit: Tensor | None) -> Tensor:
+    """Rows from an origin, in units; a new tensor, of float32 or wider."""
+    x = x - origin
+    return x if unit is None else x.div_(unit)
+
+
+def _start(rows: "_Rows", k: int, seed: int, restarts: int) -> tuple[Tensor, bool]:
+    """Centres (1 k d) of the restart that ends best, and whether fast products tell rows apart."""
+    start, inertia = _best(rows, k, seed, restarts, fast=True)
+    if inertia >= _TIGHT * rows.spread:
+        return start, True
+    return _best(rows, k, seed, restarts, fast=False)[0], False
+
+
+def _start_from(
+    rows: "_Rows", sample: int, k: int, seed: int, restarts: int
+) -> tuple[Tensor, bool]:
+    """The same, found among a sample of the rows."""
+    some = rows.drawn(sample, seed)
+    some.center()
+    start, fast = _start(some, k, seed, restarts)
+    return rows.centred(some.uncentred(start)), fast
 
 
 def _best(rows: "_Rows", k: int, seed: int, restarts: int, *, fast: bool) -> tuple[Tensor, float]:
@@ -147,7 +209,6 @@ class _Rows:
     """The rows to cluster, read in chunks less their mean; knows of the other ranks' rows.
 
     Attributes:
-        index: Canonical position of each row.
         total: Number of rows over all ranks.
         longest: Number of rows of the rank that has most.
         dtype: What the centres are returned in.
@@ -157,29 +218,34 @@ class _Rows:
         spread: The sum of `norms` over all ranks.
     """
 
-    def __init__(self, x: Tensor, index: Tensor | None, sharded: bool) -> None:
+    def __init__(
+        self, x: Tensor, index: Tensor | None, sharded: bool, unit: Tensor | None = None
+    ) -> None:
         self.x = x
+        self.unit = unit
         self.sharded = sharded and distributed.world_size() > 1
         lengths = [int(n) for n in self.gather(torch.tensor([len(x)], device=x.device))]
-        before = sum(lengths[: distributed.rank()]) if self.sharded else 0
-        rows = torch.arange(before, before + len(x), device=x.device)
-        self.index = rows if index is None else index.to(x.device)
+        self.before = sum(lengths[: distributed.rank()]) if self.sharded else 0
+        self.index = None if index is None else index.to(x.device)
         self.total = sum(lengths)
         self.longest = max(lengths)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.wide = torch.float32 if x.device.type == "mps" else torch.float64
 
-    def center(self) -> None:
-        """Finds the mean and the spread."""
-        _check_finite(self.x, self.index, "kmeans", self.sharded)
+    def center(self, *, keep: bool = True) -> None:
+        """Finds the mean and the spread; may keep the centred rows, if they are few."""
+        _check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
         for part in self.x.split(_chunk_rows(self.x.shape[1], 1)):
             total += part.sum(0, dtype=self.dtype)
         self.offset = self.sum_(total) / self.total
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
-        if self.x.numel() * 4 <= _KEEP:
-            self._kept = (self.x - self._offset).float()
+        if keep and self.x.numel() * 4 <= _KEEP:
+            kept = torch.empty(self.x.shape, device=self.x.device)
+            for part, span in self.chunks(1):
+                kept[span] = part
+            self._kept = kept
         # Filled in place, here and below: small results kept between the freed parts of a loop
         # would leave holes that glibc cannot use again, as large as all the rows.
         self.norms = torch.empty(len(self.x), device=self.x.device)
@@ -197,7 +263,30 @@ class _Rows:
 
     def take(self, at: Tensor | slice) -> Tensor:
         """The centred rows at some places."""
-        return (self.x[at] - self._offset).float() if self._kept is None else self._kept[at]
+        return self.centred(self.x[at]) if self._kept is None else self._kept[at]
+
+    def centred(self, x: Tensor) -> Tensor:
+        """What is compared of rows or centres: their distance from the mean, in units."""
+        return _compared(x, self._offset, self.unit).float()
+
+    def uncentred(self, centers: Tensor) -> Tensor:
+        """The centres that `centred` made these of."""
+        return (centers if self.unit is None else centers * self.unit) + self.offset
+
+    def places(self, span: slice) -> Tensor:
+        """Canonical positions of the rows of a span."""
+        return _places(self.x, self.index, span, self.before)
+
+    def drawn(self, count: int, seed: int) -> "_Rows":
+        """About `count` rows over all ranks: the same for any order and any cut over ranks."""
+        keep = torch.empty(len(self.x), dtype=torch.bool, device=self.x.device)
+        step = _chunk_rows(_CACHED)
+        for start in range(0, len(keep), step):
+            span = slice(start, start + step)
+            keep[span] = uniform(self.places(span), seed, _DRAW) < count / self.total
+        at = keep.nonzero()[:, 0]
+        index = at + self.before if self.index is None else self.index[at]
+        return _Rows(self.x[at], index, self.sharded, self.unit)
 
     def first(self, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The `count` rows of smallest key over all ranks, for each restart.
@@ -229,7 +318,8 @@ class _Rows:
         step = _chunk_rows(_CACHED * self.x.shape[1])
         for part, label in zip(self.x.split(step), labels.split(step), strict=True):
             own = centers.index_select(0, label)  # five times as fast as centers[label]
-            total += torch.linalg.vector_norm(part - own, dim=1).square_().sum()
+            distance = torch.linalg.vector_norm(_compared(part, own, self.unit), dim=1)
+            total += distance.square_().sum()
         return float(self.sum_(total))
 
     def sum_(self, x: Tensor) -> Tensor:
@@ -250,7 +340,7 @@ def _seeds(rows: _Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
     r, n, d = len(restarts), len(rows.x), rows.x.shape[1]
     device = rows.x.device
     each = torch.arange(r, device=device)
-    base = _mix(rows.index.to(torch.int32))
+    base = _mix(rows.places(slice(0, n)).to(torch.int32))
     start = _mix(_mix(restarts.new_tensor([seed & 0x7FFFFFFF, seed >> 31]).to(torch.int32)))
     centers = torch.empty(r, k, d, device=device)
     closest = torch.full((r, n), math.inf, device=device)
@@ -367,7 +457,9 @@ def _refill(rows: _Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
     # Rows on their centre up to rounding are left there, or equal rows would never settle.
     distance[distance <= 1e-12 * rows.norms] = 0
     # The bits of a float from 0 on are ordered as it is: farthest first, then by position.
-    key = 0x7FFFFFFF - distance.view(torch.int32).long() << 32 | rows.index
+    key = distance.view(torch.int32).long().neg_().add_(0x7FFFFFFF)
+    key <<= 32
+    key |= rows.places(slice(0, len(key)))
     key, farthest = rows.first(key[None], int(empty.sum()))
     off = key[0] >> 32 < 0x7FFFFFFF
     means[empty.nonzero()[off, 0]] = farthest[0, off].to(means.dtype)
@@ -412,23 +504,44 @@ def _at_once(rows: _Rows, k: int) -> int:
     return max(max(_STATE, rows.longest * width * 4 // 5) // restart, 1)
 
 
-def _check_finite(x: Tensor, index: Tensor, name: str, sharded: bool = False) -> None:
+def _check_finite(
+    x: Tensor, index: Tensor | None, name: str, sharded: bool = False, before: int = 0
+) -> None:
     """Raises the same error on every rank if a row is not finite."""
-    bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
-    for part, places in zip(
-        x.split(_chunk_rows(x.shape[1], 1)), index.split(_chunk_rows(x.shape[1], 1)), strict=True
-    ):
-        # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
-        if not part.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite():
-            places = places[~part.isfinite().all(1)]
-            if len(places):
-                bad = torch.minimum(bad, places.min())
+    bad = first_not_finite(x, index, before)
     first = int(distributed.min_(bad) if sharded else bad)
     if first < torch.iinfo(torch.int64).max:
         raise ValueError(
             f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find out where "
             "it comes from: an encoder that diverged gives such rows."
         )
+
+
+def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) -> Tensor:
+    """The first position of a row with NaN or infinity; the largest int64 if all are finite.
+
+    Args:
+        x: The rows (n d).
+        index: Position of each; by default their number in `x`, counted from `before`.
+        before: Rows of the ranks before this one.
+    """
+    bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
+    step = _chunk_rows(x.shape[1], 1)
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
+        if not part.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite():
+            places = _places(x, index, slice(start, start + step), before)
+            places = places[~part.isfinite().all(1)]
+            if len(places):
+                bad = torch.minimum(bad, places.min())
+    return bad
+
+
+def _places(x: Tensor, index: Tensor | None, span: slice, before: int) -> Tensor:
+    if index is not None:
+        return index[span]
+    return torch.arange(before + span.start, before + min(span.stop, len(x)), device=x.device)
 
 
 @contextmanager

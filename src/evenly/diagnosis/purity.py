@@ -6,6 +6,8 @@ from torch import Tensor
 
 from evenly import distributed
 
+_CHUNK = 2**20  # samples that are counted at a time, so that many of them take no memory
+
 
 @torch.no_grad()
 def purity(
@@ -23,21 +25,22 @@ def purity(
     Raises:
         ValueError: If there is no sample, over all ranks, or a number is below 0.
     """
+    both = (cluster, target)
     # The extremes decide the size of the table and the errors, the same on every rank.
-    pairs = torch.stack([cluster.long(), target.long()])
-    none = pairs.new_zeros(2, 1)
-    highest = torch.cat([pairs + 1, none], 1).amax(1)
-    lowest = torch.cat([pairs, none], 1).amin(1)
+    highest = torch.stack([x.max().long() + 1 if len(x) else x.new_zeros(()).long() for x in both])
+    lowest = torch.stack([x.min().long() if len(x) else x.new_zeros(()).long() for x in both])
     if sharded:
         distributed.max_(highest)
         distributed.min_(lowest)
-    clusters, classes = highest.tolist()
+    clusters, classes = highest.clamp_min(0).tolist()
     if clusters == 0:
         raise ValueError("purity: there is no sample. Pass at least one.")
     for name, value in zip(("cluster", "target"), lowest.tolist(), strict=True):
         if value < 0:
             raise ValueError(f"purity: {name} must be numbered from 0; found {value}.")
-    table = torch.bincount(pairs[0] * classes + pairs[1], minlength=clusters * classes)
+    table = highest.new_zeros(clusters * classes)
+    for mine, own in zip(cluster.split(_CHUNK), target.split(_CHUNK), strict=True):
+        table += torch.bincount(mine.long() * classes + own, minlength=len(table))
     if sharded:
         distributed.sum_(table)
     overlap = table.view(clusters, classes).amax(1).sum()

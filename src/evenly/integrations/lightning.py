@@ -53,16 +53,18 @@ class Balance(Callback):
         ValueError: If the method cannot work with this Trainer or module; the text says why.
     """
 
-    def __init__(self, method: Method, forward: Forward) -> None:
+    def __init__(self, method: Method, forward: Forward, *, memory: int | None = None) -> None:
         """Keeps the method; nothing runs yet.
 
         Args:
             method: The method, made with the encoders of the module that is trained.
             forward: `forward(module, batch)` gives an `Output` and the target. The batch is on
                 the module's device already.
+            memory: Bytes of features in memory, see `Probe`.
         """
         self.method = method
         self.forward = forward
+        self.memory = memory
         self._epoch = -1  # the last epoch that before_epoch has seen
         self._loss_asked = False
 
@@ -167,7 +169,7 @@ class Balance(Callback):
             finally:
                 trainer.training = True
 
-        return Probe(pl_module, forward, _train_loader(trainer), val)
+        return Probe(pl_module, forward, _train_loader(trainer), val, memory=self.memory)
 
     def _watch_loss(self) -> None:
         """Notes the first call of the method's loss, then steps aside."""

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from evenly import distributed
 from evenly.diagnosis.gap import (
+    BINS,
     Diagnosis,
     Gap,
     check_classes,
@@ -25,6 +26,7 @@ from evenly.diagnosis.gap import (
     check_values,
     diagnose,
 )
+from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.probe import Features, Probe
 
@@ -121,6 +123,7 @@ class Relearn(Method):
         strength: float = 3.0,
         gap: Gap = "paper",
         restarts: int = 10,
+        sample: int | None = None,
         seed: int = 0,
         batchnorm: Literal["kept", "reestimated"] = "kept",
         moments: Literal["kept", "cleared"] = "kept",
@@ -140,6 +143,8 @@ class Relearn(Method):
             gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
                 next to none and is cheaper.
             restarts: Of each k-means.
+            sample: For splits of more rows, how many of them those restarts see, see
+                `diagnose`; 20 a class at least. All by default, as published.
             seed: Of the clusterings.
             batchnorm: Whether running statistics are kept, as in the paper, or taken anew from
                 the training split after the weights have moved.
@@ -174,7 +179,7 @@ class Relearn(Method):
             raise ValueError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
         self.every, self.times, self.strength = every, times, strength
         self.gap: Gap = gap
-        self.restarts, self.seed = restarts, seed
+        self.restarts, self.sample, self.seed = restarts, sample, seed
         self.batchnorm = batchnorm
         self.optimizer = optimizer if moments == "cleared" else None
         self.initial: Initial | None = self._given(initial)
@@ -221,6 +226,7 @@ class Relearn(Method):
             gap=self.gap,
             seed=self.seed,
             restarts=self.restarts,
+            sample=self.sample,
         )
         strength = self.diagnosis.strength(self.strength)
         for name, encoder in self.encoders.items():
@@ -272,8 +278,10 @@ class Relearn(Method):
         train, val = self._own(probe.features("train")), self._own(probe.features("val"))
         if train.target.is_floating_point():
             check_values(train, val)
+            classes = BINS
         else:
-            check_classes(train, val)
+            classes = int((check_classes(train, val) > 0).sum())
+        check_sample(self.sample, classes)
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")

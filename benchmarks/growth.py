@@ -1,0 +1,229 @@
+"""Time and memory of `evenly.kmeans(x, k, sample=...)` from ten thousand to ten million rows.
+
+    python benchmarks/growth.py [--folder FOLDER]                 # 11 GB free in FOLDER
+    python benchmarks/growth.py --quick                           # half a minute; a guard
+    python benchmarks/growth.py --figure docs/assets/growth.svg   # of the last results
+
+Rows of 512 values in float16 lie in a file that is mapped, not read; each clustering is made in a
+process of its own. Memory is what that process holds in RAM beyond files (resident less shared
+pages, looked at every 5 ms) at its most, less what it held before: pages of the mapped file are the
+system's cache, which it takes back as it needs. The purity is compared with that of the exact
+clustering, where all rows take part in all restarts, of as many rows as time allows.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from claims import Claim, report
+
+from evenly import kmeans, purity
+
+WIDTH, LATENT = 512, 16
+RESULTS = Path(__file__).parent / "results" / "growth.json"
+# By number of classes their spread, where the class means have 1: they overlap, as an encoder's do.
+SPREAD = {6: 1.2, 31: 1.2, 1000: 1.0}
+# By clusters: rows; up to how many of them the exact clustering is made; sample and restarts.
+FULL = {
+    6: ([10**4, 10**5, 10**6, 10**7], 10**6, 100_000, 10),
+    31: ([10**4, 10**5, 10**6, 10**7], 10**6, 100_000, 10),
+    1000: ([2 * 10**5, 10**6], 2 * 10**5, 100_000, 2),
+}
+QUICK = {6: ([10**4, 10**5], 10**4, 4000, 10)}
+PURITY, SLOPE, QUICK_SLOPE = 0.01, 1.05, 1.3
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def allowed(n, sample):
+    """Bytes that the docstring of `kmeans` states."""
+    return 10 * min(n, sample) * WIDTH + 1.5e8 + 40 * n
+
+
+def write(folder, n, k):
+    """Rows of k overlapping classes behind a rectifier, and their classes, as files."""
+    stream = torch.Generator().manual_seed(k)
+    means = torch.randn(k, LATENT, generator=stream)
+    mix = torch.randn(LATENT, WIDTH, generator=stream) / math.sqrt(LATENT)
+    with (folder / "x").open("wb") as rows, (folder / "y").open("wb") as classes:
+        for start in range(0, n, 2**14):
+            y = torch.randint(k, (min(2**14, n - start),), generator=stream)
+            z = means[y] + SPREAD[k] * torch.randn(len(y), LATENT, generator=stream)
+            x = (z @ mix + 0.3 * torch.randn(len(y), WIDTH, generator=stream)).relu_()
+            rows.write(x.half().numpy().data)
+            classes.write(y.numpy().data)
+
+
+class Peak:
+    """The most memory beyond files that this process holds while the block runs."""
+
+    def __enter__(self):
+        self.before = self.bytes = self._now()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.over.set()
+        self.thread.join()
+        self.bytes -= self.before
+
+    def _watch(self):
+        while not self.over.wait(0.005):
+            self.bytes = max(self.bytes, self._now())
+
+    def _now(self):
+        resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+        return (resident - shared) * PAGE
+
+
+def one(folder, n, k, sample, restarts):
+    """Prints what one clustering took, as JSON; a sample of 0 is the exact one."""
+    x = torch.from_file(str(folder / "x"), True, n * WIDTH, dtype=torch.float16).view(n, WIDTH)
+    y = torch.from_file(str(folder / "y"), True, n, dtype=torch.int64)
+    kmeans(x[:1000], 6, restarts=2)  # libraries are loaded, threads started
+    with Peak() as peak:
+        start = time.perf_counter()
+        labels = kmeans(x, k, sample=sample or None, restarts=restarts).labels
+        seconds = time.perf_counter() - start
+        found = purity(labels, y)
+    print(json.dumps({"seconds": seconds, "bytes": peak.bytes, "purity": found}))
+
+
+def measured(folder, plan):
+    """One entry for each clustering."""
+    runs = []
+    print(f"{'rows':>12}{'k':>7}{'sample':>9}{'seconds':>10}{'memory GB':>11}{'purity':>9}")
+    for k, (counts, exact, sample, restarts) in plan.items():
+        for n in counts:
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                write(Path(own), n, k)
+                for size in (sample, 0) if n <= exact else (sample,):
+                    settings = [own, *(str(value) for value in (n, k, size, restarts))]
+                    command = [sys.executable, __file__, "--one", *settings]
+                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                    run = {"rows": n, "k": k, "sample": size, "restarts": restarts}
+                    runs.append(run | json.loads(done.stdout))
+                    print(
+                        f"{n:>12,}{k:>7,}{f'{size:,}' if size else 'all':>9}"
+                        f"{runs[-1]['seconds']:>10.1f}{runs[-1]['bytes'] / 1e9:>11.2f}"
+                        f"{runs[-1]['purity']:>9.4f}",
+                        flush=True,
+                    )
+    return runs
+
+
+def claims(runs, slope):
+    """What the runs are to show."""
+    found = []
+    sampled = {(run["k"], run["rows"]): run for run in runs if run["sample"]}
+    exact = {(run["k"], run["rows"]): run for run in runs if not run["sample"]}
+    for k in dict.fromkeys(run["k"] for run in runs):
+        counts = [n for clusters, n in sampled if clusters == k]
+        first, last = min((n for n in counts[:-1] if n >= 10**5), default=counts[0]), counts[-1]
+        ratio = sampled[k, last]["seconds"] / sampled[k, first]["seconds"]
+        grown = math.log(ratio) / math.log(last / first)
+        what = f"k = {k:,}: slope of log time, {first:,} to {last:,} rows"
+        found.append(Claim(what, grown, slope, at_least=False))
+        most = max(sampled[k, n]["bytes"] / allowed(n, sampled[k, n]["sample"]) for n in counts)
+        found.append(Claim(f"k = {k:,}: memory / what is stated", most, 1.0, at_least=False))
+        far = [abs(run["purity"] - sampled[key]["purity"]) for key, run in exact.items()
+               if key[0] == k]  # fmt: skip
+        found.append(Claim(f"k = {k:,}: purity off the exact one", max(far), PURITY, False))
+    return found
+
+
+def hardware():
+    """The machine, in words."""
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PHYS_PAGES") * PAGE / 2**30
+    name = names[0] if names else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, {memory:.0f} GB, torch {torch.__version__}"
+
+
+def draw(results):
+    """Seconds and memory over rows, both axes logarithmic."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    from evenly.report.drawing import INK, QUIET, add_heading
+
+    figure = Figure(figsize=(9.4, 3.9))
+    panels = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.075, right=0.94, top=0.74, bottom=0.16, wspace=0.42)
+    runs = results["runs"]
+    size = max(run["sample"] for run in runs)
+    add_heading(figure, 0.35, "Seconds of one clustering", f"a sample of {size:,} rows, or all")
+    add_heading(figure, 5.2, "Memory beside the features, GB", "at the most, of the same runs")
+    colours = {6: "#0072b2", 31: "#d55e00", 1000: "#009e73"}
+    for axes, value, unit in ((panels[0], "seconds", 1), (panels[1], "bytes", 1e9)):
+        for k in dict.fromkeys(run["k"] for run in runs):
+            for sampled, style in ((True, "-"), (False, ":")):
+                some = [run for run in runs if run["k"] == k and bool(run["sample"]) == sampled]
+                places = [run["rows"] for run in some]
+                heights = [run[value] / unit for run in some]
+                axes.plot(places, heights, style, color=colours.get(k, INK), marker="o",
+                          markersize=4, linewidth=1.6)  # fmt: skip
+                if sampled:
+                    _name(axes, f"k = {k:,}", places[-1], heights[-1], colours.get(k, INK))
+        counts = sorted({run["rows"] for run in runs})
+        axes.set(xscale="log", yscale="log", xlabel="rows", xticks=counts)
+        axes.set_xticks(counts, [_power(n) for n in counts])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+    counts = sorted({run["rows"] for run in runs})
+    sizes = [2 * WIDTH * n / 1e9 for n in counts]
+    panels[1].plot(counts, sizes, "--", color=QUIET, linewidth=1)
+    _name(panels[1], "the features", counts[-1], sizes[-1], QUIET)
+    return figure
+
+
+def _name(axes, text, x, y, colour):
+    axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=colour)
+
+
+def _power(n):
+    return f"10{str(round(math.log10(n))).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where rows lie meanwhile (default: temporary)")
+    parser.add_argument("--quick", action="store_true", help="few rows, and no results kept")
+    parser.add_argument("--figure", type=Path, help="draw the kept results here: .svg or .png")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(Path(options.one[0]), *map(int, options.one[1:]))
+        return
+    if options.figure:
+        from evenly.report.drawing import write_drawing
+
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        write_drawing(options.figure, lambda: draw(results))
+        return
+    runs = measured(options.folder, QUICK if options.quick else FULL)
+    if not options.quick:
+        from evenly.files import write_text
+
+        kept = {"date": date.today().isoformat(), "hardware": hardware(), "runs": runs}
+        write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
+    report(claims(runs, QUICK_SLOPE if options.quick else SLOPE))
+
+
+if __name__ == "__main__":
+    main()
