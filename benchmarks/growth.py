@@ -29,10 +29,12 @@ from claims import Claim, report
 
 from evenly import kmeans, purity
 
-WIDTH, LATENT = 512, 16
+WIDTH, LATENT = 512, 32
 RESULTS = Path(__file__).parent / "results" / "growth.json"
-# By number of classes their spread, where the class means have 1: they overlap, as an encoder's do.
-SPREAD = {6: 1.2, 31: 1.2, 1000: 1.0}
+# By number of classes their spread, where the class means have 1: they overlap, as an encoder's do,
+# but so that seeds agree on a best clustering. With 16 latent dimensions exact clusterings into 31
+# differ by 0.02 in purity from seed to seed, and no other could be said to be off by 0.01.
+SPREAD = {6: 1.6, 31: 1.6, 1000: 1.2}
 # By clusters: rows; up to how many of them the exact clustering is made; sample and restarts.
 FULL = {
     6: ([10**4, 10**5, 10**6, 10**7], 10**6, 100_000, 10),

@@ -234,11 +234,12 @@ class _Rows:
 
     def center(self, *, keep: bool = True) -> None:
         """Finds the mean and the spread; may keep the centred rows, if they are few."""
-        _check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
         for part in self.x.split(_chunk_rows(self.x.shape[1], 1)):
             total += part.sum(0, dtype=self.dtype)
         self.offset = self.sum_(total) / self.total
+        if not bool(self.offset.isfinite().all()):  # NaN and infinity survive a sum
+            _check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
         if keep and self.x.numel() * 4 <= _KEEP:
