@@ -24,7 +24,11 @@ PLAN = {
     "figure1": {name: [] for name in ALL},
     "figure3": {"cremad_votes": [], "av_digits": []},
     "table": {name: [] for name in ALL},
-    "scarce": {"cremad_votes": ["--noise.audio", "4"], "av_digits": ["--noise.speech", "2"]},
+    "scarce": {
+        "cremad_votes": ["--noise.audio", "4"],
+        "cmu_mosi": ["--noise.video", "4"],
+        "av_digits": ["--noise.speech", "2"],
+    },
     "modalities": {"cmu_mosi": [], "breast_cancer": []},
     "transformers": {"ravdess_av": [], "av_digits": []},
 }
