@@ -42,6 +42,7 @@ FULL = {
     1000: ([2 * 10**5, 10**6], 2 * 10**5, 100_000, 2),
 }
 QUICK = {6: ([10**4, 10**5], 10**4, 4000, 10)}
+COLOURS = {6: "#0072b2", 31: "#d55e00", 1000: "#009e73"}
 PURITY, SLOPE, QUICK_SLOPE = 0.01, 1.05, 1.3
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -160,46 +161,43 @@ def hardware():
 def draw(results):
     """Seconds and memory over rows, both axes logarithmic."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FormatStrFormatter, NullLocator
 
-    from evenly.report.drawing import INK, QUIET, add_heading
+    from evenly.report.drawing import QUIET, add_heading
 
     figure = Figure(figsize=(9.4, 3.9))
     panels = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.075, right=0.94, top=0.74, bottom=0.16, wspace=0.42)
+    figure.subplots_adjust(left=0.075, right=0.89, top=0.74, bottom=0.16, wspace=0.42)
     runs = results["runs"]
     size = max(run["sample"] for run in runs)
-    add_heading(figure, 0.35, "Seconds of one clustering", f"a sample of {size:,} rows, or all")
-    add_heading(figure, 5.2, "Memory beside the features, GB", "at the most, of the same runs")
-    colours = {6: "#0072b2", 31: "#d55e00", 1000: "#009e73"}
+    add_heading(figure, 0.35, "Seconds", f"lines: restarts on {size:,} rows; dotted: on all")
+    add_heading(figure, 5.05, "Memory beside the features, GB", "at its most, of the same runs")
+    counts = sorted({run["rows"] for run in runs})
     for axes, value, unit in ((panels[0], "seconds", 1), (panels[1], "bytes", 1e9)):
-        for k in dict.fromkeys(run["k"] for run in runs):
+        for run in runs:
+            run["height"] = run[value] / unit
+        for k, colour in COLOURS.items():
             for sampled, style in ((True, "-"), (False, ":")):
                 some = [run for run in runs if run["k"] == k and bool(run["sample"]) == sampled]
-                places = [run["rows"] for run in some]
-                heights = [run[value] / unit for run in some]
-                axes.plot(places, heights, style, color=colours.get(k, INK), marker="o",
-                          markersize=4, linewidth=1.6)  # fmt: skip
-                if sampled:
-                    _name(axes, f"k = {k:,}", places[-1], heights[-1], colours.get(k, INK))
-        counts = sorted({run["rows"] for run in runs})
-        axes.set(xscale="log", yscale="log", xlabel="rows", xticks=counts)
-        axes.set_xticks(counts, [_power(n) for n in counts])
+                places, heights = zip(*((run["rows"], run["height"]) for run in some), strict=True)
+                axes.plot(places, heights, style, color=colour, marker="o", markersize=4,
+                          linewidth=1.6)  # fmt: skip
+                if sampled and value == "seconds":
+                    _name(axes, f"k = {k:,}", places[-1], heights[-1], colour)
+        axes.set(xscale="log", yscale="log", xlabel="rows")
+        powers = [10**n for n in range(4, 8)]
+        axes.set_xticks(powers, [f"10{'⁰¹²³⁴⁵⁶⁷'[round(math.log10(n))]}" for n in powers])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
-    counts = sorted({run["rows"] for run in runs})
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     sizes = [2 * WIDTH * n / 1e9 for n in counts]
     panels[1].plot(counts, sizes, "--", color=QUIET, linewidth=1)
-    _name(panels[1], "the features", counts[-1], sizes[-1], QUIET)
+    _name(panels[1], "features", counts[-1], sizes[-1], QUIET)
     return figure
 
 
 def _name(axes, text, x, y, colour):
     axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=colour)
-
-
-def _power(n):
-    return f"10{str(round(math.log10(n))).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def main():
