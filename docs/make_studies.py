@@ -22,7 +22,7 @@ PLAN = {
     "figure4": {name: [] for name in ALL},
     "figure5": {name: [] for name in ALL},
     "figure1": {name: [] for name in ALL},
-    "figure3": {"cremad_votes": [], "av_digits": []},
+    "figure3": {"cremad_votes": [], "cmu_mosi": [], "av_digits": []},
     "table": {name: [] for name in ALL},
     "scarce": {
         "cremad_votes": ["--noise.audio", "4"],
