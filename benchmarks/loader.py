@@ -23,18 +23,20 @@ from evenly.data import collate
 from evenly.data.raw import prepare
 from evenly.data.store import open_store
 
-COUNTS, BATCH, SIZE = {"train": 504, "val": 6, "test": 6}, 64, 224
+BATCH, SIZE = 64, 224
 LEAST_RATE, LEAST_RATIO = 1000, 20
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="pairs of passes")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--clips", type=int, default=504, help="how many are read")
+    arguments = parser.parse_args()
+    counts = {"train": arguments.clips, "val": 6, "test": 6}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        known = crema.write(folder / "clips", COUNTS)
+        known = crema.write(folder / "clips", counts)
         prepare(crema.source(known, SIZE), folder / "store", workers=2)
         files = Files([clip for clip in known if clip.split == "train"], (SIZE, SIZE))
         split = open_store(folder / "store").split("train")
@@ -43,10 +45,10 @@ def main():
             "store": DataLoader(split, BATCH, shuffle=True, collate_fn=collate),
         }
         took: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(rounds + 1):
+        for _ in range(arguments.rounds + 1):
             for side, loader in sides.items():
                 took[side].append(seconds(lambda loader=loader: list(loader)))
-    rates = {side: COUNTS["train"] / statistics.median(found[1:]) for side, found in took.items()}
+    rates = {side: arguments.clips / statistics.median(found[1:]) for side, found in took.items()}
     for side, rate in rates.items():
         print(f"{side}: {rate:,.0f} samples/s on one core")
     ratio = rates["store"] / rates["files"]
