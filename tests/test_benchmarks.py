@@ -17,11 +17,11 @@ SHORT = {
     "forms": (["--pairs", "5"], 0.6),
     "kmeans": (["--pairs", "3", "--small"], 0.5),
     "loader": (["--rounds", "1", "--clips", "128"], 0.5),
-    "relearn": (["--pair", "mlp", "--pairs", "3"], 0.9),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("benchmarks")  # one after the other
 @pytest.mark.parametrize("program", SHORT)
 def test_what_is_promised_of_speed_holds_with_a_margin(program, tmp_path):
     options, margin = SHORT[program]
