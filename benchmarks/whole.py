@@ -21,7 +21,7 @@ from pathlib import Path
 import crema
 import plain
 import torch
-from claims import Claim, report, seconds
+from claims import AMX, Claim, report, seconds
 
 from evenly.data.raw import prepare
 from evenly.data.store import open_store
@@ -96,9 +96,8 @@ def claimed(arguments):
     mine = statistics.median(pair[0][2] for pair in pairs)
     other = statistics.median(pair[1][2] for pair in pairs)
     gpu = torch.cuda.is_available()
-    amx = torch.cpu._is_amx_tile_supported()
     target = TARGETS["cuda" if gpu else "cpu"]
-    here = {"here": gpu or amx, "why": "promised with AMX, which this processor lacks"}
+    here = {} if gpu else AMX
     where = "on the GPU" if gpu else f"on {cores()} cores"
     # Two standard errors of the difference of two accuracies, at the least favourable accuracy.
     noise = 2 * math.sqrt(2 * 0.25 / counts["test"])
