@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format docs docs-serve figure pages methods results studies bench clean
+.PHONY: install demo test check format docs docs-serve figure pages methods results studies bench bench-write clean
 
 install: .venv/installed
 
@@ -52,12 +52,11 @@ results: install  ## docs/results.md, from ../shared/data (three to six hours on
 studies: install  ## docs/studies.md, from ../shared/data (three to five hours on two cores)
 	$(BIN)/python docs/make_studies.py
 
-bench: install  ## each claim of speed, as a ratio from one run
-	$(BIN)/python benchmarks/kmeans.py
-	$(BIN)/python benchmarks/growth.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/train_step.py
+bench: install  ## every claim of speed, as a ratio from one run (an hour on two cores)
+	$(BIN)/python benchmarks/run.py
+
+bench-write: install  ## the same, noted down in benchmarks/results and docs/performance.md
+	$(BIN)/python benchmarks/run.py --write
 
 clean:
 	rm -rf .venv demo runs site

@@ -9,6 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+AMX = {
+    "here": torch.cpu._is_amx_tile_supported(),
+    "why": "promised with AMX, which this processor lacks",
+}
+"""Of claims that rest on fast bf16 products."""
 FILE = "EVENLY_CLAIMS"
 """Environment variable with the file that `report` appends to, a line of JSON for each claim."""
 

@@ -28,6 +28,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from claims import Claim, report
 
 from evenly import METHODS, Probe
 from evenly.data import Data, collate
@@ -50,30 +51,35 @@ PAIRS = {
     # modalities with the shape of a sample, samples in a batch, batches in an epoch
     "resnet": ({"sound": (1, 112, 112), "picture": (3, 112, 112)}, 64, 2),
     "whole": ({"sound": (1, 224, 224), "picture": (3, 224, 224)}, 64, 2),
+    "paper": ({"sound": (1, 128, 298), "picture": (2, 3, 224, 224)}, 64, 2),
     "mlp": ({"first": (1024,), "second": (1024,)}, 256, 10),
 }
-AUTOCAST = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
 NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "overhead.json"
 
 
+def precision(batch):
+    """That of the lab, for what is computed from a batch."""
+    return torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=has_fast_bf16())
+
+
 def passed(model, batch):
-    """A forward pass under the precision of the lab."""
-    with AUTOCAST:
+    """A forward pass."""
+    with precision(batch):
         return forward(model, batch)
 
 
 class Trainer:
     """One training, step by step, as the lab builds it."""
 
-    def __init__(self, case, pair):
+    def __init__(self, case, pair, device="cpu"):
         shapes, size, batches = PAIRS[pair]
         encoders = {}
         if pair != "mlp":
             encoders = dict.fromkeys(shapes, "resnet18")
         training = Training(epochs=EPOCHS, batch_size=size, width=512, encoders=encoders)
         cell = Cell(training, case, 0)
-        data = random_data(shapes, size * batches, size)
-        self.model = build_model(data, cell)
+        data = random_data(shapes, size * batches, size).to(torch.device(device))
+        self.model = build_model(data, cell).to(device)
         self.optimizer = build_optimizer(self.model, training)
         self.sampler = build_sampler(data, cell)
         self.method = build_method(cell, self.model, self.optimizer, self.sampler)
@@ -84,6 +90,7 @@ class Trainer:
         )
         val = torch.utils.data.DataLoader(data.split("val"), size, collate_fn=collate)
         self.probe = Probe(self.model, passed, self.loader, val)
+        self.cuda = torch.device(device).type == "cuda"
 
     def begin(self, epoch):
         """Runs `before_epoch`; the batches of the epoch."""
@@ -92,19 +99,21 @@ class Trainer:
         self.model.train()
         return list(self.loader)
 
-    def step(self, whole):
-        """Seconds of one batch."""
+    def step(self, whole, *, wait=True):
+        """Seconds of one batch; of a GPU that is not waited for, nothing."""
         start = time.perf_counter()
         for _ in range(self.method.repeats):
             batch = whole
             if (turn := self.method.turn) is not None:
                 batch = {**batch, "inputs": {turn: batch["inputs"][turn]}}
-            with AUTOCAST:
+            with precision(batch):
                 loss = self.method.loss(*forward(self.model, batch))
             self.method.backward(loss)
             self.method.before_step()
             self.optimizer.step()
             self.optimizer.zero_grad()
+        if self.cuda and wait:
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
 
@@ -162,27 +171,28 @@ def child(case, pair, rounds):
 
 
 def table(cases, rounds):
-    """Prints a line for each method; what was found, and whether all are within their budgets."""
+    """Prints a line for each method; what was found, and the time of each over its budget."""
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     print(f"{'':<24}{'ResNet-18 pair':>26}{'MLP pair':>24}")
     head = f"{'method':<24}{'time':>8}{'budget':>10}{'memory':>8}{'time':>16}{'memory':>8}"
     print(head, flush=True)
     joint = {pair: child("joint", pair, 1)[1] for pair in ("resnet", "mlp")}
-    found, met = {}, True
+    found, shares = {}, {}
     for case in cases:
         (slow, large), (quick, small) = (child(case, pair, rounds) for pair in ("resnet", "mlp"))
         large, small = large / joint["resnet"], small / joint["mlp"]
         budget = METHODS[parse(case).name].info.budget
         # What joint training takes over itself is the noise that a few pairs of steps leave.
         noise = max(1.03, found.get("joint", {"time": 1.0})["time"])
+        shares[case] = slow / budget
         over = case != "joint" and slow > budget * noise
         line = f"{case:<24}{slow:>8.2f}{budget:>9.2f}{'!' if over else ' '}{large:>8.2f}"
         print(f"{line}{quick:>16.2f}{small:>8.2f}", flush=True)
         whole = child(case, "whole", rounds)[0] if over else None
         if whole is not None:
-            over = whole > budget * noise
-            print(f"{'  at all pixels':<24}{whole:>8.2f}{budget:>9.2f}{'!' if over else ' '}")
-        met &= not over
+            shares[case] = whole / budget
+            mark = "!" if whole > budget * noise else " "
+            print(f"{'  at all pixels':<24}{whole:>8.2f}{budget:>9.2f}{mark}")
         found[case] = {
             "time": round(slow, 3),
             "memory": round(large, 3),
@@ -190,7 +200,7 @@ def table(cases, rounds):
             "mlp_memory": round(small, 3),
             "time_at_224": whole and round(whole, 3),
         }
-    return found, met
+    return found, shares, noise
 
 
 def main():
@@ -206,7 +216,7 @@ def main():
         print(time_ratio(case, pair, int(rounds)), size)
         return
     cases = [c for c in expanded(split(arguments.methods), ["first"]) if not alone(c)]
-    found, met = table(cases, arguments.rounds)
+    found, shares, noise = table(cases, arguments.rounds)
     if arguments.write:
         known = json.loads(NOTED.read_text(encoding="utf-8"))["methods"] if NOTED.is_file() else {}
         note = {
@@ -217,9 +227,10 @@ def main():
             "methods": {**known, **found},
         }
         NOTED.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    what = "within their budgets on the ResNet-18 pair"
-    print(f"all {what}" if met else f"NOT all {what} (marked !)")
-    sys.exit(not met)
+    shares.pop("joint", None)
+    most = max(shares, key=shares.__getitem__)
+    what = f"a step of the dearest method for its budget ({most}), of {len(shares)}"
+    report([Claim(what, shares[most], noise, at_least=False)])
 
 
 def alone(case):

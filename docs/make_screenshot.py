@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SIZE = 1120, 1255  # the head, the ranking and the first figure
+SIZE = 1120, 1065  # the head, the ranking and the first figure
 COLOURS = 256  # as many as the page has; the file is a third
 
 

@@ -22,9 +22,13 @@ PLAN = {
     "figure4": {name: [] for name in ALL},
     "figure5": {name: [] for name in ALL},
     "figure1": {name: [] for name in ALL},
-    "figure3": {"cremad_votes": [], "av_digits": []},
+    "figure3": {"cremad_votes": [], "cmu_mosi": [], "av_digits": []},
     "table": {name: [] for name in ALL},
-    "scarce": {"cremad_votes": ["--noise.audio", "4"], "av_digits": ["--noise.speech", "2"]},
+    "scarce": {
+        "cremad_votes": ["--noise.audio", "4"],
+        "cmu_mosi": ["--noise.video", "4"],
+        "av_digits": ["--noise.speech", "2"],
+    },
     "modalities": {"cmu_mosi": [], "breast_cancer": []},
     "transformers": {"ravdess_av": [], "av_digits": []},
 }

@@ -1,11 +1,22 @@
-"""Runs a function in several gloo processes and brings back what each returned."""
+"""Runs a function in several gloo processes, and the training that is the same on any number."""
 
 import os
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+import evenly
+from support import Toy, forward, info, make, net, sgd, weights
+
+EPOCHS = 4
+BATCH = 8  # of all ranks together
 
 
 def _enter(rank, world, function, folder, arguments):
@@ -25,3 +36,57 @@ def on_ranks(function, folder, *arguments, world=2):
     """What `function(rank, world, *arguments)` returned on each rank."""
     mp.spawn(_enter, (world, function, folder, arguments), nprocs=world)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+class Straight(nn.Module):
+    """The toy without BatchNorm and dropout, which see a rank's own rows only."""
+
+    def __init__(self, seed, head):
+        super().__init__()
+        self.net = net(seed=seed, head=head)
+        for encoder in self.net.encoders.values():
+            encoder[1] = nn.Identity()
+            encoder[3] = nn.Identity()
+        self.encoders, self.head = self.net.encoders, self.net.head
+
+    def forward(self, inputs, index=None):
+        return self.net(inputs, index)
+
+
+def splits():
+    """Training and validation data: 18 rows in batches of 5 make unequal last batches."""
+    return Toy(40, seed=1), Toy(18, seed=2)
+
+
+def train(rank, world, case, seed=None, parallel=None):
+    """Global batches of 8, cut over the ranks; each rank starts from weights of its own."""
+    model = Straight(rank if seed is None else seed, info(case).head)
+    parallel = parallel or partial(
+        DistributedDataParallel, find_unused_parameters=info(case).partial
+    )
+    trained = parallel(model) if world > 1 else model
+    optimizer = sgd(model)
+    dataset, val = splits()
+    sampler = evenly.Resampler(dataset, world, rank, seed=3)
+    method = make(case, model, optimizer, sampler)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=evenly.Repeated(sampler, BATCH // world, repeats=method.repeats),
+    )
+    probe = evenly.Probe(trained, forward, loader, DataLoader(val, 5))
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        method.before_epoch(epoch, probe)
+        for batch in loader:
+            output, target = forward(trained, batch)
+            method.backward(method.loss(output, target))
+            method.before_step()
+            optimizer.step()
+            optimizer.zero_grad()
+    # What one rank saves must be whole.
+    assert not any(hasattr(value, "full_tensor") for value in tree_leaves(method.state_dict()))
+    return {name: whole(value) for name, value in weights(model).items()}
+
+
+def whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

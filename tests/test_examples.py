@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FLOOR = 0.7  # of ten classes; joint training reaches 0.8 in as many epochs
-NAMES = ["raw_loop", "lightning_trainer", "transformers_trainer", "ddp_loop"]
+NAMES = ["raw_loop", "lightning_trainer", "transformers_trainer", "ddp_loop", "lightning_ranks"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -29,13 +29,51 @@ def run(script, folder, *arguments, launcher=()):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "name", [*NAMES[:3], pytest.param("ddp_loop", marks=pytest.mark.distributed)]
-)
+@pytest.mark.parametrize("name", NAMES[:3])
 def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
-    launcher = TORCHRUN if name == "ddp_loop" else ()
-    output = run(EXAMPLES / f"{name}.py", tmp_path, launcher=launcher)
-    assert "replicas are equal: False" not in output
+    check(run(EXAMPLES / f"{name}.py", tmp_path))
+
+
+@pytest.mark.distributed
+def test_runs_on_two_processes(tmp_path):
+    output = run(EXAMPLES / "ddp_loop.py", tmp_path, launcher=TORCHRUN)
+    assert "replicas are equal: True" in output
+    check(output)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_runs_where_slurm_starts_the_processes(tmp_path):
+    """With the variables that `srun` sets for each of two tasks on one node."""
+    job = str(os.getpid())  # which Lightning makes the port of
+    node = {"JOB_ID": job, "JOB_NAME": "train", "NODELIST": "127.0.0.1", "NNODES": "1"}
+    ranks = []
+    for rank in ("0", "1"):
+        task = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "NODEID": "0"}
+        task |= {"PROCID": rank, "LOCALID": rank}
+        slurm = {f"SLURM_{name}": value for name, value in (node | task).items()}
+        with (tmp_path / rank).open("w") as output:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, str(EXAMPLES / "lightning_ranks.py"), "fsdp"],
+                    cwd=tmp_path,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", **slurm},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [rank.wait(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    first = (tmp_path / "0").read_text()
+    assert codes == [0, 0], first
+    check(first)
+
+
+def check(output):
+    """An accuracy above the floor, and a diagnosis."""
     accuracy = float(re.search(r"^validation accuracy: ([\d.]+)$", output, re.MULTILINE)[1])
     assert accuracy > FLOOR
     table = output[output.index("modality") :].splitlines()

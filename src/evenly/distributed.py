@@ -55,12 +55,23 @@ def gather(x: Tensor, *, sharded: bool = True) -> list[Tensor]:
         return [x]
     lengths = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
     dist.all_gather(lengths, torch.tensor([len(x)], device=x.device))
-    sizes = [int(length) for length in lengths]
+    sizes: list[int] = torch.cat(lengths).tolist()
     padded = x.new_zeros((max(sizes), *x.shape[1:]))
     padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return [part[:size] for part, size in zip(parts, sizes, strict=True)]
+
+
+def stack(x: Tensor) -> Tensor:
+    """`x` of every rank (ranks ...), of the same shape on each; for small tensors.
+
+    It is a sum of zeros and one part: that takes as many steps as the logarithm of the ranks,
+    where a gather takes as many as there are ranks.
+    """
+    parts = x.new_zeros((world_size(), *x.shape))
+    parts[rank()] = x
+    return sum_(parts)
 
 
 def share(count: int) -> Tensor:
@@ -117,23 +128,38 @@ def local(x: Tensor) -> Tensor:
     return x
 
 
-def shard_like(full: Tensor, reference: Tensor) -> Tensor:
-    """This rank's part of `full`, cut as `reference` is; `full` itself if that is whole.
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor brought together, on every rank; any other as it is.
+
+    The ranks that hold the parts must all call.
+    """
+    if is_sharded(x):
+        full: Tensor = x.full_tensor()  # type: ignore[attr-defined]
+        return full
+    return x
+
+
+def sharded_like(full: Tensor, reference: Tensor) -> Tensor:
+    """`full` as a DTensor that is cut as `reference` is; `full` itself if that is whole.
 
     `full` must be the same on every rank; nothing is communicated.
     """
     if not is_sharded(reference) or is_sharded(full):
-        return local(full)
+        return full
     from torch.distributed.tensor import distribute_tensor
 
-    return local(
-        distribute_tensor(
-            full,
-            reference.device_mesh,  # type: ignore[attr-defined]
-            reference.placements,  # type: ignore[attr-defined]
-            src_data_rank=None,
-        )
+    cut: Tensor = distribute_tensor(
+        full,
+        reference.device_mesh,  # type: ignore[attr-defined]
+        reference.placements,  # type: ignore[attr-defined]
+        src_data_rank=None,
     )
+    return cut
+
+
+def shard_like(full: Tensor, reference: Tensor) -> Tensor:
+    """This rank's part of `sharded_like`."""
+    return local(sharded_like(full, reference))
 
 
 def sum_shards_(x: Tensor, reference: Tensor) -> Tensor:

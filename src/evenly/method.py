@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from evenly import distributed
 from evenly.output import Output
 
 if TYPE_CHECKING:
@@ -161,7 +162,11 @@ class Method:
         """Called when gradients are complete, averaged over ranks, unscaled and unclipped."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers: tensors and plain values, for `torch.save`."""
+        """What the method remembers: tensors and plain values, for `torch.save`.
+
+        Copies of sharded parameters are brought together in it, so that it can be saved by one
+        rank and loaded by any number: under FSDP2, as for the model's, every rank must call.
+        """
         return {name: _pack(getattr(self, name)) for name in self.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -284,5 +289,8 @@ def overrides(method: Method, hook: str) -> bool:
 def _pack(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state()
-    # A snapshot: what the method adds to a table later is not in it.
-    return dict(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):  # a snapshot: what the method adds to a table later is not in it
+        return {key: _pack(entry) for key, entry in value.items()}
+    if isinstance(value, Tensor) and distributed.is_sharded(value):
+        return distributed.whole(value).cpu()  # one after the other: a device has no room for all
+    return value

@@ -2,69 +2,19 @@
 
 import tempfile
 import traceback
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
-from ranks import on_ranks
-from support import CASES, Toy, forward, info, make, net, sgd, weights
+from ranks import on_ranks, train
+from support import CASES, Toy, forward, info, net
 
 pytestmark = pytest.mark.distributed
-EPOCHS = 4
 CHUNK = 6  # cases that share two processes: starting them takes longer than training
-
-
-class Straight(torch.nn.Module):
-    """The toy without BatchNorm and dropout, which see a rank's own rows only."""
-
-    def __init__(self, seed, head):
-        super().__init__()
-        self.net = net(seed=seed, head=head)
-        for encoder in self.net.encoders.values():
-            encoder[1] = torch.nn.Identity()
-            encoder[3] = torch.nn.Identity()
-        self.encoders, self.head = self.net.encoders, self.net.head
-
-    def forward(self, inputs, index=None):
-        return self.net(inputs, index)
-
-
-def train(rank, world, case, seed=None, parallel=None):
-    """Global batches of 8, cut over the ranks; each rank starts from weights of its own."""
-    model = Straight(rank if seed is None else seed, info(case).head)
-    parallel = parallel or partial(
-        DistributedDataParallel, find_unused_parameters=info(case).partial
-    )
-    trained = parallel(model) if world > 1 else model
-    optimizer = sgd(model)
-    dataset, val = Toy(40, seed=1), Toy(18, seed=2)
-    sampler = evenly.Resampler(dataset, world, rank, seed=3)
-    method = make(case, model, optimizer, sampler)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=evenly.Repeated(sampler, 8 // world, repeats=method.repeats),
-    )
-    # 18 rows in batches of 5: the ranks' last batches are unequal to the others
-    probe = evenly.Probe(trained, forward, loader, DataLoader(val, 5))
-    for epoch in range(EPOCHS):
-        sampler.set_epoch(epoch)
-        method.before_epoch(epoch, probe)
-        for batch in loader:
-            output, target = forward(trained, batch)
-            method.backward(method.loss(output, target))
-            method.before_step()
-            optimizer.step()
-            optimizer.zero_grad()
-    return {name: whole(value) for name, value in weights(model).items()}
-
-
-def whole(value):
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def chunks(names):

@@ -350,7 +350,7 @@ def test_accuracy_is_tested_over_seeds_and_samples(comparison):
     }
     for metric in ("accuracy", "macro_f1"):
         row = rows["test", metric]
-        assert row["test"] == "bootstrap over seeds and samples"
+        assert row["test"] == "paired t over seeds, bootstrap over seeds and samples"
         low, high = float(row["difference_low"]), float(row["difference_high"])
         assert low <= float(row["difference"]) <= high
         assert 0 < float(row["p_value"]) <= float(row["p_holm"]) <= 1

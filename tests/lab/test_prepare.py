@@ -83,6 +83,14 @@ def test_what_each_modality_was_taken_for():
     assert "encoders: m1, vector (32,): MLP; m2, vector (32,): Narrow." in found
 
 
+def test_statistics_that_no_encoder_has():
+    cell = Cell(Training(data=DATA), "relearn(batchnorm=reestimated)", 0)
+    said = "no encoder has a BatchNorm whose statistics it could take anew"
+    assert any(said in note for note in prepare([cell])[1])
+    pictures = Cell(Training(), cell.method, 0)  # the digits, by small residual networks
+    assert not any(said in note for note in prepare([pictures])[1])
+
+
 def test_notes_stand_beside_the_output(capsys):
     say(["one", "two"])
     assert capsys.readouterr() == ("", "note: one\nnote: two\n")

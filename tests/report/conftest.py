@@ -96,6 +96,7 @@ def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quali
         test[f"accuracy/{name}"] = test["accuracy"] * (0.9 - 0.12 * i) + rng.normal(0, 0.01)
         test[f"probe/{name}"] = test[f"accuracy/{name}"] + 0.05
         test[f"contribution/{name}"] = 0.5 / (i + 1) - 0.6 * (i == 2)
+        test[f"only/{name}"] = 0.7 - 0.1 * i
         test[f"without/{name}"] = 0.3 + 0.1 * i
         for level in (0.5, 1, 2, 4):
             test[f"noise_{level:g}/{name}"] = test["accuracy"] / (1 + level)

@@ -1,5 +1,6 @@
 """The page in a real browser, from the disk and without a network."""
 
+import csv
 import re
 import shutil
 from contextlib import contextmanager
@@ -15,7 +16,11 @@ pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
 
 HOSTILE = "</script><script>window.broken=1</script><img src=x onerror=window.broken=1>"
 PHONE = {"width": 375, "height": 812}
-LINES = '.figure[data-figure]:not([data-figure="accuracy"], [data-figure="contribution"], [data-figure="confusion"])'  # noqa: E501
+LINES = '.figure[data-figure]:not([data-figure="accuracy"], [data-figure="contribution"], [data-figure="only"], [data-figure="without"], [data-figure="confusion"])'  # noqa: E501
+# Of a map, the boxes of its names and of its frame.
+NAMES = """box => [[...box.querySelectorAll(".names text")], [box.querySelector(".nsewdrag")]]
+    .map(nodes => nodes.map(node => node.getBoundingClientRect())
+    .map(({ left, top, right, bottom }) => [left, top, right, bottom]))"""
 # By box, how many methods (or classes) its visible traces are of.
 SHOWN = """boxes => boxes.map(box => box.data.filter(trace => trace.visible !== false))
     .map(traces => new Set(traces.map(trace => trace.meta ?? trace.name)).size)"""
@@ -92,6 +97,20 @@ def large(browser, tmp_path_factory, write):
     methods = ["joint", "relearn", *(f"m{i}(setting=1)" for i in range(14))]
     write(folder, methods=methods, seeds=2, epochs=9, class_names=classes, samples=120,
           modalities=["sound", "vision", "a long name of a third modality"])  # fmt: skip
+    # Two seeds far apart have an interval beyond all accuracies; a purity may stay what it is.
+    summary = folder / "summary.csv"
+    wide = re.sub(r"(joint,test,accuracy,[^,]+,[^,]+),[^,]+,[^,]+", r"\1,-0.3,1.9",
+                  summary.read_text())  # fmt: skip
+    summary.write_text(wide)
+    for path in folder.glob("runs/*/metrics.csv"):
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["purity_val/vision"] = 0.66
+        with path.open("w") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
     return write_report(folder)
 
 
@@ -142,13 +161,13 @@ def hovered(page):
 def test_draws_every_figure_and_asks_for_nothing(desk, small):
     assert desk.said == []
     assert desk.asked == [small.as_uri()]
-    # accuracy, two curves, contribution, map, confusion, and five figures for each modality
-    assert desk.page.locator(".figure[data-figure]").count() == 16
+    # accuracy, two curves, map, contribution, alone, confusion, and five for each modality
+    assert desk.page.locator(".figure[data-figure]").count() == 17
     counts = desk.page.eval_on_selector_all(
         ".figure",
         "boxes => boxes.map(box => [box.data.length, box.querySelectorAll('svg').length])",
     )
-    assert len(counts) == 16 + 4
+    assert len(counts) == 17 + 4
     assert all(traces > 0 and drawings > 0 for traces, drawings in counts)
     assert [points(desk.page, *panel).count() for panel in ((0, 0), (1, 0), (0, 1), (1, 1))] == [
         40, 40, 40, 40,
@@ -192,6 +211,31 @@ def test_the_legend_hides_a_method_and_its_marks_in_all_lines(page):
     assert shown(page, '[data-figure="accuracy"], [data-figure="contribution"]') == [3, 3]
     keys.nth(1).dblclick()
     assert shown(page, LINES) == usual
+
+
+def _apart(boxes):
+    return all(
+        a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+        for number, a in enumerate(boxes)
+        for b in boxes[number + 1 :]
+    )
+
+
+def test_names_stand_beside_the_spots_of_the_map(page):
+    box = '[data-figure="map/0/1"]'
+    texts, keys = page.locator(f"{box} .names text"), page.locator("#legend button")
+    lines = [text.locator("tspan").all_text_contents() for text in texts.all()]
+    assert {"".join(line) for line in lines} == {"joint", "relearn", HOSTILE}
+    names, ((left, top, right, bottom),) = page.eval_on_selector(box, NAMES)
+    assert _apart(names)
+    for name in names:
+        assert left <= name[0] < name[2] <= right
+        assert top <= name[1] < name[3] <= bottom
+    keys.nth(1).click()
+    assert "relearn" not in texts.all_text_contents()
+    assert texts.count() == 2
+    keys.nth(1).click()
+    assert texts.count() == 3
 
 
 def test_one_method_s_confusions_are_chosen(page):
@@ -295,15 +339,46 @@ def test_print_holds_every_figure_whole(page):
         boxes = page.eval_on_selector_all(".panel", """panels => panels.map(panel => {
           const outer = panel.getBoundingClientRect();
           const inner = panel.querySelector(".main-svg").getBoundingClientRect();
-          const within = inner.left >= outer.left && inner.right <= outer.right;
+          const within = inner.left >= outer.left && inner.right <= outer.right
+            && outer.left >= 1 && outer.right <= innerWidth - 1; // the paper cuts nothing
           return [outer.height < 900, within && inner.bottom <= outer.bottom,
             getComputedStyle(panel).breakInside];
         })""")  # fmt: skip
-        assert boxes == [[True, True, "avoid"]] * 20
+        assert boxes == [[True, True, "avoid"]] * 21
     finally:
         page.emulate_media(media="screen")
         page.set_viewport_size({"width": 1280, "height": 900})
     assert page.locator("select:visible").count() == 3
+
+
+def test_keys_are_drawn_on_paper(page):
+    """Browsers print no backgrounds."""
+    page.emulate_media(media="print")
+    fills = page.locator(".swatch path, .modalities path").evaluate_all(
+        "paths => paths.map(path => [getComputedStyle(path).fill, path.getBoundingClientRect().width > 3])"  # noqa: E501
+    )
+    page.emulate_media(media="screen")
+    assert len(fills) == 3 + 2
+    assert all(fill.startswith("rgb(") and seen for fill, seen in fills)
+
+
+def test_many_methods_at_a_desk(browser, large):
+    with opened(browser, large, viewport={"width": 1280, "height": 900}) as seen:
+        page = seen.page
+        assert page.eval_on_selector(
+            ".scroll", "box => box.scrollWidth <= box.clientWidth"
+        )  # of three modalities the ranking is whole
+        low, high = page.eval_on_selector(
+            '[data-figure="accuracy"]', "box => box._fullLayout.xaxis.range"
+        )
+        assert (low, high) == (-2, 102)
+        low, high = page.eval_on_selector(
+            '[data-figure="purity_val/1"]', "box => box._fullLayout.yaxis.range"
+        )
+        assert -0.02 <= low < 0.66 < high <= 1.02
+        names, _ = page.eval_on_selector('[data-figure="map/0/1"]', NAMES)
+        assert len(names) == 8
+        assert _apart(names)
 
 
 def test_many_methods_and_classes_on_a_phone_in_the_dark(browser, large):

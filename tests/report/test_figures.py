@@ -4,8 +4,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from evenly.report.figures import all_figures, styles
+from evenly.report.figures import all_figures
 from evenly.report.folder import read_comparison
+from evenly.report.marks import MARKERS, OUTLINES, marks
 
 
 def _figures(folder):
@@ -24,6 +25,7 @@ def test_plotly_accepts_every_figure(tmp_path, write, count):
     modal = {f"{kind}/{i}" for kind in kinds for i in range(count)}
     modal |= {f"map/{i}/{j}" for j in range(count) for i in range(j)}
     whole = {"accuracy", "curve/val_accuracy", "curve/train_loss", "contribution", "confusion"}
+    whole |= {"only"} | ({"without"} if count > 2 else set())
     assert set(figures) == whole | modal
     for figure in figures.values():
         go.Figure(figure)
@@ -45,7 +47,8 @@ def test_accuracy_shows_each_seed_the_mean_and_the_interval(folder):
 def test_accuracy_lists_the_best_on_top(folder):
     found = read_comparison(folder)
     axis = all_figures(found)["accuracy"]["layout"]["yaxis"]
-    assert axis["ticktext"] == found.ranking[::-1]
+    assert axis["ticktext"] == found.ranking
+    assert axis["tickvals"] == sorted(axis["tickvals"], reverse=True)
 
 
 def test_one_seed_has_no_interval(tmp_path, write):
@@ -119,18 +122,61 @@ def test_confusions_are_written_out_where_there_is_room(tmp_path, write):
     assert many["layout"]["height"] > 15 * 31  # a line of text each
 
 
-def test_a_method_has_one_colour_everywhere(folder):
-    found = read_comparison(folder)
-    style = styles(found.methods)
+def test_a_method_has_one_colour_and_symbol_everywhere(tmp_path, write):
+    found = read_comparison(write(tmp_path, modalities=["a", "b", "c"], seeds=2, epochs=9))
+    mark = marks(found.methods)
     figures = all_figures(found)
-    for figure in (x for name, x in figures.items() if name not in ("contribution", "confusion")):
+    of_modalities = ("contribution", "confusion", "only", "without")
+    for figure in (x for name, x in figures.items() if name not in of_modalities):
         for trace in figure["data"]:
-            assert trace["marker"]["color"] == style[found.methods[trace["meta"]]][0]
+            colour, _, symbol = mark[found.methods[trace["meta"]]]
+            assert trace["marker"]["color"] == colour
+            seen = trace["marker"].get("symbol")  # a triangle marks a re-learning on a curve
+            assert seen in (None, "triangle-down", symbol)
+    for name in ("noise/0", "map/0/1"):
+        assert {trace["marker"]["symbol"] for trace in figures[name]["data"]} == {
+            mark[method].symbol for method in found.methods
+        }
 
 
-def test_thirty_methods_can_be_told_apart():
-    methods = ["joint", *(f"m{i}" for i in range(29))]
-    assert len(set(styles(methods).values())) == 30
+def test_many_methods_can_be_told_apart():
+    methods = ["joint", *(f"m{i}" for i in range(66))]
+    found = marks(methods)
+    assert len({found[method].colour for method in methods[:12]}) == 12
+    assert len({(mark.colour, mark.symbol) for mark in found.values()}) == 67
+    assert len({(mark.colour, mark.dash) for mark in list(found.values())[:50]}) == 50
+    assert set(OUTLINES) == set(MARKERS) == {mark.symbol for mark in found.values()}
+
+
+def test_rows_hold_their_whole_names(tmp_path, write):
+    """Variants of a method may differ in their last setting."""
+    variants = [f"relearn(batchnorm=reestimated,gap=shared,every={i})" for i in (3, 7)]
+    methods = ["joint", "unimodal(modality=top)", *variants]
+    figures = _figures(write(tmp_path, methods=methods, seeds=2, epochs=9))
+    for name in ("accuracy", "contribution", "only"):
+        layout = figures[name]["layout"]
+        rows = [text.split("<br>") for text in layout["yaxis"]["ticktext"]]
+        assert {"".join(lines) for lines in rows} == {"joint", "top alone", *variants}
+        assert max(len(line) for lines in rows for line in lines) <= 22
+        places = layout["yaxis"]["tickvals"]
+        for upper, lower, lines, below in zip(places, places[1:], rows, rows[1:], strict=False):
+            assert upper - lower >= 8 * (len(lines) + len(below))  # half of each
+        low, high = layout["yaxis"]["range"]
+        assert high - low < layout["height"]
+        assert low < min(places) < max(places) < high
+    assert ["relearn(", "batchnorm=reestimated,", "gap=shared,every=3)"] in rows
+
+
+def test_shares_stay_between_nothing_and_all(folder):
+    figures = _figures(folder)
+    for name, axis, most in (
+        ("accuracy", "xaxis", 100), ("only", "xaxis", 100), ("map/0/1", "xaxis", 100),
+        ("map/0/1", "yaxis", 100), ("noise/0", "yaxis", 100), ("curve/val_accuracy", "yaxis", 100),
+        ("purity_val/0", "yaxis", 1), ("gap/1", "yaxis", 1),
+    ):  # fmt: skip
+        bounds = figures[name]["layout"][axis]["autorangeoptions"]
+        assert bounds == {"clipmin": -0.02 * most, "clipmax": 1.02 * most}
+    assert "autorangeoptions" not in figures["curve/train_loss"]["layout"]["yaxis"]
 
 
 def test_a_name_is_no_markup_to_plotly(tmp_path, write):
@@ -138,7 +184,8 @@ def test_a_name_is_no_markup_to_plotly(tmp_path, write):
     figure = _figures(write(tmp_path, methods=["joint", name], epochs=6))["accuracy"]
     shown = {trace["name"] for trace in figure["data"]}
     assert '&lt;a href="https://x.org"&gt;b&lt;/a&gt; &amp; &lt;b&gt;' in shown
-    assert not any("<" in text for text in figure["layout"]["yaxis"]["ticktext"])
+    shown = [text.replace("<br>", "") for text in figure["layout"]["yaxis"]["ticktext"]]
+    assert '&lt;a href="https://x.org"&gt;b&lt;/a&gt; &amp; &lt;b&gt;' in shown
 
 
 def test_what_was_not_measured_has_no_figure(tmp_path, write):
@@ -148,7 +195,7 @@ def test_what_was_not_measured_has_no_figure(tmp_path, write):
     kept = [
         line
         for line in (folder / "summary.csv").read_text().splitlines(keepends=True)
-        if not any(kind in line for kind in ("contribution", "probe", "noise"))
+        if not any(kind in line for kind in ("contribution", "only", "probe", "noise"))
     ]
     (folder / "summary.csv").write_text("".join(kept))
     assert set(_figures(folder)) == {"accuracy", "curve/train_loss", "confusion"}
@@ -163,6 +210,22 @@ def test_contributions_stand_end_to_end_and_losses_to_the_left(tmp_path, write):
     assert third["base"] == [0]
     assert third["x"] == pytest.approx([100 / 6 - 60], abs=0.01)
     assert len({trace["marker"]["color"] for trace in (first, second, third)}) == 3
+
+
+def test_accuracy_with_a_modality_alone_and_without_it(tmp_path, write):
+    """.7, .6 and .5 alone, .3, .4 and .5 without; a line for all of them in each row."""
+    found = read_comparison(write(tmp_path, modalities=["a", "b", "c"], seeds=2, epochs=9))
+    figures = all_figures(found)
+    for kind, shares, text in (
+        ("only", [70, 60, 50], "{} alone"),
+        ("without", [30, 40, 50], "without {}"),
+    ):
+        whole, *others = _of(figures[kind], "relearn")
+        assert whole["x"] == pytest.approx([100 * found.accuracy("relearn")], abs=0.01)
+        assert whole["marker"]["symbol"] == "line-ns"
+        assert [trace["x"] for trace in others] == [[share] for share in shares]
+        assert [trace["text"] for trace in others] == [[text.format(name)] for name in "abc"]
+        assert len({trace["y"][0] for trace in (whole, *others)}) == 1
 
 
 def test_the_map_shows_probes_and_the_accuracy_of_both(folder):

@@ -264,5 +264,6 @@ def test_importing_the_report_loads_nothing_heavy():
 
 def test_a_file_is_called_by_its_name(folder):
     path = folder / "config.yaml"
-    path.write_text(path.read_text().replace("data: digits", "data: /somewhere/my speech.npz"))
+    named = "data: /somewhere/else.npz\nname: my speech"
+    path.write_text(path.read_text().replace("data: digits", named))
     assert "<h1>my speech</h1>" in write_report(folder).read_text()

@@ -1,12 +1,17 @@
 import csv
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from evenly.report import write_picture, write_projection_picture
+from evenly.lab.studies import STUDIES
+from evenly.report import accuracy, figure1, write_picture, write_projection_picture
+from evenly.report.drawing import row_height, row_labels
 from evenly.report.folder import read_comparison
 from evenly.report.picture import _draw, _draw_planes
+from evenly.report.studies import _figure1
 
 
 def _texts(path):
@@ -129,3 +134,58 @@ def test_what_has_no_place_in_the_plane_is_said(folder, tmp_path):
     with pytest.raises(ValueError, match=r"plane\.pdf: cannot be drawn"):
         write_projection_picture(folder, tmp_path / "plane.pdf")
     assert not path.exists()
+
+
+PICTURES = {
+    "comparison": lambda comparison, folder, path: write_picture(folder, path),
+    "plane": lambda comparison, folder, path: write_projection_picture(folder, path),
+    **{name: study.draw for name, study in STUDIES.items()},
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_picture_says_what_it_was_selected_on(folder, tmp_path, name):
+    path = tmp_path / "picture.svg"
+    for protocol, said in (("fair", False), ("paper", True)):
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"protocol: {protocol}\n")
+        PICTURES[name](read_comparison(folder), folder, path)
+        assert any("selected on test" in text for text in _texts(path)) == said
+
+
+def test_rows_of_variants_hold_their_whole_names_over_the_references_band(tmp_path, write):
+    variants = [f"relearn(batchnorm=reestimated,gap=shared,every={i})" for i in (3, 7)]
+    folder = write(tmp_path, methods=["joint", "relearn", *variants], seeds=2, epochs=6)
+    comparison = replace(read_comparison(folder), reference="relearn")
+    texts = _texts(accuracy(comparison, folder, tmp_path / "picture.svg"))
+    assert texts.count("relearn(batchnorm=reestimated,") == 2
+    assert {"gap=shared,every=3)", "gap=shared,every=7)"} < set(texts)
+    assert "mean, 95 % interval, every seed; band: relearn" in texts
+    labels = row_labels(comparison.methods)
+    assert row_height(labels) * 72 > 2 * 9 * 1.15  # two lines of 9 points
+    assert {*variants} == {label.replace("\n", "") for label in labels[2:]}
+
+
+def test_one_seed_has_a_line_for_a_band(tmp_path, write):
+    folder = write(tmp_path, seeds=1, epochs=6)
+    texts = _texts(accuracy(read_comparison(folder), folder, tmp_path / "picture.svg"))
+    assert "mean, 95 % interval, every seed; line: joint" in texts
+
+
+def test_labels_of_the_map_do_not_overlap(tmp_path, write):
+    methods = ["joint", "relearn", *(f"method_{i}" for i in range(12))]
+    folder = write(tmp_path, methods=methods, seeds=2, epochs=6)
+    comparison = read_comparison(folder)
+    figure = _figure1(comparison)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    _, axes = figure.axes
+    found = {text.get_text(): text.get_window_extent(canvas.get_renderer()) for text in axes.texts}
+    shown = {f"{method} {100 * comparison.accuracy(method):.1f}" for method in methods}
+    assert set(found) == shown
+    boxes = list(found.values())
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+        assert axes.bbox.x0 <= box.x0 <= box.x1 <= axes.bbox.x1
+        assert axes.bbox.y0 <= box.y0 <= box.y1 <= axes.bbox.y1
+    assert shown <= set(_texts(figure1(comparison, folder, tmp_path / "picture.svg")))

@@ -300,13 +300,18 @@ class _Rows:
             Their keys (r t), from the smallest, and the centred rows (r t d).
         """
         key, at = key.topk(min(count, key.shape[1]), largest=False)
-        rows = self.take(at)
-        if self.sharded:
-            key = torch.cat(self.gather(key.T.contiguous())).T
-            rows = torch.cat(self.gather(rows.transpose(0, 1).contiguous())).transpose(0, 1)
-            key, at = key.topk(count, largest=False)
-            rows = rows.take_along_dim(at[:, :, None], 1)
-        return key, rows
+        if not self.sharded:
+            return key, self.take(at)
+        # Every rank's keys, but of the rows only those that win, each from the rank that has it.
+        none = math.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
+        padded = key.new_full((len(key), count), none)
+        padded[:, : key.shape[1]] = key
+        keys = distributed.stack(padded).transpose(0, 1).flatten(1)
+        key, winner = keys.topk(count, largest=False)
+        mine = winner // count == distributed.rank()
+        rows = torch.zeros(*winner.shape, self.x.shape[1], device=self.x.device)
+        rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine] % count])
+        return key, self.sum_(rows)
 
     def inertia(self, centers: Tensor, labels: Tensor) -> float:
         """Squared distance of all rows to their centres, summed."""

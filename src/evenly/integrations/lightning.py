@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler
 
 from evenly.method import Method, overrides
 from evenly.output import Output
@@ -44,6 +45,9 @@ class Balance(Callback):
     A run resumed in the middle of an epoch goes on as Lightning lets it: batches that a loader
     shuffles by the global random stream come in another order than they would have.
     The method's metrics are logged as `method/NAME`, averaged over the epoch's batches.
+
+    On several ranks every rank saves and loads, as the state of sharded encoders (FSDP2) is
+    brought together and cut again.
 
     Raises (before the first optimiser step):
         ValueError: If the method cannot work with this Trainer or module; the text says why.
@@ -82,6 +86,7 @@ class Balance(Callback):
         """Refuses what is only known once optimisers and loaders are there."""
         self._check_scaling(trainer)
         self._check_repeats(trainer)
+        self._check_shares(trainer)
         if self.method.info.needs_probe and _val_loader(trainer) is None:
             raise ValueError(
                 f"{self._name} looks at the validation split, but the Trainer has no validation "
@@ -246,6 +251,23 @@ class Balance(Callback):
                 f"{self._name} takes each batch {self.method.repeats} times, once for each "
                 "modality. Build the training loader with batch_sampler=evenly.Repeated(sampler, "
                 "batch_size, repeats=method.repeats)."
+            )
+
+    def _check_shares(self, trainer: Trainer) -> None:
+        """A sampler that was made before the processes were joined knows only one of them."""
+        batches = getattr(_train_loader(trainer), "batch_sampler", None)
+        sampler = getattr(batches, "sampler", None)
+        if not isinstance(trainer.strategy, ParallelStrategy) or not isinstance(
+            sampler, DistributedSampler
+        ):
+            return
+        world = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
+        if sampler.num_replicas != world:
+            raise ValueError(
+                f"the {type(sampler).__name__} of the training loader shares the samples among "
+                f"{sampler.num_replicas} rank(s), but {world} train. Call "
+                "torch.distributed.init_process_group() before you make it, or pass it "
+                "num_replicas=... and rank=... ."
             )
 
     def _check_scaling(self, trainer: Trainer) -> None:

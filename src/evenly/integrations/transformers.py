@@ -122,9 +122,10 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        state = {"epoch": self._epoch, "method": self.method.state_dict()}  # on every rank: FSDP2
         if self.args.should_save:
             with replacing(Path(output_dir, STATE)) as path:
-                torch.save({"epoch": self._epoch, "method": self.method.state_dict()}, path)
+                torch.save(state, path)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

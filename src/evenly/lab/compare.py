@@ -176,6 +176,7 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
 
 def _prepare(plan: Comparison, data: "Data | None") -> None:
     """Finds what would fail, says what a user should know, and writes config.yaml."""
+    from evenly.data import data_file
     from evenly.lab.prepare import prepare, say
 
     check_folder(plan.out)
@@ -199,6 +200,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
             "seeds": max(found.get("seeds", 0), plan.seeds),
             **circumstances(found),
             "notes": _union(found.get("notes", ()), notes),
+            "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
             "modalities": list(data.modalities),
         },

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 
+from torch import nn
 from tqdm import tqdm
 
 from evenly.data import Data
@@ -18,6 +19,7 @@ from evenly.lab.build import (
 from evenly.lab.run import has_fast_bf16
 from evenly.lab.settings import Cell
 from evenly.method import Method
+from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.spec import parse
 
@@ -86,6 +88,10 @@ def _method_notes(cell: Cell, method: Method) -> list[str]:
         first = next((epoch for epoch in range(epochs, 100 * epochs) if _acts(method, epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{cell.method}: acts in none of the {epochs} epochs{more}.")
+    if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
+        notes.append(
+            f"{cell.method}: no encoder has a BatchNorm whose statistics it could take anew."
+        )
     if cell.training.fusion != "concat" and info.head != "concat":
         notes.append(f"{cell.method}: keeps the head it is made for, '{info.head}'.")
     if info.scales_gradients and cell.training.optimizer == "adamw":
@@ -94,6 +100,11 @@ def _method_notes(cell: Cell, method: Method) -> list[str]:
             "--optimizer sgd to compare it."
         )
     return notes
+
+
+def _normed(method: Method) -> bool:
+    layers = (layer for encoder in method.encoders.values() for layer in encoder.modules())
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
 
 
 def _acts(method: Method, epoch: int) -> bool:

@@ -187,7 +187,7 @@ STUDIES: dict[str, Study] = {
     "figure5": Study(
         title="Figure 5: the strength λ and the period",
         shows="test accuracy by λ and by the epochs between two re-learnings, beside joint "
-        "training",
+        "training. There are three of them at most, so that short periods end early",
         methods=_sensitivity,
         draw=figure5,
     ),

@@ -13,7 +13,7 @@ from evenly.lab import bootstrap
 from evenly.lab.result import Result, is_headline
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
 from evenly.report import Projected, write_report
-from evenly.report.folder import PAPER, REFERENCE, read_config, tuning
+from evenly.report.folder import PAPER, REFERENCE, compared_p, read_config, tuning
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
 SUMMARY = (
@@ -35,7 +35,7 @@ SUMMARY = (
     "protocol",
     "tuned_trials",
 )
-RESAMPLED = "bootstrap over seeds and samples"
+RESAMPLED = "paired t over seeds, bootstrap over seeds and samples"
 OVER_SEEDS = "paired t over seeds"
 
 
@@ -117,9 +117,9 @@ def summary(
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
     Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy and
-    macro-F1 on the test split are drawn anew over seeds and samples (`evenly.lab.bootstrap`), all
-    else is tested over the seeds. p-values are corrected by Holm over the methods, for each metric
-    of each split. The permutation beside them flips signs of the seeds' differences.
+    macro-F1 on the test split are also drawn anew over seeds and samples (`evenly.lab.bootstrap`),
+    all else is tested over the seeds alone. p-values are corrected by Holm over the methods, for
+    each metric of each split. The permutation beside them flips signs of the seeds' differences.
 
     Args:
         results: The rows of results.csv.
@@ -142,7 +142,7 @@ def summary(
                 ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
                 line |= _over_seeds(ours, theirs)
                 if answers is not None and name == "test" and len(both) > 1 and metric in _ANEW:
-                    line |= _resampled(answers, (method, reference), both, metric)
+                    line |= _resampled(answers, (method, reference), metric, (ours, theirs), both)
             of_metric.append(line)
         tested = [line for line in of_metric if line.get("p_value") is not None]
         corrected = holm([line["p_value"] for line in tested])
@@ -165,14 +165,18 @@ def _over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any
 
 
 def _resampled(
-    answers: Answers, pair: tuple[str, str], seeds: Sequence[int], metric: str
+    answers: Answers,
+    pair: tuple[str, str],
+    metric: str,
+    by_seed: tuple[Sequence[float], Sequence[float]],
+    seeds: Sequence[int],
 ) -> dict[str, Any]:
     drawn = bootstrap.weights(len(seeds), len(answers.target))
     ours, theirs = (
         _ANEW[metric](drawn.samples, np.stack([answers.guess[name][s] for s in seeds]), answers)
         for name in pair
     )
-    found = bootstrap.difference(drawn, ours, theirs)
+    found = bootstrap.difference(drawn, ours, theirs, by_seed)
     return {
         "difference_low": found.low,
         "difference_high": found.high,
@@ -236,5 +240,5 @@ def _plus_minus(row: Mapping[str, Any] | None) -> str:
 def _difference(row: Mapping[str, Any]) -> str:
     if row.get("difference") is None:
         return ""
-    p = "" if row.get("p_holm") is None else f" (p = {row['p_holm']:.2f})"
+    p = "" if row.get("p_holm") is None else f" (p {compared_p(row['p_holm'])})"
     return f"{row['difference']:+.3f}{p}"

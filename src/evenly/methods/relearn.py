@@ -201,7 +201,7 @@ class Relearn(Method):
             self._relearn(epoch, self._probe(probe))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave.
+        """Takes up what `state_dict` gave; of sharded encoders each rank keeps its part.
 
         Raises:
             ValueError: If it is of another method, or of encoders of another shape.
@@ -209,6 +209,9 @@ class Relearn(Method):
         super().load_state_dict(state)
         if self.initial is not None:
             self._check_initial(self.initial)
+            self.initial = {
+                name: _cut(self.initial[name], encoder) for name, encoder in self.encoders.items()
+            }
 
     def is_due(self, epoch: int) -> bool:
         """Whether encoders re-learn before this epoch (from 0): every + 1, 2 · every + 1, ..."""
@@ -311,3 +314,14 @@ class Relearn(Method):
                     "state per modality."
                 )
             check_initial(encoder, initial[name], f"encoder '{name}'")
+
+
+def _cut(initial: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """The initial weights, sharded over the ranks as the encoder's parameters are."""
+    return {
+        # A part is a view of the whole, which only a copy of it lets go.
+        name: distributed.sharded_like(initial[name], parameter).clone()
+        if distributed.is_sharded(parameter)
+        else initial[name]
+        for name, parameter in encoder.named_parameters()
+    }

@@ -1,12 +1,13 @@
 """How pictures for papers look, and how they are written."""
 
 import io
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evenly.files import replacing, write_text
+from evenly.report.folder import Comparison
+from evenly.report.names import wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,11 +82,30 @@ def add_heading(figure: "Figure", x: float, title: str, below: str) -> None:
     figure.text(x / width, (height - 0.72) / height, below, color=QUIET)
 
 
-def shortened(name: str, length: int = 20) -> str:
-    """A name that fits; a modality alone is called so."""
-    alone = re.fullmatch(r"unimodal\(modality=(.+)\)", name)
-    name = f"{alone[1]} alone" if alone else name
-    return name if len(name) <= length else name[: length - 1] + "…"
+def row_labels(methods: Sequence[str], width: int = 30) -> list[str]:
+    """The methods' names, whole, in lines of at most `width` characters."""
+    return ["\n".join(wrapped(method, width)) for method in methods]
+
+
+def labels_end(labels: Sequence[str]) -> float:
+    """Inches from the left to where rows with these labels can begin."""
+    return 0.42 + 0.078 * max(len(line) for label in labels for line in label.split("\n"))
+
+
+def widened(labels: Sequence[str]) -> float:
+    """Inches by which labels longer than usual push what stands right of them."""
+    return max(0.0, labels_end(labels) - 2.0)
+
+
+def row_height(labels: Sequence[str]) -> float:
+    """Inches of a row that holds any of these labels."""
+    lines = max(label.count("\n") + 1 for label in labels)
+    return max(0.42, 0.12 + 0.16 * lines)
+
+
+def selected(comparison: Comparison) -> str:
+    """What the title of every picture ends in if its figures were selected on the test split."""
+    return ", selected on test" if comparison.selects_on_test else ""
 
 
 def _add_card(figure: "Figure") -> None:

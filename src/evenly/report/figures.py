@@ -4,19 +4,17 @@ They carry no colour of text, grid or background: the page's style sheet gives t
 one drawing serves light, dark and paper.
 """
 
+from dataclasses import dataclass
 from html import escape
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
-from evenly.report.folder import REFERENCE, Comparison, value_at
+from evenly.report.folder import Comparison, value_at
+from evenly.report.marks import NEUTRAL, OUTLINES, Mark, marks
+from evenly.report.names import shortened, wrapped
 
 Figure = dict[str, Any]
 
-# Okabe and Ito's colours, without those that vanish on white or on black. Six hues are as many
-# as can be told apart without colour vision; further methods repeat them with another dash.
-NEUTRAL = "#858c94"
-HUES = ("#2b83c6", "#d9601a", "#0a9e76", "#cc74b8", "#dd9410", "#58b6e8")
-DASHES = {"solid": "", "dash": "7 4", "dot": "1.5 3", "dashdot": "7 3 1.5 3", "longdash": "11 4"}
 MODALITY_HUES = ("#4c6fb1", "#c8643c", "#5b9e6f", "#a06fb0", "#b59a3a", "#4aa3b5")
 NUMBERED = 12  # classes, up to which confusions are written into their fields
 # From nothing, which is the ground in light and dark, to a colour that is read on both.
@@ -25,23 +23,12 @@ _SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,.78)"]]
 _HOVER = "%{fullData.name}<extra></extra><br>"
 
 
-def styles(methods: list[str]) -> dict[str, tuple[str, str]]:
-    """By method its colour and dash, the same in every figure; joint training is grey."""
-    dashes = list(DASHES)
-    others = [method for method in methods if method != REFERENCE]
-    found = {
-        method: (HUES[i % len(HUES)], dashes[i // len(HUES) % len(dashes)])
-        for i, method in enumerate(others)
-    }
-    return {method: found.get(method, (NEUTRAL, "solid")) for method in methods}
-
-
 def all_figures(comparison: Comparison) -> dict[str, Figure]:
     """By name, every figure that has something to show.
 
-    `accuracy`, `curve/COLUMN` for validation accuracy and training loss, `contribution`,
-    `confusion`, by the position of each modality `purity_train/0`, `purity_val/0`, `gap/0`,
-    `strength/0`, `noise/0`, …, and by those of two `map/0/1`, ….
+    `accuracy`, `curve/COLUMN` for validation accuracy and training loss, `contribution`, `only`,
+    `without`, `confusion`, by the position of each modality `purity_train/0`, `purity_val/0`,
+    `gap/0`, `strength/0`, `noise/0`, …, and by those of two `map/0/1`, ….
     """
     figures = {
         "accuracy": accuracy_figure(comparison),
@@ -58,24 +45,28 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
             comparison, comparison.modalities[i], comparison.modalities[j]
         )
     figures["contribution"] = contribution_figure(comparison)
+    figures["only"] = ablation_figure(comparison, "only")
+    if len(comparison.modalities) > 2:  # of two, one without the other is the other alone
+        figures["without"] = ablation_figure(comparison, "without")
     figures["confusion"] = confusion_figure(comparison)
     return {name: figure for name, figure in figures.items() if figure["data"]}
 
 
 def accuracy_figure(comparison: Comparison) -> Figure:
     """Test accuracy in per cent, best on top: each seed, the mean and its 95 % interval."""
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     shown = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     data = []
-    for place, method in enumerate(shown):
-        row = len(shown) - 1 - place
-        data += _accuracy_traces(comparison, method, row, style[method][0])
+    rows = _Rows.of(shown, 40 if len(shown) <= 12 else 28)
+    for method in shown:
+        data += _accuracy_traces(comparison, method, rows, mark[method])
     return {
         "data": data,
         "layout": {
-            "height": 92 + (40 if len(shown) <= 12 else 28) * len(shown),
-            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **_axis()},
-            "yaxis": _rows_axis(shown),
+            "height": 52 + rows.height,
+            # An interval of two seeds may go far beyond what an accuracy can be.
+            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **_share_axis(100)},
+            "yaxis": rows.axis(),
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
@@ -89,15 +80,15 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
         column: Of metrics.csv.
         percent: Whether to show a fraction as per cent.
     """
-    style = styles(comparison.methods)
+    scale = 100 if percent else 1
+    mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
     for number, method in enumerate(comparison.methods):
-        colour, dash = style[method]
+        colour, dash, _ = mark[method]
         runs = [
             (run.seed, curve) for run in comparison.runs_of(method) if (curve := run.points(column))
         ]
-        scale = 100 if percent else 1
         if len(runs) > 1:
             data += [
                 _line(method, number, curve, scale, seed, {"color": colour, "width": 1}, 0.45)
@@ -121,7 +112,7 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
                 "automargin": True,
                 "nticks": 6,
                 "ticksuffix": " %" if percent else "",
-                **_axis(),
+                **(_axis() if column.endswith("loss") else _share_axis(scale)),
             },
             "shapes": shapes,
             "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
@@ -131,7 +122,7 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
 
 def strength_figure(comparison: Comparison, modality: str) -> Figure:
     """How far each re-learning pulls an encoder back: each seed, and their mean on a stem."""
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []
     for number, method in enumerate(comparison.methods):
         common = {
@@ -142,7 +133,7 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
             "hovertemplate": _HOVER + "%{text}, re-learning after epoch %{x}: %{y}",
             "showlegend": False,
         }
-        colour = style[method][0]
+        colour, _, symbol = mark[method]
         mean = _of_modality(comparison.moments(method), modality)
         runs = comparison.runs_of(method)
         seeds = [
@@ -172,7 +163,7 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
                     "y": values,
                     "text": [what] * len(values),
                     "error_y": stem,
-                    "marker": {"color": colour, "size": 11, "symbol": "triangle-down"},
+                    "marker": {"color": colour, "size": 10, "symbol": symbol},
                 }
             )
     lengths = [max(points) for run in comparison.runs if (points := run.points("train_loss"))]
@@ -216,7 +207,8 @@ def contribution_figure(comparison: Comparison) -> Figure:
         )
     ]
     data = []
-    for place, method in enumerate(shown):
+    rows = _Rows.of(shown, 28)
+    for method in shown:
         ends = {1: 0.0, -1: 0.0}  # of the bars so far, to the right of 0 and to the left
         for number, modality in enumerate(comparison.modalities):
             value = 100 * (comparison.estimate(method, f"contribution/{modality}").mean or 0.0)
@@ -229,9 +221,9 @@ def contribution_figure(comparison: Comparison) -> Figure:
                     "meta": comparison.methods.index(method),
                     "x": [_round(value)],
                     "base": [_round(ends[side])],
-                    "y": [len(shown) - 1 - place],
-                    "width": 0.62,
-                    "marker": {"color": modality_colour(number)},
+                    "y": [rows.middle[method]],
+                    "width": 0.62 * rows.least,
+                    "marker": {"color": modality_mark(number)[0]},
                     "text": _plain(modality),
                     "textposition": "none",
                     "hovertemplate": _HOVER + "%{text}: %{x:.1f} points",
@@ -242,11 +234,61 @@ def contribution_figure(comparison: Comparison) -> Figure:
     return {
         "data": data,
         "layout": {
-            "height": 76 + 28 * len(shown),
+            "height": 52 + rows.height,
             "barmode": "overlay",  # each bar knows where it begins
             "xaxis": {"title": {"text": "points of accuracy", "standoff": 8}, **_axis()}
             | {"zeroline": True},
-            "yaxis": _rows_axis(shown),
+            "yaxis": rows.axis(),
+            "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
+        },
+    }
+
+
+def ablation_figure(comparison: Comparison, kind: str) -> Figure:
+    """Test accuracy in per cent with one modality alone or without one: a row for each method.
+
+    A grey line in each row is the accuracy with all of them.
+
+    Args:
+        comparison: What to draw.
+        kind: `only` or `without`.
+    """
+    metrics = [(f"{kind}/{name}", name) for name in comparison.modalities]
+    shown = [
+        method
+        for method in comparison.ranking
+        if any(comparison.estimate(method, metric).mean is not None for metric, _ in metrics)
+    ]
+    rows = _Rows.of(shown, 28)
+    line = {"symbol": "line-ns", "size": 18, "line": {"color": NEUTRAL, "width": 2}}
+    spots = [("accuracy", "all modalities", line | {"color": NEUTRAL})]
+    for number, (metric, name) in enumerate(metrics):
+        text = f"{name} alone" if kind == "only" else f"without {name}"
+        colour, symbol = modality_mark(number)
+        spots.append((metric, text, {"symbol": symbol, "size": 11, "color": colour}))
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": _plain(method),
+            "meta": comparison.methods.index(method),
+            "x": [_round(100 * mean)],
+            "y": [rows.middle[method]],
+            "text": [_plain(text)],
+            "marker": marker,
+            "hovertemplate": _HOVER + "%{text}: %{x} %",
+            "showlegend": False,
+        }
+        for method in shown
+        for metric, text, marker in spots
+        if (mean := comparison.estimate(method, metric).mean) is not None
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "height": 52 + rows.height,
+            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **_share_axis(100)},
+            "yaxis": rows.axis() | {"showgrid": True},
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
@@ -257,7 +299,7 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
 
     After Figure 1 of Wei et al., ECCV 2024. Small points are seeds.
     """
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     accuracies = [a for m in comparison.methods if (a := comparison.accuracy(m)) is not None]
     data: list[dict[str, Any]] = []
     for number, method in enumerate(comparison.methods):
@@ -279,14 +321,14 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
             + f"{_plain(first)} %{{x}} %<br>{_plain(second)} %{{y}} %<br>%{{text}}",
             "showlegend": False,
         }
-        colour = style[method][0]
+        colour, _, symbol = mark[method]
         data.append(
             {
                 **common,
                 "x": [_round(100 * seeds[0][seed]) for seed in both],
                 "y": [_round(100 * seeds[1][seed]) for seed in both],
                 "text": [f"seed {seed}" for seed in both],
-                "marker": {"color": colour, "size": 5, "opacity": 0.5},
+                "marker": {"color": colour, "size": 5, "opacity": 0.5, "symbol": symbol},
             }
         )
         data.append(
@@ -295,18 +337,30 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
                 "x": [_round(100 * ends[0])],
                 "y": [_round(100 * ends[1])],
                 "text": [f"together {100 * accuracy:.2f} %"],
-                "marker": {"color": colour, "size": _size(accuracy, accuracies), "opacity": 0.85},
+                # Where the page's script finds a place for it.
+                "customdata": ["\n".join(wrapped(method))],
+                "marker": {
+                    "color": colour,
+                    "symbol": symbol,
+                    "size": _size(accuracy, accuracies),
+                    "opacity": 0.85,
+                },
             }
         )
     return {
         "data": data,
         "layout": {
             "height": 330,
-            "xaxis": {"title": {"text": f"{_shortened(first)}, %", "standoff": 6}, **_axis()},
+            "xaxis": {
+                "title": {"text": f"{_shortened(first)}, %", "standoff": 6},
+                "nticks": 6,
+                **_share_axis(100),
+            },
             "yaxis": {
                 "title": {"text": f"{_shortened(second)}, %", "standoff": 6},
                 "automargin": True,
-                **_axis(),
+                "nticks": 6,
+                **_share_axis(100),
             },
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
         },
@@ -314,14 +368,14 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
 
 
 def _size(accuracy: float, all_of_them: list[float]) -> float:
-    """Of a spot, from 9 for the lowest accuracy to 26 for the highest."""
+    """Of a spot, from 8 for the lowest accuracy to 20 for the highest."""
     low, high = min(all_of_them), max(all_of_them)
-    return _round(9 + 17 * (accuracy - low) / (high - low)) if high > low else 16.0
+    return _round(8 + 12 * (accuracy - low) / (high - low)) if high > low else 14.0
 
 
 def noise_figure(comparison: Comparison, modality: str) -> Figure:
     """Test accuracy as one modality is given more and more noise, and without it."""
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     levels = comparison.noise_levels
     data = []
     for number, method in enumerate(comparison.methods):
@@ -330,7 +384,7 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
         if any(value is None for value in values[1:]) or not levels:
             continue
         values.append(comparison.estimate(method, f"without/{modality}").mean)
-        colour, dash = style[method]
+        colour, dash, symbol = mark[method]
         data.append(
             {
                 "type": "scatter",
@@ -340,7 +394,7 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
                 "x": ["none", *(f"{level:g}" for level in levels), "missing"],
                 "y": [None if value is None else _round(100 * value) for value in values],
                 "line": {"color": colour, "width": 2, "dash": dash},
-                "marker": {"color": colour, "size": 6},
+                "marker": {"color": colour, "size": 7, "symbol": symbol},
                 "hovertemplate": _HOVER + "%{x}: %{y} %",
                 "showlegend": False,
             }
@@ -351,7 +405,7 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
             "height": 270,
             "xaxis": {"title": {"text": "noise, deviations", "standoff": 6}, "type": "category"}
             | _axis(),
-            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **_axis()},
+            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **_share_axis(100)},
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
         },
     }
@@ -399,27 +453,51 @@ def confusion_figure(comparison: Comparison) -> Figure:
     }
 
 
-def modality_colour(number: int) -> str:
-    """Of a modality, by its position; of other hues than the methods'."""
-    return MODALITY_HUES[number % len(MODALITY_HUES)]
+def modality_mark(number: int) -> tuple[str, str]:
+    """Colour and symbol of a modality, by its position; of other hues than the methods'."""
+    symbols = list(OUTLINES)
+    return MODALITY_HUES[number % len(MODALITY_HUES)], symbols[number % len(symbols)]
 
 
-def _rows_axis(shown: list[str]) -> dict[str, Any]:
-    """Methods from top to bottom."""
-    return {
-        "tickvals": list(range(len(shown))),
-        "ticktext": [_shortened(method) for method in reversed(shown)],
-        "range": [-0.6, len(shown) - 0.4],
-        "ticklabelstandoff": 6,
-        "automargin": True,
-        "fixedrange": True,
-        "showgrid": False,
-        "zeroline": False,
-    }
+@dataclass(frozen=True)
+class _Rows:
+    """A row for each method, from top to bottom, as high as its name needs.
+
+    Attributes:
+        least: Height in pixels of one with a short name.
+        middle: By method, its middle, in pixels from below.
+        height: Of all of them.
+    """
+
+    least: int
+    middle: dict[str, float]
+    height: int
+
+    @staticmethod
+    def of(methods: list[str], least: int) -> "_Rows":
+        heights = [max(least, 8 + 16 * len(wrapped(method))) for method in methods]
+        ends = list(accumulate(heights))
+        middle = {
+            method: ends[-1] - end + height / 2
+            for method, end, height in zip(methods, ends, heights, strict=True)
+        }
+        return _Rows(least, middle, ends[-1] if ends else 0)
+
+    def axis(self) -> dict[str, Any]:
+        return {
+            "tickvals": list(self.middle.values()),
+            "ticktext": ["<br>".join(map(_plain, wrapped(method))) for method in self.middle],
+            "range": [0, self.height],
+            "ticklabelstandoff": 6,
+            "automargin": True,
+            "fixedrange": True,
+            "showgrid": False,
+            "zeroline": False,
+        }
 
 
 def _accuracy_traces(
-    comparison: Comparison, method: str, row: int, colour: str
+    comparison: Comparison, method: str, rows: _Rows, mark: Mark
 ) -> list[dict[str, Any]]:
     number = comparison.methods.index(method)
     estimate = comparison.estimate(method, "accuracy")
@@ -436,22 +514,22 @@ def _accuracy_traces(
                 "symmetric": False,
                 "array": [_round(high - mean)],
                 "arrayminus": [_round(mean - low)],
-                "color": colour,
+                "color": mark.colour,
                 "thickness": 2.5,
                 "width": 6,
             }
         }
     points = {
         "x": [_round(100 * value) for _, value in seeds],
-        "y": [row - 0.24] * len(seeds),
+        "y": [rows.middle[method] - 0.24 * rows.least] * len(seeds),
         "text": [f"seed {seed}: {100 * value:.2f} %" for seed, value in seeds],
-        "marker": {"color": colour, "size": 7, "opacity": 0.55},
+        "marker": {"color": mark.colour, "size": 7, "opacity": 0.55},
     }
     centre = {
         "x": [_round(mean)],
-        "y": [row],
+        "y": [rows.middle[method]],
         "text": [text],
-        "marker": {"color": colour, "size": 11, "symbol": "diamond"},
+        "marker": {"color": mark.colour, "size": 11, "symbol": mark.symbol},
         **bars,
     }
     common = {
@@ -525,6 +603,11 @@ def _axis() -> dict[str, Any]:
     return {"zeroline": False, "showline": False, "fixedrange": True}
 
 
+def _share_axis(scale: int) -> dict[str, Any]:
+    """Of a share between 0 and `scale`, and what its marks need beyond."""
+    return _axis() | {"autorangeoptions": {"clipmin": -0.02 * scale, "clipmax": 1.02 * scale}}
+
+
 def _round(value: float) -> float:
     """Five significant digits, which no figure can show more of, keep the page small."""
     return float(f"{value:.5g}")
@@ -536,4 +619,4 @@ def _plain(name: str) -> str:
 
 
 def _shortened(name: str, length: int = 22) -> str:
-    return _plain(name if len(name) <= length else name[: length - 1] + "…")
+    return _plain(shortened(name, length))

@@ -152,6 +152,11 @@ class Comparison:
         return [str(name) for name in self.config.get("modalities") or []]
 
     @property
+    def data(self) -> str:
+        """The name of the data set, without the folder of a file."""
+        return str(self.config.get("name") or self.config.get("data") or "comparison")
+
+    @property
     def tuning(self) -> str:
         """How the settings were tuned, in words; empty if they were not."""
         return tuning(self.config)
@@ -383,3 +388,13 @@ def _state(run: Run) -> str:
 
 def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+def shown_p(p: float) -> str:
+    """A p-value to three places, not as 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def compared_p(p: float) -> str:
+    """The same with its sign."""
+    return shown_p(p) if p < 0.001 else f"= {p:.3f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evenly.files import write_text
-from evenly.report.folder import PAPER, Comparison, Estimate, read_comparison
+from evenly.report.folder import PAPER, Comparison, Estimate, read_comparison, shown_p
 from evenly.report.page import is_significant
 from evenly.report.picture import write_picture
 from evenly.suggest import unknown
@@ -59,7 +59,7 @@ def _against(accuracy: Estimate, mark: Callable[[str], str]) -> list[str]:
     ends = _interval(accuracy.difference_low, accuracy.difference_high, "{:+.1f}")
     parts = [f"{100 * accuracy.difference:+.1f}{f' [{ends}]' if ends else ''}", ""]
     if accuracy.p_holm is not None:
-        parts[1] = "< 0.001" if accuracy.p_holm < 0.001 else f"{accuracy.p_holm:.3f}"
+        parts[1] = shown_p(accuracy.p_holm)
     return [mark(part) if is_significant(accuracy.p_holm) else part for part in parts]
 
 
@@ -80,13 +80,18 @@ def _about(comparison: Comparison) -> str:
     """What stands below a table."""
     seeds = len(comparison.seeds)
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
-    chosen = f"{chosen} {comparison.tuning}".strip()
-    return (
-        f"Test split of {comparison.config.get('data', 'the data')}, in %, mean ± standard "
-        f"deviation over {seeds} seed{'' if seeds == 1 else 's'}. {chosen} Differences and their "
-        "intervals in points, by a bootstrap over seeds and test samples; bold where p is below "
-        ".05 after Holm's correction."
-    )
+    parts = [f"Test split of {comparison.data}, in %, one seed. {chosen}", comparison.tuning]
+    if seeds > 1:
+        parts[0] = (
+            f"Test split of {comparison.data}, in %, mean ± standard deviation over {seeds} seeds. "
+            f"{chosen}"
+        )
+        parts.append(
+            "Differences and their intervals in points, the less sure ones of a paired t over "
+            "seeds and a bootstrap over seeds and test samples; bold where p is below .05 after "
+            "Holm's correction."
+        )
+    return " ".join(filter(None, parts))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -6,7 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from evenly.files import write_text
-from evenly.report.figures import styles
+from evenly.report.marks import marks
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def write_history(path: Path, methods: Mapping[str, Sequence[Point]], title: str
     from plotly.graph_objects import Figure
 
     figure = Figure()
-    for method, (colour, dash) in styles(list(methods)).items():
+    for method, (colour, dash, symbol) in marks(list(methods)).items():
         points = methods[method]
         place = [point.place + 1 for point in points]
         reached = [100 * point.accuracy for point in points]
@@ -54,7 +54,7 @@ def write_history(path: Path, methods: Mapping[str, Sequence[Point]], title: str
             name=method,
             legendgroup=method,
             showlegend=False,
-            marker={"color": colour, "opacity": 0.6},
+            marker={"color": colour, "symbol": symbol, "opacity": 0.6},
             mode="markers",
             text=[point.settings for point in points],
             hovertemplate="trial %{x}: %{y:.1f} %<br>%{text}<extra></extra>",

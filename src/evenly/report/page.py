@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
 from evenly.files import write_text
-from evenly.report.figures import DASHES, all_figures, modality_colour, styles
-from evenly.report.folder import PAPER, REFERENCE, Comparison, Projected, read_comparison
-from evenly.report.projection import NAMES, SHAPES, class_style, plane
+from evenly.report.figures import all_figures, modality_mark
+from evenly.report.folder import (
+    PAPER,
+    REFERENCE,
+    Comparison,
+    Projected,
+    compared_p,
+    read_comparison,
+    shown_p,
+)
+from evenly.report.marks import DASHES, OUTLINES, Mark, marks
+from evenly.report.projection import NAMES, class_style, plane
 
 ABSENT = "–"
 LINES = 8  # methods, of more than which lines are not told apart
@@ -45,6 +54,7 @@ class Key:
     method: str
     colour: str
     dash: str
+    outline: str
     shown: bool
 
 
@@ -92,11 +102,6 @@ def write_report(directory: Path, projection: Projected = "tsne") -> Path:
     return path
 
 
-def _title(data: str) -> str:
-    """A data set's name, without the folder and ending of a file."""
-    return Path(data).stem if data.endswith(".npz") else data
-
-
 def _page(comparison: Comparison, projection: Projected) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -107,12 +112,12 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     config = comparison.config
     lines, figures = _shown_first(comparison), all_figures(comparison)
     licence, library = _plotly()
     return environment.get_template("page.html.jinja").render(
-        title=_title(str(config.get("data", "comparison"))),
+        title=comparison.data,
         date=f"{comparison.changed.day} {comparison.changed:%B %Y, %H:%M} UTC",
         command=str(config.get("command", "")),
         methods=comparison.methods,
@@ -126,13 +131,13 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         columns=_columns(comparison),
         rows=[_row(comparison, method) for method in comparison.ranking],
         remarks=_remarks(comparison),
-        modality_colours=[
-            (name, modality_colour(number)) for number, name in enumerate(comparison.modalities)
+        modality_keys=[
+            (name, colour, OUTLINES[symbol])
+            for number, name in enumerate(comparison.modalities)
+            for colour, symbol in [modality_mark(number)]
         ],
         map_title=partial(_map_title, comparison),
-        legend=[
-            Key(method, *_pen(style[method]), method in lines) for method in comparison.methods
-        ],
+        legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.methods],
         class_count=len(comparison.class_names),
         figures=figures,
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
@@ -172,7 +177,7 @@ def _finding(comparison: Comparison) -> str:
     if all(estimate.p_holm is None for estimate in tested.values()):
         return "No test against joint training is possible yet: it needs at least two seeds."
     found = [
-        f"{method} ({_signed(estimate.difference)} points, p {_compared(estimate.p_holm)})"
+        f"{method} ({_signed(estimate.difference)} points, p {compared_p(estimate.p_holm)})"
         for method, estimate in tested.items()
         if is_significant(estimate.p_holm)
     ]
@@ -225,7 +230,7 @@ def _plane(comparison: Comparison, kind: Projected) -> Plane | None:
             if any(place in method["places"] for method in data["methods"])
         ],
         classes=[
-            (name, colour, SHAPES[shape])
+            (name, colour, OUTLINES[shape])
             for number, name in enumerate(comparison.class_names)
             for colour, shape in [class_style(number)]
         ],
@@ -306,10 +311,10 @@ def _remarks(comparison: Comparison) -> list[str]:
         )  # fmt: skip
     if any(estimate.p_holm is not None for estimate in estimates.values()):
         remarks.append(
-            "Intervals and p of the difference are for other seeds and other test samples at once: "
-            "a bootstrap over both, of pairs that share seed and samples. Holm's correction is "
-            f"over the methods. Bold: different from {REFERENCE} at {SIGNIFICANT} after "
-            "correction; nothing else is bold."
+            "Intervals and p of the difference are for other seeds and other test samples: the "
+            "less sure one of a paired t over the seeds and a bootstrap over both. Holm's "
+            f"correction is over the methods. Bold: different from {REFERENCE} at {SIGNIFICANT} "
+            "after correction; nothing else is bold."
         )
     elif estimates and REFERENCE not in finished:
         remarks.append(f"Without a finished run of {REFERENCE} there is no difference to test.")
@@ -332,12 +337,12 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _pen(style: tuple[str, str]) -> tuple[str, str]:
-    colour, dash = style
-    return colour, DASHES[dash]
+def _pen(mark: Mark) -> tuple[str, str, str]:
+    """Colour, dash and outline, as SVG has them."""
+    return mark.colour, DASHES[mark.dash], OUTLINES[mark.symbol]
 
 
-def is_significant(p_holm: float | None) -> bool:
+def is_significant(p_holm: float | None) -> TypeGuard[float]:
     """Whether a corrected p-value may be set in bold."""
     return p_holm is not None and p_holm < SIGNIFICANT
 
@@ -355,14 +360,7 @@ def _signed(difference: float | None) -> str:
 
 
 def _p(value: float | None) -> str:
-    if value is None:
-        return ABSENT
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _compared(p: float | None) -> str:
-    text = _p(p)
-    return text if text.startswith("<") else f"= {text}"
+    return ABSENT if value is None else shown_p(value)
 
 
 def _and(parts: list[str]) -> str:

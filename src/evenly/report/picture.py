@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evenly.report.drawing import BORDER, CARD, INK, QUIET, add_heading, shortened, write_drawing
-from evenly.report.figures import styles
+from evenly.report.drawing import (
+    BORDER,
+    CARD,
+    INK,
+    QUIET,
+    add_heading,
+    labels_end,
+    row_height,
+    row_labels,
+    selected,
+    widened,
+    write_drawing,
+)
 from evenly.report.folder import (
     Comparison,
     Projected,
@@ -15,6 +26,8 @@ from evenly.report.folder import (
     read_comparison,
     value_at,
 )
+from evenly.report.marks import MARKERS, marks
+from evenly.report.names import shortened
 from evenly.report.projection import NAMES, class_style, fitted
 from evenly.suggest import unknown
 
@@ -25,7 +38,6 @@ if TYPE_CHECKING:
 ROWS = 12  # methods that fit beside the curves
 CLASS_ROWS = 16  # beside two panels
 HOLLOW = "taken for another"
-MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 
 
 def write_picture(directory: Path, path: Path) -> Path:
@@ -114,27 +126,26 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     ]
     columns = 1 if len(gaps) <= 3 else 2
     rows = -(-len(gaps) // columns)
-    height = max(3.4, 1.75 + 0.42 * len(methods), 1.75 + 1.05 * rows)
-    width = 9.4 if gaps else 4.8
+    labels = row_labels(methods)
+    height = max(3.4, 1.75 + row_height(labels) * len(methods), 1.75 + 1.05 * rows)
+    middle = 4.45 + widened(labels)
+    width = middle + (4.95 if gaps else 0.35)
     figure = Figure(figsize=(width, height))
 
     top, bottom = (height - 1.0) / height, 0.62 / height
-    labels = max(len(shortened(method)) for method in methods)
-    start = 0.42 + 0.078 * labels
-    chosen = ", selected on test" if comparison.selects_on_test else ""
+    start = labels_end(labels)
     below = "mean, 95 % interval, every seed"
     if comparison.tuning:
         below += f"; tuned, {comparison.config['tuned_trials']} trials each"
-    add_heading(figure, 0.35, f"Test accuracy, %{chosen}", below)
-    left = figure.add_axes((start / width, bottom, (4.45 - start) / width, top - bottom))
-    draw_accuracy(left, comparison, methods)
-    left.tick_params(axis="y", pad=72 * (start - 0.35))
+    add_heading(figure, 0.35, f"Test accuracy, %{selected(comparison)}", below)
+    left = figure.add_axes((start / width, bottom, (middle - start) / width, top - bottom))
+    draw_accuracy(left, comparison, methods, labels)
     if gaps:
-        add_heading(figure, 4.95, "Purity gap between training and validation", "")
-        _label_lines(figure, comparison, pair)
+        add_heading(figure, middle + 0.5, "Purity gap between training and validation", "")
+        _label_lines(figure, comparison, pair, middle + 0.5)
         grid = figure.add_gridspec(
-            rows, columns, left=5.3 / width, right=(width - 0.35) / width, top=top, bottom=bottom,
-            hspace=0.22, wspace=0.12,
+            rows, columns, left=(middle + 0.85) / width, right=(width - 0.35) / width, top=top,
+            bottom=bottom, hspace=0.22, wspace=0.12,
         ).subplots(sharex=True, sharey=True, squeeze=False)  # fmt: skip
         for axes, modality in zip(grid.flatten(), gaps, strict=False):
             _draw_gap(axes, comparison, modality, pair)
@@ -146,11 +157,16 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     return figure
 
 
-def draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> None:
-    """Test accuracy of each method, the first on top: mean, 95 % interval and seeds."""
-    style = styles(comparison.methods)
+def draw_accuracy(
+    axes: "Axes", comparison: Comparison, methods: Sequence[str], labels: Sequence[str]
+) -> None:
+    """Test accuracy of each method, the first on top: mean, 95 % interval and seeds.
+
+    `axes` begin at `labels_end` of the labels.
+    """
+    mark = marks(comparison.methods)
     for place, method in enumerate(methods):
-        row, colour = len(methods) - 1 - place, style[method][0]
+        row, (colour, _, symbol) = len(methods) - 1 - place, mark[method]
         estimate = comparison.estimate(method, "accuracy")
         mean = 100 * (estimate.mean or 0.0)
         seeds = comparison.results.get((method, "test", "accuracy"), {})
@@ -159,23 +175,25 @@ def draw_accuracy(axes: "Axes", comparison: Comparison, methods: list[str]) -> N
         if estimate.low is not None and estimate.high is not None:
             axes.plot([100 * estimate.low, 100 * estimate.high], [row, row], color=colour,
                       linewidth=2.4, solid_capstyle="round")  # fmt: skip
-        axes.plot(mean, row, "D", color=colour, markersize=7, markeredgecolor=CARD)
+        axes.plot(mean, row, MARKERS[symbol], color=colour, markersize=8, markeredgecolor=CARD)
         axes.annotate(f"{mean:.1f}", (mean, row), xytext=(0, 7), textcoords="offset points",
-                      ha="center", color=colour, fontsize=9, fontweight="bold")  # fmt: skip
-    names = [shortened(method) for method in reversed(methods)]
-    axes.set_yticks(range(len(methods)), names, color=INK, ha="left")
+                      ha="center", color=INK, fontsize=8.5, fontweight="bold")  # fmt: skip
+    axes.set_yticks(range(len(methods)), list(reversed(labels)), color=INK, ha="left",
+                    multialignment="left", linespacing=1.15)  # fmt: skip
+    axes.tick_params(axis="y", pad=72 * (labels_end(labels) - 0.35))
     axes.set_ylim(-0.6, len(methods) - 0.35)
     axes.margins(x=0.08)
+    axes.locator_params(axis="x", nbins=6)
     left, right = axes.get_xlim()
     axes.set_xlim(max(left, -1), min(right, 101))  # an interval of two seeds may go far beyond
     axes.grid(visible=False, axis="y")
 
 
 def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list[str]) -> None:
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     column = f"gap/{modality}"
     for method in methods:
-        colour = style[method][0]
+        colour = mark[method].colour
         for run in comparison.runs_of(method):
             points = run.points(column)
             axes.plot(list(points), list(points.values()), color=colour, linewidth=0.7, alpha=0.35)
@@ -194,23 +212,23 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
     axes.locator_params(axis="y", nbins=4)
 
 
-def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str]) -> None:
+def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], left: float) -> None:
     from matplotlib.lines import Line2D
 
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     handles: list[Any] = [
-        Line2D([], [], color=style[method][0], linewidth=2, label=shortened(method))
+        Line2D([], [], color=mark[method].colour, linewidth=2, label=shortened(method))
         for method in methods
     ]
     handles += [
-        Line2D([], [], color=style[method][0], marker="v", linewidth=0.9, markersize=6,
+        Line2D([], [], color=mark[method].colour, marker="v", linewidth=0.9, markersize=6,
                linestyle=(0, (1.5, 2.5)), markeredgecolor=CARD, label="re-learning")
         for method in methods
         if comparison.moments(method)
     ]  # fmt: skip
     width, height = figure.get_size_inches()
     figure.legend(handles=handles, loc="center left", ncols=len(handles), frameon=False,
-                  bbox_to_anchor=(4.95 / width, (height - 0.68) / height), handlelength=1.6,
+                  bbox_to_anchor=(left / width, (height - 0.68) / height), handlelength=1.6,
                   columnspacing=1.4, borderaxespad=0, borderpad=0, labelcolor=QUIET)  # fmt: skip
 
 
@@ -226,16 +244,19 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
         number for found in projections.values() for number in np.unique(found.target).tolist()
     }
     classes = {number: comparison.class_names[number] for number in sorted(present)}
-    side, gap, left, top = 2.3, 0.12, 0.42, 0.5
+    said = selected(comparison).removeprefix(", ")
+    side, gap, left, top = 2.3, 0.12, 0.42, 0.75 if said else 0.5
     columns = -(-(len(classes) + 1) // CLASS_ROWS)
     longest = max(map(len, [HOLLOW, *map(_brief, classes.values())]))
     legend = 0.15 + columns * (0.32 + 0.068 * longest)
     width = left + len(projections) * (side + gap) + legend
     height = top + len(modalities) * (side + gap) + 0.15
     figure = Figure(figsize=(width, height))
+    if said:
+        figure.text(left / width, (height - 0.3) / height, f"epoch {said}", color=QUIET)
     for column, (method, found) in enumerate(projections.items()):
         x = left + column * (side + gap)
-        figure.text((x + side / 2) / width, (height - 0.33) / height, shortened(method, 26),
+        figure.text((x + side / 2) / width, (height - top + 0.17) / height, shortened(method, 26),
                     ha="center", fontsize=10.5, fontweight="bold")  # fmt: skip
         for row, modality in enumerate(modalities):
             y = height - top - (row + 1) * side - row * gap

@@ -14,20 +14,13 @@ COLOURS = (
     "#186ddb", "#ff9231", "#008600", "#c23d6d", "#db92ff", "#3dc2aa",
     "#aa7924", "#00aaff", "#aa61ce", "#92b600", "#ff6d9e", "#00929e",
 )  # fmt: skip
-SHAPES = {
-    "circle": "M1,5a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
-    "square": "M1.5,1.5h7v7h-7z",
-    "triangle-up": "M5,.8L9.6,8.8H.4z",
-    "diamond": "M5,0L10,5L5,10L0,5z",
-}
-"""By Plotly's name, the outline in a square of ten units."""
+SHAPES = ("circle", "square", "triangle-up", "diamond")
 STEPS = 999  # of the grid that places are rounded to: a third of a pixel
 
 
 def class_style(number: int) -> tuple[str, str]:
     """Colour and shape of a class; with the shapes 48 classes can be told apart."""
-    shapes = list(SHAPES)
-    return COLOURS[number % len(COLOURS)], shapes[number // len(COLOURS) % len(shapes)]
+    return COLOURS[number % len(COLOURS)], SHAPES[number // len(COLOURS) % len(SHAPES)]
 
 
 def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:

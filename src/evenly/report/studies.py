@@ -1,15 +1,30 @@
 """The pictures of the paper's experiments, each drawn from a comparison of its methods."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evenly.report.drawing import CARD, INK, QUIET, add_heading, shortened, write_drawing
-from evenly.report.figures import styles
+import numpy as np
+
+from evenly.report.drawing import (
+    CARD,
+    INK,
+    QUIET,
+    add_heading,
+    labels_end,
+    row_height,
+    row_labels,
+    selected,
+    widened,
+    write_drawing,
+)
 from evenly.report.folder import Comparison, value_at
+from evenly.report.marks import HUES, MARKERS, marks
+from evenly.report.names import wrapped
 from evenly.report.picture import draw_accuracy, write_projection_picture
+from evenly.report.places import Box, Spot, label_boxes, leader, needs_line
 from evenly.spec import parse
 
 if TYPE_CHECKING:
@@ -49,23 +64,30 @@ def _ranked(comparison: Comparison) -> list[str]:
     return [m for m in comparison.ranking if comparison.accuracy(m) is not None]
 
 
-def _add_accuracy(figure: "Figure", comparison: Comparison, right: float) -> None:
+def _add_accuracy(
+    figure: "Figure", comparison: Comparison, labels: Sequence[str], right: float
+) -> None:
     """The accuracies, up to `right` inches from the left."""
-    methods = _ranked(comparison)
     width, height = figure.get_size_inches()
-    chosen = ", selected on test" if comparison.selects_on_test else ""
-    add_heading(figure, 0.35, f"Test accuracy, %{chosen}", "mean, 95 % interval, every seed")
-    labels = max(len(shortened(method)) for method in methods)
-    start = 0.42 + 0.078 * labels
+    title = f"Test accuracy, %{selected(comparison)}"
+    add_heading(figure, 0.35, title, f"mean, 95 % interval, every seed{_band(comparison)}")
+    start = labels_end(labels)
     top, bottom = (height - 1.0) / height, 0.5 / height
     axes = figure.add_axes((start / width, bottom, (right - start) / width, top - bottom))
     _draw_band(axes, comparison, vertical=True)
-    draw_accuracy(axes, comparison, methods)
-    axes.tick_params(axis="y", pad=72 * (start - 0.35))
+    draw_accuracy(axes, comparison, _ranked(comparison), labels)
 
 
-def _height(comparison: Comparison) -> float:
-    return max(3.4, 1.6 + 0.4 * len(_ranked(comparison)))
+def _height(labels: Sequence[str]) -> float:
+    return max(3.4, 1.6 + row_height(labels) * len(labels))
+
+
+def _band(comparison: Comparison) -> str:
+    """What `_draw_band` shows, in words."""
+    found = comparison.estimate(comparison.reference, "accuracy")
+    if found.mean is None:
+        return ""
+    return f"; {'line' if found.low is None else 'band'}: {comparison.reference}"
 
 
 def _draw_band(axes: "Axes", comparison: Comparison, *, vertical: bool) -> None:
@@ -82,8 +104,10 @@ def _draw_band(axes: "Axes", comparison: Comparison, *, vertical: bool) -> None:
 def _accuracy(comparison: Comparison) -> "Figure":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, _height(comparison)))
-    _add_accuracy(figure, comparison, 6.85)
+    labels = row_labels(_ranked(comparison))
+    right = 6.85 + widened(labels)
+    figure = Figure(figsize=(right + 0.35, _height(labels)))
+    _add_accuracy(figure, comparison, labels, right)
     return figure
 
 
@@ -95,16 +119,19 @@ def _figure1(comparison: Comparison) -> "Figure":
         for pair in combinations(comparison.modalities, 2)
         if any(_probes(comparison, method, pair) for method in comparison.methods)
     ]
-    height = max(_height(comparison), 4.4)
-    width = 5.2 + 4.6 * len(pairs)
+    labels = row_labels(_ranked(comparison))
+    height = max(_height(labels), 4.8)
+    start = 5.2 + widened(labels)
+    width = start + 4.6 * len(pairs)
     figure = Figure(figsize=(width, height))
-    _add_accuracy(figure, comparison, 4.85)
-    top, bottom = (height - 1.0) / height, 0.62 / height
+    _add_accuracy(figure, comparison, labels, start - 0.35)
+    tall = min(height - 1.62, 7.0)
+    bottom = (height - 1.0 - tall) / height
     for number, pair in enumerate(pairs):
-        left = 5.2 + 4.6 * number
+        left = start + 4.6 * number
         below = "test accuracy, %; a larger spot is a better model" if not number else ""
         add_heading(figure, left, "A new classifier on each encoder", below)
-        place = ((left + 0.5) / width, bottom, 3.75 / width, top - bottom)
+        place = ((left + 0.5) / width, bottom, 3.75 / width, tall / height)
         _draw_map(figure.add_axes(place), comparison, pair)
     return figure
 
@@ -119,24 +146,67 @@ def _probes(comparison: Comparison, method: str, pair: Sequence[str]) -> tuple[f
 
 
 def _draw_map(axes: "Axes", comparison: Comparison, pair: tuple[str, str]) -> None:
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     shown = {m: found for m in _ranked(comparison) if (found := _probes(comparison, m, pair))}
-    sizes = {method: comparison.accuracy(method) or 0.0 for method in shown}
-    least, most = min(sizes.values()), max(sizes.values())
-    for method, (x, y) in shown.items():
-        share = (sizes[method] - least) / (most - least) if most > least else 0.5
-        axes.scatter(x, y, s=50 + 350 * share, color=style[method][0], alpha=0.75, linewidth=0)
-        axes.annotate(
-            f"{shortened(method)} {100 * sizes[method]:.1f}", (x, y), xytext=(9, 5),
-            textcoords="offset points", fontsize=7.5, color=INK,
-        )  # fmt: skip
+    accuracies = {method: comparison.accuracy(method) or 0.0 for method in shown}
+    least, most = min(accuracies.values()), max(accuracies.values())
+    sizes = {
+        method: 6 + 7 * ((accuracy - least) / (most - least) if most > least else 0.5)
+        for method, accuracy in accuracies.items()
+    }
+    for method, size in sorted(sizes.items(), key=lambda each: -each[1]):  # small ones on top
+        colour, _, symbol = mark[method]
+        axes.plot(*shown[method], MARKERS[symbol], color=colour, markersize=size, alpha=0.8,
+                  markeredgecolor=CARD)  # fmt: skip
     for name, line in zip(pair, (axes.axvline, axes.axhline), strict=True):
         alone = comparison.estimate(f"unimodal(modality={name})", f"probe/{name}").mean
         if alone is not None:
             line(100 * alone, color=QUIET, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
     axes.set_xlabel(f"{pair[0]} (dotted: trained alone)")
     axes.set_ylabel(pair[1])
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.22, y=0.12)
+    axes.locator_params(nbins=6)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # what comes now moves no limits
+    texts = {
+        method: "\n".join(wrapped(method, 24)) + f" {100 * accuracy:.1f}"
+        for method, accuracy in accuracies.items()
+    }
+    _label_spots(axes, shown, sizes, texts, {method: mark[method].colour for method in shown})
+
+
+def _label_spots(
+    axes: "Axes",
+    places: Mapping[str, tuple[float, float]],
+    sizes: Mapping[str, float],
+    texts: Mapping[str, str],
+    colours: Mapping[str, str],
+) -> None:
+    """Writes beside each spot, of a size in points, what it is; with a line where that is far."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = axes.figure.get_figure(root=True)
+    points = 72 / figure.dpi
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    frame = Box(*(points * np.array(axes.get_window_extent().extents)).tolist())
+    spots = []
+    for method, place in places.items():
+        text = axes.text(0, 0, texts[method], fontsize=7.5, linespacing=1.1)
+        extent = text.get_window_extent(renderer)
+        text.remove()
+        x, y = (axes.transData.transform(place) * points).tolist()
+        spots.append(
+            Spot(x, y, sizes[method] / 2, extent.width * points + 2, extent.height * points + 3)
+        )
+    for spot, (method, place), box in zip(
+        spots, places.items(), label_boxes(spots, frame), strict=True
+    ):
+        ends = np.array(leader(spot, box))
+        if needs_line(spot, box, spots):
+            x, y = axes.transData.inverted().transform(ends / points).T
+            axes.plot(x, y, color=colours[method], linewidth=0.8)
+        offset = (box.left + 1 - spot.x, box.bottom + 1.5 - spot.y)
+        axes.annotate(texts[method], place, xytext=offset, textcoords="offset points",
+                      fontsize=7.5, linespacing=1.1, color=INK, va="bottom")  # fmt: skip
 
 
 def _figure4(comparison: Comparison) -> "Figure":
@@ -162,7 +232,7 @@ def _figure4(comparison: Comparison) -> "Figure":
     last = figure.add_subplot(grid[:, columns - 1])
     _draw_curves(last, comparison, f"{split}_accuracy", f"{split} accuracy, %", scale=100.0)
     last.set_xlabel("epochs")
-    add_heading(figure, 0.35, "Gap, purity and accuracy along training", "")
+    add_heading(figure, 0.35, f"Gap, purity and accuracy along training{selected(comparison)}", "")
     _add_legend(figure, comparison)
     return figure
 
@@ -177,9 +247,9 @@ def _draw_curves(
     scale: float = 1.0,
 ) -> None:
     """A column of metrics.csv: the seeds thin, their mean thick, re-learnings marked."""
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     for method in comparison.methods:
-        colour = style[method][0]
+        colour = mark[method].colour
         mean = comparison.mean_curve(method, column)
         if not mean:
             continue
@@ -204,9 +274,9 @@ def _draw_curves(
 def _add_legend(figure: "Figure", comparison: Comparison) -> None:
     from matplotlib.lines import Line2D
 
-    style = styles(comparison.methods)
+    mark = marks(comparison.methods)
     handles: list[Any] = [
-        Line2D([], [], color=style[method][0], linewidth=2, label=method)
+        Line2D([], [], color=mark[method].colour, linewidth=2, label=method)
         for method in comparison.methods
     ]
     handles.append(
@@ -233,8 +303,8 @@ def _figure5(comparison: Comparison) -> "Figure":
                 every = spec.settings.get("every") or _period(comparison, method)
                 periods += [(float(every), method)] if every else []
     figure = Figure(figsize=(8.6, 3.7))
-    below = "mean, 95 % interval, every seed; band: joint training"
-    add_heading(figure, 0.35, "Test accuracy, %", below)
+    below = f"mean, 95 % interval, every seed{_band(comparison)}"
+    add_heading(figure, 0.35, f"Test accuracy, %{selected(comparison)}", below)
     grid = figure.add_gridspec(1, 2, left=0.07, right=0.97, top=0.74, bottom=0.16, wspace=0.16)
     for number, (values, label) in enumerate(
         ((strengths, "strength λ (0: joint training)"), (periods, "epochs between re-learnings"))
@@ -258,7 +328,7 @@ def _period(comparison: Comparison, method: str) -> int | None:
 
 def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]) -> None:
     """A place for each value in order; λ and periods are too uneven for a scale."""
-    colour = styles(comparison.methods).get("relearn", ("#2b83c6", ""))[0]
+    colour = HUES[0]
     means = []
     for place, (_, method) in enumerate(values):
         found = comparison.estimate(method, "accuracy")

@@ -1,0 +1,121 @@
+"""All figures that need a GPU, in under eight minutes.
+
+    python benchmarks/gpu.py
+
+What it times waits for the device. `torch.compile` and the optimiser's forms are shown beside the
+promises: which of them pays is for these lines to say.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import relearn
+import torch
+import whole
+from claims import Claim, ratio, report, seconds
+from overhead import PAIRS, Trainer, precision, random_data
+from sklearn.cluster import KMeans
+from torch.nn.functional import cross_entropy
+
+from evenly import kmeans
+from evenly.lab.run import forward, run_cell
+from evenly.lab.settings import Cell, Training
+
+ROWS, WIDTH, CLUSTERS = 15_000, 512, 31
+
+
+def clustering(device):
+    """k-means on the device against scikit-learn's on the processor."""
+    draws = torch.Generator().manual_seed(0)
+    means = 0.3 * torch.randn(CLUSTERS, WIDTH, generator=draws)
+    x = means[torch.arange(ROWS) % CLUSTERS] + torch.randn(ROWS, WIDTH, generator=draws)
+    x = x.relu()
+    there = x.to(device)
+    found = ratio(
+        lambda: KMeans(CLUSTERS, n_init=10, random_state=0).fit(x.numpy()),
+        lambda: waited(kmeans(there, CLUSTERS), device),
+        pairs=3,
+    )
+    what = f"k-means, {ROWS:,} x {WIDTH}, k = {CLUSTERS}: scikit-learn's time / ours on the GPU"
+    return Claim(what, found, 50)
+
+
+def busy(device, pair, batches):
+    """The rate of a run over that of its step on a batch which is on the device already."""
+    shapes, size, _ = PAIRS[pair]
+    data = random_data(shapes, batches * size, size)
+    encoders = {} if pair == "mlp" else dict.fromkeys(shapes, "resnet18")
+    training = Training(epochs=3, batch_size=size, width=512, encoders=encoders, diagnose_every=0)
+    trainer = Trainer("joint", pair, device)
+    batch = trainer.begin(0)[0]
+    for _ in range(5):
+        trainer.step(batch)
+    step = (
+        seconds(lambda: waited([trainer.step(batch, wait=False) for _ in range(50)], device)) / 50
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_cell(Cell(training, "joint", 0), Path(folder), data=data, tests=False)
+    of_run = result.seconds / result.steps
+    print(f"a step: {1e3 * step:.1f} ms alone, {1e3 * of_run:.1f} ms in a run")
+    return Claim("rate of a run / rate of its step on a batch on the GPU", step / of_run, 0.9)
+
+
+def forms(device, pair):
+    """A step with the model compiled, and the optimiser by tensor, in groups or in one kernel."""
+    rows = []
+    for compiled in (False, True):
+        trainer = Trainer("joint", pair, device)
+        batch = trainer.begin(0)[0]
+        model = torch.compile(trainer.model) if compiled else trainer.model
+        for how in ("foreach", "fused"):
+            optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, **{how: True})
+
+            def step(model=model, optimizer=optimizer, batch=batch):
+                with precision(batch):
+                    output, target = forward(model, batch)
+                    loss = cross_entropy(output.logits, target)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+            for _ in range(5):
+                step()
+            took = [seconds(lambda step=step: waited(step(), device)) for _ in range(20)]
+            name = f"{'compiled' if compiled else 'eager'}, {how}"
+            rows.append((name, statistics.median(took)))
+    for name, took in rows:
+        print(f"{name:<20}{1e3 * took:>8.2f} ms {rows[0][1] / took:>6.2f}x")
+
+
+def waited(found, device):
+    """What was found, once the device has done it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="'cpu' tries the program, small")
+    device = parser.parse_args().device
+    small = device == "cpu"
+    if small:
+        sizes = {"train": 24, "epochs": 3, "batch": 8, "size": 64}
+    elif not torch.cuda.is_available():
+        raise SystemExit("there is no GPU; --device cpu tries the program")
+    else:
+        sizes = {"train": 1536, "epochs": 6, "batch": 64, "size": 224}
+        print(torch.cuda.get_device_name(), torch.__version__)
+    pair, batches = ("mlp", 2) if small else ("paper", 60)
+    forms(device, pair)
+    claims = [busy(device, pair, batches), clustering(device)]
+    share, _ = relearn.share(pair, 3, device)
+    claims.append(Claim(relearn.WHAT, share, relearn.MOST, at_least=False))
+    claims += whole.claimed(argparse.Namespace(**sizes, lr=0.01, rounds=1))
+    report(claims)
+
+
+if __name__ == "__main__":
+    main()

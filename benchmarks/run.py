@@ -1,0 +1,99 @@
+"""Every claim of speed in one table, from a single run: `make bench`.
+
+    python benchmarks/run.py            # an hour on two cores with nothing else to do
+    python benchmarks/run.py --write    # and note it down, in results/ and docs/performance.md
+
+The benchmarks that need a GPU run where there is one.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import torch
+from claims import FILE, Claim, table
+
+from evenly.lab.compare import hardware
+
+HERE = Path(__file__).parent
+PROGRAMS = [
+    "kmeans",
+    "growth",
+    "forms",
+    "loader",
+    "train_step",
+    "whole",
+    "relearn",
+    "overhead",
+    "ranks",
+]
+PAGE = HERE.parent / "docs" / "performance.md"
+MARK = "<!-- benchmarks: make bench-write -->"
+
+
+def claims_of(program: str) -> list[Claim]:
+    """Runs a benchmark; what it claims."""
+    print(f"\n== {program}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "claims"
+        command = [sys.executable, HERE / f"{program}.py"]
+        done = subprocess.run(command, env={**os.environ, FILE: str(file)}, check=False)
+        if not file.is_file():
+            raise SystemExit(f"{program}.py ended with {done.returncode}, before its claims")
+        lines = file.read_text(encoding="utf-8").splitlines()
+    return [Claim(**json.loads(line)) for line in lines]
+
+
+def noted(claims: list[Claim], machine: dict[str, str]) -> None:
+    """Writes the results of this machine, and those of all machines to the page."""
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    rows = [
+        dict(zip(("claim", "found", "target", "verdict"), c.cells, strict=True)) for c in claims
+    ]
+    result = {**machine, "claims": rows}
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    (HERE / "results" / f"{kind}.json").write_text(text, encoding="utf-8")
+    written, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
+    parts = [section(json.loads(file.read_text(encoding="utf-8")))
+             for file in sorted((HERE / "results").glob("[cg]pu.json"))]  # fmt: skip
+    PAGE.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
+
+
+def section(result: dict) -> str:
+    """A machine's table."""
+    cells = [Claim(**claim).cells for claim in result["claims"]]
+    lines = [
+        f"{result['hardware']}; torch {result['torch']}; {result['date']}:",
+        "",
+        "| claim | found | target | |",
+        "| --- | ---: | ---: | --- |",
+        *(f"| {' | '.join(row)} |" for row in cells),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=[*PROGRAMS, "gpu"], help="of them these")
+    parser.add_argument("--write", action="store_true", help="note the table down")
+    arguments = parser.parse_args()
+    programs = arguments.only or [*PROGRAMS, *(["gpu"] if torch.cuda.is_available() else [])]
+    claims = [claim for program in programs for claim in claims_of(program)]
+    machine = {
+        "date": date.today().isoformat(),
+        "hardware": hardware(),
+        "torch": torch.__version__,
+    }
+    print(f"\n{machine['hardware']}, torch {machine['torch']}\n\n{table(claims)}")
+    if arguments.write:
+        noted(claims, machine)
+    sys.exit(any(claim.here and not claim.met for claim in claims))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What ranks exchange in a diagnosis: as much as the documentation says, whatever the rows."""
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import run_pages
+import torch
+
+import evenly
+from ranks import on_ranks
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.timeout(120),
+    pytest.mark.xdist_group("exchanged"),  # counted once
+]
+WIDTH, K = 128, 5
+
+
+def benchmark():
+    sys.path.append(str(ROOT / "benchmarks"))  # last: its `ranks` is not that of the tests
+    spec = importlib.util.spec_from_file_location("many_ranks", ROOT / "benchmarks" / "ranks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def split(rows, first, rank, world):
+    """This rank's rows of a split; the first ones are those of a smaller split."""
+    index = torch.arange(rank, rows, world)
+    stream = torch.Generator().manual_seed(0)
+    means = torch.randn(K, WIDTH, generator=stream)
+    noise = torch.randn(rows, WIDTH, generator=stream.manual_seed(first))
+    x = means[torch.arange(rows) % K] + 2 * noise
+    return evenly.Features({"m": x[index]}, index % K, index, sharded=True)
+
+
+def look(rank, world, gap):
+    """For 400 and 1,600 rows, what was counted."""
+    counted = benchmark().Counted()
+    found = []
+    for rows in (400, 1600):
+        parts = split(rows, 1, rank, world), split(rows // 4, 2, rank, world)
+        counted.clear()
+        evenly.diagnose(*parts, gap=gap, restarts=4)
+        names = ("bytes", "calls", "largest", "passes", "rounds")
+        found.append({name: getattr(counted, name) for name in names})
+    return found
+
+
+@cache
+def counted(gap, world):
+    with TemporaryDirectory() as folder:
+        return on_ranks(look, Path(folder), gap, world=world)
+
+
+@pytest.mark.parametrize(("gap", "world"), [("paper", 4), ("shared", 2)])
+def test_no_rank_receives_rows_of_others(gap, world):
+    """The largest tensor is the sums of all clusters, however many rows there are."""
+    for few, many in counted(gap, world):
+        assert few["largest"] == many["largest"] == 4 * K * WIDTH * 8
+        # What does not depend on the number of iterations does not on that of rows, either.
+        once = [found["bytes"] - found["passes"] * 8 * K * (WIDTH + 1) for found in (few, many)]
+        assert once[0] == once[1] < 2000 / world * 4 * WIDTH
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The names that the page defines."""
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    names = {}
+    exec(next(b.code for b in run_pages.blocks(text) if "def exchanged" in b.code), names)
+    return names
+
+
+def test_what_is_counted_is_what_the_page_says(page):
+    for found in counted("paper", 4)[0]:
+        size = page["exchanged"](WIDTH, K, found["passes"], ranks=4, restarts=4)
+        assert found["bytes"] == pytest.approx(size, rel=0.01)
+        assert found["calls"] == page["collectives"](K, found["rounds"])
+
+
+@pytest.mark.parametrize("of", [(512, 6, 100, 8, 10), (64, 309, 1200, 1000, 3)])
+def test_the_page_and_the_benchmark_have_one_formula(of, page):
+    assert page["exchanged"](*of) == benchmark().exchanged(*of)
+    assert page["collectives"](*of[:2]) == benchmark().collectives(*of[:2])

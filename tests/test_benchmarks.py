@@ -1,0 +1,56 @@
+"""The benchmarks in a short form: ratios with wide margins, so that what got slower is noticed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+from claims import FILE, Claim, table  # noqa: E402
+
+# Short options, and which share of its target a figure must reach at least.
+SHORT = {
+    "forms": (["--pairs", "5"], 0.6),
+    "kmeans": (["--pairs", "3", "--small"], 0.2),
+    "loader": (["--rounds", "1", "--clips", "128"], 0.5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("benchmarks")  # one after the other
+@pytest.mark.parametrize("program", SHORT)
+def test_what_is_promised_of_speed_holds_with_a_margin(program, tmp_path):
+    options, margin = SHORT[program]
+    claims = short(program, options, tmp_path)
+    low = [claim for claim in claims if not within(claim, margin)]
+    assert not low, table(low)
+
+
+def test_a_claim_says_whether_it_is_met():
+    least, most = Claim("fast", 3.0, 4.0), Claim("small", 3.0, 4.0, at_least=False)
+    assert (least.met, most.met) == (False, True)
+    assert least.cells == ("fast", "3", "≥ 4", "NOT met")
+    assert Claim("fast", 3.0, 4.0, here=False, why="no GPU").cells[3] == "(no GPU)"
+    assert table([most]).splitlines()[1].split() == ["small", "3", "≤", "4", "met"]
+
+
+def within(claim, margin):
+    """Whether the figure is not worse than its target by more than the margin."""
+    if claim.at_least:
+        return claim.found >= margin * claim.target
+    return claim.found <= claim.target / margin
+
+
+def short(program, options, folder):
+    """The claims of a benchmark's short form."""
+    file = folder / "claims"
+    command = [sys.executable, BENCHMARKS / f"{program}.py", *options]
+    # One thread: two that wait for each other beside another test would be measured, not the work.
+    given = {**os.environ, FILE: str(file), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    assert file.is_file(), done.stderr
+    return [Claim(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
