@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -146,18 +145,6 @@ def claims(runs, slope):
     return found
 
 
-def hardware():
-    """The machine, in words."""
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    memory = os.sysconf("SC_PHYS_PAGES") * PAGE / 2**30
-    name = names[0] if names else platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, {memory:.0f} GB, torch {torch.__version__}"
-
-
 def draw(results):
     """Seconds and memory over rows, both axes logarithmic."""
     from matplotlib.figure import Figure
@@ -220,8 +207,10 @@ def main():
     runs = measured(options.folder, QUICK if options.quick else FULL)
     if not options.quick:
         from evenly.files import write_text
+        from evenly.lab.compare import hardware
 
-        kept = {"date": date.today().isoformat(), "hardware": hardware(), "runs": runs}
+        what = f"{hardware()}; {torch.get_num_threads()} threads; torch {torch.__version__}"
+        kept = {"date": date.today().isoformat(), "hardware": what, "runs": runs}
         write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
     report(claims(runs, QUICK_SLOPE if options.quick else SLOPE))
 

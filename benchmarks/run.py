@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -49,19 +50,18 @@ def claims_of(program: str) -> list[Claim]:
     return [Claim(**json.loads(line)) for line in lines]
 
 
-def noted(claims: list[Claim], machine: dict[str, str]) -> None:
+def noted(claims: list[Claim], machine: dict[str, str], results: Path, page: Path) -> None:
     """Writes the results of this machine, and those of all machines to the page."""
     kind = "gpu" if torch.cuda.is_available() else "cpu"
-    rows = [
-        dict(zip(("claim", "found", "target", "verdict"), c.cells, strict=True)) for c in claims
-    ]
-    result = {**machine, "claims": rows}
+    result = {**machine, "claims": [asdict(claim) for claim in claims]}
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    (HERE / "results" / f"{kind}.json").write_text(text, encoding="utf-8")
-    written, _, _ = PAGE.read_text(encoding="utf-8").partition(MARK)
-    parts = [section(json.loads(file.read_text(encoding="utf-8")))
-             for file in sorted((HERE / "results").glob("[cg]pu.json"))]  # fmt: skip
-    PAGE.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
+    (results / f"{kind}.json").write_text(text, encoding="utf-8")
+    written, _, _ = page.read_text(encoding="utf-8").partition(MARK)
+    parts = [
+        section(json.loads(file.read_text(encoding="utf-8")))
+        for file in sorted(results.glob("[cg]pu.json"))
+    ]
+    page.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
 
 
 def section(result: dict) -> str:
@@ -91,7 +91,7 @@ def main() -> None:
     }
     print(f"\n{machine['hardware']}, torch {machine['torch']}\n\n{table(claims)}")
     if arguments.write:
-        noted(claims, machine)
+        noted(claims, machine, HERE / "results", PAGE)
     sys.exit(any(claim.here and not claim.met for claim in claims))
 
 

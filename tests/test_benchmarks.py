@@ -38,6 +38,22 @@ def test_a_claim_says_whether_it_is_met():
     assert table([most]).splitlines()[1].split() == ["small", "3", "≤", "4", "met"]
 
 
+def test_what_is_noted_down_stands_on_the_page(tmp_path):
+    import run
+
+    page = tmp_path / "performance.md"
+    page.write_text(f"# Performance\n\n{run.MARK}\n\nan older table")
+    machine = {"date": "2026-11-21", "hardware": "two cores", "torch": "2.13.0"}
+    claims = [Claim("fast", 5.0, 4.0), Claim("small", 3.0, 2.0, at_least=False)]
+    for _ in range(2):
+        run.noted(claims, machine, tmp_path, page)
+    written = page.read_text()
+    assert written.startswith(f"# Performance\n\n{run.MARK}\n\ntwo cores; torch 2.13.0; 2026")
+    assert written.count("| fast | 5 | ≥ 4 | met |") == 1
+    assert "| small | 3 | ≤ 2 | NOT met |" in written
+    assert "older" not in written
+
+
 def within(claim, margin):
     """Whether the figure is not worse than its target by more than the margin."""
     if claim.at_least:
