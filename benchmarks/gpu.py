@@ -102,7 +102,7 @@ def main():
     device = parser.parse_args().device
     small = device == "cpu"
     if small:
-        sizes = {"train": 24, "epochs": 3, "batch": 8, "size": 64}
+        sizes = {"train": 48, "epochs": 3, "batch": 8, "size": 64}
     elif not torch.cuda.is_available():
         raise SystemExit("there is no GPU; --device cpu tries the program")
     else:
