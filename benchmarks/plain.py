@@ -5,7 +5,8 @@ sample's JPEG frames and sound are decoded anew in every epoch, by the workers o
 32-bit floats in the default layout; the loss read from the device in each step; predictions counted
 sample by sample in Python; scikit-learn's k-means with ten starts.
 
-It says nothing of evenly's but the network's layers, so that both sides have the same model.
+It takes nothing of evenly's but the networks, which standardise their inputs themselves, so that
+both sides have the same model.
 """
 
 import copy
@@ -27,8 +28,6 @@ with warnings.catch_warnings():  # of the lowest bands, which hold no frequency
     warnings.simplefilter("ignore")
     BANDS = mel_filter_bank(257, 128, 20, RATE / 2, RATE, None, "kaldi", True)
 FILTERS = torch.tensor(BANDS, dtype=torch.float32)
-CENTRE, SCALE = -4.503877, 2 * 5.141276  # of the released code's spectrograms
-PIXELS = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 def spectrogram(path):
@@ -58,10 +57,8 @@ class Files(Dataset):
         for number in range(2):
             with Image.open(clip.folder / f"{number}.jpg") as image:
                 scaled = image.convert("RGB").resize(self.size, Image.Resampling.BILINEAR)
-            pixels = torch.from_numpy(np.array(scaled)).float() / 255
-            frames.append(((pixels - PIXELS[0]) / PIXELS[1]).permute(2, 0, 1))
-        sound = (spectrogram(clip.folder / "sound.wav") - CENTRE) / SCALE
-        return sound, torch.stack(frames), clip.label
+            frames.append(torch.from_numpy(np.array(scaled)).float().permute(2, 0, 1))
+        return spectrogram(clip.folder / "sound.wav"), torch.stack(frames), clip.label
 
 
 class Model(nn.Module):
