@@ -14,7 +14,7 @@ from ranks import on_ranks, train
 from support import CASES, Toy, forward, info, net
 
 pytestmark = pytest.mark.distributed
-CHUNK = 6  # cases that share two processes: starting them takes longer than training
+CHUNK = 12  # cases that share two processes: starting them takes longer than training
 
 
 def chunks(names):

@@ -405,6 +405,7 @@ from evenly.diagnosis.kmeans import kmeans
 torch.set_num_threads(1)
 kmeans(torch.randn(1000, 512), {k}, restarts=2)  # so that libraries are loaded and warm
 x = torch.randn({n}, 512)
+x[:, 0] += 100 * (torch.arange({n}) % {k})  # clear clusters are found in few passes
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 kmeans(x, {k}, restarts={restarts})
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
