@@ -1,4 +1,4 @@
-"""The command as a user types it: every run is a process of its own."""
+"""The command as a user types it."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +24,40 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA = "synthetic(train=60,val=30,test=30,classes=3)"
 
 
-def evenly(*arguments, check=True):
+def as_process(*arguments):
     command = [sys.executable, "-m", "evenly.cli", *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if check:
-        assert ran.returncode == 0, ran.stderr
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def in_this_process(*arguments):
+    """The same without the seconds that imports take."""
+    command = [*map(str, arguments)]
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        try:
+            status = main(command)
+        except SystemExit as stopped:
+            status = stopped.code
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
+
+
+def evenly(*arguments, run=in_this_process):
+    ran = run(*arguments)
+    assert ran.returncode == 0, ran.stderr
     return ran
 
 
-def fails(message, *arguments):
-    """One sentence, no traceback, and an exit status that a script can see."""
-    ran = evenly(*arguments, check=False)
+def fails(message, *arguments, run=in_this_process):
+    """A sentence and an exit status that a script can see."""
+    ran = run(*arguments)
     assert ran.returncode not in (0, None)
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
 def test_help_answers_within_a_second():
-    evenly("--help")  # once, so that the byte code is there
+    as_process("--help")  # once, so that the byte code is there
     before = os.times()
-    text = evenly("--help").stdout
+    text = as_process("--help").stdout
     after = os.times()
     # Of the processor, as a busy machine may keep it waiting.
     assert sum(after[2:4]) - sum(before[2:4]) < 1
@@ -87,17 +103,17 @@ def test_import_costs_next_to_nothing():
 
 
 def test_version():
-    assert re.fullmatch(r"evenly \d+\.\d+\.\d+\n", evenly("--version").stdout)
+    assert re.fullmatch(r"evenly \d+\.\d+\.\d+\n", evenly("--version", run=as_process).stdout)
 
 
 def test_train_then_resume(tmp_path):
     out = tmp_path / "run"
     command = ["train", "--data", DATA, "--epochs", 2, "--width", 8, "--out", out]
-    text = evenly(*command).stdout
+    text = evenly(*command, run=as_process).stdout
     assert "chosen by validation accuracy" in text
     assert re.search(r"^test .*accuracy \d\.\d{3}.*accuracy/m1 \d\.\d{3}", text, re.MULTILINE)
-    fails("is not empty. Continue the run in it with --resume", *command)
-    assert evenly(*command, "--resume").stdout == text
+    fails("is not empty. Continue the run in it with --resume", *command, run=as_process)
+    assert evenly(*command, "--resume", run=as_process).stdout == text
 
 
 @pytest.mark.data
