@@ -43,8 +43,9 @@ NPZ = """The .npz form: 'labels' (N), 'split' (N; train, val, test or 0, 1, 2), 
 array whose first axis is N is a modality; NAME with NAME_offset (N + 1) is a modality of unequal
 lengths; 'class_names' is optional. The shape of a sample tells what a modality is: (d) a vector,
 (time, features) a sequence, (channels, height, width) or 8-bit integers in (height, width) an
-image. A spectrogram of floats, (bands, frames), is thus taken for a sequence: 'NAME_kind', one of
-the strings 'vector', 'sequence' and 'image', says otherwise."""
+image, (time, channels, height, width) a video. 'NAME_kind' says otherwise: 'image', for a
+spectrogram of floats, (bands, frames), which would be taken for a sequence; 'text', for the numbers
+of words, 0 after the last; 'vector', 'sequence' or 'video'."""
 
 TABLE = """The table has a row for each sample and the columns 'label'; 'split' (train, val, test;
 optional: what is lacking is drawn); 'name' (optional); and one for each modality. A cell holds a
