@@ -109,6 +109,12 @@ def test_scaling_is_by_each_split_itself():
     assert diagnose(train, other).val["m"] == pytest.approx(diagnose(train, val).val["m"])
 
 
+def test_the_extent_of_half_precision_may_be_beyond_its_range():
+    x = torch.tensor([[-60000.0, 1], [-59000, 1], [60000, 2], [59000, 2]]).half()
+    split = features(x, torch.tensor([0, 0, 1, 1]))
+    assert diagnose(split, split).train == {"m": 1.0}
+
+
 def test_a_constant_dimension_is_harmless():
     train, val = blobs(60, 1.0, 1), blobs(30, 1.0, 2)
     constant = torch.full((60, 1), 3.0)

@@ -391,6 +391,13 @@ def test_large_values_are_no_infinity():
     assert same_grouping(kmeans((x * 1e3).half(), 2).labels, target)
 
 
+def test_rows_too_far_apart_for_their_squares():
+    x = torch.tensor([[-1e36], [0.0], [1e36]])
+    with pytest.raises(ValueError, match=r"infinite in float32\. Scale them"):
+        kmeans(x, 2)
+    assert len(set(kmeans(x, 3, unit=torch.tensor([1e36])).labels.tolist())) == 3
+
+
 @pytest.mark.parametrize("shape", [(5,), (5, 2, 2)])
 def test_not_a_matrix(shape):
     unchecked = inspect.unwrap(kmeans)  # the tests' check of shapes would speak first

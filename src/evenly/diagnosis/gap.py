@@ -92,26 +92,16 @@ class _Clustering:
 
     def fit(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
         """Clusters of the rows as they are when [low, high] is mapped to [-1, 1]."""
-        x, unit = self._scaled(rows.x, low, high)
         return kmeans(
-            x,
+            rows.x,
             self.k,
             seed=self.seed,
             restarts=self.restarts,
             index=rows.index,
             sharded=rows.sharded,
-            unit=unit,
+            unit=unit(low, high),
             sample=self.sample,
         )
-
-    def assign(self, rows: _Rows, clusters: Clusters, low: Tensor, high: Tensor) -> Tensor:
-        """Labels of other rows by clusters that were fitted with the same [low, high]."""
-        x, unit = self._scaled(rows.x, low, high)
-        return assign(x, clusters.centers, unit)
-
-    def _scaled(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows to compare, and their unit; no copy of them where they may be too many."""
-        return (scale(x, low, high), None) if self.sample is None else (x, _unit(low, high))
 
 
 def diagnose(
@@ -203,7 +193,7 @@ def _matched(
 def _shared(clustering: _Clustering, train: _Rows, val: _Rows) -> tuple[float, float, float | None]:
     low, high = extent(train.x, sharded=train.sharded)
     clusters = clustering.fit(train, low, high)
-    of_val = clustering.assign(val, clusters, low, high)
+    of_val = assign(val.x, clusters.centers, unit(low, high))
     return (
         purity(clusters.labels, train.y, sharded=train.sharded),
         purity(of_val, val.y, sharded=val.sharded),
@@ -225,16 +215,11 @@ def extent(
     return distributed.min_(low, sharded=sharded), distributed.max_(high, sharded=sharded)
 
 
-def scale(
-    x: Float[Tensor, "n d"], low: Float[Tensor, " d"], high: Float[Tensor, " d"]
-) -> Float[Tensor, "n d"]:
-    """Maps [low, high] to [-1, 1] in each dimension; a constant dimension keeps its scale."""
-    span = high - low
-    return 2 * (x - low) / torch.where(span > 0, span, 1.0) - 1
+def unit(low: Float[Tensor, " d"], high: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """What to divide rows by to be as far apart as if [low, high] were mapped to [-1, 1].
 
-
-def _unit(low: Tensor, high: Tensor) -> Tensor:
-    """What rows are to be divided by to be as far apart as `scale` leaves them."""
+    That is half the extent of each dimension; the extent of a constant one is taken for 1.
+    """
     span = high.to(torch.promote_types(high.dtype, torch.float32)) - low
     return torch.where(span > 0, span, 1.0) / 2
 

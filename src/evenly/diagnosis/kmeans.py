@@ -38,7 +38,8 @@ class Clusters:
     """The best clustering of all restarts.
 
     Attributes:
-        centers: The mean of each cluster's rows, in float32 or the wider type of the rows.
+        centers: The mean of each cluster's rows, up to the tolerance that ends the iterations; in
+            float32 or the wider type of the rows.
         labels: The cluster of each of this rank's rows, which is its nearest centre.
         inertia: Squared distance of every rank's rows to their centres, summed.
     """
@@ -64,7 +65,7 @@ def kmeans(
 
     Works on the device of `x` and in float32 whatever its type, on rows less their mean, so
     that a large offset costs no precision. Where the hardware has faster products they lead
-    up to the clusters, and float32 products end them. A seed gives the same clusters for any
+    up to the clusters, and float32 products give the labels. A seed gives the same clusters for any
     order of the rows and any cut over ranks, up to rounding. No global random stream is read.
 
     With fewer distinct rows than `k` some clusters stay empty; any other that runs empty goes
@@ -254,6 +255,11 @@ class _Rows:
             torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
         self.norms.square_()
         self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
+        if math.isinf(self.spread):
+            raise ValueError(
+                "kmeans: rows are so far apart that their squared distances are infinite in "
+                "float32. Scale them, or pass their extent as `unit`."
+            )
 
     def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
         """The centred rows in chunks that stay small when each row gets `columns` values."""
