@@ -240,7 +240,10 @@ class Split(Dataset[Batch]):
         self._inputs, self._present, self._noise = inputs, present, noise
         self.rows = rows
         self.target = target[rows]
+        # What decides on shapes is looked up on the CPU, without waiting for a GPU.
         self._seats = rows.cpu()
+        ragged = {name: x for name, x in inputs.items() if isinstance(x, Ragged)}
+        self._lengths = {name: stored.length.cpu() for name, stored in ragged.items()}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -251,12 +254,19 @@ class Split(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these positions, by one indexing per modality."""
-        index = torch.tensor(indices, device=self.rows.device)
+        asked = torch.tensor(indices)
+        seats = self._seats[asked % len(self)]
+        index = asked.to(self.rows.device, non_blocking=True)
         rows = self.rows[index % len(self)]
-        inputs = {name: _read(stored, rows) for name, stored in self._inputs.items()}
+        inputs: dict[str, Tensor | Padded] = {}
+        for name, stored in self._inputs.items():
+            if isinstance(stored, Ragged):
+                inputs[name] = _padded(stored, rows, int(self._lengths[name][seats].max()))
+            else:
+                # For bytes six times as fast as stored[rows].
+                inputs[name] = stored.index_select(0, rows)
         for name, spread in self._noise.items():
-            inputs[name] = with_noise(inputs[name], spread, rows)
-        seats = self._seats[torch.tensor(indices) % len(self)] if self._present else self._seats
+            inputs[name] = with_noise(inputs[name], spread, seats)
         present = {name: here[seats] for name, here in self._present.items()}
         target = self.target[index % len(self)]
         return Batch(inputs=inputs, present=present, target=target, index=index)
@@ -370,11 +380,9 @@ def check_classes(
         )
 
 
-def _read(stored: Tensor | Ragged, rows: Int[Tensor, " n"]) -> Tensor | Padded:
-    if isinstance(stored, Tensor):
-        return stored.index_select(0, rows)  # six times as fast as stored[rows] for bytes
+def _padded(stored: Ragged, rows: Int[Tensor, " n"], longest: int) -> Padded:
     start, length = stored.start[rows], stored.length[rows]
-    step = torch.arange(int(length.max()), device=length.device)
+    step = torch.arange(longest, device=length.device)
     beyond = step >= length[:, None]
     # Steps beyond a sequence's end point at the first row and are blanked: no loop over samples.
     place = (start[:, None] + step).masked_fill_(beyond, 0)

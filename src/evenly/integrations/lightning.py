@@ -67,6 +67,7 @@ class Balance(Callback):
         self.memory = memory
         self._epoch = -1  # the last epoch that before_epoch has seen
         self._loss_asked = False
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}  # by metric, with batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what cannot work, and takes over the backward pass where the method has one."""
@@ -74,6 +75,7 @@ class Balance(Callback):
             return
         self._epoch = -1
         self._loss_asked = False
+        self._sums = {}
         self._check_module(pl_module)
         self._check_strategy(trainer)
         self._check_sampler(trainer)
@@ -122,10 +124,16 @@ class Balance(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs what the method did."""
+        """Adds up what the method did; to log it here would cost as much as a small step."""
         for name, value in self.method.metrics.items():
-            # batch_size: only the mean over batches is wanted, so Lightning need not guess it.
-            pl_module.log(f"method/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+            total, batches = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, batches + 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs what the method did, on average."""
+        for name, (total, batches) in self._sums.items():
+            pl_module.log(f"method/{name}", total / batches)
+        self._sums = {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the module its own backward pass back."""

@@ -24,7 +24,7 @@ class Evaluation:
 
     num_classes: int
     _logits: list[Tensor] = field(default_factory=list)
-    _unimodal: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    _unimodal: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
     _target: list[Tensor] = field(default_factory=list)
     _index: list[Tensor] = field(default_factory=list)
 
@@ -35,9 +35,9 @@ class Evaluation:
         if output.index is not None:
             self._index.append(output.index)
         for name, logits in (output.unimodal or {}).items():
-            here = (output.present or {}).get(name, slice(None))
-            pair = logits.detach().float()[here], target[here]
-            self._unimodal.setdefault(name, []).append(pair)
+            here = (output.present or {}).get(name, torch.ones_like(target, dtype=torch.bool))
+            of_batch = logits.detach().float(), target, here
+            self._unimodal.setdefault(name, []).append(of_batch)
 
     def metrics(self) -> dict[str, float]:
         """Loss, accuracy, macro-F1, and the accuracy of each modality's own logits."""
@@ -49,9 +49,9 @@ class Evaluation:
             "macro_f1": float(multiclass_f1_score(guess, target, self.num_classes, "macro")),
         }
         for name, parts in self._unimodal.items():
-            own, of_those = (torch.cat(column) for column in zip(*parts, strict=True))
-            if len(own):  # of the samples that have the modality
-                found[f"accuracy/{name}"] = _accuracy(own, of_those)
+            own, of_those, here = (torch.cat(column) for column in zip(*parts, strict=True))
+            if here.any():
+                found[f"accuracy/{name}"] = _accuracy(own[here], of_those[here])
         return found
 
     def details(self, class_names: Sequence[str]) -> dict[str, float]:

@@ -246,7 +246,7 @@ class Task(L.LightningModule):
         loss = self.method.loss(output, target)
         with torch.no_grad():
             correct = (output.logits.argmax(1) == target).sum()
-            count = loss.new_tensor(len(target), dtype=torch.float32)
+            count = loss.new_full((), len(target), dtype=torch.float32)  # without waiting for a GPU
             self.train_sums += torch.stack([loss.detach().float() * count, correct, count])
         return loss
 
@@ -276,7 +276,7 @@ class Record(Callback):
         self.rows: list[dict[str, int | float]] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
         self.seconds, self.flops = 0.0, 0
-        self._started = 0.0
+        self._started = self._counted = 0.0
         self._counter: Flops | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,23 +290,25 @@ class Record(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Starts the clock: it counts training and the method, not the lab's measurements."""
-        self._started = time.perf_counter()
+        self._lap()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, task: L.LightningModule, batch: Any, number: int
     ) -> None:
         """Counts the operations of an epoch's first step, which stands for them all."""
         if number == 0:
+            self.seconds += self._lap()
             self._counter = Flops()
             self._counter.__enter__()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
-        """Ends the count."""
+        """Ends the count, which slows the step down: it is taken to last as long as the others."""
         if self._counter is not None:
             self.flops += self._counter.total * int(trainer.num_training_batches)
             self._end_count()
+            self._counted = self._lap()
 
     def on_exception(
         self, trainer: L.Trainer, task: L.LightningModule, exception: BaseException
@@ -322,7 +324,16 @@ class Record(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Stops the clock."""
-        self.seconds += time.perf_counter() - self._started
+        others = int(trainer.num_training_batches) - 1
+        took = self._lap()
+        self.seconds += took * (others + 1) / others if others else self._counted
+
+    def _lap(self) -> float:
+        """Seconds since the last call, when a GPU has done what it was given."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        before, self._started = self._started, time.perf_counter()
+        return self._started - before
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Writes down the epoch, then keeps the weights."""

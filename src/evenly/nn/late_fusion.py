@@ -94,7 +94,9 @@ class LateFusion(nn.Module):
             with precision():
                 return self._ablated(encoders, inputs, here, keep)
 
-        seen = present and {name: mask.to(logits.device) for name, mask in present.items()}
+        seen = present and {
+            name: mask.to(logits.device, non_blocking=True) for name, mask in present.items()
+        }
         return Output(logits, features, unimodal, fuse=fuse, ablate=ablate, present=seen)
 
     def _fused(
