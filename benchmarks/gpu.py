@@ -9,6 +9,7 @@ promises: which of them pays is for these lines to say.
 import argparse
 import statistics
 import tempfile
+import warnings
 from pathlib import Path
 
 import relearn
@@ -56,10 +57,25 @@ def busy(device, pair, batches):
         seconds(lambda: waited([trainer.step(batch, wait=False) for _ in range(50)], device)) / 50
     )
     with tempfile.TemporaryDirectory() as folder:
-        result = run_cell(Cell(training, "joint", 0), Path(folder), data=data, tests=False)
+        for name in ("warm", "measured"):  # the first run finds the fastest kernels
+            cell = Cell(training, "joint", 0)
+            result = run_cell(cell, Path(folder) / name, data=data, tests=False)
     of_run = result.seconds / result.steps
     print(f"a step: {1e3 * step:.1f} ms alone, {1e3 * of_run:.1f} ms in a run")
+    if torch.device(device).type == "cuda":
+        waits(trainer)
     return Claim("rate of a run / rate of its step on a batch on the GPU", step / of_run, 0.9)
+
+
+def waits(trainer):
+    """Prints where a step, its batch read from the GPU, waits for it; it should not."""
+    split = trainer.loader.dataset
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        trainer.step(split.__getitems__([0, 1, 2, 3]), wait=False)
+        torch.cuda.set_sync_debug_mode("default")
+    print(f"waits in a step: {len(found)}", *(str(each.message) for each in found), sep="\n  ")
 
 
 def forms(device, pair):

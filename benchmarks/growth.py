@@ -2,7 +2,8 @@
 
     python benchmarks/growth.py [--folder FOLDER]                 # 11 GB free in FOLDER
     python benchmarks/growth.py --quick                           # half a minute; a guard
-    python benchmarks/growth.py --figure docs/assets/growth.svg   # of the last results
+    python benchmarks/growth.py --write                           # and keep the results
+    python benchmarks/growth.py --figure docs/assets/growth.svg   # of the kept results
 
 Rows of 512 values in float16 lie in a file that is mapped, not read; each clustering is made in a
 process of its own. Memory is what that process holds in RAM beyond files (resident less shared
@@ -132,7 +133,7 @@ def claims(runs, slope):
     exact = {(run["k"], run["rows"]): run for run in runs if not run["sample"]}
     for k in dict.fromkeys(run["k"] for run in runs):
         counts = [n for clusters, n in sampled if clusters == k]
-        first, last = min((n for n in counts[:-1] if n >= 10**5), default=counts[0]), counts[-1]
+        first, last = counts[-2:]  # where fewer rows would show what is paid for any number
         ratio = sampled[k, last]["seconds"] / sampled[k, first]["seconds"]
         grown = math.log(ratio) / math.log(last / first)
         what = f"k = {k:,}: slope of log time, {first:,} to {last:,} rows"
@@ -191,7 +192,8 @@ def _name(axes, text, x, y, colour):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="where rows lie meanwhile (default: temporary)")
-    parser.add_argument("--quick", action="store_true", help="few rows, and no results kept")
+    parser.add_argument("--quick", action="store_true", help="few rows")
+    parser.add_argument("--write", action="store_true", help=f"keep the results: {RESULTS.name}")
     parser.add_argument("--figure", type=Path, help="draw the kept results here: .svg or .png")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -205,7 +207,7 @@ def main():
         write_drawing(options.figure, lambda: draw(results))
         return
     runs = measured(options.folder, QUICK if options.quick else FULL)
-    if not options.quick:
+    if options.write:
         from evenly.files import write_text
         from evenly.lab.compare import hardware
 

@@ -91,7 +91,15 @@ def train(clips, encoders, *, epochs, every, size, batch, lr, device, workers):
         for name in ("train", "val", "test")
     }
     loaders = {
-        name: DataLoader(split, batch, shuffle=name == "train", num_workers=workers)
+        # Workers stay, as epochs here are far shorter than those of the field's data sets.
+        name: DataLoader(
+            split,
+            batch,
+            shuffle=name == "train",
+            num_workers=workers,
+            persistent_workers=True,
+            pin_memory=torch.device(device).type == "cuda",
+        )
         for name, split in splits.items()
     }
     best, kept, steps = -1.0, None, 0

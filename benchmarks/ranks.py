@@ -16,6 +16,7 @@ import os
 import platform
 import resource
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -46,13 +47,12 @@ class Case:
 
 
 LARGE = Case(120_000, 24_000, 512, 6, 0.3)
-RUNS = [  # with how many processes
-    (LARGE, 1),
-    (LARGE, 2),
-    (LARGE, 4),
-    (Case(15_000, 3_000, 512, 31, 0.1), 2),
-    (Case(20_000, 4_000, 256, 100, 0.1), 2),
-]
+RUNS = {  # on how many processes
+    LARGE: (1, 2, 4),
+    Case(15_000, 3_000, 512, 31, 0.1): (1, 2),
+    Case(20_000, 4_000, 256, 100, 0.1): (1, 2),
+}
+LINK = 2**23  # bytes of a reduction that shows the rate of a link
 
 
 def exchanged(width, clusters, passes, ranks, restarts=RESTARTS):
@@ -74,9 +74,15 @@ def exchanged(width, clusters, passes, ranks, restarts=RESTARTS):
     return 2 * of_split + passes * 8 * clusters * (width + 1)  # sums and counts of clusters
 
 
-def collectives(clusters, rounds):
-    """How many there are in it; `rounds` are Lloyd's iterations, restarts going side by side."""
-    return 6 * clusters + 2 * rounds + 27
+def collectives(clusters, rounds, groups=1):
+    """How many there are in it.
+
+    Args:
+        clusters: k.
+        rounds: Lloyd's iterations, restarts of a group going side by side.
+        groups: Into how many the restarts are cut.
+    """
+    return 6 * clusters * groups + 2 * rounds + 27
 
 
 class Counted:
@@ -159,7 +165,21 @@ FIGURES = (
     "passes",
     "rounds",
     "gap",
+    "small",
+    "big",
 )
+
+
+def reduced(size, times=15):
+    """Seconds of a reduction of so many bytes, the median of several."""
+    x = torch.zeros(size // 8, dtype=torch.float64)
+    took = []
+    for _ in range(times):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(x)
+        took.append(time.perf_counter() - start)
+    return statistics.median(took)
 
 
 def one(rank, world, port, case):
@@ -183,6 +203,8 @@ def one(rank, world, port, case):
         counted.passes,
         counted.rounds,
         found.gap["m"],
+        reduced(8),
+        reduced(LINK),
     )
     print(*figures, flush=True)
     dist.barrier()
@@ -217,16 +239,18 @@ def table():
         f"{'bytes':>12}{'formula':>12}{'largest':>10}{'calls':>6}{'formula':>8}"
         f"{'passes':>7}{'rounds':>7}{'seconds':>8}{'in calls':>9}"
     )
-    alone, shares, ratios = {}, [], []
-    for case, world in RUNS:
+    alone, shares, ratios, links = {}, [], [], {}
+    for case, world in ((case, world) for case, worlds in RUNS.items() for world in worlds):
         found = on(world, case)
-        base = alone.setdefault(case, found | {"world": world})
-        share = found["memory"] * world / (base["memory"] * base["world"])
+        base = alone.setdefault(case, found)
+        share = found["memory"] * world / base["memory"]
         size, calls, largest = formulas(case, world, found) if world > 1 else (0, 0, 0)
         assert found["largest"] == largest, "a tensor that grows with the rows is exchanged"
         assert abs(found["gap"] - base["gap"]) < 1e-9, "ranks find another gap than one process"
-        shares.append(share)
+        if case == LARGE:
+            shares.append(share)
         if world > 1:
+            links[world] = found["small"], found["big"]
             ratios += [found["bytes"] / size, found["calls"] / calls]
         what = f"{case.train + case.val:,} x {case.width}, {case.classes}"
         print(
@@ -236,6 +260,9 @@ def table():
             f"{found['seconds']:>8.1f}{found['waiting']:>9.1f}",
             flush=True,
         )
+    for world, (small, big) in links.items():
+        rate = 2 * (world - 1) / world * LINK / (big - small) / 1e9
+        print(f"all_reduce on {world} ranks: {1e6 * small:.0f} µs and {rate:.2f} GB/s")
     farthest = max(ratios, key=lambda ratio: abs(ratio - 1))
     return [
         Claim("memory of one of 4 ranks / its share of one process's", max(shares), MEMORY, False),

@@ -27,6 +27,7 @@ def looked(trainer):
     """A look at both splits."""
     for split in ("train", "val"):
         trainer.probe.features(split)
+    trainer.wait()
 
 
 def clustered(device):
@@ -47,7 +48,7 @@ def clustered(device):
 
 def share(pair, pairs, device="cpu"):
     """How many times joint training's time the whole run takes, and the parts in seconds."""
-    trainer = Trainer("joint", pair)
+    trainer = Trainer("joint", pair, device)
     batches = trainer.begin(0)
     size = len(batches[0]["target"])
     samples = sum(len(loader.dataset) for loader in trainer.probe.loaders.values())

@@ -3,7 +3,7 @@
     python benchmarks/run.py            # an hour on two cores with nothing else to do
     python benchmarks/run.py --write    # and note it down, in results/ and docs/performance.md
 
-The benchmarks that need a GPU run where there is one.
+Where there is a GPU, its own benchmarks run, gpu.py, and none of those of the processor.
 """
 
 import argparse
@@ -37,12 +37,12 @@ PAGE = HERE.parent / "docs" / "performance.md"
 MARK = "<!-- benchmarks: make bench-write -->"
 
 
-def claims_of(program: str) -> list[Claim]:
+def claims_of(program: str, options: list[str]) -> list[Claim]:
     """Runs a benchmark; what it claims."""
     print(f"\n== {program}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "claims"
-        command = [sys.executable, HERE / f"{program}.py"]
+        command = [sys.executable, HERE / f"{program}.py", *options]
         done = subprocess.run(command, env={**os.environ, FILE: str(file)}, check=False)
         if not file.is_file():
             raise SystemExit(f"{program}.py ended with {done.returncode}, before its claims")
@@ -79,11 +79,14 @@ def section(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=[*PROGRAMS, "gpu"], help="of them these")
+    parser.add_argument("--only", nargs="+", choices=[*PROGRAMS, "gpu"], help="these of them")
     parser.add_argument("--write", action="store_true", help="note the table down")
     arguments = parser.parse_args()
-    programs = arguments.only or [*PROGRAMS, *(["gpu"] if torch.cuda.is_available() else [])]
-    claims = [claim for program in programs for claim in claims_of(program)]
+    programs = arguments.only or (["gpu"] if torch.cuda.is_available() else PROGRAMS)
+    claims = []
+    for program in programs:
+        keep = arguments.write and program == "growth"  # whose figures are drawn, too
+        claims += claims_of(program, ["--write"] if keep else [])
     machine = {
         "date": date.today().isoformat(),
         "hardware": hardware(),

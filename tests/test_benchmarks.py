@@ -17,6 +17,7 @@ SHORT = {
     "forms": (["--pairs", "5"], 0.6),
     "kmeans": (["--pairs", "3", "--small"], 0.2),
     "loader": (["--rounds", "1", "--clips", "128"], 0.5),
+    "relearn": (["--pair", "mlp", "--pairs", "3"], 0.9),
 }
 
 
@@ -55,7 +56,9 @@ def test_what_is_noted_down_stands_on_the_page(tmp_path):
 
 
 def within(claim, margin):
-    """Whether the figure is not worse than its target by more than the margin."""
+    """Whether the figure is not worse than its target by more than the margin, if it is of time."""
+    if "inertia" in claim.what:
+        return claim.met
     if claim.at_least:
         return claim.found >= margin * claim.target
     return claim.found <= claim.target / margin

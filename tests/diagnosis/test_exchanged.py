@@ -1,6 +1,8 @@
 """What ranks exchange in a diagnosis: as much as the documentation says, whatever the rows."""
 
+import importlib
 import importlib.util
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 import evenly
 from ranks import on_ranks
 
+kmeans = importlib.import_module("evenly.diagnosis.kmeans")  # not the function of that name
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.distributed,
@@ -40,8 +43,10 @@ def split(rows, first, rank, world):
     return evenly.Features({"m": x[index]}, index % K, index, sharded=True)
 
 
-def look(rank, world, gap):
+def look(rank, world, gap, state=None):
     """For 400 and 1,600 rows, what was counted."""
+    if state is not None:
+        vars(kmeans)["_STATE"] = state
     counted = benchmark().Counted()
     found = []
     for rows in (400, 1600):
@@ -54,9 +59,9 @@ def look(rank, world, gap):
 
 
 @cache
-def counted(gap, world):
+def counted(gap, world, state=None):
     with TemporaryDirectory() as folder:
-        return on_ranks(look, Path(folder), gap, world=world)
+        return on_ranks(look, Path(folder), gap, state, world=world)
 
 
 @pytest.mark.parametrize(("gap", "world"), [("paper", 4), ("shared", 2)])
@@ -85,7 +90,24 @@ def test_what_is_counted_is_what_the_page_says(page):
         assert found["calls"] == page["collectives"](K, found["rounds"])
 
 
+def test_restarts_that_do_not_fit_together_are_drawn_group_by_group(page):
+    for found in counted("paper", 2, state=1)[0]:  # so that each of four is a group
+        size = page["exchanged"](WIDTH, K, found["passes"], ranks=2, restarts=4)
+        assert found["bytes"] == pytest.approx(size, rel=0.01)
+        assert found["calls"] == page["collectives"](K, found["rounds"], groups=4)
+
+
+@pytest.mark.parametrize(
+    "of", [(7_442, 512, 6, 8), (185_000, 512, 309, 64), (10**7, 768, 1000, 64), (10**5, 64, 9, 1)]
+)
+def test_the_page_knows_how_many_groups_there_are(of, page):
+    rows, width, k, ranks = of
+    known = object.__new__(kmeans._Rows)  # whose values are never looked at
+    known.x, known.longest = torch.empty(rows // ranks, width, device="meta"), rows // ranks
+    assert page["groups"](*of, restarts=10) == math.ceil(10 / kmeans._at_once(known, k))
+
+
 @pytest.mark.parametrize("of", [(512, 6, 100, 8, 10), (64, 309, 1200, 1000, 3)])
 def test_the_page_and_the_benchmark_have_one_formula(of, page):
     assert page["exchanged"](*of) == benchmark().exchanged(*of)
-    assert page["collectives"](*of[:2]) == benchmark().collectives(*of[:2])
+    assert page["collectives"](*of[:3]) == benchmark().collectives(*of[:3])
