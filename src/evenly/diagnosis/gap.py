@@ -13,7 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evenly import distributed
-from evenly.diagnosis.kmeans import Clusters, assign, check_sample, first_not_finite, kmeans
+from evenly.diagnosis.kmeans import (
+    Clusters,
+    assign,
+    check_sample,
+    chunk_rows,
+    first_not_finite,
+    kmeans,
+)
 from evenly.diagnosis.purity import purity
 from evenly.probe import Features
 from evenly.suggest import unknown
@@ -208,10 +215,12 @@ def extent(
     x: Float[Tensor, "n d"], *, sharded: bool = False
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Smallest and largest value of each dimension, over all ranks."""
-    if len(x) == 0:  # more ranks than rows
-        low, high = x.new_full(x.shape[1:], math.inf), x.new_full(x.shape[1:], -math.inf)
-    else:
-        low, high = x.amin(0), x.amax(0)
+    low = x.new_full(x.shape[1:], math.inf)  # which stays where there are more ranks than rows
+    high = -low
+    step = chunk_rows(x.shape[1])
+    for start in range(0, len(x), step):  # so that rows in a file are read once
+        part = x[start : start + step]
+        low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
     return distributed.min_(low, sharded=sharded), distributed.max_(high, sharded=sharded)
 
 

@@ -164,7 +164,7 @@ def _assign(x: Tensor, centers: Tensor, unit: Tensor | None) -> Tensor:
     offset = centers.mean(0)
     near = _compared(centers, offset, unit).float()[None]
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    step = _chunk_rows(_CACHED * x.shape[1], len(centers))
+    step = chunk_rows(_CACHED * x.shape[1], len(centers))
     for part, label in zip(x.split(step), labels.split(step), strict=True):
         label.copy_(_nearest(_scores(near, _compared(part, offset, unit).float()))[0])
     return labels
@@ -236,7 +236,7 @@ class _Rows:
     def center(self, *, keep: bool = True) -> None:
         """Finds the mean and the spread; may keep the centred rows, if they are few."""
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
-        for part in self.x.split(_chunk_rows(self.x.shape[1], 1)):
+        for part in self.x.split(chunk_rows(self.x.shape[1], 1)):
             total += part.sum(0, dtype=self.dtype)
         self.offset = self.sum_(total) / self.total
         if not bool(self.offset.isfinite().all()):  # NaN and infinity survive a sum
@@ -263,7 +263,7 @@ class _Rows:
 
     def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
         """The centred rows in chunks that stay small when each row gets `columns` values."""
-        step = _chunk_rows(self.x.shape[1], columns)
+        step = chunk_rows(self.x.shape[1], columns)
         for start in range(0, max(len(self.x), 1), step):
             span = slice(start, start + step)
             yield self.take(span), span
@@ -287,7 +287,7 @@ class _Rows:
     def drawn(self, count: int, seed: int) -> "_Rows":
         """About `count` rows over all ranks: the same for any order and any cut over ranks."""
         keep = torch.empty(len(self.x), dtype=torch.bool, device=self.x.device)
-        step = _chunk_rows(_CACHED)
+        step = chunk_rows(_CACHED)
         for start in range(0, len(keep), step):
             span = slice(start, start + step)
             keep[span] = uniform(self.places(span), seed, _DRAW) < count / self.total
@@ -322,7 +322,7 @@ class _Rows:
     def inertia(self, centers: Tensor, labels: Tensor) -> float:
         """Squared distance of all rows to their centres, summed."""
         total = torch.zeros((), dtype=self.wide, device=self.x.device)
-        step = _chunk_rows(_CACHED * self.x.shape[1])
+        step = chunk_rows(_CACHED * self.x.shape[1])
         for part, label in zip(self.x.split(step), labels.split(step), strict=True):
             own = centers.index_select(0, label)  # five times as fast as centers[label]
             distance = torch.linalg.vector_norm(_compared(part, own, self.unit), dim=1)
@@ -499,7 +499,7 @@ def _tries(k: int) -> int:
     return 2 + int(math.log(k))
 
 
-def _chunk_rows(*columns: int) -> int:
+def chunk_rows(*columns: int) -> int:
     """Number of rows that are worked on at a time when each takes so many values."""
     return max(_CHUNK // max(*columns, 1), 1)
 
@@ -533,7 +533,7 @@ def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) ->
         before: Rows of the ranks before this one.
     """
     bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
-    step = _chunk_rows(x.shape[1], 1)
+    step = chunk_rows(x.shape[1], 1)
     for start in range(0, len(x), step):
         part = x[start : start + step]
         # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
