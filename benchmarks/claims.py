@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import statistics
 import sys
 import time
@@ -68,6 +69,12 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def peak() -> int:
+    """Bytes that this process held at its most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def report(claims: list[Claim]) -> None:

@@ -20,7 +20,6 @@ held before it made the model.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from claims import Claim, report
+from claims import Claim, peak, report
 
 from evenly import METHODS, Probe
 from evenly.data import Data, collate
@@ -162,11 +161,6 @@ def memory(case, pair):
     for epoch in range(EPOCHS):
         trainer.step(trainer.begin(epoch)[0])
     return peak() - before
-
-
-def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def child(case, pair, rounds):

@@ -14,7 +14,6 @@ import argparse
 import math
 import os
 import platform
-import resource
 import socket
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from claims import Claim, report
+from claims import Claim, peak, report
 
 import evenly
 
@@ -147,11 +146,6 @@ def diagnosed(case):
     found = evenly.diagnose(train, val, restarts=RESTARTS)
     own = train.features["m"].nbytes + val.features["m"].nbytes
     return found, time.perf_counter() - start, own
-
-
-def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 FIGURES = (
