@@ -35,6 +35,14 @@ def test_markdown_is_the_ranking(folder):
     assert "The epoch is selected on validation." in path.read_text()
 
 
+def test_seeds_are_those_that_were_run(tmp_path, write):
+    folder = write(tmp_path, methods=["joint", "relearn"], seeds=2, epochs=6)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("seeds: 2", "seeds: 5"))  # asked for at first
+    (path,) = write_formats(folder, ["md"])
+    assert "over 2 seeds" in path.read_text()
+
+
 def test_names_do_not_break_the_tables(tmp_path, write):
     name = "relearn(a=1|b_c=50%,d={e})"
     folder = write(tmp_path, methods=["joint", name], seeds=2, epochs=6)

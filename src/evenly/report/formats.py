@@ -78,7 +78,7 @@ def _interval(low: float | None, high: float | None, form: str) -> str:
 
 def _about(comparison: Comparison) -> str:
     """What stands below a table."""
-    seeds = len(comparison.seeds)
+    seeds = len({seed for found in comparison.results.values() for seed in found})
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
     parts = [f"Test split of {comparison.data}, in %, one seed. {chosen}", comparison.tuning]
     if seeds > 1:
