@@ -30,7 +30,7 @@ class Claim:
         found: The figure, a ratio mostly.
         target: What is promised.
         at_least: Whether the figure is to be that at least; else at most.
-        here: Whether it is promised of this machine; else the figure is shown, and why.
+        here: Whether it is promised of this machine; else it is said why, where it is not met.
         why: Why it is not.
     """
 
@@ -50,7 +50,8 @@ class Claim:
     def cells(self) -> tuple[str, str, str, str]:
         """Claim, figure, target, and whether it is met: as a table shows them."""
         sign = "≥" if self.at_least else "≤"
-        verdict = ("met" if self.met else "NOT met") if self.here else f"({self.why})"
+        missed = "NOT met" if self.here else f"({self.why})"
+        verdict = "met" if self.met else missed
         return self.what, f"{self.found:.4g}", f"{sign} {self.target:.4g}", verdict
 
 
