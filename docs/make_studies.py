@@ -55,12 +55,10 @@ def main():
 
 def data():
     """What the data sets are, and how each is made."""
-    used = {name for sets in PLAN.values() for name in sets}
     lines = ["## The data", ""]
     for name, options, _, about in [*SETS, *MORE]:
-        if name in used:
-            convert = shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options])
-            lines += [f"- `{name}`, by `{convert}`: {about}"]
+        convert = shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options])
+        lines += [f"- `{name}`, by `{convert}`: {about}"]
     return "\n".join([*lines, ""])
 
 

@@ -186,6 +186,15 @@ def test_metrics_are_logged_as_a_mean_over_the_epoch(tmp_path):
     assert engine.callback_metrics["method/scale"].item() == pytest.approx(module.method.scale)
 
 
+def test_metrics_keep_no_graph_until_the_epochs_end():
+    module = Module()
+    balance = evenly.Balance(module.method, forward)
+    module.method.metrics = {"penalty": torch.ones((), requires_grad=True) * 2}
+    balance.on_train_batch_end(lightning.Trainer(logger=False), module, None, None, 0)
+    total, batches = balance._sums["penalty"]
+    assert (float(total), batches, total.requires_grad) == (2.0, 1, False)
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_probe_finds_a_validation_loader_that_was_not_set_up_yet(every, tmp_path):
     module = Module("relearn")

@@ -127,7 +127,7 @@ class Balance(Callback):
         """Adds up what the method did; to log it here would cost as much as a small step."""
         for name, value in self.method.metrics.items():
             total, batches = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, batches + 1
+            self._sums[name] = total + value.detach(), batches + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs what the method did, on average."""
