@@ -165,28 +165,40 @@ def draw(results):
     for axes, value, unit in ((panels[0], "seconds", 1), (panels[1], "bytes", 1e9)):
         for run in runs:
             run["height"] = run[value] / unit
+        ends = {}
         for k, colour in COLOURS.items():
             for sampled, style in ((True, "-"), (False, ":")):
                 some = [run for run in runs if run["k"] == k and bool(run["sample"]) == sampled]
                 places, heights = zip(*((run["rows"], run["height"]) for run in some), strict=True)
                 axes.plot(places, heights, style, color=colour, marker="o", markersize=4,
                           linewidth=1.6)  # fmt: skip
-                if sampled and value == "seconds":
-                    _name(axes, f"k = {k:,}", places[-1], heights[-1], colour)
+                if sampled:
+                    ends[f"k = {k:,}"] = (places[-1], heights[-1], colour)
         axes.set(xscale="log", yscale="log", xlabel="rows")
         powers = [10**n for n in range(4, 8)]
         axes.set_xticks(powers, [f"10{'⁰¹²³⁴⁵⁶⁷'[round(math.log10(n))]}" for n in powers])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    sizes = [2 * WIDTH * n / 1e9 for n in counts]
-    panels[1].plot(counts, sizes, "--", color=QUIET, linewidth=1)
-    _name(panels[1], "features", counts[-1], sizes[-1], QUIET)
+        if value == "bytes":
+            sizes = [2 * WIDTH * n / 1e9 for n in counts]
+            axes.plot(counts, sizes, "--", color=QUIET, linewidth=1)
+            ends["features"] = (counts[-1], sizes[-1], QUIET)
+        _name_ends(axes, ends)
     return figure
 
 
-def _name(axes, text, x, y, colour):
-    axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=colour)
+def _name_ends(axes, ends):
+    """Writes each line's name at its end (x, y, colour), one above the other where they meet."""
+    axes.autoscale_view()  # now, not when it is drawn: names need their places
+    free = {}
+    for text, (x, y, colour) in sorted(ends.items(), key=lambda item: item[1][1]):
+        own = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi
+        lift = max(0, free.get(x, own) - own)
+        free[x] = own + lift + 12
+        axes.annotate(
+            text, (x, y), (6, lift), textcoords="offset points", va="center", color=colour
+        )
 
 
 def main():
