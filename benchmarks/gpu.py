@@ -2,26 +2,25 @@
 
     python benchmarks/gpu.py
 
-What it times waits for the device. `torch.compile` and the optimiser's forms are shown beside the
-promises: which of them pays is for these lines to say.
+What it times waits for the device. Before the promises it shows the ways to take a step of
+train_step.py, those that the lab leaves out among them.
 """
 
 import argparse
-import statistics
 import tempfile
 import warnings
 from pathlib import Path
 
 import relearn
 import torch
+import train_step
 import whole
 from claims import Claim, ratio, report, seconds
-from overhead import PAIRS, Trainer, precision, random_data
+from overhead import PAIRS, Trainer, random_data
 from sklearn.cluster import KMeans
-from torch.nn.functional import cross_entropy
 
 from evenly import kmeans
-from evenly.lab.run import forward, run_cell
+from evenly.lab.run import run_cell
 from evenly.lab.settings import Cell, Training
 
 ROWS, WIDTH, CLUSTERS = 15_000, 512, 31
@@ -78,33 +77,6 @@ def waits(trainer):
     print(f"waits in a step: {len(found)}", *(str(each.message) for each in found), sep="\n  ")
 
 
-def forms(device, pair):
-    """A step with the model compiled, and the optimiser by tensor, in groups or in one kernel."""
-    rows = []
-    for compiled in (False, True):
-        trainer = Trainer("joint", pair, device)
-        batch = trainer.begin(0)[0]
-        model = torch.compile(trainer.model) if compiled else trainer.model
-        for how in ("foreach", "fused"):
-            optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, **{how: True})
-
-            def step(model=model, optimizer=optimizer, batch=batch):
-                with precision(batch):
-                    output, target = forward(model, batch)
-                    loss = cross_entropy(output.logits, target)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-            for _ in range(5):
-                step()
-            took = [seconds(lambda step=step: waited(step(), device)) for _ in range(20)]
-            name = f"{'compiled' if compiled else 'eager'}, {how}"
-            rows.append((name, statistics.median(took)))
-    for name, took in rows:
-        print(f"{name:<20}{1e3 * took:>8.2f} ms {rows[0][1] / took:>6.2f}x")
-
-
 def waited(found, device):
     """What was found, once the device has done it."""
     if torch.device(device).type == "cuda":
@@ -125,7 +97,7 @@ def main():
         sizes = {"train": 1536, "epochs": 6, "batch": 64, "size": 224}
         print(torch.cuda.get_device_name(), torch.__version__)
     pair, batches = ("mlp", 2) if small else ("paper", 60)
-    forms(device, pair)
+    train_step.measured(device, sizes["batch"], rounds=1 if small else 20)
     claims = [busy(device, pair, batches), clustering(device)]
     share, _ = relearn.share(pair, 3, device)
     claims.append(Claim(relearn.WHAT, share, relearn.MOST, at_least=False))
