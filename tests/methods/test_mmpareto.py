@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
 
+import evenly
 from evenly import distributed
 from evenly.methods.mmpareto import MMPareto, enlargement, joint_share, min_norm_share
+from ranks import on_ranks
 from support import NAMES, Toy, forward, net
 
 
@@ -231,6 +233,54 @@ def test_nothing_is_kept_from_step_to_step():
         assert_gradients(model, wanted)
 
 
+def sharded_gradients(rank, world, opposed, split, everywhere, sync=True):
+    """Those of a step, brought together; without synchronisation the text of what is raised."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, batch = model_of(2, opposed), batch_of()
+    mesh = init_device_mesh("cpu", (world,))
+    for part in (*model.encoders.values(), model) if everywhere else (model,):
+        fully_shard(part, mesh=mesh)
+    method = MMPareto(model.encoders)
+    inputs, target, index = ({n: x[rank::world] for n, x in batch[0].items()}, *batch[1:])
+    mine = inputs, target[rank::world], index[rank::world]
+    with torch.no_grad():
+        forward(model, mine)  # a validation: the root's parameters stay whole after it
+    loader = DataLoader(Toy(8, NAMES[:2]), 8)
+    method.before_epoch(0, evenly.Probe(model, forward, loader, loader))
+    if not sync:
+        model.set_requires_gradient_sync(False)
+        try:
+            step(method, model, mine, split)
+        except RuntimeError as error:
+            return str(error)
+    step(method, model, mine, split)
+    method.before_step()
+    shares = {name: float(method.metrics[f"share/{name}"]) for name in model.encoders}
+    return {name: distributed.whole(p.grad) for name, p in model.named_parameters()}, shares
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("split", [1, 3])
+def test_sharded_encoders_get_the_gradients_of_one_process(split, everywhere, tmp_path):
+    """A conflict in one encoder and none in the other, with and without accumulation."""
+    wanted, _ = expected(model_of(2, ("a",)), batch_of())
+    for found, shares in on_ranks(sharded_gradients, tmp_path, ("a",), split, everywhere):
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, wanted[name], rtol=1e-10, atol=1e-12)
+        assert shares["a"] != 0.5
+        assert shares["aa"] == 0.5
+
+
+@pytest.mark.distributed
+def test_an_accumulation_that_does_not_synchronise_is_refused(tmp_path):
+    """The shards would have no gradients to take aside, as in `no_sync` of accelerate."""
+    for text in on_ranks(sharded_gradients, tmp_path, ("a",), 1, True, False):
+        assert "set_requires_gradient_sync(True)" in text
+
+
 class TestMessages:
     def test_gamma(self):
         with pytest.raises(ValueError, match=r"MMPareto: 'gamma' is positive; found 0\.0\."):
@@ -247,7 +297,18 @@ class TestMessages:
         with pytest.raises(RuntimeError, match=r"without a call of MMPareto\.loss"):
             MMPareto(net().encoders).backward(torch.ones((), requires_grad=True))
 
-    def test_sharded_parameters(self, monkeypatch):
-        monkeypatch.setattr(distributed, "is_sharded", lambda x: True)
-        with pytest.raises(RuntimeError, match=r"encoder 'a' are sharded over ranks \(FSDP2\)"):
-            MMPareto(net().encoders).before_epoch(0)
+    def test_encoders_that_are_sharded_in_part(self, monkeypatch):
+        model = net()
+        first = next(model.encoders["a"].parameters())
+        monkeypatch.setattr(distributed, "is_sharded", lambda x: x is first)
+        with pytest.raises(RuntimeError, match=r"1 of the encoders' \d+ parameters are sharded"):
+            MMPareto(model.encoders).before_epoch(0)
+
+    def test_shards_that_came_after_the_epoch_began(self, monkeypatch):
+        model = model_of()
+        method = MMPareto(model.encoders)
+        method.before_epoch(0)
+        step(method, model, batch_of())
+        monkeypatch.setattr(distributed, "is_sharded", lambda x: isinstance(x, nn.Parameter))
+        with pytest.raises(RuntimeError, match=r"Call method\.before_epoch\(epoch, probe\)"):
+            method.before_step()

@@ -68,12 +68,14 @@ class MMPareto(Method):
         budget=2.1,
         scales_gradients=True,
         missing=True,
-        sharded=False,
         doubts="γ is part of what keeps the method apart from plain multi-loss training and is "
         "divided out by Adam, the direction is not. Conflict is judged on a whole encoder, the "
         "size of the result tensor by tensor, both as in the released code. The inner products "
-        "are non-negative before the tensors are enlarged one by one. It takes the whole gradient "
-        "of each loss by itself, which FSDP2 has no shards of, so it refuses sharded encoders.",
+        "are non-negative before the tensors are enlarged one by one. Where FSDP2 shards the "
+        "parameters, the unimodal losses have a backward pass of their own, and then the rest; a "
+        "unimodal prediction that reads another modality's encoder, too, would there add to what "
+        "counts as that encoder's own, and gradients must be synchronised in every pass of an "
+        "accumulation.",
     )
 
     def __init__(
@@ -100,20 +102,24 @@ class MMPareto(Method):
         self._passes: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._own: dict[nn.Parameter, Tensor] = {}
         self._norm: Tensor | None = None
+        self._shards: list[nn.Parameter] = []
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets an unfinished step.
+        """Forgets an unfinished step, and finds out whether parameters are sharded over ranks.
 
         Raises:
-            RuntimeError: If the encoders are sharded over ranks.
+            RuntimeError: If the encoders are sharded in part.
         """
         self._forget()
-        for name, encoder in self.encoders.items():
-            if any(distributed.is_sharded(p) for p in encoder.parameters()):
-                raise RuntimeError(
-                    f"MMPareto needs whole gradients, but the parameters of encoder '{name}' are "
-                    "sharded over ranks (FSDP2). Use DistributedDataParallel."
-                )
+        if probe is not None:  # after a validation of the loop's own, FSDP2's root is still whole
+            distributed.reshard(probe.model)
+        parameters = [p for encoder in self.encoders.values() for p in _trainable(encoder)]
+        self._shards = [p for p in parameters if distributed.is_sharded(p)]
+        if 0 < len(self._shards) < len(parameters):
+            raise RuntimeError(
+                f"MMPareto: {len(self._shards)} of the encoders' {len(parameters)} parameters are "
+                "sharded over ranks (FSDP2). Shard all of them or none."
+            )
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z) + Σ_m CE(z_m); each CE(z_m) is kept for its own gradient."""
@@ -129,7 +135,7 @@ class MMPareto(Method):
         """Fills the gradients of the sum, and on the side those of each unimodal loss.
 
         Raises:
-            RuntimeError: If the loss is not this method's.
+            RuntimeError: If the loss is not this method's, or FSDP2 is told not to synchronise.
         """
         passes, self._passes = self._passes, []
         if not passes:
@@ -140,10 +146,17 @@ class MMPareto(Method):
         # What the loop multiplied each pass with, from the graph itself.
         sums = [total for total, _ in passes]
         factors = torch.autograd.grad(loss, sums, retain_graph=True, allow_unused=True)
-        for factor, (_, own) in zip(factors, passes, strict=True):
-            if factor is not None:
+        weighted = [
+            (own, factor)
+            for factor, (_, own) in zip(factors, passes, strict=True)
+            if factor is not None
+        ]
+        if self._shards:
+            self._backward_by_turns(loss, weighted)
+        else:
+            for own, factor in weighted:
                 self._add_own(own, factor)
-        loss.backward()
+            loss.backward()
         self._norm = self._gradient_norm()
 
     def before_step(self) -> None:
@@ -164,7 +177,14 @@ class MMPareto(Method):
         self.metrics = {}
         for name, encoder in self.encoders.items():
             parameters = _trainable(encoder)
-            own = _averaged([self._own_of(p) for p in parameters])
+            if not self._shards and any(map(distributed.is_sharded, parameters)):
+                raise RuntimeError(
+                    f"MMPareto: the parameters of encoder '{name}' are sharded over ranks (FSDP2), "
+                    "and were not before the epoch. Call method.before_epoch(epoch, probe)."
+                )
+            own = [self._own_of(p) for p in parameters]
+            if not self._shards:  # FSDP2 averages what it cuts
+                own = _averaged(own)
             pairs = [(p.grad, o) for p, o in zip(parameters, own, strict=True)]
             held = [(grad, o) for grad, o in pairs if grad is not None]
             if held:  # else the modality was missing from the whole step
@@ -186,26 +206,61 @@ class MMPareto(Method):
                     before = self._own.get(parameter)
                     self._own[parameter] = grad if before is None else before + grad
 
+    def _backward_by_turns(
+        self, loss: Tensor, weighted: list[tuple[dict[str, Tensor], Tensor]]
+    ) -> None:
+        """Does the same with two backward passes: FSDP2 cuts only what these fill.
+
+        The first is of the unimodal losses and the second of the rest, so that what lies outside
+        of the encoders ends with its plain gradient.
+        """
+        values = [value for own, _ in weighted for value in own.values()]
+        factors = [factor.to(value) for own, factor in weighted for value in own.values()]
+        before = [p.grad for p in self._shards]
+        for parameter in self._shards:
+            parameter.grad = None
+        if values:
+            torch.autograd.backward(values, factors, retain_graph=True)
+        found = [p.grad for p in self._shards]
+        if values and all(grad is None for grad in found):
+            raise RuntimeError(
+                "MMPareto: a backward pass left no gradients in the encoders' shards (FSDP2). "
+                "Under gradient accumulation call model.set_requires_gradient_sync(True) before "
+                "each pass, or accumulate under DistributedDataParallel."
+            )
+        for parameter, grad in zip(self._shards, before, strict=True):
+            parameter.grad = grad
+        for value, factor in zip(values, factors, strict=True):
+            loss = loss - factor * value
+        loss.backward()
+        for parameter, grad in zip(self._shards, found, strict=True):
+            if grad is not None:
+                so_far = self._own.get(parameter)
+                self._own[parameter] = grad if so_far is None else so_far + grad
+                parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad
+
     @torch.no_grad()
     def _combine(self, name: str, grads: list[Tensor], own: list[Tensor], scale: Tensor) -> None:
         """Writes the combined gradient of an encoder over the plain one, tensor by tensor.
 
         It is done in place, and `own` is left alone, as tensors of autograd's may share memory.
         """
+        reference = grads[0]
+        grads, own = list(map(distributed.local, grads)), list(map(distributed.local, own))
         scale = scale.to(grads[0])
-        plain = _norms(grads)
+        plain = _norms(grads, reference)
         for grad, other in zip(grads, own, strict=True):
             grad.addcmul_(other, -scale)  # what is left is the joint gradient
         inner = torch.stack([g.flatten() @ o.flatten() for g, o in zip(grads, own, strict=True)])
         jj, jo, oo = (
-            _norms(grads).square().sum(),
-            inner.sum().to(plain) * scale,
-            (_norms(own) * scale).square().sum(),
+            _norms(grads, reference).square().sum(),
+            distributed.sum_shards_(inner.sum().to(plain), reference) * scale,
+            (_norms(own, reference) * scale).square().sum(),
         )
         a = joint_share(jj, jo, oo)
         for grad, other in zip(grads, own, strict=True):
             grad.mul_((2 * a).to(grad)).addcmul_(other, (2 * (1 - a)).to(grad) * scale)
-        factors = enlargement(_norms(grads), plain, self.gamma)
+        factors = enlargement(_norms(grads, reference), plain, self.gamma)
         torch._foreach_mul_(grads, list(factors.to(grads[0]).unbind()))
         self.metrics[f"share/{name}"] = a
         self.metrics[f"cosine/{name}"] = jo / (jj * oo).sqrt().clamp_min(1e-30)
@@ -229,8 +284,12 @@ def _trainable(encoder: nn.Module) -> list[nn.Parameter]:
     return [p for p in encoder.parameters() if p.requires_grad]
 
 
-def _norms(tensors: list[Tensor]) -> Float[Tensor, " t"]:
-    return full(torch.stack(list(torch._foreach_norm(tensors))))
+def _norms(tensors: list[Tensor], reference: Tensor) -> Float[Tensor, " t"]:
+    """The norm of each, over the ranks that have the other parts if the reference is cut."""
+    norms = full(torch.stack(list(torch._foreach_norm(tensors))))
+    if distributed.is_sharded(reference):
+        return distributed.sum_shards_(norms.square(), reference).sqrt()
+    return norms
 
 
 def _averaged(tensors: list[Tensor]) -> list[Tensor]:
