@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from claims import AMX, Claim, report
 
 from evenly.data import Data
-from evenly.lab.build import build_model
+from evenly.lab.build import build_model, build_optimizer
 from evenly.lab.run import forward
 from evenly.lab.settings import Cell, Training
 
@@ -32,7 +32,7 @@ CLASSES, LEAST_RATIO = 6, 3.5
 
 
 class Way(NamedTuple):
-    """To take a step."""
+    """How a step is taken."""
 
     autocast: bool = True
     layout: torch.memory_format = torch.channels_last
@@ -58,7 +58,9 @@ class Side:
         training = Training(batch_size=batch_size, encoders=dict.fromkeys(SHAPES, "resnet18"))
         model = build_model(data, Cell(training, "joint", 0)).to(device, memory_format=way.layout)
         self.model = torch.compile(model) if way.compiled else model
-        self.optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=way.fused)
+        self.optimizer = build_optimizer(model, training)
+        if way.fused:
+            self.optimizer.param_groups[0]["fused"] = True
         self.autocast = way.autocast
         self.device = torch.device(device)
 
@@ -93,8 +95,9 @@ def random_data(batch_size):
 
 def measured(device, batch_size, rounds):
     """Prints each way's samples a second; how many times the plain one's the lab's are."""
-    data = random_data(batch_size).to(torch.device(device))
-    batch = data.split("train").__getitems__(list(range(batch_size)))
+    data = random_data(batch_size)  # models are built beside it, on the processor
+    there = data.to(torch.device(device))
+    batch = there.split("train").__getitems__(list(range(batch_size)))
     sides = {name: Side(data, batch_size, device, way) for name, way in WAYS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 2):  # the first two compile, and make the optimiser's state

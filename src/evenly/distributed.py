@@ -194,17 +194,17 @@ def square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Ten
     The result is on `device`, in float32 or what of the tensors is more precise.
     """
     found = _square_sums([[x for x in group if not is_sharded(x)] for group in groups], device)
-    for cut in dict.fromkeys(_cut(x) for group in groups for x in group if is_sharded(x)):
-        parts = [[local(x) for x in group if is_sharded(x) and _cut(x) == cut] for group in groups]
+    for place in dict.fromkeys(cut(x) for group in groups for x in group if is_sharded(x)):
+        parts = [[local(x) for x in group if is_sharded(x) and cut(x) == place] for group in groups]
         share = _square_sums(parts, device)
-        mesh, dims = cut
+        mesh, dims = place
         for dim in dims:
             dist.all_reduce(share, group=mesh.get_group(dim))
         found = found + share
     return found
 
 
-def _cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
+def cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
     """The mesh of a sharded tensor, and its dimensions that the tensor is cut over."""
     placed: Sequence[Any] = x.placements  # type: ignore[attr-defined]
     dims = tuple(dim for dim, placement in enumerate(placed) if placement.is_shard())

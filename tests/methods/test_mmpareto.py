@@ -233,7 +233,7 @@ def test_nothing_is_kept_from_step_to_step():
         assert_gradients(model, wanted)
 
 
-def sharded_gradients(rank, world, opposed, split, everywhere, sync=True):
+def sharded_gradients(rank, world, opposed, split, everywhere, scaled=False, sync=True):
     """Those of a step, brought together; without synchronisation the text of what is raised."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -255,29 +255,65 @@ def sharded_gradients(rank, world, opposed, split, everywhere, sync=True):
             step(method, model, mine, split)
         except RuntimeError as error:
             return str(error)
-    step(method, model, mine, split)
+    scaler = torch.amp.GradScaler("cpu", init_scale=3000.0) if scaled else None
+    step(method, model, mine, split, scaler)
+    if scaler is not None:
+        scaler.unscale_(torch.optim.SGD(model.parameters(), lr=0.1))
     method.before_step()
     shares = {name: float(method.metrics[f"share/{name}"]) for name in model.encoders}
     return {name: distributed.whole(p.grad) for name, p in model.named_parameters()}, shares
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("everywhere", [False, True])
-@pytest.mark.parametrize("split", [1, 3])
-def test_sharded_encoders_get_the_gradients_of_one_process(split, everywhere, tmp_path):
+@pytest.mark.parametrize(
+    ("split", "everywhere", "scaled"),
+    [(1, False, False), (3, False, False), (1, True, False), (3, True, True)],
+)
+def test_sharded_encoders_get_the_gradients_of_one_process(split, everywhere, scaled, tmp_path):
     """A conflict in one encoder and none in the other, with and without accumulation."""
     wanted, _ = expected(model_of(2, ("a",)), batch_of())
-    for found, shares in on_ranks(sharded_gradients, tmp_path, ("a",), split, everywhere):
+    for found, shares in on_ranks(sharded_gradients, tmp_path, ("a",), split, everywhere, scaled):
+        rtol = 1e-6 if scaled else 1e-10
         for name, gradient in found.items():
-            torch.testing.assert_close(gradient, wanted[name], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(gradient, wanted[name], rtol=rtol, atol=1e-12)
         assert shares["a"] != 0.5
         assert shares["aa"] == 0.5
+
+
+def lacking(rank, world, cut):
+    """A step's gradients, the second half of whose samples, and so rank 1, lacks a modality."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    encoders = {name: nn.Linear(4, 6) for name in "ab"}
+    model = evenly.nn.LateFusion(encoders, 3, "multi").double()
+    inputs = {name: torch.randn(8, 4).double() for name in "ab"}
+    target, here = torch.arange(8) % 3, torch.arange(8) < 4
+    if cut:
+        mesh = init_device_mesh("cpu", (world,))
+        for part in (*encoders.values(), model):
+            fully_shard(part, mesh=mesh)
+    method = MMPareto(encoders)
+    method.before_epoch(0)
+    rows = slice(4 * rank, 4 * rank + 4) if cut else slice(None)
+    mine = {name: x[rows] for name, x in inputs.items()}
+    method.backward(method.loss(model(mine, {"a": here[rows]}), target[rows]))
+    method.before_step()
+    return {name: distributed.whole(p.grad) for name, p in model.named_parameters()}
+
+
+@pytest.mark.distributed
+def test_a_sharded_rank_whose_samples_all_lack_a_modality_keeps_step(tmp_path):
+    wanted = lacking(0, 1, cut=False)
+    for found in on_ranks(lacking, tmp_path, True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.distributed
 def test_an_accumulation_that_does_not_synchronise_is_refused(tmp_path):
     """The shards would have no gradients to take aside, as in `no_sync` of accelerate."""
-    for text in on_ranks(sharded_gradients, tmp_path, ("a",), 1, True, False):
+    for text in on_ranks(sharded_gradients, tmp_path, ("a",), 1, True, False, False):
         assert "set_requires_gradient_sync(True)" in text
 
 

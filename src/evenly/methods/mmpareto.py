@@ -64,7 +64,8 @@ class MMPareto(Method):
         epochs=50,
         needs=("unimodal",),
         head="multi",
-        cost="a second backward pass through each encoder",
+        cost="a second backward pass through each encoder, which under FSDP2 gathers its "
+        "parameters and cuts its gradients once more",
         budget=2.1,
         scales_gradients=True,
         missing=True,
@@ -108,7 +109,7 @@ class MMPareto(Method):
         """Forgets an unfinished step, and finds out whether parameters are sharded over ranks.
 
         Raises:
-            RuntimeError: If the encoders are sharded in part.
+            RuntimeError: If the encoders are sharded in part, or in several ways.
         """
         self._forget()
         if probe is not None:  # after a validation of the loop's own, FSDP2's root is still whole
@@ -119,6 +120,11 @@ class MMPareto(Method):
             raise RuntimeError(
                 f"MMPareto: {len(self._shards)} of the encoders' {len(parameters)} parameters are "
                 "sharded over ranks (FSDP2). Shard all of them or none."
+            )
+        if len(set(map(distributed.cut, self._shards))) > 1:
+            raise RuntimeError(
+                "MMPareto: the encoders' parameters are cut over ranks in several ways. Shard all "
+                "of them on one mesh."
             )
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
@@ -209,7 +215,7 @@ class MMPareto(Method):
     def _backward_by_turns(
         self, loss: Tensor, weighted: list[tuple[dict[str, Tensor], Tensor]]
     ) -> None:
-        """Does the same with two backward passes: FSDP2 cuts only what these fill.
+        """Fills both gradients by two backward passes: FSDP2 cuts only what these fill.
 
         The first is of the unimodal losses and the second of the rest, so that what lies outside
         of the encoders ends with its plain gradient.
@@ -219,14 +225,17 @@ class MMPareto(Method):
         before = [p.grad for p in self._shards]
         for parameter in self._shards:
             parameter.grad = None
-        if values:
-            torch.autograd.backward(values, factors, retain_graph=True)
+        # The loss itself counts nothing in the first, but reaches every parameter that the second
+        # does: where some ranks lack a modality, all must still reduce the same gradients.
+        alone = [*values, loss], [*factors, torch.zeros_like(loss)]
+        torch.autograd.backward(*alone, retain_graph=True)
         found = [p.grad for p in self._shards]
-        if values and all(grad is None for grad in found):
+        if all(grad is None for grad in found):
             raise RuntimeError(
                 "MMPareto: a backward pass left no gradients in the encoders' shards (FSDP2). "
                 "Under gradient accumulation call model.set_requires_gradient_sync(True) before "
-                "each pass, or accumulate under DistributedDataParallel."
+                "each pass (accelerate: GradientAccumulationPlugin(sync_each_batch=True)), or "
+                "accumulate under DistributedDataParallel."
             )
         for parameter, grad in zip(self._shards, before, strict=True):
             parameter.grad = grad
