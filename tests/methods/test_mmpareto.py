@@ -1,4 +1,7 @@
 import copy
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,12 +236,12 @@ def test_nothing_is_kept_from_step_to_step():
         assert_gradients(model, wanted)
 
 
-def sharded_gradients(rank, world, opposed, split, everywhere, scaled=False, sync=True):
+def sharded_gradients(rank, world, split, everywhere, scaled, sync=True):
     """Those of a step, brought together; without synchronisation the text of what is raised."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model, batch = model_of(2, opposed), batch_of()
+    model, batch = model_of(2, ("a",)), batch_of()
     mesh = init_device_mesh("cpu", (world,))
     for part in (*model.encoders.values(), model) if everywhere else (model,):
         fully_shard(part, mesh=mesh)
@@ -264,22 +267,6 @@ def sharded_gradients(rank, world, opposed, split, everywhere, scaled=False, syn
     return {name: distributed.whole(p.grad) for name, p in model.named_parameters()}, shares
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("split", "everywhere", "scaled"),
-    [(1, False, False), (3, False, False), (1, True, False), (3, True, True)],
-)
-def test_sharded_encoders_get_the_gradients_of_one_process(split, everywhere, scaled, tmp_path):
-    """A conflict in one encoder and none in the other, with and without accumulation."""
-    wanted, _ = expected(model_of(2, ("a",)), batch_of())
-    for found, shares in on_ranks(sharded_gradients, tmp_path, ("a",), split, everywhere, scaled):
-        rtol = 1e-6 if scaled else 1e-10
-        for name, gradient in found.items():
-            torch.testing.assert_close(gradient, wanted[name], rtol=rtol, atol=1e-12)
-        assert shares["a"] != 0.5
-        assert shares["aa"] == 0.5
-
-
 def lacking(rank, world, cut):
     """A step's gradients, the second half of whose samples, and so rank 1, lacks a modality."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -303,18 +290,48 @@ def lacking(rank, world, cut):
     return {name: distributed.whole(p.grad) for name, p in model.named_parameters()}
 
 
-@pytest.mark.distributed
-def test_a_sharded_rank_whose_samples_all_lack_a_modality_keeps_step(tmp_path):
-    wanted = lacking(0, 1, cut=False)
-    for found in on_ranks(lacking, tmp_path, True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+# Passes of a step, whether each encoder is sharded by itself, and whether AMP scales the loss.
+SHARDED = [(1, False, False), (3, False, False), (1, True, False), (3, True, True)]
+
+
+def all_sharded(rank, world):
+    return {
+        "refused": sharded_gradients(rank, world, 1, True, False, sync=False),
+        "lacking": lacking(rank, world, cut=True),
+        **{way: sharded_gradients(rank, world, *way) for way in SHARDED},
+    }
+
+
+@cache
+def on_two_ranks():
+    with tempfile.TemporaryDirectory() as folder:
+        return on_ranks(all_sharded, Path(folder))
 
 
 @pytest.mark.distributed
-def test_an_accumulation_that_does_not_synchronise_is_refused(tmp_path):
-    """The shards would have no gradients to take aside, as in `no_sync` of accelerate."""
-    for text in on_ranks(sharded_gradients, tmp_path, ("a",), 1, True, False, False):
-        assert "set_requires_gradient_sync(True)" in text
+@pytest.mark.xdist_group("sharded mmpareto")  # both processes are started once
+class TestSharded:
+    @pytest.mark.parametrize("way", SHARDED)
+    def test_gradients_are_those_of_one_process(self, way):
+        """A conflict in one encoder and none in the other, with and without accumulation."""
+        wanted, _ = expected(model_of(2, ("a",)), batch_of())
+        for rank in on_two_ranks():
+            found, shares = rank[way]
+            rtol = 1e-6 if way[-1] else 1e-10
+            for name, gradient in found.items():
+                torch.testing.assert_close(gradient, wanted[name], rtol=rtol, atol=1e-12)
+            assert shares["a"] != 0.5
+            assert shares["aa"] == 0.5
+
+    def test_a_rank_whose_samples_all_lack_a_modality_keeps_step(self):
+        wanted = lacking(0, 1, cut=False)
+        for rank in on_two_ranks():
+            torch.testing.assert_close(rank["lacking"], wanted, rtol=1e-10, atol=1e-12)
+
+    def test_an_accumulation_that_does_not_synchronise_is_refused(self):
+        """The shards would have no gradients to take aside, as in `no_sync` of accelerate."""
+        for rank in on_two_ranks():
+            assert "set_requires_gradient_sync(True)" in rank["refused"]
 
 
 class TestMessages:
