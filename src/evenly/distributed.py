@@ -165,11 +165,9 @@ def shard_like(full: Tensor, reference: Tensor) -> Tensor:
 def sum_shards_(x: Tensor, reference: Tensor) -> Tensor:
     """Adds `x`, found on this rank's part of `reference`, over the ranks with the other parts."""
     if is_sharded(reference):
-        placed: Sequence[object] = reference.placements  # type: ignore[attr-defined]
-        for dim, placement in enumerate(placed):
-            if placement.is_shard():  # type: ignore[attr-defined]
-                group = reference.device_mesh.get_group(dim)  # type: ignore[attr-defined]
-                dist.all_reduce(x, group=group)
+        mesh, dims = cut(reference)
+        for dim in dims:
+            dist.all_reduce(x, group=mesh.get_group(dim))
     return x
 
 

@@ -357,6 +357,12 @@ class TestMessages:
         with pytest.raises(RuntimeError, match=r"1 of the encoders' \d+ parameters are sharded"):
             MMPareto(model.encoders).before_epoch(0)
 
+    def test_encoders_that_are_cut_in_several_ways(self, monkeypatch):
+        monkeypatch.setattr(distributed, "is_sharded", lambda x: True)
+        monkeypatch.setattr(distributed, "cut", id)
+        with pytest.raises(RuntimeError, match=r"are cut over ranks in several ways"):
+            MMPareto(net().encoders).before_epoch(0)
+
     def test_shards_that_came_after_the_epoch_began(self, monkeypatch):
         model = model_of()
         method = MMPareto(model.encoders)

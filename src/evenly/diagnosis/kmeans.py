@@ -73,7 +73,7 @@ def kmeans(
 
     Where there are more rows than `sample`, the restarts see that many of them, drawn at random,
     and the best one's centres then move in passes over all rows, until one lowers the inertia by
-    1e-5 of it or less: five to twenty passes for tens of clusters, some eighty for a thousand. The
+    1e-5 of it or less: five to twenty passes for tens of clusters, many more for a thousand. The
     rows may lie in a file larger than the memory, as `torch.from_file` and NumPy's memory maps
     read them. Beside them it takes up to 10 bytes of memory for each value of the sample, 40 for
     each row (labels included) and 0.15 GB.

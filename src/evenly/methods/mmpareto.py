@@ -201,6 +201,11 @@ class MMPareto(Method):
         found = self._own.get(parameter)
         return torch.zeros_like(parameter) if found is None else found
 
+    def _add_own_of(self, parameter: nn.Parameter, grad: Tensor | None) -> None:
+        if grad is not None:
+            before = self._own.get(parameter)
+            self._own[parameter] = grad if before is None else before + grad
+
     def _add_own(self, own: dict[str, Tensor], factor: Tensor) -> None:
         for name, value in own.items():
             parameters = _trainable(self.encoders[name])
@@ -208,9 +213,7 @@ class MMPareto(Method):
                 value, parameters, factor.to(value), retain_graph=True, allow_unused=True
             )
             for parameter, grad in zip(parameters, grads, strict=True):
-                if grad is not None:
-                    before = self._own.get(parameter)
-                    self._own[parameter] = grad if before is None else before + grad
+                self._add_own_of(parameter, grad)
 
     def _backward_by_turns(
         self, loss: Tensor, weighted: list[tuple[dict[str, Tensor], Tensor]]
@@ -243,9 +246,8 @@ class MMPareto(Method):
             loss = loss - factor * value
         loss.backward()
         for parameter, grad in zip(self._shards, found, strict=True):
+            self._add_own_of(parameter, grad)
             if grad is not None:
-                so_far = self._own.get(parameter)
-                self._own[parameter] = grad if so_far is None else so_far + grad
                 parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad
 
     @torch.no_grad()
