@@ -85,8 +85,8 @@ def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
             f"{cell.method}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
             f"scaled to {epochs}."
         )
-    if info.in_epochs and not any(_acts(method, epoch) for epoch in range(epochs)):
-        first = next((epoch for epoch in range(epochs, 100 * epochs) if _acts(method, epoch)), None)
+    if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
+        first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{cell.method}: acts in none of the {epochs} epochs{more}.")
     if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
@@ -106,11 +106,3 @@ def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
 def _normed(method: Method) -> bool:
     layers = (layer for encoder in method.encoders.values() for layer in encoder.modules())
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
-
-
-def _acts(method: Method, epoch: int) -> bool:
-    """Whether a method with a schedule, one that is thrown away, does anything in an epoch."""
-    if hasattr(method, "is_due"):
-        return bool(method.is_due(epoch))
-    method.before_epoch(epoch)
-    return bool(getattr(method, "is_active", True))
