@@ -24,7 +24,8 @@ class Features:
 
     Attributes:
         features: By modality, one row per sample.
-        target: Class of each sample (integers), or a value to regress on (floats).
+        target: Class of each sample (integers), or a value to regress on (floats); with more
+            dimensions several of them, which a diagnosis does not take.
         index: Position of each sample in its split: the canonical order, which makes a
             clustering independent of the order of rows and of the number of ranks. Row number
             by default.
@@ -36,7 +37,7 @@ class Features:
     """
 
     features: Mapping[str, Float[Tensor, "n _"]]
-    target: Shaped[Tensor, " n"]
+    target: Shaped[Tensor, "n *_"]
     index: Int[Tensor, " n"] | None = None
     sharded: bool = False
     present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
@@ -63,10 +64,10 @@ class Features:
                     "torch.as_tensor makes one of an array."
                 )
             wanted = 2 if name.startswith("features") else 1
-            if x.ndim != wanted:
+            if x.ndim < wanted or (x.ndim > wanted and name != "target"):
                 raise ValueError(
                     f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
-                    "are needed: one row per sample for features, one number for target and index."
+                    "are needed: one row per sample for features, one number for an index."
                 )
             if wanted == 2 and x.shape[1] == 0:
                 raise ValueError(f"Features: the {name} have no columns. Pass one or more.")

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 Kind = Literal["classes", "ignored", "soft", "labels", "logit", "number"]
 
@@ -22,6 +23,12 @@ _IN_WORDS: dict[Kind, str] = {
     "number": "numbers to regress on",
 }
 
+_CRITERIA: dict[tuple[type[nn.Module], ...], Kind] = {
+    (nn.CrossEntropyLoss, nn.KLDivLoss): "soft",
+    (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss): "labels",
+    (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss): "number",
+}
+
 
 def in_words(kinds: Collection[Kind]) -> str:
     """The kinds as a sentence names them; 'any' where it is all of them."""
@@ -36,17 +43,16 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
     Args:
         logits: (n, c), the fused prediction.
         target: Of the batch, in any form.
-        criterion: Whose `ignore_index` marks rows that do not count, -100 by default. To find
-            them, the values are looked at, for which a device is waited for.
+        criterion: It tells soft labels from several labels where it is one of torch's modules,
+            else the sums of the rows do; its `ignore_index` marks rows that do not count, -100 by
+            default. Where values are looked at, a device is waited for.
 
     Returns:
         Nothing, where the form is none of the known ones.
     """
     one = logits.ndim == 2 and logits.shape[1] == 1
     if target.ndim == 2 and target.shape == logits.shape:
-        if one:
-            return ("logit", "number")
-        return ("soft", "labels", "number") if target.is_floating_point() else ("labels",)
+        return ("logit", "number") if one else _rows(target, criterion)
     if target.ndim != 1:
         return ()
     if one:
@@ -57,6 +63,17 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
         return ("classes",)
     ignored = (target == getattr(criterion, "ignore_index", -100)).any()
     return ("ignored",) if ignored else ("classes",)
+
+
+def _rows(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    for made_for, kind in _CRITERIA.items():
+        if isinstance(criterion, made_for):
+            return (kind,)
+    if not target.is_floating_point():
+        return ("labels",)
+    sums = target.sum(1)
+    shares = bool((target >= 0).all() & torch.isclose(sums, torch.ones_like(sums), atol=1e-3).all())
+    return ("soft",) if shares else ("labels", "number")
 
 
 def refusal(

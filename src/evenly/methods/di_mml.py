@@ -154,12 +154,12 @@ class DIMML(Method):
         """Finds the effective dimensions when it is time."""
         if self.effective or not self.is_due(epoch):
             return
-        found = self._probe(probe).features("train")
-        if found.target.is_floating_point():
-            raise TypeError(
-                "DIMML finds out which dimensions tell classes apart, so targets are classes; "
-                "found floats."
-            )
+
+        def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self.watch.check_target(self, output, target)
+            return output.features
+
+        found = self._probe(probe).features("train", of)
         self.effective = {
             name: effective(found.features[name], found.target, sharded=found.sharded)
             for name in self.encoders

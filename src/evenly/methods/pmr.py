@@ -232,6 +232,7 @@ class PMR(Method):
 
         def look(output: Output, target: Tensor) -> dict[str, Tensor]:
             nonlocal classes
+            self.watch.check_target(self, output, target)
             classes = output.logits.shape[1]
             return self._features(output)
 
