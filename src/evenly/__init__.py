@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from evenly.method import Info, Method
     from evenly.methods import METHODS
     from evenly.methods.ogm_ge import OGMGE
-    from evenly.methods.relearn import Relearn, soft_reinit_
+    from evenly.methods.relearn import Relearn
     from evenly.output import Output, split_linear
     from evenly.probe import Features, Probe
+    from evenly.reinit import soft_reinit_
     from evenly.resampling import Repeated, Resampler
     from evenly.taps import Taps, capture
 
@@ -39,7 +40,7 @@ _HOME = {
     "diagnose": "evenly.diagnosis.gap",
     "kmeans": "evenly.diagnosis.kmeans",
     "purity": "evenly.diagnosis.purity",
-    "soft_reinit_": "evenly.methods.relearn",
+    "soft_reinit_": "evenly.reinit",
     "split_linear": "evenly.output",
 }
 

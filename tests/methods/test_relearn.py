@@ -2,78 +2,17 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
 
 import evenly
-from evenly import Relearn, soft_reinit_
+from evenly import Relearn
 from support import Toy, forward, loaders, net, sgd, train, weights
 from unchecked import error_of
 
 
 def snapshot(module):
     return {name: p.detach().clone() for name, p in module.named_parameters()}
-
-
-def moved(seed=1):
-    """An encoder with BatchNorm that is no longer where it started."""
-    encoder = net().encoders["a"].double()
-    initial = snapshot(encoder)
-    stream = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.add_(torch.randn(p.shape, generator=stream, dtype=p.dtype))
-    return encoder, initial
-
-
-class TestSoftReinit:
-    def test_by_hand(self):
-        layer = nn.Linear(1, 1)
-        nn.init.constant_(layer.weight, 4.0)
-        nn.init.constant_(layer.bias, -2.0)
-        soft_reinit_(layer, {"weight": torch.tensor([[8.0]]), "bias": torch.tensor([2.0])}, 0.25)
-        assert layer.weight.item() == 0.75 * 4 + 0.25 * 8
-        assert layer.bias.item() == 0.75 * -2 + 0.25 * 2
-
-    @given(weight=st.floats(0, 1))
-    def test_the_formula_for_every_parameter(self, weight):
-        encoder, initial = moved()
-        before = snapshot(encoder)
-        soft_reinit_(encoder, initial, weight)
-        for name, p in encoder.named_parameters():
-            expected = (1 - weight) * before[name] + weight * initial[name]
-            torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
-
-    def test_exact_at_both_ends(self):
-        encoder, initial = moved()
-        before = snapshot(encoder)
-        soft_reinit_(encoder, initial, 0.0)
-        assert all(torch.equal(p, before[name]) for name, p in encoder.named_parameters())
-        soft_reinit_(encoder, initial, 1.0)
-        assert all(torch.equal(p, initial[name]) for name, p in encoder.named_parameters())
-
-    def test_in_place_and_buffers_stay(self):
-        encoder, initial = moved()
-        places = [p.data_ptr() for p in encoder.parameters()]
-        encoder[1].running_mean.fill_(7.0)
-        soft_reinit_(encoder, {**initial, "1.running_mean": torch.zeros(4)}, 0.5)
-        assert [p.data_ptr() for p in encoder.parameters()] == places
-        assert torch.equal(encoder[1].running_mean, torch.full((4,), 7.0, dtype=torch.float64))
-
-    @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
-    def test_weight_out_of_range(self, weight):
-        encoder, initial = moved()
-        with pytest.raises(ValueError, match="from 0 to 1; found"):
-            soft_reinit_(encoder, initial, weight)
-
-    def test_initial_weights_that_do_not_fit(self):
-        layer = nn.Linear(2, 1)
-        with pytest.raises(ValueError, match="lack 'bias'"):
-            soft_reinit_(layer, {"weight": torch.zeros(1, 2)}, 0.5)
-        with pytest.raises(ValueError, match=r"'bias' of shape \(3,\).*has \(1,\)"):
-            soft_reinit_(layer, {"weight": torch.zeros(1, 2), "bias": torch.zeros(3)}, 0.5)
 
 
 class TestRelearn:

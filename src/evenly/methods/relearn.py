@@ -11,11 +11,10 @@ from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from evenly import distributed
 from evenly.diagnosis.gap import (
     BINS,
     Diagnosis,
@@ -29,51 +28,9 @@ from evenly.diagnosis.gap import (
 from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.probe import Features, Probe
+from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
 
 Initial = Mapping[str, Mapping[str, Tensor]]
-
-
-@torch.no_grad()
-def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float) -> None:
-    """Pulls every parameter of a module back to its initial value, in place.
-
-    θ ← (1 - w) θ + w θ₀. Frozen parameters are included; buffers, such as BatchNorm's running
-    statistics, are not. Sharded parameters (FSDP2) are changed on each rank's own part.
-
-    Args:
-        module: The encoder.
-        initial: θ₀ by parameter name, as `named_parameters` writes it; other names, such as the
-            buffers of a whole state dict, are passed over.
-        weight: w, from 0 (nothing happens) to 1 (the initial weights, exactly).
-
-    Raises:
-        ValueError: If the weight is out of range, or a parameter has no initial value of its
-            shape.
-    """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"the weight of a re-initialisation is from 0 to 1; found {weight}.")
-    check_initial(module, initial)
-    for name, parameter in module.named_parameters():
-        start = distributed.shard_like(initial[name], parameter)
-        part = distributed.local(parameter)
-        # lerp, as it leaves θ = θ₀ untouched to the last bit and is exact at both ends
-        part.lerp_(start.to(part), weight)
-
-
-def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = "module") -> None:
-    """Raises if a parameter of the module has no initial value of its shape."""
-    for name, parameter in module.named_parameters():
-        if name not in initial:
-            raise ValueError(
-                f"the initial weights of the {what} lack '{name}'. Pass the state of the same "
-                "architecture, for example {n: p.clone() for n, p in module.named_parameters()}."
-            )
-        if initial[name].shape != parameter.shape:
-            raise ValueError(
-                f"the initial weights of the {what} hold '{name}' of shape "
-                f"{tuple(initial[name].shape)}, but the parameter has {tuple(parameter.shape)}. "
-                "Pass the state of the same architecture."
-            )
 
 
 class Relearn(Method):
@@ -211,7 +168,8 @@ class Relearn(Method):
         if self.initial is not None:
             self._check_initial(self.initial)
             self.initial = {
-                name: _cut(self.initial[name], encoder) for name, encoder in self.encoders.items()
+                name: cut_like(self.initial[name], encoder)
+                for name, encoder in self.encoders.items()
             }
 
     def is_due(self, epoch: int) -> bool:
@@ -266,15 +224,15 @@ class Relearn(Method):
                     f"encoder '{name}' has lazy layers, which have no weights yet. Pass one batch "
                     "through the model before the first epoch."
                 )
-        self.initial = {
-            name: {key: value.detach().clone() for key, value in encoder.named_parameters()}
-            for name, encoder in self.encoders.items()
-        }
+        self.initial = {name: initial_of(encoder) for name, encoder in self.encoders.items()}
 
     def _check(self, probe: Probe | None) -> None:
         """Finds what would fail at the first re-learning before any training is spent."""
         if not self.times:
             return
+        for name, encoder in self.encoders.items():
+            assert self.initial is not None
+            check_kinds(encoder, self.initial[name], f"encoder '{name}'")
         probe = self._probe(probe)
         train, val = self._own(probe.features("train")), self._own(probe.features("val"))
         if train.target.is_floating_point():
@@ -315,14 +273,3 @@ class Relearn(Method):
                     "state per modality."
                 )
             check_initial(encoder, initial[name], f"encoder '{name}'")
-
-
-def _cut(initial: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """The initial weights, sharded over the ranks as the encoder's parameters are."""
-    return {
-        # A part is a view of the whole, which only a copy of it lets go.
-        name: distributed.sharded_like(initial[name], parameter).clone()
-        if distributed.is_sharded(parameter)
-        else initial[name]
-        for name, parameter in encoder.named_parameters()
-    }
