@@ -305,7 +305,7 @@ class TestAdapters:
         peft = pytest.importorskip("peft")
 
         class Encoder(nn.Sequential):
-            config = {}  # PEFT asks for one
+            config: ClassVar = {}  # PEFT asks for one
 
         def weights(model):
             whole = copy.deepcopy(model)

@@ -19,7 +19,8 @@ LOGITS, ONE = torch.zeros(4, 3), torch.zeros(4, 1)
         (LOGITS, torch.ones(4, 3, dtype=torch.int64), ("labels",)),
         (LOGITS, torch.tensor([0.5, 1.0, 2.0, 0.0]), ("number",)),
         (ONE, torch.tensor([0, 1, 1, 0]), ("logit", "number")),
-        (ONE, torch.tensor([0.5, 1.0, 2.0, 0.0]), ("logit", "number")),
+        (ONE, torch.tensor([0.5, 1.0, 2.0, 0.0]), ("number",)),
+        (ONE, torch.tensor([1.0, 0.0]), ("logit", "number")),
         (ONE, torch.zeros(4, 1), ("logit", "number")),
         (LOGITS, torch.zeros(4, 1, dtype=torch.int64), ()),
         (LOGITS, torch.zeros(4, 3, 2), ()),
@@ -45,6 +46,12 @@ def test_the_criterion_says_which_rows_are_ignored():
 )
 def test_the_criterion_says_what_rows_of_numbers_are(criterion, kind):
     assert kinds(LOGITS, torch.eye(4, 3), criterion) == (kind,)
+
+
+def test_the_criterion_says_what_a_column_is():
+    target = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    assert kinds(ONE, target, nn.BCEWithLogitsLoss()) == ("logit",)
+    assert kinds(ONE, target, nn.MSELoss()) == ("number",)
 
 
 def test_in_words():

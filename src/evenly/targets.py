@@ -43,20 +43,20 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
     Args:
         logits: (n, c), the fused prediction.
         target: Of the batch, in any form.
-        criterion: It tells soft labels from several labels where it is one of torch's modules,
-            else the sums of the rows do; its `ignore_index` marks rows that do not count, -100 by
-            default. Where values are looked at, a device is waited for.
+        criterion: It tells what numbers are where it is one of torch's modules, else their values
+            do, as far as they can; its `ignore_index` marks rows that do not count, -100 by
+            default. Values are looked at, for which a device is waited for.
 
     Returns:
         Nothing, where the form is none of the known ones.
     """
     one = logits.ndim == 2 and logits.shape[1] == 1
     if target.ndim == 2 and target.shape == logits.shape:
-        return ("logit", "number") if one else _rows(target, criterion)
+        return _column(target, criterion) if one else _rows(target, criterion)
     if target.ndim != 1:
         return ()
     if one:
-        return ("logit", "number")
+        return _column(target, criterion)
     if target.is_floating_point():
         return ("number",)
     if target.is_meta:
@@ -65,15 +65,24 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
     return ("ignored",) if ignored else ("classes",)
 
 
+def _column(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    if _told(criterion) == "number" or not ((target == 0) | (target == 1)).all():
+        return ("number",)
+    return ("logit",) if _told(criterion) == "labels" else ("logit", "number")
+
+
 def _rows(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
-    for made_for, kind in _CRITERIA.items():
-        if isinstance(criterion, made_for):
-            return (kind,)
+    if told := _told(criterion):
+        return (told,)
     if not target.is_floating_point():
         return ("labels",)
     sums = target.sum(1)
     shares = bool((target >= 0).all() & torch.isclose(sums, torch.ones_like(sums), atol=1e-3).all())
     return ("soft",) if shares else ("labels", "number")
+
+
+def _told(criterion: Any) -> Kind | None:
+    return next((kind for made, kind in _CRITERIA.items() if isinstance(criterion, made)), None)
 
 
 def refusal(

@@ -307,6 +307,12 @@ def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[
 def _check_modalities(train: Features, val: Features) -> None:
     if missing := set(train.features) ^ set(val.features):
         raise ValueError(f"modalities {sorted(missing)} are in one split only. Pass both.")
+    for split in (train, val):
+        if split.target.ndim > 1:
+            raise ValueError(
+                f"a diagnosis takes one class or one value for each sample; found targets of "
+                f"shape {tuple(split.target.shape)}. Pass one column of them."
+            )
     for name, x in train.features.items():
         if x.shape[1] != val.features[name].shape[1]:
             raise ValueError(
