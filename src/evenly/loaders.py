@@ -18,6 +18,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -69,14 +70,22 @@ class Draw:
         return self.rows[drawn]
 
 
-def drawn(loader: Iterable[Any]) -> Draw | None:
-    """What the sampler of a loader gives; None where that cannot be told."""
+def drawn(loader: Iterable[Any], *, every: bool = False) -> Draw | None:
+    """What the sampler of a loader gives; None where that cannot be told.
+
+    Args:
+        loader: Whatever the loop reads.
+        every: Whether a sampler of one's own stands for all rows of the data set.
+    """
     core = _core(loader)
-    if core is None or not _is_theirs(core.batch_sampler, BatchSampler | Repeated):
+    if core is None or isinstance(core.dataset, IterableDataset):
+        return None
+    if not _is_theirs(core.batch_sampler, BatchSampler | Repeated):
         return None
     batches = cast(BatchSampler, core.batch_sampler)
     try:
-        return _draw(batches.sampler)
+        found = _draw(batches.sampler)
+        return _draw(range(len(cast(Sized, core.dataset)))) if found is None and every else found
     except (TypeError, ValueError, RuntimeError, AttributeError):  # rows that are no numbers, say
         return None
 

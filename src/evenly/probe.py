@@ -144,6 +144,7 @@ class Probe:
         *,
         fraction: float = 1.0,
         seed: int = 0,
+        every: bool = False,
     ) -> Features:
         """The features of every sample of a split, in float32, on the model's device.
 
@@ -156,6 +157,8 @@ class Probe:
             fraction: Share of the samples to look at, drawn at random; above 0, at most 1. Of a
                 loader that is no ordinary `DataLoader`, its first batches.
             seed: Of that draw.
+            every: Whether to see all rows of a data set also where a sampler of one's own gives
+                but some of them in an epoch: for what is looked up later.
 
         Raises:
             ValueError: If the split is empty or the fraction is out of range.
@@ -165,7 +168,7 @@ class Probe:
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
         with self._looking():
-            draw = loaders.drawn(self.loaders[split])
+            draw = loaders.drawn(self.loaders[split], every=every)
             found = None if draw is None else self._in_order(split, of, draw, fraction, seed)
             return self._as_it_comes(split, of, fraction) if found is None else found
 

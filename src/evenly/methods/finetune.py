@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.targets import ANY
@@ -71,12 +72,13 @@ class Finetune(Method):
             criterion: See `Method`.
 
         Raises:
+            TypeError: If the optimizer is none.
             ValueError: If the number of epochs is negative.
         """
         super().__init__(encoders, criterion=criterion)
         if pretrain < 0:
             raise ValueError(f"Finetune: 'pretrain' is not negative; found {pretrain}.")
-        self.optimizer, self.pretrain, self.seed = optimizer, pretrain, seed
+        self.optimizer, self.pretrain, self.seed = unwrapped(optimizer), pretrain, seed
         self.is_pretrained = False
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:

@@ -27,6 +27,7 @@ from evenly.diagnosis.gap import (
 )
 from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.optimizers import forget, unwrapped
 from evenly.probe import Features, Probe
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
 
@@ -139,7 +140,7 @@ class Relearn(Method):
         self.gap: Gap = gap
         self.restarts, self.sample, self.seed = restarts, sample, seed
         self.batchnorm = batchnorm
-        self.optimizer = optimizer if moments == "cleared" else None
+        self.optimizer = unwrapped(optimizer) if moments == "cleared" else None
         self.initial: Initial | None = self._given(initial)
         self.history: dict[int, dict[str, dict[str, float]]] = {}
         self.diagnosis: Diagnosis | None = None
@@ -194,8 +195,7 @@ class Relearn(Method):
             probe.reestimate_batchnorm(self.encoders.values())
         if self.optimizer is not None:
             for encoder in self.encoders.values():
-                for parameter in encoder.parameters():
-                    self.optimizer.state.pop(parameter, None)
+                forget(self.optimizer, encoder.parameters())
         self.history[epoch] = {
             name: {
                 "train": self.diagnosis.train[name],
