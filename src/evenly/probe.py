@@ -180,21 +180,21 @@ class Probe:
         fraction: float,
         seed: int,
     ) -> Features | None:
-        """Rows in the order of the data set; None of a loader that has an order of its own."""
+        """Rows in the order of the data set; None of a loader that gives fewer or more."""
         loader = self.loaders[split]
         rows = loaders.share(draw.rows, fraction, seed)
         if not len(rows):
             raise _empty(split)
         mine = rows[distributed.share(len(rows)) % len(rows)]  # some twice, to even out the ranks
-        reading = loaders.Reading(loader, lambda: mine)
+        reading = loaders.Reading(loader, lambda: mine, len(mine))
         table = _Table(mine, self.memory, loaders.keeps_order(loader))
         try:
             for batch in reading:
                 output, target = self._run(batch)
+                if not reading.is_followed:  # an iterator that it keeps gives the batches
+                    table.rows = None
                 table.add(output, target, of(output, target))
-                if not reading.is_followed or table.count > len(mine):
-                    break
-            astray = table.count != len(mine) or not reading.is_followed
+            astray = table.rows is not None and table.count != len(mine)
             if distributed.max_(torch.tensor(int(astray), device=self._device)):
                 return None
             return table.features()
@@ -239,7 +239,7 @@ class Probe:
                 rows = draw.rows.unique()
                 stream = torch.Generator().manual_seed(seed)
                 rows = rows[torch.randperm(len(rows), generator=stream)[:count]]
-                loader = loaders.Reading(loader, lambda: rows, count)
+                loader = loaders.Reading(loader, lambda: rows, len(rows), size=count)
             for batch in loader:
                 return self._run(batch)
         raise _empty(split)
@@ -367,7 +367,7 @@ class Probe:
             return loader
         mine = rows[distributed.share(len(rows)) % len(rows)]
         alone = len(mine) > 1 and len(mine) % loaders.batch_size(loader) == 1
-        return loaders.Reading(loader, lambda: mine, drop_last=alone)
+        return loaders.Reading(loader, lambda: mine, len(mine), drop_last=alone)
 
     @property
     def _device(self) -> torch.device | None:
