@@ -304,9 +304,6 @@ class TestAdapters:
     def test_peft(self, settings):
         peft = pytest.importorskip("peft")
 
-        class Encoder(nn.Sequential):
-            config = {}  # PEFT asks for one
-
         def weights(model):
             whole = copy.deepcopy(model)
             whole.merge_adapter()
@@ -314,7 +311,10 @@ class TestAdapters:
             assert len(layers) == len(modules)
             return [layer.weight.detach() for layer in layers]
 
-        encoder = Encoder(nn.Embedding(9, 6), nn.Linear(6, 5), nn.Conv1d(5, 4, 3), nn.Linear(4, 2))
+        encoder = nn.Sequential(
+            nn.Embedding(9, 6), nn.Linear(6, 5), nn.Conv1d(5, 4, 3), nn.Linear(4, 2)
+        )
+        encoder.config = {}  # PEFT asks for one
         modules = ["0", "1", "2"]
         config = peft.LoraConfig(r=2, target_modules=modules, modules_to_save=["3"], **settings)
         model = peft.get_peft_model(encoder, config)
