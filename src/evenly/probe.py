@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -34,8 +34,9 @@ class Features:
     """Representations of one split, with the labels.
 
     Attributes:
-        features: By modality, one row per sample.
-        target: Class of each sample (integers), or a value to regress on (floats).
+        features: By modality, one row per sample, of any real type.
+        target: Class of each sample (integers of any type, kept as int64), or a value to regress on
+            (floats).
         index: Position of each sample in its split: the canonical order, which makes a
             clustering independent of the order of rows and of the number of ranks. Row number
             by default.
@@ -44,9 +45,9 @@ class Features:
             others do not count in a diagnosis.
     """
 
-    features: Mapping[str, Float[Tensor, "n _"]]
+    features: Mapping[str, Shaped[Tensor, "n _"]]
     target: Shaped[Tensor, " n"]
-    index: Int[Tensor, " n"] | None = None
+    index: Shaped[Tensor, " n"] | None = None
     sharded: bool = False
     present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ class Features:
         """Checks that rows, labels and positions belong together.
 
         Raises:
-            TypeError: If something is no tensor.
+            TypeError: If something is no tensor, or of numbers that it cannot be of.
             ValueError: If the shapes do not fit.
         """
         if not self.features:
@@ -83,11 +84,25 @@ class Features:
                     f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
-        if self.index is not None and self.index.is_floating_point():
+            if x.is_complex():
+                raise TypeError(
+                    f"Features: {name}: complex numbers ({x.dtype}). Pass real and imaginary parts "
+                    "as columns of their own: torch.cat([x.real, x.imag], 1)."
+                )
+        if self.index is not None and (
+            self.index.is_floating_point() or self.index.dtype == torch.bool
+        ):
+            kind = "bools" if self.index.dtype == torch.bool else "floats"
             raise TypeError(
-                "Features: the index holds floats, but positions are whole numbers. Pass them as "
+                f"Features: the index holds {kind}, but positions are whole numbers. Pass them as "
                 "int64."
             )
+        self._take("target", self.target if self.target.is_floating_point() else self.target.long())
+        self._take("index", None if self.index is None else self.index.long())
+        self._take("present", {name: here.bool() for name, here in self.present.items()})
+
+    def _take(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass's own way
 
 
 class Probe:
@@ -173,7 +188,8 @@ class Probe:
                 for batch, position in _batches(loader, fraction, seed):
                     output, target = self._run(batch)
                     for name, value in of(output, target).items():
-                        features.setdefault(name, Collected(rows, self.memory)).add(value.float())
+                        part = _real(name, value)
+                        features.setdefault(name, Collected(rows, self.memory)).add(part)
                     for name, here in (output.present or {}).items():
                         present.setdefault(name, Collected(rows)).add(here)
                     targets.add(target)
@@ -358,6 +374,15 @@ class Probe:
             for module, mode in modes:
                 module.training = mode
             distributed.reshard(self.model)
+
+
+def _real(name: str, value: Tensor) -> Tensor:
+    if value.is_complex():
+        raise TypeError(
+            f"Probe.features: those of '{name}' are complex numbers. Give `Output` real ones: "
+            "torch.view_as_real(x).flatten(1)."
+        )
+    return value.float()
 
 
 def _empty(split: Split) -> ValueError:

@@ -220,7 +220,7 @@ class Relearn(Method):
             for name in self.encoders
         }
         self.metrics = {
-            f"{key}/{name}": torch.tensor(values[key])
+            f"{key}/{name}": torch.tensor(values[key], dtype=torch.float32, device="cpu")
             for name, values in self.history[epoch].items()
             for key in ("gap", "strength")
         }
