@@ -23,6 +23,7 @@ from torch.utils.data import (
 from evenly import distributed
 from evenly.collected import Collected
 from evenly.output import Output
+from evenly.reinit import is_fixed
 from evenly.resampling import Repeated
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
@@ -315,8 +316,10 @@ class Probe:
         optimizer.step()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What training can move: all but a quantised base, of which a copy would be large."""
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-            yield name, value.detach()
+            if not (isinstance(value, nn.Parameter) and is_fixed(value)):
+                yield name, value.detach()
 
     def reestimate_batchnorm(self, modules: Iterable[nn.Module]) -> None:
         """Takes BatchNorm's running statistics anew from the training split.
