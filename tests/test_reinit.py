@@ -6,10 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize
 
 from evenly import soft_reinit_
-from evenly.reinit import initial_of, nearest
+from evenly.distributed import whole
+from evenly.reinit import cut_like, initial_of, nearest
+from ranks import on_ranks
 from support import net
 
 
@@ -304,17 +307,17 @@ class TestAdapters:
     def test_peft(self, settings):
         peft = pytest.importorskip("peft")
 
-        class Encoder(nn.Sequential):
-            config: ClassVar = {}  # PEFT asks for one
-
         def weights(model):
-            whole = copy.deepcopy(model)
-            whole.merge_adapter()
-            layers = [m.base_layer for m in whole.modules() if hasattr(m, "lora_A")]
+            merged = copy.deepcopy(model)
+            merged.merge_adapter()
+            layers = [m.base_layer for m in merged.modules() if hasattr(m, "lora_A")]
             assert len(layers) == len(modules)
             return [layer.weight.detach() for layer in layers]
 
-        encoder = Encoder(nn.Embedding(9, 6), nn.Linear(6, 5), nn.Conv1d(5, 4, 3), nn.Linear(4, 2))
+        encoder = nn.Sequential(
+            nn.Embedding(9, 6), nn.Linear(6, 5), nn.Conv1d(5, 4, 3), nn.Linear(4, 2)
+        )
+        encoder.config = {}  # PEFT asks for one
         modules = ["0", "1", "2"]
         config = peft.LoraConfig(r=2, target_modules=modules, modules_to_save=["3"], **settings)
         model = peft.get_peft_model(encoder, config)
@@ -452,3 +455,53 @@ class TestComputedWeights:
         start = initial_of(layer)
         soft_reinit_(layer, start, 0.3)
         assert all(torch.equal(p, start[name]) for name, p in layer.named_parameters())
+
+
+class Box(nn.ModuleDict):
+    """Layers of every kind, which FSDP2 can shard."""
+
+    def __init__(self):
+        super().__init__(
+            {
+                "plain": nn.Linear(8, 8),
+                "spectral": parametrizations.spectral_norm(nn.Linear(8, 6)),
+                "normed": parametrizations.weight_norm(nn.Linear(8, 6)),
+                "lora": LoraLinear(nn.Linear(8, 6), 2),
+                "dora": LoraLinear(nn.Linear(8, 6), 2, dora=True),
+                "pissa": LoraLinear(nn.Linear(8, 6), 2, zero=False),
+            }
+        )
+
+    def forward(self, x):
+        return x
+
+
+def pulled_in_parts(rank, world):
+    """The shards of a pull from parts or from whole initial weights, brought together."""
+    found = []
+    for cut in (False, True):
+        for weight in (0.3, 1.0):
+            torch.manual_seed(0)
+            box = Box()
+            start = initial_of(box)
+            fully_shard(stir(box, scale=0.3))
+            soft_reinit_(box, cut_like(start, box) if cut else start, weight)
+            parts = (*box.named_parameters(), *box.named_buffers())
+            found.append({name: whole(x.detach()) for name, x in parts})
+    return found
+
+
+@pytest.mark.distributed
+def test_shards_are_pulled_as_the_whole_is(tmp_path):
+    first, second = on_ranks(pulled_in_parts, tmp_path)
+    expected = []
+    for weight in (0.3, 1.0):
+        torch.manual_seed(0)
+        box = Box()
+        start = initial_of(box)
+        soft_reinit_(stir(box, scale=0.3), start, weight)
+        expected.append(dict((*box.named_parameters(), *box.named_buffers())))
+    for found in (first, second):
+        for state, wanted in zip(found, expected * 2, strict=True):
+            for name, value in wanted.items():
+                torch.testing.assert_close(state[name], value.detach(), rtol=1e-5, atol=1e-6)

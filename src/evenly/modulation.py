@@ -34,6 +34,21 @@ def scale_(encoder: nn.Module, coefficient: Tensor, *, least: int = 2) -> None:
             distributed.local(grad).mul_(coefficient.to(grad.device))
 
 
+def as_real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, in the same memory; any other as it is."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def check_dense(encoder: nn.Module, method: object) -> None:
+    """Raises if a gradient is sparse, before a method writes all of its numbers."""
+    for name, parameter in encoder.named_parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise ValueError(
+                f"{type(method).__name__} writes to every number of a gradient, but that of "
+                f"'{name}' is sparse. Build its layer with sparse=False, or leave the encoder out."
+            )
+
+
 class StepSum:
     """Adds up what the passes of one step find, over gradient accumulation and ranks.
 

@@ -77,7 +77,7 @@ def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float
             part.pull_(start, weight)
             done.update(part.parameters)
     for parameter in module.parameters():
-        if parameter not in done and not _is_fixed(parameter):
+        if parameter not in done and not is_fixed(parameter):
             _lerp_(parameter, start.of(parameter), weight)
 
 
@@ -87,7 +87,7 @@ def initial_of(module: nn.Module) -> dict[str, Tensor]:
     return {
         name: value.detach().clone()
         for name, value in (*module.named_parameters(), *module.named_buffers())
-        if (not _is_fixed(value) if isinstance(value, nn.Parameter) else value in kept)
+        if (not is_fixed(value) if isinstance(value, nn.Parameter) else value in kept)
     }
 
 
@@ -109,7 +109,7 @@ def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = 
     for name, parameter in module.named_parameters():
         value = start.find(parameter)
         if value is None:
-            if _is_fixed(parameter):
+            if is_fixed(parameter):
                 continue
             raise ValueError(
                 f"the initial weights of the {what} lack '{name}'. Pass the state of the same "
@@ -181,7 +181,7 @@ def _is_plain(parameter: Tensor) -> bool:
     return data.layout == torch.strided and not is_traceable_wrapper_subclass(data)
 
 
-def _is_fixed(parameter: Tensor) -> bool:
+def is_fixed(parameter: Tensor) -> bool:
     """Whether no training moves a parameter, and it could not be moved back either."""
     is_number = parameter.is_floating_point() or parameter.is_complex()
     return not is_number or not (parameter.requires_grad or _is_plain(parameter))
@@ -283,7 +283,7 @@ class _Adapter:
     def base(self) -> nn.Parameter | None:
         """The weight that the adapter changes, if it is a parameter that can be read."""
         found = _weight_of(self._below)
-        return None if found is None or _is_fixed(found) else found
+        return None if found is None or is_fixed(found) else found
 
     @property
     def _below(self) -> Any:

@@ -121,7 +121,8 @@ class AUG(Method):
             head: The head that classifiers are added to.
             residual: λ, how much of what is known already a new classifier need not learn; from
                 0 to 1.
-            every: Period in epochs in which a classifier may be added.
+            every: Period in epochs in which a classifier may be added: with 20, before epochs 1,
+                20, 40, ... counted from 0.
             tolerance: By how much the others' score must be ahead of the weakest's.
             criterion: See `Method`; that of z_m and z_m', while the residual has cross-entropy.
 

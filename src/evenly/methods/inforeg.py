@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, scores
+from evenly.modulation import StepSum, as_real, check_dense, scores
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -24,9 +24,9 @@ def fisher_trace(encoder: nn.Module) -> Float[Tensor, ""]:
     """Tr F of an encoder in one step: Σ over weights of two or more dimensions of mean(g²)."""
     weights = [p for p in encoder.parameters() if p.ndim > 1 and p.grad is not None]
     if not weights:
-        return distributed.local(next(encoder.parameters())).new_zeros(())
-    norms = torch._foreach_norm([distributed.local(_grad(p)) for p in weights])
-    means = torch._foreach_div(norms, [math.sqrt(p.numel()) for p in weights])
+        return distributed.local(next(encoder.parameters())).new_zeros(()).float()
+    norms = torch._foreach_norm([as_real(distributed.local(_grad(p))) for p in weights])
+    means = torch._foreach_div(norms, [math.sqrt(as_real(p).numel()) for p in weights])
     return distributed.sum_shards_(torch.stack(means).square().sum(), weights[0])
 
 
@@ -71,9 +71,9 @@ def pull_(encoder: nn.Module, start: Mapping[str, Tensor], strength: Float[Tenso
     found = [(p, start[n]) for n, p in encoder.named_parameters() if n in start and _has_grad(p)]
     if not found:
         return
-    now = [distributed.local(p) for p, _ in found]
-    then = [distributed.shard_like(s, p) for p, s in found]
-    grads = [distributed.local(_grad(p)) for p, _ in found]
+    now = [as_real(distributed.local(p)) for p, _ in found]
+    then = [as_real(distributed.shard_like(s, p)) for p, s in found]
+    grads = [as_real(distributed.local(_grad(p))) for p, _ in found]
     pull = _pull_in_turn if now[0].device.type == "cpu" else _pull_at_once
     pull(grads, now, then, strength.to(now[0]))
 
@@ -226,6 +226,7 @@ class InfoReg(Method):
         pulls = regulation(self._score.take(self), self.strength)
         self.metrics = {}
         for (name, encoder), strength in zip(self.encoders.items(), pulls, strict=True):
+            check_dense(encoder, self)
             if name in self.start:
                 pull_(encoder, self.start[name], strength)
                 self.metrics[f"regulation/{name}"] = strength

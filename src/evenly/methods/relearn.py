@@ -7,6 +7,7 @@ https://arxiv.org/abs/2407.09705.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
@@ -43,13 +44,18 @@ class Relearn(Method):
     or scarcely informative encoder, which is left nearly as it is, so that it neither forgets
     nor memorises noise. Training itself is joint training.
 
-    The change comes before an epoch (with the defaults, before epochs 21, 41 and 61 counted
-    from 0, which is the paper's "after epochs 20, 40, 60"): made after an epoch's validation,
-    a checkpoint chosen by it would hold weights that were never validated.
+    The change comes before an epoch: before epoch `first` (`every` + 1 by default), and then every
+    `every` epochs, counted from 0. With the defaults those are 21, 41 and 61, which is the paper's
+    "after epochs 20, 40, 60"; with every=4 they are 5, 9 and 13. `schedule` lists them. Made after
+    an epoch's validation, a checkpoint chosen by it would hold weights that were never validated.
+
+    What is pulled back is what an encoder computes, whatever its parameters are: see
+    `soft_reinit_` for low-rank adapters, norms of weights and quantised bases. Samples whose
+    target is the criterion's `ignore_index` count in no diagnosis.
 
     Attributes:
-        initial: By modality, θ₀ of each parameter; None until it is taken, in the first epoch,
-            once all ranks hold the same weights.
+        initial: By modality, θ₀ of each parameter, with what else a weight is computed with; None
+            until it is taken, in the first epoch, once all ranks hold the same weights.
         history: By epoch before which it happened, and modality: purities, gap, strength.
         diagnosis: The last diagnosis made.
     """
@@ -78,6 +84,7 @@ class Relearn(Method):
         encoders: Encoders,
         *,
         every: int = 20,
+        first: int | None = None,
         times: int = 3,
         strength: float = 3.0,
         gap: Gap = "paper",
@@ -95,8 +102,10 @@ class Relearn(Method):
         Args:
             encoders: By modality, the modules to diagnose and pull back. A modality that is
                 left out is trained jointly and nothing else.
-            every: Period in epochs: re-learning comes before the epochs every + 1,
-                2 · every + 1, ... counted from 0.
+            every: Period in epochs. With every=4, re-learning comes before epochs 5, 9 and 13,
+                counted from 0: one epoch later than one might think, as in the released code.
+            first: The first of these epochs, counted from 0; every + 1 by default. With first=4
+                and every=4 they are 4, 8 and 12.
             times: How often in all.
             strength: λ in α = tanh(λ · gap); 0 is plain joint training.
             gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
@@ -118,8 +127,10 @@ class Relearn(Method):
             ValueError: If a setting is out of range or the initial weights do not fit.
         """
         super().__init__(encoders, criterion=criterion)
+        first = every + 1 if first is None else first
         for name, value, least in (
             ("every", every, 1),
+            ("first", first, 1),
             ("times", times, 0),
             ("restarts", restarts, 1),
         ):
@@ -136,7 +147,7 @@ class Relearn(Method):
             raise ValueError(f"Relearn: 'moments' is 'kept' or 'cleared'; found '{moments}'.")
         if moments == "cleared" and optimizer is None:
             raise ValueError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
-        self.every, self.times, self.strength = every, times, strength
+        self.every, self.first, self.times, self.strength = every, first, times, strength
         self.gap: Gap = gap
         self.restarts, self.sample, self.seed = restarts, sample, seed
         self.batchnorm = batchnorm
@@ -173,10 +184,14 @@ class Relearn(Method):
                 for name, encoder in self.encoders.items()
             }
 
+    @property
+    def schedule(self) -> range:
+        """The epochs, counted from 0, before which encoders re-learn."""
+        return range(self.first, self.first + self.times * self.every, self.every)
+
     def is_due(self, epoch: int) -> bool:
-        """Whether encoders re-learn before this epoch (from 0): every + 1, 2 · every + 1, ..."""
-        rounds, rest = divmod(epoch - 1, self.every)
-        return rest == 0 and 1 <= rounds <= self.times
+        """Whether encoders re-learn before this epoch (from 0), see `schedule`."""
+        return epoch in self.schedule
 
     def _relearn(self, epoch: int, probe: Probe) -> None:
         assert self.initial is not None
@@ -206,7 +221,7 @@ class Relearn(Method):
             for name in self.encoders
         }
         self.metrics = {
-            f"{key}/{name}": torch.tensor(values[key])
+            f"{key}/{name}": torch.tensor(values[key], dtype=torch.float32, device="cpu")
             for name, values in self.history[epoch].items()
             for key in ("gap", "strength")
         }
@@ -254,7 +269,7 @@ class Relearn(Method):
                     f"{sorted(features.features)} only. Use the same names in both."
                 )
         own = {name: features.features[name] for name in self.encoders}
-        return replace(features, features=own)
+        return _labelled(replace(features, features=own), _ignored(self.criterion))
 
     def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
         if initial is None:
@@ -273,3 +288,25 @@ class Relearn(Method):
                     "state per modality."
                 )
             check_initial(encoder, initial[name], f"encoder '{name}'")
+
+
+def _ignored(criterion: Criterion) -> int:
+    """The class number that says that a sample has no label; cross-entropy's own is -100."""
+    given = criterion.keywords if isinstance(criterion, partial) else {}
+    found = given.get("ignore_index", getattr(criterion, "ignore_index", None))
+    return -100 if found is None else int(found)
+
+
+def _labelled(split: Features, ignored: int) -> Features:
+    """The samples that have a label."""
+    here = split.target != ignored
+    if split.target.is_floating_point() or bool(here.all()):
+        return split
+    index = torch.arange(len(here), device=here.device) if split.index is None else split.index
+    return Features(
+        {name: x[here.to(x.device)] for name, x in split.features.items()},
+        split.target[here],
+        index[here.to(index.device)],
+        split.sharded,
+        {name: x[here.to(x.device)] for name, x in split.present.items()},
+    )
