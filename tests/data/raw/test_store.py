@@ -399,7 +399,7 @@ class TestOdd:
         assert "s0: x: " in text
         assert "0.npy: is an .npz file of several arrays" in text
         assert "s3: x: holds an array of shape ()" in text
-        assert "s4: picture: AttributeError: 'int' object has no" in text
+        assert "s4: picture: " in text
 
     def test_all_of_them(self, tmp_path):
         with pytest.raises(ValueError, match="6 of 6 samples cannot be used"):

@@ -1,23 +1,21 @@
 """Sound from any container, as one channel of samples."""
 
-from pathlib import Path
-
 import av
 import numpy as np
 import soundfile
 from jaxtyping import Float
 
 from evenly.data.media.container import sounds
-from evenly.data.media.error import MediaError, check_file
+from evenly.data.media.error import File, MediaError, check_file, readable
 
 Samples = Float[np.ndarray, " t"]
 
 
-def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Samples, int]:
+def read_sound(file: File, rate: int | None = None, stream: int = 0) -> tuple[Samples, int]:
     """The mean of the channels of a sound.
 
     Args:
-        path: A .wav or .flac file, or any container that FFmpeg knows.
+        file: Sound, or a video with sound, in any container that FFmpeg knows.
         rate: Samples a second that it is brought to; its own by default.
         stream: Which stream of sound, where a file has several.
 
@@ -28,17 +26,17 @@ def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Sa
         MediaError: If the file is missing, empty or broken.
         NoStream: If it holds no such stream of sound.
     """
-    plain = stream == 0 and path.suffix.lower() in (".wav", ".flac")
-    samples, found = _file(path) if plain else _stream(path, stream)
+    check_file(file)
+    samples, found = _file(file) if stream == 0 and _is_plain(file) else _stream(file, stream)
     if not len(samples):
-        raise MediaError(path, "holds no sound: its stream is empty")
+        raise MediaError(file, "holds no sound that can be decoded")
     if not np.isfinite(samples).all():
-        raise MediaError(path, "holds samples that are not finite")
+        raise MediaError(file, "holds samples that are not finite")
     if rate is None or rate == found:
         return samples, found
     brought = resampled(samples, found, rate)
     if not len(brought):
-        raise MediaError(path, f"is too short for {rate} samples a second: it holds {len(samples)}")
+        raise MediaError(file, f"is too short for {rate} samples a second: it holds {len(samples)}")
     return brought, rate
 
 
@@ -51,24 +49,31 @@ def resampled(samples: Float[np.ndarray, " t"], rate: int, new: int) -> Float[np
     return _joined([part.to_ndarray()[0] for part in parts])
 
 
-def _file(path: Path) -> tuple[Samples, int]:
-    """What libsndfile reads, or else FFmpeg: files are not always what their names say."""
-    check_file(path)
+def _is_plain(file: File) -> bool:
+    """Whether it is a .wav or .flac file, which libsndfile reads faster, whatever its name."""
+    if isinstance(file, bytes):
+        return file.startswith((b"RIFF", b"fLaC"))
+    with file.open("rb") as opened:
+        return opened.read(4) in (b"RIFF", b"fLaC")
+
+
+def _file(file: File) -> tuple[Samples, int]:
+    """What libsndfile reads, or else FFmpeg."""
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(readable(file), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        found = _stream(path, 0)
+        found = _stream(file, 0)
         if not len(found[0]):
-            raise MediaError(path, f"cannot be decoded ({error.error_string})") from error
+            raise MediaError(file, f"cannot be decoded ({error.error_string})") from error
         return found
     return samples.mean(1), rate
 
 
-def _stream(path: Path, stream: int) -> tuple[Samples, int]:
+def _stream(file: File, stream: int) -> tuple[Samples, int]:
     # FFmpeg's own mixing would weigh channels by their place in the room.
     plain = av.AudioResampler(format="fltp")
     parts, rate = [], 0
-    for frame in sounds(path, stream):
+    for frame in sounds(file, stream):
         rate = frame.sample_rate
         parts += [part.to_ndarray().mean(0) for part in plain.resample(frame)]
     return _joined(parts), rate

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evenly.data.media.container import pictures
-from evenly.data.media.error import MediaError, check_file
+from evenly.data.media.error import File, MediaError, check_file, named, readable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Of the images in a folder of frames."""
@@ -24,11 +24,11 @@ class Frames:
     """The frames of one thing to look at.
 
     Attributes:
-        path: Where they come from.
+        name: Of the file or folder that they come from.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     @property
     @abstractmethod
@@ -51,25 +51,25 @@ class Frames:
         """
 
 
-def frames_of(path: Path, stream: int = 0, fps: float = 25.0) -> Frames:
+def frames_of(file: File, stream: int = 0, fps: float = 25.0) -> Frames:
     """The frames of a video, a folder of images or one image.
 
     Args:
-        path: A file in any container that FFmpeg knows, a folder, or a still image.
+        file: A video in any container that FFmpeg knows, a folder, or a still image.
         stream: Which stream of pictures, where a file has several.
         fps: Frames a second of a folder, which does not say.
     """
-    if path.is_dir():
-        return Folder(path, fps)
-    if is_still(path):
-        return Stills([path], path, fps)
-    return Video(path, stream)
+    if isinstance(file, Path) and file.is_dir():
+        return Folder(file, fps)
+    if is_still(file):
+        return Stills([file], named(file), fps)
+    return Video(file, stream)
 
 
-def is_still(path: Path) -> bool:
+def is_still(file: File) -> bool:
     """Whether a file holds one picture, whatever its name."""
     try:
-        with Image.open(path) as image:
+        with Image.open(readable(file)) as image:
             # Pillow opens some moving pictures too, but it is FFmpeg that knows their times.
             animated = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
             return image.format != "MPEG" and not animated
@@ -82,9 +82,9 @@ def is_still(path: Path) -> bool:
 class Video(Frames):
     """A stream of pictures in a container, turned upright as the file says."""
 
-    def __init__(self, path: Path, stream: int = 0) -> None:
-        super().__init__(path)
-        self.stream = stream
+    def __init__(self, file: File, stream: int = 0) -> None:
+        super().__init__(named(file))
+        self.file, self.stream = file, stream
         self.kept: list[VideoFrame] = []
 
     @cached_property
@@ -94,16 +94,16 @@ class Video(Frames):
         The video is decoded for it: what a container says of its frames is often wrong.
         """
         times, kept, size = [], [], 0
-        for frame in pictures(self.path, self.stream):
+        for frame in pictures(self.file, self.stream):
             if frame.time is None:
-                raise MediaError(self.path, "does not say when its frames are shown")
+                raise MediaError(self.name, "does not say when its frames are shown")
             times.append(frame.time)
             kept.append(frame)
             size += sum(plane.buffer_size for plane in frame.planes)
             if size > KEPT:
                 kept.clear()
         if not times:
-            raise MediaError(self.path, "holds no pictures that can be decoded")
+            raise MediaError(self.name, "holds no pictures that can be decoded")
         self.kept = kept if size <= KEPT else []
         return np.array(times, dtype=np.float64)
 
@@ -113,22 +113,22 @@ class Video(Frames):
         """Some frames in RGB; those of a long video are decoded once more."""
         wanted = set(index.tolist())
         found: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
-        for number, frame in enumerate(self.kept or pictures(self.path, self.stream)):
+        for number, frame in enumerate(self.kept or pictures(self.file, self.stream)):
             if number in wanted:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
                 found[number] = _planes(Image.fromarray(upright), size)
                 if len(found) == len(wanted):
                     break
         if missing := wanted - set(found):
-            raise MediaError(self.path, f"ends before frame {min(missing)}")
-        return _stacked(self.path, (found[number] for number in index.tolist()))
+            raise MediaError(self.name, f"ends before frame {min(missing)}")
+        return _stacked(self.name, (found[number] for number in index.tolist()))
 
 
 class Stills(Frames):
     """Images, one after another."""
 
-    def __init__(self, files: list[Path], path: Path, fps: float) -> None:
-        super().__init__(path)
+    def __init__(self, files: Sequence[File], name: str, fps: float) -> None:
+        super().__init__(name)
         self.files, self.fps = files, fps
 
     @property
@@ -140,7 +140,7 @@ class Stills(Frames):
         self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "k 3 h w"]:
         """Some images in RGB."""
-        return _stacked(self.path, (_still(self.files[number], size) for number in index.tolist()))
+        return _stacked(self.name, (_still(self.files[number], size) for number in index.tolist()))
 
 
 class Folder(Stills):
@@ -150,7 +150,8 @@ class Folder(Stills):
         files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
         if not files:
             raise MediaError(path, "the folder holds no images")
-        super().__init__(sorted(files, key=_natural), path, fps)
+        files.sort(key=_natural)
+        super().__init__(files, str(path), fps)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -158,10 +159,10 @@ def _natural(file: Path) -> list[tuple[int, str]]:
     return [(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", file.name)]
 
 
-def _still(file: Path, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
+def _still(file: File, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
     check_file(file)
     try:
-        with Image.open(file) as image:
+        with Image.open(readable(file)) as image:
             return _planes(ImageOps.exif_transpose(image).convert("RGB"), size)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise MediaError(file, "is no image that can be read, or part of one") from error
@@ -174,9 +175,9 @@ def _planes(image: Image.Image, size: tuple[int, int] | None) -> UInt8[np.ndarra
 
 
 def _stacked(
-    path: Path, frames: Iterable[UInt8[np.ndarray, "3 h w"]]
+    name: str, frames: Iterable[UInt8[np.ndarray, "3 h w"]]
 ) -> UInt8[np.ndarray, "k 3 h w"]:
     kept = list(frames)
     if len({frame.shape for frame in kept}) > 1:
-        raise MediaError(path, "its frames differ in size; give the size they are scaled to")
+        raise MediaError(name, "its frames differ in size; give the size they are scaled to")
     return np.stack(kept)
