@@ -109,11 +109,24 @@ class Taught(Method):
             optimizer=self.optimizer,
             seed=self.seed,
         ):
-            self.teachers = whole(probe.features("train", lambda output, _: self._given(output)))
+            teachers = whole(probe.features("train", lambda output, _: self._given(output)))
+        for key, table in teachers.items():
+            self._check_finite(key, table)
+        self.teachers = teachers
 
     def _given(self, output: Output) -> dict[str, Tensor]:
         """What to keep of the teachers."""
         return {f"features/{name}": value for name, value in self._features(output).items()}
+
+    def _check_finite(self, key: str, table: Float[Tensor, "n _"]) -> None:
+        if len(bad := (~table.isfinite().all(1)).nonzero()):
+            part, name = key.split("/", 1)
+            raise ValueError(
+                f"{type(self).__name__}: the {part} of the teacher of '{name}' are NaN or infinite "
+                f"for sample {int(bad[0])} of the training split, so nothing can be learnt from "
+                "it. Lower the learning rate, clean the input, or use another precision than "
+                "float16, which ends at 65,504."
+            )
 
     def _idle(self, output: Output) -> Float[Tensor, ""]:
         """Zero, by way of the unimodal heads, which the student may have no other use for.

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import full
+from evenly.modulation import Overflow, full
 from evenly.output import Output
 from evenly.probe import Probe
+
+UNKNOWN = -1.0
+"""In place of a loss: of a modality that a sample lacks, or of a step that overflowed."""
 
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -120,6 +123,7 @@ class QMF(Method):
         self.count: dict[str, Tensor] = {}
         self.pending: dict[int, Tensor] = {}
         self._passes: list[Tensor] = []
+        self._overflow = Overflow(self.encoders)
         self._kappa: dict[str, Tensor] = {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,6 +134,7 @@ class QMF(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the last epoch's losses into the history."""
         self._passes = []
+        self._overflow.clear()
         if epoch == self.epoch:  # resumed within it
             return
         self.epoch = epoch
@@ -148,6 +153,7 @@ class QMF(Method):
         if not torch.is_grad_enabled():
             return loss
         index = self._need(output, "index")
+        self._overflow.watch(output)
         self._note(index, unimodal, target)
         for name, logits in unimodal.items():
             if name in self._kappa:
@@ -161,12 +167,16 @@ class QMF(Method):
         """Brings together what the passes and ranks of this step found."""
         if self._passes:
             rows = torch.cat(distributed.gather(torch.cat(self._passes)))
-            self.pending[len(self.pending)] = rows
+            index, losses = rows[:, :1], rows[:, 1:]
+            is_known = losses.isfinite() & self._overflow.counts(index)
+            self.pending[len(self.pending)] = torch.cat(
+                [index, losses.where(is_known, UNKNOWN)], dim=1
+            )
             self._passes = []
 
     @torch.no_grad()
     def _note(self, index: Tensor, unimodal: Mapping[str, Tensor], target: Tensor) -> None:
-        """A row for each sample: its index, then its loss in each modality, NaN if that is missing.
+        """A row for each sample: its index, then its loss in each modality, NaN if it lacks that.
 
         In doubles, which hold any index, so that one message carries both.
         """
@@ -187,7 +197,7 @@ class QMF(Method):
         index, losses = rows[:, 0].long(), rows[:, 1:]
         size = int(index.max()) + 1
         for name, loss in zip(self.encoders, losses.unbind(1), strict=True):
-            there = ~loss.isnan()
+            there = loss != UNKNOWN
             self.total[name] = _added(self.total.get(name), index[there], loss[there], size)
             ones = torch.ones_like(loss[there])
             self.count[name] = _added(self.count.get(name), index[there], ones, size)
