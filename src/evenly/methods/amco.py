@@ -25,9 +25,9 @@ def masked_share(grown: float, eps: float) -> float:
 
 def mass(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, " m"]:
     """Σ_i of each modality's part in the softmax over the logits of all modalities together."""
-    n = unimodal.shape[1]
-    joined = full(unimodal).transpose(0, 1).reshape(n, -1).softmax(-1)
-    return joined.view(n, len(unimodal), -1).sum((0, 2))
+    m, n, c = unimodal.shape
+    joined = full(unimodal).transpose(0, 1).reshape(n, m * c).softmax(-1)
+    return joined.view(n, m, c).sum((0, 2))
 
 
 def dependent(share: Float[Tensor, " m"], sigma: float) -> Bool[Tensor, " m"]:
