@@ -67,7 +67,7 @@ class Balance(Callback):
         self.memory = memory
         self._epoch = -1  # the last epoch that before_epoch has seen
         self._loss_asked = False
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}  # by metric, with batches
+        self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}  # by metric, with batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what cannot work, and takes over the backward pass where the method has one."""
@@ -127,7 +127,8 @@ class Balance(Callback):
         """Adds up what the method did; to log it here would cost as much as a small step."""
         for name, value in self.method.metrics.items():
             total, batches = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value.detach(), batches + 1
+            is_finite = value.isfinite()  # not of a step that overflowed (AMP)
+            self._sums[name] = total + value.detach().where(is_finite, 0), batches + is_finite
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs what the method did, on average."""

@@ -265,6 +265,10 @@ class MMPareto(Method):
         own = [as_real(distributed.local(grad)) for grad in own]
         scale = scale.to(grads[0])
         plain = _norms(grads, reference)
+        # In float16 the unimodal gradient may overflow where the sum, which a gradient scaler has
+        # looked at, does not: then there is none.
+        is_whole = _norms(own, reference).isfinite().all()
+        own = [torch.where(is_whole, o, 0.0) for o in own]
         for grad, other in zip(grads, own, strict=True):
             grad.addcmul_(other, -scale)  # what is left is the joint gradient
         inner = torch.stack([g.flatten() @ o.flatten() for g, o in zip(grads, own, strict=True)])
