@@ -56,6 +56,7 @@ def known(model, count=24, **settings):
         method.teachers[f"features/{name}"] = torch.randn(
             count, 6, generator=stream, dtype=torch.float64
         )
+    method.before_epoch(0)
     return method
 
 

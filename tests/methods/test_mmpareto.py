@@ -168,6 +168,7 @@ def test_gradient_scaling_and_accumulation_change_nothing(opposed, split):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=3000.0)
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     step(method, model, batch, split, scaler)
     scaler.unscale_(optimizer)
     method.before_step()
@@ -178,6 +179,7 @@ def test_losses_of_several_passes_in_one_backward():
     model, batch = model_of(2, ("a",)), batch_of()
     wanted, _ = expected(model, batch)
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     halves = [
         ({name: x[rows] for name, x in batch[0].items()}, batch[1][rows], batch[2][rows])
         for rows in (slice(0, 12), slice(12, 24))
@@ -192,6 +194,7 @@ def test_a_loss_that_was_never_taken_back_does_not_count():
     model, batch = model_of(2, ("a",)), batch_of()
     wanted, _ = expected(model, batch)
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     method.loss(*forward(model, batch_of(2, 5)))
     step(method, model, batch)
     method.before_step()
@@ -229,6 +232,7 @@ def test_one_backward_pass_through_the_head_and_two_through_each_encoder():
 def test_nothing_is_kept_from_step_to_step():
     model, batch = model_of(2, ("a",)), batch_of()
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     for _ in range(2):
         wanted, _ = expected(copy.deepcopy(model), batch)
         step(method, model, batch)

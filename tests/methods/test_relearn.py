@@ -180,9 +180,10 @@ class TestMessages:
             Relearn(net().encoders).before_epoch(0)
 
     def test_resumed_without_its_state(self):
-        method = Relearn(net().encoders)
+        model = net()
+        method = Relearn(model.encoders)
         with pytest.raises(RuntimeError, match=r"first epoch is 5.*load_state_dict"):
-            method.before_epoch(5, evenly.Probe(net(), forward, *loaders()))
+            method.before_epoch(5, evenly.Probe(model, forward, *loaders()))
 
     def test_other_names_in_the_forward_pass(self):
         model = net()
@@ -271,8 +272,8 @@ class TestMessages:
     def test_a_state_of_another_architecture(self):
         model, other = net(), net()
         other.encoders["aa"][5] = nn.Linear(20, 9)
-        method, foreign = Relearn(model.encoders), Relearn(other.encoders)
-        foreign.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+        method, foreign = Relearn(model.encoders), Relearn(other.encoders, times=0)
+        foreign.before_epoch(0)
         with pytest.raises(ValueError, match=r"encoder 'aa' hold '5\.weight' of shape"):
             method.load_state_dict(foreign.state_dict())
 

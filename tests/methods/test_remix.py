@@ -151,7 +151,8 @@ class TestLoss:
 
     def test_golden_remixed(self):
         """Each sample by itself, with the other modality's feature at zero."""
-        model, method, _, _ = made(gamma=0.7)
+        model, method, probe, _ = made(gamma=0.7)
+        method.before_epoch(0, probe)
         inputs, target, index = batch(model)
         modality = [0, 1, 1, 0, 1, 0]
         method.assigned = torch.tensor(modality + [0] * 30)

@@ -22,6 +22,7 @@ def known(model, gamma, count=24):
         f"features/{name}": torch.randn(count, 6, generator=stream, dtype=torch.float64)
         for name in model.encoders
     }
+    method.before_epoch(0)
     return method
 
 

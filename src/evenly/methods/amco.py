@@ -16,6 +16,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import SINGLE
 
 
 def masked_share(grown: float, eps: float) -> float:
@@ -60,6 +61,7 @@ class AMCo(Method):
         url="https://doi.org/10.1109/ICASSP49357.2023.10096641",
         category="forward",
         writes="loss",
+        targets=SINGLE,
         modalities="any number; the threshold is 2σ / M, which for two is the paper's σ; with "
         "one, nothing is masked",
         neutral="without a mask, the losses of the modalities remain",

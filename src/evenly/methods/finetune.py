@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import ANY
 
 
 class Finetune(Method):
@@ -32,6 +33,7 @@ class Finetune(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="optimisation",
         writes="weights",
+        targets=ANY,
         modalities="any number; each is pre-trained by itself",
         neutral={"pretrain": 0},
         epochs=100,

@@ -69,6 +69,7 @@ class GBlending(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="objective",
         writes="loss",
+        targets=("classes", "soft", "labels", "logit", "number"),
         modalities="any number; each has a weight, and so has the fused loss",
         neutral="no setting makes the trials give the unimodal losses a weight of 0",
         variants=({}, {"online": True}),

@@ -17,6 +17,7 @@ from evenly.modulation import StepSum, full
 from evenly.nn.mmtm import blocks_of
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import ANY
 
 
 def speed(
@@ -67,6 +68,7 @@ class Greedy(Method):
         url="https://arxiv.org/abs/2202.05306",
         category="forward",
         writes="loss",
+        targets=ANY,
         modalities="the paper has two; with more, a modality is compared with the mean of the "
         "others, which for two is the paper's rule; with one, it is joint training",
         neutral="its objective is the sum of the modalities' losses, while joint training's is "

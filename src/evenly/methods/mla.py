@@ -16,6 +16,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import SINGLE
 
 
 def damping(progress: float) -> float:
@@ -66,6 +67,7 @@ class MLA(Method):
         url="https://arxiv.org/abs/2311.10707",
         category="optimisation",
         writes="gradients",
+        targets=SINGLE,
         modalities="any number, in the order of the encoders; with one there is no other to "
         "protect, and nothing is projected",
         neutral="it takes a step for each modality on that one's own loss, and joint training "

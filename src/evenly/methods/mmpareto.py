@@ -13,6 +13,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import ANY
 
 
 def min_norm_share(
@@ -58,6 +59,7 @@ class MMPareto(Method):
         url="https://arxiv.org/abs/2405.17730",
         category="optimisation",
         writes="gradients",
+        targets=ANY,
         modalities="any number; an encoder has two losses however many there are",
         neutral="it always trains the unimodal losses, too, and combines conflicting "
         "gradients by a rule that has no setting to switch it off",

@@ -104,6 +104,7 @@ class Relearn(Method):
         url="https://arxiv.org/abs/2407.09705",
         category="optimisation",
         writes="weights",
+        targets=("classes", "ignored", "logit", "number"),
         modalities="any number; each is diagnosed by itself",
         neutral={"strength": 0.0},
         epochs=90,

@@ -17,6 +17,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.resampling import Resampler, kept_alone
+from evenly.targets import SINGLE
 
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -52,6 +53,7 @@ class DataRemixing(Method):
         url="https://arxiv.org/abs/2506.11550",
         category="data",
         writes="loss",
+        targets=SINGLE,
         modalities="each sample goes to the least confident of all; with one, every sample to it",
         neutral={"alpha": 0.0, "warmup": 1000},
         epochs=60,

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
+from evenly.targets import ANY
 from evenly.teachers import Taught, squared_error
 
 
@@ -34,6 +35,7 @@ class UMT(Taught):
         url="https://arxiv.org/abs/2305.01233",
         category="objective",
         writes="loss",
+        targets=ANY,
         modalities="any number; each has its teacher",
         neutral={"gamma": 0.0},
         epochs=100,
