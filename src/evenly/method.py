@@ -169,10 +169,6 @@ class Method:
             probe: A look at the model on whole splits.
         """
 
-    def is_due(self, epoch: int) -> bool:
-        """Whether the method has anything to do in or before an epoch, from 0."""
-        return True
-
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The scalar to minimise for one batch."""
         return self.criterion(output.logits, target)
