@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
     "ignore:.*callbacks used to create the checkpoint",
     "ignore:.*have no `val_dataloader`",
+    "ignore:.*but this training ended after",
     "ignore:.*LeafSpec",  # Lightning's use of torch.utils._pytree
 )
 
@@ -406,8 +407,12 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         fit(Module("ogm_ge"), tmp_path, ckpt=tmp_path / "last.ckpt")
 
 
-def test_a_second_fit_starts_from_epoch_zero(tmp_path):
+def test_a_second_fit_needs_a_new_method(tmp_path):
     module = Module("everything")
     fit(module, tmp_path, max_epochs=1)
-    fit(module, tmp_path, max_epochs=1)
-    assert module.method.epochs == [0, 0]
+    with pytest.raises(ValueError, match="Make a new method for a new training"):
+        fit(module, tmp_path, max_epochs=1)
+    assert module.method.epochs == [0]
+    forgetful = Module("joint")
+    fit(forgetful, tmp_path, max_epochs=1)
+    fit(forgetful, tmp_path, max_epochs=1)

@@ -11,6 +11,7 @@ import evenly
 from evenly.integrations.transformers import BalancedTrainer
 
 NAMES = list(METHODS)
+pytestmark = pytest.mark.filterwarnings("ignore:.*but this training ended after")
 
 
 def collate(rows):
@@ -154,11 +155,36 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         trainer("ogm_ge", tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_a_second_training_starts_from_epoch_zero(tmp_path):
+def test_a_second_training_needs_a_new_method(tmp_path):
     engine = trainer("everything", tmp_path, num_train_epochs=1)
     engine.train()
+    with pytest.raises(ValueError, match="this Everything remembers noise and scale and epochs of"):
+        engine.train()
+    with pytest.raises(ValueError, match="Make a new method for a new training"):
+        trainer("everything", tmp_path, kind=remaking(engine.method)).train()
+    forgetful = trainer("joint", tmp_path, num_train_epochs=1)
+    forgetful.train()
+    forgetful.train()
+
+
+def remaking(method):
+    """A Trainer with another method than the one it is given."""
+
+    def kind(**kwargs):
+        return SameOrder(**{**kwargs, "method": method})
+
+    return kind
+
+
+def test_a_method_given_as_a_function_is_made_anew_for_each_training(tmp_path):
+    kind = remaking(lambda model: METHODS["everything"](model.encoders))
+    engine = trainer("joint", tmp_path, kind=kind, num_train_epochs=1)
+    first = engine.method
     engine.train()
-    assert engine.method.epochs == [0, 0]
+    assert engine.method is first
+    engine.train()
+    assert first.epochs == engine.method.epochs == [0]
+    assert engine.method is not first
 
 
 def test_evaluation_is_plain_and_leaves_the_method_alone(tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
-from evenly.integrations import schedule
+from evenly.integrations import course
 from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
@@ -84,7 +84,6 @@ class Balance(Callback):
         self._epoch = -1  # the last epoch that before_epoch has seen
         self._resumed = False  # whether a checkpoint was loaded that training goes on from
         self._acted = False  # whether the method had anything to do in an epoch so far
-        self._used = False  # whether `fit` ran before
         self._loss_asked = False  # since the last step
         self._loss_ever_asked = False
         self._sums: dict[str, tuple[Tensor | float, int]] = {}  # by metric, with batches
@@ -95,7 +94,6 @@ class Balance(Callback):
             self._guard_loss(trainer)
         if stage != "fit":
             return
-        self._used = self._epoch >= 0
         self._epoch = -1
         self._resumed = self._acted = False
         self._loss_asked = self._loss_ever_asked = False
@@ -108,7 +106,8 @@ class Balance(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses what is only known once optimisers and loaders are there; resumes."""
-        self._check_fresh(trainer)
+        if trainer.current_epoch == 0 and not self._resumed:
+            course.check_new(self.method)
         self._check_scaling(trainer)
         self._check_repeats(trainer)
         self._check_shares(trainer)
@@ -119,7 +118,7 @@ class Balance(Callback):
             )
         epochs = _epochs(trainer)
         if epochs is not None and not self._acted and trainer.is_global_zero:
-            sentence = schedule.too_short(self.method, epochs)
+            sentence = course.too_short(self.method, epochs)
             if sentence is not None:
                 _log.warning(sentence)
         if self._resumed:
@@ -153,7 +152,7 @@ class Balance(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warns if the method never had anything to do."""
         if not self._acted and not trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
-            warnings.warn(schedule.never_acted(self.method, trainer.current_epoch), stacklevel=2)
+            warnings.warn(course.never_acted(self.method, trainer.current_epoch), stacklevel=2)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -184,6 +183,7 @@ class Balance(Callback):
         if trainer.current_epoch != self._epoch:
             self._epoch = trainer.current_epoch
             self._acted |= self.method.is_due(self._epoch)
+            course.begin(self.method)
             self.method.before_epoch(self._epoch, self._probe(trainer, pl_module))
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -293,15 +293,6 @@ class Balance(Callback):
     def _release(self, pl_module: LightningModule) -> None:
         vars(pl_module).pop("backward", None)
         vars(self.method).pop("loss", None)
-
-    def _check_fresh(self, trainer: Trainer) -> None:
-        """A method that remembers a training cannot begin another."""
-        if self._used and not self._resumed and trainer.current_epoch == 0 and self.method.state:
-            raise ValueError(
-                f"this {self._name} remembers {', '.join(self.method.state)} of the training that "
-                "`fit` was called for before. Make a new method and a new Balance for a new "
-                "training, or go on with the old one by `ckpt_path`."
-            )
 
     def _check_module(self, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:

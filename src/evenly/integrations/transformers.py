@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from evenly.files import replacing
-from evenly.integrations import schedule
+from evenly.integrations import course
 from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
@@ -111,7 +111,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         """Makes a model, and the method for it."""
         model: nn.Module = super().call_model_init(trial)
         if self._make is not None:
-            self.method, self._epoch = self._make(model), -1
+            self.method = self._make(model)
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,8 +121,9 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
                 f"{self._name} looks at the validation split, but the Trainer has none. Pass "
                 "`eval_dataset`."
             )
-        resumes = bool(args[0] if args else kwargs.get("resume_from_checkpoint"))
-        if self._epoch >= 0 and not resumes and self.model_init is None:
+        resumes = args[0] if args else kwargs.get("resume_from_checkpoint")
+        self._epoch, self._acted = -1, False
+        if not resumes and self.model_init is None:
             self._renew()
         return super().train(*args, **kwargs)
 
@@ -207,7 +208,8 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         # auto_find_batch_size begins the training anew where a batch was too large for the memory.
         if self._epoch > 0 and state.global_step == 0:
             self._renew()
-        sentence = schedule.too_short(self.method, state.num_train_epochs)
+            self._epoch, self._acted = -1, False
+        sentence = course.too_short(self.method, state.num_train_epochs)
         if sentence is not None and not self._acted and self.is_world_process_zero():
             _log.warning(sentence)
 
@@ -216,39 +218,29 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         if epoch != self._epoch:
             self._epoch = epoch
             self._acted |= self.method.is_due(epoch)
+            course.begin(self.method)
             self.method.before_epoch(epoch, self._probe(train_loader))
 
     def _end_training(self) -> None:
         if not self._acted and self.is_world_process_zero():
-            warnings.warn(schedule.never_acted(self.method, self._epoch + 1), stacklevel=2)
+            warnings.warn(course.never_acted(self.method, self._epoch + 1), stacklevel=2)
 
     def _renew(self) -> None:
         """Makes a method for another training, which one that remembers a training cannot be."""
-        if self._make is not None:
+        if self._make is not None and course.has_begun(self.method):
             self.method = self._make(self.model)
-        elif self.method.state:
-            raise ValueError(
-                f"this {self._name} remembers {', '.join(self.method.state)} of a training that "
-                f"came to epoch {self._epoch}, but a training begins anew. Make a new Trainer and "
-                "method, or pass what makes the method: method=lambda model: ..."
-            )
-        self._epoch, self._acted = -1, False
+        course.check_new(self.method)
 
     def _probe(self, train_loader: DataLoader[Any]) -> Probe | None:
         if self.eval_dataset is None:
             return None
         several = isinstance(self.eval_dataset, dict)
         eval_loader = self.get_eval_dataloader(next(iter(self.eval_dataset)) if several else None)
-        own = getattr(self.method, "sampler", None)
         return Probe(
             self.model,
             self._look,
-            _in_order(
-                train_loader,
-                self.args.train_batch_size,
-                own if own is not None and own is _sampler(train_loader) else None,
-            ),
-            _in_order(eval_loader, self.args.eval_batch_size),
+            _whole(train_loader, self.args.train_batch_size),
+            _whole(eval_loader, self.args.eval_batch_size),
         )
 
     def _look(self, model: nn.Module, inputs: Any) -> tuple[Output, Tensor]:
@@ -367,18 +359,14 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self._trainer._end_training()
 
 
-def _sampler(loader: DataLoader[Any]) -> Any:
-    """What a loader that accelerate has wrapped draws its samples from."""
-    batches: Any = loader.batch_sampler
+def _whole(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
+    """The samples of a loader that accelerate has wrapped, in a plain one that ranks can share."""
+    batches: Any = None if isinstance(loader.dataset, IterableDataset) else loader.batch_sampler
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
-    return getattr(batches, "sampler", None)
-
-
-def _in_order(
-    loader: DataLoader[Any], batch_size: int, sampler: Sampler[Any] | None = None
-) -> Iterable[Any]:
-    """The samples of a loader that accelerate has wrapped, in a plain one that ranks can share."""
+    sampler = getattr(batches, "sampler", None)
+    if type(sampler).__module__.startswith("transformers."):  # it groups samples, and leaves none
+        sampler = None
     return DataLoader(
         loader.dataset,
         batch_size=batch_size,

@@ -1,8 +1,31 @@
-"""Says in words when a method acts, for a training that may be too short for it."""
+"""A method's course through a training: in which epochs it acts, and that it has only one."""
+
+from weakref import WeakSet
 
 from evenly.method import Method
 
 _HORIZON = 1000  # epochs to look ahead
+_BEGUN: "WeakSet[Method]" = WeakSet()  # methods whose training has begun
+
+
+def begin(method: Method) -> None:
+    """Notes that the training of a method has begun."""
+    _BEGUN.add(method)
+
+
+def has_begun(method: Method) -> bool:
+    """Whether a method remembers a training, which a new one must not begin with."""
+    return method in _BEGUN and bool(method.state)
+
+
+def check_new(method: Method) -> None:
+    """Raises if a method remembers another training than the one that begins."""
+    if has_begun(method):
+        raise ValueError(
+            f"this {type(method).__name__} remembers {' and '.join(method.state)} of a training "
+            "that has begun before. Make a new method for a new training, or resume the old one "
+            "from a checkpoint."
+        )
 
 
 def too_short(method: Method, epochs: int) -> str | None:
