@@ -48,16 +48,17 @@ def _when(method: Method) -> str:
     if not due:
         return f"{name} acts in no epoch with these settings"
     first, last = due[0], due[-1]
+    word = "before" if method.info.writes == "weights" else "in"
     if due == list(range(first, _HORIZON)):
-        return f"{name} acts from epoch {first} on (counted from 0)"
-    if len(due) > 1 and due == list(range(first, last + 1)):
-        return f"{name} acts in epochs {first} to {last} (counted from 0)"
-    named = [str(epoch) for epoch in due[:4]]
-    if len(due) > len(named):
-        listed = ", ".join(named) + ", ..."
+        where = f"from epoch {first} on"
+    elif len(due) > 4 and due == list(range(first, last + 1)):
+        where = f"{word} epochs {first} to {last}"
+    elif len(due) > 4:
+        where = f"{word} epochs {', '.join(map(str, due[:4]))}, ..."
     else:
-        listed = " and ".join(", ".join(named).rsplit(", ", 1))
-    return f"{name} acts before epoch{'s' * (len(due) > 1)} {listed} (counted from 0)"
+        listed = " and ".join(", ".join(map(str, due)).rsplit(", ", 1))
+        where = f"{word} epoch{'s' * (len(due) > 1)} {listed}"
+    return f"{name} acts {where} (counted from 0)"
 
 
 def _count(epochs: int) -> str:

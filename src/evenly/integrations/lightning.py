@@ -132,8 +132,19 @@ class Balance(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Runs `before_step`."""
-        if self._is_balanced(pl_module):
+        asked, self._loss_asked = self._loss_asked, False
+        self._loss_ever_asked |= asked
+        if all(parameter.grad is None for parameter in pl_module.parameters()):
+            # `training_step` gave no loss, so that this step changes nothing.
+            self.method.watch.before_step(self.method)
+        elif asked or not overrides(self.method, "loss"):
             self.method.before_step()
+        elif not self._loss_ever_asked:
+            raise ValueError(
+                f"{self._name} never saw a batch, because `training_step` of "
+                f"{type(pl_module).__name__} did not call its `loss`. Return "
+                "`method.loss(output, target)` from it."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -250,21 +261,6 @@ class Balance(Callback):
     def _is_idle(self, trainer: Trainer) -> bool:
         """Whether what runs is no part of the training: before it, or a trial of the Tuner's."""
         return self._epoch < 0 or trainer.sanity_checking or self not in trainer.callbacks  # type: ignore[attr-defined]
-
-    def _is_balanced(self, pl_module: LightningModule) -> bool:
-        """Whether the step to come is by the method's loss."""
-        if not overrides(self.method, "loss"):
-            return True
-        asked, self._loss_asked = self._loss_asked, False
-        self._loss_ever_asked |= asked
-        has_gradient = any(p.grad is not None for p in pl_module.parameters())
-        if not self._loss_ever_asked and has_gradient:
-            raise ValueError(
-                f"{self._name} never saw a batch, because `training_step` of "
-                f"{type(pl_module).__name__} did not call its `loss`. Return "
-                "`method.loss(output, target)` from it."
-            )
-        return asked
 
     def _guard_loss(self, trainer: Trainer) -> None:
         """Has the method's loss be plain where it is asked for outside of the training."""

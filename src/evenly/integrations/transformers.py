@@ -205,8 +205,13 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         return super()._get_train_sampler(*args) if own is None else own
 
     def _begin_training(self, state: Any) -> None:
-        # auto_find_batch_size begins the training anew where a batch was too large for the memory.
         if self._epoch > 0 and state.global_step == 0:
+            if self._make is None and self.method.state:
+                raise ValueError(
+                    f"a batch of epoch {self._epoch} did not fit in the memory, and "
+                    f"auto_find_batch_size begins anew, but {self._name} remembers the epochs "
+                    "before. Start again with a smaller per_device_train_batch_size."
+                )
             self._renew()
             self._epoch, self._acted = -1, False
         sentence = course.too_short(self.method, state.num_train_epochs)
