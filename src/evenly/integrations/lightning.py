@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -18,7 +19,13 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+)
 
 from evenly.integrations import course
 from evenly.method import Method, overrides
@@ -51,12 +58,13 @@ class Balance(Callback):
     method remembers is saved in the checkpoint and comes back with `fit(..., ckpt_path=...)`.
     The method's metrics are logged as `method/NAME`, averaged over the epoch's batches.
 
-    A resumed run equals the uninterrupted one where the order of the batches is a function of
-    the epoch, as it is with `evenly.Resampler` and `DistributedSampler`. In the middle of an
-    epoch Lightning itself would begin its data anew; Balance draws the batches that the epoch has
-    had and drops them. A loader with a `state_dict` of its own goes on by that. An order that is
-    drawn from a random stream (`shuffle=True`) is in no checkpoint: that epoch's data begin anew,
-    and Balance warns.
+    A resumed run has the batches that the uninterrupted one would have had, where their order is
+    a function of the epoch, as with `evenly.Resampler` and `DistributedSampler`. In the middle of
+    an epoch Lightning itself would begin the data anew; Balance draws the batches that the epoch
+    has had and drops them (of which Lightning's warning that the loader is not resumable knows
+    nothing). A loader that has a `state_dict` goes on by that. An order that is drawn from a
+    random stream (`shuffle=True`) is in no checkpoint: the epoch's data begin anew, and Balance
+    warns.
 
     Before the first epoch begins, whatever asks for the method's loss gets its plain criterion:
     Lightning's sanity check, `validate` and `test` before `fit`, and the trials of Lightning's
@@ -90,8 +98,7 @@ class Balance(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what cannot work, and takes over the backward pass where the method has one."""
-        if overrides(self.method, "loss"):
-            self._guard_loss(trainer)
+        self._guard_loss(trainer)
         if stage != "fit":
             return
         self._epoch = -1
@@ -255,7 +262,7 @@ class Balance(Callback):
             finally:
                 trainer.training = True
 
-        train = _apart(_train_loader(trainer))
+        train = _apart(_train_loader(trainer), trainer.num_training_batches)
         return Probe(pl_module, forward, train, val, memory=self.memory)
 
     def _is_idle(self, trainer: Trainer) -> bool:
@@ -269,7 +276,7 @@ class Balance(Callback):
         def loss(output: Output, target: Tensor) -> Tensor:
             if self._is_idle(trainer):
                 return self.method.criterion(output.logits, target)
-            self._loss_asked = True
+            self._loss_asked |= torch.is_grad_enabled()
             return original(output, target)
 
         self.method.loss = loss  # type: ignore[method-assign]
@@ -410,15 +417,23 @@ def _train_loader(trainer: Trainer) -> Iterable[Any]:
     return cast(Iterable[Any], loader)
 
 
-def _apart(loader: Iterable[Any]) -> Iterable[Any]:
-    """A loader that can be gone through without a trace on the iterator that Lightning has begun.
+def _apart(loader: Iterable[Any], batches: int | float) -> Iterable[Any]:
+    """The training loader for a look, which leaves no trace on the iterator that Lightning has.
 
     A loader with persistent workers has only one iterator, and begins it anew for whoever asks.
+    Where Lightning takes only the first batches of an order that is always the same, as with
+    `overfit_batches`, nothing else is trained on.
     """
-    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+    if not isinstance(loader, DataLoader):
         return loader
     apart = copy.copy(loader)
     vars(apart).update(persistent_workers=False, _iterator=None)
+    if isinstance(loader.sampler, SequentialSampler) and type(loader.batch_sampler) is BatchSampler:
+        size = loader.batch_sampler.batch_size
+        rows = range(len(loader.sampler))[: int(min(batches, len(loader)) * size)]
+        vars(apart).update(
+            sampler=rows, batch_sampler=BatchSampler(rows, size, loader.batch_sampler.drop_last)
+        )
     return apart
 
 

@@ -248,7 +248,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             _whole(eval_loader, self.args.eval_batch_size),
         )
 
-    def _look(self, model: nn.Module, inputs: Any) -> tuple[Output, Tensor]:
+    def _look(self, model: nn.Module, inputs: Any) -> tuple[Output, Any]:
         with self.accelerator.autocast():
             return self.forward(model, self._prepare_inputs(inputs))
 
@@ -353,7 +353,7 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self._coming = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._coming = int(state.epoch)  # 1.5 on resuming in the middle of the second epoch
+        self._coming = int(state.epoch or 0)  # 1.5 on resuming in the middle of the second epoch
         self._trainer._begin_training(state)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
