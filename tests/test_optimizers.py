@@ -277,5 +277,5 @@ def test_relearn_clears_the_moments_of_the_optimiser_within():
     run.probe = evenly.Probe(model, forward, run.train_loader, run.val_loader)
     run.train(1)
     assert set(model.parameters()) == set(sam.base_optimizer.state)
-    method.before_epoch(1, run.probe)
+    method.before_epoch(2, run.probe)
     assert set(model.head.parameters()) == set(sam.base_optimizer.state)
