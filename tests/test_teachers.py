@@ -60,6 +60,23 @@ def test_the_student_starts_where_the_teachers_started():
     assert all(torch.equal(before[key], value) for key, value in weights(run.model).items())
 
 
+def test_teachers_that_are_not_finite():
+    run = Run("umt")
+
+    def overflowing(model, batch):
+        output, target = forward(model, batch)
+        if not model.training:
+            output.features["aa"][batch[2] == 7] = torch.inf
+        return output, target
+
+    probe = evenly.Probe(run.model, overflowing, run.train_loader, run.val_loader)
+    with pytest.raises(
+        ValueError, match=r"UMT: the features of the teacher of 'aa' .* sample 7 of"
+    ):
+        run.method.before_epoch(0, probe)
+    assert run.method.teachers == {}
+
+
 def test_half_precision_logits_that_add_up_to_more_than_it_holds():
     run = Run("umt").train(1)
     inputs, target, index = next(iter(run.train_loader))

@@ -245,6 +245,7 @@ class Method:
 
     def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m CE(z_m), of the modalities that the batch holds."""
+        self.watch.check_target(self, output, target)
         unimodal = self._unimodal(output)
         return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
 

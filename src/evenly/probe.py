@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from evenly import distributed, loaders
 from evenly.collected import Collected
 from evenly.optimizers import finish, rebuilt
 from evenly.output import Output
+from evenly.reinit import is_fixed
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
@@ -23,8 +24,9 @@ class Features:
     """Representations of one split, with the labels.
 
     Attributes:
-        features: By modality, one row per sample.
-        target: Class of each sample (integers), or a value to regress on (floats).
+        features: By modality, one row per sample, of any real type.
+        target: Class of each sample (integers of any type, kept as int64), or a value to regress on
+            (floats); with more dimensions several of them, which a diagnosis does not take.
         index: Position of each sample in its split: the canonical order, which makes a
             clustering independent of the order of rows and of the number of ranks. Row number
             by default.
@@ -35,9 +37,9 @@ class Features:
             number that no other sample has.
     """
 
-    features: Mapping[str, Float[Tensor, "n _"]]
-    target: Shaped[Tensor, " n"]
-    index: Int[Tensor, " n"] | None = None
+    features: Mapping[str, Shaped[Tensor, "n _"]]
+    target: Shaped[Tensor, "n *_"]
+    index: Shaped[Tensor, " n"] | None = None
     sharded: bool = False
     present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
     number: Int[Tensor, " n"] | None = None
@@ -46,7 +48,7 @@ class Features:
         """Checks that rows, labels and positions belong together.
 
         Raises:
-            TypeError: If something is no tensor.
+            TypeError: If something is no tensor, or of numbers that it cannot be of.
             ValueError: If the shapes do not fit.
         """
         if not self.features:
@@ -63,10 +65,10 @@ class Features:
                     "torch.as_tensor makes one of an array."
                 )
             wanted = 2 if name.startswith("features") else 1
-            if x.ndim != wanted:
+            if x.ndim < wanted or (x.ndim > wanted and name != "target"):
                 raise ValueError(
                     f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
-                    "are needed: one row per sample for features, one number for target and index."
+                    "are needed: one row per sample for features, one number for an index."
                 )
             if wanted == 2 and x.shape[1] == 0:
                 raise ValueError(f"Features: the {name} have no columns. Pass one or more.")
@@ -75,11 +77,25 @@ class Features:
                     f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
-        if self.index is not None and self.index.is_floating_point():
+            if x.is_complex():
+                raise TypeError(
+                    f"Features: {name}: complex numbers ({x.dtype}). Pass real and imaginary parts "
+                    "as columns of their own: torch.cat([x.real, x.imag], 1)."
+                )
+        if self.index is not None and (
+            self.index.is_floating_point() or self.index.dtype == torch.bool
+        ):
+            kind = "bools" if self.index.dtype == torch.bool else "floats"
             raise TypeError(
-                "Features: the index holds floats, but positions are whole numbers. Pass them as "
+                f"Features: the index holds {kind}, but positions are whole numbers. Pass them as "
                 "int64."
             )
+        self._take("target", self.target if self.target.is_floating_point() else self.target.long())
+        self._take("index", None if self.index is None else self.index.long())
+        self._take("present", {name: here.bool() for name, here in self.present.items()})
+
+    def _take(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass's own way
 
 
 class Probe:
@@ -321,8 +337,10 @@ class Probe:
         optimizer.step()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What training can move: all but a quantised base, of which a copy would be large."""
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-            yield name, value.detach()
+            if not (isinstance(value, nn.Parameter) and is_fixed(value)):
+                yield name, value.detach()
 
     def reestimate_batchnorm(self, modules: Iterable[nn.Module]) -> None:
         """Takes BatchNorm's running statistics anew from the training split.
@@ -398,6 +416,15 @@ class Probe:
             distributed.reshard(self.model)
 
 
+def _real(name: str, value: Tensor) -> Tensor:
+    if value.is_complex():
+        raise TypeError(
+            f"Probe.features: those of '{name}' are complex numbers. Give `Output` real ones: "
+            "torch.view_as_real(x).flatten(1)."
+        )
+    return value.float()
+
+
 def _empty(split: Split) -> ValueError:
     return ValueError(f"the loader of the '{split}' split gave no batch.")
 
@@ -441,7 +468,7 @@ class _Table:
     def add(self, output: Output, target: Tensor, values: Mapping[str, Tensor]) -> None:
         """Takes up a batch."""
         for name, value in values.items():
-            self._collected(self._values, name, self.memory).add(value.float())
+            self._collected(self._values, name, self.memory).add(_real(name, value))
         for name, here in (output.present or {}).items():
             self._collected(self._present, name).add(here)
         self._target.add(target)

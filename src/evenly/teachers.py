@@ -94,7 +94,10 @@ class Taught(Method):
             seed=self.seed,
         ):
             found = probe.features("train", lambda output, _: self._given(output), every=True)
-            self.samples, self.teachers = numbering.samples(found, type(self).__name__)
+            samples, teachers = numbering.samples(found, type(self).__name__)
+        for key, table in teachers.items():
+            self._check_finite(key, table)
+        self.samples, self.teachers = samples, teachers
 
     def _objective(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m CE(z_m); a model that cannot be taught is refused before the training."""
@@ -104,6 +107,16 @@ class Taught(Method):
     def _given(self, output: Output) -> dict[str, Tensor]:
         """What to keep of the teachers."""
         return {f"features/{name}": value for name, value in self._features(output).items()}
+
+    def _check_finite(self, key: str, table: Float[Tensor, "n _"]) -> None:
+        if len(bad := (~table.isfinite().all(1)).nonzero()):
+            part, name = key.split("/", 1)
+            raise ValueError(
+                f"{type(self).__name__}: the {part} of the teacher of '{name}' are NaN or infinite "
+                f"for sample {int(bad[0])} of the training split, so nothing can be learnt from "
+                "it. Lower the learning rate, clean the input, or use another precision than "
+                "float16, which ends at 65,504."
+            )
 
     def _idle(self, output: Output) -> Float[Tensor, ""]:
         """Zero, by way of the unimodal heads, which the student may have no other use for.

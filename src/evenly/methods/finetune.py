@@ -7,13 +7,14 @@ Multi-Modal Classification Networks Hard?", CVPR 2020, https://arxiv.org/abs/190
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.reinit import is_fixed
 from evenly.targets import ANY
 
 
@@ -115,9 +116,10 @@ class Finetune(Method):
                 value.copy_(trained)
 
     def _values(self) -> list[Tensor]:
-        """Parameters and buffers of the encoders."""
+        """Parameters and buffers of the encoders, but no quantised base."""
         return [
             value
             for encoder in self.encoders.values()
             for value in (*encoder.parameters(), *encoder.buffers())
+            if not (isinstance(value, nn.Parameter) and is_fixed(value))
         ]

@@ -223,6 +223,7 @@ class MSLR(Method):
         """Of each modality by its own logits on the validation split, over all ranks."""
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self.watch.check_target(self, output, target)
             return {
                 name: (logits.argmax(1) == target).unsqueeze(1)
                 for name, logits in self._unimodal(output).items()

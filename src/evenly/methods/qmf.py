@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import full
+from evenly.modulation import Overflow, full
 from evenly.output import Output
 from evenly.probe import Probe
+
+UNKNOWN = -1.0
+"""In place of a loss: of a modality that a sample lacks, or of a step that overflowed."""
 
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -122,6 +125,7 @@ class QMF(Method):
         self.count: dict[str, Tensor] = {}
         self.pending: dict[int, Tensor] = {}
         self._passes: list[Tensor] = []
+        self._overflow = Overflow(self.encoders)
         self._kappa: dict[str, Tensor] = {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +136,7 @@ class QMF(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the last epoch's losses into the history."""
         self._passes = []
+        self._overflow.clear()
         if epoch == self.epoch:  # resumed within it
             return
         self.epoch = epoch
@@ -150,6 +155,7 @@ class QMF(Method):
         if not torch.is_grad_enabled():
             return loss
         index = self._need(output, "index")
+        self._overflow.watch(output)
         self._note(index, unimodal, target)
         for name, logits in unimodal.items():
             if name in self._kappa:
@@ -163,12 +169,17 @@ class QMF(Method):
         """Brings together what the passes and ranks of this step found."""
         if self._passes:
             rows = torch.cat(distributed.gather(torch.cat(self._passes)))
-            self.pending[len(self.pending)] = rows
+            index, losses = rows[:, :1], rows[:, 1:]
+            # The index is read as bits, which may be those of a NaN.
+            is_known = losses.isfinite() & self._overflow.counts(rows.new_zeros(()))
+            self.pending[len(self.pending)] = torch.cat(
+                [index, losses.where(is_known, UNKNOWN)], dim=1
+            )
             self._passes = []
 
     @torch.no_grad()
     def _note(self, index: Tensor, unimodal: Mapping[str, Tensor], target: Tensor) -> None:
-        """A row for each sample: its index, then its loss in each modality, NaN if that is missing.
+        """A row for each sample: its index, then its loss in each modality, NaN if it lacks that.
 
         In doubles, of which one has the bits of the index, so that one message carries both.
         """
@@ -193,7 +204,7 @@ class QMF(Method):
         self.samples = torch.cat([known, index]).unique()
         before, now = (torch.searchsorted(self.samples, x) for x in (known, index))
         for name, loss in zip(self.encoders, losses.unbind(1), strict=True):
-            there = ~loss.isnan()
+            there = loss != UNKNOWN
             for table, new in ((self.total, loss), (self.count, torch.ones_like(loss))):
                 longer = new.new_zeros(len(self.samples))
                 if name in table:

@@ -230,6 +230,7 @@ class SMV(Method):
         names = list(self.encoders)
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self.watch.check_target(self, output, target)
             self._need(output, "fuse")
             self._features(output)
             return {"value": values(output, target, names)}
