@@ -9,18 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from evenly.optimizers import divides_size, forget, rebuilt, unwrapped
-
-
-class SAM(Optimizer):
-    """As most repositories have it."""
-
-    def __init__(self, params, base_optimizer, rho=0.05, **settings):
-        super().__init__(params, {"rho": rho, **settings})
-        self.base_optimizer = base_optimizer(self.param_groups, **settings)
-        self.param_groups = self.base_optimizer.param_groups
-
-    def step(self, closure=None):
-        self.base_optimizer.step()
+from optimisers import SAM, wrappings
 
 
 class Lion(Optimizer):
@@ -88,19 +77,6 @@ class NeedsModel(Optimizer):
 def weights(count: int = 1) -> list[nn.Parameter]:
     torch.manual_seed(0)
     return [nn.Parameter(torch.randn(3, 3)) for _ in range(count)]
-
-
-def wrappings() -> dict[str, Any]:
-    from accelerate import Accelerator
-    from lightning.fabric.wrappers import _FabricOptimizer
-    from lightning.pytorch.core.optimizer import LightningOptimizer
-
-    return {
-        "accelerate": Accelerator(cpu=True).prepare,
-        "lightning": LightningOptimizer,
-        "fabric": lambda optimizer: _FabricOptimizer(optimizer, strategy=None),
-        "twice": lambda optimizer: LightningOptimizer(Accelerator(cpu=True).prepare(optimizer)),
-    }
 
 
 @pytest.mark.parametrize("wrap", ["accelerate", "lightning", "fabric", "twice"])

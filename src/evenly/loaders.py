@@ -18,9 +18,8 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
-    RandomSampler,
+    IterableDataset,
     Sampler,
-    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
     default_collate,
@@ -69,16 +68,23 @@ class Draw:
         return self.rows[drawn]
 
 
-def drawn(loader: Iterable[Any]) -> Draw | None:
-    """What the sampler of a loader gives; None where that cannot be told."""
+def drawn(loader: Iterable[Any], *, every: bool = False) -> Draw | None:
+    """What the sampler of a loader gives; None where that cannot be told.
+
+    Args:
+        loader: Whatever the loop reads.
+        every: Whether a sampler of one's own stands for all rows of the data set.
+    """
     core = _core(loader)
-    if core is None or not _is_theirs(core.batch_sampler, BatchSampler | Repeated):
+    if core is None or isinstance(core.dataset, IterableDataset):
+        return None
+    if not _is_theirs(core.batch_sampler, BatchSampler | Repeated):
         return None
     batches = cast(BatchSampler, core.batch_sampler)
-    try:
-        return _draw(batches.sampler)
-    except (TypeError, ValueError, RuntimeError, AttributeError):  # rows that are no numbers, say
-        return None
+    found = _draw(batches.sampler)
+    if found is None and every and isinstance(core.dataset, Sized):
+        return _draw(range(len(core.dataset)))
+    return found
 
 
 def share(rows: Int[Tensor, " r"], fraction: float, seed: int) -> Int[Tensor, " s"]:
@@ -102,6 +108,7 @@ class Reading:
         self,
         loader: Iterable[Any],
         rows: Callable[[], Tensor],
+        count: int,
         size: int | None = None,
         *,
         drop_last: bool = False,
@@ -111,10 +118,11 @@ class Reading:
         Args:
             loader: One whose sampler `drawn` can tell.
             rows: Gives those of a pass.
+            count: How many they are.
             size: Of a batch; the loader's own by default.
             drop_last: Whether a last batch that is not full is left out.
         """
-        self._given = _Given(rows, size or batch_size(loader), drop_last)
+        self._given = _Given(rows, count, size or batch_size(loader), drop_last)
         self._loader = _like(loader, self._given)
 
     @property
@@ -129,8 +137,8 @@ class Reading:
 class _Given(BatchSampler):
     """Batches of rows, and whether anyone asked for them."""
 
-    def __init__(self, rows: Callable[[], Tensor], size: int, drop_last: bool) -> None:
-        super().__init__([], size, drop_last)
+    def __init__(self, rows: Callable[[], Tensor], count: int, size: int, drop_last: bool) -> None:
+        super().__init__(range(count), size, drop_last)  # of this length in each pass
         self.rows, self.is_read = rows, False
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -169,7 +177,7 @@ def shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
     # BatchNorm can make nothing of a last batch of one.
     core = cast(DataLoader[Any], _core(loader))
     drop = cast(BatchSampler, core.batch_sampler).drop_last or (each > 1 and each % size == 1)
-    reading = Reading(loader, rows, drop_last=drop)
+    reading = Reading(loader, rows, each, drop_last=drop)
     for _ in range(epochs):
         yield from reading
 
@@ -249,11 +257,17 @@ def _like(loader: Any, batches: BatchSampler) -> Any:
 
 
 def _draw(sampler: Any) -> Draw | None:
+    try:
+        return _told(sampler)
+    except (TypeError, ValueError, RuntimeError):  # rows that are no numbers, for example
+        return None
+
+
+def _told(sampler: Any) -> Draw | None:
     if isinstance(sampler, list | tuple | range):
         rows = torch.tensor(list(sampler), dtype=torch.int64)
         return Draw(rows, len(rows))
-    known = RandomSampler | SequentialSampler | SubsetRandomSampler | WeightedRandomSampler
-    if not _is_theirs(sampler, known | DistributedSampler):
+    if not _is_theirs(sampler, Sampler):
         return None
     if isinstance(sampler, SubsetRandomSampler):
         rows = torch.as_tensor(sampler.indices)
@@ -262,19 +276,19 @@ def _draw(sampler: Any) -> Draw | None:
         weights = torch.as_tensor(sampler.weights)
         rows = weights.nonzero().flatten()
         return Draw(rows, sampler.num_samples, sampler.replacement, weights[rows])
-    if isinstance(sampler, RandomSampler):
+    if hasattr(sampler, "data_source"):  # all of it, in order or at random
         rows = torch.arange(len(sampler.data_source))
-        return Draw(rows, sampler.num_samples, sampler.replacement)
-    if isinstance(sampler, SequentialSampler):
-        rows = torch.arange(len(sampler.data_source))
-        return Draw(rows, len(rows))
+        count = getattr(sampler, "num_samples", len(rows))
+        return Draw(rows, count, getattr(sampler, "replacement", False))
+    if not isinstance(sampler, DistributedSampler):
+        return None
     # Lightning shares the rows of any sampler among ranks.
     inner = getattr(sampler.dataset, "_sampler", None)
     if isinstance(inner, Sampler):
         return _draw(inner)
     if not isinstance(sampler, Resampler) and sampler.num_replicas != distributed.world_size():
         return None  # a share by ranks that this process group does not have
-    rows = torch.arange(len(sampler.dataset))
+    rows = torch.arange(len(cast(Sized, sampler.dataset)))
     return Draw(rows, len(rows))
 
 

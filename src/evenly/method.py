@@ -245,6 +245,7 @@ class Method:
 
     def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m CE(z_m), of the modalities that the batch holds."""
+        self.watch.check_target(self, output, target)
         unimodal = self._unimodal(output)
         return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
 
@@ -294,7 +295,8 @@ watched(Method)
 _PARTS = {
     "unimodal": "It compares modalities by their own logits. For a linear head on concatenated "
     "features, pass `split_linear(head, features)`; the heads of `evenly.nn` give them too.",
-    "index": "It follows single samples. Pass the position of each in its data set.",
+    "index": "It follows single samples. Pass a number for each that no other has, such as its "
+    "position in its data set.",
     "fuse": "It fuses features that it has changed. Pass a function of features by modality that "
     "gives the fused logits; the models of `evenly.nn` do.",
     "ablate": "It looks at the model without some of its inputs. Pass a function of the modalities "

@@ -52,7 +52,8 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
         )
     try:
         new = kind([_fresh(real, group) for group in groups], **_settings(real))
-        inspect.signature(new.step).bind()
+        if needs_closure(new):
+            raise TypeError("its step needs one")
     except Exception as error:
         raise ValueError(
             f"no second {kind.__name__} can be made of the first that steps without a closure "
@@ -68,10 +69,16 @@ def finish(optimizer: Optimizer) -> None:
     _set_mode(optimizer, "eval")
 
 
+def all_of(optimizer: Any) -> list[Optimizer]:
+    """The real optimiser, and those that it works with."""
+    real = unwrapped(optimizer)
+    return [real, *_held(real)]
+
+
 def forget(optimizer: Any, parameters: Iterable[Tensor]) -> None:
     """Clears what an optimiser, and any that it works with, remembers of parameters."""
-    real, parameters = unwrapped(optimizer), list(parameters)
-    for one in (real, *_held(real)):
+    parameters = list(parameters)
+    for one in all_of(optimizer):
         for parameter in parameters:
             one.state.pop(parameter, None)
 
@@ -95,19 +102,26 @@ def divides_size(optimizer: Any) -> bool:
     return any(a > 0 and b < _GROWTH * a for a, b in zip(once, tenfold, strict=True))
 
 
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether a step cannot be taken without a function that computes the loss anew."""
+    try:
+        # The class's, as schedulers put one of their own in the place of an object's.
+        inspect.signature(type(optimizer).step).bind(optimizer)
+    except TypeError:
+        return True
+    return False
+
+
+def check_rebuilt(optimizer: Any) -> None:
+    """Raises what `rebuilt` would, on small parameters: before work is spent on what fails."""
+    rebuilt(optimizer, _small(unwrapped(optimizer)))
+
+
 def _steps(real: Optimizer, size: float) -> list[float]:
     """How far a step goes under a gradient of some size, for each group's settings."""
-    toys = [_toy(group["params"]) for group in real.param_groups]
-    # A schedule may stand at 0 now, and decay is no gradient's.
-    plain = {"lr": 1.0, "weight_decay": 0.0}
-    new = rebuilt(
-        real,
-        [
-            {name: plain.get(name, x) if x is not None else x for name, x in group.items()}
-            | {"params": [toy]}
-            for group, toy in zip(real.param_groups, toys, strict=True)
-        ],
-    )
+    groups = _small(real)
+    toys = [group["params"][0] for group in groups]
+    new = rebuilt(real, groups)
     for _ in range(_STEPS):
         before = [toy.detach().clone() for toy in toys]
         for toy in toys:
@@ -116,8 +130,19 @@ def _steps(real: Optimizer, size: float) -> list[float]:
     return [float((toy.detach() - x).norm()) for toy, x in zip(toys, before, strict=True)]
 
 
+def _small(real: Optimizer) -> list[dict[str, Any]]:
+    """Groups like an optimiser's, of a small parameter each."""
+    # A schedule may stand at 0 now, and decay is no gradient's.
+    plain = {"lr": 1.0, "weight_decay": 0.0}
+    return [
+        {name: x if x is None else plain.get(name, x) for name, x in group.items()}
+        | {"params": [_toy(group["params"])]}
+        for group in real.param_groups
+    ]
+
+
 def _toy(parameters: list[Tensor]) -> nn.Parameter:
-    """Small but not 0, as some optimisers step by the size of the weights."""
+    """Not 0, as some optimisers step by the size of the weights."""
     device = parameters[0].device if parameters else None
     return nn.Parameter(torch.full((2, 2), 0.01, device=device))
 

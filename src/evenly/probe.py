@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from evenly import distributed, loaders
 from evenly.collected import Collected
 from evenly.optimizers import finish, rebuilt
 from evenly.output import Output
+from evenly.reinit import is_fixed
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
@@ -23,8 +24,9 @@ class Features:
     """Representations of one split, with the labels.
 
     Attributes:
-        features: By modality, one row per sample.
-        target: Class of each sample (integers), or a value to regress on (floats).
+        features: By modality, one row per sample, of any real type.
+        target: Class of each sample (integers of any type, kept as int64), or a value to regress on
+            (floats); with more dimensions several of them, which a diagnosis does not take.
         index: Position of each sample in its split: the canonical order, which makes a
             clustering independent of the order of rows and of the number of ranks. Row number
             by default.
@@ -35,9 +37,9 @@ class Features:
             number that no other sample has.
     """
 
-    features: Mapping[str, Float[Tensor, "n _"]]
-    target: Shaped[Tensor, " n"]
-    index: Int[Tensor, " n"] | None = None
+    features: Mapping[str, Shaped[Tensor, "n _"]]
+    target: Shaped[Tensor, "n *_"]
+    index: Shaped[Tensor, " n"] | None = None
     sharded: bool = False
     present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
     number: Int[Tensor, " n"] | None = None
@@ -46,7 +48,7 @@ class Features:
         """Checks that rows, labels and positions belong together.
 
         Raises:
-            TypeError: If something is no tensor.
+            TypeError: If something is no tensor, or of numbers that it cannot be of.
             ValueError: If the shapes do not fit.
         """
         if not self.features:
@@ -63,10 +65,10 @@ class Features:
                     "torch.as_tensor makes one of an array."
                 )
             wanted = 2 if name.startswith("features") else 1
-            if x.ndim != wanted:
+            if x.ndim < wanted or (x.ndim > wanted and name != "target"):
                 raise ValueError(
                     f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
-                    "are needed: one row per sample for features, one number for target and index."
+                    "are needed: one row per sample for features, one number for an index."
                 )
             if wanted == 2 and x.shape[1] == 0:
                 raise ValueError(f"Features: the {name} have no columns. Pass one or more.")
@@ -75,11 +77,25 @@ class Features:
                     f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
-        if self.index is not None and self.index.is_floating_point():
+            if x.is_complex():
+                raise TypeError(
+                    f"Features: {name}: complex numbers ({x.dtype}). Pass real and imaginary parts "
+                    "as columns of their own: torch.cat([x.real, x.imag], 1)."
+                )
+        if self.index is not None and (
+            self.index.is_floating_point() or self.index.dtype == torch.bool
+        ):
+            kind = "bools" if self.index.dtype == torch.bool else "floats"
             raise TypeError(
-                "Features: the index holds floats, but positions are whole numbers. Pass them as "
+                f"Features: the index holds {kind}, but positions are whole numbers. Pass them as "
                 "int64."
             )
+        self._take("target", self.target if self.target.is_floating_point() else self.target.long())
+        self._take("index", None if self.index is None else self.index.long())
+        self._take("present", {name: here.bool() for name, here in self.present.items()})
+
+    def _take(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass's own way
 
 
 class Probe:
@@ -143,6 +159,7 @@ class Probe:
         *,
         fraction: float = 1.0,
         seed: int = 0,
+        every: bool = False,
     ) -> Features:
         """The features of every sample of a split, in float32, on the model's device.
 
@@ -155,6 +172,8 @@ class Probe:
             fraction: Share of the samples to look at, drawn at random; above 0, at most 1. Of a
                 loader that is no ordinary `DataLoader`, its first batches.
             seed: Of that draw.
+            every: Whether to see all rows of a data set also where a sampler of one's own gives
+                but some of them in an epoch: for what is looked up later.
 
         Raises:
             ValueError: If the split is empty or the fraction is out of range.
@@ -164,7 +183,7 @@ class Probe:
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
         with self._looking():
-            draw = loaders.drawn(self.loaders[split])
+            draw = loaders.drawn(self.loaders[split], every=every)
             found = None if draw is None else self._in_order(split, of, draw, fraction, seed)
             return self._as_it_comes(split, of, fraction) if found is None else found
 
@@ -176,21 +195,21 @@ class Probe:
         fraction: float,
         seed: int,
     ) -> Features | None:
-        """Rows in the order of the data set; None of a loader that has an order of its own."""
+        """Rows in the order of the data set; None of a loader that gives fewer or more."""
         loader = self.loaders[split]
         rows = loaders.share(draw.rows, fraction, seed)
         if not len(rows):
             raise _empty(split)
         mine = rows[distributed.share(len(rows)) % len(rows)]  # some twice, to even out the ranks
-        reading = loaders.Reading(loader, lambda: mine)
+        reading = loaders.Reading(loader, lambda: mine, len(mine))
         table = _Table(mine, self.memory, loaders.keeps_order(loader))
         try:
             for batch in reading:
                 output, target = self._run(batch)
+                if not reading.is_followed:  # an iterator that it keeps gives the batches
+                    table.rows = None
                 table.add(output, target, of(output, target))
-                if not reading.is_followed or table.count > len(mine):
-                    break
-            astray = table.count != len(mine) or not reading.is_followed
+            astray = table.rows is not None and table.count != len(mine)
             if distributed.max_(torch.tensor(int(astray), device=self._device)):
                 return None
             return table.features()
@@ -235,7 +254,7 @@ class Probe:
                 rows = draw.rows.unique()
                 stream = torch.Generator().manual_seed(seed)
                 rows = rows[torch.randperm(len(rows), generator=stream)[:count]]
-                loader = loaders.Reading(loader, lambda: rows, count)
+                loader = loaders.Reading(loader, lambda: rows, len(rows), size=count)
             for batch in loader:
                 return self._run(batch)
         raise _empty(split)
@@ -318,8 +337,10 @@ class Probe:
         optimizer.step()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What training can move: all but a quantised base, of which a copy would be large."""
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-            yield name, value.detach()
+            if not (isinstance(value, nn.Parameter) and is_fixed(value)):
+                yield name, value.detach()
 
     def reestimate_batchnorm(self, modules: Iterable[nn.Module]) -> None:
         """Takes BatchNorm's running statistics anew from the training split.
@@ -363,7 +384,7 @@ class Probe:
             return loader
         mine = rows[distributed.share(len(rows)) % len(rows)]
         alone = len(mine) > 1 and len(mine) % loaders.batch_size(loader) == 1
-        return loaders.Reading(loader, lambda: mine, drop_last=alone)
+        return loaders.Reading(loader, lambda: mine, len(mine), drop_last=alone)
 
     @property
     def _device(self) -> torch.device | None:
@@ -393,6 +414,15 @@ class Probe:
             for module, mode in modes:
                 module.training = mode
             distributed.reshard(self.model)
+
+
+def _real(name: str, value: Tensor) -> Tensor:
+    if value.is_complex():
+        raise TypeError(
+            f"Probe.features: those of '{name}' are complex numbers. Give `Output` real ones: "
+            "torch.view_as_real(x).flatten(1)."
+        )
+    return value.float()
 
 
 def _empty(split: Split) -> ValueError:
@@ -438,7 +468,7 @@ class _Table:
     def add(self, output: Output, target: Tensor, values: Mapping[str, Tensor]) -> None:
         """Takes up a batch."""
         for name, value in values.items():
-            self._collected(self._values, name, self.memory).add(value.float())
+            self._collected(self._values, name, self.memory).add(_real(name, value))
         for name, here in (output.present or {}).items():
             self._collected(self._present, name).add(here)
         self._target.add(target)

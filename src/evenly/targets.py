@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 Kind = Literal["classes", "ignored", "soft", "labels", "logit", "number"]
 
@@ -22,6 +23,12 @@ _IN_WORDS: dict[Kind, str] = {
     "number": "numbers to regress on",
 }
 
+_CRITERIA: dict[tuple[type[nn.Module], ...], Kind] = {
+    (nn.CrossEntropyLoss, nn.KLDivLoss): "soft",
+    (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss): "labels",
+    (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss): "number",
+}
+
 
 def in_words(kinds: Collection[Kind]) -> str:
     """The kinds as a sentence names them; 'any' where it is all of them."""
@@ -36,27 +43,46 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
     Args:
         logits: (n, c), the fused prediction.
         target: Of the batch, in any form.
-        criterion: Whose `ignore_index` marks rows that do not count, -100 by default. To find
-            them, the values are looked at, for which a device is waited for.
+        criterion: It tells what numbers are where it is one of torch's modules, else their values
+            do, as far as they can; its `ignore_index` marks rows that do not count, -100 by
+            default. Values are looked at, for which a device is waited for.
 
     Returns:
         Nothing, where the form is none of the known ones.
     """
     one = logits.ndim == 2 and logits.shape[1] == 1
     if target.ndim == 2 and target.shape == logits.shape:
-        if one:
-            return ("logit", "number")
-        return ("soft", "labels", "number") if target.is_floating_point() else ("labels",)
+        return _column(target, criterion) if one else _rows(target, criterion)
     if target.ndim != 1:
         return ()
     if one:
-        return ("logit", "number")
+        return _column(target, criterion)
     if target.is_floating_point():
         return ("number",)
     if target.is_meta:
         return ("classes",)
     ignored = (target == getattr(criterion, "ignore_index", -100)).any()
     return ("ignored",) if ignored else ("classes",)
+
+
+def _column(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    if _told(criterion) == "number" or not ((target == 0) | (target == 1)).all():
+        return ("number",)
+    return ("logit",) if _told(criterion) == "labels" else ("logit", "number")
+
+
+def _rows(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    if told := _told(criterion):
+        return (told,)
+    if not target.is_floating_point():
+        return ("labels",)
+    sums = target.sum(1)
+    shares = bool((target >= 0).all() & torch.isclose(sums, torch.ones_like(sums), atol=1e-3).all())
+    return ("soft",) if shares else ("labels", "number")
+
+
+def _told(criterion: Any) -> Kind | None:
+    return next((kind for made, kind in _CRITERIA.items() if isinstance(criterion, made)), None)
 
 
 def refusal(

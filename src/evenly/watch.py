@@ -55,7 +55,7 @@ class Watch:
 
     def loss(self, method: "Method", output: Output, target: Tensor) -> None:
         """The loss of a batch is asked for."""
-        self._check_target(method, output, target)
+        self.check_target(method, output, target)
         if not torch.is_grad_enabled():
             return
         self._pending = True
@@ -97,7 +97,8 @@ class Watch:
                     stacklevel=2,
                 )
 
-    def _check_target(self, method: "Method", output: Output, target: Tensor) -> None:
+    def check_target(self, method: "Method", output: Output, target: Tensor) -> None:
+        """Raises a ValueError if the method does not take such a target."""
         takes = method.info.targets
         if takes == targets.ANY:
             return

@@ -370,7 +370,17 @@ def test_metrics_keep_no_graph_until_the_epochs_end():
     module.method.metrics = {"penalty": torch.ones((), requires_grad=True) * 2}
     balance.on_train_batch_end(lightning.Trainer(logger=False), module, None, None, 0)
     total, batches = balance._sums["penalty"]
-    assert (float(total), batches, total.requires_grad) == (2.0, 1, False)
+    assert (float(total), int(batches), total.requires_grad) == (2.0, 1, False)
+
+
+def test_metrics_of_a_step_that_overflowed_are_not_in_the_mean():
+    module = Module()
+    balance = evenly.Balance(module.method, forward)
+    for value in (3.0, float("nan"), float("inf"), 4.0):
+        module.method.metrics = {"score": torch.tensor(value)}
+        balance.on_train_batch_end(lightning.Trainer(logger=False), module, None, None, 0)
+    total, batches = balance._sums["score"]
+    assert (float(total), int(batches)) == (7.0, 2)
 
 
 @pytest.mark.parametrize("every", [1, 4])

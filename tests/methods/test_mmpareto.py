@@ -212,6 +212,23 @@ def test_gradients_of_zero_stay_finite():
     assert all((p.grad == 0).all() for p in model.encoders["a"].parameters())
 
 
+def test_a_unimodal_gradient_that_overflows_where_the_sum_does_not():
+    """Half of it is undone by the fused loss, so a scaler finds the sum finite and takes a step."""
+    encoder, scaler = nn.Linear(2, 2, bias=False), torch.amp.GradScaler("cpu", init_scale=512.0)
+    optimizer = torch.optim.SGD(encoder.parameters(), 1.0)
+    method = MMPareto({"a": encoder}, criterion=lambda z, _: z.float().sum())
+    method.before_epoch(0)
+    with torch.autocast("cpu", torch.float16):
+        z = encoder(torch.full((2, 2), 100.0))
+        # of the weights 512 · (1 - 0.5) · 2 · 100 = 51 200 in all, 102 400 of the unimodal loss
+        loss = method.loss(evenly.Output(-0.5 * z, {"a": z}, {"a": z}), torch.zeros(2))
+    method.backward(scaler.scale(loss))
+    assert encoder.weight.grad.tolist() == [[51_200.0] * 2] * 2
+    scaler.unscale_(optimizer)
+    method.before_step()
+    torch.testing.assert_close(encoder.weight.grad, torch.full((2, 2), 1.5 * 100))
+
+
 def test_one_backward_pass_through_the_head_and_two_through_each_encoder():
     model, batch = model_of(), batch_of()
     counts = {"linear": 0, "a": 0, "aa": 0}

@@ -94,7 +94,7 @@ class Balance(Callback):
         self._acted = False  # whether the method had anything to do in an epoch so far
         self._loss_asked = False  # since the last step
         self._loss_ever_asked = False
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}  # by metric, with batches
+        self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}  # by metric, with batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what cannot work, and takes over the backward pass where the method has one."""
@@ -159,7 +159,8 @@ class Balance(Callback):
         """Adds up what the method did; to log it here would cost as much as a small step."""
         for name, value in self.method.metrics.items():
             total, batches = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value.detach(), batches + 1
+            is_finite = value.isfinite()  # not of a step that overflowed (AMP)
+            self._sums[name] = total + value.detach().where(is_finite, 0), batches + is_finite
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs what the method did, on average."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full
+from evenly.modulation import StepSum, full, kept
 from evenly.nn.mmtm import blocks_of
 from evenly.output import Output
 from evenly.probe import Probe
@@ -137,7 +137,7 @@ class Greedy(Method):
         self.bypass = torch.zeros(len(self.encoders))
         self.curated = torch.zeros(len(self.encoders), dtype=torch.bool)
         self.left = torch.zeros((), dtype=torch.int64)
-        self._gates = StepSum()
+        self._gates = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes the epoch."""
@@ -158,7 +158,7 @@ class Greedy(Method):
         own = self._unimodal(output).values()
         losses = [self.criterion(full(logits), target) for logits in own]
         if self.is_active:
-            self._gates.add(torch.cat([block.observed() for block in self.blocks]))
+            self._gates.add(torch.cat([block.observed() for block in self.blocks]), output)
         return torch.stack(losses).sum()
 
     @torch.no_grad()
@@ -167,13 +167,15 @@ class Greedy(Method):
         if not self.is_active:
             return
         gates = self._gates.take(self)
+        counts = self._gates.counts(gates)
+        gates = kept(counts, gates, torch.zeros_like(gates))
         sizes = [sum(block.widths.values()) + len(block.widths) for block in self.blocks]
         for block, observed in zip(self.blocks, gates.split(sizes), strict=True):
             block.update(observed)
         regular = self.left.to(gates.device) == 0
-        self._remember(regular)
+        self._remember(counts & regular)
         ratio = dependence(self.bypass, self.main)
-        self._decide(regular, difference(ratio))
+        self._decide(counts, regular, difference(ratio))
         self.metrics = {
             f"{what}/{name}": value
             for what, values in (("dependence", ratio), ("curated", self.curated.float()))
@@ -185,20 +187,20 @@ class Greedy(Method):
         super().load_state_dict(state)
         self._switch()
 
-    def _remember(self, regular: Tensor) -> None:
-        """Adds the speeds of a regular step to the sums; a step that overflowed (AMP) is none."""
-        main, bypass = self._speeds(regular.device)
-        counts = regular & main.isfinite().all() & bypass.isfinite().all()
-        self.main = self.main.to(regular.device) + torch.where(counts, main, 0.0)
-        self.bypass = self.bypass.to(regular.device) + torch.where(counts, bypass, 0.0)
+    def _remember(self, counts: Tensor) -> None:
+        """Adds the speeds of a regular step to the sums."""
+        speeds = torch.stack(self._speeds(counts.device))
+        before = torch.stack([self.main, self.bypass]).to(speeds)
+        self.main, self.bypass = kept(counts, before + speeds, before)
 
-    def _decide(self, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
+    def _decide(self, counts: Tensor, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
         """Who is curated in the next step: decided anew in a regular one, else until the end."""
+        left, curated = self.left.to(counts.device), self.curated.to(counts.device)
         chosen = (ahead > self.epsilon) & self.is_due(self.epoch)
         begun = torch.where(chosen.any(), self.window, 0)
-        self.left = torch.where(regular, begun, self.left.to(regular.device) - 1)
-        stay = self.curated.to(regular.device) & (self.left > 0)
-        self.curated = torch.where(regular, chosen, stay)
+        self.left = torch.where(counts, torch.where(regular, begun, left - 1), left)
+        after = torch.where(regular, chosen, curated & (self.left > 0))
+        self.curated = torch.where(counts, after, curated)
         self._switch()
 
     def _switch(self) -> None:

@@ -165,7 +165,8 @@ class LFM(Method):
         probe = self._probe(probe)
         if self.is_due(epoch):
             step = self.rate * 0.5 ** (epoch // self.halve) * self._curvature(probe)
-            self.weight = min(max(self.weight - step, LEAST), MOST)
+            if math.isfinite(step):  # float16 may not hold the second derivatives
+                self.weight = min(max(self.weight - step, LEAST), MOST)
             self.history[epoch] = self.weight
         self.metrics = {"alignment": torch.tensor(self.weight)}
 
