@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from evenly.files import replacing
@@ -17,6 +17,7 @@ from evenly.integrations import course
 from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
+from evenly.resampling import Resampler
 
 _log = logging.getLogger(__name__)
 
@@ -370,8 +371,9 @@ def _whole(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
     while hasattr(batches, "batch_sampler"):
         batches = batches.batch_sampler
     sampler = getattr(batches, "sampler", None)
-    if type(sampler).__module__.startswith("transformers."):  # it groups samples, and leaves none
-        sampler = None
+    shares = isinstance(sampler, DistributedSampler) and not isinstance(sampler, Resampler)
+    if shares or type(sampler).__module__.startswith("transformers."):
+        sampler = None  # all samples come, in an order that is of no importance
     return DataLoader(
         loader.dataset,
         batch_size=batch_size,
