@@ -254,7 +254,7 @@ class TestBroken:
     def test_numbers_that_are_not_finite(self, tmp_path):
         source = make(tmp_path / "files")
         source.samples[2].cells["vector"] = [1.0, np.nan, 0.0]
-        with pytest.raises(ValueError, match="sample2: vector: holds values that are not finite"):
+        with pytest.raises(ValueError, match="sample2: vector: holds nan"):
             prepare(source, tmp_path / "store", workers=1)
 
 
@@ -355,7 +355,7 @@ class TestNumbers:
 
     def test_what_single_precision_cannot_hold(self, tmp_path):
         source = vectors(x=lambda k: [1e300 if k == 3 else 1.0])
-        with pytest.raises(ValueError, match="s3: x: holds values that are not finite"):
+        with pytest.raises(ValueError, match=r"s3: x: holds 1e\+300 \(float32 ends at 3\.4e\+38\)"):
             prepare(source, tmp_path, workers=1)
 
 
