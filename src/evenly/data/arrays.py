@@ -245,7 +245,7 @@ class _Reader:
         return (offsets or plain)[0]
 
     def _error(self, what: str) -> ValueError:
-        return ValueError(f"{self.path}: {what}")
+        return ValueError(f"{self.path}: {' '.join(what.split())}")
 
     def _read(self) -> dict[str, Array]:
         if self.path.is_dir():

@@ -114,9 +114,14 @@ def read_columns(path: Path) -> Columns:
     if not cells or not len(cells[0]):
         raise ValueError(f"{path}: has no rows. Give one for each sample, below the names.")
     found = dict(zip(names, cells, strict=True))
-    named = [name for name in names if name in declared or _INDEX.fullmatch(name)]
-    counts = [name for name in names if _COUNT.fullmatch(name) and _counts(found[name])]
-    return Columns(found, {*named, *counts}, comma)
+    indices = [
+        name
+        for name in names
+        if name in declared
+        or _INDEX.fullmatch(name)
+        or (_COUNT.fullmatch(name) and _counts(found[name]))
+    ]
+    return Columns(found, indices, comma)
 
 
 def _counts(cells: Any) -> bool:
@@ -284,7 +289,7 @@ def _is_list(kind: Any) -> bool:
     from pyarrow import types
 
     tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    return any(test(kind) for test in tests)
+    return any(test(kind) for test in tests) or "list_view" in str(kind).partition("<")[0]
 
 
 def _innermost(kind: Any) -> Any:

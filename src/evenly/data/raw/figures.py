@@ -17,6 +17,8 @@ _CALL = re.compile(r"(?:\w+\.)?(?:array|tensor)\((.*?)(?:,\s*\w+=.*)?\)", re.DOT
 """An array as Python's repr writes it."""
 _BETWEEN = re.compile(r"(?<=[0-9.])[eTZj](?![a-z])|\b(nan|inf|none|null)\b", re.IGNORECASE)
 """The letters in exponents, dates and complex numbers, and words that stand for numbers."""
+_FIGURES = re.compile(r"[\s\d!-/:-@\[-`{-~€£¥°−–]*")
+"""Digits, and the signs that stand beside them."""
 _GROUPED = re.compile(r"[+-]?[0-9]+,[0-9]+|[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 """What may as well be one number with a decimal comma, or with groups of thousands, as several."""
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
@@ -64,7 +66,7 @@ def alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
 def is_of_figures(text: str) -> bool:
     """Whether a text has digits and no words: it is a number, numbers, a date, a time, ..."""
     bare = _BETWEEN.sub(" ", _bare(text))
-    return any(map(str.isdigit, bare)) and not any(map(str.isalpha, bare))
+    return bool(re.search(r"\d", bare) and _FIGURES.fullmatch(bare))
 
 
 def is_cut(text: str) -> bool:

@@ -226,13 +226,13 @@ def _modality(
         )
     if isinstance(reader, Text):
         return column.texts or [], reader
-    texts = column.holds == "texts"
-    if reads_files or (reader is not None and texts) or _holds_paths(path, column):
+    if column.holds == "texts" and not reads_files and not _holds_paths(path, column):
+        _check_words(path, name, column.values)
+        if reader is None:
+            return column.values, Text()
+    if reads_files or column.holds == "texts" or _holds_paths(path, column):
         cells = _files(path, name, column.texts or [])
         return cells, reader or _sniffed(path, name, cells)
-    if texts:
-        _check_words(path, name, column.values)
-        return column.values, Text()
     found = _array(first) if isinstance(first, np.ndarray) else None
     if found is None:
         raise ValueError(
@@ -258,10 +258,10 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
     cut = [(row, text) for row, text in given if is_cut(text)]
     odd = [(row, text) for row, text in given if numbers_of([text]) is None]
     row, text = [*cut, *odd, *given][0]
-    why = "of which NumPy left numbers out when it printed them" if cut else "which is no number"
+    why = "from which NumPy left numbers out" if cut else "neither a number nor a list of numbers"
     raise ValueError(
-        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {why}, nor numbers in a list. "
-        f"Write such, or nothing where they are missing; text, if it is that, is read with "
+        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {why}. Give numbers as 0.5, "
+        "lists as [0.5, 1], and nothing where they are missing; text, if it is that, is read with "
         f"--readers.{name}=text."
     )
 
@@ -355,8 +355,8 @@ def _begins(file: File, mark: bytes) -> bool:
 def _array(values: np.ndarray) -> Array | None:
     if values.dtype.kind not in "iufb":
         return None
+    if values.ndim == 3 or (values.ndim == 2 and values.dtype.name in ("uint8", "int8")):
+        return Array("image")
     if values.ndim == 2:
         return Array("sequence", ragged=True)
-    if values.ndim == 3:
-        return Array("image")
     return Array("video") if values.ndim == 4 else Array()
