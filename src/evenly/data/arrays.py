@@ -116,19 +116,19 @@ def _writable(name: str, value: npt.ArrayLike) -> Array:
         raise TypeError(
             f"save_npz: '{name}' holds masked values. Fill them, or leave those samples out."
         )
-    array = np.asarray(value)
-    if array.dtype.kind == "T" or (
-        array.dtype.hasobject and array.size and all(isinstance(x, str) for x in array.flat)
-    ):
-        return array.astype(np.str_)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"save_npz: '{name}' is no array ({error}).") from error
+    if array.dtype.kind in "TO" and array.size and all(isinstance(x, str) for x in array.flat):
+        return np.array(array.tolist(), np.str_)
     if array.dtype.hasobject:
         raise TypeError(
             f"save_npz: '{name}' holds Python objects, which would have to be pickled. Give "
             "numbers, or strings as a fixed-width array."
         )
-    if array.dtype.kind == "V" and array.dtype.names is None and array.dtype.type is not np.void:
-        whole = array.dtype.name.startswith(("int", "uint"))
-        return array.astype(np.int8 if whole else np.float32)
+    if array.dtype.isbuiltin == 2:  # of another package, such as ml_dtypes
+        return array.astype(np.int8 if "int" in array.dtype.name else np.float32)
     return array
 
 
@@ -572,7 +572,7 @@ def spelt(value: Any) -> str:
     if not np.isfinite(value):
         return str(value)
     of, end = ("float32", LARGEST) if isinstance(value, np.floating) else ("int64", 2.0**63)
-    return f"{value} ({of} ends at {end:.2g})"
+    return f"{value!s} ({of} ends at {end:.2g})"
 
 
 def native(values: Array) -> Array:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,12 @@ def read_columns(path: Path) -> Columns:
     return Columns(found, indices, comma)
 
 
+def _named(names: Sequence[str]) -> list[str]:
+    """The names of columns, of which those without one have one as pandas gives it."""
+    free = (name for n in count() if (name := f"Unnamed: {n}") not in names)
+    return [name or next(free) for name in names]
+
+
 def _counts(cells: Any) -> bool:
     """Whether a column holds as many different whole numbers as it has rows."""
     values = alone(cells) if isinstance(cells, list) else cells.to_pylist()
@@ -158,7 +165,7 @@ def _csv(path: Path) -> tuple[list[str], list[Any], Sequence[str], bool]:
                 f"are {len(names)} names. Quote cells that hold a {parted!r}."
             )
     columns = [[row[n] or None for row in rows[1:]] for n in range(len(names))]
-    return [name or f"Unnamed: {n}" for n, name in enumerate(names)], columns, [], parted != ","
+    return _named(names), columns, [], parted != ","
 
 
 def _decoded(path: Path) -> str:
@@ -230,7 +237,7 @@ def _parquet(path: Path) -> tuple[list[str], list[Any], list[str], bool]:
     except (ValueError, KeyError, TypeError):
         declared = []
     cells = [_plain(found.column(n)) for n in range(found.num_columns)]
-    names = [name.strip() or f"Unnamed: {n}" for n, name in enumerate(found.column_names)]
+    names = _named([name.strip() for name in found.column_names])
     # A range is kept as its ends, not as a column.
     return names, cells, [name.strip() for name in declared if isinstance(name, str)], False
 
