@@ -64,18 +64,28 @@ def table(
     - `split`, optional: `train`, `val`, `test`. Without it, or without a validation or test
       split, stratified 15 % each are drawn from the rest (seed 0), and a note says so;
     - `name`, optional: of the sample, for messages and predictions;
-    - every other one: a modality. A cell holds a number, numbers (in Parquet), a text, or the path
-      of a file or folder (relative to the table's folder); an empty one is a modality that the
-      sample lacks.
+    - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
+      Python, NumPy or PyTorch print them, or apart by commas, semicolons or blanks), a text, the
+      path of a file or folder (relative to the table's folder), or in Parquet the bytes of a file,
+      also in a pair of `bytes` and `path` as the library `datasets` writes it. An empty cell or
+      list is a modality that the sample lacks.
+
+    Columns that number the rows are no modalities unless they are asked for: an index that pandas
+    wrote, and whole numbers that all differ under the name index or id. A note says so.
+
+    Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark; its
+    cells are parted by commas, semicolons, tabs or bars, and where commas do not part them, they
+    may be decimal ones.
 
     What a column holds is found out from its first cells. Texts of which any is a file or folder
     are paths, and so are numbers that all are, such as 0001; other texts are text, whose words are
-    numbered by the training texts. The first file that is whole tells what the files hold:
-    pictures, moving pictures, sound, or an array. One with both pictures and sound is taken for
-    sound where the column's name begins like it: audio, sound, speech, voice, music.
+    numbered by the training texts, unless most of them have no words: figures that are no numbers,
+    such as dates, are refused. The first file that is whole tells what the files hold: pictures,
+    moving pictures, sound, or an array. One with both pictures and sound is taken for sound where
+    the column's name begins like it: audio, sound, speech, voice, music.
 
     Args:
-        path: Of the table, `.csv` or `.parquet`.
+        path: Of the table, `.csv`, `.tsv` or `.parquet`.
         modalities: The columns that are modalities; by default all that are left.
         readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
             others as found out. `READERS` has the names.
