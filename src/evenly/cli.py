@@ -555,7 +555,8 @@ def parser() -> ArgumentParser:
     one.add_argument(
         "--methods",
         default="joint,relearn,ogm_ge",
-        help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)'; 'evenly "
+        help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)' (every=10 acts "
+        "before epochs 11, 21 and 31, from 0; first=10 before 10, 20 and 30); 'evenly "
         "methods' lists them; 'all' is every one, 'unimodal' each modality alone",
     )
     one.add_argument(

@@ -54,8 +54,7 @@ class Batch(TypedDict):
         present: By modality, (n,) which samples have it; those it does not name are complete.
             Where a sample lacks a modality, its input is zeros. On the CPU.
         target: (n,) class of each sample.
-        index: (n,) position of each sample in its split; beyond the split's length it is a
-            variant of the sample, see `evenly.Resampler`.
+        index: (n,) position of each sample in its split.
     """
 
     inputs: dict[str, Tensor | Padded]
@@ -257,9 +256,9 @@ class Split(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these positions, by one indexing per modality."""
         asked = torch.tensor(indices)
-        seats = self._seats[asked % len(self)]
+        seats = self._seats[asked]
         index = asked.to(self.rows.device, non_blocking=True)
-        rows = self.rows[index % len(self)]
+        rows = self.rows[index]
         inputs: dict[str, Tensor | Padded] = {}
         for name, stored in self._inputs.items():
             if isinstance(stored, Ragged):
@@ -270,7 +269,7 @@ class Split(Dataset[Batch]):
         for name, spread in self._noise.items():
             inputs[name] = with_noise(inputs[name], spread, seats)
         present = {name: here[seats] for name, here in self._present.items()}
-        target = self.target[index % len(self)]
+        target = self.target[index]
         return Batch(inputs=inputs, present=present, target=target, index=index)
 
 

@@ -466,7 +466,8 @@ class TestOdd:
         out = tmp_path / "store"
         with pytest.raises(ValueError, match="3 of 9 samples cannot be used") as caught:
             prepare(source, out, workers=1)
-        assert all(f"cut{kind}: cannot be decoded" in str(caught.value) for kind in kinds)
+        for said in ("cut.mp4: is cut off", "cut.flv: cannot be decoded", "cut.avi: cannot"):
+            assert said in str(caught.value)
         about = prepare(source, out, workers=1, skip_broken=True)
         assert about.splits == {"train": 2, "val": 2, "test": 2}
         assert about.notes == ["3 of 9 samples were left out as broken."]

@@ -1,6 +1,6 @@
 """Files of sound and pictures, on the disk or in memory, and what is wrong with one."""
 
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 File = Path | bytes
@@ -40,6 +40,11 @@ def check_file(file: File) -> None:
         raise MediaError(file, "the file is empty")
 
 
-def readable(file: File) -> Path | BytesIO:
-    """A file as Pillow, soundfile and NumPy open it."""
-    return file if isinstance(file, Path) else BytesIO(file)
+def opened(file: File) -> BytesIO | BufferedReader:
+    """A file to read from.
+
+    Raises:
+        MediaError: If there is none, or nothing in it.
+    """
+    check_file(file)
+    return BytesIO(file) if isinstance(file, bytes) else file.open("rb")

@@ -14,9 +14,9 @@ from jaxtyping import Float16, Int32, UInt8
 from evenly.data.arrays import channels_first
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
-from evenly.data.media.error import File, MediaError, check_file, readable
+from evenly.data.media.error import File, MediaError, opened
 from evenly.data.media.sound import read_sound
-from evenly.data.media.video import frames_of
+from evenly.data.media.video import Frames, frames_of
 from evenly.spec import Spec
 
 
@@ -65,12 +65,18 @@ def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
 class Video:
     """A few frames of a video, a folder of images or an image, in RGB.
 
+    See `evenly.data.media.depth` for how pictures of more than 8 bits are brought to 8. HDR is not
+    mapped to another range of light, and transparency is left aside: a pixel has the colour that
+    the file gives it.
+
     Args:
         frames: How many.
         size: Height and width that they are scaled to.
-        pick: `uniform`, the middle of each of as many equal segments; `random`, a frame at random
-            from each, drawn once for each file; or `rate`, the first at `fps`, of which a video
-            that ends early repeats the last.
+        pick: `uniform`, the middle of each of as many segments with equal numbers of frames;
+            `random`, a frame at random from each, drawn once for each file; or `rate`, those that
+            are on the screen `fps` times a second from the beginning of the file, which is where
+            its sound begins, too. The first is also taken for what comes before it, the last
+            for what a video that ends early lacks.
         fps: Frames a second for `rate`.
         seed: Of the draws for `random`.
         stream: Which stream of pictures, from 0, where a file has several.
@@ -97,18 +103,18 @@ class Video:
     def __call__(self, cell: File) -> UInt8[np.ndarray, "t 3 h w"]:
         """The frames of one file."""
         found = frames_of(cell, self.stream)
-        return found.read(self._picked(cell, found.times), self.size)
+        return found.read(self._picked(cell, found), self.size)
 
-    def _picked(self, file: File, times: np.ndarray) -> np.ndarray:
+    def _picked(self, file: File, found: Frames) -> np.ndarray:
         if self.pick == "uniform":
-            return sampling.uniform(len(times), self.frames)
+            return sampling.uniform(len(found), self.frames)
         if self.pick == "random":
             # By the file's own name, or what it holds: the same whatever other files there are, and
             # in what order.
             called = sha256(file).digest() if isinstance(file, bytes) else file.name.encode()
             own = np.random.default_rng([self.seed, *called])
-            return sampling.segment_random(len(times), self.frames, own)
-        index = sampling.at_rate(times, self.fps)[: self.frames]
+            return sampling.segment_random(len(found), self.frames, own)
+        index = sampling.at_rate(found.times, self.fps)[: self.frames]
         padded: np.ndarray = np.pad(index, (0, self.frames - len(index)), mode="edge")
         return padded
 
@@ -177,10 +183,9 @@ class Flow:
     def __call__(self, cell: File) -> np.ndarray:
         """The flows of one file."""
         found = frames_of(cell, self.stream)
-        count = len(found.times)
-        if count < 2:
+        if len(found) < 2:
             raise MediaError(cell, "has one frame, and flow is from a frame to the next")
-        first = sampling.uniform(count - 1, self.frames)
+        first = sampling.uniform(len(found) - 1, self.frames)
         ends = np.stack([first, first + 1], 1).ravel()
         pairs = found.read(ends, self.size).reshape(self.frames, 2, 3, *self.size)
         fields = np.concatenate([flow.flow(pair, self.method) for pair in pairs])
@@ -192,7 +197,8 @@ class Flow:
 class Spectrogram:
     """A picture of sound, bands by frames, in half precision.
 
-    Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders.
+    Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders. It begins
+    where the file does: before a late track comes silence, see `evenly.data.media.sound`.
 
     Args:
         front: `stft`, `mel` or `fbank`, see `evenly.data.media.spectra`.
@@ -241,7 +247,8 @@ class Spectrogram:
 class Wave:
     """The samples of a sound, in half precision, for encoders that take them as they are.
 
-    Sound is cut after `seconds`; what is shorter is repeated.
+    Sound is cut after `seconds`; what is shorter is repeated. It begins where the file does:
+    before a late track comes silence, see `evenly.data.media.sound`.
 
     Args:
         seconds: Of sound.
@@ -312,11 +319,13 @@ def numbers(file: File) -> np.ndarray:
     Raises:
         MediaError: If the file is missing or broken, or another one.
     """
-    check_file(file)
-    try:
-        found = np.load(readable(file), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
-        raise MediaError(file, "is no .npy file of numbers, or part of one") from error
+    with opened(file) as source:
+        try:
+            found = np.load(source, allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError) as error:
+            raise MediaError(file, "is no .npy file of numbers, or part of one") from error
+        if isinstance(found, np.ndarray) and source.read(1):
+            raise MediaError(file, "holds more than one array, or something after it")
     if not isinstance(found, np.ndarray):
         found.close()
         raise MediaError(file, "is an .npz file of several arrays, not a .npy file of one")
