@@ -30,8 +30,9 @@ except ImportError:  # what they write is then not tried
 N = 6
 LABEL = [k % 2 for k in range(N)]
 SPLIT = ["train", "train", "val", "val", "test", "test"]
-# Numbers that every type of floats and decimals holds as they are.
-FLOAT = st.integers(-1000, 1000).map(lambda k: k / 8)
+# Numbers that every type of floats and decimals holds as they are; of three digits after a comma,
+# 1,125, they could be thousands, and would be refused.
+FLOAT = st.integers(-1000, 1000).map(lambda k: k / 4)
 WORDS = st.text("abé ,;|'\"\n\t0.[]", max_size=12).map(lambda text: f"the {text} end")
 CELLS = {
     "float": FLOAT,
@@ -320,9 +321,10 @@ def through_matlab(path, arrays):
         else np.char.decode(x) if x.dtype.kind == "S" else x
         for name, x in arrays.items()
     }  # fmt: skip
-    matlab.savemat(path, kept)
-    found = matlab.loadmat(path, squeeze_me=True)
-    return {name: np.char.strip(x) if (x := found[name]).dtype.kind == "U" else x for name in kept}
+    matlab.savemat(path, kept, oned_as="column")
+    found = {name: x for name, x in matlab.loadmat(path).items() if name in kept}
+    found |= {name: found[name].ravel() for name in found.keys() & {"labels", "split", "x_offset"}}
+    return {name: np.char.strip(x) if x.dtype.kind == "U" else x for name, x in found.items()}
 
 
 # Cells that no model can learn from as they are, each of a kind that tools do write.

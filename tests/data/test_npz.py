@@ -517,10 +517,13 @@ def test_what_matlab_wrote(tmp_path):
     """The way that the message tells."""
     from scipy import io as matlab
 
-    cell = {"labels": LABELS, "split": SPLIT, "audio": np.asfortranarray(VECTOR)}
+    picture = np.zeros((N, 1, 5, 4))
+    cell = {"labels": LABELS, "split": SPLIT, "audio": VECTOR, "picture": picture}
     matlab.savemat(tmp_path / "a.mat", cell)
-    found = matlab.loadmat(tmp_path / "a.mat", squeeze_me=True)
-    save_npz(tmp_path / "a.npz", found["labels"], found["split"], {"audio": found["audio"]})
+    found = matlab.loadmat(tmp_path / "a.mat")
+    modalities = {name: found[name] for name in ("audio", "picture")}
+    save_npz(tmp_path / "a.npz", found["labels"].ravel(), found["split"].ravel(), modalities)
+    assert load_npz(tmp_path / "a.npz").modalities["picture"].shape == (1, 5, 4)
     assert np.array_equal(_all(load_npz(tmp_path / "a.npz"), "test")["inputs"]["audio"], VECTOR[8:])
 
 

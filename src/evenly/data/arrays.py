@@ -136,9 +136,9 @@ _NO_NPZ = "is no .npz file, or part of one. Write it with numpy.savez."
 _FOREIGN = {
     ".npy": "is a single array. Write labels, split and modalities to one .npz file with save_npz.",
     ".mat": (
-        "is a MATLAB file. Write its arrays to an .npz file in Python: found = scipy.io.loadmat("
-        "FILE, squeeze_me=True), or h5py.File(FILE) for version 7.3, and then "
-        "evenly.data.save_npz(NEW, found['labels'], found['split'], {'audio': found['audio']})."
+        "is a MATLAB file. Write its arrays to an .npz file in Python: found = "
+        "scipy.io.loadmat(FILE), or h5py.File(FILE) for version 7.3, and then evenly.data.save_npz("
+        "NEW, found['labels'].ravel(), found['split'].ravel(), {'audio': found['audio']})."
     ),
 }
 
