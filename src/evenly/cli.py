@@ -287,7 +287,7 @@ def _source(text: str, options: Namespace) -> "Source":
     from evenly.data.catalogue import TABLES
     from evenly.data.raw import table
 
-    if text.endswith(TABLES):
+    if text.lower().endswith(TABLES):
         if options.folder:
             raise ValueError("--folder goes with a data set by name; a table knows its files.")
         modalities = options.modalities.split(",") if options.modalities else None
@@ -848,7 +848,7 @@ def _check_source(training: Training, options: Namespace) -> None:
     """Raises if data, source and folder do not go together."""
     from evenly.data.catalogue import TABLES
 
-    if options.source is not None and options.source.endswith(TABLES):
+    if options.source is not None and options.source.lower().endswith(TABLES):
         raise ValueError(
             f"--source is a data set by name; found {options.source}. Give a table as --data."
         )
@@ -880,7 +880,7 @@ def _prepared(
 
     if options.folder is not None:
         source = _source(options.source, options)
-    elif training.data.endswith(TABLES):
+    elif training.data.lower().endswith(TABLES):
         source = _source(training.data, options)
     elif options.source is not None and training.data == Training.data:
         raise ValueError(
@@ -925,7 +925,7 @@ def _short(options: Namespace, training: Training) -> str:
     from evenly.data.catalogue import TABLES
 
     data = options.recipe or (options.source if options.folder else training.data)
-    file = data.endswith((".npz", *TABLES))
+    file = data.lower().endswith((".npz", *TABLES))
     name = Path(data).stem if file else Path(data.partition("(")[0]).name
     return name if training.limit_samples is None else f"{name}-{training.limit_samples}"
 

@@ -42,6 +42,11 @@ def test_settings_out_of_range(setting, message):
         ("joint", "joint-3"),
         ("relearn(gap=shared, every=4)", "relearn_every=4_gap=shared-3"),
         ("relearn(initial='a/b.pt')", "relearn_initial=a-b.pt-3"),
+        # Modalities of almost one name: each has a folder of its own.
+        ('unimodal(modality="a b")', "unimodal_modality=a~20b-3"),
+        ('unimodal(modality="a  b")', "unimodal_modality=a~20~20b-3"),
+        ('unimodal(modality="a, b")', "unimodal_modality=a~2c~20b-3"),
+        ("unimodal(modality=ab)", "unimodal_modality=ab-3"),
     ],
 )
 def test_folder_of_a_run(method, folder):

@@ -198,11 +198,11 @@ def predictions(
         ValueError: If the data do not fit the run, or files of a table are broken, with a list of
             them and their reasons.
     """
-    if data.endswith(TABLES):
+    if data.lower().endswith(TABLES):
         yield from _of_table(run, Path(data), without, skip_broken)
         return
     path = data_file(data)
-    is_file = path is not None and path.suffix == ".npz"
+    is_file = path is not None and path.suffix.lower() == ".npz"
     found = load_npz(path, labelled=False) if path is not None and is_file else load(data)
     for name in run.modalities.keys() - set(without):
         theirs, ours = found.read.get(name), run.read.get(name)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,6 +130,12 @@ class Cell:
     def folder(self) -> str:
         """Name of the run's folder: METHOD-SEED, without characters that a shell would take."""
         text = parse(self.method).text
+        # What is quoted, such as a modality's name, stays one of its own: 'a b' is not 'ab'.
+        text = re.sub(
+            r'"((?:[^"\\]|\\.)*)"',
+            lambda quoted: re.sub(r"[^\w-]", lambda sign: f"~{ord(sign[0]):x}", quoted[1]),
+            text,
+        )
         for old, new in (("(", "_"), (")", ""), (" ", ""), (",", "_"), ("/", "-")):
             text = text.replace(old, new)
         return f"{text}-{self.seed}"
