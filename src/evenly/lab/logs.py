@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from evenly.files import write_text
+from evenly.lab.claims import file_address
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
 from evenly.suggest import unknown
@@ -60,8 +61,8 @@ class Logs:
     @property
     def mlflow(self) -> str:
         """Where MLflow keeps its runs."""
-        file = self.folder.absolute() / "mlflow.db"
-        return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+        own = file_address(self.folder / "mlflow.db")
+        return os.environ.get("MLFLOW_TRACKING_URI", own.render_as_string())
 
     def prepare(self) -> None:
         """Makes what runs share, which several of them would make at the same time."""
