@@ -17,7 +17,7 @@ from PIL import Image
 
 import trees
 from evenly import METHODS
-from evenly.cli import _parsed, _underscored, main
+from evenly.cli import _underscored, main, parsed, parser
 from evenly.data import DATASETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -247,7 +247,7 @@ def test_what_print_config_prints_gives_the_same_settings(command, recipe, tmp_p
     mine.write_text("\n".join((*recipe, *BESIDE, *OWN[command])))
     printed.write_text(evenly(command, "--config", mine, "--print_config").stdout)
     first, second = (
-        _parsed([command, f"--config={path}"])[command].as_dict() for path in (mine, printed)
+        parsed([command, f"--config={path}"])[command].as_dict() for path in (mine, printed)
     )
     assert first == second
     assert first["lr"] == 1e-5
@@ -263,14 +263,14 @@ def test_what_is_typed_changes_what_files_say(tmp_path):
     (tmp_path / "b.yaml").write_text("epochs: 6\nrecipe: mosi-mult\nlimit-samples: 8\n")
     files = ["--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"]
     for given in ([*files, "--epochs", "7"], ["--epochs", "7", *files]):
-        found = _parsed(["compare", *given, "--encoders.m2", "resnet"]).compare
+        found = parsed(["compare", *given, "--encoders.m2", "resnet"]).compare
         assert (found.epochs, found.lr, found.limit_samples) == (7, 0.5, 8)
         assert found.encoders == {"m1": "mlp", "m2": "resnet"}
         assert found.skip_broken
         assert (found.recipe, found.fusion) == ("mosi-mult", "mult")
-    assert _parsed(["compare", *files]).compare.epochs == 6
+    assert parsed(["compare", *files]).compare.epochs == 6
     given = ["--recipe", "cremad-mbt", *files]
-    assert _parsed(["compare", *given]).compare.recipe == "cremad-mbt"
+    assert parsed(["compare", *given]).compare.recipe == "cremad-mbt"
 
 
 @pytest.mark.parametrize(
@@ -311,9 +311,18 @@ def test_a_file_that_holds_no_settings(content, message, tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
+@pytest.mark.parametrize("command", OWN)
+def test_every_setting_says_what_it_takes(command, tmp_path):
+    known = parser().commands[command].hints.keys() - {"help", "config", "print_config"}
+    for name in known:
+        (tmp_path / "c.yaml").write_text(f"{name}: [[1]]")
+        with pytest.raises(ValueError, match=rf"c\.yaml: {name} takes .*, found \[\[1\]\]\."):
+            parsed([command, "--config", str(tmp_path / "c.yaml")])
+
+
 def test_a_file_of_settings_as_windows_writes_it(tmp_path):
     (tmp_path / "c.yaml").write_bytes("data: café.npz\r\nepochs: 3\r\n".encode("utf-16"))
-    found = _parsed(["compare", "--config", str(tmp_path / "c.yaml")]).compare
+    found = parsed(["compare", "--config", str(tmp_path / "c.yaml")]).compare
     assert (found.data, found.epochs) == ("café.npz", 3)
 
 
@@ -531,6 +540,16 @@ def test_our_own_mistakes_keep_their_traceback(mistake):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
+
+
+def test_a_traceback_shows_no_password():
+    code = (
+        "import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: {}['http://me:s3cr@h/x'];"
+        "sys.argv[1:] = ['methods']; sys.exit(cli.main())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("KeyError: 'http://me:***@h/x%27\n")
 
 
 def test_errors_of_the_system_name_the_path(tmp_path):

@@ -98,8 +98,10 @@ CONTINUED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     command = ""
+    if arguments is None:
+        sys.excepthook = _print_traceback
     try:
-        options = _parsed(_underscored(sys.argv[1:] if arguments is None else arguments))
+        options = parsed(sys.argv[1:] if arguments is None else arguments)
         command = options.command
         COMMANDS[command](options[command])
     except KeyboardInterrupt:
@@ -124,6 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evenly: {hidden(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_traceback(kind: Any, error: BaseException, frames: Any) -> None:
+    """As Python prints it, without passwords: it is what people send around."""
+    print(hidden("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def _has_no_reader() -> bool:
@@ -851,8 +858,9 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _parsed(given: list[str]) -> Namespace:
+def parsed(arguments: Sequence[str]) -> Namespace:
     """The options of a command: those given, and where they say nothing, those of files."""
+    given = _underscored(arguments)
     for text in given:
         if text != text.encode(errors="replace").decode():
             raise ValueError(f"{text!r} is no text in UTF-8. Give what it names another name.")
@@ -947,7 +955,7 @@ def _training(options: Namespace) -> Training:
 
 def _out(options: Namespace, usual: Path = Path()) -> Path:
     """Where a command writes; a shell leaves the `~` of --out=~/runs to the program."""
-    return Path(options.out).expanduser() if options.out else usual
+    return Path(os.path.expanduser(options.out)) if options.out else usual
 
 
 def _jobs(options: Namespace, training: Training) -> int:

@@ -222,6 +222,9 @@ def test_addresses_that_cannot_be(url, kind, message):
             "postgresql://127.0.0.1:1/b?password=s3cret",
             r"1:1/b\?\*\*\* cannot be opened \(.*refused",
         ),
+        ("postgresql://127.0.0.1:1/b?connect_timeout=s3c", r"cannot be opened \(.*'\*\*\*'\)"),
+        ("sqlite:///x.db?timeout=s3cret", r"x\.db\?\*\*\* cannot be opened"),
+        ("sqlite://me:s3cret@host/x.db", r"sqlite://me:\*\*\*@host/x\.db cannot be opened"),
         ("postgresql://127.0.0.1:1/b?pasword=s3cret", "cannot be opened .*invalid .*pasword"),
     ],
 )

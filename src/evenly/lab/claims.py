@@ -41,6 +41,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
+    SQLAlchemyError,
 )
 
 from evenly.hidden import hidden_address, is_torn
@@ -269,6 +270,8 @@ def connect(url: str | URL) -> Engine:
         address, shown = url, unquote(url.database or "").removeprefix("file:")
     try:
         engine = create_engine(address, **engine_settings(address))
+        with engine.connect():
+            pass
     except NoSuchModuleError as error:
         raise ValueError(
             f"there is no kind of database '{address.drivername}'. Write sqlite:///FILE or "
@@ -278,13 +281,17 @@ def connect(url: str | URL) -> Engine:
         module = error.name or address.get_driver_name()
         needed = DRIVERS.get(module, module)
         raise RuntimeError(f"{shown} needs a driver: pip install '{needed}'") from error
-    try:
-        with engine.connect():
-            pass
-    except (DBAPIError, TypeError, ValueError) as error:  # drivers refuse settings as they like
+    except (
+        SQLAlchemyError,
+        TypeError,
+        ValueError,
+    ) as error:  # as drivers like
+        said = _first_line(error)
+        for secret in filter(None, (address.password, *address.query.values())):
+            said = said.replace(str(secret), "***")
         raise RuntimeError(
-            f"the database {shown} cannot be opened ({_first_line(error)}). Check the address, and "
-            "that it can be reached from here."
+            f"the database {shown} cannot be opened ({said}). Check the address, and that it can "
+            "be reached from here."
         ) from error
     return engine
 

@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from evenly.files import write_text
+from evenly.hidden import hidden, hidden_address
 from evenly.lab.claims import file_address
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
@@ -73,8 +74,16 @@ class Logs:
 
         _quieten()
         self.folder.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(self.mlflow)
-        if client.get_experiment_by_name(_experiment()) is None:
+        try:
+            client = MlflowClient(self.mlflow)
+            known = client.get_experiment_by_name(_experiment())
+        except MlflowException as error:
+            said = hidden(str(error).strip().partition("\n")[0])
+            raise RuntimeError(
+                f"--logger mlflow: {hidden_address(self.mlflow)} does not answer ({said}). Check "
+                "MLFLOW_TRACKING_URI."
+            ) from error
+        if known is None:
             with suppress(MlflowException):  # another worker was faster; or the first run says why
                 client.create_experiment(_experiment())
 
