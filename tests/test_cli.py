@@ -354,6 +354,15 @@ class TestTrust:
         fails("add --trust, or --encoders.m1 'exp.yaml(depth=3)'.", command, *name, *received)
         assert not Path("imported").exists()
 
+    @pytest.mark.parametrize("key", ["tuned", "encoders", "noise", "augment", "readers"])
+    def test_no_class_is_imported_in_any_mapping(self, received, key):
+        """jsonargparse imports what stands under this name where a value may be of any type."""
+        asked = "{class_path: exp.yaml, init_args: {}}"
+        for value in (asked, f"{{m1: {asked}}}", f"{{methods: {{joint: {asked}}}}}"):
+            Path("exp.yaml").write_text(f"{key}: {value}")
+            assert in_this_process("compare", *received).returncode == 1
+            assert not Path("imported").exists()
+
     def test_another_encoder_of_the_same_modality(self, received):
         fails("'x' is no data set", "train", *received, "--encoders.m1", "mlp", "--data", "x")
 

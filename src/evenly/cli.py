@@ -7,7 +7,7 @@ import shlex
 import sys
 import textwrap
 import traceback
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -583,10 +583,11 @@ def parser() -> "_Parser":
     )
     one.add_argument(
         "--tuned",
-        type=dict[str, Any] | None,
+        type=_mapping,
         help="learning rate, weight decay and own settings by method: not to be written by hand, "
         "but given with all else as --config FOLDER/best.yaml, the file that 'evenly tune' writes",
     )
+    one.hints["tuned"] = dict[str, Any] | None
     _add_training(one)
     add("compare", one, "the main job: methods over seeds, with a report")
 
@@ -766,6 +767,15 @@ def _parser(description: str) -> _Parser:
         """Keeps the line breaks of a description."""
 
     return _Parser(description=description, formatter_class=Formatter)
+
+
+def _mapping(given: Any) -> Any:
+    """A mapping of any values; where the type says so, jsonargparse imports classes named in it."""
+    try:
+        found = load_yaml(given) if isinstance(given, str) else given
+        return converted("it", found, dict[str, Any] | None)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def _add_jobs(one: ArgumentParser) -> None:
