@@ -1,6 +1,7 @@
 import csv
 import io
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -45,8 +46,8 @@ def run(data, tmp_path_factory):
     return folder
 
 
-def rows(run, *arguments):
-    return list(predictions(load_run(run), *arguments))
+def rows(run, *arguments, trust=False):
+    return list(predictions(load_run(run, trust=trust), *arguments))
 
 
 def test_the_predictions_are_those_of_the_run(run, data):
@@ -221,7 +222,8 @@ def test_what_cannot_be_exported_is_said(data, tmp_path, capsys):
     encoders = {"x": f"{Deciding.__module__}.Deciding"}
     training = Training(str(data), epochs=1, batch_size=10, width=8, encoders=encoders)
     run_cell(Cell(training, "unimodal(modality=x)", 0), tmp_path / "run")
-    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "m.pt2")]) == 1
+    command = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "m.pt2"), "--trust"]
+    assert main(command) == 1
     said = capsys.readouterr().err
     assert "torch.export cannot trace its model, of the encoders Deciding (" in said
     assert not (tmp_path / "m.pt2").exists()
@@ -234,8 +236,59 @@ def test_every_head_and_encoders_of_ones_own(data, tmp_path, method):
     run_cell(Cell(training, method, 0), tmp_path)
     with np.load(tmp_path / "predictions.npz") as file:
         expected = file["probabilities"]
-    found = [r.probabilities for r in rows(tmp_path, str(data))]
+    found = [r.probabilities for r in rows(tmp_path, str(data), trust=True)]
     np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+class TestTrust:
+    """A folder that somebody else may have made; the names are harmless."""
+
+    @pytest.fixture
+    def received(self, run, tmp_path, monkeypatch):
+        """The run with other encoders in its settings, and a module that notes its import."""
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "noting", raising=False)
+        (tmp_path / "noting.py").write_text(
+            "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
+            "def make(*a, **k): Path(__file__).with_name('called').touch()\n"
+        )
+        shutil.copytree(run, tmp_path / "run")
+
+        def ask(encoder):
+            path = tmp_path / "run" / "config.yaml"
+            text = path.read_text().replace("encoders: {}", f"encoders: {{x: '{encoder}'}}")
+            assert encoder in text
+            path.write_text(text)
+            return tmp_path / "run"
+
+        return ask
+
+    @pytest.mark.parametrize("command", ["predict", "export"])
+    def test_nothing_is_imported_unless_it_is_said(self, received, data, capsys, command):
+        folder = received("noting.make(depth=3)")
+        given = {"predict": ["--data", data], "export": ["--out", folder.parent / "m.pt2"]}[command]
+        assert main([command, str(folder), *map(str, given)]) == 1
+        said = capsys.readouterr().err
+        assert f"{folder}/config.yaml asks for 'noting.make' as the encoder of 'x'" in said
+        assert "add --trust (in Python: load_run(folder, trust=True))" in said
+        assert said.count("\n") == 1
+        assert not (folder.parent / "imported").exists()
+
+    def test_what_is_trusted_is_called_only_if_it_is_a_module(self, received, data, capsys):
+        folder = received("noting.make")
+        assert main(["predict", str(folder), "--data", str(data), "--trust"]) == 1
+        assert (
+            "'noting.make' is of the type function, so it is not called" in capsys.readouterr().err
+        )
+        assert (folder.parent / "imported").exists()
+        assert not (folder.parent / "called").exists()
+
+    @pytest.mark.parametrize("where", ["./weights", "somebody/weights"])
+    def test_weights_are_of_the_folder_alone(self, received, where, monkeypatch):
+        monkeypatch.setattr("transformers.AutoModel.from_pretrained", None)
+        folder = received(f"wav2vec(pretrained={where})")
+        with pytest.raises(ValueError, match="starts the encoder of 'x' from weights elsewhere"):
+            load_run(folder)
 
 
 class TestMessages:

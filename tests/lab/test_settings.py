@@ -8,6 +8,7 @@ from evenly.lab.settings import (
     Training,
     check_folder,
     check_same,
+    check_trusted,
     read_settings,
     write_settings,
 )
@@ -104,3 +105,17 @@ def test_what_cannot_be_a_folder(tmp_path):
     for path in (file, file / "below" / "it"):
         with pytest.raises(NotADirectoryError, match=r"cannot be a folder, as .*/file is a file"):
             check_folder(path)
+
+
+def test_a_folder_that_would_be_taken_for_two(tmp_path):
+    check_folder(tmp_path / "a%20b{c}?#&:é")
+    with pytest.raises(ValueError, match=r"a::b/c: '::' in a path joins two file systems"):
+        check_folder(tmp_path / "a::b" / "c")
+
+
+def test_built_in_encoders_need_no_trust():
+    check_trusted({"a": "ast(pretrained=x/y.z)", "b": "mlp"}, "file", "do so")
+    with pytest.raises(
+        ValueError, match=r"^file asks for 'my.Net' as the encoder of 'b'.* do so\.$"
+    ):
+        check_trusted({"a": "mlp", "b": "my.Net(depth=3)"}, "file", "do so")

@@ -14,8 +14,8 @@ from evenly import child
 from evenly.data import Data, Modality, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import TABLES
 from evenly.lab.build import fused, made_encoders
-from evenly.lab.settings import Cell, Training, read_settings
-from evenly.nn import LateFusion
+from evenly.lab.settings import Cell, Training, check_trusted, read_settings
+from evenly.nn import ENCODERS, LateFusion
 from evenly.nn.pretrained import configurations
 from evenly.spec import Spec, parse
 
@@ -261,12 +261,18 @@ def _of_table(
         say([f"{len(broken)} rows were left out as broken:\n{listed(broken)}"])
 
 
-def load_run(folder: Path) -> Trained:
+def load_run(folder: Path, *, trust: bool = False) -> Trained:
     """The model of a run, wherever its folder is now; its data are not needed.
+
+    Args:
+        folder: Of the run.
+        trust: Whether encoders that its settings name by import path are imported, which runs their
+            code. Say so only of a folder whose settings are your own, or that you have looked at.
 
     Raises:
         FileNotFoundError: If the folder holds no run with a best checkpoint.
-        ValueError: If its files are damaged, or an encoder of the user's own cannot be imported.
+        ValueError: If its files are damaged, an encoder by import path is not trusted or cannot be
+            imported, or weights are not in the folder itself.
     """
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
@@ -278,6 +284,13 @@ def load_run(folder: Path) -> Trained:
     if not settings or not path.is_file():
         raise FileNotFoundError(
             f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
+        )
+    encoders = settings.get("encoders")
+    if not trust and isinstance(encoders, dict):
+        check_trusted(
+            {str(name): str(text) for name, text in encoders.items()},
+            folder / "config.yaml",
+            "add --trust (in Python: load_run(folder, trust=True))",
         )
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
@@ -301,19 +314,31 @@ def _loaded(folder: Path, settings: Mapping[str, Any], best: Mapping[str, Any]) 
     dtypes = {name: getattr(torch, dtype) for name, (*_, dtype) in best["modalities"].items()}
     names = Training.__dataclass_fields__
     training = Training(**{name: settings[name] for name in names if name in settings})
-    training = replace(training, encoders=_at_hand(training.encoders, best["configurations"]))
+    training = replace(
+        training, encoders=_at_hand(folder, training.encoders, best["configurations"])
+    )
     cell = Cell(training, settings["method"], settings["seed"])
     model = fused(made_encoders(modalities, cell), len(best["class_names"]), cell)
     model.load_state_dict(best["state_dict"])
     return Trained(folder, model.eval(), modalities, dtypes, best["class_names"], best["read"])
 
 
-def _at_hand(encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
-    """The encoders without the folders and names that their first weights came from."""
+def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
+    """The encoders without the folders and names that their first weights came from.
+
+    These may be anybody's, on another machine or on the hub: a run is loaded from its own folder.
+    """
     found = dict(encoders)
-    for name, configuration in known.items():
-        spec = parse(encoders[name])
-        found[name] = Spec(spec.name, {**spec.settings, "pretrained": configuration}).text
+    for name, text in encoders.items():
+        spec = parse(text)
+        if name in known:
+            found[name] = Spec(spec.name, {**spec.settings, "pretrained": known[name]}).text
+        elif spec.name in ENCODERS and isinstance(spec.settings.get("pretrained") or {}, str):
+            raise ValueError(
+                f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights elsewhere "
+                f"({text[:90]}), of which best.ckpt knows nothing. A run is loaded from its own "
+                "folder alone; train again."
+            )
     return found
 
 

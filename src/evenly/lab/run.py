@@ -88,6 +88,7 @@ def run_cell(
         ValueError: If the folder holds a run with other settings.
         KeyboardInterrupt: If it was stopped.
     """
+    folder = folder.absolute()  # Lightning takes `~` and `file:` at the start of a path for more
     settings = cell.as_dict()
     check_same(folder, read_settings(folder / "config.yaml", "method"), settings)
     if (done := Result.read(folder)) is not None:

@@ -388,7 +388,9 @@ def _tokenizer(name: str) -> Any:
     folder = Path(name).expanduser()
     local = folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)
     try:
-        return AutoTokenizer.from_pretrained(folder if local else name, local_files_only=local)
+        return AutoTokenizer.from_pretrained(
+            folder if local else name, local_files_only=local, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "
