@@ -93,7 +93,8 @@ def _trilinear(a: Tensor, b: Tensor, c: Tensor, *axes: Sequence[int]) -> int:
         shapes.append(list(x.shape))
         for axis in expanded:
             shapes[-1].insert(axis, 1)
-    return 2 * prod(max(sizes) for sizes in zip(*shapes, strict=True))
+    products: int = prod(max(sizes) for sizes in zip(*shapes, strict=True))
+    return 2 * products
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> int:

@@ -109,12 +109,11 @@ class Trained:
             for name, modality in self.modalities.items()
         }
         n = torch.export.Dim("n")
-        shapes: dict[str, Any] = {
-            name: ({0: n, 1: torch.export.Dim(f"steps_{number}")}, {0: n})
-            if isinstance(x, tuple)
-            else {0: n}
-            for number, (name, x) in enumerate(example.items())
-        }
+        shapes: dict[str, Any] = dict.fromkeys(example, {0: n})
+        for number, (name, x) in enumerate(example.items()):
+            if isinstance(x, tuple):
+                steps = torch.export.Dim(f"steps_{number}", max=self._longest(name))
+                shapes[name] = ({0: n, 1: steps}, {0: n})
         try:
             program = torch.export.export(
                 _Logits(self.model), (example,), dynamic_shapes=(shapes,), **_DEFERRED
@@ -127,6 +126,11 @@ class Trained:
                 f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
             ) from error
         torch.export.save(program, path)
+
+    def _longest(self, name: str) -> int | None:
+        """Steps of a sequence or text that an encoder takes at most; None for any."""
+        found: int | None = getattr(self.model.encoders[name], "longest", None)
+        return found
 
     def _check(self, name: str, x: Tensor | Padded) -> None:
         known = self.modalities[name]
