@@ -1,7 +1,7 @@
 """Floating-point operations of a piece of training, by torch's own formulas and a few more."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from math import prod
 from typing import Any
 
@@ -39,14 +39,15 @@ class Flops(TorchDispatchMode):
         """Runs an operation and counts it."""
         kwargs = kwargs or {}
         packet = getattr(func, "overloadpacket", func)
-        own, theirs = FORMULAS.get(str(packet)), flop_registry.get(packet)
-        with _autocast():
-            if own is None and theirs is None and isinstance(func, OpOverload):
-                # In inference mode an operation such as `linear` comes before it is taken apart.
-                with self:
-                    parts = func.decompose(*args, **kwargs)
-                if parts is not NotImplemented:
-                    return parts
+        name = str(packet)
+        own, theirs = FORMULAS.get(name), flop_registry.get(packet)
+        if own is None and theirs is None and isinstance(func, OpOverload):
+            # In inference mode an operation such as `linear` comes before it is taken apart.
+            with self, _autocast():
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        with _autocast() if name in _CALLERS else nullcontext():
             out = func(*args, **kwargs)
         if own is not None:
             self.total += own(*args)
@@ -57,11 +58,7 @@ class Flops(TorchDispatchMode):
 
 @contextmanager
 def _autocast() -> Iterator[None]:
-    """Autocast as it is outside of a dispatch mode, which switches it off for what runs within.
-
-    Without it a kernel that calls others, as that of a transformer layer in evaluation, would give
-    results in another precision while it is counted.
-    """
+    """Autocast as where the operation was called: within a dispatch mode it is off."""
     outside: Any = torch._C
     with outside._RestorePythonTLSSnapshot():
         kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
@@ -135,6 +132,12 @@ def _self_attention(x: Tensor, weights: Sequence[Tensor]) -> int:
     return attended + through * sum(weight.numel() for weight in weights)
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+    """As it comes in inference mode, before a kernel is chosen."""
+    scores = query[..., 0].numel() * key.shape[-2]
+    return 2 * scores * (query.shape[-1] + value.shape[-1])
+
+
 def _attention_layer(x: Tensor, *rest: Any) -> int:
     return _self_attention(x, [rest[at] for at in (4, 6)])
 
@@ -166,7 +169,15 @@ FORMULAS: Mapping[str, Callable[..., int]] = {
     "aten._scaled_dot_product_flash_attention_for_cpu_backward": sdpa_backward_flop,
     "aten._scaled_dot_product_fused_attention_overrideable": sdpa_flop,
     "aten._scaled_dot_product_fused_attention_overrideable_backward": sdpa_backward_flop,
+    "aten.scaled_dot_product_attention": _attention,
     "aten._native_multi_head_attention": _attention_layer,
     "aten._transformer_encoder_layer_fwd": _transformer_layer,
 }
 """By operation, what torch's registry leaves out or counts otherwise."""
+
+_CALLERS = (
+    "aten._trilinear",
+    "aten._native_multi_head_attention",
+    "aten._transformer_encoder_layer_fwd",
+)
+"""Those whose kernels call operations that autocast knows."""
