@@ -6,11 +6,15 @@ import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -58,6 +62,43 @@ def check_written(path: Path, known: Mapping[str, str]) -> None:
 def remedy(path: Path) -> str:
     """What to do about a damaged file of a run."""
     return f"Bring back the file, or remove {path.parent}, and the run's command makes it anew."
+
+
+@contextmanager
+def reading(path: Path, what_to_do: str = "") -> Iterator[None]:
+    """Says which file it is, whatever a damaged one brings about in those who read it.
+
+    Args:
+        path: Of the file.
+        what_to_do: What the user can do; by default what goes for the files of a run.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as many kinds as there are parts that read files
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged ({said[:200]}). {what_to_do or remedy(path)}"
+        ) from error
+
+
+def read_npz(path: Path) -> dict[str, "np.ndarray"]:
+    """The arrays of an .npz file that a run wrote, each by its checksum.
+
+    Unlike `numpy.load`, it leaves nothing open where the file is damaged.
+    """
+    import numpy as np
+
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                found[name.removesuffix(".npy")] = np.lib.format.read_array(
+                    file, allow_pickle=False
+                )
+                file.read(1)  # at the end the checksum is compared
+    return found
 
 
 def write_sealed(path: Path, found: Mapping[str, Any]) -> None:
