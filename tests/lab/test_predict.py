@@ -2,14 +2,17 @@ import csv
 import io
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from evenly.cli import main
 from evenly.data import load, save_npz
 from evenly.lab.predict import load_run, predictions
+from evenly.lab.result import Result
 from evenly.lab.run import run_cell
 from evenly.lab.settings import Cell, Training
 
@@ -176,6 +179,71 @@ def test_every_head_and_encoders_of_ones_own(data, tmp_path, method):
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
+WRONG = (7, -1, 1.5, float("nan"), True, None, "", "word", "a(", [1], [["x"]], {"a": 1}, {"x": 1})
+
+
+def said(call, *arguments):
+    """The sentence that a call ends with; empty if it does not."""
+    try:
+        call(*arguments)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+class TestEditedRuns:
+    @pytest.fixture
+    def copy(self, run, tmp_path):
+        return Path(shutil.copytree(run, tmp_path / "run"))
+
+    def test_every_setting_in_every_type(self, copy):
+        path = copy / "config.yaml"
+        before = yaml.safe_load(path.read_text())
+        refused = set()
+        for name in before:
+            for value in WRONG:
+                path.write_text(yaml.safe_dump({**before, name: value}))
+                if error := said(load_run, copy):
+                    refused.add(name)
+                    assert str(copy) in error
+        assert refused == before.keys() - {"data_sha256"}
+        for name in before.keys() - {"data_sha256"}:
+            path.write_text(yaml.safe_dump({k: v for k, v in before.items() if k != name}))
+            assert str(path) in said(load_run, copy)
+        path.write_text("data: 1\nepochs: 1\nmethod: " + "[" * 5000 + "]" * 5000)
+        assert str(path) in said(load_run, copy)
+
+    def test_every_entry_of_a_checkpoint_in_every_type(self, copy):
+        path = copy / "best.ckpt"
+        before = torch.load(path, weights_only=True)
+        (copy / "result.json").unlink()  # it knows the checksum
+        for name in before.keys() - {"epoch"}:
+            for value in WRONG[1:]:
+                torch.save({**before, name: value}, path)
+                assert str(copy) in said(load_run, copy)
+        for name in before["modalities"]["x"].keys() - {"low", "high", "ragged"}:
+            for value in WRONG[1:]:
+                entry = {**before["modalities"]["x"], name: value}
+                torch.save({**before, "modalities": {**before["modalities"], "x": entry}}, path)
+                assert str(copy) in said(load_run, copy)
+
+    def test_a_checkpoint_is_the_one_that_the_run_wrote(self, copy):
+        path = copy / "best.ckpt"
+        best = torch.load(path, weights_only=True)
+        for value in best["state_dict"].values():
+            value.mul_(2)
+        torch.save(best, path)
+        with pytest.raises(ValueError, match=r"best\.ckpt is damaged: it is not as the run wrote"):
+            load_run(copy)
+
+    @pytest.mark.parametrize("change", ["0.", "}", '"method"', "1"])
+    def test_a_result_is_the_one_that_the_run_wrote(self, copy, change):
+        path = copy / "result.json"
+        path.write_text(path.read_text().replace(change, "2", 1))
+        with pytest.raises(ValueError, match=r"result\.json is damaged \("):
+            Result.read(copy)
+
+
 class TestMessages:
     def test_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="holds no run"):
@@ -184,6 +252,7 @@ class TestMessages:
     def test_a_damaged_checkpoint(self, run, tmp_path):
         shutil.copytree(run, tmp_path / "run")
         (tmp_path / "run" / "best.ckpt").write_bytes(b"half")
+        (tmp_path / "run" / "result.json").unlink()
         with pytest.raises(ValueError, match=r"best\.ckpt is damaged"):
             load_run(tmp_path / "run")
 
@@ -257,5 +326,5 @@ def test_a_comparison_is_not_a_run_and_files_of_two_runs_are_none(run, tmp_path)
     mixed = tmp_path / "out" / "runs" / "joint-0"
     text = (mixed / "config.yaml").read_text().replace("width: 8", "width: 16")
     (mixed / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match="are not of one run"):
+    with pytest.raises(ValueError, match="no model can be made of its config"):
         load_run(mixed)

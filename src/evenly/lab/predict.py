@@ -424,7 +424,10 @@ def load_run(folder: Path) -> Trained:
         raise FileNotFoundError(
             f"{folder}: holds a comparison. Give one of its runs, such as {some}."
         )
-    settings = read_settings(folder / "config.yaml", "method")
+    try:
+        settings = read_settings(folder / "config.yaml", "method")
+    except RecursionError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: is nested too deeply. Train again.") from error
     if not settings or not path.is_file():
         raise FileNotFoundError(
             f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
@@ -440,11 +443,11 @@ def load_run(folder: Path) -> Trained:
     about = _about(path, best)
     try:
         return _loaded(folder, cell, about)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever settings and weights of different runs bring about
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{folder}: its config.yaml and best.ckpt are not of one run ({said[:200]}). Train "
-            "again."
+            f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
+            "they are not of one run, train again."
         ) from error
 
 
