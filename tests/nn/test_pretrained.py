@@ -111,7 +111,7 @@ def test_waveforms_of_unequal_lengths():
 def test_waveforms_too_short_for_a_token():
     encoder = Wav2Vec(modality("sequence", 800, 1), config=WAVE).eval()
     x = Padded(torch.ones(3, 9, 1), torch.tensor([9, 1, 0]))
-    assert encoder.tokens(x).there.tolist() == [[True]] * 3
+    assert encoder.tokens(x).there.sum(1).tolist() == [1, 1, 1]
     filled = torch.nn.functional.pad(torch.ones(1, 9, 1), (0, 0, 0, 16))
     torch.testing.assert_close(encoder(x)[:1], encoder(filled), rtol=1e-4, atol=1e-5)
 

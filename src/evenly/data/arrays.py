@@ -38,7 +38,11 @@ _RESERVED = ("labels", "split", "class_names")
 
 
 def load_npz(
-    path: Path, needed: Collection[SplitName] = ("train", "test"), *, labelled: bool = True
+    path: Path,
+    needed: Collection[SplitName] = ("train", "test"),
+    *,
+    labelled: bool = True,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> Data:
     """Reads a data set from an `.npz` file.
 
@@ -62,12 +66,14 @@ def load_npz(
         needed: The splits that must be in it. Others are left out, but for `val`.
         labelled: Without, nothing is asked of labels and splits, which need not be there: the
             target of samples without labels is -1, and samples without a split are in test.
+        kinds: By modality, as what an array is read where the file says nothing else.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file does not have that form.
     """
     reader = _Reader(path, needed)
+    reader.kinds = kinds or {}
     return reader.data() if labelled else reader.unlabelled()
 
 
@@ -165,6 +171,8 @@ def _fits(info: zipfile.ZipInfo, path: Path) -> bool:
 
 class _Reader:
     """The arrays of one file, and what is wrong with them."""
+
+    kinds: Mapping[str, Kind] = {}  # of those that the file says nothing of
 
     def __init__(
         self, path: Path, needed: Collection[SplitName], arrays: dict[str, Array] | None = None
@@ -525,7 +533,7 @@ class _Reader:
 
     def _kind(self, name: str) -> Kind | None:
         if f"{name}_kind" not in self.arrays:
-            return None
+            return self.kinds.get(name)
         kind = " ".join(str(word) for word in self._text(f"{name}_kind").reshape(-1))
         if kind not in get_args(Kind):
             raise self._error(f"'{name}_kind' is '{kind}'. Use {', '.join(get_args(Kind))}.")

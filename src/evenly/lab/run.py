@@ -44,7 +44,7 @@ from evenly.lab.flops import Flops
 from evenly.lab.inspection import Subject, inspect, write_features
 from evenly.lab.logs import Logs, RunLog
 from evenly.lab.predict import about
-from evenly.lab.result import Result
+from evenly.lab.result import Result, checksums
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
 from evenly.method import Method
 from evenly.methods.relearn import Relearn
@@ -185,6 +185,7 @@ def _trained(log: RunLog, progress: Progress, data: Data | None, tests: bool) ->
         flops=record.flops,
         precision=str(trainer.precision),
         metrics=metrics,
+        files=checksums(folder),
     )
 
 
