@@ -314,8 +314,9 @@ def _of_data(
     """Of arrays, a store or a built-in data set: predictions, and doubts."""
     path = data_file(data)
     if path is not None and path.suffix == ".npz":
-        kinds = {name: known.kind for name, known in run.modalities.items()}
-        found = load_npz(path, labelled=False, kinds=kinds)
+        # What has more axes than a vector is none, though it could be flattened.
+        known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
+        found = load_npz(path, labelled=False, kinds=known)
     else:
         found = load(data)
     alike = run._fit(found, without)
