@@ -53,6 +53,14 @@ def test_metrics_cut_at_a_line_are_not_those_that_a_finished_run_wrote(tmp_path,
         read_comparison(folder)
 
 
+def test_a_finished_run_is_known_by_its_result(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=1)
+    (folder / "runs" / "joint-0" / "config.yaml").unlink()
+    (run,) = read_comparison(folder).runs
+    assert (run.method, run.seed) == ("joint", 0)
+    assert run.points("train_loss")
+
+
 def test_what_a_finished_run_wrote_is_missed(tmp_path, write):
     folder = write(tmp_path, methods=["joint"], seeds=1)
     (folder / "runs" / "joint-0" / "predictions.npz").unlink()
@@ -73,8 +81,8 @@ def said(call, *arguments):
 
 
 def test_settings_of_any_type_are_read_or_refused(tmp_path, write):
-    folder = write(tmp_path, methods=["joint"], seeds=1, epochs=4)
-    for path in (folder / "config.yaml", folder / "runs" / "joint-0" / "config.yaml"):
+    folder = write(tmp_path, methods=["joint"], seeds=2, epochs=4, unfinished=[("joint", 1)])
+    for path in (folder / "config.yaml", folder / "runs" / "joint-1" / "config.yaml"):
         before = path.read_text()
         settings = yaml.safe_load(before)
         for name in settings:

@@ -135,8 +135,8 @@ class Trained:
                 )
             if kind != known:
                 raise ValueError(
-                    f"{data.name}: '{name}' is a {kind}, but {self.folder} was trained on a "
-                    f"{known}. Give it as that."
+                    f"{data.name}: '{name}' is of the kind {kind}, but {self.folder} was trained "
+                    f"on the kind {known}. Give it as that."
                 )
             if ours and kind == "text" and not theirs and not parse(ours).settings["tokenizer"]:
                 raise ValueError(
@@ -314,8 +314,9 @@ def _of_data(
     """Of arrays, a store or a built-in data set: predictions, and doubts."""
     path = data_file(data)
     if path is not None and path.suffix.lower() == ".npz":
-        kinds = {name: known.kind for name, known in run.modalities.items()}
-        found = load_npz(path, labelled=False, kinds=kinds)
+        # What has more axes than a vector is none, though it could be flattened.
+        known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
+        found = load_npz(path, labelled=False, kinds=known)
     else:
         found = load(data)
     alike = run._fit(found, without)
@@ -403,11 +404,10 @@ def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> Non
     known = run.modalities[name]
     if name in run.read or (isinstance(reader, Array) and reader.kind == known.kind):
         return
-    found = spelled(reader).partition("(")[0]
-    what = f"a {reader.kind}" if isinstance(reader, Array) else f"what is read as {found}"
+    found = reader.kind if isinstance(reader, Array) else spelled(reader).partition("(")[0]
     raise ValueError(
-        f"{path}: '{name}' holds {what}, but {run.folder} was trained on arrays, each a "
-        f"{known.kind} of the shape {tuple(known.shape)}. Give such arrays, in an .npz file."
+        f"{path}: '{name}' is read as {found}, but {run.folder} was trained on arrays, of the kind "
+        f"{known.kind} and the shape {tuple(known.shape)}. Give such arrays, in an .npz file."
     )
 
 

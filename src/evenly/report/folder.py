@@ -269,7 +269,8 @@ def read_comparison(directory: Path) -> Comparison:
     """
     config = read_config(directory)
     folders = sorted(folder for folder in (directory / "runs").glob("*") if folder.is_dir())
-    runs = [_read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
+    begun = ("config.yaml", "result.json")
+    runs = [_read_run(folder) for folder in folders if any((folder / f).is_file() for f in begun)]
     written = [*(directory / "runs").glob("*/result.json"), *directory.glob("summary.csv")]
     newest = max(file.stat().st_mtime for file in written or [directory / "config.yaml"])
     return Comparison(
@@ -328,16 +329,18 @@ def value_at(curve: Mapping[int, float], epoch: int) -> float:
 
 
 def _read_run(folder: Path) -> Run:
-    with reading(folder / "config.yaml"):
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        method, seed = converted("method", config["method"], str), config["seed"]
-        converted("seed", seed, int)
     error = folder / "error.txt"
     finished = (folder / "result.json").is_file()
     result = read_sealed(folder / "result.json") if finished else None
+    cell: Any = result
+    if result is None:
+        with reading(folder / "config.yaml"):
+            cell = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            for name, hint in (("method", str), ("seed", int)):
+                converted(name, cell[name], hint)
     return Run(
-        method=method,
-        seed=seed,
+        method=cell["method"],
+        seed=cell["seed"],
         curves=_curves(folder / "metrics.csv", result or {}),
         result=result,
         error=error.read_text(encoding="utf-8", errors="replace").strip()
