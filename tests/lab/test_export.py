@@ -33,7 +33,9 @@ EVERY = {
     "vit of a video": (
         "video", (2, 3, 32, 32), "uint8", False, f"vit(config={{{SMALL},patch_size: 16}})"
     ),
-    "bert": ("text", (6, 40), "int32", True, f"bert(config={{{SMALL},max_position_embeddings: 24}})"),
+    "bert": (
+        "text", (6, 40), "int32", True, f"bert(config={{{SMALL},max_position_embeddings: 24}})"
+    ),
     "wav2vec": ("sequence", (90, 1), "float32", False, f"wav2vec(config={{{SMALL},{WAVE}}})"),
     "wav2vec of lengths": (
         "sequence", (90, 1), "float16", True, f"wav2vec(config={{{SMALL},{WAVE}}})"

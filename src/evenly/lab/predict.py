@@ -532,6 +532,8 @@ def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]
     These may be anybody's, on another machine or on the hub: a run is loaded from its own folder.
     """
     found = dict(encoders)
+    if foreign := sorted(known.keys() - encoders.keys()):
+        raise ValueError(f"best.ckpt configures {', '.join(foreign)}, and config.yaml does not")
     for name, text in encoders.items():
         spec = parse(text)
         if name in known:
