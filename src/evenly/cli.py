@@ -3,6 +3,7 @@
 import io
 import os
 import shlex
+import signal
 import sys
 import textwrap
 import traceback
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 try:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+    from evenly.files import FULL, held
     from evenly.lab.settings import Training, check_counts
+    from evenly.stop import Stopped, stoppable
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.startswith("evenly"):
         raise
@@ -95,13 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     command = ""
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        options = parser().parse_args(_with_recipe(_underscored(given)))
-        command = options.command
-        COMMANDS[command](options[command])
-    except KeyboardInterrupt:
-        print(f"\nevenly: stopped.{CONTINUED.get(command, '')}", file=sys.stderr)
-        return 130
+        with stoppable():
+            given = sys.argv[1:] if arguments is None else arguments
+            options = parser().parse_args(_with_recipe(_underscored(given)))
+            command = options.command
+            COMMANDS[command](options[command])
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # a library's
+        print(f"\nevenly: {stopped}.{CONTINUED.get(command, '')}", file=sys.stderr)
+        return stopped.status
     except BrokenPipeError:
         if not _has_no_reader():
             raise
@@ -113,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"evenly: {_sentence(error)}", file=sys.stderr)
+        print(f"evenly: {_sentence(error, CONTINUED.get(command, ''))}", file=sys.stderr)
         return 1
     except Exception as error:
         if not _is_said_by_us(error):
@@ -132,12 +137,14 @@ def _has_no_reader() -> bool:
     return False
 
 
-def _sentence(error: OSError) -> str:
+def _sentence(error: OSError, continued: str) -> str:
     """What is wrong with a file, in the words of this package or the system's."""
     if error.errno is None:
         return str(error)
     path = error.filename2 or error.filename  # the second is where a file was to be moved to
     place = f" ({path})" if path else ""
+    if error.errno in FULL:
+        return f"{error.strerror}{place}. Make room for what is to be written.{continued}"
     return f"{error.strerror}{place}. Check the path, and that you may read and write there."
 
 
@@ -256,7 +263,8 @@ def train(options: Namespace) -> None:
             bar.update(epoch + 1 - bar.n)
             bar.set_postfix_str(f"val {accuracy:.3f}")
 
-        result = run_cell(cell, folder, tell, data, logs=logs)
+        with held(folder):
+            result = run_cell(cell, folder, tell, data, logs=logs)
     chosen = CALLED[cell.training.selects_on]
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():

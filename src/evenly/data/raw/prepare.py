@@ -44,6 +44,8 @@ from evenly.data.store import (
     open_store,
     write_meta,
 )
+from evenly.files import naming
+from evenly.stop import unstopped
 
 JOURNAL = "journal.jsonl"
 
@@ -68,7 +70,7 @@ def prepare(
     """
     check_names(source.name, source.readers)
     _check_splits(source)
-    with _Journal(source, out) as journal:
+    with naming(out), _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished:
             _check_unchanged(source, journal.done, out)
@@ -135,7 +137,8 @@ def _decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[t
     try:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
-                ahead.append((number, pool.submit(_decode, source.samples[number])))
+                with unstopped():  # a pool forgets a process that it was just starting
+                    ahead.append((number, pool.submit(_decode, source.samples[number])))
             if not ahead:
                 return
             number, future = ahead.popleft()
@@ -159,7 +162,7 @@ def _begin(readers: dict[str, Reader]) -> None:
     import cv2
     from threadpoolctl import threadpool_limits
 
-    child.serve()
+    child.serve(pooled=True)
     cv2.setNumThreads(1)  # there is a process for each core
     threadpool_limits(1)
     _readers.update(readers)
