@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+import evenly
 from evenly.optimizers import divides_size, forget, rebuilt, unwrapped
 from optimisers import SAM, wrappings
+from support import Run, forward, loaders, make, net, same, sgd
 
 
 class Lion(Optimizer):
@@ -227,3 +229,53 @@ def test_forget_reaches_the_optimiser_within():
     sam.step()
     forget(sam, [mine])
     assert set(sam.base_optimizer.state) == {other}
+
+
+OWN = {
+    "finetune": {"pretrain": 2},
+    "g_blending": {"trial_epochs": 2},
+    "umt": {"teacher_epochs": 2},
+    "g2d": {"teacher_epochs": 2},
+}
+
+
+def begun(case, wrap=lambda optimizer: optimizer):
+    """A model and its method before the first epoch, with an optimiser as it is handed out."""
+    model = net(head=evenly.METHODS[case].info.head)
+    method = make(case, model, wrap(sgd(model)), **OWN[case])
+    method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+    return model, method
+
+
+@pytest.mark.parametrize("wrap", ["accelerate", "lightning", "fabric"])
+@pytest.mark.parametrize("case", OWN)
+def test_methods_with_trainings_of_their_own(case, wrap):
+    (plain, ours), (wrapped, theirs) = begun(case), begun(case, wrappings()[wrap])
+    assert same(plain, wrapped)
+    assert str(ours.state_dict()) == str(theirs.state_dict())
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_methods_refuse_before_any_pass_of_the_model(case):
+    model = net(head=evenly.METHODS[case].info.head)
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    sam = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    with pytest.raises(ValueError, match=r"no second SAM .* another optimiser, SGD"):
+        make(case, model, sam, **OWN[case]).before_epoch(
+            0, evenly.Probe(model, forward, *loaders())
+        )
+    assert not passes
+
+
+def test_relearn_clears_the_moments_of_the_optimiser_within():
+    model = net()
+    sam = SAM(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+    method = evenly.Relearn(model.encoders, every=1, times=1, optimizer=sam, moments="cleared")
+    run = Run("joint").seen_by(forward)
+    run.model, run.method, run.optimizer = model, method, sam
+    run.probe = evenly.Probe(model, forward, run.train_loader, run.val_loader)
+    run.train(1)
+    assert set(model.parameters()) == set(sam.base_optimizer.state)
+    method.before_epoch(2, run.probe)
+    assert set(model.head.parameters()) == set(sam.base_optimizer.state)

@@ -4,14 +4,19 @@ import csv
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of disks, quotas and `ulimit -f` that have no room."""
@@ -108,6 +113,87 @@ def sha256(path: Path) -> str:
     """What tells the content of a file from any other."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_written(path: Path, known: Mapping[str, str]) -> None:
+    """Raises if a file of a run is not as the run wrote it.
+
+    Args:
+        path: Of the file.
+        known: By name, what `sha256` gave of the files of its folder.
+    """
+    if path.name not in known:
+        return
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. {remedy(path)}")
+    if sha256(path) != known[path.name]:
+        raise ValueError(f"{path} is damaged: it is not as the run wrote it. {remedy(path)}")
+
+
+def remedy(path: Path) -> str:
+    """What to do about a damaged file of a run."""
+    return f"Bring back the file, or remove {path.parent}, and the run's command makes it anew."
+
+
+@contextmanager
+def reading(path: Path, what_to_do: str = "") -> Iterator[None]:
+    """Says which file it is, whatever a damaged one brings about in those who read it.
+
+    Args:
+        path: Of the file.
+        what_to_do: What the user can do; by default what goes for the files of a run.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as many kinds as there are parts that read files
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged ({said[:200]}). {what_to_do or remedy(path)}"
+        ) from error
+
+
+def read_npz(path: Path) -> dict[str, "np.ndarray"]:
+    """The arrays of an .npz file that a run wrote, each by its checksum.
+
+    Unlike `numpy.load`, it leaves nothing open where the file is damaged.
+    """
+    import numpy as np
+
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                found[name.removesuffix(".npy")] = np.lib.format.read_array(
+                    file, allow_pickle=False
+                )
+                file.read(1)  # at the end the checksum is compared
+    return found
+
+
+def write_sealed(path: Path, found: Mapping[str, Any]) -> None:
+    """Writes what JSON knows with a checksum of it, whole or not at all."""
+    write_text(path, json.dumps({**found, "sha256": _seal(found)}, indent=2) + "\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote.
+
+    Raises:
+        ValueError: If it is not that any more.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.pop("sha256", "") != _seal(found):
+            raise ValueError("it is not as the run wrote it")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). {remedy(path)}") from error
+    return found
+
+
+def _seal(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

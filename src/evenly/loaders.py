@@ -286,8 +286,11 @@ def _told(sampler: Any) -> Draw | None:
     inner = getattr(sampler.dataset, "_sampler", None)
     if isinstance(inner, Sampler):
         return _draw(inner)
-    if not isinstance(sampler, Resampler) and sampler.num_replicas != distributed.world_size():
-        return None  # a share by ranks that this process group does not have
+    # One of a single rank gives all rows, which accelerate shares by batches; another number of
+    # ranks is a share that this process group does not have.
+    shares = (1, distributed.world_size())
+    if not isinstance(sampler, Resampler) and sampler.num_replicas not in shares:
+        return None
     rows = torch.arange(len(cast(Sized, sampler.dataset)))
     return Draw(rows, len(rows))
 

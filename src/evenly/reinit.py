@@ -148,10 +148,10 @@ def check_kinds(module: nn.Module, initial: Mapping[str, Tensor], what: str = "m
 
 def _unfit(parameter: Tensor, start: Tensor | None) -> str | None:
     """Why a parameter cannot be pulled, if so."""
-    if parameter.is_meta:
+    if parameter.is_meta and parameter.requires_grad:
         return (
-            "is on the device 'meta': its values are kept elsewhere (offloaded), where nothing "
-            "can be done to them. Keep the encoder in memory."
+            "is trained on the device 'meta': its values are kept elsewhere (offloaded), where "
+            "nothing can be done to them. Keep the encoder in memory."
         )
     if getattr(parameter, "ds_shape", parameter.shape) != parameter.shape:
         return (
@@ -178,7 +178,8 @@ def _unfit(parameter: Tensor, start: Tensor | None) -> str | None:
 def _is_plain(parameter: Tensor) -> bool:
     """Whether the values lie in memory as they are, as those of a quantised tensor do not."""
     data = distributed.local(parameter.data)
-    return data.layout == torch.strided and not is_traceable_wrapper_subclass(data)
+    is_wrapped = data.is_meta or is_traceable_wrapper_subclass(data)
+    return data.layout == torch.strided and not is_wrapped
 
 
 def is_fixed(parameter: Tensor) -> bool:
@@ -238,6 +239,8 @@ def _lerp_(parameter: Tensor, start: Tensor, weight: float) -> None:
     part = distributed.local(parameter)
     start = distributed.shard_like(start, parameter).to(part.device)
     wide = _wide(part.dtype)
+    if not parameter.requires_grad and torch.equal(part.to(wide), start.to(part.dtype).to(wide)):
+        return  # it may be a view that cannot be written to
     if weight == 1:
         part.copy_(start)
     elif part.dtype == wide and bool(start.isfinite().all()):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from evenly.lab.projection import coordinates, project
+from evenly.lab.result import Result, checksums
 from evenly.report import write_projection_picture, write_report
 from evenly.report.folder import read_comparison
 
@@ -34,7 +35,7 @@ def write_run(folder, features, target, present=None, finished=True):
     np.savez(folder / "predictions.npz", probabilities=probabilities, target=target,
              index=np.arange(len(target)))  # fmt: skip
     if finished:
-        (folder / "result.json").write_text("{}")
+        Result("joint", 0, 0, 1, 1, 1.0, 1.0, 1, "32", {}).write(folder)
 
 
 @pytest.fixture
@@ -151,3 +152,33 @@ def test_umap_stands_beside_tsne(comparison):
     assert picture.is_file()
     with pytest.raises(ValueError, match="holds no t-SNE of any method"):
         write_projection_picture(comparison, comparison / "p.svg")
+
+
+def test_damaged_features_are_said_and_damaged_places_made_anew(comparison, capsys):
+    project(comparison)
+    folder = comparison / "runs" / "joint-0"
+    before = (folder / "projection.npz").read_bytes()
+    for damaged in (before[: len(before) // 2], b"", b"PK\x03\x04"):
+        (folder / "projection.npz").write_bytes(damaged)
+        project(comparison)
+        assert f"note: {folder / 'projection.npz'} is damaged (" in capsys.readouterr().err
+        assert read_comparison(comparison).projection("joint", "tsne") is not None
+    features = (folder / "features.npz").read_bytes()
+    (folder / "features.npz").write_bytes(features[: len(features) // 2])
+    with pytest.raises(ValueError, match=r"features\.npz is damaged \(File is not a zip file\)"):
+        project(comparison)
+
+
+def test_features_are_those_that_the_run_wrote(comparison):
+    folder = comparison / "runs" / "joint-0"
+    files = checksums(folder)
+    Result("joint", 0, 0, 1, 1, 1.0, 1.0, 1, "32", {}, files).write(folder)
+    project(comparison)
+    with np.load(folder / "features.npz") as file:
+        other = {**file, "target": np.roll(file["target"], 1)}
+    np.savez(folder / "features.npz", **other)
+    with pytest.raises(ValueError, match=r"features\.npz is damaged: it is not as the run wrote"):
+        project(comparison)
+    (folder / "features.npz").unlink()
+    with pytest.raises(ValueError, match=r"features\.npz is missing"):
+        project(comparison)

@@ -1,7 +1,6 @@
 """Writes the folder of a comparison as the lab does, with plausible numbers."""
 
 import csv
-import json
 import math
 import re
 from pathlib import Path
@@ -9,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
+from evenly.files import sha256, write_sealed
 
 
 def _spread(values):
@@ -104,13 +105,14 @@ def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quali
               "steps": epochs * 20, "seconds": float(rng.uniform(20, 40)),
               "peak_memory_mb": float(rng.uniform(300, 500)), "precision": "bf16-mixed",
               "metrics": {"val": {**test}, "test": test}}  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result))
     classes = max(2, len(class_names))
     probabilities = rng.dirichlet(np.ones(classes), 30).astype(np.float32)
     np.savez(folder / "predictions.npz", probabilities=probabilities,
              target=rng.integers(0, classes, 30), index=np.arange(30))  # fmt: skip
     if seed == 0 and modalities and class_names:
         _write_projection(folder, modalities, len(class_names), samples)
+    files = {name: sha256(folder / name) for name in ("metrics.csv", "predictions.npz")}
+    write_sealed(folder / "result.json", {**result, "files": files})
     return result
 
 

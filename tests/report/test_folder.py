@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
+import yaml
 
+from evenly.report import write_report
 from evenly.report.folder import read_comparison, value_at
 
 
@@ -25,10 +28,88 @@ def test_a_relearning_is_placed_before_the_epoch_of_its_row(tmp_path):
     assert found.moments("a") == {2: {"u": 0.4, "v": 0.1}}
 
 
-def test_a_row_cut_short_is_read_as_far_as_it_goes(tmp_path):
-    found = _by_hand(tmp_path, "epoch,train_loss,val_accuracy\n0,1.5,0.5\n1,1.2")
-    assert found.runs[0].points("train_loss") == {1: 1.5, 2: 1.2}
-    assert found.runs[0].points("val_accuracy") == {1: 0.5}
+@pytest.mark.parametrize(
+    ("metrics", "fault"),
+    [
+        ("epoch,train_loss,val_accuracy\n0,1.5,0.5\n1,1.2", "line 3 has other cells"),
+        ("epoch,train_loss\n0,1.5\n1,1.2", "its last line is cut off"),
+        ("epoch,train_loss\n0,1.5,0.5\n", "line 2 has other cells"),
+        ("epoch,train_loss\n0,1.5\n2,1.2\n", "its epochs do not follow"),
+        ("train_loss\n1.5\n", "'epoch'"),
+        ("epoch,train_loss\n0,much\n", "could not convert"),
+        ('epoch,train_loss\n0,"1', "unexpected end of data"),
+    ],
+)
+def test_metrics_that_are_damaged_are_not_drawn(tmp_path, metrics, fault):
+    with pytest.raises(ValueError, match=rf"metrics\.csv is damaged \(.*{fault}"):
+        _by_hand(tmp_path, metrics)
+
+
+def test_metrics_cut_at_a_line_are_not_those_that_a_finished_run_wrote(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=1, epochs=12)
+    path = folder / "runs" / "joint-0" / "metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged: it is not as the run wrote it"):
+        read_comparison(folder)
+
+
+def test_a_finished_run_is_known_by_its_result(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=1)
+    (folder / "runs" / "joint-0" / "config.yaml").unlink()
+    (run,) = read_comparison(folder).runs
+    assert (run.method, run.seed) == ("joint", 0)
+    assert run.points("train_loss")
+
+
+def test_what_a_finished_run_wrote_is_missed(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=1)
+    (folder / "runs" / "joint-0" / "predictions.npz").unlink()
+    with pytest.raises(ValueError, match=r"predictions\.npz is missing\. Bring back the file"):
+        read_comparison(folder)
+
+
+WRONG = (7, -1, 1.5, True, None, "", "word", [1], [["x"]], {"a": 1})
+
+
+def said(call, *arguments):
+    """The sentence that a call ends with; empty if it does not."""
+    try:
+        call(*arguments)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+def test_settings_of_any_type_are_read_or_refused(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=2, epochs=4, unfinished=[("joint", 1)])
+    for path in (folder / "config.yaml", folder / "runs" / "joint-1" / "config.yaml"):
+        before = path.read_text()
+        settings = yaml.safe_load(before)
+        for name in settings:
+            for value in WRONG:
+                path.write_text(yaml.safe_dump({**settings, name: value}))
+                error = said(read_comparison, folder)
+                assert not error or str(path) in error
+        path.write_text(before.replace("seed", "s: " + "[" * 3000, 1))
+        assert f"{path} is damaged" in said(read_comparison, folder)
+        path.write_text(before)
+    kept = dict.fromkeys(("lr", "batch_size", "epochs", "own"), settings)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load((folder / "config.yaml").read_text()) | kept)
+    )
+    assert write_report(folder).is_file()  # what is only shown may be anything
+
+
+def test_a_projection_that_does_not_add_up_is_said(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=1)
+    path = folder / "runs" / "joint-0" / "projection.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in ("target", "predicted", "tsne_1", "row"):
+        for wrong in ({}, {name: arrays[name][:-1]}, {name: np.array("x")}):
+            np.savez(path, **{k: x for k, x in arrays.items() if k != name}, **wrong)
+            with pytest.raises(ValueError, match=r"projection\.npz is damaged \(.*Remove it"):
+                read_comparison(folder)
 
 
 def test_the_mean_is_taken_where_every_finished_seed_has_a_value(tmp_path, write):
@@ -78,7 +159,7 @@ def test_between_measurements_a_curve_is_straight():
     assert value_at({2: 1.0, 6: 3.0}, 3) == pytest.approx(1.5)
 
 
-@pytest.mark.parametrize("text", [None, "", "- a", "{"])
+@pytest.mark.parametrize("text", [None, "", "- a"])
 def test_a_folder_without_a_comparison_is_named(tmp_path, text):
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)

@@ -16,6 +16,8 @@ from evenly.suggest import unknown
 Kind = Literal["vector", "sequence", "image", "video", "text"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+LONGEST_NAME = 80
+"""Bytes of a modality's name; a file's may have three times as many."""
 
 
 class Padded(NamedTuple):
@@ -350,6 +352,19 @@ def check_names(where: object, names: Iterable[str]) -> None:
                 f"{where}: a modality cannot be called {name!r}, as tables could not show it. "
                 "Rename it, without line breaks and tabs."
             )
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"{where}: a modality cannot be called '{name[:30]}...', which is too long for a "
+                f"file's name. Give it a name of {LONGEST_NAME} bytes at most."
+            )
+
+
+def lacking(name: str, missing: int, samples: int) -> str:
+    """What a user should know of a modality that some samples do not have."""
+    return (
+        f"{missing} of {samples} samples lack '{name}': their features of it are zeros, and its "
+        "encoder does not see them."
+    )
 
 
 def check_classes(

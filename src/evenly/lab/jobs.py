@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from evenly import child
 from evenly.files import FULL, write_text
+from evenly.hidden import hidden, hidden_argument
 from evenly.lab.logs import Logs
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
@@ -170,6 +171,7 @@ def _start(context: child.Context, job: Job) -> _Worker:
 def _work(job: Job, messages: Connection) -> None:
     """The body of a run's process."""
     child.serve()
+    sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
     from evenly.lab.run import TakenOver, run_cell
 
     def tell(news: tuple[int, float] | str | Exception) -> None:
@@ -183,10 +185,10 @@ def _work(job: Job, messages: Connection) -> None:
     try:
         run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs)
     except Exception as error:
-        tell(error if _is_full(error) else f"{type(error).__name__}: {error}")
+        tell(error if _is_full(error) else hidden(f"{type(error).__name__}: {error}"))
         if not isinstance(error, TakenOver):
             with suppress(OSError):  # the disk may be full, which is what was told
-                write_text(failure, traceback.format_exc())
+                write_text(failure, hidden(traceback.format_exc()))
     else:
         failure.unlink(missing_ok=True)
 

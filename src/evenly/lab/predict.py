@@ -1,23 +1,29 @@
 """A trained run, loaded anywhere: its predictions on new data, and its export."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import child
-from evenly.data import Data, Modality, Padded, SplitName, data_file, load, load_npz
+from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import TABLES
-from evenly.lab.build import fused, made_encoders
-from evenly.lab.settings import Cell, Training, read_settings
-from evenly.nn import LateFusion
+from evenly.lab.build import check_names, fused, made_encoders
+from evenly.lab.intake import Intake, Stored, stored
+from evenly.lab.result import Result
+from evenly.lab.settings import Cell, Training, check_trusted, read_settings
+from evenly.nn import ENCODERS, LateFusion
 from evenly.nn.pretrained import configurations
-from evenly.spec import Spec, parse
+from evenly.spec import Spec, converted, parse
+
+if TYPE_CHECKING:
+    from evenly.data.raw import Reader
 
 BATCH = 64
 # What torch cannot prove of free sizes, a program checks when it runs; older ones have no choice.
@@ -35,44 +41,67 @@ class Trained:
     Attributes:
         folder: Of the run.
         model: In evaluation mode, on the CPU.
-        modalities: By name: what it takes.
-        dtypes: By modality, the type in which the run's data were stored.
+        modalities: That it takes, by name: how the run's data held them.
         class_names: By class number.
         read: By modality, how its files were read, where the data came from files.
+        noise: By modality, the noise that the run's data were given, in standard deviations.
     """
 
     folder: Path
     model: LateFusion
-    modalities: Mapping[str, Modality]
-    dtypes: Mapping[str, torch.dtype]
+    modalities: Mapping[str, Stored]
     class_names: Sequence[str]
     read: Mapping[str, str]
+    noise: Mapping[str, float]
 
     @torch.no_grad()
     def probabilities(
-        self, inputs: Mapping[str, Tensor | Padded], present: Mapping[str, Tensor] | None = None
+        self,
+        inputs: Mapping[str, Tensor | Padded],
+        present: Mapping[str, Tensor] | None = None,
+        alike: Collection[str] = (),
     ) -> Float[Tensor, "n c"]:
         """The probability of each class.
 
         Args:
             inputs: By modality, as stored; those that are left out are missing in all samples.
             present: By modality, which samples have it; the others' inputs count for nothing.
+            alike: Modalities that were read from files as the run's were.
 
         Raises:
-            ValueError: If an input has another shape than the run was trained on, or none of the
+            ValueError: If an input is not like those that the run was trained on, or none of the
                 run's modalities is there.
         """
-        used = {name: x for name, x in inputs.items() if name in self.modalities}
-        if not used:
+        names = [name for name in inputs if name in self.modalities]
+        if not names:
             raise ValueError(
                 f"{self.folder} was trained on {', '.join(self.modalities)}; the data have "
                 f"{', '.join(inputs) or 'none'}. Give at least one of its modalities."
             )
-        for name, x in used.items():
-            self._check(name, x)
-        here = {name: mask for name, mask in (present or {}).items() if name in used}
-        logits: Tensor = self.model(used, here).logits
+        here = {name: mask for name, mask in (present or {}).items() if name in names}
+        used = {name: self.intake(name, alike)(inputs[name], here.get(name)) for name in names}
+        try:
+            logits: Tensor = self.model(used, here).logits
+        except Exception as error:
+            kinds = {type(encoder) for encoder in self.model.encoders.values()}
+            own = [kind.__name__ for kind in kinds if not kind.__module__.startswith("evenly.")]
+            if not own:
+                raise
+            raise ValueError(
+                f"{self.folder}: its model, with the encoders {', '.join(sorted(own))} of your "
+                f"own, cannot take these data ({type(error).__name__}: {error})."
+            ) from error
         return logits.softmax(1)
+
+    def intake(self, name: str, alike: Collection[str] = ()) -> Intake:
+        """What takes a modality of new data in.
+
+        Args:
+            name: Of the modality.
+            alike: Modalities that are read from files as the run's were.
+        """
+        longest = self._longest(name)
+        return Intake(self.folder, name, self.modalities[name], longest, name in alike)
 
     def predict(
         self, data: Data, split: SplitName, without: Collection[str] = ()
@@ -84,41 +113,71 @@ class Trained:
             split: Which part of them.
             without: Modalities that are left out.
         """
-        part, found = data.split(split), []
-        for start in range(0, len(part), BATCH):
-            batch = part.__getitems__(range(start, min(start + BATCH, len(part))))
-            inputs = {name: x for name, x in batch["inputs"].items() if name not in without}
-            found.append(self.probabilities(inputs, batch["present"]))
+        alike = self._fit(data, without)
+        found = [self.probabilities(*batch, alike) for batch in _batches(data, split, without)]
         return torch.cat(found)
+
+    def _fit(self, data: Data, without: Collection[str]) -> list[str]:
+        """The modalities of data that are read as the run's were.
+
+        Raises:
+            ValueError: If one was read otherwise, or is of another kind.
+        """
+        alike = []
+        for name in self.modalities.keys() & data.modalities.keys() - set(without):
+            theirs, ours = data.read.get(name), self.read.get(name)
+            kind, known = data.modalities[name].kind, self.modalities[name].kind
+            if theirs and ours and theirs != ours:
+                raise ValueError(
+                    f"{data.name}: '{name}' was read as {theirs[:90]}, but {self.folder} was "
+                    f"trained on {ours[:90]}. Give the table of the files itself, which is read as "
+                    "the run's were."
+                )
+            if kind != known:
+                raise ValueError(
+                    f"{data.name}: '{name}' is of the kind {kind}, but {self.folder} was trained "
+                    f"on the kind {known}. Give it as that."
+                )
+            if ours and kind == "text" and not theirs and not parse(ours).settings["tokenizer"]:
+                raise ValueError(
+                    f"{data.name}: '{name}' holds numbers of tokens, but {self.folder} was trained "
+                    "on texts, whose words it numbers itself. Give a table of the texts."
+                )
+            if theirs and ours and parse(ours).name != "array":
+                alike.append(name)
+        return alike
 
     def export(self, path: Path) -> None:
         """Writes the model as a `torch.export` program, which needs this package no more.
 
-        It takes a mapping of inputs by modality, all of them, in the type in which they are stored
-        (`dtypes`), and returns logits. The number of samples is free, and the number of steps of
-        sequences and texts (which are padded, and come with their lengths: `(values, length)`).
+        It takes a mapping of inputs by modality, all of them, in the form and type in which the
+        run's data held them (`modalities`), and returns logits. The number of samples is free.
+        What is of unequal lengths is padded, and comes with its lengths: `(values, length)`; of
+        it, and of other sequences where their encoder allows, the number of steps is free, too, up
+        to as many as the encoder takes.
 
         Raises:
             ValueError: If there can be no such file.
-            RuntimeError: If an encoder decides by values, as wav2vec does, which no program can.
+            RuntimeError: If an encoder of the user's own decides by values, which no program can.
         """
         if path.is_dir() or not path.parent.is_dir():
             raise ValueError(f"{path}: no file can be written there. Give the name of a new one.")
-        example = {
-            name: _example(modality, self.dtypes[name])
-            for name, modality in self.modalities.items()
-        }
+        example = {name: _example(known) for name, known in self.modalities.items()}
         n = torch.export.Dim("n")
-        shapes: dict[str, Any] = {
-            name: ({0: n, 1: torch.export.Dim(f"steps_{number}")}, {0: n})
-            if isinstance(x, tuple)
-            else {0: n}
-            for number, (name, x) in enumerate(example.items())
-        }
+        shapes: dict[str, Any] = {name: {0: n} for name in example}
+        for number, (name, known) in enumerate(self.modalities.items()):
+            if known.ragged:
+                steps = torch.export.Dim(f"steps_{number}", max=self._longest(name))
+                shapes[name] = ({0: n, 1: steps}, {0: n})
+            elif known.kind == "sequence":
+                shapes[name] = {0: n, 1: torch.export.Dim.AUTO}
         try:
-            program = torch.export.export(
-                _Logits(self.model), (example,), dynamic_shapes=(shapes,), **_DEFERRED
-            )
+            with warnings.catch_warnings():
+                # Recurrent layers and MMTM note tensors that the program has no need of.
+                warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during exp")
+                program = torch.export.export(
+                    _Logits(self.model), (example,), dynamic_shapes=(shapes,), **_DEFERRED
+                )
         except Exception as error:
             kinds = ", ".join(type(encoder).__name__ for encoder in self.model.encoders.values())
             said = str(error).strip().partition("\n")[0]
@@ -126,19 +185,39 @@ class Trained:
                 f"{self.folder}: torch.export cannot trace its model, of the encoders {kinds} "
                 f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
             ) from error
+        _drop_guesses(program.graph_module)
         torch.export.save(program, path)
 
-    def _check(self, name: str, x: Tensor | Padded) -> None:
-        known = self.modalities[name]
-        found = tuple((x.values if isinstance(x, Padded) else x).shape[1:])
-        same = found == known.shape
-        if known.kind in ("sequence", "text"):  # any length, and unknown tokens
-            same = len(found) == 1 if known.kind == "text" else found[1:] == known.shape[1:]
-        if not same:
-            raise ValueError(
-                f"'{name}' has the shape {found}, but {self.folder} was trained on {known.shape}. "
-                "Prepare the data as those it was trained on."
-            )
+    def _longest(self, name: str) -> int | None:
+        """Steps of a sequence or text that an encoder takes at most; None for any."""
+        found: int | None = getattr(self.model.encoders[name], "longest", None)
+        return found
+
+
+def _drop_guesses(program: torch.fx.GraphModule) -> None:
+    """Removes what torch asserts of layouts of memory, which hold for two samples or more.
+
+    It compares products of sizes while it traces, and writes down that they differed; nothing that
+    is computed rests on that.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and (
+            "expression Ne(" in str(node.args[1])
+        ):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.recompile()
+
+
+def _batches(
+    data: Data, split: SplitName, without: Collection[str]
+) -> Iterator[tuple[dict[str, Tensor | Padded], dict[str, Tensor]]]:
+    """Inputs by modality, and which samples have them, of a split in its order."""
+    part = data.split(split)
+    for start in range(0, len(part), BATCH):
+        batch = part.__getitems__(range(start, min(start + BATCH, len(part))))
+        inputs = {name: x for name, x in batch["inputs"].items() if name not in without}
+        yield inputs, batch["present"]
 
 
 class _Logits(nn.Module):
@@ -154,11 +233,10 @@ class _Logits(nn.Module):
         return logits
 
 
-def _example(modality: Modality, dtype: torch.dtype) -> Tensor | tuple[Tensor, Tensor]:
-    longest = torch.full((2,), modality.shape[0])
-    shape = modality.shape[:1] if modality.kind == "text" else modality.shape
-    values = torch.zeros(2, *shape, dtype=dtype)
-    return (values, longest) if modality.kind in ("sequence", "text") else values
+def _example(known: Stored) -> Tensor | tuple[Tensor, Tensor]:
+    shape = known.shape[:1] if known.kind == "text" else known.shape
+    values = torch.zeros(2, *shape, dtype=known.type)
+    return (values, torch.full((2,), shape[0])) if known.ragged else values
 
 
 @dataclass(frozen=True)
@@ -198,36 +276,88 @@ def predictions(
         ValueError: If the data do not fit the run, or files of a table are broken, with a list of
             them and their reasons.
     """
-    if data.endswith(TABLES):
-        yield from _of_table(run, Path(data), without, skip_broken)
-        return
+    from evenly.lab.prepare import say  # which needs run.py, which needs this
+
+    if data.lower().endswith(TABLES):
+        found = _of_table(run, Path(data), without, skip_broken)
+    else:
+        found = _of_data(run, data, split, without)
+    noisy = [name for name in run.noise if name in run.modalities and name not in without]
+    say(
+        f"'{name}' of {run.folder} was trained with noise of {run.noise[name]:g} standard "
+        "deviations (--noise), of which these data get none."
+        for name in noisy
+    )
+    said: set[str] = set()
+    for prediction, doubts in found:
+        label = prediction.label
+        if label and label not in run.class_names and not said & {"label"}:
+            say([_strange(run, label)])
+            said.add("label")
+        say(sorted(doubts - said))
+        said |= doubts
+        yield prediction
+
+
+def _strange(run: Trained, label: str) -> str:
+    """What a user should hear of a label that the run has never seen."""
+    known = ", ".join(run.class_names[:8]) + (" ..." if len(run.class_names) > 8 else "")
+    return (
+        f"some labels, such as '{label}', are none of the classes that {run.folder} was trained "
+        f"on, {known}. They are written down as they are."
+    )
+
+
+def _of_data(
+    run: Trained, data: str, split: SplitName, without: Collection[str]
+) -> Iterator[tuple[Prediction, set[str]]]:
+    """Of arrays, a store or a built-in data set: predictions, and doubts."""
     path = data_file(data)
-    is_file = path is not None and path.suffix == ".npz"
-    found = load_npz(path, labelled=False) if path is not None and is_file else load(data)
-    for name in run.modalities.keys() - set(without):
-        theirs, ours = found.read.get(name), run.read.get(name)
-        if theirs and ours and theirs != ours:
-            raise ValueError(
-                f"{data}: '{name}' was read as {theirs[:90]}, but {run.folder} was trained on "
-                f"{ours[:90]}. Give the table of the files itself, which is read as the run's were."
-            )
+    if path is not None and path.suffix.lower() == ".npz":
+        # What has more axes than a vector is none, though it could be flattened.
+        known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
+        found = load_npz(path, labelled=False, kinds=known)
+    else:
+        found = load(data)
+    alike = run._fit(found, without)
     part = found.split(split)
     if not len(part):
         raise ValueError(f"{data}: its {split} split holds no sample. Choose another with --split.")
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
-    of_each = run.predict(found, split, without).tolist()
-    for name, number, probabilities in zip(names, part.target.tolist(), of_each, strict=True):
-        label = found.class_names[number] if number >= 0 else ""
-        yield Prediction(str(name), label, probabilities)
+    samples = zip(names, part.target.tolist(), strict=True)
+    for inputs, present in _batches(found, split, without):
+        of_each = run.probabilities(inputs, present, alike).tolist()
+        doubts = _doubts(run, inputs, present, alike)
+        for probabilities, (name, number) in zip(of_each, samples, strict=False):
+            label = found.class_names[number] if number >= 0 else ""
+            yield Prediction(str(name), label, probabilities), doubts
+
+
+def _doubts(
+    run: Trained,
+    inputs: Mapping[str, Tensor | Padded],
+    present: Mapping[str, Tensor],
+    alike: Collection[str],
+) -> set[str]:
+    """What a user should hear of a batch."""
+    found = {
+        run.intake(name, alike).doubt(x, present.get(name))
+        for name, x in inputs.items()
+        if name in run.modalities
+    }
+    return found - {""}
 
 
 def _of_table(
     run: Trained, path: Path, without: Collection[str], skip_broken: bool
-) -> Iterator[Prediction]:
+) -> Iterator[tuple[Prediction, set[str]]]:
+    """Of a table: predictions, and doubts."""
     from evenly.data.raw import READERS, batches, columns_of, listed, table
+    from evenly.data.raw.readers import Array
     from evenly.lab.prepare import say
 
-    names = [name for name in run.modalities if name in columns_of(path)]
+    columns = [name for name in run.modalities if name in columns_of(path)]
+    names = [name for name in columns if name not in without]
     if not names:
         raise ValueError(
             f"{path}: has none of the columns {', '.join(run.modalities)}, which {run.folder} was "
@@ -242,16 +372,19 @@ def _of_table(
                 "prepare', and give it as --data."
             )
     source = table(path, names, readers, labelled=False)
+    for name, found in source.readers.items():
+        _check_numbers(run, path, name, found)
+    alike = [name for name, found in source.readers.items() if not isinstance(found, Array)]
     broken: list[tuple[str, str]] = []
     shapes = {name: run.modalities[name].shape for name in names}
     for samples, inputs, present in batches(source, BATCH, child.cores(), broken, shapes):
         if broken and not skip_broken:
             continue  # only to find what else is broken
-        used = {name: x for name, x in inputs.items() if name not in without}
-        of_each = run.probabilities(used, present).tolist()
+        of_each = run.probabilities(inputs, present, alike).tolist()
+        doubts = _doubts(run, inputs, present, alike)
         for sample, probabilities in zip(samples, of_each, strict=True):
             label = source.classes[sample.label] if sample.label >= 0 else ""
-            yield Prediction(sample.name, label, probabilities)
+            yield Prediction(sample.name, label, probabilities), doubts
     if broken and not skip_broken:
         raise ValueError(
             f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"
@@ -261,12 +394,35 @@ def _of_table(
         say([f"{len(broken)} rows were left out as broken:\n{listed(broken)}"])
 
 
-def load_run(folder: Path) -> Trained:
+def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> None:
+    """Raises if a column is no numbers of the run's kind, and the run does not say how to read it.
+
+    What a run has learnt from arrays came from nobody knows which files.
+    """
+    from evenly.data.raw.readers import Array, spelled
+
+    known = run.modalities[name]
+    if name in run.read or (isinstance(reader, Array) and reader.kind == known.kind):
+        return
+    found = reader.kind if isinstance(reader, Array) else spelled(reader).partition("(")[0]
+    raise ValueError(
+        f"{path}: '{name}' is read as {found}, but {run.folder} was trained on arrays, of the kind "
+        f"{known.kind} and the shape {tuple(known.shape)}. Give such arrays, in an .npz file."
+    )
+
+
+def load_run(folder: Path, *, trust: bool = False) -> Trained:
     """The model of a run, wherever its folder is now; its data are not needed.
+
+    Args:
+        folder: Of the run.
+        trust: Whether encoders that its settings name by import path are imported, which runs their
+            code. Say so only of a folder whose settings are your own, or that you have looked at.
 
     Raises:
         FileNotFoundError: If the folder holds no run with a best checkpoint.
-        ValueError: If its files are damaged, or an encoder of the user's own cannot be imported.
+        ValueError: If its files are damaged, an encoder by import path is not trusted or cannot be
+            imported, or weights are not in the folder itself.
     """
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
@@ -274,63 +430,128 @@ def load_run(folder: Path) -> Trained:
         raise FileNotFoundError(
             f"{folder}: holds a comparison. Give one of its runs, such as {some}."
         )
-    settings = read_settings(folder / "config.yaml", "method")
+    try:
+        settings = read_settings(folder / "config.yaml", "method")
+    except RecursionError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: is nested too deeply. Train again.") from error
     if not settings or not path.is_file():
         raise FileNotFoundError(
             f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
+        )
+    result = Result.read(folder)
+    if result is not None:
+        result.check(path)
+    encoders = settings.get("encoders")
+    if not trust and isinstance(encoders, dict):
+        check_trusted(
+            {str(name): str(text) for name, text in encoders.items()},
+            folder / "config.yaml",
+            "add --trust (in Python: load_run(folder, trust=True))",
         )
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
+    cell = _cell(folder / "config.yaml", settings)
+    about = _about(path, best)
     try:
-        return _loaded(folder, settings, best)
-    except (KeyError, TypeError, RuntimeError) as error:
+        return _loaded(folder, cell, about)
+    except Exception as error:  # whatever settings and weights of different runs bring about
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{folder}: its config.yaml and best.ckpt are not of one run ({said[:200]}). Train "
-            "again."
+            f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
+            "they are not of one run, train again."
         ) from error
 
 
-def _loaded(folder: Path, settings: Mapping[str, Any], best: Mapping[str, Any]) -> Trained:
-    modalities = {
-        name: Modality(name, kind, tuple(shape), torch.zeros(width), torch.ones(width))
-        for name, (kind, shape, width, _) in best["modalities"].items()
-    }
-    dtypes = {name: getattr(torch, dtype) for name, (*_, dtype) in best["modalities"].items()}
-    names = Training.__dataclass_fields__
-    training = Training(**{name: settings[name] for name in names if name in settings})
-    training = replace(training, encoders=_at_hand(training.encoders, best["configurations"]))
-    cell = Cell(training, settings["method"], settings["seed"])
-    model = fused(made_encoders(modalities, cell), len(best["class_names"]), cell)
-    model.load_state_dict(best["state_dict"])
-    return Trained(folder, model.eval(), modalities, dtypes, best["class_names"], best["read"])
+def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
+    """What a run's settings say, each of its type."""
+    hints = get_type_hints(Training) | {"method": str, "seed": int}
+    try:
+        if lacking := hints.keys() - settings.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
+        given = {name: converted(name, settings[name], hint) for name, hint in hints.items()}
+        method, seed = given.pop("method"), given.pop("seed")
+        parse(method)
+        return Cell(Training(**given), method, seed)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not as the run wrote it: {error} Train again.") from error
 
 
-def _at_hand(encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
-    """The encoders without the folders and names that their first weights came from."""
+@dataclass(frozen=True)
+class _About:
+    """What stands in a best checkpoint beside the weights, see `about`."""
+
+    state_dict: Mapping[str, Any]
+    modalities: Mapping[str, Stored]
+    configurations: Mapping[str, Any]
+    class_names: list[str]
+    read: Mapping[str, str]
+
+
+def _about(path: Path, best: Any) -> _About:
+    """What a checkpoint holds, each of its type."""
+    hints = get_type_hints(Stored)
+    try:
+        for name in ("state_dict", "modalities", "configurations"):
+            if not isinstance(best[name], dict):
+                raise ValueError(f"{name} is of the type {type(best[name]).__name__}")
+        modalities = {
+            name: Stored(**{key: converted(key, known[key], hints[key]) for key in hints})
+            for name, known in best["modalities"].items()
+        }
+        return _About(
+            best["state_dict"],
+            {name: known for name, known in modalities.items() if known.type},
+            best["configurations"],
+            converted("class_names", best["class_names"], list[str]),
+            converted("read", best["read"], dict[str, str]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: is not as the run wrote it ({type(error).__name__}: {error}). Train again."
+        ) from error
+
+
+def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
+    training = replace(
+        cell.training, encoders=_at_hand(folder, cell.training.encoders, about.configurations)
+    )
+    cell = replace(cell, training=training)
+    check_names(cell, str(folder), about.modalities)
+    modalities = {name: known.modality(name) for name, known in about.modalities.items()}
+    model = fused(made_encoders(modalities, cell), len(about.class_names), cell)
+    model.load_state_dict(about.state_dict)
+    known = {name: about.modalities[name] for name in model.encoders}
+    return Trained(folder, model.eval(), known, about.class_names, about.read, training.noise)
+
+
+def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
+    """The encoders without the folders and names that their first weights came from.
+
+    These may be anybody's, on another machine or on the hub: a run is loaded from its own folder.
+    """
     found = dict(encoders)
-    for name, configuration in known.items():
-        spec = parse(encoders[name])
-        found[name] = Spec(spec.name, {**spec.settings, "pretrained": configuration}).text
+    if foreign := sorted(known.keys() - encoders.keys()):
+        raise ValueError(f"best.ckpt configures {', '.join(foreign)}, and config.yaml does not")
+    for name, text in encoders.items():
+        spec = parse(text)
+        if name in known:
+            found[name] = Spec(spec.name, {**spec.settings, "pretrained": known[name]}).text
+        elif spec.name in ENCODERS and isinstance(spec.settings.get("pretrained") or {}, str):
+            raise ValueError(
+                f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights elsewhere "
+                f"({text[:90]}), of which best.ckpt knows nothing. A run is loaded from its own "
+                "folder alone; train again."
+            )
     return found
 
 
 def about(data: Data, model: LateFusion) -> dict[str, Any]:
     """What `load_run` must know beside the weights, for a checkpoint."""
-    first = data.noisy({}).split("train").__getitems__([0])["inputs"]  # as they are stored
     return {
-        "modalities": {
-            name: (modality.kind, list(modality.shape), len(modality.mean), _dtype(first[name]))
-            for name, modality in data.modalities.items()
-        },
+        "modalities": {name: asdict(known) for name, known in stored(data).items()},
         "configurations": configurations(model.encoders),
         "class_names": data.class_names,
         "read": dict(data.read),
     }
-
-
-def _dtype(x: Tensor | Padded) -> str:
-    values = x.values if isinstance(x, Padded) else x
-    return str(values.dtype).removeprefix("torch.")

@@ -3,6 +3,7 @@
 A run keeps the features of a few samples; the places are computed when a report is written.
 """
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from evenly.files import replacing, sha256
+from evenly.files import read_npz, reading, replacing, sha256
+from evenly.lab.result import Result
 from evenly.report import Projected
 
 COMPONENTS = 50  # that t-SNE and UMAP see of the features, as their authors have it
@@ -30,11 +32,15 @@ def project(directory: Path, kind: Projected = "tsne") -> None:
         kind: Of the projection.
 
     Raises:
+        ValueError: If a run's features are missing or damaged.
         RuntimeError: If UMAP is asked for and not installed.
     """
     if kind == "umap":
         _umap()
     finished = [result.parent for result in sorted((directory / "runs").glob("*/result.json"))]
+    for folder in finished:
+        if (result := Result.read(folder)) is not None:
+            result.check(folder / "features.npz")
     open_ = [folder for folder in finished if _lacks(folder, kind)]
     if not open_:
         return
@@ -105,30 +111,39 @@ def _umap() -> Any:
 
 def _lacks(folder: Path, kind: Projected) -> bool:
     """Whether a run has features, but not this projection of them."""
-    features, path = folder / "features.npz", folder / "projection.npz"
-    if not features.is_file():
-        return False
+    features = folder / "features.npz"
+    return features.is_file() and f"{kind}_0" not in _kept(folder)
+
+
+def _kept(folder: Path) -> dict[str, np.ndarray]:
+    """The projections so far; nothing where the features have changed since."""
+    path = folder / "projection.npz"
     if not path.is_file():
-        return True
-    with np.load(path, allow_pickle=False) as file:
-        return f"{kind}_0" not in file or str(file["source"]) != sha256(features)
+        return {}
+    try:
+        found = read_npz(path)
+        return found if str(found["source"]) == sha256(folder / "features.npz") else {}
+    except Exception as error:  # whatever a damaged archive brings about
+        tqdm.write(
+            f"note: {path} is damaged ({error or type(error).__name__}), so it is made anew.",
+            file=sys.stderr,
+        )
+        path.unlink()
+        return {}
 
 
 def _project_run(folder: Path, kind: Projected) -> None:
-    source, path = folder / "features.npz", folder / "projection.npz"
-    arrays = {"source": np.array(sha256(source))}
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["source"]) == str(arrays["source"]):
-                arrays = dict(file)
-    with np.load(source, allow_pickle=False) as file:
-        arrays |= {name: file[name] for name in file if not name.startswith("features_")}
-        for place in range(len(file["modalities"])):
-            x = file[f"features_{place}"]
-            here = file.get(f"present_{place}", np.ones(len(x), dtype=bool))
-            places = np.full((len(x), 2), np.nan)
-            if here.any():
-                places[here] = coordinates(x[here], kind)
-            arrays[f"{kind}_{place}"] = places.astype(np.float32)
-    with replacing(path) as new:
+    source = folder / "features.npz"
+    arrays = _kept(folder) | {"source": np.array(sha256(source))}
+    with reading(source):
+        found = read_npz(source)
+        seen = [found[f"features_{place}"] for place in range(len(found["modalities"]))]
+        arrays |= {name: x for name, x in found.items() if not name.startswith("features_")}
+    for place, x in enumerate(seen):
+        here = found.get(f"present_{place}", np.ones(len(x), dtype=bool))
+        places = np.full((len(x), 2), np.nan)
+        if here.any():
+            places[here] = coordinates(x[here], kind)
+        arrays[f"{kind}_{place}"] = places.astype(np.float32)
+    with replacing(folder / "projection.npz") as new:
         np.savez_compressed(new, allow_pickle=False, **arrays)

@@ -1,10 +1,12 @@
 """What a run ends with."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from evenly.files import write_text
+from evenly.files import check_written, read_sealed, remedy, sha256, write_sealed
+
+FILES = ("metrics.csv", "best.ckpt", "predictions.npz", "features.npz")
+"""That a run writes for good before its result."""
 
 
 def is_headline(metric: str) -> bool:
@@ -28,6 +30,7 @@ class Result:
             what a method does between epochs is not in them.
         precision: In Lightning's words.
         metrics: By split (val, test) and metric.
+        files: By name, the checksums of what the run wrote.
     """
 
     method: str
@@ -40,6 +43,7 @@ class Result:
     flops: int
     precision: str
     metrics: dict[str, dict[str, float]]
+    files: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(folder: Path) -> "Result | None":
@@ -51,13 +55,21 @@ class Result:
         path = folder / "result.json"
         if not path.is_file():
             return None
+        found = read_sealed(path)
         try:
-            return Result(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}). Remove it, and the run's command makes it anew."
-            ) from error
+            return Result(**found)
+        except TypeError as error:  # of another version
+            raise ValueError(f"{path} is damaged ({error}). {remedy(path)}") from error
+
+    def check(self, path: Path) -> None:
+        """Raises if a file of the run's folder is not as the run wrote it."""
+        check_written(path, self.files)
 
     def write(self, folder: Path) -> None:
         """Writes result.json."""
-        write_text(folder / "result.json", json.dumps(asdict(self), indent=2) + "\n")
+        write_sealed(folder / "result.json", asdict(self))
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """By name, those of the files that a run has written into its folder."""
+    return {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}

@@ -46,7 +46,7 @@ from evenly.lab.flops import Flops
 from evenly.lab.inspection import Subject, inspect, write_features
 from evenly.lab.logs import Logs, RunLog
 from evenly.lab.predict import about
-from evenly.lab.result import Result
+from evenly.lab.result import Result, checksums
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
 from evenly.method import Method
 from evenly.methods.relearn import Relearn
@@ -92,6 +92,7 @@ def run_cell(
         TakenOver: If another process has begun the same run since.
         KeyboardInterrupt: If it was stopped.
     """
+    folder = folder.absolute()  # Lightning takes `~` and `file:` at the start of a path for more
     settings = cell.as_dict()
     check_same(folder, read_settings(folder / "config.yaml", "method"), settings)
     if (done := Result.read(folder)) is not None:
@@ -229,6 +230,7 @@ def _trained(log: RunLog, hold: Hold, progress: Progress, data: Data | None, tes
         flops=record.flops,
         precision=str(trainer.precision),
         metrics=metrics,
+        files=checksums(folder),
     )
 
 
@@ -547,7 +549,13 @@ def _peak_memory_mb() -> float:
 
 
 def _quieten() -> None:
-    """Keeps Lightning's hints, which do not concern a user of the command, off the screen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for hint in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+    """Keeps off the screen what does not concern a user of the command, or has a note already."""
+    for name in ("lightning.pytorch", "evenly.integrations"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for hint in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*but this training ended after",
+        ".*acts by the size of gradients",
+    ):
         warnings.filterwarnings("ignore", hint)

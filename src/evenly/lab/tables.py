@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from evenly.files import write_csv
+from evenly.files import read_npz, reading, write_csv
 from evenly.lab import bootstrap
 from evenly.lab.result import Result, is_headline
 from evenly.lab.statistics import holm, paired_p, permutation_p, summarise
@@ -63,7 +63,7 @@ def write_tables(out: Path, projection: Projected = "tsne") -> Path:
         FileNotFoundError: If the folder holds no comparison.
     """
     config = read_config(out)
-    protocol = {"protocol": config["protocol"], "tuned_trials": config.get("tuned_trials", "")}
+    protocol = {name: config.get(name, "") for name in ("protocol", "tuned_trials")}
     results = read_results(out)
     lines = summary(results, read_answers(out))
     write_csv(out / "results.csv", RESULTS, [row | protocol for row in results])
@@ -96,9 +96,11 @@ def read_answers(out: Path) -> Answers | None:
     guess: dict[str, dict[int, Int[np.ndarray, " n"]]] = {}
     target = None
     for folder, result in _finished(out):
-        with np.load(folder / "predictions.npz", allow_pickle=False) as file:
-            target = file["target"]
-            found = file["probabilities"].argmax(1)
+        path = folder / "predictions.npz"
+        result.check(path)
+        with reading(path):
+            file = read_npz(path)
+            target, found = file["target"], file["probabilities"].argmax(1)
         guess.setdefault(result.method, {})[result.seed] = found
     return None if target is None else Answers(target, guess)
 
@@ -226,7 +228,7 @@ def table(out: Path) -> str:
         for line in [head, *body]
     ]
     config = read_config(out)
-    said = [PAPER] if config["protocol"] == "paper" else []
+    said = [PAPER] if config.get("protocol") == "paper" else []
     return "\n".join([*lines, *(f"\n{text}" for text in [*said, tuning(config)] if text)])
 
 

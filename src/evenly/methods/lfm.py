@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import full
+from evenly.modulation import as_real, full
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.targets import SINGLE
@@ -55,7 +55,7 @@ def mean_curvature(
     product = torch.autograd.grad(
         [s for s, _ in both], parameters, grad_outputs=[v for _, v in both], allow_unused=True
     )
-    found = [part for part in product if part is not None]
+    found = [as_real(part) for part in product if part is not None]
     count = sum(part.numel() for part in found)
     return torch.stack([part.sum().to(total) for part in found]).sum() / max(count, 1)
 

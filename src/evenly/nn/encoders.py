@@ -191,7 +191,7 @@ class _TemporalBlock(nn.Module):
 def _valid(values: Shaped[Tensor, "n t ..."], length: Tensor | None) -> Bool[Tensor, "n t 1"]:
     steps = torch.arange(values.shape[1], device=values.device)
     if length is None:
-        return (steps >= 0).expand(len(values), -1).unsqueeze(-1)
+        return (steps >= 0).expand(values.shape[0], -1).unsqueeze(-1)
     return (steps < length[:, None]).unsqueeze(-1)
 
 

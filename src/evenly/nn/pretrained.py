@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from evenly.data.dataset import Kind, Modality, Padded
 from evenly.nn.encoders import Standardise, with_a_step
 from evenly.nn.tokens import Tokened, Tokens
+from evenly.suggest import unknown
 
 Config = dict[str, Any]
 
@@ -61,9 +62,16 @@ def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
 def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
+    # Transformers takes more than a configuration has, some of it to run code of others.
+    known = AutoConfig.for_model(name).to_dict().keys() - {"model_type"}
+    for key in config:
+        if key not in known:
+            raise unknown(f"setting of {name}'s configuration", key, sorted(known))
     if not isinstance(pretrained, str):
-        known = AutoConfig.for_model(**{**pretrained, **config})
-        remade: nn.Module = AutoModel.from_config(known)
+        of_weights = {key: value for key, value in pretrained.items() if key in known}
+        remade: nn.Module = AutoModel.from_config(
+            AutoConfig.for_model(name, **{**of_weights, **config})
+        )
         return remade.float()
     if not pretrained:
         made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
@@ -73,8 +81,8 @@ def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn
     try:
         if only_a_path and not os.path.isdir(place):  # the hub takes its time to say no
             raise FileNotFoundError("no such folder")
-        loaded: nn.Module = AutoModel.from_pretrained(place, **config)
-    except OSError as error:
+        loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
             "folder of a model, as model.save_pretrained writes it."
@@ -211,6 +219,9 @@ class BERT(_Named, Tokened):
 
     With `pretrained`, the texts must have been read with its own tokenizer:
     `text(tokenizer=FOLDER)`.
+
+    Attributes:
+        longest: Tokens of a text at most, for each of which it has a position.
     """
 
     def __init__(
@@ -220,6 +231,14 @@ class BERT(_Named, Tokened):
         _check_kind(self, modality, "text")
         tokens = {} if pretrained else {"vocab_size": modality.shape[1]}
         super().__init__("bert", pretrained, {**tokens, **(config or {})})
+        sizes: Any = self.model.config
+        self.longest: int = sizes.max_position_embeddings
+        if modality.shape[0] > self.longest:
+            raise ValueError(
+                f"BERT has positions for {self.longest} tokens, but a text of '{modality.name}' "
+                f"has {modality.shape[0]}. Cut the texts off, as text(length={self.longest}) does, "
+                "or give it more in its config: max_position_embeddings."
+            )
 
     def forward(self, x: Padded) -> Float[Tensor, "n d"]:
         """Encodes texts."""
@@ -244,8 +263,14 @@ class Wav2Vec(_Named, Tokened):
     ) -> None:
         """Makes it, without masks in time and dropped layers: parameters stay in use."""
         _check_kind(self, modality, "sequence")
-        calm = {"apply_spec_augment": False, "layerdrop": 0.0}
+        calm = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
         super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
+        parts: Any = self.model
+        if parts.adapter is not None:
+            raise ValueError(
+                "Wav2Vec: add_adapter=true makes fewer tokens of a sound, which nothing here "
+                "reads. Leave it out."
+            )
         self.standardise = Standardise(modality)
 
     def forward(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Float[Tensor, "n d"]:
@@ -259,27 +284,50 @@ class Wav2Vec(_Named, Tokened):
         return _whole(self.model(self.standardise(x)[..., 0]).last_hidden_state)
 
     def _of_each_length(self, x: Padded) -> Tokens:
-        """Encodes samples of one length together: norms of the model reach over padding, too."""
-        shortest = self._shortest()
-        sound = x.values.masked_fill(~_there(x)[..., None], 0)
-        sound = nn.functional.pad(sound, (0, 0, 0, max(0, shortest - sound.shape[1])))
-        rows: list[Tensor] = []
-        found: list[Tensor] = []
-        for length in x.length.unique().tolist():
-            rows.append((x.length == length).nonzero().flatten())
-            found += self.tokens(sound[rows[-1], : max(length, shortest)]).steps
-        order = torch.cat(rows).argsort()
-        count = torch.tensor([steps.shape[0] for steps in found], device=order.device)[order]
-        steps = nn.utils.rnn.pad_sequence(found, batch_first=True)[order]
-        return Tokens(steps, _there(Padded(steps, count)))
+        """The tokens of each sound as by itself: no norm and no attention reaches over padding.
 
-    def _shortest(self) -> int:
-        """Samples of sound that make one token."""
-        size: Any = self.model.config
-        length = 1
-        for kernel, stride in zip(size.conv_kernel[::-1], size.conv_stride[::-1], strict=True):
+        A sound that is too short for a token is filled up with zeros.
+        """
+        sound = x.values.masked_fill(~_there(x)[..., None], 0)
+        # An exported program needs two tokens, as it would take a single one for the only number.
+        sound = nn.functional.pad(sound, (0, 0, 0, max(0, self._samples(2) - sound.shape[1])))
+        count = x.length.clamp_min(self._samples(1))
+        parts: Any = self.model
+        steps = self.standardise(sound).transpose(1, 2)
+        for layer in parts.feature_extractor.conv_layers:
+            kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+            count = (count - kernel) // stride + 1
+            norm = getattr(layer, "layer_norm", None)
+            if isinstance(norm, nn.GroupNorm):
+                steps = layer.conv(steps)
+                there = _there(Padded(steps.transpose(1, 2), count))
+                steps = layer.activation(_normed(norm, steps, there))
+            else:
+                steps = layer(steps)
+        steps = steps.transpose(1, 2)
+        there = _there(Padded(steps, count))
+        steps, _ = parts.feature_projection(steps)
+        return Tokens(parts.encoder(steps, attention_mask=there).last_hidden_state, there)
+
+    def _samples(self, tokens: int) -> int:
+        """Samples of sound that make so many tokens."""
+        sizes: Any = self.model.config
+        length = tokens
+        for kernel, stride in zip(sizes.conv_kernel[::-1], sizes.conv_stride[::-1], strict=True):
             length = (length - 1) * stride + kernel
         return length
+
+
+def _normed(
+    norm: nn.GroupNorm, x: Float[Tensor, "n c t"], there: Bool[Tensor, "n t"]
+) -> Float[Tensor, "n c t"]:
+    """The norm of each channel over the steps that are there."""
+    valid, x = there[:, None], x.float()
+    count = valid.sum(2, keepdim=True)
+    mean = x.masked_fill(~valid, 0).sum(2, keepdim=True) / count
+    apart = (x - mean).masked_fill(~valid, 0)
+    scale = (apart.square().sum(2, keepdim=True) / count + norm.eps).rsqrt()
+    return apart * scale * norm.weight[:, None] + norm.bias[:, None]
 
 
 class Transformer(Tokened):

@@ -1,10 +1,8 @@
 """Reads the folder of a comparison, finished or not."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,6 +11,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
+
+from evenly.files import check_written, read_npz, read_sealed, reading
+from evenly.spec import converted
 
 REFERENCE = "joint"
 """The method that every other one is compared with."""
@@ -264,22 +265,39 @@ def read_comparison(directory: Path) -> Comparison:
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
+        ValueError: If a file of it is damaged, or not as a finished run wrote it.
     """
     config = read_config(directory)
     folders = sorted(folder for folder in (directory / "runs").glob("*") if folder.is_dir())
-    runs = [_read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
+    begun = ("config.yaml", "result.json")
+    runs = [_read_run(folder) for folder in folders if any((folder / f).is_file() for f in begun)]
     written = [*(directory / "runs").glob("*/result.json"), *directory.glob("summary.csv")]
     newest = max(file.stat().st_mtime for file in written or [directory / "config.yaml"])
     return Comparison(
         config=config,
         runs=sorted(runs, key=lambda run: (run.method, run.seed)),
-        summary={
-            (row["method"], row["split"], row["metric"]): estimate_of(row)
-            for row in _rows(directory / "summary.csv")
-        },
+        summary=_read_summary(directory / "summary.csv"),
         results=_read_results(directory / "results.csv"),
         changed=datetime.fromtimestamp(newest, UTC),
     )
+
+
+_CONFIG = {
+    "methods": list[str] | None,
+    "seeds": int | list[int] | None,
+    "modalities": list[str] | None,
+    "class_names": list[str] | None,
+    "notes": list[str] | None,
+    "name": str | None,
+    "data": str | None,
+    "command": str | None,
+    "hardware": str | None,
+    "protocol": str | None,
+    "versions": dict[str, str] | None,
+    "tuned_trials": int | None,
+    "tuned_seeds": int | None,
+}
+"""What is read of a comparison's config.yaml, and its types."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -287,12 +305,16 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
+        ValueError: If a setting is of another type.
     """
     path = directory / "config.yaml"
     config: Any = None
     if path.is_file():
-        with suppress(yaml.YAMLError, UnicodeDecodeError):
+        with reading(path, "Bring it back, or run the comparison in another folder."):
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(config, dict):
+                for name, hint in _CONFIG.items():
+                    converted(name, config.get(name), hint)
     if not isinstance(config, dict):
         raise FileNotFoundError(
             f"'{directory}' holds no comparison: there is no config.yaml of one in it. "
@@ -307,65 +329,110 @@ def value_at(curve: Mapping[int, float], epoch: int) -> float:
 
 
 def _read_run(folder: Path) -> Run:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    result, error = folder / "result.json", folder / "error.txt"
-    rows = list(_rows(folder / "metrics.csv"))
-    finished = result.is_file()
+    error = folder / "error.txt"
+    finished = (folder / "result.json").is_file()
+    result = read_sealed(folder / "result.json") if finished else None
+    cell: Any = result
+    if result is None:
+        with reading(folder / "config.yaml"):
+            cell = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            for name, hint in (("method", str), ("seed", int)):
+                converted(name, cell[name], hint)
     return Run(
-        method=str(config["method"]),
-        seed=int(config["seed"]),
-        curves={name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())},
-        result=json.loads(result.read_text(encoding="utf-8")) if finished else None,
-        error=error.read_text(encoding="utf-8").strip() if error.is_file() else "",
-        confusion=_confusion(folder / "predictions.npz") if finished else None,
+        method=cell["method"],
+        seed=cell["seed"],
+        curves=_curves(folder / "metrics.csv", result or {}),
+        result=result,
+        error=error.read_text(encoding="utf-8", errors="replace").strip()
+        if error.is_file()
+        else "",
+        confusion=_confusion(folder / "predictions.npz", result) if result else None,
         projections=_projections(folder / "projection.npz") if finished else {},
     )
+
+
+def _curves(path: Path, result: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """By column of metrics.csv, the value after each epoch; nothing before the first."""
+    check_written(path, result.get("files", {}))
+    with reading(path):
+        rows = list(_rows(path))
+        if [row["epoch"] for row in rows] != [str(epoch) for epoch in range(len(rows))]:
+            raise ValueError("its epochs do not follow each other")
+        return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
 
 
 def _projections(path: Path) -> dict[Projected, Projection]:
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        stored = dict(file)
-    labels = stored["name"] if "name" in stored else [f"sample {row}" for row in stored["row"]]
-    return {
-        kind: Projection(
-            places={
-                str(name): stored[f"{kind}_{place}"]
-                for place, name in enumerate(stored["modalities"])
-            },
-            target=stored["target"],
-            predicted=stored["predicted"],
-            labels=[str(label) for label in labels],
-        )
-        for kind in get_args(Projected)
-        if f"{kind}_0" in stored
-    }
+    with reading(path, "Remove it, and the report makes it anew."):
+        stored = read_npz(path)
+        count = len(stored["target"])
+        labels = stored["name"] if "name" in stored else [f"sample {row}" for row in stored["row"]]
+        found = {
+            kind: Projection(
+                places={
+                    str(name): stored[f"{kind}_{place}"].reshape(count, 2)
+                    for place, name in enumerate(stored["modalities"])
+                },
+                target=stored["target"],
+                predicted=stored["predicted"].reshape(count),
+                labels=[str(label) for label in labels],
+            )
+            for kind in get_args(Projected)
+            if f"{kind}_0" in stored
+        }
+        if len(labels) != count:
+            raise ValueError(f"it names {len(labels)} of {count} samples")
+    return found
 
 
-def _confusion(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
-        probabilities, target = file["probabilities"], file["target"]
-    classes = probabilities.shape[1]
-    pairs = classes * target + probabilities.argmax(1)
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+def _confusion(path: Path, result: Mapping[str, Any]) -> np.ndarray:
+    check_written(path, result.get("files", {}))
+    with reading(path):
+        found = read_npz(path)
+        probabilities, target = found["probabilities"], found["target"]
+        classes = probabilities.shape[1]
+        pairs = classes * target + probabilities.argmax(1)
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _read_summary(path: Path) -> dict[tuple[str, str, str], Estimate]:
+    with reading(path, _ANEW):
+        return {
+            (row["method"], row["split"], row["metric"]): estimate_of(row) for row in _rows(path)
+        }
 
 
 def _read_results(path: Path) -> dict[tuple[str, str, str], dict[int, float]]:
     found: dict[tuple[str, str, str], dict[int, float]] = {}
-    for row in _rows(path):
-        value = _number(row["value"])
-        if value is not None:
-            key = (row["method"], row["split"], row["metric"])
-            found.setdefault(key, {})[int(row["seed"])] = value
+    with reading(path, _ANEW):
+        for row in _rows(path):
+            value = _number(row["value"])
+            if value is not None:
+                key = (row["method"], row["split"], row["metric"])
+                found.setdefault(key, {})[int(row["seed"])] = value
     return found
 
 
+_ANEW = "'evenly report' makes it anew."
+
+
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    """The lines of a table; none where there is no such file yet."""
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
+    """The lines of a table; none where there is no such file yet.
+
+    Raises:
+        ValueError: If it is cut off. Tables are written whole or not at all.
+    """
+    if not path.is_file():
+        return
+    text = path.read_bytes().decode()
+    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"line {rows.line_num} has other cells than the first")
+        yield row
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut off")
 
 
 def estimate_of(row: Mapping[str, Any]) -> Estimate:

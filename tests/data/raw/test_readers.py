@@ -69,9 +69,3 @@ class TestBytes:
         whole = file.getvalue()
         with pytest.raises(MediaError, match=r"in memory of .* is no image that can be read"):
             Image()(whole[: len(whole) // 2])
-
-
-@pytest.mark.parametrize("values", [["a"], [1j], ["2020-01-01"]])
-def test_arrays_of_what_is_no_number(values):
-    with pytest.raises(ValueError, match=r"holds an array of .*, which are no real numbers"):
-        Array()(np.array(values))

@@ -282,9 +282,9 @@ class Array:
     """Numbers as they are: an array, a list, or a `.npy` file.
 
     Args:
-        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) for an
-            image, (t, c, h, w) for a video; or with the channels last, if only that axis is 1, 3
-            or 4.
+        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) or (h, w)
+            for an image, (t, c, h, w) for a video; or with the channels last, if only that axis is
+            1, 3 or 4.
         units: In words.
         ragged: Whether sequences are of unequal lengths.
         rate: Frames or time steps a second.
@@ -305,11 +305,11 @@ class Array:
     def __call__(self, cell: Any) -> np.ndarray:
         """The numbers of one sample."""
         found = numbers(cell) if isinstance(cell, File) else np.asarray(cell)
+        if self.kind == "image" and found.ndim == 2:
+            found = found[None]
         axes = {"vector": 1, "sequence": 2, "image": 3, "video": 4}[self.kind]
         if found.ndim != axes or not found.size:
             raise ValueError(f"holds an array of shape {found.shape}, which is no {self.kind}")
-        if found.dtype.kind not in "biuf":
-            raise ValueError(f"holds an array of {found.dtype}, which are no real numbers")
         return channels_first(found) if self.kind in ("image", "video") else found
 
 
@@ -322,7 +322,7 @@ def numbers(file: File) -> np.ndarray:
     with opened(file) as source:
         try:
             found = np.load(source, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, MemoryError) as error:
             raise MediaError(file, "is no .npy file of numbers, or part of one") from error
         if isinstance(found, np.ndarray) and source.read(1):
             raise MediaError(file, "holds more than one array, or something after it")
@@ -388,7 +388,9 @@ def _tokenizer(name: str) -> Any:
     folder = Path(name).expanduser()
     local = folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)
     try:
-        return AutoTokenizer.from_pretrained(folder if local else name, local_files_only=local)
+        return AutoTokenizer.from_pretrained(
+            folder if local else name, local_files_only=local, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "

@@ -122,7 +122,7 @@ class Head(nn.Module):
         """The features of all modalities in order; those that are missing are zeros."""
         some = self.any_of(features)
         return {
-            name: features[name] if name in features else some.new_zeros(len(some), width)
+            name: features[name] if name in features else some.new_zeros(some.shape[0], width)
             for name, width in self.widths.items()
         }
 
