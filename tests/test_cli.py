@@ -19,6 +19,7 @@ import trees
 from evenly import METHODS
 from evenly.cli import _underscored, main, parsed, parser
 from evenly.data import DATASETS
+from full import no_file_above
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA = "synthetic(train=60,val=30,test=30,classes=3)"
@@ -186,20 +187,29 @@ def test_train_prints_the_notes_of_compare(tmp_path):
     assert "note: relearn: acts in none of the 2 epochs (first before epoch 2" in ran.stderr
 
 
-def test_ctrl_c_in_train(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "how"),
+    [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_ctrl_c_and_a_scheduler_in_train(tmp_path, number, status, how):
+    """Started as in the background of a script, where the shell has Ctrl-C ignored."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "evenly.cli", "train", "--data", DATA, "--epochs", "5000"]
     command += ["--width", "8", "--out", str(out)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     while not (out / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, said
+    assert process.returncode == status, said
     last = said.splitlines()[-1]
-    assert last == "evenly: stopped. The same command with --resume continues where this one was."
+    assert last == f"evenly: {how}. The same command with --resume continues where this one was."
     assert "Traceback" not in said
     assert not list(out.glob(".*"))
 
@@ -565,6 +575,13 @@ def test_errors_of_the_system_name_the_path(tmp_path):
     (tmp_path / "config.yaml").write_text("methods: [joint]\nprotocol: fair\n")
     (tmp_path / "summary.csv").mkdir()
     fails("summary.csv). Check the path, and that you may", "report", tmp_path)
+
+
+def test_a_full_disk_is_named_and_the_command_continues_when_there_is_room(tmp_path):
+    training = ("train", *SMALL, "--method", "joint", "--out", tmp_path / "run", "--width", 64)
+    with no_file_above(20_000):
+        fails("best.ckpt). Make room for what is to be written. The same command with", *training)
+    evenly(*training, "--resume")
 
 
 def test_a_reader_that_has_enough(features):

@@ -7,6 +7,8 @@ import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
 
+from evenly.stop import SIGNALS
+
 Context = ForkServerContext | SpawnContext
 
 
@@ -20,11 +22,12 @@ def context(preload: str) -> Context:
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([preload])
-    # A terminal sends Ctrl-C to every process of the command, and this one spends its first seconds
-    # with imports. It inherits the mask; held back here, the signal still comes afterwards.
-    resource_tracker.ensure_running()  # first, as it unblocks the signal when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # What stops the command is sent to every process of it by terminals and schedulers, and is the
+    # command's own affair: it ends the others. The mask is inherited, by the runs' processes, too.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it unblocks some when it starts
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -38,9 +41,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def serve() -> None:
-    """Leaves Ctrl-C to the process that started this one, and ends when that one does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def serve(*, pooled: bool = False) -> None:
+    """Leaves signals to the process that started this one, and ends when that one does.
+
+    Args:
+        pooled: Whether it is one of a pool, which sends SIGTERM to the others when one is lost.
+    """
+    for number in SIGNALS - {signal.SIGTERM} if pooled else SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if pooled and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_the_command, daemon=True).start()
 
 

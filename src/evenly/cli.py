@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
 import textwrap
 import traceback
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 try:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+    from evenly.files import FULL, held
     from evenly.hidden import hidden, hidden_argument
     from evenly.lab.settings import Training, check_counts, check_trusted
     from evenly.spec import converted, load_yaml, numbers, parse, wanted
+    from evenly.stop import Stopped, stoppable
     from evenly.suggest import unknown
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.startswith("evenly"):
@@ -101,12 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         sys.excepthook = _print_traceback
     try:
-        options = parsed(sys.argv[1:] if arguments is None else arguments)
-        command = options.command
-        COMMANDS[command](options[command])
-    except KeyboardInterrupt:
-        print(f"\nevenly: stopped.{CONTINUED.get(command, '')}", file=sys.stderr)
-        return 130
+        with stoppable():
+            options = parsed(sys.argv[1:] if arguments is None else arguments)
+            command = options.command
+            COMMANDS[command](options[command])
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # a library's
+        print(f"\nevenly: {stopped}.{CONTINUED.get(command, '')}", file=sys.stderr)
+        return stopped.status
     except BrokenPipeError:
         if not _has_no_reader():
             raise
@@ -118,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"evenly: {hidden(_sentence(error))}", file=sys.stderr)
+        said = hidden(_sentence(error, CONTINUED.get(command, "")))
+        print(f"evenly: {said}", file=sys.stderr)
         return 1
     except Exception as error:
         if not _is_said_by_us(error):
@@ -142,12 +148,14 @@ def _has_no_reader() -> bool:
     return False
 
 
-def _sentence(error: OSError) -> str:
+def _sentence(error: OSError, continued: str) -> str:
     """What is wrong with a file, in the words of this package or the system's."""
     if error.errno is None:
         return str(error)
     path = error.filename2 or error.filename  # the second is where a file was to be moved to
     place = f" ({path})" if path else ""
+    if error.errno in FULL:
+        return f"{error.strerror}{place}. Make room for what is to be written.{continued}"
     return f"{error.strerror}{place}. Check the path, and that you may read and write there."
 
 
@@ -265,7 +273,8 @@ def train(options: Namespace) -> None:
             bar.update(epoch + 1 - bar.n)
             bar.set_postfix_str(f"val {accuracy:.3f}")
 
-        result = run_cell(cell, folder, tell, data, logs=logs)
+        with held(folder):
+            result = run_cell(cell, folder, tell, data, logs=logs)
     chosen = CALLED[cell.training.selects_on]
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():

@@ -1,20 +1,46 @@
 """Writes that a kill cannot leave half done."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of disks, quotas and `ulimit -f` that have no room."""
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Names what was to be written where the system does not, as of a disk that is full.
+
+    Args:
+        path: What the user knows it by.
+        temporary: What it is called as long as it is unfinished.
+    """
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None and not isinstance(found, OSError):
+            found = found.__context__  # torch hides what it met in errors of its own
+        if found is None or found.errno is None:
+            raise
+        if found.filename is not None and str(temporary) not in (found.filename, found.filename2):
+            raise
+        raise OSError(found.errno, found.strerror, str(path)) from error
 
 
 @contextmanager
@@ -25,10 +51,55 @@ def replacing(path: Path) -> Iterator[Path]:
     # share a folder may have the same number.
     temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")
     try:
-        yield temporary
+        with naming(path, temporary):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keeps other commands from working in a folder until the block ends, however it ends.
+
+    Args:
+        folder: Made if need be; if nothing is written into it, it does not stay.
+        shared: Whether it is held together with those that share it, too.
+
+    Raises:
+        ValueError: If another command holds it.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder, shared):
+            yield
+    finally:
+        for place in made:
+            with suppress(OSError):  # it is not empty
+                place.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, shared: bool) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of file systems that have no locks
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{folder}: another command is at work in this folder. Wait for its end, or "
+                    "choose another folder with --out."
+                ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 
 from evenly.data import save_npz
+from evenly.files import held
 from evenly.lab.compare import compare
 from evenly.lab.settings import Training
 from evenly.lab.tables import summary, table, write_tables
@@ -294,6 +295,27 @@ class Slow(Breaks):
     def forward(self, x):
         time.sleep(0.5)
         return self.net(x.float())
+
+
+def test_two_comparisons_in_one_folder(tmp_path):
+    with held(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another command is at work in this folder"):
+            compare("joint", 1, TRAINING, tmp_path / "out", jobs=1)
+        assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_ends_a_comparison(tmp_path):
+    """Every other run would fail, too; and of a search none has had its trial."""
+    run = tmp_path / "runs" / "joint-0"
+    run.mkdir(parents=True)
+    (run / "hparams.yaml").symlink_to("/dev/full")
+    training = replace(TRAINING, epochs=1, diagnose_every=0)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/runs/joint-0'"):
+        compare("joint", 2, training, tmp_path, jobs=1)
+    assert not (tmp_path / "runs" / "joint-1").exists()
+    (run / "hparams.yaml").unlink()
+    compare("joint", 2, training, tmp_path, jobs=1)
+    assert not (run / "error.txt").exists()
 
 
 def test_tables_of_no_comparison(tmp_path):

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from evenly.data import Data, load, save_npz
 from evenly.lab import run
 from evenly.lab.build import build_model
 from evenly.lab.result import Result
-from evenly.lab.run import run_cell
+from evenly.lab.run import TakenOver, run_cell
 from evenly.lab.settings import Cell, Training
+from full import no_file_above
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
 TRAINING = Training(data=DATA, epochs=4, diagnose_every=2, width=8, precision="32")
@@ -267,3 +269,52 @@ def test_a_last_batch_of_one_is_left_out(tmp_path):
     """BatchNorm can make nothing of it."""
     training = Training(data=DATA, epochs=1, width=8, batch_size=119)
     assert run_cell(Cell(training, "joint", 0), tmp_path).steps == 1
+
+
+def test_a_process_that_was_thought_to_be_gone_writes_nothing_when_it_wakes(tmp_path):
+    """Its older weights would be those that the finished run is known by."""
+    cell = Cell(replace(TRAINING, diagnose_every=0), "joint", 0)
+    alone = run_cell(cell, tmp_path / "alone")
+    files = ("metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json")
+
+    def content():
+        return [(tmp_path / "run" / name).read_bytes() for name in files]
+
+    found = []
+
+    def freeze(epoch, accuracy):
+        if epoch == 1:  # and meanwhile another worker does the run to its end
+            assert run_cell(cell, tmp_path / "run").metrics == alone.metrics
+            found.append(content())
+
+    with pytest.raises(TakenOver, match="another process has taken this run over"):
+        run_cell(cell, tmp_path / "run", freeze)
+    assert [content()] == found
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+    assert not (tmp_path / "run" / "process.txt").exists()
+
+
+def test_a_full_disk_is_said_and_what_was_there_is_taken_up(tmp_path):
+    cell = Cell(replace(TRAINING, diagnose_every=0, width=64), "joint", 0)
+    alone = run_cell(cell, tmp_path / "alone")
+    with no_file_above(20_000), pytest.raises(OSError, match=r"too large: '.*/best\.ckpt'"):
+        run_cell(cell, tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
+    assert not (tmp_path / "run" / "best.ckpt").exists()
+    assert run_cell(cell, tmp_path / "run").metrics == alone.metrics
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+
+
+def test_a_run_is_one_process_whatever_a_cluster_says(tmp_path, monkeypatch):
+    """As one of several tasks of SLURM's it would log nothing."""
+    for name, value in {
+        "JOB_NAME": "x",
+        "NTASKS": "4",
+        "NTASKS_PER_NODE": "4",
+        "PROCID": "1",
+        "LOCALID": "1",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
+    run_cell(Cell(replace(TRAINING, epochs=1), "joint", 0), tmp_path)
+    assert list(tmp_path.glob("*tfevents*"))

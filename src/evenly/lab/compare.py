@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evenly.files import held
 from evenly.hidden import hidden_argument
 from evenly.lab.claims import Claims, connected
 from evenly.lab.grid import Alone, Shared
@@ -144,7 +145,11 @@ def compare(
     check_counts(seeds=seeds, jobs=jobs)
     names, data = named(split(methods), training)
     plan = Comparison(training, names, seeds, out, tuning, logs)
-    with nullcontext() if workers is None else connected(workers) as engine:
+    check_folder(out)
+    with (
+        nullcontext() if workers is None else connected(workers) as engine,
+        held(out, shared=engine is not None),
+    ):
         _prepare(plan, data)
         source = Alone(plan.jobs()) if engine is None else plan.shared(engine)
         try:
@@ -179,7 +184,6 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
     from evenly.data import data_file
     from evenly.lab.prepare import prepare, say
 
-    check_folder(plan.out)
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
     shared = plan.settings()

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 from tqdm import tqdm
 
 from evenly import child
-from evenly.files import write_text
+from evenly.files import FULL, write_text
 from evenly.hidden import hidden, hidden_argument
 from evenly.lab.logs import Logs
 from evenly.lab.result import Result
@@ -102,6 +102,7 @@ def run_jobs(source: Source, jobs: int) -> None:
 
     Raises:
         KeyboardInterrupt: If it was stopped; the runs in progress are ended first.
+        OSError: If there is no room to write in; here, too.
     """
     running: list[_Worker] = []
     context = child.context("evenly.lab.run")
@@ -171,9 +172,9 @@ def _work(job: Job, messages: Connection) -> None:
     """The body of a run's process."""
     child.serve()
     sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
-    from evenly.lab.run import run_cell
+    from evenly.lab.run import TakenOver, run_cell
 
-    def tell(news: tuple[int, float] | str) -> None:
+    def tell(news: tuple[int, float] | str | Exception) -> None:
         with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
             messages.send(news)
 
@@ -184,20 +185,33 @@ def _work(job: Job, messages: Connection) -> None:
     try:
         run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs)
     except Exception as error:
-        write_text(failure, hidden(traceback.format_exc()))
-        tell(hidden(f"{type(error).__name__}: {error}"))
+        tell(error if _is_full(error) else hidden(f"{type(error).__name__}: {error}"))
+        if not isinstance(error, TakenOver):
+            with suppress(OSError):  # the disk may be full, which is what was told
+                write_text(failure, hidden(traceback.format_exc()))
     else:
         failure.unlink(missing_ok=True)
 
 
+def _is_full(error: Exception) -> bool:
+    """Whether there is no room to write in, of which the run is innocent and others would fail."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
 def _listen(running: Sequence[_Worker], bar: "tqdm[Any]", pause: float | None) -> list[_Worker]:
-    """Waits for news, or for so many seconds; returns the workers that ended."""
+    """Waits for news, or for so many seconds; returns the workers that ended.
+
+    Raises:
+        OSError: If there is no room to write in.
+    """
     wait([worker.messages for worker in running], pause)
     ended = []
     for worker in running:
         try:
             while worker.messages.poll():
                 message = worker.messages.recv()
+                if isinstance(message, OSError):
+                    raise message
                 if isinstance(message, str):
                     worker.error = message
                     continue

@@ -142,7 +142,10 @@ class RunLog:
         """Ends the log; a process of the run's own would take with it what is not written yet."""
         for name, logger in zip(self.logs.names, self.loggers, strict=False):
             if name == "wandb":
+                import wandb
+
                 logger.experiment.finish(exit_code=int(failed))  # type: ignore[attr-defined]
+                wandb.teardown(int(failed))  # its own process may still be writing
             else:
                 logger.finalize("failed" if failed else "success")
 

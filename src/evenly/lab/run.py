@@ -11,15 +11,17 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,7 +31,7 @@ from evenly import chance
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.diagnosis.gap import diagnose
 from evenly.diagnosis.linear_probe import linear_probe
-from evenly.files import remove_leftovers, replacing, write_csv
+from evenly.files import naming, remove_leftovers, replacing, write_csv, write_text
 from evenly.integrations.lightning import Balance
 from evenly.lab.augment import Augment
 from evenly.lab.build import (
@@ -77,7 +79,7 @@ def run_cell(
         cell: What to run.
         folder: Of this run alone; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
             predictions.npz, of seed 0 features.npz, TensorBoard's log and, last of all,
-            result.json.
+            result.json; until then process.txt says which process is at it.
         progress: Told of each epoch.
         data: What the cell names, if it is loaded already.
         tests: Whether the test split is read in the end; a trial of a search has none, and ends
@@ -86,6 +88,8 @@ def run_cell(
 
     Raises:
         ValueError: If the folder holds a run with other settings.
+        OSError: If there is no room to write in, with the file that was to be written.
+        TakenOver: If another process has begun the same run since.
         KeyboardInterrupt: If it was stopped.
     """
     folder = folder.absolute()  # Lightning takes `~` and `file:` at the start of a path for more
@@ -93,22 +97,61 @@ def run_cell(
     check_same(folder, read_settings(folder / "config.yaml", "method"), settings)
     if (done := Result.read(folder)) is not None:
         return done
-    remove_leftovers(folder)
     _quieten()
     torch.set_num_threads(cell.training.threads)
     log = RunLog(logs, cell, folder, settings)
-    try:
-        result = _trained(log, progress, data, tests)
-        log.finish(result)
-    except BaseException:
-        log.close(failed=True)
-        raise
-    log.close()
+    hold = Hold(folder)
+    with naming(folder):  # the loggers' files, too
+        try:
+            result = _trained(log, hold, progress, data, tests)
+            log.finish(result)
+        except BaseException:
+            log.close(failed=True)
+            raise
+        log.close()
+    hold.check()
     result.write(folder)
+    hold.end()
     return result
 
 
-def _trained(log: RunLog, progress: Progress, data: Data | None, tests: bool) -> Result:
+class TakenOver(RuntimeError):
+    """Another process does this run: this one seemed to be gone."""
+
+
+class Hold:
+    """Of the processes that work in a run's folder, whether this is the last that began.
+
+    One that was frozen, and thought to be gone, must write nothing when it wakes: the run that
+    went on without it would end with its older weights.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path, self._mark = folder / "process.txt", token_hex(8)
+
+    def begin(self) -> None:
+        """Takes the folder over."""
+        write_text(self._path, self._mark)
+        remove_leftovers(self._path.parent)
+
+    def check(self) -> None:
+        """Raises if another process has taken it over."""
+        if not self._path.exists() or self._path.read_text(encoding="utf-8") != self._mark:
+            raise TakenOver(f"{self._path.parent}: another process has taken this run over.")
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """As `files.replacing`, if the folder is still this process's."""
+        with replacing(path) as temporary:
+            yield temporary
+            self.check()
+
+    def end(self) -> None:
+        """Leaves the folder, whose run is finished."""
+        self._path.unlink(missing_ok=True)
+
+
+def _trained(log: RunLog, hold: Hold, progress: Progress, data: Data | None, tests: bool) -> Result:
     """What a run ends with, but for result.json."""
     cell, folder = log.cell, log.folder
     data = load_data(cell.training) if data is None else data
@@ -117,16 +160,18 @@ def _trained(log: RunLog, progress: Progress, data: Data | None, tests: bool) ->
     optimizer = build_optimizer(model, cell.training)
     sampler = build_sampler(data, cell)
     method = build_method(cell, model, optimizer, sampler)
-    write_settings(folder / "config.yaml", log.settings)  # nothing is left where building fails
+    hold.begin()  # nothing is left where building fails
+    write_settings(folder / "config.yaml", log.settings)
     log.start()
     data = _placed(data)
     augment = Augment(cell.training.augment, data.modalities, cell.seed)
     task = Task(model, method, optimizer, len(data.class_names), cell, augment)
     train = data.split("train")
-    record = Record(log, method, progress, about(data, model))
+    record = Record(log, hold, method, progress, about(data, model))
     trainer = L.Trainer(
         max_epochs=cell.training.epochs,
         devices=1,
+        plugins=_alone(),
         precision=lightning_precision(cell.training.precision),
         callbacks=[record, Balance(method, forward)],
         logger=log.loggers,
@@ -149,7 +194,7 @@ def _trained(log: RunLog, progress: Progress, data: Data | None, tests: bool) ->
         )
     except SystemExit as stopped:
         if isinstance(stopped.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from stopped
+            raise stopped.__context__ from None
         raise
     # Selection is over: by the fair protocol the test split is read from here on, once, with the
     # chosen weights.
@@ -166,7 +211,7 @@ def _trained(log: RunLog, progress: Progress, data: Data | None, tests: bool) ->
         inspected, features = _inspected(trainer, task, data, loaders["test"])
         metrics["test"] |= inspected
         predictions = final["test"].predictions()
-        with replacing(folder / "predictions.npz") as path:
+        with hold.replacing(folder / "predictions.npz") as path:
             arrays = {name: x.numpy() for name, x in predictions.items()}
             np.savez_compressed(path, allow_pickle=False, **arrays)
         if cell.seed == 0:  # one run of each method, so that folders stay small
@@ -269,9 +314,14 @@ class Record(Callback):
     """
 
     def __init__(
-        self, log: RunLog, method: Method, progress: Progress, about: dict[str, Any]
+        self,
+        log: RunLog,
+        hold: Hold,
+        method: Method,
+        progress: Progress,
+        about: dict[str, Any],
     ) -> None:
-        self.folder, self.cell = log.folder, log.cell
+        self.folder, self.cell, self.hold = log.folder, log.cell, hold
         self.run_log = log  # `log` is Lightning's
         self.method, self.progress = method, progress
         self.about = about  # what goes into the best checkpoint beside the weights
@@ -343,6 +393,7 @@ class Record(Callback):
         row = self._row(trainer, task)
         self.rows.append(row)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.hold.check()
         write_csv(self.folder / "metrics.csv", columns, self.rows)
         self.run_log.add(row, trainer.current_epoch)
         accuracy = row[f"{self.cell.training.selects_on}_accuracy"]
@@ -350,9 +401,9 @@ class Record(Callback):
             self.best_accuracy, self.best_epoch = accuracy, trainer.current_epoch
             state = task.model.state_dict()
             best = {"epoch": self.best_epoch, "state_dict": state, **self.about}
-            with replacing(self.folder / "best.ckpt") as path:
-                torch.save(best, path)
-        with replacing(self.folder / "last.ckpt") as path:
+            with self.hold.replacing(self.folder / "best.ckpt") as path, path.open("wb") as file:
+                torch.save(best, file)  # by its path, it would not say that the disk is full
+        with self.hold.replacing(self.folder / "last.ckpt") as path:
             trainer.save_checkpoint(path)
         self.progress(trainer.current_epoch, accuracy)
 
@@ -400,6 +451,16 @@ def lightning_precision(precision: Precision) -> Any:
     """Lightning's name for a precision on this machine."""
     fast = has_fast_bf16() if precision == "auto" else precision == "bf16"
     return "bf16-mixed" if fast else "32-true"
+
+
+def _alone() -> LightningEnvironment:
+    """A run is one process, whatever a cluster's variables say of the one that started it.
+
+    Taken for one rank of several, it would log nothing, and Lightning would queue its job anew.
+    """
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)
+    return environment
 
 
 def has_fast_bf16() -> bool:

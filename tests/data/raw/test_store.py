@@ -22,6 +22,7 @@ from evenly.data.raw.prepare import _Journal, batches, prepare
 from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
+from full import no_file_above
 
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 6
 
@@ -601,6 +602,17 @@ if __name__ == "__main__":
     source = make(folder / "files", vector=Slow(str(folder / "read")))
     prepare(source, folder / "store", workers=2)
 """
+
+
+def test_a_full_disk_is_named_and_what_was_written_is_taken_up(tmp_path):
+    source = vectors(vector=lambda k: [float(k)] * 1000)
+    whole = prepare(source, tmp_path / "whole", workers=1)
+    with no_file_above(20_000), pytest.raises(OSError, match=r"File too large: '.*/store'"):
+        prepare(source, tmp_path / "store", workers=1)
+    journal = (tmp_path / "store" / "journal.jsonl").read_text()
+    assert journal.count('"at"') == 5
+    assert prepare(source, tmp_path / "store", workers=1) == whole
+    assert_same(open_store(tmp_path / "whole"), open_store(tmp_path / "store"))
 
 
 class Slow:

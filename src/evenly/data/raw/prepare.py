@@ -45,6 +45,8 @@ from evenly.data.store import (
     open_store,
     write_meta,
 )
+from evenly.files import naming
+from evenly.stop import unstopped
 
 JOURNAL = "journal.jsonl"
 
@@ -71,7 +73,7 @@ def prepare(
     _check_splits(source)
     if not skip_broken and (wrong := _unfit(source)):
         raise ValueError(_broken(source, wrong))
-    with _Journal(source, out) as journal:
+    with naming(out), _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished:
             _check_unchanged(source, journal.done, out)
@@ -153,7 +155,8 @@ def _decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[t
     try:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
-                ahead.append((number, pool.submit(_decode, source.samples[number])))
+                with unstopped():  # a pool forgets a process that it was just starting
+                    ahead.append((number, pool.submit(_decode, source.samples[number])))
             if not ahead:
                 return
             number, future = ahead.popleft()
@@ -177,7 +180,7 @@ def _begin(readers: dict[str, Reader]) -> None:
     import cv2
     from threadpoolctl import threadpool_limits
 
-    child.serve()
+    child.serve(pooled=True)
     cv2.setNumThreads(1)  # there is a process for each core
     threadpool_limits(1)
     _readers.update(readers)

@@ -1,0 +1,58 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evenly.files import held, naming, replacing
+from full import no_file_above
+
+
+def test_what_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
+    path = tmp_path / "weights.ckpt"
+    path.write_text("before")
+    with (
+        no_file_above(1000),
+        pytest.raises(OSError, match=r"File too large: '.*/weights\.ckpt'"),
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        torch.save(torch.zeros(1000), file)
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["weights.ckpt"]
+
+
+def test_an_error_that_has_a_name_keeps_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'nothing'"), naming(tmp_path):
+        Path("nothing").read_text()
+    with pytest.raises(ValueError, match="else"), naming(tmp_path):
+        raise ValueError("something else")
+
+
+HOLD = "import sys; from pathlib import Path; from evenly.files import held\n"
+HOLD += "with held(Path(sys.argv[1]), shared=bool(sys.argv[2:])): print('held')"
+
+
+def other(folder, *shared):
+    """What another process says that would hold the folder."""
+    ran = subprocess.run(
+        [sys.executable, "-c", HOLD, str(folder), *shared],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ran.stdout + ran.stderr
+
+
+def test_a_folder_is_held_by_one_command_or_by_those_that_share_it(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with held(folder):
+        assert "another command is at work in this folder. Wait" in other(folder)
+    assert not (tmp_path / "a").exists()  # nothing was written
+    with held(folder, shared=True):
+        assert other(folder, "shared") == "held\n"
+        assert "another command is at work" in other(folder)
+        (folder / "result").touch()
+    assert (folder / "result").exists()
