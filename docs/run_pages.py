@@ -167,15 +167,15 @@ def problems(page: Path) -> list[str]:
 
 def _not_understood(words: list[str]) -> str:
     """What the command line has against some arguments; empty where they are fine."""
-    from evenly.cli import _underscored, _with_recipe, parser
+    from evenly.cli import parsed
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            parser().parse_args(_with_recipe(_underscored(words)))
+            parsed(words)
     except SystemExit as stopped:
         return said.getvalue() if stopped.code else ""
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return str(error)
     return ""
 

@@ -18,7 +18,7 @@ epochs = 25
 batch_size = 64
 learning_rate = 0.05
 noise = 1.0  # on the lower half only: the modality that is hard to learn
-every = 8  # epochs between two re-learnings; the paper has 20, in 90 epochs
+every = 8  # epochs: re-learning is before epochs 9 and 17, from 0; the paper has 20, in 90
 checkpoint = Path("raw_loop.pt")
 
 torch.manual_seed(0)

@@ -108,9 +108,15 @@ class Toy(Dataset):
         return len(self.target)
 
     def __getitem__(self, i):
-        """The sample; beyond the last, the same ones again, see `evenly.Resampler`."""
-        n = i % len(self)
-        return {name: x[n] for name, x in self.inputs.items()}, self.target[n], i
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return {name: x[i] for name, x in self.inputs.items()}, self.target[i], i
+
+
+def samples(count):
+    """What a look finds of the training samples of `Toy`."""
+    every = torch.arange(count)
+    return {"number": every, "position": every, "target": Toy(count).target}
 
 
 def forward(model, batch):
@@ -177,7 +183,13 @@ class Run:
         sampler = self.train_loader.batch_sampler.sampler
         self.method = make(case, self.model, self.optimizer, sampler, **settings)
         self.train_loader.batch_sampler.repeats = self.method.repeats
+        self.seen_by(forward)
+
+    def seen_by(self, forward):
+        """Has the loop and the probe run the model by another function."""
+        self.forward = forward
         self.probe = evenly.Probe(self.model, forward, self.train_loader, self.val_loader)
+        return self
 
     def train(
         self,
@@ -212,7 +224,7 @@ class Run:
         inputs = {name: x for name, x in inputs.items() if name != lacking}
         for part in torch.arange(len(target)).tensor_split(split):
             cut = {name: x[part] for name, x in inputs.items()}, target[part], index[part]
-            output, labels = forward(self.model, cut)
+            output, labels = self.forward(self.model, cut)
             share = len(part) / len(target)
             self.method.backward(self.method.loss(output, labels) * share * scale)
         if scale != 1:
@@ -248,8 +260,7 @@ def train(model, method, optimizer, epochs, start=0, names=NAMES[:2], split=1, c
     run = Run.__new__(Run)
     run.model, run.method, run.optimizer = model, method, optimizer
     run.train_loader, run.val_loader = loaders(names, count, repeats=method.repeats)
-    run.probe = evenly.Probe(model, forward, run.train_loader, run.val_loader)
-    return run.train(epochs, start, split).model
+    return run.seen_by(forward).train(epochs, start, split).model
 
 
 def weights(model):

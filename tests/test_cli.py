@@ -17,7 +17,7 @@ from PIL import Image
 
 import trees
 from evenly import METHODS
-from evenly.cli import _underscored, main
+from evenly.cli import _underscored, main, parsed, parser
 from evenly.data import DATASETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -228,6 +228,174 @@ def test_a_settings_file(tmp_path):
     assert (out / "runs" / "joint-0" / "result.json").exists()
 
 
+BESIDE = ("logger: tensorboard,mlflow", "optimizer: adamw", "lr: 1.0e-05", "noise: {m1: 2.5}",
+          "encoders: {m1: mlp, m2: 'mlp(x=[1, a])'}", "precision: 32", "data: '1e3'", "out: a%20b?",
+          "skip_broken: true", "readers: {t: 'text(length=5)'}", "limit_samples: 5")  # fmt: skip
+OWN = {
+    "compare": ("methods: joint,relearn(every=5)", "seeds: 4", "workers: 'sqlite:///a b?x=1'",
+                "tuned: {trials: 1, seeds: 1, methods: {joint: {lr: 1e-5}}}"),
+    "tune": ("methods: all", "trials: 3", "storage: 'postgresql://a:b%40c@d/e'", "seed: 7"),
+    "study": ("name: figure4", "jobs: 2"),
+    "train": ("method: pmr", "seed: 3", "resume: true"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OWN)
+@pytest.mark.parametrize("recipe", [(), ("recipe: mosi-mult",)])
+def test_what_print_config_prints_gives_the_same_settings(command, recipe, tmp_path):
+    mine, printed = tmp_path / "mine.yaml", tmp_path / "printed.yaml"
+    mine.write_text("\n".join((*recipe, *BESIDE, *OWN[command])))
+    printed.write_text(evenly(command, "--config", mine, "--print_config").stdout)
+    first, second = (
+        parsed([command, f"--config={path}"])[command].as_dict() for path in (mine, printed)
+    )
+    assert first == second
+    assert first["lr"] == 1e-5
+    assert (first["precision"], first["data"], first["out"]) == ("32", "1e3", "a%20b?")
+    assert first["source"] == ("mosi(classes=2)" if recipe else None)
+    bare = evenly(command, "--print_config").stdout
+    printed.write_text(bare)
+    assert evenly(command, "--config", printed, "--print_config").stdout == bare
+
+
+def test_what_is_typed_changes_what_files_say(tmp_path):
+    (tmp_path / "a.yaml").write_text("epochs: 5\nlr: 0.5\nencoders: {m1: mlp}\nskip-broken: true\n")
+    (tmp_path / "b.yaml").write_text("epochs: 6\nrecipe: mosi-mult\nlimit-samples: 8\n")
+    files = ["--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"]
+    for given in ([*files, "--epochs", "7"], ["--epochs", "7", *files]):
+        found = parsed(["compare", *given, "--encoders.m2", "resnet"]).compare
+        assert (found.epochs, found.lr, found.limit_samples) == (7, 0.5, 8)
+        assert found.encoders == {"m1": "mlp", "m2": "resnet"}
+        assert found.skip_broken
+        assert (found.recipe, found.fusion) == ("mosi-mult", "mult")
+    assert parsed(["compare", *files]).compare.epochs == 6
+    given = ["--recipe", "cremad-mbt", *files]
+    assert parsed(["compare", *given]).compare.recipe == "cremad-mbt"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("methods: [joint, pmr]", "methods takes a text, found ['joint', 'pmr']."),
+        ("width: null", "width takes a whole number, found null."),
+        ("data:", "data takes a text, found null."),
+        ("seeds: 2.0", "seeds takes a whole number, found 2.0."),
+        ("lr: fast", "lr takes a number, found 'fast'."),
+        ("optimizer: rmsprop", "optimizer takes 'sgd' or 'adamw', found 'rmsprop'."),
+        ("skip_broken: 1", "skip_broken takes true or false, found 1."),
+        ("encoders: [mlp]", "encoders takes a mapping {text: text}, found ['mlp']."),
+        ("noise: {on: 2}", "noise takes a text, found True."),
+        ("tuned: 5", "tuned takes a mapping {text: any value}, found 5."),
+        ("epoch: 3", "'epoch' is no setting of evenly compare. Did you mean epochs?"),
+        ("config: more.yaml", "'config' is no setting of evenly compare."),
+        ("print_config: true", "'print_config' is no setting of evenly compare."),
+        ("trust: true", "asks to be trusted. Only --trust, typed by yourself, does that."),
+        ("epochs: 1\nepochs: 2", "holds no settings: 'epochs' stands in it twice."),
+        ("lr-step: 1\nlr_step: 2", "has 'lr_step' twice, with a dash and without."),
+        ("- epochs", "holds a list in place of settings."),
+        ("epochs", "holds a value in place of settings."),
+        ("# all of it is a comment", "holds nothing in place of settings."),
+        ("a: " + "[" * 2000, "holds no settings: it is nested more than 30 deep."),
+        ("data: café".encode("latin-1"), "holds no settings: it is no text in UTF-8."),
+        (bytes(range(256)), "holds no settings: it is no text in UTF-8."),
+    ],
+)
+def test_a_file_that_holds_no_settings(content, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["compare", "--config", "c.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("evenly: c.yaml")
+    assert message in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize("command", OWN)
+def test_every_setting_says_what_it_takes(command, tmp_path):
+    known = parser().commands[command].hints.keys() - {"help", "config", "print_config"}
+    for name in known:
+        (tmp_path / "c.yaml").write_text(f"{name}: [[1]]")
+        with pytest.raises(ValueError, match=rf"c\.yaml: {name} takes .*, found \[\[1\]\]\."):
+            parsed([command, "--config", str(tmp_path / "c.yaml")])
+
+
+def test_a_file_of_settings_as_windows_writes_it(tmp_path):
+    (tmp_path / "c.yaml").write_bytes("data: café.npz\r\nepochs: 3\r\n".encode("utf-16"))
+    found = parsed(["compare", "--config", str(tmp_path / "c.yaml")]).compare
+    assert (found.data, found.epochs) == ("café.npz", 3)
+
+
+def test_a_file_of_settings_that_is_not_there(tmp_path):
+    fails("No such file or directory (no.yaml)", "compare", "--config", "no.yaml")
+    fails(f"Is a directory ({tmp_path})", "compare", "--config", tmp_path)
+    fails("'nope' is no recipe. There is av-mnist-resnet", "train", "--recipe", "nope")
+    (tmp_path / "c.yaml").write_text("recipe: nope")
+    fails("'nope' is no recipe. There is av-mnist-resnet", "train", "--config", tmp_path / "c.yaml")
+
+
+class TestTrust:
+    """What a file of settings names is not imported unless it is said; the names are harmless."""
+
+    @pytest.fixture
+    def received(self, tmp_path, monkeypatch):
+        """A file that names a function of a module that notes its import."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "exp", raising=False)
+        Path("exp.py").write_text("open('imported', 'w').close()\ndef yaml(**k): 1 / 0\n")
+        Path("exp.yaml").write_text("encoders: {m1: 'exp.yaml(depth=3)'}\n")
+        return ["--config", "exp.yaml", *map(str, SMALL)]
+
+    @pytest.mark.parametrize("command", OWN)
+    def test_nothing_is_imported(self, received, command):
+        name = ["table"] if command == "study" else []
+        fails("exp.yaml asks for 'exp.yaml' as the encoder of 'm1'", command, *name, *received)
+        fails("add --trust, or --encoders.m1 'exp.yaml(depth=3)'.", command, *name, *received)
+        assert not Path("imported").exists()
+
+    @pytest.mark.parametrize("key", ["tuned", "encoders", "noise", "augment", "readers"])
+    def test_no_class_is_imported_in_any_mapping(self, received, key):
+        """jsonargparse imports what stands under this name where a value may be of any type."""
+        asked = "{class_path: exp.yaml, init_args: {}}"
+        for value in (asked, f"{{m1: {asked}}}", f"{{methods: {{joint: {asked}}}}}"):
+            Path("exp.yaml").write_text(f"{key}: {value}")
+            assert in_this_process("compare", *received).returncode == 1
+            assert not Path("imported").exists()
+
+    def test_another_encoder_of_the_same_modality(self, received):
+        fails("'x' is no data set", "train", *received, "--encoders.m1", "mlp", "--data", "x")
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            ["--trust"],
+            ["--encoders.m1", "exp.yaml(depth=3)"],
+            ["--encoders.m1=exp.yaml(depth=3)"],
+            ["--encoders", '{"m1": "exp.yaml(depth=3)"}'],
+        ],
+    )
+    def test_what_is_said_is_imported_and_no_function_is_called(self, received, said):
+        fails("'exp.yaml' is of the type function, so it is not called", "train", *received, *said)
+        assert Path("imported").exists()
+
+
+def test_arguments_that_are_no_text(capsys):
+    assert main(["compare", "--out", os.fsdecode(b"\xff")]) == 1
+    assert r"'\udcff' is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_no_error_shows_a_password(tmp_path):
+    address = "postgresql://me:s3cr/et@host/db?x=s3cr"
+    ran = in_this_process("compare", "--seeds", address)
+    assert "--seeds takes a whole number, found 'postgresql://me:***@host/db?***'" in ran.stderr
+    ran = in_this_process("compare", "--sedes", address)
+    assert "postgresql://me:***@host/db?***" in ran.stderr
+    assert "s3cr" not in ran.stderr
+    ran = in_this_process("train", "--data", address)
+    assert "s3cr" not in ran.stderr
+
+
 @pytest.fixture
 def features(tmp_path):
     """Two clear clusters; one of each four validation labels is wrong in `audio`."""
@@ -381,6 +549,16 @@ def test_our_own_mistakes_keep_their_traceback(mistake):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
+
+
+def test_a_traceback_shows_no_password():
+    code = (
+        "import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: {}['http://me:s3cr@h/x'];"
+        "sys.argv[1:] = ['methods']; sys.exit(cli.main())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("KeyError: 'http://me:***@h/x%27\n")
 
 
 def test_errors_of_the_system_name_the_path(tmp_path):

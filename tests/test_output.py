@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from evenly import split_linear
+from unchecked import error_of
 
 
 def test_split_linear_by_hand():
@@ -28,3 +29,15 @@ def test_the_parts_add_up_to_the_fused_logits(widths, bias):
 def test_widths_that_do_not_add_up():
     with pytest.raises(ValueError, match=r"takes 3 inputs, but the features have 4"):
         split_linear(nn.Linear(3, 2), {"a": torch.zeros(1, 4)})
+
+
+def test_numbers_that_are_none():
+    """As a user meets it: annotations are not checked."""
+    code = (
+        "import torch, evenly\nfor index in {}: evenly.Output(torch.zeros(2, 3), {{}}, index=index)"
+    )
+    found = error_of(code.format("[torch.arange(2), None, torch.tensor([0.0, 1.0])]"))
+    assert "whole numbers, one for each sample; found float32. Pass them as int64" in found
+    assert "found list" in error_of(code.format("[[0, 1]]"))
+    found = error_of(code.format("[torch.arange(3)]"))
+    assert "ValueError: Output.index has shape (3,) for logits of shape (2, 3)" in found

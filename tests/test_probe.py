@@ -13,7 +13,7 @@ from torch.utils.data import (
 )
 
 import evenly
-from evenly.probe import _frozen_randomness, _shuffled
+from evenly.loaders import shuffled, untouched
 from ranks import on_ranks
 from support import NAMES, Toy, forward, loaders, net, sgd, weights
 from unchecked import error_of
@@ -66,7 +66,7 @@ def test_a_look_changes_nothing():
 
 def test_pythons_own_stream_is_left_too():
     random.seed(1)
-    with _frozen_randomness():
+    with untouched():
         random.random()
     assert random.random() == random.Random(1).random()
 
@@ -411,7 +411,7 @@ class TestTrained:
         sizes, seen = [], set()
         for rank in range(3):
             monkeypatch.setattr("evenly.distributed.rank", lambda rank=rank: rank)
-            indices = [batch[2] for batch in _shuffled(loaders(count=count, batch=5)[0], 1, 0)]
+            indices = [batch[2] for batch in shuffled(loaders(count=count, batch=5)[0], 1, 0)]
             sizes.append([len(index) for index in indices])
             seen |= set(torch.cat(indices).tolist())
         assert sizes[0] == sizes[1] == sizes[2]

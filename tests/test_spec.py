@@ -1,11 +1,11 @@
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenly.spec import Spec, converted, parse, split
+from evenly.spec import Spec, converted, load_yaml, numbers, parse, split
 
 
 def test_a_bare_name_has_no_settings():
@@ -140,6 +140,9 @@ def test_an_empty_list_is_refused():
         ("a", str | None, "a"),
         (None, int | None, None),
         ("b", Literal["a", "b"], "b"),
+        (32, Literal["auto", "32"], "32"),
+        (2, Literal[2, 7], 2),
+        ([{"a": 1}], Any, [{"a": 1}]),
         ("a", Literal["a"] | None, "a"),
         ([1, 2.5], float | list[float], [1.0, 2.5]),
         ({"a": 1, "b": 2.5}, dict[str, float] | None, {"a": 1.0, "b": 2.5}),
@@ -160,6 +163,7 @@ def test_a_value_that_its_annotation_allows(value, hint, expected):
         (1, str, "a text"),
         ("c", Literal["a", "b"], "'a' or 'b'"),
         ("a", int | None, "a whole number"),
+        (True, Literal[1, 2], "1 or 2"),
         (["x"], float | list[float], "a number"),
         ("x", float | list[float], "a number or a list of numbers"),
         (1, set[int] | str, "a text"),
@@ -174,3 +178,58 @@ def test_a_value_of_another_type(value, hint, wanted):
         converted("x", value, hint)
     inner = value["a"] if isinstance(value, dict) else value
     assert repr(inner).strip("[]") in str(caught.value)
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: 1\na: 2", "'a' stands in it twice"),
+        (b"b: {a: 1, a: 2}", "'a' stands in it twice"),
+        (b"a: caf\xe9", "it is no text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00", "it is no text in UTF-8"),
+        (b"a: " + b"[" * 5000 + b"]" * 5000, "it is nested more than 30 deep"),
+        (b"a: " + b"[" * 40 + b"]" * 40, "it is nested more than 30 deep"),
+        (b"a: &a [*a]", "it is nested more than 30 deep"),
+        (BOMB.encode(), "it holds more than 100,000 values"),
+        (b"a: !!python/object:builtins.list x", "could not determine a constructor .* in line 1"),
+        (b"a: 1\n---\nb: 1", "another document"),
+        (b"a: [1", "expected .* in line 1"),
+        (b"a: " + b"1" * 5000, "limit"),
+        (b"a: !!int x", "invalid literal"),
+    ],
+)
+def test_yaml_that_nobody_means(content, message):
+    with pytest.raises(ValueError, match=message):
+        load_yaml(content)
+
+
+def test_yaml_that_is_odd_and_right():
+    assert load_yaml("a: é".encode("utf-16")) == {"a": "é"}
+    assert load_yaml(b"\xef\xbb\xbfa: 2024-13-45\n") == {"a": "2024-13-45"}
+    assert load_yaml(b"a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: *x") == {
+        "a": {"b": 1},
+        "c": {"b": 2},
+        "d": {"b": 1},
+    }
+    assert load_yaml(b"") is None
+
+
+def test_numbers_of_plain_yaml():
+    assert numbers("1e-3", float) == 0.001
+    assert numbers({"a": "2E1", "b": 3}, dict[str, float]) == {"a": 20.0, "b": 3}
+    assert numbers({"a": {"b": "1e-3", "c": "x"}}, dict[str, Any] | None) == {
+        "a": {"b": 0.001, "c": "x"}
+    }
+    assert numbers("1e-3", str) == "1e-3"
+    assert numbers("fast", float) == "fast"
+
+
+@pytest.mark.parametrize("nested", ["[" * 3000 + "]" * 3000, "{b: 1, b: 2}"])
+def test_settings_that_nobody_means(nested):
+    with pytest.raises(ValueError, match="cannot read the value of 'x'"):
+        parse(f"a(x={nested})")

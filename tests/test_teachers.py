@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import DataLoader
 
 import evenly
 from evenly.methods.umt import UMT
-from evenly.teachers import squared_error, whole
+from evenly.teachers import squared_error
 from ranks import on_ranks
 from support import Run, Toy, forward, loaders, net, sgd, weights
 
@@ -18,20 +18,6 @@ def test_squared_error_by_hand():
     features = torch.tensor([[1.0, 2.0], [0.0, 4.0]], dtype=torch.float64)
     teacher = torch.tensor([[1.0, 0.0], [3.0, 3.0]])
     assert float(squared_error(features, teacher)) == (0 + 4 + 9 + 1) / 4
-
-
-class TestWhole:
-    def test_rows_in_the_order_of_the_split(self):
-        found = evenly.Features({"a": torch.tensor([[2.0], [0.0], [1.0]])}, torch.zeros(3))
-        object.__setattr__(found, "index", torch.tensor([2, 0, 1]))
-        assert whole(found)["a"].tolist() == [[0.0], [1.0], [2.0]]
-
-    def test_a_sampler_that_leaves_samples_out(self):
-        model = net(head="multi")
-        train = DataLoader(Toy(36), 4, sampler=SubsetRandomSampler([3, 5, 8, 9]))
-        method = UMT(model.encoders, optimizer=sgd(model), teacher_epochs=1)
-        with pytest.raises(ValueError, match=r"every sample.*found 4 positions from 3 to 9\."):
-            method.before_epoch(0, evenly.Probe(model, forward, train, loaders()[1]))
 
 
 def alone(name, epochs, seed=0):
@@ -74,6 +60,23 @@ def test_the_student_starts_where_the_teachers_started():
     assert all(torch.equal(before[key], value) for key, value in weights(run.model).items())
 
 
+def test_teachers_that_are_not_finite():
+    run = Run("umt")
+
+    def overflowing(model, batch):
+        output, target = forward(model, batch)
+        if not model.training:
+            output.features["aa"][batch[2] == 7] = torch.inf
+        return output, target
+
+    probe = evenly.Probe(run.model, overflowing, run.train_loader, run.val_loader)
+    with pytest.raises(
+        ValueError, match=r"UMT: the features of the teacher of 'aa' .* sample 7 of"
+    ):
+        run.method.before_epoch(0, probe)
+    assert run.method.teachers == {}
+
+
 def test_half_precision_logits_that_add_up_to_more_than_it_holds():
     run = Run("umt").train(1)
     inputs, target, index = next(iter(run.train_loader))
@@ -90,17 +93,6 @@ def test_teachers_are_seen_once_and_never_run_in_a_step():
     run.model.register_forward_hook(lambda *_: passes.append(1))
     run.train(3, start=1)
     assert len(passes) == 2 * len(run.train_loader)
-
-
-def test_a_position_beyond_the_last_sample_is_that_sample_again():
-    """As `evenly.Resampler` gives them."""
-    run = Run("umt")
-    run.method.before_epoch(0, run.probe)
-    inputs, target, index = next(iter(run.train_loader))
-    run.model.eval()
-    one = run.method.loss(*forward(run.model, (inputs, target, index)))
-    again = run.method.loss(*forward(run.model, (inputs, target, index + 36)))
-    assert torch.equal(one, again)
 
 
 def test_tables_come_back_from_a_checkpoint():

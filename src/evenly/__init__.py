@@ -5,9 +5,15 @@ answers at once.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evenly import data as data
+    from evenly import diagnosis as diagnosis
+    from evenly import integrations as integrations
+    from evenly import methods as methods
+    from evenly import nn as nn
     from evenly.diagnosis.gap import Diagnosis, diagnose
     from evenly.diagnosis.kmeans import kmeans
     from evenly.diagnosis.purity import purity
@@ -15,9 +21,10 @@ if TYPE_CHECKING:
     from evenly.method import Info, Method
     from evenly.methods import METHODS
     from evenly.methods.ogm_ge import OGMGE
-    from evenly.methods.relearn import Relearn, soft_reinit_
+    from evenly.methods.relearn import Relearn
     from evenly.output import Output, split_linear
     from evenly.probe import Features, Probe
+    from evenly.reinit import soft_reinit_
     from evenly.resampling import Repeated, Resampler
     from evenly.taps import Taps, capture
 
@@ -39,9 +46,11 @@ _HOME = {
     "diagnose": "evenly.diagnosis.gap",
     "kmeans": "evenly.diagnosis.kmeans",
     "purity": "evenly.diagnosis.purity",
-    "soft_reinit_": "evenly.methods.relearn",
+    "soft_reinit_": "evenly.reinit",
     "split_linear": "evenly.output",
 }
+
+_PACKAGES = ("data", "diagnosis", "integrations", "methods", "nn")
 
 __all__ = [
     "METHODS",
@@ -67,6 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name not in _HOME and find_spec(f"evenly.{name}"):
+        return import_module(f"evenly.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'evenly' has no attribute '{name}'")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
@@ -74,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_PACKAGES])

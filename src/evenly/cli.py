@@ -2,21 +2,25 @@
 
 import io
 import os
+import re
 import shlex
 import sys
 import textwrap
 import traceback
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 try:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-    from evenly.lab.settings import Training, check_counts
+    from evenly.hidden import hidden, hidden_argument
+    from evenly.lab.settings import Training, check_counts, check_trusted
+    from evenly.spec import converted, load_yaml, numbers, parse, wanted
+    from evenly.suggest import unknown
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.startswith("evenly"):
         raise
@@ -94,9 +98,10 @@ CONTINUED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     command = ""
+    if arguments is None:
+        sys.excepthook = _print_traceback
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        options = parser().parse_args(_with_recipe(_underscored(given)))
+        options = parsed(sys.argv[1:] if arguments is None else arguments)
         command = options.command
         COMMANDS[command](options[command])
     except KeyboardInterrupt:
@@ -113,14 +118,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"evenly: {_sentence(error)}", file=sys.stderr)
+        print(f"evenly: {hidden(_sentence(error))}", file=sys.stderr)
         return 1
     except Exception as error:
         if not _is_said_by_us(error):
             raise
-        print(f"evenly: {error}", file=sys.stderr)
+        print(f"evenly: {hidden(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_traceback(kind: Any, error: BaseException, frames: Any) -> None:
+    """As Python prints it, without passwords: it is what people send around."""
+    print(hidden("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def _has_no_reader() -> bool:
@@ -163,7 +173,7 @@ def compare(options: Namespace) -> None:
     from evenly.lab.tuned import Tuning
 
     training = _training(options)
-    out = Path(options.out or Path("runs") / _short(options, training))
+    out = _out(options, Path("runs") / _short(options, training))
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(options.methods))
     jobs, seeds = _jobs(options, training), _seeds(options, training, 3)
@@ -182,7 +192,7 @@ def tune(options: Namespace) -> None:
     from evenly.spec import split
 
     training = _training(options)
-    out = Path(options.out or Path("runs") / f"{_short(options, training)}-tune")
+    out = _out(options, Path("runs") / f"{_short(options, training)}-tune")
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(options.methods))
     methods, _ = named(split(options.methods), training)
@@ -199,7 +209,6 @@ def study(options: Namespace) -> None:
     from evenly.lab.compare import compare
     from evenly.lab.logs import Logs
     from evenly.lab.studies import STUDIES, planned, write_study
-    from evenly.suggest import unknown
 
     if options.name is None:
         for name, known in STUDIES.items():
@@ -212,7 +221,7 @@ def study(options: Namespace) -> None:
     asked = STUDIES[options.name]
     training = _training(options)
     given = _short(options, training)
-    out = Path(options.out or Path("runs") / f"{given}-{options.name}")
+    out = _out(options, Path("runs") / f"{given}-{options.name}")
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(asked.methods(training)))
     training, methods = planned(asked, training)
@@ -236,7 +245,7 @@ def train(options: Namespace) -> None:
     from evenly.report.folder import PAPER
 
     cell = Cell(_training(options), options.method, options.seed)
-    folder = Path(options.out or Path("runs") / _short(options, cell.training) / cell.folder)
+    folder = _out(options, Path("runs") / _short(options, cell.training) / cell.folder)
     check_folder(folder)
     logs = Logs.of(options.logger, folder)
     if folder.exists() and any(folder.iterdir()) and not options.resume:
@@ -269,7 +278,7 @@ def train(options: Namespace) -> None:
 
 def prepare(options: Namespace) -> None:
     """Raw files to a store."""
-    out = Path(options.out)
+    out = _out(options)
     check_counts(workers=options.workers)
     about = _store(_source(options.source, options), out, options.workers, options.skip_broken)
     for note in about.notes:
@@ -287,7 +296,7 @@ def _source(text: str, options: Namespace) -> "Source":
     from evenly.data.catalogue import TABLES
     from evenly.data.raw import table
 
-    if text.endswith(TABLES):
+    if text.lower().endswith(TABLES):
         if options.folder:
             raise ValueError("--folder goes with a data set by name; a table knows its files.")
         modalities = options.modalities.split(",") if options.modalities else None
@@ -310,7 +319,6 @@ def _official(text: str, folder: str | None) -> "Source":
     """A data set in the folder where the user has it."""
     from evenly.data.raw.sets import SETS
     from evenly.spec import parse
-    from evenly.suggest import unknown
 
     spec = parse(text)
     if spec.name not in SETS:
@@ -332,7 +340,7 @@ def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) 
     brief = {name: text if len(text) < 90 else f"{text[:86]}...)" for name, text in asked.items()}
     read = "; ".join(f"{name} as {text}" for name, text in brief.items())
     print(f"note: read: {read}.", file=sys.stderr)
-    made_by = shlex.join(["evenly", *sys.argv[1:]])
+    made_by = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
     return prepare(
         source, out, workers=workers or cores(), skip_broken=skip_broken, made_by=made_by
     )
@@ -344,9 +352,8 @@ def predict(options: Namespace) -> None:
 
     from evenly.files import write_text
     from evenly.lab.predict import load_run, predictions
-    from evenly.suggest import unknown
 
-    run = load_run(Path(options.run))
+    run = load_run(Path(options.run), trust=options.trust)
     without = options.without.split(",") if options.without else []
     for name in without:
         if name not in run.modalities:
@@ -370,7 +377,7 @@ def export(options: Namespace) -> None:
     """A run as a program that needs torch alone."""
     from evenly.lab.predict import load_run
 
-    load_run(Path(options.run)).export(Path(options.out))
+    load_run(Path(options.run), trust=options.trust).export(Path(options.out))
     print(f"program: {options.out}")
 
 
@@ -411,7 +418,6 @@ def methods(options: Namespace) -> None:
     from evenly.lab.describe import about, defaults, facts
     from evenly.lab.space import METHOD
     from evenly.methods import METHODS
-    from evenly.suggest import unknown
 
     if options.name is None:
         for name, kind in METHODS.items():
@@ -453,7 +459,6 @@ def datasets(options: Namespace) -> None:
     from evenly.data import DATASETS
     from evenly.data.raw.sets import SETS
     from evenly.spec import parse
-    from evenly.suggest import unknown
 
     if options.name is None:
         print("built in, for --data:")
@@ -545,17 +550,22 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 }
 
 
-def parser() -> ArgumentParser:
+def parser() -> "_Parser":
     """The command line."""
     top = _parser(DESCRIPTION)
     top.add_argument("--version", action="version", version=f"evenly {version('evenly')}")
-    commands = top.add_subcommands(required=True, dest="command")
+    subcommands = top.add_subcommands(required=True, dest="command")
+
+    def add(name: str, one: _Parser, about: str) -> None:
+        subcommands.add_subcommand(name, one, help=about)
+        top.commands[name] = one
 
     one = _parser("Trains every method over the seeds, selects by validation, tests once, reports.")
     one.add_argument(
         "--methods",
         default="joint,relearn,ogm_ge",
-        help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)'; 'evenly "
+        help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)' (every=10 acts "
+        "before epochs 11, 21 and 31, from 0; first=10 before 10, 20 and 30); 'evenly "
         "methods' lists them; 'all' is every one, 'unimodal' each modality alone",
     )
     one.add_argument(
@@ -574,12 +584,13 @@ def parser() -> ArgumentParser:
     )
     one.add_argument(
         "--tuned",
-        type=dict[str, Any] | None,
+        type=_mapping,
         help="learning rate, weight decay and own settings by method: not to be written by hand, "
         "but given with all else as --config FOLDER/best.yaml, the file that 'evenly tune' writes",
     )
+    one.hints["tuned"] = dict[str, Any] | None
     _add_training(one)
-    commands.add_subcommand("compare", one, help="the main job: methods over seeds, with a report")
+    add("compare", one, "the main job: methods over seeds, with a report")
 
     one = _parser(TUNE)
     one.add_argument(
@@ -613,7 +624,7 @@ def parser() -> ArgumentParser:
         "machines reach, too (default: FOLDER/tune.db, of SQLite, for processes of one machine)",
     )
     _add_training(one)
-    commands.add_subcommand("tune", one, help="the best settings of each method, equal budgets")
+    add("tune", one, "the best settings of each method, equal budgets")
 
     one = _parser("Repeats an experiment of the paper on any data: table, picture and report.")
     one.add_argument("name", nargs="?", help="a study; without one, all are listed")
@@ -625,7 +636,7 @@ def parser() -> ArgumentParser:
     one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
     _add_jobs(one)
     _add_training(one)
-    commands.add_subcommand("study", one, help="an experiment of the paper: table and picture")
+    add("study", one, "an experiment of the paper: table and picture")
 
     one = _parser("One run, with checkpoints.")
     one.add_argument("--method", default="relearn", help="name, with settings if wanted")
@@ -633,7 +644,7 @@ def parser() -> ArgumentParser:
     one.add_argument("--out", type=str | None, help="its folder (default: runs/DATA/METHOD-SEED)")
     one.add_argument("--resume", action="store_true", help="continue the run in the folder")
     _add_training(one)
-    commands.add_subcommand("train", one, help="one run, with checkpoints")
+    add("train", one, "one run, with checkpoints")
 
     one = _parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
     one.add_argument(
@@ -644,7 +655,7 @@ def parser() -> ArgumentParser:
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
     one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")
     _add_reading(one)
-    commands.add_subcommand("prepare", one, help="raw files to a store, decoded once")
+    add("prepare", one, "raw files to a store, decoded once")
 
     one = _parser(
         "Predictions of a trained run: a line for each sample, the classes' probabilities."
@@ -661,13 +672,15 @@ def parser() -> ArgumentParser:
     )
     one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
     _add_skipping(one)
+    _add_trust(one, "the run")
     one.add_argument("--out", type=str | None, help="a .csv file (default: the screen)")
-    commands.add_subcommand("predict", one, help="predictions of a trained run, as CSV")
+    add("predict", one, "predictions of a trained run, as CSV")
 
     one = _parser("Writes a trained run as a torch.export program, which needs torch alone.")
     one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument("--out", default="model.pt2", help="the program")
-    commands.add_subcommand("export", one, help="a trained run as a program for torch alone")
+    _add_trust(one, "the run")
+    add("export", one, "a trained run as a program for torch alone")
 
     one = _parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
     one.add_argument("file", help=".npz of features, one vector per sample and modality")
@@ -679,7 +692,7 @@ def parser() -> ArgumentParser:
         "--sample", type=int | None, help="rows that the restarts see, where a split has more"
     )
     one.add_argument("--seed", type=int, default=0, help="of the clusterings")
-    commands.add_subcommand("diagnose", one, help="how well the encoders of any model are learnt")
+    add("diagnose", one, "how well the encoders of any model are learnt")
 
     one = _parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
     one.add_argument("folder", help="what 'evenly compare --out' wrote")
@@ -702,24 +715,68 @@ def parser() -> ArgumentParser:
         type=str | None,
         help="for papers and programs, into the folder: md,latex,csv,json,png,svg",
     )
-    commands.add_subcommand("report", one, help="rebuild tables and report of a comparison")
+    add("report", one, "rebuild tables and report of a comparison")
 
     for name, what in (("methods", "method"), ("datasets", "data set")):
         one = _parser(f"Lists every {what}, or shows one.")
         one.add_argument("name", nargs="?", help=f"a {what} to show")
         if name == "datasets":
             one.add_argument("folder", nargs="?", help="a folder, to see if the files are there")
-        commands.add_subcommand(name, one, help=f"list every {what}, or show one")
+        add(name, one, f"list every {what}, or show one")
     return top
 
 
-def _parser(description: str) -> ArgumentParser:
+class _Parser(ArgumentParser):
+    """One command: it knows the type of each option, and says in a sentence what is wrong.
+
+    Attributes:
+        hints: The type of each option, by its name.
+        commands: By name, the parsers of the commands, if this is the one of all.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.hints: dict[str, Any] = {}
+        self.commands: dict[str, _Parser] = {}
+        super().__init__(prog="evenly", allow_abbrev=False, **settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        """As argparse has it."""
+        added = super().add_argument(*names, **settings)
+        usual: Any = str | None if settings.get("nargs") == "?" else str
+        flag = settings.get("action") == "store_true"
+        self.hints[added.dest] = bool if flag else settings.get("type", usual)
+        return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong, and ends the command."""
+        one = getattr(ex, "subcommand_parser", None) or self
+        key = re.search(r'Parser key "([^"]+)"', message)
+        value = re.search(r"(?:Given value|Got value): (.*)", message)
+        if key and value:
+            takes = wanted(one.hints[key[1].partition(".")[0]])
+            said = f"--{key[1]} takes {takes}, found {hidden_argument(value[1])!r}."
+        else:
+            names = "|".join(self.commands)
+            said = re.sub(rf"\b({names})\.(?=\w)", "", hidden(message.strip()))
+            said = f"{said.rstrip('.')}. 'evenly COMMAND --help' tells what it takes."
+        print(f"evenly: {said}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser(description: str) -> _Parser:
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """Keeps the line breaks of a description."""
 
-    return ArgumentParser(
-        prog="evenly", description=description, formatter_class=Formatter, allow_abbrev=False
-    )
+    return _Parser(description=description, formatter_class=Formatter)
+
+
+def _mapping(given: Any) -> Any:
+    """A mapping of any values; where the type says so, jsonargparse imports classes named in it."""
+    try:
+        found = load_yaml(given) if isinstance(given, str) else given
+        return converted("it", found, dict[str, Any] | None)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def _add_jobs(one: ArgumentParser) -> None:
@@ -731,9 +788,16 @@ def _add_jobs(one: ArgumentParser) -> None:
     )
 
 
-def _add_training(one: ArgumentParser) -> None:
+def _add_training(one: _Parser) -> None:
     one.add_class_arguments(Training, as_group=False)
-    one.add_argument("--config", action="config", help="a YAML file of these settings")
+    one.hints |= get_type_hints(Training)
+    one.add_argument(
+        "--config",
+        action="config",
+        help="a YAML file of these settings, which other options change, such as what "
+        "--print_config prints",
+    )
+    _add_trust(one, "the file of --config")
     one.add_argument(
         "--logger",
         default="tensorboard",
@@ -775,6 +839,15 @@ def _add_reading(one: ArgumentParser) -> None:
     _add_skipping(one)
 
 
+def _add_trust(one: ArgumentParser, place: str) -> None:
+    one.add_argument(
+        "--trust",
+        action="store_true",
+        help=f"import the encoders that {place} names by import path, which runs their code; "
+        "say so only of what is your own, or what you have looked at",
+    )
+
+
 def _add_skipping(one: ArgumentParser) -> None:
     one.add_argument(
         "--skip-broken", action="store_true", help="leave out samples whose files are broken"
@@ -796,19 +869,92 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _with_recipe(arguments: Sequence[str]) -> list[str]:
-    """The recipe as a file of settings ahead of all others, so that these change it."""
-    given = list(arguments)
-    place = next((n for n, text in enumerate(given) if text.split("=")[0] == "--recipe"), None)
-    if place is None:
-        return given
-    inline = given[place].partition("=")[2]
-    name = inline or (given[place + 1] if place + 1 < len(given) else "")
-    if name not in RECIPES:
-        from evenly.suggest import unknown
+def parsed(arguments: Sequence[str]) -> Namespace:
+    """The options of a command: those given, and where they say nothing, those of files."""
+    given = _underscored(arguments)
+    for text in given:
+        if text != text.encode(errors="replace").decode():
+            raise ValueError(f"{text!r} is no text in UTF-8. Give what it names another name.")
+    top = parser()
+    one = top.commands.get(given[0]) if given else None
+    if one is None or "config" not in one.hints:
+        return top.parse_args(given)
+    given, paths = _taken("--config", given)
+    files = {path: _settings(Path(path).expanduser(), given[0], one.hints) for path in paths}
+    settings = {name: value for each in files.values() for name, value in each.items()}
+    recipes = [*filter(None, [settings.get("recipe")]), *_taken("--recipe", given)[1]]
+    if recipes:
+        if recipes[-1] not in RECIPES:
+            raise unknown("recipe", recipes[-1], sorted(RECIPES))
+        settings = _settings(RECIPES[recipes[-1]], given[0], one.hints) | settings
+    one.set_defaults(settings)
+    options = top.parse_args(given)
+    if files and not options[given[0]].trust:
+        _check_files(files, options[given[0]].encoders, _named(given))
+    return options
 
-        raise unknown("recipe", name, sorted(RECIPES))
-    return [given[0], f"--config={RECIPES[name]}", *given[1:]]
+
+def _taken(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without an option, and the values that it is given."""
+    rest, values = [], []
+    arguments = iter(given)
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        follows = name == option and not equals
+        if name != option or (follows and (value := next(arguments, "")) == ""):
+            rest.append(text)  # where it lacks a value, the parser says so
+        else:
+            values.append(value)
+    return rest, values
+
+
+def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command that a file holds."""
+    try:
+        found = load_yaml(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no settings: {error}. Write YAML, 'name: value'."
+        ) from error
+    if not isinstance(found, dict):
+        kind = "a list" if isinstance(found, list) else "nothing" if found is None else "a value"
+        raise ValueError(f"{path} holds {kind} in place of settings. Write YAML, 'name: value'.")
+    known = sorted(hints.keys() - {"help", "config", "print_config"})
+    settings = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise ValueError(f"{path}: {unknown(f'setting of evenly {command}', str(key), known)}")
+        if name in settings:
+            raise ValueError(f"{path} has '{name}' twice, with a dash and without. Give it once.")
+        settings[name] = converted(f"{path}: {name}", numbers(value, hints[name]), hints[name])
+    if settings.get("trust"):
+        raise ValueError(f"{path} asks to be trusted. Only --trust, typed by yourself, does that.")
+    return settings
+
+
+def _named(given: Sequence[str]) -> set[str]:
+    """The encoders that the command line itself names."""
+    texts: list[Any] = []
+    for at, text in enumerate(given):
+        option, equals, value = text.partition("=")
+        if option.startswith("--encoders"):
+            value = value if equals else "".join(given[at + 1 : at + 2])
+            asked = value if "." in option else load_yaml(value)
+            texts += asked.values() if isinstance(asked, dict) else [asked]
+    return {parse(str(text)).name for text in texts}
+
+
+def _check_files(
+    files: Mapping[str, Mapping[str, Any]], encoders: Mapping[str, str], named: Collection[str]
+) -> None:
+    """Raises if an encoder that only a file names is code from elsewhere."""
+    for path, settings in files.items():
+        theirs = settings.get("encoders", {})
+        for name, text in encoders.items():
+            if theirs.get(name) == text and parse(text).name not in named:
+                typed = shlex.join([f"--encoders.{name}", text])
+                check_trusted({name: text}, path, f"add --trust, or {typed}")
 
 
 def _training(options: Namespace) -> Training:
@@ -816,6 +962,11 @@ def _training(options: Namespace) -> Training:
     training = Training(**{name: getattr(options, name) for name in names})
     _check_source(training, options)
     return training
+
+
+def _out(options: Namespace, usual: Path = Path()) -> Path:
+    """Where a command writes; a shell leaves the `~` of --out=~/runs to the program."""
+    return Path(os.path.expanduser(options.out)) if options.out else usual
 
 
 def _jobs(options: Namespace, training: Training) -> int:
@@ -847,7 +998,7 @@ def _check_source(training: Training, options: Namespace) -> None:
     """Raises if data, source and folder do not go together."""
     from evenly.data.catalogue import TABLES
 
-    if options.source is not None and options.source.endswith(TABLES):
+    if options.source is not None and options.source.lower().endswith(TABLES):
         raise ValueError(
             f"--source is a data set by name; found {options.source}. Give a table as --data."
         )
@@ -879,7 +1030,7 @@ def _prepared(
 
     if options.folder is not None:
         source = _source(options.source, options)
-    elif training.data.endswith(TABLES):
+    elif training.data.lower().endswith(TABLES):
         source = _source(training.data, options)
     elif options.source is not None and training.data == Training.data:
         raise ValueError(
@@ -924,7 +1075,7 @@ def _short(options: Namespace, training: Training) -> str:
     from evenly.data.catalogue import TABLES
 
     data = options.recipe or (options.source if options.folder else training.data)
-    file = data.endswith((".npz", *TABLES))
+    file = data.lower().endswith((".npz", *TABLES))
     name = Path(data).stem if file else Path(data.partition("(")[0]).name
     return name if training.limit_samples is None else f"{name}-{training.limit_samples}"
 

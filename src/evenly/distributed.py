@@ -213,6 +213,8 @@ def _square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Te
     flat = [x for group in groups for x in group]
     if not flat:
         return torch.zeros(len(groups), device=device)
+    # Of a sparse gradient, each row once.
+    flat = [x.coalesce().values() if x.is_sparse else x for x in flat]
     norms = torch.stack([norm.to(device) for norm in torch._foreach_norm(flat)])
     squares = norms.to(torch.promote_types(norms.dtype, torch.float32)).square()
     return torch.stack([part.sum() for part in squares.split([len(group) for group in groups])])

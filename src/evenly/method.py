@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from evenly import distributed
 from evenly.output import Output
+from evenly.targets import ANY, Kind
+from evenly.watch import watch, watched
 
 if TYPE_CHECKING:
     from evenly.probe import Probe
@@ -37,6 +39,7 @@ class Info:
         epochs: Length of training in the paper, in epochs; 0 where it has no schedule.
         in_epochs: Settings counted in epochs; the lab scales their defaults with the length
             of training, the library never does.
+        targets: Which targets it takes; of the others its first loss says that it does not.
         needs: Which optional parts of the `Output` it reads.
         needs_probe: Whether its `before_epoch` looks at whole splits.
         head: The head that it is made for, by its name in `evenly.nn.HEADS`: the lab builds its
@@ -68,6 +71,7 @@ class Info:
     variants: tuple[Mapping[str, Any], ...] = ({},)
     epochs: int = 0
     in_epochs: tuple[str, ...] = ()
+    targets: tuple[Kind, ...] = ("classes",)
     needs: tuple[Literal["unimodal", "index", "fuse", "ablate"], ...] = ()
     needs_probe: bool = False
     head: str = "concat"
@@ -102,6 +106,9 @@ class Method:
     a scalar; `backward` and `before_step` the gradients. What a method remembers is named in
     `state` and goes through `state_dict`, so that a resumed run equals the uninterrupted one.
 
+    A loop that leaves a hook out, or a target that the method does not take, is an error in the
+    first steps; see `evenly.watch`.
+
     Attributes:
         info: The facts that the method declares.
         state: Names of the attributes that `state_dict` saves.
@@ -112,10 +119,15 @@ class Method:
             out. None where it takes all of them.
     """
 
-    info: ClassVar[Info] = Info(title="Joint training", missing=True)
+    info: ClassVar[Info] = Info(title="Joint training", targets=ANY, missing=True)
     state: ClassVar[tuple[str, ...]] = ()
     repeats: int = 1
     turn: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Has the hooks of each method watched."""
+        super().__init_subclass__(**kwargs)
+        watched(cls)
 
     def __init__(
         self, encoders: Encoders | None = None, *, criterion: Criterion | None = None
@@ -140,7 +152,14 @@ class Method:
         self.encoders: dict[str, nn.Module] = dict(encoders.items()) if encoders else {}
         self.criterion: Criterion = criterion or nn.functional.cross_entropy
         self.metrics: dict[str, Tensor] = {}
+        self.watch = watch(
+            self, begins=overrides(self, "before_epoch"), steps=overrides(self, "before_step")
+        )
         self._check_encoders()
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether the method does anything before or in this epoch, from 0, by its schedule."""
+        return True
 
     def before_epoch(self, epoch: int, probe: "Probe | None" = None) -> None:
         """Called before each epoch; may change weights, data order and own state.
@@ -226,6 +245,7 @@ class Method:
 
     def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m CE(z_m), of the modalities that the batch holds."""
+        self.watch.check_target(self, output, target)
         unimodal = self._unimodal(output)
         return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
 
@@ -270,10 +290,13 @@ class Method:
             )
 
 
+watched(Method)
+
 _PARTS = {
     "unimodal": "It compares modalities by their own logits. For a linear head on concatenated "
     "features, pass `split_linear(head, features)`; the heads of `evenly.nn` give them too.",
-    "index": "It follows single samples. Pass the position of each in its data set.",
+    "index": "It follows single samples. Pass a number for each that no other has, such as its "
+    "position in its data set.",
     "fuse": "It fuses features that it has changed. Pass a function of features by modality that "
     "gives the fused logits; the models of `evenly.nn` do.",
     "ablate": "It looks at the model without some of its inputs. Pass a function of the modalities "

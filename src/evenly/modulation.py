@@ -1,10 +1,13 @@
 """What methods that compare modalities in each step have in common."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.output import Output
 
 
 def scores(unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
@@ -27,32 +30,96 @@ def full(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scale_(encoder: nn.Module, coefficient: Tensor, *, least: int = 2) -> None:
-    """Multiplies the gradients of an encoder's weights, those of `least` or more dimensions."""
+    """Multiplies the gradients of an encoder's weights, those of `least` or more dimensions.
+
+    A coefficient that is not finite changes nothing: a gradient scaler (AMP in float16) has looked
+    at the gradients already, and would let the optimiser take what is written here.
+    """
+    coefficient = coefficient.nan_to_num(1.0, 1.0, 1.0)
     for parameter in encoder.parameters():
         grad = parameter.grad
         if grad is not None and grad.ndim >= least:
             distributed.local(grad).mul_(coefficient.to(grad.device))
 
 
-class StepSum:
+def as_real(x: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, in the same memory; any other as it is."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def check_dense(encoder: nn.Module, method: object) -> None:
+    """Raises if a gradient is sparse, before a method writes all of its numbers."""
+    for name, parameter in encoder.named_parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise ValueError(
+                f"{type(method).__name__} writes to every number of a gradient, but that of "
+                f"'{name}' is sparse. Build its layer with sparse=False, or leave the encoder out."
+            )
+
+
+class Overflow:
+    """Tells the steps that a gradient scaler (AMP in float16) skips, as they overflowed.
+
+    It skips a step in which any gradient is not finite. Looked at are those of the encoders, and
+    of what else the logits of an epoch's first pass can be traced to. What a method remembers is
+    to be as if the step had not been, see `kept`; nothing waits for the device.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
+        self.encoders = encoders
+        self._parameters: list[nn.Parameter] | None = None
+
+    def clear(self) -> None:
+        """Has the parameters looked up anew."""
+        self._parameters = None
+
+    def watch(self, output: Output) -> None:
+        """Looks up the parameters of a pass, if those of the epoch are not known."""
+        if self._parameters is None and output.logits.requires_grad:
+            own = [p for encoder in self.encoders.values() for p in encoder.parameters()]
+            seen = [output.logits, *(output.unimodal or {}).values()]
+            self._parameters = list(dict.fromkeys([*own, *_parameters(seen)]))
+
+    def counts(self, found: Tensor) -> Bool[Tensor, ""]:
+        """Whether a step counts: its gradients, and what all ranks found in it, are finite."""
+        grads = [p.grad for p in self._parameters or () if p.grad is not None]
+        dense = [g._values() if g.is_sparse else g for g in grads]
+        return distributed.square_sums([dense], found.device)[0].isfinite() & found.isfinite().all()
+
+
+def kept(counts: Bool[Tensor, ""], new: Tensor, old: Tensor) -> Tensor:
+    """What a method remembers after a step: the new if the step counts and it is finite."""
+    return torch.where(counts & new.isfinite().all(), new, old.to(new))
+
+
+class StepSum(Overflow):
     """Adds up what the passes of one step find, over gradient accumulation and ranks.
 
     Passes without gradients are no training steps (a validation that asks for the loss) and are
-    not counted.
+    not counted; nor is one that overflowed beside others, as a loop may leave its loss out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, encoders: Mapping[str, nn.Module] | None = None) -> None:
+        """Holds nothing yet.
+
+        Args:
+            encoders: Of a method that remembers what it finds, and asks whether a step `counts`.
+        """
+        super().__init__(encoders or {})
         self.value: Tensor | None = None
 
     def clear(self) -> None:
         """Forgets what an unfinished step left."""
+        super().clear()
         self.value = None
 
-    def add(self, x: Tensor) -> None:
-        """Adds the finding of one pass."""
+    def add(self, x: Tensor, output: Output | None = None) -> None:
+        """Adds the finding of one pass; its output is needed for `counts`."""
         if torch.is_grad_enabled():
             x = x.detach()
-            self.value = x.clone() if self.value is None else self.value + x
+            self.value = x.clone() if self.value is None else _sum_of_finite(self.value, x)
+            if output is not None:
+                self.watch(output)
 
     def take(self, method: object) -> Tensor:
         """The sum since the last step, over all ranks.
@@ -68,3 +135,23 @@ class StepSum:
             )
         found, self.value = distributed.sum_(self.value), None
         return found
+
+
+def _sum_of_finite(one: Tensor, other: Tensor) -> Tensor:
+    """The sum, of which a part is left out that is not finite."""
+    total = one + other
+    either = torch.where(one.isfinite().all(), one, other)
+    return torch.where(total.isfinite().all(), total, either)
+
+
+def _parameters(roots: list[Tensor]) -> Iterator[nn.Parameter]:
+    """The parameters for which a backward pass from the roots gives gradients."""
+    todo, seen = [root.grad_fn for root in roots], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
+            yield leaf
+        todo += [parent for parent, _ in node.next_functions]

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,9 @@ class Output:
             from the batch is missing here.
         unimodal: By modality, the logits of that modality alone, where a method needs them;
             for a linear head on concatenated features `split_linear` gives them.
-        index: Position of each sample in its data set, where a method needs it.
+        index: A whole number for each sample that no other has, the same in each epoch, where a
+            method needs it: its position in the data set, for example. Masks that a method draws
+            for samples are functions of it.
         fuse: `fuse(features)` gives the fused logits of other features of the same shapes: for a
             method that masks, swaps or detaches them. A modality that is left out counts as
             missing; features may be those of the batch several times over, one after another.
@@ -37,6 +43,28 @@ class Output:
     fuse: Callable[[Mapping[str, Tensor]], Tensor] | None = None
     ablate: Callable[[Collection[str]], Tensor] | None = None
     present: Mapping[str, Bool[Tensor, " n"]] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that the samples have numbers.
+
+        Raises:
+            TypeError: If the index holds no whole numbers.
+            ValueError: If it has another shape.
+        """
+        index: Any = self.index
+        if index is None:
+            return
+        if not isinstance(index, Tensor) or index.dtype not in _WHOLE:
+            found = str(index.dtype) if isinstance(index, Tensor) else type(index).__name__
+            raise TypeError(
+                "Output.index is a tensor of whole numbers, one for each sample; found "
+                f"{found.removeprefix('torch.')}. Pass them as int64."
+            )
+        if index.shape != self.logits.shape[:1]:
+            raise ValueError(
+                f"Output.index has shape {tuple(index.shape)} for logits of shape "
+                f"{tuple(self.logits.shape)}. Pass one number for each sample."
+            )
 
 
 def split_linear(

@@ -1,29 +1,19 @@
 """A look at a model on whole splits between epochs, which leaves no trace on training."""
 
-import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
-)
 
-from evenly import distributed
+from evenly import distributed, loaders
 from evenly.collected import Collected
+from evenly.optimizers import finish, rebuilt
 from evenly.output import Output
-from evenly.resampling import Repeated
+from evenly.reinit import is_fixed
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
@@ -34,27 +24,31 @@ class Features:
     """Representations of one split, with the labels.
 
     Attributes:
-        features: By modality, one row per sample.
-        target: Class of each sample (integers), or a value to regress on (floats).
+        features: By modality, one row per sample, of any real type.
+        target: Class of each sample (integers of any type, kept as int64), or a value to regress on
+            (floats); with more dimensions several of them, which a diagnosis does not take.
         index: Position of each sample in its split: the canonical order, which makes a
             clustering independent of the order of rows and of the number of ranks. Row number
             by default.
         sharded: Whether these rows are one rank's share, the others being on the other ranks.
         present: By modality, which samples have it; those it does not name are complete. The
             others do not count in a diagnosis.
+        number: What the model's `Output.index` gives each sample, where it does; it may be any
+            number that no other sample has.
     """
 
-    features: Mapping[str, Float[Tensor, "n _"]]
-    target: Shaped[Tensor, " n"]
-    index: Int[Tensor, " n"] | None = None
+    features: Mapping[str, Shaped[Tensor, "n _"]]
+    target: Shaped[Tensor, "n *_"]
+    index: Shaped[Tensor, " n"] | None = None
     sharded: bool = False
     present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
+    number: Int[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Checks that rows, labels and positions belong together.
 
         Raises:
-            TypeError: If something is no tensor.
+            TypeError: If something is no tensor, or of numbers that it cannot be of.
             ValueError: If the shapes do not fit.
         """
         if not self.features:
@@ -71,10 +65,10 @@ class Features:
                     "torch.as_tensor makes one of an array."
                 )
             wanted = 2 if name.startswith("features") else 1
-            if x.ndim != wanted:
+            if x.ndim < wanted or (x.ndim > wanted and name != "target"):
                 raise ValueError(
                     f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
-                    "are needed: one row per sample for features, one number for target and index."
+                    "are needed: one row per sample for features, one number for an index."
                 )
             if wanted == 2 and x.shape[1] == 0:
                 raise ValueError(f"Features: the {name} have no columns. Pass one or more.")
@@ -83,11 +77,25 @@ class Features:
                     f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
-        if self.index is not None and self.index.is_floating_point():
+            if x.is_complex():
+                raise TypeError(
+                    f"Features: {name}: complex numbers ({x.dtype}). Pass real and imaginary parts "
+                    "as columns of their own: torch.cat([x.real, x.imag], 1)."
+                )
+        if self.index is not None and (
+            self.index.is_floating_point() or self.index.dtype == torch.bool
+        ):
+            kind = "bools" if self.index.dtype == torch.bool else "floats"
             raise TypeError(
-                "Features: the index holds floats, but positions are whole numbers. Pass them as "
+                f"Features: the index holds {kind}, but positions are whole numbers. Pass them as "
                 "int64."
             )
+        self._take("target", self.target if self.target.is_floating_point() else self.target.long())
+        self._take("index", None if self.index is None else self.index.long())
+        self._take("present", {name: here.bool() for name, here in self.present.items()})
+
+    def _take(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass's own way
 
 
 class Probe:
@@ -113,9 +121,11 @@ class Probe:
             model: The model, as the loop trains it (DistributedDataParallel is seen through).
             forward: `forward(model, batch)` gives an `Output` and the target, and moves the
                 batch to the model's device if the loop does so itself.
-            train: Loader of the training split. Of a `DataLoader` with an ordinary sampler
-                every row is seen once, in the order of the data set; any other iterable of
-                batches is taken as it comes.
+            train: Loader of the training split, as the loop reads it: its batches come in the
+                same form. With one of PyTorch's samplers every row that it draws from is seen
+                once, in the order of the data set; a loader whose rows cannot be told, by a
+                sampler of one's own for example, and any other iterable of batches are taken as
+                they come.
             val: Loader of the validation split. Never the test split.
             memory: Bytes that the features of one modality on one split may take in memory
                 (4 a value). What is larger lies in a temporary file, in the folder that
@@ -124,8 +134,15 @@ class Probe:
                 have `sample`. No limit by default.
 
         Raises:
+            TypeError: If a loader can be read only once.
             ValueError: If the memory is negative.
         """
+        for name, loader in (("train", train), ("val", val)):
+            if isinstance(loader, Iterator):
+                raise TypeError(
+                    f"Probe: the '{name}' loader is an iterator, which the first look would use "
+                    "up. Pass what it is made of, such as the DataLoader."
+                )
         if memory is not None and memory < 0:
             raise ValueError(f"Probe: 'memory' is bytes, from 0 (all to a file); found {memory}.")
         parallel = isinstance(model, nn.parallel.DistributedDataParallel)
@@ -142,6 +159,7 @@ class Probe:
         *,
         fraction: float = 1.0,
         seed: int = 0,
+        every: bool = False,
     ) -> Features:
         """The features of every sample of a split, in float32, on the model's device.
 
@@ -154,6 +172,8 @@ class Probe:
             fraction: Share of the samples to look at, drawn at random; above 0, at most 1. Of a
                 loader that is no ordinary `DataLoader`, its first batches.
             seed: Of that draw.
+            every: Whether to see all rows of a data set also where a sampler of one's own gives
+                but some of them in an epoch: for what is looked up later.
 
         Raises:
             ValueError: If the split is empty or the fraction is out of range.
@@ -162,39 +182,56 @@ class Probe:
             raise ValueError(
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
+        with self._looking():
+            draw = loaders.drawn(self.loaders[split], every=every)
+            found = None if draw is None else self._in_order(split, of, draw, fraction, seed)
+            return self._as_it_comes(split, of, fraction) if found is None else found
+
+    def _in_order(
+        self,
+        split: Split,
+        of: Callable[[Output, Tensor], Mapping[str, Tensor]],
+        draw: loaders.Draw,
+        fraction: float,
+        seed: int,
+    ) -> Features | None:
+        """Rows in the order of the data set; None of a loader that gives fewer or more."""
         loader = self.loaders[split]
-        rows = _known_rows(loader, fraction)
-        features: dict[str, Collected] = {}
-        present: dict[str, Collected] = {}
-        targets, positions = Collected(rows), Collected(rows)
-        seen = 0
+        rows = loaders.share(draw.rows, fraction, seed)
+        if not len(rows):
+            raise _empty(split)
+        mine = rows[distributed.share(len(rows)) % len(rows)]  # some twice, to even out the ranks
+        reading = loaders.Reading(loader, lambda: mine, len(mine))
+        table = _Table(mine, self.memory, loaders.keeps_order(loader))
         try:
-            with self._looking():
-                for batch, position in _batches(loader, fraction, seed):
-                    output, target = self._run(batch)
-                    for name, value in of(output, target).items():
-                        features.setdefault(name, Collected(rows, self.memory)).add(value.float())
-                    for name, here in (output.present or {}).items():
-                        present.setdefault(name, Collected(rows)).add(here)
-                    targets.add(target)
-                    positions.add(_position(position, output, seen).to(target.device))
-                    seen += len(target)
-            if not seen:
-                raise _empty(split)
-            index = positions.take()
-            keep = _first_seen(index) if rows is None else index >= 0
-            return Features(
-                {name: values.take(keep) for name, values in features.items()},
-                targets.take(keep),
-                index[keep],
-                sharded=distributed.world_size() > 1,
-                present={
-                    name: here.take(keep) for name, here in present.items() if name in features
-                },
-            )
+            for batch in reading:
+                output, target = self._run(batch)
+                if not reading.is_followed:  # an iterator that it keeps gives the batches
+                    table.rows = None
+                table.add(output, target, of(output, target))
+            astray = table.rows is not None and table.count != len(mine)
+            if distributed.max_(torch.tensor(int(astray), device=self._device)):
+                return None
+            return table.features()
         finally:
-            for values in features.values():
-                values.close()
+            table.close()
+
+    def _as_it_comes(
+        self,
+        split: Split,
+        of: Callable[[Output, Tensor], Mapping[str, Tensor]],
+        fraction: float,
+    ) -> Features:
+        table = _Table(None, self.memory)
+        try:
+            for batch in loaders.as_it_comes(self.loaders[split], fraction):
+                output, target = self._run(batch)
+                table.add(output, target, of(output, target))
+            if not table.count:
+                raise _empty(split)
+            return table.features()
+        finally:
+            table.close()
 
     def sample(self, split: Split, count: int, seed: int = 0) -> tuple[Output, Tensor]:
         """One pass over samples drawn at random, with gradients recorded.
@@ -212,11 +249,12 @@ class Probe:
             raise ValueError(f"Probe.sample: 'count' is at least 1; found {count}.")
         loader = self.loaders[split]
         with self._looking(), torch.enable_grad():
-            if isinstance(loader, DataLoader) and _is_plain(loader):
-                size = len(cast(Any, loader.dataset))
+            draw = loaders.drawn(loader)
+            if draw is not None:
+                rows = draw.rows.unique()
                 stream = torch.Generator().manual_seed(seed)
-                rows = torch.randperm(size, generator=stream)[:count].tolist()
-                loader = _loader_like(loader, sampler=rows, batch_size=len(rows)) if rows else ()
+                rows = rows[torch.randperm(len(rows), generator=stream)[:count]]
+                loader = loaders.Reading(loader, lambda: rows, len(rows), size=count)
             for batch in loader:
                 return self._run(batch)
         raise _empty(split)
@@ -257,22 +295,22 @@ class Probe:
         before = {name: value.clone() for name, value in self._tensors()}
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         modes = [(module, module.training) for module in self.model.modules()]
-        kind: Any = type(optimizer)
         # A schedule that warms up may stand near 0 now: the rate is the one that it is made of.
         groups = [
             {**group, "lr": group.get("initial_lr", group["lr"])}
             for group in optimizer.param_groups
         ]
-        trial = kind(groups)
+        trial = rebuilt(optimizer, groups)
         try:
             for parameter, _ in gradients:
                 parameter.grad = None
             if not self.model.training:
                 self.model.train()
-            with _frozen_randomness(*self.loaders.values()), torch.enable_grad():
-                _seed(seed)
-                for batch in _shuffled(self.loaders["train"], epochs, seed):
+            with loaders.untouched(*self.loaders.values()), torch.enable_grad():
+                loaders.seed_all(seed)
+                for batch in loaders.shuffled(self.loaders["train"], epochs, seed):
                     self._train_step(batch, objective, trial)
+                finish(trial)
             for value in self.model.buffers():
                 if value.is_floating_point():  # BatchNorm's are of a rank's own rows
                     distributed.mean_(value)
@@ -299,8 +337,10 @@ class Probe:
         optimizer.step()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What training can move: all but a quantised base, of which a copy would be large."""
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-            yield name, value.detach()
+            if not (isinstance(value, nn.Parameter) and is_fixed(value)):
+                yield name, value.detach()
 
     def reestimate_batchnorm(self, modules: Iterable[nn.Module]) -> None:
         """Takes BatchNorm's running statistics anew from the training split.
@@ -323,16 +363,32 @@ class Probe:
                     layer.reset_running_stats()
                     layer.momentum = None  # a plain average over all batches
                     layer.train()
-                for n, (batch, position) in enumerate(_batches(self.loaders["train"])):
-                    # BatchNorm can make nothing of a last batch of one.
-                    if n == 0 or position is None or len(position) > 1:
-                        self._run(batch)
+                for batch in self._training_batches():
+                    self._run(batch)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
         for layer in layers:
             distributed.mean_(cast(Tensor, layer.running_mean))
             distributed.mean_(cast(Tensor, layer.running_var))
+
+    def _training_batches(self) -> Iterable[Any]:
+        """This rank's share of the training split, but for a last batch of one.
+
+        BatchNorm can make nothing of that.
+        """
+        loader = self.loaders["train"]
+        draw = loaders.drawn(loader)
+        rows = None if draw is None else loaders.share(draw.rows, 1.0, 0)
+        if rows is None or not len(rows):
+            return loader
+        mine = rows[distributed.share(len(rows)) % len(rows)]
+        alone = len(mine) > 1 and len(mine) % loaders.batch_size(loader) == 1
+        return loaders.Reading(loader, lambda: mine, len(mine), drop_last=alone)
+
+    @property
+    def _device(self) -> torch.device | None:
+        return next((p.device for p in self.model.parameters()), None)
 
     def _run(self, batch: Any) -> tuple[Output, Tensor]:
         returned: Any = self.forward(self.model, batch)
@@ -352,12 +408,21 @@ class Probe:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            with torch.no_grad(), _frozen_randomness(*self.loaders.values()):
+            with torch.no_grad(), loaders.untouched(*self.loaders.values()):
                 yield
         finally:
             for module, mode in modes:
                 module.training = mode
             distributed.reshard(self.model)
+
+
+def _real(name: str, value: Tensor) -> Tensor:
+    if value.is_complex():
+        raise TypeError(
+            f"Probe.features: those of '{name}' are complex numbers. Give `Output` real ones: "
+            "torch.view_as_real(x).flatten(1)."
+        )
+    return value.float()
 
 
 def _empty(split: Split) -> ValueError:
@@ -378,110 +443,114 @@ def _average(parameters: list[nn.Parameter]) -> None:
             distributed.mean_(parameter.grad)
 
 
-def _batches(
-    loader: Iterable[Any], fraction: float = 1.0, seed: int = 0
-) -> Iterator[tuple[Any, Tensor | None]]:
-    """Batches of this rank's share, with the rows' positions where they are known."""
-    if not (isinstance(loader, DataLoader) and _is_plain(loader)):
-        yield from ((batch, None) for batch in _first(loader, fraction))
-        return
-    count = len(cast(Any, loader.dataset))
-    if count == 0:
-        return
-    rows = torch.arange(count)
-    if fraction < 1:
-        stream = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(count, generator=stream)[: _share(fraction, count)].sort().values
-    positions = distributed.share(len(rows))
-    size = _batch_size(loader)
-    sampler = rows[positions % len(rows)].tolist()
-    in_order = _loader_like(loader, sampler=sampler, batch_size=size)
-    # A position beyond the last evens out the ranks: it is marked -1, to be dropped.
-    positions = torch.where(positions < len(rows), rows[positions % len(rows)], -1)
-    yield from zip(in_order, positions.split(size), strict=True)
+class _Table:
+    """What a look brings together, batch by batch."""
 
+    def __init__(
+        self, rows: Tensor | None, memory: int | None = None, keeps_order: bool = True
+    ) -> None:
+        """Holds nothing yet.
 
-def _known_rows(loader: Iterable[Any], fraction: float) -> int | None:
-    """How many rows `_batches` gives this rank; None of a loader that is no ordinary one."""
-    if not (isinstance(loader, DataLoader) and _is_plain(loader)):
-        return None
-    return -(-_share(fraction, len(cast(Any, loader.dataset))) // distributed.world_size())
+        Args:
+            rows: Of the data set, in the order in which they come; None where that is not known.
+            memory: Bytes that the features of a modality may take in memory.
+            keeps_order: Whether the rows are in this order within a batch, too.
+        """
+        self.rows, self.memory, self.keeps_order = rows, memory, keeps_order
+        self.count = 0
+        self._expected = None if rows is None else len(rows)
+        self._values: dict[str, Collected] = {}
+        self._present: dict[str, Collected] = {}
+        self._target, self._position = Collected(self._expected), Collected(self._expected)
+        self._number = Collected(self._expected)
+        self._numbered = 0
 
+    def add(self, output: Output, target: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Takes up a batch."""
+        for name, value in values.items():
+            self._collected(self._values, name, self.memory).add(_real(name, value))
+        for name, here in (output.present or {}).items():
+            self._collected(self._present, name).add(here)
+        self._target.add(target)
+        self._position.add(self._positions(output, len(target)).to(target.device))
+        if output.index is not None:
+            self._number.add(output.index.to(target.device))
+            self._numbered += len(output.index)
+        self.count += len(target)
 
-def _share(fraction: float, count: int) -> int:
-    """A share of a count, rounded up; 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats."""
-    return max(1, math.ceil(round(fraction * count, 6)))
-
-
-def _first(loader: Iterable[Any], fraction: float) -> Iterator[Any]:
-    """The first batches of a loader; all of them where it does not know how many it has."""
-    try:
-        known = fraction < 1 and isinstance(loader, Sized)
-        count = _share(fraction, len(loader)) if known else None  # type: ignore[arg-type]
-    except TypeError:  # a DataLoader of an IterableDataset
-        count = None
-    return islice(loader, count)
-
-
-def _shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
-    """Batches of this rank's share for some epochs of training, in random order."""
-    if not (isinstance(loader, DataLoader) and _is_plain(loader)):
-        for _ in range(epochs):
-            yield from loader
-        return
-    count, size = len(cast(Any, loader.dataset)), _batch_size(loader)
-    stream = torch.Generator().manual_seed(seed)
-    world, rank = distributed.world_size(), distributed.rank()
-    each = -(-count // world)
-    # BatchNorm can make nothing of a last batch of one.
-    drop = cast(BatchSampler, loader.batch_sampler).drop_last or (each > 1 and each % size == 1)
-    for _ in range(epochs):
-        rows = torch.randperm(count, generator=stream)
-        rows = rows[torch.arange(rank, each * world, world) % count]  # equally many on each rank
-        yield from _loader_like(loader, sampler=rows.tolist(), batch_size=size, drop_last=drop)
-
-
-def _loader_like(loader: DataLoader[Any], **given: Any) -> DataLoader[Any]:
-    return DataLoader(
-        loader.dataset,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        **given,
-    )
-
-
-def _batch_size(loader: DataLoader[Any]) -> int:
-    return int(cast(BatchSampler, loader.batch_sampler).batch_size)
-
-
-def _is_plain(loader: DataLoader[Any]) -> bool:
-    """Whether the loader's samples are exactly those of its data set, in whatever order."""
-    batches = loader.batch_sampler
-    sampler = batches.sampler if isinstance(batches, Repeated) else loader.sampler
-    return type(batches) in (BatchSampler, Repeated) and isinstance(
-        sampler, RandomSampler | SequentialSampler | DistributedSampler
-    )
-
-
-def _position(known: Tensor | None, output: Output, seen: int) -> Tensor:
-    if known is not None:
-        return known
-    if output.index is not None:
-        return output.index
-    if distributed.world_size() > 1:
-        raise ValueError(
-            "on several ranks a loader with a sampler of its own needs `Output.index`, the "
-            "position of each sample in its split: without it nothing tells which rows two "
-            "ranks both have. Fill it in `forward`."
+    def features(self) -> Features:
+        """All of it, each row once over all ranks; the table is empty then."""
+        index, number = self._position.take(), None
+        if self._numbered == self.count:
+            number = self._number.take()
+        target = self._target.take()
+        if self.rows is None and number is not None:
+            _check_repeats(number, target)
+        keep = torch.ones_like(index, dtype=torch.bool)
+        if self.rows is None or distributed.world_size() > 1:
+            keep = _first_seen(index)
+        return Features(
+            {name: values.take(keep) for name, values in self._values.items()},
+            target[keep],
+            index[keep],
+            sharded=distributed.world_size() > 1,
+            present={
+                name: here.take(keep)
+                for name, here in self._present.items()
+                if name in self._values
+            },
+            number=None if number is None else number[keep],
         )
-    return torch.arange(seen, seen + len(output.logits))
+
+    def close(self) -> None:
+        """Lets go of the rows."""
+        for values in self._values.values():
+            values.close()
+
+    def _collected(
+        self, table: dict[str, Collected], name: str, memory: int | None = None
+    ) -> Collected:
+        return table.setdefault(name, Collected(self._expected, memory))
+
+    def _positions(self, output: Output, size: int) -> Tensor:
+        number = output.index
+        if self.rows is None:
+            if number is not None:
+                return number
+            if distributed.world_size() > 1:
+                raise ValueError(
+                    "on several ranks a loader with a sampler of its own needs `Output.index`, a "
+                    "number for each sample: without it nothing tells which rows two ranks both "
+                    "have. Fill it in `forward`."
+                )
+            return torch.arange(self.count, self.count + size)
+        rows = self.rows[self.count : self.count + size]
+        if number is not None and not self.keeps_order:
+            # A collate function may sort a batch by length: positions in the data set tell.
+            number = number.to(rows)
+            if torch.equal(number.sort().values, rows.sort().values):
+                return number
+        return rows
+
+
+def _check_repeats(number: Tensor, target: Tensor) -> None:
+    """Raises if samples of two classes have one number: they are not the same sample then."""
+    if target.is_floating_point() or target.ndim != 1:
+        return
+    numbers, targets = (torch.cat(distributed.gather(x)) for x in (number, target))
+    order = numbers.argsort(stable=True)
+    numbers, targets = numbers[order], targets[order]
+    differ = (numbers[1:] == numbers[:-1]) & (targets[1:] != targets[:-1])
+    if differ.any():
+        raise ValueError(
+            f"Output.index gives samples of different classes the number "
+            f"{int(numbers[1:][differ][0])}. Give each sample a number of its own, the same in "
+            "each epoch, such as its position in the data set."
+        )
 
 
 def _first_seen(index: Tensor) -> Tensor:
-    """Marks the rows to keep: each position once over all ranks, none below 0."""
+    """Marks the rows to keep: each position once over all ranks."""
     everyone = distributed.gather(index)
     before = sum(len(part) for part in everyone[: distributed.rank()])
     values = torch.cat(everyone)
@@ -490,49 +559,5 @@ def _first_seen(index: Tensor) -> Tensor:
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     keep = torch.empty_like(first)
-    keep[order] = first & (ordered >= 0)
+    keep[order] = first
     return keep[before : before + len(index)]
-
-
-@contextmanager
-def _frozen_randomness(*loaders: Iterable[Any]) -> Iterator[None]:
-    """Leaves every random stream that a pass over the loaders may draw from as it was."""
-    generators = {
-        id(generator): generator
-        for loader in loaders
-        for owner in _owners(loader)
-        if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
-    }.values()
-    states = [generator.get_state() for generator in generators]
-    python, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=_cuda()):
-            yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        random.setstate(python)
-        np.random.set_state(arrays)
-
-
-def _owners(loader: Iterable[Any]) -> Iterator[Any]:
-    """What may hold a random stream of a loader's own."""
-    yield loader
-    yield getattr(loader, "sampler", None)
-    batches = getattr(loader, "batch_sampler", None)
-    yield batches
-    yield getattr(batches, "sampler", None)
-
-
-def _seed(seed: int) -> None:
-    """Seeds the streams that `_frozen_randomness` brings back, and no other device's."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    for device in _cuda():
-        torch.cuda.default_generators[device].manual_seed(seed)
-
-
-def _cuda() -> list[int]:
-    """The CUDA device in use; none before CUDA has started, which this must not cause."""
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

@@ -23,15 +23,15 @@ class Resampler(DistributedSampler[Any]):
     As long as no method has written `pool`, it is PyTorch's `DistributedSampler`, and like it
     takes part of the samples on each rank and needs `set_epoch` before each epoch.
 
-    A position i beyond the data set's n samples means sample i % n once more, and i // n tells
-    the method which of its variants that one is. The data set's `__getitem__` therefore reads
-    `i % n` and hands i on as the sample's index (`evenly.data` does). Epochs keep their length:
-    as many positions as there are samples are drawn from the pool, each as often as it stands
-    there (once more for all if the pool is shorter than an epoch). What they are drawn with is
-    a function of seed and epoch, so that a resumed run repeats it.
+    Of the data set's n samples, an entry i of the pool means sample i % n, and i // n in which
+    variant it is to come, which the method knows; the data set is asked for sample i % n, so that
+    any will do. Epochs keep their length: as many entries as there are samples are drawn from the
+    pool, each as often as it stands there (once more for all if the pool is shorter than an
+    epoch). What they are drawn with is a function of seed and epoch, so that a resumed run
+    repeats it.
 
     Attributes:
-        pool: Positions to draw from, the same on each rank; None for every sample once.
+        pool: Entries to draw from, the same on each rank; None for every sample once.
         batch_size: Where given, batches of this size (over all ranks) hold one variant each, but
             for what is left over, which comes last.
     """
@@ -69,13 +69,13 @@ class Resampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[int]:
         if self.pool is None:
             return super().__iter__()
-        order = self._drawn(self.pool)
+        order = self._drawn(self.pool) % self.count
         return iter(order[self.rank :: self.num_replicas].tolist())
 
     def _drawn(self, pool: Tensor) -> Tensor:
         if not len(pool):
             raise ValueError(
-                "Resampler: the pool is empty, so there is nothing to draw from. Write positions "
+                "Resampler: the pool is empty, so there is nothing to draw from. Write entries "
                 "to it, or None for every sample once."
             )
         pool = pool.cpu()

@@ -1,10 +1,13 @@
 """A name with settings, as written on the command line: `relearn(every=5,gap=matched)`."""
 
 import inspect
+import itertools
 import json
 import math
 import re
+import reprlib
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +18,11 @@ import yaml
 from evenly.suggest import unknown
 
 T = TypeVar("T")
+
+DEPTH = 30
+"""Lists and mappings within each other, in YAML that is read."""
+VALUES = 100_000
+"""In all, in YAML that is read: far more than a comparison of a thousand methods has."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +100,15 @@ def converted(what: str, value: Any, hint: Any) -> Any:
     Raises:
         ValueError: If the value is of another type.
     """
-    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    for option in options:
+    for option in _options(hint):
         if option is float and type(value) is int:
             return float(value)
-        if type(value) is option:
+        if option is Any or type(value) is option:
             return value
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
+        if get_origin(option) is Literal:
+            for known in get_args(option):
+                if str(known) == str(value):  # YAML takes the word 32 for a number
+                    return known
         if get_origin(option) is list and isinstance(value, list):
             return [converted(what, item, *get_args(option)) for item in value]
         parts = get_args(option)
@@ -111,8 +120,28 @@ def converted(what: str, value: Any, hint: Any) -> Any:
                 converted(what, key, keys): converted(what, item, items)
                 for key, item in value.items()
             }
-    wanted = " or ".join(filter(None, map(_in_words, options)))
-    raise ValueError(f"{what} takes {wanted}, found {value!r}.")
+    found = "null" if value is None else reprlib.repr(value)
+    raise ValueError(f"{what} takes {wanted(hint)}, found {found}.")
+
+
+def numbers(value: Any, hint: Any) -> Any:
+    """The same value, in which 1e-3 is a number where one is wanted; plain YAML has it as text."""
+    for option in _options(hint):
+        if isinstance(value, dict) and (option is Any or get_origin(option) is dict):
+            item = Any if option is Any else get_args(option)[1]
+            return {key: numbers(each, item) for key, each in value.items()}
+        if option in (float, Any) and isinstance(value, str) and _NUMBER.match(value):
+            return float(value)
+    return value
+
+
+def wanted(hint: Any) -> str:
+    """In words, what `converted` takes for an annotation."""
+    return " or ".join(filter(None, map(_in_words, _options(hint))))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
 
 
 def made(what: str, spec: Spec, makers: Mapping[str, Callable[..., T]]) -> T:
@@ -151,9 +180,8 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is dict:
         keys, items = (_in_words(part).removeprefix("a ") for part in get_args(hint))
         return f"a mapping {{{keys}: {items}}}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
-        hint, ""
-    )
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return "any value" if hint is Any else plain.get(hint, "")
 
 
 def _setting(name: str, part: str) -> tuple[str, Any]:
@@ -164,7 +192,7 @@ def _setting(name: str, part: str) -> tuple[str, Any]:
         )
     try:
         return key, _load(value)
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ValueError(
             f"'{name}' cannot read the value of '{key}', found '{value}'. Write a number, a word, "
             'or a list such as [1,2]; put text with special characters between "quotes".'
@@ -206,23 +234,70 @@ def _scan(text: str) -> Iterator[tuple[int, str, int]]:
         raise ValueError(f"'{text}' does not close {quote or inside[-1]}. Close it.")
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and a date is just text."""
+class _Plain(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML as a person writes it: dates are text, no key stands twice, and it is of a size."""
+
+    def get_single_node(self) -> Any:
+        """The one document."""
+        try:
+            node = super().get_single_node()
+        except RecursionError:
+            raise yaml.YAMLError(f"it is nested more than {DEPTH} deep") from None
+        self._check(node, 0, 0)
+        return node
+
+    def _check(self, node: Any, depth: int, count: int) -> int:
+        """Counts the values of a node as if every alias were written out."""
+        if depth > DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {DEPTH} deep")
+        if count > VALUES:
+            raise yaml.YAMLError(f"it holds more than {VALUES:,} values")
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in parts if isinstance(key, yaml.ScalarNode))
+            if keys and (most := keys.most_common(1)[0])[1] > 1:
+                raise yaml.YAMLError(f"'{most[0]}' stands in it twice")
+            parts = itertools.chain(*parts)
+        for part in parts:
+            count = self._check(part, depth + 1, count + 1)
+        return count
 
 
-_Loader.yaml_implicit_resolvers = {
+class _Loader(_Plain):
+    """The same in which 1e-3 is a number (YAML 1.1 wants 1.0e-3)."""
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Plain.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    _NUMBER,
     list("-+.0123456789"),
 )
 
 
+def load_yaml(content: bytes | str, loader: type[yaml.SafeLoader] = _Plain) -> Any:
+    """What a YAML file holds, of plain values.
+
+    Raises:
+        ValueError: If it is no such file; the error says what is wrong, not where.
+    """
+    try:
+        return yaml.load(content, loader)
+    except yaml.reader.ReaderError as error:
+        raise ValueError("it is no text in UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise ValueError(f"{error.problem}{line}") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as that of a number of 5,000 digits
+        raise ValueError(str(error)) from error
+
+
 def _load(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    return load_yaml(text, _Loader)
 
 
 def _text(value: Any) -> str:

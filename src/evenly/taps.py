@@ -1,15 +1,24 @@
 """Features of a model as it stands, taken by forward hooks, so that the model need not change."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 Pool = Callable[[Any], Tensor]
+
+_POOLED = ("pooler_output", "text_embeds", "image_embeds", "audio_embeds", "sentence_embedding")
+"""What libraries call the vector of a whole sample in an output of several parts."""
+
+_PADDING = ("src_key_padding_mask", "key_padding_mask")
+"""What torch calls a mask that is True at padding; Transformers' attention_mask is 1 elsewhere."""
 
 
 class Taps:
@@ -24,14 +33,15 @@ class Taps:
 
         Args:
             encoders: By modality, the modules whose outputs are the features.
-            pools: By modality, what makes (n, width) vectors of an output.
+            pools: By modality, what makes (n, width) vectors of an output; of those that it does
+                not name, `vectors`.
         """
         self.encoders = dict(encoders)
         self._pools = dict(pools)
         self._last: dict[str, Tensor] = {}
         self._trained: set[str] = set()  # encoders that ran with gradients since features()
         self._hooks = [
-            encoder.register_forward_hook(partial(self._listen, name))
+            encoder.register_forward_hook(partial(self._listen, name), with_kwargs=True)
             for name, encoder in self.encoders.items()
         ]
 
@@ -47,7 +57,8 @@ class Taps:
         if silent:
             raise RuntimeError(
                 f"no features of {silent}: these encoders did not run since features() was last "
-                "called. Call the model first, with every modality in the batch."
+                "called. Call the model first, with every modality in the batch; a model that is "
+                "compiled must not have run before capture()."
             )
         last, self._last = self._last, {}
         self._trained.clear()
@@ -64,10 +75,16 @@ class Taps:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _listen(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _listen(
+        self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
         if torch._C._current_graph_task_id() != -1:
             return  # activation checkpointing runs the encoder again, within the backward pass
-        pooled = self._pools[name](output)
+        pool = self._pools.get(name)
+        call = Call(module, args, kwargs, name)
+        pooled = vectors(output, call) if pool is None else pool(output)
         if pooled.ndim != 2:
             raise ValueError(
                 f"the features of '{name}' have shape {tuple(pooled.shape)} after pooling; "
@@ -108,12 +125,16 @@ def capture(
         pool: What makes (samples, width) vectors of an encoder's output, for all or by
             modality. By default vectors are taken as they are, maps of four or five dimensions
             are averaged over space and time, and of a Transformers output the pooled vector or
-            else the mean over the sequence is taken.
+            else the mean over the sequence is taken. The mean leaves padding out: what the
+            encoder is given as `attention_mask` or, with torch's own layers,
+            `src_key_padding_mask`, or the lengths of a packed sequence.
 
     Raises:
         ValueError: If a path names no module of the model; the nearest paths are named.
     """
     named = dict(model.named_modules())
+    if (inner := _unwrapped(model)) is not model:  # its own paths are good, too
+        named = {**dict(inner.named_modules()), **named}
     for name, path in modules.items():
         if path not in named:
             near = get_close_matches(path, named, n=3) or [n for n in list(named)[1:4] if n]
@@ -121,27 +142,148 @@ def capture(
                 f"the model has no module '{path}' (for '{name}'). Did you mean "
                 f"{' or '.join(repr(n) for n in near)}? model.named_modules() lists them all."
             )
-    pools = {
-        name: pool.get(name, vectors) if isinstance(pool, Mapping) else pool or vectors
-        for name in modules
-    }
+    pools = pool if isinstance(pool, Mapping) else dict.fromkeys(modules, pool) if pool else {}
     return Taps({name: named[path] for name, path in modules.items()}, pools)
 
 
-def vectors(output: Any) -> Tensor:
-    """The (samples, width) vectors in what an encoder returned, where that is unambiguous."""
-    pooled = getattr(output, "pooler_output", None)
-    if pooled is not None:
-        return vectors(pooled)
-    sequence = getattr(output, "last_hidden_state", None)
-    if sequence is not None:
-        value: Tensor = sequence
-        return value.mean(1) if value.ndim == 3 else vectors(value)
-    if isinstance(output, tuple | list):
-        return vectors(output[0])
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"an encoder returned {type(output).__name__}, which holds no features that capture "
-            "can find. Pass capture(..., pool=...) to say where they are."
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What torch.compile, DistributedDataParallel or PEFT was given."""
+    inner = getattr(module, "_orig_mod", None)
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner = module.module
+    elif callable(peft := getattr(module, "get_base_model", None)):
+        inner = peft()
+    return module if inner is None or inner is module else _unwrapped(inner)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an encoder was called with, where its padding is found."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    name: str
+
+    def arguments(self) -> dict[str, Any]:
+        """All of them by name, those in a dictionary of inputs included."""
+        signature = inspect.signature(_unwrapped(self.module).forward)
+        try:
+            bound = signature.bind_partial(*self.args, **self.kwargs)
+        except TypeError:
+            return dict(self.kwargs)
+        bound.apply_defaults()
+        found = dict(bound.arguments)
+        for inputs in [value for value in found.values() if isinstance(value, Mapping)]:
+            found |= {key: value for key, value in inputs.items() if found.get(key) is None}
+        return found
+
+    def steps(
+        self, sequence: Float[Tensor, "n t d"], mask: str = "attention_mask"
+    ) -> Bool[Tensor, "n t"] | None:
+        """Which steps of each sample are no padding; None where no mask says so.
+
+        Raises:
+            ValueError: If there is a mask that cannot tell.
+        """
+        given = self.arguments()
+        known = [name for name in (mask, *_PADDING) if name in given]
+        for name in known:
+            if given[name] is not None:
+                return self._kept(name, given[name], sequence)
+        shape = sequence.shape[:2]
+        for name, value in {} if known else given.items():
+            if name.endswith("mask") and getattr(value, "shape", None) == shape:
+                raise self._unclear(name, value, "whose meaning its name does not tell")
+        return None
+
+    def _kept(self, name: str, given: Any, sequence: Tensor) -> Bool[Tensor, "n t"]:
+        if not isinstance(given, Tensor) or given.ndim != 2:
+            raise self._unclear(name, given, "which does not say which steps are padding")
+        mask = given
+        shorten = getattr(_unwrapped(self.module), "_get_feature_vector_attention_mask", None)
+        if mask.shape != sequence.shape[:2] and callable(shorten):
+            mask = shorten(sequence.shape[1], mask)  # encoders of sound: of samples, of frames
+        if mask.shape != sequence.shape[:2]:
+            steps = f"but the output has {sequence.shape[1]} steps"
+            raise self._unclear(name, mask, f"{steps} for {len(sequence)} samples")
+        mask = mask.to(sequence.device)
+        if name in _PADDING:
+            # True at padding, or what is added to the attention before its softmax
+            padding = mask.exp() == 0 if mask.is_floating_point() else mask.bool()
+            return padding.logical_not()
+        if mask.is_floating_point() and bool((mask < 0).any()):
+            raise self._unclear(name, mask, "which is not 1 at steps and 0 at padding")
+        return mask.bool()
+
+    def _unclear(self, name: str, mask: Any, why: str) -> ValueError:
+        shape = getattr(mask, "shape", None)
+        what = type(mask).__name__ if shape is None else f"mask of shape {tuple(shape)}"
+        return ValueError(
+            f"the encoder of '{self.name}' was given '{name}', a {what}, {why}. Pass "
+            "capture(..., pool=...) to say how its output becomes vectors, for example "
+            "pool=lambda x: x.last_hidden_state[:, 0]."
         )
+
+
+def vectors(output: Any, call: Call) -> Tensor:
+    """The (samples, width) vectors in what an encoder returned, where that is unambiguous."""
+    if isinstance(output, PackedSequence):
+        padded, lengths = pad_packed_sequence(output, batch_first=True)
+        steps = torch.arange(padded.shape[1], device=padded.device)
+        return _mean(padded, steps < lengths.to(padded.device)[:, None])
+    for name in _POOLED:
+        if (pooled := _part(output, name)) is not None:
+            return vectors(pooled, call)
+    sequence = _part(output, "last_hidden_state")
+    if sequence is not None:
+        if sequence.ndim != 3:
+            return vectors(sequence, call)
+        is_decoder = _part(output, "encoder_last_hidden_state") is not None
+        mask = "decoder_attention_mask" if is_decoder else "attention_mask"
+        return _mean(sequence, call.steps(sequence, mask))
+    if isinstance(output, Mapping):
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        if len(tensors) == 1:
+            return vectors(tensors[0], call)
+    elif isinstance(output, tuple | list) and output:
+        return vectors(output[0], call)
+    if not isinstance(output, Tensor):
+        held = f" of {sorted(output)}" if isinstance(output, Mapping) else ""
+        raise TypeError(
+            f"an encoder returned {type(output).__name__}{held}, which holds no features that "
+            "capture can find. Pass capture(..., pool=...) to say where they are."
+        )
+    if output.is_nested:
+        return torch.stack([sample.flatten(0, -2).mean(0) for sample in output.unbind()])
+    if output.ndim == 3:
+        return _of_sequence(output, call)
     return output.flatten(2).mean(2) if output.ndim in (4, 5) else output
+
+
+def _of_sequence(output: Tensor, call: Call) -> Tensor:
+    """The mean over the steps, where something says which dimension they are."""
+    layer = _unwrapped(call.module)
+    if isinstance(layer, nn.TransformerEncoder):
+        layer = layer.layers[0]
+    if isinstance(layer, nn.TransformerEncoderLayer):
+        sequence = output if layer.self_attn.batch_first else output.transpose(0, 1)
+        return _mean(sequence, call.steps(sequence))
+    steps = call.steps(output)
+    return output if steps is None else _mean(output, steps)
+
+
+def _part(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _mean(sequence: Float[Tensor, "n t d"], steps: Bool[Tensor, "n t"] | None) -> Tensor:
+    """The mean over steps, or over those of them; zeros where a sample has none."""
+    if steps is None:
+        return sequence.mean(1)
+    keep = steps[..., None]
+    # Padding may hold NaN, which no factor of zero takes away.
+    total = torch.where(keep, sequence, 0.0).sum(
+        1, dtype=torch.promote_types(sequence.dtype, torch.float32)
+    )
+    return (total / keep.sum(1).clamp_min(1)).to(sequence.dtype)

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evenly import distributed
+from evenly import numbering
 from evenly.method import Criterion, Encoders, Method
+from evenly.optimizers import unwrapped
 from evenly.output import Output
-from evenly.probe import Features, Probe
+from evenly.probe import Probe
 
 
 def squared_error(
@@ -22,27 +23,6 @@ def squared_error(
 ) -> Float[Tensor, ""]:
     """How far features are from a teacher's: MSE = mean over samples and columns of (f - f')²."""
     return (features - teacher).square().mean()
-
-
-def whole(found: Features) -> dict[str, Tensor]:
-    """By name, the rows of all ranks in the order of the split, the same on each rank.
-
-    Raises:
-        ValueError: If the split was not seen as a whole, each sample once.
-    """
-    assert found.index is not None
-    index = torch.cat(distributed.gather(found.index, sharded=found.sharded))
-    order = index.argsort()
-    if not torch.equal(index[order], torch.arange(len(index), device=index.device)):
-        raise ValueError(
-            f"teachers are needed for every sample of the training split, by its position from 0; "
-            f"found {len(index)} positions from {int(index.min())} to {int(index.max())}. Use a "
-            "sampler that takes each sample, such as evenly.Resampler, and cut the data set itself."
-        )
-    return {
-        name: torch.cat(distributed.gather(value, sharded=found.sharded))[order.to(value.device)]
-        for name, value in found.features.items()
-    }
 
 
 class Taught(Method):
@@ -54,10 +34,11 @@ class Taught(Method):
 
     Attributes:
         teachers: By 'features/' or 'logits/' and modality, one row for each sample of the
-            training split.
+            training split, in the order of `samples`.
+        samples: Which they are, by the number that `Output.index` gives each.
     """
 
-    state: ClassVar[tuple[str, ...]] = ("teachers",)
+    state: ClassVar[tuple[str, ...]] = ("teachers", "samples")
 
     def __init__(
         self,
@@ -78,6 +59,7 @@ class Taught(Method):
             criterion: See `Method`.
 
         Raises:
+            TypeError: If the optimizer is none.
             ValueError: If teachers have no epoch.
         """
         super().__init__(encoders, criterion=criterion)
@@ -85,8 +67,10 @@ class Taught(Method):
             raise ValueError(
                 f"{type(self).__name__}: 'teacher_epochs' is at least 1; found {teacher_epochs}."
             )
-        self.optimizer, self.teacher_epochs, self.seed = optimizer, teacher_epochs, seed
+        self.optimizer = unwrapped(optimizer)
+        self.teacher_epochs, self.seed = teacher_epochs, seed
         self.teachers: dict[str, Tensor] = {}
+        self.samples: numbering.Samples = {}
 
     @property
     def needs_teachers(self) -> bool:
@@ -104,16 +88,35 @@ class Taught(Method):
         probe = self._probe(probe)
         # Encoders share nothing, so under the sum of their losses each is trained by itself.
         with probe.trained(
-            self._unimodal_loss,
+            self._objective,
             epochs=self.teacher_epochs,
             optimizer=self.optimizer,
             seed=self.seed,
         ):
-            self.teachers = whole(probe.features("train", lambda output, _: self._given(output)))
+            found = probe.features("train", lambda output, _: self._given(output), every=True)
+            samples, teachers = numbering.samples(found, type(self).__name__)
+        for key, table in teachers.items():
+            self._check_finite(key, table)
+        self.samples, self.teachers = samples, teachers
+
+    def _objective(self, output: Output, target: Tensor) -> Tensor:
+        """Σ_m CE(z_m); a model that cannot be taught is refused before the training."""
+        self._need(output, "index")
+        return self._unimodal_loss(output, target)
 
     def _given(self, output: Output) -> dict[str, Tensor]:
         """What to keep of the teachers."""
         return {f"features/{name}": value for name, value in self._features(output).items()}
+
+    def _check_finite(self, key: str, table: Float[Tensor, "n _"]) -> None:
+        if len(bad := (~table.isfinite().all(1)).nonzero()):
+            part, name = key.split("/", 1)
+            raise ValueError(
+                f"{type(self).__name__}: the {part} of the teacher of '{name}' are NaN or infinite "
+                f"for sample {int(bad[0])} of the training split, so nothing can be learnt from "
+                "it. Lower the learning rate, clean the input, or use another precision than "
+                "float16, which ends at 65,504."
+            )
 
     def _idle(self, output: Output) -> Float[Tensor, ""]:
         """Zero, by way of the unimodal heads, which the student may have no other use for.
@@ -123,16 +126,21 @@ class Taught(Method):
         """
         return torch.stack([z[:0].sum() for z in self._unimodal(output).values()]).sum()
 
-    def _taught(
-        self, key: str, index: Int[Tensor, " n"], device: torch.device
-    ) -> Float[Tensor, "n _"]:
-        """What a teacher gave for the samples of a batch."""
-        if key not in self.teachers:
+    def _rows(self, output: Output, target: Tensor) -> Int[Tensor, " n"]:
+        """Where the samples of a batch are in the teachers' tables."""
+        if not self.teachers:
             raise RuntimeError(
                 f"{type(self).__name__}.loss came before any teacher was trained. Call "
                 "before_epoch before the first batch of an epoch, or load the method's state."
             )
+        index = self._need(output, "index")
+        return numbering.rows(self.samples, index, target, type(self).__name__)
+
+    def _taught(
+        self, key: str, rows: Int[Tensor, " n"], device: torch.device
+    ) -> Float[Tensor, "n _"]:
+        """What a teacher gave for the samples of a batch."""
         table = self.teachers[key]
         if table.device != device:  # after a checkpoint was loaded
             table = self.teachers[key] = table.to(device)
-        return table[index.to(device) % len(table)]
+        return table[rows.to(device)]

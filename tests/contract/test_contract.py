@@ -3,6 +3,8 @@
 A test that does not concern a method is not made for it: the reason is in its `Info`.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -167,8 +169,12 @@ def test_clipped_gradients(case):
 @cases()
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
 def test_optimisers(case, optimizer):
-    run = Run(case, optimizer=lambda model: optimizer(model.parameters(), lr=0.01)).train(3)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", UserWarning)
+        run = Run(case, optimizer=lambda model: optimizer(model.parameters(), lr=0.01)).train(3)
     assert all(value.isfinite().all() for value in weights(run.model).values())
+    said = [str(w.message) for w in heard if "acts by the size of gradients" in str(w.message)]
+    assert len(said) == (info(case).scales_gradients and optimizer is not torch.optim.SGD)
 
 
 @cases(lambda info: info.missing)

@@ -98,3 +98,11 @@ def test_a_file_of_the_same_name_does_not_hide_a_built_in(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").write_text("notes")
     assert len(load("digits").class_names) == 10
+
+
+def test_endings_in_any_letters(tmp_path):
+    _save(tmp_path / "X.NPZ")
+    assert list(load(str(tmp_path / "X.NPZ")).modalities) == ["x"]
+    for name in ("T.CSV", "t.Parquet", "t.tsv"):
+        with pytest.raises(ValueError, match="a table is prepared first: evenly prepare"):
+            load(str(tmp_path / name))

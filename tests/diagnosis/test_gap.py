@@ -131,6 +131,79 @@ def test_regression_targets_are_cut_into_equal_counts():
     assert found.train["m"] > 0.6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_few_values_are_classes_even_as_floats(dtype):
+    """Mostly 1: equal counts would put both values into one bin."""
+    x, y = TestByHand.x, torch.tensor([0, 1, 1, 1, 1, 1, 1, 1])
+    found = diagnose(features(x, y.to(dtype)), features(x, y.to(dtype)))
+    assert "2 values are taken for classes" in str(found)
+    assert found.train["m"] == diagnose(features(x, y), features(x, y)).train["m"] == 7 / 8
+
+
+REAL = [
+    *(torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+]
+
+
+def whole(count, seed):
+    """Numbers from 0 to 15, which every real type holds."""
+    split = blobs(count, 1.0, seed, classes=3, width=6)
+    return split.features["m"].mul(3).round().clamp(0, 15), split.target
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("gap", ["paper", "matched", "shared"])
+def test_features_of_any_real_type(dtype, gap):
+    (x, y), (v, w) = whole(90, 1), whole(45, 2)
+    x, v = x.to(dtype), v.to(dtype)
+    found = diagnose(features(x, y), features(v, w), gap=gap)
+    same = diagnose(features(x.float(), y), features(v.float(), w), gap=gap)
+    assert (found.train, found.val) == (same.train, same.val)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint16, torch.int32])
+def test_targets_and_positions_of_any_whole_type(dtype):
+    (x, y), (v, w) = whole(90, 1), whole(45, 2)
+    order = torch.arange(90).flip(0)
+    train = Features({"m": x}, y.to(dtype), order.to(dtype))
+    found = diagnose(train, features(v, w.to(dtype)))
+    same = diagnose(Features({"m": x}, y, order), features(v, w))
+    assert (found.train, found.val) == (same.train, same.val)
+
+
+def test_bools_are_two_classes():
+    x, y = TestByHand.x, TestByHand.x[:, 0] > 5
+    assert diagnose(features(x, y), features(x, y)).train["m"] == 1.0
+
+
+@pytest.mark.parametrize("gap", ["paper", "matched", "shared"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_and_device_do_not_matter(dtype, gap):
+    (x, y), (v, w) = whole(90, 1), whole(45, 2)
+    train, val = features(x, y), features(v, w)
+    expected = diagnose(train, val, gap=gap, sample=60)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            assert diagnose(train, val, gap=gap, sample=60) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("gap", ["paper", "matched", "shared"])
+def test_tensors_in_any_state(gap):
+    (x, y), (v, w) = whole(90, 1), whole(45, 2)
+    expected = diagnose(features(x, y), features(v, w), gap=gap)
+    with torch.inference_mode():
+        inferred = x.clone()
+    for form in (x.clone().requires_grad_(), x.T.contiguous().T, inferred):
+        assert diagnose(features(form, y), features(v, w), gap=gap) == expected
+    with torch.inference_mode():
+        assert diagnose(features(x, y), features(v, w), gap=gap) == expected
+
+
 def test_the_global_stream_is_left_alone():
     torch.manual_seed(3)
     diagnose(blobs(60, 0.5, 1), blobs(30, 0.5, 2), gap="matched")
@@ -210,6 +283,7 @@ class TestMessages:
             ("torch.rand(4, 0)", "ValueError: Features: the features of 'm' have no columns"),
             ("torch.rand(4, 2, 2)", "'m' has shape (4, 2, 2), but 2 dimensions are needed"),
             ("torch.rand(4, 2).numpy()", "TypeError: Features: the features of 'm' is a ndarray"),
+            ("torch.rand(4, 2) * 1j", "TypeError: Features: features of 'm': complex numbers"),
         ],
     )
     def test_rows_that_are_none(self, x, message):
@@ -223,6 +297,8 @@ class TestMessages:
         assert "TypeError: Features: the index holds floats" in error_of(
             f"import torch, evenly; {code}"
         )
+        with pytest.raises(TypeError, match="the index holds bools"):
+            Features({"m": torch.rand(4, 2)}, torch.zeros(4), torch.ones(4, dtype=torch.bool))
 
     def test_other_modalities(self):
         split = blobs(60, 0.5, 1)

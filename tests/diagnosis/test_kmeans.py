@@ -428,3 +428,17 @@ def test_memory_beyond_the_features(k, restarts, monkeypatch):
     code = MEMORY.format(n=400_000, k=k, restarts=restarts)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
+
+
+def test_numbers_that_float32_cannot_tell_apart():
+    seconds = torch.tensor([[1_700_000_000], [1_700_000_001], [1_700_000_030], [1_700_000_031]])
+    assert kmeans(seconds, 2).labels.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+
+
+def test_what_is_no_tensor_of_real_numbers():
+    with pytest.raises(TypeError, match="kmeans: x holds complex numbers"):
+        kmeans(torch.ones(3, 2) * 1j, 2)
+    with pytest.raises(TypeError, match="assign: x holds complex numbers"):
+        assign(torch.ones(3, 2) * 1j, torch.zeros(2, 2))
+    with pytest.raises(TypeError, match="kmeans: x is a ndarray, but a tensor is needed"):
+        inspect.unwrap(kmeans)(np.zeros((3, 2)), 2)

@@ -23,6 +23,14 @@ def test_it_finds_what_is_there():
     assert found["scaled"] == 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int16])
+def test_features_of_any_real_type(dtype):
+    (train, y), (test, z) = split(400, 0), split(200, 1)
+    train, test = train["clear"].to(dtype), test["clear"].to(dtype)
+    test.requires_grad_(dtype.is_floating_point)
+    assert linear_probe(Features({"m": train}, y), Features({"m": test}, z))["m"] > 0.95
+
+
 def test_samples_without_the_modality_do_not_count():
     features, target = split(40, 0)
     here = torch.arange(40) < 30

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenly.diagnosis.purity import purity
+from unchecked import error_of
 
 
 def test_hand_count():
@@ -41,6 +42,18 @@ def test_equals_the_count_by_loops(pairs):
         best += max(classes.count(t) for t in classes)
     cluster, target = (torch.tensor(column) for column in zip(*pairs, strict=True))
     assert purity(cluster, target) == pytest.approx(best / len(pairs))
+
+
+def test_bools_and_unsigned_integers():
+    cluster = torch.tensor([0, 0, 1, 1], dtype=torch.uint16)
+    assert purity(cluster, torch.tensor([True, True, False, True])) == 3 / 4
+
+
+def test_what_is_no_number_of_a_cluster():
+    with pytest.raises(TypeError, match=r"cluster is a tensor of integers; found torch\.float32"):
+        purity(torch.zeros(3), torch.zeros(3).long())
+    code = "import numpy, evenly; evenly.purity(numpy.zeros(3), numpy.zeros(3))"
+    assert "tensor of integers; found ndarray. torch.as_tensor makes" in error_of(code)
 
 
 def test_no_sample():

@@ -1,15 +1,19 @@
+from collections import Counter
+
 import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from toy import (
     BATCH,
     EPOCHS,
     METHODS,
     Everything,
+    Halves,
     assert_same,
+    dataset,
     forward,
     loaders,
     net,
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
     "ignore:.*callbacks used to create the checkpoint",
     "ignore:.*have no `val_dataloader`",
+    "ignore:.*but this training ended after",
     "ignore:.*LeafSpec",  # Lightning's use of torch.utils._pytree
 )
 
@@ -170,6 +175,179 @@ def test_resumed_within_an_epoch_equals_uninterrupted(name, tmp_path):
         assert resumed.method.epochs == list(range(EPOCHS))
 
 
+class Noting(Module):
+    """Trains by a method that writes the order, and notes the samples of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.data = dataset(44, seed=1)
+        self.sampler = evenly.Resampler(self.data, seed=3)
+        self.method = Halves(self.net.encoders, self.sampler)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch[0]))
+        return super().training_step(batch, batch_idx)
+
+    def loader(self, **settings):
+        return DataLoader(self.data, BATCH, sampler=self.sampler, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")  # it does not know of Balance
+@pytest.mark.parametrize(
+    ("keep", "settings", "name", "workers"),
+    [
+        ({"every_n_train_steps": 6}, {}, "epoch=1-step=12", 0),
+        ({"every_n_train_steps": 5}, {}, "epoch=2-step=15", 0),
+        # The loader's workers have drawn batches before Lightning tells the sampler its epoch.
+        ({"save_on_train_epoch_end": True}, {}, "epoch=1-step=12", 1),
+        # Lightning counts that epoch twice.
+        ({"save_on_train_epoch_end": True}, {"max_steps": 24}, "epoch=1-step=12", 0),
+    ],
+)
+def test_resumed_with_an_order_of_the_methods_equals_uninterrupted(
+    keep, settings, name, workers, tmp_path
+):
+    def run(*callbacks, ckpt=None):
+        module = Noting()
+        engine = trainer(module, tmp_path, *callbacks, max_epochs=4, **settings)
+        loader = module.loader(num_workers=workers)
+        engine.fit(module, loader, loaders()[1], ckpt_path=ckpt, weights_only=True)
+        return module
+
+    whole = run(ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}-{step}", **keep))
+    resumed = run(ckpt=tmp_path / f"{name}.ckpt")
+    assert_same(resumed.net, whole.net)
+    assert len(resumed.seen) == 24 - int(name.split("=")[-1])
+    for (_, after), (_, before) in zip(resumed.seen[::-1], whole.seen[::-1], strict=False):
+        assert torch.equal(after, before)
+
+
+def test_resumed_within_an_epoch_of_random_order_warns(tmp_path):
+    def run(*callbacks, ckpt=None):
+        module = Module()
+        loader = DataLoader(dataset(44, seed=1), BATCH, shuffle=True)
+        trainer(module, tmp_path, *callbacks, max_epochs=1).fit(
+            module, loader, ckpt_path=ckpt, weights_only=True
+        )
+
+    run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4))
+    with (
+        pytest.warns(UserWarning, match="dataloader is not resumable"),  # Lightning's own
+        pytest.warns(UserWarning, match=r"middle of epoch 0, but .* stream \(RandomSampler\)"),
+    ):
+        run(ckpt=tmp_path / "step=4.ckpt")
+
+
+class Alternating(Sampler):
+    """An order that the probe does not know, so that it goes through the loader itself."""
+
+    def __iter__(self):
+        return iter([*range(0, 44, 2), *range(1, 44, 2)])
+
+    def __len__(self):
+        return 44
+
+
+def test_a_look_does_not_use_up_the_first_epoch_of_persistent_workers(tmp_path):
+    module = Module("relearn")
+    steps = Counter()
+
+    class Count(lightning.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            steps[trainer.current_epoch] += 1
+
+    loader = DataLoader(
+        dataset(44, 1), BATCH, sampler=Alternating(), num_workers=1, persistent_workers=True
+    )
+    engine = trainer(module, tmp_path, Count(), max_epochs=2)
+    engine.fit(module, loader, loaders()[1])
+    assert steps == {0: 6, 1: 6}
+
+
+class Validating(Module):
+    """Logs the method's loss in validation, as many do."""
+
+    def validation_step(self, batch, batch_idx):
+        output, target = forward(self, batch)
+        self.log("val_loss", self.method.loss(output, target))
+        self.plain = nn.functional.cross_entropy(output.logits, target)
+
+    test_step = validation_step
+
+
+def test_the_sanity_check_and_validation_before_fit_see_the_plain_criterion(tmp_path):
+    module = Validating("everything")
+    one = {"limit_val_batches": 1, "limit_test_batches": 1}
+    engine = trainer(module, tmp_path, max_epochs=1, num_sanity_val_steps=2, **one)
+    for look in (engine.validate, engine.test):
+        (found,) = look(module, loaders()[1], verbose=False)
+        assert found["val_loss"] == module.plain.item()
+    engine.fit(module, *loaders())
+    assert module.method.calls[:2] == ["epoch 0", "loss"]
+    left_as_found = Validating("everything")
+    fit(left_as_found, tmp_path, max_epochs=1, limit_val_batches=1)
+    assert_same(module.net, left_as_found.net)
+
+
+@pytest.mark.filterwarnings("ignore:.*enable_checkpointing", "ignore:.*lr_find")
+def test_the_learning_rate_finder_leaves_nothing_with_the_method(tmp_path):
+    from lightning.pytorch.callbacks import LearningRateFinder
+
+    class Rated(Module):
+        lr = 0.1
+
+    module = Rated("everything")
+    finder = LearningRateFinder(num_training_steps=4, update_attr=False)
+    fit(module, tmp_path, finder, max_epochs=1)
+    assert module.method.calls[:2] == ["epoch 0", "loss"]
+    plain = Module("everything")
+    fit(plain, tmp_path, max_epochs=1)
+    assert_same(module.net, plain.net)
+
+
+@pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_without_a_loss_is_no_step_of_the_methods(first, tmp_path):
+    class Skipping(Module):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx) if first else None
+            return None if batch_idx in (0, 3) else loss or super().training_step(batch, batch_idx)
+
+    module = Skipping("everything")
+    fit(module, tmp_path, max_epochs=1)
+    assert module.method.calls.count("step") == 4
+
+
+def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_path, caplog):
+    module = Module()
+    module.method = evenly.Relearn(module.net.encoders)
+    with pytest.warns(UserWarning, match=r"but this training ended after 1 epoch\. Train longer"):
+        fit(module, tmp_path, max_epochs=1)
+    sentence = "Relearn acts before epochs 21, 41 and 61 (counted from 0), but this training has "
+    assert sentence + "1 epoch." in caplog.messages
+    caplog.clear()
+    module = Module("everything")
+    fit(module, tmp_path, max_steps=7, max_epochs=-1)
+    assert not [text for text in caplog.messages if "counted from 0" in text]
+
+
+def test_the_probe_sees_no_more_than_overfit_batches_trains_on(tmp_path):
+    module = Module("everything")
+    seen = []
+
+    class Look(Everything):
+        def before_epoch(self, epoch, probe=None):
+            super().before_epoch(epoch, probe)
+            seen.append(probe.features("train").target.tolist())
+
+    module.method = Look(module.net.encoders)
+    data = dataset(44, seed=1)
+    engine = trainer(module, tmp_path, max_epochs=1, overfit_batches=2)
+    engine.fit(module, DataLoader(data, BATCH), loaders()[1])
+    assert seen == [data.tensors[2][: 2 * BATCH].tolist()]
+
+
 def test_method_state_is_in_the_checkpoint_and_loads_safely(tmp_path):
     keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
     module = Module("everything")
@@ -192,7 +370,17 @@ def test_metrics_keep_no_graph_until_the_epochs_end():
     module.method.metrics = {"penalty": torch.ones((), requires_grad=True) * 2}
     balance.on_train_batch_end(lightning.Trainer(logger=False), module, None, None, 0)
     total, batches = balance._sums["penalty"]
-    assert (float(total), batches, total.requires_grad) == (2.0, 1, False)
+    assert (float(total), int(batches), total.requires_grad) == (2.0, 1, False)
+
+
+def test_metrics_of_a_step_that_overflowed_are_not_in_the_mean():
+    module = Module()
+    balance = evenly.Balance(module.method, forward)
+    for value in (3.0, float("nan"), float("inf"), 4.0):
+        module.method.metrics = {"score": torch.tensor(value)}
+        balance.on_train_batch_end(lightning.Trainer(logger=False), module, None, None, 0)
+    total, batches = balance._sums["score"]
+    assert (float(total), int(batches)) == (7.0, 2)
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -245,6 +433,18 @@ def test_fp16_scaling_is_undone_before_the_step(tmp_path):
 def test_leaves_the_module_and_the_method_as_they_were(tmp_path):
     module = Module("everything")
     fit(module, tmp_path, max_epochs=1)
+    assert "backward" not in vars(module)
+    assert "loss" not in vars(module.method)
+
+
+def test_an_exception_leaves_the_module_and_the_method_as_they_were(tmp_path):
+    class Failing(Module):
+        def training_step(self, batch, batch_idx):
+            raise OSError("the disk is gone")
+
+    module = Failing("everything")
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(module, tmp_path)
     assert "backward" not in vars(module)
     assert "loss" not in vars(module.method)
 
@@ -406,8 +606,12 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         fit(Module("ogm_ge"), tmp_path, ckpt=tmp_path / "last.ckpt")
 
 
-def test_a_second_fit_starts_from_epoch_zero(tmp_path):
+def test_a_second_fit_needs_a_new_method(tmp_path):
     module = Module("everything")
     fit(module, tmp_path, max_epochs=1)
-    fit(module, tmp_path, max_epochs=1)
-    assert module.method.epochs == [0, 0]
+    with pytest.raises(ValueError, match="Make a new method for a new training"):
+        fit(module, tmp_path, max_epochs=1)
+    assert module.method.epochs == [0]
+    forgetful = Module("joint")
+    fit(forgetful, tmp_path, max_epochs=1)
+    fit(forgetful, tmp_path, max_epochs=1)

@@ -11,6 +11,7 @@ import evenly
 from evenly.integrations.transformers import BalancedTrainer
 
 NAMES = list(METHODS)
+pytestmark = pytest.mark.filterwarnings("ignore:.*but this training ended after")
 
 
 def collate(rows):
@@ -21,6 +22,22 @@ def collate(rows):
 
 def forward(model, inputs):
     return model(inputs["left"], inputs["right"]), inputs["labels"]
+
+
+def arguments(folder, **args):
+    settings = {
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": toy.BATCH,
+        "per_device_eval_batch_size": 8,
+        "max_grad_norm": 0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+    }
+    return TrainingArguments(str(folder), **{**settings, **args})
 
 
 class SameOrder(BalancedTrainer):
@@ -42,27 +59,11 @@ def trainer(
 ):
     model = net()
     optimizer = sgd(model)
-    args = {
-        "num_train_epochs": EPOCHS,
-        "max_grad_norm": 0,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        **args,
-    }
     return kind(
         method=METHODS[name](model.encoders),
         forward=forward,
         model=model,
-        args=TrainingArguments(
-            str(folder),
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=8,
-            **args,
-        ),
+        args=arguments(folder, per_device_train_batch_size=batch_size, **args),
         train_dataset=toy.dataset(samples, seed=1),
         eval_dataset=toy.dataset(21, seed=2) if eval_dataset == "toy" else eval_dataset,
         data_collator=collate,
@@ -131,6 +132,70 @@ def test_resumed_equals_uninterrupted(name, step, tmp_path):
         assert resumed.method.epochs == list(range(EPOCHS))
 
 
+class Numbered(toy.TensorDataset):
+    """Rows that say which they are."""
+
+    def __getitem__(self, i):
+        return {**collate([super().__getitem__(i)]), "index": torch.tensor([i])}
+
+
+def stacked(rows):
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("step", [12, 15])
+def test_a_method_that_writes_the_order_has_its_sampler_used_and_resumes(step, tmp_path):
+    def run(folder, *callbacks, resume=False, **args):
+        seen = []
+
+        def noting(model, inputs):
+            if model.training:
+                seen.append(inputs["index"].tolist())
+            return forward(model, inputs)
+
+        data = Numbered(*toy.dataset(44, seed=1).tensors)
+        sampler = evenly.Resampler(data, seed=3)
+        model = net()
+        engine = BalancedTrainer(
+            method=toy.Halves(model.encoders, sampler),
+            forward=noting,
+            model=model,
+            args=arguments(folder, num_train_epochs=4, **args),
+            train_dataset=data,
+            eval_dataset=Numbered(*toy.dataset(21, seed=2).tensors),
+            data_collator=stacked,
+            callbacks=list(callbacks),
+        )
+        engine.train(resume_from_checkpoint=resume)
+        return engine, seen
+
+    whole, order = run(tmp_path / "whole")
+    for epoch in range(4):  # as many batches as ever, from half of the samples
+        assert len({i for batch in order[6 * epoch : 6 * epoch + 6] for i in batch}) == 22
+    run(tmp_path / "cut", Stop(step), save_strategy="steps", save_steps=1)
+    resumed, rest = run(tmp_path / "cut", resume=True)
+    assert rest == order[step:]
+    assert_same(resumed.model, whole.model)
+
+
+def test_refuses_a_second_owner_of_the_order(tmp_path, monkeypatch):
+    def of(**settings):
+        sampler = evenly.Resampler(toy.dataset(44, seed=1), **settings)
+        return lambda model: toy.Halves(model.encoders, sampler)
+
+    grouped = {"train_sampling_strategy": "group_by_length"}
+    with pytest.raises(ValueError, match="Halves decides on the order of the samples, and so does"):
+        trainer("joint", tmp_path, kind=remaking(of()), **grouped)
+
+    def two_ranks(trainer):
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+
+    monkeypatch.setattr(AsIf, "pretend", staticmethod(two_ranks))
+    with pytest.raises(ValueError, match=r"among 2 ranks, .* num_replicas=1, rank=0"):
+        trainer("joint", tmp_path, kind=remaking(of(num_replicas=2, rank=0), AsIf))
+    trainer("joint", tmp_path, kind=remaking(of(num_replicas=1, rank=0), AsIf))
+
+
 def test_state_in_the_checkpoint_loads_safely(tmp_path):
     engine = trainer("everything", tmp_path, num_train_epochs=2, save_strategy="epoch")
     engine.train()
@@ -154,11 +219,133 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         trainer("ogm_ge", tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_a_second_training_starts_from_epoch_zero(tmp_path):
+def test_a_second_training_needs_a_new_method(tmp_path):
     engine = trainer("everything", tmp_path, num_train_epochs=1)
     engine.train()
+    with pytest.raises(ValueError, match="this Everything remembers noise and scale and epochs of"):
+        engine.train()
+    with pytest.raises(ValueError, match="Make a new method for a new training"):
+        trainer("everything", tmp_path, kind=remaking(engine.method)).train()
+    forgetful = trainer("joint", tmp_path, num_train_epochs=1)
+    forgetful.train()
+    forgetful.train()
+
+
+def remaking(method, base=SameOrder):
+    """A Trainer with another method than the one it is given."""
+
+    def kind(**kwargs):
+        return base(**{**kwargs, "method": method})
+
+    return kind
+
+
+def test_a_method_given_as_a_function_is_made_anew_for_each_training(tmp_path):
+    kind = remaking(lambda model: METHODS["everything"](model.encoders))
+    engine = trainer("joint", tmp_path, kind=kind, num_train_epochs=1)
+    first = engine.method
     engine.train()
-    assert engine.method.epochs == [0, 0]
+    assert engine.method is first
+    engine.train()
+    assert first.epochs == engine.method.epochs == [0]
+    assert engine.method is not first
+
+
+def test_a_model_made_for_each_training_needs_a_method_made_of_it(tmp_path):
+    def given(method):
+        return BalancedTrainer(
+            method=method,
+            forward=forward,
+            model_init=lambda: net(),
+            args=arguments(tmp_path, num_train_epochs=3),
+            train_dataset=toy.dataset(44, seed=1),
+            eval_dataset=toy.dataset(21, seed=2),
+            data_collator=collate,
+        )
+
+    with pytest.raises(ValueError, match=r"`model_init` makes a new model .* method=lambda model"):
+        given(METHODS["ogm_ge"](net().encoders))
+    engine = given(lambda model: METHODS["everything"](model.encoders))
+    for _ in range(2):  # as in a search over hyper-parameters
+        engine.train()
+        assert engine.method.epochs == [0, 1, 2]
+        mine = set(engine.method.encoders["left"].parameters())
+        assert mine <= set(engine.model.parameters())
+        assert engine.method.calls.count("step") == 18
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter([self.rows[i] for i in range(len(self.rows))])
+
+
+class EpochStop(TrainerCallback):
+    """Ends each epoch after four of its six batches."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.global_step % 4 == 0
+
+
+@pytest.mark.parametrize("case", ["stream of unknown length", "epochs cut short"])
+def test_every_epoch_is_counted(case, tmp_path):
+    cut = case == "epochs cut short"
+    callbacks, args = ([EpochStop()], {"num_train_epochs": 3}) if cut else ([], {"max_steps": 18})
+    engine = trainer("everything", tmp_path, BalancedTrainer, callbacks, **args)
+    if not cut:
+        engine.train_dataset = Stream(engine.train_dataset)
+    engine.train()
+    assert engine.method.epochs == [0, 1, 2]
+
+
+def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_path, caplog):
+    kind = remaking(lambda model: evenly.Relearn(model.encoders))
+    with pytest.warns(UserWarning, match=r"but this training ended after 2 epochs\. Train longer"):
+        trainer("joint", tmp_path, kind=kind, num_train_epochs=2).train()
+    sentence = "Relearn acts before epochs 21, 41 and 61 (counted from 0), but this training has "
+    assert sentence + "2 epochs." in caplog.messages
+
+
+def test_a_training_begun_anew_for_want_of_memory_is_refused(tmp_path):
+    engine = trainer("everything", tmp_path, auto_find_batch_size=True, num_train_epochs=3)
+    calls = []
+
+    def failing(model, inputs):
+        calls.append(model.training)
+        if calls.count(True) == 8:  # in epoch 1
+            raise RuntimeError("CUDA out of memory.")
+        return forward(model, inputs)
+
+    engine.forward = failing
+    with pytest.raises(ValueError, match=r"epoch 1 did not fit .* per_device_train_batch_size"):
+        engine.train()
+
+
+@pytest.mark.parametrize("look", ["inputs['labels']", "inputs.get('labels')"])
+def test_predicts_data_without_labels(look, tmp_path):
+    engine = trainer("ogm_ge", tmp_path)
+    left, right, _ = engine.eval_dataset.tensors
+    rows = [{"left": x, "right": y} for x, y in zip(left, right, strict=True)]
+    engine.data_collator = lambda rows: {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+    engine.forward = lambda model, inputs: (
+        model(inputs["left"], inputs["right"]),
+        eval(look, {"inputs": inputs}),
+    )
+    found = engine.predict(rows)
+    with torch.no_grad():
+        expected = engine.model(left, right).logits
+    torch.testing.assert_close(torch.tensor(found.predictions), expected)
+    assert found.label_ids is None
+    engine.forward = lambda model, inputs: (
+        model(inputs["left"], inputs["right"]),
+        inputs["labels"].long(),
+    )
+    with pytest.raises(ValueError, match=r"the data have no 'labels', and `forward` cannot"):
+        engine.predict(rows)
+    with pytest.raises(KeyError, match="right"):  # no label
+        engine.predict([{"left": x} for x in left])
 
 
 def test_evaluation_is_plain_and_leaves_the_method_alone(tmp_path):

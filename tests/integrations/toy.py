@@ -100,6 +100,30 @@ class Everything(evenly.Method):
         self.metrics = {"scale": torch.tensor(self.scale)}
 
 
+class Halves(evenly.Method):
+    """Writes the order of samples: one half of them by what the model makes of the data set."""
+
+    info = evenly.Info(title="Halves", writes="loss", needs_probe=True)
+    state: ClassVar = ("pool",)
+
+    def __init__(self, encoders, sampler):
+        super().__init__(encoders)
+        self.sampler = sampler
+
+    @property
+    def pool(self):
+        return self.sampler.pool
+
+    @pool.setter
+    def pool(self, pool):
+        self.sampler.pool = pool
+
+    def before_epoch(self, epoch, probe=None):
+        self._check_sampler(probe, self.sampler)
+        known = probe.features("train").features["left"].mean(1)
+        self.pool = known.argsort()[epoch % 2 :: 2]
+
+
 METHODS = {
     "everything": Everything,
     "joint": evenly.Method,

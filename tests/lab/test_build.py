@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -157,3 +159,37 @@ def test_names_are_taken_once_and_as_they_are():
 def test_a_modality_alone_that_the_data_lack(data):
     with pytest.raises(ValueError, match=r"'m3' is no modality\. There is m1, m2\."):
         build(data, "unimodal(modality=m3)")
+
+
+def test_what_is_no_module_is_not_called(data, tmp_path, monkeypatch):
+    (tmp_path / "harmless_parts.py").write_text(
+        "called = []\ndef make(**settings): called.append(settings)\nclass Plain:\n"
+        "    def __init__(self): called.append('plain')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, kind in (("make", "function"), ("Plain", "type"), ("called", "list")):
+        with pytest.raises(ValueError, match=f"'harmless_parts.{name}' is of the type {kind}"):
+            build(data, encoders={"m1": f"harmless_parts.{name}"})
+    import harmless_parts
+
+    assert harmless_parts.called == []
+
+
+@pytest.mark.parametrize("name", ["..x.Net", ".x.Net", "a..b", "a.", "broken_part.Net", "ends.Net"])
+def test_what_cannot_be_imported_is_a_sentence(data, name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_part.py").write_text("class Net(:")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)")
+    with pytest.raises(ValueError, match="can be imported"):
+        build(data, encoders={"m1": name})
+
+
+def test_the_folder_where_one_stands_is_looked_into_last(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    (tmp_path / "beside_data.py").write_text("from test_build import Mine as Net")
+    with pytest.raises(ValueError, match="cannot take its input"):
+        build(data, encoders={"m1": "torch.nn.Linear(in_features=3,out_features=2)"})
+    assert str(tmp_path) not in sys.path  # nothing else is imported from there
+    assert isinstance(build(data, encoders={"m1": "beside_data.Net"}).encoders["m1"], Mine)
+    assert sys.path[-1] == str(tmp_path)

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.engine import make_url
 
 import postgres
 from evenly.lab import claims as module
-from evenly.lab.claims import Claims, connect, has_died, this_worker
+from evenly.lab.claims import Claims, connect, file_address, has_died, this_worker
 
 pytestmark = pytest.mark.xdist_group("postgres")
 ITEMS = [f"item {n}" for n in range(30)]
@@ -199,13 +201,56 @@ def test_an_address_is_shown_without_its_password(url):
         (
             "postgresql://a:secret@127.0.0.1:1/b",
             RuntimeError,
-            r"postgresql\+psycopg://a:\*\*\*@127\.0\.0\.1:1/b cannot be opened \(.*refused",
+            r"postgresql://a:\*\*\*@127\.0\.0\.1:1/b cannot be opened \(.*refused",
         ),
     ],
 )
 def test_addresses_that_cannot_be(url, kind, message):
     with pytest.raises(kind, match=message):
         connect(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://me:aaa@s3cret@127.0.0.1:1/b", r"postgresql://\*\*\* has a '@' .*write %40"),
+        ("postgresql://me:a/s3@cret@127.0.0.1:1/b", r"postgresql://\*\*\* has a '@'"),
+        ("postgresql://me/x:s3cret@127.0.0.1:1/b", r"postgresql://\*\*\* has a '@'"),
+        ("postgresql://me:a@s3:cret@127.0.0.1:1/b", r"'postgresql://\*\*\*' is no address"),
+        ("postgresql:me:s3cret@127.0.0.1/b", "'what is given' is no address"),
+        (
+            "postgresql://127.0.0.1:1/b?password=s3cret",
+            r"1:1/b\?\*\*\* cannot be opened \(.*refused",
+        ),
+        ("postgresql://127.0.0.1:1/b?connect_timeout=s3c", r"cannot be opened \(.*'\*\*\*'\)"),
+        ("sqlite:///x.db?timeout=s3cret", r"x\.db\?\*\*\* cannot be opened"),
+        ("sqlite://me:s3cret@host/x.db", r"sqlite://me:\*\*\*@host/x\.db cannot be opened"),
+        ("postgresql://127.0.0.1:1/b?pasword=s3cret", "cannot be opened .*invalid .*pasword"),
+    ],
+)
+def test_no_error_shows_a_password(url, message):
+    with pytest.raises((RuntimeError, ValueError), match=message) as raised:
+        connect(url)
+    assert "s3" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["a%20b", "a b", "lr?", "a#b&c=d", "é", "{x}", "%s", "a:b", "~", "?"]
+)
+def test_a_file_in_any_folder(name, tmp_path, monkeypatch):
+    """The address serves us, Optuna, and after it is written out, those who read it anew."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    path = Path(name) / "x.db"
+    for address in (file_address(path), make_url(file_address(path).render_as_string())):
+        engine = connect(address)
+        Claims(engine, "job").take(["a"])
+        engine.dispose()
+        assert path.is_file()
+        path.unlink()
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    with pytest.raises(RuntimeError, match=r"the database .*/no such/x\.db cannot be opened"):
+        connect(file_address(Path("no such/x.db")))
 
 
 def test_a_missing_driver_is_named(monkeypatch):

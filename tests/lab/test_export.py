@@ -12,10 +12,7 @@ from evenly.lab.predict import Trained
 from evenly.lab.settings import Cell, Training
 from evenly.nn import HEADS, LateFusion
 
-SMALL = (
-    "hidden_size: 32,intermediate_size: 64,num_attention_heads: 2,num_hidden_layers: 1,"
-    "max_position_embeddings: 24"
-)
+SMALL = "hidden_size: 32,intermediate_size: 64,num_attention_heads: 2,num_hidden_layers: 1"
 WAVE = (
     "conv_dim: [16,16],conv_stride: [5,2],conv_kernel: [10,3],num_conv_pos_embeddings: 8,"
     "num_conv_pos_embedding_groups: 2"
@@ -36,7 +33,9 @@ EVERY = {
     "vit of a video": (
         "video", (2, 3, 32, 32), "uint8", False, f"vit(config={{{SMALL},patch_size: 16}})"
     ),
-    "bert": ("text", (6, 40), "int32", True, f"bert(config={{{SMALL}}})"),
+    "bert": (
+        "text", (6, 40), "int32", True, f"bert(config={{{SMALL},max_position_embeddings: 24}})"
+    ),
     "wav2vec": ("sequence", (90, 1), "float32", False, f"wav2vec(config={{{SMALL},{WAVE}}})"),
     "wav2vec of lengths": (
         "sequence", (90, 1), "float16", True, f"wav2vec(config={{{SMALL},{WAVE}}})"

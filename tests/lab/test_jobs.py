@@ -1,9 +1,11 @@
 import os
+import sys
 import time
+from multiprocessing import Pipe
 
 import torch
 
-from evenly.lab.jobs import Job, default_jobs, run_jobs
+from evenly.lab.jobs import Job, _work, default_jobs, run_jobs
 from evenly.lab.settings import Cell, Training
 
 
@@ -59,3 +61,23 @@ def test_a_run_that_another_worker_takes_is_ended(tmp_path, capsys):
     written = (tmp_path / "run" / "metrics.csv").stat().st_mtime_ns
     time.sleep(0.3)
     assert (tmp_path / "run" / "metrics.csv").stat().st_mtime_ns == written
+
+
+def test_what_a_run_writes_down_shows_no_password(tmp_path, monkeypatch):
+    """Loggers keep the command that their process is told, and errors what a server was asked."""
+    seen = []
+    receiving, sending = Pipe(duplex=False)
+
+    def run_cell(*_, **__):
+        seen.extend(sys.argv)
+        raise ConnectionError("no answer of https://me:s3cret@host/api")
+
+    monkeypatch.setattr(
+        "sys.argv", ["evenly", "compare", "--workers", "mysql://me:s3/cret@host/db"]
+    )
+    monkeypatch.setattr("evenly.lab.run.run_cell", run_cell)
+    monkeypatch.setattr("evenly.child.serve", lambda: None)
+    _work(Job(Cell(Training(), "joint", 0), tmp_path), sending)
+    assert seen == ["evenly", "compare", "--workers", "mysql://me:***@host/db"]
+    assert receiving.recv() == "ConnectionError: no answer of https://me:***@host/api"
+    assert "s3cret" not in (tmp_path / "error.txt").read_text()

@@ -97,6 +97,15 @@ def test_mlflow_goes_where_its_variables_say(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "mlflow.db").exists()
 
 
+def test_mlflow_that_does_not_answer(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr@127.0.0.1:1/x")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RuntimeError, match=r"http://me:\*\*\*@127.0.0.1:1/x does not") as raised:
+        Logs(("mlflow",), tmp_path).prepare()
+    assert "s3cr" not in str(raised.value)
+
+
 def test_wandb_stays_offline(alone, tmp_path):
     pytest.importorskip("wandb")
     result = run_cell(CELL, tmp_path / "run", logs=Logs.of("wandb,tensorboard", tmp_path))

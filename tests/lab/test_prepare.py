@@ -106,7 +106,7 @@ def test_notes_stand_beside_the_output(capsys):
             r"encoder 'test_prepare.Narrow\(depth=3\)' cannot be built \(.*'depth'",
         ),
         ("Silent", r"encoder 'm2' \(Silent\) has no `out_features`"),
-        ("function", "is of the type builtin_function_or_method. Give an nn.Module"),
+        ("function", "is of the type function, so it is not called. An encoder is a class"),
     ],
 )
 def test_an_encoder_that_does_not_fit(encoder, message):

@@ -8,6 +8,7 @@ from evenly.lab.settings import (
     Training,
     check_folder,
     check_same,
+    check_trusted,
     read_settings,
     write_settings,
 )
@@ -42,6 +43,11 @@ def test_settings_out_of_range(setting, message):
         ("joint", "joint-3"),
         ("relearn(gap=shared, every=4)", "relearn_every=4_gap=shared-3"),
         ("relearn(initial='a/b.pt')", "relearn_initial=a-b.pt-3"),
+        # Modalities of almost one name: each has a folder of its own.
+        ('unimodal(modality="a b")', "unimodal_modality=a~20b-3"),
+        ('unimodal(modality="a  b")', "unimodal_modality=a~20~20b-3"),
+        ('unimodal(modality="a, b")', "unimodal_modality=a~2c~20b-3"),
+        ("unimodal(modality=ab)", "unimodal_modality=ab-3"),
     ],
 )
 def test_folder_of_a_run(method, folder):
@@ -99,3 +105,17 @@ def test_what_cannot_be_a_folder(tmp_path):
     for path in (file, file / "below" / "it"):
         with pytest.raises(NotADirectoryError, match=r"cannot be a folder, as .*/file is a file"):
             check_folder(path)
+
+
+def test_a_folder_that_would_be_taken_for_two(tmp_path):
+    check_folder(tmp_path / "a%20b{c}?#&:é")
+    with pytest.raises(ValueError, match=r"a::b/c: '::' in a path joins two file systems"):
+        check_folder(tmp_path / "a::b" / "c")
+
+
+def test_built_in_encoders_need_no_trust():
+    check_trusted({"a": "ast(pretrained=x/y.z)", "b": "mlp"}, "file", "do so")
+    with pytest.raises(
+        ValueError, match=r"^file asks for 'my.Net' as the encoder of 'b'.* do so\.$"
+    ):
+        check_trusted({"a": "mlp", "b": "my.Net(depth=3)"}, "file", "do so")

@@ -11,7 +11,7 @@ from torch import nn
 
 from evenly.cli import main
 from evenly.data import Data, save_npz
-from evenly.lab.claims import Claims, connect
+from evenly.lab.claims import Claims, connect, connected, file_address
 from evenly.lab.compare import compare
 from evenly.lab.result import Result
 from evenly.lab.run import run_cell
@@ -422,10 +422,36 @@ def test_a_tuning_is_read_as_it_was_written():
             Tuning.read(broken)
 
 
+def test_values_of_other_types_are_no_tuning():
+    good = best().as_dict()
+    for key, value in (("lr", "fast"), ("method", 5), ("weight_decay", [1])):
+        broken = {**good, "methods": {"joint": {**good["methods"]["joint"], key: value}}}
+        with pytest.raises(ValueError, match=rf"is not what 'evenly tune' writes.*{key} takes"):
+            Tuning.read(broken)
+    with pytest.raises(ValueError, match=r"trials takes a whole number, found 'many'"):
+        Tuning.read({**good, "trials": "many"})
+
+
+@pytest.mark.parametrize("name", ["My%20Drive", "{SCHEMA_VERSION}", "a?b#c&d=é"])
+def test_a_search_in_any_folder(name, tmp_path):
+    """Optuna reads the address anew, and fills in what stands in braces."""
+    search = replace(SEARCH, out=tmp_path / name)
+    search.out.mkdir()
+    with connected(file_address(search.out / "tune.db")) as engine:
+        studies = Studies(search, engine)
+        studies.ask("joint", 0)
+        studies.close()
+    assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*.db")] == [Path(name, "tune.db")]
+
+
 def test_passwords_stay_out_of_settings(tmp_path, monkeypatch):
-    address = "postgresql://me:secret@host/db"
-    monkeypatch.setattr("sys.argv", ["evenly", "compare", "--workers", address, f"--a={address}"])
+    address, query = "postgresql://me:sec/ret@host/db", "mysql://host/db?password=sec"
+    given = ["evenly", "compare", "--workers", address, f"--a={address}", query]
+    monkeypatch.setattr("sys.argv", given)
     compare("joint", 1, replace(TRAINING, epochs=1, diagnose_every=0), tmp_path, 1)
     command = yaml.safe_load((tmp_path / "config.yaml").read_text())["command"]
-    assert "secret" not in command
     assert command.count("postgresql://me:***@host/db") == 2
+    assert "mysql://host/db?***" in command
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert b"sec/ret" not in path.read_bytes(), path
+        assert b"=sec" not in path.read_bytes(), path

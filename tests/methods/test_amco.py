@@ -35,6 +35,9 @@ class TestFormulas:
         first = (e + 1) / (e + 1 + e**2 + 1)
         torch.testing.assert_close(mass(logits), torch.tensor([first + 0.5, 1.5 - first]))
 
+    def test_a_batch_without_samples_has_no_mass(self):
+        assert mass(torch.empty(2, 0, 3)).tolist() == [0.0, 0.0]
+
     def test_the_threshold_is_sigma_for_two_and_relative_for_more(self):
         assert dependent(torch.tensor([0.51, 0.49]), 0.5).tolist() == [True, False]
         assert dependent(torch.tensor([0.59, 0.41]), 0.6).tolist() == [False, False]

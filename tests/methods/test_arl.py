@@ -80,18 +80,14 @@ def test_golden_step():
 
 def test_scaled_after_start_only():
     method = ARL(net().encoders, start=2)
-    active = []
-    for epoch in range(5):
-        method.before_epoch(epoch)
-        active.append(method.is_active)
-    assert active == [False, False, False, True, True]
+    assert [method.is_due(epoch) for epoch in range(5)] == [False, False, False, True, True]
 
 
 def test_a_run_resumed_within_an_epoch_is_still_scaled():
     method, fresh = ARL(net().encoders), ARL(net().encoders)
     method.before_epoch(7)
     fresh.load_state_dict(method.state_dict())
-    assert fresh.is_active
+    assert fresh.is_due(fresh.epoch)
 
 
 def test_one_modality_is_not_scaled():

@@ -112,6 +112,7 @@ def test_the_direction_loss_has_the_gradient_of_the_cosine():
     """The second step against a double backward through the head's true gradient."""
     model = net().double().eval()
     method = CGGM(model.encoders, lam=0.7)
+    method.before_epoch(0)
     output, target = batch_of(model)
     method.backward(method.loss(output, target))
     method.before_step()
@@ -146,6 +147,7 @@ def test_a_solved_batch_does_not_blow_up():
     """Where the loss vanishes its gradient does, and the cosine's would be 0 / 0."""
     head = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "b")})
     method = CGGM(head, lam=1.0)
+    method.before_epoch(0)
     x = torch.randn(6, 2)
     target = torch.tensor([0, 1, 0, 1, 0, 1])
     for size in (1.0, 30.0, 1e4):
@@ -160,6 +162,7 @@ def test_a_solved_batch_does_not_blow_up():
 def test_lambda_of_zero_leaves_the_joint_loss():
     model = net().double().eval()
     method = CGGM(model.encoders, lam=0.0)
+    method.before_epoch(0)
     for _ in range(2):
         output, target = batch_of(model)
         loss = method.loss(output, target)
@@ -171,6 +174,7 @@ def test_lambda_of_zero_leaves_the_joint_loss():
 def test_improvement_is_that_since_the_last_step():
     model = net().double().eval()
     method = CGGM(model.encoders, rate=0.1)
+    method.before_epoch(0)
     before = torch.zeros(2, dtype=torch.float64)
     for _ in range(3):
         output, target = batch_of(model)

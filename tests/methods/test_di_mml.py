@@ -78,6 +78,14 @@ class TestEffective:
         x, y = split()
         assert not effective(x[:, :1].repeat(1, 3), y).any()
 
+    def test_a_sample_that_float16_cannot_hold_is_left_out(self):
+        x, y = split()
+        rows = torch.arange(40) != 8
+        expected = effective(x[rows], y[rows])
+        x[8, 1] = torch.inf  # in a dimension that tells its class, the most frequent one, apart
+        assert torch.equal(effective(x, y), expected)
+        assert expected[1]
+
     @pytest.mark.distributed
     def test_the_same_on_several_ranks(self, tmp_path):
         for found in on_ranks(effective_on, tmp_path):

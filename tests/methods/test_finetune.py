@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import evenly
+from evenly.loaders import shuffled
 from evenly.methods import Finetune
-from evenly.probe import _shuffled
 from support import forward, loaders, net, sgd, weights
 
 
@@ -23,7 +23,7 @@ def test_golden_pre_training():
     expected = net(head="multi")
     by_hand = sgd(expected)
     torch.manual_seed(4)
-    for batch in _shuffled(loaders()[0], epochs=2, seed=4):
+    for batch in shuffled(loaders()[0], epochs=2, seed=4):
         output, target = forward(expected, batch)
         by_hand.zero_grad()
         for logits in output.unimodal.values():

@@ -6,7 +6,7 @@ from torch import nn
 
 import evenly
 from evenly.methods.g2d import G2D, coefficients, divergence, leading
-from support import NAMES, Run, forward, loaders, net, sgd, weights
+from support import NAMES, Run, forward, loaders, net, samples, sgd, weights
 
 
 class TestFormulas:
@@ -56,6 +56,8 @@ def known(model, count=24, **settings):
         method.teachers[f"features/{name}"] = torch.randn(
             count, 6, generator=stream, dtype=torch.float64
         )
+    method.samples = samples(count)
+    method.before_epoch(0)
     return method
 
 

@@ -169,6 +169,23 @@ def test_each_encoder_has_a_window_of_its_own():
     assert set(method.metrics) == {"regulation/aa"}
 
 
+def test_an_epoch_of_steps_that_all_overflowed_decides_nothing():
+    """Its trace is not 0, which would be that of an encoder that has learnt enough."""
+    model, method = straight(window=2)
+    for epoch in range(2):
+        method.before_epoch(epoch)
+        inputs, target, index = next(batches())
+        method.backward(method.loss(model(inputs, index), target))
+        if epoch == 0:
+            model.encoders["a"][0].weight.grad[0] = math.inf
+        method.before_step()
+        assert set(method.metrics) == {"regulation/a", "regulation/aa"}
+        model.zero_grad()
+    method.before_epoch(2)
+    assert {name: len(traces) for name, traces in method.traces.items()} == {"a": 1, "aa": 1}
+    assert method.change == {"a": 1.0, "aa": 1.0}
+
+
 def test_a_threshold_that_is_never_passed_is_multi_loss_bit_for_bit():
     for settings in ({"strength": 0.0}, {"threshold": 2.0}):
         ours = Run("inforeg", **settings).train(3).model

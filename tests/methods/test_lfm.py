@@ -155,6 +155,11 @@ def test_the_weight_stays_in_its_bounds(monkeypatch, curvature, end):
     assert Bent(monkeypatch, curvature).weights(2) == [end, end]
 
 
+@pytest.mark.parametrize("curvature", [math.nan, math.inf, -math.inf])
+def test_a_curvature_that_is_not_finite_leaves_the_weight_as_it_is(monkeypatch, curvature):
+    assert Bent(monkeypatch, curvature).weights(2) == [0.95, 0.95]
+
+
 def test_an_epoch_is_learnt_from_once():
     run = Run("lfm")
     run.method.before_epoch(0, run.probe)

@@ -129,6 +129,7 @@ def test_the_head_is_found_wherever_its_layer_lies():
     model, inputs, target = tiny()
     wrapped = nn.ModuleDict({"norm": nn.Identity(), "deep": nn.Sequential(model.head)})
     method = MLA(model.encoders, head=wrapped)
+    method.before_epoch(0)
     for _ in range(2):
         model.zero_grad()
         method.backward(method.loss(model(inputs), target))

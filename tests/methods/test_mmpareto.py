@@ -168,6 +168,7 @@ def test_gradient_scaling_and_accumulation_change_nothing(opposed, split):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=3000.0)
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     step(method, model, batch, split, scaler)
     scaler.unscale_(optimizer)
     method.before_step()
@@ -178,6 +179,7 @@ def test_losses_of_several_passes_in_one_backward():
     model, batch = model_of(2, ("a",)), batch_of()
     wanted, _ = expected(model, batch)
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     halves = [
         ({name: x[rows] for name, x in batch[0].items()}, batch[1][rows], batch[2][rows])
         for rows in (slice(0, 12), slice(12, 24))
@@ -192,6 +194,7 @@ def test_a_loss_that_was_never_taken_back_does_not_count():
     model, batch = model_of(2, ("a",)), batch_of()
     wanted, _ = expected(model, batch)
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     method.loss(*forward(model, batch_of(2, 5)))
     step(method, model, batch)
     method.before_step()
@@ -207,6 +210,23 @@ def test_gradients_of_zero_stay_finite():
     method.before_step()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert all((p.grad == 0).all() for p in model.encoders["a"].parameters())
+
+
+def test_a_unimodal_gradient_that_overflows_where_the_sum_does_not():
+    """Half of it is undone by the fused loss, so a scaler finds the sum finite and takes a step."""
+    encoder, scaler = nn.Linear(2, 2, bias=False), torch.amp.GradScaler("cpu", init_scale=512.0)
+    optimizer = torch.optim.SGD(encoder.parameters(), 1.0)
+    method = MMPareto({"a": encoder}, criterion=lambda z, _: z.float().sum())
+    method.before_epoch(0)
+    with torch.autocast("cpu", torch.float16):
+        z = encoder(torch.full((2, 2), 100.0))
+        # of the weights 512 · (1 - 0.5) · 2 · 100 = 51 200 in all, 102 400 of the unimodal loss
+        loss = method.loss(evenly.Output(-0.5 * z, {"a": z}, {"a": z}), torch.zeros(2))
+    method.backward(scaler.scale(loss))
+    assert encoder.weight.grad.tolist() == [[51_200.0] * 2] * 2
+    scaler.unscale_(optimizer)
+    method.before_step()
+    torch.testing.assert_close(encoder.weight.grad, torch.full((2, 2), 1.5 * 100))
 
 
 def test_one_backward_pass_through_the_head_and_two_through_each_encoder():
@@ -229,6 +249,7 @@ def test_one_backward_pass_through_the_head_and_two_through_each_encoder():
 def test_nothing_is_kept_from_step_to_step():
     model, batch = model_of(2, ("a",)), batch_of()
     method = MMPareto(model.encoders)
+    method.before_epoch(0)
     for _ in range(2):
         wanted, _ = expected(copy.deepcopy(model), batch)
         step(method, model, batch)

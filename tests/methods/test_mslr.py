@@ -3,11 +3,22 @@ import math
 import pytest
 import torch
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 import evenly
 from evenly.methods import MSLR
 from evenly.methods.mslr import growth, smoothed
+from optimisers import SAM, wrappings
 from support import NAMES, Run, forward, loaders, net, same, sgd
 
 
@@ -23,12 +34,21 @@ class TestFormulas:
         assert smoothed(1.0) == 1.0
 
 
+def in_a_step(optimizer):
+    """The groups that the optimiser sees in a step, here one without gradients."""
+    seen = []
+    hook = optimizer.register_step_pre_hook(lambda one, *_: seen.extend(one.param_groups))
+    optimizer.step()
+    hook.remove()
+    return seen
+
+
 def rates(optimizer, model):
     """The learning rate of each modality, found by its parameters, and of the head."""
-    found = {}
+    found, groups_seen = {}, in_a_step(optimizer)
     for name, module in (*model.encoders.items(), ("head", model.head)):
         own = {id(p) for p in module.parameters()}
-        groups = [g for g in optimizer.param_groups if own & {id(p) for p in g["params"]}]
+        groups = [g for g in groups_seen if own & {id(p) for p in g["params"]}]
         (found[name],) = {float(group["lr"]) for group in groups}
     return found
 
@@ -52,13 +72,14 @@ class TestGroups:
             ),
             rates={"a": 0.5, "aa": 2.0},
         )
-        seen = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = in_a_step(optimizer)
+        seen = [p for group in groups for p in group["params"]]
         assert {id(p) for p in seen} == {id(p) for p in model.parameters()}
         assert len(seen) == len(list(model.parameters()))
         factor = {"a": 0.5, "aa": 2.0, "head": 1.0}
         for name, module in (*model.encoders.items(), ("head", model.head)):
             own = {id(p): p for p in module.parameters()}
-            for group in optimizer.param_groups:
+            for group in groups:
                 for p in (own[id(p)] for p in group["params"] if id(p) in own):
                     assert group["weight_decay"] == (0.3 if p.ndim > 1 else 0.0)
                     expected = (0.1 if p.ndim > 1 else 0.2) * factor[name]
@@ -67,7 +88,8 @@ class TestGroups:
     def test_names_of_parameters_go_with_them(self):
         model, optimizer, _ = made(lambda model: SGD(model.named_parameters(), lr=0.1))
         places = {id(p): name for name, p in model.named_parameters()}
-        for group in optimizer.param_groups:
+        assert len(in_a_step(optimizer)) == 3
+        for group in in_a_step(optimizer):
             assert [places[id(p)] for p in group["params"]] == group["param_names"]
 
     def test_the_state_of_the_optimiser_survives(self):
@@ -90,13 +112,13 @@ class TestGroups:
 class TestStrategies:
     def test_golden_step(self):
         """Two encoders, one step of plain SGD: φ_m ← φ_m - r_m η g."""
-        model, _, method = made(strategy="keep", rates={"a": 0.25})
+        model, optimizer, method = made(strategy="keep", rates={"a": 0.25})
         inputs, target, index = next(iter(loaders()[0]))
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         method.before_epoch(0, probe_of(model))
         method.backward(method.loss(model(inputs, index), target))
         method.before_step()
-        method.optimizer.step()
+        optimizer.step()
         for name, p in model.named_parameters():
             factor = 0.25 if name.startswith("encoders.a.") else 1.0
             expected = before[name] - factor * 0.1 * p.grad
@@ -219,15 +241,98 @@ def test_a_scheduler_moves_the_common_rate(scheduler):
     assert len(seen) > 1
 
 
-def test_rates_are_set_in_the_groups_that_a_loaded_state_brings():
-    """The trap: loading puts new groups in the place of those that the constructor made."""
-    model, optimizer, method = made(strategy="keep", rates={"a": 0.5})
-    state = optimizer.state_dict()
-    model, optimizer, method = made(strategy="keep", rates={"a": 0.5})
-    optimizer.load_state_dict(state)
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda optimizer: LambdaLR(optimizer, lambda n: 1 / (n + 1)),
+        lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 2),
+        lambda optimizer: SequentialLR(
+            optimizer, [LinearLR(optimizer), ExponentialLR(optimizer, 0.9)], [1]
+        ),
+        lambda optimizer: OneCycleLR(optimizer, 0.5, total_steps=8, cycle_momentum=False),
+        lambda optimizer: ReduceLROnPlateau(optimizer, patience=0),
+    ],
+)
+def test_a_scheduler_that_was_made_before(scheduler):
+    """The usual order: none of them bears groups that come later."""
+    model = net(head="late")
+    optimizer, plain = (SGD(part.parameters(), lr=0.1) for part in (model, net(head="late")))
+    ours, theirs = scheduler(optimizer), scheduler(plain)
+    MSLR(model.encoders, optimizer=optimizer, strategy="keep", rates={"a": 0.25})
+    seen = set()
+    for _ in range(4):
+        common = plain.param_groups[0]["lr"]
+        seen.add(common)
+        expected = {"a": 0.25 * common, "aa": common, "head": common}
+        assert rates(optimizer, model) == pytest.approx(expected, rel=1e-12)
+        plain.step()
+        for part in (ours, theirs):
+            part.step(*[1.0] * isinstance(part, ReduceLROnPlateau))
+    assert len(seen) > 1
+
+
+def test_the_groups_and_state_of_the_optimiser_are_as_without_the_method():
+    model, optimizer, _ = made(rates={"a": 0.5})
+    plain = SGD(net(head="late").parameters(), lr=0.1)
+    optimizer.step()
+    assert optimizer.state_dict() == plain.state_dict()
+    optimizer.load_state_dict(plain.state_dict())
     optimizer.param_groups[0]["lr"] = 0.7
-    method.before_step()
     assert rates(optimizer, model) == pytest.approx({"a": 0.35, "aa": 0.7, "head": 0.7})
+
+
+def test_a_step_that_fails_leaves_the_next_as_it_should_be():
+    model, optimizer, _ = made(rates={"a": 0.5})
+
+    def fails():
+        raise ArithmeticError
+
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            optimizer.step(fails)
+    assert rates(optimizer, model) == pytest.approx({"a": 0.05, "aa": 0.1, "head": 0.1})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_the_last_of_several_methods_acts():
+    """A notebook's cell that is run again does not multiply the rates twice."""
+    model, optimizer, _ = made(rates={"a": 0.5})
+    MSLR(model.encoders, optimizer=optimizer, rates={"a": 0.3})
+    assert rates(optimizer, model) == pytest.approx({"a": 0.03, "aa": 0.1, "head": 0.1})
+
+
+def test_state_that_an_optimiser_keeps_in_its_groups_goes_on():
+    class Counting(SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["steps"] = group.get("steps", 0) + 1
+
+    _, optimizer, _ = made(lambda model: Counting(model.parameters(), lr=0.1), rates={"a": 0.5})
+    for _ in range(3):
+        optimizer.step()
+    assert optimizer.param_groups[0]["steps"] == 3
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("wrap", ["accelerate", "lightning", "fabric", "sam"])
+def test_an_optimiser_that_is_wrapped(wrap):
+    model = net(head="late")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = SGD(model.parameters(), lr=0.1)
+    sam = SAM(model.parameters(), SGD, lr=0.1)
+    wrapped = sam if wrap == "sam" else wrappings()[wrap](optimizer)
+    MSLR(model.encoders, optimizer=wrapped, rates={"a": 0.25})
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    (wrapped if wrap in ("accelerate", "sam") else optimizer).step()
+    for name, p in model.named_parameters():
+        rate = 0.025 if name.startswith("encoders.a.") else 0.1
+        torch.testing.assert_close(before[name] - p.detach(), torch.full_like(p, rate))
+
+
+def test_an_optimiser_without_rates_by_group():
+    with pytest.raises(ValueError, match=r"MSLR multiplies .* a LBFGS like this has none"):
+        made(lambda model: torch.optim.LBFGS(model.parameters()))
 
 
 def test_adam_does_not_divide_the_rate_out():

@@ -118,11 +118,15 @@ def test_noise_differs_from_step_to_step_but_not_from_run_to_run():
 
 def test_only_in_its_epochs():
     method = OGMGE(net().encoders, start=2, end=4)
-    active = []
-    for epoch in range(7):
-        method.before_epoch(epoch)
-        active.append(method.is_active)
-    assert active == [False, False, True, True, True, False, False]
+    assert [method.is_due(epoch) for epoch in range(7)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_run_resumed_within_an_epoch_is_still_modulated():
@@ -131,7 +135,7 @@ def test_a_run_resumed_within_an_epoch_is_still_modulated():
     method.before_epoch(3)
     fresh = OGMGE(net().encoders)
     fresh.load_state_dict(method.state_dict())
-    assert fresh.is_active
+    assert fresh.is_due(fresh.epoch)
 
 
 def test_one_modality_is_left_alone():

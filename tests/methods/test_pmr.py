@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Subset
 import evenly
 from evenly.methods.pmr import (
     PMR,
+    class_means,
     lags,
     leads,
     mixed,
@@ -87,6 +88,13 @@ class TestFormulas:
         found = mixed(new, seen, old, known, 0.25)
         assert found.flatten().tolist() == [0.75 * 1 + 0.25 * 5, 2.0, 7.0, 0.0]
 
+    def test_a_sample_that_float16_cannot_hold_is_in_no_mean(self):
+        x = torch.tensor([[1.0, 2.0], [3.0, 6.0], [torch.inf, 0.0], [torch.nan, 0.0]])
+        found = evenly.Features({"a": x}, torch.tensor([0, 0, 0, 1]))
+        means, seen = class_means(found, "a", 3)
+        assert means.tolist() == [[2.0, 4.0], [0.0, 0.0], [0.0, 0.0]]
+        assert seen.tolist() == [True, False, False]
+
 
 def probe_of(model, train, batch=8):
     return evenly.Probe(model, forward, DataLoader(train, batch), DataLoader(train, batch))
@@ -149,6 +157,22 @@ def test_a_class_absent_from_the_pass_gives_no_nan():
     assert run.method.known.all()
     assert torch.equal(run.method.prototypes["a"][1], kept)
     assert all(p.isfinite().all() for p in run.model.parameters())
+
+
+def test_a_class_has_a_prototype_in_each_modality_or_in_none():
+    def overflowing(model, batch):
+        output, target = forward(model, batch)
+        output.features["aa"][target == 1] = torch.inf
+        return output, target
+
+    train, model = DataLoader(Toy(30), 8), net()
+    method = PMR(model.encoders, fraction=1.0)
+    method.before_epoch(0, evenly.Probe(model, overflowing, train, train))
+    assert method.known.tolist() == [True, False, True]
+    method.before_epoch(1, evenly.Probe(model, forward, train, train))
+    assert method.known.all()
+    for name, wanted in means(model, Toy(30)).items():
+        torch.testing.assert_close(method.prototypes[name], wanted)
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -135,7 +135,8 @@ def test_samples_that_were_never_seen_are_not_ranked():
     torch.testing.assert_close(method.loss(output, target), expected)
     method.before_step()
     method.before_epoch(2)
-    assert method.count["a"].tolist() == [1.0] * 4 + [0.0] * 4 + [1.0] * 4
+    assert method.samples.tolist() == [*range(4), *range(8, 12)]
+    assert method.count["a"].tolist() == [1.0] * 8
 
 
 def test_a_validation_is_no_part_of_the_history():

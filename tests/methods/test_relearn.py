@@ -1,14 +1,14 @@
 import math
+from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader
 
 import evenly
-from evenly import Relearn, soft_reinit_
+from evenly import Relearn
 from support import Toy, forward, loaders, net, sgd, train, weights
 from unchecked import error_of
 
@@ -17,70 +17,26 @@ def snapshot(module):
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def moved(seed=1):
-    """An encoder with BatchNorm that is no longer where it started."""
-    encoder = net().encoders["a"].double()
-    initial = snapshot(encoder)
-    stream = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.add_(torch.randn(p.shape, generator=stream, dtype=p.dtype))
-    return encoder, initial
-
-
-class TestSoftReinit:
-    def test_by_hand(self):
-        layer = nn.Linear(1, 1)
-        nn.init.constant_(layer.weight, 4.0)
-        nn.init.constant_(layer.bias, -2.0)
-        soft_reinit_(layer, {"weight": torch.tensor([[8.0]]), "bias": torch.tensor([2.0])}, 0.25)
-        assert layer.weight.item() == 0.75 * 4 + 0.25 * 8
-        assert layer.bias.item() == 0.75 * -2 + 0.25 * 2
-
-    @given(weight=st.floats(0, 1))
-    def test_the_formula_for_every_parameter(self, weight):
-        encoder, initial = moved()
-        before = snapshot(encoder)
-        soft_reinit_(encoder, initial, weight)
-        for name, p in encoder.named_parameters():
-            expected = (1 - weight) * before[name] + weight * initial[name]
-            torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
-
-    def test_exact_at_both_ends(self):
-        encoder, initial = moved()
-        before = snapshot(encoder)
-        soft_reinit_(encoder, initial, 0.0)
-        assert all(torch.equal(p, before[name]) for name, p in encoder.named_parameters())
-        soft_reinit_(encoder, initial, 1.0)
-        assert all(torch.equal(p, initial[name]) for name, p in encoder.named_parameters())
-
-    def test_in_place_and_buffers_stay(self):
-        encoder, initial = moved()
-        places = [p.data_ptr() for p in encoder.parameters()]
-        encoder[1].running_mean.fill_(7.0)
-        soft_reinit_(encoder, {**initial, "1.running_mean": torch.zeros(4)}, 0.5)
-        assert [p.data_ptr() for p in encoder.parameters()] == places
-        assert torch.equal(encoder[1].running_mean, torch.full((4,), 7.0, dtype=torch.float64))
-
-    @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
-    def test_weight_out_of_range(self, weight):
-        encoder, initial = moved()
-        with pytest.raises(ValueError, match="from 0 to 1; found"):
-            soft_reinit_(encoder, initial, weight)
-
-    def test_initial_weights_that_do_not_fit(self):
-        layer = nn.Linear(2, 1)
-        with pytest.raises(ValueError, match="lack 'bias'"):
-            soft_reinit_(layer, {"weight": torch.zeros(1, 2)}, 0.5)
-        with pytest.raises(ValueError, match=r"'bias' of shape \(3,\).*has \(1,\)"):
-            soft_reinit_(layer, {"weight": torch.zeros(1, 2), "bias": torch.zeros(3)}, 0.5)
-
-
 class TestRelearn:
     def test_the_papers_schedule(self):
         """After the epochs with 0-based number 20, 40 and 60 of 90."""
         method = Relearn(net().encoders)
         assert [epoch for epoch in range(90) if method.is_due(epoch)] == [21, 41, 61]
+
+    def test_the_first_epoch_may_be_named(self):
+        """every=4 acts before epochs 5 and 9; whoever means 4 and 8 says so."""
+        encoders = net().encoders
+        assert list(Relearn(encoders, every=4, times=2).schedule) == [5, 9]
+        method = Relearn(encoders, every=4, first=4, times=2)
+        assert list(method.schedule) == [4, 8]
+        assert [epoch for epoch in range(20) if method.is_due(epoch)] == [4, 8]
+        assert list(Relearn(encoders, times=0).schedule) == []
+
+    def test_it_acts_before_the_epochs_of_the_schedule(self):
+        model = net()
+        method = Relearn(model.encoders, every=2, first=1, times=2, restarts=2)
+        train(model, method, sgd(model), 5)
+        assert list(method.history) == list(method.schedule) == [1, 3]
 
     def test_one_event_by_hand(self):
         """Weights, gap and strength of one re-learning, worked out from its parts."""
@@ -167,6 +123,71 @@ class TestRelearn:
         method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
         assert torch.equal(method.initial["a"]["0.weight"], other.encoders["a"][0].weight)
 
+    @pytest.mark.parametrize(
+        ("criterion", "ignored"),
+        [
+            (None, -100),
+            (nn.CrossEntropyLoss(ignore_index=2), 2),
+            (partial(nn.functional.cross_entropy, ignore_index=-1), -1),
+        ],
+    )
+    def test_samples_without_a_label_count_in_no_diagnosis(self, criterion, ignored):
+        def diagnosed(keep):
+            model = net()
+            splits = [Toy(36, seed=1), Toy(18, seed=2)]
+            for split in splits:
+                mark = torch.arange(len(split)) % 4 == 1
+                split.target = torch.where(mark, ignored, torch.arange(len(split)) % 2)
+                if not keep:
+                    split.target = split.target[~mark]
+                    split.inputs = {name: x[~mark] for name, x in split.inputs.items()}
+            probe = evenly.Probe(model, forward, *(DataLoader(split, 8) for split in splits))
+            method = Relearn(model.encoders, every=1, times=1, criterion=criterion, gap="shared")
+            for epoch in (0, 2):
+                method.before_epoch(epoch, probe)
+            return method.history[2]
+
+        with_them, without = diagnosed(True), diagnosed(False)
+        for name in with_them:
+            assert with_them[name] == pytest.approx(without[name])
+
+    def test_an_encoder_with_adapters_on_a_quantised_base(self):
+        """The product of the adapter's factors goes to (1 - α) of itself; integers stay."""
+
+        class Adapted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                stream = torch.Generator().manual_seed(0)
+                base = torch.randint(-127, 127, (6, 5), dtype=torch.int8, generator=stream)
+                self.base = nn.Parameter(base, requires_grad=False)
+                self.lora_A = nn.Parameter(torch.randn(2, 5, generator=stream))
+                self.lora_B = nn.Parameter(torch.zeros(6, 2))
+
+            def forward(self, x):
+                return x.flatten(1) @ (self.base.float() / 127 + self.lora_B @ self.lora_A).T
+
+        model = net()
+        model.encoders["aa"] = Adapted()
+        method = Relearn(model.encoders, every=1, times=1, restarts=2)
+        train(model, method, sgd(model), 2)
+        other = Relearn(model.encoders, every=1, times=1, restarts=2)
+        other.load_state_dict(method.state_dict())
+        encoder = model.encoders["aa"]
+        before = encoder.lora_B @ encoder.lora_A
+        other.before_epoch(2, evenly.Probe(model, forward, *loaders()))
+        strength = other.history[2]["aa"]["strength"]
+        assert 0.01 < strength < 0.99
+        torch.testing.assert_close(encoder.lora_B @ encoder.lora_A, (1 - strength) * before)
+        assert "base" not in other.initial["aa"]
+
+    def test_a_state_holds_the_vectors_of_spectral_norm(self):
+        model = net()
+        layer = parametrizations.spectral_norm(model.encoders["a"][5])
+        method = Relearn(model.encoders)
+        method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+        u = method.state_dict()["initial"]["a"]["5.parametrizations.weight.0._u"]
+        assert torch.equal(u, layer.parametrizations.weight[0]._u)
+
     def test_some_modalities_only(self):
         model = net()
         method = Relearn({"a": model.encoders["a"]}, every=1, times=1)
@@ -180,15 +201,22 @@ class TestMessages:
             Relearn(net().encoders).before_epoch(0)
 
     def test_resumed_without_its_state(self):
-        method = Relearn(net().encoders)
+        model = net()
+        method = Relearn(model.encoders)
         with pytest.raises(RuntimeError, match=r"first epoch is 5.*load_state_dict"):
-            method.before_epoch(5, evenly.Probe(net(), forward, *loaders()))
+            method.before_epoch(5, evenly.Probe(model, forward, *loaders()))
 
     def test_other_names_in_the_forward_pass(self):
         model = net()
         method = Relearn({"sound": model.encoders["a"]})
         with pytest.raises(ValueError, match=r"encoder 'sound'.*features of \['a', 'aa'\]"):
             method.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+
+    def test_what_cannot_be_pulled_back_is_said_before_training(self):
+        model = net()
+        model.encoders["aa"].far = nn.Parameter(torch.eye(2).to_sparse())
+        with pytest.raises(ValueError, match="'far' of the encoder 'aa' is trained and sparse"):
+            Relearn(model.encoders).before_epoch(0, evenly.Probe(model, forward, *loaders()))
 
     def test_diverged_before_training(self):
         model = net()
@@ -201,6 +229,7 @@ class TestMessages:
         ("setting", "message"),
         [
             ({"every": 0}, "'every' is at least 1; found 0"),
+            ({"first": 0}, "'first' is at least 1; found 0"),
             ({"times": -1}, "'times' is at least 0; found -1"),
             ({"restarts": 0}, "'restarts' is at least 1; found 0"),
             ({"strength": -1.0}, r"'strength' is finite and not negative; found -1\.0"),
@@ -271,8 +300,8 @@ class TestMessages:
     def test_a_state_of_another_architecture(self):
         model, other = net(), net()
         other.encoders["aa"][5] = nn.Linear(20, 9)
-        method, foreign = Relearn(model.encoders), Relearn(other.encoders)
-        foreign.before_epoch(0, evenly.Probe(model, forward, *loaders()))
+        method, foreign = Relearn(model.encoders), Relearn(other.encoders, times=0)
+        foreign.before_epoch(0)
         with pytest.raises(ValueError, match=r"encoder 'aa' hold '5\.weight' of shape"):
             method.load_state_dict(foreign.state_dict())
 

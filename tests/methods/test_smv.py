@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader
 import evenly
 from evenly.diagnosis.contribution import shapley, subsets
 from evenly.methods import SMV
-from evenly.methods.smv import copies, shares, values
+from evenly.methods.smv import copies, options, shares, values
 from evenly.nn import LateFusion
-from support import NAMES, Run, Toy, forward, loaders, net, sgd, train
+from support import NAMES, Run, Toy, forward, loaders, net, samples, sgd, train
 
 
 def by_orders(value, count):
@@ -235,20 +235,64 @@ class TestModalityLevel:
         assert first != second
 
 
+def stand_in(method, pool):
+    """What a look would have found of the 36 samples of the training split."""
+    method.samples, method.pool = samples(36), pool
+
+
+class TestVariants:
+    def test_options_by_hand(self):
+        variant, start, times = options(torch.tensor([0, 1, 2, 3 + 2, 6 + 0, 3 + 0, 6 + 2]), 3)
+        assert times.tolist() == [3, 1, 3]
+        assert start.tolist() == [0, 3, 4]
+        assert variant.tolist() == [0, 2, 1, 0, 0, 1, 2]
+
+    def test_a_sample_is_each_of_its_copies_equally_often(self):
+        """Sample 0 stands in the pool whole, and three times with 'aa' alone."""
+        _, method, _, _ = made()
+        stand_in(method, torch.tensor([*range(36), 72, 72, 72, 1 + 36]))
+        seen = []
+        for _ in range(800):
+            seen.append(method._variant(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])))
+            method.before_step()
+        share = [torch.stack(seen)[:, i].bincount(minlength=3) / 800 for i in range(3)]
+        for found, expected in zip(share, ([0.25, 0, 0.75], [0.5, 0.5, 0], [1, 0, 0]), strict=True):
+            assert found.tolist() == pytest.approx(expected, abs=0.06)
+
+    def test_modality_level_draws_among_all_copies(self):
+        _, method, _, _ = made("modality")
+        method.pool = torch.tensor([*range(36), *range(72, 84)])
+        drawn = method._variant(torch.arange(10_000) * 7 - 5, torch.zeros(10_000))
+        assert (drawn.bincount(minlength=3) / 10_000).tolist() == pytest.approx(
+            [0.75, 0, 0.25], abs=0.02
+        )
+
+    def test_a_batch_cut_otherwise_is_the_same(self):
+        _, method, _, _ = made()
+        stand_in(method, torch.tensor([*range(36), *range(36, 108)]))
+        index, target = torch.randperm(36), Toy(36).target
+        whole = method._variant(index, target[index])
+        parts = [method._variant(i, target[i]) for i in index.split(5)]
+        assert torch.equal(whole, torch.cat(parts))
+        assert set(whole.tolist()) == {0, 1, 2}
+
+
 class TestLoss:
     def batch(self):
         model, method, _, _ = made()
         inputs, target, _ = next(iter(DataLoader(Toy(6), 6)))
         model.eval().double()
-        method.pool = torch.arange(36)
+        stand_in(method, torch.arange(36))
         inputs = {name: x.double() for name, x in inputs.items()}
         return model, method, inputs, target
 
     def test_golden(self):
-        """The mean over samples of CE, each with the modalities that its position says."""
+        """The mean over samples of CE, each with the modalities of its entry in the pool."""
         model, method, inputs, target = self.batch()
-        index = torch.tensor([0, 1, 2 + 36, 3 + 36, 4 + 72, 5 + 72])
-        loss = method.loss(model(inputs, index), target)
+        pool = torch.arange(36)
+        pool[:6] += torch.tensor([0, 0, 36, 36, 72, 72])
+        stand_in(method, pool)
+        loss = method.loss(model(inputs, torch.arange(6)), target)
         expected = torch.zeros((), dtype=torch.float64)
         for i, keep in enumerate(("a aa", "a aa", "a", "a", "aa", "aa")):
             row = torch.cat(
@@ -268,13 +312,15 @@ class TestLoss:
 
     def test_a_sample_trains_nothing_of_the_modality_it_lacks(self):
         model, method, inputs, target = self.batch()
-        method.loss(model(inputs, torch.arange(6) + 72), target).backward()
+        stand_in(method, torch.arange(36) + 72)
+        method.loss(model(inputs, torch.arange(6)), target).backward()
         assert all((p.grad == 0).all() for p in model.encoders["a"].parameters())
         assert any((p.grad != 0).any() for p in model.encoders["aa"].parameters())
 
     def test_a_validations_positions_are_not_read(self):
         model, method, inputs, target = self.batch()
-        output = model(inputs, torch.arange(6) + 36)
+        stand_in(method, torch.arange(36) + 36)
+        output = model(inputs, torch.arange(6) + 100)
         with torch.no_grad():
             found = method.loss(output, target)
         assert torch.equal(found, nn.functional.cross_entropy(output.logits, target))

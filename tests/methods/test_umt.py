@@ -4,7 +4,7 @@ from torch import nn
 
 import evenly
 from evenly.methods.umt import UMT
-from support import Run, forward, loaders, net, sgd, train
+from support import Run, forward, loaders, net, samples, sgd, train
 
 
 def batch_of(model, count=24):
@@ -22,6 +22,8 @@ def known(model, gamma, count=24):
         f"features/{name}": torch.randn(count, 6, generator=stream, dtype=torch.float64)
         for name in model.encoders
     }
+    method.samples = samples(count)
+    method.before_epoch(0)
     return method
 
 

@@ -175,7 +175,8 @@ def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(text, monkeypatch, 
 def test_names_and_folders_are_opened(text, monkeypatch, tmp_path):
     from transformers import AutoModel
 
-    def nothing(where):
+    def nothing(where, trust_remote_code):
+        assert trust_remote_code is False
         raise OSError(f"nothing in {where}\nand more")
 
     monkeypatch.setattr(AutoModel, "from_pretrained", nothing)
@@ -273,3 +274,32 @@ def test_weights_for_another_length_are_fitted(tmp_path):
     again.load_state_dict(encoder.state_dict())
     with pytest.raises(ValueError, match="is smaller than a patch"):
         AST(modality("image", 1, 32, 10), str(tmp_path / "weights"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "guess"),
+    [
+        ("trust_remote_code", ""),
+        ("attn_implementation", ""),
+        ("allow_all_kernels", ""),
+        ("auto_map", ""),
+        ("quantization_config", ""),
+        ("model_type", ""),
+        ("hiden_size", "Did you mean hidden_size"),
+    ],
+)
+@pytest.mark.parametrize("pretrained", ["", "somebody/weights", {"model_type": "bert"}])
+def test_a_configuration_has_its_own_settings_alone(setting, guess, pretrained, monkeypatch):
+    """Transformers takes others, some of which run code of the hub, or drops them in silence."""
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", None)
+    said = f"'{setting}' is no setting of bert's configuration. {guess}"
+    with pytest.raises(ValueError, match=said):
+        BERT(modality("text", 6, 20), pretrained=pretrained, config={setting: "true"})
+
+
+def test_a_configuration_of_weights_is_read_for_what_it_is():
+    asked = {"model_type": "wav2vec2", "auto_map": {"AutoModel": "a--b.C"}, "hidden_size": 24}
+    found = BERT(modality("text", 6, 20), pretrained={**asked, "num_attention_heads": 2})
+    assert type(found.model).__name__ == "BertModel"
+    assert found.out_features == 24
+    assert not hasattr(found.model.config, "auto_map")

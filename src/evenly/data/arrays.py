@@ -1,8 +1,9 @@
 """Data sets of one's own, as arrays in one `.npz` file."""
 
 import zipfile
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -20,6 +21,7 @@ from evenly.data.dataset import (
     check_classes,
     check_names,
     described,
+    lacking,
     stratified,
 )
 from evenly.files import replacing
@@ -27,6 +29,11 @@ from evenly.files import replacing
 Array = npt.NDArray[Any]
 
 VALIDATION = 0.15
+WORDS = 10_000_000
+"""Numbers of words in texts; encoders keep a vector for each."""
+LARGEST = float(np.finfo(np.float32).max)
+_MOST = 1032
+"""Bytes that a byte can stand for in a file that is compressed as NumPy does."""
 _RESERVED = ("labels", "split", "class_names")
 
 
@@ -51,7 +58,7 @@ def load_npz(
       otherwise: `vector`, `sequence`, `image`, `video`, or `text`, which is whole numbers, one
       for each token, and 0 after the last one;
     - `NAME` with `NAME_offset` (N + 1): sequences of unequal lengths, end to end; sample i is
-      `NAME[NAME_offset[i]:NAME_offset[i + 1]]`;
+      `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
     - `class_names` (C), optional: in the order of the classes.
 
     Args:
@@ -83,23 +90,83 @@ def save_npz(
         path: Where to; an existing file is replaced.
         labels: (N) class of each sample.
         split: (N) `train`, `val`, `test` or 0, 1, 2.
-        modalities: By name; also `NAME_offset` and `NAME_kind` where they apply.
+        modalities: By name; also `NAME_offset` and `NAME_kind` where they apply. Types that NumPy
+            has no files for, such as bfloat16, are widened to float32.
         class_names: In the order of the classes.
+
+    Raises:
+        TypeError: If something is no array of numbers or strings.
+        ValueError: If `load_npz` would not read it.
     """
-    arrays = {"labels": np.asarray(labels), "split": np.asarray(split)}
-    arrays |= {name: np.asarray(value) for name, value in modalities.items()}
+    given = {"labels": labels, "split": split, **modalities}
     if class_names is not None:
-        arrays["class_names"] = np.asarray(class_names)
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise TypeError(
-                f"save_npz: '{name}' holds Python objects, which would have to be pickled. Give "
-                "numbers, or strings as a fixed-width array."
-            )
-    # A file object, as NumPy adds a suffix to a path that has another one.
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        # NumPy takes more than arrays by keyword since 2.2, hence the cast.
-        np.savez_compressed(file, **cast(Any, arrays))
+        given["class_names"] = class_names
+    arrays = {name: _writable(name, value) for name, value in given.items()}
+    _Reader(path, (), arrays).check()
+    with (
+        replacing(path) as unfinished,
+        zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, array in arrays.items():
+            # Not by NumPy's savez, for which some names are its own arguments.
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _writable(name: str, value: npt.ArrayLike) -> Array:
+    """An array as it can be written without pickling."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype.itemsize < 4 and value.is_floating_point() else value
+    if np.ma.is_masked(value):
+        raise TypeError(
+            f"save_npz: '{name}' holds masked values. Fill them, or leave those samples out."
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"save_npz: '{name}' is no array ({error}).") from error
+    if array.dtype.kind in "TO" and array.size and all(isinstance(x, str) for x in array.flat):
+        return np.array(array.tolist(), np.str_)
+    if array.dtype.hasobject:
+        raise TypeError(
+            f"save_npz: '{name}' holds Python objects, which would have to be pickled. Give "
+            "numbers, or strings as a fixed-width array."
+        )
+    if array.dtype.isbuiltin == 2:  # of another package, such as ml_dtypes
+        return array.astype(np.int8 if "int" in array.dtype.name else np.float32)
+    return array
+
+
+_NO_NPZ = "is no .npz file, or part of one. Write it with numpy.savez."
+_FOREIGN = {
+    ".npy": "is a single array. Write labels, split and modalities to one .npz file with save_npz.",
+    ".mat": (
+        "is a MATLAB file. Write its arrays to an .npz file in Python: found = "
+        "scipy.io.loadmat(FILE), or h5py.File(FILE) for version 7.3, and then evenly.data.save_npz("
+        "NEW, found['labels'].ravel(), found['split'].ravel(), {'audio': found['audio']})."
+    ),
+}
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, as its file begins."""
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+        raise ValueError(f"version {version} of the format, which plain arrays do not have")
+    shape, _, dtype = read[version](file)
+    return shape, dtype
+
+
+def _fits(info: zipfile.ZipInfo, path: Path) -> bool:
+    """Whether the length of an array can be in the bytes that a file has for it."""
+    most = 1 if info.compress_type == zipfile.ZIP_STORED else _MOST
+    inside = info.compress_size <= path.stat().st_size
+    return inside and info.file_size <= most * (info.compress_size + 1)
 
 
 class _Reader:
@@ -107,10 +174,19 @@ class _Reader:
 
     kinds: Mapping[str, Kind] = {}  # of those that the file says nothing of
 
-    def __init__(self, path: Path, needed: Collection[SplitName]) -> None:
+    def __init__(
+        self, path: Path, needed: Collection[SplitName], arrays: dict[str, Array] | None = None
+    ) -> None:
         self.path = path
         self.needed = needed
-        self.arrays = self._read()
+        self.arrays = self._read() if arrays is None else arrays
+
+    def check(self) -> None:
+        """Raises if anything is wrong, but with how many samples there are of a split or class."""
+        self.count = self._count()
+        self._target()
+        self._split_numbers()
+        self._inputs()
 
     def data(self) -> Data:
         for name in ("labels", "split"):
@@ -129,8 +205,9 @@ class _Reader:
         rows = self._rows(target, class_names, notes)
         for split, members in rows.items():
             check_classes(self.path, split, target[members], class_names)
-        inputs = {name: self._modality(name) for name in self._names()}
-        return Data(self.path.stem, inputs, target, rows, class_names, notes)
+        inputs, present = self._inputs()
+        notes += [lacking(name, int((~here).sum()), self.count) for name, here in present.items()]
+        return Data(self.path.stem, inputs, target, rows, class_names, notes, present=present)
 
     def unlabelled(self) -> Data:
         self.count = self._count() if "labels" in self.arrays else self._rows_of_modalities()
@@ -140,7 +217,7 @@ class _Reader:
         split = np.full(self.count, SPLITS.index("test"))
         if "split" in self.arrays:
             split = self._split_numbers()
-        inputs = {name: self._modality(name) for name in self._names()}
+        inputs, present = self._inputs()
         every = torch.arange(self.count)
         return Data(
             self.path.stem,
@@ -149,7 +226,22 @@ class _Reader:
             {name: every[torch.from_numpy(split == n)] for n, name in enumerate(SPLITS)},
             class_names,
             modalities={name: described(name, x, every) for name, x in inputs.items()},
+            present=present,
         )
+
+    def _inputs(self) -> tuple[dict[str, Tensor | Ragged], dict[str, Tensor]]:
+        """The modalities, and which samples have those that not all have."""
+        inputs = {name: self._modality(name) for name in self._names()}
+        present = {
+            name: stored.length > 0
+            for name, stored in inputs.items()
+            if isinstance(stored, Ragged) and not stored.length.all()
+        }
+        if len(present) == len(inputs):
+            nothing = torch.nonzero(~torch.stack(list(present.values())).any(0)).flatten().tolist()
+            for row in nothing:
+                raise self._error(f"sample {row} has none of the modalities. Leave it out.")
+        return inputs, present
 
     def _rows_of_modalities(self) -> int:
         """How many samples there are by the arrays alone."""
@@ -161,7 +253,7 @@ class _Reader:
         return (offsets or plain)[0]
 
     def _error(self, what: str) -> ValueError:
-        return ValueError(f"{self.path}: {what}")
+        return ValueError(f"{self.path}: {' '.join(what.split())}")
 
     def _read(self) -> dict[str, Array]:
         if self.path.is_dir():
@@ -169,25 +261,46 @@ class _Reader:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: there is no such file. Check the path.")
         if not zipfile.is_zipfile(self.path):
-            raise self._error("is no .npz file, or part of one. Write it with numpy.savez.")
-        with np.load(self.path, allow_pickle=False) as file:
-            return {name: self._array(file, name) for name in file.files}
+            raise self._error(_FOREIGN.get(self.path.suffix.lower(), _NO_NPZ))
+        with self._reading("its directory"):
+            archive = zipfile.ZipFile(self.path)
+        with archive:
+            members = archive.infolist()
+            names = [info.filename.removesuffix(".npy") for info in members]
+            if len(set(names)) < len(names):
+                raise self._error("holds two arrays of one name. Write it again.")
+            return {
+                name: self._array(archive, info, name)
+                for name, info in zip(names, members, strict=True)
+            }
 
-    def _array(self, file: Mapping[str, Any], name: str) -> Array:
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
         try:
-            value = file[name]
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise self._error(f"array '{name}' is damaged ({error}). Write it again.") from error
-        except ValueError as error:
-            if "allow_pickle" in str(error):
-                raise self._error(
-                    f"array '{name}' holds pickled Python objects, which could run code and are "
-                    "never read. Save numbers, or strings as a fixed-width array."
-                ) from None
-            raise self._error(f"array '{name}' is damaged ({error}). Write it again.") from error
-        if not isinstance(value, np.ndarray):
+            yield
+        except MemoryError as error:
+            raise self._error(f"{what} is larger than the memory.") from error
+        except Exception as error:  # whatever damaged bytes bring about in those who read them
+            raise self._error(f"{what} is damaged ({error}). Write it again.") from error
+
+    def _array(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Array:
+        """One array, if it is as long as its header and the directory say."""
+        if not info.filename.endswith(".npy"):
             raise self._error(f"'{name}' is not an array. Write the file with numpy.savez.")
-        return value
+        with self._reading(f"array '{name}'"), archive.open(info) as file:
+            shape, dtype = _header(file)
+            length = info.file_size - file.tell()
+        if dtype.hasobject:
+            raise self._error(
+                f"array '{name}' holds pickled Python objects, which could run code and are never "
+                "read. Save numbers, or strings as a fixed-width array."
+            )
+        with self._reading(f"array '{name}'"), archive.open(info) as file:
+            if prod(shape) * dtype.itemsize != length or not _fits(info, self.path):
+                raise EOFError(f"{shape} of {dtype} is not what {length:,} bytes can hold")
+            found: Array = np.lib.format.read_array(file, allow_pickle=False)
+            file.read(1)  # at the end the checksum is compared
+        return found
 
     def _count(self) -> int:
         labels = self.arrays["labels"]
@@ -198,7 +311,7 @@ class _Reader:
         return len(labels)
 
     def _target(self) -> tuple[Tensor, list[str]]:
-        labels = _text(self.arrays["labels"])
+        labels = self._text("labels")
         if labels.dtype.kind not in "iuUb":
             raise self._error(
                 f"'labels' holds {labels.dtype} values. Give whole numbers or strings."
@@ -211,7 +324,7 @@ class _Reader:
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
         """Classes in the order of `class_names`, which may name a class that no sample has."""
-        names = [str(name) for name in _text(self.arrays["class_names"]).reshape(-1)]
+        names = [str(name) for name in self._text("class_names").reshape(-1)]
         if len(set(names)) < len(names):
             raise self._error(f"'class_names' holds a name twice: {', '.join(names)}.")
         if found.dtype.kind == "U":
@@ -263,7 +376,7 @@ class _Reader:
         return rows
 
     def _split_numbers(self) -> Array:
-        split = _text(self.arrays["split"])
+        split = self._text("split")
         if split.shape != (self.count,):
             raise self._error(
                 f"'split' has the shape {split.shape} for {self.count} labels. "
@@ -317,8 +430,7 @@ class _Reader:
                 "leave the array out."
             )
         offset = self._offset(name)
-        if values.dtype.kind == "f":
-            self._check_finite(name, offset)
+        self._check_numbers(name, offset)
         if 0 in values.shape:
             raise self._error(
                 f"modality '{name}' is empty, its shape is {values.shape}. Leave it out."
@@ -357,6 +469,11 @@ class _Reader:
                 f"modality '{name}' holds {values.dtype} in the shape {values.shape}, which is no "
                 "text. Give whole numbers from 0, (samples, longest), or end to end with offsets."
             )
+        if (most := int(values.max())) >= WORDS:
+            raise self._error(
+                f"modality '{name}' numbers its words up to {most:,}, and an encoder keeps a "
+                f"vector for each number. Number them from 1 on, without gaps, below {WORDS:,}."
+            )
         return _tensor(values)
 
     def _offset(self, name: str) -> Array | None:
@@ -390,31 +507,37 @@ class _Reader:
             )
         return offset
 
-    def _check_finite(self, name: str, offset: Array | None) -> None:
+    def _check_numbers(self, name: str, offset: Array | None) -> None:
         values = self.arrays[name]
-        bad = np.argwhere(~np.isfinite(values))
+        bad = np.argwhere(unusable(values))
         if not len(bad):
             return
         found = values[tuple(bad[0])]
         row = bad[0][0] if offset is None else np.searchsorted(offset, bad[0][0], "right") - 1
         rows = f"{len(np.unique(bad[:, 0]))} {'samples' if offset is None else 'time steps'} in all"
         raise self._error(
-            f"modality '{name}' holds {found} in sample {row} ({rows}). "
+            f"modality '{name}' holds {spelt(found)} in sample {row} ({rows}). "
             "Replace such values, for example by 0, or leave those samples out."
         )
+
+    def _text(self, name: str) -> Array:
+        """An array, its byte strings as strings; without blanks around them."""
+        array = self.arrays[name]
+        try:
+            array = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+        except UnicodeDecodeError as error:
+            raise self._error(
+                f"'{name}' holds bytes that are no UTF-8. Give strings instead of bytes."
+            ) from error
+        return np.asarray(np.char.strip(array)) if array.dtype.kind == "U" else array
 
     def _kind(self, name: str) -> Kind | None:
         if f"{name}_kind" not in self.arrays:
             return self.kinds.get(name)
-        kind = " ".join(str(word) for word in _text(self.arrays[f"{name}_kind"]).reshape(-1))
+        kind = " ".join(str(word) for word in self._text(f"{name}_kind").reshape(-1))
         if kind not in get_args(Kind):
             raise self._error(f"'{name}_kind' is '{kind}'. Use {', '.join(get_args(Kind))}.")
         return cast(Kind, kind)
-
-
-def _text(array: Array) -> Array:
-    """Byte strings as strings; other arrays as they are."""
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
 def _shape(values: Array, kind: Kind | None) -> Array | None:
@@ -440,6 +563,24 @@ def channels_first(values: Array) -> Array:
     channels = (1, 3, 4)
     turned = values.shape[-1] in channels and values.shape[-3] not in channels
     return np.moveaxis(values, -1, -3) if turned else values
+
+
+def unusable(values: Array) -> Array:
+    """Which numbers no model can learn from: not finite, or beyond what float32 can hold."""
+    if values.dtype.kind == "f":
+        # In float16 and float32, all that is finite fits.
+        wide = values.dtype.itemsize > 4
+        return ~(np.abs(values) <= LARGEST) if wide else ~np.isfinite(values)
+    # Torch indexes no unsigned integers; the largest of them have no signed ones.
+    return values > np.iinfo(np.int64).max
+
+
+def spelt(value: Any) -> str:
+    """A number that is `unusable`, for a message."""
+    if not np.isfinite(value):
+        return str(value)
+    of, end = ("float32", LARGEST) if isinstance(value, np.floating) else ("int64", 2.0**63)
+    return f"{value!s} ({of} ends at {end:.2g})"
 
 
 def native(values: Array) -> Array:

@@ -15,8 +15,8 @@ from evenly.data.synthetic import synthetic
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
-TABLES = (".csv", ".parquet")
-"""Endings of tables, which are data once they are prepared."""
+TABLES = (".csv", ".tsv", ".parquet")
+"""Endings of tables, in letters of any case; they are data once they are prepared."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ DATASETS: dict[str, DatasetInfo] = {
 def data_file(spec: str) -> Path | None:
     """The file or folder that `load` reads for a spec; None where it is a name."""
     path = os.path.expanduser(spec)
-    if spec not in DATASETS and (spec.endswith((".npz", *TABLES)) or os.path.exists(path)):
+    if spec not in DATASETS and (spec.lower().endswith((".npz", *TABLES)) or os.path.exists(path)):
         return Path(path)
     return None
 
@@ -106,14 +106,14 @@ def load(spec: str) -> Data:
             have the form that `load_npz` reads.
     """
     if (path := data_file(spec)) is not None:
-        if path.suffix in TABLES:
+        if path.suffix.lower() in TABLES:
             raise ValueError(
                 f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
                 "--data STORE."
             )
         return open_store(path) if path.is_dir() else load_npz(path)
     asked = parse(spec)
-    if asked.name.endswith(".npz"):
+    if asked.name.lower().endswith(".npz"):
         raise ValueError(
             f"'{asked.name}' is a file and takes no settings, found {sorted(asked.settings)}. "
             "Give the path alone."

@@ -16,6 +16,8 @@ from evenly.suggest import unknown
 Kind = Literal["vector", "sequence", "image", "video", "text"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+LONGEST_NAME = 80
+"""Bytes of a modality's name; a file's may have three times as many."""
 
 
 class Padded(NamedTuple):
@@ -52,8 +54,7 @@ class Batch(TypedDict):
         present: By modality, (n,) which samples have it; those it does not name are complete.
             Where a sample lacks a modality, its input is zeros. On the CPU.
         target: (n,) class of each sample.
-        index: (n,) position of each sample in its split; beyond the split's length it is a
-            variant of the sample, see `evenly.Resampler`.
+        index: (n,) position of each sample in its split.
     """
 
     inputs: dict[str, Tensor | Padded]
@@ -255,9 +256,9 @@ class Split(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these positions, by one indexing per modality."""
         asked = torch.tensor(indices)
-        seats = self._seats[asked % len(self)]
+        seats = self._seats[asked]
         index = asked.to(self.rows.device, non_blocking=True)
-        rows = self.rows[index % len(self)]
+        rows = self.rows[index]
         inputs: dict[str, Tensor | Padded] = {}
         for name, stored in self._inputs.items():
             if isinstance(stored, Ragged):
@@ -268,7 +269,7 @@ class Split(Dataset[Batch]):
         for name, spread in self._noise.items():
             inputs[name] = with_noise(inputs[name], spread, seats)
         present = {name: here[seats] for name, here in self._present.items()}
-        target = self.target[index % len(self)]
+        target = self.target[index]
         return Batch(inputs=inputs, present=present, target=target, index=index)
 
 
@@ -351,6 +352,19 @@ def check_names(where: object, names: Iterable[str]) -> None:
                 f"{where}: a modality cannot be called {name!r}, as tables could not show it. "
                 "Rename it, without line breaks and tabs."
             )
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"{where}: a modality cannot be called '{name[:30]}...', which is too long for a "
+                f"file's name. Give it a name of {LONGEST_NAME} bytes at most."
+            )
+
+
+def lacking(name: str, missing: int, samples: int) -> str:
+    """What a user should know of a modality that some samples do not have."""
+    return (
+        f"{missing} of {samples} samples lack '{name}': their features of it are zeros, and its "
+        "encoder does not see them."
+    )
 
 
 def check_classes(

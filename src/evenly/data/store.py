@@ -3,14 +3,18 @@
 It holds
 
 - a raw file for each array, `label.memmap`, `split.memmap`, and by modality `inputs/NAME.memmap`
-  and, where they apply, `start/`, `length/` and `present/NAME.memmap`; with tensordict's
-  `meta.json`, so that `TensorDict.load_memmap(folder)` opens them, too;
+  and, where they apply, `start/`, `length/` and `present/NAME.memmap`, where `file_names` gives the
+  NAME; with tensordict's `meta.json`, so that `TensorDict.load_memmap(folder)` opens them, too;
 - `dataset.json`, which says what the arrays are and is written last: a folder without it is no
-  store, or one that is still being made.
+  store, or one that is still being made. It has checksums of itself and of all arrays but the
+  inputs, which a store is known to hold whole by their size.
 """
 
 import json
-from collections.abc import Mapping
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evenly.data.dataset import SPLITS, Data, Modality, Ragged, SplitName, check_classes
+from evenly.data.dataset import (
+    SPLITS,
+    Data,
+    Modality,
+    Ragged,
+    SplitName,
+    check_classes,
+    check_names,
+    lacking,
+)
 from evenly.files import write_text
 
 DESCRIPTION = "dataset.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class Description:
         classes: Names by class number.
         splits: By split, how many samples it holds.
         sources: By source file, its size in bytes.
+        checksums: By array, of its file; inputs have none.
         made_by: The command that made the store.
         version: Of evenly.
         notes: Sentences that a user of the data should see.
@@ -83,6 +97,7 @@ class Description:
     classes: list[str]
     splits: dict[str, int]
     sources: dict[str, int] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
     made_by: str = ""
     version: str = ""
     notes: list[str] = field(default_factory=list)
@@ -90,8 +105,15 @@ class Description:
 
     def write(self, folder: Path) -> None:
         """Makes a folder with all its arrays a store."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        known = asdict(self)
+        whole = known | {"checksum": _checksum(known)}
+        text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
         write_text(folder / DESCRIPTION, text + "\n")
+
+
+def _checksum(description: Mapping[str, Any]) -> int:
+    """Of what a description says, however it is laid out."""
+    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
 
 
 def is_store(folder: Path) -> bool:
@@ -116,10 +138,13 @@ def describe(folder: Path) -> Description:
         found = json.loads(path.read_text(encoding="utf-8"))
         known = found["format"]
         if known == FORMAT:
+            if found.pop("checksum", None) != _checksum(found):
+                raise ValueError("it is not as evenly wrote it")
             fields = {name: Field(**values) for name, values in found["modalities"].items()}
             return Description(**{**found, "modalities": fields})
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: is damaged ({error}). Prepare the store again.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        said = "it is not as evenly wrote it" if isinstance(error, AttributeError) else error
+        raise ValueError(f"{path}: is damaged ({said}). Prepare the store again.") from error
     raise ValueError(
         f"{path}: has the format {known}, this version reads {FORMAT}. Prepare the store again, "
         "or update evenly."
@@ -134,17 +159,20 @@ def open_store(folder: Path) -> Data:
         ValueError: If a file of it is missing or of another size, or a class is in one split only.
     """
     about = describe(folder)
-    arrays = _Arrays(folder, about.samples)
+    check_names(folder, about.modalities)
+    files = file_names(about.modalities)
+    arrays = _Arrays(folder, about)
     inputs: dict[str, Tensor | Ragged] = {}
     for name, known in about.modalities.items():
         dtype = getattr(torch, known.dtype)
         if known.ragged:
-            start, length = (arrays.rows(f"{end}/{name}", torch.int64) for end in RAGGED)
+            start, length = (arrays.rows(f"{end}/{files[name]}", torch.int64) for end in RAGGED)
             width = () if known.kind == "text" else (known.shape[1],)
-            values = arrays.read(f"inputs/{name}", dtype, (int((start + length).max()), *width))
+            total = int((start + length).max())
+            values = arrays.read(f"inputs/{files[name]}", dtype, (total, *width))
             inputs[name] = Ragged(values, start, length)
         else:
-            inputs[name] = arrays.rows(f"inputs/{name}", dtype, *known.shape)
+            inputs[name] = arrays.rows(f"inputs/{files[name]}", dtype, *known.shape)
     split = arrays.rows("split", torch.uint8)
     rows: dict[SplitName, Tensor] = {
         name: torch.nonzero(split == number).flatten() for number, name in enumerate(SPLITS)
@@ -152,26 +180,38 @@ def open_store(folder: Path) -> Data:
     target = arrays.rows("label", torch.int64)
     for name, members in rows.items():
         check_classes(folder, name, target[members], about.classes)
-    partial = [name for name, known in about.modalities.items() if known.missing]
+    missing = {name: known.missing for name, known in about.modalities.items() if known.missing}
+    count = sum(about.splits.values())
     return Data(
         about.name,
         inputs,
         target,
         rows,
         about.classes,
-        [*about.notes, *(_lack(name, about) for name in partial)],
+        [*about.notes, *(lacking(name, few, count) for name, few in missing.items())],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},
-        present={name: arrays.rows(f"present/{name}", torch.bool) for name in partial},
+        present={name: arrays.rows(f"present/{files[name]}", torch.bool) for name in missing},
         read={name: known.read for name, known in about.modalities.items()},
         names=about.names,
     )
 
 
-def _lack(name: str, about: Description) -> str:
-    return (
-        f"{about.modalities[name].missing} of {sum(about.splits.values())} samples lack '{name}': "
-        "their features of it are zeros, and its encoder does not see them."
-    )
+def file_names(modalities: Iterable[str]) -> dict[str, str]:
+    """By modality, what its files are called on every system: other characters as ~ and numbers.
+
+    Names that some systems take for one, such as 'A' and 'a', are told apart by a number.
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in modalities:
+        plain = re.sub(r"[^\w-]", lambda match: f"~{ord(match[0]):x}", name)
+        alike, number = plain, 1
+        while (key := unicodedata.normalize("NFKC", alike).casefold()) in taken:
+            number += 1
+            alike = f"{plain}~~{number}"
+        taken.add(key)
+        found[name] = alike
+    return found
 
 
 RAGGED = ("start", "length")
@@ -181,8 +221,8 @@ RAGGED = ("start", "length")
 class _Arrays:
     """The raw files of a store, checked and mapped."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, about: Description) -> None:
+        self.folder, self.count, self.checksums = folder, about.samples, about.checksums
 
     def rows(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
         """An array with a row for each sample."""
@@ -196,6 +236,11 @@ class _Arrays:
             raise ValueError(
                 f"{path}: has {found:,} bytes, but {DESCRIPTION} speaks of {expected:,}. The "
                 "store is damaged: prepare it again."
+            )
+        known = self.checksums.get(name)
+        if known is not None and zlib.crc32(path.read_bytes()) != known:
+            raise ValueError(
+                f"{path}: is not as evenly wrote it. The store is damaged: prepare it again."
             )
         return mapped(path, dtype, shape)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
@@ -19,6 +19,7 @@ from evenly.diagnosis.kmeans import (
     check_sample,
     chunk_rows,
     first_not_finite,
+    floats,
     kmeans,
 )
 from evenly.diagnosis.purity import purity
@@ -77,7 +78,7 @@ class Diagnosis:
 class _Rows:
     """One modality on one split."""
 
-    x: Float[Tensor, "n d"]
+    x: Shaped[Tensor, "n d"]
     y: Int[Tensor, " n"]
     index: Int[Tensor, " n"]
     sharded: bool
@@ -111,6 +112,7 @@ class _Clustering:
         )
 
 
+@torch.no_grad()
 def diagnose(
     train: Features,
     val: Features,
@@ -136,7 +138,8 @@ def diagnose(
       them. Near 0 where nothing is over-fitted; half the cost.
 
     Args:
-        train: Representations and labels of the training split.
+        train: Representations and labels of the training split. A target of floats is cut into
+            ten bins of equal counts; where it has ten values or fewer, each is taken for a class.
         val: The same of the validation split. Never the test split.
         gap: The estimator.
         seed: Of the clusterings; the global random stream is not used.
@@ -145,8 +148,8 @@ def diagnose(
         sample: For splits of more rows, how many of them the restarts see (20 a class at
             least), as `kmeans` has it: time, and memory beside the features, then stay small,
             and the purities of features whose classes overlap within 0.01. Features may be
-            float16 and memory maps. Where some samples lack a modality, and with `matched`,
-            those that count are copied.
+            of any real type and memory maps. Where some samples lack a modality, and with
+            `matched`, those that count are copied.
 
     Raises:
         ValueError: If features are not finite, a class is missing from a split, there is one
@@ -157,10 +160,10 @@ def diagnose(
     notes: tuple[str, ...] = ()
     if train.target.is_floating_point():
         check_values(train, val)
-        edges = _equal_counts(train)
-        train = replace(train, target=torch.bucketize(train.target.contiguous(), edges))
-        val = replace(val, target=torch.bucketize(val.target.contiguous(), edges))
-        notes = (f"The regression target is cut into {len(edges) + 1} equal-count bins.",)
+        edges, note = _edges(train)
+        train = replace(train, target=torch.bucketize(_values(train), edges))
+        val = replace(val, target=torch.bucketize(_values(val), edges))
+        notes = (note,)
     counts = check_classes(train, val, whole=not notes)
     clustering = _Clustering(int((counts > 0).sum()), seed, restarts, sample)
     check_sample(sample, clustering.k)
@@ -192,6 +195,7 @@ def _matched(
     draws = torch.tensor(
         [clustering.purity(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)],
         dtype=torch.float64,
+        device="cpu",
     )
     val_purity = clustering.purity(_draw(val, wanted, clustering.seed))
     return float(draws.mean()), val_purity, float(draws.std() / math.sqrt(DRAWS))
@@ -212,14 +216,16 @@ _ESTIMATORS = {"paper": _paper, "matched": _matched, "shared": _shared}
 
 
 def extent(
-    x: Float[Tensor, "n d"], *, sharded: bool = False
+    x: Shaped[Tensor, "n d"], *, sharded: bool = False
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Smallest and largest value of each dimension, over all ranks."""
-    low = x.new_full(x.shape[1:], math.inf)  # which stays where there are more ranks than rows
+    low = floats(x[:0]).new_full(
+        x.shape[1:], math.inf
+    )  # which stays where there are more ranks than rows
     high = -low
     step = chunk_rows(x.shape[1])
     for start in range(0, len(x), step):  # so that rows in a file are read once
-        part = x[start : start + step]
+        part = floats(x[start : start + step])
         low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
     return distributed.min_(low, sharded=sharded), distributed.max_(high, sharded=sharded)
 
@@ -274,7 +280,7 @@ def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[
         ValueError: If not.
     """
     for split, where in ((train, "training"), (val, "validation")):
-        least = split.target.min().long() if len(split.target) else split.target.new_tensor(0)
+        least = split.target.min() if len(split.target) else split.target.new_tensor(0)
         if int(distributed.min_(least, sharded=split.sharded)) < 0:
             raise ValueError(
                 f"a label of the {where} split is {int(least)}, but classes are numbered from 0. "
@@ -307,6 +313,12 @@ def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[
 def _check_modalities(train: Features, val: Features) -> None:
     if missing := set(train.features) ^ set(val.features):
         raise ValueError(f"modalities {sorted(missing)} are in one split only. Pass both.")
+    for split in (train, val):
+        if split.target.ndim > 1:
+            raise ValueError(
+                f"a diagnosis takes one class or one value for each sample; found targets of "
+                f"shape {tuple(split.target.shape)}. Pass one column of them."
+            )
     for name, x in train.features.items():
         if x.shape[1] != val.features[name].shape[1]:
             raise ValueError(
@@ -318,7 +330,7 @@ def _check_modalities(train: Features, val: Features) -> None:
 
 def _rows(split: Features, name: str) -> _Rows:
     x = split.features[name]
-    target, index = split.target.long().to(x.device), _index(split).to(x.device)
+    target, index = split.target.to(x.device), _index(split).to(x.device)
     if name in split.present:
         here = split.present[name].to(x.device)
         x, target, index = x[here], target[here], index[here]
@@ -334,29 +346,41 @@ def _index(split: Features) -> Tensor:
 def _counts(train: Tensor, val: Tensor, *, sharded: bool) -> tuple[Tensor, Tensor]:
     """Samples of each class in both splits, over all ranks."""
     size = _largest(torch.cat([train, val]), sharded=sharded) + 1
-    of_train, of_val = (torch.bincount(y.long(), minlength=size) for y in (train, val))
+    of_train, of_val = (torch.bincount(y, minlength=size) for y in (train, val))
     return distributed.sum_(of_train, sharded=sharded), distributed.sum_(of_val, sharded=sharded)
 
 
 def _largest(x: Tensor, *, sharded: bool) -> int:
     """The largest of whole numbers over all ranks; -1 where there is none."""
-    largest = x.max().long() if len(x) else torch.tensor(-1, device=x.device)
+    largest = x.max() if len(x) else torch.tensor(-1, device=x.device)
     return int(distributed.max_(largest, sharded=sharded))
 
 
-def _equal_counts(train: Features) -> Float[Tensor, " edges"]:
-    """Edges between bins that hold equally many training targets."""
-    values = torch.cat(distributed.gather(train.target, sharded=train.sharded))
-    steps = torch.arange(1, BINS, device=values.device) / BINS
-    edges: Tensor = values.float().quantile(steps).unique()
-    return edges
+def _values(split: Features) -> Float[Tensor, " n"]:
+    """A regression target, precise enough to be told apart."""
+    return split.target.to(torch.promote_types(split.target.dtype, torch.float32)).contiguous()
+
+
+def _edges(train: Features) -> tuple[Float[Tensor, " edges"], str]:
+    """Edges between bins of the training targets, and what they are in words.
+
+    Of few values each is a bin: class numbers kept as floats, or the 0 and 1 of one logit.
+    """
+    values = torch.cat(distributed.gather(_values(train), sharded=train.sharded))
+    distinct = values.unique()
+    if len(distinct) <= BINS:
+        return distinct[:-1], f"The target's {len(distinct)} values are taken for classes."
+    steps = torch.arange(1, BINS, dtype=values.dtype, device=values.device) / BINS
+    edges: Tensor = values.quantile(steps).unique()
+    return edges, f"The regression target is cut into {len(edges) + 1} equal-count bins."
 
 
 def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:
     """As many rows of each class as wanted, the same ones whatever the ranks and row order."""
     everyone = torch.cat(distributed.gather(rows.index, sharded=rows.sharded)).sort().values
     stream = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(len(everyone), generator=stream, dtype=torch.float64).to(rows.x.device)
+    drawn = torch.rand(len(everyone), generator=stream, dtype=torch.float64, device="cpu")
+    drawn = drawn.to(rows.x.device)
     keys = drawn[torch.searchsorted(everyone, rows.index)]  # by place in the canonical order
     all_keys = torch.cat(distributed.gather(keys, sharded=rows.sharded))
     all_y = torch.cat(distributed.gather(rows.y, sharded=rows.sharded))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
@@ -51,7 +51,7 @@ class Clusters:
 
 @torch.no_grad()
 def kmeans(
-    x: Float[Tensor, "n d"],
+    x: Shaped[Tensor, "n d"],
     k: int,
     *,
     seed: int = 0,
@@ -63,10 +63,11 @@ def kmeans(
 ) -> Clusters:
     """Groups rows into `k` clusters of least squared distance to their means.
 
-    Works on the device of `x` and in float32 whatever its type, on rows less their mean, so
-    that a large offset costs no precision. Where the hardware has faster products they lead
-    up to the clusters, and float32 products give the labels. A seed gives the same clusters for any
-    order of the rows and any cut over ranks, up to rounding. No global random stream is read.
+    Works on the device of `x` and in float32 whatever its type, which is any real one, on rows less
+    their mean, so that a large offset costs no precision. Where the hardware has faster products
+    they lead up to the clusters, and float32 products give the labels. A seed gives the same
+    clusters for any order of the rows and any cut over ranks, up to rounding. No global random
+    stream is read.
 
     With fewer distinct rows than `k` some clusters stay empty; any other that runs empty goes
     to the row farthest from its centre.
@@ -92,9 +93,11 @@ def kmeans(
             some hundreds a cluster to find clusters as pure as from all. By default all.
 
     Raises:
+        TypeError: If `x` is no tensor or complex.
         ValueError: If `x` is no matrix or not finite, if `k`, `restarts`, `unit` or `sample` is
             too small, or if there are fewer rows than clusters, over all ranks.
     """
+    check_rows(x, "kmeans")
     if x.ndim != 2:
         raise ValueError(
             f"kmeans: x must be a matrix with a row per sample; found shape {tuple(x.shape)}. "
@@ -143,7 +146,7 @@ def check_sample(sample: int | None, k: int) -> None:
 
 @torch.no_grad()
 def assign(
-    x: Float[Tensor, "n d"], centers: Float[Tensor, "k d"], unit: Float[Tensor, " d"] | None = None
+    x: Shaped[Tensor, "n d"], centers: Float[Tensor, "k d"], unit: Float[Tensor, " d"] | None = None
 ) -> Int[Tensor, " n"]:
     """The nearest centre of each row, the first of several equally near; in float32.
 
@@ -153,8 +156,10 @@ def assign(
         unit: The one that they were found with.
 
     Raises:
+        TypeError: If `x` is no tensor or complex.
         ValueError: If a row is not finite.
     """
+    check_rows(x, "assign")
     _check_finite(x, None, "assign")
     with torch.autocast(x.device.type, enabled=False), _products(fast=False):
         return _assign(x, centers, unit)
@@ -172,7 +177,7 @@ def _assign(x: Tensor, centers: Tensor, unit: Tensor | None) -> Tensor:
 
 def _compared(x: Tensor, origin: Tensor, unit: Tensor | None) -> Tensor:
     """Rows from an origin, in units; a new tensor, of float32 or wider."""
-    x = x - origin
+    x = floats(x) - origin
     return x if unit is None else x.div_(unit)
 
 
@@ -230,27 +235,27 @@ class _Rows:
         self.index = None if index is None else index.to(x.device)
         self.total = sum(lengths)
         self.longest = max(lengths)
-        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.dtype = torch.promote_types(floats(x[:0]).dtype, torch.float32)
         self.wide = torch.float32 if x.device.type == "mps" else torch.float64
 
     def center(self, *, keep: bool = True) -> None:
         """Finds the mean and the spread; may keep the centred rows, if they are few."""
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
         for part in self.x.split(chunk_rows(self.x.shape[1], 1)):
-            total += part.sum(0, dtype=self.dtype)
+            total += floats(part).sum(0, dtype=self.dtype)
         self.offset = self.sum_(total) / self.total
         if not bool(self.offset.isfinite().all()):  # NaN and infinity survive a sum
             _check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
         if keep and self.x.numel() * 4 <= _KEEP:
-            kept = torch.empty(self.x.shape, device=self.x.device)
+            kept = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
             for part, span in self.chunks(1):
                 kept[span] = part
             self._kept = kept
         # Filled in place, here and below: small results kept between the freed parts of a loop
         # would leave holes that glibc cannot use again, as large as all the rows.
-        self.norms = torch.empty(len(self.x), device=self.x.device)
+        self.norms = torch.empty(len(self.x), dtype=torch.float32, device=self.x.device)
         for part, span in self.chunks(1):
             torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
         self.norms.square_()
@@ -315,7 +320,8 @@ class _Rows:
         keys = distributed.stack(padded).transpose(0, 1).flatten(1)
         key, winner = keys.topk(count, largest=False)
         mine = winner // count == distributed.rank()
-        rows = torch.zeros(*winner.shape, self.x.shape[1], device=self.x.device)
+        shape = (*winner.shape, self.x.shape[1])
+        rows = torch.zeros(shape, dtype=torch.float32, device=self.x.device)
         rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine] % count])
         return key, self.sum_(rows)
 
@@ -349,9 +355,9 @@ def _seeds(rows: _Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
     each = torch.arange(r, device=device)
     base = _mix(rows.places(slice(0, n)).to(torch.int32))
     start = _mix(_mix(restarts.new_tensor([seed & 0x7FFFFFFF, seed >> 31]).to(torch.int32)))
-    centers = torch.empty(r, k, d, device=device)
-    closest = torch.full((r, n), math.inf, device=device)
-    closer = torch.empty(r, _tries(k), n, device=device)
+    centers = torch.empty(r, k, d, dtype=torch.float32, device=device)
+    closest = torch.full((r, n), math.inf, dtype=torch.float32, device=device)
+    closer = torch.empty(r, _tries(k), n, dtype=torch.float32, device=device)
     for step in range(k):
         key = _mix(_mix(start[0] ^ _mix(start[1] + step)) ^ restarts.to(torch.int32))
         weight = closest if step else torch.ones_like(closest)
@@ -524,6 +530,28 @@ def _check_finite(
         )
 
 
+def floats(x: Tensor) -> Tensor:
+    """Rows of any real type as floats to calculate with, exactly up to 2^53."""
+    if x.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return x
+    is_long = x.dtype.itemsize > 2 and x.device.type != "mps"
+    return x.to(torch.float64 if is_long else torch.float32)
+
+
+def check_rows(x: object, caller: str) -> None:
+    """Raises if something is no tensor of real numbers."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{caller}: x is a {type(x).__name__}, but a tensor is needed. torch.as_tensor makes "
+            "one of an array."
+        )
+    if x.is_complex():
+        raise TypeError(
+            f"{caller}: x holds complex numbers, which are not compared with one another. Pass "
+            "real and imaginary parts as columns of their own: torch.cat([x.real, x.imag], 1)."
+        )
+
+
 def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) -> Tensor:
     """The first position of a row with NaN or infinity; the largest int64 if all are finite.
 
@@ -536,8 +564,9 @@ def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) ->
     step = chunk_rows(x.shape[1], 1)
     for start in range(0, len(x), step):
         part = x[start : start + step]
+        part = floats(part)
         # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
-        if not part.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite():
+        if not part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite():
             places = _places(x, index, slice(start, start + step), before)
             places = places[~part.isfinite().all(1)]
             if len(places):

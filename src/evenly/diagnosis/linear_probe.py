@@ -7,9 +7,10 @@ workshop, https://arxiv.org/abs/1610.01644; Figure 1 b and c of Wei et al., ECCV
 import warnings
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
+from evenly.diagnosis.kmeans import floats
 from evenly.probe import Features
 
 STEPS = 500
@@ -59,9 +60,7 @@ def _fitted(
 
 def _rows(split: Features, name: str) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"]]:
     here = split.present.get(name, slice(None))
-    return _array(split.features[name][here]), _array(split.target[here])
-
-
-def _array(x: Tensor) -> np.ndarray:
-    found: np.ndarray = x.cpu().numpy()
-    return found
+    x = floats(split.features[name].detach()[here])
+    # scikit-learn would calculate in half precision, and NumPy has no bfloat16.
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.cpu().numpy(), split.target[here].cpu().numpy()

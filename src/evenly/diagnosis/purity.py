@@ -1,7 +1,7 @@
 """How well a clustering agrees with the classes."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor
 
 from evenly import distributed
@@ -11,24 +11,26 @@ _CHUNK = 2**20  # samples that are counted at a time, so that many of them take 
 
 @torch.no_grad()
 def purity(
-    cluster: Int[Tensor, " n"], target: Int[Tensor, " n"], *, sharded: bool = False
+    cluster: Shaped[Tensor, " n"], target: Shaped[Tensor, " n"], *, sharded: bool = False
 ) -> float:
     """The share of samples, 0 to 1, that are of their cluster's commonest class.
 
     (1/N) sum over clusters of the largest overlap with a class (Wei et al., ECCV 2024).
 
     Args:
-        cluster: Cluster of each sample, numbered from 0.
-        target: Class of each sample, numbered from 0.
+        cluster: Cluster of each sample, numbered from 0, in integers of any type.
+        target: Class of each sample, the same.
         sharded: Whether these samples are this rank's share; every rank must then call.
 
     Raises:
+        TypeError: If the numbers are no tensors of integers.
         ValueError: If there is no sample, over all ranks, or a number is below 0.
     """
+    cluster, target = _whole_numbers("cluster", cluster), _whole_numbers("target", target)
     both = (cluster, target)
     # The extremes decide the size of the table and the errors, the same on every rank.
-    highest = torch.stack([x.max().long() + 1 if len(x) else x.new_zeros(()).long() for x in both])
-    lowest = torch.stack([x.min().long() if len(x) else x.new_zeros(()).long() for x in both])
+    highest = torch.stack([x.max() + 1 if len(x) else x.new_zeros(()) for x in both])
+    lowest = torch.stack([x.min() if len(x) else x.new_zeros(()) for x in both])
     if sharded:
         distributed.max_(highest)
         distributed.min_(lowest)
@@ -40,8 +42,18 @@ def purity(
             raise ValueError(f"purity: {name} must be numbered from 0; found {value}.")
     table = highest.new_zeros(clusters * classes)
     for mine, own in zip(cluster.split(_CHUNK), target.split(_CHUNK), strict=True):
-        table += torch.bincount(mine.long() * classes + own, minlength=len(table))
+        table += torch.bincount(mine * classes + own, minlength=len(table))
     if sharded:
         distributed.sum_(table)
     overlap = table.view(clusters, classes).amax(1).sum()
-    return float(overlap / table.sum())
+    return int(overlap) / int(table.sum())
+
+
+def _whole_numbers(name: str, x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"purity: {name} is a tensor of integers; found {found}. torch.as_tensor makes a "
+            "tensor of an array, .long() integers of its numbers."
+        )
+    return x.long()

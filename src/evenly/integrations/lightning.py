@@ -1,8 +1,13 @@
 """A method in a Lightning `Trainer`: one callback, and a `training_step` that asks for the loss."""
 
-from collections.abc import Iterable, Mapping
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -14,11 +19,20 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DistributedSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+)
 
+from evenly.integrations import course
 from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
+
+_log = logging.getLogger(__name__)
 
 
 class Balance(Callback):
@@ -42,9 +56,19 @@ class Balance(Callback):
     first validation loader, under the Trainer's precision and on its device. `before_step` sees
     gradients that are accumulated, averaged over ranks, unscaled and not yet clipped. What the
     method remembers is saved in the checkpoint and comes back with `fit(..., ckpt_path=...)`.
-    A run resumed in the middle of an epoch goes on as Lightning lets it: batches that a loader
-    shuffles by the global random stream come in another order than they would have.
     The method's metrics are logged as `method/NAME`, averaged over the epoch's batches.
+
+    A resumed run has the batches that the uninterrupted one would have had, where their order is
+    a function of the epoch, as with `evenly.Resampler` and `DistributedSampler`. In the middle of
+    an epoch Lightning itself would begin the data anew; Balance draws the batches that the epoch
+    has had and drops them (of which Lightning's warning that the loader is not resumable knows
+    nothing). A loader that has a `state_dict` goes on by that. An order that is drawn from a
+    random stream (`shuffle=True`) is in no checkpoint: the epoch's data begin anew, and Balance
+    warns.
+
+    Before the first epoch begins, whatever asks for the method's loss gets its plain criterion:
+    Lightning's sanity check, `validate` and `test` before `fit`, and the trials of Lightning's
+    Tuner and `LearningRateFinder`, from which the method learns nothing.
 
     On several ranks every rank saves and loads, as the state of sharded encoders (FSDP2) is
     brought together and cut again.
@@ -66,26 +90,31 @@ class Balance(Callback):
         self.forward = forward
         self.memory = memory
         self._epoch = -1  # the last epoch that before_epoch has seen
-        self._loss_asked = False
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}  # by metric, with batches
+        self._resumed = False  # whether a checkpoint was loaded that training goes on from
+        self._acted = False  # whether the method had anything to do in an epoch so far
+        self._loss_asked = False  # since the last step
+        self._loss_ever_asked = False
+        self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}  # by metric, with batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what cannot work, and takes over the backward pass where the method has one."""
+        self._guard_loss(trainer)
         if stage != "fit":
             return
         self._epoch = -1
-        self._loss_asked = False
+        self._resumed = self._acted = False
+        self._loss_asked = self._loss_ever_asked = False
         self._sums = {}
         self._check_module(pl_module)
         self._check_strategy(trainer)
         self._check_sampler(trainer)
         if overrides(self.method, "backward"):
-            pl_module.backward = self.method.backward  # type: ignore[method-assign]
-        if overrides(self.method, "loss"):
-            self._watch_loss()
+            self._guard_backward(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses what is only known once optimisers and loaders are there."""
+        """Refuses what is only known once optimisers and loaders are there; resumes."""
+        if trainer.current_epoch == 0 and not self._resumed:
+            course.check_new(self.method)
         self._check_scaling(trainer)
         self._check_repeats(trainer)
         self._check_shares(trainer)
@@ -94,32 +123,35 @@ class Balance(Callback):
                 f"{self._name} looks at the validation split, but the Trainer has no validation "
                 "loader. Pass `val_dataloaders` to `fit` and define `validation_step`."
             )
+        epochs = _epochs(trainer)
+        if epochs is not None and not self._acted and trainer.is_global_zero:
+            sentence = course.too_short(self.method, epochs)
+            if sentence is not None:
+                _log.warning(sentence)
+        if self._resumed:
+            self._resume(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs `before_epoch`."""
-        self._begin_epoch(trainer, pl_module)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Runs `before_epoch` where Lightning left the start of the epoch out.
-
-        It does so on resuming from a checkpoint that was written after the last batch of an
-        epoch and before the epoch's end, as by a `ModelCheckpoint` with a monitor.
-        """
         self._begin_epoch(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Runs `before_step`."""
-        if overrides(self.method, "loss") and not self._loss_asked:
+        asked, self._loss_asked = self._loss_asked, False
+        self._loss_ever_asked |= asked
+        if all(parameter.grad is None for parameter in pl_module.parameters()):
+            # `training_step` gave no loss, so that this step changes nothing.
+            self.method.watch.before_step(self.method)
+        elif asked or not overrides(self.method, "loss"):
+            self.method.before_step()
+        elif not self._loss_ever_asked:
             raise ValueError(
                 f"{self._name} never saw a batch, because `training_step` of "
                 f"{type(pl_module).__name__} did not call its `loss`. Return "
                 "`method.loss(output, target)` from it."
             )
-        self.method.before_step()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,7 +159,8 @@ class Balance(Callback):
         """Adds up what the method did; to log it here would cost as much as a small step."""
         for name, value in self.method.metrics.items():
             total, batches = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value.detach(), batches + 1
+            is_finite = value.isfinite()  # not of a step that overflowed (AMP)
+            self._sums[name] = total + value.detach().where(is_finite, 0), batches + is_finite
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs what the method did, on average."""
@@ -135,19 +168,29 @@ class Balance(Callback):
             pl_module.log(f"method/{name}", total / batches)
         self._sums = {}
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warns if the method never had anything to do."""
+        if not self._acted and not trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+            warnings.warn(course.never_acted(self.method, trainer.current_epoch), stacklevel=2)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Gives module and method their own passes back, as Lightning leaves `teardown` out."""
+        self._release(pl_module)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the module its own backward pass back."""
-        if stage == "fit":
-            vars(pl_module).pop("backward", None)
-            vars(self.method).pop("loss", None)
+        """Gives module and method their own passes back."""
+        self._release(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers, and how far it got."""
-        return {"epoch": self._epoch, "method": self.method.state_dict()}
+        return {"epoch": self._epoch, "acted": self._acted, "method": self.method.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
-        self._epoch = state_dict["epoch"]
+        self._epoch, self._acted = state_dict["epoch"], state_dict["acted"]
+        self._resumed = self._epoch >= 0  # Lightning's Tuner brings back the state of no epoch
         self.method.load_state_dict(state_dict["method"])
 
     @property
@@ -158,7 +201,50 @@ class Balance(Callback):
         # A run resumed in the middle of an epoch holds the weights that before_epoch left.
         if trainer.current_epoch != self._epoch:
             self._epoch = trainer.current_epoch
+            self._acted |= self.method.is_due(self._epoch)
+            course.begin(self.method)
             self.method.before_epoch(self._epoch, self._probe(trainer, pl_module))
+
+    def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on with the batch after the checkpoint's.
+
+        Lightning has asked the loader for an iterator by now, which may hold batches already:
+        too early for an order that depends on the epoch or on the method. For an epoch that it
+        takes up in the middle, it leaves `on_train_epoch_start` out.
+        """
+        self._resumed = False
+        loop = trainer.fit_loop
+        progress: Any = loop.epoch_progress
+        # With max_steps, Lightning counts an epoch twice whose end is in the checkpoint.
+        if progress.current.processed > progress.current.completed:
+            progress.current.processed -= 1
+            progress.total.processed -= 1
+        within = trainer.current_epoch == self._epoch
+        if within and loop.epoch_loop._num_ready_batches_reached():
+            return  # nothing of this epoch is left; the next one begins as ever
+        self._begin_epoch(trainer, pl_module)
+        loader = _train_loader(trainer)
+        if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
+            return  # Lightning has brought it back to its place
+        order = _order(loader)
+        if hasattr(order, "set_epoch"):
+            order.set_epoch(trainer.current_epoch)
+        batches: Any = loop._data_fetcher
+        iter(batches)
+        if not within:
+            return
+        if source := _random_source(loader):
+            warnings.warn(
+                f"this run goes on in the middle of epoch {self._epoch}, but the order of its "
+                f"batches came from a random stream ({source}) that is in no checkpoint: the "
+                "epoch's data begin anew, so some samples come again and others not at all. Save "
+                "checkpoints at the end of an epoch, or take evenly.Resampler as the sampler.",
+                stacklevel=2,
+            )
+            return
+        for _ in range(loop.epoch_loop.batch_progress.current.ready):
+            next(batches, None)
+        batches.fetched = 0  # Lightning adds those that the epoch has had itself
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> Probe | None:
         """A probe on the loaders as they are in this epoch, as the Trainer may reload them."""
@@ -177,18 +263,40 @@ class Balance(Callback):
             finally:
                 trainer.training = True
 
-        return Probe(pl_module, forward, _train_loader(trainer), val, memory=self.memory)
+        train = _apart(_train_loader(trainer), trainer.num_training_batches)
+        return Probe(pl_module, forward, train, val, memory=self.memory)
 
-    def _watch_loss(self) -> None:
-        """Notes the first call of the method's loss, then steps aside."""
+    def _is_idle(self, trainer: Trainer) -> bool:
+        """Whether what runs is no part of the training: before it, or a trial of the Tuner's."""
+        return self._epoch < 0 or trainer.sanity_checking or self not in trainer.callbacks  # type: ignore[attr-defined]
+
+    def _guard_loss(self, trainer: Trainer) -> None:
+        """Has the method's loss be plain where it is asked for outside of the training."""
         original = self.method.loss
 
         def loss(output: Output, target: Tensor) -> Tensor:
-            self._loss_asked = True
-            vars(self.method).pop("loss", None)
+            if self._is_idle(trainer):
+                return self.method.criterion(output.logits, target)
+            self._loss_asked |= torch.is_grad_enabled()
             return original(output, target)
 
         self.method.loss = loss  # type: ignore[method-assign]
+
+    def _guard_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the method's backward pass in the place of the module's while it trains."""
+        original = pl_module.backward
+
+        def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            if self._is_idle(trainer):
+                original(loss, *args, **kwargs)
+            else:
+                self.method.backward(loss)
+
+        pl_module.backward = backward  # type: ignore[method-assign]
+
+    def _release(self, pl_module: LightningModule) -> None:
+        vars(pl_module).pop("backward", None)
+        vars(self.method).pop("loss", None)
 
     def _check_module(self, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:
@@ -310,6 +418,26 @@ def _train_loader(trainer: Trainer) -> Iterable[Any]:
     return cast(Iterable[Any], loader)
 
 
+def _apart(loader: Iterable[Any], batches: int | float) -> Iterable[Any]:
+    """The training loader for a look, which leaves no trace on the iterator that Lightning has.
+
+    A loader with persistent workers has only one iterator, and begins it anew for whoever asks.
+    Where Lightning takes only the first batches of an order that is always the same, as with
+    `overfit_batches`, nothing else is trained on.
+    """
+    if not isinstance(loader, DataLoader):
+        return loader
+    apart = copy.copy(loader)
+    vars(apart).update(persistent_workers=False, _iterator=None)
+    if isinstance(loader.sampler, SequentialSampler) and type(loader.batch_sampler) is BatchSampler:
+        size = loader.batch_sampler.batch_size
+        rows = range(len(loader.sampler))[: int(min(batches, len(loader)) * size)]
+        vars(apart).update(
+            sampler=rows, batch_sampler=BatchSampler(rows, size, loader.batch_sampler.drop_last)
+        )
+    return apart
+
+
 def _val_loader(trainer: Trainer) -> Iterable[Any] | None:
     """The first validation loader; the Trainer may not have asked for it yet."""
     if trainer.val_dataloaders is None and trainer.enable_validation:
@@ -320,3 +448,33 @@ def _val_loader(trainer: Trainer) -> Iterable[Any] | None:
     if isinstance(loaders, list | tuple):
         return loaders[0] if loaders else None
     return loaders
+
+
+def _epochs(trainer: Trainer) -> int | None:
+    """How many epochs a training has at most; None where nothing tells."""
+    limits = []
+    if trainer.max_epochs not in (None, -1):
+        limits.append(trainer.max_epochs)
+    if trainer.max_steps != -1 and math.isfinite(trainer.num_training_batches):
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        limits.append(math.ceil(trainer.max_steps / steps))
+    return min(limits, default=None)
+
+
+def _order(loader: Any) -> Any:
+    """What decides on the order of a loader's samples."""
+    batches = getattr(loader, "batch_sampler", None)
+    return (
+        getattr(loader, "sampler", None)
+        if batches is None
+        else getattr(batches, "sampler", batches)
+    )
+
+
+def _random_source(loader: Any) -> str | None:
+    """The name of what draws a loader's order from a random stream; None of one that repeats."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None  # taken to give again what it gave
+    order = _order(loader)
+    repeats = hasattr(order, "set_epoch") or isinstance(order, SequentialSampler | Sequence)
+    return None if repeats else type(order).__name__

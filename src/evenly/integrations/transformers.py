@@ -1,5 +1,7 @@
 """A method in a Transformers `Trainer`: one subclass that takes a method and a forward pass."""
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -7,13 +9,17 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback
 
 from evenly.files import replacing
+from evenly.integrations import course
 from evenly.method import Method, overrides
 from evenly.output import Output
 from evenly.probe import Forward, Probe
+from evenly.resampling import Resampler
+
+_log = logging.getLogger(__name__)
 
 STATE = "evenly.pt"
 """The file in a checkpoint's folder that holds what the method remembers."""
@@ -34,41 +40,80 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     runs once for every epoch and looks at the training and the (first) evaluation set, in the
     Trainer's precision. `before_step` sees gradients that are accumulated, averaged over ranks
     and not yet clipped. What the method remembers is saved in each checkpoint's folder and comes
-    back with `train(resume_from_checkpoint=...)`. Evaluation reports the method's plain criterion
-    as the loss and gives `compute_metrics` the fused logits and the target. The method's metrics
-    are logged as `method/NAME`, with the training loss.
+    back with `train(resume_from_checkpoint=...)`. A method that writes the order of samples has
+    its sampler used for the training set. Evaluation reports the method's plain criterion as the
+    loss and gives `compute_metrics` the fused logits and the target; `predict` takes data without
+    labels too. The method's metrics are logged as `method/NAME`, with the training loss.
+
+    With `model_init`, and so for `hyperparameter_search`, each training has another model: pass
+    the method as a function of it, `method=lambda model: evenly.Relearn({"audio": model.audio,
+    "visual": model.visual})`.
 
     The Trainer drops columns that `model.forward` does not name; where `forward` reads others,
     set `remove_unused_columns=False` in the `TrainingArguments`.
     """
 
-    def __init__(self, *args: Any, method: Method, forward: Forward, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        method: Method | Callable[[Any], Method],
+        forward: Forward,
+        **kwargs: Any,
+    ) -> None:
         """Prepares training.
 
         Args:
             *args: The Trainer's.
-            method: The method, made with the encoders of the model that is trained.
+            method: The method, made with the encoders of the model that is trained; or what makes
+                it of the model, anew for each training.
             forward: `forward(model, inputs)` gives an `Output` and the target. The inputs, as
-                the collator makes them, are on the model's device already.
+                the collator makes them, are on the model's device already. In `predict` of data
+                without labels those are None, and so is the target.
             **kwargs: The Trainer's.
 
         Raises:
             ValueError: If the method cannot work with these arguments; the text says why.
         """
-        self.method = method
+        self._make = None if isinstance(method, Method) else method
         self.forward = forward
         self._epoch = -1  # the last epoch that before_epoch has seen
+        self._acted = False  # whether the method had anything to do in an epoch so far
         super().__init__(*args, **kwargs)
+        if isinstance(method, Method):
+            if self.model_init is not None:
+                raise ValueError(
+                    f"`model_init` makes a new model for each training, but this "
+                    f"{type(method).__name__} has the encoders of another one. Pass the method "
+                    "as a function of the model, for example method=lambda model: "
+                    'evenly.Relearn({"audio": model.audio, "visual": model.visual}).'
+                )
+            self.method = method
+        elif self.model_init is None:
+            self.method = method(self.model)
         # The loss is a mean over the batch: the Trainer is to divide it when it accumulates.
         self.model_accepts_loss_kwargs = False
         self._check()
-        self.add_callback(_EpochBegin(self._begin_epoch))
+        self.add_callback(_Epochs(self))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Makes the accelerator, whose backward pass becomes the method's where it has one."""
         super().create_accelerator_and_postprocess()
-        if overrides(self.method, "backward"):
-            self.accelerator.backward = self._backward
+        plain = self.accelerator.backward
+
+        def backward(loss: Tensor, **kwargs: Any) -> None:
+            if overrides(self.method, "backward"):  # what the plain one does beside, is refused
+                self.method.backward(loss / self.accelerator.gradient_accumulation_steps)
+            else:
+                plain(loss, **kwargs)
+
+        self.accelerator.backward = backward
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Makes a model, and the method for it."""
+        model: nn.Module = super().call_model_init(trial)
+        if self._make is not None:
+            self.method = self._make(model)
+        return model
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, see `Trainer.train`."""
@@ -77,7 +122,10 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
                 f"{self._name} looks at the validation split, but the Trainer has none. Pass "
                 "`eval_dataset`."
             )
-        self._epoch = -1
+        resumes = args[0] if args else kwargs.get("resume_from_checkpoint")
+        self._epoch, self._acted = -1, False
+        if not resumes and self.model_init is None:
+            self._renew()
         return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -107,10 +155,12 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         inputs: Any,
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The plain criterion, the fused logits and the target of one batch."""
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The plain criterion, the fused logits and the target of one batch, if it has one."""
         with torch.no_grad():
-            output, target = self._look(model, inputs)
+            output, target = self._look_unlabelled(model, inputs)
+            if target is None:
+                return None, None if prediction_loss_only else output.logits, None
             loss = self.method.criterion(output.logits.float(), target).detach()
         return (loss, None, None) if prediction_loss_only else (loss, output.logits, target)
 
@@ -122,7 +172,8 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = {"epoch": self._epoch, "method": self.method.state_dict()}  # on every rank: FSDP2
+        method = self.method.state_dict()  # on every rank: FSDP2
+        state = {"epoch": self._epoch, "acted": self._acted, "method": method}
         if self.args.should_save:
             with replacing(Path(output_dir, STATE)) as path:
                 torch.save(state, path)
@@ -139,7 +190,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
                 "or start anew."
             )
         state = torch.load(path, map_location=self.args.device, weights_only=True)
-        self._epoch = state["epoch"]
+        self._epoch, self._acted = state["epoch"], state["acted"]
         self.method.load_state_dict(state["method"])
 
     def _prepare_input(self, data: Any) -> Any:
@@ -150,15 +201,41 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     def _name(self) -> str:
         return type(self.method).__name__
 
-    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """In place of `Accelerator.backward`; what that does beside is refused in `_check`."""
-        self.method.backward(loss / self.accelerator.gradient_accumulation_steps)
+    def _get_train_sampler(self, *args: Any) -> Sampler[Any] | None:
+        own: Sampler[Any] | None = getattr(self.method, "sampler", None)
+        return super()._get_train_sampler(*args) if own is None else own
+
+    def _begin_training(self, state: Any) -> None:
+        if self._epoch > 0 and state.global_step == 0:
+            if self._make is None and self.method.state:
+                raise ValueError(
+                    f"a batch of epoch {self._epoch} did not fit in the memory, and "
+                    f"auto_find_batch_size begins anew, but {self._name} remembers the epochs "
+                    "before. Start again with a smaller per_device_train_batch_size."
+                )
+            self._renew()
+            self._epoch, self._acted = -1, False
+        sentence = course.too_short(self.method, state.num_train_epochs)
+        if sentence is not None and not self._acted and self.is_world_process_zero():
+            _log.warning(sentence)
 
     def _begin_epoch(self, epoch: int, train_loader: DataLoader[Any]) -> None:
         # A run resumed in the middle of an epoch holds the weights that before_epoch left.
         if epoch != self._epoch:
             self._epoch = epoch
+            self._acted |= self.method.is_due(epoch)
+            course.begin(self.method)
             self.method.before_epoch(epoch, self._probe(train_loader))
+
+    def _end_training(self) -> None:
+        if not self._acted and self.is_world_process_zero():
+            warnings.warn(course.never_acted(self.method, self._epoch + 1), stacklevel=2)
+
+    def _renew(self) -> None:
+        """Makes a method for another training, which one that remembers a training cannot be."""
+        if self._make is not None and course.has_begun(self.method):
+            self.method = self._make(self.model)
+        course.check_new(self.method)
 
     def _probe(self, train_loader: DataLoader[Any]) -> Probe | None:
         if self.eval_dataset is None:
@@ -168,13 +245,34 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         return Probe(
             self.model,
             self._look,
-            _in_order(train_loader, self.args.train_batch_size),
-            _in_order(eval_loader, self.args.eval_batch_size),
+            _whole(train_loader, self.args.train_batch_size),
+            _whole(eval_loader, self.args.eval_batch_size),
         )
 
-    def _look(self, model: nn.Module, inputs: Any) -> tuple[Output, Tensor]:
+    def _look(self, model: nn.Module, inputs: Any) -> tuple[Output, Any]:
         with self.accelerator.autocast():
             return self.forward(model, self._prepare_inputs(inputs))
+
+    def _look_unlabelled(self, model: nn.Module, inputs: Any) -> tuple[Output, Tensor | None]:
+        """A pass over inputs that may lack labels, for each of which `forward` finds None."""
+        none: list[str] = []
+        while True:
+            try:
+                return self._look(model, inputs)
+            except KeyError as error:
+                name = error.args[0]
+                if name not in (*self.label_names, "labels") or name in inputs:
+                    raise
+                inputs[name] = None
+                none.append(name)
+            except (AttributeError, TypeError) as error:
+                if not none:
+                    raise
+                raise ValueError(
+                    f"the data have no '{none[0]}', and `forward` cannot do without "
+                    f"({type(error).__name__}: {error}). It finds None there in `predict`: have it "
+                    "leave that alone and return it as the target."
+                ) from error
 
     def _check(self) -> None:
         gradients = overrides(self.method, "backward") or overrides(self.method, "before_step")
@@ -224,6 +322,19 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
                 f"a step of {self._name} leaves some parameters without a gradient, for which "
                 "DDP would wait. Set ddp_find_unused_parameters=True."
             )
+        own = getattr(self.method, "sampler", None)
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if own is not None and (strategy != "random" or getattr(self.args, "group_by_length", 0)):
+            raise ValueError(
+                f"{self._name} decides on the order of the samples, and so does "
+                f"train_sampling_strategy='{strategy}' (or group_by_length). Leave it out."
+            )
+        if own is not None and self.accelerator.num_processes > 1 and own.num_replicas > 1:
+            raise ValueError(
+                f"the sampler of {self._name} shares the samples among {own.num_replicas} ranks, "
+                "as this Trainer does once more. Make it with evenly.Resampler(dataset, "
+                "num_replicas=1, rank=0)."
+            )
         if self.method.repeats > 1:
             raise ValueError(
                 f"{self._name} takes each batch {self.method.repeats} times, which this Trainer "
@@ -231,22 +342,42 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             )
 
 
-class _EpochBegin(TrainerCallback):  # type: ignore[misc]
-    """Tells the epoch that begins, which the Trainer's own methods do not."""
+class _Epochs(TrainerCallback):  # type: ignore[misc]
+    """Tells when a training and each of its epochs begin, which the Trainer's own methods do not.
 
-    def __init__(self, begin: Callable[[int, DataLoader[Any]], None]) -> None:
-        self._begin = begin
+    It counts itself: the state's epoch is a fraction of one whose length is not known, and stays
+    behind where a callback ends an epoch early.
+    """
+
+    def __init__(self, trainer: BalancedTrainer) -> None:
+        self._trainer = trainer
+        self._coming = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._coming = int(state.epoch or 0)  # 1.5 on resuming in the middle of the second epoch
+        self._trainer._begin_training(state)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # state.epoch counts in fractions: 1.5 on resuming in the middle of the second epoch
-        self._begin(int(state.epoch), kwargs["train_dataloader"])
+        self._trainer._begin_epoch(self._coming, kwargs["train_dataloader"])
+        self._coming += 1
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._end_training()
 
 
-def _in_order(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
+def _whole(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
     """The samples of a loader that accelerate has wrapped, in a plain one that ranks can share."""
+    batches: Any = None if isinstance(loader.dataset, IterableDataset) else loader.batch_sampler
+    while hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    sampler = getattr(batches, "sampler", None)
+    shares = isinstance(sampler, DistributedSampler) and not isinstance(sampler, Resampler)
+    if shares or type(sampler).__module__.startswith("transformers."):
+        sampler = None  # all samples come, in an order that is of no importance
     return DataLoader(
         loader.dataset,
         batch_size=batch_size,
+        sampler=sampler,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         multiprocessing_context=loader.multiprocessing_context,

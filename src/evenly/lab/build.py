@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 import torch
@@ -232,7 +233,7 @@ def _own(text: str, modality: Modality) -> nn.Module:
     return _called(text, partial(kind, modality) if name in ENCODERS else kind)
 
 
-def _named(name: str) -> Callable[..., Any]:
+def _named(name: str) -> Callable[..., nn.Module]:
     """What makes the encoder of that name."""
     if "." in name:
         return _imported(name)
@@ -241,29 +242,34 @@ def _named(name: str) -> Callable[..., Any]:
     return ENCODERS[name]
 
 
-def _imported(name: str) -> Callable[..., Any]:
-    if os.getcwd() not in sys.path:  # as `python -m` has it: the encoder may lie beside the data
-        sys.path.append(os.getcwd())
+def _imported(name: str) -> type[nn.Module]:
+    """The class of that name, before any of it is called; the import runs its module.
+
+    Who calls this trusts the name: `check_trusted` is for those that files bring along.
+    """
     place, _, last = name.rpartition(".")
     try:
-        found: Callable[..., Any] = getattr(import_module(place), last)
-    except (ImportError, AttributeError, ValueError) as error:
+        if find_spec(place.partition(".")[0]) is None and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # as `python -m` has it: it may lie beside the data
+        found = getattr(import_module(place), last)
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"no encoder '{name}' can be imported ({error}). Give the full path, such as "
             "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
         ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"'{name}' is of the type {type(found).__name__}, so it is not called. An encoder is a "
+            "class that derives from torch.nn.Module."
+        )
     return found
 
 
-def _called(text: str, kind: Callable[..., Any]) -> nn.Module:
+def _called(text: str, kind: Callable[..., nn.Module]) -> nn.Module:
     try:
         encoder = kind(**parse(text).settings)
     except Exception as error:
         raise ValueError(
             f"encoder '{text}' cannot be built ({error}). Check its settings."
         ) from error
-    if not isinstance(encoder, nn.Module):
-        raise ValueError(
-            f"encoder '{text}' is of the type {type(encoder).__name__}. Give an nn.Module."
-        )
     return encoder

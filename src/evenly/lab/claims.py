@@ -16,6 +16,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -40,7 +41,10 @@ from sqlalchemy.exc import (
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
+    SQLAlchemyError,
 )
+
+from evenly.hidden import hidden_address, is_torn
 
 T = TypeVar("T")
 
@@ -250,17 +254,24 @@ class Claims:
         return patiently(write)
 
 
-def connect(url: str) -> Engine:
+def connect(url: str | URL) -> Engine:
     """The database at an address.
+
+    Args:
+        url: As a user writes it, or as `file_address` makes it.
 
     Raises:
         ValueError: If the address is none.
         RuntimeError: If its driver is missing, or the database does not answer.
     """
-    address = _address(url)
-    shown = address.render_as_string()  # without the password
+    if isinstance(url, str):
+        address, shown = _address(url), hidden_address(url)
+    else:
+        address, shown = url, unquote(url.database or "").removeprefix("file:")
     try:
         engine = create_engine(address, **engine_settings(address))
+        with engine.connect():
+            pass
     except NoSuchModuleError as error:
         raise ValueError(
             f"there is no kind of database '{address.drivername}'. Write sqlite:///FILE or "
@@ -270,19 +281,23 @@ def connect(url: str) -> Engine:
         module = error.name or address.get_driver_name()
         needed = DRIVERS.get(module, module)
         raise RuntimeError(f"{shown} needs a driver: pip install '{needed}'") from error
-    try:
-        with engine.connect():
-            pass
-    except DBAPIError as error:
+    except (
+        SQLAlchemyError,
+        TypeError,
+        ValueError,
+    ) as error:  # as drivers like
+        said = _first_line(error)
+        for secret in filter(None, (address.password, *address.query.values())):
+            said = said.replace(str(secret), "***")
         raise RuntimeError(
-            f"the database {shown} cannot be opened ({_first_line(error)}). Check the address, and "
-            "that it can be reached from here."
+            f"the database {shown} cannot be opened ({said}). Check the address, and that it can "
+            "be reached from here."
         ) from error
     return engine
 
 
 @contextmanager
-def connected(url: str) -> Iterator[Engine]:
+def connected(url: str | URL) -> Iterator[Engine]:
     """The database at an address, as `connect` gives it, until the block ends."""
     engine = connect(url)
     try:
@@ -291,14 +306,28 @@ def connected(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
+def file_address(path: Path) -> URL:
+    """The address of a database of SQLite's in a file, whatever characters its path has."""
+    # As a URI of SQLite's in which every odd character is a number, the slash as well: SQLAlchemy
+    # 2.0 and 2.1 differ in what they unquote, and MLflow makes the folders up to the last slash.
+    place = f"file:{quote(bytes(path.absolute()), safe='')}"
+    return URL.create("sqlite", database=place, query={"uri": "true"})
+
+
 def _address(url: str) -> URL:
     try:
-        address = make_url(url)
-    except ArgumentError as error:
+        address, torn = make_url(url), is_torn(url)
+    except (ArgumentError, ValueError) as error:  # the second of a port that is no number
+        shown = hidden_address(url) if "://" in url or "@" not in url else "what is given"
         raise ValueError(
-            f"'{url}' is no address of a database. Write sqlite:///FILE or "
+            f"'{shown}' is no address of a database. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
+    if torn and address.get_backend_name() != "sqlite":
+        raise ValueError(
+            f"the address {hidden_address(url)} has a '@' in its host or database. Within a name "
+            "or a password, write %40 for '@' and %2F for '/'."
+        )
     if address.drivername in ("postgres", "postgresql"):
         return address.set(drivername="postgresql+psycopg")
     return address
@@ -341,8 +370,9 @@ def patiently(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T
         ) from error
 
 
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().partition("\n")[0]
+def _first_line(error: Exception) -> str:
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return str(said).strip().partition("\n")[0]
 
 
 def _key(text: str) -> str:

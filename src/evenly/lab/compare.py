@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evenly.hidden import hidden_argument
 from evenly.lab.claims import Claims, connected
 from evenly.lab.grid import Alone, Shared
 from evenly.lab.jobs import Job, run_jobs
@@ -213,8 +213,7 @@ def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         found: What the file held before, whose commands and machines stay.
     """
-    given = (re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text) for text in sys.argv[1:])
-    command = shlex.join(["evenly", *given])  # without the password of a database
+    command = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
     machines = _union(found.get("hardware", "").split("; "), [hardware()])
     return {
         "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),

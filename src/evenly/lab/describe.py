@@ -9,6 +9,7 @@ from typing import Any
 from evenly.lab.build import settings_of
 from evenly.method import Info, Method
 from evenly.methods import METHODS
+from evenly.targets import in_words
 
 _PARTS = {
     "unimodal": "logits of each modality",
@@ -32,6 +33,7 @@ def facts(name: str) -> dict[str, str]:
         "where": info.url or "-",
         "category": info.category,
         "writes": info.writes,
+        "targets": in_words(info.targets),
         "needs": needs(kind),
         "head": info.head,
         "cost of a step": cost(name),

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from evenly import child
 from evenly.files import write_text
+from evenly.hidden import hidden, hidden_argument
 from evenly.lab.logs import Logs
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
@@ -169,6 +170,7 @@ def _start(context: child.Context, job: Job) -> _Worker:
 def _work(job: Job, messages: Connection) -> None:
     """The body of a run's process."""
     child.serve()
+    sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
     from evenly.lab.run import run_cell
 
     def tell(news: tuple[int, float] | str) -> None:
@@ -182,8 +184,8 @@ def _work(job: Job, messages: Connection) -> None:
     try:
         run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs)
     except Exception as error:
-        write_text(failure, traceback.format_exc())
-        tell(f"{type(error).__name__}: {error}")
+        write_text(failure, hidden(traceback.format_exc()))
+        tell(hidden(f"{type(error).__name__}: {error}"))
     else:
         failure.unlink(missing_ok=True)
 

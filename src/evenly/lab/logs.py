@@ -17,6 +17,8 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from evenly.files import write_text
+from evenly.hidden import hidden, hidden_address
+from evenly.lab.claims import file_address
 from evenly.lab.result import Result
 from evenly.lab.settings import Cell
 from evenly.suggest import unknown
@@ -60,8 +62,8 @@ class Logs:
     @property
     def mlflow(self) -> str:
         """Where MLflow keeps its runs."""
-        file = self.folder.absolute() / "mlflow.db"
-        return os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+        own = file_address(self.folder / "mlflow.db")
+        return os.environ.get("MLFLOW_TRACKING_URI", own.render_as_string())
 
     def prepare(self) -> None:
         """Makes what runs share, which several of them would make at the same time."""
@@ -72,8 +74,16 @@ class Logs:
 
         _quieten()
         self.folder.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(self.mlflow)
-        if client.get_experiment_by_name(_experiment()) is None:
+        try:
+            client = MlflowClient(self.mlflow)
+            known = client.get_experiment_by_name(_experiment())
+        except MlflowException as error:
+            said = hidden(str(error).strip().partition("\n")[0])
+            raise RuntimeError(
+                f"--logger mlflow: {hidden_address(self.mlflow)} does not answer ({said}). Check "
+                "MLFLOW_TRACKING_URI."
+            ) from error
+        if known is None:
             with suppress(MlflowException):  # another worker was faster; or the first run says why
                 client.create_experiment(_experiment())
 

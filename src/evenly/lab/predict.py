@@ -17,8 +17,8 @@ from evenly.data.catalogue import TABLES
 from evenly.lab.build import check_names, fused, made_encoders
 from evenly.lab.intake import Intake, Stored, stored
 from evenly.lab.result import Result
-from evenly.lab.settings import Cell, Training, read_settings
-from evenly.nn import LateFusion
+from evenly.lab.settings import Cell, Training, check_trusted, read_settings
+from evenly.nn import ENCODERS, LateFusion
 from evenly.nn.pretrained import configurations
 from evenly.spec import Spec, converted, parse
 
@@ -278,7 +278,7 @@ def predictions(
     """
     from evenly.lab.prepare import say  # which needs run.py, which needs this
 
-    if data.endswith(TABLES):
+    if data.lower().endswith(TABLES):
         found = _of_table(run, Path(data), without, skip_broken)
     else:
         found = _of_data(run, data, split, without)
@@ -313,7 +313,7 @@ def _of_data(
 ) -> Iterator[tuple[Prediction, set[str]]]:
     """Of arrays, a store or a built-in data set: predictions, and doubts."""
     path = data_file(data)
-    if path is not None and path.suffix == ".npz":
+    if path is not None and path.suffix.lower() == ".npz":
         # What has more axes than a vector is none, though it could be flattened.
         known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
         found = load_npz(path, labelled=False, kinds=known)
@@ -411,12 +411,18 @@ def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> Non
     )
 
 
-def load_run(folder: Path) -> Trained:
+def load_run(folder: Path, *, trust: bool = False) -> Trained:
     """The model of a run, wherever its folder is now; its data are not needed.
+
+    Args:
+        folder: Of the run.
+        trust: Whether encoders that its settings name by import path are imported, which runs their
+            code. Say so only of a folder whose settings are your own, or that you have looked at.
 
     Raises:
         FileNotFoundError: If the folder holds no run with a best checkpoint.
-        ValueError: If its files are damaged, or an encoder of the user's own cannot be imported.
+        ValueError: If its files are damaged, an encoder by import path is not trusted or cannot be
+            imported, or weights are not in the folder itself.
     """
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
@@ -435,6 +441,13 @@ def load_run(folder: Path) -> Trained:
     result = Result.read(folder)
     if result is not None:
         result.check(path)
+    encoders = settings.get("encoders")
+    if not trust and isinstance(encoders, dict):
+        check_trusted(
+            {str(name): str(text) for name, text in encoders.items()},
+            folder / "config.yaml",
+            "add --trust (in Python: load_run(folder, trust=True))",
+        )
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -502,7 +515,7 @@ def _about(path: Path, best: Any) -> _About:
 
 def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     training = replace(
-        cell.training, encoders=_at_hand(cell.training.encoders, about.configurations)
+        cell.training, encoders=_at_hand(folder, cell.training.encoders, about.configurations)
     )
     cell = replace(cell, training=training)
     check_names(cell, str(folder), about.modalities)
@@ -513,12 +526,24 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     return Trained(folder, model.eval(), known, about.class_names, about.read, training.noise)
 
 
-def _at_hand(encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
-    """The encoders without the folders and names that their first weights came from."""
+def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
+    """The encoders without the folders and names that their first weights came from.
+
+    These may be anybody's, on another machine or on the hub: a run is loaded from its own folder.
+    """
     found = dict(encoders)
-    for name, configuration in known.items():
-        spec = parse(encoders[name])
-        found[name] = Spec(spec.name, {**spec.settings, "pretrained": configuration}).text
+    if foreign := sorted(known.keys() - encoders.keys()):
+        raise ValueError(f"best.ckpt configures {', '.join(foreign)}, and config.yaml does not")
+    for name, text in encoders.items():
+        spec = parse(text)
+        if name in known:
+            found[name] = Spec(spec.name, {**spec.settings, "pretrained": known[name]}).text
+        elif spec.name in ENCODERS and isinstance(spec.settings.get("pretrained") or {}, str):
+            raise ValueError(
+                f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights elsewhere "
+                f"({text[:90]}), of which best.ckpt knows nothing. A run is loaded from its own "
+                "folder alone; train again."
+            )
     return found
 
 

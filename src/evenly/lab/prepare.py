@@ -21,6 +21,7 @@ from evenly.lab.settings import Cell
 from evenly.method import Method
 from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
+from evenly.optimizers import divides_size
 from evenly.spec import parse
 
 
@@ -47,7 +48,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     for cell, model in zip(cells, models, strict=True):
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
-        notes += _method_notes(cell, method)
+        notes += _method_notes(cell, method, divides_size(optimizer))
     if training.precision == "auto" and not has_fast_bf16():
         notes.append(
             "Trained in 32-bit floats: this machine has no units for bf16 matrix products."
@@ -71,7 +72,7 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
     return f"encoders: {'; '.join(parts)}."
 
 
-def _method_notes(cell: Cell, method: Method) -> list[str]:
+def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
     notes = []
     info = method.info
     given = parse(cell.method).settings
@@ -84,8 +85,8 @@ def _method_notes(cell: Cell, method: Method) -> list[str]:
             f"{cell.method}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
             f"scaled to {epochs}."
         )
-    if info.in_epochs and not any(_acts(method, epoch) for epoch in range(epochs)):
-        first = next((epoch for epoch in range(epochs, 100 * epochs) if _acts(method, epoch)), None)
+    if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
+        first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{cell.method}: acts in none of the {epochs} epochs{more}.")
     if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
@@ -94,10 +95,10 @@ def _method_notes(cell: Cell, method: Method) -> list[str]:
         )
     if cell.training.fusion != "concat" and info.head != "concat":
         notes.append(f"{cell.method}: keeps the head it is made for, '{info.head}'.")
-    if info.scales_gradients and cell.training.optimizer == "adamw":
+    if info.scales_gradients and size_is_lost:
         notes.append(
-            f"{cell.method} acts by the size of gradients, which AdamW divides out again: use "
-            "--optimizer sgd to compare it."
+            f"{cell.method} acts by the size of gradients, which {cell.training.optimizer} divides "
+            "out again: use --optimizer sgd to compare it."
         )
     return notes
 
@@ -105,11 +106,3 @@ def _method_notes(cell: Cell, method: Method) -> list[str]:
 def _normed(method: Method) -> bool:
     layers = (layer for encoder in method.encoders.values() for layer in encoder.modules())
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
-
-
-def _acts(method: Method, epoch: int) -> bool:
-    """Whether a method with a schedule, one that is thrown away, does anything in an epoch."""
-    if hasattr(method, "is_due"):
-        return bool(method.is_due(epoch))
-    method.before_epoch(epoch)
-    return bool(getattr(method, "is_active", True))

@@ -88,6 +88,7 @@ def run_cell(
         ValueError: If the folder holds a run with other settings.
         KeyboardInterrupt: If it was stopped.
     """
+    folder = folder.absolute()  # Lightning takes `~` and `file:` at the start of a path for more
     settings = cell.as_dict()
     check_same(folder, read_settings(folder / "config.yaml", "method"), settings)
     if (done := Result.read(folder)) is not None:
@@ -487,7 +488,13 @@ def _peak_memory_mb() -> float:
 
 
 def _quieten() -> None:
-    """Keeps Lightning's hints, which do not concern a user of the command, off the screen."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for hint in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+    """Keeps off the screen what does not concern a user of the command, or has a note already."""
+    for name in ("lightning.pytorch", "evenly.integrations"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for hint in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*but this training ended after",
+        ".*acts by the size of gradients",
+    ):
         warnings.filterwarnings("ignore", hint)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from evenly.files import sha256, write_text
-from evenly.spec import parse
+from evenly.spec import load_yaml, parse
 
 if TYPE_CHECKING:
     from evenly.data import SplitName
@@ -129,6 +130,12 @@ class Cell:
     def folder(self) -> str:
         """Name of the run's folder: METHOD-SEED, without characters that a shell would take."""
         text = parse(self.method).text
+        # What is quoted, such as a modality's name, stays one of its own: 'a b' is not 'ab'.
+        text = re.sub(
+            r'"((?:[^"\\]|\\.)*)"',
+            lambda quoted: re.sub(r"[^\w-]", lambda sign: f"~{ord(sign[0]):x}", quoted[1]),
+            text,
+        )
         for old, new in (("(", "_"), (")", ""), (" ", ""), (",", "_"), ("/", "-")):
             text = text.replace(old, new)
         return f"{text}-{self.seed}"
@@ -136,6 +143,22 @@ class Cell:
     def as_dict(self) -> dict[str, Any]:
         """All settings, for the run's config.yaml."""
         return {"method": self.method, "seed": self.seed, **self.training.as_dict()}
+
+
+def check_trusted(encoders: Mapping[str, str], place: object, trusting: str) -> None:
+    """Raises if encoders are code outside this package, whose import alone would run it.
+
+    Args:
+        encoders: By modality, as a file has them that may be somebody else's.
+        place: The file.
+        trusting: What to type in order to run the code nevertheless.
+    """
+    for modality, text in encoders.items():
+        if "." in (name := parse(text).name):
+            raise ValueError(
+                f"{place} asks for '{name}' as the encoder of '{modality}'. To import it is to run "
+                f"its code, whatever that does. If you trust whoever made it, {trusting}."
+            )
 
 
 def check_counts(**counts: int | None) -> None:
@@ -163,8 +186,8 @@ def read_settings(path: Path, mark: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        found = load_yaml(path.read_bytes())
+    except ValueError:
         found = None
     if not isinstance(found, dict) or not {"data", "epochs", mark} <= found.keys():
         raise ValueError(
@@ -210,4 +233,9 @@ def check_folder(folder: Path) -> None:
     if place is not None and not place.is_dir():
         raise NotADirectoryError(
             f"{folder} cannot be a folder, as {place} is a file. Choose another with --out."
+        )
+    if "::" in str(folder.absolute()):
+        raise ValueError(
+            f"{folder}: '::' in a path joins two file systems for those who write checkpoints. "
+            "Choose another with --out."
         )

@@ -111,6 +111,7 @@ class Studies:
         self.search = search
         # It makes an engine of its own, of ours in all but the object.
         address = engine.url.render_as_string(hide_password=False)
+        address = address.replace("{", "{{").replace("}", "}}")  # it fills in a template
         self._storage = storage = _asked(
             lambda: RDBStorage(address, engine_settings(engine.url)), RACES
         )

@@ -17,7 +17,7 @@ import optuna
 
 from evenly.files import write_csv
 from evenly.lab.build import load_data
-from evenly.lab.claims import LOOK, Claims, connect, connected
+from evenly.lab.claims import LOOK, Claims, connect, connected, file_address
 from evenly.lab.compare import circumstances
 from evenly.lab.jobs import Job, run_jobs
 from evenly.lab.prepare import prepare, say
@@ -66,7 +66,7 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
     if storage is not None:
         connect(storage).dispose()  # what is wrong with it is said before anything is written
     _prepare(search)
-    with connected(storage or f"sqlite:///{search.out.absolute() / 'tune.db'}") as engine:
+    with connected(storage or file_address(search.out / "tune.db")) as engine:
         studies = Studies(search, engine)
         try:
             return _searched(studies, Claims(engine, search.name), jobs)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from evenly.lab.settings import Training
+from evenly.spec import Spec, converted, made
 from evenly.suggest import unknown
 
 
@@ -53,9 +54,13 @@ class Tuning:
             ValueError: If it is something else.
         """
         try:
-            methods = {name: Tuned(**each) for name, each in found["methods"].items()}
-            return Tuning(found["trials"], found["seeds"], methods)
-        except (KeyError, TypeError, AttributeError) as error:
+            methods = {
+                name: made("method", Spec(name, dict(each)), {name: Tuned})
+                for name, each in found["methods"].items()
+            }
+            trials, seeds = (converted(key, found[key], int) for key in ("trials", "seeds"))
+            return Tuning(trials, seeds, methods)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 "--tuned is not what 'evenly tune' writes. Give its file with --config "
                 f"FOLDER/best.yaml ({type(error).__name__}: {error})."

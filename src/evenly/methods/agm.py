@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evenly import distributed
 from evenly.diagnosis.contribution import shapley, subsets
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full
+from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -142,10 +142,10 @@ class AGM(Method):
             )
         self.head = head
         self.alpha, self.cap = alpha, cap
-        self.steps = 0
+        self.steps = torch.zeros((), dtype=torch.int64)  # that count in the running means
         self.running: Tensor | None = None
         self.coefficient: Tensor | None = None
-        self._score = StepSum()
+        self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Forgets an unfinished step."""
@@ -163,7 +163,7 @@ class AGM(Method):
         response = responses(self._values(output), list(self.encoders))
         with torch.no_grad():
             found = surprisals(response, target).sum(1)
-        self._score.add(torch.cat([found, found.new_full((1,), len(target))]))
+        self._score.add(torch.cat([found, found.new_full((1,), len(target))]), output)
         if self.coefficient is not None:
             response = scaled(response, self.coefficient.to(response))
         return self.criterion(response.sum(0), target)
@@ -174,11 +174,13 @@ class AGM(Method):
             return
         self._clip()
         found = self._score.take(self)
+        counts = self._score.counts(found)
         score = found[:-1] / found[-1]
         running = torch.zeros_like(score) if self.running is None else self.running.to(score)
-        self.coefficient = coefficients(score, running, self.alpha, self.cap)
-        self.running = running + (score - running) / (self.steps + 1)
-        self.steps += 1
+        before = torch.ones_like(score) if self.coefficient is None else self.coefficient
+        self.coefficient = kept(counts, coefficients(score, running, self.alpha, self.cap), before)
+        self.steps = self.steps.to(score.device) + counts
+        self.running = kept(counts, running + (score - running) / self.steps, running)
         self.metrics = {
             f"{what}/{name}": value
             for what, values in (("coefficient", self.coefficient), ("score", score))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full
+from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import SINGLE
 
 
 def masked_share(grown: float, eps: float) -> float:
@@ -25,9 +26,9 @@ def masked_share(grown: float, eps: float) -> float:
 
 def mass(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, " m"]:
     """Σ_i of each modality's part in the softmax over the logits of all modalities together."""
-    n = unimodal.shape[1]
-    joined = full(unimodal).transpose(0, 1).reshape(n, -1).softmax(-1)
-    return joined.view(n, len(unimodal), -1).sum((0, 2))
+    m, n, c = unimodal.shape
+    joined = full(unimodal).transpose(0, 1).reshape(n, m * c).softmax(-1)
+    return joined.view(n, m, c).sum((0, 2))
 
 
 def dependent(share: Float[Tensor, " m"], sigma: float) -> Bool[Tensor, " m"]:
@@ -60,6 +61,7 @@ class AMCo(Method):
         url="https://doi.org/10.1109/ICASSP49357.2023.10096641",
         category="forward",
         writes="loss",
+        targets=SINGLE,
         modalities="any number; the threshold is 2σ / M, which for two is the paper's σ; with "
         "one, nothing is masked",
         neutral="without a mask, the losses of the modalities remain",
@@ -119,7 +121,7 @@ class AMCo(Method):
         self.sigma, self.eps, self.seed = sigma, eps, seed
         self.epoch, self.batches, self.steps = -1, 0, 0
         self.share: Tensor | None = None
-        self._mass = StepSum()
+        self._mass = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes the epoch; the mask starts to grow anew."""
@@ -130,7 +132,7 @@ class AMCo(Method):
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z) + Σ_m CE(z_m), with z made of masked logits; without gradients, of all."""
         unimodal = self._unimodal(output)
-        self._mass.add(self._counted(unimodal))
+        self._mass.add(self._counted(unimodal), output)
         loss = self.criterion(self._fused(output, unimodal), target)
         for logits in unimodal.values():
             loss = loss + self.criterion(logits, target)
@@ -138,11 +140,12 @@ class AMCo(Method):
 
     def before_step(self) -> None:
         """Finds the dependent modalities of the next step."""
-        *total, count = self._mass.take(self).unbind()
-        share = torch.stack(total) / count.clamp_min(1)
-        if self.share is not None:  # as it was, if no pass held all modalities
-            share = torch.where(count > 0, share, self.share.to(share.device))
-        self.share = share
+        found = self._mass.take(self)
+        total, count = found[:-1], found[-1]
+        before = torch.zeros_like(total) if self.share is None else self.share
+        # As it was, if no pass held all modalities.
+        counts = self._mass.counts(found) & (count > 0)
+        self.share = share = kept(counts, total / count.clamp_min(1), before)
         self.batches += 1
         self.steps += 1
         self.metrics = {f"share/{n}": s for n, s in zip(self.encoders, share, strict=True)}

@@ -15,6 +15,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, scale_
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import SINGLE
 
 
 def findings(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, "2 m"]:
@@ -56,6 +57,7 @@ class ARL(Method):
         url="https://arxiv.org/abs/2507.10203",
         category="optimisation",
         writes="gradients",
+        targets=SINGLE,
         modalities="the paper has two; with more, the others' share is their mean and the floor "
         "of the entropy's share is 0.6 / M, which for two is its 0.3; with one, nothing is scaled",
         neutral={"gamma": 0.0, "start": 1_000_000},
@@ -108,21 +110,20 @@ class ARL(Method):
         self.epoch = epoch
         self._found.clear()
 
-    @property
-    def is_active(self) -> bool:
-        """Whether gradients are scaled in this epoch."""
-        return self.epoch > self.start and len(self.encoders) > 1
+    def is_due(self, epoch: int) -> bool:
+        """Whether gradients are scaled in an epoch (from 0): after `start`."""
+        return epoch > self.start and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z) + gamma · Σ_m CE(z_m); on the way, the logits are measured."""
         loss = super().loss(output, target)
         fuse = self._need(output, "fuse")
-        if not self.is_active and self.gamma == 0:
+        if not self.is_due(self.epoch) and self.gamma == 0:
             return loss
         unimodal = {
             name: full(fuse({name: value})) for name, value in self._features(output).items()
         }
-        if self.is_active:
+        if self.is_due(self.epoch):
             self._found.add(findings(torch.stack(list(unimodal.values())).detach()))
         for logits in unimodal.values():
             loss = loss + self.gamma * self.criterion(logits, target)
@@ -130,7 +131,7 @@ class ARL(Method):
 
     def before_step(self) -> None:
         """Changes the encoders' gradients."""
-        if not self.is_active:
+        if not self.is_due(self.epoch):
             return
         dependence, entropy = self._found.take(self)
         found = weights(dependence, entropy, self.temperature)

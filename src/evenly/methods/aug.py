@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, discrepancy, full, scores
+from evenly.modulation import StepSum, discrepancy, full, kept, scores
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -121,7 +121,8 @@ class AUG(Method):
             head: The head that classifiers are added to.
             residual: λ, how much of what is known already a new classifier need not learn; from
                 0 to 1.
-            every: Period in epochs in which a classifier may be added.
+            every: Period in epochs in which a classifier may be added: with 20, before epochs 1,
+                20, 40, ... counted from 0.
             tolerance: By how much the others' score must be ahead of the weakest's.
             criterion: See `Method`; that of z_m and z_m', while the residual has cross-entropy.
 
@@ -145,7 +146,7 @@ class AUG(Method):
         self.residual, self.every, self.tolerance = residual, every, tolerance
         self.epoch = -1
         self.scores: Tensor | None = None  # this epoch's sums, and of how many samples they are
-        self._step_scores = StepSum()
+        self._step_scores = StepSum(self.encoders)
 
     def is_due(self, epoch: int) -> bool:
         """Whether a classifier may be added before this epoch: 1, and every `every`-th."""
@@ -166,7 +167,7 @@ class AUG(Method):
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m [CE(z_m) + CE(z_m') + CE(y - λ y softmax(z_m'), h_m)]."""
         unimodal = self._unimodal(output)
-        self._step_scores.add(self._scores(unimodal, target))
+        self._step_scores.add(self._scores(unimodal, target), output)
         loss = sum(
             (self.criterion(logits, target) for logits in unimodal.values()),
             start=output.logits.new_zeros(()),
@@ -185,7 +186,8 @@ class AUG(Method):
     def before_step(self) -> None:
         """Adds the scores of the step to the epoch's."""
         found = self._step_scores.take(self)
-        self.scores = found if self.scores is None else self.scores.to(found.device) + found
+        before = torch.zeros_like(found) if self.scores is None else self.scores.to(found)
+        self.scores = kept(self._step_scores.counts(found), before + found, before)
 
     @torch.no_grad()
     def _scores(

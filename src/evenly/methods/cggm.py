@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full, scale_
+from evenly.modulation import StepSum, full, kept, scale_
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -45,7 +45,7 @@ def direction_loss(share: Float[Tensor, " m"], cosines: Float[Tensor, " m"]) -> 
 
 
 def adam(
-    weight: Tensor, grad: Tensor, first: Tensor, second: Tensor, step: int, rate: float
+    weight: Tensor, grad: Tensor, first: Tensor, second: Tensor, step: int | Tensor, rate: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of Adam (Kingma, Ba, ICLR 2015): the new weight and its two moments."""
     first = first.lerp(grad, 0.1)
@@ -146,8 +146,8 @@ class CGGM(Method):
         self.second: dict[str, Tensor] = {}
         self.shares: Tensor | None = None
         self.accuracy: Tensor | None = None
-        self.steps = 0
-        self._found = StepSum()
+        self.steps = torch.zeros((), dtype=torch.float64)  # of the classifiers
+        self._found = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Forgets what an unfinished step left."""
@@ -159,7 +159,7 @@ class CGGM(Method):
         if len(self.encoders) == 1 or not torch.is_grad_enabled():
             return loss
         features = {name: full(value) for name, value in self._features(output).items()}
-        cosines = self._note(features, self._slope(output.logits, target), target)
+        cosines = self._note(output, features, target)
         if self.shares is not None and self.lam:
             loss = loss + self.lam * direction_loss(self.shares.to(cosines), cosines)
         return loss
@@ -173,19 +173,22 @@ class CGGM(Method):
         sizes = [self.classifiers[name].numel() for name in names]
         parts = found.split([1, len(names), len(names), *sizes])
         count, accuracy, cosines = parts[0], parts[1] / parts[0], parts[2] / parts[0]
-        before = 0.0 if self.accuracy is None else self.accuracy.to(accuracy)
-        self.shares = coefficients(accuracy - before)
-        self.accuracy = accuracy
-        self.steps += 1
+        counts = self._found.counts(found)
+        none = torch.zeros_like(accuracy)
+        before = none if self.accuracy is None else self.accuracy.to(accuracy)
+        shares = coefficients(accuracy - before)
+        self.shares = kept(counts, shares, none if self.shares is None else self.shares)
+        self.accuracy = kept(counts, accuracy, before)
+        self.steps = self.steps.to(found.device) + counts
+        tables = (self.classifiers, self.first, self.second)
         for n, name in enumerate(names):
-            scale_(self.encoders[name], self.rho * self.shares[n], least=0)
+            scale_(self.encoders[name], self.rho * shares[n], least=0)
             # a state may have been loaded onto another device
-            tables = (self.classifiers, self.first, self.second)
-            weight, first, second = (table[name].to(found) for table in tables)
+            weight, first, second = old = [table[name].to(found) for table in tables]
             grad = parts[3 + n].view_as(weight) / count
-            self.classifiers[name], self.first[name], self.second[name] = adam(
-                weight, grad, first, second, self.steps, self.rate
-            )
+            new = adam(weight, grad, first, second, self.steps, self.rate)
+            for table, x, before_it in zip(tables, new, old, strict=True):
+                table[name] = kept(counts, x, before_it)
         self.metrics = {
             f"{what}/{name}": values[n]
             for what, values in (
@@ -204,10 +207,10 @@ class CGGM(Method):
         return slope
 
     def _note(
-        self, features: dict[str, Tensor], slope: Float[Tensor, "n c"], target: Tensor
+        self, output: Output, features: dict[str, Tensor], target: Tensor
     ) -> Float[Tensor, " m"]:
         """Sums what `before_step` needs; the cosines of classifiers' and fused gradients."""
-        count = len(target)
+        count, slope = len(target), self._slope(output.logits, target)
         right, own, cosines = [], [], []
         for name, value in features.items():
             x = nn.functional.pad(value.detach(), (0, 1), value=1.0)
@@ -218,7 +221,7 @@ class CGGM(Method):
             cosines.append(cosine(own[-1][:, :-1], slope.T @ value))
         found = torch.stack(cosines)
         sums = (slope.new_full((1,), count), torch.stack(right), count * found)
-        self._found.add(torch.cat([*sums, *(count * grad.flatten() for grad in own)]))
+        self._found.add(torch.cat([*sums, *(count * grad.flatten() for grad in own)]), output)
         return found
 
     def _classifier(self, name: str, x: Float[Tensor, "n d"], classes: int) -> Float[Tensor, "c d"]:

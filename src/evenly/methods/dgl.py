@@ -14,6 +14,7 @@ from torch import Tensor
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.targets import ANY
 
 
 def feature_gradients(
@@ -62,6 +63,7 @@ class DGL(Method):
         url="https://arxiv.org/abs/2507.10213",
         category="optimisation",
         writes="loss",
+        targets=ANY,
         modalities="any number, each with a loss of its own; with one, encoder and head learn "
         "from the same loss, the encoder α times as fast",
         neutral="no setting lets the fused loss reach the encoders",

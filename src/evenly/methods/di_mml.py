@@ -26,7 +26,8 @@ def effective(
     """The dimensions that tell the classes apart better than the average dimension does.
 
     By each dimension alone a sample is of the class whose mean value there is nearest; those
-    that are right more often than all dimensions are on average are effective.
+    that are right more often than all dimensions are on average are effective. A sample whose
+    features float16 cannot hold is left out.
 
     Args:
         features: Of one modality, on the whole training split.
@@ -34,9 +35,13 @@ def effective(
         sharded: Whether these are one rank's rows.
     """
     x = features.double()
+    is_held = x.isfinite().all(1, keepdim=True)
+    x = x.masked_fill(~is_held, 0.0)
     last = distributed.max_(target.max().reshape(1).clone(), sharded=sharded)
     classes = int(last) + 1
-    count = distributed.sum_(torch.bincount(target, minlength=classes), sharded=sharded)
+    count = distributed.sum_(
+        torch.bincount(target[is_held[:, 0]], minlength=classes), sharded=sharded
+    )
     total = x.new_zeros(classes, x.shape[1]).index_add_(0, target, x)
     centre = distributed.sum_(total, sharded=sharded) / count[:, None]
     nearest = torch.full_like(x, torch.inf)
@@ -45,7 +50,7 @@ def effective(
         closer = (x - centre[c]).abs() < nearest  # never so for a class without samples
         nearest = torch.where(closer, (x - centre[c]).abs(), nearest)
         found = torch.where(closer, c, found)
-    right = distributed.sum_((found == target[:, None]).sum(0), sharded=sharded)
+    right = distributed.sum_(((found == target[:, None]) & is_held).sum(0), sharded=sharded)
     # in whole numbers: equal dimensions must not differ by the rounding of their mean
     return right * len(right) > right.sum()
 
@@ -154,12 +159,12 @@ class DIMML(Method):
         """Finds the effective dimensions when it is time."""
         if self.effective or not self.is_due(epoch):
             return
-        found = self._probe(probe).features("train")
-        if found.target.is_floating_point():
-            raise TypeError(
-                "DIMML finds out which dimensions tell classes apart, so targets are classes; "
-                "found floats."
-            )
+
+        def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self.watch.check_target(self, output, target)
+            return output.features
+
+        found = self._probe(probe).features("train", of)
         self.effective = {
             name: effective(found.features[name], found.target, sharded=found.sharded)
             for name in self.encoders

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
+from evenly.targets import SINGLE
 
 
 class Ensemble(Method):
@@ -27,6 +28,7 @@ class Ensemble(Method):
         url="https://arxiv.org/abs/2305.01233",
         category="objective",
         writes="loss",
+        targets=SINGLE,
         neutral="nothing is trained jointly, whatever the settings",
         needs=("unimodal",),
         head="ensemble",

@@ -7,12 +7,15 @@ Multi-Modal Classification Networks Hard?", CVPR 2020, https://arxiv.org/abs/190
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.reinit import is_fixed
+from evenly.targets import ANY
 
 
 class Finetune(Method):
@@ -32,6 +35,7 @@ class Finetune(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="optimisation",
         writes="weights",
+        targets=ANY,
         modalities="any number; each is pre-trained by itself",
         neutral={"pretrain": 0},
         epochs=100,
@@ -69,12 +73,13 @@ class Finetune(Method):
             criterion: See `Method`.
 
         Raises:
+            TypeError: If the optimizer is none.
             ValueError: If the number of epochs is negative.
         """
         super().__init__(encoders, criterion=criterion)
         if pretrain < 0:
             raise ValueError(f"Finetune: 'pretrain' is not negative; found {pretrain}.")
-        self.optimizer, self.pretrain, self.seed = optimizer, pretrain, seed
+        self.optimizer, self.pretrain, self.seed = unwrapped(optimizer), pretrain, seed
         self.is_pretrained = False
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
@@ -111,9 +116,10 @@ class Finetune(Method):
                 value.copy_(trained)
 
     def _values(self) -> list[Tensor]:
-        """Parameters and buffers of the encoders."""
+        """Parameters and buffers of the encoders, but no quantised base."""
         return [
             value
             for encoder in self.encoders.values()
             for value in (*encoder.parameters(), *encoder.buffers())
+            if not (isinstance(value, nn.Parameter) and is_fixed(value))
         ]

@@ -95,7 +95,7 @@ class G2D(Taught):
         "every modality of every sample, though a training batch may lack one. The tables are "
         "part of every checkpoint.",
     )
-    state: ClassVar[tuple[str, ...]] = ("teachers", "epoch")
+    state: ClassVar[tuple[str, ...]] = ("teachers", "samples", "epoch")
 
     def __init__(
         self,
@@ -168,10 +168,10 @@ class G2D(Taught):
         loss = super().loss(output, target)
         if not self.needs_teachers or not torch.is_grad_enabled():
             return loss
-        index = self._need(output, "index")
+        rows = self._rows(output, target)
         loss = loss + self._idle(output)
         device = output.logits.device
-        logits = {name: self._taught(f"logits/{name}", index, device) for name in self.encoders}
+        logits = {name: self._taught(f"logits/{name}", rows, device) for name in self.encoders}
         if self.is_prioritising:
             self._score.add(scores(torch.stack(list(logits.values())), target))
         for name, features in self._features(output).items():
@@ -179,7 +179,7 @@ class G2D(Taught):
                 kl = divergence(output.logits, logits[name], self.temperature)
                 loss = loss + self.logit_weight * kl
             if self.feature_weight > 0:
-                teacher = self._taught(f"features/{name}", index, features.device)
+                teacher = self._taught(f"features/{name}", rows, features.device)
                 loss = loss + self.feature_weight * squared_error(features, teacher)
         return loss
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.optimizers import check_rebuilt, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe, Split
 
@@ -69,6 +70,7 @@ class GBlending(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="objective",
         writes="loss",
+        targets=("classes", "soft", "labels", "logit", "number"),
         modalities="any number; each has a weight, and so has the fused loss",
         neutral="no setting makes the trials give the unimodal losses a weight of 0",
         variants=({}, {"online": True}),
@@ -123,13 +125,15 @@ class GBlending(Method):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a length is below 1.
+            TypeError: If the optimizer is none.
+            ValueError: If a length is below 1, or no second optimiser like it can be made.
         """
         super().__init__(encoders, criterion=criterion)
         for name, value in (("trial_epochs", trial_epochs), ("super_epoch", super_epoch)):
             if value < 1:
                 raise ValueError(f"GBlending: '{name}' is at least 1; found {value}.")
-        self.optimizer, self.seed = optimizer, seed
+        self.optimizer, self.seed = unwrapped(optimizer), seed
+        check_rebuilt(optimizer)
         self.online, self.trial_epochs, self.super_epoch = online, trial_epochs, super_epoch
         self.epoch = -1  # before which the weights were found
         self.weights: dict[str, float] = {}

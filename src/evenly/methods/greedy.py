@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full
+from evenly.modulation import StepSum, full, kept
 from evenly.nn.mmtm import blocks_of
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import ANY
 
 
 def speed(
@@ -67,6 +68,7 @@ class Greedy(Method):
         url="https://arxiv.org/abs/2202.05306",
         category="forward",
         writes="loss",
+        targets=ANY,
         modalities="the paper has two; with more, a modality is compared with the mean of the "
         "others, which for two is the paper's rule; with one, it is joint training",
         neutral="its objective is the sum of the modalities' losses, while joint training's is "
@@ -135,7 +137,7 @@ class Greedy(Method):
         self.bypass = torch.zeros(len(self.encoders))
         self.curated = torch.zeros(len(self.encoders), dtype=torch.bool)
         self.left = torch.zeros((), dtype=torch.int64)
-        self._gates = StepSum()
+        self._gates = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes the epoch."""
@@ -156,7 +158,7 @@ class Greedy(Method):
         own = self._unimodal(output).values()
         losses = [self.criterion(full(logits), target) for logits in own]
         if self.is_active:
-            self._gates.add(torch.cat([block.observed() for block in self.blocks]))
+            self._gates.add(torch.cat([block.observed() for block in self.blocks]), output)
         return torch.stack(losses).sum()
 
     @torch.no_grad()
@@ -165,13 +167,15 @@ class Greedy(Method):
         if not self.is_active:
             return
         gates = self._gates.take(self)
+        counts = self._gates.counts(gates)
+        gates = kept(counts, gates, torch.zeros_like(gates))
         sizes = [sum(block.widths.values()) + len(block.widths) for block in self.blocks]
         for block, observed in zip(self.blocks, gates.split(sizes), strict=True):
             block.update(observed)
         regular = self.left.to(gates.device) == 0
-        self._remember(regular)
+        self._remember(counts & regular)
         ratio = dependence(self.bypass, self.main)
-        self._decide(regular, difference(ratio))
+        self._decide(counts, regular, difference(ratio))
         self.metrics = {
             f"{what}/{name}": value
             for what, values in (("dependence", ratio), ("curated", self.curated.float()))
@@ -183,20 +187,20 @@ class Greedy(Method):
         super().load_state_dict(state)
         self._switch()
 
-    def _remember(self, regular: Tensor) -> None:
-        """Adds the speeds of a regular step to the sums; a step that overflowed (AMP) is none."""
-        main, bypass = self._speeds(regular.device)
-        counts = regular & main.isfinite().all() & bypass.isfinite().all()
-        self.main = self.main.to(regular.device) + torch.where(counts, main, 0.0)
-        self.bypass = self.bypass.to(regular.device) + torch.where(counts, bypass, 0.0)
+    def _remember(self, counts: Tensor) -> None:
+        """Adds the speeds of a regular step to the sums."""
+        speeds = torch.stack(self._speeds(counts.device))
+        before = torch.stack([self.main, self.bypass]).to(speeds)
+        self.main, self.bypass = kept(counts, before + speeds, before)
 
-    def _decide(self, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
+    def _decide(self, counts: Tensor, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
         """Who is curated in the next step: decided anew in a regular one, else until the end."""
+        left, curated = self.left.to(counts.device), self.curated.to(counts.device)
         chosen = (ahead > self.epsilon) & self.is_due(self.epoch)
         begun = torch.where(chosen.any(), self.window, 0)
-        self.left = torch.where(regular, begun, self.left.to(regular.device) - 1)
-        stay = self.curated.to(regular.device) & (self.left > 0)
-        self.curated = torch.where(regular, chosen, stay)
+        self.left = torch.where(counts, torch.where(regular, begun, left - 1), left)
+        after = torch.where(regular, chosen, curated & (self.left > 0))
+        self.curated = torch.where(counts, after, curated)
         self._switch()
 
     def _switch(self) -> None:

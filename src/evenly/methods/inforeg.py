@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, scores
+from evenly.modulation import StepSum, as_real, check_dense, kept, scores
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -24,9 +24,9 @@ def fisher_trace(encoder: nn.Module) -> Float[Tensor, ""]:
     """Tr F of an encoder in one step: Σ over weights of two or more dimensions of mean(g²)."""
     weights = [p for p in encoder.parameters() if p.ndim > 1 and p.grad is not None]
     if not weights:
-        return distributed.local(next(encoder.parameters())).new_zeros(())
-    norms = torch._foreach_norm([distributed.local(_grad(p)) for p in weights])
-    means = torch._foreach_div(norms, [math.sqrt(p.numel()) for p in weights])
+        return distributed.local(next(encoder.parameters())).new_zeros(()).float()
+    norms = torch._foreach_norm([as_real(distributed.local(_grad(p))) for p in weights])
+    means = torch._foreach_div(norms, [math.sqrt(as_real(p).numel()) for p in weights])
     return distributed.sum_shards_(torch.stack(means).square().sum(), weights[0])
 
 
@@ -71,9 +71,9 @@ def pull_(encoder: nn.Module, start: Mapping[str, Tensor], strength: Float[Tenso
     found = [(p, start[n]) for n, p in encoder.named_parameters() if n in start and _has_grad(p)]
     if not found:
         return
-    now = [distributed.local(p) for p, _ in found]
-    then = [distributed.shard_like(s, p) for p, s in found]
-    grads = [distributed.local(_grad(p)) for p, _ in found]
+    now = [as_real(distributed.local(p)) for p, _ in found]
+    then = [as_real(distributed.shard_like(s, p)) for p, s in found]
+    grads = [as_real(distributed.local(_grad(p))) for p, _ in found]
     pull = _pull_in_turn if now[0].device.type == "cpu" else _pull_at_once
     pull(grads, now, then, strength.to(now[0]))
 
@@ -173,9 +173,9 @@ class InfoReg(Method):
         self.epoch = -1
         self.change: dict[str, float] = dict.fromkeys(self.encoders, 0.0)
         self.traces: dict[str, list[float]] = {name: [] for name in self.encoders}
-        self.running: Float[Tensor, " m"] | None = None
+        self.running: Tensor | None = None  # this epoch's traces, and of how many steps they are
         self.start: dict[str, dict[str, Tensor]] = {}
-        self._score = StepSum()
+        self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Closes the traces of the last epoch, and copies the weights of those in their window."""
@@ -184,8 +184,10 @@ class InfoReg(Method):
             return
         self.epoch = epoch
         if self.running is not None:
-            found = zip(self.encoders, self.running.tolist(), strict=True)
-            self.traces = {name: [*self.traces[name], trace] for name, trace in found}
+            *found, steps = self.running.tolist()
+            if steps:  # of an epoch whose steps all overflowed nothing is known
+                pairs = zip(self.encoders, found, strict=True)
+                self.traces = {name: [*self.traces[name], trace] for name, trace in pairs}
         self.running = None
         self.change = {name: change(self.traces[name], self.window) for name in self.encoders}
         self.start = {
@@ -215,7 +217,7 @@ class InfoReg(Method):
             # Of a batch that lacks a modality there is nothing to compare.
             complete = len(unimodal) == len(self.encoders)
             score = scores(stacked, target) if complete else stacked.new_zeros(len(self.encoders))
-        self._score.add(score.float())
+        self._score.add(score.float(), output)
         loss = super().loss(output, target)
         for logits in unimodal.values():
             loss = loss + self.criterion(logits, target)
@@ -223,15 +225,20 @@ class InfoReg(Method):
 
     def before_step(self) -> None:
         """Holds back the encoder that is ahead, and adds to the traces."""
-        pulls = regulation(self._score.take(self), self.strength)
+        score = self._score.take(self)
+        counts = self._score.counts(score)
+        pulls = regulation(score, self.strength)
         self.metrics = {}
         for (name, encoder), strength in zip(self.encoders.items(), pulls, strict=True):
+            check_dense(encoder, self)
             if name in self.start:
                 pull_(encoder, self.start[name], strength)
                 self.metrics[f"regulation/{name}"] = strength
         traces = [fisher_trace(encoder) for encoder in self.encoders.values()]
-        found = torch.stack([trace.to(traces[0].device) for trace in traces])
-        self.running = found if self.running is None else self.running.to(found.device) + found
+        traces = [trace.to(traces[0].device) for trace in traces]
+        found = torch.stack([*traces, torch.ones_like(traces[0])])
+        before = torch.zeros_like(found) if self.running is None else self.running.to(found)
+        self.running = kept(counts, before + found, before)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave; the copy of the weights goes where the encoders are."""

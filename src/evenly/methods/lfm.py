@@ -18,9 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import full
+from evenly.modulation import as_real, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import SINGLE
 
 LEAST, MOST = 0.05, 0.95
 """Bounds of the alignment's weight."""
@@ -54,7 +55,7 @@ def mean_curvature(
     product = torch.autograd.grad(
         [s for s, _ in both], parameters, grad_outputs=[v for _, v in both], allow_unused=True
     )
-    found = [part for part in product if part is not None]
+    found = [as_real(part) for part in product if part is not None]
     count = sum(part.numel() for part in found)
     return torch.stack([part.sum().to(total) for part in found]).sum() / max(count, 1)
 
@@ -86,6 +87,7 @@ class LFM(Method):
         "71b17f00017da0d73823ccf7fbce2d4f-Abstract-Conference.html",
         category="objective",
         writes="loss",
+        targets=SINGLE,
         modalities="the paper has two; with more, the mean over all pairs; with one, joint "
         "training",
         neutral="the weight of agreement is at least 0.05, so it never leaves the loss",
@@ -163,7 +165,8 @@ class LFM(Method):
         probe = self._probe(probe)
         if self.is_due(epoch):
             step = self.rate * 0.5 ** (epoch // self.halve) * self._curvature(probe)
-            self.weight = min(max(self.weight - step, LEAST), MOST)
+            if math.isfinite(step):  # float16 may not hold the second derivatives
+                self.weight = min(max(self.weight - step, LEAST), MOST)
             self.history[epoch] = self.weight
         self.metrics = {"alignment": torch.tensor(self.weight)}
 

@@ -8,14 +8,15 @@ from itertools import chain
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full
+from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import SINGLE
 
 
 def damping(progress: float) -> float:
@@ -66,6 +67,7 @@ class MLA(Method):
         url="https://arxiv.org/abs/2311.10707",
         category="optimisation",
         writes="gradients",
+        targets=SINGLE,
         modalities="any number, in the order of the encoders; with one there is no other to "
         "protect, and nothing is projected",
         neutral="it takes a step for each modality on that one's own loss, and joint training "
@@ -112,7 +114,7 @@ class MLA(Method):
         self.head, self._layer = head, layers[0]
         self.projection: Tensor | None = None
         self.epoch, self.step, self.length = -1, 0, 0
-        self._features_sum = StepSum()
+        self._features_sum = StepSum(self.encoders)
         self._is_held = False
 
     @property
@@ -143,9 +145,9 @@ class MLA(Method):
         """CE(z_m) of the modality m whose turn it is."""
         unimodal, features = self._unimodal(output), self._features(output)
         if self.turn not in unimodal:  # missing from the batch: nothing to learn, and no error
-            self._features_sum.add(output.logits.new_zeros(self._layer.in_features + 1))
+            self._features_sum.add(output.logits.new_zeros(self._layer.in_features + 1), output)
             return output.logits[:0].sum()
-        self._features_sum.add(_sum_and_count(full(features[self.turn])))
+        self._features_sum.add(_sum_and_count(full(features[self.turn])), output)
         self._is_held |= torch.is_grad_enabled()
         loss = self.criterion(unimodal[self.turn], target)
         waiting = (self.encoders[name].parameters() for name in features if name != self.turn)
@@ -154,14 +156,16 @@ class MLA(Method):
     @torch.no_grad()
     def before_step(self) -> None:
         """Projects the head's gradient, and leaves the other encoders none."""
-        total, count = self._features_sum.take(self).tensor_split([-1])
+        found = self._features_sum.take(self)
+        counts = self._features_sum.counts(found)
+        total, count = found.tensor_split([-1])
         for name, encoder in self.encoders.items():
             if name != self.turn:
                 encoder.zero_grad(set_to_none=True)
         if not self._was_held(count):  # by zeros, momentum and decay would move the head
             self.head.zero_grad(set_to_none=True)
         elif len(self.encoders) > 1:
-            self._protect(total / count)
+            self._protect(total / count, counts)
         self.step += 1
 
     def _was_held(self, count: Float[Tensor, "1"]) -> bool:
@@ -172,7 +176,7 @@ class MLA(Method):
         mine, self._is_held = self._is_held, False
         return mine or (distributed.world_size() > 1 and bool(count > 0))
 
-    def _protect(self, mean: Float[Tensor, " d"]) -> None:
+    def _protect(self, mean: Float[Tensor, " d"], counts: Bool[Tensor, ""]) -> None:
         """Projects with what the steps before left in P, then takes this step's mean out of it."""
         weight = self._layer.weight
         precise = torch.promote_types(weight.dtype, torch.float32)
@@ -182,7 +186,8 @@ class MLA(Method):
         else:
             projection = self.projection.to(weight.device, precise)
             self._project(weight.grad, projection)
-        self.projection = updated(projection, mean, damping(self.progress))
+        after = updated(projection, mean, damping(self.progress))
+        self.projection = kept(counts, after, projection)
 
     def _project(self, grad: Tensor | None, projection: Float[Tensor, "d d"]) -> None:
         if grad is None:

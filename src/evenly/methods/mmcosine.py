@@ -25,6 +25,7 @@ class MMCosine(Method):
         url="https://arxiv.org/abs/2303.05338",
         category="forward",
         writes="nothing",
+        targets=("classes", "ignored", "soft", "labels", "logit"),
         modalities="any number; the cosines of all are summed",
         neutral="the method is its head, on which it trains as joint training does",
         epochs=200,

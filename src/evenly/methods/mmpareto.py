@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import full
+from evenly.modulation import as_real, check_dense, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.targets import ANY
 
 
 def min_norm_share(
@@ -58,6 +59,7 @@ class MMPareto(Method):
         url="https://arxiv.org/abs/2405.17730",
         category="optimisation",
         writes="gradients",
+        targets=ANY,
         modalities="any number; an encoder has two losses however many there are",
         neutral="it always trains the unimodal losses, too, and combines conflicting "
         "gradients by a rule that has no setting to switch it off",
@@ -163,6 +165,8 @@ class MMPareto(Method):
             for own, factor in weighted:
                 self._add_own(own, factor)
             loss.backward()
+        for encoder in self.encoders.values():
+            check_dense(encoder, self)
         self._norm = self._gradient_norm()
 
     def before_step(self) -> None:
@@ -257,9 +261,14 @@ class MMPareto(Method):
         It is done in place, and `own` is left alone, as tensors of autograd's may share memory.
         """
         reference = grads[0]
-        grads, own = list(map(distributed.local, grads)), list(map(distributed.local, own))
+        grads = [as_real(distributed.local(grad)) for grad in grads]
+        own = [as_real(distributed.local(grad)) for grad in own]
         scale = scale.to(grads[0])
         plain = _norms(grads, reference)
+        # In float16 the unimodal gradient may overflow where the sum, which a gradient scaler has
+        # looked at, does not: then there is none.
+        is_whole = _norms(own, reference).isfinite().all()
+        own = [torch.where(is_whole, o, 0.0) for o in own]
         for grad, other in zip(grads, own, strict=True):
             grad.addcmul_(other, -scale)  # what is left is the joint gradient
         inner = torch.stack([g.flatten() @ o.flatten() for g, o in zip(grads, own, strict=True)])

@@ -14,6 +14,7 @@ from torch import Tensor
 from evenly import chance
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
+from evenly.targets import ANY
 
 
 def kept(drawn: Float[Tensor, "m n"], p: float) -> Bool[Tensor, "m n"]:
@@ -42,6 +43,7 @@ class ModalityDropout(Method):
         url="https://arxiv.org/abs/1501.00102",
         category="forward",
         writes="loss",
+        targets=ANY,
         modalities="any number; with one, nothing is dropped",
         neutral={"p": 0.0},
         needs=("index", "fuse"),

@@ -7,6 +7,7 @@ Findings of ACL 2022, https://aclanthology.org/2022.findings-acl.143.
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from torch.optim import Optimizer
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.optimizers import all_of, needs_closure, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+
+Group = dict[str, Any]
 
 
 def smoothed(rate: float) -> float:
@@ -34,6 +38,34 @@ def growth(accuracy: Sequence[float], window: int) -> float:
     return last[-1] * len(last) / sum(last)
 
 
+def split(
+    groups: Sequence[Group], owner: Mapping[Tensor, str], factor: Mapping[str, float]
+) -> list[tuple[Group, Group]]:
+    """Each group in parts: what belongs to no modality, then each modality at a rate of its own.
+
+    Args:
+        groups: An optimiser's parameter groups, which stay as they are.
+        owner: The modality of each parameter that belongs to one.
+        factor: By modality, its rate over the group's.
+
+    Returns:
+        Each part with the group that it is of.
+    """
+    found = []
+    for group in groups:
+        for name in (None, *factor):
+            mine = [owner.get(p) == name for p in group["params"]]
+            if any(mine):
+                part = {**group, "lr": group["lr"] * (1.0 if name is None else factor[name])}
+                for key in ("params", "param_names"):
+                    if key in group:
+                        part[key] = [
+                            x for x, is_mine in zip(group[key], mine, strict=True) if is_mine
+                        ]
+                found.append((part, group))
+    return found
+
+
 class MSLR(Method):
     """Trains each encoder with a learning rate of its own: r_m times that of the optimiser.
 
@@ -42,13 +74,11 @@ class MSLR(Method):
     before each later epoch is multiplied by the modality's own accuracy on the validation split
     over its mean in the last epochs.
 
-    The constructor moves the parameters of each encoder into groups of their own at the end of
-    the optimiser's, with all other options as they were; the optimiser's state, which belongs to
-    parameters, is not touched. In each step an encoder's group gets r_m times the rate of the
-    group that its parameters came from, so any scheduler works that is made after the method,
-    also one that writes rates anew (`LambdaLR`, `OneCycleLR`): it moves the common rate, and the
-    encoders' follow. Make the method after the optimiser, before schedulers and before loading
-    the optimiser's state, and make but one for an optimiser.
+    In each step of the optimiser, an encoder's parameters have r_m times the rate of the group that
+    they are in, with all its other options: within the step they are groups of their own, after it
+    the groups are as they were. So any scheduler, made before or after the method, moves the common
+    rate, and the encoders' follow; and a state of the optimiser is what it is without the method.
+    Of several such methods for one optimiser, the last one made acts.
 
     Attributes:
         factor: By modality, r_m as it is now.
@@ -89,7 +119,7 @@ class MSLR(Method):
         window: int = 5,
         criterion: Criterion | None = None,
     ) -> None:
-        """Moves the encoders' parameters into groups of their own.
+        """Has the optimiser's steps use rates by modality.
 
         Args:
             encoders: By modality, the modules whose learning rates are set.
@@ -101,8 +131,9 @@ class MSLR(Method):
             criterion: See `Method`.
 
         Raises:
+            TypeError: If the optimizer is none.
             ValueError: If a setting is out of range, or the optimiser trains no parameter of an
-                encoder.
+                encoder or has but one rate for all.
         """
         super().__init__(encoders, criterion=criterion)
         if strategy not in ("keep", "smooth", "dynamic"):
@@ -123,13 +154,19 @@ class MSLR(Method):
                     f"MSLR: the rate of '{name}' is finite and above 0; found {rate}. Freeze an "
                     "encoder that is not to be trained."
                 )
-        self.optimizer, self.strategy, self.window = optimizer, strategy, window
+        self.strategy, self.window = strategy, window
         if strategy == "smooth":
             rates = {name: smoothed(rate) for name, rate in rates.items()}
         self.factor = rates
         self.history: dict[int, dict[str, float]] = {}
-        self._groups = split_groups(optimizer, self.encoders)
-        self._write()
+        self._owner: dict[Tensor, str] = {
+            p: name for name, encoder in self.encoders.items() for p in encoder.parameters()
+        }
+        self._check_optimizer(unwrapped(optimizer))
+        for one in all_of(optimizer):
+            _LAST[one] = self
+            one.register_step_pre_hook(self._split)
+            one.register_step_post_hook(self._join)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Adapts the rates to the accuracies (`dynamic`)."""
@@ -140,7 +177,6 @@ class MSLR(Method):
                 name: factor * growth([found[name] for found in self.history.values()], self.window)
                 for name, factor in self.factor.items()
             }
-        self._write()
         self.metrics = {f"rate/{name}": torch.tensor(r) for name, r in self.factor.items()}
         for name, accuracy in self.history.get(epoch, {}).items():
             self.metrics[f"accuracy/{name}"] = torch.tensor(accuracy)
@@ -150,19 +186,44 @@ class MSLR(Method):
         self._unimodal(output)  # refused in the first step rather than after the first epoch
         return super().loss(output, target)
 
-    def before_step(self) -> None:
-        """Sets the rates, as a scheduler may have written others."""
-        self._write()
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        trained = {p for group in optimizer.param_groups for p in group["params"]}
+        for name, encoder in self.encoders.items():
+            if trained.isdisjoint(encoder.parameters()):
+                raise ValueError(
+                    f"MSLR: the optimiser trains no parameter of encoder '{name}'. Pass the one "
+                    "that trains the model."
+                )
+        if needs_closure(optimizer) or any(g.get("lr") is None for g in optimizer.param_groups):
+            raise ValueError(
+                "MSLR multiplies the learning rates of encoders, but a "
+                f"{type(optimizer).__name__} like this has none that its groups set. Use another "
+                "optimiser, such as torch.optim.AdamW."
+            )
 
-    def _write(self) -> None:
-        groups = self.optimizer.param_groups  # anew each time: loading a state replaces them
-        for name, number, origin in self._groups:
-            groups[number]["lr"] = groups[origin]["lr"] * self.factor[name]
+    def _split(self, optimizer: Optimizer, *_: Any) -> None:
+        """Before a step: has the optimiser see groups by modality."""
+        if _LAST.get(optimizer) is not self:
+            return
+        self._join(optimizer)  # a step that failed has left them so
+        parts = split(optimizer.param_groups, self._owner, self.factor)
+        _SPLIT[optimizer] = optimizer.param_groups, parts
+        optimizer.param_groups = [part for part, _ in parts]
+
+    def _join(self, optimizer: Optimizer, *_: Any) -> None:
+        """After a step: gives the optimiser its groups back."""
+        groups, parts = _SPLIT.pop(optimizer, (None, []))
+        if groups is None:
+            return
+        for part, group in parts:  # some optimisers keep state in groups
+            group |= {key: x for key, x in part.items() if key not in _OWN}
+        optimizer.param_groups = groups
 
     def _accuracies(self, probe: Probe) -> dict[str, float]:
         """Of each modality by its own logits on the validation split, over all ranks."""
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self.watch.check_target(self, output, target)
             return {
                 name: (logits.argmax(1) == target).unsqueeze(1)
                 for name, logits in self._unimodal(output).items()
@@ -176,37 +237,8 @@ class MSLR(Method):
         return {name: max(x, 0.5) / rows for name, x in zip(found.features, right, strict=True)}
 
 
-def split_groups(
-    optimizer: Optimizer, encoders: Mapping[str, torch.nn.Module]
-) -> list[tuple[str, int, int]]:
-    """Moves each encoder's parameters into groups of their own at the end of the optimiser's.
-
-    Returns:
-        For each new group the modality, its number, and that of the group it was taken from.
-    """
-    found = []
-    for origin, group in enumerate(list(optimizer.param_groups)):
-        for name, encoder in encoders.items():
-            if taken := _take_out(group, set(encoder.parameters())):
-                optimizer.add_param_group(taken)
-                found.append((name, len(optimizer.param_groups) - 1, origin))
-    for name in encoders:
-        if name not in {modality for modality, *_ in found}:
-            raise ValueError(
-                f"MSLR: the optimiser trains no parameter of encoder '{name}'. Pass the one that "
-                "trains the model."
-            )
-    return found
-
-
-def _take_out(group: dict[str, Any], parameters: set[Tensor]) -> dict[str, Any] | None:
-    """Takes parameters out of a group: another with the same options, None if it holds none."""
-    mine = [parameter in parameters for parameter in group["params"]]
-    if not any(mine):
-        return None
-    taken = dict(group)
-    for key in ("params", "param_names"):
-        if key in group:
-            taken[key] = [x for x, is_mine in zip(group[key], mine, strict=True) if is_mine]
-            group[key] = [x for x, is_mine in zip(group[key], mine, strict=True) if not is_mine]
-    return taken
+_OWN = ("params", "param_names", "lr")  # what a part of a group does not share with it
+_LAST: WeakKeyDictionary[Optimizer, MSLR] = WeakKeyDictionary()
+_SPLIT: WeakKeyDictionary[Optimizer, tuple[list[Group], list[tuple[Group, Group]]]] = (
+    WeakKeyDictionary()
+)

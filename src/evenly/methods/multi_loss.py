@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
+from evenly.targets import ANY
 
 
 class MultiLoss(Method):
@@ -28,6 +29,7 @@ class MultiLoss(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="objective",
         writes="loss",
+        targets=ANY,
         neutral={"weight": 0.0},
         needs=("unimodal",),
         head="multi",

@@ -88,14 +88,13 @@ class OGM(Method):
         self.epoch = epoch
         self._score.clear()
 
-    @property
-    def is_active(self) -> bool:
-        """Whether this epoch is modulated."""
-        return self.start <= self.epoch <= self.end and len(self.encoders) > 1
+    def is_due(self, epoch: int) -> bool:
+        """Whether an epoch (from 0) is modulated."""
+        return self.start <= epoch <= self.end and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The joint loss; on the way, the scores are taken."""
-        if self.is_active:
+        if self.is_due(self.epoch):
             with torch.no_grad():
                 score = scores(torch.stack(list(self._unimodal(output).values())), target)
             self._score.add(score)
@@ -103,7 +102,7 @@ class OGM(Method):
 
     def before_step(self) -> None:
         """Changes the encoders' gradients."""
-        if not self.is_active:
+        if not self.is_due(self.epoch):
             return
         coefficients = modulation(discrepancy(self._score.take(self)), self.alpha)
         self._modulate(coefficients)

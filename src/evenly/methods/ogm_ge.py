@@ -15,6 +15,7 @@ from evenly import distributed
 from evenly.chance import stream
 from evenly.method import Criterion, Encoders
 from evenly.methods.ogm import OGM
+from evenly.modulation import as_real, check_dense
 
 
 class OGMGE(OGM):
@@ -69,6 +70,7 @@ class OGMGE(OGM):
             return
         streams: dict[torch.device, torch.Generator] = {}
         for coefficient, encoder in zip(coefficients, self.encoders.values(), strict=True):
+            check_dense(encoder, self)
             for parameter in encoder.parameters():
                 grad = parameter.grad
                 if grad is not None and grad.ndim > 1:
@@ -79,6 +81,7 @@ class OGMGE(OGM):
 
 
 def _modulate_(grad: Tensor, coefficient: Tensor, noises: torch.Generator) -> None:
+    grad = as_real(grad)
     part = distributed.local(grad)
     if grad.numel() == 1:  # one number has no spread
         part.mul_(coefficient)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evenly.chance import uniform
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, discrepancy, scores
+from evenly.modulation import StepSum, discrepancy, kept, scores
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -123,7 +123,7 @@ class OPM(Method):
         self.epoch = -1
         self.steps = 0
         self.rate: dict[str, Tensor] = {}
-        self._score = StepSum()
+        self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes the epoch."""
@@ -149,7 +149,7 @@ class OPM(Method):
         fuse, index = self._need(output, "fuse"), self._need(output, "index")
         with torch.no_grad():
             score = scores(torch.stack(list(self._unimodal(output).values())), target)
-        self._score.add(score)
+        self._score.add(score, output)
         if not self.is_modulated:
             return super().loss(output, target)
         kept = {
@@ -162,7 +162,10 @@ class OPM(Method):
         """Decides how often each modality is dropped in the next step."""
         if len(self.encoders) < 2:
             return
-        rate = drop_rates(self._score.take(self), self.base, self.strength)
+        score = self._score.take(self)
+        before = torch.stack([self.rate.get(name, score.new_zeros(())) for name in self.encoders])
+        rate = drop_rates(score, self.base, self.strength)
+        rate = kept(self._score.counts(score), rate, before)
         self.rate = dict(zip(self.encoders, rate, strict=True))
         self.steps += 1
         self.metrics = {f"rate/{name}": value for name, value in self.rate.items()}

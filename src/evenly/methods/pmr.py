@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evenly import chance, distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full, scores
+from evenly.modulation import StepSum, full, kept, scores
 from evenly.output import Output
 from evenly.probe import Features, Probe
 
@@ -61,9 +61,14 @@ def leads(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 def class_means(
     found: Features, name: str, classes: int
 ) -> tuple[Float[Tensor, "c d"], Bool[Tensor, " c"]]:
-    """The mean feature of each class over all ranks, and which classes there are."""
+    """The mean feature of each class over all ranks, and which classes there are.
+
+    A sample whose features float16 cannot hold is left out.
+    """
     feature = found.features[name].double()
-    member = nn.functional.one_hot(found.target.to(feature.device), classes).to(feature)
+    is_held = feature.isfinite().all(1, keepdim=True)
+    feature = feature.masked_fill(~is_held, 0.0)
+    member = is_held * nn.functional.one_hot(found.target.to(feature.device), classes).to(feature)
     total = distributed.sum_(member.T @ feature, sharded=found.sharded)
     count = distributed.sum_(member.sum(0), sharded=found.sharded)
     return total / count.clamp_min(1).unsqueeze(1), count > 0
@@ -172,7 +177,7 @@ class PMR(Method):
         self.prototypes: dict[str, Tensor] = {}
         self.known: Tensor | None = None
         self.score: Tensor | None = None
-        self._score = StepSum()
+        self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the prototypes anew."""
@@ -196,7 +201,7 @@ class PMR(Method):
         assert self.known is not None
         known = self.known.to(target.device)
         similarity = self._similarities(output, known)
-        self._score.add(scores(similarity.detach(), target))
+        self._score.add(scores(similarity.detach(), target), output)
         if self.score is None:
             return loss
         score = self.score.to(similarity)
@@ -212,7 +217,9 @@ class PMR(Method):
         """Keeps the scores, which weigh the terms of the next step."""
         if not self.is_due(self.epoch):
             return
-        self.score = self._score.take(self)
+        found = self._score.take(self)
+        before = torch.ones_like(found) if self.score is None else self.score  # none is behind
+        self.score = kept(self._score.counts(found), found, before)
         self.metrics = {
             f"weight/{name}": self.alpha * weight
             for name, weight in zip(self.encoders, lags(self.score), strict=True)
@@ -232,6 +239,7 @@ class PMR(Method):
 
         def look(output: Output, target: Tensor) -> dict[str, Tensor]:
             nonlocal classes
+            self.watch.check_target(self, output, target)
             classes = output.logits.shape[1]
             return self._features(output)
 
@@ -240,9 +248,10 @@ class PMR(Method):
         # The second time, the old ones are still those of the untrained encoders.
         momentum = self.momentum if epoch > self.start + 1 else 0.0
         known = torch.zeros(classes, dtype=torch.bool) if self.known is None else self.known
+        is_new = torch.ones_like(known)  # a class has prototypes in all modalities, or in none
         for name in self.encoders:
             new, seen = class_means(found, name, classes)
             old = self.prototypes.get(name, torch.zeros_like(new)).to(new)
-            known = known.to(seen.device)
+            known, is_new = known.to(seen.device), is_new.to(seen.device) & seen
             self.prototypes[name] = mixed(new, seen, old, known, momentum).float()
-        self.known = known | seen
+        self.known = known | is_new

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import full
+from evenly.modulation import Overflow, full
 from evenly.output import Output
 from evenly.probe import Probe
+
+UNKNOWN = -1.0
+"""In place of a loss: of a modality that a sample lacks, or of a step that overflowed."""
 
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -64,7 +67,8 @@ class QMF(Method):
     none and R_m = 0.
 
     Attributes:
-        total: By modality, the sum of each sample's losses, by its index; the same on each rank.
+        samples: Whose losses are known, by their index in increasing order.
+        total: By modality, the sum of each one's losses; the same on each rank.
         count: By modality, how many they are.
     """
 
@@ -92,7 +96,7 @@ class QMF(Method):
         "sum updated in each step; here a mean, updated between epochs, which orders samples "
         "alike where each comes once an epoch. A confidence can be negative, as published.",
     )
-    state: ClassVar[tuple[str, ...]] = ("epoch", "total", "count", "pending")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "samples", "total", "count", "pending")
 
     def __init__(
         self,
@@ -116,10 +120,12 @@ class QMF(Method):
             raise ValueError(f"QMF: 'weight' is finite and not negative; found {weight}.")
         self.weight = weight
         self.epoch = -1
+        self.samples: Int[Tensor, " N"] = torch.zeros(0, dtype=torch.int64)
         self.total: dict[str, Tensor] = {}
         self.count: dict[str, Tensor] = {}
         self.pending: dict[int, Tensor] = {}
         self._passes: list[Tensor] = []
+        self._overflow = Overflow(self.encoders)
         self._kappa: dict[str, Tensor] = {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,6 +136,7 @@ class QMF(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the last epoch's losses into the history."""
         self._passes = []
+        self._overflow.clear()
         if epoch == self.epoch:  # resumed within it
             return
         self.epoch = epoch
@@ -148,6 +155,7 @@ class QMF(Method):
         if not torch.is_grad_enabled():
             return loss
         index = self._need(output, "index")
+        self._overflow.watch(output)
         self._note(index, unimodal, target)
         for name, logits in unimodal.items():
             if name in self._kappa:
@@ -161,14 +169,19 @@ class QMF(Method):
         """Brings together what the passes and ranks of this step found."""
         if self._passes:
             rows = torch.cat(distributed.gather(torch.cat(self._passes)))
-            self.pending[len(self.pending)] = rows
+            index, losses = rows[:, :1], rows[:, 1:]
+            # The index is read as bits, which may be those of a NaN.
+            is_known = losses.isfinite() & self._overflow.counts(rows.new_zeros(()))
+            self.pending[len(self.pending)] = torch.cat(
+                [index, losses.where(is_known, UNKNOWN)], dim=1
+            )
             self._passes = []
 
     @torch.no_grad()
     def _note(self, index: Tensor, unimodal: Mapping[str, Tensor], target: Tensor) -> None:
-        """A row for each sample: its index, then its loss in each modality, NaN if that is missing.
+        """A row for each sample: its index, then its loss in each modality, NaN if it lacks that.
 
-        In doubles, which hold any index, so that one message carries both.
+        In doubles, of which one has the bits of the index, so that one message carries both.
         """
         absent = torch.full(index.shape, math.nan, device=index.device, dtype=torch.float64)
         losses = [
@@ -177,20 +190,26 @@ class QMF(Method):
             else absent
             for name in self.encoders
         ]
-        row = torch.stack([index.double(), *(x.to(index.device) for x in losses)], dim=1)
+        row = torch.stack(
+            [index.long().view(torch.float64), *(x.to(index.device) for x in losses)], dim=1
+        )
         self._passes.append(row)
         self.metrics = {
             f"confidence/{name}": confidence(logits).mean() for name, logits in unimodal.items()
         }
 
     def _remember(self, rows: Float[Tensor, "r _"]) -> None:
-        index, losses = rows[:, 0].long(), rows[:, 1:]
-        size = int(index.max()) + 1
+        index, losses = rows[:, 0].contiguous().view(torch.int64), rows[:, 1:]
+        known = self.samples.to(index.device)
+        self.samples = torch.cat([known, index]).unique()
+        before, now = (torch.searchsorted(self.samples, x) for x in (known, index))
         for name, loss in zip(self.encoders, losses.unbind(1), strict=True):
-            there = ~loss.isnan()
-            self.total[name] = _added(self.total.get(name), index[there], loss[there], size)
-            ones = torch.ones_like(loss[there])
-            self.count[name] = _added(self.count.get(name), index[there], ones, size)
+            there = loss != UNKNOWN
+            for table, new in ((self.total, loss), (self.count, torch.ones_like(loss))):
+                longer = new.new_zeros(len(self.samples))
+                if name in table:
+                    longer[before] = table[name].to(longer.device)
+                table[name] = longer.index_add_(0, now[there], new[there])
 
     def _rate(self) -> None:
         self._kappa = {
@@ -200,15 +219,6 @@ class QMF(Method):
     def _looked_up(self, name: str, index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """κ of some samples; NaN of those that the history does not reach to."""
         kappa = self._kappa[name] = self._kappa[name].to(index.device)
-        found = kappa[index.clamp_max(len(kappa) - 1)]
-        return found.masked_fill(index >= len(kappa), math.nan)
-
-
-def _added(
-    table: Tensor | None, index: Int[Tensor, " r"], values: Float[Tensor, " r"], size: int
-) -> Float[Tensor, " N"]:
-    """The table with the values added to its entries, made longer where it is too short."""
-    known = values.new_zeros(0) if table is None else table.to(values.device)
-    longer = values.new_zeros(max(size, len(known)))
-    longer[: len(known)] = known
-    return longer.index_add_(0, index, values)
+        self.samples = self.samples.to(index.device)
+        row = torch.searchsorted(self.samples, index.long()).clamp_max(len(kappa) - 1)
+        return kappa[row].masked_fill(self.samples[row] != index, math.nan)

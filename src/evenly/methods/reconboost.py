@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
+from evenly.optimizers import forget, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -142,7 +143,7 @@ class ReconBoost(Method):
                 f"ReconBoost: the head has its rate as the parameter 'boost_rate'; "
                 f"{type(head).__name__} has none. Use the head 'boosted' of evenly.nn."
             )
-        self.optimizer, self.head = optimizer, head
+        self.optimizer, self.head = unwrapped(optimizer), head
         self.alternation, self.rectification = alternation, rectification
         self.fit, self.reconcilement, self.agreement = fit, reconcilement, agreement
         self.epoch = -1
@@ -165,8 +166,7 @@ class ReconBoost(Method):
             return
         self.epoch = epoch
         if self.alternation and self._within in (0, self.alternation):
-            for parameter in self._parameters():
-                self.optimizer.state.pop(parameter, None)
+            forget(self.optimizer, self._parameters())
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The reconcilement loss of the modality in training, or the joint loss."""

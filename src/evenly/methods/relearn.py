@@ -7,15 +7,15 @@ https://arxiv.org/abs/2407.09705.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from evenly import distributed
 from evenly.diagnosis.gap import (
     BINS,
     Diagnosis,
@@ -28,52 +28,11 @@ from evenly.diagnosis.gap import (
 )
 from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.optimizers import forget, unwrapped
 from evenly.probe import Features, Probe
+from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
 
 Initial = Mapping[str, Mapping[str, Tensor]]
-
-
-@torch.no_grad()
-def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float) -> None:
-    """Pulls every parameter of a module back to its initial value, in place.
-
-    θ ← (1 - w) θ + w θ₀. Frozen parameters are included; buffers, such as BatchNorm's running
-    statistics, are not. Sharded parameters (FSDP2) are changed on each rank's own part.
-
-    Args:
-        module: The encoder.
-        initial: θ₀ by parameter name, as `named_parameters` writes it; other names, such as the
-            buffers of a whole state dict, are passed over.
-        weight: w, from 0 (nothing happens) to 1 (the initial weights, exactly).
-
-    Raises:
-        ValueError: If the weight is out of range, or a parameter has no initial value of its
-            shape.
-    """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"the weight of a re-initialisation is from 0 to 1; found {weight}.")
-    check_initial(module, initial)
-    for name, parameter in module.named_parameters():
-        start = distributed.shard_like(initial[name], parameter)
-        part = distributed.local(parameter)
-        # lerp, as it leaves θ = θ₀ untouched to the last bit and is exact at both ends
-        part.lerp_(start.to(part), weight)
-
-
-def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = "module") -> None:
-    """Raises if a parameter of the module has no initial value of its shape."""
-    for name, parameter in module.named_parameters():
-        if name not in initial:
-            raise ValueError(
-                f"the initial weights of the {what} lack '{name}'. Pass the state of the same "
-                "architecture, for example {n: p.clone() for n, p in module.named_parameters()}."
-            )
-        if initial[name].shape != parameter.shape:
-            raise ValueError(
-                f"the initial weights of the {what} hold '{name}' of shape "
-                f"{tuple(initial[name].shape)}, but the parameter has {tuple(parameter.shape)}. "
-                "Pass the state of the same architecture."
-            )
 
 
 class Relearn(Method):
@@ -85,13 +44,18 @@ class Relearn(Method):
     or scarcely informative encoder, which is left nearly as it is, so that it neither forgets
     nor memorises noise. Training itself is joint training.
 
-    The change comes before an epoch (with the defaults, before epochs 21, 41 and 61 counted
-    from 0, which is the paper's "after epochs 20, 40, 60"): made after an epoch's validation,
-    a checkpoint chosen by it would hold weights that were never validated.
+    The change comes before an epoch: before epoch `first` (`every` + 1 by default), and then every
+    `every` epochs, counted from 0. With the defaults those are 21, 41 and 61, which is the paper's
+    "after epochs 20, 40, 60"; with every=4 they are 5, 9 and 13. `schedule` lists them. Made after
+    an epoch's validation, a checkpoint chosen by it would hold weights that were never validated.
+
+    What is pulled back is what an encoder computes, whatever its parameters are: see
+    `soft_reinit_` for low-rank adapters, norms of weights and quantised bases. Samples whose
+    target is the criterion's `ignore_index` count in no diagnosis.
 
     Attributes:
-        initial: By modality, θ₀ of each parameter; None until it is taken, in the first epoch,
-            once all ranks hold the same weights.
+        initial: By modality, θ₀ of each parameter, with what else a weight is computed with; None
+            until it is taken, in the first epoch, once all ranks hold the same weights.
         history: By epoch before which it happened, and modality: purities, gap, strength.
         diagnosis: The last diagnosis made.
     """
@@ -104,6 +68,7 @@ class Relearn(Method):
         url="https://arxiv.org/abs/2407.09705",
         category="optimisation",
         writes="weights",
+        targets=("classes", "ignored", "logit", "number"),
         modalities="any number; each is diagnosed by itself",
         neutral={"strength": 0.0},
         epochs=90,
@@ -119,6 +84,7 @@ class Relearn(Method):
         encoders: Encoders,
         *,
         every: int = 20,
+        first: int | None = None,
         times: int = 3,
         strength: float = 3.0,
         gap: Gap = "paper",
@@ -136,8 +102,10 @@ class Relearn(Method):
         Args:
             encoders: By modality, the modules to diagnose and pull back. A modality that is
                 left out is trained jointly and nothing else.
-            every: Period in epochs: re-learning comes before the epochs every + 1,
-                2 · every + 1, ... counted from 0.
+            every: Period in epochs. With every=4, re-learning comes before epochs 5, 9 and 13,
+                counted from 0: one epoch later than one might think, as in the released code.
+            first: The first of these epochs, counted from 0; every + 1 by default. With first=4
+                and every=4 they are 4, 8 and 12.
             times: How often in all.
             strength: λ in α = tanh(λ · gap); 0 is plain joint training.
             gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
@@ -159,8 +127,10 @@ class Relearn(Method):
             ValueError: If a setting is out of range or the initial weights do not fit.
         """
         super().__init__(encoders, criterion=criterion)
+        first = every + 1 if first is None else first
         for name, value, least in (
             ("every", every, 1),
+            ("first", first, 1),
             ("times", times, 0),
             ("restarts", restarts, 1),
         ):
@@ -177,11 +147,11 @@ class Relearn(Method):
             raise ValueError(f"Relearn: 'moments' is 'kept' or 'cleared'; found '{moments}'.")
         if moments == "cleared" and optimizer is None:
             raise ValueError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
-        self.every, self.times, self.strength = every, times, strength
+        self.every, self.first, self.times, self.strength = every, first, times, strength
         self.gap: Gap = gap
         self.restarts, self.sample, self.seed = restarts, sample, seed
         self.batchnorm = batchnorm
-        self.optimizer = optimizer if moments == "cleared" else None
+        self.optimizer = unwrapped(optimizer) if moments == "cleared" else None
         self.initial: Initial | None = self._given(initial)
         self.history: dict[int, dict[str, dict[str, float]]] = {}
         self.diagnosis: Diagnosis | None = None
@@ -210,13 +180,18 @@ class Relearn(Method):
         if self.initial is not None:
             self._check_initial(self.initial)
             self.initial = {
-                name: _cut(self.initial[name], encoder) for name, encoder in self.encoders.items()
+                name: cut_like(self.initial[name], encoder)
+                for name, encoder in self.encoders.items()
             }
 
+    @property
+    def schedule(self) -> range:
+        """The epochs, counted from 0, before which encoders re-learn."""
+        return range(self.first, self.first + self.times * self.every, self.every)
+
     def is_due(self, epoch: int) -> bool:
-        """Whether encoders re-learn before this epoch (from 0): every + 1, 2 · every + 1, ..."""
-        rounds, rest = divmod(epoch - 1, self.every)
-        return rest == 0 and 1 <= rounds <= self.times
+        """Whether encoders re-learn before this epoch (from 0), see `schedule`."""
+        return epoch in self.schedule
 
     def _relearn(self, epoch: int, probe: Probe) -> None:
         assert self.initial is not None
@@ -235,8 +210,7 @@ class Relearn(Method):
             probe.reestimate_batchnorm(self.encoders.values())
         if self.optimizer is not None:
             for encoder in self.encoders.values():
-                for parameter in encoder.parameters():
-                    self.optimizer.state.pop(parameter, None)
+                forget(self.optimizer, encoder.parameters())
         self.history[epoch] = {
             name: {
                 "train": self.diagnosis.train[name],
@@ -247,7 +221,7 @@ class Relearn(Method):
             for name in self.encoders
         }
         self.metrics = {
-            f"{key}/{name}": torch.tensor(values[key])
+            f"{key}/{name}": torch.tensor(values[key], dtype=torch.float32, device="cpu")
             for name, values in self.history[epoch].items()
             for key in ("gap", "strength")
         }
@@ -265,15 +239,15 @@ class Relearn(Method):
                     f"encoder '{name}' has lazy layers, which have no weights yet. Pass one batch "
                     "through the model before the first epoch."
                 )
-        self.initial = {
-            name: {key: value.detach().clone() for key, value in encoder.named_parameters()}
-            for name, encoder in self.encoders.items()
-        }
+        self.initial = {name: initial_of(encoder) for name, encoder in self.encoders.items()}
 
     def _check(self, probe: Probe | None) -> None:
         """Finds what would fail at the first re-learning before any training is spent."""
         if not self.times:
             return
+        for name, encoder in self.encoders.items():
+            assert self.initial is not None
+            check_kinds(encoder, self.initial[name], f"encoder '{name}'")
         probe = self._probe(probe)
         train, val = self._own(probe.features("train")), self._own(probe.features("val"))
         if train.target.is_floating_point():
@@ -295,7 +269,7 @@ class Relearn(Method):
                     f"{sorted(features.features)} only. Use the same names in both."
                 )
         own = {name: features.features[name] for name in self.encoders}
-        return replace(features, features=own)
+        return _labelled(replace(features, features=own), _ignored(self.criterion))
 
     def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
         if initial is None:
@@ -316,12 +290,23 @@ class Relearn(Method):
             check_initial(encoder, initial[name], f"encoder '{name}'")
 
 
-def _cut(initial: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    """The initial weights, sharded over the ranks as the encoder's parameters are."""
-    return {
-        # A part is a view of the whole, which only a copy of it lets go.
-        name: distributed.sharded_like(initial[name], parameter).clone()
-        if distributed.is_sharded(parameter)
-        else initial[name]
-        for name, parameter in encoder.named_parameters()
-    }
+def _ignored(criterion: Criterion) -> int:
+    """The class number that says that a sample has no label; cross-entropy's own is -100."""
+    given = criterion.keywords if isinstance(criterion, partial) else {}
+    found = given.get("ignore_index", getattr(criterion, "ignore_index", None))
+    return -100 if found is None else int(found)
+
+
+def _labelled(split: Features, ignored: int) -> Features:
+    """The samples that have a label."""
+    here = split.target != ignored
+    if split.target.is_floating_point() or bool(here.all()):
+        return split
+    index = torch.arange(len(here), device=here.device) if split.index is None else split.index
+    return Features(
+        {name: x[here.to(x.device)] for name, x in split.features.items()},
+        split.target[here],
+        index[here.to(index.device)],
+        split.sharded,
+        {name: x[here.to(x.device)] for name, x in split.present.items()},
+    )

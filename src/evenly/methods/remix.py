@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evenly import distributed
+from evenly import numbering
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.resampling import Resampler, kept_alone
+from evenly.targets import SINGLE
 
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -52,6 +53,7 @@ class DataRemixing(Method):
         url="https://arxiv.org/abs/2506.11550",
         category="data",
         writes="loss",
+        targets=SINGLE,
         modalities="each sample goes to the least confident of all; with one, every sample to it",
         neutral={"alpha": 0.0, "warmup": 1000},
         epochs=60,
@@ -68,7 +70,7 @@ class DataRemixing(Method):
         "head gets a gradient of zeros in the batches of others, where the released code's gets "
         "none and so no weight decay.",
     )
-    state: ClassVar[tuple[str, ...]] = ("epoch", "assigned", "batch_size")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "assigned", "samples", "batch_size")
 
     def __init__(
         self,
@@ -99,7 +101,8 @@ class DataRemixing(Method):
                 raise ValueError(f"DataRemixing: '{name}' is not negative; found {value}.")
         self.sampler, self.warmup, self.alpha, self.gamma = sampler, warmup, alpha, gamma
         self.epoch = -1
-        self.assigned: Int[Tensor, " n"] | None = None
+        self.assigned: Int[Tensor, " n"] | None = None  # in the order of `samples`
+        self.samples: numbering.Samples = {}
         self.batch_size: int | None = None
 
     def is_due(self, epoch: int) -> bool:
@@ -112,9 +115,9 @@ class DataRemixing(Method):
         self._check_sampler(probe, self.sampler)
         if epoch == self.epoch:  # a run resumed within an epoch has its samples assigned
             return
-        self.assigned, self.batch_size = None, None
+        self.assigned, self.samples, self.batch_size = None, {}, None
         if self.is_due(epoch):
-            self.assigned = self._assigned(probe)
+            self.samples, self.assigned = self._assigned(probe)
             self.batch_size = self._global_batch_size(probe)
             share = torch.bincount(self.assigned, minlength=len(self.encoders)) / self.sampler.count
             self.metrics = {
@@ -130,8 +133,9 @@ class DataRemixing(Method):
         # A validation's positions are those of another split.
         if self.assigned is None or not torch.is_grad_enabled():
             return self._whole(output, unimodal, target)
-        self.assigned = self.assigned.to(index.device)
-        modality = self.assigned[index % self.sampler.count]
+        rows = numbering.rows(self.samples, index, target, "DataRemixing")
+        self.assigned = self.assigned.to(rows.device)
+        modality = self.assigned[rows]
         alone = kept_alone(output.features, list(self.encoders), modality + 1)
         own = chosen(torch.stack(list(unimodal.values())), modality)
         return self.criterion(fuse(alone), target) + self.gamma * self.criterion(own, target)
@@ -149,8 +153,8 @@ class DataRemixing(Method):
             loss = loss + self.alpha * self.criterion(logits, target)
         return loss
 
-    def _assigned(self, probe: Probe) -> Int[Tensor, " n"]:
-        """The modality of each training sample by its position, equal on all ranks."""
+    def _assigned(self, probe: Probe) -> tuple[numbering.Samples, Int[Tensor, " n"]]:
+        """The training samples and the modality of each, equal on all ranks."""
 
         def of(output: Output, _: Tensor) -> Mapping[str, Tensor]:
             return {
@@ -158,16 +162,9 @@ class DataRemixing(Method):
                 for name, logits in self._unimodal(output).items()
             }
 
-        found = probe.features("train", of)
-        assert found.index is not None
-        mine = assignment(torch.cat(list(found.features.values()), dim=1).T)
-        modality, index = (
-            torch.cat(distributed.gather(part, sharded=found.sharded)).cpu()
-            for part in (mine, found.index)
-        )
-        assigned = torch.zeros(self.sampler.count, dtype=torch.int64)
-        assigned[index] = modality
-        return assigned
+        known, values = numbering.samples(probe.features("train", of), "DataRemixing")
+        numbering.check_positions(known, self.sampler.count, "DataRemixing")
+        return known, assignment(torch.cat(list(values.values()), dim=1).T)
 
     def _global_batch_size(self, probe: Probe) -> int | None:
         """The training loader's batch size over all ranks; None if it does not tell."""
@@ -180,7 +177,9 @@ class DataRemixing(Method):
         self.sampler.pool = None
         if self.assigned is not None:
             count = self.sampler.count
-            self.sampler.pool = torch.arange(count) + (self.assigned.cpu() + 1) * count
+            pool = torch.arange(count)
+            pool[self.samples["position"].cpu()] += (self.assigned.cpu() + 1) * count
+            self.sampler.pool = pool
 
 
 def chosen(unimodal: Float[Tensor, "m n c"], modality: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:

@@ -5,13 +5,13 @@ CVPR 2024, https://arxiv.org/abs/2309.06255.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evenly import chance, distributed
+from evenly import chance, distributed, numbering
 from evenly.diagnosis.contribution import shapley, subsets
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
@@ -49,6 +49,15 @@ def shares(contribution: Float[Tensor, " m"], alpha: float) -> Float[Tensor, " m
     return 2 / 3 * alpha * (contribution.max() - contribution)
 
 
+def options(
+    pool: Int[Tensor, " p"], count: int
+) -> tuple[Int[Tensor, " p"], Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """The variants in a pool, sample by sample; where those of each begin, and how many it has."""
+    order = (pool % count).argsort(stable=True)
+    times = torch.bincount(pool % count, minlength=count)
+    return pool[order] // count, times.cumsum(0) - times, times
+
+
 class SMV(Method):
     """Shows the modalities that contribute little to a sample that sample again, alone.
 
@@ -59,8 +68,10 @@ class SMV(Method):
     random, where φ are means over a part of the samples. An epoch draws as many positions from
     the pool as there are samples; the loss is that of joint training.
 
-    The loader must draw from the sampler that is handed over, see `evenly.Resampler`. In its
-    positions, the v-th variant of a sample is the one that keeps the v-th encoder's modality.
+    The loader must draw from the sampler that is handed over, see `evenly.Resampler`. In its pool,
+    the v-th variant of a sample is the one that keeps the v-th encoder's modality. A sample that
+    comes is one of its entries there, drawn by step and sample: with `level="sample"` the same
+    one however `Output.index` numbers the samples, with "modality" by that number.
     """
 
     info = Info(
@@ -85,12 +96,13 @@ class SMV(Method):
         budget=1.05,
         doubts="Epochs keep their length: as many positions as there are samples are drawn from "
         "the enlarged pool, where the paper trains on all of it, which makes its epochs up to "
-        "several times longer. The released code puts a sample of φ between 0.4 and 0.9 in once "
+        "several times longer. Which of its copies a sample is when it comes is drawn anew each "
+        "time. The released code puts a sample of φ between 0.4 and 0.9 in once "
         "more, between -0.1 and 0.4 twice, below three times; rounding gives the same for all "
         "values that two modalities can have, and goes on for more. How the paper would treat "
         "three modalities is unverified.",
     )
-    state: ClassVar[tuple[str, ...]] = ("epoch", "pool")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "pool", "samples", "steps")
 
     def __init__(
         self,
@@ -131,7 +143,9 @@ class SMV(Method):
             raise ValueError(f"SMV: 'part_ratio' is above 0 and at most 1; found {part_ratio}.")
         self.sampler, self.level, self.warmup = sampler, level, warmup
         self.alpha, self.part_ratio, self.seed = alpha, part_ratio, seed
-        self.epoch = -1
+        self.samples: numbering.Samples = {}
+        self.epoch, self.steps = -1, 0
+        self._options: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def pool(self) -> Int[Tensor, " p"] | None:
@@ -141,6 +155,7 @@ class SMV(Method):
     @pool.setter
     def pool(self, pool: Int[Tensor, " p"] | None) -> None:
         self.sampler.pool = pool
+        self._options = None
 
     def is_due(self, epoch: int) -> bool:
         """Whether this epoch (from 0) is re-sampled."""
@@ -152,7 +167,7 @@ class SMV(Method):
         self._check_sampler(probe, self.sampler)
         if epoch == self.epoch:  # a run resumed within an epoch draws from the pool it had
             return
-        self.pool = None
+        self.pool, self.samples = None, {}
         if self.is_due(epoch):
             self._write_pool(epoch, probe)
         self.epoch = epoch
@@ -163,9 +178,27 @@ class SMV(Method):
         # A validation's positions are those of another split.
         if self.pool is None or not torch.is_grad_enabled():
             return super().loss(output, target)
-        variant = index // self.sampler.count
+        variant = self._variant(index, target)
         masked = kept_alone(output.features, list(self.encoders), variant)
         return self.criterion(fuse(masked), target)
+
+    def before_step(self) -> None:
+        """Counts the steps: in the next a sample may be another of its copies."""
+        self.steps += 1
+
+    def _variant(self, index: Int[Tensor, " n"], target: Tensor) -> Int[Tensor, " n"]:
+        """Which of its copies each sample of a batch is, drawn among all that it has."""
+        if self._options is None:
+            self._options = options(cast(Tensor, self.pool), self.sampler.count)
+        variant, start, times = (x.to(index.device) for x in self._options)
+        self._options = variant, start, times
+        if self.level == "modality":  # copies are of samples drawn at random, so any will do
+            drawn = chance.uniform(index, self.seed, self.steps).double()
+            return variant[(drawn * len(variant)).long()]
+        rows = numbering.rows(self.samples, index, target, "SMV")
+        position = self.samples["position"][rows]
+        drawn = chance.uniform(position, self.seed, self.steps).double()
+        return variant[start[position] + (drawn * times[position]).long()]
 
     def _write_pool(self, epoch: int, probe: Probe) -> None:
         seed = chance.mixed(self.seed, epoch)
@@ -197,16 +230,22 @@ class SMV(Method):
         names = list(self.encoders)
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            self.watch.check_target(self, output, target)
             self._need(output, "fuse")
             self._features(output)
             return {"value": values(output, target, names)}
 
         found = probe.features("train", of, fraction=fraction, seed=seed)
-        assert found.index is not None
-        value, index = (
-            torch.cat(distributed.gather(part, sharded=found.sharded)).cpu()
-            for part in (found.features["value"], found.index)
-        )
+        if self.level == "sample":
+            self.samples, values_of = numbering.samples(found, "SMV")
+            numbering.check_positions(self.samples, self.sampler.count, "SMV")
+            index, value = self.samples["position"].cpu(), values_of["value"].cpu()
+        else:
+            assert found.index is not None
+            value, index = (
+                torch.cat(distributed.gather(part, sharded=found.sharded)).cpu()
+                for part in (found.features["value"], found.index)
+            )
         order = index.argsort()
         columns = value[order].double().T
         contribution = shapley(dict(zip(subsets(names), columns, strict=True)), names)

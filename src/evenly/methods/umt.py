@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
+from evenly.targets import ANY
 from evenly.teachers import Taught, squared_error
 
 
@@ -34,6 +35,7 @@ class UMT(Taught):
         url="https://arxiv.org/abs/2305.01233",
         category="objective",
         writes="loss",
+        targets=ANY,
         modalities="any number; each has its teacher",
         neutral={"gamma": 0.0},
         epochs=100,
@@ -101,11 +103,11 @@ class UMT(Taught):
         loss = super().loss(output, target)
         if not self.needs_teachers or not torch.is_grad_enabled():
             return loss
-        index = self._need(output, "index")
+        rows = self._rows(output, target)
         loss = loss + self._idle(output)
         self.metrics = {}
         for name, features in self._features(output).items():
-            teacher = self._taught(f"features/{name}", index, features.device)
+            teacher = self._taught(f"features/{name}", rows, features.device)
             error = squared_error(features, teacher)
             self.metrics[f"error/{name}"] = error.detach()
             loss = loss + self.gamma * error

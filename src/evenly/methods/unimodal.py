@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
+from evenly.targets import ANY
 
 
 class Unimodal(Method):
@@ -28,6 +29,7 @@ class Unimodal(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="objective",
         writes="loss",
+        targets=ANY,
         modalities="trains one of any number",
         neutral="it trains one modality, which joint training of several never does",
         needs=("unimodal",),

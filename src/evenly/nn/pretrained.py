@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from evenly.data.dataset import Kind, Modality, Padded
 from evenly.nn.encoders import Standardise, with_a_step
 from evenly.nn.tokens import Tokened, Tokens
+from evenly.suggest import unknown
 
 Config = dict[str, Any]
 
@@ -61,9 +62,16 @@ def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
 def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
+    # Transformers takes more than a configuration has, some of it to run code of others.
+    known = AutoConfig.for_model(name).to_dict().keys() - {"model_type"}
+    for key in config:
+        if key not in known:
+            raise unknown(f"setting of {name}'s configuration", key, sorted(known))
     if not isinstance(pretrained, str):
-        known = AutoConfig.for_model(**{**pretrained, **config})
-        remade: nn.Module = AutoModel.from_config(known)
+        of_weights = {key: value for key, value in pretrained.items() if key in known}
+        remade: nn.Module = AutoModel.from_config(
+            AutoConfig.for_model(name, **{**of_weights, **config})
+        )
         return remade.float()
     if not pretrained:
         made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
@@ -73,8 +81,8 @@ def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn
     try:
         if only_a_path and not os.path.isdir(place):  # the hub takes its time to say no
             raise FileNotFoundError("no such folder")
-        loaded: nn.Module = AutoModel.from_pretrained(place, **config)
-    except OSError as error:
+        loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
             "folder of a model, as model.save_pretrained writes it."

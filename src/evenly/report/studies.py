@@ -321,9 +321,11 @@ def _figure5(comparison: Comparison) -> "Figure":
 
 
 def _period(comparison: Comparison, method: str) -> int | None:
-    """Epochs to the first re-learning: before epoch `every` + 1 counted from 0."""
-    first = next(iter(comparison.moments(method)), None)
-    return None if first is None else first - 1
+    """Epochs between re-learnings; of a single one, those before it less one."""
+    first, second = [*comparison.moments(method), None, None][:2]
+    if first is None or second is None:
+        return None if first is None else first - 1
+    return second - first
 
 
 def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]) -> None:

@@ -47,7 +47,7 @@ def test_at_its_own_rate_every_frame_is_kept():
 
 
 def test_a_video_that_begins_late():
-    assert at_rate(np.array([5.0, 5.5, 6.0]), 1.0).tolist() == [0, 2]
+    assert at_rate(np.array([1.0, 1.5, 2.0]), 2.0).tolist() == [0, 0, 0, 1, 2]
 
 
 def test_one_frame():

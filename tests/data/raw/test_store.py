@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -254,7 +255,7 @@ class TestBroken:
     def test_numbers_that_are_not_finite(self, tmp_path):
         source = make(tmp_path / "files")
         source.samples[2].cells["vector"] = [1.0, np.nan, 0.0]
-        with pytest.raises(ValueError, match="sample2: vector: holds values that are not finite"):
+        with pytest.raises(ValueError, match="sample2: vector: holds nan"):
             prepare(source, tmp_path / "store", workers=1)
 
 
@@ -287,6 +288,35 @@ class TestFolder:
     def test_a_damaged_description(self, tmp_path):
         (tmp_path / "dataset.json").write_text("{")
         with pytest.raises(ValueError, match=r"dataset\.json: is damaged"):
+            open_store(tmp_path)
+
+    def test_a_description_that_was_edited(self, tmp_path):
+        prepare(vectors(x=lambda k: [k]), tmp_path, workers=1)
+        path = tmp_path / "dataset.json"
+        whole = json.loads(path.read_text())
+        edits = [{key: value} for key in whole for value in (None, 5, "x", [], {"a": 1}, 10**18)]
+        for edit in edits:
+            path.write_text(json.dumps(whole | edit))
+            if whole | edit != whole:
+                with pytest.raises(ValueError, match=r"dataset\.json: (is damaged|has the format)"):
+                    open_store(tmp_path)
+        for text in ("[]", "null", "5", "[" * 100_000, "{}", '{"format": 3}', "\xff"):
+            path.write_bytes(text.encode("latin-1"))
+            with pytest.raises(ValueError, match=r"dataset\.json: is damaged \("):
+                open_store(tmp_path)
+        path.write_text(json.dumps(whole))  # laid out otherwise
+        assert open_store(tmp_path).class_names == ["a", "b"]
+
+    @pytest.mark.parametrize("name", ["label", "split", "start/s", "length/s", "present/s"])
+    def test_an_array_that_was_edited(self, tmp_path, name):
+        source = vectors(x=lambda k: [k], s=lambda k: np.ones((k, 1)) if k else None)
+        source.readers["s"] = Array("sequence", ragged=True)
+        prepare(source, tmp_path, workers=1)
+        path = tmp_path / f"{name}.memmap"
+        content = bytearray(path.read_bytes())
+        content[0] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.memmap: is not as evenly wrote it"):
             open_store(tmp_path)
 
     def test_no_validation_split(self, tmp_path):
@@ -326,6 +356,22 @@ class TestNames:
         assert said["present"]["said"].tolist() == [True, False]
         assert TensorDict.load_memmap(tmp_path)["present", "said"].sum() == 5
 
+    def test_any_name(self, tmp_path):
+        names = ["face video", "A", "a", "a b", "a  b", "a:b", "a%b", "50%", "a*b?", "a\\b", "a,b"]
+        names += ['q"<>|', "é", "e\u0301", "画像", "📷", "(x)", "[x]", "-", "#", " lead", "q=1"]
+        names += ["~", "~41", "a~20b", "a~~2", "meta", "con", "$HOME", "x" * 80]
+        source = vectors(**{name: (lambda k, n=n: [10 * n + k]) for n, name in enumerate(names)})
+        prepare(source, tmp_path, workers=1)
+        for n, name in enumerate(names):
+            assert everything(tmp_path, name) == [10 * n + k for k in range(6)]
+        files = [path.name for path in (tmp_path / "inputs").glob("*.memmap")]
+        assert len({name.casefold() for name in files}) == len(names)
+        assert all(re.fullmatch(r"[\w~-]+\.memmap", name) for name in files)
+        assert TensorDict.load_memmap(tmp_path)["inputs", "face~20video"].flatten().tolist() == [
+            0, 1, 2, 3, 4, 5,
+        ]  # fmt: skip
+        assert prepare(source, tmp_path, workers=1) == describe(tmp_path)
+
     @pytest.mark.parametrize("name", ["keys", "a.b", "a/b", "../out", ""])
     def test_a_name_that_cannot_be_used(self, tmp_path, name):
         with pytest.raises(ValueError, match=f"vectors: a modality cannot be called '{name}'"):
@@ -355,7 +401,7 @@ class TestNumbers:
 
     def test_what_single_precision_cannot_hold(self, tmp_path):
         source = vectors(x=lambda k: [1e300 if k == 3 else 1.0])
-        with pytest.raises(ValueError, match="s3: x: holds values that are not finite"):
+        with pytest.raises(ValueError, match=r"s3: x: holds 1e\+300 \(float32 ends at 3\.4e\+38\)"):
             prepare(source, tmp_path, workers=1)
 
 
@@ -399,7 +445,7 @@ class TestOdd:
         assert "s0: x: " in text
         assert "0.npy: is an .npz file of several arrays" in text
         assert "s3: x: holds an array of shape ()" in text
-        assert "s4: picture: AttributeError: 'int' object has no" in text
+        assert "s4: picture: " in text
 
     def test_all_of_them(self, tmp_path):
         with pytest.raises(ValueError, match="6 of 6 samples cannot be used"):
@@ -420,7 +466,8 @@ class TestOdd:
         out = tmp_path / "store"
         with pytest.raises(ValueError, match="3 of 9 samples cannot be used") as caught:
             prepare(source, out, workers=1)
-        assert all(f"cut{kind}: cannot be decoded" in str(caught.value) for kind in kinds)
+        for said in ("cut.mp4: is cut off", "cut.flv: cannot be decoded", "cut.avi: cannot"):
+            assert said in str(caught.value)
         about = prepare(source, out, workers=1, skip_broken=True)
         assert about.splits == {"train": 2, "val": 2, "test": 2}
         assert about.notes == ["3 of 9 samples were left out as broken."]

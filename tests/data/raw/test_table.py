@@ -98,7 +98,7 @@ def test_parquet_holds_vectors_and_sequences(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     source = table(tmp_path / "t.parquet")
     assert source.readers == {"vector": Array(), "steps": Array("sequence", ragged=True)}
-    assert source.samples[2].cells["steps"] == [[1.0, 2.0]] * 3
+    assert source.samples[2].cells["steps"].tolist() == [[1.0, 2.0]] * 3
     assert source.classes == ["0", "1"]
 
 
@@ -203,7 +203,7 @@ class TestPathsAndTexts:
     def test_texts(self, tmp_path, text):
         source = table(write(tmp_path, "x,label\n" + rows(text, "other words")))
         assert isinstance(source.readers["x"], Text)
-        assert source.samples[0].cells["x"] == text
+        assert source.samples[0].cells["x"] == text.strip()
 
     def test_folders_that_are_called_by_numbers(self, tmp_path):
         for k in range(20):
@@ -291,7 +291,7 @@ class TestReadersThatDoNotFit:
     def test_values_that_are_no_numbers(self, tmp_path):
         columns = {"x": [b"bytes"] * 8, "label": [k % 2 for k in range(8)]}
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-        with pytest.raises(ValueError, match="column 'x' holds bytes values such as b'bytes'"):
+        with pytest.raises(ValueError, match="column 'x' begins with a file in memory of 5 bytes"):
             table(tmp_path / "t.parquet")
 
     def test_texts_are_no_arrays(self, tmp_path):

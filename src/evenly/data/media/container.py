@@ -2,52 +2,125 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition, Stream
 
-from evenly.data.media.error import MediaError, NoStream, check_file
+from evenly.data.media.error import File, MediaError, NoStream, check_file
+from evenly.data.media.whole import check_whole
 
-S = TypeVar("S")
+
+class Picture(NamedTuple):
+    """A frame of a stream of pictures.
+
+    Attributes:
+        frame: As it was decoded.
+        time: When it is shown, in seconds from the beginning of the file; None if the file does
+            not say.
+    """
+
+    frame: av.VideoFrame
+    time: float | None
 
 
-def pictures(path: Path, stream: int) -> Generator[av.VideoFrame]:
+class Sound(NamedTuple):
+    """A piece of a stream of sound.
+
+    Attributes:
+        frame: As it was decoded.
+        time: When it begins, likewise; None also where the file holds nothing else, so that
+            there is nothing to be in time with.
+    """
+
+    frame: av.AudioFrame
+    time: float | None
+
+
+def pictures(file: File, stream: int) -> Generator[Picture]:
     """The frames of a stream of pictures, in the order in which they are shown.
 
+    A cover that is attached to sound is no stream of pictures. A file begins where the first of
+    its streams of pictures and sound does.
+
     Args:
-        path: Of the file.
+        file: That holds it.
         stream: Which stream of pictures, from 0.
 
     Raises:
         MediaError: If the file is missing, empty or broken, now or while it is read.
         NoStream: If it has no such stream.
     """
-    with _opened(path) as container:
-        yield from container.decode(_chosen(path, container.streams.video, stream, "pictures"))
+    with _opened(file) as container:
+        seen, heard = _streams(container)
+        begin = _begin([*seen, *heard])
+        for frame in _frames(container, _chosen(file, seen, stream, "pictures")):
+            if begin is None:
+                begin = frame.time
+            yield Picture(frame, _since(begin, frame.time))
 
 
-def sounds(path: Path, stream: int) -> Generator[av.AudioFrame]:
+def sounds(file: File, stream: int) -> Generator[Sound]:
     """The pieces of a stream of sound, likewise."""
-    with _opened(path) as container:
-        yield from container.decode(_chosen(path, container.streams.audio, stream, "sound"))
+    with _opened(file) as container:
+        seen, heard = _streams(container)
+        begin = _begin([*seen, *heard])
+        for frame in _frames(container, _chosen(file, heard, stream, "sound")):
+            yield Sound(frame, _since(begin, frame.time))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
-    check_file(path)
+def _opened(file: File) -> Iterator[InputContainer]:
+    check_file(file)
+    check_whole(file)
+    # Without its protocol, a name such as a:b.mp4 would be taken for one.
+    source: Any = f"file:{file}" if isinstance(file, Path) else BytesIO(file)
     try:
-        with av.open(str(path)) as container:
+        with av.open(source) as container:
             yield container
     except av.FFmpegError as error:
-        raise MediaError(path, f"cannot be decoded ({error.strerror})") from error
+        raise MediaError(file, f"cannot be decoded ({error.strerror})") from error
 
 
-def _chosen(path: Path, streams: Sequence[S], stream: int, what: str) -> S:
+def _streams(container: InputContainer) -> tuple[list[Stream], list[Stream]]:
+    """Those of pictures and those of sound."""
+    video: Sequence[Stream] = container.streams.video
+    seen = [stream for stream in video if not stream.disposition & Disposition.attached_pic]
+    return seen, list(container.streams.audio)
+
+
+def _begin(streams: Sequence[Stream]) -> float | None:
+    """When the first of several streams begins, on the file's clock; None for a single one.
+
+    That is as the file says, before what a decoder makes of it: all that counts is that it is one
+    moment for all streams.
+    """
+    known = [
+        float(stream.start_time * stream.time_base)
+        for stream in streams
+        if stream.start_time is not None and stream.time_base is not None
+    ]
+    return min(known, default=None) if len(streams) > 1 else None
+
+
+def _since(begin: float | None, time: float | None) -> float | None:
+    return None if begin is None or time is None else time - begin
+
+
+def _frames(container: InputContainer, stream: Stream) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        # An empty packet says that nothing has changed; only the last one ends the stream.
+        if packet.size or packet.dts is None:
+            yield from packet.decode()
+
+
+def _chosen(file: File, streams: Sequence[Stream], stream: int, what: str) -> Stream:
     if not streams:
-        raise NoStream(path, f"holds no {what}")
+        raise NoStream(file, f"holds no {what}")
     if not 0 <= stream < len(streams):
         count = f"{len(streams)} stream{'s' if len(streams) > 1 else ''} of {what}"
-        raise NoStream(path, f"has {count}, so there is no number {stream}")
+        raise NoStream(file, f"has {count}, so there is no number {stream}")
     return streams[stream]

@@ -1,31 +1,50 @@
-"""What is wrong with a file of sound or pictures."""
+"""Files of sound and pictures, on the disk or in memory, and what is wrong with one."""
 
+from io import BufferedReader, BytesIO
 from pathlib import Path
+
+File = Path | bytes
+"""A file by its path, or its bytes. What kind of file it is is found out from what it holds."""
 
 
 class MediaError(ValueError):
     """A media file that cannot be used, with the reason in one sentence.
 
     Attributes:
-        path: Of the file.
-        reason: What was found, without the path.
+        name: Of the file.
+        reason: What was found, without the name.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+    def __init__(self, file: File | str, reason: str) -> None:
+        self.name, self.reason = file if isinstance(file, str) else named(file), reason
+        super().__init__(self.name, reason)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.name}: {self.reason}"
 
 
 class NoStream(MediaError):
     """A media file that is whole, but holds no such sound or pictures."""
 
 
-def check_file(path: Path) -> None:
+def named(file: File) -> str:
+    """What messages call a file."""
+    return str(file) if isinstance(file, Path) else f"a file in memory of {len(file):,} bytes"
+
+
+def check_file(file: File) -> None:
     """Raises `MediaError` if there is no file, or nothing in it."""
-    if not path.exists():
-        raise MediaError(path, "there is no such file")
-    if path.is_file() and not path.stat().st_size:
-        raise MediaError(path, "the file is empty")
+    if isinstance(file, Path) and not file.exists():
+        raise MediaError(file, "there is no such file")
+    if not file if isinstance(file, bytes) else file.is_file() and not file.stat().st_size:
+        raise MediaError(file, "the file is empty")
+
+
+def opened(file: File) -> BytesIO | BufferedReader:
+    """A file to read from.
+
+    Raises:
+        MediaError: If there is none, or nothing in it.
+    """
+    check_file(file)
+    return BytesIO(file) if isinstance(file, bytes) else file.open("rb")

@@ -39,12 +39,12 @@ def at_rate(times: Float[np.ndarray, " t"], fps: float) -> Int[np.ndarray, " k"]
     """The frames that are on the screen `fps` times a second, whatever the video's own rate.
 
     Args:
-        times: When each frame is shown, in seconds, ascending.
+        times: When each frame is shown, in seconds from the beginning of the file, ascending.
         fps: Frames to keep for each second.
 
     Returns:
-        Ascending positions: at each moment from the first frame to the last one's, the latest
-        frame that has come by then.
+        Ascending positions: at each moment from 0 to the last frame's, the latest frame that has
+        come by then; before the first one has come, the first.
     """
-    moments = np.arange(times[0], times[-1] + 1e-6, 1 / fps)
-    return np.searchsorted(times, moments + 1e-6, side="right") - 1
+    moments = np.arange(0, max(times[-1], 0) + 1e-6, 1 / fps)
+    return np.maximum(np.searchsorted(times, moments + 1e-6, side="right") - 1, 0)

@@ -1,23 +1,29 @@
 """Sound from any container, as one channel of samples."""
 
-from pathlib import Path
-
 import av
 import numpy as np
 import soundfile
 from jaxtyping import Float
 
 from evenly.data.media.container import sounds
-from evenly.data.media.error import MediaError, check_file
+from evenly.data.media.error import File, MediaError, opened
+from evenly.data.media.whole import check_whole
 
 Samples = Float[np.ndarray, " t"]
+JITTER = 0.04
+"""Seconds by which time stamps may be off before silence is put in, or sound left out."""
+LONGEST = 3600
+"""Seconds of silence that are put in at most."""
 
 
-def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Samples, int]:
+def read_sound(file: File, rate: int | None = None, stream: int = 0) -> tuple[Samples, int]:
     """The mean of the channels of a sound.
 
+    Where a file has pictures or other sound beside it, silence fills the time before it begins,
+    and any gap that its time stamps leave, so that all are cut from the same instants.
+
     Args:
-        path: A .wav or .flac file, or any container that FFmpeg knows.
+        file: Sound, or a video with sound, in any container that FFmpeg knows.
         rate: Samples a second that it is brought to; its own by default.
         stream: Which stream of sound, where a file has several.
 
@@ -28,17 +34,16 @@ def read_sound(path: Path, rate: int | None = None, stream: int = 0) -> tuple[Sa
         MediaError: If the file is missing, empty or broken.
         NoStream: If it holds no such stream of sound.
     """
-    plain = stream == 0 and path.suffix.lower() in (".wav", ".flac")
-    samples, found = _file(path) if plain else _stream(path, stream)
+    samples, found = (stream == 0 and _wav(file)) or _stream(file, stream)
     if not len(samples):
-        raise MediaError(path, "holds no sound: its stream is empty")
+        raise MediaError(file, "holds no sound that can be decoded")
     if not np.isfinite(samples).all():
-        raise MediaError(path, "holds samples that are not finite")
+        raise MediaError(file, "holds samples that are not finite")
     if rate is None or rate == found:
         return samples, found
     brought = resampled(samples, found, rate)
     if not len(brought):
-        raise MediaError(path, f"is too short for {rate} samples a second: it holds {len(samples)}")
+        raise MediaError(file, f"is too short for {rate} samples a second: it holds {len(samples)}")
     return brought, rate
 
 
@@ -51,27 +56,60 @@ def resampled(samples: Float[np.ndarray, " t"], rate: int, new: int) -> Float[np
     return _joined([part.to_ndarray()[0] for part in parts])
 
 
-def _file(path: Path) -> tuple[Samples, int]:
-    """What libsndfile reads, or else FFmpeg: files are not always what their names say."""
-    check_file(path)
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        found = _stream(path, 0)
-        if not len(found[0]):
-            raise MediaError(path, f"cannot be decoded ({error.error_string})") from error
-        return found
-    return samples.mean(1), rate
+def _wav(file: File) -> tuple[Samples, int] | None:
+    """The sound of a .wav file, whatever its name, of which libsndfile makes most; None of others.
+
+    FFmpeg reads the same, in more time, and is left what is unusual.
+    """
+    with opened(file) as source:
+        if source.read(4) != b"RIFF":
+            return None
+        check_whole(file)
+        source.seek(0)
+        try:
+            samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            return None
+    return (samples.mean(1), rate) if len(samples) else None
 
 
-def _stream(path: Path, stream: int) -> tuple[Samples, int]:
-    # FFmpeg's own mixing would weigh channels by their place in the room.
-    plain = av.AudioResampler(format="fltp")
-    parts, rate = [], 0
-    for frame in sounds(path, stream):
+def _stream(file: File, stream: int) -> tuple[Samples, int]:
+    """The sound of any container, laid out by its time stamps."""
+    parts: list[np.ndarray] = []
+    rate = length = origin = 0
+    for frame, time in sounds(file, stream):
+        if rate and frame.sample_rate != rate:
+            raise MediaError(
+                file, f"changes from {rate} to {frame.sample_rate} samples a second in its course"
+            )
         rate = frame.sample_rate
-        parts += [part.to_ndarray().mean(0) for part in plain.resample(frame)]
+        piece = _mono(frame)
+        if time is not None:
+            late = origin + round(time * rate) - length
+            if length and late < -rate:  # it was joined of parts, each with a clock of its own
+                origin -= late
+            elif not length or abs(late) > JITTER * rate:
+                if late > LONGEST * rate:
+                    raise MediaError(file, f"has no sound for {late // rate:,} seconds on end")
+                parts.append(np.zeros(max(late, 0), np.float32))
+                piece = piece[max(-late, 0) :]
+                length += max(late, 0)
+        parts.append(piece)
+        length += len(piece)
     return _joined(parts), rate
+
+
+def _mono(frame: av.AudioFrame) -> Samples:
+    """The mean of a frame's channels: FFmpeg's mixing would weigh them by their place in a room."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, len(frame.layout.channels)).T
+    if values.dtype == np.uint8:
+        values = values.astype(np.float32) / 128 - 1
+    elif values.dtype.kind == "i":
+        values = values * np.float32(2.0 ** (1 - 8 * values.dtype.itemsize))
+    mean: Samples = values.astype(np.float32).mean(0)
+    return mean
 
 
 def _joined(parts: list[np.ndarray]) -> Samples:

@@ -2,38 +2,51 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from av import VideoFrame
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from evenly.data.media.container import pictures
-from evenly.data.media.error import MediaError, check_file
+from evenly.data.media.depth import colours, eight_bits
+from evenly.data.media.error import File, MediaError, named, opened
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 """Of the images in a folder of frames."""
 KEPT = 128 * 2**20
 """Bytes of decoded frames up to which a video keeps them all, and need not be decoded again."""
+REORDERED = 1.0
+"""Seconds within which a file may stamp its frames in another order than they are shown in."""
+WITHOUT = "pick=uniform needs no times"
 
 
 class Frames:
     """The frames of one thing to look at.
 
     Attributes:
-        path: Where they come from.
+        name: Of the file or folder that they come from.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
 
     @property
     @abstractmethod
     def times(self) -> Float[np.ndarray, " t"]:
-        """When each frame is shown, in seconds from the start."""
+        """When each frame is shown, in seconds from the beginning of the file, ascending.
+
+        Raises:
+            MediaError: If the file does not say.
+        """
 
     @abstractmethod
     def read(
@@ -51,61 +64,79 @@ class Frames:
         """
 
 
-def frames_of(path: Path, stream: int = 0, fps: float = 25.0) -> Frames:
+def frames_of(file: File, stream: int = 0, fps: float = 25.0) -> Frames:
     """The frames of a video, a folder of images or one image.
 
     Args:
-        path: A file in any container that FFmpeg knows, a folder, or a still image.
+        file: A video in any container that FFmpeg knows, a folder, or a still image.
         stream: Which stream of pictures, where a file has several.
         fps: Frames a second of a folder, which does not say.
     """
-    if path.is_dir():
-        return Folder(path, fps)
-    if is_still(path):
-        return Stills([path], path, fps)
-    return Video(path, stream)
+    if isinstance(file, Path) and file.is_dir():
+        return Folder(file, fps)
+    if is_still(file):
+        return Stills([file], named(file), fps)
+    return Video(file, stream)
 
 
-def is_still(path: Path) -> bool:
+def is_still(file: File) -> bool:
     """Whether a file holds one picture, whatever its name."""
     try:
-        with Image.open(path) as image:
+        with opened(file) as source, Image.open(source) as image:
             # Pillow opens some moving pictures too, but it is FFmpeg that knows their times.
             animated = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
             return image.format != "MPEG" and not animated
     except Image.DecompressionBombError:
         return True  # reading it says that it is too large
-    except (OSError, SyntaxError):
+    except (MediaError, OSError, SyntaxError):
         return False
 
 
 class Video(Frames):
     """A stream of pictures in a container, turned upright as the file says."""
 
-    def __init__(self, path: Path, stream: int = 0) -> None:
-        super().__init__(path)
-        self.stream = stream
+    def __init__(self, file: File, stream: int = 0) -> None:
+        super().__init__(named(file))
+        self.file, self.stream = file, stream
         self.kept: list[VideoFrame] = []
 
-    @cached_property
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    @property
     def times(self) -> Float[np.ndarray, " t"]:
         """When each frame is shown.
 
+        Frames come in the order in which they are shown, but files that know no more than the order
+        in which they are stored (.avi) may stamp them in that one: the stamps are sorted.
+        """
+        if None in self._stamps:
+            raise MediaError(self.name, f"does not say when its frames are shown; {WITHOUT}")
+        stamps = np.array(self._stamps, np.float64)
+        back = np.maximum.accumulate(stamps) - stamps
+        if back.max() > REORDERED:
+            jump = f"sets its clock back by {back.max():.1f} s before frame {back.argmax()}"
+            raise MediaError(self.name, f"{jump}; {WITHOUT}")
+        return np.sort(stamps)
+
+    @cached_property
+    def _stamps(self) -> list[float | None]:
+        """When each frame is shown, as the file says.
+
         The video is decoded for it: what a container says of its frames is often wrong.
         """
-        times, kept, size = [], [], 0
-        for frame in pictures(self.path, self.stream):
-            if frame.time is None:
-                raise MediaError(self.path, "does not say when its frames are shown")
-            times.append(frame.time)
+        stamps: list[float | None] = []
+        kept, size = [], 0
+        for frame, time in pictures(self.file, self.stream):
+            stamps.append(time)
             kept.append(frame)
             size += sum(plane.buffer_size for plane in frame.planes)
             if size > KEPT:
                 kept.clear()
-        if not times:
-            raise MediaError(self.path, "holds no pictures that can be decoded")
+        if not stamps:
+            raise MediaError(self.name, "holds no pictures that can be decoded")
         self.kept = kept if size <= KEPT else []
-        return np.array(times, dtype=np.float64)
+        return stamps
 
     def read(
         self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
@@ -113,23 +144,43 @@ class Video(Frames):
         """Some frames in RGB; those of a long video are decoded once more."""
         wanted = set(index.tolist())
         found: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
-        for number, frame in enumerate(self.kept or pictures(self.path, self.stream)):
+        frames = self.kept or (frame for frame, _ in pictures(self.file, self.stream))
+        for number, frame in enumerate(frames):
             if number in wanted:
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                found[number] = _planes(Image.fromarray(upright), size)
+                found[number] = _planes(Image.fromarray(self._rgb(frame)), size)
                 if len(found) == len(wanted):
                     break
         if missing := wanted - set(found):
-            raise MediaError(self.path, f"ends before frame {min(missing)}")
-        return _stacked(self.path, (found[number] for number in index.tolist()))
+            raise MediaError(self.name, f"ends before frame {min(missing)}")
+        return _stacked(self.name, (found[number] for number in index.tolist()))
+
+    def _rgb(self, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        """A frame as it is looked at."""
+        name = frame.format.name
+        if re.search(r"f(16|32)[bl]e$", name):
+            try:
+                values: np.ndarray = frame.to_ndarray()
+            except ValueError as error:
+                reason = f"holds numbers of a kind ({name}) that is not read"
+                raise MediaError(self.name, reason) from error
+            values = eight_bits(self.name, values, 1)
+            rgb = values[..., :3] if values.ndim > 2 else np.stack([values] * 3, -1)
+        elif frame.format.components[0].bits == 16 and not name.startswith("yuv"):
+            rgb = eight_bits(self.name, frame.to_ndarray(format="rgb48le"), (1 << 16) - 1)
+        else:
+            rgb = frame.to_ndarray(format="rgb24")
+        return _upright(rgb, frame)
 
 
 class Stills(Frames):
     """Images, one after another."""
 
-    def __init__(self, files: list[Path], path: Path, fps: float) -> None:
-        super().__init__(path)
+    def __init__(self, files: Sequence[File], name: str, fps: float) -> None:
+        super().__init__(name)
         self.files, self.fps = files, fps
+
+    def __len__(self) -> int:
+        return len(self.files)
 
     @property
     def times(self) -> Float[np.ndarray, " t"]:
@@ -140,17 +191,22 @@ class Stills(Frames):
         self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "k 3 h w"]:
         """Some images in RGB."""
-        return _stacked(self.path, (_still(self.files[number], size) for number in index.tolist()))
+        return _stacked(self.name, (_still(self.files[number], size) for number in index.tolist()))
 
 
 class Folder(Stills):
     """The images in a folder, in the order of the numbers in their names."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+        files = [
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        ]
         if not files:
             raise MediaError(path, "the folder holds no images")
-        super().__init__(sorted(files, key=_natural), path, fps)
+        files.sort(key=_natural)
+        super().__init__(files, str(path), fps)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -158,13 +214,43 @@ def _natural(file: Path) -> list[tuple[int, str]]:
     return [(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", file.name)]
 
 
-def _still(file: Path, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
-    check_file(file)
+def _upright(picture: UInt8[np.ndarray, "_ _ 3"], frame: VideoFrame) -> UInt8[np.ndarray, "_ _ 3"]:
+    """A picture turned and mirrored as the file says."""
     try:
-        with Image.open(file) as image:
-            return _planes(ImageOps.exif_transpose(image).convert("RGB"), size)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise MediaError(file, "is no image that can be read, or part of one") from error
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know all that FFmpeg puts there
+        return np.rot90(picture, frame.rotation // 90)
+    if data is None:
+        return picture
+    # Where one step to the right, and one down, in the picture leads on the screen.
+    (a, b, _), (c, d, _), _ = np.frombuffer(bytes(data), np.int32).reshape(3, 3).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _alike(image: Image.Image) -> int:
+    """How many pictures a file holds that are no smaller copies of the first, or views of it."""
+    count = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP", "AVIF") else 1
+    if count > 1:
+        size = image.size
+        image.seek(1)
+        count = count if image.size == size else 1
+        image.seek(0)
+    return count
+
+
+def _still(file: File, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
+    with opened(file) as source:
+        try:
+            with Image.open(source) as image:
+                if (count := _alike(image)) > 1:
+                    raise MediaError(file, f"holds {count} pictures; give one, or a folder of them")
+                return _planes(colours(named(file), image), size)
+        except Image.DecompressionBombError as error:
+            raise MediaError(file, "has more pixels than are read") from error
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise MediaError(file, "is no image that can be read, or part of one") from error
 
 
 def _planes(image: Image.Image, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
@@ -174,9 +260,9 @@ def _planes(image: Image.Image, size: tuple[int, int] | None) -> UInt8[np.ndarra
 
 
 def _stacked(
-    path: Path, frames: Iterable[UInt8[np.ndarray, "3 h w"]]
+    name: str, frames: Iterable[UInt8[np.ndarray, "3 h w"]]
 ) -> UInt8[np.ndarray, "k 3 h w"]:
     kept = list(frames)
     if len({frame.shape for frame in kept}) > 1:
-        raise MediaError(path, "its frames differ in size; give the size they are scaled to")
+        raise MediaError(name, "its frames differ in size; give the size they are scaled to")
     return np.stack(kept)

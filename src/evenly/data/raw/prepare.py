@@ -28,10 +28,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from evenly import child
-from evenly.data.arrays import native
+from evenly.data.arrays import native, spelt, unusable
 from evenly.data.dataset import SPLITS, Padded, Ragged, check_classes, check_names, described
 from evenly.data.media.error import NoStream
-from evenly.data.raw.readers import Reader, Text, spelled
+from evenly.data.raw.readers import Array, Reader, Text, spelled
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
     DESCRIPTION,
@@ -40,6 +40,7 @@ from evenly.data.store import (
     Description,
     Field,
     describe,
+    file_names,
     mapped,
     open_store,
     write_meta,
@@ -68,6 +69,8 @@ def prepare(
     """
     check_names(source.name, source.readers)
     _check_splits(source)
+    if not skip_broken and (wrong := _unfit(source)):
+        raise ValueError(_broken(source, wrong))
     with _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished:
@@ -87,6 +90,21 @@ def prepare(
             raise ValueError(_broken(source, journal.broken))
         # What is still broken changes nothing: runs that were made of the store go on with it.
         return describe(out) if _is_whole(out) else journal.finish(made_by)
+
+
+def _unfit(source: Source) -> dict[int, str]:
+    """What is wrong with numbers that are at hand, before any file is decoded."""
+    wrong, first = {}, dict[str, Any]()
+    readers = {name: reader for name, reader in source.readers.items() if isinstance(reader, Array)}
+    for number, sample in enumerate(source.samples):
+        cells = {
+            name: cell for name, cell in sample.cells.items() if isinstance(cell, np.ndarray | list)
+        }
+        found = _read(readers, cells) if cells.keys() & readers else {}
+        reason = found if isinstance(found, str) else _unlike(readers, found, first)
+        if reason:
+            wrong[number] = reason
+    return wrong
 
 
 def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
@@ -166,10 +184,14 @@ def _begin(readers: dict[str, Reader]) -> None:
 
 
 def _decode(sample: Sample) -> Decoded:
-    found: dict[str, np.ndarray | None] = dict.fromkeys(_readers)
+    return _read(_readers, sample.cells)
+
+
+def _read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
+    found: dict[str, np.ndarray | None] = dict.fromkeys(readers)
     lacking = []
-    for name, reader in _readers.items():
-        if (cell := sample.cells.get(name)) is None:
+    for name, reader in readers.items():
+        if (cell := cells.get(name)) is None:
             continue
         try:
             found[name] = _stored(reader(cell))
@@ -189,12 +211,10 @@ def _stored(values: np.ndarray | None) -> np.ndarray | None:
     if values is None:
         return None
     found = native(values)
-    if found.dtype == np.float64:
-        with np.errstate(over="ignore"):
-            found = found.astype(np.float32)
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
-        raise ValueError("holds values that are not finite")
-    return found
+    bad = unusable(values)
+    if bad.any():
+        raise ValueError(f"holds {spelt(values[bad][0])}")
+    return found.astype(np.float32) if found.dtype == np.float64 else found
 
 
 def batches(
@@ -258,9 +278,12 @@ def _unlike(
         first[name] = wanted, dtype or value.dtype
         if (wanted, first[name][1]) != (shape, value.dtype):
             each = f"({', '.join(['any', *map(str, wanted)])})" if readers[name].ragged else wanted
+            hint = ""
+            if readers[name].kind == "vector" and value.dtype == first[name][1]:
+                hint = "; sequences of unequal lengths are read by array(kind=sequence,ragged=true)"
             return (
                 f"{name}: has the shape {value.shape} of {value.dtype}, where those before have "
-                f"{each} of {first[name][1]}"
+                f"{each} of {first[name][1]}{hint}"
             )
     return ""
 
@@ -372,8 +395,9 @@ class _Journal:
         self.done: set[int] = set()
         self.broken: dict[int, str] = {}
         self.places: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in source.readers}
+        self.files = file_names(source.readers)
         self.parts = {
-            name: _Part(reader, out / "inputs" / f"{name}.memmap")
+            name: _Part(reader, out / "inputs" / f"{self.files[name]}.memmap")
             for name, reader in source.readers.items()
         }
 
@@ -508,7 +532,7 @@ class _Journal:
         train = torch.from_numpy(np.flatnonzero(split == 0))
         for name, part in self.parts.items():
             values = self._closed(name, part)
-            arrays[f"inputs/{name}"] = (values.dtype, tuple(values.shape))
+            arrays[f"inputs/{self.files[name]}"] = (values.dtype, tuple(values.shape))
             small |= self._places(name, part)
             fields[name] = self._field(name, part, values, train)
         for name, array in small.items():
@@ -528,6 +552,7 @@ class _Journal:
             classes=list(source.classes),
             splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
             sources={str(path): _size(path) for path in source.files()},
+            checksums={name: zlib.crc32(array.data) for name, array in small.items()},
             made_by=made_by,
             version=version("evenly"),
             notes=notes,
@@ -565,16 +590,16 @@ class _Journal:
             for number, at in self.places[name].items():
                 place[number] = at
             for column, end in enumerate(RAGGED):
-                found[f"{end}/{name}"] = np.ascontiguousarray(place[:, column])
+                found[f"{end}/{self.files[name]}"] = np.ascontiguousarray(place[:, column])
         if not here[sorted(self.done)].all():
-            found[f"present/{name}"] = here
+            found[f"present/{self.files[name]}"] = here
         return found
 
     def _field(self, name: str, part: _Part, values: Tensor, train: Tensor) -> Field:
         stored: Tensor | Ragged = values
         if part.reader.ragged:
-            places = self._places(name, part)
-            stored = Ragged(values, *(torch.from_numpy(places[f"{end}/{name}"]) for end in RAGGED))
+            places, file = self._places(name, part), self.files[name]
+            stored = Ragged(values, *(torch.from_numpy(places[f"{end}/{file}"]) for end in RAGGED))
         here = self._here(name)
         known = described(name, stored, train[torch.from_numpy(here)[train]])
         return Field(
@@ -656,7 +681,9 @@ def _identity(cell: Any) -> Any:
     if isinstance(cell, Path):
         return os.path.abspath(cell)
     if isinstance(cell, np.ndarray):
-        return sha256(cell.tobytes()).hexdigest()
+        return [str(cell.dtype), list(cell.shape), sha256(cell.tobytes()).hexdigest()]
+    if isinstance(cell, bytes):
+        return sha256(cell).hexdigest()
     if is_dataclass(cell):
         return {field.name: _identity(getattr(cell, field.name)) for field in fields(cell)}
     return cell if cell is None or isinstance(cell, str | int | float) else str(cell)

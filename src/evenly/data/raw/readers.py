@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -13,15 +14,17 @@ from jaxtyping import Float16, Int32, UInt8
 from evenly.data.arrays import channels_first
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
-from evenly.data.media.error import MediaError, check_file
+from evenly.data.media.error import File, MediaError, opened
 from evenly.data.media.sound import read_sound
-from evenly.data.media.video import frames_of
+from evenly.data.media.video import Frames, frames_of
 from evenly.spec import Spec
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Turns a cell into an array; a frozen dataclass, so that its settings can be noted down.
+    """Turns a cell, a file or its bytes mostly, into an array.
+
+    A frozen dataclass, so that its settings can be noted down.
 
     Attributes:
         kind: Of the modality that it makes.
@@ -62,12 +65,18 @@ def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
 class Video:
     """A few frames of a video, a folder of images or an image, in RGB.
 
+    See `evenly.data.media.depth` for how pictures of more than 8 bits are brought to 8. HDR is not
+    mapped to another range of light, and transparency is left aside: a pixel has the colour that
+    the file gives it.
+
     Args:
         frames: How many.
         size: Height and width that they are scaled to.
-        pick: `uniform`, the middle of each of as many equal segments; `random`, a frame at random
-            from each, drawn once for each file; or `rate`, the first at `fps`, of which a video
-            that ends early repeats the last.
+        pick: `uniform`, the middle of each of as many segments with equal numbers of frames;
+            `random`, a frame at random from each, drawn once for each file; or `rate`, those that
+            are on the screen `fps` times a second from the beginning of the file, which is where
+            its sound begins, too. The first is also taken for what comes before it, the last
+            for what a video that ends early lacks.
         fps: Frames a second for `rate`.
         seed: Of the draws for `random`.
         stream: Which stream of pictures, from 0, where a file has several.
@@ -91,19 +100,21 @@ class Video:
         """Frames a second, if they have one distance."""
         return self.fps if self.pick == "rate" else None
 
-    def __call__(self, cell: Path) -> UInt8[np.ndarray, "t 3 h w"]:
+    def __call__(self, cell: File) -> UInt8[np.ndarray, "t 3 h w"]:
         """The frames of one file."""
         found = frames_of(cell, self.stream)
-        return found.read(self._picked(cell, found.times), self.size)
+        return found.read(self._picked(cell, found), self.size)
 
-    def _picked(self, path: Path, times: np.ndarray) -> np.ndarray:
+    def _picked(self, file: File, found: Frames) -> np.ndarray:
         if self.pick == "uniform":
-            return sampling.uniform(len(times), self.frames)
+            return sampling.uniform(len(found), self.frames)
         if self.pick == "random":
-            # By the file's own name: the same whatever other files there are, and in what order.
-            own = np.random.default_rng([self.seed, *path.name.encode()])
-            return sampling.segment_random(len(times), self.frames, own)
-        index = sampling.at_rate(times, self.fps)[: self.frames]
+            # By the file's own name, or what it holds: the same whatever other files there are, and
+            # in what order.
+            called = sha256(file).digest() if isinstance(file, bytes) else file.name.encode()
+            own = np.random.default_rng([self.seed, *called])
+            return sampling.segment_random(len(found), self.frames, own)
+        index = sampling.at_rate(found.times, self.fps)[: self.frames]
         padded: np.ndarray = np.pad(index, (0, self.frames - len(index)), mode="edge")
         return padded
 
@@ -127,7 +138,7 @@ class Image:
     def __post_init__(self) -> None:
         _check("image", size=self.size, stream=self.stream)
 
-    def __call__(self, cell: Path) -> UInt8[np.ndarray, "3 h w"]:
+    def __call__(self, cell: File) -> UInt8[np.ndarray, "3 h w"]:
         """The picture of one file."""
         found: np.ndarray = Video(1, self.size, stream=self.stream)(cell)[0]
         return found
@@ -169,13 +180,12 @@ class Flow:
         """Of the values."""
         return f"optical flow, 0 to 255 for -{self.bound:g} to {self.bound:g} pixels"
 
-    def __call__(self, cell: Path) -> np.ndarray:
+    def __call__(self, cell: File) -> np.ndarray:
         """The flows of one file."""
         found = frames_of(cell, self.stream)
-        count = len(found.times)
-        if count < 2:
+        if len(found) < 2:
             raise MediaError(cell, "has one frame, and flow is from a frame to the next")
-        first = sampling.uniform(count - 1, self.frames)
+        first = sampling.uniform(len(found) - 1, self.frames)
         ends = np.stack([first, first + 1], 1).ravel()
         pairs = found.read(ends, self.size).reshape(self.frames, 2, 3, *self.size)
         fields = np.concatenate([flow.flow(pair, self.method) for pair in pairs])
@@ -187,7 +197,8 @@ class Flow:
 class Spectrogram:
     """A picture of sound, bands by frames, in half precision.
 
-    Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders.
+    Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders. It begins
+    where the file does: before a late track comes silence, see `evenly.data.media.sound`.
 
     Args:
         front: `stft`, `mel` or `fbank`, see `evenly.data.media.spectra`.
@@ -220,7 +231,7 @@ class Spectrogram:
             self.front
         ]
 
-    def __call__(self, cell: Path) -> Float16[np.ndarray, "1 bands frames"]:
+    def __call__(self, cell: File) -> Float16[np.ndarray, "1 bands frames"]:
         """The spectrogram of one file's sound."""
         samples, rate = read_sound(cell, self.sample_rate, self.stream)
         whole = np.resize(samples, round(self.seconds * rate))
@@ -236,7 +247,8 @@ class Spectrogram:
 class Wave:
     """The samples of a sound, in half precision, for encoders that take them as they are.
 
-    Sound is cut after `seconds`; what is shorter is repeated.
+    Sound is cut after `seconds`; what is shorter is repeated. It begins where the file does:
+    before a late track comes silence, see `evenly.data.media.sound`.
 
     Args:
         seconds: Of sound.
@@ -259,7 +271,7 @@ class Wave:
         """Samples a second."""
         return float(self.sample_rate)
 
-    def __call__(self, cell: Path) -> Float16[np.ndarray, "t 1"]:
+    def __call__(self, cell: File) -> Float16[np.ndarray, "t 1"]:
         """The samples of one file."""
         samples, rate = read_sound(cell, self.sample_rate, self.stream)
         return np.resize(samples, round(self.seconds * rate))[:, None].astype(np.float16)
@@ -267,12 +279,12 @@ class Wave:
 
 @dataclass(frozen=True)
 class Array:
-    """Numbers as they are: an array, a list, or the path of a `.npy` file.
+    """Numbers as they are: an array, a list, or a `.npy` file.
 
     Args:
-        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) for an
-            image, (t, c, h, w) for a video; or with the channels last, if only that axis is 1, 3
-            or 4.
+        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) or (h, w)
+            for an image, (t, c, h, w) for a video; or with the channels last, if only that axis is
+            1, 3 or 4.
         units: In words.
         ragged: Whether sequences are of unequal lengths.
         rate: Frames or time steps a second.
@@ -292,27 +304,31 @@ class Array:
 
     def __call__(self, cell: Any) -> np.ndarray:
         """The numbers of one sample."""
-        found = numbers(cell) if isinstance(cell, Path) else np.asarray(cell)
+        found = numbers(cell) if isinstance(cell, File) else np.asarray(cell)
+        if self.kind == "image" and found.ndim == 2:
+            found = found[None]
         axes = {"vector": 1, "sequence": 2, "image": 3, "video": 4}[self.kind]
         if found.ndim != axes or not found.size:
             raise ValueError(f"holds an array of shape {found.shape}, which is no {self.kind}")
         return channels_first(found) if self.kind in ("image", "video") else found
 
 
-def numbers(path: Path) -> np.ndarray:
+def numbers(file: File) -> np.ndarray:
     """The array of a `.npy` file.
 
     Raises:
         MediaError: If the file is missing or broken, or another one.
     """
-    check_file(path)
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise MediaError(path, "is no .npy file of numbers, or part of one") from error
+    with opened(file) as source:
+        try:
+            found = np.load(source, allow_pickle=False)
+        except (ValueError, EOFError, OSError, MemoryError) as error:
+            raise MediaError(file, "is no .npy file of numbers, or part of one") from error
+        if isinstance(found, np.ndarray) and source.read(1):
+            raise MediaError(file, "holds more than one array, or something after it")
     if not isinstance(found, np.ndarray):
         found.close()
-        raise MediaError(path, "is an .npz file of several arrays, not a .npy file of one")
+        raise MediaError(file, "is an .npz file of several arrays, not a .npy file of one")
     return found
 
 
@@ -372,7 +388,9 @@ def _tokenizer(name: str) -> Any:
     folder = Path(name).expanduser()
     local = folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)
     try:
-        return AutoTokenizer.from_pretrained(folder if local else name, local_files_only=local)
+        return AutoTokenizer.from_pretrained(
+            folder if local else name, local_files_only=local, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "

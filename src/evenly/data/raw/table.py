@@ -1,12 +1,12 @@
 """Data sets of one's own as a table: a row for each sample, a column for each modality."""
 
-import csv
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from jaxtyping import Int
 from evenly.data.arrays import VALIDATION
 from evenly.data.dataset import SplitName, check_names, stratified
 from evenly.data.media.container import pictures, sounds
-from evenly.data.media.error import MediaError, check_file
+from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
+from evenly.data.raw.columns import RESERVED, Column, read_columns
+from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
 from evenly.data.raw.readers import (
     READERS,
     Array,
@@ -39,7 +41,6 @@ TEST = 0.15
 VOCABULARY = 20_000
 PROBED = 100
 """Cells of a column, from its beginning, that tell what it holds."""
-_RESERVED = ("label", "split", "name")
 _MEDIA = re.compile(
     r"\.(npy|jpe?g|png|bmp|webp|gif|tiff?|wav|flac|mp3|ogg|opus|m4a|aac"
     r"|mp4|m4v|mov|mkv|webm|avi|flv|mpe?g|wmv|ts|3gp)$",
@@ -63,18 +64,28 @@ def table(
     - `split`, optional: `train`, `val`, `test`. Without it, or without a validation or test
       split, stratified 15 % each are drawn from the rest (seed 0), and a note says so;
     - `name`, optional: of the sample, for messages and predictions;
-    - every other one: a modality. A cell holds a number, numbers (in Parquet), a text, or the path
-      of a file or folder (relative to the table's folder); an empty one is a modality that the
-      sample lacks.
+    - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
+      Python, NumPy or PyTorch print them, or apart by commas, semicolons or blanks), a text, the
+      path of a file or folder (relative to the table's folder), or in Parquet the bytes of a file,
+      also in a pair of `bytes` and `path` as the library `datasets` writes it. An empty cell or
+      list is a modality that the sample lacks.
+
+    Columns that number the rows are no modalities unless they are asked for: an index that pandas
+    wrote, and whole numbers that all differ under the name index or id. A note says so.
+
+    Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark; its
+    cells are parted by commas, semicolons, tabs or bars, and where commas do not part them, they
+    may be decimal ones.
 
     What a column holds is found out from its first cells. Texts of which any is a file or folder
     are paths, and so are numbers that all are, such as 0001; other texts are text, whose words are
-    numbered by the training texts. The first file that is whole tells what the files hold:
-    pictures, moving pictures, sound, or an array. One with both pictures and sound is taken for
-    sound where the column's name begins like it: audio, sound, speech, voice, music.
+    numbered by the training texts, unless most of them have no words: figures that are no numbers,
+    such as dates, are refused. The first file that is whole tells what the files hold: pictures,
+    moving pictures, sound, or an array. One with both pictures and sound is taken for sound where
+    the column's name begins like it: audio, sound, speech, voice, music.
 
     Args:
-        path: Of the table, `.csv` or `.parquet`.
+        path: Of the table, `.csv`, `.tsv` or `.parquet`.
         modalities: The columns that are modalities; by default all that are left.
         readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
             others as found out. `READERS` has the names.
@@ -85,47 +96,49 @@ def table(
         FileNotFoundError: If there is no such table.
         ValueError: If the table does not have that form.
     """
-    columns = _columns(path)
+    columns = read_columns(path)
     readers = readers or {}
-    names = [name if name in columns else name.strip() for name in modalities or []]
-    names = names or [name for name in columns if name not in _RESERVED]
+    others = [name for name in columns.cells if name not in RESERVED]
+    names = [name if name in others else name.strip() for name in modalities or []]
     for name in [*names, *readers]:
-        if name not in columns or name in _RESERVED:
-            raise unknown(f"modality of {path}", name, [n for n in columns if n not in _RESERVED])
+        if name not in others:
+            raise unknown(f"modality of {path}", name, others)
+    names = names or [name for name in others if name in readers or name not in columns.indices]
     for name in readers:
         if name not in names:
             raise ValueError(
                 f"{path}: '{name}' is to be read as {readers[name]}, but is none of the modalities "
                 f"{', '.join(names)} that were asked for."
             )
-    if not names or (labelled and "label" not in columns):
+    if not names or (labelled and "label" not in columns.cells):
         raise ValueError(
             f"{path}: needs a column 'label' and one for each modality, it has "
-            f"{', '.join(columns)}."
+            f"{', '.join(columns.cells)}."
         )
     check_names(path, names)
-    count = len(columns[names[0]].values)
-    labels = columns["label"].values if "label" in columns else [None] * count
-    target, classes = _classes(path, labels, needed=labelled)
+
+    nothing = [None] * columns.rows
+    target, classes = _classes(path, columns.entries("label") or nothing, needed=labelled)
     own = {name: made("reader", parse(text), READERS) for name, text in readers.items()}
     cells, found = {}, {}
     for name in names:
-        cells[name], found[name] = _modality(path, name, columns[name], own.get(name))
-    notes: list[str] = []
-    split: list[SplitName] = ["test"] * count
+        cells[name], found[name] = _modality(path, name, columns.modality(name), own.get(name))
+    notes = [
+        f"{path.name}: the column '{name}' is an index of the rows, and no modality."
+        for name in columns.indices
+        if name in others and name not in names and not modalities
+    ]
+    split: list[SplitName] = ["test"] * columns.rows
     if labelled:
-        marks = columns["split"].values if "split" in columns else None
-        split = _split(path, marks, target, classes, notes)
+        split = _split(path, columns.entries("split"), target, classes, notes)
     for name, reader in found.items():
         if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
             texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
             found[name] = replace(reader, vocabulary=_vocabulary(texts))
-    called = (
-        columns["name"].texts or columns["name"].values if "name" in columns else [None] * count
-    )
+    called = columns.texts("name") or nothing
     samples = [
         Sample(
-            f"row {row + 1}" if called[row] is None else str(called[row]),
+            called[row] or f"row {row + 1}",
             int(target[row]),
             split[row],
             {name: cells[name][row] for name in names},
@@ -137,100 +150,15 @@ def table(
 
 def columns_of(path: Path) -> list[str]:
     """The names of a table's columns."""
-    return list(_columns(path))
-
-
-@dataclass(frozen=True)
-class _Column:
-    """The cells of a column, from the first row; None where one is empty.
-
-    Attributes:
-        values: Numbers, texts, or whatever else a Parquet file holds.
-        texts: The same as they are written; None if they are written as no texts.
-    """
-
-    values: list[Any]
-    texts: list[str | None] | None
-
-    @property
-    def is_text(self) -> bool:
-        """Whether its cells are texts, and not numbers written as such."""
-        return self.values is self.texts
-
-
-def _columns(path: Path) -> dict[str, _Column]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
-    try:
-        found = parquet.read_table(path) if path.suffix == ".parquet" else _csv(path)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
-            raise ValueError(
-                f"{path}: is not in UTF-8. Save it so, or convert it, from Latin-1 by: iconv -f "
-                f"LATIN1 -t UTF-8 {path.name} > new.csv"
-            ) from error
-        raise ValueError(f"{path}: cannot be read as a table ({error}).") from error
-    if not found.num_rows:
-        raise ValueError(f"{path}: has no rows. Give one for each sample, below the names.")
-    if len(set(found.column_names)) < found.num_columns:
-        raise ValueError(f"{path}: has two columns of one name: {found.column_names}.")
-    read = _parquet_column if path.suffix == ".parquet" else _csv_column
-    return {name: read(name, found.column(name)) for name in found.column_names}
-
-
-def _csv(path: Path) -> Any:
-    """A CSV as a table of texts: what they stand for depends on all cells of a column."""
-    import pyarrow as pa
-    from pyarrow import csv as arrow
-
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        names = next(csv.reader(file), [])
-    return arrow.read_csv(
-        path,
-        parse_options=arrow.ParseOptions(newlines_in_values=True),
-        convert_options=arrow.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
-        ),
-    )
-
-
-def _csv_column(name: str, texts: Any) -> _Column:
-    """Numbers where all cells are numbers; what says NA or the like is empty, but in labels."""
-    import pyarrow as pa
-    from pyarrow import compute
-    from pyarrow.csv import ConvertOptions
-
-    if name not in _RESERVED:
-        empty = compute.is_in(texts, pa.array(ConvertOptions().null_values))
-        texts = compute.if_else(empty, None, texts)
-    written = texts.to_pylist()
-    for kind in (pa.int64(), pa.float64(), *([] if name in _RESERVED else [pa.bool_()])):
-        try:
-            return _Column(compute.utf8_trim_whitespace(texts).cast(kind).to_pylist(), written)
-        except pa.ArrowInvalid:
-            continue
-    return _Column(written, written)
-
-
-def _parquet_column(name: str, cells: Any) -> _Column:
-    values = cells.to_pylist()
-    texts = all(isinstance(value, str | None) for value in values)
-    return _Column(values, values if texts else None)
+    return list(read_columns(path).cells)
 
 
 def _classes(
     path: Path, labels: Sequence[Any], *, needed: bool
 ) -> tuple[Int[np.ndarray, " n"], list[str]]:
     """The class of each sample, and the names of the classes; -1 where it need not be known."""
-    strange = [
-        x is None or isinstance(x, list | dict) or (isinstance(x, float) and not x.is_integer())
-        for x in labels
-    ]
+    labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in labels]
+    strange = [not isinstance(x, str | int) for x in labels]
     if needed and any(strange):
         row = strange.index(True)
         raise ValueError(
@@ -281,8 +209,8 @@ def _split(
 
 
 def _modality(
-    path: Path, name: str, column: _Column, reader: Reader | None
-) -> tuple[list[Any], Reader]:
+    path: Path, name: str, column: Column, reader: Reader | None
+) -> tuple[Sequence[Any], Reader]:
     """The cells of a modality as its reader takes them, and the reader.
 
     Args:
@@ -291,25 +219,64 @@ def _modality(
         column: Its cells.
         reader: What the user asks for, if anything.
     """
+    first = next((value for value in column.values if value is not None), None)
+    if first is None:
+        raise ValueError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
+    if column.holds == "files" and not isinstance(reader, Text):
+        cells = _files(path, name, column.values)
+        return cells, reader or _sniffed(path, name, cells)
     reads_files = reader is not None and not isinstance(reader, Text | Array)
     if column.texts is None and (reads_files or isinstance(reader, Text)):
         assert reader is not None
+        shown = first.tolist() if isinstance(first, np.ndarray) else first
+        shown = shown[0] if isinstance(shown, list) and len(shown) == 1 else shown
         raise ValueError(
-            f"{path}: column '{name}' holds numbers such as {column.values[0]}, which "
+            f"{path}: column '{name}' holds {column.holds} such as {shown!r:.60}, which "
             f"{spelled(reader).partition('(')[0]} does not read. Leave its reader out."
         )
-    texts = column.texts or []
     if isinstance(reader, Text):
-        return texts, reader
-    if reads_files or (reader is not None and column.is_text) or _holds_paths(path, column):
-        cells = _paths(path, name, texts)
+        return column.texts or [], reader
+    if column.holds == "texts" and not reads_files and not _holds_paths(path, column):
+        _check_words(path, name, column.values)
+        if reader is None:
+            return column.values, Text()
+    if reads_files or column.holds == "texts" or _holds_paths(path, column):
+        cells = _files(path, name, column.texts or [])
         return cells, reader or _sniffed(path, name, cells)
-    if column.is_text:
-        return texts, Text()
-    return _vectors(column.values), reader or _array_of(path, name, column.values)
+    found = _array(first) if isinstance(first, np.ndarray) else None
+    if found is None:
+        raise ValueError(
+            f"{path}: column '{name}' holds {type(first).__name__} values such as {first!r:.60}. "
+            "Give numbers, texts or paths, or leave the column out with --modalities."
+        )
+    return _shaped(column.values, reader or found), reader or found
 
 
-def _holds_paths(path: Path, column: _Column) -> bool:
+def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.ndarray | None]:
+    """Numbers as a reader takes them: one alone at each step is a sequence, too."""
+    if reader.kind != "sequence":
+        return values
+    return [x[:, None] if x is not None and x.ndim == 1 else x for x in values]
+
+
+def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
+    """Raises if most of a column's texts have no words: learnt as words, numbers mean nothing."""
+    given = [(row, text) for row, text in enumerate(texts, 1) if text is not None]
+    figures = [is_of_figures(text) for _, text in given[:PROBED]]
+    if 2 * sum(figures) <= len(figures):
+        return
+    cut = [(row, text) for row, text in given if is_cut(text)]
+    odd = [(row, text) for row, text in given if numbers_of([text]) is None]
+    row, text = [*cut, *odd, *given][0]
+    why = "from which NumPy left numbers out" if cut else "neither a number nor a list of numbers"
+    raise ValueError(
+        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {why}. Give numbers as 0.5, "
+        "lists as [0.5, 1], and nothing where they are missing; text, if it is that, is read with "
+        f"--readers.{name}=text."
+    )
+
+
+def _holds_paths(path: Path, column: Column) -> bool:
     """Whether a column's cells name files or folders.
 
     Texts do if any of the first is one, even if others are missing: taken for a text, a path would
@@ -317,7 +284,7 @@ def _holds_paths(path: Path, column: _Column) -> bool:
     """
     probed = [text for text in column.texts or [] if text is not None][:PROBED]
     there = [_exists(path, text) for text in probed]
-    if not column.is_text:
+    if column.holds != "texts":
         return bool(there) and all(there)
     if any(there):
         return True
@@ -331,12 +298,12 @@ def _exists(path: Path, text: str) -> bool:
 
 def _looks_like_a_path(text: str) -> bool:
     separated = bool(re.search(r"[/\\]", text)) and not re.search(r"\s", text)
-    return separated or bool(_MEDIA.search(text))
+    return (separated and not is_of_figures(text)) or bool(_MEDIA.search(text))
 
 
-def _paths(path: Path, name: str, texts: Sequence[str | None]) -> list[Path | None]:
-    """Texts as paths from the table's folder, if any of them leads anywhere."""
-    given = [text for text in texts if text is not None]
+def _files(path: Path, name: str, cells: Sequence[str | bytes | None]) -> list[Any]:
+    """The bytes of files, and paths from the table's folder, if any of them leads anywhere."""
+    given = [cell for cell in cells if isinstance(cell, str)]
     if given and not any(_exists(path, text) for text in given[:PROBED]):
         raise ValueError(
             f"{path}: column '{name}' holds paths such as '{given[0][:100]}', but there is no such "
@@ -344,12 +311,7 @@ def _paths(path: Path, name: str, texts: Sequence[str | None]) -> list[Path | No
             "looked for. Give paths from there or whole ones; text, if it is that, is read with "
             f"--readers.{name}=text."
         )
-    return [None if text is None else path.parent / text for text in texts]
-
-
-def _vectors(values: Sequence[Any]) -> list[Any]:
-    """Numbers as they are, alone ones as vectors."""
-    return [[value] if isinstance(value, int | float) else value for value in values]
+    return [path.parent / cell if isinstance(cell, str) else cell for cell in cells]
 
 
 def _vocabulary(texts: Sequence[str]) -> str:
@@ -359,63 +321,52 @@ def _vocabulary(texts: Sequence[str]) -> str:
     return " ".join(ordered[:VOCABULARY])
 
 
-def _sniffed(path: Path, name: str, cells: Sequence[Path | None]) -> Reader:
+def _sniffed(path: Path, name: str, cells: Sequence[File | None]) -> Reader:
     """What the first file that is whole asks for."""
     given = [cell for cell in cells if cell is not None]
     for cell in given[:PROBED]:
         if found := _reader_of(name, cell):
             return found
     raise ValueError(
-        f"{path}: column '{name}' begins with {given[0]}, which holds neither pictures nor sound "
-        f"nor an array, nor does any of the first {len(given[:PROBED])}. Leave the column out with "
-        "--modalities, or say how it is read with --readers."
+        f"{path}: column '{name}' begins with {named(given[0])}, which holds neither pictures nor "
+        f"sound nor an array, nor does any of the first {len(given[:PROBED])}. Leave the column "
+        "out with --modalities, or say how it is read with --readers."
     )
 
 
-def _reader_of(name: str, path: Path) -> Reader | None:
+def _reader_of(name: str, file: File) -> Reader | None:
     """How a file or folder is read; None if it is broken or of another kind."""
     try:
-        if path.is_dir():
-            return Video() if len(frames_of(path).times) else None
-        check_file(path)
-        with path.open("rb") as file:
-            if file.read(6) == b"\x93NUMPY":
-                return _array(numbers(path))
+        if isinstance(file, Path) and file.is_dir():
+            return Video() if len(frames_of(file).times) else None
+        check_file(file)
+        if _begins(file, b"\x93NUMPY"):
+            return _array(numbers(file))
     except (MediaError, OSError):
         return None
-    if is_still(path):
+    if is_still(file):
         return Image()
     heard = name.lower().startswith(("audio", "sound", "speech", "voice", "music"))
     tried = ((pictures, Video()), (sounds, Spectrogram()))
     for frames, reader in reversed(tried) if heard else tried:
-        with suppress(MediaError), closing(frames(path, 0)) as decoded:
+        with suppress(MediaError), closing(frames(file, 0)) as decoded:
             if next(decoded, None) is not None:
                 return reader
     return None
 
 
-def _array_of(path: Path, name: str, values: Sequence[Any]) -> Reader:
-    """How the numbers of a column are read."""
-    first = next((value for value in values if value is not None), None)
-    if first is None:
-        raise ValueError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
-    try:
-        found = _array(np.asarray(first if isinstance(first, list) else [first]))
-    except ValueError:  # lists of unequal lengths
-        found = None
-    if found is None:
-        raise ValueError(
-            f"{path}: column '{name}' holds {type(first).__name__} values such as {first!r:.60}. "
-            "Give numbers, texts or paths, or leave the column out with --modalities."
-        )
-    return found
+def _begins(file: File, mark: bytes) -> bool:
+    if isinstance(file, bytes):
+        return file.startswith(mark)
+    with file.open("rb") as opened:
+        return opened.read(len(mark)) == mark
 
 
 def _array(values: np.ndarray) -> Array | None:
     if values.dtype.kind not in "iufb":
         return None
+    if values.ndim == 3 or (values.ndim == 2 and values.dtype.name in ("uint8", "int8")):
+        return Array("image")
     if values.ndim == 2:
         return Array("sequence", ragged=True)
-    if values.ndim == 3:
-        return Array("image")
     return Array("video") if values.ndim == 4 else Array()

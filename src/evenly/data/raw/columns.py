@@ -1,0 +1,335 @@
+"""The columns of a table's file: texts, numbers, or files."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evenly.data.raw.figures import alone, numbers_of
+
+RESERVED = ("label", "split", "name")
+"""Columns that are no modalities."""
+_EMPTY = frozenset([
+    "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "<NA>", "NULL", "null",
+    "NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN",
+])  # fmt: skip
+"""Cells of a CSV that are as good as empty to pandas and Arrow, too."""
+_INDEX = re.compile(r"unnamed: \d+(_level_\d+)?|__index_level_\d+__", re.IGNORECASE)
+"""Names that pandas gives to an index that has none."""
+_COUNT = re.compile(r"index|id|level_\d+", re.IGNORECASE)
+"""Names of columns that number the rows, if all their numbers differ."""
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""By the mark that a file begins with, how its text is written."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The cells of a column that is a modality, from the first row; None where one is empty.
+
+    Attributes:
+        values: Arrays of numbers; texts; files, each as its bytes or by its path; or others, of
+            which nothing can be made.
+        texts: The same as they are written; None if they are not written as texts.
+        holds: Which of them.
+    """
+
+    values: Sequence[Any]
+    texts: Sequence[str | None] | None = None
+    holds: Literal["numbers", "texts", "files", "others"] = "numbers"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a file, each made sense of when it is asked for.
+
+    Attributes:
+        cells: By name, texts or an Arrow array.
+        indices: Names of those that number the rows.
+        comma: Whether numbers may have a decimal comma.
+    """
+
+    cells: Mapping[str, Any]
+    indices: Collection[str] = ()
+    comma: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(next(iter(self.cells.values())))
+
+    def texts(self, name: str) -> Sequence[str | None] | None:
+        """The cells of a column as they are written; None if there is no such column."""
+        cells = self.cells.get(name)
+        if cells is None or isinstance(cells, list):
+            return cells
+        return [None if x is None else str(x).strip() or None for x in cells.to_pylist()]
+
+    def entries(self, name: str) -> Sequence[Any] | None:
+        """Labels or splits: numbers where all are; None if there is no such column."""
+        cells = self.cells.get(name)
+        if cells is None or isinstance(cells, list):
+            return cells and (alone(cells) or cells)
+        return [x.strip() or None if isinstance(x, str) else x for x in cells.to_pylist()]
+
+    def modality(self, name: str) -> Column:
+        """The cells of a modality."""
+        cells = self.cells[name]
+        if isinstance(cells, list):
+            return _of_texts([None if x in _EMPTY else x for x in cells], self.comma)
+        return _of_arrow(cells)
+
+
+def read_columns(path: Path) -> Columns:
+    """The columns of a table.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
+    parquet = path.suffix.lower() == ".parquet"
+    names, cells, declared, comma = _parquet(path) if parquet else _csv(path)
+    # 'Split' is meant as 'split': taken for a modality, it would be drawn at random as well.
+    names = [
+        low if (low := name.lower()) in RESERVED and low not in names else name for name in names
+    ]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path}: has two columns of one name, '{twice}'. Rename one.")
+    if not cells or not len(cells[0]):
+        raise ValueError(f"{path}: has no rows. Give one for each sample, below the names.")
+    found = dict(zip(names, cells, strict=True))
+    indices = [
+        name
+        for name in names
+        if name in declared
+        or _INDEX.fullmatch(name)
+        or (_COUNT.fullmatch(name) and _counts(found[name]))
+    ]
+    return Columns(found, indices, comma)
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """The names of columns, of which those without one have one as pandas gives it."""
+    free = (name for n in count() if (name := f"Unnamed: {n}") not in names)
+    return [name or next(free) for name in names]
+
+
+def _counts(cells: Any) -> bool:
+    """Whether a column holds as many different whole numbers as it has rows."""
+    values = alone(cells) if isinstance(cells, list) else cells.to_pylist()
+    whole = values is not None and all(type(value) is int for value in values)
+    return whole and len(set(values or [])) == len(cells) > 1
+
+
+def _csv(path: Path) -> tuple[list[str], list[Any], Sequence[str], bool]:
+    """The names and texts of a CSV, without blanks around them."""
+    text = _decoded(path)
+    limit = csv.field_size_limit(2**31 - 1)  # a cell may be long; the limit is the process's
+    try:
+        parted = _delimiter(text)
+        reader = _reader(text, parted)
+        rows = [[cell.strip() for cell in row] for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: cannot be read as a table ({error}, in or before line {reader.line_num}). "
+            "Look for a quotation mark that is not closed, or one too many."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    while rows and not any(rows[-1]):
+        rows.pop()  # rows and, next, columns without anything, as spreadsheets leave them
+    names: list[str] = rows[0] if rows else []
+    while names and not any(any(row[len(names) - 1 :]) for row in rows):
+        names.pop()
+    for number, row in enumerate(rows):
+        if len(row) < len(names) or any(row[len(names) :]):
+            raise ValueError(
+                f"{path}: cannot be read as a table: row {number} has {len(row)} cells, and there "
+                f"are {len(names)} names. Quote cells that hold a {parted!r}."
+            )
+    columns = [[row[n] or None for row in rows[1:]] for n in range(len(names))]
+    return _named(names), columns, [], parted != ","
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
+    try:
+        text = content[len(mark) :].decode(_MARKS.get(mark, "utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: is not in UTF-8. Save it so, or convert it, from Latin-1 by: iconv -f "
+            f"LATIN1 -t UTF-8 {path.name} > new.csv"
+        ) from error
+    if "\0" in text:
+        raise ValueError(
+            f"{path}: is no text in UTF-8, as it holds zero bytes. Save it so, or convert it, from "
+            f"UTF-16 by: iconv -f UTF-16LE -t UTF-8 {path.name} > new.csv"
+        )
+    return text
+
+
+def _reader(text: str, delimiter: str) -> Any:
+    # Blanks after a comma are passed over, or a quotation mark behind them would be none.
+    return csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+
+
+def _delimiter(text: str) -> str:
+    """What parts the cells: with it, the names have a 'label', and are the most."""
+
+    def sense(delimiter: str) -> tuple[bool, int]:
+        try:
+            names: list[str] = next((row for row in _reader(text, delimiter) if row), [])
+        except csv.Error:
+            return False, 0
+        return "label" in [name.strip().lower() for name in names], len(names)
+
+    return max(",;\t|", key=sense)
+
+
+def _of_texts(texts: Sequence[str | None], comma: bool) -> Column:
+    """Numbers where all cells are; None among numbers is an empty one."""
+    found = numbers_of([None if text == "None" else text for text in texts], comma=comma)
+    return Column(texts, texts, "texts") if found is None else Column(_as_arrays(found), texts)
+
+
+def _as_arrays(values: Sequence[Any]) -> list[np.ndarray | None]:
+    """Numbers and arrays of a column as arrays of one type."""
+    alone = [x for x in values if x is not None and not isinstance(x, np.ndarray)]
+    whole = all(isinstance(x, int) and -(2**63) <= x < 2**63 for x in alone)
+    dtype = np.bool_ if all(isinstance(x, bool) for x in alone) else np.int64 if whole else float
+    return [
+        x if x is None or isinstance(x, np.ndarray) else np.array([x]).astype(dtype) for x in values
+    ]
+
+
+def _parquet(path: Path) -> tuple[list[str], list[Any], list[str], bool]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        found = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as a table ({said}).") from error
+    about = (found.schema.metadata or {}).get(b"pandas", b"{}")
+    try:
+        declared = json.loads(about)["index_columns"]
+    except (ValueError, KeyError, TypeError):
+        declared = []
+    cells = [_plain(found.column(n)) for n in range(found.num_columns)]
+    names = _named([name.strip() for name in found.column_names])
+    # A range is kept as its ends, not as a column.
+    return names, cells, [name.strip() for name in declared if isinstance(name, str)], False
+
+
+def _plain(cells: Any) -> Any:
+    """An Arrow column without dictionaries, and without types that others defined."""
+    import pyarrow as pa
+
+    if isinstance(cells.type, pa.FixedShapeTensorType):
+        return cells
+    if isinstance(cells.type, pa.BaseExtensionType):
+        storage = [chunk.storage for chunk in cells.chunks]
+        return _plain(pa.chunked_array(storage, cells.type.storage_type))
+    if pa.types.is_dictionary(cells.type):
+        return cells.cast(cells.type.value_type)
+    return cells
+
+
+def _of_arrow(cells: Any) -> Column:
+    import pyarrow as pa
+
+    kind = cells.type
+    if pa.types.is_struct(kind) and {field.name for field in kind} <= {"bytes", "path"}:
+        # As the library `datasets` writes pictures and sound.
+        files = [cell and (cell.get("bytes") or cell.get("path")) for cell in cells.to_pylist()]
+        return Column([file or None for file in files], None, "files")
+    if _is_binary(kind):
+        return Column([cell or None for cell in cells.to_pylist()], None, "files")
+    if _is_number(kind):
+        given = iter(_numbers(cells.drop_null()).reshape(-1, 1))
+        return Column([next(given) if here else None for here in cells.is_valid().to_pylist()])
+    if isinstance(kind, pa.FixedShapeTensorType) or _is_number(_innermost(kind)):
+        with suppress(ValueError):  # lists of unequal lengths in one cell
+            return Column([_block(cell) for cell in cells])
+    values = cells.to_pylist()
+    if all(isinstance(value, str | None) for value in values):
+        return _of_texts([None if x is None else x.strip() or None for x in values], comma=False)
+    return Column(values, None, "others")
+
+
+def _is_number(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+    return any(test(kind) for test in tests)
+
+
+def _is_binary(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    return any(test(kind) for test in tests) or str(kind) == "binary_view"
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(test(kind) for test in tests) or "list_view" in str(kind).partition("<")[0]
+
+
+def _innermost(kind: Any) -> Any:
+    """The type of what is in lists, in lists of lists, and so on."""
+    return _innermost(kind.value_type) if _is_list(kind) else kind
+
+
+def _numbers(cells: Any) -> np.ndarray:
+    """Arrow's numbers; NaN, or of truth values None, where one is missing."""
+    import pyarrow as pa
+
+    if pa.types.is_decimal(cells.type):
+        cells = cells.cast(pa.float64())
+    found: np.ndarray = cells.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _block(cell: Any) -> np.ndarray | None:
+    """The array of a cell that is a list, a list of lists, ..., or a tensor; None if it is empty.
+
+    Raises:
+        ValueError: If its lists have unequal lengths.
+    """
+    import pyarrow as pa
+
+    if not cell.is_valid:
+        return None
+    if isinstance(cell.type, pa.FixedShapeTensorType):
+        found: np.ndarray = cell.to_numpy()
+    elif _is_list(cell.values.type):
+        nothing = np.zeros(0)
+        blocks = [nothing if (x := _block(part)) is None else x for part in cell.values]
+        found = np.stack(blocks or [nothing])
+    else:
+        found = _numbers(cell.values)
+    return found if found.size else None

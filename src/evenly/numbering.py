@@ -1,0 +1,91 @@
+"""The samples of a training split, found again by the number that `Output.index` gives them."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from evenly import distributed
+from evenly.probe import Features
+
+Samples = dict[str, Tensor]
+"""Of each sample its `number`, in increasing order, its `position` in the split, its `target`."""
+
+
+def samples(found: Features, who: str) -> tuple[Samples, dict[str, Tensor]]:
+    """All samples that a look saw, and what it found of each in the same order, on each rank.
+
+    Args:
+        found: What a look brought, with the numbers.
+        who: The method that asks, for errors.
+
+    Raises:
+        ValueError: If two samples have one number, or there are no numbers.
+    """
+    if found.number is None or found.index is None:
+        raise ValueError(
+            f"{who} needs `Output.index`; found None. It follows single samples. Pass a number for "
+            "each that no other has, such as its position in its data set."
+        )
+    number, position, target = (
+        torch.cat(distributed.gather(x, sharded=found.sharded))
+        for x in (found.number.long(), found.index, found.target)
+    )
+    order = number.argsort(stable=True)
+    number = number[order]
+    twice = number[1:][number[1:] == number[:-1]]
+    if len(twice):
+        raise ValueError(
+            f"{who} follows single samples, but Output.index gives several of them one number "
+            f"({len(twice)} too many, the first of them {int(twice[0])}). Give each sample of the "
+            "training split a number of its own, such as its position in the data set."
+        )
+    values = {
+        name: torch.cat(distributed.gather(value, sharded=found.sharded))[order.to(value.device)]
+        for name, value in found.features.items()
+    }
+    return {"number": number, "position": position[order], "target": target[order]}, values
+
+
+def rows(known: Samples, index: Int[Tensor, " n"], target: Tensor, who: str) -> Int[Tensor, " n"]:
+    """Where the samples of a batch are among those known, on the device of their numbers.
+
+    On a CPU this raises at once. A device is not waited for: its next kernel fails.
+
+    Raises:
+        ValueError: If there are others, or they have another class than the samples had before.
+    """
+    for name in known:
+        known[name] = known[name].to(index.device)  # after a checkpoint was loaded
+    number = known["number"]
+    index = index.long()
+    found = torch.searchsorted(number, index).clamp_max(len(number) - 1)
+    same = number[found] == index
+    if not target.is_floating_point() and target.ndim == 1:
+        same = same & (known["target"][found] == target.to(index.device))
+    _hold(
+        same.all(),
+        f"Output.index numbers other samples than in {who}'s look at the training split, or "
+        "numbers them otherwise. Give each sample a number of its own, the same in each epoch, "
+        "such as its position in the data set, and have each epoch draw from the same samples.",
+    )
+    return found
+
+
+def check_positions(known: Samples, count: int, who: str) -> None:
+    """Raises if the samples are not those that a sampler of so many draws from."""
+    position = known["position"].sort().values
+    if not torch.equal(position, torch.arange(count, device=position.device)):
+        raise ValueError(
+            f"{who} writes which samples come, but its look at the training split, a loader of a "
+            f"class of its own, found {len(position)} samples by Output.index "
+            f"{int(position[0])} to {int(position[-1])}, where the sampler has 0 to {count - 1}. "
+            "Give the probe the DataLoader, or number samples by their position in its data set."
+        )
+
+
+def _hold(condition: Tensor, text: str) -> None:
+    if condition.device.type == "cpu":
+        if not condition:
+            raise ValueError(text)
+    else:
+        torch._assert_async(condition, text)

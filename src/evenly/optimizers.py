@@ -1,0 +1,213 @@
+"""Optimisers as libraries hand them out: what is inside, one like it, and what it does to sizes."""
+
+import copy
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_STEPS = 10  # to try: some optimisers do something else in the first
+_GROWTH = 10**0.5  # of a step, for a gradient ten times as large: half way, in orders of magnitude
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The optimiser inside those that only pass calls on, as accelerate, Lightning and Fabric do.
+
+    One that works with another, such as SAM or Lookahead, is an optimiser of its own.
+
+    Raises:
+        TypeError: If it is no optimiser.
+    """
+    if not isinstance(getattr(optimizer, "param_groups", None), list):
+        raise TypeError(
+            f"'optimizer' is a torch.optim.Optimizer; found {type(optimizer).__name__}. Pass the "
+            "one that trains the model."
+        )
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer) and inner is not optimizer and inner.state is optimizer.state:
+        return unwrapped(inner)
+    return cast(Optimizer, optimizer)
+
+
+def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
+    """A new optimiser of the same kind and settings, without state.
+
+    Args:
+        optimizer: The one that it is like, which stays as it is.
+        groups: Parameter groups like its own, with other parameters or settings.
+
+    Raises:
+        TypeError: If it is no optimiser.
+        ValueError: If no other of its kind can be made, or it cannot step without a closure.
+    """
+    real = unwrapped(optimizer)
+    kind: Any = type(real)
+    for inner in _held(real):
+        raise ValueError(
+            f"no second {kind.__name__} can be made of the first, as it works with another "
+            f"optimiser, {type(inner).__name__}. Pass that, or one like it of the same parameters."
+        )
+    try:
+        new = kind([_fresh(real, group) for group in groups], **_settings(real))
+        if needs_closure(new):
+            raise TypeError("its step needs one")
+    except Exception as error:
+        raise ValueError(
+            f"no second {kind.__name__} can be made of the first that steps without a closure "
+            f"({type(error).__name__}: {error}). Pass another optimiser of the same parameters, "
+            "such as torch.optim.SGD."
+        ) from error
+    _set_mode(new, "train")
+    return cast(Optimizer, new)
+
+
+def finish(optimizer: Optimizer) -> None:
+    """Has an optimiser that trains with other weights than its result (schedule-free) write it."""
+    _set_mode(optimizer, "eval")
+
+
+def all_of(optimizer: Any) -> list[Optimizer]:
+    """The real optimiser, and those that it works with."""
+    real = unwrapped(optimizer)
+    return [real, *_held(real)]
+
+
+def forget(optimizer: Any, parameters: Iterable[Tensor]) -> None:
+    """Clears what an optimiser, and any that it works with, remembers of parameters."""
+    parameters = list(parameters)
+    for one in all_of(optimizer):
+        for parameter in parameters:
+            one.state.pop(parameter, None)
+
+
+def divides_size(optimizer: Any) -> bool:
+    """Whether the size of gradients has no part in the steps, as with Adam and its kin.
+
+    A new optimiser of the kind is tried on small parameters of its own, with a gradient and with
+    ten times that. Where this is not possible, the answer is no.
+    """
+    real = unwrapped(optimizer)
+    held = list(_held(real))
+    if held:
+        return any(divides_size(inner) for inner in held)
+    devices = {p.device for group in real.param_groups for p in group["params"]}
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            once, tenfold = _steps(real, 1.0), _steps(real, 10.0)
+    except Exception:  # whatever a stranger's optimiser raises on parameters that it did not expect
+        return False
+    return any(a > 0 and b < _GROWTH * a for a, b in zip(once, tenfold, strict=True))
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether a step cannot be taken without a function that computes the loss anew."""
+    try:
+        # The class's, as schedulers put one of their own in the place of an object's.
+        inspect.signature(type(optimizer).step).bind(optimizer)
+    except TypeError:
+        return True
+    return False
+
+
+def check_rebuilt(optimizer: Any) -> None:
+    """Raises what `rebuilt` would, on small parameters: before work is spent on what fails."""
+    rebuilt(optimizer, _small(unwrapped(optimizer)))
+
+
+def _steps(real: Optimizer, size: float) -> list[float]:
+    """How far a step goes under a gradient of some size, for each group's settings."""
+    groups = _small(real)
+    toys = [group["params"][0] for group in groups]
+    new = rebuilt(real, groups)
+    for _ in range(_STEPS):
+        before = [toy.detach().clone() for toy in toys]
+        for toy in toys:
+            toy.grad = size * toy.new_tensor([[0.3, -0.2], [0.1, 0.4]])
+        new.step()
+    return [float((toy.detach() - x).norm()) for toy, x in zip(toys, before, strict=True)]
+
+
+def _small(real: Optimizer) -> list[dict[str, Any]]:
+    """Groups like an optimiser's, of a small parameter each."""
+    # A schedule may stand at 0 now, and decay is no gradient's.
+    plain = {"lr": 1.0, "weight_decay": 0.0}
+    return [
+        {name: x if x is None else plain.get(name, x) for name, x in group.items()}
+        | {"params": [_toy(group["params"])]}
+        for group in real.param_groups
+    ]
+
+
+def _toy(parameters: list[Tensor]) -> nn.Parameter:
+    """Not 0, as some optimisers step by the size of the weights."""
+    device = parameters[0].device if parameters else None
+    return nn.Parameter(torch.full((2, 2), 0.01, device=device))
+
+
+def _settings(real: Optimizer) -> dict[str, Any]:
+    """What to call the constructor with, besides the groups."""
+    known = {name.removeprefix("_"): value for name, value in vars(real).items()}
+    known |= vars(real) | real.defaults
+    found = {name: known[name] for name in _arguments(real) if name in known}
+    for name, value in found.items():
+        if isinstance(value, nn.Module):
+            raise ValueError(f"its '{name}' is a module, which must not have two")
+    return {name: x if callable(x) else copy.deepcopy(x) for name, x in found.items()}
+
+
+def _arguments(real: Optimizer) -> set[str]:
+    """What its constructor takes by name; a class with **settings hands them on to its base's."""
+    names: set[str] = set()
+    for cls in type(real).__mro__:
+        if cls is Optimizer:
+            return names | set(real.defaults)
+        if "__init__" in vars(cls):
+            found, is_open = _of_constructor(cls)
+            names |= found
+            if not is_open:
+                break
+    return names
+
+
+def _of_constructor(cls: type) -> tuple[set[str], bool]:
+    """The names that a class's constructor takes after the first; whether any others, too."""
+    _, *taken = inspect.signature(cls).parameters.values()
+    names = {p.name for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return names, any(p.kind == p.VAR_KEYWORD for p in taken)
+
+
+def _fresh(real: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group with its settings only.
+
+    Some optimisers keep state in groups, too: what no constructor takes is at its default again.
+    """
+    settings = _arguments(real).union(
+        *(_of_constructor(cls)[0] for cls in type(real).__mro__ if issubclass(cls, Optimizer))
+    )
+    state = {name: x for name, x in real.defaults.items() if name not in settings}
+    copied = {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in group.items()
+        if name != "initial_lr"  # a schedule's
+    }
+    return copied | copy.deepcopy(state) | {"params": list(group["params"])}
+
+
+def _held(real: Optimizer) -> Iterator[Optimizer]:
+    """Other optimisers that one works with."""
+    for value in vars(real).values():
+        several = value.values() if isinstance(value, dict) else value
+        for one in several if isinstance(value, dict | list | tuple) else [value]:
+            if isinstance(one, Optimizer) and one is not real:
+                yield one
+                yield from _held(one)
+
+
+def _set_mode(optimizer: Any, name: str) -> None:
+    """Calls `train` or `eval` of an optimiser that has these, as schedule-free ones do."""
+    mode = getattr(optimizer, name, None)
+    if callable(mode):
+        mode()

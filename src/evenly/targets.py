@@ -1,0 +1,99 @@
+"""What a target is, told from its form and from that of the logits."""
+
+from collections.abc import Collection
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["classes", "ignored", "soft", "labels", "logit", "number"]
+
+ANY: tuple[Kind, ...] = get_args(Kind)
+"""Of a method that hands the target to its criterion and does nothing else with it."""
+
+SINGLE: tuple[Kind, ...] = ("classes", "ignored", "soft")
+"""Of a method that takes the softmax of its logits for the probabilities of classes."""
+
+_IN_WORDS: dict[Kind, str] = {
+    "classes": "class numbers",
+    "ignored": "class numbers of which the criterion ignores some",
+    "soft": "soft labels",
+    "labels": "several labels a sample",
+    "logit": "one logit for two classes",
+    "number": "numbers to regress on",
+}
+
+_CRITERIA: dict[tuple[type[nn.Module], ...], Kind] = {
+    (nn.CrossEntropyLoss, nn.KLDivLoss): "soft",
+    (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss): "labels",
+    (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss): "number",
+}
+
+
+def in_words(kinds: Collection[Kind]) -> str:
+    """The kinds as a sentence names them; 'any' where it is all of them."""
+    if set(kinds) == set(ANY):
+        return "any"
+    return ", ".join(_IN_WORDS[kind] for kind in ANY if kind in kinds)
+
+
+def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, ...]:
+    """What the target of a batch may be; several where their forms are the same.
+
+    Args:
+        logits: (n, c), the fused prediction.
+        target: Of the batch, in any form.
+        criterion: It tells what numbers are where it is one of torch's modules, else their values
+            do, as far as they can; its `ignore_index` marks rows that do not count, -100 by
+            default. Values are looked at, for which a device is waited for.
+
+    Returns:
+        Nothing, where the form is none of the known ones.
+    """
+    one = logits.ndim == 2 and logits.shape[1] == 1
+    if target.ndim == 2 and target.shape == logits.shape:
+        return _column(target, criterion) if one else _rows(target, criterion)
+    if target.ndim != 1:
+        return ()
+    if one:
+        return _column(target, criterion)
+    if target.is_floating_point():
+        return ("number",)
+    if target.is_meta:
+        return ("classes",)
+    ignored = (target == getattr(criterion, "ignore_index", -100)).any()
+    return ("ignored",) if ignored else ("classes",)
+
+
+def _column(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    if _told(criterion) == "number" or not ((target == 0) | (target == 1)).all():
+        return ("number",)
+    return ("logit",) if _told(criterion) == "labels" else ("logit", "number")
+
+
+def _rows(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    if told := _told(criterion):
+        return (told,)
+    if not target.is_floating_point():
+        return ("labels",)
+    sums = target.sum(1)
+    shares = bool((target >= 0).all() & torch.isclose(sums, torch.ones_like(sums), atol=1e-3).all())
+    return ("soft",) if shares else ("labels", "number")
+
+
+def _told(criterion: Any) -> Kind | None:
+    return next((kind for made, kind in _CRITERIA.items() if isinstance(criterion, made)), None)
+
+
+def refusal(
+    name: str, takes: Collection[Kind], found: Collection[Kind], logits: Tensor, target: Tensor
+) -> str:
+    """Why a method does not take a target, in a sentence."""
+    what = " or ".join(_IN_WORDS[kind] for kind in found) or "a form that evenly does not know"
+    dtype = str(target.dtype).removeprefix("torch.")
+    return (
+        f"{name} takes {in_words(takes)}; found {what}: a target of {dtype} and shape "
+        f"{tuple(target.shape)} for logits of shape {tuple(logits.shape)}. Joint training "
+        "(evenly.Method) takes any target that its criterion does; `evenly methods NAME` and the "
+        "page of methods say what each of the others takes."
+    )

@@ -1,0 +1,204 @@
+"""A watch on the hooks of a method: what a loop forgot is an error, not a quietly other training.
+
+The hooks of every `Method` are wrapped when its class is made. The wrappers note which of them a
+loop has called, and one hook on all of torch's optimisers tells when a step was taken. A step costs
+a few attribute look-ups; nothing waits for a device.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from evenly import distributed, targets
+from evenly.optimizers import divides_size
+from evenly.output import Output
+
+if TYPE_CHECKING:
+    from evenly.method import Method
+    from evenly.probe import Probe
+
+_ALIVE: "WeakSet[Method]" = WeakSet()
+
+
+class Watch:
+    """What one method's loop has done so far.
+
+    Attributes:
+        inside: Whether a hook runs, which may call another (a base's, by `super()`).
+    """
+
+    def __init__(self, begins: bool, steps: bool) -> None:
+        self.inside = False
+        self._begins, self._steps = begins, steps  # hooks that a loop must not forget
+        self._begun = False  # before_epoch was called, or a state was loaded
+        self._losses = 0  # with gradients, before that
+        self._pending = False  # there was a loss, and no before_step since
+        self._graph_seen = False
+        self._model_seen = False
+        self._optimizer_seen = False
+        self._forms: set[tuple[Any, ...]] = set()  # of targets that the method takes
+
+    def before_epoch(self, method: "Method", epoch: int, probe: "Probe | None" = None) -> None:
+        """An epoch begins."""
+        self._begun = True
+        self._pending = False
+        if probe is not None and not self._model_seen:
+            self._model_seen = True
+            _check_model(method, probe.model)
+
+    def loss(self, method: "Method", output: Output, target: Tensor) -> None:
+        """The loss of a batch is asked for."""
+        self.check_target(method, output, target)
+        if not torch.is_grad_enabled():
+            return
+        self._pending = True
+        if not self._graph_seen:
+            self._graph_seen = True
+            _check_graph(method, output.features)
+        self._losses += not self._begun
+        if self._begins and self._losses > 1:
+            raise RuntimeError(
+                f"{_name(method)}.loss was asked for in a second batch, and before_epoch never. "
+                "Call method.before_epoch(epoch, probe) before the first batch of each epoch."
+            )
+
+    def before_step(self, method: "Method") -> None:
+        """Gradients are complete."""
+        self._pending = False
+
+    def load_state_dict(self, method: "Method", state: Mapping[str, Any]) -> None:
+        """A state is loaded, of a run that may be within an epoch."""
+        self._begun = True
+        self._pending = False
+
+    def stepped(self, method: "Method", optimizer: Optimizer) -> None:
+        """An optimiser has taken a step."""
+        if self._pending and self._steps and _holds(optimizer, method):
+            self._pending = False
+            raise RuntimeError(
+                f"{type(optimizer).__name__}.step came without {_name(method)}.before_step, so "
+                "that the method did nothing to the gradients. Call method.before_step() once "
+                "before each step, after the backward passes (and after scaler.unscale_)."
+            )
+        if not self._optimizer_seen and _holds(optimizer, method):
+            self._optimizer_seen = True
+            if method.info.scales_gradients and divides_size(optimizer):
+                warnings.warn(
+                    f"{_name(method)} acts by the size of gradients, which "
+                    f"{type(optimizer).__name__} divides out again, so little of it is left. Use "
+                    "SGD to train as its paper does.",
+                    stacklevel=2,
+                )
+
+    def check_target(self, method: "Method", output: Output, target: Tensor) -> None:
+        """Raises a ValueError if the method does not take such a target."""
+        takes = method.info.targets
+        if takes == targets.ANY:
+            return
+        form = (target.dtype, target.shape[1:], output.logits.shape[1:])
+        # On a CPU a look at the values makes nothing wait, so that no row goes unnoticed.
+        if form in self._forms and target.device.type != "cpu":
+            return
+        found = targets.kinds(output.logits, target, method.criterion)
+        if not set(found) & set(takes):
+            raise ValueError(targets.refusal(_name(method), takes, found, output.logits, target))
+        self._forms.add(form)
+
+
+def watched(kind: type["Method"]) -> None:
+    """Wraps the hooks that a class of methods defines."""
+    for name in ("before_epoch", "loss", "before_step", "load_state_dict"):
+        if name in vars(kind):
+            setattr(kind, name, _noted(name, vars(kind)[name]))
+
+
+def watch(method: "Method", *, begins: bool, steps: bool) -> Watch:
+    """A watch for a new method, which may have a `before_epoch` and a `before_step` of its own."""
+    _ALIVE.add(method)
+    return Watch(begins, steps)
+
+
+def _noted(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(hook)
+    def noted(self: "Method", *args: Any, **kwargs: Any) -> Any:
+        seen = self.watch
+        if seen.inside:
+            return hook(self, *args, **kwargs)
+        getattr(seen, name)(self, *args, **kwargs)
+        seen.inside = True
+        try:
+            return hook(self, *args, **kwargs)
+        finally:
+            seen.inside = False
+
+    return noted
+
+
+def _check_model(method: "Method", model: nn.Module) -> None:
+    known = set(model.parameters())
+    for name, encoder in method.encoders.items():
+        mine = set(encoder.parameters())
+        if mine and not mine & known:
+            raise ValueError(
+                f"the encoder '{name}' of {_name(method)} is no part of the probe's model: none "
+                "of its parameters is among the model's. Make the method of the encoders of the "
+                "model that is trained, not of a copy of them."
+            )
+
+
+def _check_graph(method: "Method", features: Mapping[str, Tensor]) -> None:
+    if method.info.writes not in ("weights", "gradients"):  # to the others they are names
+        return
+    for name, encoder in method.encoders.items():
+        mine = set(encoder.parameters())
+        # The graph of a sharded encoder ends at the parameters that FSDP puts together for it.
+        if name not in features or any(distributed.is_sharded(p) for p in mine):
+            continue
+        leaves = _leaves(features[name])
+        if leaves and not leaves & mine:
+            raise ValueError(
+                f"the features of '{name}' do not come from the encoder '{name}' of "
+                f"{_name(method)}: none of its parameters has a part in them. Make the method of "
+                "the encoders of the model that is trained, not of a copy of them, under the names "
+                "of their modalities."
+            )
+
+
+def _leaves(x: Tensor) -> set[nn.Parameter]:
+    """The parameters that a value was computed from, as far as its graph knows them."""
+    found: set[nn.Parameter] = set()
+    seen: set[Any] = set()
+    nodes = [x.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
+            found.add(leaf)
+        nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def _holds(optimizer: Optimizer, method: "Method") -> bool:
+    mine = {p for encoder in method.encoders.values() for p in encoder.parameters()}
+    return any(p in mine for group in optimizer.param_groups for p in group["params"])
+
+
+def _name(method: "Method") -> str:
+    return type(method).__name__
+
+
+def _on_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for method in tuple(_ALIVE):
+        method.watch.stepped(method, optimizer)
+
+
+register_optimizer_step_post_hook(_on_step)

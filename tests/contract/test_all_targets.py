@@ -1,0 +1,117 @@
+"""Every method takes the targets that it declares, and refuses the others in a sentence."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, one_hot
+from torch.utils.data import DataLoader, Dataset
+
+import evenly
+from evenly import METHODS
+from evenly.nn import LateFusion
+from evenly.targets import ANY
+from support import NAMES, SETTINGS, Encoder
+
+ROWS = 24
+NUMBERS = torch.arange(ROWS) % 3
+
+# By kind: the number of logits, the criterion that belongs to it, and the targets.
+TARGETS = {
+    "classes": (3, nn.CrossEntropyLoss(), NUMBERS),
+    "ignored": (3, nn.CrossEntropyLoss(), torch.where(torch.arange(ROWS) % 5 == 1, -100, NUMBERS)),
+    "soft": (3, nn.CrossEntropyLoss(), 0.9 * one_hot(NUMBERS, 3) + 0.1 / 3),
+    "labels": (
+        3,
+        nn.BCEWithLogitsLoss(),
+        (torch.arange(ROWS)[:, None] % torch.tensor([2, 3, 4]) > 0).float(),
+    ),
+    "logit": (1, lambda z, t: binary_cross_entropy_with_logits(z[:, 0], t.float()), NUMBERS % 2),
+    "number": (1, lambda z, t: mse_loss(z[:, 0], t), NUMBERS / 3 + torch.arange(ROWS) / 100),
+}
+assert TARGETS.keys() == set(ANY)
+
+
+class Rows(Dataset):
+    def __init__(self, target):
+        stream = torch.Generator().manual_seed(0)
+        self.x = torch.randn(len(NAMES[:2]), ROWS, 1, 5, generator=stream)
+        self.target = target
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, i):
+        n = i % ROWS
+        return dict(zip(NAMES, self.x[:, n], strict=False)), self.target[n], i
+
+
+def forward(model, batch):
+    inputs, target, index = batch
+    found = model(inputs)
+    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    return evenly.Output(**{**fields, "index": index}), target
+
+
+def training(name, kind):
+    """A method, and two epochs of its training on targets of a kind."""
+    width, criterion, target = TARGETS[kind]
+    torch.manual_seed(0)
+    method_kind = METHODS[name]
+    model = LateFusion({n: Encoder(6) for n in NAMES[:2]}, width, method_kind.info.head)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    rows = Rows(target)
+    takes = inspect.signature(method_kind).parameters
+    sampler = evenly.Resampler(rows, seed=0)
+    given = {
+        "head": model.head,
+        "optimizer": optimizer,
+        "sampler": sampler,
+        "modality": NAMES[0],
+    }
+    method = method_kind(
+        model.encoders,
+        criterion=criterion,
+        **{key: value for key, value in given.items() if key in takes},
+        **SETTINGS[name],
+    )
+    loader = DataLoader(rows, batch_sampler=evenly.Repeated(sampler, 8, repeats=method.repeats))
+    probe = evenly.Probe(model, forward, loader, DataLoader(Rows(target), 8))
+
+    def train(epochs=2):
+        for epoch in range(epochs):
+            sampler.set_epoch(epoch)
+            method.before_epoch(epoch, probe)
+            for batch in loader:
+                method.backward(method.loss(*forward(model, batch)))
+                method.before_step()
+                optimizer.step()
+                optimizer.zero_grad()
+        return model
+
+    return method, train
+
+
+@pytest.mark.parametrize("kind", ANY)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_what_it_declares_and_refuses_the_rest(name, kind):
+    method, train = training(name, kind)
+    if kind in method.info.targets:
+        assert all(p.isfinite().all() for p in train().parameters())
+        return
+    with pytest.raises(ValueError, match=f"^{type(method).__name__} takes class numbers.*; found"):
+        train(epochs=1)
+
+
+def test_joint_training_takes_any():
+    assert evenly.Method.info.targets == ANY
+
+
+def test_an_ignored_row_counts_for_nothing_in_joint_training():
+    """As torch's criterion does it: the mean is over the other rows."""
+    logits = torch.tensor([[0.0, math.log(3)], [5.0, -5.0]])
+    output = evenly.Output(logits, {"a": logits})
+    found = evenly.Method().loss(output, torch.tensor([0, -100]))
+    assert float(found) == pytest.approx(math.log(4), rel=1e-6)

@@ -1,0 +1,46 @@
+"""No password in what is written or shown."""
+
+import pytest
+
+from evenly.hidden import hidden, hidden_argument
+
+SHOWN = {
+    "postgresql://me:s3cr/et@host/db": "postgresql://me:***@host/db",
+    "postgresql://me:s3?cr#et@host/db": "postgresql://me:***@host/db",
+    "postgresql://me:s3%40cr@host:54/db": "postgresql://me:***@host:54/db",
+    "postgresql://me:s3 cr'et\"@host/db": "postgresql://me:***@host/db",
+    "postgresql://:s3cret@[::1]/db": "postgresql://:***@[::1]/db",
+    "postgresql://host/db?user=me&password=s3cret": "postgresql://host/db?***",
+    "postgresql://me:s3cret@host/db?sslpassword=s3cret": "postgresql://me:***@host/db?***",
+    "mysql+pymysql://me:s3cret@host/db?charset=s3": "mysql+pymysql://me:***@host/db?***",
+    # What SQLAlchemy takes for host or database may be half of the password.
+    "postgresql://me:aaa@s3cret@host/db": "postgresql://***",
+    "postgresql://me/x:s3cret@host/db": "postgresql://***",
+    "postgresql://me:a@s3:cret@host/db": "postgresql://***",
+    "postgresql://me%3As3cret@host/db": "postgresql://***",
+    "sqlite:///me:s3cret@host/x.db": "sqlite://***",
+    "https://me:s3cret@host:80/api?token=s3cret": "https://me:***@host:80/api?***",
+    "sqlite:////runs/tune.db": "sqlite:////runs/tune.db",
+    "postgresql://host/db": "postgresql://host/db",
+}
+
+
+@pytest.mark.parametrize("address", SHOWN)
+def test_an_argument(address):
+    for before in ("", "--workers=", "'"):
+        found = hidden_argument(before + address)
+        assert found == before + SHOWN[address]
+        assert hidden_argument(found) == found
+
+
+def test_other_arguments_stay():
+    for text in ("relearn(every=5)", "my@data.npz", '{"a": "b.C(x=1)"}', "a?b", "://", ""):
+        assert hidden_argument(text) == text
+
+
+def test_a_sentence():
+    said = (
+        "request to https://me:s3cret@host/api?key=s3cret failed, as did a@b: see https://x.org/y."
+    )
+    shown = "request to https://me:***@host/api?*** failed, as did a@b: see https://x.org/y."
+    assert hidden(said) == shown

@@ -1,0 +1,178 @@
+"""What a loop forgets, or does to another model than the method's, is told and not trained."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import evenly
+from evenly.methods.ogm import OGM
+from support import forward, loaders, net, sgd
+
+
+def losses(method, model, count):
+    for batch in list(loaders()[0])[:count]:
+        method.backward(method.loss(*forward(model, batch)))
+
+
+class TestBeforeEpoch:
+    def test_forgotten(self):
+        model = net()
+        with pytest.raises(RuntimeError, match=r"OGM\.loss .* second batch"):
+            losses(OGM(model.encoders), model, 2)
+
+    def test_forgotten_by_a_method_that_has_none(self):
+        """Joint training loses nothing by it."""
+        model = net()
+        losses(evenly.Method(model.encoders), model, 2)
+
+    def test_not_needed_within_a_resumed_epoch(self):
+        model = net()
+        method, fresh = OGM(model.encoders), OGM(model.encoders)
+        method.before_epoch(0)
+        fresh.load_state_dict(method.state_dict())
+        losses(fresh, model, 2)
+
+    @torch.no_grad()
+    def test_a_validation_before_training_is_none(self):
+        model = net()
+        method = OGM(model.encoders)
+        for batch in loaders()[1]:
+            method.loss(*forward(model, batch))
+
+    def test_a_base_that_calls_its_base_counts_once(self):
+        class Mine(OGM):
+            def loss(self, output, target):
+                return super().loss(output, target)
+
+        model = net()
+        losses(Mine(model.encoders), model, 1)
+
+
+class TestBeforeStep:
+    def test_forgotten(self):
+        model = net()
+        method, optimizer = OGM(model.encoders), sgd(model)
+        method.before_epoch(0)
+        losses(method, model, 1)
+        with pytest.raises(RuntimeError, match=r"SGD\.step came without OGM\.before_step"):
+            optimizer.step()
+
+    def test_of_another_training_beside_it(self):
+        """A discriminator, a second model in the same notebook."""
+        model, other = net(), net()
+        method = OGM(model.encoders)
+        method.before_epoch(0)
+        losses(method, model, 1)
+        evenly.Method().loss(*forward(other, next(iter(loaders()[0])))).backward()
+        sgd(other).step()
+
+    def test_accumulated_passes_and_a_closure(self):
+        model = net()
+        method, optimizer = OGM(model.encoders), torch.optim.LBFGS(model.parameters(), max_iter=2)
+        method.before_epoch(0)
+
+        def closure():
+            optimizer.zero_grad()
+            losses(method, model, 2)
+            method.before_step()
+            return torch.zeros(())
+
+        for _ in range(2):
+            optimizer.step(closure)
+
+    def test_an_epoch_that_was_broken_off(self):
+        """The loss of a batch that a loop gave up says nothing about the teachers' training."""
+        model = net(head="multi")
+        optimizer = sgd(model)
+        method = evenly.METHODS["g_blending"](
+            model.encoders, optimizer=optimizer, trial_epochs=1, super_epoch=1, online=True
+        )
+        probe = evenly.Probe(model, forward, *loaders())
+        method.before_epoch(0, probe)
+        losses(method, model, 1)
+        method.before_epoch(1, probe)
+
+
+class TestAnotherModel:
+    def test_a_copy(self):
+        model = net()
+        method = OGM(copy.deepcopy(model).encoders)
+        method.before_epoch(0)
+        with pytest.raises(ValueError, match=r"features of 'a' do not come from the encoder 'a'"):
+            losses(method, model, 1)
+
+    def test_names_that_are_swapped(self):
+        model = net()
+        method = OGM({"a": model.encoders["aa"], "aa": model.encoders["a"]})
+        method.before_epoch(0)
+        with pytest.raises(ValueError, match="under the names of their modalities"):
+            losses(method, model, 1)
+
+    def test_a_probe_of_another(self):
+        method = evenly.Relearn(net().encoders)
+        with pytest.raises(ValueError, match=r"'a' of Relearn is no part of the probe's model"):
+            method.before_epoch(0, evenly.Probe(net(), forward, *loaders()))
+
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_checkpointed_activations(self, reentrant):
+        model = net()
+        method = OGM(model.encoders)
+        method.before_epoch(0)
+        inputs, target, _ = next(iter(loaders()[0]))
+        features = {
+            name: checkpoint(encoder, inputs[name].requires_grad_(), use_reentrant=reentrant)
+            for name, encoder in model.encoders.items()
+        }
+        unimodal = evenly.split_linear(model.head.linear, features)
+        logits = sum(unimodal.values())
+        method.loss(evenly.Output(logits, features, unimodal), target)
+
+    def test_a_compiled_encoder(self):
+        """Its parameters are the encoder's own."""
+        encoder, head = torch.nn.Linear(5, 6), torch.nn.Linear(6, 3)
+        method = OGM({"a": encoder})
+        method.before_epoch(0)
+        features = {"a": torch.compile(encoder, backend="aot_eager")(torch.randn(4, 5))}
+        unimodal = evenly.split_linear(head, features)
+        method.loss(evenly.Output(unimodal["a"], features, unimodal), torch.arange(4) % 3)
+
+
+class Lion(torch.optim.Optimizer):
+    """Of one's own: no second moment to be found."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad.sign(), alpha=group["lr"])
+
+
+class TestOptimisers:
+    @staticmethod
+    def heard(kind, make):
+        model = net()
+        method, optimizer = kind(model.encoders), make(model.parameters())
+        method.before_epoch(0)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", UserWarning)
+            for _ in range(3):
+                losses(method, model, 1)
+                method.before_step()
+                optimizer.step()
+        return [str(w.message) for w in found if "size of gradients" in str(w.message)]
+
+    @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Rprop, Lion])
+    def test_one_that_divides_size_is_told_once(self, make):
+        (said,) = self.heard(OGM, make)
+        assert f"OGM acts by the size of gradients, which {make.__name__} divides out" in said
+
+    def test_sgd_and_methods_that_do_not_care(self):
+        assert not self.heard(OGM, torch.optim.SGD)
+        assert not self.heard(evenly.Method, torch.optim.AdamW)
