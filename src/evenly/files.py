@@ -185,7 +185,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.pop("sha256", "") != _seal(found):
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
+        # One that was written by hand has none.
+        if found.pop("sha256", _seal(found)) != _seal(found):
             raise ValueError("it is not as the run wrote it")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). {remedy(path)}") from error

@@ -1,7 +1,8 @@
 import csv
 import io
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 
 from evenly.cli import main
 from evenly.data import load, save_npz
+from evenly.files import write_text
 from evenly.lab.predict import load_run, predictions
 from evenly.lab.result import Result
 from evenly.lab.run import run_cell
@@ -242,6 +244,25 @@ class TestEditedRuns:
         path.write_text(path.read_text().replace(change, "2", 1))
         with pytest.raises(ValueError, match=r"result\.json is damaged \("):
             Result.read(copy)
+
+    def test_a_result_in_every_type(self, copy):
+        path = copy / "result.json"
+        before = asdict(Result.read(copy))
+        values = (*WRONG[1:], {"val": {}}, {"val": {"accuracy": "x"}})
+        for name in before:
+            for value in values:
+                if name in ("seconds", "peak_memory_mb") and isinstance(value, float):
+                    continue
+                write_text(path, json.dumps({**before, name: value}))
+                if error := said(Result.read, copy):
+                    assert str(path) in error
+                else:
+                    assert type(getattr(Result.read(copy), name)) is type(before[name])
+            write_text(path, json.dumps({k: v for k, v in before.items() if k != name}))
+            assert name == "files" or str(path) in said(Result.read, copy)
+        for text in ("", "[]", "{", "[" * 5000, "7", '{"a": 1}'):
+            write_text(path, text)
+            assert f"{path} is damaged" in said(Result.read, copy)
 
 
 class TestMessages:

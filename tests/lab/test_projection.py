@@ -35,7 +35,7 @@ def write_run(folder, features, target, present=None, finished=True):
     np.savez(folder / "predictions.npz", probabilities=probabilities, target=target,
              index=np.arange(len(target)))  # fmt: skip
     if finished:
-        Result("joint", 0, 0, 1, 1, 1.0, 1.0, 1, "32", {}).write(folder)
+        Result(folder.name[:-2], 0, 0, 1, 1, 1.0, 1.0, 1, "32", {}).write(folder)
 
 
 @pytest.fixture

@@ -108,6 +108,31 @@ def test_waveforms_of_unequal_lengths():
         torch.testing.assert_close(features[[row]], alone.mean(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stable", [False, True])
+def test_waveforms_of_a_model_that_norms_by_step(stable):
+    """As the large models do, whose attention alone could reach over padding."""
+    torch.manual_seed(0)
+    config = {**WAVE, "feat_extract_norm": "layer", "do_stable_layer_norm": stable}
+    encoder = Wav2Vec(modality("sequence", 800, 1), config=config).eval()
+    x = Padded(torch.randn(3, 900, 1), torch.tensor([500, 800, 31]))
+    for row, length in enumerate(x.length.tolist()):
+        alone = encoder(x.values[[row], :length])
+        torch.testing.assert_close(encoder(x)[[row]], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_wav2vec_cannot_have():
+    with pytest.raises(ValueError, match="add_adapter=true makes fewer tokens"):
+        Wav2Vec(modality("sequence", 800, 1), config={**WAVE, "add_adapter": True})
+
+
+def test_texts_longer_than_a_bert_has_positions():
+    """Before anything is trained, as a batch with one may come late."""
+    config = {**SMALL, "max_position_embeddings": 8}
+    assert BERT(modality("text", 8, 20), config=config).longest == 8
+    with pytest.raises(ValueError, match=r"positions for 8 tokens, but a text of 'x' has 9\."):
+        BERT(modality("text", 9, 20), config=config)
+
+
 def test_waveforms_too_short_for_a_token():
     encoder = Wav2Vec(modality("sequence", 800, 1), config=WAVE).eval()
     x = Padded(torch.ones(3, 9, 1), torch.tensor([9, 1, 0]))

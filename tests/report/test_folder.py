@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import yaml
 
+from evenly.files import read_sealed, write_sealed
+from evenly.lab.result import checksums
 from evenly.report import write_report
 from evenly.report.folder import read_comparison, value_at
 
@@ -28,6 +30,12 @@ def test_a_relearning_is_placed_before_the_epoch_of_its_row(tmp_path):
     assert found.moments("a") == {2: {"u": 0.4, "v": 0.1}}
 
 
+def _with_checksums(run):
+    """Writes down, as a run does, what its files are."""
+    path = run / "result.json"
+    write_sealed(path, {**read_sealed(path), "files": checksums(run)})
+
+
 @pytest.mark.parametrize(
     ("metrics", "fault"),
     [
@@ -48,6 +56,7 @@ def test_metrics_that_are_damaged_are_not_drawn(tmp_path, metrics, fault):
 def test_metrics_cut_at_a_line_are_not_those_that_a_finished_run_wrote(tmp_path, write):
     folder = write(tmp_path, methods=["joint"], seeds=1, epochs=12)
     path = folder / "runs" / "joint-0" / "metrics.csv"
+    _with_checksums(path.parent)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
     with pytest.raises(ValueError, match=r"metrics\.csv is damaged: it is not as the run wrote it"):
         read_comparison(folder)
@@ -63,7 +72,9 @@ def test_a_finished_run_is_known_by_its_result(tmp_path, write):
 
 def test_what_a_finished_run_wrote_is_missed(tmp_path, write):
     folder = write(tmp_path, methods=["joint"], seeds=1)
-    (folder / "runs" / "joint-0" / "predictions.npz").unlink()
+    path = folder / "runs" / "joint-0" / "predictions.npz"
+    _with_checksums(path.parent)
+    path.unlink()
     with pytest.raises(ValueError, match=r"predictions\.npz is missing\. Bring back the file"):
         read_comparison(folder)
 

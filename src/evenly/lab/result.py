@@ -2,8 +2,10 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_type_hints
 
-from evenly.files import check_written, read_sealed, remedy, sha256, write_sealed
+from evenly.files import check_written, read_sealed, reading, sha256, write_sealed
+from evenly.spec import converted
 
 FILES = ("metrics.csv", "best.ckpt", "predictions.npz", "features.npz")
 """That a run writes for good before its result."""
@@ -55,11 +57,14 @@ class Result:
         path = folder / "result.json"
         if not path.is_file():
             return None
-        found = read_sealed(path)
-        try:
-            return Result(**found)
-        except TypeError as error:  # of another version
-            raise ValueError(f"{path} is damaged ({error}). {remedy(path)}") from error
+        found, hints = read_sealed(path), get_type_hints(Result)
+        with reading(path):
+            given = {name: converted(name, value, hints[name]) for name, value in found.items()}
+            result = Result(**given)
+            for split, metrics in result.metrics.items():
+                if "accuracy" not in metrics:
+                    raise ValueError(f"it has no accuracy of the {split} split")
+        return result
 
     def check(self, path: Path) -> None:
         """Raises if a file of the run's folder is not as the run wrote it."""

@@ -332,12 +332,11 @@ def _read_run(folder: Path) -> Run:
     error = folder / "error.txt"
     finished = (folder / "result.json").is_file()
     result = read_sealed(folder / "result.json") if finished else None
-    cell: Any = result
-    if result is None:
-        with reading(folder / "config.yaml"):
-            cell = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            for name, hint in (("method", str), ("seed", int)):
-                converted(name, cell[name], hint)
+    source = folder / ("result.json" if finished else "config.yaml")
+    with reading(source):
+        cell = result or yaml.safe_load(source.read_text(encoding="utf-8"))
+        for name, hint in (("method", str), ("seed", int)):
+            converted(name, cell[name], hint)
     return Run(
         method=cell["method"],
         seed=cell["seed"],
