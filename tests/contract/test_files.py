@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -20,12 +22,6 @@ from pyarrow import parquet
 
 from evenly.data import Padded, load_npz, save_npz
 from evenly.data.raw import Array, Text, table
-
-try:
-    import pandas
-    import polars
-except ImportError:  # what they write is then not tried
-    pandas = polars = None
 
 N = 6
 LABEL = [k % 2 for k in range(N)]
@@ -131,7 +127,7 @@ def with_polars(draw, path, cells, comma):
 def test_csv(column, data):
     kind, cells = column
     draw = data.draw
-    writers = [with_csv, with_arrow, *([with_pandas, with_polars] if pandas else [])]
+    writers = [with_csv, with_arrow, with_pandas, with_polars]
     writer = draw(st.sampled_from(writers))
     if kind in ("vector", "sequence"):
         written = LISTS[draw(st.sampled_from(list(LISTS)))]
@@ -240,7 +236,7 @@ def polars_file(draw, path, kind, cells):
 @given(columns(), st.data())
 def test_parquet(column, data):
     kind, cells = column
-    writers = [arrow_file, *([pandas_file, polars_file] if pandas else [])]
+    writers = [arrow_file, pandas_file, polars_file]
     writer = data.draw(st.sampled_from(writers))
     with TemporaryDirectory() as folder:
         path = Path(folder) / data.draw(st.sampled_from(["t.parquet", "T.PARQUET"]))

@@ -1,6 +1,7 @@
 import io
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -550,7 +551,7 @@ class TestSaving:
         "name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4", "float4_e2m1fn"]
     )
     def test_types_of_other_packages_are_widened(self, tmp_path, name):
-        own = np.dtype(getattr(pytest.importorskip("ml_dtypes"), name))
+        own = np.dtype(getattr(ml_dtypes, name))
         x = (np.arange(24).reshape(N, 2) % 3).astype(own)
         save_npz(tmp_path / "a.npz", LABELS, SPLIT, {"x": x})
         found = _all(load_npz(tmp_path / "a.npz"), "train")["inputs"]["x"]

@@ -5,6 +5,7 @@ import re
 from decimal import Decimal
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pytest
 from PIL import Image as Picture
@@ -190,7 +191,6 @@ class TestIndices:
         assert list(table(path).readers) == ["x", "index"]
 
     def test_as_pandas_writes_it(self, tmp_path):
-        pandas = pytest.importorskip("pandas")
         frame = pandas.DataFrame({"x": np.arange(N) / 2, "label": LABEL, "split": SPLIT})
         frame = frame.sample(frac=1, random_state=0)
         named = frame.rename_axis("clip")
