@@ -483,6 +483,9 @@ def test_wrong_input_gets_a_sentence(tmp_path, features):
     fails("holds no comparison", "report", tmp_path)
     fails("--seeds is at least 1", "compare", "--seeds", 0)
     fails("unrecognized arguments: --dta", "compare", "--dta", "digits")
+    fails("unrecognized arguments: --dta=a.b/c.csv.", "compare", "--dta=a.b/c.csv")
+    told = "'what is given' is no address of a database"
+    fails(told, "compare", "--workers", "host=db user=me password=hunter2")
     fails("epochs", "compare", "--epochs", "many")
     images = tmp_path / "images.npz"
     labels = np.tile([0, 1], 12)

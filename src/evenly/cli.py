@@ -765,7 +765,7 @@ class _Parser(ArgumentParser):
             takes = wanted(one.hints[key[1].partition(".")[0]])
             said = f"--{key[1]} takes {takes}, found {hidden_argument(value[1])!r}."
         else:
-            names = "|".join(self.commands)
+            names = "|".join(self.commands) or "(?!)"  # a command has none of its own
             said = re.sub(rf"\b({names})\.(?=\w)", "", hidden(message.strip()))
             said = f"{said.rstrip('.')}. 'evenly COMMAND --help' tells what it takes."
         print(f"evenly: {said}", file=sys.stderr)

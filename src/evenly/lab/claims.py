@@ -318,7 +318,8 @@ def _address(url: str) -> URL:
     try:
         address, torn = make_url(url), is_torn(url)
     except (ArgumentError, ValueError) as error:  # the second of a port that is no number
-        shown = hidden_address(url) if "://" in url or "@" not in url else "what is given"
+        plain = "://" in url or not {"@", "="} & set(url)
+        shown = hidden_address(url) if plain else "what is given"
         raise ValueError(
             f"'{shown}' is no address of a database. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
