@@ -22,6 +22,8 @@ SHOWN = {
     "https://me:s3cret@host:80/api?token=s3cret": "https://me:***@host:80/api?***",
     "sqlite:////runs/tune.db": "sqlite:////runs/tune.db",
     "postgresql://host/db": "postgresql://host/db",
+    "postgresql://me:s3cret": "postgresql://***",
+    "http://localhost:5000": "http://localhost:5000",
 }
 
 
@@ -44,3 +46,7 @@ def test_a_sentence():
     )
     shown = "request to https://me:***@host/api?*** failed, as did a@b: see https://x.org/y."
     assert hidden(said) == shown
+
+
+def test_an_address_without_a_scheme_in_a_sentence():
+    assert hidden("what is me:s3cret@host/db for?") == "what is me:***@host/db for?"

@@ -9,6 +9,8 @@ def hidden(text: str) -> str:
     An address begins with `scheme://` and goes on to the next blank, or, where the text is one
     argument of a command, to its end: `hidden_argument`.
     """
+    # One without a scheme: name:password@host.
+    text = re.sub(r"(?<![\w/:])([\w.+-]+):[^\s/:@]+@(?=[\w.-])", r"\1:***@", text)
     # Of an address that was taken for a path, one of two slashes is left.
     return re.sub(
         r"([\w+.-]+:)//?(\S*)", lambda found: hidden_address(f"{found[1]}//{found[2]}"), text
@@ -27,7 +29,7 @@ def hidden_address(address: str) -> str:
     What of it is a password is for SQLAlchemy to say, as it opens the address. Where a password was
     written so that it is read as something else, all is hidden.
     """
-    if not {"@", "?"} & set(address):
+    if not {"@", "?"} & set(address) and not re.search(r"://[^/]*:", address):
         return address
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError

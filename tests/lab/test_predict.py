@@ -72,6 +72,13 @@ def test_a_run_loads_anywhere(run, data, tmp_path, monkeypatch):
     assert torch.equal(trained.predict(load(str(data)), "test"), before)
 
 
+def test_a_modality_that_the_data_lack_is_told(run, data, tmp_path, capsys):
+    with np.load(data) as file:
+        np.savez(tmp_path / "few.npz", **{k: file[k] for k in file.files if k[:3] != "eye"})
+    assert len(rows(run, str(tmp_path / "few.npz"), "test")) == 30
+    assert "few.npz holds no eye: taken as missing from all samples." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("without", [["x"], ["steps"], ["eye", "steps"]])
 def test_modalities_left_out_are_as_if_they_were_not_there(run, data, tmp_path, without):
     found = [r.probabilities for r in rows(run, str(data), "test", without)]

@@ -312,6 +312,8 @@ def _of_data(
     run: Trained, data: str, split: SplitName, without: Collection[str]
 ) -> Iterator[tuple[Prediction, set[str]]]:
     """Of arrays, a store or a built-in data set: predictions, and doubts."""
+    from evenly.lab.prepare import say  # which needs run.py, which needs this
+
     path = data_file(data)
     if path is not None and path.suffix.lower() == ".npz":
         # What has more axes than a vector is none, though it could be flattened.
@@ -319,6 +321,8 @@ def _of_data(
         found = load_npz(path, labelled=False, kinds=known)
     else:
         found = load(data)
+    if lacking := sorted(run.modalities.keys() - found.modalities.keys() - set(without)):
+        say([f"{data} holds no {', '.join(lacking)}: taken as missing from all samples."])
     alike = run._fit(found, without)
     part = found.split(split)
     if not len(part):

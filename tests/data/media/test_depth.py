@@ -132,6 +132,14 @@ class TestRefused:
         with pytest.raises(MediaError, match=r"where 1 is white|not finite"):
             Image()(path)
 
+    def test_a_scan_around_an_offset(self, tmp_path):
+        """Of which 8 bits would keep ten levels; a picture that is all one is none."""
+        scan = np.rint(32768 + 1000 * (2 * RAMP - 1)).astype(np.uint16)
+        with pytest.raises(MediaError, match="from 31,768 to 33,768 where 65,535 is white"):
+            Image()(save(tmp_path / "a.png", scan))
+        even = Image()(save(tmp_path / "b.png", np.full_like(scan, 32768)))
+        assert (even == 127).all() or (even == 128).all()
+
     def test_numbers_that_are_no_grey(self, tmp_path):
         path = save(tmp_path / "a.tif", np.rint(65535 * RAMP).astype(np.int32))
         with pytest.raises(MediaError, match="0 to 65,535 where 2,147,483,647 is white"):

@@ -359,3 +359,17 @@ class TestTypes:
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(ValueError, match=r"t\.parquet: cannot be read as a table"):
             table(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["01", "1", "2"], ["01", "1", "2"]),  # told apart, so they are texts
+        (["1e5", "10e4", "3"], ["10e4", "1e5", "3"]),
+        (["1", "1.0", "2"], ["1", "2"]),
+    ],
+)
+def test_labels_that_are_told_apart_stay_apart(tmp_path, labels, classes):
+    rows = "".join(f"{k / 4},{labels[k % 3]}\n" for k in range(12))
+    (tmp_path / "t.csv").write_text(f"x,label\n{rows}")
+    assert list(table(tmp_path / "t.csv").classes) == classes

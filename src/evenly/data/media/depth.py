@@ -19,6 +19,8 @@ from evenly.data.media.error import MediaError
 
 DARKEST = 1 / 4
 """Share of white that the brightest pixel of a picture with more than 8 bits has at least."""
+NARROWEST = 1 / 10
+"""The same between the darkest and the brightest pixel of one in grey, unless it is all one."""
 
 
 def colours(name: str, image: ImageFile.ImageFile) -> Image.Image:
@@ -70,12 +72,13 @@ def eight_bits(
     """Numbers from 0 to `white`, as 0 to 255.
 
     Raises:
-        MediaError: If they are not within that, or are all near black.
+        MediaError: If they are not within that, are all near black, or all near one another.
     """
     low, high = values.min(), values.max()
     if not np.isfinite([low, high]).all():
         raise MediaError(name, "holds numbers that are not finite")
-    if low < 0 or high > white or 0 < high < DARKEST * white:
+    narrow = values.ndim == 2 and 0 < high - low < NARROWEST * white
+    if low < 0 or high > white or 0 < high < DARKEST * white or narrow:
         raise MediaError(
             name,
             f"holds numbers from {low:,g} to {high:,g} where {white:,} is white, so they are on a "

@@ -83,7 +83,7 @@ class Columns:
         """Labels or splits: numbers where all are; None if there is no such column."""
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, list):
-            return cells and (alone(cells) or cells)
+            return cells and (_alone(cells) or cells)
         return [x.strip() or None if isinstance(x, str) else x for x in cells.to_pylist()]
 
     def modality(self, name: str) -> Column:
@@ -204,6 +204,18 @@ def _delimiter(text: str) -> str:
         return "label" in [name.strip().lower() for name in names], len(names)
 
     return max(",;\t|", key=sense)
+
+
+def _alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
+    """The numbers of labels or splits, if all are; None if two that are told apart would be one.
+
+    "01" and "1" are two classes, "1" and "1.0" are one.
+    """
+    found = alone(texts)
+    given = {re.sub(r"\.0*$", "", text) for text in texts if text is not None}
+    return (
+        found if found is None or len({x for x in found if x is not None}) == len(given) else None
+    )
 
 
 def _of_texts(texts: Sequence[str | None], comma: bool) -> Column:
