@@ -593,7 +593,7 @@ def parser() -> "_Parser":
     )
     one.add_argument(
         "--tuned",
-        type=_mapping,
+        type=_Mapping(),
         help="learning rate, weight decay and own settings by method: not to be written by hand, "
         "but given with all else as --config FOLDER/best.yaml, the file that 'evenly tune' writes",
     )
@@ -779,13 +779,18 @@ def _parser(description: str) -> _Parser:
     return _Parser(description=description, formatter_class=Formatter)
 
 
-def _mapping(given: Any) -> Any:
+class _Mapping:
     """A mapping of any values; where the type says so, jsonargparse imports classes named in it."""
-    try:
-        found = load_yaml(given) if isinstance(given, str) else given
-        return converted("it", found, dict[str, Any] | None)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from error
+
+    def __call__(self, given: Any) -> Any:
+        try:
+            found = load_yaml(given) if isinstance(given, str) else given
+            return converted("it", found, dict[str, Any] | None)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    def __repr__(self) -> str:  # as --help shows it
+        return "mapping"
 
 
 def _add_jobs(one: ArgumentParser) -> None:

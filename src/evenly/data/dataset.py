@@ -344,8 +344,9 @@ def check_names(where: object, names: Iterable[str]) -> None:
         # ModuleDict, which holds the encoders, refuses names of its own attributes.
         if not name or "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(
-                f"{where}: a modality cannot be called '{name}', as its encoder could not be "
-                "stored under that name. Rename it, without dots and slashes."
+                f"{where}: a modality cannot be called '{name}', as torch could not store its "
+                "encoder under that name: it takes no dots, slashes or names that a ModuleDict has "
+                "itself. Rename it."
             )
         if not name.isprintable():
             raise ValueError(
