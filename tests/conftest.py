@@ -5,8 +5,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the models are small, and several tests share two cores
-# Tests that are started in the background ignore Ctrl-C, and so would the commands they interrupt.
+# Tests that are started in the background, or under nohup, ignore Ctrl-C or a lost terminal, and so
+# would the commands that they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -113,6 +113,7 @@ def test_lightning_hands_the_limit_on():
     train, val = loaders()
     trainer = mock.create_autospec(Trainer, instance=True)
     trainer.train_dataloader, trainer.val_dataloaders = train, val
+    trainer.num_training_batches = len(train)
     balance = evenly.Balance(evenly.Method(), forward, memory=5)
     probe = balance._probe(trainer, mock.create_autospec(LightningModule, instance=True))
     assert probe.memory == 5

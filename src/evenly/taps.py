@@ -75,8 +75,6 @@ class Taps:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _listen(
         self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
@@ -100,6 +98,10 @@ class Taps:
         if torch.is_grad_enabled():
             self._trained.add(name)
         self._last[name] = pooled
+
+
+# What torch.compiler.disable notes on a function, without importing the compiler for it.
+Taps._listen._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def capture(

@@ -320,6 +320,9 @@ def test_a_batch_without_a_loss_is_no_step_of_the_methods(first, tmp_path):
 
 
 def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_path, caplog):
+    caplog.set_level(
+        "INFO", "evenly.integrations.lightning"
+    )  # a run of the lab may have quietened it
     module = Module()
     module.method = evenly.Relearn(module.net.encoders)
     with pytest.warns(UserWarning, match=r"but this training ended after 1 epoch\. Train longer"):

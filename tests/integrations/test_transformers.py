@@ -301,6 +301,9 @@ def test_every_epoch_is_counted(case, tmp_path):
 
 
 def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_path, caplog):
+    caplog.set_level(
+        "INFO", "evenly.integrations.transformers"
+    )  # a run of the lab may have quietened it
     kind = remaking(lambda model: evenly.Relearn(model.encoders))
     with pytest.warns(UserWarning, match=r"but this training ended after 2 epochs\. Train longer"):
         trainer("joint", tmp_path, kind=kind, num_train_epochs=2).train()
