@@ -38,6 +38,9 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
             found = found.__context__  # torch hides what it met in errors of its own
         if found is None or found.errno is None:
             raise
+        # A sentence of our own that follows from another error says more than that error.
+        if found is not error and found.errno not in FULL:
+            raise
         if found.filename is not None and str(temporary) not in (found.filename, found.filename2):
             raise
         raise OSError(found.errno, found.strerror, str(path)) from error
