@@ -69,6 +69,33 @@ class TestBeforeStep:
         evenly.Method().loss(*forward(other, next(iter(loaders()[0])))).backward()
         sgd(other).step()
 
+    def test_of_a_loss_that_was_only_looked_at(self):
+        model = net()
+        method = OGM(model.encoders)
+        method.before_epoch(0)
+        output, target = forward(model, next(iter(loaders()[0])))
+        method.loss(output, target).item()
+        output.logits.sum().backward()
+        sgd(model).step()
+
+    def test_of_a_backward_pass_that_the_loop_calls_itself(self):
+        model = net()
+        method = OGM(model.encoders)
+        method.before_epoch(0)
+        method.loss(*forward(model, next(iter(loaders()[0])))).backward()
+        with pytest.raises(RuntimeError, match=r"without OGM\.before_step"):
+            sgd(model).step()
+
+    def test_of_a_training_that_broke_off_before_this_one(self):
+        """A cell that was interrupted and run again; its traceback keeps the first method."""
+        model = net()
+        first, second = OGM(model.encoders), OGM(model.encoders)
+        for method in (first, second):
+            method.before_epoch(0)
+            losses(method, model, 1)
+        second.before_step()
+        sgd(model).step()
+
     def test_accumulated_passes_and_a_closure(self):
         model = net()
         method, optimizer = OGM(model.encoders), torch.optim.LBFGS(model.parameters(), max_iter=2)
@@ -129,6 +156,30 @@ class TestAnotherModel:
         unimodal = evenly.split_linear(model.head.linear, features)
         logits = sum(unimodal.values())
         method.loss(evenly.Output(logits, features, unimodal), target)
+
+    def test_a_layer_behind_checkpointed_activations(self):
+        encoder, layer, head = (torch.nn.Linear(*sizes) for sizes in ((5, 6), (6, 6), (6, 3)))
+        method = OGM({"a": encoder})
+        method.before_epoch(0)
+        x = torch.randn(4, 5, requires_grad=True)
+        features = {"a": layer(checkpoint(encoder, x, use_reentrant=True))}
+        unimodal = evenly.split_linear(head, features)
+        method.loss(evenly.Output(unimodal["a"], features, unimodal), torch.arange(4) % 3)
+
+    def test_a_layer_behind_an_encoder_that_is_frozen_at_first(self):
+        encoder, layer, head = (torch.nn.Linear(*sizes) for sizes in ((5, 6), (6, 6), (6, 3)))
+        method = OGM({"a": encoder})
+        method.before_epoch(0)
+
+        def loss(encoder):
+            features = {"a": layer(encoder(torch.randn(4, 5)))}
+            unimodal = evenly.split_linear(head, features)
+            method.loss(evenly.Output(unimodal["a"], features, unimodal), torch.arange(4) % 3)
+
+        loss(encoder.requires_grad_(False))
+        encoder.requires_grad_(True)
+        with pytest.raises(ValueError, match="do not come from the encoder"):
+            loss(copy.deepcopy(encoder))
 
     def test_a_compiled_encoder(self):
         """Its parameters are the encoder's own."""

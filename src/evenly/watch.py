@@ -39,7 +39,7 @@ class Watch:
         self._begins, self._steps = begins, steps  # hooks that a loop must not forget
         self._begun = False  # before_epoch was called, or a state was loaded
         self._losses = 0  # with gradients, before that
-        self._pending = False  # there was a loss, and no before_step since
+        self._pending = False  # there was a backward pass, and no before_step since
         self._graph_seen = False
         self._model_seen = False
         self._optimizer_seen = False
@@ -58,16 +58,26 @@ class Watch:
         self.check_target(method, output, target)
         if not torch.is_grad_enabled():
             return
-        self._pending = True
         if not self._graph_seen:
-            self._graph_seen = True
-            _check_graph(method, output.features)
+            self._graph_seen = _check_graph(method, output.features)
         self._losses += not self._begun
         if self._begins and self._losses > 1:
             raise RuntimeError(
                 f"{_name(method)}.loss was asked for in a second batch, and before_epoch never. "
                 "Call method.before_epoch(epoch, probe) before the first batch of each epoch."
             )
+
+    def backward(self, method: "Method", loss: Tensor) -> None:
+        """Gradients are asked for; where none were, a loss was looked at and no more."""
+        self._pending = True
+        for other in _ALIVE:  # one whose training broke off knows nothing of the steps that follow
+            if other is not method and other.watch._pending and _share(other, method):
+                other.watch._pending = False
+
+    def lost(self, method: "Method", loss: Tensor) -> None:
+        """A loss is given, whose backward pass a loop may call itself."""
+        if loss.requires_grad:
+            loss.register_hook(lambda _: self.backward(method, loss=_))
 
     def before_step(self, method: "Method") -> None:
         """Gradients are complete."""
@@ -114,7 +124,7 @@ class Watch:
 
 def watched(kind: type["Method"]) -> None:
     """Wraps the hooks that a class of methods defines."""
-    for name in ("before_epoch", "loss", "before_step", "load_state_dict"):
+    for name in ("before_epoch", "loss", "backward", "before_step", "load_state_dict"):
         if name in vars(kind):
             setattr(kind, name, _noted(name, vars(kind)[name]))
 
@@ -134,9 +144,12 @@ def _noted(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
         getattr(seen, name)(self, *args, **kwargs)
         seen.inside = True
         try:
-            return hook(self, *args, **kwargs)
+            found = hook(self, *args, **kwargs)
         finally:
             seen.inside = False
+        if name == "loss":
+            seen.lost(self, found)
+        return found
 
     return noted
 
@@ -153,11 +166,16 @@ def _check_model(method: "Method", model: nn.Module) -> None:
             )
 
 
-def _check_graph(method: "Method", features: Mapping[str, Tensor]) -> None:
+def _check_graph(method: "Method", features: Mapping[str, Tensor]) -> bool:
+    """Raises if features are another encoder's; whether all of them could be told."""
     if method.info.writes not in ("weights", "gradients"):  # to the others they are names
-        return
+        return True
+    told = True
     for name, encoder in method.encoders.items():
         mine = set(encoder.parameters())
+        if not any(p.requires_grad for p in mine):  # frozen for the first epochs
+            told = False
+            continue
         # The graph of a sharded encoder ends at the parameters that FSDP puts together for it.
         if name not in features or any(distributed.is_sharded(p) for p in mine):
             continue
@@ -169,10 +187,11 @@ def _check_graph(method: "Method", features: Mapping[str, Tensor]) -> None:
                 "the encoders of the model that is trained, not of a copy of them, under the names "
                 "of their modalities."
             )
+    return told
 
 
 def _leaves(x: Tensor) -> set[nn.Parameter]:
-    """The parameters that a value was computed from, as far as its graph knows them."""
+    """The parameters that a value was computed from; none if its graph hides some of them."""
     found: set[nn.Parameter] = set()
     seen: set[Any] = set()
     nodes = [x.grad_fn]
@@ -181,10 +200,17 @@ def _leaves(x: Tensor) -> set[nn.Parameter]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":  # reentrant: runs the encoder later
+            return set()
         if isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
             found.add(leaf)
         nodes += [following for following, _ in node.next_functions]
     return found
+
+
+def _share(one: "Method", other: "Method") -> bool:
+    mine = {p for encoder in one.encoders.values() for p in encoder.parameters()}
+    return any(p in mine for encoder in other.encoders.values() for p in encoder.parameters())
 
 
 def _holds(optimizer: Optimizer, method: "Method") -> bool:
