@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +36,9 @@ def test_the_criterion_says_which_rows_are_ignored():
     target = torch.tensor([0, 255, 2, 0])
     assert kinds(LOGITS, target, nn.CrossEntropyLoss(ignore_index=255)) == ("ignored",)
     assert kinds(LOGITS, target, nn.CrossEntropyLoss()) == ("classes",)
+    given = partial(nn.functional.cross_entropy, ignore_index=255)
+    assert kinds(LOGITS, target, given) == ("ignored",)
+    assert kinds(LOGITS, target, lambda z, y: given(z, y)) == ("ignored",)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,7 @@ def test_the_criterion_says_what_a_column_is():
     target = torch.tensor([0.0, 1.0, 1.0, 0.0])
     assert kinds(ONE, target, nn.BCEWithLogitsLoss()) == ("logit",)
     assert kinds(ONE, target, nn.MSELoss()) == ("number",)
+    assert kinds(ONE, target * 0.9 + 0.05, nn.BCEWithLogitsLoss()) == ("logit",)
 
 
 def test_in_words():

@@ -1,6 +1,7 @@
 """What a target is, told from its form and from that of the logits."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,8 +45,9 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
         logits: (n, c), the fused prediction.
         target: Of the batch, in any form.
         criterion: It tells what numbers are where it is one of torch's modules, else their values
-            do, as far as they can; its `ignore_index` marks rows that do not count, -100 by
-            default. Values are looked at, for which a device is waited for.
+            do, as far as they can. Its `ignore_index` marks rows that do not count, -100 by
+            default; of a function that hides it, a number that is no class. Values are looked at,
+            for which a device is waited for.
 
     Returns:
         Nothing, where the form is none of the known ones.
@@ -61,14 +63,30 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
         return ("number",)
     if target.is_meta:
         return ("classes",)
-    ignored = (target == getattr(criterion, "ignore_index", -100)).any()
-    return ("ignored",) if ignored else ("classes",)
+    ignored = target == ignored_by(criterion)
+    if not _tells_ignored(criterion):  # then what is no class is what it ignores
+        ignored |= (target < 0) | (target >= logits.shape[1])
+    return ("ignored",) if ignored.any() else ("classes",)
+
+
+def ignored_by(criterion: Any) -> int:
+    """The class number that says that a sample has no label; cross-entropy's own is -100."""
+    given = criterion.keywords if isinstance(criterion, partial) else {}
+    found = given.get("ignore_index", getattr(criterion, "ignore_index", None))
+    return -100 if found is None else int(found)
+
+
+def _tells_ignored(criterion: Any) -> bool:
+    is_known = criterion is None or criterion is nn.functional.cross_entropy
+    return is_known or isinstance(criterion, partial) or hasattr(criterion, "ignore_index")
 
 
 def _column(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
+    if _told(criterion) == "labels":  # smoothed ones are no 0 and 1
+        return ("logit",)
     if _told(criterion) == "number" or not ((target == 0) | (target == 1)).all():
         return ("number",)
-    return ("logit",) if _told(criterion) == "labels" else ("logit", "number")
+    return ("logit", "number")
 
 
 def _rows(target: Tensor, criterion: Any) -> tuple[Kind, ...]:

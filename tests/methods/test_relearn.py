@@ -268,6 +268,37 @@ class TestMessages:
         with pytest.raises(ValueError, match="class 2 is missing from the validation split"):
             Relearn(model.encoders).before_epoch(0, probe)
 
+    @pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.bool])
+    def test_a_column_of_targets_is_one_for_each_sample(self, kind):
+        """As the losses of one output want it, which would add up to pairs otherwise."""
+
+        def column(model, batch):
+            output, target = forward(model, batch)
+            return output, (target % 2)[:, None].to(kind)
+
+        def flat(model, batch):
+            output, target = column(model, batch)
+            return output, target[:, 0].long()
+
+        found = []
+        for look in (column, flat):
+            torch.manual_seed(0)
+            model = net()
+            method = Relearn(model.encoders, every=1, first=1, times=1, restarts=2)
+            for epoch in range(2):
+                method.before_epoch(epoch, evenly.Probe(model, look, *loaders()))
+            found.append(method.history[1])
+        assert found[0] == found[1]
+
+    def test_several_targets_a_sample_are_told_before_training(self):
+        def look(model, batch):
+            output, target = forward(model, batch)
+            return output, torch.stack([target, target], 1).float()
+
+        model = net()
+        with pytest.raises(ValueError, match="one for each sample; found targets of shape"):
+            Relearn(model.encoders).before_epoch(0, evenly.Probe(model, look, *loaders()))
+
     def test_a_regression_target_that_is_no_number(self):
         class Values(Toy):
             def __init__(self):

@@ -7,7 +7,6 @@ https://arxiv.org/abs/2407.09705.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +30,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import forget, unwrapped
 from evenly.probe import Features, Probe
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
+from evenly.targets import ignored_by, in_words
 
 Initial = Mapping[str, Mapping[str, Tensor]]
 
@@ -250,6 +250,11 @@ class Relearn(Method):
             check_kinds(encoder, self.initial[name], f"encoder '{name}'")
         probe = self._probe(probe)
         train, val = self._own(probe.features("train")), self._own(probe.features("val"))
+        if train.target.ndim > 1:
+            raise ValueError(
+                f"Relearn takes {in_words(self.info.targets)}, one for each sample; found targets "
+                f"of shape {tuple(train.target.shape)}. Its clusters are compared with one of them."
+            )
         if train.target.is_floating_point():
             check_values(train, val)
             classes = BINS
@@ -269,7 +274,9 @@ class Relearn(Method):
                     f"{sorted(features.features)} only. Use the same names in both."
                 )
         own = {name: features.features[name] for name in self.encoders}
-        return _labelled(replace(features, features=own), _ignored(self.criterion))
+        if features.target.ndim == 2 and features.target.shape[1] == 1:  # as for one logit
+            features = replace(features, target=features.target[:, 0])
+        return _labelled(replace(features, features=own), ignored_by(self.criterion))
 
     def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
         if initial is None:
@@ -288,13 +295,6 @@ class Relearn(Method):
                     "state per modality."
                 )
             check_initial(encoder, initial[name], f"encoder '{name}'")
-
-
-def _ignored(criterion: Criterion) -> int:
-    """The class number that says that a sample has no label; cross-entropy's own is -100."""
-    given = criterion.keywords if isinstance(criterion, partial) else {}
-    found = given.get("ignore_index", getattr(criterion, "ignore_index", None))
-    return -100 if found is None else int(found)
 
 
 def _labelled(split: Features, ignored: int) -> Features:
