@@ -14,6 +14,7 @@ from evenly.collected import Collected
 from evenly.optimizers import finish, rebuilt
 from evenly.output import Output
 from evenly.reinit import is_fixed
+from evenly.targets import plain
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
@@ -401,7 +402,8 @@ class Probe:
                 "forward(model, batch) returns an evenly.Output and the target; found "
                 f"{type(returned).__name__}. Return Output(logits, features), target."
             )
-        return returned
+        output, target = returned
+        return output, plain(target) if isinstance(target, Tensor) else target
 
     @contextmanager
     def _looking(self) -> Iterator[None]:

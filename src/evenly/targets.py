@@ -69,6 +69,11 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
     return ("ignored",) if ignored.any() else ("classes",)
 
 
+def plain(target: Tensor) -> Tensor:
+    """Class numbers in bytes, which as an index would be a mask, as int64."""
+    return target.long() if target.dtype == torch.uint8 and target.ndim == 1 else target
+
+
 def ignored_by(criterion: Any) -> int:
     """The class number that says that a sample has no label; cross-entropy's own is -100."""
     given = criterion.keywords if isinstance(criterion, partial) else {}

@@ -126,13 +126,22 @@ def watched(kind: type["Method"]) -> None:
     """Wraps the hooks that a class of methods defines."""
     for name in ("before_epoch", "loss", "backward", "before_step", "load_state_dict"):
         if name in vars(kind):
-            setattr(kind, name, _noted(name, vars(kind)[name]))
+            hook = vars(kind)[name]
+            setattr(kind, name, _noted(name, _of_plain(hook) if name == "loss" else hook))
 
 
 def watch(method: "Method", *, begins: bool, steps: bool) -> Watch:
     """A watch for a new method, which may have a `before_epoch` and a `before_step` of its own."""
     _ALIVE.add(method)
     return Watch(begins, steps)
+
+
+def _of_plain(hook: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @wraps(hook)
+    def loss(self: "Method", output: Output, target: Tensor) -> Tensor:
+        return hook(self, output, targets.plain(target))
+
+    return loss
 
 
 def _noted(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:

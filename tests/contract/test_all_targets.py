@@ -55,9 +55,10 @@ def forward(model, batch):
     return evenly.Output(**{**fields, "index": index}), target
 
 
-def training(name, kind):
+def training(name, kind, dtype=None):
     """A method, and two epochs of its training on targets of a kind."""
     width, criterion, target = TARGETS[kind]
+    target = target if dtype is None else target.to(dtype)
     torch.manual_seed(0)
     method_kind = METHODS[name]
     model = LateFusion({n: Encoder(6) for n in NAMES[:2]}, width, method_kind.info.head)
@@ -103,6 +104,13 @@ def test_a_method_takes_what_it_declares_and_refuses_the_rest(name, kind):
         return
     with pytest.raises(ValueError, match=f"^{type(method).__name__} takes class numbers.*; found"):
         train(epochs=1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bytes_are_class_numbers_as_for_cross_entropy(name):
+    plain, of_bytes = (training(name, "classes", dtype)[1]() for dtype in (None, torch.uint8))
+    for one, other in zip(plain.parameters(), of_bytes.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_joint_training_takes_any():
