@@ -340,6 +340,37 @@ class TestAdapters:
         for found, now, then in zip(weights(model), learnt, first, strict=True):
             torch.testing.assert_close(found, torch.lerp(now, then, 0.4))
 
+    def test_peft_of_attention_whose_base_is_another_parameter_at_each_look(self):
+        peft = pytest.importorskip("peft")
+        encoder = nn.ModuleDict({"attention": nn.MultiheadAttention(6, 2)})
+        encoder.config = {}
+        config = peft.LoraConfig(r=2, target_modules=["attention"])
+        model = peft.get_peft_model(encoder, config)
+        start = initial_of(model)
+        stir(model)
+
+        def product():
+            layer = model.base_model.model["attention"]
+            return layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+
+        learnt = product()
+        soft_reinit_(model, start, 0.25)
+        torch.testing.assert_close(product(), 0.75 * learnt)
+        soft_reinit_(model, start, 1.0)
+        assert not product().any()
+        assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_encoder():
+    module = torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+    start = initial_of(module)
+    stir(module)
+    now = snapshot(module)
+    soft_reinit_(module, start, 0.25)
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(p.detach(), torch.lerp(now[name], start[name], 0.25))
+
 
 def start_of(layer, model, start):
     return next(start[name] for name, p in model.named_parameters() if p is layer.weight)

@@ -111,6 +111,16 @@ def test_copies_and_files_of_the_model_are_its_own(taps_and_model, tmp_path):
     assert (tmp_path / "whole.pt").stat().st_size > 0
 
 
+def test_a_copied_model_that_nobody_listens_to(taps_and_model):
+    """An average of the weights, or a teacher, which may be trained on."""
+    _, model = taps_and_model
+    inputs = torch.randn(5, 3), torch.randn(5, 1, 6, 6)
+    model(*inputs)  # its features hang on a graph, which cannot be copied
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average(*inputs)
+    average(*inputs)
+
+
 def test_unknown_path_names_the_nearest():
     with pytest.raises(ValueError, match=r"no module 'eyes.nett' \(for 'visual'\).*'eyes.net'"):
         evenly.capture(Users(), {"visual": "eyes.nett"})

@@ -47,6 +47,9 @@ def test_the_criterion_says_which_rows_are_ignored():
         (nn.CrossEntropyLoss(), "soft"),
         (nn.BCEWithLogitsLoss(), "labels"),
         (nn.HuberLoss(), "number"),
+        (nn.functional.cross_entropy, "soft"),
+        (nn.functional.binary_cross_entropy_with_logits, "labels"),
+        (partial(nn.functional.mse_loss, reduction="sum"), "number"),
     ],
 )
 def test_the_criterion_says_what_rows_of_numbers_are(criterion, kind):

@@ -60,6 +60,16 @@ class TestBeforeStep:
         with pytest.raises(RuntimeError, match=r"SGD\.step came without OGM\.before_step"):
             optimizer.step()
 
+    def test_forgotten_of_a_copied_method(self):
+        model = net()
+        method = OGM(model.encoders)
+        method.before_epoch(0)
+        method, model = copy.deepcopy((method, model))
+        optimizer = sgd(model)
+        losses(method, model, 1)
+        with pytest.raises(RuntimeError, match=r"SGD\.step came without OGM\.before_step"):
+            optimizer.step()
+
     def test_of_another_training_beside_it(self):
         """A discriminator, a second model in the same notebook."""
         model, other = net(), net()
@@ -180,6 +190,27 @@ class TestAnotherModel:
         encoder.requires_grad_(True)
         with pytest.raises(ValueError, match="do not come from the encoder"):
             loss(copy.deepcopy(encoder))
+
+    def test_a_layer_behind_an_encoder_that_ran_under_no_grad_at_first(self):
+        encoder, layer, head = (torch.nn.Linear(*sizes) for sizes in ((5, 6), (6, 6), (6, 3)))
+        model = torch.nn.ModuleDict({"encoder": encoder, "layer": layer, "head": head})
+        method = OGM({"a": encoder})
+
+        def forward(model, batch):
+            x, target = batch
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not warming):
+                features = model["encoder"](x)
+            features = {"a": model["layer"](features)}
+            unimodal = evenly.split_linear(model["head"], features)
+            return evenly.Output(unimodal["a"], features, unimodal), target
+
+        batch = torch.randn(4, 5), torch.arange(4) % 3
+        method.before_epoch(0, evenly.Probe(model, forward, [batch], [batch]))
+        for warming in (True, False):  # noqa: B007
+            method.loss(*forward(model, batch))
+        warming = True
+        with pytest.raises(ValueError, match="do not come from the encoder"):
+            OGM({"a": encoder}).loss(*forward(model, batch))
 
     def test_a_compiled_encoder(self):
         """Its parameters are the encoder's own."""

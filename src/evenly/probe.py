@@ -62,20 +62,20 @@ class Features:
         for name, x in parts.items():
             if not isinstance(x, Tensor):
                 raise TypeError(
-                    f"Features: the {name} is a {type(x).__name__}, but a tensor is needed. "
-                    "torch.as_tensor makes one of an array."
+                    f"Features: {name}: an object of type {type(x).__name__}, but a tensor is "
+                    "needed. torch.as_tensor makes one of an array."
                 )
             wanted = 2 if name.startswith("features") else 1
             if x.ndim < wanted or (x.ndim > wanted and name != "target"):
                 raise ValueError(
-                    f"Features: the {name} has shape {tuple(x.shape)}, but {wanted} dimensions "
-                    "are needed: one row per sample for features, one number for an index."
+                    f"Features: {name}: shape {tuple(x.shape)}, but {wanted} dimensions are "
+                    "needed: one row per sample for features, one number for an index."
                 )
             if wanted == 2 and x.shape[1] == 0:
-                raise ValueError(f"Features: the {name} have no columns. Pass one or more.")
+                raise ValueError(f"Features: {name}: no columns. Pass one or more.")
             if len(x) != len(self.target):
                 raise ValueError(
-                    f"Features: the {name} has {len(x)} rows for {len(self.target)} targets. "
+                    f"Features: {name}: {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
             if x.is_complex():

@@ -76,7 +76,7 @@ def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float
         if done.isdisjoint(part.parameters):  # else they are tied to what was pulled already
             part.pull_(start, weight)
             done.update(part.parameters)
-    for parameter in module.parameters():
+    for parameter in start.parameters.values():
         if parameter not in done and not is_fixed(parameter):
             _lerp_(parameter, start.of(parameter), weight)
 
@@ -106,7 +106,7 @@ def cut_like(initial: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tens
 def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = "module") -> None:
     """Raises if a parameter of the module has no initial value of its shape."""
     start = _Start(module, initial)
-    for name, parameter in module.named_parameters():
+    for name, parameter in start.parameters.items():
         value = start.find(parameter)
         if value is None:
             if is_fixed(parameter):
@@ -132,7 +132,7 @@ def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = 
 def check_kinds(module: nn.Module, initial: Mapping[str, Tensor], what: str = "module") -> None:
     """Raises if a parameter of the module is of a kind that cannot be pulled part of the way."""
     start = _Start(module, initial)
-    for name, parameter in module.named_parameters():
+    for name, parameter in start.parameters.items():
         if reason := _unfit(parameter, start.find(parameter)):
             raise ValueError(f"'{name}' of the {what} {reason}")
     for name, layer in module.named_modules():
@@ -194,15 +194,24 @@ def _plain(name: str) -> str:
 
 
 class _Start:
-    """The initial values of a module's parameters and buffers, by the tensors themselves."""
+    """The initial values of a module's parameters and buffers, by the tensors themselves.
+
+    Attributes:
+        parameters: Of the module, each once.
+    """
 
     def __init__(self, module: nn.Module, initial: Mapping[str, Tensor]) -> None:
         self._initial = {_plain(name): value for name, value in initial.items()}
+        self.parameters: dict[str, nn.Parameter] = {}
         # A tied parameter has several names, of which a file may hold any.
         self._names: dict[Tensor, list[str]] = {}
-        for named in (module.named_parameters, module.named_buffers):
-            for name, value in named(remove_duplicate=False):
-                self._names.setdefault(value, []).append(_plain(name))
+        # Asked once: PEFT's attention makes a new Parameter of its base each time.
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if parameter not in self._names:
+                self.parameters[name] = parameter
+            self._names.setdefault(parameter, []).append(_plain(name))
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            self._names.setdefault(buffer, []).append(_plain(name))
 
     def find(self, tensor: Tensor) -> Tensor | None:
         """The initial value, if it is known."""
@@ -256,6 +265,8 @@ def _lerp_(parameter: Tensor, start: Tensor, weight: float) -> None:
 def _parts(module: nn.Module) -> Iterator["_Adapter | _Computed | _Spectral"]:
     """What computes weights from several parameters."""
     for layer in module.modules():
+        if isinstance(layer, torch.jit.ScriptModule):  # which compiles neither of them
+            continue
         yield from _adapters(layer)
         yield from _hooked(layer)
         yield from _parametrized(layer)

@@ -1,5 +1,6 @@
 """Features of a model as it stands, taken by forward hooks, so that the model need not change."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Taps:
         self._pools = dict(pools)
         self._last: dict[str, Tensor] = {}
         self._trained: set[str] = set()  # encoders that ran with gradients since features()
+        self._is_asked = True
         self._hooks = [
             encoder.register_forward_hook(partial(self._listen, name), with_kwargs=True)
             for name, encoder in self.encoders.items()
@@ -62,12 +64,21 @@ class Taps:
             )
         last, self._last = self._last, {}
         self._trained.clear()
+        self._is_asked = True
         return {name: last[name] for name in self.encoders}
 
     def remove(self) -> None:
         """Takes the hooks off the model."""
         for hook in self._hooks:
             hook.remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Taps":
+        """Of a copied model (EMA, a teacher), whose features nobody may ever ask for."""
+        made = Taps.__new__(Taps)
+        memo[id(self)] = made
+        empty = {"_last": {}, "_trained": set(), "_is_asked": False}
+        vars(made).update(copy.deepcopy({**vars(self), **empty}, memo))
+        return made
 
     def __enter__(self) -> "Taps":
         return self
@@ -95,7 +106,7 @@ class Taps:
                 "would be lost. Call features() after each forward pass in training; if a pass "
                 "runs the encoder once per frame or crop, capture a module that runs once."
             )
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self._is_asked:
             self._trained.add(name)
         self._last[name] = pooled
 
@@ -224,7 +235,7 @@ class Call:
         return ValueError(
             f"the encoder of '{self.name}' was given '{name}', a {what}, {why}. Pass "
             "capture(..., pool=...) to say how its output becomes vectors, for example "
-            "pool=lambda x: x.last_hidden_state[:, 0]."
+            "pool=lambda x: x[:, 0] for (samples, time, width), or x.last_hidden_state[:, 0]."
         )
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Bool, Integer
 from torch import Tensor, nn
 
 Kind = Literal["classes", "ignored", "soft", "labels", "logit", "number"]
@@ -24,11 +25,31 @@ _IN_WORDS: dict[Kind, str] = {
     "number": "numbers to regress on",
 }
 
-_CRITERIA: dict[tuple[type[nn.Module], ...], Kind] = {
-    (nn.CrossEntropyLoss, nn.KLDivLoss): "soft",
-    (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss): "labels",
-    (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss): "number",
+_CRITERIA: dict[Kind, tuple[Any, ...]] = {
+    "soft": (
+        nn.CrossEntropyLoss,
+        nn.KLDivLoss,
+        nn.functional.cross_entropy,
+        nn.functional.kl_div,
+    ),
+    "labels": (
+        nn.BCEWithLogitsLoss,
+        nn.MultiLabelSoftMarginLoss,
+        nn.functional.binary_cross_entropy_with_logits,
+        nn.functional.multilabel_soft_margin_loss,
+    ),
+    "number": (
+        nn.MSELoss,
+        nn.L1Loss,
+        nn.SmoothL1Loss,
+        nn.HuberLoss,
+        nn.functional.mse_loss,
+        nn.functional.l1_loss,
+        nn.functional.smooth_l1_loss,
+        nn.functional.huber_loss,
+    ),
 }
+"""By what a row of targets is to them, torch's criteria as modules and as functions."""
 
 
 def in_words(kinds: Collection[Kind]) -> str:
@@ -63,15 +84,20 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
         return ("number",)
     if target.is_meta:
         return ("classes",)
-    ignored = target == ignored_by(criterion)
-    if not _tells_ignored(criterion):  # then what is no class is what it ignores
-        ignored |= (target < 0) | (target >= logits.shape[1])
-    return ("ignored",) if ignored.any() else ("classes",)
+    return ("classes",) if counted(target, logits.shape[1], criterion).all() else ("ignored",)
 
 
 def plain(target: Tensor) -> Tensor:
     """Class numbers in bytes, which as an index would be a mask, as int64."""
     return target.long() if target.dtype == torch.uint8 and target.ndim == 1 else target
+
+
+def counted(target: Integer[Tensor, " n"], classes: int, criterion: Any) -> Bool[Tensor, " n"]:
+    """Which samples of class numbers the criterion counts."""
+    here = target != ignored_by(criterion)
+    if not _tells_ignored(criterion):  # then what is no class is what it ignores
+        here &= (target >= 0) & (target < classes)
+    return here
 
 
 def ignored_by(criterion: Any) -> int:
@@ -105,7 +131,12 @@ def _rows(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
 
 
 def _told(criterion: Any) -> Kind | None:
-    return next((kind for made, kind in _CRITERIA.items() if isinstance(criterion, made)), None)
+    function = criterion.func if isinstance(criterion, partial) else criterion
+    for kind, criteria in _CRITERIA.items():
+        for known in criteria:
+            if isinstance(criterion, known) if isinstance(known, type) else function is known:
+                return kind
+    return None
 
 
 def refusal(

@@ -41,7 +41,7 @@ class Watch:
         self._losses = 0  # with gradients, before that
         self._pending = False  # there was a backward pass, and no before_step since
         self._graph_seen = False
-        self._model_seen = False
+        self._model: frozenset[int] | None = None  # ids of the parameters of the probe's model
         self._optimizer_seen = False
         self._forms: set[tuple[Any, ...]] = set()  # of targets that the method takes
 
@@ -49,9 +49,9 @@ class Watch:
         """An epoch begins."""
         self._begun = True
         self._pending = False
-        if probe is not None and not self._model_seen:
-            self._model_seen = True
+        if probe is not None and self._model is None:
             _check_model(method, probe.model)
+            self._model = frozenset(map(id, probe.model.parameters()))
 
     def loss(self, method: "Method", output: Output, target: Tensor) -> None:
         """The loss of a batch is asked for."""
@@ -59,7 +59,7 @@ class Watch:
         if not torch.is_grad_enabled():
             return
         if not self._graph_seen:
-            self._graph_seen = _check_graph(method, output.features)
+            self._graph_seen = _check_graph(method, output.features, self._model or frozenset())
         self._losses += not self._begun
         if self._begins and self._losses > 1:
             raise RuntimeError(
@@ -70,6 +70,7 @@ class Watch:
     def backward(self, method: "Method", loss: Tensor) -> None:
         """Gradients are asked for; where none were, a loss was looked at and no more."""
         self._pending = True
+        _ALIVE.add(method)  # it may be a copy
         for other in _ALIVE:  # one whose training broke off knows nothing of the steps that follow
             if other is not method and other.watch._pending and _share(other, method):
                 other.watch._pending = False
@@ -171,15 +172,23 @@ def _check_model(method: "Method", model: nn.Module) -> None:
             raise ValueError(
                 f"the encoder '{name}' of {_name(method)} is no part of the probe's model: none "
                 "of its parameters is among the model's. Make the method of the encoders of the "
-                "model that is trained, not of a copy of them."
+                "model that is trained, not of a copy of them; if they are modules of their own, "
+                "give the probe one module that holds them all, such as an nn.ModuleDict."
             )
 
 
-def _check_graph(method: "Method", features: Mapping[str, Tensor]) -> bool:
-    """Raises if features are another encoder's; whether all of them could be told."""
+def _check_graph(method: "Method", features: Mapping[str, Tensor], model: frozenset[int]) -> bool:
+    """Raises if features are another encoder's; whether all of them could be told.
+
+    Args:
+        method: Whose encoders they should come from.
+        features: Of a batch.
+        model: Ids of the parameters of the model that has these encoders, where it is known.
+    """
     if method.info.writes not in ("weights", "gradients"):  # to the others they are names
         return True
     told = True
+    others = {p for encoder in method.encoders.values() for p in encoder.parameters()}
     for name, encoder in method.encoders.items():
         mine = set(encoder.parameters())
         if not any(p.requires_grad for p in mine):  # frozen for the first epochs
@@ -189,13 +198,18 @@ def _check_graph(method: "Method", features: Mapping[str, Tensor]) -> bool:
         if name not in features or any(distributed.is_sharded(p) for p in mine):
             continue
         leaves = _leaves(features[name])
-        if leaves and not leaves & mine:
-            raise ValueError(
-                f"the features of '{name}' do not come from the encoder '{name}' of "
-                f"{_name(method)}: none of its parameters has a part in them. Make the method of "
-                "the encoders of the model that is trained, not of a copy of them, under the names "
-                "of their modalities."
-            )
+        if not leaves or leaves & mine:
+            continue
+        if not leaves & others and all(id(leaf) in model for leaf in leaves):
+            told = False  # layers behind it, while the encoder itself ran under no_grad
+            continue
+        raise ValueError(
+            f"the features of '{name}' do not come from the encoder '{name}' of "
+            f"{_name(method)}: none of its parameters has a part in them. Make the method of "
+            "the encoders of the model that is trained, not of a copy of them, under the names "
+            "of their modalities. An encoder that runs under torch.no_grad at first is recognised "
+            "where before_epoch is given the probe."
+        )
     return told
 
 

@@ -166,6 +166,16 @@ def test_every_number_type_is_read(tmp_path, dtype):
     )
 
 
+def test_numbers_of_the_samples_are_no_modality(tmp_path):
+    file = _write(tmp_path / "a.npz", id=np.arange(N)[::-1])
+    data = load_npz(file)
+    assert list(data.modalities) == ["x"]
+    assert "'id' is an index of the samples, and no modality" in " ".join(data.notes)
+    for given in ({"id": np.arange(N) // 2}, {"id": np.arange(N), "id_kind": "vector"}):
+        data = load_npz(_write(tmp_path / "b.npz", **given))
+        assert (list(data.modalities), data.notes) == (["x", "id"], [])
+
+
 def test_eight_bit_images_stay_eight_bit(tmp_path):
     x = RNG.integers(0, 256, (N, 4, 4), dtype=np.uint8)
     data = load_npz(_write(tmp_path / "a.npz", x=x))

@@ -263,6 +263,17 @@ class TestMessages:
         split.target[7] = -100
         self.raises("a label of the training split is -100", split, blobs(60, 0.5, 1))
 
+    def test_labels_that_number_nothing(self):
+        split = blobs(60, 0.5, 1)
+        split.target[7] = 10**12
+        self.raises("a label is 1000000000000, but classes are numbered", split, split)
+
+    def test_a_class_of_few_values_missing(self):
+        x = torch.rand(30, 1)
+        values = torch.arange(30) % 3 / 2
+        val = features(x, values.clamp(max=0.5))
+        self.raises("class 2 is missing from the validation", features(x, values), val)
+
     def test_targets_that_are_no_numbers(self):
         x = torch.rand(30, 1)
         bad = x[:, 0].clone()
@@ -279,10 +290,13 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("x", "message"),
         [
-            ("torch.rand(60, 2)", "the features of 'm' has 60 rows for 4 targets"),
-            ("torch.rand(4, 0)", "ValueError: Features: the features of 'm' have no columns"),
-            ("torch.rand(4, 2, 2)", "'m' has shape (4, 2, 2), but 2 dimensions are needed"),
-            ("torch.rand(4, 2).numpy()", "TypeError: Features: the features of 'm' is a ndarray"),
+            ("torch.rand(60, 2)", "ValueError: Features: features of 'm': 60 rows for 4 targets"),
+            ("torch.rand(4, 0)", "ValueError: Features: features of 'm': no columns"),
+            ("torch.rand(4, 2, 2)", "Features: features of 'm': shape (4, 2, 2), but 2 dimensions"),
+            (
+                "torch.rand(4, 2).numpy()",
+                "TypeError: Features: features of 'm': an object of type ndarray",
+            ),
             ("torch.rand(4, 2) * 1j", "TypeError: Features: features of 'm': complex numbers"),
         ],
     )

@@ -68,3 +68,6 @@ def test_negative_number(name):
     numbers[name] = torch.tensor([0, -1])
     with pytest.raises(ValueError, match=f"purity: {name} must be numbered from 0; found -1"):
         purity(**numbers)
+    numbers[name] = torch.tensor([0, 10**12])
+    with pytest.raises(ValueError, match=f"purity: {name} must be .* found 1000000000000"):
+        purity(**numbers)

@@ -17,6 +17,11 @@ def snapshot(module):
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+def one_number(model, batch):
+    output, target = forward(model, batch)
+    return evenly.Output(output.logits[:, :1], output.features), target
+
+
 class TestRelearn:
     def test_the_papers_schedule(self):
         """After the epochs with 0-based number 20, 40 and 60 of 90."""
@@ -129,6 +134,7 @@ class TestRelearn:
             (None, -100),
             (nn.CrossEntropyLoss(ignore_index=2), 2),
             (partial(nn.functional.cross_entropy, ignore_index=-1), -1),
+            (lambda logits, y: nn.functional.cross_entropy(logits, y, ignore_index=255), 255),
         ],
     )
     def test_samples_without_a_label_count_in_no_diagnosis(self, criterion, ignored):
@@ -150,6 +156,32 @@ class TestRelearn:
         with_them, without = diagnosed(True), diagnosed(False)
         for name in with_them:
             assert with_them[name] == pytest.approx(without[name])
+
+    def test_whole_numbers_to_regress_on(self):
+        """They are cut into bins as floats are, whichever of them the validation split lacks."""
+
+        def diagnosed(dtype):
+            model = net()
+            splits = [Toy(36, seed=1), Toy(18, seed=2)]
+            for split in splits:
+                split.target = (torch.arange(len(split)) * 7 % 31 - 9).to(dtype)
+            probe = evenly.Probe(model, one_number, *(DataLoader(split, 8) for split in splits))
+            method = Relearn(model.encoders, every=1, times=1, criterion=nn.MSELoss())
+            for epoch in (0, 2):
+                method.before_epoch(epoch, probe)
+            assert "10 equal-count bins" in str(method.diagnosis)
+            return method.history[2]
+
+        assert diagnosed(torch.int64) == diagnosed(torch.float32)
+
+    def test_one_value_to_regress_on_is_refused_before_training(self):
+        model = net()
+        splits = [Toy(36, seed=1), Toy(18, seed=2)]
+        for split in splits:
+            split.target = torch.full((len(split),), 2.5)
+        probe = evenly.Probe(model, one_number, *(DataLoader(split, 8) for split in splits))
+        with pytest.raises(ValueError, match=r"every target of the training split is 2\.5"):
+            Relearn(model.encoders).before_epoch(0, probe)
 
     def test_an_encoder_with_adapters_on_a_quantised_base(self):
         """The product of the adapter's factors goes to (1 - α) of itself; integers stay."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evenly.data.dataset import (
+    NUMBERING,
     SPLITS,
     Data,
     Kind,
@@ -60,6 +61,9 @@ def load_npz(
     - `NAME` with `NAME_offset` (N + 1): sequences of unequal lengths, end to end; sample i is
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
     - `class_names` (C), optional: in the order of the classes.
+
+    An array `id` or `index` (N) of whole numbers that all differ numbers the samples and is no
+    modality, unless `id_kind` says what it is. A note says so.
 
     Args:
         path: Of the file.
@@ -206,6 +210,12 @@ class _Reader:
         for split, members in rows.items():
             check_classes(self.path, split, target[members], class_names)
         inputs, present = self._inputs()
+        notes += [
+            f"{self.path.name}: the array '{name}' is an index of the samples, and no modality. "
+            f"Add '{name}_kind' if it is one."
+            for name in self.arrays
+            if self._is_index(name)
+        ]
         notes += [lacking(name, int((~here).sum()), self.count) for name, here in present.items()]
         return Data(self.path.stem, inputs, target, rows, class_names, notes, present=present)
 
@@ -393,7 +403,7 @@ class _Reader:
 
     def _names(self) -> list[str]:
         """The names of the modalities, once every array is accounted for."""
-        others = [name for name in self.arrays if name not in _RESERVED]
+        others = [n for n in self.arrays if n not in _RESERVED and not self._is_index(n)]
         ragged = {name for name in others if f"{name}_offset" in others and not self._belongs(name)}
         names = [
             name
@@ -414,6 +424,12 @@ class _Reader:
             )
         check_names(self.path, names)
         return names
+
+    def _is_index(self, name: str) -> bool:
+        x = self.arrays[name]
+        if not NUMBERING.fullmatch(name) or x.shape != (self.count,) or x.dtype.kind not in "iu":
+            return False
+        return self._kind(name) is None and len(np.unique(x)) == len(x) > 1
 
     def _belongs(self, name: str) -> bool:
         """Whether the array only describes another one."""

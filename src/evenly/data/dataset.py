@@ -1,5 +1,6 @@
 """A data set, in memory or mapped into it, and how batches are read from it."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LONGEST_NAME = 80
 """Bytes of a modality's name; a file's may have three times as many."""
+NUMBERING = re.compile(r"index|id|level_\d+", re.IGNORECASE)
+"""Names of whole numbers that number the samples, if they all differ."""
 
 
 class Padded(NamedTuple):

@@ -22,7 +22,7 @@ from evenly.diagnosis.kmeans import (
     floats,
     kmeans,
 )
-from evenly.diagnosis.purity import purity
+from evenly.diagnosis.purity import MOST, purity
 from evenly.probe import Features
 from evenly.suggest import unknown
 
@@ -158,13 +158,19 @@ def diagnose(
     check_gap(gap)
     _check_modalities(train, val)
     notes: tuple[str, ...] = ()
+    whole = True
     if train.target.is_floating_point():
         check_values(train, val)
-        edges, note = _edges(train)
+        edges, whole = _edges(train)
         train = replace(train, target=torch.bucketize(_values(train), edges))
         val = replace(val, target=torch.bucketize(_values(val), edges))
-        notes = (note,)
-    counts = check_classes(train, val, whole=not notes)
+        count = len(edges) + 1
+        notes = (
+            f"The target's {count} values are taken for classes."
+            if whole
+            else f"The regression target is cut into {count} equal-count bins.",
+        )
+    counts = check_classes(train, val, whole=whole)
     clustering = _Clustering(int((counts > 0).sum()), seed, restarts, sample)
     check_sample(sample, clustering.k)
     scores: dict[str, tuple[float, float, float | None]] = {}
@@ -259,13 +265,19 @@ def check_finite(split: Features, name: str, where: str) -> None:
 
 
 def check_values(train: Features, val: Features) -> None:
-    """Raises on every rank if a regression target is NaN or infinite."""
+    """Raises on every rank if a regression target is NaN or infinite, or one value throughout."""
     for split, where in ((train, "training"), (val, "validation")):
         bad = (~split.target.isfinite()).any().long()
         if int(distributed.max_(bad, sharded=split.sharded)):
             raise ValueError(
                 f"a target of the {where} split is NaN or infinite. Leave out samples without one."
             )
+    low, high = extent(_values(train)[:, None], sharded=train.sharded)
+    if bool(low == high):
+        raise ValueError(
+            f"every target of the training split is {float(low):g}, so there is nothing to tell "
+            "apart. Pass a split with at least two values."
+        )
 
 
 def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[Tensor, " c"]:
@@ -346,6 +358,11 @@ def _index(split: Features) -> Tensor:
 def _counts(train: Tensor, val: Tensor, *, sharded: bool) -> tuple[Tensor, Tensor]:
     """Samples of each class in both splits, over all ranks."""
     size = _largest(torch.cat([train, val]), sharded=sharded) + 1
+    if size > MOST:
+        raise ValueError(
+            f"a label is {size - 1}, but classes are numbered from 0. Of any other numbers "
+            "target.unique(return_inverse=True)[1] makes such."
+        )
     of_train, of_val = (torch.bincount(y, minlength=size) for y in (train, val))
     return distributed.sum_(of_train, sharded=sharded), distributed.sum_(of_val, sharded=sharded)
 
@@ -361,18 +378,18 @@ def _values(split: Features) -> Float[Tensor, " n"]:
     return split.target.to(torch.promote_types(split.target.dtype, torch.float32)).contiguous()
 
 
-def _edges(train: Features) -> tuple[Float[Tensor, " edges"], str]:
-    """Edges between bins of the training targets, and what they are in words.
+def _edges(train: Features) -> tuple[Float[Tensor, " edges"], bool]:
+    """Edges between bins of the training targets, and whether these are classes.
 
-    Of few values each is a bin: class numbers kept as floats, or the 0 and 1 of one logit.
+    Of few values each is a class: class numbers kept as floats, or the 0 and 1 of one logit.
     """
     values = torch.cat(distributed.gather(_values(train), sharded=train.sharded))
     distinct = values.unique()
     if len(distinct) <= BINS:
-        return distinct[:-1], f"The target's {len(distinct)} values are taken for classes."
+        return distinct[:-1], True
     steps = torch.arange(1, BINS, dtype=values.dtype, device=values.device) / BINS
     edges: Tensor = values.quantile(steps).unique()
-    return edges, f"The regression target is cut into {len(edges) + 1} equal-count bins."
+    return edges, False
 
 
 def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:

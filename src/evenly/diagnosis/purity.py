@@ -6,6 +6,9 @@ from torch import Tensor
 
 from evenly import distributed
 
+MOST = 10_000_000
+"""Classes or clusters beyond which a number is taken for something else."""
+
 _CHUNK = 2**20  # samples that are counted at a time, so that many of them take no memory
 
 
@@ -24,7 +27,8 @@ def purity(
 
     Raises:
         TypeError: If the numbers are no tensors of integers.
-        ValueError: If there is no sample, over all ranks, or a number is below 0.
+        ValueError: If there is no sample, over all ranks, or a number is below 0 or so large that
+            it numbers nothing.
     """
     cluster, target = _whole_numbers("cluster", cluster), _whole_numbers("target", target)
     both = (cluster, target)
@@ -40,6 +44,12 @@ def purity(
     for name, value in zip(("cluster", "target"), lowest.tolist(), strict=True):
         if value < 0:
             raise ValueError(f"purity: {name} must be numbered from 0; found {value}.")
+    for name, count in (("cluster", clusters), ("target", classes)):
+        if count > MOST:
+            raise ValueError(
+                f"purity: {name} must be numbered from 0; found {count - 1}. Of any other numbers "
+                "x.unique(return_inverse=True)[1] makes such."
+            )
     table = highest.new_zeros(clusters * classes)
     for mine, own in zip(cluster.split(_CHUNK), target.split(_CHUNK), strict=True):
         table += torch.bincount(mine * classes + own, minlength=len(table))

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -28,9 +29,10 @@ from evenly.diagnosis.gap import (
 from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import forget, unwrapped
-from evenly.probe import Features, Probe
+from evenly.output import Output
+from evenly.probe import Features, Probe, Split
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
-from evenly.targets import ignored_by, in_words
+from evenly.targets import counted, in_words
 
 Initial = Mapping[str, Mapping[str, Tensor]]
 
@@ -196,8 +198,8 @@ class Relearn(Method):
     def _relearn(self, epoch: int, probe: Probe) -> None:
         assert self.initial is not None
         self.diagnosis = diagnose(
-            self._own(probe.features("train")),
-            self._own(probe.features("val")),
+            self._look(probe, "train"),
+            self._look(probe, "val"),
             gap=self.gap,
             seed=self.seed,
             restarts=self.restarts,
@@ -249,7 +251,7 @@ class Relearn(Method):
             assert self.initial is not None
             check_kinds(encoder, self.initial[name], f"encoder '{name}'")
         probe = self._probe(probe)
-        train, val = self._own(probe.features("train")), self._own(probe.features("val"))
+        train, val = self._look(probe, "train"), self._look(probe, "val")
         if train.target.ndim > 1:
             raise ValueError(
                 f"Relearn takes {in_words(self.info.targets)}, one for each sample; found targets "
@@ -265,8 +267,16 @@ class Relearn(Method):
             check_finite(train, name, "training")
             check_finite(val, name, "validation")
 
-    def _own(self, features: Features) -> Features:
-        """The features of the encoders handed over, and no other."""
+    def _look(self, probe: Probe, split: Split) -> Features:
+        """The features of the encoders handed over and no other, of the samples with a label."""
+        width = 1
+
+        def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            nonlocal width
+            width = output.logits.shape[-1]
+            return output.features
+
+        features = probe.features(split, of)
         for name in self.encoders:
             if name not in features.features:
                 raise ValueError(
@@ -276,7 +286,12 @@ class Relearn(Method):
         own = {name: features.features[name] for name in self.encoders}
         if features.target.ndim == 2 and features.target.shape[1] == 1:  # as for one logit
             features = replace(features, target=features.target[:, 0])
-        return _labelled(replace(features, features=own), ignored_by(self.criterion))
+        features = replace(features, features=own)
+        if features.target.is_floating_point() or features.target.ndim > 1:
+            return features
+        if width == 1:  # whole numbers to regress on, or the 0 and 1 of one logit
+            return replace(features, target=features.target.float())
+        return _among(features, counted(features.target, width, self.criterion))
 
     def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
         if initial is None:
@@ -297,10 +312,8 @@ class Relearn(Method):
             check_initial(encoder, initial[name], f"encoder '{name}'")
 
 
-def _labelled(split: Features, ignored: int) -> Features:
-    """The samples that have a label."""
-    here = split.target != ignored
-    if split.target.is_floating_point() or bool(here.all()):
+def _among(split: Features, here: Bool[Tensor, " n"]) -> Features:
+    if bool(here.all()):
         return split
     index = torch.arange(len(here), device=here.device) if split.index is None else split.index
     return Features(

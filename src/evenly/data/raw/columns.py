@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evenly.data.dataset import NUMBERING
 from evenly.data.raw.figures import alone, numbers_of
 
 RESERVED = ("label", "split", "name")
@@ -25,8 +26,6 @@ _EMPTY = frozenset([
 """Cells of a CSV that are as good as empty to pandas and Arrow, too."""
 _INDEX = re.compile(r"unnamed: \d+(_level_\d+)?|__index_level_\d+__", re.IGNORECASE)
 """Names that pandas gives to an index that has none."""
-_COUNT = re.compile(r"index|id|level_\d+", re.IGNORECASE)
-"""Names of columns that number the rows, if all their numbers differ."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, with which it begins
@@ -120,7 +119,7 @@ def read_columns(path: Path) -> Columns:
         for name in names
         if name in declared
         or _INDEX.fullmatch(name)
-        or (_COUNT.fullmatch(name) and _counts(found[name]))
+        or (NUMBERING.fullmatch(name) and _counts(found[name]))
     ]
     return Columns(found, indices, comma)
 
