@@ -22,7 +22,8 @@ from torch.utils.data import (
 )
 
 import evenly
-from evenly.loaders import Draw, drawn, shuffled
+from evenly.loaders import Draw, batch_size, drawn, shuffled
+from ranks import on_ranks
 from support import Run, Toy, forward, loaders, make, net, sgd
 
 COUNT = 30
@@ -207,6 +208,31 @@ def test_positions_are_those_in_the_data_set(name):
     train = LOADERS[name]()
     found = evenly.Probe(net(), forward, train, train).features("train")
     assert torch.equal(found.index, found.number)
+
+
+def shared_by_accelerate(rank, world, settings):
+    from accelerate.data_loader import prepare_data_loader
+
+    train = prepare_data_loader(
+        loader(), num_processes=world, process_index=rank, put_on_device=False, **settings
+    )
+    with torch.no_grad():
+        model = net().eval()
+        probe = evenly.Probe(model, forward, train, train)
+        with probe.trained(objective, epochs=1, optimizer=sgd(model)):
+            pass
+        probe.sample("train", 3)
+        return probe.features("train").number, batch_size(train)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("settings", "size"), [({}, 8), ({"split_batches": True}, 4), ({"even_batches": False}, 8)]
+)
+def test_batches_that_accelerate_shares_among_ranks(settings, size, tmp_path):
+    found = on_ranks(shared_by_accelerate, tmp_path, settings)
+    assert sorted(torch.cat([number for number, _ in found]).tolist()) == list(range(COUNT))
+    assert [each for _, each in found] == [size, size]
 
 
 def test_a_loader_with_an_iterator_of_its_own_is_taken_as_it_comes():

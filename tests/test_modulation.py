@@ -113,6 +113,16 @@ class TestOverflow:
             p.grad = None
         assert overflow.counts(t(1.0))
 
+    def test_gradients_in_float16_whose_norm_it_cannot_hold(self):
+        model = Net().half()
+        overflow = Overflow({"a": model.encoder})
+        overflow.watch(model(torch.ones(1, 2).half()))
+        for p in model.parameters():
+            p.grad = torch.full_like(p, 60_000.0)
+        assert overflow.counts(t(1.0))
+        model.head.bias.grad[0] = math.inf
+        assert not overflow.counts(t(1.0))
+
     def test_a_sparse_gradient(self):
         model = nn.Embedding(4, 3, sparse=True)
         logits = model(torch.tensor([0, 2]))

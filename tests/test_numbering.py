@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Subset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Subset, default_collate
 
 import evenly
 from evenly.numbering import rows, samples
@@ -110,6 +110,23 @@ def test_a_part_of_a_data_set_is_trained_as_one_of_its_own(case, part):
     data = PARTS[part](Toy(50, seed=1))
     own = [(*data[i][:2], i) for i in range(len(data))]
     assert same(trained_on(data, case), trained_on(own, case))
+
+
+def backwards(rows):
+    return default_collate(rows[::-1])
+
+
+@pytest.mark.parametrize("case", ["smv", "remix"])
+def test_a_batch_in_another_order_whose_numbers_are_no_positions(case):
+    """Then nothing tells which row of the data set a sample is."""
+    run = Run(case, warmup=0)
+    settings = {"batch_sampler": run.train_loader.batch_sampler, "collate_fn": backwards}
+    run.train_loader = DataLoader(run.train_loader.dataset, **settings)
+    run.seen_by(numbered(lambda i: i + 1000))
+    with pytest.raises(ValueError, match="collate function may change the order"):
+        run.method.before_epoch(0, run.probe)
+    run.seen_by(forward)
+    run.method.before_epoch(0, run.probe)
 
 
 def test_workers_read_what_is_sampled_again():

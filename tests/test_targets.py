@@ -40,6 +40,13 @@ def test_the_criterion_says_which_rows_are_ignored():
     assert kinds(LOGITS, target, given) == ("ignored",)
     assert kinds(LOGITS, target, lambda z, y: given(z, y)) == ("ignored",)
 
+    def own(logits, y, gamma):
+        return gamma * given(logits, y)
+
+    assert kinds(LOGITS, target, partial(own, gamma=2.0)) == ("ignored",)
+    focal = partial(nn.CrossEntropyLoss(ignore_index=255).forward)
+    assert kinds(LOGITS, target, focal) == ("ignored",)
+
 
 @pytest.mark.parametrize(
     ("criterion", "kind"),

@@ -255,6 +255,16 @@ class TestOptimisers:
         (said,) = self.heard(OGM, make)
         assert f"OGM acts by the size of gradients, which {make.__name__} divides out" in said
 
+    def test_a_method_that_is_not_used_says_nothing(self):
+        model = net()
+        unused, optimizer = OGM(model.encoders), torch.optim.AdamW(model.parameters())
+        method = evenly.Method(model.encoders)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            losses(method, model, 1)
+            optimizer.step()
+        del unused
+
     def test_sgd_and_methods_that_do_not_care(self):
         assert not self.heard(OGM, torch.optim.SGD)
         assert not self.heard(evenly.Method, torch.optim.AdamW)

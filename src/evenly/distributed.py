@@ -209,12 +209,21 @@ def cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
     return x.device_mesh, dims  # type: ignore[attr-defined]
 
 
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """In float32 at least: in float16 that of finite numbers may be infinite."""
+    narrow = [x for x in tensors if x.dtype.itemsize < 4]
+    wide = [x for x in tensors if x.dtype.itemsize >= 4]
+    of_narrow = iter(torch._foreach_norm(narrow, 2, torch.float32) if narrow else ())
+    of_wide = iter(torch._foreach_norm(wide) if wide else ())
+    return [next(of_narrow if x.dtype.itemsize < 4 else of_wide) for x in tensors]
+
+
 def _square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
     flat = [x for group in groups for x in group]
     if not flat:
         return torch.zeros(len(groups), device=device)
     # Of a sparse gradient, each row once.
     flat = [x.coalesce().values() if x.is_sparse else x for x in flat]
-    norms = torch.stack([norm.to(device) for norm in torch._foreach_norm(flat)])
-    squares = norms.to(torch.promote_types(norms.dtype, torch.float32)).square()
+    norms = torch.stack([norm.to(device) for norm in _norms(flat)])
+    squares = norms.square()
     return torch.stack([part.sum() for part in squares.split([len(group) for group in groups])])

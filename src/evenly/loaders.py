@@ -78,9 +78,11 @@ def drawn(loader: Iterable[Any], *, every: bool = False) -> Draw | None:
     core = _core(loader)
     if core is None or isinstance(core.dataset, IterableDataset):
         return None
-    if not _is_theirs(core.batch_sampler, BatchSampler | Repeated):
+    if hasattr(loader, "_fetch_batches"):  # accelerate's, of which one rank reads for all
         return None
-    batches = cast(BatchSampler, core.batch_sampler)
+    batches, _ = _batches(core)
+    if not _is_theirs(batches, BatchSampler | Repeated):
+        return None
     found = _draw(batches.sampler)
     if found is None and every and isinstance(core.dataset, Sized):
         return _draw(range(len(core.dataset)))
@@ -176,7 +178,7 @@ def shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
 
     # BatchNorm can make nothing of a last batch of one.
     core = cast(DataLoader[Any], _core(loader))
-    drop = cast(BatchSampler, core.batch_sampler).drop_last or (each > 1 and each % size == 1)
+    drop = _batches(core)[0].drop_last or (each > 1 and each % size == 1)
     reading = Reading(loader, rows, each, drop_last=drop)
     for _ in range(epochs):
         yield from reading
@@ -184,7 +186,8 @@ def shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
 
 def batch_size(loader: Iterable[Any]) -> int:
     """Samples in a batch, of a loader whose sampler `drawn` can tell."""
-    return int(cast(BatchSampler, cast(DataLoader[Any], _core(loader)).batch_sampler).batch_size)
+    batches, ranks = _batches(cast(DataLoader[Any], _core(loader)))
+    return max(int(batches.batch_size) // ranks, 1)
 
 
 def keeps_order(loader: Iterable[Any]) -> bool:
@@ -242,6 +245,17 @@ def _core(loader: Any) -> DataLoader[Any] | None:
         if isinstance(inner := getattr(loader, "__dict__", {}).get(name), DataLoader):
             return _core(inner)
     return loader if isinstance(loader, DataLoader) else None
+
+
+def _batches(core: DataLoader[Any]) -> tuple[Any, int]:
+    """What makes the batches of all ranks, and how many ranks share each of them."""
+    batches: Any = core.batch_sampler
+    ranks = 1
+    while hasattr(batches, "batch_sampler"):  # accelerate's share of a rank
+        if batches.split_batches:
+            ranks *= batches.num_processes
+        batches = batches.batch_sampler
+    return batches, ranks
 
 
 def _like(loader: Any, batches: BatchSampler) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from evenly import distributed
-from evenly.output import Output
+from evenly.output import Output, lacking
 from evenly.targets import ANY, Kind
 from evenly.watch import watch, watched
 
@@ -210,9 +210,7 @@ class Method:
         """A part of the output that a model need not fill, but this method reads."""
         value = getattr(output, part)
         if value is None:
-            raise ValueError(
-                f"{type(self).__name__} needs `Output.{part}`; found None. {_PARTS[part]}"
-            )
+            raise lacking(part, type(self).__name__)
         return value
 
     def _probe(self, probe: "Probe | None") -> "Probe":
@@ -291,17 +289,6 @@ class Method:
 
 
 watched(Method)
-
-_PARTS = {
-    "unimodal": "It compares modalities by their own logits. For a linear head on concatenated "
-    "features, pass `split_linear(head, features)`; the heads of `evenly.nn` give them too.",
-    "index": "It follows single samples. Pass a number for each that no other has, such as its "
-    "position in its data set.",
-    "fuse": "It fuses features that it has changed. Pass a function of features by modality that "
-    "gives the fused logits; the models of `evenly.nn` do.",
-    "ablate": "It looks at the model without some of its inputs. Pass a function of the modalities "
-    "to keep that gives the logits with the other inputs zeroed; the models of `evenly.nn` do.",
-}
 
 
 def overrides(method: Method, hook: str) -> bool:

@@ -1,6 +1,7 @@
 """What methods that compare modalities in each step have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,7 +79,9 @@ class Overflow:
         if self._parameters is None and output.logits.requires_grad:
             own = [p for encoder in self.encoders.values() for p in encoder.parameters()]
             seen = [output.logits, *(output.unimodal or {}).values()]
-            self._parameters = list(dict.fromkeys([*own, *_parameters(seen)]))
+            leaves = (getattr(node, "variable", None) for node in nodes(seen))
+            found = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter)]
+            self._parameters = list(dict.fromkeys([*own, *found]))
 
     def counts(self, found: Tensor) -> Bool[Tensor, ""]:
         """Whether a step counts: its gradients, and what all ranks found in it, are finite."""
@@ -144,14 +147,13 @@ def _sum_of_finite(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(total.isfinite().all(), total, either)
 
 
-def _parameters(roots: list[Tensor]) -> Iterator[nn.Parameter]:
-    """The parameters for which a backward pass from the roots gives gradients."""
+def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
+    """The nodes of the graph that a backward pass from the roots would go through, each once."""
     todo, seen = [root.grad_fn for root in roots], set()
     while todo:
         node = todo.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
-            yield leaf
+        yield node
         todo += [parent for parent, _ in node.next_functions]

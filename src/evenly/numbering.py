@@ -1,10 +1,15 @@
 """The samples of a training split, found again by the number that `Output.index` gives them."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from evenly import distributed
+from evenly.loaders import keeps_order
+from evenly.output import lacking
 from evenly.probe import Features
 
 Samples = dict[str, Tensor]
@@ -22,10 +27,7 @@ def samples(found: Features, who: str) -> tuple[Samples, dict[str, Tensor]]:
         ValueError: If two samples have one number, or there are no numbers.
     """
     if found.number is None or found.index is None:
-        raise ValueError(
-            f"{who} needs `Output.index`; found None. It follows single samples. Pass a number for "
-            "each that no other has, such as its position in its data set."
-        )
+        raise lacking("index", who)
     number, position, target = (
         torch.cat(distributed.gather(x, sharded=found.sharded))
         for x in (found.number.long(), found.index, found.target)
@@ -54,14 +56,14 @@ def rows(known: Samples, index: Int[Tensor, " n"], target: Tensor, who: str) -> 
     Raises:
         ValueError: If there are others, or they have another class than the samples had before.
     """
+    index = index.long().to(target.device)
     for name in known:
         known[name] = known[name].to(index.device)  # after a checkpoint was loaded
     number = known["number"]
-    index = index.long()
     found = torch.searchsorted(number, index).clamp_max(len(number) - 1)
     same = number[found] == index
     if not target.is_floating_point() and target.ndim == 1:
-        same = same & (known["target"][found] == target.to(index.device))
+        same = same & (known["target"][found] == target)
     _hold(
         same.all(),
         f"Output.index numbers other samples than in {who}'s look at the training split, or "
@@ -71,8 +73,21 @@ def rows(known: Samples, index: Int[Tensor, " n"], target: Tensor, who: str) -> 
     return found
 
 
-def check_positions(known: Samples, count: int, who: str) -> None:
-    """Raises if the samples are not those that a sampler of so many draws from."""
+def check_positions(known: Samples, count: int, who: str, loader: Iterable[Any]) -> None:
+    """Raises if the samples are not those that a sampler of so many draws from.
+
+    Args:
+        known: What a look found.
+        count: How many the sampler draws from.
+        who: The method that asks, for errors.
+        loader: That was looked through.
+    """
+    if not keeps_order(loader) and not torch.equal(known["number"], known["position"]):
+        raise ValueError(
+            f"{who} writes which samples come, but the loader's collate function may change the "
+            "order within a batch, and Output.index does not tell which row is which. Number "
+            "samples by their position in the data set."
+        )
     position = known["position"].sort().values
     if not torch.equal(position, torch.arange(count, device=position.device)):
         raise ValueError(

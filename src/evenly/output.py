@@ -94,3 +94,20 @@ def split_linear(
         name: nn.functional.linear(value, block, bias)
         for (name, value), block in zip(features.items(), blocks, strict=True)
     }
+
+
+def lacking(part: str, who: str) -> ValueError:
+    """That a method needs a part of the output that a model need not fill."""
+    return ValueError(f"{who} needs `Output.{part}`; found None. {_PARTS[part]}")
+
+
+_PARTS = {
+    "unimodal": "It compares modalities by their own logits. For a linear head on concatenated "
+    "features, pass `split_linear(head, features)`; the heads of `evenly.nn` give them too.",
+    "index": "It follows single samples. Pass a number for each that no other has, such as its "
+    "position in its data set.",
+    "fuse": "It fuses features that it has changed. Pass a function of features by modality that "
+    "gives the fused logits; the models of `evenly.nn` do.",
+    "ablate": "It looks at the model without some of its inputs. Pass a function of the modalities "
+    "to keep that gives the logits with the other inputs zeroed; the models of `evenly.nn` do.",
+}

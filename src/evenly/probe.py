@@ -59,7 +59,7 @@ class Features:
         if self.index is not None:
             parts["index"] = self.index
         parts |= {f"present of '{name}'": here for name, here in self.present.items()}
-        for name, x in parts.items():
+        for name, x in reversed(parts.items()):  # the target before what has to fit it
             if not isinstance(x, Tensor):
                 raise TypeError(
                     f"Features: {name}: an object of type {type(x).__name__}, but a tensor is "
@@ -68,8 +68,9 @@ class Features:
             wanted = 2 if name.startswith("features") else 1
             if x.ndim < wanted or (x.ndim > wanted and name != "target"):
                 raise ValueError(
-                    f"Features: {name}: shape {tuple(x.shape)}, but {wanted} dimensions are "
-                    "needed: one row per sample for features, one number for an index."
+                    f"Features: {name}: shape {tuple(x.shape)}; found too "
+                    f"{'few' if x.ndim < wanted else 'many'} dimensions. Pass one row per sample "
+                    "for features, one number per sample for all else."
                 )
             if wanted == 2 and x.shape[1] == 0:
                 raise ValueError(f"Features: {name}: no columns. Pass one or more.")
@@ -288,8 +289,7 @@ class Probe:
             objective: `objective(output, target)` gives the loss of one batch.
             epochs: Passes over the training split.
             optimizer: The one that the model is trained with: a new one of its kind and settings
-                (the learning rate of the moment, without a schedule) does the work, itself it
-                stays as it is.
+                (its learning rate before any schedule) does the work, itself it stays as it is.
             seed: Of the order of the samples, of dropout and of augmentation.
         """
         distributed.reshard(self.model)

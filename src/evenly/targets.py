@@ -102,14 +102,17 @@ def counted(target: Integer[Tensor, " n"], classes: int, criterion: Any) -> Bool
 
 def ignored_by(criterion: Any) -> int:
     """The class number that says that a sample has no label; cross-entropy's own is -100."""
-    given = criterion.keywords if isinstance(criterion, partial) else {}
-    found = given.get("ignore_index", getattr(criterion, "ignore_index", None))
+    found = getattr(criterion, "ignore_index", None)
+    if isinstance(criterion, partial):
+        found = criterion.keywords.get("ignore_index", ignored_by(criterion.func))
     return -100 if found is None else int(found)
 
 
 def _tells_ignored(criterion: Any) -> bool:
+    if isinstance(criterion, partial):
+        return "ignore_index" in criterion.keywords or _tells_ignored(criterion.func)
     is_known = criterion is None or criterion is nn.functional.cross_entropy
-    return is_known or isinstance(criterion, partial) or hasattr(criterion, "ignore_index")
+    return is_known or hasattr(criterion, "ignore_index")
 
 
 def _column(target: Tensor, criterion: Any) -> tuple[Kind, ...]:

@@ -2,7 +2,7 @@
 
 The hooks of every `Method` are wrapped when its class is made. The wrappers note which of them a
 loop has called, and one hook on all of torch's optimisers tells when a step was taken. A step costs
-a few attribute look-ups; nothing waits for a device.
+a few attribute look-ups; a device is waited for once, for the first targets of each form.
 """
 
 import warnings
@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from evenly import distributed, targets
+from evenly.modulation import nodes
 from evenly.optimizers import divides_size
 from evenly.output import Output
 
 if TYPE_CHECKING:
-    from evenly.method import Method
+    from evenly.method import Info, Method
     from evenly.probe import Probe
 
 _ALIVE: "WeakSet[Method]" = WeakSet()
@@ -34,15 +35,17 @@ class Watch:
         inside: Whether a hook runs, which may call another (a base's, by `super()`).
     """
 
-    def __init__(self, begins: bool, steps: bool) -> None:
+    def __init__(self, info: "Info", *, begins: bool, steps: bool) -> None:
         self.inside = False
         self._begins, self._steps = begins, steps  # hooks that a loop must not forget
+        # To a method that writes neither, encoders are but names.
+        self._places = info.writes in ("weights", "gradients")
         self._begun = False  # before_epoch was called, or a state was loaded
         self._losses = 0  # with gradients, before that
         self._pending = False  # there was a backward pass, and no before_step since
-        self._graph_seen = False
+        self._told: set[str] = set()  # modalities whose features are known to be the encoder's
         self._model: frozenset[int] | None = None  # ids of the parameters of the probe's model
-        self._optimizer_seen = False
+        self._optimizer_seen = not info.scales_gradients  # else there is nothing to tell
         self._forms: set[tuple[Any, ...]] = set()  # of targets that the method takes
 
     def before_epoch(self, method: "Method", epoch: int, probe: "Probe | None" = None) -> None:
@@ -58,8 +61,10 @@ class Watch:
         self.check_target(method, output, target)
         if not torch.is_grad_enabled():
             return
-        if not self._graph_seen:
-            self._graph_seen = _check_graph(method, output.features, self._model or frozenset())
+        if self._places and len(self._told) < len(method.encoders):
+            for name in method.encoders.keys() - self._told:
+                if _comes_from(method, name, output.features, self._model or frozenset()):
+                    self._told.add(name)
         self._losses += not self._begun
         if self._begins and self._losses > 1:
             raise RuntimeError(
@@ -96,11 +101,13 @@ class Watch:
             raise RuntimeError(
                 f"{type(optimizer).__name__}.step came without {_name(method)}.before_step, so "
                 "that the method did nothing to the gradients. Call method.before_step() once "
-                "before each step, after the backward passes (and after scaler.unscale_)."
+                "before each step, after the backward passes (and after scaler.unscale_); delete a "
+                "method that is no longer used (del method)."
             )
-        if not self._optimizer_seen and _holds(optimizer, method):
+        in_use = self._begun or self._losses
+        if not self._optimizer_seen and in_use and _holds(optimizer, method):
             self._optimizer_seen = True
-            if method.info.scales_gradients and divides_size(optimizer):
+            if divides_size(optimizer):
                 warnings.warn(
                     f"{_name(method)} acts by the size of gradients, which "
                     f"{type(optimizer).__name__} divides out again, so little of it is left. Use "
@@ -134,7 +141,7 @@ def watched(kind: type["Method"]) -> None:
 def watch(method: "Method", *, begins: bool, steps: bool) -> Watch:
     """A watch for a new method, which may have a `before_epoch` and a `before_step` of its own."""
     _ALIVE.add(method)
-    return Watch(begins, steps)
+    return Watch(method.info, begins=begins, steps=steps)
 
 
 def _of_plain(hook: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -177,57 +184,45 @@ def _check_model(method: "Method", model: nn.Module) -> None:
             )
 
 
-def _check_graph(method: "Method", features: Mapping[str, Tensor], model: frozenset[int]) -> bool:
-    """Raises if features are another encoder's; whether all of them could be told.
+def _comes_from(
+    method: "Method", name: str, features: Mapping[str, Tensor], model: frozenset[int]
+) -> bool:
+    """Raises if the features of a modality are another encoder's; whether that could be told.
 
     Args:
-        method: Whose encoders they should come from.
+        method: Whose encoder they should come from.
+        name: The modality.
         features: Of a batch.
-        model: Ids of the parameters of the model that has these encoders, where it is known.
+        model: Ids of the parameters of the model that has the encoders, where it is known.
     """
-    if method.info.writes not in ("weights", "gradients"):  # to the others they are names
+    mine = set(method.encoders[name].parameters())
+    if not any(p.requires_grad for p in mine):  # frozen for the first epochs
+        return False
+    # The graph of a sharded encoder ends at the parameters that FSDP puts together for it.
+    if name not in features or any(distributed.is_sharded(p) for p in mine):
         return True
-    told = True
+    leaves = _leaves(features[name])
+    if not leaves or leaves & mine:
+        return True
     others = {p for encoder in method.encoders.values() for p in encoder.parameters()}
-    for name, encoder in method.encoders.items():
-        mine = set(encoder.parameters())
-        if not any(p.requires_grad for p in mine):  # frozen for the first epochs
-            told = False
-            continue
-        # The graph of a sharded encoder ends at the parameters that FSDP puts together for it.
-        if name not in features or any(distributed.is_sharded(p) for p in mine):
-            continue
-        leaves = _leaves(features[name])
-        if not leaves or leaves & mine:
-            continue
-        if not leaves & others and all(id(leaf) in model for leaf in leaves):
-            told = False  # layers behind it, while the encoder itself ran under no_grad
-            continue
-        raise ValueError(
-            f"the features of '{name}' do not come from the encoder '{name}' of "
-            f"{_name(method)}: none of its parameters has a part in them. Make the method of "
-            "the encoders of the model that is trained, not of a copy of them, under the names "
-            "of their modalities. An encoder that runs under torch.no_grad at first is recognised "
-            "where before_epoch is given the probe."
-        )
-    return told
+    if not leaves & others and all(id(leaf) in model for leaf in leaves):
+        return False  # layers behind it, while the encoder itself ran under no_grad
+    raise ValueError(
+        f"the features of '{name}' do not come from the encoder '{name}' of {_name(method)}: none "
+        "of its parameters has a part in them. Make the method of the encoders of the model that "
+        "is trained, not of a copy of them, under the names of their modalities. An encoder that "
+        "runs under torch.no_grad at first is recognised where before_epoch is given the probe."
+    )
 
 
 def _leaves(x: Tensor) -> set[nn.Parameter]:
     """The parameters that a value was computed from; none if its graph hides some of them."""
     found: set[nn.Parameter] = set()
-    seen: set[Any] = set()
-    nodes = [x.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes([x]):
         if node.name() == "CheckpointFunctionBackward":  # reentrant: runs the encoder later
             return set()
         if isinstance(leaf := getattr(node, "variable", None), nn.Parameter):
             found.add(leaf)
-        nodes += [following for following, _ in node.next_functions]
     return found
 
 

@@ -271,8 +271,13 @@ class TestMessages:
     def test_a_class_of_few_values_missing(self):
         x = torch.rand(30, 1)
         values = torch.arange(30) % 3 / 2
-        val = features(x, values.clamp(max=0.5))
-        self.raises("class 2 is missing from the validation", features(x, values), val)
+        whole, part = features(x, values), features(x, values.clamp(max=0.5))
+        self.raises("class 2 is missing from the validation", whole, part)
+        self.raises("class 2 is missing from the training", part, whole)
+
+    def test_no_sample(self):
+        split = features(torch.rand(0, 2), torch.zeros(0).long())
+        self.raises("the training split has no sample with a label", split, split)
 
     def test_targets_that_are_no_numbers(self):
         x = torch.rand(30, 1)
@@ -292,7 +297,10 @@ class TestMessages:
         [
             ("torch.rand(60, 2)", "ValueError: Features: features of 'm': 60 rows for 4 targets"),
             ("torch.rand(4, 0)", "ValueError: Features: features of 'm': no columns"),
-            ("torch.rand(4, 2, 2)", "Features: features of 'm': shape (4, 2, 2), but 2 dimensions"),
+            (
+                "torch.rand(4, 2, 2)",
+                "Features: features of 'm': shape (4, 2, 2); found too many dimensions",
+            ),
             (
                 "torch.rand(4, 2).numpy()",
                 "TypeError: Features: features of 'm': an object of type ndarray",
@@ -303,6 +311,10 @@ class TestMessages:
     def test_rows_that_are_none(self, x, message):
         code = f"import torch, evenly; evenly.Features({{'m': {x}}}, torch.zeros(4).long())"
         assert message in error_of(code)
+
+    def test_a_target_that_is_one_number(self):
+        code = "import torch, evenly; evenly.Features({'m': torch.rand(4, 2)}, torch.tensor(1))"
+        assert "Features: target: shape (); found too few dimensions" in error_of(code)
 
     def test_no_modality_and_no_positions(self):
         with pytest.raises(ValueError, match="there is no modality"):

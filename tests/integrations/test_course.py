@@ -22,7 +22,6 @@ def acting(*epochs, writes="loss"):
 @pytest.mark.parametrize(
     ("method", "text"),
     [
-        (acting(), "Acting acts in no epoch with these settings, but"),
         (acting(7), "Acting acts in epoch 7 (counted from 0), but"),
         (acting(7, 9, writes="weights"), "Acting acts before epochs 7 and 9 (counted from 0), but"),
         (acting(*range(7, 5000)), "Acting acts from epoch 7 on (counted from 0), but"),
@@ -35,6 +34,11 @@ def test_says_which_epochs_a_short_training_lacks(method, text):
     assert course.too_short(method, 6).endswith(" but this training has 6 epochs.")
     found = course.never_acted(method, 1)
     assert found.endswith("ended after 1 epoch. Train longer, or change `start`.")
+
+
+def test_a_method_that_never_acts():
+    for text in (course.too_short(acting(), 6), course.never_acted(acting(), 6)):
+        assert text == "Acting acts in no epoch with these settings."
 
 
 def test_is_silent_where_the_method_acts_or_the_end_is_not_known():

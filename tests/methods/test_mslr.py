@@ -1,3 +1,4 @@
+import gc
 import math
 
 import pytest
@@ -258,7 +259,7 @@ def test_a_scheduler_that_was_made_before(scheduler):
     model = net(head="late")
     optimizer, plain = (SGD(part.parameters(), lr=0.1) for part in (model, net(head="late")))
     ours, theirs = scheduler(optimizer), scheduler(plain)
-    MSLR(model.encoders, optimizer=optimizer, strategy="keep", rates={"a": 0.25})
+    _method = MSLR(model.encoders, optimizer=optimizer, strategy="keep", rates={"a": 0.25})
     seen = set()
     for _ in range(4):
         common = plain.param_groups[0]["lr"]
@@ -282,7 +283,7 @@ def test_the_groups_and_state_of_the_optimiser_are_as_without_the_method():
 
 
 def test_a_step_that_fails_leaves_the_next_as_it_should_be():
-    model, optimizer, _ = made(rates={"a": 0.5})
+    model, optimizer, _method = made(rates={"a": 0.5})
 
     def fails():
         raise ArithmeticError
@@ -294,10 +295,28 @@ def test_a_step_that_fails_leaves_the_next_as_it_should_be():
     assert len(optimizer.param_groups) == 1
 
 
+def test_a_step_that_fails_leaves_the_state_as_it_should_be():
+    _, optimizer, _method = made(rates={"a": 0.5})
+
+    def fails():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(fails)
+    assert len(optimizer.state_dict()["param_groups"]) == 1
+
+
+def test_a_method_that_is_gone_does_nothing():
+    model, optimizer, method = made(rates={"a": 0.5})
+    del method
+    gc.collect()
+    assert rates(optimizer, model) == pytest.approx({"a": 0.1, "aa": 0.1, "head": 0.1})
+
+
 def test_the_last_of_several_methods_acts():
     """A notebook's cell that is run again does not multiply the rates twice."""
     model, optimizer, _ = made(rates={"a": 0.5})
-    MSLR(model.encoders, optimizer=optimizer, rates={"a": 0.3})
+    _last = MSLR(model.encoders, optimizer=optimizer, rates={"a": 0.3})
     assert rates(optimizer, model) == pytest.approx({"a": 0.03, "aa": 0.1, "head": 0.1})
 
 
@@ -321,7 +340,7 @@ def test_an_optimiser_that_is_wrapped(wrap):
     optimizer = SGD(model.parameters(), lr=0.1)
     sam = SAM(model.parameters(), SGD, lr=0.1)
     wrapped = sam if wrap == "sam" else wrappings()[wrap](optimizer)
-    MSLR(model.encoders, optimizer=wrapped, rates={"a": 0.25})
+    _method = MSLR(model.encoders, optimizer=wrapped, rates={"a": 0.25})
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     (wrapped if wrap in ("accelerate", "sam") else optimizer).step()
@@ -331,7 +350,9 @@ def test_an_optimiser_that_is_wrapped(wrap):
 
 
 def test_an_optimiser_without_rates_by_group():
-    with pytest.raises(ValueError, match=r"MSLR multiplies .* a LBFGS like this has none"):
+    with pytest.raises(
+        ValueError, match=r"MSLR multiplies .* this LBFGS has a step that needs a closure"
+    ):
         made(lambda model: torch.optim.LBFGS(model.parameters()))
 
 

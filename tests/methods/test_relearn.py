@@ -174,6 +174,24 @@ class TestRelearn:
 
         assert diagnosed(torch.int64) == diagnosed(torch.float32)
 
+    @pytest.mark.parametrize("count", [6, 20])
+    def test_a_split_that_is_no_good_is_refused_before_training(self, count):
+        model = net()
+        splits = [Toy(400, seed=1), Toy(count, seed=2)]
+        splits[0].target = torch.randn(400) if count == 6 else torch.arange(400) % 2.0
+        splits[1].target = splits[0].target[:count] if count == 6 else torch.zeros(count)
+        probe = evenly.Probe(model, one_number, *(DataLoader(split, 8) for split in splits))
+        with pytest.raises(ValueError, match=r"fewer samples than clusters|class 1 is missing"):
+            Relearn(model.encoders).before_epoch(0, probe)
+
+    def test_a_small_sample_is_enough_for_one_logit(self):
+        model = net()
+        splits = [Toy(60, seed=1), Toy(18, seed=2)]
+        for split in splits:
+            split.target = torch.arange(len(split)) % 2.0
+        probe = evenly.Probe(model, one_number, *(DataLoader(split, 8) for split in splits))
+        Relearn(model.encoders, sample=40).before_epoch(0, probe)
+
     def test_one_value_to_regress_on_is_refused_before_training(self):
         model = net()
         splits = [Toy(36, seed=1), Toy(18, seed=2)]

@@ -120,6 +120,12 @@ def test_waveforms_of_a_model_that_norms_by_step(stable):
         torch.testing.assert_close(encoder(x)[[row]], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_waveforms_in_half_precision():
+    encoder = Wav2Vec(modality("sequence", 800, 1), config=WAVE).bfloat16().eval()
+    x = Padded(torch.randn(2, 900, 1, dtype=torch.bfloat16), torch.tensor([500, 800]))
+    assert encoder(x).dtype == torch.bfloat16
+
+
 def test_what_a_wav2vec_cannot_have():
     with pytest.raises(ValueError, match="add_adapter=true makes fewer tokens"):
         Wav2Vec(modality("sequence", 800, 1), config={**WAVE, "add_adapter": True})

@@ -157,20 +157,7 @@ def diagnose(
     """
     check_gap(gap)
     _check_modalities(train, val)
-    notes: tuple[str, ...] = ()
-    whole = True
-    if train.target.is_floating_point():
-        check_values(train, val)
-        edges, whole = _edges(train)
-        train = replace(train, target=torch.bucketize(_values(train), edges))
-        val = replace(val, target=torch.bucketize(_values(val), edges))
-        count = len(edges) + 1
-        notes = (
-            f"The target's {count} values are taken for classes."
-            if whole
-            else f"The regression target is cut into {count} equal-count bins.",
-        )
-    counts = check_classes(train, val, whole=whole)
+    train, val, counts, notes = in_classes(train, val)
     clustering = _Clustering(int((counts > 0).sum()), seed, restarts, sample)
     check_sample(sample, clustering.k)
     scores: dict[str, tuple[float, float, float | None]] = {}
@@ -245,6 +232,30 @@ def unit(low: Float[Tensor, " d"], high: Float[Tensor, " d"]) -> Float[Tensor, "
     return torch.where(span > 0, span, 1.0) / 2
 
 
+def in_classes(
+    train: Features, val: Features
+) -> tuple[Features, Features, Int[Tensor, " c"], tuple[str, ...]]:
+    """Both splits with classes for targets, as `diagnose` takes them.
+
+    Returns:
+        The splits, how many samples of each class the training split has, and notes.
+
+    Raises:
+        ValueError: If they cannot be clustered.
+    """
+    if not train.target.is_floating_point():
+        return train, val, _check_classes(train, val), ()
+    _check_values(train, val)
+    edges, are_classes = _edges(train, val)
+    train = replace(train, target=torch.bucketize(_values(train), edges))
+    val = replace(val, target=torch.bucketize(_values(val), edges))
+    count = len(edges) + 1
+    note = f"The regression target is cut into {count} equal-count bins."
+    if are_classes:
+        note = f"The target's {count} values are taken for classes."
+    return train, val, _check_classes(train, val, whole=are_classes), (note,)
+
+
 def check_gap(gap: str) -> None:
     """Raises if there is no such estimator."""
     if gap not in _ESTIMATORS:
@@ -264,7 +275,7 @@ def check_finite(split: Features, name: str, where: str) -> None:
         )
 
 
-def check_values(train: Features, val: Features) -> None:
+def _check_values(train: Features, val: Features) -> None:
     """Raises on every rank if a regression target is NaN or infinite, or one value throughout."""
     for split, where in ((train, "training"), (val, "validation")):
         bad = (~split.target.isfinite()).any().long()
@@ -280,7 +291,7 @@ def check_values(train: Features, val: Features) -> None:
         )
 
 
-def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[Tensor, " c"]:
+def _check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[Tensor, " c"]:
     """Samples of each class in the training split, if both splits can be clustered.
 
     Args:
@@ -300,6 +311,8 @@ def check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[
             )
     of_train, of_val = _counts(train.target, val.target, sharded=train.sharded)
     k = int((of_train > 0).sum())
+    if k == 0:
+        raise ValueError("the training split has no sample with a label. Pass one that has some.")
     if k < 2:
         raise ValueError(
             f"the training split has one class only ({int(of_train.argmax())}), so there is "
@@ -378,13 +391,16 @@ def _values(split: Features) -> Float[Tensor, " n"]:
     return split.target.to(torch.promote_types(split.target.dtype, torch.float32)).contiguous()
 
 
-def _edges(train: Features) -> tuple[Float[Tensor, " edges"], bool]:
+def _edges(train: Features, val: Features) -> tuple[Float[Tensor, " edges"], bool]:
     """Edges between bins of the training targets, and whether these are classes.
 
     Of few values each is a class: class numbers kept as floats, or the 0 and 1 of one logit.
     """
-    values = torch.cat(distributed.gather(_values(train), sharded=train.sharded))
-    distinct = values.unique()
+    values, others = (
+        torch.cat(distributed.gather(_values(split), sharded=split.sharded))
+        for split in (train, val)
+    )
+    distinct = torch.cat([values, others]).unique()
     if len(distinct) <= BINS:
         return distinct[:-1], True
     steps = torch.arange(1, BINS, dtype=values.dtype, device=values.device) / BINS

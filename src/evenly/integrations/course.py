@@ -32,21 +32,21 @@ def too_short(method: Method, epochs: int) -> str | None:
     """A sentence for the start of a training if a method acts in none of its epochs, else None."""
     if epochs > _HORIZON or any(method.is_due(epoch) for epoch in range(epochs)):
         return None
-    return f"{_when(method)}, but this training has {_count(epochs)}."
+    return _but(method, f"this training has {_count(epochs)}.")
 
 
 def never_acted(method: Method, epochs: int) -> str:
     """A sentence for the end of a training in which the time of a method did not come."""
     settings = " and ".join(f"`{setting}`" for setting in method.info.in_epochs)
     remedy = f" Train longer, or change {settings}." if settings else ""
-    return f"{_when(method)}, but this training ended after {_count(epochs)}.{remedy}"
+    return _but(method, f"this training ended after {_count(epochs)}.{remedy}")
 
 
-def _when(method: Method) -> str:
+def _but(method: Method, what: str) -> str:
     name = type(method).__name__
     due = [epoch for epoch in range(_HORIZON) if method.is_due(epoch)]
     if not due:
-        return f"{name} acts in no epoch with these settings"
+        return f"{name} acts in no epoch with these settings."
     first, last = due[0], due[-1]
     word = "before" if method.info.writes == "weights" else "in"
     if due == list(range(first, _HORIZON)):
@@ -58,7 +58,7 @@ def _when(method: Method) -> str:
     else:
         listed = " and ".join(", ".join(map(str, due)).rsplit(", ", 1))
         where = f"{word} epoch{'s' * (len(due) > 1)} {listed}"
-    return f"{name} acts {where} (counted from 0)"
+    return f"{name} acts {where} (counted from 0), but {what}"
 
 
 def _count(epochs: int) -> str:

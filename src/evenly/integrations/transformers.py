@@ -186,8 +186,8 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         if not path.is_file():
             raise FileNotFoundError(
                 f"the checkpoint {checkpoint} has no '{STATE}', which holds the state of "
-                f"{self._name}; it was not saved by a BalancedTrainer. Resume from one that was, "
-                "or start anew."
+                f"{self._name}: it was saved by another Trainer, or with save_only_model=True. "
+                "Resume from another checkpoint, or start anew."
             )
         state = torch.load(path, map_location=self.args.device, weights_only=True)
         self._epoch, self._acted = state["epoch"], state["acted"]
@@ -380,5 +380,6 @@ def _whole(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
         sampler=sampler,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )

@@ -7,7 +7,7 @@ Findings of ACL 2022, https://aclanthology.org/2022.findings-acl.143.
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -164,9 +164,12 @@ class MSLR(Method):
         }
         self._check_optimizer(unwrapped(optimizer))
         for one in all_of(optimizer):
-            _LAST[one] = self
-            one.register_step_pre_hook(self._split)
-            one.register_step_post_hook(self._join)
+            if one not in _LAST:
+                one.register_step_pre_hook(_split)
+                one.register_step_post_hook(_join)
+                one.register_state_dict_pre_hook(_join)  # of a step that broke off
+                one.register_load_state_dict_pre_hook(_join)
+            _LAST[one] = ref(self)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Adapts the rates to the accuracies (`dynamic`)."""
@@ -194,30 +197,18 @@ class MSLR(Method):
                     f"MSLR: the optimiser trains no parameter of encoder '{name}'. Pass the one "
                     "that trains the model."
                 )
-        if needs_closure(optimizer) or any(g.get("lr") is None for g in optimizer.param_groups):
+        why = "has a step that needs a closure" if needs_closure(optimizer) else None
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            why = "sets its learning rate itself"
+        if why:
             raise ValueError(
-                "MSLR multiplies the learning rates of encoders, but a "
-                f"{type(optimizer).__name__} like this has none that its groups set. Use another "
-                "optimiser, such as torch.optim.AdamW."
+                "MSLR multiplies the learning rates of encoders, but this "
+                f"{type(optimizer).__name__} {why}. Use another optimiser, such as "
+                "torch.optim.AdamW."
             )
 
-    def _split(self, optimizer: Optimizer, *_: Any) -> None:
-        """Before a step: has the optimiser see groups by modality."""
-        if _LAST.get(optimizer) is not self:
-            return
-        self._join(optimizer)  # a step that failed has left them so
-        parts = split(optimizer.param_groups, self._owner, self.factor)
-        _SPLIT[optimizer] = optimizer.param_groups, parts
-        optimizer.param_groups = [part for part, _ in parts]
-
-    def _join(self, optimizer: Optimizer, *_: Any) -> None:
-        """After a step: gives the optimiser its groups back."""
-        groups, parts = _SPLIT.pop(optimizer, (None, []))
-        if groups is None:
-            return
-        for part, group in parts:  # some optimisers keep state in groups
-            group |= {key: x for key, x in part.items() if key not in _OWN}
-        optimizer.param_groups = groups
+    def _parts(self, groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+        return split(groups, self._owner, self.factor)
 
     def _accuracies(self, probe: Probe) -> dict[str, float]:
         """Of each modality by its own logits on the validation split, over all ranks."""
@@ -238,7 +229,28 @@ class MSLR(Method):
 
 
 _OWN = ("params", "param_names", "lr")  # what a part of a group does not share with it
-_LAST: WeakKeyDictionary[Optimizer, MSLR] = WeakKeyDictionary()
+_LAST: WeakKeyDictionary[Optimizer, "ref[MSLR]"] = WeakKeyDictionary()
 _SPLIT: WeakKeyDictionary[Optimizer, tuple[list[Group], list[tuple[Group, Group]]]] = (
     WeakKeyDictionary()
 )
+
+
+def _split(optimizer: Optimizer, *_: Any) -> None:
+    """Before a step: has the optimiser see groups by modality, while the method lives."""
+    _join(optimizer)  # a step that failed has left them so
+    last = _LAST.get(optimizer)
+    method = None if last is None else last()
+    if method is not None:
+        parts = method._parts(optimizer.param_groups)
+        _SPLIT[optimizer] = optimizer.param_groups, parts
+        optimizer.param_groups = [part for part, _ in parts]
+
+
+def _join(optimizer: Optimizer, *_: Any) -> None:
+    """After a step: gives the optimiser its groups back."""
+    groups, parts = _SPLIT.pop(optimizer, (None, []))
+    if groups is None:
+        return
+    for part, group in parts:  # some optimisers keep state in groups
+        group |= {key: x for key, x in part.items() if key not in _OWN}
+    optimizer.param_groups = groups

@@ -17,14 +17,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from evenly.diagnosis.gap import (
-    BINS,
     Diagnosis,
     Gap,
-    check_classes,
     check_finite,
     check_gap,
-    check_values,
     diagnose,
+    in_classes,
 )
 from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
@@ -257,12 +255,8 @@ class Relearn(Method):
                 f"Relearn takes {in_words(self.info.targets)}, one for each sample; found targets "
                 f"of shape {tuple(train.target.shape)}. Its clusters are compared with one of them."
             )
-        if train.target.is_floating_point():
-            check_values(train, val)
-            classes = BINS
-        else:
-            classes = int((check_classes(train, val) > 0).sum())
-        check_sample(self.sample, classes)
+        counts = in_classes(train, val)[2]
+        check_sample(self.sample, int((counts > 0).sum()))
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")

@@ -163,7 +163,7 @@ class DataRemixing(Method):
             }
 
         known, values = numbering.samples(probe.features("train", of), "DataRemixing")
-        numbering.check_positions(known, self.sampler.count, "DataRemixing")
+        numbering.check_positions(known, self.sampler.count, "DataRemixing", probe.loaders["train"])
         return known, assignment(torch.cat(list(values.values()), dim=1).T)
 
     def _global_batch_size(self, probe: Probe) -> int | None:

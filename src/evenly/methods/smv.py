@@ -238,7 +238,9 @@ class SMV(Method):
         found = probe.features("train", of, fraction=fraction, seed=seed)
         if self.level == "sample":
             self.samples, values_of = numbering.samples(found, "SMV")
-            numbering.check_positions(self.samples, self.sampler.count, "SMV")
+            numbering.check_positions(
+                self.samples, self.sampler.count, "SMV", probe.loaders["train"]
+            )
             index, value = self.samples["position"].cpu(), values_of["value"].cpu()
         else:
             assert found.index is not None

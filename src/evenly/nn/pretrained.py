@@ -322,12 +322,13 @@ def _normed(
     norm: nn.GroupNorm, x: Float[Tensor, "n c t"], there: Bool[Tensor, "n t"]
 ) -> Float[Tensor, "n c t"]:
     """The norm of each channel over the steps that are there."""
-    valid, x = there[:, None], x.float()
+    valid, dtype = there[:, None], x.dtype
+    x = x.float()
     count = valid.sum(2, keepdim=True)
     mean = x.masked_fill(~valid, 0).sum(2, keepdim=True) / count
     apart = (x - mean).masked_fill(~valid, 0)
     scale = (apart.square().sum(2, keepdim=True) / count + norm.eps).rsqrt()
-    return apart * scale * norm.weight[:, None] + norm.bias[:, None]
+    return (apart * scale * norm.weight[:, None] + norm.bias[:, None]).to(dtype)
 
 
 class Transformer(Tokened):
