@@ -3,6 +3,7 @@
 import inspect
 import io
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ SETTINGS = {
     "mmpareto": {},
     "mla": {},
     "reconboost": {"alternation": 1, "rectification": 1},
-    "lfm": {"rate": 0.1},
+    "lfm": {"rate": 0.1, "epochs": 4},
     "aug": {"every": 1},
     "opm": {"start": 1},
     "mslr": {"rates": {"a": 0.5}, "window": 2},
@@ -65,6 +66,7 @@ CASES = {
     for name, kind in METHODS.items()
     for variant in kind.info.variants
 }
+CASES["lfm(schedule=learnt)"] = ("lfm", {"schedule": "learnt"})  # as its paper says, and no more
 
 
 class Encoder(nn.Sequential):
@@ -147,8 +149,10 @@ def parts(case):
     return CASES.get(case, (case, {}))
 
 
+@cache
 def info(case):
-    return METHODS[parts(case)[0]].info
+    """What the method of a case declares, which may depend on its settings."""
+    return make(case, net(head=METHODS[parts(case)[0]].info.head)).info
 
 
 def make(case, model, optimizer=None, sampler=None, **settings):

@@ -110,7 +110,7 @@ class Method:
     first steps; see `evenly.watch`.
 
     Attributes:
-        info: The facts that the method declares.
+        info: The facts that the method declares; those of an object may depend on its settings.
         state: Names of the attributes that `state_dict` saves.
         metrics: What the method did last, for a logger; tensors stay on their device.
         repeats: How often the loop runs each batch, with a step of the optimiser each time; see
@@ -119,7 +119,7 @@ class Method:
             out. None where it takes all of them.
     """
 
-    info: ClassVar[Info] = Info(title="Joint training", targets=ANY, missing=True)
+    info: Info = Info(title="Joint training", targets=ANY, missing=True)
     state: ClassVar[tuple[str, ...]] = ()
     repeats: int = 1
     turn: str | None = None

@@ -7,9 +7,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import evenly
-from evenly.methods.lfm import LFM, alignment, divergence, mean_curvature
+from evenly.methods.lfm import (
+    LFM,
+    alignment,
+    divergence,
+    heuristic,
+    mean_curvature,
+    replayed,
+)
 from evenly.nn import LateFusion
 from support import NAMES, Run, forward, loaders, make, net, same
+from unchecked import error_of
+
+LEARNT = "lfm(schedule=learnt)"
 
 
 def double(*rows):
@@ -35,11 +45,11 @@ class TestFormulas:
         assert divergence(z, other).item() == divergence(other, z).item()
         assert divergence(z, z).item() == 0
 
-    def test_alignment_is_the_mean_over_pairs(self):
+    def test_alignment_is_the_sum_over_pairs(self):
         torch.manual_seed(0)
         z = list(torch.randn(3, 4, 5, dtype=torch.float64))
         pairs = [(0, 1), (0, 2), (1, 2)]
-        expected = sum(divergence(z[i], z[j]) for i, j in pairs) / 3
+        expected = sum(divergence(z[i], z[j]) for i, j in pairs)
         torch.testing.assert_close(alignment(z), expected, rtol=1e-12, atol=0)
 
     def test_curvature_by_hand(self):
@@ -57,13 +67,13 @@ class TestFormulas:
 def test_golden_loss():
     torch.manual_seed(0)
     model = net(NAMES[:3], head="late").double().eval()
-    method = LFM(model.encoders, head=model.head, weight=0.7)
+    method = LFM(model.encoders, head=model.head, schedule="learnt", weight=0.7)
     inputs, target, index = next(iter(loaders(NAMES[:3], count=24, batch=24)[0]))
     output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
     z = [output.unimodal[name] for name in NAMES[:3]]
     p = [x.detach().softmax(1).tolist() for x in z]
     pairs = [(0, 1), (0, 2), (1, 2)]
-    agreement = sum(js(p[i][n], p[j][n]) for i, j in pairs for n in range(24)) / 72
+    agreement = sum(js(p[i][n], p[j][n]) for i, j in pairs for n in range(24)) / 24
     expected = 2 * (0.3 * cross_entropy(sum(z) / 3, target).item() + 0.7 * agreement)
     assert method.loss(output, target).item() == pytest.approx(expected, rel=1e-12)
 
@@ -102,7 +112,9 @@ def test_golden_update():
     model = smooth()
     loader = torch.utils.data.DataLoader(Few(), 5)
     probe = evenly.Probe(model, lambda model, batch: (model(batch[0]), batch[1]), loader, loader)
-    method = LFM(model.encoders, head=model.head, weight=0.6, rate=20.0, samples=10)
+    method = LFM(
+        model.encoders, head=model.head, schedule="learnt", weight=0.6, rate=20.0, samples=10
+    )
     inputs, target = next(iter(torch.utils.data.DataLoader(Few(), 10)))
 
     def gradient(values, a0, a1):
@@ -125,12 +137,53 @@ def test_golden_update():
     assert method.history == {0: method.weight}
 
 
+class TestSchedules:
+    def test_the_documented_run(self):
+        """Weights by epoch that the released script computes [njustkmg/NeurIPS24-LFM, ad44fa0]."""
+        published = {
+            0: 0.795376296,
+            5: 0.7758802839388454,
+            20: 0.6991130629055999,
+            80: 0.49978020090240005,
+            140: 0.25746249995519976,
+            176: 0.003197229962202286,
+            180: 0.0,  # -0.0077: ours is never negative
+            199: 0.08401124758375289,
+        }
+        for epoch, weight in published.items():
+            assert replayed(float(epoch)) == pytest.approx(weight, abs=1e-12)
+
+    def test_it_ends_where_the_documented_run_ends(self):
+        assert replayed(1000.0) == replayed(199.0)
+
+    @pytest.mark.parametrize(
+        ("schedule", "expected"),
+        [
+            ("replayed", [replayed(t) for t in (0.0, 50.0, 100.0, 150.0, 199.0)]),
+            ("heuristic", [0.95, *[0.05] * 4]),
+        ],
+    )
+    def test_it_is_stretched_to_the_training(self, schedule, expected):
+        run = Run("lfm", schedule=schedule, epochs=4)
+        found = []
+        for epoch in range(5):
+            run.method.before_epoch(epoch, run.probe)
+            found.append(run.method.weight)
+        assert found == pytest.approx(expected)
+        assert run.method.history == dict(enumerate(found))
+
+    def test_heuristic_by_hand(self):
+        assert [heuristic(t) for t in (0.0, 1.0, 3.0, 50.0)] == pytest.approx(
+            [0.95, 0.74081822, 0.40656966, 0.05]
+        )
+
+
 class Bent:
     """In place of the curvature: what it is said to be."""
 
     def __init__(self, monkeypatch, found):
         monkeypatch.setattr(LFM, "_curvature", lambda method, probe: found)
-        self.run = Run("lfm", rate=0.01, halve=2)
+        self.run = Run(LEARNT, rate=0.01, halve=2)
 
     def weights(self, epochs):
         found = []
@@ -141,7 +194,7 @@ class Bent:
 
 
 def test_it_starts_with_agreement():
-    assert make("lfm", net(head="late")).weight == 0.95
+    assert make(LEARNT, net(head="late")).weight == 0.95
 
 
 def test_the_rate_is_halved_again_and_again(monkeypatch):
@@ -161,7 +214,7 @@ def test_a_curvature_that_is_not_finite_leaves_the_weight_as_it_is(monkeypatch, 
 
 
 def test_an_epoch_is_learnt_from_once():
-    run = Run("lfm")
+    run = Run(LEARNT)
     run.method.before_epoch(0, run.probe)
     once = run.method.weight
     run.method.before_epoch(0, run.probe)
@@ -169,7 +222,7 @@ def test_an_epoch_is_learnt_from_once():
 
 
 def test_the_same_samples_each_time_and_none_of_training():
-    run = Run("lfm", samples=5)
+    run = Run(LEARNT, samples=5)
     seen = []
     sample = run.probe.sample
     run.probe.sample = lambda *given: (
@@ -182,7 +235,7 @@ def test_the_same_samples_each_time_and_none_of_training():
 
 
 def test_gradients_and_modes_are_left_as_found():
-    run = Run("lfm")
+    run = Run(LEARNT)
     run.model.head.heads["a"].weight.grad = torch.ones(3, 6)
     with torch.no_grad():  # a loop may call it so
         run.method.before_epoch(0, run.probe)
@@ -225,19 +278,19 @@ def test_encoders_whose_fast_kernels_have_no_second_derivative(kind):
     probe = evenly.Probe(
         model, lambda model, batch: (model(batch[0]), batch[1]), train_loader, val_loader
     )
-    method = LFM(model.encoders, head=model.head, weight=0.5, rate=1e-3)
+    method = LFM(model.encoders, head=model.head, schedule="learnt", weight=0.5, rate=1e-3)
     method.before_epoch(0, probe)
     assert method.weight != 0.5
     assert math.isfinite(method.weight)
 
 
 def test_one_modality_is_trained_plainly():
-    run, plain = Run("lfm", names=("a",)), Run("joint", names=("a",), head="late")
+    run, plain = Run(LEARNT, names=("a",)), Run("joint", names=("a",), head="late")
     assert same(run.train(2).model, plain.train(2).model)
 
 
 def test_a_batch_of_one_modality_has_nothing_to_agree_with():
-    run = Run("lfm")
+    run = Run(LEARNT)
     inputs, target, _ = next(iter(run.train_loader))
     output = run.model.eval()({"aa": inputs["aa"]})
     expected = 2 * 0.05 * cross_entropy(output.logits, target)
@@ -245,7 +298,7 @@ def test_a_batch_of_one_modality_has_nothing_to_agree_with():
 
 
 def test_a_missing_modality_is_in_no_pair():
-    run = Run("lfm", names=NAMES[:3])
+    run = Run(LEARNT, names=NAMES[:3])
     inputs, target, _ = next(iter(run.train_loader))
     output = run.model.eval()({name: inputs[name] for name in ("a", "b")})
     pair = divergence(output.unimodal["a"], output.unimodal["b"])
@@ -259,6 +312,7 @@ class TestMessages:
         [
             ({"weight": 0.96}, r"'weight' is from 0\.05 to 0\.95; found 0\.96"),
             ({"rate": -1.0}, r"'rate' is finite and not negative; found -1\.0"),
+            ({"epochs": 0}, "'epochs' is at least 1; found 0"),
             ({"halve": 0}, r"'halve' is at least 1; found 0"),
             ({"samples": 0}, r"'samples' is at least 1; found 0"),
         ],
@@ -266,3 +320,7 @@ class TestMessages:
     def test_settings(self, settings, message):
         with pytest.raises(ValueError, match=message):
             make("lfm", net(head="late"), **settings)
+
+    def test_a_schedule_that_is_none(self):
+        code = "import evenly; evenly.methods.LFM({}, head=None, schedule='replay')"
+        assert "'replay' is no schedule of LFM. Did you mean replayed?" in error_of(code)

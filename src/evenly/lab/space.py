@@ -113,7 +113,7 @@ METHOD: dict[str, dict[str, Range]] = {
         "reconcilement": log(0.1, 10.0),
         "agreement": log(0.05, 5.0),
     },
-    "lfm": {"weight": Range(0.05, 0.95), "rate": log(1e-5, 1e-1)},
+    "lfm": {"epochs": Range(100, 400)},
     "opm": {
         "base": Range(0.1, 0.8),
         "strength": Range(0.1, 1.0),
