@@ -26,9 +26,9 @@ from support import NAMES, Run, forward, loaders, net, same, sgd
 class TestFormulas:
     def test_growth_by_hand(self):
         assert growth([0.5], 5) == 1.0
-        assert growth([0.2, 0.4], 5) == pytest.approx(0.4 / 0.3)
-        assert growth([0.9, 0.2, 0.4, 0.3], 3) == pytest.approx(0.3 / 0.3)
-        assert growth([0.9, 0.2, 0.4], 1) == 1.0
+        assert growth([0.2, 0.4], 2) == 1.0
+        assert growth([0.9, 0.2, 0.4, 0.3], 3) == pytest.approx(0.3 / 0.5)
+        assert growth([0.9, 0.2, 0.4], 1) == pytest.approx(2.0)
 
     def test_smoothed_is_half_way_in_orders_of_magnitude(self):
         assert smoothed(0.01) == pytest.approx(0.1)
@@ -135,20 +135,23 @@ class TestStrategies:
                 assert rates(optimizer, model) == pytest.approx(expected)
 
     def test_dynamic_by_hand(self):
-        """r_m is multiplied by accuracy over its mean, and the first epoch is not counted."""
+        """r_m is what is given times accuracy over its mean in the two epochs before."""
         model, optimizer, method = made(rates={"a": 0.5}, window=2)
         probe = probe_of(model)
         history = {name: [] for name in NAMES[:2]}
-        expected = {"a": 0.5, "aa": 1.0}
-        for epoch in range(4):
+        expected = given = {"a": 0.5, "aa": 1.0}
+        for epoch in range(6):
             change(model, epoch)
             method.before_epoch(epoch, probe)
             method.before_step()
             if epoch > 0:
                 for name in history:
                     history[name].append(accuracy_by_hand(model, name))
-                    last = history[name][-2:]
-                    expected[name] *= last[-1] / (sum(last) / len(last))
+            if epoch > 2:
+                expected = {
+                    name: rate * history[name][-1] / (sum(history[name][-3:-1]) / 2)
+                    for name, rate in given.items()
+                }
             found = rates(optimizer, model)
             for name, factor in expected.items():
                 assert found[name] == pytest.approx(0.1 * factor, rel=1e-9)
@@ -160,7 +163,7 @@ class TestStrategies:
 
     def test_none_right_does_not_end_training(self):
         """Nothing would bring a rate back from zero."""
-        model, optimizer, method = made(window=2)
+        model, optimizer, method = made(window=1)
         probe = probe_of(model)
         with torch.no_grad():
             for target in (0, 1, 2):
@@ -174,12 +177,12 @@ class TestStrategies:
     def test_once_for_an_epoch(self):
         model, _, method = made(window=2)
         probe = probe_of(model)
-        for epoch in (1, 2):
+        for epoch in (1, 2, 3):
             change(model, epoch)
             method.before_epoch(epoch, probe)
         factor = dict(method.factor)
         assert factor != {"a": 1.0, "aa": 1.0}
-        method.before_epoch(2, probe)
+        method.before_epoch(3, probe)
         assert method.factor == factor
 
     def test_one_modality(self):

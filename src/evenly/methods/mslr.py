@@ -28,14 +28,14 @@ def smoothed(rate: float) -> float:
 
 
 def growth(accuracy: Sequence[float], window: int) -> float:
-    """What a rate is multiplied by: accuracy now over its mean in the last epochs, now included.
+    """Accuracy now over its mean in the last epochs before; 1 until there are as many.
 
     Args:
         accuracy: Of one modality on the validation split, one for each epoch, above 0.
-        window: k, how many epochs the mean is over; as many as there are at first.
+        window: k, how many epochs the mean is over.
     """
-    last = accuracy[-window:]
-    return last[-1] * len(last) / sum(last)
+    before = accuracy[-window - 1 : -1]
+    return accuracy[-1] * window / sum(before) if len(before) == window else 1.0
 
 
 def split(
@@ -70,9 +70,9 @@ class MSLR(Method):
     """Trains each encoder with a learning rate of its own: r_m times that of the optimiser.
 
     With `keep` r_m stays as it is given, with `smooth` it is √r_m, half way between the
-    modality's own rate and the common one. With `dynamic` it is what is given at first, and
-    before each later epoch is multiplied by the modality's own accuracy on the validation split
-    over its mean in the last epochs.
+    modality's own rate and the common one. With `dynamic` it is what is given times the modality's
+    own accuracy on the validation split over its mean in the `window` epochs before, anew for each
+    epoch; it is what is given until there are as many.
 
     In each step of the optimiser, an encoder's parameters have r_m times the rate of the group that
     they are in, with all its other options: within the step they are groups of their own, after it
@@ -81,6 +81,7 @@ class MSLR(Method):
     Of several such methods for one optimiser, the last one made acts.
 
     Attributes:
+        rates: By modality, r_m as it is given, or √ of it.
         factor: By modality, r_m as it is now.
         history: By the epoch before which it was measured, and modality: accuracy.
     """
@@ -102,9 +103,9 @@ class MSLR(Method):
         missing=True,
         doubts="No code of the authors' is known. The paper takes the rates from a search over "
         "unimodal models; here they are given, and without `rates` all are 1, so that `keep` and "
-        "`smooth` equal joint training. What `smooth` does is unverified, as are how often "
-        "`dynamic` acts (here before each epoch but the first) and its window of 5, which is a "
-        "re-implementation's. The paper adds the modalities' logits; the head takes their mean. "
+        "`smooth` equal joint training. What `smooth` does is unverified. `dynamic` and its window "
+        "of 5 are as both known re-implementations have them, by AGM's authors and by AMST's. The "
+        "paper adds the modalities' logits; the head takes their mean. "
         "A modality's layer in the head keeps the common rate.",
     )
     state: ClassVar[tuple[str, ...]] = ("factor", "history")
@@ -127,7 +128,7 @@ class MSLR(Method):
             strategy: How the rates go on, see above.
             rates: By modality, its learning rate over the optimiser's, above 0; 1 for those that
                 are left out. The paper takes those with which unimodal models are best.
-            window: k, epochs in the mean of `dynamic`.
+            window: k, epochs in the mean of `dynamic`, which acts in none of the first k + 1.
             criterion: See `Method`.
 
         Raises:
@@ -157,7 +158,8 @@ class MSLR(Method):
         self.strategy, self.window = strategy, window
         if strategy == "smooth":
             rates = {name: smoothed(rate) for name, rate in rates.items()}
-        self.factor = rates
+        self.rates = rates
+        self.factor = dict(rates)
         self.history: dict[int, dict[str, float]] = {}
         self._owner: dict[Tensor, str] = {
             p: name for name, encoder in self.encoders.items() for p in encoder.parameters()
@@ -177,8 +179,8 @@ class MSLR(Method):
         if self.strategy == "dynamic" and epoch > 0 and epoch not in self.history:
             self.history = {**self.history, epoch: self._accuracies(probe)}
             self.factor = {
-                name: factor * growth([found[name] for found in self.history.values()], self.window)
-                for name, factor in self.factor.items()
+                name: rate * growth([found[name] for found in self.history.values()], self.window)
+                for name, rate in self.rates.items()
             }
         self.metrics = {f"rate/{name}": torch.tensor(r) for name, r in self.factor.items()}
         for name, accuracy in self.history.get(epoch, {}).items():
