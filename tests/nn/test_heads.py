@@ -100,7 +100,7 @@ def test_sum():
 
 
 def test_film():
-    head = FiLMHead({"a": 2, "b": 1}, 2)
+    head = FiLMHead({"b": 1, "a": 2}, 2)
     set_(head.modulations["b"], [[2.0], [0.0], [1.0], [-1.0]], [0.0, 1.0, 0.5, 0.0])
     set_(head.linear, [[1.0, 0.0], [1.0, 1.0]], [0.0, 0.5])
     # gamma = (6, 1), beta = (3.5, -3); of a missing b gamma = (0, 1), beta = (0.5, 0)

@@ -9,21 +9,22 @@ from evenly.nn.heads.ablating import AblatingHead
 
 
 class FiLMHead(AblatingHead):
-    """The first modality's features, scaled and shifted by each of the others.
+    """The last modality's features, scaled and shifted by each of the others.
 
-    x ← γ_m(f_m) ⊙ x + β_m(f_m) for m = 2 .. M, beginning with x = f_1; for two modalities it is
-    the FiLM fusion of OGM-GE's released code.
+    x ← γ_m(f_m) ⊙ x + β_m(f_m) for m = 1 .. M - 1, beginning with x = f_M; for two modalities it is
+    the FiLM fusion of OGM-GE's released code, in which the sound modulates the pictures.
 
     Attributes:
-        modulations: By modality but the first, the layer of γ and β.
+        last: The modality that is modulated.
+        modulations: By modality but the last, the layer of γ and β.
         linear: From the modulated features to logits.
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
         """Makes the layers."""
         super().__init__(widths, num_classes)
-        self.first, *others = widths
-        width = widths[self.first]
+        *others, self.last = widths
+        width = widths[self.last]
         self.modulations = nn.ModuleDict(
             {name: nn.Linear(widths[name], 2 * width) for name in others}
         )
@@ -32,7 +33,7 @@ class FiLMHead(AblatingHead):
     def fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         """The logits of the modulated features."""
         filled = self.filled(features)
-        x = filled[self.first]
+        x = filled[self.last]
         for name, layer in self.modulations.items():
             gamma, beta = layer(filled[name]).chunk(2, dim=1)
             x = gamma * x + beta
