@@ -126,6 +126,26 @@ def test_golden_weights(online):
     )
 
 
+def test_a_fused_head_that_gains_nothing_learns_from_the_features_as_they_are():
+    """It is what predicts, and it moves no encoder."""
+    model = straight().eval()
+    method = GBlending(model.encoders, optimizer=sgd(model))
+    method.weights = {"fused": 0.0, "unimodal/a": 1.0, "unimodal/aa": 0.0}
+    batch = next(iter(loaders()[0]))
+    method.loss(*as_double(model, batch)).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=False)
+    (loss_of(model, "fused", batch) + loss_of(model, "unimodal/a", batch)).backward()
+    for name, p in model.named_parameters():
+        if name.startswith("head."):
+            torch.testing.assert_close(found[name], p.grad)
+    assert any(found[name].any() for name in found if name.startswith("head.linear."))
+    model.zero_grad(set_to_none=False)
+    loss_of(model, "unimodal/a", batch).backward()
+    for name, p in model.encoders.named_parameters():
+        torch.testing.assert_close(found[f"encoders.{name}"], p.grad)
+
+
 def test_weights_add_up_to_one():
     run = Run("g_blending")
     run.method.before_epoch(0, run.probe)
@@ -210,7 +230,7 @@ def test_a_missing_modality_is_left_out():
     method.weights = dict(zip(PARTS, (0.5, 0.25, 0.25), strict=True))
     output, target = as_double(model, next(iter(loaders()[0])))
     parts = {"features": {"a": output.features["a"]}, "unimodal": {"a": output.unimodal["a"]}}
-    found = method.loss(evenly.Output(output.logits, **parts), target)
+    found = method.loss(evenly.Output(output.logits, fuse=output.fuse, **parts), target)
     ce = nn.functional.cross_entropy
     expected = 0.5 * ce(output.logits, target) + 0.25 * ce(output.unimodal["a"], target)
     torch.testing.assert_close(found, expected)

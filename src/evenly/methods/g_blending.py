@@ -53,7 +53,9 @@ class GBlending(Method):
     found by trials from the current weights, which leave no trace. Two are enough: one on the
     fused loss, one on Σ_m CE(z_m), in which each modality learns by itself, as it would alone,
     since encoders and unimodal heads share nothing. Losses are means over the samples of a whole
-    split, so they depend on no batches.
+    split, so they depend on no batches. Where the fused loss gains nothing, w_0 = 0, its head F,
+    which is the one that predicts, learns from the features as they are, + CE(F(sg f)), and moves
+    no encoder.
 
     Offline, trials are as long as the training and come once, before it; online, they are as long
     as a super-epoch and come before each one.
@@ -76,7 +78,7 @@ class GBlending(Method):
         variants=({}, {"online": True}),
         epochs=45,
         in_epochs=("trial_epochs", "super_epoch"),
-        needs=("unimodal",),
+        needs=("unimodal", "fuse"),
         needs_probe=True,
         head="multi",
         cost="M unimodal heads; before the first epoch, two trainings of `trial_epochs` epochs "
@@ -95,8 +97,10 @@ class GBlending(Method):
         "common, which is the same as one for each as long as they share no parameters: with a "
         "head of the user's own that gives all modalities one layer or one bias, it is not. A "
         "batch of training, in a trial too, may lack a modality; the losses before and after a "
-        "trial are of passes that must hold every modality of every sample. The prediction is "
-        "the fused head's, which learns nothing where w_0 is 0.",
+        "trial are of passes that must hold every modality of every sample. Where w_0 is 0 the "
+        "fused head learns from detached features in each step; the paper does not say what "
+        "becomes of it, and a re-implementation, whose weight of a loss that gains nothing is its "
+        "|G|, fine-tunes it for 25 epochs afterwards.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "weights")
 
@@ -159,14 +163,18 @@ class GBlending(Method):
         } | {"fused_weight": torch.tensor(self.weights["fused"])}
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """w_0 CE(z) + Σ_m w_m CE(z_m)."""
+        """w_0 CE(z) + Σ_m w_m CE(z_m), and CE(F(sg f)) where w_0 = 0."""
         logits = self._logits(output)
+        fuse = self._need(output, "fuse")
         if not self.weights:
             raise RuntimeError(
                 "GBlending.loss came before any trial. Call before_epoch before the first batch "
                 "of an epoch, or load the method's state."
             )
         losses = [self.weights[part] * self.criterion(z, target) for part, z in logits.items()]
+        if self.weights["fused"] == 0:
+            still = fuse({name: value.detach() for name, value in output.features.items()})
+            losses.append(self.criterion(still, target))
         return torch.stack(losses).sum()
 
     def _logits(self, output: Output) -> dict[str, Tensor]:
