@@ -1,12 +1,13 @@
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from torch import nn
 
 import evenly
-from evenly.methods.mcr import MCR, coalitions, contrast, divergence
-from support import NAMES, Run, forward, loaders, net
+from evenly.methods.mcr import MCR, contrast, divergence, games
+from support import NAMES, Run, forward, loaders, net, same, weights
 
 
 def jsd(p, q):
@@ -58,11 +59,14 @@ class TestFormulas:
         assert float(loss.detach()) == 0
         assert not x.grad.any()
 
-    def test_coalitions(self):
-        names = ("a", "b", "c")
-        assert list(coalitions(names, "b", 1)) == [(names, 1.0)]
-        assert list(coalitions(names, "b", 0)) == [(("b",), 1.0)]
-        assert list(coalitions(names, "b", -1)) == [(("b",), 1.0), (("a",), -0.5), (("c",), -0.5)]
+    def test_games(self):
+        a, b, c = ("a",), ("b",), ("c",)
+        assert list(games(("a", "b"), 1)) == [(a, ("a", "b"), 1.0), (b, ("a", "b"), 1.0)]
+        assert list(games(("a", "b"), 0)) == [(a, a, 1.0), (b, b, 1.0)]
+        assert list(games(("a", "b"), -1)) == [(a, a, 1), (a, b, -1), (b, b, 1), (b, a, -1)]
+        pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+        assert list(games(("a", "b", "c"), 0)) == [(pair, pair, 1.0) for pair in pairs]
+        assert list(games(("a", "b", "c"), -1))[:2] == [(pairs[0], pairs[0], 1), (pairs[0], c, -1)]
 
 
 def batch_of(model, names=NAMES[:2]):
@@ -70,28 +74,37 @@ def batch_of(model, names=NAMES[:2]):
     return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
 
 
-def contributions(model, output, orders):
-    """J_m of each modality, one permutation after the other."""
-    found = {}
-    for moved in output.features:
-        total = 0.0
-        for order in orders:
-            parts = [x[order] if name == moved else x for name, x in output.features.items()]
-            total = total + mean_jsd(output.logits, model.head.linear(torch.cat(parts, 1)))
-        found[moved] = total / len(orders)
-    return found
+def permuted(model, output, moved, order, players=NAMES):
+    """The prediction with the logits of some modalities permuted, and those of others held."""
+    total = model.head.linear.bias
+    blocks = model.head.linear.weight.split(6, dim=1)
+    for (name, x), block in zip(output.features.items(), blocks, strict=True):
+        z = x @ block.T if name in players else (x @ block.T).detach()
+        total = total + (z[order] if name in moved else z)
+    return total
+
+
+def contribution(model, output, orders, moved, players=NAMES):
+    """J of what is permuted, one permutation after the other."""
+    found = [
+        mean_jsd(output.logits, permuted(model, output, moved, order, players)) for order in orders
+    ]
+    return sum(found) / len(orders)
+
+
+def moves(names):
+    return [(n,) for n in names] if len(names) < 3 else list(combinations(names, 2))
 
 
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_loss(names):
     model = net(names, head="decoding").double().eval()
     output, target = batch_of(model, names)
-    method = MCR(
-        model.encoders, head=model.head, strength=0.5, contrast=0.7, bottleneck=0.3, k=1, samples=3
-    )
-    orders = method._orders(output.logits).view(3, 24)
+    given = {"strength": 0.5, "contrast": 0.7, "bottleneck": 0.3, "unimodal": 0.2}
+    method = MCR(model.encoders, head=model.head, k=1, samples=3, **given)
+    orders = method._orders(output.logits)
     assert all(sorted(order.tolist()) == list(range(24)) for order in orders)
-    game = -sum(contributions(model, output, orders).values())
+    game = -sum(contribution(model, output, orders, moved) for moved in moves(names))
     features = torch.cat(list(output.features.values()))
     error = torch.cat(list(output.features.values()), 1) - model.head.decoder(output.logits)
     expected = (
@@ -99,46 +112,51 @@ def test_golden_loss(names):
         + 0.5 * game
         + 0.7 * contrast(features, target.repeat(len(names)), 0.5)
         + 0.3 * error.square().mean()
+        + 0.2 * sum(nn.functional.cross_entropy(z, target) for z in output.unimodal.values())
     )
     torch.testing.assert_close(method.loss(output, target), expected, rtol=1e-12, atol=0)
 
 
+def playing(model, names, **settings):
+    """A method of the game alone, what it adds to the loss, and the orders that it drew."""
+    output, target = batch_of(model, names)
+    alone = {"contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0, "samples": 2, "strength": 0.5}
+    method = MCR(model.encoders, **{**alone, **settings})
+    game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
+    return output, game, method._orders(output.logits)
+
+
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 @pytest.mark.parametrize("k", [-1, 0, 1])
-def test_what_each_encoder_plays_for(k, names):
-    """∇_θm (-J_m - k · Σ J of the others), with -1 shared out among the others."""
+def test_what_each_modality_plays_for(k, names):
+    """p learns from all; in p_m the logits of those who do not play are held still."""
     model = net(names, head="decoding").double().eval()
-    output, target = batch_of(model, names)
-    settings = {"contrast": 0.0, "bottleneck": 0.0, "samples": 2, "k": k, "strength": 0.5}
-    method = MCR(model.encoders, **settings)
-    features = list(output.features.values())
-    game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
-    found = torch.autograd.grad(game, features, retain_graph=True)
-
-    j = contributions(model, output, method._orders(output.logits).view(2, 24))
-    slopes = {
-        moved: torch.autograd.grad(value, features, retain_graph=True) for moved, value in j.items()
-    }
-    shared = -1 / (len(names) - 1) if k == -1 else k
-    for m, name in enumerate(names):
-        others = sum(slopes[moved][m] for moved in names if moved != name)
-        expected = -slopes[name][m] - shared * others
-        assert expected.abs().max() > 1e-5
-        torch.testing.assert_close(found[m], 0.5 * expected, rtol=1e-10, atol=1e-14)
+    output, game, orders = playing(model, names, k=k)
+    expected = 0.0
+    for moved in moves(names):
+        sides = [(names, 1.0)] if k == 1 else [(moved, 1.0)]
+        sides += [((name,), -1.0) for name in names if k == -1 and name not in moved]
+        for players, share in sides:
+            expected = expected - share * contribution(model, output, orders, moved, players)
+    learns = [model.head.linear.weight, *output.features.values()]
+    found = torch.autograd.grad(game, learns, retain_graph=True)
+    for one, other in zip(found, torch.autograd.grad(expected, learns), strict=True):
+        assert one.abs().max() > 1e-5
+        torch.testing.assert_close(one, 0.5 * other, rtol=1e-10, atol=1e-14)
 
 
 def test_modalities_without_an_encoder_stay_in_the_prediction():
-    """And neither are permuted nor learn."""
+    """And neither are permuted nor play."""
     names = NAMES[:3]
     model = net(names, head="decoding").double().eval()
     output, target = batch_of(model, names)
     mine = {name: model.encoders[name] for name in names[:2]}
-    method = MCR(mine, contrast=0.0, bottleneck=0.0, samples=2, strength=0.5, k=1)
-    j = contributions(model, output, method._orders(output.logits).view(2, 24))
+    alone = {"contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0}
+    method = MCR(mine, samples=2, strength=0.5, k=1, **alone)
+    orders = method._orders(output.logits)
+    j = [contribution(model, output, orders, (name,)) for name in names[:2]]
     game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
-    torch.testing.assert_close(game, -0.5 * (j["a"] + j["aa"]), rtol=1e-10, atol=1e-14)
-    (slope,) = torch.autograd.grad(game, output.features["b"])
-    assert slope.abs().max() < 1e-15
+    torch.testing.assert_close(game, -0.5 * sum(j), rtol=1e-10, atol=1e-14)
 
 
 def test_a_validation_leaves_the_metrics():
@@ -154,21 +172,37 @@ def test_a_validation_leaves_the_metrics():
     assert method.metrics == before
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_greedy_game_leaves_the_head_to_the_task(count):
-    """Each contribution is fought for as much as against, which cancels where it is shared."""
-    model = net(NAMES[:count], head="decoding").double().eval()
-    output, target = batch_of(model, NAMES[:count])
-    method = MCR(model.encoders, contrast=0.0, bottleneck=0.0, samples=2, strength=10.0)
-    game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
+def test_a_greedy_game_teaches_the_head():
+    """Its value is 0, as each contribution is fought for as much as against; its slope is not."""
+    model = net(head="decoding").double().eval()
+    _, game, _ = playing(model, NAMES[:2])
+    assert float(game.detach()) == pytest.approx(0, abs=1e-15)
     (slope,) = torch.autograd.grad(game, model.head.linear.weight)
-    assert slope.abs().max() < 1e-12
+    assert slope.abs().max() > 1e-5
+
+
+def test_logits_that_are_no_sum():
+    model = net(head="late").eval()
+    output, target = forward(model, next(iter(loaders()[0])))
+    with pytest.raises(ValueError, match=r"`Output\.unimodal` does not add up to"):
+        MCR(model.encoders, contrast=0.0, bottleneck=0.0).loss(output, target)
+
+
+def test_pretrained_encoders_are_those_that_finetune_has():
+    run, other = Run("mcr", pretrain=2), Run("finetune", head="decoding", pretrain=2)
+    for each in (run, other):
+        each.method.before_epoch(0, each.probe)
+    assert same(run.model, other.model)
+    assert not same(run.model, net(head="decoding"))
+    before = weights(run.model)
+    run.method.before_epoch(0, run.probe)
+    assert all(torch.equal(before[name], x) for name, x in weights(run.model).items())
 
 
 def test_the_bottleneck_does_not_reach_the_prediction():
     model = net(head="decoding").double().eval()
     output, target = batch_of(model)
-    method = MCR(model.encoders, head=model.head, strength=0.0, contrast=0.0, bottleneck=1.0)
+    method = MCR(model.encoders, head=model.head, strength=0.0, contrast=0.0, unimodal=0.0)
     term = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
     parts = torch.autograd.grad(
         term, [*model.head.linear.parameters(), *model.head.decoder.parameters()], allow_unused=True
@@ -201,6 +235,9 @@ class TestMessages:
             ({"strength": -0.1}, r"MCR: 'strength' is finite and not negative; found -0\.1\."),
             ({"contrast": -1.0}, r"MCR: 'contrast' is finite and not negative; found -1\.0\."),
             ({"bottleneck": math.inf}, r"MCR: 'bottleneck' is finite and not negative; found inf"),
+            ({"unimodal": -1.0}, r"MCR: 'unimodal' is finite and not negative; found -1\.0\."),
+            ({"pretrain": -1}, r"MCR: 'pretrain' is finite and not negative; found -1\."),
+            ({"pretrain": 1}, r"'pretrain' trains the encoders alone .*Pass optimizer=optimizer"),
             ({"k": 2}, r"MCR: 'k' is -1, 0 or 1; found 2\."),
             ({"samples": 0}, r"MCR: 'samples' is at least 1; found 0\."),
             ({"temperature": 0.0}, r"MCR: 'temperature' is finite and above 0; found 0\.0\."),
@@ -221,7 +258,7 @@ class TestMessages:
             MCR(model.encoders)
 
     def test_features_of_unequal_width(self):
-        method = MCR(net().encoders, strength=0.0, bottleneck=0.0)
+        method = MCR(net().encoders, strength=0.0, bottleneck=0.0, unimodal=0.0)
         features = {"a": torch.zeros(2, 3), "aa": torch.zeros(2, 4)}
         with pytest.raises(ValueError, match=r"found \{'a': 3, 'aa': 4\}\. .* contrast=0\."):
             method.loss(evenly.Output(torch.zeros(2, 3), features), torch.tensor([0, 1]))

@@ -134,6 +134,7 @@ METHOD: dict[str, dict[str, Range]] = {
         "strength": log(0.01, 1.0),
         "contrast": log(0.1, 10.0),
         "bottleneck": log(0.1, 10.0),
+        "unimodal": log(0.01, 1.0),  # as its trainer's runs have it
     },
     "inforeg": {"strength": log(0.1, 3.0), "threshold": log(0.01, 0.2)},  # its code: 0.1 to 2.6
     "remix": {"alpha": log(0.1, 2.0), "gamma": log(0.3, 3.0), "warmup": Range(2, 20)},

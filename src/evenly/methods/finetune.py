@@ -86,12 +86,7 @@ class Finetune(Method):
         """Pre-trains the encoders before the first epoch."""
         if self.pretrain == 0 or self.is_pretrained:
             return
-        if not self.is_due(epoch):
-            raise RuntimeError(
-                f"Finetune's first epoch is {epoch}, so it is too late to pre-train. Resume with "
-                "method.load_state_dict(checkpoint), or call before_epoch from epoch 0 on."
-            )
-        self._pretrain(self._probe(probe))
+        pretrain(self, self._probe(probe), self.pretrain, self.optimizer, self.seed, epoch)
         self.is_pretrained = True
 
     def is_due(self, epoch: int) -> bool:
@@ -106,20 +101,40 @@ class Finetune(Method):
             loss = loss + sum(z[:0].sum() for z in self._unimodal(output).values())
         return loss
 
-    def _pretrain(self, probe: Probe) -> None:
-        with probe.trained(
-            self._unimodal_loss, epochs=self.pretrain, optimizer=self.optimizer, seed=self.seed
-        ):
-            found = [value.detach().clone() for value in self._values()]
-        with torch.no_grad():
-            for value, trained in zip(self._values(), found, strict=True):
-                value.copy_(trained)
 
-    def _values(self) -> list[Tensor]:
-        """Parameters and buffers of the encoders, but no quantised base."""
-        return [
-            value
-            for encoder in self.encoders.values()
-            for value in (*encoder.parameters(), *encoder.buffers())
-            if not (isinstance(value, nn.Parameter) and is_fixed(value))
-        ]
+def pretrain(
+    method: Method, probe: Probe, epochs: int, optimizer: Optimizer, seed: int, epoch: int
+) -> None:
+    """Trains the encoders of a method by Σ_m CE(z_m) and keeps what they learn, but no head.
+
+    Args:
+        method: Whose encoders learn.
+        probe: Of the model.
+        epochs: Passes over the training split.
+        optimizer: Another of its kind and settings does the work.
+        seed: Of the order of the samples.
+        epoch: That begins, which must be the first, 0.
+
+    Raises:
+        RuntimeError: If training has begun.
+    """
+    if epoch > 0:
+        raise RuntimeError(
+            f"{type(method).__name__}'s first epoch is {epoch}, so it is too late to pre-train. "
+            "Resume with method.load_state_dict(checkpoint), or call before_epoch from epoch 0 on."
+        )
+    with probe.trained(method._unimodal_loss, epochs=epochs, optimizer=optimizer, seed=seed):
+        found = [value.detach().clone() for value in _values(method)]
+    with torch.no_grad():
+        for value, trained in zip(_values(method), found, strict=True):
+            value.copy_(trained)
+
+
+def _values(method: Method) -> list[Tensor]:
+    """Parameters and buffers of the encoders, but no quantised base."""
+    return [
+        value
+        for encoder in method.encoders.values()
+        for value in (*encoder.parameters(), *encoder.buffers())
+        if not (isinstance(value, nn.Parameter) and is_fixed(value))
+    ]

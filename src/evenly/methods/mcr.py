@@ -5,20 +5,28 @@ Through Game-Theoretic Regularization", NeurIPS 2025, https://arxiv.org/abs/2411
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.methods.finetune import pretrain as pretrained
 from evenly.modulation import full
+from evenly.optimizers import unwrapped
 from evenly.output import Output
+from evenly.probe import Probe
+
+Names = tuple[str, ...]
 
 
-def divergence(one: Float[Tensor, "n c"], other: Float[Tensor, "n c"]) -> Float[Tensor, ""]:
+def divergence(one: Float[Tensor, "*s n c"], other: Float[Tensor, "*s n c"]) -> Float[Tensor, ""]:
     """The mean Jensen-Shannon divergence of two predictions: JSD(softmax(z), softmax(z'))."""
     p, q = one.log_softmax(-1), other.log_softmax(-1)
     middle = torch.logaddexp(p, q) - math.log(2)
@@ -43,35 +51,39 @@ def contrast(
     return found / pairs.sum().clamp_min(1)
 
 
-def coalitions(
-    names: Collection[str], moved: str, k: int
-) -> Iterator[tuple[Collection[str], float]]:
-    """Whose features learn from the contribution of the modality `moved`, and how strongly.
+def games(names: Sequence[str], k: int) -> Iterator[tuple[Names, Names, float]]:
+    """What is permuted, whose logits learn from what it changes, and how strongly.
 
-    k = 1, collaborative: all together. k = 0, independent: itself alone. k = -1, greedy: itself,
-    and each of the others against it, with -1 between them.
+    Two modalities are permuted one by one, three and more in pairs. k = 1, collaborative: all learn
+    together. k = 0, independent: those that are permuted. k = -1, greedy: those that are permuted,
+    and each of the others against it.
     """
-    if k == 1:
-        yield names, 1.0
-        return
-    yield (moved,), 1.0
-    if k:
-        yield from (((name,), k / (len(names) - 1)) for name in names if name != moved)
+    for moved in combinations(names, 2 if len(names) > 2 else 1):
+        if k == 1:
+            yield moved, tuple(names), 1.0
+            continue
+        yield moved, moved, 1.0
+        if k == -1:
+            yield from ((moved, (name,), -1.0) for name in names if name not in moved)
 
 
 class MCR(Method):
     """Lets modalities compete for a say in the prediction, each by what only it can tell.
 
-    L = CE(z) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB.
+    L = CE(z) + unimodal · Σ_m CE(z_m) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB,
+    where the logits z are the sum of the modalities' own, z_m.
 
-    The contribution of modality m is J_m = JSD(p, p_m), where p_m is the prediction with the
-    features of m permuted over the batch, over `samples` permutations, and
-    L_MIPD = -Σ_m (J_m for encoder m + k · J_m for the other encoders): a game in which the others
-    help (k = 1), look on (k = 0) or work against it (k = -1). J_m for an encoder is that with the
-    features of all others held still, in p and in p_m. L_Con is the supervised contrastive loss
-    over the features of all modalities, see `contrast`; L_CEB the mean squared error of the
-    features that the head's decoder finds from the (detached) logits, which keeps out of the
-    features what the prediction does not tell.
+    The contribution of a modality is J_m = JSD(p, p_m), where p_m is the prediction with z_m
+    permuted over the batch, over `samples` permutations, and
+    L_MIPD = -Σ_m (J_m for modality m + k · J_m for the others): a game in which the others help
+    (k = 1), look on (k = 0) or work against it (k = -1). J_m for a modality is that with the
+    logits of the others held still in p_m, and none in p. Of three and more modalities, each pair
+    is permuted jointly. L_Con is the supervised contrastive loss over the features of all
+    modalities, see `contrast`; L_CEB the mean squared error of the features that the head's decoder
+    finds from the (detached) logits, which keeps out of the features what the prediction does not
+    tell.
+
+    Before the first epoch, the encoders may be pre-trained alone, as `Finetune` does it.
     """
 
     info = Info(
@@ -82,30 +94,28 @@ class MCR(Method):
         url="https://arxiv.org/abs/2411.07335",
         category="objective",
         writes="loss",
-        modalities="any number: each is permuted in turn, and the greedy k is shared out among "
-        "the others, which for two is the paper's rule; with one there is no game",
-        neutral={"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0},
-        needs=("fuse",),
+        modalities="any number: of two each is permuted in turn, of more each pair; with one there "
+        "is no game",
+        neutral={"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0},
+        needs=("unimodal",),
         head="decoding",
-        cost="M² passes of as many batches as there are permutations through the head (k = -1)",
+        cost="M² divergences of as many batches of logits as there are permutations (k = -1)",
         budget=1.2,
         within_batch=True,
         missing=True,
-        doubts="The three terms are as in the released code, its model by itself; its trainer "
-        "differs in details: there features are encoded again in evaluation mode for the game, "
-        "and unimodal losses with a weight from 0.01 to 1 are added, which are left out here. "
-        "There p is one prediction for all players, with the gradients of all encoders, which "
-        "cancel for k = -1 and for k = 0 teach each encoder the contributions of the others, too; "
-        "here p has, as p_m, those of the players alone, as the paper states the game. There a "
-        "modality that does not play has its logits W_m f_m held still; here its features, so W_m "
-        "takes part. Predictions with permuted features include the bias, which its model by "
-        "itself leaves out. The temperature is the default of its trainer. Weights are tuned for "
-        "each data set (0.1, 1 and 1 for CREMA-D with Conformers, 0.1, 1 and 0 with ResNets). The "
-        "rule for more than two modalities is unverified. A method of the head is called outside "
-        "of its forward pass, so FSDP2 must not shard the head by itself, only with the whole "
-        "model.",
+        doubts="The terms are as in the released code, its model by itself, with the unimodal "
+        "losses of its trainer; there features are encoded again in evaluation mode for the game. "
+        "The permuted predictions hold still the logits of those who look on, W_m f_m; here with "
+        "their share of the bias, which for k = 0 has a smaller gradient. Three modalities are "
+        "permuted in pairs, all with weight 1, as in the code for three; more, likewise, are in "
+        "no code. The defaults are those of the run on CREMA-D with Conformers, which begins with "
+        "encoders pre-trained alone: set `pretrain` for that. With ResNets `bottleneck` is 0. "
+        "The temperature is the default of its trainer. The head must add up the modalities' "
+        "logits, as a linear one on concatenated features does. A method of the head is called "
+        "outside of its forward pass, so FSDP2 must not shard the head by itself, only with the "
+        "whole model.",
     )
-    state: ClassVar[tuple[str, ...]] = ("steps",)
+    state: ClassVar[tuple[str, ...]] = ("steps", "is_pretrained")
 
     def __init__(
         self,
@@ -114,11 +124,14 @@ class MCR(Method):
         strength: float = 0.1,
         contrast: float = 1.0,
         bottleneck: float = 1.0,
+        unimodal: float = 1.0,
         k: int = -1,
         samples: int = 32,
         temperature: float = 0.5,
+        pretrain: int = 0,
         seed: int = 0,
         head: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
         criterion: Criterion | None = None,
     ) -> None:
         """Prepares the terms.
@@ -129,24 +142,32 @@ class MCR(Method):
             contrast: Weight of the contrastive loss, not negative; 1 in the paper. It needs
                 features of one width.
             bottleneck: Weight of the bottleneck, not negative; 1.
+            unimodal: Weight of the unimodal losses, not negative; 1 in the released runs.
             k: The game: 1 collaborative, 0 independent, -1 greedy, as in the
                 released runs.
             samples: Permutations in each step, at least 1; 32 in the paper.
             temperature: Of the contrastive loss, above 0; 0.5 in the released trainer.
-            seed: Of the permutations, which come from a stream of their own.
+            pretrain: Epochs for which the encoders are trained alone before the first.
+            seed: Of the permutations, which come from a stream of their own, and of the order of
+                the samples in the pre-training.
             head: The model's head, for the bottleneck: `head.decode(logits)` gives features by
                 modality, as `evenly.nn.heads.DecodingHead` does. It is asked outside of autocast,
                 for logits that autocast may have narrowed.
+            optimizer: The one that the model is trained with, for the pre-training: another of its
+                kind and settings does it.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is out of range or not finite, or the head cannot decode.
+            ValueError: If a setting is out of range or not finite, the head cannot decode, or there
+                is no optimiser to pre-train with.
         """
         super().__init__(encoders, criterion=criterion)
         for name, value in (
             ("strength", strength),
             ("contrast", contrast),
             ("bottleneck", bottleneck),
+            ("unimodal", unimodal),
+            ("pretrain", pretrain),
         ):
             if not 0 <= value < math.inf:
                 raise ValueError(f"MCR: '{name}' is finite and not negative; found {value}.")
@@ -161,20 +182,41 @@ class MCR(Method):
                 f"MCR: the bottleneck needs a head that can decode; found {type(head).__name__}. "
                 "Pass head=model.head of a model with the head 'decoding', or bottleneck=0."
             )
+        if pretrain and optimizer is None:
+            raise ValueError(
+                "MCR: 'pretrain' trains the encoders alone with an optimiser like the model's; "
+                "found none. Pass optimizer=optimizer."
+            )
+        if pretrain:
+            self.info = replace(self.info, needs_probe=True)
+        self.pretrain, self.optimizer = pretrain, optimizer and unwrapped(optimizer)
+        self.is_pretrained = False
+        self.unimodal = unimodal
         self.strength, self.contrast, self.bottleneck = strength, contrast, bottleneck
         self.k, self.samples, self.temperature, self.seed = k, samples, temperature, seed
         self.head: Any = head
         self.steps = 0
+        self._adds_up = False
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Pre-trains the encoders before the first epoch, if it should."""
+        if not self.pretrain or self.is_pretrained:
+            return
+        assert self.optimizer is not None
+        pretrained(self, self._probe(probe), self.pretrain, self.optimizer, self.seed, epoch)
+        self.is_pretrained = True
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB."""
+        """CE(z) + unimodal · Σ CE(z_m) + strength · L_MIPD + contrast · L_Con + ..."""
         loss = super().loss(output, target)
         features = {name: full(value) for name, value in self._features(output).items()}
         found: dict[str, Tensor] = {}
         if self.strength and len(self.encoders) > 1:
-            game, contributions = self._game(output, features)
+            game, contributions = self._game(output)
             loss = loss + self.strength * game
-            found |= {f"contribution/{name}": value for name, value in contributions.items()}
+            found |= {f"contribution/{'+'.join(m)}": value for m, value in contributions.items()}
+        if self.unimodal:
+            loss = loss + self.unimodal * self._unimodal_loss(output, target)
         if self.contrast:
             found["contrast"] = self._contrast(features, target)
             loss = loss + self.contrast * found["contrast"]
@@ -189,25 +231,37 @@ class MCR(Method):
         """Counts the steps, as each has permutations of its own."""
         self.steps += 1
 
-    def _game(self, output: Output, names: Collection[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """-Σ_m Σ_coalitions share · JSD(p, p_m), and the contributions of the modalities."""
-        fuse = self._need(output, "fuse")
-        order = self._orders(output.logits)
-        kept = torch.arange(len(output.logits), device=order.device).repeat(self.samples)
-        total = full(output.logits).new_zeros(())
-        found = {}
-        for moved in names:
-            for players, share in coalitions(names, moved, self.k):
-                playing = {
-                    name: value if name in players else value.detach()
-                    for name, value in output.features.items()
-                }
-                mixed = {
-                    name: value[order if name == moved else kept] for name, value in playing.items()
-                }
-                found[moved] = divergence(full(fuse(playing))[kept], full(fuse(mixed)))
-                total = total - share * found[moved]
+    def _game(self, output: Output) -> tuple[Tensor, dict[Names, Tensor]]:
+        """-Σ share · JSD(p, p_m) over all games, and what each permutation changes."""
+        self._check_sum(output)
+        own = {name: full(z) for name, z in self._unimodal(output).items()}
+        logits = full(output.logits)
+        orders = self._orders(logits)
+        total, found = logits.new_zeros(()), {}
+        for moved, players, share in games(tuple(own), self.k):
+            held = {name: z if name in players else z.detach() for name, z in own.items()}
+            # Nothing, but for gradients: what the others add is held still.
+            still = logits + sum((held[name] - z for name, z in own.items()), logits.new_zeros(()))
+            moves = [held[name][orders] - held[name] for name in moved]
+            mixed = still + torch.stack(moves).sum(0)
+            found[moved] = divergence(logits.expand_as(mixed), mixed)
+            total = total - share * found[moved]
         return total, found
+
+    def _check_sum(self, output: Output) -> None:
+        """Raises in the first pass if the logits are no sum of the modalities' own."""
+        own = self._need(output, "unimodal")
+        if self._adds_up or set(own) != set(output.features):
+            return
+        total = torch.stack([full(z) for z in own.values()]).sum(0)
+        if output.present is None and not torch.allclose(total, full(output.logits), 0.05, 0.05):
+            raise ValueError(
+                "MCR takes the prediction apart by modality, but `Output.unimodal` does not add up "
+                "to `Output.logits`. Use a linear head on concatenated features, with "
+                "evenly.split_linear, or a head of evenly.nn whose logits are a sum: concat, "
+                "decoding."
+            )
+        self._adds_up = True
 
     def _contrast(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         widths = {name: value.shape[1] for name, value in features.items()}
@@ -227,8 +281,8 @@ class MCR(Method):
             torch.cat(list(features.values()), dim=1),
         )
 
-    def _orders(self, logits: Tensor) -> Int[Tensor, " sn"]:
-        """The rows of one permutation after the other: a function of seed and step."""
+    def _orders(self, logits: Tensor) -> Int[Tensor, "s n"]:
+        """Permutations of the rows: a function of seed and step."""
         drawn = torch.rand(
             self.samples,
             len(logits),
@@ -236,4 +290,4 @@ class MCR(Method):
             device=logits.device,
             dtype=torch.float64,
         )
-        return drawn.argsort(1).flatten()
+        return drawn.argsort(1)
