@@ -55,6 +55,8 @@ class Info:
             DistributedDataParallel must be told find_unused_parameters=True.
         within_batch: Whether its loss compares samples of a batch with one another; on several
             ranks, those of each rank's own share.
+        by_pass: Whether it acts on each backward pass by what the samples of that pass tell, over
+            all ranks: with gradient accumulation each pass is a batch of its own.
         missing: Whether a batch may lack a modality.
         sharded: Whether it works on parameters sharded by FSDP2.
         doubts: What could not be verified, or where it departs from the released code.
@@ -81,6 +83,7 @@ class Info:
     alone: bool = False
     partial: bool = False
     within_batch: bool = False
+    by_pass: bool = False
     missing: bool = False
     sharded: bool = True
     doubts: str = ""

@@ -13,7 +13,7 @@ from evenly.output import Output
 
 def scores(unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
     """What each modality gives the true class: s_m = Σ_i softmax(z_m,i)[y_i]."""
-    probability = unimodal.float().softmax(-1)
+    probability = full(unimodal).softmax(-1)
     true = target.expand(len(unimodal), -1).unsqueeze(-1)
     return probability.gather(-1, true).sum((1, 2))
 

@@ -69,8 +69,10 @@ class TestFormulas:
 
     def test_clipping_by_hand(self):
         number = torch.tensor
-        assert float(clip_factor(number(0.9), number(7.0))) == 1
-        assert float(clip_factor(number(1.1), number(8.0))) == 1 / 8
+        assert float(clip_factor(number(0.9), number(7.0), 1.0)) == 1
+        assert float(clip_factor(number(1.1), number(8.0), 1.0)) == 1 / 8
+        assert float(clip_factor(number(1.1), number(8.0), 2.0)) == 1
+        assert float(clip_factor(number(6.0), number(8.0), 2.0)) == 1 / 4
 
     def test_scaling_changes_gradients_and_no_value(self):
         x = torch.randn(2, 3, 4, requires_grad=True)
@@ -108,7 +110,11 @@ def test_golden_steps(count):
     model = net(names).double().eval()
     method = AGM(model.encoders, head=model.head, alpha=alpha)
     method.before_epoch(0)
-    k, means, history = [1.0] * count, [0.0] * count, []
+    means, history = [0.0] * count, []
+
+    def share(x):
+        return [math.exp((sum(x) / count - one) * count / (count - 1)) for one in x]
+
     for turn in range(3):
         loss = step(method, model, batch)
         f = {s: ablated(model, batch, s) for s in subsets(names)[1:]}
@@ -117,6 +123,10 @@ def test_golden_steps(count):
         wanted_loss = nn.functional.cross_entropy(logits, target)
         (error,) = torch.autograd.grad(wanted_loss, logits)
         torch.testing.assert_close(loss, wanted_loss.detach(), rtol=1e-12, atol=0)
+        s = [float(nn.functional.cross_entropy(x, target)) for x in phi.detach()]
+        tau, r = share(means), share(s)
+        k = [math.exp(alpha * min(t - one, 10)) for t, one in zip(tau, r, strict=True)]
+        assert [float(x) for x in method.coefficient] == pytest.approx(k, rel=1e-9)
         wanted = [torch.zeros_like(p) for p in model.parameters()]
         for m in range(count):
             parts = torch.autograd.grad(phi[m], model.parameters(), k[m] * error, retain_graph=True)
@@ -124,14 +134,6 @@ def test_golden_steps(count):
         for parameter, grad in zip(model.parameters(), wanted, strict=True):
             torch.testing.assert_close(parameter.grad, grad, rtol=1e-9, atol=1e-12)
 
-        s = [float(nn.functional.cross_entropy(x, target)) for x in phi.detach()]
-
-        def share(x):
-            return [math.exp((sum(x) / count - one) * count / (count - 1)) for one in x]
-
-        tau, r = share(means), share(s)
-        k = [math.exp(alpha * min(t - one, 10)) for t, one in zip(tau, r, strict=True)]
-        assert [float(x) for x in method.coefficient] == pytest.approx(k, rel=1e-9)
         history.append(s)
         means = [sum(x) / len(history) for x in zip(*history, strict=True)]
         assert method.running.tolist() == pytest.approx(means, rel=1e-9)
@@ -145,14 +147,14 @@ def test_golden_steps(count):
     )
 
 
-def test_passes_without_some_inputs_carry_gradients():
+def test_passes_without_some_inputs_carry_gradients(monkeypatch):
     """Without, φ_m = f(all) / 2 + a constant, and factors of 2 and 0 would change nothing."""
     batch = batch_of(NAMES[:2])
     model = net().double().eval()
 
     def norms(k):
-        method = AGM(model.encoders, head=model.head)
-        method.coefficient = torch.tensor(k)
+        method = AGM(model.encoders, head=model.head, clip=math.inf)
+        monkeypatch.setattr("evenly.methods.agm.coefficients", lambda *_: torch.tensor(k))
         step(method, model, batch)
         return [float(model.encoders[name][5].weight.grad.norm()) for name in NAMES[:2]]
 
@@ -194,16 +196,18 @@ def test_the_number_of_passes():
     assert set(kept) == {frozenset({"a", "b"}), frozenset({"aa", "b"})}, "'b' is always there"
 
 
-@pytest.mark.parametrize(("factor", "clipped"), [(0.1, False), (1e4, True)])
-def test_gradients_are_clipped_where_a_number_in_the_heads_is_above_one(factor, clipped):
+@pytest.mark.parametrize(
+    ("factor", "clip", "clipped"), [(0.1, 1.0, False), (1e4, 1.0, True), (1e4, math.inf, False)]
+)
+def test_gradients_are_clipped_where_a_number_in_the_heads_is_above(factor, clip, clipped):
     model = net().double().eval()
-    method = AGM(model.encoders, head=model.head)
+    method = AGM(model.encoders, head=model.head, clip=clip)
     output, target = forward(model, batch_of(NAMES[:2]))
     method.backward(method.loss(output, target) * factor)
     before = [p.grad.clone() for p in model.parameters()]
     method.before_step()
     norm = math.sqrt(sum(float(g.square().sum()) for g in before))
-    assert (max(float(p.grad.abs().max()) for p in model.head.parameters()) > 1) <= clipped
+    assert max(float(p.grad.abs().max()) for p in model.head.parameters()) <= clip
     for parameter, grad in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(parameter.grad, grad / norm if clipped else grad)
 
@@ -213,6 +217,10 @@ class TestMessages:
     def test_negative(self, name):
         with pytest.raises(ValueError, match=rf"AGM: '{name}' is not negative; found -1\."):
             AGM(net().encoders, head=nn.Linear(2, 2), **{name: -1.0})
+
+    def test_a_norm_of_nothing(self):
+        with pytest.raises(ValueError, match=r"AGM: 'clip' is above 0; found 0\."):
+            AGM(net().encoders, head=nn.Linear(2, 2), clip=0.0)
 
     def test_too_many_modalities(self):
         encoders = {str(n): nn.Linear(2, 2) for n in range(7)}

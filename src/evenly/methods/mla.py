@@ -195,9 +195,9 @@ class MLA(Method):
         part = distributed.local(grad)  # FSDP2 cuts rows, and each row is projected by itself
         before = part.to(projection.dtype)
         after = projected(before, projection)
-        part.copy_(after)
-        kept = after.norm() / before.norm().clamp_min(torch.finfo(before.dtype).tiny)
-        self.metrics = {**self.metrics, f"kept/{self.turn}": kept}
+        share = after.norm() / before.norm().clamp_min(torch.finfo(before.dtype).tiny)
+        self.metrics = {**self.metrics, f"kept/{self.turn}": share}
+        part.copy_(after)  # which `before` may be
 
 
 def _sum_and_count(features: Float[Tensor, "n d"]) -> Float[Tensor, " d1"]:

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from evenly import distributed
 from evenly.chance import uniform
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, discrepancy, kept, scores
+from evenly.modulation import discrepancy, scores
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -78,13 +79,12 @@ class OPM(Method):
         needs=("unimodal", "index", "fuse"),
         cost="a second pass through the head",
         budget=1.05,
-        doubts="The drop rates come from the scores of the step before, not of the same batch: so "
-        "gradient accumulation and several ranks drop what a single pass would. Therefore nothing "
-        "is dropped in a run's first step. The probability that a step is modulated and the "
-        "defaults are those of the released code; its class has a base rate of 0.4, its command "
-        "0.5.",
+        by_pass=True,
+        doubts="The probability that a step is modulated and the defaults are those of the "
+        "released code; its class has a base rate of 0.4, its command 0.5. There the drop rate "
+        "has a gradient, through the scores; here it is a number.",
     )
-    state: ClassVar[tuple[str, ...]] = ("epoch", "steps", "rate")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "steps")
 
     def __init__(
         self,
@@ -122,13 +122,10 @@ class OPM(Method):
         self.start, self.seed = start, seed
         self.epoch = -1
         self.steps = 0
-        self.rate: dict[str, Tensor] = {}
-        self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Notes the epoch."""
         self.epoch = epoch
-        self._score.clear()
 
     def is_due(self, epoch: int) -> bool:
         """Whether features are dropped in an epoch (from 0): after the warm-up."""
@@ -136,36 +133,31 @@ class OPM(Method):
 
     @property
     def is_modulated(self) -> bool:
-        """Whether this step drops features: when it is due, by chance, once scores are known."""
-        if not self.is_due(self.epoch) or not self.rate:
+        """Whether this step drops features: when it is due, by chance."""
+        if not self.is_due(self.epoch):
             return False
         one = torch.zeros(1, dtype=torch.int64)  # on the CPU, so nothing waits for the device
         return float(uniform(one, self.seed, self.steps, -1)) < self.probability
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) of the features that are left; on the way, the scores are taken."""
+        """CE(z) of the features that are left, by the scores of the batch."""
         if len(self.encoders) < 2 or not torch.is_grad_enabled():
             return super().loss(output, target)
         fuse, index = self._need(output, "fuse"), self._need(output, "index")
-        with torch.no_grad():
-            score = scores(torch.stack(list(self._unimodal(output).values())), target)
-        self._score.add(score, output)
+        unimodal = torch.stack(list(self._unimodal(output).values()))
         if not self.is_modulated:
             return super().loss(output, target)
+        with torch.no_grad():
+            score = distributed.sum_(scores(unimodal, target))
+            rates = drop_rates(score, self.base, self.strength).nan_to_num(0.0)
+        rate = dict(zip(self.encoders, rates, strict=True))
+        self.metrics = {f"rate/{name}": value for name, value in rate.items()}
         kept = {
-            name: uniform(index, self.seed, self.steps, salt) >= rate.to(index.device)
-            for salt, (name, rate) in enumerate(self.rate.items())
+            name: uniform(index, self.seed, self.steps, salt) >= q.to(index.device)
+            for salt, (name, q) in enumerate(rate.items())
         }
-        return self.criterion(fuse(modulated(output.features, kept, self.rate)), target)
+        return self.criterion(fuse(modulated(output.features, kept, rate)), target)
 
     def before_step(self) -> None:
-        """Decides how often each modality is dropped in the next step."""
-        if len(self.encoders) < 2:
-            return
-        score = self._score.take(self)
-        before = torch.stack([self.rate.get(name, score.new_zeros(())) for name in self.encoders])
-        rate = drop_rates(score, self.base, self.strength)
-        rate = kept(self._score.counts(score), rate, before)
-        self.rate = dict(zip(self.encoders, rate, strict=True))
+        """Counts the steps, as in each other samples are dropped."""
         self.steps += 1
-        self.metrics = {f"rate/{name}": value for name, value in self.rate.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evenly import chance, distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.modulation import StepSum, full, kept, scores
+from evenly.modulation import full, scores
 from evenly.output import Output
 from evenly.probe import Features, Probe
 
@@ -117,16 +117,15 @@ class PMR(Method):
         needs_probe=True,
         cost="a tenth of an epoch's forward passes between epochs, M distances to C prototypes",
         budget=1.05,
+        by_pass=True,
         doubts="Weight and length of the entropy term could not be verified, as the released code "
         "lacks it and the two defaults here are guesses; nor could the clipped weights, which are "
         "the paper's as remembered: the released code gives the slower modality alpha however "
-        "little it is behind. The weights come from the scores of the step before, not of the "
-        "same batch: so gradient accumulation and several ranks weigh as a single pass would. As "
-        "in the released code, the prototypes of the untrained encoders are not averaged in. A "
-        "class that is absent from the part looked at keeps its last prototype; one that never "
-        "had any is left out, where the released code gets NaN.",
+        "little it is behind. As in the released code, the prototypes of the untrained encoders "
+        "are not averaged in. A class that is absent from the part looked at keeps its last "
+        "prototype; one that never had any is left out, where the released code gets NaN.",
     )
-    state: ClassVar[tuple[str, ...]] = ("epoch", "prototypes", "known", "score")
+    state: ClassVar[tuple[str, ...]] = ("epoch", "prototypes", "known")
 
     def __init__(
         self,
@@ -176,12 +175,9 @@ class PMR(Method):
         self.epoch = -1
         self.prototypes: dict[str, Tensor] = {}
         self.known: Tensor | None = None
-        self.score: Tensor | None = None
-        self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the prototypes anew."""
-        self._score.clear()
         if epoch == self.epoch:  # a run resumed within an epoch has its prototypes
             return
         if self.is_due(epoch):
@@ -194,17 +190,18 @@ class PMR(Method):
         return has_weight and self.start <= epoch <= self.end and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) and the terms of the prototypes; on the way, the scores are taken."""
+        """CE(z) and the terms of the prototypes, weighed by the scores of the batch."""
         loss = super().loss(output, target)
         if not self.is_due(self.epoch) or not torch.is_grad_enabled():
             return loss
         assert self.known is not None
         known = self.known.to(target.device)
         similarity = self._similarities(output, known)
-        self._score.add(scores(similarity.detach(), target), output)
-        if self.score is None:
-            return loss
-        score = self.score.to(similarity)
+        score = distributed.sum_(scores(similarity.detach(), target))
+        self.metrics = {
+            f"weight/{name}": self.alpha * weight
+            for name, weight in zip(self.encoders, lags(score), strict=True)
+        }
         if self.alpha > 0:
             pull = prototype_loss(similarity, target, known)
             loss = loss + self.alpha * (lags(score) * pull).sum()
@@ -212,18 +209,6 @@ class PMR(Method):
             spread = prototype_entropy(similarity, known)
             loss = loss - self.entropy * (leads(score) * spread).sum()
         return loss
-
-    def before_step(self) -> None:
-        """Keeps the scores, which weigh the terms of the next step."""
-        if not self.is_due(self.epoch):
-            return
-        found = self._score.take(self)
-        before = torch.ones_like(found) if self.score is None else self.score  # none is behind
-        self.score = kept(self._score.counts(found), found, before)
-        self.metrics = {
-            f"weight/{name}": self.alpha * weight
-            for name, weight in zip(self.encoders, lags(self.score), strict=True)
-        }
 
     def _similarities(self, output: Output, known: Tensor) -> Float[Tensor, "m n c"]:
         found = []

@@ -90,9 +90,11 @@ class LateFusion(nn.Module):
             with precision():
                 return self._fused(features, here)
 
+        known: dict[tuple[str, bool, bool], Tensor] = {}
+
         def ablate(keep: Collection[str]) -> Tensor:
             with precision():
-                return self._ablated(encoders, inputs, here, keep)
+                return self._ablated(encoders, inputs, here, keep, known)
 
         seen = present and {
             name: mask.to(logits.device, non_blocking=True) for name, mask in present.items()
@@ -119,19 +121,43 @@ class LateFusion(nn.Module):
         inputs: Inputs,
         here: Mapping[str, Bool[Tensor, " n"]],
         keep: Collection[str],
+        known: dict[tuple[str, bool, bool], Tensor],
     ) -> Float[Tensor, "n c"]:
-        masked = {
-            name: x if name in keep else _blank(x, self.encoders[name])
-            for name, x in inputs.items()
-            if name in self.encoders
-        }
+        """The logits of a batch without the other inputs.
+
+        Where encoders do not see each other, one that has been asked for need not run again: its
+        features are in `known`, by modality, whether it was kept, and whether gradients flow.
+        """
+        mine = {name: inputs[name] for name in self.encoders if name in inputs}
         modes = [(module, module.training) for module in self.modules()]
         self.eval()  # BatchNorm's statistics are of real inputs
         try:
-            return self._fused(self.head.encoded(encoders, masked, here), here)
+            if self.head.meets:
+                masked = {
+                    name: x if name in keep else _blank(x, self.encoders[name])
+                    for name, x in mine.items()
+                }
+                return self._fused(self.head.encoded(encoders, masked, here), here)
+            features = {}
+            for name, x in mine.items():
+                key = (name, name in keep, torch.is_grad_enabled())
+                if key not in known:
+                    kept = name in keep
+                    known[key] = encoders[name](x) if kept else self._blanked(encoders, name, x)
+                features[name] = known[key]
+            return self._fused(features, here)
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    def _blanked(
+        self, encoders: Mapping[str, Encoder], name: str, x: Tensor | Padded
+    ) -> Float[Tensor, "n w"]:
+        """The features of an input of zeros, which are those of one sample for all."""
+        encoder = encoders[name]
+        if isinstance(x, Padded) or isinstance(encoder, _Partly):
+            return encoder(_blank(x, self.encoders[name]))
+        return encoder(_blank(x[:1], self.encoders[name])).expand(len(x), -1)
 
 
 class _Partly:

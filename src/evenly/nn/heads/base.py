@@ -20,9 +20,12 @@ class Head(nn.Module):
     """Turns features into fused logits, which are the prediction, and logits of each modality.
 
     Attributes:
+        meets: Whether encoders see each other before their features are fused.
         widths: By modality, the width of its features, in the order of fusion.
         num_classes: How many classes it tells apart.
     """
+
+    meets: bool = False
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
         """Notes the shapes.

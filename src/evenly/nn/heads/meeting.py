@@ -20,6 +20,7 @@ class MeetingHead(Head):
     """
 
     called: ClassVar[str]
+    meets = True
 
     @classmethod
     def on(

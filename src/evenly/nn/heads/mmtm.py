@@ -56,6 +56,11 @@ class MMTMHead(LateHead):
             for n in range(shared)
         )
 
+    @property
+    def meets(self) -> bool:  # type: ignore[override]
+        """Whether there are blocks between the encoders."""
+        return bool(self.inner)
+
     @classmethod
     def on(
         cls, encoders: Mapping[str, nn.Module], widths: Mapping[str, int], num_classes: int
