@@ -18,8 +18,8 @@ class TestFormulas:
         """The quotient of the paper would be -1e8 and 1e8, or 0 / 0."""
         assert coefficients(torch.tensor([0.1, -0.1])).tolist() == [0.0, 1.0]
         assert coefficients(torch.tensor([-0.1, 0.1 + 1e-7])).tolist() == [1.0, 0.0]
-        assert coefficients(torch.zeros(2)).tolist() == [0.5, 0.5]
-        assert coefficients(torch.tensor([-0.2, -0.1])).tolist() == [0.5, 0.5]
+        assert coefficients(torch.zeros(2)).tolist() == [1.0, 1.0]
+        assert coefficients(torch.tensor([-0.2, -0.1])).tolist() == [1.0, 1.0]
 
     def test_cosine(self):
         one, other = (torch.randn(3, 5, dtype=torch.float64) for _ in range(2))

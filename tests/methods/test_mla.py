@@ -311,3 +311,13 @@ class TestMessages:
         model = net(head="shared")
         with pytest.raises(RuntimeError, match=r"without a call of MLA\.loss"):
             MLA(model.encoders, head=model.head).before_step()
+
+
+def test_what_is_kept_of_the_heads_gradient_is_told():
+    """In float32, too, where the gradient is not copied to be projected."""
+    model = net(head="shared")
+    method = MLA(model.encoders, head=model.head)
+    grad = torch.tensor([[3.0, 4.0, 0.0]])
+    method._project(grad, torch.diag(torch.tensor([1.0, 0.0, 0.0])))
+    assert grad.tolist() == [[3.0, 0.0, 0.0]]
+    assert float(method.metrics["kept/a"]) == pytest.approx(0.6)

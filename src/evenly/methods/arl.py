@@ -67,12 +67,12 @@ class ARL(Method):
         cost="M passes through the head",
         budget=1.05,
         scales_gradients=True,
-        doubts="How dependence and variance are measured is not verified against the paper's "
-        "text: it is as in the released code, whose weights are those of the step before (here of "
-        "the same step) and whose unimodal losses have weight 1 up to `start`, whatever gamma is "
-        "(here gamma throughout). Its authors warn that their gradient scaling, made of a custom "
-        "autograd function, loses accuracy from PyTorch 2.0 on; here gradients are scaled after "
-        "the backward pass.",
+        doubts="The rule is unverified: the released code computes these weights, but never "
+        "keeps or applies them, and its backward pass raises an error from PyTorch 2.0 on. How "
+        "dependence and variance are measured is as it has them, not checked against the paper's "
+        "text. Its unimodal losses have weight 1 up to `start`, whatever gamma is (here gamma "
+        "throughout). Its scripts have T = 8 for CREMA-D and 4 for AVE, Kinetics-Sounds and "
+        "VGGSound, and clip gradients to the norm 40, which is left to the loop.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch",)
 

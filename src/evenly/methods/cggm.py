@@ -21,14 +21,13 @@ from evenly.probe import Probe
 def coefficients(improvement: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """The share of the other modalities in what was gained: (Σ_j Δ_j - Δ_m) / Σ_j Δ_j.
 
-    A modality that lost counts as one that gained nothing, and where none gained all get the
-    share that they have at equal gains, (M - 1) / M. So the shares stay between 0 and 1, where
-    the plain quotient grows without bound as the sum comes near 0.
+    A modality that lost counts as one that gained nothing, and where none gained all get 1. So the
+    shares stay between 0 and 1, where the plain quotient grows without bound as the sum comes near
+    0.
     """
     gain = improvement.clamp_min(0)
     total = gain.sum()
-    equal = (len(gain) - 1) / len(gain)
-    return torch.where(total > 0, (total - gain) / total.clamp_min(1e-12), equal)
+    return torch.where(total > 0, (total - gain) / total.clamp_min(1e-12), 1.0)
 
 
 def cosine(one: Float[Tensor, "c d"], other: Float[Tensor, "c d"]) -> Float[Tensor, ""]:
@@ -89,17 +88,19 @@ class CGGM(Method):
         scales_gradients=True,
         within_batch=True,
         doubts="The released code takes the cosine of parameters where the paper speaks of "
-        "gradients; here it is that of the gradients. It adds the last step's term to the next "
-        "step's loss, where it is a constant and has no gradient; here the shares are the last "
-        "step's and the cosines this batch's, which is this library's reading. Its classifiers "
-        "are small transformers on sequences of features; here linear layers on vectors. It lets "
-        "the coefficients grow without bound, and change sign, as the accuracies' changes cancel; "
-        "here losses of accuracy count as 0. The settings are those of its scripts for "
-        "IEMOCAP and MOSI (30 epochs, Adam for the classifiers, too); that for Food-101 has "
-        "lam = 0.05, 60 epochs and AdamW, which decays the classifiers' weights; here plain Adam. "
-        "The direction loss has the cosine of the gradients of one pass's batch, on its own "
-        "rank, and that of summed gradients is no mean of these: with gradient accumulation or on "
-        "several ranks the result is not that of one large batch.",
+        "gradients; here it is that of the gradients. Of the last step's term, which it adds to "
+        "the next step's loss, only the layer of the fused logits gets a gradient; here the "
+        "shares are the last step's and the cosines this batch's, which is this library's "
+        "reading, and head and encoders learn from it. Its classifiers are small transformers on "
+        "sequences of features; here linear layers on vectors. It lets the coefficients grow "
+        "without bound, and change sign, as the accuracies' changes cancel; here losses of "
+        "accuracy count as 0; where none gained or lost all get 1, as there. Its scripts clip "
+        "gradients to the norm 0.8 afterwards, which is left to the loop. The settings are those "
+        "of its scripts for IEMOCAP and MOSI (30 epochs, Adam for the classifiers, too); that for "
+        "Food-101 has lam = 0.05, 60 epochs and AdamW, which decays the classifiers' weights; "
+        "here plain Adam. The direction loss has the cosine of the gradients of one pass's batch, "
+        "on its own rank, and that of summed gradients is no mean of these: with gradient "
+        "accumulation or on several ranks the result is not that of one large batch.",
     )
     state: ClassVar[tuple[str, ...]] = (
         "classifiers",

@@ -72,7 +72,8 @@ class DGL(Method):
         budget=1.05,
         missing=True,
         doubts="The released code clips gradients to the norm 40, which is left to the loop, and "
-        "has α at 4 or 5 by data set. Encoders that are not handed over get no gradient.",
+        "has α at 4 or 5 by data set, at 2 and 3 for Kinetics-Sounds. Encoders that are not "
+        "handed over get no gradient.",
     )
 
     def __init__(

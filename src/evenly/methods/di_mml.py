@@ -108,7 +108,8 @@ class DIMML(Method):
         doubts="The paper trains the layer on all features afterwards, for 20 epochs, with the "
         "encoders frozen; here alongside, on detached features, so that every epoch has a "
         "prediction. The encoders are trained by the same loss either way. The temperature is "
-        "that of the released script for CREMA-D; its default is 1. A method of the head is called "
+        "that of the released script for CREMA-D; its default is 1. That of its fusion is 3 for "
+        "AVE and ModelNet. A method of the head is called "
         "outside of its forward pass, so FSDP2 must not shard the head by itself, only with the "
         "whole model.",
     )

@@ -136,7 +136,8 @@ class InfoReg(Method):
         "on its size. As there, the trace is of gradients that have received the pull, of batches "
         "and not of single samples, and of weights of two or more dimensions, which in its "
         "encoders are those of convolutions. One of its versions has logits of separate heads "
-        "and a threshold of 0.04.",
+        "and a threshold of 0.04. It runs on two GPUs or more; on fewer it multiplies None by "
+        "None.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "change", "traces", "running", "start")
 

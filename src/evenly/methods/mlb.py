@@ -59,9 +59,10 @@ class MLB(MultiLoss):
         scales_gradients=True,
         doubts="The released code also scales the modality's slice of the fused layer and its "
         "unimodal classifier; here the encoders alone. Its scripts tune alpha and beta for each "
-        "data set: 0.5 and 10 for CREMA-D with ResNets, 2 and 1 for AVE, 2 and 0.5 for UCF; with "
-        "Conformers (alpha 3 and 5) and for Something-Something (2) they leave beta out, which is "
-        "beta = 2. A beta below 1 damps an encoder that is behind, too.",
+        "data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without beta, 2 and 1 for AVE, 2 "
+        "and 0.5 for UCF; with Conformers (alpha 3 and 5) and for Something-Something (2) they "
+        "leave beta out, which is beta = 2. Its class raises an error when it is made, which is "
+        "mended here. A beta below 1 damps an encoder that is behind, too.",
     )
 
     def __init__(

@@ -34,8 +34,9 @@ class MMCosine(Method):
         budget=1.05,
         missing=True,
         doubts="The noise-contrastive term that the released code adds with the weight 0 by "
-        "default is left out. The scale is 10 for all data; the paper tunes it from 5 to 20, for "
-        "which the head takes `scale`.",
+        "default is left out, and it validates by the plain linear head, which was trained "
+        "through the cosines alone; here the prediction is the cosines'. The scale is 10 for all "
+        "data; the paper tunes it from 5 to 20, for which the head takes `scale`.",
     )
 
     def __init__(

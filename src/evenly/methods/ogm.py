@@ -45,7 +45,9 @@ class OGM(Method):
         needs=("unimodal",),
         budget=1.05,
         scales_gradients=True,
-        doubts="The released code changes tensors of four dimensions only (the convolutions of "
+        doubts="For three modalities and more the authors advise the mean of the pair-wise ratios "
+        "(2.25 for scores of 30, 20 and 10), here the ratio to the mean of the others (2.0). The "
+        "released code changes tensors of four dimensions only (the convolutions of "
         "its ResNets); here all weights of two or more, so that encoders of linear layers are "
         "not left out.",
     )

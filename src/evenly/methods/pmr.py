@@ -118,12 +118,12 @@ class PMR(Method):
         cost="a tenth of an epoch's forward passes between epochs, M distances to C prototypes",
         budget=1.05,
         by_pass=True,
-        doubts="Weight and length of the entropy term could not be verified, as the released code "
-        "lacks it and the two defaults here are guesses; nor could the clipped weights, which are "
-        "the paper's as remembered: the released code gives the slower modality alpha however "
-        "little it is behind. As in the released code, the prototypes of the untrained encoders "
-        "are not averaged in. A class that is absent from the part looked at keeps its last "
-        "prototype; one that never had any is left out, where the released code gets NaN.",
+        doubts="Weight and length of the entropy term could not be verified, as the released "
+        "code lacks it and the two defaults here are guesses; nor could the clipped weights, "
+        "which are the paper's as remembered: the released code gives the slower modality alpha "
+        "however little it is behind. As in the released code, the prototypes of the untrained "
+        "encoders are not averaged in. A class that is absent from the part looked at keeps its "
+        "last prototype; one that never had any is left out, where the released code gets NaN.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "prototypes", "known")
 
@@ -147,7 +147,7 @@ class PMR(Method):
             encoders: By modality; their names say which features get prototypes.
             alpha: α, not negative: weight of the prototype cross-entropy (the released code's
                 default is 1, its scripts use 2 and 3).
-            momentum: μ, from 0 to 1: share of the old prototype (the scripts use 0).
+            momentum: μ, from 0 to 1: share of the old prototype (nearly all scripts use 0).
             fraction: Share of the training split to take prototypes from, above 0 to 1.
             entropy: Weight of the entropy, not negative; 0 is the released code.
             entropy_end: Last epoch with the entropy, from 0.

@@ -89,12 +89,14 @@ class QMF(Method):
         within_batch=True,
         missing=True,
         doubts="The ranking is that of the released code: it allows a wrong order up to the "
-        "margin |κ_i - κ_j|, where the loss that it is built on (correctness ranking, Moon et al., "
-        "ICML 2020) demands the margin; the equation of the paper could not be checked. The "
-        "weight 0.1 and the gradient through w_m are those of the code for scenes (RGB-D); its "
-        "code for text and images has the weight 1 and detaches w_m. Its history is a running "
-        "sum updated in each step; here a mean, updated between epochs, which orders samples "
-        "alike where each comes once an epoch. A confidence can be negative, as published.",
+        "margin |κ_i - κ_j|, where the loss that it is built on (correctness ranking, Moon et "
+        "al., ICML 2020) demands the margin; the equation of the paper could not be checked. The "
+        "weight 0.1 and the gradient through w_m are those of the code for scenes, whose runs on "
+        "SUN RGB-D have the weight 1; its code for text and images has the weight 1 and detaches "
+        "w_m. There the first batch, without a history, is 0/0; here it has no ranking. Its "
+        "history is a running sum updated in each step; here a mean, updated between epochs, "
+        "which orders samples alike where each comes once an epoch. A confidence can be negative, "
+        "as published.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "samples", "total", "count", "pending")
 
