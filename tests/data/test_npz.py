@@ -387,7 +387,7 @@ WRONG = {
     ),
     "fewer samples than classes": (
         {"labels": np.arange(N) % 3},
-        "the val split has 2 samples, fewer than the 3 classes. Move samples to it",
+        "the val split has 2 of the 3 samples that it needs at least, one of each class.",
     ),
     "class in no training sample": (
         {"labels": np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 2]), "split": SPLIT.clip(0, 1) * 2},
