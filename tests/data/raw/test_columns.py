@@ -143,7 +143,7 @@ class TestVectors:
     def test_one_that_is_no_number_among_numbers(self, tmp_path, odd):
         texts = [f"{k}.5" for k in range(11)] + [odd]
         what = {"12%": "a percentage, ", "2024-01-02": "a date, "}.get(odd, "")
-        said = f"holds '{re.escape(odd)}' in row 12, {what}neither a number nor a list.*readers.x=text"
+        said = f"holds '{re.escape(odd)}' in row 12, {what}neither a number nor a list.*s.x=text"
         with pytest.raises(ValueError, match=said):
             table(written(tmp_path, texts))
         assert table(written(tmp_path, texts), None, {"x": "text"}).samples[11].cells["x"] == odd
