@@ -285,7 +285,7 @@ def predictions(
 
     Raises:
         ValueError: If the data do not fit the run, or files of a table are broken, with a list of
-            them and their reasons.
+            them and their reasons. That values are of another scale shows after the last sample.
     """
     from evenly.lab.prepare import say  # which needs run.py, which needs this
 
