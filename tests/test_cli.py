@@ -390,6 +390,32 @@ class TestTrust:
         assert Path("imported").exists()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "compare --data=~/t.csv --out=~/runs", "predict ~/run --data=~/t.csv --out=~/p.csv",
+        "export ~/run --out=~/m.pt2", "report ~/run --figure=~/f.svg --projection_figure=~/p.svg",
+        "diagnose ~/f.npz", "prepare cremad --folder=~/cremad --out=~/store", "datasets cremad ~/x",
+    ],
+)  # fmt: skip
+def test_the_home_in_any_path(given, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = parsed(given.split())
+    values = [value for value in vars(found[found.command]).values() if isinstance(value, str)]
+    assert sum(value.startswith("/home/me/") for value in values) == given.count("~")
+    assert not [value for value in values if "~" in value]
+
+
+def test_the_home_in_a_file_of_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("data: ~/t.npz")
+    assert parsed(["compare", "--config=~/c.yaml"]).compare.data == str(tmp_path / "t.npz")
+
+
+def test_usage_is_as_it_is_typed():
+    assert evenly("report", "--help").stdout.startswith("usage: evenly report [")
+
+
 def test_arguments_that_are_no_text(capsys):
     assert main(["compare", "--out", os.fsdecode(b"\xff")]) == 1
     assert r"'\udcff' is no text in UTF-8" in capsys.readouterr().err
@@ -571,7 +597,7 @@ def test_a_traceback_shows_no_password():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert ran.stderr.endswith("KeyError: 'http://me:***@h/x%27\n")
+    assert ran.stderr.endswith("KeyError: 'http://me:***@h/x'\n")
 
 
 def test_errors_of_the_system_name_the_path(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenly.files import held, naming, replacing
+from evenly.files import held, naming, remove_leftovers, replacing
 from full import no_file_above
 
 
@@ -29,6 +29,20 @@ def test_an_error_that_has_a_name_keeps_it(tmp_path):
         Path("nothing").read_text()
     with pytest.raises(ValueError, match="else"), naming(tmp_path):
         raise ValueError("something else")
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
+    kept = [".notes.bad.txt", ".cafe.txt", ".env", "a.0123abcd.txt"]
+    for name in kept:
+        (tmp_path / name).touch()
+    for name in ("weights.ckpt", "result", "a.b.csv"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.touch()
+            os.link(temporary, copy := tmp_path / "copy")
+        copy.rename(temporary)  # as a kill leaves it
+        (tmp_path / name).unlink()
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 HOLD = "import sys; from pathlib import Path; from evenly.files import held\n"

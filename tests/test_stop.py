@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from threading import Thread
 
 import pytest
 
@@ -94,6 +95,19 @@ def test_a_signal_waits_for_what_must_not_be_cut_short():
     assert done
 
 
+def test_in_another_thread_no_signals_come():
+    done = []
+
+    def work():
+        with stoppable():
+            done.append(True)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done
+
+
 class Object:
     def __del__(self):
         send(signal.SIGHUP)
@@ -117,6 +131,13 @@ def test_a_signal_that_goes_under_comes_again(meets, capsys):
     with pytest.raises(Stopped, match="SIGHUP"), stoppable():
         meets()
     assert not capsys.readouterr().err
+
+
+def test_a_signal_comes_again_where_threads_have_none_of_their_own(monkeypatch):
+    """As on Windows, where `os.kill` ends the process."""
+    monkeypatch.delattr(signal, "pthread_kill")
+    with pytest.raises(Stopped, match="SIGHUP"), stoppable():
+        catch_whatever_comes()
 
 
 def test_a_terminal_that_closes_takes_no_more_words(tmp_path):

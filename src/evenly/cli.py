@@ -206,10 +206,12 @@ def tune(options: Namespace) -> None:
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
     print(tune(search, _jobs(options, training), options.storage))
-    best = shlex.join(["--config", str(out / "best.yaml"), "--out", str(out / "compare")])
+    best = ["--config", str(out / "best.yaml"), "--out", str(out / "compare")]
+    if any("." in parse(text).name for text in training.encoders.values()):
+        best.append("--trust")  # of the encoders, whose code has just run
     print(f"\nevery trial: {out / 'tune.csv'}, {out / 'tune.html'}")
     print("the best of each method against each other, on the test split:")
-    print(f"evenly compare {best} --seeds 5")
+    print(f"evenly compare {shlex.join(best)} --seeds 5")
 
 
 def study(options: Namespace) -> None:
@@ -319,8 +321,8 @@ def _check_reading(text: str, options: Namespace) -> None:
     for option in ("modalities", "readers"):
         if options[option]:
             raise ValueError(
-                f"--{option} goes with a table, .csv or .parquet; found '{text}'. A data set by "
-                "name has settings instead: 'evenly datasets NAME' lists them."
+                f"--{option} goes with a table, .csv, .tsv or .parquet; found '{text}'. A data set "
+                "by name has settings instead: 'evenly datasets NAME' lists them."
             )
 
 
@@ -331,13 +333,13 @@ def _official(text: str, folder: str | None) -> "Source":
 
     spec = parse(text)
     if spec.name not in SETS:
-        raise unknown("data set with files", spec.name, SETS, "or a table, .csv or .parquet")
+        raise unknown("data set with files", spec.name, SETS, "or a table, .csv, .tsv or .parquet")
     if folder is None:
         raise ValueError(
             f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
             "tells where to get them."
         )
-    return SETS[spec.name].open(Path(folder).expanduser(), spec)
+    return SETS[spec.name].open(Path(folder), spec)
 
 
 def _store(source: "Source", out: Path, workers: int | None, skip_broken: bool) -> "Description":
@@ -567,6 +569,7 @@ def parser() -> "_Parser":
 
     def add(name: str, one: _Parser, about: str) -> None:
         subcommands.add_subcommand(name, one, help=about)
+        one.prog = f"evenly {name}"  # as it is typed
         top.commands[name] = one
 
     one = _parser("Trains every method over the seeds, selects by validation, tests once, reports.")
@@ -658,8 +661,8 @@ def parser() -> "_Parser":
     one = _parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
     one.add_argument(
         "source",
-        help="a table, .csv or .parquet; or a data set by name, with settings if wanted, such as "
-        "'cremad(split=actors)' ('evenly datasets' lists them)",
+        help="a table, .csv, .tsv or .parquet; or a data set by name, with settings if wanted, "
+        "such as 'cremad(split=actors)' ('evenly datasets' lists them)",
     )
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
     one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")
@@ -883,8 +886,24 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+PATHS = ("out", "data", "folder", "run", "file", "figure", "projection_figure")
+"""Options that are paths, or may be."""
+
+
 def parsed(arguments: Sequence[str]) -> Namespace:
-    """The options of a command: those given, and where they say nothing, those of files."""
+    """The options of a command: those given, and where they say nothing, those of files.
+
+    A `~` is the home, which a shell leaves to the program in --out=~/runs, and a file does.
+    """
+    options = _parsed(arguments)
+    one = options[options.command]
+    for name in PATHS:
+        if isinstance(text := one.get(name), str):
+            one[name] = os.path.expanduser(text)
+    return options
+
+
+def _parsed(arguments: Sequence[str]) -> Namespace:
     given = _underscored(arguments)
     for text in given:
         if text != text.encode(errors="replace").decode():
@@ -979,8 +998,8 @@ def _training(options: Namespace) -> Training:
 
 
 def _out(options: Namespace, usual: Path = Path()) -> Path:
-    """Where a command writes; a shell leaves the `~` of --out=~/runs to the program."""
-    return Path(os.path.expanduser(options.out)) if options.out else usual
+    """Where a command writes."""
+    return Path(options.out) if options.out else usual
 
 
 def _jobs(options: Namespace, training: Training) -> int:

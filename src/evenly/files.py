@@ -108,7 +108,7 @@ def _locked(folder: Path, shared: bool) -> Iterator[None]:
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that a process left in a folder when it was killed."""
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]+\.\w+", path.name):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.\w+)?", path.name):
             path.unlink()
 
 

@@ -2,47 +2,68 @@
 
 import re
 
+_END = r"(?=[)\]}>'\",.:;]*(?:\s|$))"
+"""Where an address in a sentence ends: before the marks that end the sentence, too."""
+_ADDRESS = re.compile(rf"([\w+.-]+://)(\S*?){_END}")
+_COLLAPSED = re.compile(rf"(?<![\w/+.-])([\w+.-]+:/)(?!/)(\S*?){_END}")
+"""An address that was taken for a path, which has lost one of its slashes."""
+_BARE = re.compile(r"(?<![\w/:])([\w.+-]+):[^\s/]+@(?=[\w.-])")
+"""NAME:PASSWORD@HOST."""
+_SETTING = re.compile(
+    r"\b(\w*(?:password|passwd|pwd)=)('[^']*'|\"[^\"]*\"|[^\s&,;)'\"]+)", re.IGNORECASE
+)
+_LOGIN = re.compile(r"([\w.@-]*:)[^@]*(@[^@?]*)(\?.*)?", re.DOTALL)
+"""NAME:PASSWORD@PLACE?SETTINGS, which can be read in one way alone."""
+
 
 def hidden(text: str) -> str:
-    """A text in which no address shows a password, whatever form it has.
+    """A text in which no address shows a password; nothing else of it is changed.
 
-    An address begins with `scheme://` and goes on to the next blank, or, where the text is one
-    argument of a command, to its end: `hidden_argument`.
+    Known are `scheme://NAME:PASSWORD@HOST` up to the next blank, the same with one slash or no
+    scheme, and `password=PASSWORD`. Of an address with a scheme the settings behind its question
+    mark are hidden, too. Where the text is one argument of a command, an address goes on to its
+    end: `hidden_argument`.
     """
-    # One without a scheme: name:password@host.
-    text = re.sub(r"(?<![\w/:])([\w.+-]+):[^\s/:@]+@(?=[\w.-])", r"\1:***@", text)
-    # Of an address that was taken for a path, one of two slashes is left.
-    return re.sub(
-        r"([\w+.-]+:)//?(\S*)", lambda found: hidden_address(f"{found[1]}//{found[2]}"), text
-    )
+    text = _BARE.sub(r"\1:***@", text)
+    text = _ADDRESS.sub(lambda found: found[1] + _place(found[2]), text)
+    text = _COLLAPSED.sub(lambda found: found[1] + _login(found[2]), text)
+    return _SETTING.sub(r"\1***", text)
 
 
 def hidden_argument(text: str) -> str:
     """An argument of a command, which may hold an address with any characters in it."""
     start = re.search(r"[\w+.-]+://", text)
-    return text if start is None else text[: start.start()] + hidden_address(text[start.start() :])
+    if start is None:
+        return hidden(text)
+    return text[: start.start()] + hidden_address(text[start.start() :])
 
 
 def hidden_address(address: str) -> str:
     """An address without its password and the settings behind its question mark.
 
-    What of it is a password is for SQLAlchemy to say, as it opens the address. Where a password was
-    written so that it is read as something else, all is hidden.
+    Where a password was written so that it is read as something else, all is hidden.
     """
-    if not {"@", "?"} & set(address) and not re.search(r"://[^/]*:", address):
-        return address
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
+    scheme, slashes, rest = address.partition("://")
+    return scheme + slashes + _place(rest)
 
-    scheme = address.partition("://")[0]
-    try:
-        url = make_url(address)
-    except (ArgumentError, ValueError):  # the second of a port that is no number
-        return f"{scheme}://***"
-    if is_torn(address) or not re.fullmatch(r"[\w.@-]*", url.username or ""):
-        return f"{scheme}://***"
-    shown: str = url.set(query={}).render_as_string()
-    return shown + ("?***" if url.query or "?" in address.rpartition("@")[2] else "")
+
+def _place(rest: str) -> str:
+    """What follows a scheme, without secrets."""
+    if _LOGIN.fullmatch(rest):
+        return _login(rest)
+    name = re.match(r"([^/@?]*)@", rest)
+    odd_name = name and not re.fullmatch(r"[\w.-]*", name[1])
+    odd_port = re.match(r"[^/?\[]*:(?!\d*(?:[/?]|$))", rest)
+    if odd_name or odd_port or re.search(r":.*@", rest, re.DOTALL):
+        return "***"
+    place, mark, _ = rest.partition("?")
+    return place + ("?***" if mark else "")
+
+
+def _login(rest: str) -> str:
+    if (found := _LOGIN.fullmatch(rest)) is None:
+        return rest
+    return f"{found[1]}***{found[2]}" + ("?***" if found[3] else "")
 
 
 def is_torn(address: str) -> bool:

@@ -44,6 +44,9 @@ def stoppable() -> Iterator[None]:
     Ctrl-C counts even where the command was started with SIGINT ignored, as scripts do with `&`.
     Where SIGHUP is ignored it stays so: that is what nohup is for.
     """
+    if current_thread() is not main_thread():  # none come here
+        yield
+        return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heard: SimpleQueue[int] = SimpleQueue()  # which a handler may write to at any moment
     first = 0
@@ -115,7 +118,16 @@ def _insist(heard: "SimpleQueue[int]") -> None:
                 return
             pause = PAUSE
         except Empty:
-            os.kill(os.getpid(), signal.SIGTERM)
+            _send(signal.SIGTERM)
+
+
+def _send(number: int) -> None:
+    """Has the main thread hear a signal; on Windows, `os.kill` would end the process at once."""
+    main = main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _behind(error: BaseException | None) -> Stopped | None:

@@ -226,6 +226,15 @@ class TestWithoutLabels:
         path = tmp_path / "a.npz"
         np.savez(path, s=np.zeros((24, 2)), s_offset=2 * np.arange(N + 1))
         assert len(load_npz(path, labelled=False).split("test")) == N
+        # One that describes nothing is a modality.
+        np.savez(path, clock_offset=VECTOR, audio=VECTOR)
+        assert list(load_npz(path, labelled=False).modalities) == ["clock_offset", "audio"]
+        assert len(load_npz(path, labelled=False).split("test")) == N
+
+    def test_a_kind_that_the_file_does_not_speak_of_is_not_to_be_left_out(self, tmp_path):
+        np.savez(tmp_path / "a.npz", s=np.zeros((24, 2)), s_offset=2 * np.arange(N + 1))
+        with pytest.raises(ValueError, match=r"cannot be read as image.* leave out 's_offset'\.$"):
+            load_npz(tmp_path / "a.npz", labelled=False, kinds={"s": "image"})
 
     def test_labels_alone_are_no_modality(self, tmp_path):
         np.savez(tmp_path / "a.npz", class_names=np.array(["a", "b"]))
@@ -387,7 +396,7 @@ WRONG = {
     ),
     "fewer samples than classes": (
         {"labels": np.arange(N) % 3},
-        "the val split has 2 samples, fewer than the 3 classes. Move samples to it",
+        "the val split has 2 of the 3 samples that it needs at least, one of each class.",
     ),
     "class in no training sample": (
         {"labels": np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 2]), "split": SPLIT.clip(0, 1) * 2},
@@ -575,6 +584,7 @@ class TestSaving:
         save_npz(tmp_path / "a.npz", torch.from_numpy(LABELS), SPLIT, {"x": x})
         found = _all(load_npz(tmp_path / "a.npz"), "train")["inputs"]["x"]
         assert found.flatten().tolist() == [0, 1, 2] * 4
+        assert found.dtype == (dtype if dtype in (torch.half, torch.int16) else torch.float32)
 
     def test_strings_as_objects(self, tmp_path):
         """As pandas gives them."""

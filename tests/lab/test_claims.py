@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,12 @@ def test_no_error_shows_a_password(url, message):
     with pytest.raises((RuntimeError, ValueError), match=message) as raised:
         connect(url)
     assert "s3" not in str(raised.value)
+
+
+def test_a_setting_that_a_driver_ignores_is_no_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        connect(f"sqlite:///{tmp_path / 'x.db'}?password=s3cret").dispose()
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
             break
         time.sleep(0.01)
     # What a run leaves that is killed while it writes, whether or not it happens to this one.
-    left = next(tmp_path.glob("runs/*/last.ckpt")).with_name(".last.1.ckpt")
+    left = next(tmp_path.glob("runs/*/last.ckpt")).with_name(".last.0123abcd.ckpt")
     left.write_bytes(b"half")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     assert process.wait(60) == 130, (tmp_path / "log").read_text()

@@ -194,6 +194,18 @@ def test_a_program_needs_a_name_of_its_own(tmp_path):
         made(["vector"]).export(tmp_path)
 
 
+def test_a_program_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    def cut_off(program, path):
+        Path(path).write_text("half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "m.pt2").write_text("before")
+    monkeypatch.setattr(torch.export, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        made(["vector"]).export(tmp_path / "m.pt2")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
 def test_the_command(tmp_path, capsys):
     training = ["--data", "synthetic(train=30,val=20,test=20,classes=2)", "--epochs", "1"]
     run = ["--method", "unimodal(modality=m2)", "--width", "8", "--out", str(tmp_path / "run")]

@@ -1,11 +1,13 @@
+import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
 from evenly.cli import main
-from evenly.data import Padded, load, save_npz
+from evenly.data import Data, Padded, load, save_npz
 from evenly.lab.intake import Intake, Stored, stored
 from evenly.lab.predict import load_run, predictions
 from evenly.lab.run import run_cell
@@ -19,7 +21,6 @@ def intake(kind, shape, dtype, low=0.0, high=1.0, ragged=False, longest=None, al
 
 BYTES = intake("image", (1, 2, 2), "uint8", 0, 255)
 UNIT = intake("image", (1, 2, 2), "float32")
-LARGE = intake("image", (1, 2, 2), "float32", 0, 255)
 WORDS = intake("text", (4, 9), "int32", 0, 8, ragged=True)
 
 
@@ -34,9 +35,6 @@ def picture(*values, dtype=torch.float32):
         (BYTES, picture(0, 9, 1, 0, dtype=torch.int32), "pictures of int32 values"),
         (UNIT, picture(0, 9, 1, 0, dtype=torch.uint8), "pictures of uint8 values.* float32, 0 to"),
         (UNIT, picture(0, 1, 1, 0, dtype=torch.bool), "pictures of bool values"),
-        (UNIT, picture(0, 128, 255, 3), "from 0 to 255, but RUN was trained on float32, 0 to 1"),
-        (UNIT, picture(-2.1, 0, 1, 2.6), "from -2.1 to 2.6"),
-        (LARGE, picture(0, 0.5, 1, 0), "from 0 to 1, but RUN was trained on float32, 0 to 255"),
         (UNIT, torch.zeros(1, 1, 2, 3), r"the shape \(1, 2, 3\), but RUN was trained on \(1, 2, 2"),
         (UNIT, torch.zeros(1, 2), r"the shape \(2,\)"),
         (WORDS, Padded(torch.tensor([[3, 9]]), torch.tensor([2])), "token 9, .* tokens 0 to 8"),
@@ -44,9 +42,6 @@ def picture(*values, dtype=torch.float32):
         (WORDS, Padded(torch.tensor([[3.0]]), torch.tensor([1])), "float32 values that are no num"),
         (intake("text", (4, 9), "int32", ragged=True, longest=3),
          Padded(torch.ones(2, 5).int(), torch.tensor([2, 4])), "a sample of 4 steps, .* takes 3"),
-        (intake("sequence", (4, 1), "float32", -1), torch.tensor([[[3000], [-20000]]]).short(),
-         "int16 values from -20000 to 3000, but RUN was trained on float32, -1 to 1"),
-        (intake("vector", (2,), "uint8", 0, 255), torch.tensor([[0.1, 0.9]]), "from 0.1 to 0.9"),
         (intake("vector", (2,), "uint8", 0, 255), torch.tensor([[0, 300]]), "300, which is no num"),
         (intake("vector", (2,), "float16"), torch.tensor([[0, 1e6]]), "1e.06, which is no number"),
         (intake("vector", (2,), "bool"), torch.tensor([[0, 2]]).byte(), "2, which is no number"),
@@ -83,10 +78,19 @@ def test_the_same_in_another_type_is_converted(takes, x, expected):
 
 def test_samples_that_lack_a_modality_count_for_nothing():
     takes = intake("image", (1, 2, 2), "float32", 100, 200)
-    x = torch.cat([picture(120, 150, 130, 190), picture(0, 0, 0, 0)])
-    with pytest.raises(ValueError, match="from 0 to 190"):
-        takes(x, None)
-    assert torch.equal(takes(x, torch.tensor([True, False])), x)
+    here = torch.tensor([True, False])
+    x = torch.cat([picture(120, 150, 130, 190), picture(9e9, 9e9, 9e9, 9e9)])
+    assert torch.equal(takes(x, here)[0], x[0])
+    assert takes.doubt() == ""
+    few = intake("text", (4, 9), "int32", 0, 8, ragged=True, longest=3)
+    tokens = torch.tensor([[1, 2, 0, 0], [50, -1, 50, 50]])
+    for given in (tokens[:, :3], Padded(tokens, torch.tensor([2, 4]))):
+        found = few(given, here)
+        assert found.values[:, :2].tolist() == [[1, 2], [0, 0]]
+        assert not found.values[:, 2:].any()
+        assert found.length.tolist() == [2, 0]
+    whole = intake("vector", (2,), "uint8", 0, 255)
+    assert whole(torch.tensor([[3, 4], [300, -1]]), here).tolist() == [[3, 4], [0, 0]]
 
 
 def test_sequences_are_given_as_they_were():
@@ -98,21 +102,59 @@ def test_sequences_are_given_as_they_were():
     assert torch.equal(found.values, x)
     assert found.length.tolist() == [3, 3]
     lacking = torch.tensor([3, 0])
-    assert torch.equal(plain(Padded(x, lacking), torch.tensor([True, False])), x)
+    assert torch.equal(plain(Padded(x, lacking), torch.tensor([True, False]))[0], x[0])
     assert plain(Padded(x, torch.tensor([3, 2])), None).length.tolist() == [3, 2]
     words = WORDS(torch.tensor([[3, 0, 2, 0], [1, 0, 0, 0]]), None)
     assert words.length.tolist() == [3, 1]
 
 
-def test_numbers_far_away_are_doubted():
-    takes = intake("vector", (2,), "float32", 0, 1)
-    assert takes.doubt(torch.tensor([[0.5, 1.9], [0.0, 90.0]]), None) == ""
-    far = torch.tensor([[50.0, 70.0], [0.0, 90.0]])
-    assert "most values of 'x' lie far from those that RUN was trained on, 0 to 1" in takes.doubt(
-        far, None
+FLOATS = {"kind": "image", "shape": (1, 2, 2), "dtype": "float32"}
+COUNTS = {"kind": "vector", "shape": (4,), "dtype": "uint8", "high": 255}
+SOUND = {"kind": "sequence", "shape": (4, 1), "dtype": "float32", "low": -1}
+
+
+@pytest.mark.parametrize(
+    ("known", "x", "fault"),
+    [
+        (FLOATS, picture(0, 128, 255, 3), "from 0 to 255, but RUN was trained on float32, 0 to 1"),
+        (SOUND, torch.tensor([[[3000], [-20000]]]).short(),
+         "int16 values from -20000 to 3000, but RUN was trained on float32, -1 to 1"),
+    ],
+)  # fmt: skip
+def test_another_scale_is_refused_where_most_values_tell(known, x, fault):
+    takes = intake(**known)
+    takes(x, None)
+    with pytest.raises(ValueError, match=rf"^'x' holds .*{fault}\. Scale them"):
+        takes.doubt()
+
+
+@pytest.mark.parametrize(
+    ("known", "x", "said"),
+    [
+        (FLOATS, picture(-2.1, 0, 1, 2.6), "from -2.1 to 2.6, but RUN was trained on float32, 0 t"),
+        (FLOATS | {"high": 255}, picture(0, 0.5, 1, 0), "from 0 to 1, but RUN was trained on flo"),
+        (COUNTS, torch.tensor([[0.1, 0.9, 0.3, 0.2]]), "from 0.1 to 0.9"),
+        (COUNTS | {"dtype": "float32", "high": 1}, torch.tensor([[50.0, 70, 0, 90]]), "0 to 90"),
+    ],
+)
+def test_numbers_far_away_are_doubted(known, x, said):
+    takes = intake(**known)
+    takes(x, None)
+    assert re.search(
+        rf"^'x' holds float32 values .*{said}.*its answers mean nothing", takes.doubt()
     )
-    assert takes.doubt(far, torch.tensor([False, False])) == ""
-    assert intake("vector", (2,), "float32", 0, 1, alike=True).doubt(far, None) == ""
+    for alike, here in ((True, None), (False, torch.tensor([False]))):
+        takes = intake(**known, alike=alike)
+        takes(x, here)
+        assert takes.doubt() == ""
+
+
+def test_scale_is_judged_by_most_values_of_all_batches():
+    """Of its own data, a run has seen a few samples: others may be brighter, or nearly black."""
+    takes = intake(**FLOATS)
+    for x in (torch.rand(64, 1, 2, 2), picture(0, 0, 9, 0.5), picture(0, 0.001, 0, 0)):
+        assert torch.equal(takes(x, None), x)
+    assert takes.doubt() == ""
 
 
 def test_what_is_known_of_data(tmp_path):
@@ -134,6 +176,17 @@ def test_what_is_known_of_data(tmp_path):
     assert (deep.dtype, deep.low, deep.high) == ("float64", 2, pytest.approx(third))
     assert found["walk"] == Stored("sequence", [2, 1], 1, "float32", True, 5.0, 12.0)
     assert found["text"] == Stored("text", [2, 10], 0, "int64", True, 3.0, 9.0)
+
+
+def test_the_range_is_looked_for_within_data_of_any_size():
+    """In 32-bit floats, the last of 30 million places is one too far."""
+    part, vast = MagicMock(), MagicMock(spec=Data)
+    part.__len__.return_value = 30_000_000
+    part.__getitems__ = lambda rows: {"inputs": {"x": torch.tensor(rows)[:, None]}, "present": {}}
+    vast.noisy.return_value.split.return_value = part
+    known = Stored("vector", [1], 1, "int64", False, 0.0, 29_999_999.0)
+    vast.modalities = {"x": known.modality("x")}
+    assert stored(vast) == {"x": known}
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,8 @@ def test_what_is_wrong_is_said(name, tmp_path, monkeypatch):
     monkeypatch.setattr("evenly.lab.logs.find_spec", lambda asked: None if asked == name else 1)
     with pytest.raises(RuntimeError, match=f"--logger {name} needs a package: pip install {name}"):
         Logs.of(f"tensorboard,{name}", tmp_path)
+    with pytest.raises(ValueError, match=r"--logger names none\. Give .*, or leave it out"):
+        Logs.of("", Path())
     with pytest.raises(ValueError, match=r"'wanbd' is no logger. Did you mean wandb\?"):
         Logs.of("wanbd", tmp_path)
     assert Logs.of("tensorboard,tensorboard", Path("a")) == Logs(("tensorboard",), Path("a"))

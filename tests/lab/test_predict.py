@@ -220,7 +220,8 @@ class TestEditedRuns:
             path.write_text(yaml.safe_dump({k: v for k, v in before.items() if k != name}))
             assert str(path) in said(load_run, copy)
         path.write_text("data: 1\nepochs: 1\nmethod: " + "[" * 5000 + "]" * 5000)
-        assert str(path) in said(load_run, copy)
+        assert f"{path}: is damaged" in said(load_run, copy)
+        assert "--out" not in said(load_run, copy)
 
     def test_every_entry_of_a_checkpoint_in_every_type(self, copy):
         path = copy / "best.ckpt"
@@ -231,10 +232,19 @@ class TestEditedRuns:
                 torch.save({**before, name: value}, path)
                 assert str(copy) in said(load_run, copy)
         for name in before["modalities"]["x"].keys() - {"low", "high", "ragged"}:
-            for value in WRONG[1:]:
+            for value in (*WRONG[1:], "nn"):
                 entry = {**before["modalities"]["x"], name: value}
                 torch.save({**before, "modalities": {**before["modalities"], "x": entry}}, path)
                 assert str(copy) in said(load_run, copy)
+
+    def test_a_checkpoint_leads_to_no_other_weights(self, copy):
+        before = torch.load(copy / "best.ckpt", weights_only=True)
+        (copy / "result.json").unlink()
+        config = yaml.safe_load((copy / "config.yaml").read_text())
+        config["encoders"] = {"eye": "vit(pretrained=here)"}
+        (copy / "config.yaml").write_text(yaml.safe_dump(config))
+        torch.save({**before, "configurations": {"eye": "/elsewhere"}}, copy / "best.ckpt")
+        assert "configurations takes a mapping" in said(load_run, copy)
 
     def test_a_checkpoint_is_the_one_that_the_run_wrote(self, copy):
         path = copy / "best.ckpt"
@@ -336,10 +346,10 @@ def test_an_odd_first_row_does_not_condemn_the_others(tmp_path):
     (tmp_path / "t.csv").write_text("x,label\n" + rows_of)
     training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
     assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
-    np.save(tmp_path / "odd.npy", np.ones((2, 9), np.float32))
+    np.save(tmp_path / "odd.npy", np.ones((2, 9), np.int64))
     (tmp_path / "new.csv").write_text("name,x\nodd,odd.npy\nfine,1.npy\n")
     with pytest.raises(
-        ValueError, match=r"1 of 2 rows .*\n  odd: x: .* where those before have \(any, 4\)"
+        ValueError, match=r"1 of 2 rows .*\n  odd: x: .* where all must have \(any, 4\)\n"
     ):
         rows(tmp_path / "run", str(tmp_path / "new.csv"))
     trained = load_run(tmp_path / "run")

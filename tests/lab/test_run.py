@@ -217,7 +217,7 @@ def test_what_cannot_be_built_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / ".last.123.ckpt").write_bytes(b"half")
+    (tmp_path / ".last.0123abcd.ckpt").write_bytes(b"half")
     (tmp_path / ".mine").write_bytes(b"whole")
     training = Training(data=DATA, epochs=1, width=8)
     run_cell(Cell(training, "joint", 0), tmp_path)

@@ -108,6 +108,15 @@ def test_the_command_ends_with_one_that_compares_the_best(finished, capsys):
     assert config["diagnose_every"] is None  # as it was asked for, though trials measure nothing
 
 
+@pytest.mark.parametrize("encoder", ["test_build.Own", "mlp"])
+def test_the_last_command_trusts_encoders_of_ones_own(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evenly.lab.tune.tune", lambda *_: "")
+    asked = ["tune", "--encoders.top", encoder, "--out", str(tmp_path / "out")]
+    assert main(asked) == 0
+    trusted = "--trust " in capsys.readouterr().out.splitlines()[-1]
+    assert trusted == ("." in encoder)
+
+
 def test_the_page_of_a_search(finished):
     page = (finished[0] / "tune.html").read_text(encoding="utf-8")
     assert f"{DATA}: 3 trials of each method" in page

@@ -35,6 +35,8 @@ WORDS = 10_000_000
 LARGEST = float(np.finfo(np.float32).max)
 _MOST = 1032
 """Bytes that a byte can stand for in a file that is compressed as NumPy does."""
+_FLOATS = (torch.float16, torch.float32, torch.float64)
+"""That NumPy has, too."""
 _RESERVED = ("labels", "split", "class_names")
 
 
@@ -121,7 +123,8 @@ def _writable(name: str, value: npt.ArrayLike) -> Array:
     """An array as it can be written without pickling."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        value = value.float() if value.dtype.itemsize < 4 and value.is_floating_point() else value
+        unknown = value.is_floating_point() and value.dtype not in _FLOATS
+        value = value.float() if unknown else value
     if np.ma.is_masked(value):
         raise TypeError(
             f"save_npz: '{name}' holds masked values. Fill them, or leave those samples out."
@@ -256,7 +259,11 @@ class _Reader:
     def _rows_of_modalities(self) -> int:
         """How many samples there are by the arrays alone."""
         others = {name: x for name, x in self.arrays.items() if name not in _RESERVED}
-        offsets = [len(x) - 1 for name, x in others.items() if name.endswith("_offset") and x.ndim]
+        offsets = [
+            len(x) - 1
+            for name, x in others.items()
+            if name.endswith("_offset") and self._belongs(name) and x.ndim
+        ]
         plain = [len(x) for name, x in others.items() if not self._belongs(name) and x.ndim]
         if not plain:
             raise self._error("holds no modality. Add an array with a row for each sample.")
@@ -454,9 +461,10 @@ class _Reader:
         kind = self._kind(name)
         if offset is not None:
             if kind not in (None, "sequence", "text"):
+                given = f" or '{name}_kind'" if f"{name}_kind" in self.arrays else ""
                 raise self._error(
                     f"modality '{name}' has offsets, so it cannot be read as {kind}. Only "
-                    f"sequences have unequal lengths: leave out '{name}_offset' or '{name}_kind'."
+                    f"sequences have unequal lengths: leave out '{name}_offset'{given}."
                 )
             start, length = torch.from_numpy(offset[:-1]), torch.from_numpy(np.diff(offset))
             if kind == "text":

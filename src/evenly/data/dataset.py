@@ -371,6 +371,11 @@ def lacking(name: str, missing: int, samples: int) -> str:
     )
 
 
+def dtype_name(x: Tensor) -> str:
+    """The type of a tensor's numbers, as torch names it, without the prefix."""
+    return str(x.dtype).removeprefix("torch.")
+
+
 def check_classes(
     where: object, split: SplitName, target: Int[Tensor, " n"], class_names: Sequence[str]
 ) -> None:
@@ -384,8 +389,8 @@ def check_classes(
     """
     if len(target) < len(class_names):
         raise ValueError(
-            f"{where}: the {split} split has {len(target)} samples, fewer than the "
-            f"{len(class_names)} classes. Move samples to it, or merge classes."
+            f"{where}: the {split} split has {len(target)} of the {len(class_names)} "
+            "samples that it needs at least, one of each class. Move some to it, or merge classes."
         )
     counts = target.bincount(minlength=len(class_names))
     missing = [class_names[number] for number in torch.nonzero(counts == 0).flatten()]

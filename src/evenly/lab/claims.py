@@ -10,6 +10,7 @@ machine's, and nothing is locked for longer than a statement.
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -41,6 +42,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
+    SAWarning,
     SQLAlchemyError,
 )
 
@@ -269,7 +271,8 @@ def connect(url: str | URL) -> Engine:
     else:
         address, shown = url, unquote(url.database or "").removeprefix("file:")
     try:
-        engine = create_engine(address, **engine_settings(address))
+        with unwarned():
+            engine = create_engine(address, **engine_settings(address))
         with engine.connect():
             pass
     except NoSuchModuleError as error:
@@ -294,6 +297,14 @@ def connect(url: str | URL) -> Engine:
             "be reached from here."
         ) from error
     return engine
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Keeps off the screen that a database ignores settings in its address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SAWarning)
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """New data as a run takes them: converted by what the run knows of its own data, or refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 import torch
@@ -8,11 +9,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from evenly.data import Data, Modality, Padded
-from evenly.data.dataset import Kind
+from evenly.data.dataset import Kind, dtype_name
 
 SAMPLES = 256
 """Of the training split, in which the range of a modality is looked for."""
 _TOGETHER = 32
+_FEW = 10
+"""One of so many values may lie farther from the run's range than that is wide, unquestioned."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Stored:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"'{self.dtype}' is no type of numbers")
+
     @property
     def type(self) -> torch.dtype:
         """Of its values."""
@@ -59,7 +66,8 @@ def stored(data: Data) -> dict[str, Stored]:
         if isinstance(x, Tensor) and _is_picture(data.modalities[name].kind) and _is_whole(x.dtype)
     }
     read = {name for name in first if name not in ranges}
-    places = torch.linspace(0, len(part) - 1, min(SAMPLES, len(part))).round().long()
+    places = torch.linspace(0, len(part) - 1, min(SAMPLES, len(part)), dtype=torch.float64)
+    places = places.round().long()
     for some in places.split(_TOGETHER) if read else ():
         batch = part.__getitems__(some.tolist())
         for name in read:
@@ -72,7 +80,7 @@ def stored(data: Data) -> dict[str, Stored]:
             modality.kind,
             list(modality.shape),
             len(modality.mean),
-            str(_values(first[name]).dtype).removeprefix("torch."),
+            dtype_name(_values(first[name])),
             isinstance(first[name], Padded),
             *ranges.get(name, (0.0, 0.0)),
         )
@@ -80,9 +88,9 @@ def stored(data: Data) -> dict[str, Stored]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Intake:
-    """Takes a modality of new data in.
+    """Takes a modality of new data in, batch by batch, and looks how their values lie.
 
     Attributes:
         run: That takes it.
@@ -98,41 +106,65 @@ class Intake:
     known: Stored
     longest: int | None
     alike: bool
+    _dtype: str = field(default="", init=False)
+    _retyped: bool = field(default=False, init=False)
+    _count: int = field(default=0, init=False)
+    _far: int = field(default=0, init=False)
+    _least: float = field(default=inf, init=False)
+    _most: float = field(default=-inf, init=False)
 
     def __call__(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> Tensor | Padded:
         """A batch as the run takes it.
 
         Args:
             x: The modality.
-            here: Which samples have it; all, if None.
+            here: Which samples have it; all, if None. What the others hold counts for nothing.
 
         Raises:
             ValueError: If it is something else, with what it is and what would do.
         """
+        x = x if here is None else _blanked(x, here)
         self._check_shape(x)
         if self.known.kind == "text":
             self._check_tokens(_values(x))
             return self._in_form(x, here, _values(x))
         if _is_picture(self.known.kind):
-            self._check_picture(x, here)
-        elif not self.alike and _is_narrow(_values(x).dtype) != _is_narrow(self.known.type):
-            self._check_scale(x, here)
+            self._check_picture(_values(x))
+        self._look(x, here)
         return self._in_form(x, here, self._typed(_values(x)))
 
-    def doubt(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> str:
-        """What a user should hear of numbers that may be anything; empty if they look alike."""
+    def doubt(self) -> str:
+        """What a user should hear of all batches together; empty if they look like the run's data.
+
+        Raises:
+            ValueError: If most values are of another scale than pictures, bytes or sound have.
+        """
+        low, high = self.known.low, self.known.high
+        scaled = _is_picture(self.known.kind) or self._retyped
+        narrow = scaled and 0 < self._most - self._least < (high - low) / 100
+        if _FEW * self._far <= self._count and not narrow:
+            return ""
+        held = (
+            f"'{self.name}' holds {self._dtype} values from {self._least:g} to {self._most:g}, but "
+            f"{self.run} was trained on {self.known.dtype}, {low:g} to {high:g}."
+        )
+        if scaled and 2 * self._far > self._count:
+            raise ValueError(f"{held} Scale them as those were.")
+        return f"{held} If they are not scaled as those were, its answers mean nothing."
+
+    def _look(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
+        """Notes how a batch lies to the run's range, which is that of some samples alone."""
         low, high = self.known.low, self.known.high
         values = _there(x, here)
-        free = self.known.kind in ("vector", "sequence") and not self.alike
-        if not free or low == high or not values.numel():
-            return ""
-        outside = (values < 2 * low - high) | (values > 2 * high - low)
-        if 2 * int(outside.sum()) <= outside.numel():
-            return ""
-        return (
-            f"most values of '{self.name}' lie far from those that {self.run} was trained on, "
-            f"{low:g} to {high:g}. If they are not scaled as those were, its answers mean nothing."
-        )
+        whole = _is_picture(self.known.kind) and _is_whole(self.known.type)  # known by type alone
+        if self.alike or whole or low == high or not values.numel():
+            return
+        self._dtype = dtype_name(values)
+        self._retyped = _is_narrow(values.dtype) != _is_narrow(self.known.type)
+        self._count += values.numel()
+        self._far += int(((values < 2 * low - high) | (values > 2 * high - low)).sum())
+        self._least = min(self._least, float(values.min()))
+        self._most = max(self._most, float(values.max()))
 
     def _check_shape(self, x: Tensor | Padded) -> None:
         known, found = tuple(self.known.shape), tuple(_values(x).shape[1:])
@@ -159,7 +191,7 @@ class Intake:
         count = self.known.shape[1]
         if not _is_whole(values.dtype) or (values.numel() and int(values.min()) < 0):
             raise ValueError(
-                f"'{self.name}' holds {_named(values.dtype)} values that are no numbers of tokens, "
+                f"'{self.name}' holds {dtype_name(values)} values that are no numbers of tokens, "
                 f"but {self.run} was trained on texts. Give whole numbers from 0."
             )
         most = int(values.max()) if values.numel() else 0
@@ -169,30 +201,13 @@ class Intake:
                 f"{count - 1}. Number tokens as those that it was trained on."
             )
 
-    def _check_picture(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
-        found, known = _values(x).dtype, self.known.type
+    def _check_picture(self, values: Tensor) -> None:
+        found, known = values.dtype, self.known.type
         if found != known and not (found.is_floating_point and known.is_floating_point):
             raise ValueError(
-                f"'{self.name}' holds pictures of {_named(found)} values, but {self.run} was "
+                f"'{self.name}' holds pictures of {dtype_name(values)} values, but {self.run} was "
                 f"trained on {self.known.dtype}, {self.known.low:g} to {self.known.high:g}. Give "
                 "that type, and that scale."
-            )
-        if found.is_floating_point and not self.alike:
-            self._check_scale(x, here)
-
-    def _check_scale(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
-        """Raises if values leave the run's range far behind, or fill a hundredth of it."""
-        low, high = self.known.low, self.known.high
-        found, width = _range(x, here), high - low
-        if found is None or not width:
-            return
-        least, most = found
-        outside = least < low - width / 2 or most > high + width / 2
-        if outside or 0 < most - least < width / 100:
-            raise ValueError(
-                f"'{self.name}' holds {_named(_values(x).dtype)} values from {least:g} to "
-                f"{most:g}, but {self.run} was trained on {self.known.dtype}, {low:g} to {high:g}. "
-                "Scale them as those were."
             )
 
     def _typed(self, values: Tensor) -> Tensor:
@@ -237,6 +252,14 @@ def _values(x: Tensor | Padded) -> Tensor:
     return x.values if isinstance(x, Padded) else x
 
 
+def _blanked(x: Tensor | Padded, here: Bool[Tensor, " n"]) -> Tensor | Padded:
+    """The same with zeros in samples that lack the modality."""
+    values = _values(x)
+    lacking = ~here.to(values.device)
+    values = values.masked_fill(lacking.reshape(-1, *[1] * (values.ndim - 1)), 0)
+    return Padded(values, x.length.masked_fill(lacking, 0)) if isinstance(x, Padded) else values
+
+
 def _there(x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> Tensor:
     """The values of samples that have the modality, without padding."""
     values = _values(x)
@@ -263,7 +286,3 @@ def _is_whole(dtype: torch.dtype) -> bool:
 def _is_narrow(dtype: torch.dtype) -> bool:
     """Whether values are mostly bytes or samples of sound, whose scale is that of their type."""
     return not dtype.is_floating_point and dtype.itemsize < 4
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

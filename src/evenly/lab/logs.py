@@ -52,6 +52,11 @@ class Logs:
             RuntimeError: If its package is missing.
         """
         names = tuple(dict.fromkeys(text.split(",")))
+        if not text:
+            raise ValueError(
+                f"--logger names none. Give {', '.join(PACKAGES)}, or leave it out, which is "
+                "tensorboard."
+            )
         for name in names:
             if name not in PACKAGES:
                 raise unknown("logger", name, PACKAGES)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from evenly import child
 from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import TABLES
+from evenly.files import replacing
 from evenly.lab.build import check_names, fused, made_encoders
 from evenly.lab.intake import Intake, Stored, stored
 from evenly.lab.result import Result
@@ -54,7 +55,6 @@ class Trained:
     read: Mapping[str, str]
     noise: Mapping[str, float]
 
-    @torch.no_grad()
     def probabilities(
         self,
         inputs: Mapping[str, Tensor | Padded],
@@ -72,14 +72,26 @@ class Trained:
             ValueError: If an input is not like those that the run was trained on, or none of the
                 run's modalities is there.
         """
+        intakes = self._intakes(alike)
+        found = self._probabilities(inputs, present or {}, intakes)
+        _doubts(intakes)
+        return found
+
+    @torch.no_grad()
+    def _probabilities(
+        self,
+        inputs: Mapping[str, Tensor | Padded],
+        present: Mapping[str, Tensor],
+        intakes: Mapping[str, Intake],
+    ) -> Float[Tensor, "n c"]:
         names = [name for name in inputs if name in self.modalities]
         if not names:
             raise ValueError(
                 f"{self.folder} was trained on {', '.join(self.modalities)}; the data have "
                 f"{', '.join(inputs) or 'none'}. Give at least one of its modalities."
             )
-        here = {name: mask for name, mask in (present or {}).items() if name in names}
-        used = {name: self.intake(name, alike)(inputs[name], here.get(name)) for name in names}
+        here = {name: mask for name, mask in present.items() if name in names}
+        used = {name: intakes[name](inputs[name], here.get(name)) for name in names}
         try:
             logits: Tensor = self.model(used, here).logits
         except Exception as error:
@@ -93,15 +105,12 @@ class Trained:
             ) from error
         return logits.softmax(1)
 
-    def intake(self, name: str, alike: Collection[str] = ()) -> Intake:
-        """What takes a modality of new data in.
-
-        Args:
-            name: Of the modality.
-            alike: Modalities that are read from files as the run's were.
-        """
-        longest = self._longest(name)
-        return Intake(self.folder, name, self.modalities[name], longest, name in alike)
+    def _intakes(self, alike: Collection[str]) -> dict[str, Intake]:
+        """By modality, what takes new data in; `alike` are read from files as the run's were."""
+        return {
+            name: Intake(self.folder, name, known, self._longest(name), name in alike)
+            for name, known in self.modalities.items()
+        }
 
     def predict(
         self, data: Data, split: SplitName, without: Collection[str] = ()
@@ -113,8 +122,9 @@ class Trained:
             split: Which part of them.
             without: Modalities that are left out.
         """
-        alike = self._fit(data, without)
-        found = [self.probabilities(*batch, alike) for batch in _batches(data, split, without)]
+        intakes = self._intakes(self._fit(data, without))
+        found = [self._probabilities(*batch, intakes) for batch in _batches(data, split, without)]
+        _doubts(intakes)
         return torch.cat(found)
 
     def _fit(self, data: Data, without: Collection[str]) -> list[str]:
@@ -186,7 +196,8 @@ class Trained:
                 f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
             ) from error
         _drop_guesses(program.graph_module)
-        torch.export.save(program, path)
+        with replacing(path) as new:
+            torch.export.save(program, new)
 
     def _longest(self, name: str) -> int | None:
         """Steps of a sequence or text that an encoder takes at most; None for any."""
@@ -274,7 +285,7 @@ def predictions(
 
     Raises:
         ValueError: If the data do not fit the run, or files of a table are broken, with a list of
-            them and their reasons.
+            them and their reasons. That values are of another scale shows after the last sample.
     """
     from evenly.lab.prepare import say  # which needs run.py, which needs this
 
@@ -288,14 +299,12 @@ def predictions(
         "deviations (--noise), of which these data get none."
         for name in noisy
     )
-    said: set[str] = set()
-    for prediction, doubts in found:
-        label = prediction.label
-        if label and label not in run.class_names and not said & {"label"}:
-            say([_strange(run, label)])
-            said.add("label")
-        say(sorted(doubts - said))
-        said |= doubts
+    known = {"", *run.class_names}
+    said = False
+    for prediction in found:
+        if prediction.label not in known and not said:
+            say([_strange(run, prediction.label)])
+            said = True
         yield prediction
 
 
@@ -310,8 +319,8 @@ def _strange(run: Trained, label: str) -> str:
 
 def _of_data(
     run: Trained, data: str, split: SplitName, without: Collection[str]
-) -> Iterator[tuple[Prediction, set[str]]]:
-    """Of arrays, a store or a built-in data set: predictions, and doubts."""
+) -> Iterator[Prediction]:
+    """Of arrays, a store or a built-in data set."""
     from evenly.lab.prepare import say  # which needs run.py, which needs this
 
     path = data_file(data)
@@ -323,45 +332,36 @@ def _of_data(
         found = load(data)
     if lacking := sorted(run.modalities.keys() - found.modalities.keys() - set(without)):
         say([f"{data} holds no {', '.join(lacking)}: taken as missing from all samples."])
-    alike = run._fit(found, without)
+    intakes = run._intakes(run._fit(found, without))
     part = found.split(split)
     if not len(part):
         raise ValueError(f"{data}: its {split} split holds no sample. Choose another with --split.")
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
     samples = zip(names, part.target.tolist(), strict=True)
     for inputs, present in _batches(found, split, without):
-        of_each = run.probabilities(inputs, present, alike).tolist()
-        doubts = _doubts(run, inputs, present, alike)
+        of_each = run._probabilities(inputs, present, intakes).tolist()
         for probabilities, (name, number) in zip(of_each, samples, strict=False):
             label = found.class_names[number] if number >= 0 else ""
-            yield Prediction(str(name), label, probabilities), doubts
+            yield Prediction(str(name), label, probabilities)
+    say(_doubts(intakes))
 
 
-def _doubts(
-    run: Trained,
-    inputs: Mapping[str, Tensor | Padded],
-    present: Mapping[str, Tensor],
-    alike: Collection[str],
-) -> set[str]:
-    """What a user should hear of a batch."""
-    found = {
-        run.intake(name, alike).doubt(x, present.get(name))
-        for name, x in inputs.items()
-        if name in run.modalities
-    }
-    return found - {""}
+def _doubts(intakes: Mapping[str, Intake]) -> list[str]:
+    """What a user should hear of all that was taken in; raises where it cannot be right."""
+    return [said for intake in intakes.values() if (said := intake.doubt())]
 
 
 def _of_table(
     run: Trained, path: Path, without: Collection[str], skip_broken: bool
-) -> Iterator[tuple[Prediction, set[str]]]:
-    """Of a table: predictions, and doubts."""
-    from evenly.data.raw import READERS, batches, columns_of, listed, table
+) -> Iterator[Prediction]:
+    """Of a table."""
+    from evenly.data.raw import READERS, batches, listed, table
+    from evenly.data.raw.columns import read_columns
     from evenly.data.raw.readers import Array
     from evenly.lab.prepare import say
 
-    columns = [name for name in run.modalities if name in columns_of(path)]
-    names = [name for name in columns if name not in without]
+    columns = read_columns(path)
+    names = [name for name in run.modalities if name in columns.cells and name not in without]
     if not names:
         raise ValueError(
             f"{path}: has none of the columns {', '.join(run.modalities)}, which {run.folder} was "
@@ -375,20 +375,21 @@ def _of_table(
                 "data set that no table can name. Prepare a store of such files with 'evenly "
                 "prepare', and give it as --data."
             )
-    source = table(path, names, readers, labelled=False)
+    source = table(path, names, readers, labelled=False, columns=columns)
     for name, found in source.readers.items():
         _check_numbers(run, path, name, found)
-    alike = [name for name, found in source.readers.items() if not isinstance(found, Array)]
+    intakes = run._intakes(
+        [name for name, found in source.readers.items() if not isinstance(found, Array)]
+    )
     broken: list[tuple[str, str]] = []
     shapes = {name: run.modalities[name].shape for name in names}
     for samples, inputs, present in batches(source, BATCH, child.cores(), broken, shapes):
         if broken and not skip_broken:
             continue  # only to find what else is broken
-        of_each = run.probabilities(inputs, present, alike).tolist()
-        doubts = _doubts(run, inputs, present, alike)
+        of_each = run._probabilities(inputs, present, intakes).tolist()
         for sample, probabilities in zip(samples, of_each, strict=True):
             label = source.classes[sample.label] if sample.label >= 0 else ""
-            yield Prediction(sample.name, label, probabilities), doubts
+            yield Prediction(sample.name, label, probabilities)
     if broken and not skip_broken:
         raise ValueError(
             f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"
@@ -396,6 +397,7 @@ def _of_table(
         )
     if broken:
         say([f"{len(broken)} rows were left out as broken:\n{listed(broken)}"])
+    say(_doubts(intakes))
 
 
 def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> None:
@@ -436,8 +438,10 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
         )
     try:
         settings = read_settings(folder / "config.yaml", "method")
-    except RecursionError as error:
-        raise ValueError(f"{folder / 'config.yaml'}: is nested too deeply. Train again.") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / 'config.yaml'}: is damaged, or not of a run. Train again."
+        ) from error
     if not settings or not path.is_file():
         raise FileNotFoundError(
             f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
@@ -478,7 +482,7 @@ def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
         method, seed = given.pop("method"), given.pop("seed")
         parse(method)
         return Cell(Training(**given), method, seed)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: is not as the run wrote it: {error} Train again.") from error
 
 
@@ -488,7 +492,7 @@ class _About:
 
     state_dict: Mapping[str, Any]
     modalities: Mapping[str, Stored]
-    configurations: Mapping[str, Any]
+    configurations: Mapping[str, Mapping[str, Any]]
     class_names: list[str]
     read: Mapping[str, str]
 
@@ -497,7 +501,7 @@ def _about(path: Path, best: Any) -> _About:
     """What a checkpoint holds, each of its type."""
     hints = get_type_hints(Stored)
     try:
-        for name in ("state_dict", "modalities", "configurations"):
+        for name in ("state_dict", "modalities"):
             if not isinstance(best[name], dict):
                 raise ValueError(f"{name} is of the type {type(best[name]).__name__}")
         modalities = {
@@ -506,8 +510,8 @@ def _about(path: Path, best: Any) -> _About:
         }
         return _About(
             best["state_dict"],
-            {name: known for name, known in modalities.items() if known.type},
-            best["configurations"],
+            modalities,
+            converted("configurations", best["configurations"], dict[str, dict[str, Any]]),
             converted("class_names", best["class_names"], list[str]),
             converted("read", best["read"], dict[str, str]),
         )

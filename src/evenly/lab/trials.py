@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Engine
 
 from evenly import chance
-from evenly.lab.claims import RACES, engine_settings, patiently
+from evenly.lab.claims import RACES, engine_settings, patiently, unwarned
 from evenly.lab.logs import Logs
 from evenly.lab.settings import Training, fingerprint
 from evenly.lab.space import Number, Space
@@ -112,9 +112,10 @@ class Studies:
         # It makes an engine of its own, of ours in all but the object.
         address = engine.url.render_as_string(hide_password=False)
         address = address.replace("{", "{{").replace("}", "}}")  # it fills in a template
-        self._storage = storage = _asked(
-            lambda: RDBStorage(address, engine_settings(engine.url)), RACES
-        )
+        with unwarned():
+            self._storage = storage = _asked(
+                lambda: RDBStorage(address, engine_settings(engine.url)), RACES
+            )
         self._studies = {
             method: _asked(partial(_made, search.study(method), storage))
             for method in search.methods

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import yaml
 
 from evenly.files import check_written, read_npz, read_sealed, reading
-from evenly.spec import converted
+from evenly.spec import converted, load_yaml
 
 REFERENCE = "joint"
 """The method that every other one is compared with."""
@@ -311,7 +310,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     config: Any = None
     if path.is_file():
         with reading(path, "Bring it back, or run the comparison in another folder."):
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = load_yaml(path.read_bytes())
             if isinstance(config, dict):
                 for name, hint in _CONFIG.items():
                     converted(name, config.get(name), hint)
@@ -334,7 +333,7 @@ def _read_run(folder: Path) -> Run:
     result = read_sealed(folder / "result.json") if finished else None
     source = folder / ("result.json" if finished else "config.yaml")
     with reading(source):
-        cell = result or yaml.safe_load(source.read_text(encoding="utf-8"))
+        cell = result or load_yaml(source.read_bytes())
         for name, hint in (("method", str), ("seed", int)):
             converted(name, cell[name], hint)
     return Run(

@@ -60,6 +60,9 @@ class TestForms:
     def test_decimal_commas(self, tmp_path):
         source = table(written(tmp_path, [f"{k},5" for k in range(N)], comma=";", quote=False))
         assert cells(source) == [[k + 0.5] for k in range(N)]
+        # Where tabs part the cells, they may as well be pairs.
+        with pytest.raises(ValueError, match="holds '0,5' in row 1, neither a number nor a list"):
+            table(written(tmp_path, [f"{k},5" for k in range(N)], comma="\t", quote=False))
 
     @pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
     def test_utf_16_that_does_not_say_so(self, tmp_path, code):
@@ -139,7 +142,8 @@ class TestVectors:
     @pytest.mark.parametrize("odd", ["?", "-", "12%", "1,5", "[1,,2]", "2024-01-02", "missing"])
     def test_one_that_is_no_number_among_numbers(self, tmp_path, odd):
         texts = [f"{k}.5" for k in range(11)] + [odd]
-        said = rf"holds '{re.escape(odd)}' in row 12, neither a number nor a list.*--readers.x=text"
+        what = {"12%": "a percentage, ", "2024-01-02": "a date, "}.get(odd, "")
+        said = f"holds '{re.escape(odd)}' in row 12, {what}neither a number nor a list.*s.x=text"
         with pytest.raises(ValueError, match=said):
             table(written(tmp_path, texts))
         assert table(written(tmp_path, texts), None, {"x": "text"}).samples[11].cells["x"] == odd
@@ -326,6 +330,11 @@ class TestTypes:
     def test_what_nothing_can_be_made_of(self, tmp_path, kind, value):
         with pytest.raises(ValueError, match=r"column 'x' holds \w+ values such as .*Give numbers"):
             table(stored(tmp_path, pa.array([value] * N, kind)))
+
+    @pytest.mark.parametrize("kind", [pa.null(), pa.float32(), pa.string(), pa.list_(pa.int8())])
+    def test_empty_lists_alone(self, tmp_path, kind):
+        with pytest.raises(ValueError, match="column 'x' is empty"):
+            table(stored(tmp_path, pa.array([[]] * N, pa.list_(kind))))
 
     @pytest.mark.parametrize(
         ("kind", "value", "said"),

@@ -205,6 +205,16 @@ class TestPathsAndTexts:
         assert isinstance(source.readers["x"], Text)
         assert source.samples[0].cells["x"] == text.strip()
 
+    @pytest.mark.parametrize("words", [("and/or",), ("yes/no", "n/a")])
+    def test_words_with_a_slash(self, tmp_path, words):
+        source = table(write(tmp_path, "x,label\n" + rows(*words)))
+        assert isinstance(source.readers["x"], Text)
+
+    @pytest.mark.parametrize("path", ["/gone/a", "./a", "C:\\gone\\a", "gone/a.png"])
+    def test_one_path_that_leads_nowhere(self, tmp_path, path):
+        with pytest.raises(ValueError, match="column 'x' holds paths such as"):
+            table(write(tmp_path, "x,label\n" + rows(path)))
+
     def test_folders_that_are_called_by_numbers(self, tmp_path):
         for k in range(20):
             (tmp_path / f"{k:04d}").mkdir()
@@ -316,6 +326,21 @@ class TestLabels:
         source = table(write(tmp_path, "x,label\n1,0\n2,0.5\n"), labelled=False)
         assert [sample.label for sample in source.samples] == [0, -1]
         source = table(write(tmp_path, "x,label\n1,\n2,\n"), labelled=False)
+        assert [sample.label for sample in source.samples] == [-1, -1]
+
+    @pytest.mark.parametrize("many", [1, 2])
+    def test_a_label_that_is_no_number_among_numbers(self, tmp_path, many):
+        path = write(tmp_path, "x,label\n" + rows(1, labels="01") + "1,nan\n" * many)
+        with pytest.raises(ValueError, match="row 21 has the label nan"):
+            table(path)
+        source = table(path, labelled=False)
+        assert source.classes == ["0", "1"]
+        assert [sample.label for sample in source.samples[20:]] == [-1] * many
+
+    def test_labels_of_parquet_that_are_no_classes(self, tmp_path):
+        columns = {"x": [1.0, 2.0], "label": [[1], [2]]}
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        source = table(tmp_path / "t.parquet", labelled=False)
         assert [sample.label for sample in source.samples] == [-1, -1]
 
     def test_a_class_that_is_called_na(self, tmp_path):

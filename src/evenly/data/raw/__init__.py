@@ -14,7 +14,7 @@ from evenly.data.raw.readers import (
     spelled,
 )
 from evenly.data.raw.source import Sample, Source
-from evenly.data.raw.table import columns_of, table
+from evenly.data.raw.table import table
 
 __all__ = [
     "READERS",
@@ -29,7 +29,6 @@ __all__ = [
     "Video",
     "Wave",
     "batches",
-    "columns_of",
     "listed",
     "prepare",
     "spelled",

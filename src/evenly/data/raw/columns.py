@@ -59,7 +59,7 @@ class Columns:
     Attributes:
         cells: By name, texts or an Arrow array.
         indices: Names of those that number the rows.
-        comma: Whether numbers may have a decimal comma.
+        comma: Whether numbers may have a decimal comma, as where semicolons part cells.
     """
 
     cells: Mapping[str, Any]
@@ -164,7 +164,7 @@ def _csv(path: Path) -> tuple[list[str], list[Any], Sequence[str], bool]:
                 f"are {len(names)} names. Quote cells that hold a {parted!r}."
             )
     columns = [[row[n] or None for row in rows[1:]] for n in range(len(names))]
-    return _named(names), columns, [], parted != ","
+    return _named(names), columns, [], parted == ";"
 
 
 def _decoded(path: Path) -> str:
@@ -210,11 +210,12 @@ def _alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
 
     "01" and "1" are two classes, "1" and "1.0" are one.
     """
-    found = alone(texts)
-    given = {re.sub(r"\.0*$", "", text) for text in texts if text is not None}
-    return (
-        found if found is None or len({x for x in found if x is not None}) == len(given) else None
-    )
+    if (found := alone(texts)) is None:
+        return None
+    # A number that is none is equal to nothing, not even to itself.
+    pairs = [(text, x) for text, x in zip(texts, found, strict=True) if x == x and text is not None]
+    given = {re.sub(r"\.0*$", "", text) for text, _ in pairs}
+    return found if len({x for _, x in pairs}) == len(given) else None
 
 
 def _of_texts(texts: Sequence[str | None], comma: bool) -> Column:
@@ -286,7 +287,7 @@ def _of_arrow(cells: Any) -> Column:
     values = cells.to_pylist()
     if all(isinstance(value, str | None) for value in values):
         return _of_texts([None if x is None else x.strip() or None for x in values], comma=False)
-    return Column(values, None, "others")
+    return Column([None if value == [] else value for value in values], None, "others")
 
 
 def _is_number(kind: Any) -> bool:

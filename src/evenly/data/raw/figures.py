@@ -30,7 +30,7 @@ def numbers_of(texts: Sequence[str | None], *, comma: bool = False) -> list[Any]
 
     Args:
         texts: Its cells without blanks around them; None where one is empty.
-        comma: Whether commas may be decimal ones, as where they do not part cells.
+        comma: Whether commas may be decimal ones, as where semicolons part cells.
 
     Returns:
         By cell, an int, float or bool, or an array; None where it or its list is empty. None in

@@ -29,7 +29,15 @@ from tqdm import tqdm
 
 from evenly import child
 from evenly.data.arrays import native, spelt, unusable
-from evenly.data.dataset import SPLITS, Padded, Ragged, check_classes, check_names, described
+from evenly.data.dataset import (
+    SPLITS,
+    Padded,
+    Ragged,
+    check_classes,
+    check_names,
+    described,
+    dtype_name,
+)
 from evenly.data.media.error import NoStream
 from evenly.data.raw.readers import Array, Reader, Text, spelled
 from evenly.data.raw.source import Sample, Source
@@ -273,21 +281,24 @@ def _unlike(
         first: By modality, the shape and type of a row or step, if known; the first sample fills
             in what is not.
     """
+    new = {}
     for name, value in found.items():
         if value is None:
             continue
         shape = _row(readers[name], value.shape)
         wanted, dtype = first.get(name, (shape, None))
-        first[name] = wanted, dtype or value.dtype
-        if (wanted, first[name][1]) != (shape, value.dtype):
+        if wanted != shape or dtype not in (None, value.dtype):
             each = f"({', '.join(['any', *map(str, wanted)])})" if readers[name].ragged else wanted
+            of = f" of {dtype}" if dtype else ""
             hint = ""
-            if readers[name].kind == "vector" and value.dtype == first[name][1]:
+            if readers[name].kind == "vector" and dtype in (None, value.dtype):
                 hint = "; sequences of unequal lengths are read by array(kind=sequence,ragged=true)"
             return (
-                f"{name}: has the shape {value.shape} of {value.dtype}, where those before have "
-                f"{each} of {first[name][1]}{hint}"
+                f"{name}: has the shape {value.shape} of {value.dtype}, where all must have "
+                f"{each}{of}{hint}"
             )
+        new[name] = shape, value.dtype
+    first |= new
     return ""
 
 
@@ -608,7 +619,7 @@ class _Journal:
         return Field(
             kind=part.reader.kind,
             shape=list(known.shape),
-            dtype=str(values.dtype).removeprefix("torch."),
+            dtype=dtype_name(values),
             mean=known.mean.tolist(),
             std=known.std.tolist(),
             units=part.reader.units,

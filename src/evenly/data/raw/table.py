@@ -19,7 +19,7 @@ from evenly.data.dataset import SplitName, check_names, stratified
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
-from evenly.data.raw.columns import RESERVED, Column, read_columns
+from evenly.data.raw.columns import RESERVED, Column, Columns, read_columns
 from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
 from evenly.data.raw.readers import (
     READERS,
@@ -47,6 +47,13 @@ _MEDIA = re.compile(
     re.IGNORECASE,
 )
 """Ends of texts by which a text is taken for a path."""
+_PATH = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[/\\]\S*[A-Za-z]\S*$")
+"""What leads from a root or a folder to a place."""
+_FORMS = {
+    "a date": re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?"),
+    "a percentage": re.compile(r"[-+]?[\d.,]+\s*%"),
+}
+"""Of what is no number."""
 
 
 def table(
@@ -55,6 +62,7 @@ def table(
     readers: Mapping[str, str] | None = None,
     *,
     labelled: bool = True,
+    columns: Columns | None = None,
 ) -> Source:
     """Reads a table and finds out what its columns hold.
 
@@ -91,12 +99,13 @@ def table(
             others as found out. `READERS` has the names.
         labelled: Without, a table need not have all labels (-1 where there is none), and its
             splits are not looked at: all samples are in the test split.
+        columns: Of the table, if they are read already.
 
     Raises:
         FileNotFoundError: If there is no such table.
         ValueError: If the table does not have that form.
     """
-    columns = read_columns(path)
+    columns = columns or read_columns(path)
     readers = readers or {}
     others = [name for name in columns.cells if name not in RESERVED]
     names = [name if name in others else name.strip() for name in modalities or []]
@@ -148,11 +157,6 @@ def table(
     return Source(path.stem, found, samples, classes, notes, [path])
 
 
-def columns_of(path: Path) -> list[str]:
-    """The names of a table's columns."""
-    return list(read_columns(path).cells)
-
-
 def _classes(
     path: Path, labels: Sequence[Any], *, needed: bool
 ) -> tuple[Int[np.ndarray, " n"], list[str]]:
@@ -167,7 +171,8 @@ def _classes(
         )
     known = sorted({label for label, odd in zip(labels, strange, strict=True) if not odd})
     number = {label: n for n, label in enumerate(known)}
-    return np.array([number.get(label, -1) for label in labels]), [str(label) for label in known]
+    target = [-1 if odd else number[label] for label, odd in zip(labels, strange, strict=True)]
+    return np.array(target), [str(label) for label in known]
 
 
 def _split(
@@ -269,10 +274,11 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
     odd = [(row, text) for row, text in given if numbers_of([text]) is None]
     row, text = [*cut, *odd, *given][0]
     why = "from which NumPy left numbers out" if cut else "neither a number nor a list of numbers"
+    what = next((f"{what}, " for what, form in _FORMS.items() if form.fullmatch(text)), "")
     raise ValueError(
-        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {why}. Give numbers as 0.5, "
-        "lists as [0.5, 1], and nothing where they are missing; text, if it is that, is read with "
-        f"--readers.{name}=text."
+        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {what}{why}. Give numbers as "
+        "0.5, lists as [0.5, 1], and nothing where they are missing; text, if it is that, is read "
+        f"with --readers.{name}=text."
     )
 
 
@@ -288,7 +294,11 @@ def _holds_paths(path: Path, column: Column) -> bool:
         return bool(there) and all(there)
     if any(there):
         return True
-    return 2 * sum(map(_looks_like_a_path, probed)) > len(probed)
+    sure = [text for text in probed if _PATH.match(text) or _MEDIA.search(text)]
+    slashed = [text for text in probed if text not in sure and _is_slashed(text)]
+    # A word such as and/or comes again and again, a path seldom.
+    several = slashed if 2 * len(set(slashed)) > len(slashed) else []
+    return 2 * len([*sure, *several]) > len(probed)
 
 
 def _exists(path: Path, text: str) -> bool:
@@ -296,9 +306,8 @@ def _exists(path: Path, text: str) -> bool:
     return bool(text.strip(". ")) and os.path.exists(path.parent / text)
 
 
-def _looks_like_a_path(text: str) -> bool:
-    separated = bool(re.search(r"[/\\]", text)) and not re.search(r"\s", text)
-    return (separated and not is_of_figures(text)) or bool(_MEDIA.search(text))
+def _is_slashed(text: str) -> bool:
+    return bool(re.fullmatch(r"\S*[/\\]\S*", text)) and not is_of_figures(text)
 
 
 def _files(path: Path, name: str, cells: Sequence[str | bytes | None]) -> list[Any]:
