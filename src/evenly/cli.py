@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 try:
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -185,8 +185,14 @@ def compare(options: Namespace) -> None:
     logs = Logs.of(options.logger, out)
     training = _prepared(training, out, options, _several(options.methods))
     jobs, seeds = _jobs(options, training), _seeds(options, training, 3)
-    tuning = None if options.tuned is None else Tuning.read(options.tuned)
-    report = compare(options.methods, seeds, training, out, jobs, tuning, options.workers, logs)
+    own: Tuning | Literal["published"] | None = None
+    if options.tuned is not None:
+        own = Tuning.read(options.tuned)
+    if options.settings == "published":
+        if own is not None:
+            raise ValueError("--settings published goes without --tuned, which names others.")
+        own = "published"
+    report = compare(options.methods, seeds, training, out, jobs, own, options.workers, logs)
     print(table(out))
     print(f"\nreport: {report}")
 
@@ -601,6 +607,14 @@ def parser() -> "_Parser":
         "but given with all else as --config FOLDER/best.yaml, the file that 'evenly tune' writes",
     )
     one.hints["tuned"] = dict[str, Any] | None
+    one.add_argument(
+        "--settings",
+        type=Literal["common", "published"],
+        default="common",
+        help="common: all methods train alike, with the defaults of their own settings; published: "
+        "each as its authors publish it for this data set (CREMA-D, Kinetics-Sounds), and as given "
+        "here where they do not",
+    )
     _add_training(one)
     add("compare", one, "the main job: methods over seeds, with a report")
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evenly.files import held
 from evenly.hidden import hidden_argument
@@ -18,6 +18,7 @@ from evenly.lab.grid import Alone, Shared
 from evenly.lab.jobs import Job, run_jobs
 from evenly.lab.logs import Logs
 from evenly.lab.projection import project
+from evenly.lab.published import Published
 from evenly.lab.settings import (
     Cell,
     Training,
@@ -47,7 +48,8 @@ class Comparison:
         methods: Each 'name' or 'name(setting=value)'.
         seeds: How many; they are 0, 1, ...
         out: The folder that receives everything.
-        tuning: The search that the methods' settings come from, if they were tuned.
+        own: Where each method's own settings come from, if they are not what all share: a search,
+            or its authors.
         logs: How the runs are logged, of which the figures know nothing.
     """
 
@@ -55,15 +57,15 @@ class Comparison:
     methods: tuple[str, ...]
     seeds: int
     out: Path
-    tuning: Tuning | None = None
+    own: Tuning | Published | None = None
     logs: Logs = field(default_factory=Logs)
 
     def variants(self) -> dict[str, Training]:
         """By method as it runs, its training."""
-        if self.tuning is None:
+        if self.own is None:
             return dict.fromkeys(self.methods, self.training)
-        tuned = map(self.tuning.of, self.methods)
-        return {each.method: each.of(self.training) for each in tuned}
+        own = [self.own.of(method) for method in self.methods]
+        return {each.method: each.of(self.training) for each in own}
 
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that a stopped comparison has whole seeds."""
@@ -75,20 +77,14 @@ class Comparison:
 
     def settings(self) -> dict[str, Any]:
         """What all runs share, for config.yaml; runs of other settings must not be mixed."""
-        shared = self.training.as_dict()
-        if self.tuning is not None:
-            found = {"tuned_trials": self.tuning.trials, "tuned_seeds": self.tuning.seeds}
-            shared |= {"lr": "tuned", "weight_decay": "tuned", **found}
-        return shared
+        return self.training.as_dict() | (self.own.shared if self.own else {})
 
-    def tuned(self) -> dict[str, dict[str, float]]:
-        """By method as it runs, what differs by method in its training; empty if not tuned."""
-        if self.tuning is None:
+    def differing(self) -> dict[str, dict[str, Any]]:
+        """By method as it runs, what is its own in its training; empty if all share it."""
+        if self.own is None:
             return {}
-        return {
-            method: {"lr": training.lr, "weight_decay": training.weight_decay}
-            for method, training in self.variants().items()
-        }
+        own = [self.own.of(method) for method in self.methods]
+        return {each.method: each.changes for each in own}
 
     def shared(self, engine: "Engine") -> Shared:
         """The runs, as one of several workers gets them."""
@@ -110,7 +106,7 @@ def compare(
     training: Training,
     out: Path,
     jobs: int,
-    tuning: Tuning | None = None,
+    own: Tuning | Literal["published"] | None = None,
     workers: str | None = None,
     logs: Logs = Logs(),  # noqa: B008, it is frozen
 ) -> Path:
@@ -125,8 +121,9 @@ def compare(
         training: What all methods share.
         out: The folder that receives everything.
         jobs: Runs at the same time.
-        tuning: The search that learning rate, weight decay and the methods' own settings are
-            taken from; by default they are those of `training` and `methods`.
+        own: The search that learning rate, weight decay and the methods' own settings are taken
+            from, or 'published' for those of their authors; by default they are those of `training`
+            and `methods`.
         workers: Address of a database through which this call shares the runs with the same
             calls in other processes, on any machine that sees the folder; each returns when all
             of them are done.
@@ -142,9 +139,18 @@ def compare(
         Failed: If runs failed.
         KeyboardInterrupt: If it was stopped; what is finished is reported.
     """
+    # loads torch, for which the command's help cannot wait
+    from evenly.lab.build import load_data
+
     check_counts(seeds=seeds, jobs=jobs)
     names, data = named(split(methods), training)
-    plan = Comparison(training, names, seeds, out, tuning, logs)
+    theirs: Tuning | Published | None = None
+    if own == "published":
+        data = data or load_data(training)
+        theirs = Published.of_data(data.name)
+    elif own is not None:
+        theirs = own
+    plan = Comparison(training, names, seeds, out, theirs, logs)
     check_folder(out)
     with (
         nullcontext() if workers is None else connected(workers) as engine,
@@ -188,9 +194,9 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
     found = read_settings(path, "methods")
     shared = plan.settings()
     check_same(plan.out, found, shared)
-    tuned = plan.tuned()
-    before = {name: each for name, each in found.get("tuned", {}).items() if name in tuned}
-    check_same(plan.out, before, tuned)
+    differing = plan.differing()
+    before = {name: each for name, each in found.get("own", {}).items() if name in differing}
+    check_same(plan.out, before, differing)
     data, notes = prepare(plan.cells()[: len(plan.methods)], data)
     say(notes)
     plan.logs.prepare()
@@ -199,7 +205,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
         path,
         {
             **shared,
-            **({"tuned": {**found.get("tuned", {}), **tuned}} if tuned else {}),
+            **({"own": {**found.get("own", {}), **differing}} if differing else {}),
             "methods": _union(found.get("methods", ()), plan.variants()),
             "seeds": max(found.get("seeds", 0), plan.seeds),
             **circumstances(found),

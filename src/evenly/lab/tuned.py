@@ -23,6 +23,11 @@ class Tuned:
     lr: float
     weight_decay: float
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is the method's own in its training, for config.yaml."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay}
+
     def of(self, training: Training) -> Training:
         """A training with these settings."""
         return replace(training, lr=self.lr, weight_decay=self.weight_decay)
@@ -41,6 +46,12 @@ class Tuning:
     trials: int
     seeds: int
     methods: Mapping[str, Tuned]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What config.yaml says in place of what differs by method."""
+        counts = {"tuned_trials": self.trials, "tuned_seeds": self.seeds}
+        return {"lr": "tuned", "weight_decay": "tuned", **counts}
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in a file."""

@@ -26,7 +26,12 @@ Projected = Literal["tsne", "umap"]
 
 
 def tuning(config: Mapping[str, Any]) -> str:
-    """What every output of a comparison at tuned settings says; empty if they were not tuned."""
+    """What every output of a comparison says whose methods train differently; else empty."""
+    if config.get("settings"):
+        return (
+            f"Each method has the settings that its authors {config['settings']}; what they do not "
+            "publish is common to all."
+        )
     trials, seeds = config.get("tuned_trials"), config.get("tuned_seeds")
     if trials is None:
         return ""
