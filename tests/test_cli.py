@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import forked
 import trees
 from evenly import METHODS
 from evenly.cli import _underscored, main, parsed, parser
@@ -26,8 +27,7 @@ DATA = "synthetic(train=60,val=30,test=30,classes=3)"
 
 
 def as_process(*arguments):
-    command = [sys.executable, "-m", "evenly.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return forked.run(forked.evenly, *arguments)
 
 
 def in_this_process(*arguments):
