@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
-from evenly import child
+from evenly.lab.jobs import forker
 from evenly.stop import SIGNALS
 
 
@@ -53,7 +54,7 @@ class Forked:
 
 def context():
     """How processes are started that a test needs; also those of a comparison are forked so."""
-    return child.context("evenly.lab.run")
+    return forker()
 
 
 def run(function, *arguments, **options):
@@ -86,6 +87,8 @@ def code(text):
 def _enter(out, err, cwd, env, function, arguments):
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    # What this one starts is forked from the same process; multiprocessing would start another.
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     os.environ.clear()
     os.environ.update(env)
     if cwd is not None:
