@@ -20,10 +20,13 @@ class Forked:
     """A process that calls a function, with as much of `subprocess.Popen` as tests need."""
 
     def __init__(self, function, *arguments, cwd=None, env=None):
-        self._out, self._err = (tempfile.NamedTemporaryFile() for _ in range(2))
+        self._folder = tempfile.TemporaryDirectory()
+        self._said = [Path(self._folder.name, name) for name in ("out", "err")]
+        for path in self._said:
+            path.touch()
         self._process = context().Process(
             target=_enter,
-            args=(self._out.name, self._err.name, cwd, env or dict(os.environ), function),
+            args=(self._said, cwd, env or dict(os.environ), function),
             kwargs={"arguments": arguments},
         )
         self._process.start()
@@ -43,7 +46,7 @@ class Forked:
 
     def communicate(self, timeout=120):
         self.wait(timeout)
-        return tuple(Path(file.name).read_text() for file in (self._out, self._err))
+        return tuple(path.read_text() for path in self._said)
 
     def send_signal(self, number):
         os.kill(self.pid, number)
@@ -84,7 +87,7 @@ def code(text):
     exec(text, {"__name__": "__main__"})
 
 
-def _enter(out, err, cwd, env, function, arguments):
+def _enter(said, cwd, env, function, arguments):
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # What this one starts is forked from the same process; multiprocessing would start another.
@@ -93,7 +96,7 @@ def _enter(out, err, cwd, env, function, arguments):
     os.environ.update(env)
     if cwd is not None:
         os.chdir(cwd)
-    for path, number in ((out, 1), (err, 2)):
+    for number, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     try:
         function(*arguments)

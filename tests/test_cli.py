@@ -559,7 +559,7 @@ def test_our_own_mistakes_keep_their_traceback(mistake):
         f"import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: exec({mistake!r}); "
         "sys.exit(cli.main(['methods']))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ran = forked.run(forked.code, code)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
 
@@ -569,7 +569,7 @@ def test_a_traceback_shows_no_password():
         "import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: {}['http://me:s3cr@h/x'];"
         "sys.argv[1:] = ['methods']; sys.exit(cli.main())"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ran = forked.run(forked.code, code)
     assert ran.returncode == 1
     assert ran.stderr.endswith("KeyError: 'http://me:***@h/x%27\n")
 

@@ -33,19 +33,16 @@ def on_ranks(tmp_path_factory):
         if world > 2:  # which goes on from what two ranks saved
             start(adapter, 2)
         # As torchrun sets them.
-        every = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "TORCHELASTIC_RUN_ID": "none"}
-        every |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
+        every = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        every |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        every |= {"TORCHELASTIC_RUN_ID": "none", "CUDA_VISIBLE_DEVICES": ""}
         ranks = [
             forked.Forked(
                 forked.script,
                 HERE / "on_many_ranks.py",
                 adapter,
                 folder,
-                env={
-                    **os.environ,
-                    **{name: str(value) for name, value in every.items()},
-                    **{"RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""},
-                },
+                env={**os.environ, **every, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(world)
         ]

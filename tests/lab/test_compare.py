@@ -21,6 +21,7 @@ from evenly.lab.tables import summary, table, write_tables
 from evenly.methods import METHODS
 from evenly.report import write_picture
 
+pytestmark = pytest.mark.xdist_group("compare")  # most look at one comparison
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
 TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)
 
@@ -274,7 +275,7 @@ def test_runs_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
     command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
     command += ["--encoders.m1", "test_compare.Slow"]
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     run = tmp_path / "runs" / "joint-0"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
