@@ -5,12 +5,14 @@ On its own, a program spends several seconds on that. Annotations are not checke
 
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from multiprocessing import forkserver
 from pathlib import Path
+from weakref import finalize
 
 from evenly.lab.jobs import forker
 from evenly.stop import SIGNALS
@@ -20,8 +22,9 @@ class Forked:
     """A process that calls a function, with as much of `subprocess.Popen` as tests need."""
 
     def __init__(self, function, *arguments, cwd=None, env=None):
-        self._folder = tempfile.TemporaryDirectory()
-        self._said = [Path(self._folder.name, name) for name in ("out", "err")]
+        folder = tempfile.mkdtemp()
+        finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._said = [Path(folder, name) for name in ("out", "err")]
         for path in self._said:
             path.touch()
         self._process = context().Process(
