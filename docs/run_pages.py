@@ -16,7 +16,6 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -120,16 +119,14 @@ def _python(block: Block, page: Path, namespace: dict[str, object]) -> str:
 def _evenly(words: list[str]) -> str:
     if words[0] != "evenly":
         raise ValueError(f"a page runs evenly's commands only; found {shlex.join(words)}")
-    done = subprocess.run(
-        [sys.executable, "-m", "evenly.cli", *words[1:]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(words)}: {done.stderr}")
-    return done.stdout
+    from evenly.cli import main
+
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        status = main(words[1:])
+    if status:
+        raise RuntimeError(f"{shlex.join(words)}: {said.getvalue()}")
+    return printed.getvalue()
 
 
 def alike(shown: str, came: str) -> bool:
@@ -215,6 +212,7 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", type=Path, default=pages(), metavar="PAGE")
     parser.add_argument("--check", action="store_true", help="only compare")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are imported
     for page in map(Path.resolve, options.pages):
         if not options.check:
             write(page)

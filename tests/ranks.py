@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 import evenly
+import forked
 from support import Toy, forward, info, make, net, sgd, weights
 
 EPOCHS = 4
@@ -34,7 +35,10 @@ def _enter(rank, world, function, folder, arguments):
 
 def on_ranks(function, folder, *arguments, world=2):
     """What `function(rank, world, *arguments)` returned on each rank."""
-    mp.spawn(_enter, (world, function, folder, arguments), nprocs=world)
+    forked.context()
+    mp.start_processes(
+        _enter, (world, function, folder, arguments), nprocs=world, start_method="forkserver"
+    )
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
 
 

@@ -219,7 +219,7 @@ class Run:
                 self.method.before_epoch(epoch, self.probe)
             for n, batch in enumerate(self.train_loader):
                 if skip <= n and (stop is None or n < stop):
-                    torch.manual_seed(1000 * epoch + n)
+                    torch.default_generator.manual_seed(1000 * epoch + n)
                     self.step(batch, split, scale, clip, lacking if n % 3 == 1 else None)
         return self
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import forked
 import trees
 from evenly import METHODS
 from evenly.cli import _underscored, main, parsed, parser
@@ -26,8 +27,7 @@ DATA = "synthetic(train=60,val=30,test=30,classes=3)"
 
 
 def as_process(*arguments):
-    command = [sys.executable, "-m", "evenly.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return forked.run(forked.evenly, *arguments)
 
 
 def in_this_process(*arguments):
@@ -585,7 +585,7 @@ def test_our_own_mistakes_keep_their_traceback(mistake):
         f"import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: exec({mistake!r}); "
         "sys.exit(cli.main(['methods']))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ran = forked.run(forked.code, code)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
 
@@ -595,7 +595,7 @@ def test_a_traceback_shows_no_password():
         "import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: {}['http://me:s3cr@h/x'];"
         "sys.argv[1:] = ['methods']; sys.exit(cli.main())"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ran = forked.run(forked.code, code)
     assert ran.returncode == 1
     assert ran.stderr.endswith("KeyError: 'http://me:***@h/x'\n")
 

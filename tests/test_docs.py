@@ -1,8 +1,6 @@
 """The pages say what is so: what programs write is current, what runs gives the output shown."""
 
 import re
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,6 +10,7 @@ import run_pages
 import torch
 from torch import nn
 
+import forked
 from evenly import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -19,12 +18,7 @@ DOCS = ROOT / "docs"
 
 
 def check(program, *arguments):
-    done = subprocess.run(
-        [sys.executable, DOCS / program, "--check", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(forked.script, DOCS / program, "--check", *arguments)
     assert done.returncode == 0, done.stderr
 
 

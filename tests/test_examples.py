@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import forked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FLOOR = 0.7  # of ten classes; joint training reaches 0.8 in as many epochs
@@ -14,11 +17,27 @@ NAMES = ["raw_loop", "lightning_trainer", "transformers_trainer", "ddp_loop", "l
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(script, folder, *arguments, launcher=()):
-    # One thread: beside other tests, more would only wait for each other.
+def ran(script, folder, *arguments):
+    done = forked.run(one_thread, script, *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def one_thread(script, *arguments):
+    torch.set_num_threads(1)  # beside other tests, more would only wait for each other
+    forked.script(script, *arguments)
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
+    check(ran(EXAMPLES / f"{name}.py", tmp_path))
+
+
+@pytest.mark.distributed
+def test_runs_on_two_processes(tmp_path):
     done = subprocess.run(
-        [sys.executable, *launcher, str(script), *arguments],
-        cwd=folder,
+        [sys.executable, *TORCHRUN, str(EXAMPLES / "ddp_loop.py")],
+        cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -26,17 +45,7 @@ def run(script, folder, *arguments, launcher=()):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("name", NAMES[:3])
-def test_runs_and_prints_accuracy_and_diagnosis(name, tmp_path):
-    check(run(EXAMPLES / f"{name}.py", tmp_path))
-
-
-@pytest.mark.distributed
-def test_runs_on_two_processes(tmp_path):
-    output = run(EXAMPLES / "ddp_loop.py", tmp_path, launcher=TORCHRUN)
+    output = done.stdout
     assert "replicas are equal: True" in output
     check(output)
 
@@ -52,23 +61,21 @@ def test_runs_where_slurm_starts_the_processes(tmp_path):
         task = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "NODEID": "0"}
         task |= {"PROCID": rank, "LOCALID": rank}
         slurm = {f"SLURM_{name}": value for name, value in (node | task).items()}
-        with (tmp_path / rank).open("w") as output:
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(EXAMPLES / "lightning_ranks.py"), "fsdp"],
-                    cwd=tmp_path,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", **slurm},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+        ranks.append(
+            forked.Forked(
+                one_thread,
+                EXAMPLES / "lightning_ranks.py",
+                "fsdp",
+                cwd=tmp_path,
+                env={**os.environ, **slurm},
             )
+        )
     try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
+        (first, said), _ = [rank.communicate() for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    first = (tmp_path / "0").read_text()
-    assert codes == [0, 0], first
+    assert [rank.returncode for rank in ranks] == [0, 0], said
     check(first)
 
 
@@ -99,8 +106,8 @@ def test_raw_loop_resumed_equals_the_uninterrupted_run(tmp_path):
     stopped.write_text(script.replace("epochs = 25\n", "epochs = 12\n"))
     whole = tmp_path / "whole"
     whole.mkdir()
-    uninterrupted = run(EXAMPLES / "raw_loop.py", whole)
-    assert "epoch 11:" in run(stopped, tmp_path)
-    resumed = run(EXAMPLES / "raw_loop.py", tmp_path, "--resume")
+    uninterrupted = ran(EXAMPLES / "raw_loop.py", whole)
+    assert "epoch 11:" in ran(stopped, tmp_path)
+    resumed = ran(EXAMPLES / "raw_loop.py", tmp_path, "--resume")
     assert resumed.startswith("epoch 12:")
     assert uninterrupted.endswith(resumed)

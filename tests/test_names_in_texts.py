@@ -72,4 +72,4 @@ def test_import_evenly_costs_little_over_torch():
         "import torch, time; begin = time.process_time(); import evenly; "
         "print(time.process_time() - begin)"
     )
-    assert min(float(outcome(program)[0]) for _ in range(3)) < 0.3
+    assert any(float(outcome(program)[0]) < 0.3 for _ in range(3))

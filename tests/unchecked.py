@@ -1,11 +1,10 @@
 """Runs code as a user does: in a process where annotations are not checked."""
 
-import subprocess
-import sys
+import forked
 
 
 def error_of(code):
     """The last line of what it prints when it fails."""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ran = forked.run(forked.code, code)
     assert ran.returncode != 0
     return ran.stderr.strip().splitlines()[-1]

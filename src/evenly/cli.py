@@ -176,6 +176,7 @@ def _is_said_by_us(error: Exception) -> bool:
 def compare(options: Namespace) -> None:
     """The main job."""
     from evenly.lab.compare import compare
+    from evenly.lab.jobs import forker
     from evenly.lab.logs import Logs
     from evenly.lab.tables import table
     from evenly.lab.tuned import Tuning
@@ -183,6 +184,7 @@ def compare(options: Namespace) -> None:
     training = _training(options)
     out = _out(options, Path("runs") / _short(options, training))
     logs = Logs.of(options.logger, out)
+    forker()
     training = _prepared(training, out, options, _several(options.methods))
     jobs, seeds = _jobs(options, training), _seeds(options, training, 3)
     own: Tuning | Literal["published"] | None = None
@@ -200,6 +202,7 @@ def compare(options: Namespace) -> None:
 def tune(options: Namespace) -> None:
     """A search for the best settings of each method."""
     from evenly.lab.compare import named
+    from evenly.lab.jobs import forker
     from evenly.lab.logs import Logs
     from evenly.lab.trials import Search
     from evenly.lab.tune import tune
@@ -208,6 +211,7 @@ def tune(options: Namespace) -> None:
     training = _training(options)
     out = _out(options, Path("runs") / f"{_short(options, training)}-tune")
     logs = Logs.of(options.logger, out)
+    forker()
     training = _prepared(training, out, options, _several(options.methods))
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
@@ -223,6 +227,7 @@ def tune(options: Namespace) -> None:
 def study(options: Namespace) -> None:
     """An experiment of the paper."""
     from evenly.lab.compare import compare
+    from evenly.lab.jobs import forker
     from evenly.lab.logs import Logs
     from evenly.lab.studies import STUDIES, planned, write_study
 
@@ -239,6 +244,7 @@ def study(options: Namespace) -> None:
     given = _short(options, training)
     out = _out(options, Path("runs") / f"{given}-{options.name}")
     logs = Logs.of(options.logger, out)
+    forker()
     training = _prepared(training, out, options, _several(asked.methods(training)))
     training, methods = planned(asked, training)
     jobs, seeds = _jobs(options, training), _seeds(options, training, 5)

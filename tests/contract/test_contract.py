@@ -39,7 +39,7 @@ def test_it_does_something(case):
 
 
 @cases()
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
 def test_any_number_of_modalities(case, count):
     model = trained(case, epochs=3, names=NAMES[:count])
     assert all(value.isfinite().all() for value in weights(model).values())

@@ -425,7 +425,7 @@ print((after - before) * 1024 / (x.numel() * 4))
 @pytest.mark.parametrize(("k", "restarts"), [(4, 10), (2, 40)])
 def test_memory_beyond_the_features(k, restarts, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    code = MEMORY.format(n=400_000, k=k, restarts=restarts)
+    code = MEMORY.format(n=200_000, k=k, restarts=restarts)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
 

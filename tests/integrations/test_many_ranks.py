@@ -1,16 +1,16 @@
 """Several processes through the adapters: equal weights on each, and equal to one process's."""
 
 import os
-import subprocess
-import sys
+import socket
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from on_many_ranks import NAMED, RESUMED
+from on_many_ranks import NAMED, ON_FOUR, RESUMED
 from toy import raw_loop
 
+import forked
 from ranks import train
 from support import info
 
@@ -26,26 +26,42 @@ STRATEGIES = ("ddp", "fsdp")
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory):
     """What each rank found: all runs of an adapter, as starting processes takes longer."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     folder = tmp_path_factory.mktemp("ranks")
 
     @cache
     def start(adapter, world):
         if world > 2:  # which goes on from what two ranks saved
             start(adapter, 2)
-        done = subprocess.run(
-            [*launch, str(world), str(HERE / "on_many_ranks.py"), adapter, str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=250,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        # As torchrun sets them.
+        every = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        every |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        every |= {"TORCHELASTIC_RUN_ID": "none", "CUDA_VISIBLE_DEVICES": ""}
+        ranks = [
+            forked.Forked(
+                forked.script,
+                HERE / "on_many_ranks.py",
+                adapter,
+                folder,
+                env={**os.environ, **every, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(world)
+        ]
+        try:
+            said = [rank.communicate(250)[1] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert [rank.returncode for rank in ranks] == [0] * world, said
         files = [folder / f"{adapter}-{rank}-of-{world}.pt" for rank in range(world)]
         return [torch.load(file, weights_only=True) for file in files]
 
     return start
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def worlds(*counts):
@@ -63,8 +79,9 @@ def alone(case):
     return train(0, 1, case, seed=0)
 
 
-@worlds(2, 4)
-@pytest.mark.parametrize("case", NAMED)
+@pytest.mark.parametrize(
+    ("case", "world"), [(case, 2) for case in NAMED] + [(case, 4) for case in ON_FOUR]
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_lightning_equals_one_process_on_the_same_global_batches(strategy, case, world, on_ranks):
     first, *others = (found[strategy, case] for found in on_ranks("lightning", world))

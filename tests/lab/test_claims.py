@@ -1,6 +1,5 @@
 """Items that several workers take from one database."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
+import forked
 import postgres
 from evenly.lab import claims as module
 from evenly.lab.claims import Claims, connect, file_address, has_died, this_worker
@@ -159,7 +159,7 @@ def work(url, job, number, taken, died):
 
 
 def test_many_processes_share_all_and_take_up_what_a_dead_one_had(url, job):
-    context = multiprocessing.get_context("spawn")
+    context = forked.context()
     taken, died = context.Queue(), context.Event()
     processes = [context.Process(target=work, args=(url, job, n, taken, died)) for n in range(4)]
     for process in processes:

@@ -1,14 +1,12 @@
 """A run that is killed at a random moment, and continued, ends with the same weights."""
 
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
+import forked
 from evenly.lab.result import Result
 
 pytestmark = pytest.mark.slow
@@ -16,14 +14,13 @@ EPOCHS = 12
 
 
 def train(folder, method, *more):
-    command = [sys.executable, "-m", "evenly.cli", "train", "--data", "digits", "--method", method]
-    command += ["--epochs", str(EPOCHS), "--width", "8", "--out", str(folder), *more]
-    with folder.with_suffix(".log").open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+    command = ["train", "--data", "digits", "--method", method, "--epochs", EPOCHS, "--width", 8]
+    return forked.Forked(forked.evenly, *command, "--out", folder, *more)
 
 
-def finish(process, folder):
-    assert process.wait(200) == 0, folder.with_suffix(".log").read_text()
+def finish(process):
+    out, err = process.communicate(200)
+    assert process.returncode == 0, out + err
 
 
 def kill_soon(process, folder, moment):
@@ -32,20 +29,20 @@ def kill_soon(process, folder, moment):
     known = (folder / "last.ckpt").stat().st_mtime if (folder / "last.ckpt").exists() else 0
     while time.monotonic() - started < 120:
         if process.poll() is not None:
-            raise AssertionError(folder.with_suffix(".log").read_text())
+            raise AssertionError(process.communicate())
         file = folder / "last.ckpt"
         if file.exists() and file.stat().st_mtime > known:
             break
         time.sleep(0.01)
     time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
 
 
 @pytest.mark.parametrize("method", ["joint", "relearn(every=3,times=3)", "ogm_ge"])
 def test_killed_and_resumed_equals_uninterrupted(method, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(train(whole, method), whole)
+    finish(train(whole, method))
 
     chance = random.Random(time.time_ns())
     moments = [chance.uniform(0, 0.4) for _ in range(2)]
@@ -53,7 +50,7 @@ def test_killed_and_resumed_equals_uninterrupted(method, tmp_path):
         process = train(killed, method, *(["--resume"] if turn else []))
         kill_soon(process, killed, moment)
         assert not (killed / "result.json").exists(), f"too late to kill it, after {moments}"
-    finish(train(killed, method, "--resume"), killed)
+    finish(train(killed, method, "--resume"))
 
     one, two = (torch.load(f / "last.ckpt", weights_only=True) for f in (whole, killed))
     for name, value in one["state_dict"].items():

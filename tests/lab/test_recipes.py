@@ -28,7 +28,7 @@ TREES = {
 def test_from_the_tree_to_a_report(recipe, tmp_path, capsys):
     tree = next(made for start, made in TREES.items() if recipe.startswith(start))
     folder = tree(tmp_path / "tree")
-    arguments = ["compare", "--recipe", recipe, "--folder", str(folder), "--limit-samples", "16"]
+    arguments = ["compare", "--recipe", recipe, "--folder", str(folder), "--limit-samples", "6"]
     arguments += ["--epochs", "1", "--seeds", "1", "--methods", "joint", "--jobs", "1"]
     arguments += ["--diagnose-every", "0"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err

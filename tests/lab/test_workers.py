@@ -1,15 +1,12 @@
 """Several commands share one database, and one of them is killed in the middle of its work."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+import forked
 import postgres
 from evenly.lab.compare import compare
 from evenly.lab.settings import Training
@@ -29,19 +26,14 @@ TRAINING = Training(
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
+def start(tmp_path):
     """Starts a command on the training of this file; what is left of them ends with the test."""
-    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
     started = []
 
     def begin(command, *options):
-        line = [sys.executable, "-m", "evenly.cli", command, "--data", DATA, "--epochs", "3"]
-        line += ["--width", "8", "--lr", "0.05", "--batch_size", "30", "--precision", "32"]
-        line += ["--encoders.m1", "slowly.Slow", "--jobs", "1", *map(str, options)]
-        process = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-        )
+        line = [command, "--data", DATA, "--epochs", 3, "--width", 8, "--lr", 0.05]
+        line += ["--batch_size", 30, "--precision", 32, "--encoders.m1", "slowly.Slow", "--jobs", 1]
+        process = forked.Forked(forked.evenly, *line, *options, cwd=tmp_path)
         started.append(process)
         return process
 

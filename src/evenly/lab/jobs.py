@@ -93,6 +93,11 @@ def default_jobs(threads: int) -> int:
     return max(1, child.cores() // threads)
 
 
+def forker() -> child.Context:
+    """The process that runs are forked from; asked for early, it imports while others work."""
+    return child.context("evenly.lab.run")
+
+
 def run_jobs(source: Source, jobs: int) -> None:
     """Does the runs of a source until it is over.
 
@@ -105,7 +110,7 @@ def run_jobs(source: Source, jobs: int) -> None:
         OSError: If there is no room to write in; here, too.
     """
     running: list[_Worker] = []
-    context = child.context("evenly.lab.run")
+    context = forker()
     done = source.finished
     with tqdm(total=source.epochs, initial=done, unit="epoch", disable=None, smoothing=0.05) as bar:
         try:
