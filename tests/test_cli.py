@@ -30,6 +30,12 @@ def as_process(*arguments):
     return forked.run(forked.evenly, *arguments)
 
 
+def started(*arguments):
+    """As the console script starts it, with all that imports cost."""
+    command = [sys.executable, "-m", "evenly.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def in_this_process(*arguments):
     """The same without the seconds that imports take."""
     command = [*map(str, arguments)]
@@ -56,9 +62,9 @@ def fails(message, *arguments, run=in_this_process):
 
 
 def test_help_answers_within_a_second():
-    as_process("--help")  # once, so that the byte code is there
+    started("--help")  # once, so that the byte code is there
     before = os.times()
-    text = as_process("--help").stdout
+    text = started("--help").stdout
     after = os.times()
     # Of the processor, as a busy machine may keep it waiting.
     assert sum(after[2:4]) - sum(before[2:4]) < 1
@@ -104,7 +110,7 @@ def test_import_costs_next_to_nothing():
 
 
 def test_version():
-    assert re.fullmatch(r"evenly \d+\.\d+\.\d+\n", evenly("--version", run=as_process).stdout)
+    assert re.fullmatch(r"evenly \d+\.\d+\.\d+\n", evenly("--version", run=started).stdout)
 
 
 def test_train_then_resume(tmp_path):
