@@ -59,9 +59,9 @@ WANTED = {
     "lfm": (
         "njustkmg/NeurIPS24-LFM",
         "ad44fa0",
-        "its loss and gradients at one weight of the alignment, its schedule over 200 epochs, and "
-        "its divergence on logits of three modalities",
-        (*STEP, "weight1/*", "schedule/alignment_weight", "three/*"),
+        "its loss and gradients at one weight of the alignment, its schedule over 200 epochs, its "
+        "divergence on logits of three modalities, and one update of a learnt weight",
+        (*STEP, "weight1/*", "schedule/alignment_weight", "three/*", "learnable/from_0.5/after"),
     ),
     "mcr": (
         "kkontras/MCR",
@@ -92,8 +92,7 @@ WANTED = {
     ),
     "mslr": (
         *AGM,
-        "its factors over 30 epochs from two given courses of accuracy (a re-implementation, as "
-        "no code of the authors' is known)",
+        "its factors over 30 epochs from two given courses of accuracy",
         ("series_*", "hyper/*"),
     ),
     "ogm": (*OGM, "a step on a pair of convolutions and a linear layer", STEP),
