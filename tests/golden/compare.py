@@ -44,7 +44,8 @@ class Recording:
 
     def setting(self, key, default=0.0):
         """A number that the code was run with."""
-        return self.arrays[key].item() if (key := f"hyper/{key}") in self.arrays else default
+        found = self.arrays.get(f"hyper/{key}")
+        return default if found is None else found.item()
 
 
 @cache
@@ -158,7 +159,8 @@ class Training:
         """Ours and theirs, of the parameters whose gradients are recorded."""
         mine = dict(self.model.named_parameters())
         return {
-            f"{prefix}{key}": (mine[key].grad, x) for key, x in self.recorded.under(prefix).items()
+            f"{prefix}{key}": (mine[key].grad.clone(), x)
+            for key, x in self.recorded.under(prefix).items()
         }
 
 
@@ -180,21 +182,23 @@ def agm(name, steps):
     for n in range(steps):
         pairs[f"step{n}/loss"] = training.backward(n), training.recorded[f"step{n}/loss"]
         pairs |= training.gradients(f"step{n}/grad/")
-        for key, k in zip(training.model.encoders, training.method.coefficient, strict=True):
-            pairs[key] = k, training.recorded[key := f"step{n}/coefficient/{key}"]
+        for name, k in zip(training.model.encoders, training.method.coefficient, strict=True):
+            key = f"step{n}/coefficient/{name}"
+            pairs[key] = k, training.recorded[key]
         training.optimizer.step()
     return pairs
 
 
 def ogm_ge(off=1e-8):
+    """A step with their noise, and with what they add to its deviation taken off theirs."""
     recorded = recording("ogm_ge")
     noise = recorded.under("step0/noise/")
     given = iter(noise.values())
     with patch.object(Tensor, "normal_", lambda x, generator: x.copy_(next(given).flatten())):
         pairs = one_step("ogm_ge", "ogm_ge")
     for key, x in noise.items():
-        mine, theirs = pairs[key] = pairs.pop(f"step0/grad/{key}")
-        pairs[key] = mine, theirs - off * x
+        mine, theirs = pairs[f"step0/grad/{key}"]
+        pairs[f"step0/grad/{key}"] = mine, theirs - off * x
     return pairs
 
 
@@ -210,6 +214,7 @@ def cggm_rule(rows):
 
 
 def cggm_steps(lam=0.0):
+    """Two steps with their accuracies; of the head, which they clip, the gradients before that."""
     training = Training("cggm", "cggm", rho=recording("cggm").setting("rho"), lam=lam)
     training.method.before_epoch(0)
     pairs = {}
@@ -252,7 +257,7 @@ def cggm_losses():
 
 def cml():
     recorded = recording("cml")
-    logits = [x.requires_grad_() for x in recorded.under("logits/").values()]
+    logits = [x.clone().requires_grad_() for x in recorded.under("logits/").values()]
     names = [str(n) for n in range(len(logits))]
     rows = len(recorded["label"])
     output = Output(
@@ -335,12 +340,13 @@ def lfm_loss():
 
 def lfm_three():
     found = recording("lfm").under("three/")
-    logits = [found[f"logits/{key}"].requires_grad_() for key in ("audio", "visual", "text")]
+    names = ("audio", "visual", "text")
+    logits = [found[f"logits/{name}"].clone().requires_grad_() for name in names]
     total = lfm.alignment(logits)
     grads = torch.autograd.grad(total, logits)
     return {"three/sum": (total.detach(), found["sum"])} | {
-        f"three/grad/{key}": (grad, found[f"grad/{key}"])
-        for key, grad in zip(("audio", "visual", "text"), grads, strict=True)
+        f"three/grad/{name}": (grad, found[f"grad/{name}"])
+        for name, grad in zip(names, grads, strict=True)
     }
 
 
@@ -443,6 +449,11 @@ def mla_rule():
         "projection": (found, theirs["projection"]),
         "projected": (mla.projected(before, found), theirs["grad_after/head.linear.weight"]),
     }
+
+
+def mla_denominator():
+    projection, _ = mla_rule()["projection"]
+    return {"projection": (projection, recording("mla")["name_repaired/update1/projection"])}
 
 
 def mla_equal():
@@ -670,6 +681,12 @@ DEPARTURES = [
         "the head's gradient is projected, there only if it is wrapped in DataParallel",
         partial(only, MLA_AFTER, partial(mla_steps, after="released")),
         0.0574,
+    ),
+    Departure(
+        "mla",
+        "P is divided by a number as in the paper, there element by element",
+        mla_denominator,
+        0.703,
     ),
     Departure(
         "mla",
