@@ -121,17 +121,22 @@ WANTED = {
         (*STEP, "assignment/*", "all/loss", "all/grad/head.*", "visual/*"),
     ),
 }
-# What nothing compares, or another array of the file tells as well.
+# What nothing compares, or what another array, of the other modality for example, tells as well.
+VISUAL = "*/grad/encoders.visual*"
 UNUSED = {
-    "*": ("step?/after/*", "*/released/grad/*visual*", "step0/logits/*"),
+    "*": ("step?/after/*", "*/released/grad/*visual*", "step0/logits", "step0/logits/*"),
+    "agm": ("step1/grad/encoders.visual*",),
     "agm_alpha15": ("*/grad/enc*",),
+    "agm_batchnorm": (f"{VISUAL}conv1*",),
     "cggm": ("lam*/grad/encoders.[av]*", "lam02/*/accuracy/*", "lam02/*/coefficient/*"),
-    "dgl": ("*/grad/*visual*",),
-    "dgl_sum": ("*/grad/encoders.visual*",),
+    "dgl": (VISUAL,),
+    "dgl_sum": (VISUAL,),
     "g_blending": ("*/raw", "*_lost/delta_false/*"),
+    "lfm": (VISUAL,),
     "mla": ("name_and*/update0/grad_before/*", "name_and*/update0/projection"),
-    "mmcosine": ("step0/logits",),
-    "mmpareto": ("*/grad/encoders.visual*",),
+    "mmcosine": (VISUAL,),
+    "mmpareto": (VISUAL,),
+    "opm": (VISUAL,),
     "remix": ("all/logits", "visual/logits"),
 }
 
