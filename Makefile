@@ -43,7 +43,8 @@ figure: demo  ## the pictures of README and docs; the second is taken with chrom
 	$(BIN)/evenly report demo --figure docs/demo.svg
 	$(BIN)/python docs/make_screenshot.py demo/report.html docs/report.png
 
-methods: install  ## docs/methods.md, from what the methods declare
+methods: install  ## docs/fidelity.md, measured; docs/methods.md, from what the methods declare
+	$(BIN)/python docs/make_fidelity.py
 	$(BIN)/python docs/make_methods.py
 
 results: install  ## docs/results.md, from ../shared/data (three to six hours on two cores)

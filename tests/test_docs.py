@@ -5,6 +5,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import make_fidelity
 import pytest
 import run_pages
 import torch
@@ -22,9 +23,23 @@ def check(program, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("program", ["make_methods.py", "make_reference.py"])
+@pytest.mark.parametrize("program", ["make_methods.py", "make_fidelity.py", "make_reference.py"])
 def test_the_pages_made_of_the_code_are_up_to_date(program):
     check(program)
+
+
+@pytest.mark.parametrize(
+    ("noted", "is_other"),
+    [
+        ({"a": {"difference": 3e-15, "ran": ["x"]}}, False),
+        ({"a": {"difference": 3e-5, "ran": ["x"]}}, True),
+        ({"a": {"difference": 1e-15, "ran": ["y"]}}, True),
+        ({}, True),
+    ],
+)
+def test_the_last_bits_of_another_processor_are_no_other_fidelity(noted, is_other):
+    found = {"a": {"difference": 1e-15, "ran": ["x"]}}
+    assert make_fidelity.differs(noted, found) == is_other
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def facts(name: str) -> dict[str, str]:
         "a modality may be missing from a batch": "yes" if info.missing else "no",
         "sharded parameters (FSDP2)": "yes" if info.sharded else "no",
         "equals joint training with": neutral(info),
+        "fidelity": fidelity(name),
         "doubts": info.doubts or "-",
     }
 
@@ -83,7 +84,33 @@ def cost(name: str) -> str:
 
 def measured() -> Mapping[str, Any]:
     """What `benchmarks/overhead.py` last wrote down: `methods` by name, and how it was measured."""
-    file = files("evenly.lab").joinpath("overhead.json")
+    return _noted("overhead.json")
+
+
+def fidelity(name: str) -> str:
+    """How far a method is from its authors' code, as `docs/make_fidelity.py` last measured it."""
+    found = _noted("fidelity.json").get(name, {"none": "not compared"})
+    if "none" in found:
+        return str(found["none"])
+    where = ", ".join(part for part in (found["repository"], found.get("commit")) if part)
+    difference = f"within {x:.0e}" if (x := found["difference"]) else "to the last bit"
+    aside = " but for what the doubts say" if METHODS[name].info.doubts else ""
+    return f"equal to {found['of']} ({where}) {difference}{aside}: {ran(found)}"
+
+
+def ran(found: Mapping[str, Any]) -> str:
+    """What was run, of an entry of `fidelity.json` that was compared."""
+    parts = list(found["ran"])
+    if found.get("given"):
+        parts.append(f"with {' and '.join(found['given'])} put in")
+    if "by_hand" in found:
+        parts.append(f"measured on {found['by_hand']}, arrays not kept")
+    return "; ".join(parts)
+
+
+def _noted(name: str) -> dict[str, Any]:
+    """What a program last wrote down beside this module; nothing if it has not."""
+    file = files("evenly.lab").joinpath(name)
     if not file.is_file():
         return {}
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -17,17 +17,20 @@ from evenly.modulation import StepSum, full, kept, scale_
 from evenly.output import Output
 from evenly.probe import Probe
 
+TINY = 1e-8
+"""What is added to what was gained, and to each share of it."""
+
 
 def coefficients(improvement: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
     """The share of the other modalities in what was gained: (Σ_j Δ_j - Δ_m) / Σ_j Δ_j.
 
-    A modality that lost counts as one that gained nothing, and where none gained all get 1. So the
-    shares stay between 0 and 1, where the plain quotient grows without bound as the sum comes near
-    0.
+    A modality that lost counts as one that gained nothing, and where none gained all get 1: as in
+    the released code, a tiny number is added above and below. So the shares stay between 0 and 1,
+    where the plain quotient grows without bound as the sum comes near 0.
     """
     gain = improvement.clamp_min(0)
     total = gain.sum()
-    return torch.where(total > 0, (total - gain) / total.clamp_min(1e-12), 1.0)
+    return (total - gain + TINY) / (total + TINY)
 
 
 def cosine(one: Float[Tensor, "c d"], other: Float[Tensor, "c d"]) -> Float[Tensor, ""]:

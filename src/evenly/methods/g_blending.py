@@ -99,8 +99,9 @@ class GBlending(Method):
         "batch of training, in a trial too, may lack a modality; the losses before and after a "
         "trial are of passes that must hold every modality of every sample. Where w_0 is 0 the "
         "fused head learns from detached features in each step; the paper does not say what "
-        "becomes of it, and a re-implementation, whose weight of a loss that gains nothing is its "
-        "|G|, fine-tunes it for 25 epochs afterwards.",
+        "becomes of it, and a re-implementation fine-tunes it for 25 epochs afterwards. There "
+        "a loss that gains nothing has the weight of its |G|, and by default G and O are what the "
+        "losses are afterwards, not what they have changed by.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "weights")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evenly import numbering
 from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.resampling import Resampler, kept_alone
@@ -22,7 +23,7 @@ from evenly.targets import SINGLE
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
     """How far each prediction is from knowing nothing: KL(softmax(z) ‖ uniform)."""
-    log_probability = logits.float().log_softmax(-1)
+    log_probability = full(logits).log_softmax(-1)
     negative_entropy = (log_probability.exp() * log_probability).sum(-1)
     return negative_entropy + math.log(logits.shape[1])
 
@@ -68,7 +69,7 @@ class DataRemixing(Method):
         "here their order is random. What is left over of each modality's samples shares its "
         "last batches, where the released code makes a smaller one for each. A modality's own "
         "head gets a gradient of zeros in the batches of others, where the released code's gets "
-        "none and so no weight decay.",
+        "none and so no weight decay. Its divergence is in bits, here in nats, which orders alike.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "assigned", "samples", "batch_size")
 
