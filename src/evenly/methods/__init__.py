@@ -34,6 +34,7 @@ from evenly.methods.reconboost import ReconBoost
 from evenly.methods.relearn import Relearn
 from evenly.methods.remix import DataRemixing
 from evenly.methods.smv import SMV
+from evenly.methods.tcmax import TCMax
 from evenly.methods.umt import UMT
 from evenly.methods.unimodal import Unimodal
 
@@ -76,5 +77,6 @@ METHODS: dict[str, type[Method]] = {
     "inforeg": InfoReg,
     "remix": DataRemixing,
     "aug": AUG,
+    "tcmax": TCMax,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""
