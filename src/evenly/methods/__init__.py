@@ -22,6 +22,7 @@ from evenly.methods.mla import MLA
 from evenly.methods.mlb import MLB
 from evenly.methods.mmcosine import MMCosine
 from evenly.methods.mmpareto import MMPareto
+from evenly.methods.mnl import MNL
 from evenly.methods.modality_dropout import ModalityDropout
 from evenly.methods.mslr import MSLR
 from evenly.methods.multi_loss import MultiLoss
@@ -77,6 +78,7 @@ METHODS: dict[str, type[Method]] = {
     "inforeg": InfoReg,
     "remix": DataRemixing,
     "aug": AUG,
+    "mnl": MNL,
     "tcmax": TCMax,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""
