@@ -54,6 +54,7 @@ SETTINGS = {
     "lfm": {"rate": 0.1, "epochs": 4},
     "aug": {"every": 1},
     "opm": {"start": 1},
+    "midas": {"warmup": 1},
     "mnl": {},
     "tcmax": {},
     "mslr": {"rates": {"a": 0.5}, "window": 2},

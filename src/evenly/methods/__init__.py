@@ -18,6 +18,7 @@ from evenly.methods.inforeg import InfoReg
 from evenly.methods.lfm import LFM
 from evenly.methods.mbsd import MBSD
 from evenly.methods.mcr import MCR
+from evenly.methods.midas import MIDAS
 from evenly.methods.mla import MLA
 from evenly.methods.mlb import MLB
 from evenly.methods.mmcosine import MMCosine
@@ -78,6 +79,7 @@ METHODS: dict[str, type[Method]] = {
     "inforeg": InfoReg,
     "remix": DataRemixing,
     "aug": AUG,
+    "midas": MIDAS,
     "mnl": MNL,
     "tcmax": TCMax,
 }

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenly.chance import stream
+from evenly.chance import orders, stream
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.finetune import pretrain as pretrained
 from evenly.modulation import adds_up, full
@@ -268,11 +268,5 @@ class MCR(Method):
 
     def _orders(self, logits: Tensor) -> Int[Tensor, "s n"]:
         """Permutations of the rows: a function of seed and step."""
-        drawn = torch.rand(
-            self.samples,
-            len(logits),
-            generator=stream(logits.device, self.seed, self.steps),
-            device=logits.device,
-            dtype=torch.float64,
-        )
-        return drawn.argsort(1)
+        numbers = stream(logits.device, self.seed, self.steps)
+        return orders(self.samples, len(logits), numbers)
