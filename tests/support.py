@@ -57,6 +57,7 @@ SETTINGS = {
     "midas": {"warmup": 1},
     "mnl": {},
     "tcmax": {},
+    "pggb": {"every": 2},
     "mslr": {"rates": {"a": 0.5}, "window": 2},
 }
 # Settings under which nothing depends on the last bits of a gradient.

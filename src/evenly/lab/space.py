@@ -142,6 +142,7 @@ METHOD: dict[str, dict[str, Range]] = {
     "midas": {"weight": log(0.2, 20.0), "rate": log(0.01, 0.2), "warmup": Range(1, 20)},
     "mnl": {"weight": log(0.1, 10.0)},
     "tcmax": {},
+    "pggb": {"alpha": log(0.1, 1.0), "unimodal": log(0.1, 10.0)},
 }
 """Each method's own settings, around what its paper and code have."""
 

@@ -30,6 +30,7 @@ from evenly.methods.multi_loss import MultiLoss
 from evenly.methods.ogm import OGM
 from evenly.methods.ogm_ge import OGMGE
 from evenly.methods.opm import OPM
+from evenly.methods.pggb import PGGB
 from evenly.methods.pmr import PMR
 from evenly.methods.qmf import QMF
 from evenly.methods.reconboost import ReconBoost
@@ -82,5 +83,6 @@ METHODS: dict[str, type[Method]] = {
     "midas": MIDAS,
     "mnl": MNL,
     "tcmax": TCMax,
+    "pggb": PGGB,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""
