@@ -54,6 +54,10 @@ SETTINGS = {
     "lfm": {"rate": 0.1, "epochs": 4},
     "aug": {"every": 1},
     "opm": {"start": 1},
+    "midas": {"warmup": 1},
+    "mnl": {},
+    "tcmax": {},
+    "pggb": {"every": 2},
     "mslr": {"rates": {"a": 0.5}, "window": 2},
 }
 # Settings under which nothing depends on the last bits of a gradient.
@@ -66,6 +70,7 @@ CASES = {
     for name, kind in METHODS.items()
     for variant in kind.info.variants
 }
+CASES["tcmax(pairs=16)"] = ("tcmax", {"pairs": 16})  # for heads whose logits are no sum
 CASES["lfm(schedule=learnt)"] = ("lfm", {"schedule": "learnt"})  # as its paper says, and no more
 
 

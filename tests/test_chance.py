@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from evenly.chance import stream, uniform
+from evenly.chance import orders, stream, uniform
 
 COUNT = 100_000
 
@@ -99,6 +99,12 @@ def test_no_stream_is_that_of_another_seed_or_step():
         for step in range(20)
     ]
     assert len(set(drawn)) == 100
+
+
+def test_orders_are_permutations():
+    found = orders(3, 50, stream(torch.device("cpu"), 1, 2))
+    assert found.sort(1).values.tolist() == [list(range(50))] * 3
+    assert len({tuple(order) for order in found.tolist()}) == 3
 
 
 def test_no_random_stream_is_touched():

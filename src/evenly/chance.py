@@ -47,6 +47,12 @@ def stream(device: torch.device, seed: int, step: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(mixed(seed, step))
 
 
+def orders(count: int, length: int, numbers: torch.Generator) -> Int[Tensor, "s n"]:
+    """Several permutations of as many rows, on the device of the stream they are drawn from."""
+    drawn = torch.rand(count, length, generator=numbers, device=numbers.device, dtype=torch.float64)
+    return drawn.argsort(1)
+
+
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), on wrapping int64."""
     x = x + _signed(0x9E3779B97F4A7C15)

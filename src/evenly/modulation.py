@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
-from evenly.output import Output
+from evenly.output import Output, lacking
 
 
 def scores(unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
@@ -27,6 +27,34 @@ def discrepancy(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 def full(x: Tensor) -> Tensor:
     """The tensor in single precision at least, as a loss is asked for outside of autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def adds_up(output: Output, method: Any, instead: str = "") -> bool:
+    """Raises if the logits are no sum of the modalities' own; whether a pass could tell.
+
+    Args:
+        output: Of one pass. One that lacks a modality, or is not finite, does not tell.
+        method: That takes the prediction apart.
+        instead: What else may be done, for the message.
+    """
+    own = output.unimodal
+    if own is None:
+        raise lacking("unimodal", type(method).__name__)
+    if set(own) != set(output.features) or not set(method.encoders) <= set(own):
+        return False
+    if output.present is not None:
+        return False
+    off = torch.stack([full(z) for z in own.values()]).sum(0) - full(output.logits)
+    if not off.isfinite().all():
+        return False
+    if off.abs().max() > 0.05 * full(output.logits).abs().max().clamp_min(1):
+        raise ValueError(
+            f"{type(method).__name__} takes the prediction apart by modality, but "
+            "`Output.unimodal` does not add up to `Output.logits`. Use a linear head on "
+            "concatenated features, with evenly.split_linear, or a head of evenly.nn whose logits "
+            f"are a sum: concat, decoding{instead}."
+        )
+    return True
 
 
 @torch.no_grad()

@@ -18,22 +18,26 @@ from evenly.methods.inforeg import InfoReg
 from evenly.methods.lfm import LFM
 from evenly.methods.mbsd import MBSD
 from evenly.methods.mcr import MCR
+from evenly.methods.midas import MIDAS
 from evenly.methods.mla import MLA
 from evenly.methods.mlb import MLB
 from evenly.methods.mmcosine import MMCosine
 from evenly.methods.mmpareto import MMPareto
+from evenly.methods.mnl import MNL
 from evenly.methods.modality_dropout import ModalityDropout
 from evenly.methods.mslr import MSLR
 from evenly.methods.multi_loss import MultiLoss
 from evenly.methods.ogm import OGM
 from evenly.methods.ogm_ge import OGMGE
 from evenly.methods.opm import OPM
+from evenly.methods.pggb import PGGB
 from evenly.methods.pmr import PMR
 from evenly.methods.qmf import QMF
 from evenly.methods.reconboost import ReconBoost
 from evenly.methods.relearn import Relearn
 from evenly.methods.remix import DataRemixing
 from evenly.methods.smv import SMV
+from evenly.methods.tcmax import TCMax
 from evenly.methods.umt import UMT
 from evenly.methods.unimodal import Unimodal
 
@@ -76,5 +80,9 @@ METHODS: dict[str, type[Method]] = {
     "inforeg": InfoReg,
     "remix": DataRemixing,
     "aug": AUG,
+    "midas": MIDAS,
+    "mnl": MNL,
+    "tcmax": TCMax,
+    "pggb": PGGB,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenly.chance import stream
+from evenly.chance import orders, stream
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.finetune import pretrain as pretrained
-from evenly.modulation import full
+from evenly.modulation import adds_up, full
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
@@ -233,7 +233,7 @@ class MCR(Method):
 
     def _game(self, output: Output) -> tuple[Tensor, dict[Names, Tensor]]:
         """-Σ share · JSD(p, p_m) over all games, and what each permutation changes."""
-        self._check_sum(output)
+        self._adds_up = self._adds_up or adds_up(output, self)
         own = {name: full(z) for name, z in self._unimodal(output).items()}
         logits = full(output.logits)
         orders = self._orders(logits)
@@ -247,23 +247,6 @@ class MCR(Method):
             found[moved] = divergence(logits.expand_as(mixed), mixed)
             total = total - share * found[moved]
         return total, found
-
-    def _check_sum(self, output: Output) -> None:
-        """Raises in the first pass if the logits are no sum of the modalities' own."""
-        own = self._need(output, "unimodal")
-        if self._adds_up or set(own) != set(output.features):
-            return
-        off = torch.stack([full(z) for z in own.values()]).sum(0) - full(output.logits)
-        if output.present is not None or not off.isfinite().all():  # nor does that tell
-            return
-        if off.abs().max() > 0.05 * full(output.logits).abs().max().clamp_min(1):
-            raise ValueError(
-                "MCR takes the prediction apart by modality, but `Output.unimodal` does not add up "
-                "to `Output.logits`. Use a linear head on concatenated features, with "
-                "evenly.split_linear, or a head of evenly.nn whose logits are a sum: concat, "
-                "decoding."
-            )
-        self._adds_up = True
 
     def _contrast(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         widths = {name: value.shape[1] for name, value in features.items()}
@@ -285,11 +268,5 @@ class MCR(Method):
 
     def _orders(self, logits: Tensor) -> Int[Tensor, "s n"]:
         """Permutations of the rows: a function of seed and step."""
-        drawn = torch.rand(
-            self.samples,
-            len(logits),
-            generator=stream(logits.device, self.seed, self.steps),
-            device=logits.device,
-            dtype=torch.float64,
-        )
-        return drawn.argsort(1)
+        numbers = stream(logits.device, self.seed, self.steps)
+        return orders(self.samples, len(logits), numbers)

@@ -1,0 +1,242 @@
+"""Misalignment-based data augmentation (MIDAS).
+
+Hwang, Choi, Whang, "MIDAS: Misalignment-based Data Augmentation Strategy for Imbalanced Multimodal
+Learning", NeurIPS 2025, https://arxiv.org/abs/2509.25831.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from evenly.chance import orders, stream
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import StepSum, full, kept
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def swapped(x: Shaped[Tensor, "m n"], partner: Int[Tensor, " n"]) -> Shaped[Tensor, "m k n"]:
+    """What belongs to modality m where modality k is a partner's: x_m,j for m = k, else x_m,i."""
+    mine = torch.eye(len(x), dtype=torch.bool, device=x.device).unsqueeze(2)
+    return torch.where(mine, x[:, None, partner], x[:, None])
+
+
+def misaligned_loss(
+    log_p: Float[Tensor, "m k n"],
+    confidence: Float[Tensor, "m k n"],
+    alpha: Float[Tensor, " m"],
+    similarity: Float[Tensor, "k n"],
+) -> Float[Tensor, "k n"]:
+    """(1 + (s + 1) / 2) · -Σ_m α_m c_m log p̃[label of m].
+
+    Args:
+        log_p: log p̃[label of m], of the fused prediction.
+        confidence: c_m, which add up to 1 over modalities.
+        alpha: α_m.
+        similarity: s, the cosine of the features that came and those that they came for.
+    """
+    hardness = 1 + (similarity + 1) / 2
+    return -hardness * (alpha[:, None, None] * confidence * log_p).sum(0)
+
+
+def weights(
+    alpha: Float[Tensor, " m"],
+    confidence: Float[Tensor, " m"],
+    predicted: Float[Tensor, " m"],
+    rate: float,
+) -> Float[Tensor, " m"]:
+    """α of the next step: of the least confident modality max(1, α + η sign(E c - E p̃)).
+
+    Args:
+        alpha: α.
+        confidence: E c_m, over misaligned samples.
+        predicted: E p̃[label of m].
+        rate: η.
+    """
+    weakest = nn.functional.one_hot(confidence.argmin(), len(alpha))
+    return (alpha + rate * weakest * (confidence - predicted).sign()).clamp_min(1)
+
+
+class MIDAS(Method):
+    """Trains also on samples of which one modality is another's, of another class.
+
+    In a warm-up, Σ_m CE(z_m) alone. Then L = CE(z) + Σ_m CE(z_m) + λ L_mis, where L_mis is the mean
+    over misaligned samples. These are made of features: with a partner j for each sample i of the
+    batch, drawn as a permutation, each modality of i in turn is replaced by that of j, if
+    y_i ≠ y_j. Each modality speaks for its own sample's class, as far as it is confident:
+    c_m = p_m[its label] / Σ_k p_k[its label], from the unimodal logits, and
+
+        L_mis = (1 + (s + 1) / 2) · -Σ_m α_m c_m log p̃[label of m],
+
+    with p̃ the fused prediction and s the cosine of the two features that were exchanged: what looks
+    alike is harder. After each step, of the modality with the least mean confidence α_m becomes
+    max(1, α_m + η) where c_m is on average above p̃[its label], so that the model follows it too
+    little, and max(1, α_m - η) where it is below.
+
+    Attributes:
+        alpha: α, in the encoders' order.
+    """
+
+    info = Info(
+        title="Misalignment-based data augmentation (MIDAS)",
+        paper="Hwang, Choi, Whang. MIDAS: Misalignment-based Data Augmentation Strategy for "
+        "Imbalanced Multimodal Learning. NeurIPS 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2509.25831",
+        category="data",
+        writes="loss",
+        modalities="of more than two each in turn is a partner's, against all others; with one, "
+        "training is joint training",
+        neutral="its unimodal losses and its warm-up are part of it at any setting",
+        epochs=70,
+        in_epochs=("warmup",),
+        needs=("unimodal", "fuse"),
+        head="multi",
+        cost="M unimodal heads, and the fused head once more on M times the batch",
+        budget=1.05,
+        within_batch=True,
+        missing=True,
+        doubts="Written from the paper, not checked against the released code. The length of the "
+        "warm-up could not be found: the default, 5 of 70 epochs, is this library's. How pairs are "
+        "drawn, that c and s have no gradient, that L_mis is the mean over samples with a partner "
+        "of another class, and all of it for more than two modalities, are this library's "
+        "reading. Features are exchanged in place of inputs, which is the same where encoders "
+        "neither see each other nor normalise over the batch. The defaults are those for "
+        "CREMA-D; λ is 5 for Kinetics-Sounds. Samples that lack a modality, and batches that do, "
+        "have no part in L_mis. In the warm-up the fused head gets gradients of zero, so it is "
+        "decayed.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("epoch", "steps", "alpha")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        weight: float = 1.0,
+        rate: float = 0.05,
+        warmup: int = 5,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say which modalities are exchanged.
+            weight: λ, of the misaligned samples, not negative; 1 in the paper, 5 for
+                Kinetics-Sounds.
+            rate: η, by which α changes in each step, not negative; 0.05 in the paper.
+            warmup: Epochs of unimodal losses alone that come first.
+            seed: Of the partners, which come from a stream of their own.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If a setting is negative or not finite.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("weight", weight), ("rate", rate), ("warmup", warmup)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"MIDAS: '{name}' is finite and not negative; found {value}.")
+        self.weight, self.rate, self.warmup, self.seed = weight, rate, warmup, seed
+        self.epoch, self.steps = -1, 0
+        self.alpha: Float[Tensor, " m"] = torch.ones(len(self.encoders))
+        self._found = StepSum(self.encoders)
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Notes the epoch."""
+        self.epoch = epoch
+        self._found.clear()
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether an epoch (from 0) has misaligned samples: after the warm-up."""
+        return epoch >= self.warmup and len(self.encoders) > 1
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + Σ_m CE(z_m) + λ L_mis; in the warm-up, Σ_m CE(z_m)."""
+        if len(self.encoders) < 2:
+            return super().loss(output, target)
+        self._need(output, "fuse")
+        unimodal = self._unimodal_loss(output, target)
+        if not self.is_due(self.epoch):
+            # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
+            return unimodal + output.logits[:0].sum()
+        misaligned, found = self._misaligned(output, target)
+        self._found.add(found, output)
+        return super().loss(output, target) + unimodal + self.weight * misaligned
+
+    def before_step(self) -> None:
+        """Moves α on."""
+        self.steps += 1
+        if not self.is_due(self.epoch):
+            return
+        found = self._found.take(self)
+        counts = self._found.counts(found)
+        confidence, predicted = (found[1:] / found[0]).chunk(2)
+        alpha = self.alpha.to(found)
+        self.alpha = kept(counts, weights(alpha, confidence, predicted, self.rate), alpha)
+        self.metrics = {
+            f"{what}/{name}": value
+            for what, values in (
+                ("alpha", self.alpha),
+                ("confidence", confidence),
+                ("predicted", predicted),
+            )
+            for name, value in zip(self.encoders, values, strict=True)
+        }
+
+    def _misaligned(self, output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
+        """L_mis; how many samples it is of, and the sums of c_m and p̃[label of m] over them."""
+        features = {name: full(x) for name, x in self._features(output).items()}
+        count = len(self.encoders)
+        if len(features) < count:
+            none = torch.zeros_like(full(output.logits[:0]).sum())
+            return none, none.detach().repeat(1 + 2 * count)
+        partner = self._partners(output.logits)
+        with torch.no_grad():
+            own = [
+                full(z).softmax(1).gather(1, target[:, None])
+                for z in self._unimodal(output).values()
+            ]
+            confidence = swapped(torch.stack(own).squeeze(2), partner)
+            confidence = confidence / confidence.sum(0).clamp_min(
+                torch.finfo(confidence.dtype).tiny
+            )
+            similarity = torch.stack(
+                [nn.functional.cosine_similarity(x, x[partner]) for x in features.values()]
+            )
+            differ = self._differ(output, target, partner)
+        labels = swapped(target.expand(count, -1), partner)
+        log_p = self._mixed(output, partner).log_softmax(-1).expand(count, -1, -1, -1)
+        log_p = log_p.gather(3, labels.unsqueeze(3)).squeeze(3)
+        loss = misaligned_loss(log_p, confidence, self.alpha.to(log_p), similarity)
+        sums = torch.stack([confidence, log_p.detach().exp()]).mul(differ).sum((2, 3))
+        total = (differ.sum() * count).to(loss)
+        return (loss * differ).sum() / total.clamp_min(1), torch.cat([total[None], sums.flatten()])
+
+    def _mixed(self, output: Output, partner: Int[Tensor, " n"]) -> Float[Tensor, "k n c"]:
+        """The fused logits where each modality in turn is the partner's."""
+        names = list(self.encoders)
+        features = {
+            name: torch.cat([x[partner] if name == moved else x for moved in names])
+            for name, x in output.features.items()
+        }
+        assert output.fuse is not None
+        logits: Tensor = full(output.fuse(features)).unflatten(0, (len(names), -1))
+        return logits
+
+    def _differ(
+        self, output: Output, target: Tensor, partner: Int[Tensor, " n"]
+    ) -> Bool[Tensor, " n"]:
+        """Which pairs are of two classes, and have all modalities."""
+        found = target != target[partner]
+        for name, here in (output.present or {}).items():
+            if name in self.encoders:
+                found = found & here & here[partner]
+        return found
+
+    def _partners(self, logits: Float[Tensor, "n c"]) -> Int[Tensor, " n"]:
+        """A permutation of the samples: a function of seed and step."""
+        numbers = stream(logits.device, self.seed, self.steps)
+        return orders(1, len(logits), numbers)[0]

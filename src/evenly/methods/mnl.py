@@ -1,0 +1,137 @@
+"""Multimodal negative learning (MNL).
+
+Gong, Gao, Zhu, Hu, Cao, "Multimodal Negative Learning", NeurIPS 2025,
+https://arxiv.org/abs/2510.20877.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import permutations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import full
+from evenly.output import Output
+
+
+def rivals(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The class that each sample's fused logits hold most likely of those that are wrong."""
+    return logits.scatter(1, target.unsqueeze(1), -math.inf).argmax(1)
+
+
+def standing(
+    logits: Float[Tensor, "n c"], target: Int[Tensor, " n"], rival: Int[Tensor, " n"]
+) -> Float[Tensor, "2 n"]:
+    """How well a modality knows each sample: its p[y], and its margin z[y] - z[rival]."""
+    return torch.stack([_at(logits.softmax(1), target), _at(logits, target) - _at(logits, rival)])
+
+
+def guidance(
+    guide: Float[Tensor, "n c"],
+    guided: Float[Tensor, "n c"],
+    target: Int[Tensor, " n"],
+    weight: float,
+) -> Float[Tensor, " n"]:
+    """What a modality learns of a guide: (-log p[y] - λ Σ_{c≠y} q[c] log p[c]) / C.
+
+    With p its own probabilities and q the guide's, which get no gradient.
+    """
+    label = nn.functional.one_hot(target, guide.shape[1]).to(guide)
+    teaching = label + weight * (1 - label) * guide.detach().softmax(1)
+    return -(teaching * guided.log_softmax(1)).mean(1)
+
+
+class MNL(Method):
+    """Lets the modality that knows a sample better tell the other which classes it is not.
+
+    L = CE(z) + Σ_m CE(z_m) + Σ_{g ≠ m} mean_i [g guides m] G_gm / (M - 1), with z the mean of the
+    modalities' logits z_m. Modality g guides m on a sample where both its p[y] and its margin
+    z_g[y] - z_g[j] are the larger ones, with j the wrong class that z holds most likely. Then
+
+        G_gm = (-log p_m[y] - λ Σ_{c ≠ y} p_g[c] log p_m[c]) / C,
+
+    so that m learns the label, and of the guide, which gets no gradient, only what the sample is
+    not.
+    """
+
+    info = Info(
+        title="Multimodal Negative Learning (MNL)",
+        paper="Gong, Gao, Zhu, Hu, Cao. Multimodal Negative Learning. NeurIPS 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2510.20877",
+        category="objective",
+        writes="loss",
+        modalities="the paper has two; with more, all that are ahead of one guide it, each with a "
+        "weight of 1 / (M - 1); with one, training is joint training",
+        neutral="without what guides say of other classes, their samples' labels and the unimodal "
+        "losses remain",
+        needs=("unimodal",),
+        head="late",
+        cost="M unimodal losses, and M (M - 1) more on the logits",
+        budget=1.05,
+        missing=True,
+        doubts="The released code is for text and images (MVSA) alone, from which the weight is. "
+        "Where both are level there in p[y] and margin, images guide text; here nobody guides. As "
+        "there, the guidance is a mean over samples and classes, so that it weighs 1 / C of a "
+        "cross-entropy.",
+    )
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        weight: float = 0.7,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say which modalities learn from each other.
+            weight: λ, of what a guide says of the other classes, not negative; 0.7 in the released
+                code.
+            criterion: See `Method`.
+
+        Raises:
+            ValueError: If the weight is negative or not finite.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"MNL: 'weight' is finite and not negative; found {weight}.")
+        self.weight = weight
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + Σ_m CE(z_m) and the guidance."""
+        loss = super().loss(output, target)
+        if len(self.encoders) < 2:
+            return loss
+        loss = loss + self._unimodal_loss(output, target)
+        unimodal = {name: full(logits) for name, logits in self._unimodal(output).items()}
+        known = self._standings(output, unimodal, target)
+        guided = {name: torch.zeros_like(loss) for name in unimodal}
+        for one, other in permutations(unimodal, 2):
+            leads = (known[one] > known[other]).all(0)
+            term = guidance(unimodal[one], unimodal[other], target, self.weight)
+            loss = loss + (leads * term).mean() / (len(unimodal) - 1)
+            guided[other] = guided[other] + leads.float().mean()
+        if torch.is_grad_enabled():
+            self.metrics = {f"guided/{name}": share for name, share in guided.items()}
+        return loss
+
+    @torch.no_grad()
+    def _standings(
+        self, output: Output, unimodal: Mapping[str, Tensor], target: Tensor
+    ) -> dict[str, Float[Tensor, "2 n"]]:
+        """By modality, how well it knows each sample; NaN, which leads nothing, if it lacks it."""
+        rival = rivals(full(output.logits), target)
+        known = {name: standing(logits, target, rival) for name, logits in unimodal.items()}
+        for name, here in (output.present or {}).items():
+            if name in known:
+                known[name] = known[name].masked_fill(~here, math.nan)
+        return known
+
+
+def _at(x: Float[Tensor, "n c"], column: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return x.gather(1, column.unsqueeze(1)).squeeze(1)

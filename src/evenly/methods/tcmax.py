@@ -1,0 +1,142 @@
+"""Total correlation maximisation (TCMax).
+
+Yu, Wu, Yang, Lu, "Multimodal Classification via Total Correlation Maximization", ICLR 2026,
+https://arxiv.org/abs/2602.13015.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evenly.chance import stream
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import adds_up, full
+from evenly.output import Output
+
+
+def partition(parts: Sequence[Float[Tensor, "n c"]]) -> Float[Tensor, ""]:
+    """Log of the mean, over all n^M pairings (j, k, ...), of Σ_c exp(f_1j,c + f_2k,c + ...).
+
+    The mean over pairings of a product is the product of each part's mean over samples.
+    """
+    means = torch.stack(list(parts)).logsumexp(1) - math.log(len(parts[0]))
+    return means.sum(0).logsumexp(0)
+
+
+def sampled_partition(logits: Float[Tensor, "p c"]) -> Float[Tensor, ""]:
+    """The same over p pairings whose fused logits are known: log of the mean of Σ_c exp(z_c)."""
+    return logits.logsumexp((0, 1)) - math.log(len(logits))
+
+
+class TCMax(Method):
+    """Tells samples as they are from mixtures of modalities of different samples.
+
+    L = -mean_i log(exp z_i[y_i] / mean_{j,k,...} Σ_c exp f(x_1j, x_2k, ...)[c]), where z_i are the
+    fused logits of sample i and the mean is over all pairings of one modality's inputs with those
+    of the others in the batch, each from any sample. That is the cross-entropy with the partition
+    of all pairings in place of each sample's own; its negative bounds the total correlation of
+    modalities and label from below, up to a number.
+
+    Where the logits are a sum over modalities, the mean over all n^M pairings is exact, at the
+    cost of n M; else `pairs` of them are drawn.
+    """
+
+    info = Info(
+        title="Total Correlation Maximisation (TCMax)",
+        paper="Yu, Wu, Yang, Lu. Multimodal Classification via Total Correlation Maximization. "
+        "ICLR 2026",
+        year=2026,
+        url="https://arxiv.org/abs/2602.13015",
+        category="objective",
+        writes="loss",
+        targets=("classes", "soft"),
+        modalities="any number, each from a sample of its own; with one there are no pairings, and "
+        "training is joint training",
+        neutral="a batch of one sample apart, pairings always count",
+        needs=("unimodal",),
+        cost="a few sums over the logits; with `pairs`, the head once more on as many samples",
+        budget=1.05,
+        within_batch=True,
+        missing=True,
+        doubts="The partition is a mean over pairings, not a sum, which changes the loss by a "
+        "number and no gradient. The paper has two modalities. What no encoder that is handed over "
+        "gives to the logits, such as the bias of a modality that is missing, is paired as one "
+        "more part. Of a head whose logits are no sum the released code can also fuse all n² "
+        "pairings of two modalities, here only those that are drawn, as there with replacement. "
+        "Its runs have batches of 32 or 64, on whose size the loss depends.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("steps",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        pairs: int = 0,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            encoders: By modality; their names say which modalities are paired.
+            pairs: Pairings drawn in each step, rounded up to a multiple of the batch, for a head
+                whose logits are no sum; 0 takes all of them, for one whose logits are. The paper
+                draws 1024 for CREMA-D and 256 for UCF-101.
+            seed: Of the draw, which comes from a stream of its own.
+            criterion: A form of cross-entropy; see `Method`.
+
+        Raises:
+            ValueError: If the number of pairings is negative.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if pairs < 0:
+            raise ValueError(f"TCMax: 'pairs' is not negative; found {pairs}.")
+        if pairs:
+            self.info = replace(self.info, needs=("fuse",))
+        self.pairs, self.seed = pairs, seed
+        self.steps = 0
+        self._adds_up = False
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z), with the partition of all pairings in place of each sample's own."""
+        loss = super().loss(output, target)
+        if len(self.encoders) < 2:
+            return loss
+        excess = self._partition(output) - full(output.logits).logsumexp(1).mean()
+        if torch.is_grad_enabled():
+            self.metrics = {"excess": excess.detach()}
+        return loss + excess
+
+    def before_step(self) -> None:
+        """Counts the steps, as each draws pairings of its own."""
+        self.steps += 1
+
+    def _partition(self, output: Output) -> Float[Tensor, ""]:
+        if self.pairs:
+            return sampled_partition(full(self._paired(output)))
+        self._adds_up = self._adds_up or adds_up(output, self, ", or pass pairs=1024")
+        own = [full(z) for z in self._unimodal(output).values()]
+        rest = full(output.logits) - torch.stack(own).sum(0)
+        return partition([*own, rest])
+
+    def _paired(self, output: Output) -> Float[Tensor, "p c"]:
+        """The fused logits of pairings; modalities without an encoder stay together."""
+        fuse = self._need(output, "fuse")
+        mine = self._features(output)
+        n = len(output.logits)
+        drawn = torch.randint(
+            n,
+            (1 + len(mine), math.ceil(self.pairs / n) * n),
+            generator=stream(output.logits.device, self.seed, self.steps),
+            device=output.logits.device,
+        )
+        rows = dict(zip(mine, drawn[1:], strict=True))
+        logits: Tensor = fuse(
+            {name: x[rows.get(name, drawn[0])] for name, x in output.features.items()}
+        )
+        return logits
