@@ -62,7 +62,7 @@ class Watch:
         if not torch.is_grad_enabled():
             return
         if self._places and len(self._told) < len(method.encoders):
-            for name in method.encoders.keys() - self._told:
+            for name in [name for name in method.encoders if name not in self._told]:
                 if _comes_from(method, name, output.features, self._model or frozenset()):
                     self._told.add(name)
         self._losses += not self._begun

@@ -146,9 +146,9 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_picture_says_what_it_was_selected_on(folder, tmp_path, name):
     path = tmp_path / "picture.svg"
+    settings = (folder / "config.yaml").read_text()
     for protocol, said in (("fair", False), ("paper", True)):
-        with (folder / "config.yaml").open("a") as file:
-            file.write(f"protocol: {protocol}\n")
+        (folder / "config.yaml").write_text(f"{settings}protocol: {protocol}\n")
         PICTURES[name](read_comparison(folder), folder, path)
         assert any("selected on test" in text for text in _texts(path)) == said
 
