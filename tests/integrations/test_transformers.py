@@ -209,7 +209,9 @@ def test_state_in_the_checkpoint_loads_safely(tmp_path):
 def test_a_checkpoint_without_the_state_is_refused(tmp_path):
     trainer("joint", tmp_path, num_train_epochs=1, save_strategy="epoch").train()
     (tmp_path / "checkpoint-6" / "evenly.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no 'evenly.pt', .* saved by another Trainer, or"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no 'evenly.pt', .* saved by another Trainer, or"
+    ):
         trainer("joint", tmp_path).train(resume_from_checkpoint=True)
 
 
