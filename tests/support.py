@@ -71,6 +71,16 @@ CASES = {
     for variant in kind.info.variants
 }
 CASES["tcmax(pairs=16)"] = ("tcmax", {"pairs": 16})  # for heads whose logits are no sum
+# Methods that go together.
+CASES |= {
+    f"{one}+{other}": None
+    for one, other in (
+        ("relearn", "ogm_ge"),
+        ("relearn", "mmpareto"),
+        ("pggb", "ogm_ge"),
+        ("mslr", "agm"),
+    )
+}
 CASES["lfm(schedule=learnt)"] = ("lfm", {"schedule": "learnt"})  # as its paper says, and no more
 
 
@@ -157,11 +167,15 @@ def parts(case):
 @cache
 def info(case):
     """What the method of a case declares, which may depend on its settings."""
-    return make(case, net(head=METHODS[parts(case)[0]].info.head)).info
+    heads = {METHODS[parts(one)[0]].info.head for one in case.split("+")}
+    return make(case, net(head=next(iter(heads - {"concat"}), "concat"))).info
 
 
 def make(case, model, optimizer=None, sampler=None, **settings):
     """The method of a case, given what it takes of the training."""
+    if "+" in case:
+        several = [make(one, model, optimizer, sampler) for one in case.split("+")]
+        return evenly.Composed(*several)
     name, variant = parts(case)
     kind = METHODS[name]
     takes = inspect.signature(kind).parameters

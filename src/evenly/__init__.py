@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from evenly.integrations.lightning import Balance
     from evenly.method import Info, Method
     from evenly.methods import METHODS
+    from evenly.methods.composed import Composed
     from evenly.methods.ogm_ge import OGMGE
     from evenly.methods.relearn import Relearn
     from evenly.output import Output, split_linear
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Balance": "evenly.integrations.lightning",
+    "Composed": "evenly.methods.composed",
     "Diagnosis": "evenly.diagnosis.gap",
     "Features": "evenly.probe",
     "Info": "evenly.method",
@@ -56,6 +58,7 @@ __all__ = [
     "METHODS",
     "OGMGE",
     "Balance",
+    "Composed",
     "Diagnosis",
     "Features",
     "Info",

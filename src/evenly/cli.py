@@ -590,7 +590,8 @@ def parser() -> "_Parser":
         default="joint,relearn,ogm_ge",
         help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)' (every=10 acts "
         "before epochs 11, 21 and 31, from 0; first=10 before 10, 20 and 30); 'evenly "
-        "methods' lists them; 'all' is every one, 'unimodal' each modality alone",
+        "methods' lists them; 'all' is every one, 'unimodal' each modality alone; "
+        "'relearn+ogm_ge' runs both in one training, as those may that write different things",
     )
     one.add_argument(
         "--seeds",

@@ -47,6 +47,10 @@ class Info:
         cost: Time of a training step over joint training's in words, beyond which nothing more
             is computed.
         budget: The same as a number for two modalities, at most.
+        keeps_loss: Whether its `loss`, where it has one of its own, is joint training's and only
+            takes note of the batch.
+        multiplies: Whether all that it does to gradients is to multiply an encoder's by a number,
+            which may be done to those that another method has written.
         scales_gradients: Whether it acts by the size of gradients, which Adam and its kin divide
             out again.
         alone: Whether it trains only the modality that its setting `modality` names; the lab
@@ -79,6 +83,8 @@ class Info:
     head: str = "concat"
     cost: str = "none"
     budget: float = 1.0
+    keeps_loss: bool = False
+    multiplies: bool = False
     scales_gradients: bool = False
     alone: bool = False
     partial: bool = False

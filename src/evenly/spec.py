@@ -49,29 +49,27 @@ class Spec:
 def parse(text: str) -> Spec:
     """Reads `name` or `name(setting=value,...)`; values are YAML, so `0.1`, `true`, `[1,2]`, `x`.
 
+    Several that go together, `relearn(every=5)+ogm_ge`, have one name and no settings; `together`
+    takes them apart.
+
     Raises:
         ValueError: If the text does not have that form.
     """
-    text = text.strip()
-    opening = text.find("(")
-    name = (text if opening < 0 else text[:opening]).strip()
-    if not name or ")" in name:
-        raise ValueError(f"'{text}' has no name before its settings. Write name(setting=value).")
-    if opening < 0:
-        return Spec(name)
-    closing = next((at for at, _, depth in _scan(text) if depth == 0 and at > opening), -1)
-    if closing != len(text) - 1:
-        raise ValueError(
-            f"'{text}' goes on after the closing parenthesis with '{text[closing + 1 :]}'. "
-            "Write name(setting=value), and a comma before the next name."
-        )
-    settings: dict[str, Any] = {}
-    for part in _parts(text[opening + 1 : closing]):
-        key, value = _setting(name, part)
-        if key in settings:
-            raise ValueError(f"'{name}' is given the setting '{key}' twice. Give it once.")
-        settings[key] = value
-    return Spec(name, settings)
+    several = together(text)
+    return Spec("+".join(spec.text for spec in several)) if len(several) > 1 else several[0]
+
+
+def together(text: str) -> list[Spec]:
+    """The parts of `name(setting=value)+name`, which a plus joins; one where there is none.
+
+    Raises:
+        ValueError: If a part does not have the form that `parse` reads.
+    """
+    parts = [part.strip() for part in _parts(text, "+")] if "+" in text else [text]
+    names = [part.partition("(")[0].strip() for part in parts]
+    if len(parts) < 2 or not all(name.isidentifier() for name in names):
+        return [_one(text)]
+    return [_one(part) for part in parts]
 
 
 def split(text: str) -> list[Spec]:
@@ -199,9 +197,32 @@ def _setting(name: str, part: str) -> tuple[str, Any]:
         ) from error
 
 
-def _parts(text: str) -> list[str]:
-    """Cuts at the commas outside brackets; an empty text has no parts."""
-    cuts = [at for at, character, depth in _scan(text) if character == "," and depth == 0]
+def _one(text: str) -> Spec:
+    text = text.strip()
+    opening = text.find("(")
+    name = (text if opening < 0 else text[:opening]).strip()
+    if not name or ")" in name:
+        raise ValueError(f"'{text}' has no name before its settings. Write name(setting=value).")
+    if opening < 0:
+        return Spec(name)
+    closing = next((at for at, _, depth in _scan(text) if depth == 0 and at > opening), -1)
+    if closing != len(text) - 1:
+        raise ValueError(
+            f"'{text}' goes on after the closing parenthesis with '{text[closing + 1 :]}'. "
+            "Write name(setting=value), and a comma before the next name."
+        )
+    settings: dict[str, Any] = {}
+    for part in _parts(text[opening + 1 : closing]):
+        key, value = _setting(name, part)
+        if key in settings:
+            raise ValueError(f"'{name}' is given the setting '{key}' twice. Give it once.")
+        settings[key] = value
+    return Spec(name, settings)
+
+
+def _parts(text: str, at_each: str = ",") -> list[str]:
+    """Cuts at the commas, or others, outside brackets; an empty text has no parts."""
+    cuts = [at for at, character, depth in _scan(text) if character == at_each and depth == 0]
     starts = [0, *(cut + 1 for cut in cuts)]
     ends = [*cuts, len(text)]
     if not text.strip():

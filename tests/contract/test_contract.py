@@ -174,7 +174,8 @@ def test_optimisers(case, optimizer):
         run = Run(case, optimizer=lambda model: optimizer(model.parameters(), lr=0.01)).train(3)
     assert all(value.isfinite().all() for value in weights(run.model).values())
     said = [str(w.message) for w in heard if "acts by the size of gradients" in str(w.message)]
-    assert len(said) == (info(case).scales_gradients and optimizer is not torch.optim.SGD)
+    telling = [one for one in case.split("+") if info(one).scales_gradients]
+    assert len(said) == len(telling) * (optimizer is not torch.optim.SGD)
 
 
 @cases(lambda info: info.missing)
@@ -201,6 +202,33 @@ def test_bf16_autocast(case):
             run.optimizer.step()
             run.optimizer.zero_grad()
     assert all(value.isfinite().all() for value in weights(run.model).values())
+
+
+@cases(lambda info: info.keeps_loss)
+def test_a_loss_that_is_kept_is_joint_trainings(case):
+    run = Run(case)
+    run.model.eval()
+    run.method.before_epoch(0, run.probe)
+    batch = next(iter(run.train_loader))
+    found = []
+    for method in (run.method, evenly.Method()):
+        run.model.zero_grad()
+        loss = method.loss(*forward(run.model, batch))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in run.model.encoders.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@cases(lambda info: info.multiplies)
+def test_gradients_that_are_multiplied_keep_their_direction(case):
+    run = Run(case).train(3)
+    run.method.before_epoch(3, run.probe)
+    run.method.backward(run.method.loss(*forward(run.model, next(iter(run.train_loader)))))
+    before = {name: p.grad.clone() for name, p in run.model.encoders.named_parameters()}
+    run.method.before_step()
+    for name, p in run.model.encoders.named_parameters():
+        old, new = before[name].flatten(), p.grad.flatten()
+        torch.testing.assert_close(new * old.norm(), old * new.norm() * (old @ new).sign())
 
 
 @cases(lambda info: info.needs != ())

@@ -5,6 +5,7 @@ what a method writes there must be finite by itself, and what it remembers must 
 """
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 import evenly
+from evenly.methods.composed import parts
 from evenly.modulation import StepSum
 from ranks import on_ranks
 from support import CASES, Run, forward, info, loaders, make, net, sgd, weights
@@ -77,9 +79,9 @@ class Scaled(Run):
         return self
 
     def pass_over(self):
-        for clock in CLOCKS:
-            if isinstance(getattr(self.method, clock, None), int):
-                setattr(self.method, clock, getattr(self.method, clock) + 1)
+        for clock, method in product(CLOCKS, parts(self.method)):
+            if isinstance(getattr(method, clock, None), int):
+                setattr(method, clock, getattr(method, clock) + 1)
 
     def step(self, batch, how=None):
         self.scaler.update(2.0**40 if how == "scale" else SCALE)

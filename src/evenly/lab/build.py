@@ -16,13 +16,14 @@ from torch.optim import SGD, AdamW, Optimizer
 from evenly.data import Data, Modality, load
 from evenly.lab.augment import check_changes
 from evenly.lab.settings import Cell, Training
-from evenly.method import Method
+from evenly.method import Info, Method
 from evenly.methods import METHODS
+from evenly.methods.composed import Composed, combined
 from evenly.nn import ENCODERS, LateFusion, encoder_for
 from evenly.nn.late_fusion import feature_width
 from evenly.nn.pretrained import ResNet18
 from evenly.resampling import Resampler
-from evenly.spec import Spec, converted, parse
+from evenly.spec import Spec, converted, parse, together
 from evenly.suggest import unknown
 
 
@@ -66,7 +67,7 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
         modalities: That it has.
     """
     settings = method_settings(cell)
-    if METHODS[parse(cell.method).name].info.alone:
+    if info_of(cell.method).alone:
         if "modality" not in settings:
             listed = ", ".join(modalities)
             raise ValueError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
@@ -98,7 +99,7 @@ def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, n
 
 def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
     """Encoders under the head that the method is made for; of some methods, one encoder."""
-    info = METHODS[parse(cell.method).name].info
+    info = info_of(cell.method)
     if info.alone:
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
@@ -140,15 +141,36 @@ def method_settings(cell: Cell) -> dict[str, Any]:
     """The settings of a cell's method, those counted in epochs scaled to this run's length.
 
     A method's defaults are its paper's, for a training of the paper's length: a period of 20
-    epochs out of 90 would never come in a run of 20. What the user wrote is taken as it is.
+    epochs out of 90 would never come in a run of 20. What the user wrote is taken as it is. Of
+    several methods that go together, those of all.
 
     Raises:
-        ValueError: If the method or a setting is unknown, or a setting is of another type.
+        ValueError: If a method or a setting is unknown, or a setting is of another type.
     """
-    spec = parse(cell.method)
+    found: dict[str, Any] = {}
+    for spec in together(cell.method):
+        found |= _settings(spec, cell.training)
+    return found
+
+
+def info_of(method: str) -> Info:
+    """The facts of a method, or of several that go together.
+
+    Raises:
+        ValueError: If one is unknown, or they do not go together.
+    """
+    infos = [_kind(spec).info for spec in together(method)]
+    return combined(infos) if len(infos) > 1 else infos[0]
+
+
+def _kind(spec: Spec) -> type[Method]:
     if spec.name not in METHODS:
         raise unknown("method", spec.name, METHODS)
-    kind = METHODS[spec.name]
+    return METHODS[spec.name]
+
+
+def _settings(spec: Spec, training: Training) -> dict[str, Any]:
+    kind = _kind(spec)
     known = inspect.signature(kind).parameters
     names = settings_of(kind)
     hints = get_type_hints(kind.__init__)
@@ -158,7 +180,7 @@ def method_settings(cell: Cell) -> dict[str, Any]:
             raise unknown(f"setting of {spec.name}", name, names)
         given[name] = converted(f"{spec.name}: {name}", value, hints[name])
     scaled = {
-        name: in_run(known[name].default, kind.info.epochs, cell.training)
+        name: in_run(known[name].default, kind.info.epochs, training)
         for name in kind.info.in_epochs
     }
     return {**scaled, **given}
@@ -183,14 +205,16 @@ def settings_of(kind: type[Method]) -> list[str]:
 
 def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: Resampler) -> Method:
     """The method of a cell, on the encoders of a model and the parts of its training."""
-    settings = method_settings(cell)
-    kind = METHODS[parse(cell.method).name]
-    takes = inspect.signature(kind).parameters
     parts = {"optimizer": optimizer, "head": model.head, "sampler": sampler}
-    settings |= {name: part for name, part in parts.items() if name in takes}
-    if "seed" in takes:  # its chance is part of what varies from seed to seed
-        settings.setdefault("seed", cell.seed)
-    return kind(model.encoders, **settings)
+    found = []
+    for spec in together(cell.method):
+        settings, kind = _settings(spec, cell.training), _kind(spec)
+        takes = inspect.signature(kind).parameters
+        settings |= {name: part for name, part in parts.items() if name in takes}
+        if "seed" in takes:  # its chance is part of what varies from seed to seed
+            settings.setdefault("seed", cell.seed)
+        found.append(kind(model.encoders, **settings))
+    return Composed(*found) if len(found) > 1 else found[0]
 
 
 def build_sampler(data: Data, cell: Cell) -> Resampler:

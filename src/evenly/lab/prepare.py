@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import nn
 from tqdm import tqdm
@@ -19,10 +20,11 @@ from evenly.lab.build import (
 from evenly.lab.run import has_fast_bf16
 from evenly.lab.settings import Cell
 from evenly.method import Method
+from evenly.methods.composed import parts
 from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.optimizers import divides_size
-from evenly.spec import parse
+from evenly.spec import Spec, together
 
 
 def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
@@ -73,31 +75,37 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
 
 
 def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
+    several = zip(together(cell.method), parts(method), strict=True)
+    notes = [note for spec, part in several for note in _notes_of(cell, spec, part, size_is_lost)]
+    if cell.training.fusion != "concat" and method.info.head != "concat":
+        notes.append(f"{cell.method}: keeps the head it is made for, '{method.info.head}'.")
+    return notes
+
+
+def _notes_of(cell: Cell, spec: Spec, method: Method, size_is_lost: bool) -> list[str]:
     notes = []
     info = method.info
-    given = parse(cell.method).settings
-    settings = method_settings(cell)
+    given = spec.settings
+    settings = method_settings(replace(cell, method=spec.text))
     epochs = cell.training.epochs
     scaled = [name for name in info.in_epochs if name not in given and settings[name]]
     values = [f"{name}={settings[name]}" for name in scaled]
     if values and epochs != info.epochs:
         notes.append(
-            f"{cell.method}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
+            f"{spec.text}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
             f"scaled to {epochs}."
         )
     if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
-        notes.append(f"{cell.method}: acts in none of the {epochs} epochs{more}.")
+        notes.append(f"{spec.text}: acts in none of the {epochs} epochs{more}.")
     if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
         notes.append(
-            f"{cell.method}: no encoder has a BatchNorm whose statistics it could take anew."
+            f"{spec.text}: no encoder has a BatchNorm whose statistics it could take anew."
         )
-    if cell.training.fusion != "concat" and info.head != "concat":
-        notes.append(f"{cell.method}: keeps the head it is made for, '{info.head}'.")
     if info.scales_gradients and size_is_lost:
         notes.append(
-            f"{cell.method} acts by the size of gradients, which {cell.training.optimizer} divides "
+            f"{spec.text} acts by the size of gradients, which {cell.training.optimizer} divides "
             "out again: use --optimizer sgd to compare it."
         )
     return notes

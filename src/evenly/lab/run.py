@@ -49,6 +49,7 @@ from evenly.lab.predict import about
 from evenly.lab.result import Result, checksums
 from evenly.lab.settings import Cell, Precision, check_same, read_settings, write_settings
 from evenly.method import Method
+from evenly.methods.composed import parts
 from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.output import Output
@@ -418,9 +419,10 @@ class Record(Callback):
         every = self.cell.training.measure_every
         if every and (epoch % every == 0 or epoch == self.cell.training.epochs - 1):
             row |= self._diagnosis(trainer, task)
-        if isinstance(self.method, Relearn):
-            for name, found in self.method.history.get(epoch, {}).items():
-                row[f"relearn_strength/{name}"] = found["strength"]
+        for method in parts(self.method):
+            if isinstance(method, Relearn):
+                for name, found in method.history.get(epoch, {}).items():
+                    row[f"relearn_strength/{name}"] = found["strength"]
         return row
 
     def _diagnosis(self, trainer: L.Trainer, task: Task) -> dict[str, int | float]:

@@ -16,7 +16,7 @@ from evenly.lab.describe import defaults
 from evenly.lab.settings import Cell, Training
 from evenly.lab.tuned import Tuned
 from evenly.methods import METHODS
-from evenly.spec import Spec, parse
+from evenly.spec import Spec, parse, together
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -169,7 +169,12 @@ class Space:
             ValueError: If the method or a setting is unknown, or a setting is of another type.
         """
         own = method_settings(Cell(training, method, 0))  # which looks at all names
-        spec = parse(method)
+        spec, *others = together(method)
+        if others:
+            raise ValueError(
+                f"'evenly tune' searches the settings of one method; found '{method}'. Tune each "
+                "by itself, and give the composition what was found."
+            )
         info = METHODS[spec.name].info
         ranges = dict(TRAINING[training.optimizer])
         for name, found in METHOD[spec.name].items():

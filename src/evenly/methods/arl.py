@@ -67,6 +67,7 @@ class ARL(Method):
         cost="M passes through the head",
         budget=1.05,
         scales_gradients=True,
+        multiplies=True,
         doubts="The rule is unverified: the released code computes these weights, but never "
         "keeps or applies them, and its backward pass raises an error from PyTorch 2.0 on. How "
         "dependence and variance are measured is as it has them, not checked against the paper's "

@@ -89,6 +89,7 @@ class CGGM(Method):
         cost="M linear classifiers and the second derivative of the loss by the logits",
         budget=1.1,
         scales_gradients=True,
+        multiplies=True,
         within_batch=True,
         doubts="The released code takes the cosine of parameters where the paper speaks of "
         "gradients; here it is that of the gradients. Of the last step's term, which it adds to "

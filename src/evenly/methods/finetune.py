@@ -35,6 +35,7 @@ class Finetune(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="optimisation",
         writes="weights",
+        keeps_loss=True,
         targets=ANY,
         modalities="any number; each is pre-trained by itself",
         neutral={"pretrain": 0},

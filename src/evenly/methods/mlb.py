@@ -57,6 +57,7 @@ class MLB(MultiLoss):
         cost="M unimodal heads",
         budget=1.05,
         scales_gradients=True,
+        multiplies=True,
         doubts="The released code also scales the modality's slice of the fused layer and its "
         "unimodal classifier; here the encoders alone. Its scripts tune alpha and beta for each "
         "data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without beta, 2 and 1 for AVE, 2 "

@@ -94,6 +94,7 @@ class MSLR(Method):
         url="https://aclanthology.org/2022.findings-acl.143",
         category="optimisation",
         writes="learning rates",
+        keeps_loss=True,
         neutral={"strategy": "keep", "rates": None},
         variants=({}, {"strategy": "keep"}),  # without rates of one's own, smooth is the same
         needs=("unimodal",),

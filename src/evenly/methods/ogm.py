@@ -37,6 +37,7 @@ class OGM(Method):
         url="https://arxiv.org/abs/2203.15332",
         category="optimisation",
         writes="gradients",
+        keeps_loss=True,
         modalities="the paper has two; with more, a score is compared with the mean of the "
         "others, which for two is the paper's rule; with one, nothing is changed",
         neutral={"alpha": 0.0},
@@ -45,6 +46,7 @@ class OGM(Method):
         needs=("unimodal",),
         budget=1.05,
         scales_gradients=True,
+        multiplies=True,
         doubts="For three modalities and more the authors advise the mean of the pair-wise ratios "
         "(2.25 for scores of 30, 20 and 10), here the ratio to the mean of the others (2.0). The "
         "released code changes tensors of four dimensions only (the convolutions of "

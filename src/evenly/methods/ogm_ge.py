@@ -31,6 +31,7 @@ class OGMGE(OGM):
         OGM.info,
         title="On-the-fly Gradient Modulation with Generalisation Enhancement (OGM-GE)",
         neutral={"alpha": 0.0, "noise": False},
+        multiplies=False,  # it adds noise
         doubts=OGM.info.doubts + " It adds 1e-8 to the deviation of the noise.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "steps")

@@ -76,6 +76,7 @@ class PGGB(Method):
         "trained by ten steps of Adam on half a batch",
         budget=1.05,
         scales_gradients=True,
+        multiplies=True,
         doubts="Read in the manuscript and code of the authors' repository; a published version "
         "could not be checked. w_m is normalised, so that the worst probe's encoder is boosted by "
         "1 + α however small its distance from the best; the paper says that it fades as "

@@ -1,0 +1,200 @@
+"""Several methods in one training, each of which writes something else."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from torch import Tensor
+
+from evenly.method import Info, Method, overrides
+from evenly.output import Output
+from evenly.probe import Probe
+from evenly.targets import ANY
+
+
+def clash(one: Method, other: Method) -> str | None:
+    """What two methods would both write, so that one would undo the other; None if nothing."""
+    both = (one, other)
+    if all(hasattr(method, "sampler") for method in both):
+        return "the order of the samples"
+    for what in ("weights", "learning rates"):
+        if all(method.info.writes == what for method in both):
+            return what
+    if all(method.info.writes == "gradients" for method in both) and not any(
+        method.info.multiplies for method in both
+    ):
+        return "gradients"
+    if not any(_keeps_loss(method) for method in both):
+        return "the loss"
+    if all(type(method).repeats is not Method.repeats for method in both):
+        return "how often a batch comes"
+    return None
+
+
+def combined(infos: Sequence[Info]) -> Info:
+    """The facts of several methods together.
+
+    Raises:
+        ValueError: If they are made for different heads, or one trains a modality alone.
+    """
+    heads = {info.head for info in infos} - {"concat"}
+    if len(heads) > 1:
+        raise ValueError(
+            f"{_listed(infos)} are made for different heads, {' and '.join(sorted(heads))}, and a "
+            "model has one. Compose methods of one head."
+        )
+    if any(info.alone for info in infos):
+        raise ValueError(
+            f"{_listed(infos)}: one trains a single modality, and leaves the others nothing to do."
+        )
+    writes = [info.writes for info in infos if info.writes != "nothing"]
+    order = ("gradients", "loss", "learning rates", "weights")
+    return Info(
+        title=" + ".join(info.title for info in infos),
+        category=infos[0].category,
+        writes=min(writes, key=order.index) if writes else "nothing",
+        modalities="; ".join(dict.fromkeys(info.modalities for info in infos)),
+        neutral="each of them has settings of its own",
+        targets=tuple(kind for kind in ANY if all(kind in info.targets for info in infos)),
+        needs=tuple(dict.fromkeys(part for info in infos for part in info.needs)),
+        needs_probe=any(info.needs_probe for info in infos),
+        head=next(iter(heads), "concat"),
+        cost="; ".join(dict.fromkeys(info.cost for info in infos)),
+        partial=any(info.partial for info in infos),
+        within_batch=any(info.within_batch for info in infos),
+        by_pass=any(info.by_pass for info in infos),
+        missing=all(info.missing for info in infos),
+        sharded=all(info.sharded for info in infos),
+    )
+
+
+class Composed(Method):
+    """Runs several methods at once: `Composed(Relearn(encoders), OGMGE(encoders))`.
+
+    Methods compose that write different things, as `Info.writes` says: one that writes weights
+    (D&R), or the order of the samples, with one that writes the loss or gradients. One of them may
+    have a loss of its own; the others see each batch and leave its loss alone. What only multiplies
+    an encoder's gradients may do so to those that another has written, and comes after it.
+
+    Attributes:
+        methods: In the order given, in which they begin an epoch.
+    """
+
+    def __init__(self, *methods: Method) -> None:
+        """Composes methods of one training.
+
+        Args:
+            methods: Two or more, made of the same encoders and with the same criterion.
+
+        Raises:
+            ValueError: If two of them write the same, or they are of different trainings.
+        """
+        if len(methods) < 2:
+            raise ValueError(f"Composed takes two methods or more; found {len(methods)}.")
+        for one, other in combinations(methods, 2):
+            if what := clash(one, other):
+                raise ValueError(
+                    f"{_name(one)} and {_name(other)} both write {what}, so one would undo what "
+                    "the other does. Compose methods that write different things."
+                )
+            if one.criterion is not other.criterion:
+                raise ValueError(
+                    f"{_name(one)} and {_name(other)} have different criteria. Give both the same."
+                )
+        self.methods = methods
+        self.info = combined([method.info for method in methods])
+        encoders = {name: x for method in methods for name, x in method.encoders.items()}
+        for method in methods:
+            if any(encoders[name] is not x for name, x in method.encoders.items()):
+                raise ValueError("the methods have other encoders of one name. Give all the same.")
+        super().__init__(encoders, criterion=methods[0].criterion)
+        own = [method for method in methods if not _keeps_loss(method)]
+        self._of_loss = own[0] if own else methods[0]
+        self._of_backward = next((m for m in methods if overrides(m, "backward")), self._of_loss)
+
+    @property
+    def state(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the methods remember, by method."""
+        return tuple(f"{place}.{name}" for place, m in self._places().items() for name in m.state)
+
+    @property
+    def repeats(self) -> int:  # type: ignore[override]
+        """Of the method that takes a batch several times."""
+        return max(method.repeats for method in self.methods)
+
+    @property
+    def turn(self) -> str | None:  # type: ignore[override]
+        """Of the method whose passes are about one modality."""
+        return next((m.turn for m in self.methods if m.turn is not None), None)
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether any of the methods does anything in this epoch."""
+        return any(method.is_due(epoch) for method in self.methods)
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Has each method begin the epoch."""
+        for method in self.methods:
+            method.before_epoch(epoch, probe)
+        self._collect()
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The loss of the method that has one of its own; the others see the batch."""
+        found = {id(method): method.loss(output, target) for method in self.methods}
+        return found[id(self._of_loss)]
+
+    def backward(self, loss: Tensor) -> None:
+        """As the method does it that has a backward pass of its own."""
+        self._of_backward.backward(loss)
+
+    def before_step(self) -> None:
+        """Has each method change the gradients, those last that only multiply them."""
+        for method in sorted(self.methods, key=lambda method: method.info.multiplies):
+            method.before_step()
+        self._collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the methods remember, by method."""
+        return {place: method.state_dict() for place, method in self._places().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            ValueError: If the state is of other methods.
+        """
+        places = self._places()
+        if set(state) != set(places):
+            raise ValueError(
+                f"the state is of {' and '.join(state)}, but this is {' and '.join(places)}. "
+                "It was saved by another method."
+            )
+        for place, method in places.items():
+            method.load_state_dict(state[place])
+
+    def _places(self) -> dict[str, Method]:
+        """The methods by name, with a number where there are several of one class."""
+        names = [_name(method) for method in self.methods]
+        return {
+            name if names.count(name) == 1 else f"{name} {n}": method
+            for n, (name, method) in enumerate(zip(names, self.methods, strict=True))
+        }
+
+    def _collect(self) -> None:
+        self.metrics = {key: x for method in self.methods for key, x in method.metrics.items()}
+
+
+def parts(method: Method) -> Sequence[Method]:
+    """The methods that are composed; any other method by itself."""
+    return method.methods if isinstance(method, Composed) else (method,)
+
+
+def _keeps_loss(method: Method) -> bool:
+    return not overrides(method, "loss") or method.info.keeps_loss
+
+
+def _name(method: Method) -> str:
+    return type(method).__name__
+
+
+def _listed(infos: Sequence[Info]) -> str:
+    return " and ".join(info.title for info in infos)
