@@ -301,7 +301,14 @@ def train(options: Namespace) -> None:
 
 def prepare(options: Namespace) -> None:
     """Raw files to a store."""
+    from evenly.data.catalogue import TABLES
+
     out = _out(options)
+    if out.name.lower().endswith((*TABLES, ".npz")):
+        raise ValueError(
+            f"--out {out}: a store is a folder, and by this name would be taken for a file. Choose "
+            "another name."
+        )
     check_counts(workers=options.workers)
     about = _store(_source(options.source, options), out, options.workers, options.skip_broken)
     for note in about.notes:

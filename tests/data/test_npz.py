@@ -171,6 +171,8 @@ def test_numbers_of_the_samples_are_no_modality(tmp_path):
     data = load_npz(file)
     assert list(data.modalities) == ["x"]
     assert "'id' is an index of the samples, and no modality" in " ".join(data.notes)
+    data = load_npz(_write(tmp_path / "words.npz", index=np.array([f"s{n}" for n in range(N)])))
+    assert list(data.modalities) == ["x"]
     for given in ({"id": np.arange(N) // 2}, {"id": np.arange(N), "id_kind": "vector"}):
         data = load_npz(_write(tmp_path / "b.npz", **given))
         assert (list(data.modalities), data.notes) == (["x", "id"], [])

@@ -118,7 +118,7 @@ def test_labels_and_splits_are_taken_one_without_the_other(run, data, tmp_path):
         rows(run, str(tmp_path / "all_test.npz"), "val")
 
 
-def test_a_table_without_labels(tmp_path):
+def test_a_table_without_labels(tmp_path, capsys):
     lines = [f"{k % 2 * 4 - 2 + 0.01 * k},{k},{CLASSES[k % 2]}" for k in range(40)]
     (tmp_path / "t.csv").write_text("x,y,label\n" + "\n".join(lines))
     training = ["--data", str(tmp_path / "t.csv"), "--epochs", "20", "--width", "8", "--lr", "0.1"]
@@ -134,6 +134,13 @@ def test_a_table_without_labels(tmp_path):
     assert found[0].probabilities[0] > 0.5 > found[1].probabilities[0]
     alone = load_run(tmp_path / "run").probabilities({"y": torch.tensor([[3.0]])})
     assert found[2].probabilities == pytest.approx(alone[0].tolist(), abs=1e-6)
+    capsys.readouterr()
+    (tmp_path / "new.csv").write_text("x,Y\n-2,1\n2,3\n,\n,\n")
+    assert len(rows(tmp_path / "run", new)) == 2
+    said = capsys.readouterr().err
+    assert "new.csv holds no y: taken as missing from all samples." in said
+    assert "new.csv: the run knows nothing of Y: not read." in said
+    assert "new.csv: 2 rows at the end without anything in them: left out." in said
 
 
 def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path, capsys):

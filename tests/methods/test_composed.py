@@ -65,7 +65,9 @@ def test_factors_come_after_what_they_multiply():
         ("agm", "mlb", "the loss"),
         ("mcr", "lfm", "the loss"),
         ("smv", "remix", "the order of the samples"),
-        ("mslr", "mslr", "learning rates"),
+        ("mslr", "mslr", "the same, as they are of one kind"),
+        ("ogm", "ogm_ge", "the same, as they are of one kind"),
+        ("joint", "relearn", "what joint training does"),
         ("mla", "reconboost", "gradients"),
     ],
 )

@@ -184,6 +184,11 @@ class TestRelearn:
         with pytest.raises(ValueError, match=r"fewer samples than clusters|class 1 is missing"):
             Relearn(model.encoders).before_epoch(0, probe)
 
+    def test_moments_of_an_optimizer_that_trains_another_model(self):
+        optimizer = torch.optim.Adam(net().parameters())
+        with pytest.raises(ValueError, match="trains no parameter of encoder 'a', so it has no"):
+            Relearn(net().encoders, moments="cleared", optimizer=optimizer)
+
     def test_a_small_sample_is_enough_for_one_logit(self):
         model = net()
         splits = [Toy(60, seed=1), Toy(18, seed=2)]

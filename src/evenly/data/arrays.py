@@ -64,8 +64,8 @@ def load_npz(
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
     - `class_names` (C), optional: in the order of the classes.
 
-    An array `id` or `index` (N) of whole numbers that all differ numbers the samples and is no
-    modality, unless `id_kind` says what it is. A note says so.
+    An array `id` or `index` (N) of whole numbers or words that all differ numbers the samples and
+    is no modality, unless `id_kind` says what it is. A note says so.
 
     Args:
         path: Of the file.
@@ -434,7 +434,7 @@ class _Reader:
 
     def _is_index(self, name: str) -> bool:
         x = self.arrays[name]
-        if not NUMBERING.fullmatch(name) or x.shape != (self.count,) or x.dtype.kind not in "iu":
+        if not NUMBERING.fullmatch(name) or x.shape != (self.count,) or x.dtype.kind not in "iuUS":
             return False
         return self._kind(name) is None and len(np.unique(x)) == len(x) > 1
 

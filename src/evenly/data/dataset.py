@@ -19,8 +19,10 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LONGEST_NAME = 80
 """Bytes of a modality's name; a file's may have three times as many."""
-NUMBERING = re.compile(r"index|id|level_\d+", re.IGNORECASE)
-"""Names of whole numbers that number the samples, if they all differ."""
+NUMBERING = re.compile(
+    r"index|idx|id|row|(row|sample)_?(id|idx|index|number)|level_\d+", re.IGNORECASE
+)
+"""Names of whole numbers or words that number the samples, if they all differ."""
 
 
 class Padded(NamedTuple):

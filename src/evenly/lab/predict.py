@@ -1,7 +1,7 @@
 """A trained run, loaded anywhere: its predictions on new data, and its export."""
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -330,8 +330,7 @@ def _of_data(
         found = load_npz(path, labelled=False, kinds=known)
     else:
         found = load(data)
-    if lacking := sorted(run.modalities.keys() - found.modalities.keys() - set(without)):
-        say([f"{data} holds no {', '.join(lacking)}: taken as missing from all samples."])
+    say(_differing(run, data, found.modalities, without))
     intakes = run._intakes(run._fit(found, without))
     part = found.split(split)
     if not len(part):
@@ -351,12 +350,26 @@ def _doubts(intakes: Mapping[str, Intake]) -> list[str]:
     return [said for intake in intakes.values() if (said := intake.doubt())]
 
 
+def _differing(
+    run: Trained, data: str, given: Iterable[str], without: Collection[str]
+) -> list[str]:
+    """What new data have that the run does not know, and what they lack."""
+    lacking = [name for name in run.modalities if name not in {*given, *without}]
+    unknown = [name for name in given if name not in run.modalities]
+    notes = []
+    if lacking:
+        notes.append(f"{data} holds no {', '.join(lacking)}: taken as missing from all samples.")
+    if unknown:
+        notes.append(f"{data}: the run knows nothing of {', '.join(unknown)}: not read.")
+    return notes
+
+
 def _of_table(
     run: Trained, path: Path, without: Collection[str], skip_broken: bool
 ) -> Iterator[Prediction]:
     """Of a table."""
     from evenly.data.raw import READERS, batches, listed, table
-    from evenly.data.raw.columns import read_columns
+    from evenly.data.raw.columns import RESERVED, read_columns
     from evenly.data.raw.readers import Array
     from evenly.lab.prepare import say
 
@@ -375,7 +388,10 @@ def _of_table(
                 "data set that no table can name. Prepare a store of such files with 'evenly "
                 "prepare', and give it as --data."
             )
+    others = [name for name in columns.cells if name not in (*RESERVED, *columns.indices)]
+    say(_differing(run, str(path), others, without))
     source = table(path, names, readers, labelled=False, columns=columns)
+    say(source.notes)
     for name, found in source.readers.items():
         _check_numbers(run, path, name, found)
     intakes = run._intakes(

@@ -15,6 +15,10 @@ from evenly.targets import ANY
 def clash(one: Method, other: Method) -> str | None:
     """What two methods would both write, so that one would undo the other; None if nothing."""
     both = (one, other)
+    if Method in map(type, both):
+        return "what joint training does"
+    if isinstance(one, type(other)) or isinstance(other, type(one)):
+        return "the same, as they are of one kind"
     if all(hasattr(method, "sampler") for method in both):
         return "the order of the samples"
     for what in ("weights", "learning rates"):

@@ -152,6 +152,14 @@ class Relearn(Method):
         self.restarts, self.sample, self.seed = restarts, sample, seed
         self.batchnorm = batchnorm
         self.optimizer = unwrapped(optimizer) if moments == "cleared" else None
+        if self.optimizer is not None:
+            trained = {p for group in self.optimizer.param_groups for p in group["params"]}
+            for name, encoder in self.encoders.items():
+                if trained.isdisjoint(encoder.parameters()):
+                    raise ValueError(
+                        f"Relearn: the optimizer trains no parameter of encoder '{name}', so it "
+                        "has no moments of it to clear. Pass the one that trains the model."
+                    )
         self.initial: Initial | None = self._given(initial)
         self.history: dict[int, dict[str, dict[str, float]]] = {}
         self.diagnosis: Diagnosis | None = None

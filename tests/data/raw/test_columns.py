@@ -180,7 +180,9 @@ class TestIndices:
         assert list(table(path, ["row"]).readers) == ["row"]
         assert list(table(path, None, {"row": "array"}).readers) == ["x", "row"]
 
-    @pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "id", "__index_level_0__"])
+    @pytest.mark.parametrize(
+        "name", ["", "Unnamed: 0", "index", "id", "row", "idx", "sample_id", "__index_level_0__"]
+    )
     @pytest.mark.parametrize("shuffled", [True, False])
     def test_by_its_name(self, tmp_path, name, shuffled):
         number = np.random.default_rng(0).permutation(N) if shuffled else range(1, N + 1)

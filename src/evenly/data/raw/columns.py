@@ -60,11 +60,13 @@ class Columns:
         cells: By name, texts or an Arrow array.
         indices: Names of those that number the rows.
         comma: Whether numbers may have a decimal comma, as where semicolons part cells.
+        left_out: How many rows at the end were left out, as they hold nothing.
     """
 
     cells: Mapping[str, Any]
     indices: Collection[str] = ()
     comma: bool = False
+    left_out: int = 0
 
     @property
     def rows(self) -> int:
@@ -103,7 +105,12 @@ def read_columns(path: Path) -> Columns:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
     parquet = path.suffix.lower() == ".parquet"
-    names, cells, declared, comma = _parquet(path) if parquet else _csv(path)
+    left_out = 0
+    if parquet:
+        names, cells, declared, comma = _parquet(path)
+    else:
+        names, cells, comma, left_out = _csv(path)
+        declared = []
     # 'Split' is meant as 'split': taken for a modality, it would be drawn at random as well.
     names = [
         low if (low := name.lower()) in RESERVED and low not in names else name for name in names
@@ -121,7 +128,7 @@ def read_columns(path: Path) -> Columns:
         or _INDEX.fullmatch(name)
         or (NUMBERING.fullmatch(name) and _counts(found[name]))
     ]
-    return Columns(found, indices, comma)
+    return Columns(found, indices, comma, left_out)
 
 
 def _named(names: Sequence[str]) -> list[str]:
@@ -131,14 +138,20 @@ def _named(names: Sequence[str]) -> list[str]:
 
 
 def _counts(cells: Any) -> bool:
-    """Whether a column holds as many different whole numbers as it has rows."""
-    values = alone(cells) if isinstance(cells, list) else cells.to_pylist()
-    whole = values is not None and all(type(value) is int for value in values)
-    return whole and len(set(values or [])) == len(cells) > 1
+    """Whether a column holds as many different whole numbers, or words, as it has rows."""
+    values = cells if isinstance(cells, list) else cells.to_pylist()
+    if isinstance(cells, list):
+        values = alone(cells) or values
+    whole = all(type(value) is int for value in values)
+    words = all(isinstance(value, str) and re.fullmatch(r"[\w-]+", value) for value in values)
+    return (whole or words) and len(set(values)) == len(cells) > 1
 
 
-def _csv(path: Path) -> tuple[list[str], list[Any], Sequence[str], bool]:
-    """The names and texts of a CSV, without blanks around them."""
+def _csv(path: Path) -> tuple[list[str], list[Any], bool, int]:
+    """The names and texts of a CSV, without blanks around them.
+
+    Then whether numbers may have a decimal comma, and how many rows at the end hold nothing.
+    """
     text = _decoded(path)
     limit = csv.field_size_limit(2**31 - 1)  # a cell may be long; the limit is the process's
     try:
@@ -152,8 +165,10 @@ def _csv(path: Path) -> tuple[list[str], list[Any], Sequence[str], bool]:
         ) from error
     finally:
         csv.field_size_limit(limit)
+    # Rows and, next, columns without anything, as spreadsheets leave them.
+    left_out = 0
     while rows and not any(rows[-1]):
-        rows.pop()  # rows and, next, columns without anything, as spreadsheets leave them
+        left_out += len(rows.pop()) > 1
     names: list[str] = rows[0] if rows else []
     while names and not any(any(row[len(names) - 1 :]) for row in rows):
         names.pop()
@@ -164,7 +179,7 @@ def _csv(path: Path) -> tuple[list[str], list[Any], Sequence[str], bool]:
                 f"are {len(names)} names. Quote cells that hold a {parted!r}."
             )
     columns = [[row[n] or None for row in rows[1:]] for n in range(len(names))]
-    return _named(names), columns, [], parted == ";"
+    return _named(names), columns, parted == ";", left_out
 
 
 def _decoded(path: Path) -> str:

@@ -137,6 +137,9 @@ def table(
         for name in columns.indices
         if name in others and name not in names and not modalities
     ]
+    if columns.left_out:
+        count = f"{columns.left_out} row{'s' * (columns.left_out > 1)}"
+        notes.append(f"{path.name}: {count} at the end without anything in them: left out.")
     split: list[SplitName] = ["test"] * columns.rows
     if labelled:
         split = _split(path, columns.entries("split"), target, classes, notes)
