@@ -619,8 +619,9 @@ def test_a_full_disk_is_named_and_the_command_continues_when_there_is_room(tmp_p
     evenly(*training, "--resume")
 
 
-def test_a_reader_that_has_enough(features):
-    command = f"{sys.executable} -m evenly.cli compare --help | head -1"
+@pytest.mark.parametrize("asked", ["compare --help", "methods relearn"])
+def test_a_reader_that_has_enough(asked):
+    command = f"{sys.executable} -m evenly.cli {asked} | head -1"
     ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert ran.stderr == ""
 

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -145,7 +146,10 @@ def _has_no_reader() -> bool:
         sys.stdout.flush()
     except BrokenPipeError:
         return True
-    return False
+    # Where nothing is left to flush, the pipe itself tells.
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def _sentence(error: OSError, continued: str) -> str:
