@@ -75,37 +75,38 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
 
 
 def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
-    several = zip(together(cell.method), parts(method), strict=True)
-    notes = [note for spec, part in several for note in _notes_of(cell, spec, part, size_is_lost)]
+    specs = together(cell.method)
+    said = [cell.method] if len(specs) == 1 else [spec.text for spec in specs]  # as it was written
+    notes = []
+    for name, spec, part in zip(said, specs, parts(method), strict=True):
+        notes += _notes_of(name, spec, part, cell, size_is_lost)
     if cell.training.fusion != "concat" and method.info.head != "concat":
         notes.append(f"{cell.method}: keeps the head it is made for, '{method.info.head}'.")
     return notes
 
 
-def _notes_of(cell: Cell, spec: Spec, method: Method, size_is_lost: bool) -> list[str]:
+def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: bool) -> list[str]:
     notes = []
     info = method.info
     given = spec.settings
     settings = method_settings(replace(cell, method=spec.text))
     epochs = cell.training.epochs
-    scaled = [name for name in info.in_epochs if name not in given and settings[name]]
-    values = [f"{name}={settings[name]}" for name in scaled]
+    scaled = [key for key in info.in_epochs if key not in given and settings[key]]
+    values = [f"{key}={settings[key]}" for key in scaled]
     if values and epochs != info.epochs:
         notes.append(
-            f"{spec.text}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
+            f"{name}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
             f"scaled to {epochs}."
         )
     if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
-        notes.append(f"{spec.text}: acts in none of the {epochs} epochs{more}.")
+        notes.append(f"{name}: acts in none of the {epochs} epochs{more}.")
     if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
-        notes.append(
-            f"{spec.text}: no encoder has a BatchNorm whose statistics it could take anew."
-        )
+        notes.append(f"{name}: no encoder has a BatchNorm whose statistics it could take anew.")
     if info.scales_gradients and size_is_lost:
         notes.append(
-            f"{spec.text} acts by the size of gradients, which {cell.training.optimizer} divides "
+            f"{name} acts by the size of gradients, which {cell.training.optimizer} divides "
             "out again: use --optimizer sgd to compare it."
         )
     return notes
