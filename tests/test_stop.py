@@ -47,7 +47,7 @@ def test_several_signals_do_not_cut_the_clean_up_short():
 
     with pytest.raises(Stopped, match="SIGHUP"), stoppable():
         work()
-    assert cleaned
+    assert cleaned == [True]
 
 
 def test_ctrl_c_counts_where_it_was_ignored_and_hanging_up_does_not():
@@ -92,7 +92,7 @@ def test_a_signal_waits_for_what_must_not_be_cut_short():
 
     with pytest.raises(Stopped, match="SIGTERM"), stoppable():
         work()
-    assert done
+    assert done == [True]
 
 
 def test_in_another_thread_no_signals_come():
@@ -105,7 +105,7 @@ def test_in_another_thread_no_signals_come():
     thread = Thread(target=work)
     thread.start()
     thread.join()
-    assert done
+    assert done == [True]
 
 
 class Object:

@@ -83,6 +83,17 @@ def forget(optimizer: Any, parameters: Iterable[Tensor]) -> None:
             one.state.pop(parameter, None)
 
 
+def check_trains(optimizer: Optimizer, encoders: Mapping[str, nn.Module], who: str) -> None:
+    """Raises if an optimiser trains no parameter of an encoder: it is another model's."""
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    for name, encoder in encoders.items():
+        if trained.isdisjoint(encoder.parameters()):
+            raise ValueError(
+                f"{who}: the optimiser trains no parameter of encoder '{name}'. Pass the one that "
+                "trains the model."
+            )
+
+
 def divides_size(optimizer: Any) -> bool:
     """Whether the size of gradients has no part in the steps, as with Adam and its kin.
 

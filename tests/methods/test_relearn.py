@@ -186,7 +186,9 @@ class TestRelearn:
 
     def test_moments_of_an_optimizer_that_trains_another_model(self):
         optimizer = torch.optim.Adam(net().parameters())
-        with pytest.raises(ValueError, match="trains no parameter of encoder 'a', so it has no"):
+        with pytest.raises(
+            ValueError, match="Relearn: the optimiser trains no parameter of encoder 'a'"
+        ):
             Relearn(net().encoders, moments="cleared", optimizer=optimizer)
 
     def test_a_small_sample_is_enough_for_one_logit(self):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.optimizers import all_of, needs_closure, unwrapped
+from evenly.optimizers import all_of, check_trains, needs_closure, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 
@@ -193,13 +193,7 @@ class MSLR(Method):
         return super().loss(output, target)
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
-        trained = {p for group in optimizer.param_groups for p in group["params"]}
-        for name, encoder in self.encoders.items():
-            if trained.isdisjoint(encoder.parameters()):
-                raise ValueError(
-                    f"MSLR: the optimiser trains no parameter of encoder '{name}'. Pass the one "
-                    "that trains the model."
-                )
+        check_trains(optimizer, self.encoders, "MSLR")
         why = "has a step that needs a closure" if needs_closure(optimizer) else None
         if any(group.get("lr") is None for group in optimizer.param_groups):
             why = "sets its learning rate itself"

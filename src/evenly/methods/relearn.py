@@ -26,7 +26,7 @@ from evenly.diagnosis.gap import (
 )
 from evenly.diagnosis.kmeans import check_sample
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.optimizers import forget, unwrapped
+from evenly.optimizers import check_trains, forget, unwrapped
 from evenly.output import Output
 from evenly.probe import Features, Probe, Split
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
@@ -153,13 +153,7 @@ class Relearn(Method):
         self.batchnorm = batchnorm
         self.optimizer = unwrapped(optimizer) if moments == "cleared" else None
         if self.optimizer is not None:
-            trained = {p for group in self.optimizer.param_groups for p in group["params"]}
-            for name, encoder in self.encoders.items():
-                if trained.isdisjoint(encoder.parameters()):
-                    raise ValueError(
-                        f"Relearn: the optimizer trains no parameter of encoder '{name}', so it "
-                        "has no moments of it to clear. Pass the one that trains the model."
-                    )
+            check_trains(self.optimizer, self.encoders, "Relearn")
         self.initial: Initial | None = self._given(initial)
         self.history: dict[int, dict[str, dict[str, float]]] = {}
         self.diagnosis: Diagnosis | None = None
