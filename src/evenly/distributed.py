@@ -202,20 +202,23 @@ def square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Ten
     return found
 
 
-def cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """The mesh of a sharded tensor, and its dimensions that the tensor is cut over."""
-    placed: Sequence[Any] = x.placements  # type: ignore[attr-defined]
-    dims = tuple(dim for dim, placement in enumerate(placed) if placement.is_shard())
-    return x.device_mesh, dims  # type: ignore[attr-defined]
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each tensor, of this rank's part; a sparse one is to be coalesced.
 
-
-def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """In float32 at least: in float16 that of finite numbers may be infinite."""
+    In float32 at least: in float16 that of finite numbers may be infinite.
+    """
     narrow = [x for x in tensors if x.dtype.itemsize < 4]
     wide = [x for x in tensors if x.dtype.itemsize >= 4]
     of_narrow = iter(torch._foreach_norm(narrow, 2, torch.float32) if narrow else ())
     of_wide = iter(torch._foreach_norm(wide) if wide else ())
     return [next(of_narrow if x.dtype.itemsize < 4 else of_wide) for x in tensors]
+
+
+def cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """The mesh of a sharded tensor, and its dimensions that the tensor is cut over."""
+    placed: Sequence[Any] = x.placements  # type: ignore[attr-defined]
+    dims = tuple(dim for dim, placement in enumerate(placed) if placement.is_shard())
+    return x.device_mesh, dims  # type: ignore[attr-defined]
 
 
 def _square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
@@ -224,6 +227,5 @@ def _square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Te
         return torch.zeros(len(groups), device=device)
     # Of a sparse gradient, each row once.
     flat = [x.coalesce().values() if x.is_sparse else x for x in flat]
-    norms = torch.stack([norm.to(device) for norm in _norms(flat)])
-    squares = norms.square()
+    squares = torch.stack([norm.to(device) for norm in norms(flat)]).square()
     return torch.stack([part.sum() for part in squares.split([len(group) for group in groups])])

@@ -113,9 +113,13 @@ class Overflow:
 
     def counts(self, found: Tensor) -> Bool[Tensor, ""]:
         """Whether a step counts: its gradients, and what all ranks found in it, are finite."""
+        squares = distributed.square_sums([self.gradients()], found.device)
+        return squares.isfinite().all() & found.isfinite().all()
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that are looked at."""
         grads = [p.grad for p in self._parameters or () if p.grad is not None]
-        dense = [g._values() if g.is_sparse else g for g in grads]
-        return distributed.square_sums([dense], found.device)[0].isfinite() & found.isfinite().all()
+        return [g._values() if g.is_sparse else g for g in grads]
 
 
 def kept(counts: Bool[Tensor, ""], new: Tensor, old: Tensor) -> Tensor:

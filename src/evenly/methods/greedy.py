@@ -167,13 +167,14 @@ class Greedy(Method):
         if not self.is_active:
             return
         gates = self._gates.take(self)
-        counts = self._gates.counts(gates)
+        gradients, weights = self._squares(gates.device)
+        counts = gradients.isfinite().all() & gates.isfinite().all()
         gates = kept(counts, gates, torch.zeros_like(gates))
         sizes = [sum(block.widths.values()) + len(block.widths) for block in self.blocks]
         for block, observed in zip(self.blocks, gates.split(sizes), strict=True):
             block.update(observed)
         regular = self.left.to(gates.device) == 0
-        self._remember(counts & regular)
+        self._remember(counts & regular, gradients, weights)
         ratio = dependence(self.bypass, self.main)
         self._decide(counts, regular, difference(ratio))
         self.metrics = {
@@ -187,9 +188,14 @@ class Greedy(Method):
         super().load_state_dict(state)
         self._switch()
 
-    def _remember(self, counts: Tensor) -> None:
-        """Adds the speeds of a regular step to the sums."""
-        speeds = torch.stack(self._speeds(counts.device))
+    def _remember(
+        self, counts: Tensor, gradients: Float[Tensor, " g"], weights: Float[Tensor, " g"]
+    ) -> None:
+        """Adds the speeds of a regular step, from what `_squares` gives, to the sums."""
+        several = len(self.encoders)
+        both = torch.stack([gradients, weights])
+        main, gate, squeeze, _ = both.split([several, several, 1, 1], dim=1)
+        speeds = torch.stack([speed(*main), speed(*(gate + squeeze))])
         before = torch.stack([self.main, self.bypass]).to(speeds)
         self.main, self.bypass = kept(counts, before + speeds, before)
 
@@ -207,15 +213,22 @@ class Greedy(Method):
         for block in self.blocks:
             block.curate(dict(zip(self.encoders, self.curated, strict=True)))
 
-    def _speeds(self, device: torch.device) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-        """μ of the main and of the by-pass parameters of each modality in this step."""
+    def _squares(self, device: torch.device) -> Float[Tensor, "2 g"]:
+        """‖g‖² and ‖w‖² of what learns in this step, each parameter once.
+
+        Of the main parameters of each modality, of what makes its gates, of what squeezes all
+        modalities, and of the other gradients that an overflow would show in.
+        """
         groups = [self._main(name) for name in self.encoders]
-        groups += [[p for b in self.blocks for p in b.bypass(name)] for name in self.encoders]
+        groups += [
+            [p for b in self.blocks for p in b.excite[name].parameters()] for name in self.encoders
+        ]
+        groups.append([p for b in self.blocks for p in b.squeeze.parameters()])
         weights = [[p for p in group if p.requires_grad] for group in groups]
         gradients = [[p.grad for p in group if p.grad is not None] for group in weights]
-        squares = distributed.square_sums([*gradients, *weights], device)
-        main, bypass = speed(*squares.chunk(2)).chunk(2)
-        return main, bypass
+        known = {id(grad) for group in gradients for grad in group}
+        gradients.append([grad for grad in self._gates.gradients() if id(grad) not in known])
+        return distributed.square_sums([*gradients, *weights, []], device).view(2, -1)
 
     def _main(self, name: str) -> list[nn.Parameter]:
         heads = getattr(self.head, "heads", {})

@@ -105,10 +105,6 @@ class MMTM(nn.Module):
         }
         return self._with_curation(gates) if self.training else gates
 
-    def bypass(self, name: str) -> list[nn.Parameter]:
-        """The parameters through which the other modalities reach this one: W, b, V_m, c_m."""
-        return [*self.squeeze.parameters(), *self.excite[name].parameters()]
-
     def averages(self) -> dict[str, Float[Tensor, " _"]]:
         """By modality, the running average of its gate."""
         parts = self.average.split(list(self.widths.values()))
