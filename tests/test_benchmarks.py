@@ -16,7 +16,7 @@ from claims import FILE, Claim, table  # noqa: E402
 SHORT = {
     "forms": (["--pairs", "5"], 0.6),
     "kmeans": (["--pairs", "3", "--small"], 0.2),
-    "loader": (["--rounds", "1", "--clips", "128"], 0.5),
+    "loader": (["--rounds", "1", "--clips", "64"], 0.5),
     "relearn": (["--pair", "mlp", "--pairs", "3"], 0.9),
 }
 
