@@ -35,5 +35,7 @@ def read(
         command.error(f"{path} is not there. Give the folder that holds {file}.")
     if not arguments.out.parent.is_dir():
         command.error(f"{arguments.out.parent} is no folder. Make it first.")
+    if arguments.out.is_dir():
+        command.error(f"{arguments.out} is a folder. Give the name of a .npz file.")
     with np.load(path, allow_pickle=False) as arrays:
         return arguments, {name: arrays[name] for name in arrays.files}

@@ -24,6 +24,12 @@ def test_what_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
     assert os.listdir(tmp_path) == ["weights.ckpt"]
 
 
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder"), replacing(tmp_path):
+        raise AssertionError("something was written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_that_has_a_name_keeps_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nothing'"), naming(tmp_path):
         Path("nothing").read_text()

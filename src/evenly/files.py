@@ -48,7 +48,13 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, put in its place when the block ends without an error."""
+    """A temporary file beside `path`, put in its place when the block ends without an error.
+
+    Raises:
+        IsADirectoryError: If `path` is a folder, before anything is computed for it.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, as writers such as numpy's go by it. Processes of two machines that
     # share a folder may have the same number.

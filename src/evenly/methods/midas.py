@@ -107,7 +107,9 @@ class MIDAS(Method):
         "neither see each other nor normalise over the batch. The defaults are those for "
         "CREMA-D; λ is 5 for Kinetics-Sounds. Samples that lack a modality, and batches that do, "
         "have no part in L_mis. In the warm-up the fused head gets gradients of zero, so it is "
-        "decayed.",
+        "decayed. α has no upper bound: where a modality cannot become surer it climbs, on the "
+        "votes of CREMA-D to about 10, and the prediction follows that modality too much (one "
+        "seed: 72 %, with η = 0 79 %, joint training 80 %).",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "steps", "alpha")
 
