@@ -54,6 +54,7 @@ SETTINGS = {
     "lfm": {"rate": 0.1, "epochs": 4},
     "aug": {"every": 1},
     "opm": {"start": 1},
+    "miles": {"threshold": 0.01},
     "midas": {"warmup": 1},
     "mnl": {},
     "tcmax": {},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Encoders = Mapping[str, nn.Module] | nn.ModuleDict
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
+_FUSED = ""  # beside the modalities, none of which a ModuleDict lets have this name
+
 
 @dataclass(frozen=True)
 class Info:
@@ -255,6 +257,33 @@ class Method:
         self.watch.check_target(self, output, target)
         unimodal = self._unimodal(output)
         return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
+
+    def _right(self, probe: "Probe") -> tuple[float, dict[str, float], int]:
+        """How many of the validation split the prediction and each modality by itself get right.
+
+        Returns:
+            Of the prediction, of each encoder's modality by its own logits, which is wrong where
+            the modality is not there, and how many samples there are, over all ranks.
+        """
+
+        def of(output: Output, target: Tensor) -> dict[str, Tensor]:
+            self.watch.check_target(self, output, target)
+            unimodal, present = self._unimodal(output), output.present or {}
+            right = {_FUSED: output.logits.argmax(1) == target}
+            for name in self.encoders:
+                right[name] = torch.zeros_like(right[_FUSED])
+                if name in unimodal:
+                    right[name] = unimodal[name].argmax(1) == target
+                if name in present:
+                    right[name] = right[name] & present[name]
+            return {name: x.unsqueeze(1) for name, x in right.items()}
+
+        found = probe.features("val", of)
+        counts = [x.sum().double() for x in found.features.values()]
+        total = torch.stack([*counts, torch.tensor(float(len(found.target))).to(counts[0])])
+        *right, rows = distributed.sum_(total, sharded=found.sharded).tolist()
+        by_name = dict(zip(found.features, right, strict=True))
+        return by_name.pop(_FUSED), by_name, int(rows)
 
     def _features(self, output: Output) -> dict[str, Tensor]:
         """The features of each encoder's modality that the batch holds, in the encoders' order."""

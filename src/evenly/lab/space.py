@@ -139,6 +139,11 @@ METHOD: dict[str, dict[str, Range]] = {
     "inforeg": {"strength": log(0.1, 3.0), "threshold": log(0.01, 0.2)},  # its code: 0.1 to 2.6
     "remix": {"alpha": log(0.1, 2.0), "gamma": log(0.3, 3.0), "warmup": Range(2, 20)},
     "aug": {"residual": Range(0.1, 1.0), "every": Range(5, 40), "tolerance": log(1e-3, 0.1)},
+    "miles": {
+        "threshold": log(0.03, 0.5),
+        "reduction": Range(0.1, 0.9),
+        "unimodal": log(0.1, 10.0),
+    },
     "midas": {"weight": log(0.2, 20.0), "rate": log(0.01, 0.2), "warmup": Range(1, 20)},
     "mnl": {"weight": log(0.1, 10.0)},
     "tcmax": {},

@@ -19,6 +19,7 @@ from evenly.methods.lfm import LFM
 from evenly.methods.mbsd import MBSD
 from evenly.methods.mcr import MCR
 from evenly.methods.midas import MIDAS
+from evenly.methods.miles import MILES
 from evenly.methods.mla import MLA
 from evenly.methods.mlb import MLB
 from evenly.methods.mmcosine import MMCosine
@@ -80,6 +81,7 @@ METHODS: dict[str, type[Method]] = {
     "inforeg": InfoReg,
     "remix": DataRemixing,
     "aug": AUG,
+    "miles": MILES,
     "midas": MIDAS,
     "mnl": MNL,
     "tcmax": TCMax,

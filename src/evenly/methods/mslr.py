@@ -5,21 +5,17 @@ Findings of ACL 2022, https://aclanthology.org/2022.findings-acl.143.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary, ref
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evenly import distributed
-from evenly.method import Criterion, Encoders, Info, Method
-from evenly.optimizers import all_of, check_trains, needs_closure, unwrapped
+from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
+from evenly.pacing import Paced
 from evenly.probe import Probe
-
-Group = dict[str, Any]
 
 
 def smoothed(rate: float) -> float:
@@ -38,35 +34,7 @@ def growth(accuracy: Sequence[float], window: int) -> float:
     return accuracy[-1] * window / sum(before) if len(before) == window else 1.0
 
 
-def split(
-    groups: Sequence[Group], owner: Mapping[Tensor, str], factor: Mapping[str, float]
-) -> list[tuple[Group, Group]]:
-    """Each group in parts: what belongs to no modality, then each modality at a rate of its own.
-
-    Args:
-        groups: An optimiser's parameter groups, which stay as they are.
-        owner: The modality of each parameter that belongs to one.
-        factor: By modality, its rate over the group's.
-
-    Returns:
-        Each part with the group that it is of.
-    """
-    found = []
-    for group in groups:
-        for name in (None, *factor):
-            mine = [owner.get(p) == name for p in group["params"]]
-            if any(mine):
-                part = {**group, "lr": group["lr"] * (1.0 if name is None else factor[name])}
-                for key in ("params", "param_names"):
-                    if key in group:
-                        part[key] = [
-                            x for x, is_mine in zip(group[key], mine, strict=True) if is_mine
-                        ]
-                found.append((part, group))
-    return found
-
-
-class MSLR(Method):
+class MSLR(Paced):
     """Trains each encoder with a learning rate of its own: r_m times that of the optimiser.
 
     With `keep` r_m stays as it is given, with `smooth` it is √r_m, half way between the
@@ -74,15 +42,8 @@ class MSLR(Method):
     own accuracy on the validation split over its mean in the `window` epochs before, anew for each
     epoch; it is what is given until there are as many.
 
-    In each step of the optimiser, an encoder's parameters have r_m times the rate of the group that
-    they are in, with all its other options: within the step they are groups of their own, after it
-    the groups are as they were. So any scheduler, made before or after the method, moves the common
-    rate, and the encoders' follow; and a state of the optimiser is what it is without the method.
-    Of several such methods for one optimiser, the last one made acts.
-
     Attributes:
         rates: By modality, r_m as it is given, or √ of it.
-        factor: By modality, r_m as it is now.
         history: By the epoch before which it was measured, and modality: accuracy.
     """
 
@@ -144,7 +105,7 @@ class MSLR(Method):
             )
         if window < 1:
             raise ValueError(f"MSLR: 'window' is at least 1; found {window}.")
-        rates = {**dict.fromkeys(self.encoders, 1.0), **(rates or {})}
+        rates = {**self.factor, **(rates or {})}
         if strange := set(rates) - set(self.encoders):
             raise ValueError(
                 f"MSLR: 'rates' names {sorted(strange)}, but the encoders are "
@@ -162,17 +123,7 @@ class MSLR(Method):
         self.rates = rates
         self.factor = dict(rates)
         self.history: dict[int, dict[str, float]] = {}
-        self._owner: dict[Tensor, str] = {
-            p: name for name, encoder in self.encoders.items() for p in encoder.parameters()
-        }
-        self._check_optimizer(unwrapped(optimizer))
-        for one in all_of(optimizer):
-            if one not in _LAST:
-                one.register_step_pre_hook(_split)
-                one.register_step_post_hook(_join)
-                one.register_state_dict_pre_hook(_join)  # of a step that broke off
-                one.register_load_state_dict_pre_hook(_join)
-            _LAST[one] = ref(self)
+        self._pace(optimizer)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Adapts the rates to the accuracies (`dynamic`)."""
@@ -192,62 +143,8 @@ class MSLR(Method):
         self._unimodal(output)  # refused in the first step rather than after the first epoch
         return super().loss(output, target)
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        check_trains(optimizer, self.encoders, "MSLR")
-        why = "has a step that needs a closure" if needs_closure(optimizer) else None
-        if any(group.get("lr") is None for group in optimizer.param_groups):
-            why = "sets its learning rate itself"
-        if why:
-            raise ValueError(
-                "MSLR multiplies the learning rates of encoders, but this "
-                f"{type(optimizer).__name__} {why}. Use another optimiser, such as "
-                "torch.optim.AdamW."
-            )
-
-    def _parts(self, groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-        return split(groups, self._owner, self.factor)
-
     def _accuracies(self, probe: Probe) -> dict[str, float]:
-        """Of each modality by its own logits on the validation split, over all ranks."""
-
-        def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
-            self.watch.check_target(self, output, target)
-            return {
-                name: (logits.argmax(1) == target).unsqueeze(1)
-                for name, logits in self._unimodal(output).items()
-            }
-
-        found = probe.features("val", of)
-        counts = [x.sum().double() for x in found.features.values()]
-        total = torch.stack([*counts, torch.tensor(float(len(found.target))).to(counts[0])])
-        *right, rows = distributed.sum_(total, sharded=found.sharded).tolist()
+        """Of each modality by its own logits on the validation split."""
+        _, right, rows = self._right(probe)
         # None right counts as half a sample, as a rate of zero would never grow again.
-        return {name: max(x, 0.5) / rows for name, x in zip(found.features, right, strict=True)}
-
-
-_OWN = ("params", "param_names", "lr")  # what a part of a group does not share with it
-_LAST: WeakKeyDictionary[Optimizer, "ref[MSLR]"] = WeakKeyDictionary()
-_SPLIT: WeakKeyDictionary[Optimizer, tuple[list[Group], list[tuple[Group, Group]]]] = (
-    WeakKeyDictionary()
-)
-
-
-def _split(optimizer: Optimizer, *_: Any) -> None:
-    """Before a step: has the optimiser see groups by modality, while the method lives."""
-    _join(optimizer)  # a step that failed has left them so
-    last = _LAST.get(optimizer)
-    method = None if last is None else last()
-    if method is not None:
-        parts = method._parts(optimizer.param_groups)
-        _SPLIT[optimizer] = optimizer.param_groups, parts
-        optimizer.param_groups = [part for part, _ in parts]
-
-
-def _join(optimizer: Optimizer, *_: Any) -> None:
-    """After a step: gives the optimiser its groups back."""
-    groups, parts = _SPLIT.pop(optimizer, (None, []))
-    if groups is None:
-        return
-    for part, group in parts:  # some optimisers keep state in groups
-        group |= {key: x for key, x in part.items() if key not in _OWN}
-    optimizer.param_groups = groups
+        return {name: max(x, 0.5) / rows for name, x in right.items()}

@@ -1,0 +1,163 @@
+"""Modality-informed learning rate scheduler (MILES).
+
+Guerra-Manzanares, Shamout, "MILES: Modality-Informed Learning Rate Scheduler for Balancing
+Multimodal Learning", IJCNN 2025, https://arxiv.org/abs/2510.17394.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly.method import Criterion, Encoders, Info
+from evenly.output import Output
+from evenly.pacing import Paced
+from evenly.probe import Probe
+
+
+def utilisation(fused: float, unimodal: Sequence[float]) -> list[float]:
+    """What each modality adds to the others: u_m = (acc - mean of the others' acc_k) / acc.
+
+    Args:
+        fused: acc, accuracy of the prediction; where it is 0, so is each u_m.
+        unimodal: acc_m, accuracy of each modality by itself, two or more.
+    """
+    if fused == 0:
+        return [0.0] * len(unimodal)
+    total, others = sum(unimodal), len(unimodal) - 1
+    return [(fused - (total - own) / others) / fused for own in unimodal]
+
+
+def factors(rates: Sequence[float], threshold: float, reduction: float) -> list[float]:
+    """μ for each modality whose u_m is more than τ above the mean of the others', else 1.
+
+    All are 1 while every u_m is negative: the prediction has learnt less than its modalities have.
+
+    Args:
+        rates: u_m of each modality, two or more.
+        threshold: τ.
+        reduction: μ.
+    """
+    if max(rates) < 0:
+        return [1.0] * len(rates)
+    total, others = sum(rates), len(rates) - 1
+    return [reduction if u - (total - u) / others > threshold else 1.0 for u in rates]
+
+
+class MILES(Paced):
+    """Slows the encoder of the modality on which the prediction depends too much.
+
+    L = CE(z) + unimodal · Σ_m CE(z_m). Before each epoch but the first, the conditional
+    utilisation of each modality is taken from accuracies on the validation split, for two
+    modalities A and B
+
+        u_A = (acc_AB - acc_B) / acc_AB,   u_B = (acc_AB - acc_A) / acc_AB,
+
+    and where |u_A - u_B| > τ, and not both are negative, the encoder with the larger one is trained
+    with μ times the learning rate in this epoch; the factors are taken anew each time, so that they
+    do not compound. The head keeps the common rate.
+
+    Attributes:
+        epoch: The last that has begun.
+    """
+
+    info = Info(
+        title="Modality-informed learning rate scheduler (MILES)",
+        paper="Guerra-Manzanares, Shamout. MILES: Modality-Informed Learning Rate Scheduler for "
+        "Balancing Multimodal Learning. IJCNN 2025",
+        year=2025,
+        url="https://arxiv.org/abs/2510.17394",
+        category="optimisation",
+        writes="learning rates",
+        modalities="the paper has two; with more, acc_B is the mean of the others' accuracies, and "
+        "an encoder is slowed if its u_m is more than τ above the mean of the others', which for "
+        "two is the paper's rule; with one, training is joint training",
+        neutral={"reduction": 1.0, "unimodal": 0.0},
+        needs=("unimodal",),
+        needs_probe=True,
+        head="multi",
+        cost="M unimodal heads; before each epoch a look at the validation split",
+        budget=1.05,
+        missing=True,
+        doubts="No code of the authors' is known, and the paper's full text could not be read: "
+        "rule and settings are as PGGB's authors re-implement it, by the paper's algorithm as they "
+        "say. There accuracies are of the test split, here of the validation split, so that a "
+        "choice of the best epoch is by what the rates were chosen by. That factors do not "
+        "compound, that the head keeps its rate, and the weight of the unimodal losses are from "
+        "there, too. It trains with Adam, as the paper is said to.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("factor", "epoch")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        optimizer: Optimizer,
+        threshold: float = 0.2,
+        reduction: float = 0.5,
+        unimodal: float = 1.0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Has the optimiser's steps use rates by modality.
+
+        Args:
+            encoders: By modality, the modules whose learning rates are set.
+            optimizer: The one that trains them.
+            threshold: τ, how far apart utilisations may be, not negative.
+            reduction: μ, what the rate of the larger one's encoder is multiplied by, above 0 and at
+                most 1.
+            unimodal: Weight of the unimodal losses, not negative.
+            criterion: See `Method`.
+
+        Raises:
+            TypeError: If the optimizer is none.
+            ValueError: If a setting is out of range, or the optimiser trains no parameter of an
+                encoder or has but one rate for all.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("threshold", threshold), ("unimodal", unimodal)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"MILES: '{name}' is finite and not negative; found {value}.")
+        if not 0 < reduction <= 1:
+            raise ValueError(f"MILES: 'reduction' is above 0 and at most 1; found {reduction}.")
+        self.threshold, self.reduction, self.unimodal = threshold, reduction, unimodal
+        self.epoch = -1
+        self._pace(optimizer)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is anything to slow."""
+        return self.reduction < 1 and len(self.encoders) > 1
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Takes the factors anew from what was learnt so far."""
+        probe = self._probe(probe)
+        if self.is_active and epoch > 0 and epoch != self.epoch:
+            self._adapt(probe)
+        self.epoch = epoch
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """CE(z) + unimodal · Σ_m CE(z_m)."""
+        loss = super().loss(output, target)
+        if len(self.encoders) < 2:
+            return loss
+        unimodal = self._unimodal(output)
+        if self.unimodal == 0:  # heads without a gradient stay as they are, decay included
+            return loss
+        for logits in unimodal.values():
+            loss = loss + self.unimodal * self.criterion(logits, target)
+        return loss
+
+    def _adapt(self, probe: Probe) -> None:
+        fused, right, _ = self._right(probe)  # counts of the same samples: their ratios are those
+        rates = utilisation(fused, list(right.values()))
+        found = factors(rates, self.threshold, self.reduction)
+        self.factor = dict(zip(right, found, strict=True))
+        self.metrics = {
+            f"{what}/{name}": torch.tensor(value)
+            for what, values in (("rate", found), ("utilisation", rates))
+            for name, value in zip(right, values, strict=True)
+        }

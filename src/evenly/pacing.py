@@ -1,0 +1,125 @@
+"""What methods that set learning rates have in common: rates by encoder, within each step alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly.method import Criterion, Encoders, Method
+from evenly.optimizers import all_of, check_trains, needs_closure, unwrapped
+
+Group = dict[str, Any]
+
+
+def split(
+    groups: Sequence[Group], owner: Mapping[Tensor, str], factor: Mapping[str, float]
+) -> list[tuple[Group, Group]]:
+    """Each group in parts: what belongs to no modality, then each modality at a rate of its own.
+
+    Args:
+        groups: An optimiser's parameter groups, which stay as they are.
+        owner: The modality of each parameter that belongs to one.
+        factor: By modality, its rate over the group's.
+
+    Returns:
+        Each part with the group that it is of.
+    """
+    found = []
+    for group in groups:
+        for name in (None, *factor):
+            mine = [owner.get(p) == name for p in group["params"]]
+            if any(mine):
+                part = {**group, "lr": group["lr"] * (1.0 if name is None else factor[name])}
+                for key in ("params", "param_names"):
+                    if key in group:
+                        part[key] = [
+                            x for x, is_mine in zip(group[key], mine, strict=True) if is_mine
+                        ]
+                found.append((part, group))
+    return found
+
+
+class Paced(Method):
+    """A method that trains each encoder with r_m times the learning rate of the optimiser.
+
+    In each step of the optimiser, an encoder's parameters have r_m times the rate of the group that
+    they are in, with all its other options: within the step they are groups of their own, after it
+    the groups are as they were. So any scheduler, made before or after the method, moves the common
+    rate, and the encoders' follow; and a state of the optimiser is what it is without the method.
+    Of several such methods for one optimiser, the last one made acts.
+
+    Attributes:
+        factor: By modality, r_m as it is now.
+    """
+
+    state: ClassVar[tuple[str, ...]] = ("factor",)
+
+    def __init__(self, encoders: Encoders, *, criterion: Criterion | None) -> None:
+        """Begins with the common rate for all; `_pace` is to follow."""
+        super().__init__(encoders, criterion=criterion)
+        self.factor = dict.fromkeys(self.encoders, 1.0)
+        self._owner: dict[Tensor, str] = {
+            p: name for name, encoder in self.encoders.items() for p in encoder.parameters()
+        }
+
+    def _pace(self, optimizer: Optimizer) -> None:
+        """Has the optimiser's steps use rates by modality, once the method's settings are known.
+
+        Raises:
+            TypeError: If the optimizer is none.
+            ValueError: If it trains no parameter of an encoder, or has but one rate for all.
+        """
+        self._check_optimizer(unwrapped(optimizer))
+        for one in all_of(optimizer):
+            if one not in _LAST:
+                one.register_step_pre_hook(_split)
+                one.register_step_post_hook(_join)
+                one.register_state_dict_pre_hook(_join)  # of a step that broke off
+                one.register_load_state_dict_pre_hook(_join)
+            _LAST[one] = ref(self)
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        name = type(self).__name__
+        check_trains(optimizer, self.encoders, name)
+        why = "has a step that needs a closure" if needs_closure(optimizer) else None
+        if any(group.get("lr") is None for group in optimizer.param_groups):
+            why = "sets its learning rate itself"
+        if why:
+            raise ValueError(
+                f"{name} multiplies the learning rates of encoders, but this "
+                f"{type(optimizer).__name__} {why}. Use another optimiser, such as "
+                "torch.optim.AdamW."
+            )
+
+    def _parts(self, groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+        return split(groups, self._owner, self.factor)
+
+
+_OWN = ("params", "param_names", "lr")  # what a part of a group does not share with it
+_LAST: WeakKeyDictionary[Optimizer, "ref[Paced]"] = WeakKeyDictionary()
+_SPLIT: WeakKeyDictionary[Optimizer, tuple[list[Group], list[tuple[Group, Group]]]] = (
+    WeakKeyDictionary()
+)
+
+
+def _split(optimizer: Optimizer, *_: Any) -> None:
+    """Before a step: has the optimiser see groups by modality, while the method lives."""
+    _join(optimizer)  # a step that failed has left them so
+    last = _LAST.get(optimizer)
+    method = None if last is None else last()
+    if method is not None:
+        parts = method._parts(optimizer.param_groups)
+        _SPLIT[optimizer] = optimizer.param_groups, parts
+        optimizer.param_groups = [part for part, _ in parts]
+
+
+def _join(optimizer: Optimizer, *_: Any) -> None:
+    """After a step: gives the optimiser its groups back."""
+    groups, parts = _SPLIT.pop(optimizer, (None, []))
+    if groups is None:
+        return
+    for part, group in parts:  # some optimisers keep state in groups
+        group |= {key: x for key, x in part.items() if key not in _OWN}
+    optimizer.param_groups = groups
