@@ -59,6 +59,7 @@ SETTINGS = {
     "mnl": {},
     "tcmax": {},
     "pggb": {"every": 2},
+    "pdmp": {"ranking_epochs": 2},
     "mslr": {"rates": {"a": 0.5}, "window": 2},
 }
 # Settings under which nothing depends on the last bits of a gradient.

@@ -58,17 +58,20 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
 
 
 @torch.no_grad()
-def scale_(encoder: nn.Module, coefficient: Tensor, *, least: int = 2) -> None:
+def scale_(encoder: nn.Module, coefficient: Tensor | float, *, least: int = 2) -> None:
     """Multiplies the gradients of an encoder's weights, those of `least` or more dimensions.
 
-    A coefficient that is not finite changes nothing: a gradient scaler (AMP in float16) has looked
-    at the gradients already, and would let the optimiser take what is written here.
+    A tensor that is not finite changes nothing: a gradient scaler (AMP in float16) has looked at
+    the gradients already, and would let the optimiser take what is written here.
     """
-    coefficient = coefficient.nan_to_num(1.0, 1.0, 1.0)
+    if isinstance(coefficient, Tensor):
+        coefficient = coefficient.nan_to_num(1.0, 1.0, 1.0)
     for parameter in encoder.parameters():
         grad = parameter.grad
         if grad is not None and grad.ndim >= least:
-            distributed.local(grad).mul_(coefficient.to(grad.device))
+            if isinstance(coefficient, Tensor):
+                coefficient = coefficient.to(grad.device)
+            distributed.local(grad).mul_(coefficient)
 
 
 def as_real(x: Tensor) -> Tensor:

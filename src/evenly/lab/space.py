@@ -148,6 +148,7 @@ METHOD: dict[str, dict[str, Range]] = {
     "mnl": {"weight": log(0.1, 10.0)},
     "tcmax": {},
     "pggb": {"alpha": log(0.1, 1.0), "unimodal": log(0.1, 10.0)},
+    "pdmp": {"prioritised": Range(1.0, 3.0), "rest": Range(0.1, 1.0)},
 }
 """Each method's own settings, around what its paper and code have."""
 

@@ -31,6 +31,7 @@ from evenly.methods.multi_loss import MultiLoss
 from evenly.methods.ogm import OGM
 from evenly.methods.ogm_ge import OGMGE
 from evenly.methods.opm import OPM
+from evenly.methods.pdmp import PDMP
 from evenly.methods.pggb import PGGB
 from evenly.methods.pmr import PMR
 from evenly.methods.qmf import QMF
@@ -86,5 +87,6 @@ METHODS: dict[str, type[Method]] = {
     "mnl": MNL,
     "tcmax": TCMax,
     "pggb": PGGB,
+    "pdmp": PDMP,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""

@@ -1,0 +1,179 @@
+"""Performance-dominant modality prioritisation (PDMP): the opposite of balance.
+
+Wei, Luo, Zhu, Luo, "PDMP: Rethinking Balanced Multimodal Learning via Performance-Dominant
+Modality Prioritization", arXiv 2026, https://arxiv.org/abs/2604.05773.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import scale_
+from evenly.optimizers import unwrapped
+from evenly.output import Output
+from evenly.probe import Probe
+
+
+def best_of(performance: Mapping[str, float]) -> str:
+    """The performance-dominant modality: the one with the best unimodal model, in a tie the first.
+
+    Args:
+        performance: By modality, the accuracy of a model of it alone.
+    """
+    return max(performance, key=performance.__getitem__)
+
+
+def coefficients(
+    names: Iterable[str], dominant: str, prioritised: float, rest: float
+) -> dict[str, float]:
+    """The factor for each encoder's gradient: γ_p for the dominant modality, γ_r for all others."""
+    return {name: prioritised if name == dominant else rest for name in names}
+
+
+class PDMP(Method):
+    """Has the modality with the best unimodal model lead: a control for methods that balance.
+
+    The gradient of its encoder is multiplied by γ_p > 1, those of the others by γ_r < 1; the loss
+    is joint training's. Before the first epoch the unimodal models are trained, by Σ_m CE(z_m) in
+    which every modality learns by itself, and compared on the validation split; then all weights
+    are set back to where they stood. Where the ranking is known, `dominant` names the modality and
+    nothing is trained.
+
+    Attributes:
+        ranked: The modality that was found to be dominant, if one was looked for.
+    """
+
+    info = Info(
+        title="Performance-dominant modality prioritisation (PDMP)",
+        paper="Wei, Luo, Zhu, Luo. PDMP: Rethinking Balanced Multimodal Learning via "
+        "Performance-Dominant Modality Prioritization. arXiv 2026",
+        year=2026,
+        url="https://arxiv.org/abs/2604.05773",
+        category="optimisation",
+        writes="gradients",
+        modalities="any number; with one, training is joint training",
+        neutral={"prioritised": 1.0, "rest": 1.0},
+        epochs=100,
+        in_epochs=("ranking_epochs",),
+        needs=("unimodal",),
+        needs_probe=True,
+        cost="none in a step; before the first epoch, the training of the unimodal models "
+        "(`ranking_epochs` epochs) and a look at the validation split, unless `dominant` is given",
+        keeps_loss=True,
+        multiplies=True,
+        scales_gradients=True,
+        missing=True,
+        doubts="The full text could not be read and no released code was found: the ranking by "
+        "unimodal performance, γ_p > 1 and γ_r < 1 are from its abstract and from digests of it. "
+        "Their values, which it tunes by data set, are not known; those here are chosen so that "
+        "for two modalities their mean is 1, as in joint training. That they hold for the whole "
+        "training and for all of an encoder's parameters is our reading. So is how the unimodal "
+        "models are trained: they are the encoders under the model's own unimodal logits, which "
+        "have a bias in common where the head is linear, and more where it mixes features; by "
+        "default for as many epochs as the lab trains the multimodal model (100 in a schedule that "
+        "is ours), on top of these, at the learning rate that it starts with; and they are "
+        "compared after the last epoch.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("ranked",)
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        optimizer: Optimizer,
+        prioritised: float = 1.5,
+        rest: float = 0.5,
+        dominant: str | None = None,
+        ranking_epochs: int = 100,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the prioritisation.
+
+        Args:
+            encoders: By modality, the modules whose gradients are changed.
+            optimizer: The one of the training; the unimodal models' is of its kind and settings.
+            prioritised: γ_p, at least 1.
+            rest: γ_r, from 0 to 1.
+            dominant: The modality with the best unimodal model, where that is known.
+            ranking_epochs: How long unimodal models are trained, in epochs.
+            seed: Of their training.
+            criterion: See `Method`.
+
+        Raises:
+            TypeError: If the optimizer is none.
+            ValueError: If a setting is out of range or the dominant modality has no encoder.
+        """
+        super().__init__(encoders, criterion=criterion)
+        if not 1 <= prioritised < math.inf:
+            raise ValueError(f"PDMP: 'prioritised' is finite and at least 1; found {prioritised}.")
+        if not 0 <= rest <= 1:
+            raise ValueError(f"PDMP: 'rest' is from 0 to 1; found {rest}.")
+        if dominant is not None and dominant not in self.encoders:
+            raise ValueError(
+                f"PDMP: 'dominant' is one of {sorted(self.encoders)}; found '{dominant}'."
+            )
+        if ranking_epochs < 1:
+            raise ValueError(f"PDMP: 'ranking_epochs' is at least 1; found {ranking_epochs}.")
+        self.optimizer = unwrapped(optimizer)
+        self.prioritised, self.rest, self.dominant = prioritised, rest, dominant
+        self.ranking_epochs, self.seed = ranking_epochs, seed
+        self.ranked: str | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any gradient is changed."""
+        return (self.prioritised, self.rest) != (1, 1) and len(self.encoders) > 1
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the dominant modality has to be looked for."""
+        return self.is_active and self.dominant is None
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether gradients are changed in this epoch, from 0: in each, if at all."""
+        return self.is_active
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Ranks the modalities once, before the first epoch that this is called for."""
+        if not self.ranks or self.ranked is not None:
+            return
+        probe = self._probe(probe)
+        # Encoders share nothing, so that under the sum of their losses each learns by itself.
+        with probe.trained(
+            self._unimodal_loss,
+            epochs=self.ranking_epochs,
+            optimizer=self.optimizer,
+            seed=self.seed,
+        ):
+            _, right, rows = self._right(probe)
+        self.ranked = best_of(right)
+        self.metrics = {f"accuracy/{name}": torch.tensor(x / rows) for name, x in right.items()}
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The joint loss, CE(z)."""
+        loss = super().loss(output, target)
+        unimodal = self._unimodal(output) if self.ranks else output.unimodal
+        if self.is_active and unimodal:
+            # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
+            loss = loss + sum(z[:0].sum() for z in unimodal.values())
+        return loss
+
+    def before_step(self) -> None:
+        """Multiplies the gradients."""
+        if not self.is_active:
+            return
+        dominant = self.dominant or self.ranked
+        if dominant is None:
+            raise RuntimeError(
+                "PDMP.before_step came before the modalities were ranked. Call before_epoch before "
+                "the first batch of an epoch, load the method's state, or give 'dominant'."
+            )
+        found = coefficients(self.encoders, dominant, self.prioritised, self.rest)
+        for name, encoder in self.encoders.items():
+            scale_(encoder, found[name], least=0)
