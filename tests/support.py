@@ -53,6 +53,7 @@ SETTINGS = {
     "reconboost": {"alternation": 1, "rectification": 1},
     "lfm": {"rate": 0.1, "epochs": 4},
     "aug": {"every": 1},
+    "bss": {"grow": 3},
     "opm": {"start": 1},
     "miles": {"threshold": 0.01},
     "midas": {"warmup": 1},

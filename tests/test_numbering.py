@@ -10,7 +10,7 @@ import evenly
 from evenly.numbering import rows, samples
 from support import Run, Toy, forward, loaders, make, same
 
-FOLLOWING = ("umt", "g2d", "smv", "remix", "qmf")
+FOLLOWING = ("umt", "g2d", "smv", "remix", "qmf", "bss")
 
 
 def found(number):
@@ -134,7 +134,7 @@ def test_workers_read_what_is_sampled_again():
     assert same(trained_on(data, "smv", workers=1), trained_on(data, "smv"))
 
 
-@pytest.mark.parametrize("case", ["umt", "g2d", "smv", "remix"])
+@pytest.mark.parametrize("case", ["umt", "g2d", "smv", "remix", "bss"])
 def test_samples_with_one_number_are_refused_before_the_first_step(case):
     run = Run(case, **({"warmup": 0} if case in ("smv", "remix") else {}))
     run.seen_by(numbered(lambda i: i // 2))

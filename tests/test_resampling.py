@@ -74,6 +74,16 @@ class TestPool:
         assert sorted(found[:4]) == sorted(found[4:8]) == [0, 1, 2, 3]
         assert len(set(found[8:])) == 3
 
+    def test_entries_in_the_pools_own_order(self):
+        pool = torch.tensor([4, 2 + 11, 9, 4])
+        for world in (1, 2):
+            ranks = [sampler(world=world, rank=rank, pool=pool) for rank in range(world)]
+            for rank in ranks:
+                rank.in_order = True
+            rows = zip(*map(list, ranks), strict=True)
+            found = [position for row in rows for position in row]
+            assert found == ([4, 2, 9, 4] * 3)[: 11 if world == 1 else 12]
+
     def test_order_is_a_function_of_seed_and_epoch(self):
         pool = torch.arange(30)
         first = list(sampler(pool=pool))

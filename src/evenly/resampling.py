@@ -34,6 +34,7 @@ class Resampler(DistributedSampler[Any]):
         pool: Entries to draw from, the same on each rank; None for every sample once.
         batch_size: Where given, batches of this size (over all ranks) hold one variant each, but
             for what is left over, which comes last.
+        in_order: Whether entries come in the pool's order rather than in random order.
     """
 
     pool: Int[Tensor, " p"] | None
@@ -60,6 +61,7 @@ class Resampler(DistributedSampler[Any]):
         )
         self.pool = None
         self.batch_size: int | None = None
+        self.in_order = False
 
     @property
     def count(self) -> int:
@@ -81,7 +83,10 @@ class Resampler(DistributedSampler[Any]):
         pool = pool.cpu()
         stream = torch.Generator().manual_seed(self.seed + self.epoch)
         rounds = -(-self.total_size // len(pool))
-        parts = [pool[torch.randperm(len(pool), generator=stream)] for _ in range(rounds)]
+        parts = [
+            pool if self.in_order else pool[torch.randperm(len(pool), generator=stream)]
+            for _ in range(rounds)
+        ]
         order = torch.cat(parts)[: self.total_size]
         return order if self.batch_size is None else self._grouped(order, stream)
 

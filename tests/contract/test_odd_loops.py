@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 
 import evenly
+from evenly.methods.composed import parts
 from evenly.nn import LateFusion
 from support import CASES, info, make
 
@@ -270,8 +271,8 @@ class Loop:
 
     def _loader(self, made):
         """The loader of the row; a method with an order of its own comes with its sampler."""
-        kind = type(make(self.case, self.model, self.optimizer))
-        if hasattr(kind, "sampler") or "smv" in self.case or "remix" in self.case:
+        method = make(self.case, self.model, self.optimizer)
+        if any(hasattr(one, "sampler") for one in parts(method)):
             made = LOADERS["resampler"]
         return made(self.train_rows)
 

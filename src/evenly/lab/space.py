@@ -144,6 +144,12 @@ METHOD: dict[str, dict[str, Range]] = {
         "reduction": Range(0.1, 0.9),
         "unimodal": log(0.1, 10.0),
     },
+    "bss": {
+        "fused": log(0.05, 1.0),  # its code: 0.1 and 1
+        "unimodal": log(0.3, 3.0),  # 0.9 and 1
+        "start": Range(0.05, 0.5),
+        "grow": Range(10, 100),
+    },
     "midas": {"weight": log(0.2, 20.0), "rate": log(0.01, 0.2), "warmup": Range(1, 20)},
     "mnl": {"weight": log(0.1, 10.0)},
     "tcmax": {},

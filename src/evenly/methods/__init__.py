@@ -5,6 +5,7 @@ from evenly.methods.agm import AGM
 from evenly.methods.amco import AMCo
 from evenly.methods.arl import ARL
 from evenly.methods.aug import AUG
+from evenly.methods.bss import BSS
 from evenly.methods.cggm import CGGM
 from evenly.methods.cml import CML
 from evenly.methods.dgl import DGL
@@ -82,6 +83,7 @@ METHODS: dict[str, type[Method]] = {
     "inforeg": InfoReg,
     "remix": DataRemixing,
     "aug": AUG,
+    "bss": BSS,
     "miles": MILES,
     "midas": MIDAS,
     "mnl": MNL,

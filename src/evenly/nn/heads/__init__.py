@@ -21,6 +21,7 @@ from evenly.nn.heads.mult import CrossModalHead
 from evenly.nn.heads.multi import MultiHead
 from evenly.nn.heads.shared import SharedHead
 from evenly.nn.heads.sum import SumHead
+from evenly.nn.heads.total import TotalHead
 
 FUSIONS: dict[str, type[Head]] = {
     "concat": ConcatHead,
@@ -39,6 +40,7 @@ HEADS: dict[str, type[Head]] = {
     **FUSIONS,
     **TOKEN_FUSIONS,
     "multi": MultiHead,
+    "total": TotalHead,
     "late": LateHead,
     "ensemble": EnsembleHead,
     "energy": EnergyHead,
@@ -78,4 +80,5 @@ __all__ = [
     "MultiHead",
     "SharedHead",
     "SumHead",
+    "TotalHead",
 ]
