@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -102,6 +104,19 @@ def test_a_modality_without_an_encoder_handed_over_is_never_dropped():
     assert torch.equal(seen[0]["b"], output.features["b"])
     gone = torch.stack([(seen[0][name] == 0).all(1) for name in some])
     assert gone.sum(0).tolist() == [1] * len(target)
+
+
+def test_a_sample_keeps_one_of_those_that_it_has():
+    model = net(NAMES).double().eval()
+    method = ModalityDropout(model.encoders, p=1.0)
+    output, target = batch_of(model)
+    has = {name: torch.arange(24) % 3 == n for n, name in enumerate(NAMES)}
+    seen = []
+    fuse = lambda features: (seen.append(features), output.fuse(features))[1]  # noqa: E731
+    method.loss(replace(output, present=has, fuse=fuse), target)
+    for name, rows in has.items():
+        assert torch.equal(seen[0][name][rows], output.features[name][rows])
+        assert not seen[0][name][~rows].any()
 
 
 def test_shares_kept_are_told():

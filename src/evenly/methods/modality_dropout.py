@@ -5,6 +5,7 @@ Transactions on Pattern Analysis and Machine Intelligence 38(8), 2016,
 https://arxiv.org/abs/1501.00102.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -79,7 +80,7 @@ class ModalityDropout(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= p <= 1:
-            raise ValueError(f"ModalityDropout: 'p' is from 0 to 1; found {p}.")
+            raise ValueError(f"{type(self).__name__}: 'p' is from 0 to 1; found {p}.")
         self.p, self.seed = p, seed
         self.steps = 0
 
@@ -87,21 +88,33 @@ class ModalityDropout(Method):
         """CE of the fusion without what is dropped; without gradients nothing is dropped."""
         if self.p == 0 or not torch.is_grad_enabled():
             return super().loss(output, target)
-        index, fuse = self._need(output, "index"), self._need(output, "fuse")
-        features = self._features(output)
-        drawn = [
-            chance.uniform(index, self.seed, self.steps, m)
-            for m, name in enumerate(self.encoders)
-            if name in features
-        ]
-        mask = dict(zip(features, kept(torch.stack(drawn), self.p), strict=True))
+        mask = self._drawn(output)
         self.metrics = {f"kept/{name}": stays.float().mean() for name, stays in mask.items()}
-        masked = {
-            name: value.where(mask[name].to(value.device).unsqueeze(1), value.new_zeros(()))
-            for name, value in features.items()
-        }
-        return self.criterion(fuse({**output.features, **masked}), target)
+        return self.criterion(self._masked(output, mask), target)
 
     def before_step(self) -> None:
         """Counts the steps: the next has other masks."""
         self.steps += 1
+
+    def _drawn(self, output: Output) -> dict[str, Bool[Tensor, " n"]]:
+        """Which modalities of each sample stay in this step."""
+        index, present = self._need(output, "index"), output.present or {}
+        features = self._features(output)
+        drawn = []
+        for m, name in enumerate(self.encoders):
+            if name in features:
+                number = chance.uniform(index, self.seed, self.steps, m)
+                if name in present:  # what a sample lacks is not what it may keep
+                    number = number.masked_fill(~present[name].to(number.device), -1.0)
+                drawn.append(number)
+        return dict(zip(features, kept(torch.stack(drawn), self.p), strict=True))
+
+    def _masked(self, output: Output, mask: Mapping[str, Bool[Tensor, " n"]]) -> Tensor:
+        """The logits without what is dropped."""
+        fuse = self._need(output, "fuse")
+        masked = {
+            name: value.where(mask[name].to(value.device).unsqueeze(1), value.new_zeros(()))
+            for name, value in self._features(output).items()
+        }
+        logits: Tensor = fuse({**output.features, **masked})
+        return logits
