@@ -12,6 +12,7 @@ from evenly.nn.heads import (
     EnsembleHead,
     FiLMHead,
     GatedHead,
+    Head,
     LateHead,
     LowRankHead,
     MultiHead,
@@ -149,6 +150,20 @@ def test_attention_passes_over_what_is_missing():
     assert not torch.allclose(logits, own["a"])
     swapped, _ = head({"b": x["b"], "a": x["a"]})
     torch.testing.assert_close(swapped, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_masks_samples_of_any_modalities_in_one_pass():
+    torch.manual_seed(0)
+    head = AttentionHead({"a": 4, "b": 6}, 3).double()
+    x = {"a": torch.randn(5, 4).double(), "b": torch.randn(5, 6).double()}
+    here = {"a": torch.tensor([1, 0, 1, 0, 1]).bool(), "b": torch.tensor([1, 1, 0, 0, 1]).bool()}
+    wild = {name: x[name].masked_fill(~here[name][:, None], 1e9) for name in x}
+    passes = []
+    head.layer.register_forward_hook(lambda *_: passes.append(1))
+    found = head(wild, here)
+    assert len(passes) == 3  # of both modalities, and of each alone
+    expected = Head.forward(head, x, here)  # as for any head: once for each set of modalities
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FUSIONS)

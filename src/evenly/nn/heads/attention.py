@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly.nn.heads.ablating import AblatingHead
+from evenly.nn.heads.base import Logits
 
 
 class AttentionHead(AblatingHead):
@@ -37,10 +38,47 @@ class AttentionHead(AblatingHead):
         )
         self.linear = nn.Linear(width, num_classes)
 
+    def forward(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " n"]] | None = None,
+    ) -> Logits:
+        """As for any head; a mask keeps attention from what a sample lacks, all in one pass."""
+        if not here or here.keys().isdisjoint(features):
+            return self.logits(features)
+        alone = {name: self._masked({name: value}, here) for name, value in features.items()}
+        return self._masked(features, here), alone
+
     def fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
         """The logits of the class token."""
+        return self._read(features)
+
+    def _masked(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " n"]],
+    ) -> Float[Tensor, "n c"]:
+        """Likewise of the modalities that each sample has; zeros for one that has none."""
+        some = self.any_of(features)
+        every = torch.ones(some.shape[0], dtype=torch.bool, device=some.device)
+        there = {name: here.get(name, every).to(some.device) for name in features}
+        kept = {
+            name: value.where(there[name].unsqueeze(1), value.new_zeros(()))
+            for name, value in features.items()
+        }
+        lacking = ~torch.stack([every, *there.values()], dim=1)
+        logits = self._read(kept, lacking)
+        return logits.masked_fill(lacking[:, 1:].all(1, keepdim=True), 0.0)
+
+    def _read(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        lacking: Bool[Tensor, "n t"] | None = None,
+    ) -> Float[Tensor, "n c"]:
         start = self.start.expand(self.any_of(features).shape[0], -1)
-        tokens = [self.tokens[name](x) + self.place[name] for name, x in features.items()]
-        seen = self.layer(torch.stack([start, *tokens], dim=1))
+        # Asked for outside of autocast, it gets features of fewer bits than its weights have.
+        own = {name: x.to(self.start.dtype) for name, x in features.items()}
+        tokens = [self.tokens[name](x) + self.place[name] for name, x in own.items()]
+        seen = self.layer(torch.stack([start, *tokens], dim=1), src_key_padding_mask=lacking)
         logits: Tensor = self.linear(seen[:, 0])
         return logits
