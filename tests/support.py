@@ -43,6 +43,7 @@ SETTINGS = {
     "ensemble": {},
     "finetune": {"pretrain": 2},
     "modality_dropout": {},
+    "masked_transformer": {},
     "qmf": {},
     "greedy": {},
     "remix": {"warmup": 1},

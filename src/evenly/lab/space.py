@@ -86,6 +86,7 @@ METHOD: dict[str, dict[str, Range]] = {
     "ensemble": {},
     "finetune": {"pretrain": Range(20, 100)},
     "modality_dropout": {"p": Range(0.1, 0.9)},
+    "masked_transformer": {"p": Range(0.1, 0.9)},
     "qmf": {"weight": log(0.01, 1.0)},  # its codes have 0.1 and 1
     "g_blending": {"trial_epochs": Range(10, 45)},
     "ogm": {"alpha": log(0.1, 3.0), "end": Range(10, 100)},  # published: 0.1 to 2.6

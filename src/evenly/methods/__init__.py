@@ -17,6 +17,7 @@ from evenly.methods.g_blending import GBlending
 from evenly.methods.greedy import Greedy
 from evenly.methods.inforeg import InfoReg
 from evenly.methods.lfm import LFM
+from evenly.methods.masked_transformer import MaskedTransformer
 from evenly.methods.mbsd import MBSD
 from evenly.methods.mcr import MCR
 from evenly.methods.midas import MIDAS
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
     "ensemble": Ensemble,
     "finetune": Finetune,
     "modality_dropout": ModalityDropout,
+    "masked_transformer": MaskedTransformer,
     "qmf": QMF,
     # methods, by year
     "g_blending": GBlending,
