@@ -57,6 +57,7 @@ SETTINGS = {
     "bss": {"grow": 3},
     "opm": {"start": 1},
     "miles": {"threshold": 0.01},
+    "rolling_q": {"beta": 0.0, "times": 2},
     "midas": {"warmup": 1},
     "mnl": {},
     "tcmax": {},

@@ -151,6 +151,7 @@ METHOD: dict[str, dict[str, Range]] = {
         "start": Range(0.05, 0.5),
         "grow": Range(10, 100),
     },
+    "rolling_q": {"beta": Range(0.05, 0.5), "rho": log(0.3, 10.0), "times": Range(1, 3)},
     "midas": {"weight": log(0.2, 20.0), "rate": log(0.01, 0.2), "warmup": Range(1, 20)},
     "mnl": {"weight": log(0.1, 10.0)},
     "tcmax": {},

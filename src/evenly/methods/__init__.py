@@ -40,6 +40,7 @@ from evenly.methods.qmf import QMF
 from evenly.methods.reconboost import ReconBoost
 from evenly.methods.relearn import Relearn
 from evenly.methods.remix import DataRemixing
+from evenly.methods.rolling_q import RollingQ
 from evenly.methods.smv import SMV
 from evenly.methods.tcmax import TCMax
 from evenly.methods.umt import UMT
@@ -87,6 +88,7 @@ METHODS: dict[str, type[Method]] = {
     "aug": AUG,
     "bss": BSS,
     "miles": MILES,
+    "rolling_q": RollingQ,
     "midas": MIDAS,
     "mnl": MNL,
     "tcmax": TCMax,

@@ -19,6 +19,7 @@ from evenly.nn.heads.mbt import BottleneckHead
 from evenly.nn.heads.mmtm import MMTMHead
 from evenly.nn.heads.mult import CrossModalHead
 from evenly.nn.heads.multi import MultiHead
+from evenly.nn.heads.rolling import RollingHead
 from evenly.nn.heads.shared import SharedHead
 from evenly.nn.heads.sum import SumHead
 from evenly.nn.heads.total import TotalHead
@@ -52,6 +53,7 @@ HEADS: dict[str, type[Head]] = {
     "mmtm": MMTMHead,
     "decoding": DecodingHead,
     "certainty": CertaintyHead,
+    "rolling": RollingHead,
 }
 """By the name that `Info.head` uses."""
 
@@ -78,6 +80,7 @@ __all__ = [
     "LowRankHead",
     "MMTMHead",
     "MultiHead",
+    "RollingHead",
     "SharedHead",
     "SumHead",
     "TotalHead",
