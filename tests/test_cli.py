@@ -609,7 +609,8 @@ def test_a_traceback_shows_no_password():
 def test_errors_of_the_system_name_the_path(tmp_path):
     (tmp_path / "config.yaml").write_text("methods: [joint]\nprotocol: fair\n")
     (tmp_path / "summary.csv").mkdir()
-    fails("summary.csv). Check the path, and that you may", "report", tmp_path)
+    fails("summary.csv is a folder. Give the name of a file.", "report", tmp_path)
+    fails("xxx/runs). Check the path, and that you may", "report", tmp_path / ("x" * 300))
 
 
 def test_a_full_disk_is_named_and_the_command_continues_when_there_is_room(tmp_path):
