@@ -418,9 +418,45 @@ class TestTrained:
         assert seen == set(range(count))
 
 
+def shown(probe):
+    """The gradients of each batch, of one weight."""
+    weight, found = probe.model.encoders["a"][0].weight, []
+    probe.gradients(fused, lambda: found.append(weight.grad.clone()))
+    return found
+
+
+class TestGradients:
+    def test_those_of_each_batch_in_evaluation_mode(self):
+        model = net()
+        found = shown(evenly.Probe(model, forward, *loaders()))
+        model.eval()
+        batches = list(DataLoader(Toy(36, seed=1), 8))
+        assert len(found) == len(batches)
+        for grad, batch in zip(found, batches, strict=True):
+            model.zero_grad()
+            fused(*forward(model, batch)).backward()
+            assert torch.equal(grad, model.encoders["a"][0].weight.grad)
+
+    def test_all_is_as_it_was_also_after_an_error(self):
+        model = net()
+        fused(*forward(model, next(iter(loaders()[0])))).backward()
+        model.head.linear.weight.grad = None
+        gradients = {p: p.grad for p in model.parameters()}
+        before, stream = weights(model), torch.get_rng_state()
+        probe = evenly.Probe(model, forward, *loaders())
+        shown(probe)
+        with pytest.raises(ZeroDivisionError):
+            probe.gradients(fused, lambda: 1 // 0)
+        assert all(p.grad is grad for p, grad in gradients.items())
+        assert all(torch.equal(before[key], value) for key, value in weights(model).items())
+        assert torch.equal(stream, torch.get_rng_state())
+        assert model.training
+
+
 def on_rank(rank, world):
     """What a rank trains, draws and looks at."""
-    found = {}
+    probe = evenly.Probe(straight(), forward, *loaders(count=40, batch=8 // world))
+    found = {"gradients": torch.stack(shown(probe))}
     for count in (40, 37):
         model = straight()
         probe = evenly.Probe(model, forward, *loaders(count=count, batch=8 // world))
@@ -449,6 +485,8 @@ def test_two_ranks_train_and_draw_as_one_process_does(tmp_path):
         assert all(torch.equal(value, two[key][name]) for name, value in one[key].items())
     for name, value in alone[40].items():
         torch.testing.assert_close(one[40][name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one["gradients"], alone["gradients"], rtol=1e-4, atol=1e-7)
+    assert torch.equal(one["gradients"], two["gradients"])
     assert torch.equal(one["sample"], two["sample"])
     assert torch.equal(one["sample"], alone["sample"])
     drawn = torch.cat([rank["fraction"].index for rank in (one, two)])

@@ -337,6 +337,33 @@ class Probe:
         _average([p for group in optimizer.param_groups for p in group["params"]])
         optimizer.step()
 
+    def gradients(
+        self, objective: Callable[[Output, Tensor], Tensor], take: Callable[[], None]
+    ) -> None:
+        """Shows the gradients of each batch of the training split; nothing is trained.
+
+        The model is in evaluation mode meanwhile; in the end all is as it was, gradients included.
+        On several ranks gradients are averaged, so that a batch is that of all ranks together. A
+        last batch of one sample is left out.
+
+        Args:
+            objective: `objective(output, target)` gives the loss of one batch.
+            take: Called after each batch, when the parameters' `.grad` are that batch's.
+        """
+        distributed.reshard(self.model)
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        try:
+            with self._looking(), torch.enable_grad():
+                for batch in self._training_batches():
+                    for parameter, _ in gradients:
+                        parameter.grad = None
+                    objective(*self._run(batch)).backward()
+                    _average([parameter for parameter, _ in gradients])
+                    take()
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What training can move: all but a quantised base, of which a copy would be large."""
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):

@@ -10,7 +10,7 @@ import support
 from support import CASES, Run, info
 
 WRITING = [case for case in CASES if info(case).writes in ("weights", "gradients")]
-DENSE_ONLY = ("ogm_ge", "inforeg", "mmpareto")
+DENSE_ONLY = ("ogm_ge", "inforeg", "mmpareto", "awc")
 
 
 class Odd(nn.Module):

@@ -157,6 +157,8 @@ METHOD: dict[str, dict[str, Range]] = {
     "tcmax": {},
     "pggb": {"alpha": log(0.1, 1.0), "unimodal": log(0.1, 10.0)},
     "pdmp": {"prioritised": Range(1.0, 3.0), "rest": Range(0.1, 1.0)},
+    # the paper searches 0 to 30,000, with Adam
+    "awc": {"strong": log(1e3, 1e5), "weak": log(1e3, 1e5), "window": Range(5, 30)},
 }
 """Each method's own settings, around what its paper and code have."""
 

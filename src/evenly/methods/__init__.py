@@ -5,6 +5,7 @@ from evenly.methods.agm import AGM
 from evenly.methods.amco import AMCo
 from evenly.methods.arl import ARL
 from evenly.methods.aug import AUG
+from evenly.methods.awc import AWC
 from evenly.methods.bss import BSS
 from evenly.methods.cggm import CGGM
 from evenly.methods.cml import CML
@@ -94,5 +95,6 @@ METHODS: dict[str, type[Method]] = {
     "tcmax": TCMax,
     "pggb": PGGB,
     "pdmp": PDMP,
+    "awc": AWC,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""

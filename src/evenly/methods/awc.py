@@ -1,0 +1,356 @@
+"""Adaptive weight constraint (AWC).
+
+Qi, Peng, Zhang, Ma, "Towards Balanced Multi-Modal Learning in 3D Human Pose Estimation", CVPR 2026,
+https://arxiv.org/abs/2501.05264.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evenly import distributed
+from evenly.diagnosis.contribution import contributions
+from evenly.method import Criterion, Encoders, Info, Method
+from evenly.modulation import as_real, check_dense, full
+from evenly.optimizers import check_trains, unwrapped
+from evenly.output import Output
+from evenly.probe import Probe
+from evenly.targets import ANY, counted
+
+CONSTANT = 1e-6
+"""Spread over size below which what a model predicts is one number with rounding errors."""
+
+
+def correlation(
+    prediction: Float[Tensor, "n c"], target: Float[Tensor, "n c"]
+) -> Float[Tensor, ""]:
+    """Σ over outputs of the Pearson correlation ρ(ŷ, y), from -c to c; 0 for a constant output."""
+    units = []
+    for x in (prediction.double(), target.double()):
+        centred = x - x.mean(0)
+        spread, size = centred.norm(dim=0), x.norm(dim=0)
+        units.append(torch.where(spread > CONSTANT * size, centred / spread, 0.0))
+    return (units[0] * units[1]).sum()
+
+
+def accuracy(right: Float[Tensor, "n 1"], here: Float[Tensor, "n 1"]) -> Float[Tensor, ""]:
+    """The share of right predictions among the samples that have a label."""
+    return right.double().sum() / here.double().sum().clamp_min(1)
+
+
+def strong(contribution: Sequence[float]) -> list[bool]:
+    """Which values are in the upper of two clusters, by 2-means; none where all are equal.
+
+    On a line 2-means cuts the ordered values where their squared distances to the means of both
+    parts add up to the least, so all cuts can be tried; of two it is the larger.
+    """
+    ordered = sorted(contribution)
+    if math.isclose(ordered[0], ordered[-1], abs_tol=1e-9):  # but for rounding
+        return [False] * len(ordered)
+
+    def spread(part: Sequence[float]) -> float:
+        mean = sum(part) / len(part)
+        return sum((value - mean) ** 2 for value in part)
+
+    cuts = range(1, len(ordered))
+    cut = min(cuts, key=lambda n: spread(ordered[:n]) + spread(ordered[n:]))
+    return [value >= ordered[cut] for value in contribution]
+
+
+@torch.no_grad()
+def squares(encoder: nn.Module) -> dict[str, Tensor]:
+    """g² by name of a parameter; of a complex one those of real and imaginary part, in pairs."""
+    return {
+        name: as_real(full(p.grad)).square()
+        for name, p in encoder.named_parameters()
+        if p.grad is not None
+    }
+
+
+@torch.no_grad()
+def constrain_(
+    encoder: nn.Module,
+    start: Mapping[str, Tensor],
+    fisher: Mapping[str, Tensor],
+    strength: float,
+    rates: Mapping[nn.Parameter, float | Tensor] | None = None,
+) -> None:
+    """Adds the gradient of α ½ Σ_i F_ii (θ_i - θ_0,i)²: g ← g + α F (θ - θ_0).
+
+    Args:
+        encoder: Whose gradients are there; parameters without one are left out.
+        start: θ_0 by name of a parameter.
+        fisher: F likewise, as `squares` has it; parameters that it lacks are left out.
+        strength: α.
+        rates: lr of each parameter, for an implicit step, in which the term has its gradient where
+            the step ends: g ← (g + α F (θ - θ_0)) / (1 + lr α F).
+    """
+    for name, p in encoder.named_parameters():
+        if p.grad is None or name not in fisher:
+            continue
+        grad, now = (as_real(distributed.local(x)) for x in (p.grad, p))
+        then = as_real(distributed.shard_like(start[name], p))
+        weight = strength * distributed.shard_like(fisher[name], p)
+        grad.add_(weight * (now - then))
+        if rates is not None:
+            grad.div_(1 + rates.get(p, 0.0) * weight)
+
+
+class AWC(Method):
+    """Holds each encoder near the weights of the epoch's start, the strong ones more firmly.
+
+    In the first `window` epochs the loss is L + Σ_m α_m ½ Σ_i F_ii (θ_i - θ_0,i)², over the
+    weights θ of encoder m, with θ_0 those at the start of the epoch and F the diagonal of the
+    Fisher information there: the mean over batches of the training split of (∂L/∂θ_i)². α_m is
+    `strong` for modalities whose contribution is in the upper of two clusters (2-means), `weak` for
+    the others. A contribution is the Shapley value of what the model is worth with some modalities
+    while the features of the others are zeros: for class numbers its accuracy on the training
+    split, for any other target the sum of its outputs' Pearson correlations with it.
+
+    Only the gradient of the term, α F (θ - θ_0), is there; the loss that is returned is L. By
+    plain SGD a step takes a weight back by lr α F of its distance from θ_0, so that it runs away
+    where lr α F is above 2 (with a momentum β, 2 + 2β). Adam and its kin, with which the paper
+    trains, take no longer steps for it; with SGD `implicit` mends that, or a smaller rate or α.
+
+    Attributes:
+        contribution: By modality, the Shapley value at the start of the epoch.
+        strength: α by modality; none outside of the window.
+        fisher: F by modality and name of a parameter.
+        start: θ_0 likewise.
+    """
+
+    info = Info(
+        title="Adaptive weight constraint (AWC)",
+        paper="Qi, Peng, Zhang, Ma. Towards Balanced Multi-Modal Learning in 3D Human Pose "
+        "Estimation. CVPR 2026",
+        year=2026,
+        url="https://arxiv.org/abs/2501.05264",
+        category="optimisation",
+        writes="gradients",
+        keeps_loss=True,
+        targets=ANY,
+        modalities="any number, by the Shapley value over all 2^M sets, of more than six by an "
+        "estimate of it; with one, nothing is changed",
+        neutral={"strong": 0.0, "weak": 0.0},
+        epochs=50,
+        in_epochs=("window",),
+        needs=("fuse",),
+        needs_probe=True,
+        cost="before each epoch of the window two passes over the training split, one with the "
+        "head run 2^M times and one with gradients; two copies of the encoders' weights, which a "
+        "step compares them with",
+        budget=1.05,
+        missing=True,
+        doubts="Unverified: known from digests of the paper; its released code could not be read. "
+        "It is made for regression. Of classes they say that the cross-entropy serves as the "
+        "worth; here it is the accuracy. By them F is found anew at the start of each epoch, and "
+        "so are, here, contributions and θ_0; one has the weights that training began with for "
+        "θ_0, but then F would be that of others. F is of the loader's batches, on whose size it "
+        "depends; the formula is of single samples, which take a backward pass each and give an F "
+        "10 to 50 times as large (batches of 64). The paper trains by Adam. By SGD (lr 0.01, "
+        "momentum 0.9) training on digits diverges within a few epochs for two seeds of three, "
+        "and with F of single samples in the second epoch on CREMA-D's votes, too; with "
+        "`implicit`, which is not the paper's, neither does. F is looked up in evaluation mode, "
+        "so in the first epoch with BatchNorm's initial statistics. A parameter that gets no "
+        "gradient in a step is not drawn back either.",
+    )
+    state: ClassVar[tuple[str, ...]] = ("epoch", "contribution", "strength", "fisher", "start")
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        *,
+        strong: float = 20_000.0,
+        weak: float = 10_000.0,
+        window: int = 20,
+        implicit: bool = False,
+        optimizer: Optimizer | None = None,
+        seed: int = 0,
+        criterion: Criterion | None = None,
+    ) -> None:
+        """Prepares the constraint.
+
+        Args:
+            encoders: By modality, the modules whose gradients are changed.
+            strong: α of the modalities that contribute much, not negative; 20,000 in the paper,
+                with Adam and batches of 192.
+            weak: α of the others, not negative; 10,000.
+            window: Epochs, from the first, that are constrained; not negative, 20 of 50 in the
+                paper.
+            implicit: Whether gradients are those of an implicit step of SGD, see `constrain_`,
+                which is stable for any α.
+            optimizer: The one that trains the model; needed for `implicit`.
+            seed: Of the orders by which the contributions of more than six modalities are
+                estimated.
+            criterion: See `Method`.
+
+        Raises:
+            TypeError: If the optimizer is none.
+            ValueError: If a setting is out of range or not finite, or an optimizer is lacking or
+                another model's.
+        """
+        super().__init__(encoders, criterion=criterion)
+        for name, value in (("strong", strong), ("weak", weak)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"AWC: '{name}' is finite and not negative; found {value}.")
+        if window < 0:
+            raise ValueError(f"AWC: 'window' is not negative; found {window}.")
+        if implicit and optimizer is None:
+            raise ValueError(
+                "AWC: 'implicit' needs the learning rate; found no optimizer. Pass the one that "
+                "trains the model."
+            )
+        self.strong, self.weak, self.window, self.seed = strong, weak, window, seed
+        self.optimizer = unwrapped(optimizer) if implicit else None
+        if self.optimizer is not None:
+            check_trains(self.optimizer, self.encoders, "AWC")
+        self.epoch = -1
+        self.contribution: dict[str, float] = {}
+        self.strength: dict[str, float] = {}
+        self.fisher: dict[str, dict[str, Tensor]] = {}
+        self.start: dict[str, dict[str, Tensor]] = {}
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether this epoch (from 0) is constrained."""
+        acts = self.strong > 0 or self.weak > 0
+        return epoch < self.window and acts and len(self.encoders) > 1
+
+    def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
+        """Finds who is strong, and notes the weights and the Fisher information."""
+        if epoch == self.epoch:  # a run resumed within an epoch goes on with what it had
+            return
+        self.epoch = epoch
+        self.contribution, self.strength, self.fisher, self.start = {}, {}, {}, {}
+        if self.is_due(epoch):
+            self._look(self._probe(probe))
+
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The joint loss."""
+        self._need(output, "fuse")
+        return super().loss(output, target)
+
+    def before_step(self) -> None:
+        """Adds the term's gradient to the encoders'."""
+        rates = None if self.optimizer is None else _rates(self.optimizer)
+        for name, strength in self.strength.items():
+            encoder = self.encoders[name]
+            check_dense(encoder, self)
+            constrain_(encoder, self.start[name], self.fisher[name], strength, rates)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave; copies of weights go where the encoders are."""
+        super().load_state_dict(state)
+        self.fisher, self.start = self._placed(self.fisher), self._placed(self.start)
+
+    def _placed(self, found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        place = {name: next(encoder.parameters()) for name, encoder in self.encoders.items()}
+        return {
+            name: {key: value.to(place[name].device) for key, value in values.items()}
+            for name, values in found.items()
+        }
+
+    def _look(self, probe: Probe) -> None:
+        names = list(self.encoders)
+        self.contribution = contributions(
+            lambda chosen: self._worth(probe, chosen), names, seed=self.seed
+        )
+        are_strong = strong([self.contribution[name] for name in names])
+        self.strength = {
+            name: self.strong if is_strong else self.weak
+            for name, is_strong in zip(names, are_strong, strict=True)
+        }
+        self.fisher = self._information(probe)
+        self.start = {
+            name: {
+                key: p.detach().clone()
+                for key, p in encoder.named_parameters()
+                if key in self.fisher[name]
+            }
+            for name, encoder in self.encoders.items()
+        }
+        self.metrics = {
+            f"{what}/{name}": torch.tensor(values[name], dtype=torch.float32)
+            for what, values in (("contribution", self.contribution), ("strength", self.strength))
+            for name in names
+        }
+
+    def _information(self, probe: Probe) -> dict[str, dict[str, Tensor]]:
+        """F of each encoder: the mean of g² over the batches of the training split."""
+        totals: dict[str, dict[str, Tensor]] = {name: {} for name in self.encoders}
+        count = 0
+
+        def take() -> None:
+            nonlocal count
+            count += 1
+            for name, encoder in self.encoders.items():
+                check_dense(encoder, self)
+                total = totals[name]
+                for key, square in squares(encoder).items():
+                    total[key] = total[key] + square if key in total else square
+
+        probe.gradients(super().loss, take)
+        return {
+            name: {key: _finite(value / count) for key, value in total.items()}
+            for name, total in totals.items()
+        }
+
+    def _worth(self, probe: Probe, chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
+        """What the model is worth with each set of modalities; with none of them, nothing."""
+        shown = [some for some in chosen if some]
+        is_classes = True
+
+        def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+            nonlocal is_classes
+            is_classes = output.logits.shape[1] > 1 and _are_classes(target)
+            logits = self._with_each(output, shown)
+            judged = self._judged if is_classes else _beside
+            return {"rows": torch.cat([judged(z, target) for z in logits], 1)}
+
+        found = probe.features("train", of)
+        parts = distributed.gather(found.features["rows"], sharded=found.sharded)
+        rows = torch.cat(parts).cpu().tensor_split(len(shown), 1)
+        measure = accuracy if is_classes else correlation
+        worth = {
+            some: float(measure(*each.tensor_split(2, 1)))
+            for some, each in zip(shown, rows, strict=True)
+        }
+        return {frozenset(): 0.0, **worth}
+
+    def _with_each(self, output: Output, shown: Sequence[frozenset[str]]) -> list[Tensor]:
+        """The logits with each set of modalities, the features of the others being zeros."""
+        fuse = self._need(output, "fuse")
+        own = self._features(output)
+        zeros = {name: torch.zeros_like(value) for name, value in own.items()}
+        return [
+            fuse({**output.features, **{n: x for n, x in zeros.items() if n not in some}})
+            for some in shown
+        ]
+
+    def _judged(self, logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> Tensor:
+        """By sample, whether it is right and whether it has a label."""
+        here = counted(target, logits.shape[1], self.criterion)
+        return torch.stack([(logits.argmax(1) == target) & here, here], 1).float()
+
+
+def _rates(optimizer: Optimizer) -> dict[nn.Parameter, float | Tensor]:
+    return {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def _are_classes(target: Tensor) -> bool:
+    return target.ndim == 1 and not target.is_floating_point()
+
+
+def _beside(prediction: Float[Tensor, "n c"], target: Tensor) -> Float[Tensor, "n _"]:
+    """By sample, its outputs and then what they should be."""
+    return torch.cat([full(prediction), target.reshape(prediction.shape).to(full(prediction))], 1)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Where a sum overflowed, no constraint."""
+    distributed.local(x).nan_to_num_(0.0, 0.0, 0.0)
+    return x
