@@ -63,6 +63,7 @@ SETTINGS = {
     "tcmax": {},
     "pggb": {"every": 2},
     "pdmp": {"ranking_epochs": 2},
+    "balm": {},
     "awc": {"strong": 20.0, "weak": 10.0, "window": 3},  # the rate of a test is high
     "mslr": {"rates": {"a": 0.5}, "window": 2},
 }

@@ -291,7 +291,7 @@ def test_info_is_complete(name):
         assert "FSDP2" in info.doubts, "a reason, in words"
 
 
-@pytest.mark.parametrize("name", ["amco", "aug", "di_mml", "mcr", "rolling_q"])
+@pytest.mark.parametrize("name", ["amco", "aug", "balm", "di_mml", "mcr", "rolling_q"])
 def test_who_calls_a_method_of_the_head_tells_that_it_may_not_be_sharded_alone(name):
     assert "FSDP2 must not shard the head by itself" in METHODS[name].info.doubts
 

@@ -159,6 +159,7 @@ METHOD: dict[str, dict[str, Range]] = {
     "pdmp": {"prioritised": Range(1.0, 3.0), "rest": Range(0.1, 1.0)},
     # the paper searches 0 to 30,000, with Adam
     "awc": {"strong": log(1e3, 1e5), "weak": log(1e3, 1e5), "window": Range(5, 30)},
+    "balm": {"rho": Range(1.0, 2.0), "tau": log(0.03, 1.0)},  # its code: 1.1 to 1.6, 0.2 to 0.8
 }
 """Each method's own settings, around what its paper and code have."""
 

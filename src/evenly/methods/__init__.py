@@ -6,6 +6,7 @@ from evenly.methods.amco import AMCo
 from evenly.methods.arl import ARL
 from evenly.methods.aug import AUG
 from evenly.methods.awc import AWC
+from evenly.methods.balm import BALM
 from evenly.methods.bss import BSS
 from evenly.methods.cggm import CGGM
 from evenly.methods.cml import CML
@@ -96,5 +97,6 @@ METHODS: dict[str, type[Method]] = {
     "pggb": PGGB,
     "pdmp": PDMP,
     "awc": AWC,
+    "balm": BALM,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""

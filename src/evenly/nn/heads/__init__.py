@@ -2,6 +2,7 @@
 
 from evenly.nn.heads.amco import AMCoHead
 from evenly.nn.heads.attention import AttentionHead
+from evenly.nn.heads.balm import BALMHead
 from evenly.nn.heads.base import Head
 from evenly.nn.heads.boosted import BoostedHead
 from evenly.nn.heads.certainty import CertaintyHead
@@ -50,6 +51,7 @@ HEADS: dict[str, type[Head]] = {
     "configurable": ConfigurableHead,
     "cosine": CosineHead,
     "amco": AMCoHead,
+    "balm": BALMHead,
     "mmtm": MMTMHead,
     "decoding": DecodingHead,
     "certainty": CertaintyHead,
@@ -63,6 +65,7 @@ __all__ = [
     "TOKEN_FUSIONS",
     "AMCoHead",
     "AttentionHead",
+    "BALMHead",
     "BoostedHead",
     "BottleneckHead",
     "CertaintyHead",
