@@ -61,7 +61,16 @@ BY_HAND = {
 DATE = "2026-11-28"
 RELEASED, OTHERS = "the released code", "a re-implementation"
 REIMPLEMENTED = ("g_blending", "mslr")
-NOT_FOUND = ("umt", "mbsd", "amco")
+# Read, not run: our methods are tested against slow forms of their formulas.
+READ = {
+    "bss": "njustkmg/IJCAI25-BSS",
+    "rolling_q": "GeWu-Lab/QueRo_ICML2025",
+    "mnl": "BaoquanGong/Multimodal-Negative-Learning",
+    "tcmax": "hubaak/TCMax",
+    "pggb": "VuVoCodes/AsynchronousFunction",
+    "balm": "np4s/BALM_CVPR2026",
+}
+NOT_FOUND = ("umt", "mbsd", "amco", "midas", "miles", "pdmp")
 RAISES = {"arl": "shicaiwei123/ICCV2025-ARL"}
 HEADS = {"film": "the head `film`"}  # of what is compared, what is no method
 
@@ -70,6 +79,8 @@ def measured():
     """All that is known of each method, and of the head that is compared by itself."""
     found = {name: {"none": "no released code was compared"} for name in METHODS}
     found |= {name: {"none": "no released code was found"} for name in NOT_FOUND}
+    for name, where in READ.items():
+        found[name] = {"none": "the released code was read, not run", "repository": where}
     for name, where in RAISES.items():
         why = "not compared, as the released code raises an error"
         found[name] = {"none": why, "repository": where}

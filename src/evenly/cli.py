@@ -454,9 +454,10 @@ def methods(options: Namespace) -> None:
     from evenly.methods import METHODS
 
     if options.name is None:
+        width = max(map(len, METHODS))
         for name, kind in METHODS.items():
             info = kind.info
-            print(f"{name:17}  {info.year or '':4}  {info.category:12}  {info.title}")
+            print(f"{name:{width}}  {info.year or '':4}  {info.category:12}  {info.title}")
         print("\n'evenly methods NAME' shows a method's paper, settings and limits.")
         return
     if options.name not in METHODS:

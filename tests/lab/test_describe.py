@@ -17,6 +17,7 @@ from golden.compare import COMPARISONS
         ("mslr", ("equal to a re-implementation (lihong2303/AGM_ICCV2023, 5a65542)",)),
         ("qmf", ("(QingyangZhang/QMF) within 6e-17", "on 2026-11-28, arrays not kept")),
         ("smv", ("to the last bit",)),
+        ("bss", ("the released code was read, not run (njustkmg/IJCAI25-BSS)",)),
         ("umt", ("no released code was found",)),
         ("arl", ("not compared, as the released code raises an error",)),
         ("joint", ("no released code was compared",)),

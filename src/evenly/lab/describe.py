@@ -91,7 +91,8 @@ def fidelity(name: str) -> str:
     """How far a method is from its authors' code, as `docs/make_fidelity.py` last measured it."""
     found = _noted("fidelity.json").get(name, {"none": "not compared"})
     if "none" in found:
-        return str(found["none"])
+        where = f" ({found['repository']})" if "repository" in found else ""
+        return f"{found['none']}{where}"
     where = ", ".join(part for part in (found["repository"], found.get("commit")) if part)
     difference = f"within {x:.0e}" if (x := found["difference"]) else "to the last bit"
     aside = " but for what the doubts say" if METHODS[name].info.doubts else ""

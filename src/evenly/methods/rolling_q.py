@@ -110,7 +110,8 @@ class RollingQ(Method):
         budget=1.05,
         missing=True,
         doubts="Read in the released code and in summaries of the paper. Both leave open β and ρ, "
-        "which are tuned for each data set: 0.2 and 1 are guesses. The published rule acts after "
+        "which are tuned for each data set (the code's command line has 0 for either): 0.2 and 1 "
+        "are guesses. The published rule acts after "
         "an epoch, by the AIR of its last batch; here before the next, by all of the training "
         "split in evaluation mode, so that what is validated has been trained, and none comes "
         "after the last epoch. The paper's anchor has mean keys of length 1, as here; the code's "
