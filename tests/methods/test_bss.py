@@ -37,7 +37,7 @@ class TestFormulas:
     def test_the_share_that_is_reached_by_hand(self):
         assert reached(0, 0.1, 40) == pytest.approx(math.sqrt(0.99 / 40 + 0.01))
         assert reached(19, 0.1, 40) == pytest.approx(math.sqrt(0.505))
-        assert reached(39, 0.1, 40) == reached(99, 0.1, 40) == 1
+        assert reached(39, 0.1, 40) == reached(99, 0.1, 40) == reached(99, 0.59, 100) == 1
 
     def test_an_order_is_drawn_in_proportion_to_the_weights(self):
         """The first is i with probability w_i / Σ w, the second j with w_j / (Σ w - w_i)."""

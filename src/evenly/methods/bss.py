@@ -51,7 +51,9 @@ def reached(epoch: int, start: float, grow: int) -> float:
         start: λ₀.
         grow: T, epochs until it is 1.
     """
-    return min(1.0, math.sqrt((1 - start**2) * (epoch + 1) / grow + start**2))
+    if epoch + 1 >= grow:  # rounding would leave some roots below 1
+        return 1.0
+    return math.sqrt((1 - start**2) * (epoch + 1) / grow + start**2)
 
 
 def weights(difficulty: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
