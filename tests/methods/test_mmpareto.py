@@ -229,6 +229,20 @@ def test_a_unimodal_gradient_that_overflows_where_the_sum_does_not():
     torch.testing.assert_close(encoder.weight.grad, torch.full((2, 2), 1.5 * 100))
 
 
+def test_an_inner_product_beyond_float16():
+    """j = g (-½, 0) and o = g (1, 1) by rows, with j · o = -10⁶: a = 10/13, enlarged by √65 / 4."""
+    encoder = nn.Linear(2, 2, bias=False).half()
+    method = MMPareto({"a": encoder}, criterion=lambda z, _: z.float().sum())
+    method.before_epoch(0)
+    z = encoder(torch.full((2, 2), 500.0).half())
+    fused = z * torch.tensor([-0.5, 0.0]).half()
+    method.backward(method.loss(evenly.Output(fused, {"a": z}, {"a": z}), torch.zeros(2)))
+    method.before_step()
+    assert float(method.metrics["share/a"]) == pytest.approx(10 / 13)
+    wanted = 1.5 * 65**0.5 / 4 * torch.tensor([[-4.0] * 2, [6.0] * 2]) / 13 * 1000
+    torch.testing.assert_close(encoder.weight.grad.float(), wanted, rtol=5e-3, atol=0)
+
+
 def test_one_backward_pass_through_the_head_and_two_through_each_encoder():
     model, batch = model_of(), batch_of()
     counts = {"linear": 0, "a": 0, "aa": 0}

@@ -278,7 +278,7 @@ class MMPareto(Method):
         reference = grads[0]
         grads = [as_real(distributed.local(grad)) for grad in grads]
         own = [as_real(distributed.local(grad)) for grad in own]
-        scale = scale.to(grads[0])
+        scale = scale.to(grads[0].device)
         parts = list(_groups(grads, own))
         found = torch.stack([_products(*part, scale) for part in parts]).sum(0)
         jj, jo, oo = distributed.sum_shards_(found, reference)
@@ -349,8 +349,11 @@ def _groups(grads: list[Tensor], own: list[Tensor]) -> Iterator[tuple[list[Tenso
 
 def _products(grads: list[Tensor], own: list[Tensor], scale: Tensor) -> Float[Tensor, "3"]:
     """⟨j, j⟩, ⟨j, o⟩ and ⟨o, o⟩, with o the scaled `own` and j what it leaves of `grads`."""
-    joint = [torch.addcmul(grad, other, -scale) for grad, other in zip(grads, own, strict=True)]
-    inner = [full(j.flatten() @ o.flatten()) for j, o in zip(joint, own, strict=True)]
+    own = [full(other) for other in own]  # in float16 a product of finite numbers may be infinite
+    joint = [
+        torch.addcmul(full(grad), other, -scale) for grad, other in zip(grads, own, strict=True)
+    ]
+    inner = [j.flatten() @ o.flatten() for j, o in zip(joint, own, strict=True)]
     jj, oo = (torch.stack(distributed.norms(x)).square().sum() for x in (joint, own))
     return torch.stack([jj, torch.stack(inner).sum() * scale, oo * scale.square()])
 
