@@ -314,7 +314,7 @@ def test_a_single_sample_with_a_modality_trains():
     torch.testing.assert_close(output.logits, expected)
 
 
-def step_on_rank(rank, world, head):
+def step_on_rank(rank, world, head, anew):
     """One step under DDP; the second rank's samples all lack the picture."""
     torch.manual_seed(0)
     picture = Modality("eye", "image", (1, 8, 8), torch.zeros(1), torch.ones(1))
@@ -327,14 +327,16 @@ def step_on_rank(rank, world, head):
         inputs = {"eye": torch.randn(3, 1, 8, 8), "x": torch.randn(3, 4)}
         model.zero_grad()
         output = model(inputs, {"eye": here})
-        output.logits.square().sum().backward()
+        logits = output.fuse(output.features) if anew else output.logits
+        logits.square().sum().backward()
     return output.features["eye"].detach(), [p.grad for p in model.parameters()]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("head", ["concat", "mmtm"])
-def test_a_rank_whose_samples_all_lack_a_modality_keeps_step(head, tmp_path):
-    (first, gradients), (second, others) = on_ranks(step_on_rank, tmp_path, head)
+@pytest.mark.parametrize(("head", "anew"), [("concat", False), ("mmtm", False), ("concat", True)])
+def test_a_rank_whose_samples_all_lack_a_modality_keeps_step(head, anew, tmp_path):
+    """Also where a method fuses features anew, and takes no loss of the logits themselves."""
+    (first, gradients), (second, others) = on_ranks(step_on_rank, tmp_path, head, anew)
     assert first.abs().sum() > 0
     assert not second.any()
     assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))

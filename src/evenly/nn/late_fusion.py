@@ -79,6 +79,7 @@ class LateFusion(nn.Module):
         }
         features = self.head.encoded(encoders, inputs, here)
         logits, unimodal = self.head(features, here)
+        zero: Tensor | None = None
         if here and world_size() > 1:
             # Other ranks wait for the gradients of what no sample of this one went through.
             zero = _nothing_of([*features.values(), *self.head.parameters()])
@@ -88,7 +89,8 @@ class LateFusion(nn.Module):
 
         def fuse(features: Mapping[str, Tensor]) -> Tensor:
             with precision():
-                return self._fused(features, here)
+                logits = self._fused(features, here)
+            return logits if zero is None else logits + zero
 
         known: dict[tuple[str, bool, bool], Tensor] = {}
 
