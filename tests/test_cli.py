@@ -189,7 +189,7 @@ def test_broken_files_are_listed(tmp_path):
 def test_train_prints_the_notes_of_compare(tmp_path):
     ran = evenly("train", "--data", DATA, "--epochs", 2, "--width", 8, "--out", tmp_path / "run")
     assert "note: encoders: m1, vector (32,): MLP; m2, vector (32,): MLP." in ran.stderr
-    assert "note: relearn: every=1, the paper's schedule of 90 epochs scaled to 2." in ran.stderr
+    assert "note: relearn: every=1, its schedule of 90 epochs scaled to 2." in ran.stderr
     assert "note: relearn: acts in none of the 2 epochs (first before epoch 2" in ran.stderr
 
 
@@ -226,7 +226,7 @@ def test_compare_then_report(tmp_path):
     ran = evenly(*command)
     assert f"report: {out / 'report.html'}" in ran.stdout
     assert "against joint" in ran.stdout
-    assert "note: relearn: every=1, the paper's schedule of 90 epochs" in ran.stderr
+    assert "note: relearn: every=1, its schedule of 90 epochs" in ran.stderr
     assert "placed by t-SNE" in (out / "report.html").read_text()
     (out / "report.html").unlink()
     picture, plane = tmp_path / "picture.svg", tmp_path / "plane.svg"

@@ -484,7 +484,7 @@ def methods(options: Namespace) -> None:
         print("  (seed: 'compare' and 'train' take that of the run unless you give it)")
     if info.in_epochs:
         print(
-            f"  ({', '.join(info.in_epochs)} for the paper's {info.epochs} epochs; 'compare', "
+            f"  ({', '.join(info.in_epochs)} for {info.epochs} epochs of training; 'compare', "
             "'tune' and 'train' scale them to --epochs unless you give them)"
         )
 

@@ -38,7 +38,8 @@ class Info:
             why there are none.
         variants: Settings that make the methods of its paper; a comparison of all methods runs
             each.
-        epochs: Length of training in the paper, in epochs; 0 where it has no schedule.
+        epochs: Length of the training that its schedule is for, in epochs: the paper's where that
+            is known; 0 where it has no schedule.
         in_epochs: Settings counted in epochs; the lab scales their defaults with the length
             of training, the library never does.
         targets: Which targets it takes; of the others its first loss says that it does not.

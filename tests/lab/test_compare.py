@@ -61,7 +61,7 @@ def test_the_folder(comparison):
     assert runs == {f"{method}-{seed}" for method in methods for seed in (0, 1)}
     config = yaml.safe_load((comparison / "config.yaml").read_text())
     assert config["modalities"] == ["m1", "m2"]
-    assert "ogm_ge: end=2, the paper's schedule of 100 epochs scaled to 3." in config["notes"]
+    assert "ogm_ge: end=2, its schedule of 100 epochs scaled to 3." in config["notes"]
     projected = {path.parent.name for path in comparison.glob("runs/*/projection.npz")}
     assert projected == {f"{method}-0" for method in methods}
 

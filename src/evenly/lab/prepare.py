@@ -95,8 +95,7 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
     values = [f"{key}={settings[key]}" for key in scaled]
     if values and epochs != info.epochs:
         notes.append(
-            f"{name}: {', '.join(values)}, the paper's schedule of {info.epochs} epochs "
-            f"scaled to {epochs}."
+            f"{name}: {', '.join(values)}, its schedule of {info.epochs} epochs scaled to {epochs}."
         )
     if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)

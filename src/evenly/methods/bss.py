@@ -78,7 +78,7 @@ class BSS(Method):
     """Trains on samples in an order from balanced and easy to imbalanced and hard.
 
     L = fused · CE(z) + unimodal · Σ_m CE(z_m), for a prediction Z = z + Σ_m z_m, which is the
-    work of the head. How hard a sample is is (1 - cos(p_a, p_v)) + its loss, each scaled to 0 to 1
+    work of the head. A sample is as hard as (1 - cos(p_a, p_v)) + its loss, each scaled to 0 to 1
     over the training split.
 
     With `pace="self_paced"` that is measured before each epoch, in which every sample comes once,
