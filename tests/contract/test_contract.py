@@ -12,7 +12,7 @@ import evenly
 import evenly.lab.build
 import evenly.nn
 from evenly import METHODS
-from support import CASES, EXACT, NAMES, Run, Toy, forward, info, make, net, same, weights
+from support import CASES, EXACT, NAMES, Run, Toy, forward, info, loaders, make, net, same, weights
 
 
 def cases(holds=lambda info: True):
@@ -289,6 +289,16 @@ def test_info_is_complete(name):
         assert not info.neutral.startswith("none"), "who shows it says that there are none"
     if not info.sharded:
         assert "FSDP2" in info.doubts, "a reason, in words"
+
+
+@pytest.mark.parametrize("name", ["miles", "pggb"])
+@pytest.mark.parametrize(("count", "settings"), [(2, {"unimodal": 0.0}), (1, {}), (2, {})])
+def test_a_step_that_leaves_unimodal_heads_without_a_gradient_is_partial(name, count, settings):
+    model = net(NAMES[:count], head="multi")
+    method = make(name, model, **settings)
+    method.loss(*forward(model, next(iter(loaders(NAMES[:count])[0])))).backward()
+    idle = any(p.grad is None for p in model.parameters())
+    assert method.info.partial == idle == (settings != {} or count == 1)
 
 
 @pytest.mark.parametrize("name", ["amco", "aug", "balm", "di_mml", "mcr", "rolling_q"])

@@ -6,6 +6,7 @@ Multimodal Learning", IJCNN 2025, https://arxiv.org/abs/2510.17394.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -123,6 +124,8 @@ class MILES(Paced):
                 raise ValueError(f"MILES: '{name}' is finite and not negative; found {value}.")
         if not 0 < reduction <= 1:
             raise ValueError(f"MILES: 'reduction' is above 0 and at most 1; found {reduction}.")
+        if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
+            self.info = replace(self.info, partial=True)
         self.threshold, self.reduction, self.unimodal = threshold, reduction, unimodal
         self.epoch = -1
         self._pace(optimizer)

@@ -5,6 +5,7 @@ https://github.com/VuVoCodes/AsynchronousFunction.
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -139,6 +140,8 @@ class PGGB(Method):
                 raise ValueError(f"PGGB: '{name}' is above 0 and at most 1; found {value}.")
         if not 0 < rate < math.inf:
             raise ValueError(f"PGGB: 'rate' is finite and above 0; found {rate}.")
+        if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
+            self.info = replace(self.info, partial=True)
         self.alpha, self.unimodal, self.every = alpha, unimodal, every
         self.beta, self.mu, self.rate, self.seed = beta, mu, rate, seed
         self.probes: dict[str, Tensor] = {}
