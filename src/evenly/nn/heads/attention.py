@@ -44,7 +44,7 @@ class AttentionHead(AblatingHead):
         here: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> Logits:
         """As for any head; a mask keeps attention from what a sample lacks, all in one pass."""
-        if not here or here.keys().isdisjoint(features):
+        if here is None or not any(name in here for name in features):
             return self.logits(features)
         alone = {name: self._masked({name: value}, here) for name, value in features.items()}
         return self._masked(features, here), alone
