@@ -353,8 +353,9 @@ def _products(grads: list[Tensor], own: list[Tensor], scale: Tensor) -> Float[Te
     joint = [
         torch.addcmul(full(grad), other, -scale) for grad, other in zip(grads, own, strict=True)
     ]
-    inner = [j.flatten() @ o.flatten() for j, o in zip(joint, own, strict=True)]
     jj, oo = (torch.stack(distributed.norms(x)).square().sum() for x in (joint, own))
+    # In place of a product of vectors, for which those of channels-last weights are copied.
+    inner = [j.mul_(o).sum() for j, o in zip(joint, own, strict=True)]
     return torch.stack([jj, torch.stack(inner).sum() * scale, oo * scale.square()])
 
 
@@ -362,9 +363,12 @@ def _combine_(
     grads: list[Tensor], own: list[Tensor], weight: Tensor, other: Tensor, is_whole: Tensor
 ) -> list[Tensor]:
     """Writes the weighted sum over `grads`; the norms of what is written."""
+    if is_whole.device.type != "cpu":
+        own = [torch.where(is_whole, one, one.new_zeros(())) for one in own]
+    elif not is_whole:  # which on a CPU nothing has to wait for
+        own = [torch.zeros_like(one) for one in own]
     for grad, one in zip(grads, own, strict=True):
-        added = torch.where(is_whole, one, one.new_zeros(()))
-        grad.mul_(weight.to(grad)).addcmul_(added, other.to(grad))
+        grad.mul_(weight.to(grad)).addcmul_(one, other.to(grad))
     return distributed.norms(grads)
 
 
