@@ -196,6 +196,7 @@ def table(cases, rounds):
             mark = "!" if whole > budget * NOISE else " "
             print(f"{'  at all pixels':<24}{whole:>8.2f}{budget:>9.2f}{mark}")
         found[case] = {
+            "date": date.today().isoformat(),
             "time": round(slow, 3),
             "memory": round(large, 3),
             "mlp_time": round(quick, 3),
@@ -222,7 +223,6 @@ def main():
     if arguments.write:
         known = json.loads(NOTED.read_text(encoding="utf-8"))["methods"] if NOTED.is_file() else {}
         note = {
-            "date": date.today().isoformat(),
             "threads": torch.get_num_threads(),
             "hardware": hardware(),
             "torch": torch.__version__,

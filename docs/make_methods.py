@@ -23,7 +23,7 @@ step is so short that whatever a method adds weighs more; budgets are for the Re
 training over itself shows the noise. What a method does between epochs (a look at whole splits,
 teachers, trial runs) comes on top and is named under its needs.
 
-Measured on {date}: {threads} threads of {hardware}; torch {torch}.
+Measured on {dates}: {threads} threads of {hardware}; torch {torch}.
 """
 
 
@@ -32,7 +32,10 @@ def page():
     noted = note.get("methods", {})
     head = ["method", "title", "year", "category", "writes"]
     head += ["time", "memory", "MLP"] * bool(noted)
-    lines = [HEAD + (MEASURED.format(**note) if noted else ""), "| " + " | ".join(head) + " |"]
+    days = sorted({cost["date"] for cost in noted.values()})
+    dates = " to ".join(dict.fromkeys(days[:1] + days[-1:]))
+    about_costs = MEASURED.format(**note, dates=dates) if noted else ""
+    lines = [HEAD + about_costs, "| " + " | ".join(head) + " |"]
     lines.append("|" + "---|" * len(head))
     for name, kind in METHODS.items():
         info = kind.info
