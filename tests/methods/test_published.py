@@ -9,8 +9,8 @@ from golden.compare import COMPARISONS, DEPARTURES, largest
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_equals_the_released_code(name):
     pairs = COMPARISONS[name].pairs()
-    assert pairs
-    assert all(mine.numel() > 0 for mine, _ in pairs.values())
+    # Numbers to be equal to, of which the released code gave some that are not zero.
+    assert any(theirs.count_nonzero() for _, theirs in pairs.values())
     for key, (mine, theirs) in pairs.items():
         torch.testing.assert_close(
             mine, theirs, rtol=1e-8, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}"

@@ -151,11 +151,10 @@ class AWC(Method):
         "worth; here it is the accuracy. By them F is found anew at the start of each epoch, and "
         "so are, here, contributions and θ_0; one has the weights that training began with for "
         "θ_0, but then F would be that of others. F is of the loader's batches, on whose size it "
-        "depends; the formula is of single samples, which take a backward pass each and give an F "
-        "10 to 50 times as large (batches of 64). The paper trains by Adam. By SGD (lr 0.01, "
-        "momentum 0.9) training on digits diverges within a few epochs for two seeds of three, "
-        "and with F of single samples in the second epoch on CREMA-D's votes, too; with "
-        "`implicit`, which is not the paper's, neither does. F is looked up in evaluation mode, "
+        "depends; the formula is of single samples, which take a backward pass each and give a "
+        "larger F. The paper trains by Adam. By SGD with the command's defaults training on digits "
+        "diverges within a few epochs for two seeds of three; with `implicit`, which is not the "
+        "paper's, it does not. F is looked up in evaluation mode, "
         "so in the first epoch with BatchNorm's initial statistics. A parameter that gets no "
         "gradient in a step is not drawn back either.",
     )

@@ -74,10 +74,10 @@ class BALM(Method):
         multiplies=True,
         missing=True,
         doubts="Read in the released code; the paper is known from digests. The code lets the "
-        "coefficients grow without bound, and change sign, as progress and regress cancel, which "
-        "it does to hundreds, and clips gradients to the norm 2; here a Δ_m below 0 counts as 0, "
+        "coefficients grow without bound, and change sign, as progress and regress cancel, and "
+        "clips gradients to the norm 2; here a Δ_m below 0 counts as 0, "
         "and where none came nearer all get 1, as in CGGM, and clipping is left to the loop. "
-        "Without either, digits came out five points lower. In the first step Δ_m is D_m, as "
+        "In the first step Δ_m is D_m, as "
         "there. Its D is KL(ŷ ‖ ŷ_m), the reverse of the paper's. By a digest the part of a "
         "modality's gradient that conflicts with the fused prediction's is projected out. No "
         "such projection is in the code, nor could there be: a layer of a head and an encoder "

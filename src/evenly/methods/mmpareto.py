@@ -4,8 +4,6 @@ Wei, Hu, "MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assistan
 https://arxiv.org/abs/2405.17730.
 """
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,9 +14,6 @@ from evenly.modulation import as_real, check_dense, full
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.targets import ANY
-
-CACHED = 2**19
-"""Elements of a group of gradients that are gone through together on a CPU."""
 
 
 def min_norm_share(
@@ -279,9 +274,7 @@ class MMPareto(Method):
         grads = [as_real(distributed.local(grad)) for grad in grads]
         own = [as_real(distributed.local(grad)) for grad in own]
         scale = scale.to(grads[0].device)
-        parts = list(_groups(grads, own))
-        found = torch.stack([_products(*part, scale) for part in parts]).sum(0)
-        jj, jo, oo = distributed.sum_shards_(found, reference)
+        jj, jo, oo = distributed.sum_shards_(_products(grads, own, scale), reference)
         # In float16 the unimodal gradient may overflow where the sum, which a gradient scaler has
         # looked at, does not: then there is none.
         is_whole = oo.isfinite()
@@ -290,7 +283,7 @@ class MMPareto(Method):
         a = joint_share(jj, jo, oo)
         # 2 a j + 2 (1 - a) o, with j what `own` leaves of `grads`
         weights = 2 * a, (2 - 4 * a) * scale
-        norms = _over_shards([_combine_(*part, *weights, is_whole) for part in parts], reference)
+        norms = _over_shards(_combine_(grads, own, *weights, is_whole), reference)
         factors = enlargement(norms, plain, self.gamma)
         torch._foreach_mul_(grads, list(factors.to(grads[0]).unbind()))
         self.metrics[f"share/{name}"] = a
@@ -314,12 +307,12 @@ def _trainable(encoder: nn.Module) -> list[nn.Parameter]:
 
 def _norms(tensors: list[Tensor]) -> Float[Tensor, " t"]:
     """The norm of each tensor, sharded or not."""
-    return _over_shards([distributed.norms([distributed.local(x) for x in tensors])], tensors[0])
+    return _over_shards(distributed.norms([distributed.local(x) for x in tensors]), tensors[0])
 
 
-def _over_shards(norms: list[list[Tensor]], reference: Tensor) -> Float[Tensor, " t"]:
+def _over_shards(norms: list[Tensor], reference: Tensor) -> Float[Tensor, " t"]:
     """The norms of tensors of which this rank has the parts, if the reference is cut."""
-    found = torch.stack([norm for group in norms for norm in group])
+    found = torch.stack(norms)
     if distributed.is_sharded(reference):
         return distributed.sum_shards_(found.square(), reference).sqrt()
     return found
@@ -330,21 +323,6 @@ def _total(norms: dict[str, Float[Tensor, " t"]]) -> Float[Tensor, ""]:
     device = next((found.device for found in norms.values()), torch.device("cpu"))
     squares = [found.square().sum().to(device) for found in norms.values()]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-
-
-def _groups(grads: list[Tensor], own: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of gradients that are gone through together.
-
-    On a CPU they are as many as stay in its cache from one operation to the next, which takes less
-    than half the time; a GPU has all at once, as each call costs.
-    """
-    start, size = 0, 0
-    for n, grad in enumerate(grads):
-        if size and size + grad.numel() > CACHED and grad.device.type == "cpu":
-            yield grads[start:n], own[start:n]
-            start, size = n, 0
-        size += grad.numel()
-    yield grads[start:], own[start:]
 
 
 def _products(grads: list[Tensor], own: list[Tensor], scale: Tensor) -> Float[Tensor, "3"]:
