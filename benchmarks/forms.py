@@ -17,8 +17,8 @@ from torch import nn
 from evenly import distributed, purity, soft_reinit_
 from evenly.data import Data
 from evenly.diagnosis.kmeans import assign
-from evenly.lab import bootstrap
-from evenly.lab.evaluation import Evaluation
+from evenly.lab.run.evaluation import Evaluation
+from evenly.lab.statistics import bootstrap
 from evenly.output import Output
 
 N, WIDTH, CLASSES, TESTED, BATCH = 5_952, 512, 6, 744, 64

@@ -20,8 +20,8 @@ from overhead import PAIRS, Trainer, random_data
 from sklearn.cluster import KMeans
 
 from evenly import kmeans
-from evenly.lab.run import run_cell
-from evenly.lab.settings import Cell, Training
+from evenly.lab.run.loop import run_cell
+from evenly.lab.run.settings import Cell, Training
 
 ROWS, WIDTH, CLUSTERS = 15_000, 512, 31
 

@@ -221,7 +221,7 @@ def main():
     runs = measured(options.folder, QUICK if options.quick else FULL)
     if options.write:
         from evenly.files import write_text
-        from evenly.lab.compare import hardware
+        from evenly.lab.many.compare import hardware
 
         what = f"{hardware()}; {torch.get_num_threads()} threads; torch {torch.__version__}"
         kept = {"date": date.today().isoformat(), "hardware": what, "runs": runs}

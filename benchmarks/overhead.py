@@ -32,16 +32,16 @@ from claims import Claim, peak, report
 
 from evenly import METHODS, Probe
 from evenly.data import Data, collate
-from evenly.lab.build import (
+from evenly.lab.many.compare import hardware
+from evenly.lab.run.build import (
     build_method,
     build_model,
     build_optimizer,
     build_sampler,
     expanded,
 )
-from evenly.lab.compare import hardware
-from evenly.lab.run import forward, has_fast_bf16
-from evenly.lab.settings import Cell, Training
+from evenly.lab.run.loop import forward, has_fast_bf16
+from evenly.lab.run.settings import Cell, Training
 from evenly.resampling import Repeated
 from evenly.spec import parse, split
 
@@ -55,7 +55,7 @@ PAIRS = {
     "mlp": ({"first": (1024,), "second": (1024,)}, 256, 10),
 }
 NOISE = 1.05  # that a few pairs of steps leave
-NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "overhead.json"
+NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "run" / "overhead.json"
 
 
 def precision(batch):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from claims import FILE, Claim, table
 
-from evenly.lab.compare import hardware
+from evenly.lab.many.compare import hardware
 
 HERE = Path(__file__).parent
 PROGRAMS = [

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from claims import AMX, Claim, report
 
 from evenly.data import Data
-from evenly.lab.build import build_model, build_optimizer
-from evenly.lab.run import forward
-from evenly.lab.settings import Cell, Training
+from evenly.lab.run.build import build_model, build_optimizer
+from evenly.lab.run.loop import forward
+from evenly.lab.run.settings import Cell, Training
 
 SHAPES = {"visual": ((2, 3, 224, 224), torch.uint8), "audio": ((1, 257, 300), torch.float16)}
 CLASSES, LEAST_RATIO = 6, 3.5

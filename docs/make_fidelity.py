@@ -1,6 +1,6 @@
 """Runs our methods beside what their authors' code gave, and writes down how far they differ.
 
-python docs/make_fidelity.py          # src/evenly/lab/fidelity.json and docs/fidelity.md
+python docs/make_fidelity.py          # src/evenly/lab/run/fidelity.json and docs/fidelity.md
 python docs/make_fidelity.py --check  # fail if they are not what would be written
 """
 
@@ -10,14 +10,14 @@ import math
 import sys
 from pathlib import Path
 
-from evenly.lab.describe import ran
+from evenly.lab.run.describe import ran
 from evenly.methods import METHODS
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 from golden.compare import COMPARISONS, DEPARTURES, largest, recording  # noqa: E402
 
-NOTED = HERE.parent / "src" / "evenly" / "lab" / "fidelity.json"
+NOTED = HERE.parent / "src" / "evenly" / "lab" / "run" / "fidelity.json"
 PAGE = HERE / "fidelity.md"
 HEAD = """# Fidelity
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from evenly.lab.describe import about, defaults, facts, measured
+from evenly.lab.run.describe import about, defaults, facts, measured
 from evenly.methods import METHODS
 
 PAGE = Path(__file__).parent / "methods.md"

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from make_results import EVENLY, HERE, SEEDS, SETS, converted, precision, run
 
-from evenly.lab.studies import STUDIES
+from evenly.lab.many.studies import STUDIES
 
 ALL = [name for name, *_ in SETS]
 # By study, the data sets and what each asks for beyond the set's own options.

@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from weakref import finalize
 
-from evenly.lab.jobs import forker
+from evenly.lab.many.jobs import forker
 from evenly.stop import SIGNALS
 
 

@@ -580,7 +580,7 @@ def test_a_damaged_result(tmp_path):
     [
         "import json; json.loads('{')",  # ValueError of a library
         "from evenly.report.folder import _number; _number('x')",  # ValueError of float
-        "from evenly.lab.tables import summary; summary([{}])",  # KeyError
+        "from evenly.lab.statistics.tables import summary; summary([{}])",  # KeyError
         "from evenly.nn import encoder_for; encoder_for(None)",  # AttributeError
         "from evenly.data import save_npz; save_npz(0, [None], [], {})",  # TypeError of our own
     ],
@@ -643,7 +643,7 @@ def test_published_habits_are_of_one_seed(given, seeds, monkeypatch, tmp_path):
         asked.append(seeds)
         raise ValueError("enough")
 
-    monkeypatch.setattr("evenly.lab.compare.compare", compare)
+    monkeypatch.setattr("evenly.lab.many.compare.compare", compare)
     with pytest.raises(ValueError, match="enough"):
         main(["compare", *given, "--out", str(tmp_path)])
     assert asked == [seeds]

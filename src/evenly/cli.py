@@ -21,7 +21,7 @@ try:
 
     from evenly.files import FULL, held
     from evenly.hidden import hidden, hidden_argument
-    from evenly.lab.settings import Training, check_counts, check_trusted
+    from evenly.lab.run.settings import Training, check_counts, check_trusted
     from evenly.spec import converted, load_yaml, numbers, parse, wanted
     from evenly.stop import Stopped, stoppable
     from evenly.suggest import unknown
@@ -179,11 +179,11 @@ def _is_said_by_us(error: Exception) -> bool:
 
 def compare(options: Namespace) -> None:
     """The main job."""
-    from evenly.lab.compare import compare
-    from evenly.lab.jobs import forker
-    from evenly.lab.logs import Logs
-    from evenly.lab.tables import table
-    from evenly.lab.tuned import Tuning
+    from evenly.lab.many.compare import compare
+    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.tuned import Tuning
+    from evenly.lab.run.logs import Logs
+    from evenly.lab.statistics.tables import table
 
     training = _training(options)
     out = _out(options, Path("runs") / _short(options, training))
@@ -205,11 +205,11 @@ def compare(options: Namespace) -> None:
 
 def tune(options: Namespace) -> None:
     """A search for the best settings of each method."""
-    from evenly.lab.compare import named
-    from evenly.lab.jobs import forker
-    from evenly.lab.logs import Logs
-    from evenly.lab.trials import Search
-    from evenly.lab.tune import tune
+    from evenly.lab.many.compare import named
+    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.trials import Search
+    from evenly.lab.many.tune import tune
+    from evenly.lab.run.logs import Logs
     from evenly.spec import split
 
     training = _training(options)
@@ -230,10 +230,10 @@ def tune(options: Namespace) -> None:
 
 def study(options: Namespace) -> None:
     """An experiment of the paper."""
-    from evenly.lab.compare import compare
-    from evenly.lab.jobs import forker
-    from evenly.lab.logs import Logs
-    from evenly.lab.studies import STUDIES, planned, write_study
+    from evenly.lab.many.compare import compare
+    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.studies import STUDIES, planned, write_study
+    from evenly.lab.run.logs import Logs
 
     if options.name is None:
         for name, known in STUDIES.items():
@@ -262,12 +262,12 @@ def train(options: Namespace) -> None:
     """One run."""
     from tqdm import tqdm
 
-    from evenly.lab.jobs import CALLED
-    from evenly.lab.logs import Logs
-    from evenly.lab.prepare import prepare, say
-    from evenly.lab.result import is_headline
-    from evenly.lab.run import run_cell
-    from evenly.lab.settings import Cell, check_folder
+    from evenly.lab.many.jobs import CALLED
+    from evenly.lab.run.logs import Logs
+    from evenly.lab.run.loop import run_cell
+    from evenly.lab.run.prepare import prepare, say
+    from evenly.lab.run.result import is_headline
+    from evenly.lab.run.settings import Cell, check_folder
     from evenly.report.folder import PAPER
 
     cell = Cell(_training(options), options.method, options.seed)
@@ -385,7 +385,7 @@ def predict(options: Namespace) -> None:
     import csv
 
     from evenly.files import write_text
-    from evenly.lab.predict import load_run, predictions
+    from evenly.lab.trained.predict import load_run, predictions
 
     run = load_run(Path(options.run), trust=options.trust)
     without = options.without.split(",") if options.without else []
@@ -409,7 +409,7 @@ def predict(options: Namespace) -> None:
 
 def export(options: Namespace) -> None:
     """A run as a program that needs torch alone."""
-    from evenly.lab.predict import load_run
+    from evenly.lab.trained.predict import load_run
 
     load_run(Path(options.run), trust=options.trust).export(Path(options.out))
     print(f"program: {options.out}")
@@ -449,8 +449,8 @@ def diagnose(options: Namespace) -> None:
 
 def methods(options: Namespace) -> None:
     """Lists the methods, or shows one."""
-    from evenly.lab.describe import about, defaults, facts
-    from evenly.lab.space import METHOD
+    from evenly.lab.many.space import METHOD
+    from evenly.lab.run.describe import about, defaults, facts
     from evenly.methods import METHODS
 
     if options.name is None:
@@ -545,8 +545,8 @@ def _check(text: str, folder: str) -> None:
 
 def report(options: Namespace) -> None:
     """Rebuilds tables and report."""
-    from evenly.lab.projection import project
-    from evenly.lab.tables import table, write_tables
+    from evenly.lab.statistics.projection import project
+    from evenly.lab.statistics.tables import table, write_tables
 
     project(Path(options.folder), options.projection)
     path = write_tables(Path(options.folder), options.projection)
@@ -1036,7 +1036,7 @@ def _out(options: Namespace, usual: Path = Path()) -> Path:
 
 
 def _jobs(options: Namespace, training: Training) -> int:
-    from evenly.lab.jobs import default_jobs
+    from evenly.lab.many.jobs import default_jobs
 
     return default_jobs(training.threads) if options.jobs is None else int(options.jobs)
 
@@ -1052,7 +1052,7 @@ def _several(text: str) -> Callable[[Iterable[str]], list[str]]:
     """The methods that a text asks for, of data with some modalities."""
 
     def methods(modalities: Iterable[str]) -> list[str]:
-        from evenly.lab.build import expanded
+        from evenly.lab.run.build import expanded
         from evenly.spec import split
 
         return expanded(split(text), modalities)
@@ -1125,8 +1125,8 @@ def _check_asked(
     methods: Callable[[Iterable[str]], list[str]],
 ) -> None:
     """Raises if a method, an encoder or the like is unknown, or a number cannot be."""
-    from evenly.lab.build import check_names
-    from evenly.lab.settings import Cell
+    from evenly.lab.run.build import check_names
+    from evenly.lab.run.settings import Cell
 
     check_counts(**{name: getattr(options, name, None) for name in ("seeds", "jobs", "trials")})
     for method in methods(source.readers):

@@ -14,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     import numpy as np
+    from sqlalchemy.engine import URL
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of disks, quotas and `ulimit -f` that have no room."""
@@ -221,3 +223,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def file_address(path: Path) -> "URL":
+    """The address of a database of SQLite's in a file, whatever characters its path has."""
+    from sqlalchemy.engine import URL
+
+    # As a URI of SQLite's in which every odd character is a number, the slash as well: SQLAlchemy
+    # 2.0 and 2.1 differ in what they unquote, and MLflow makes the folders up to the last slash.
+    place = f"file:{quote(bytes(path.absolute()), safe='')}"
+    return URL.create("sqlite", database=place, query={"uri": "true"})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import evenly
-import evenly.lab.build
+import evenly.lab.run.build
 import evenly.nn
 from evenly import METHODS
 from support import CASES, EXACT, NAMES, Run, Toy, forward, info, loaders, make, net, same, weights
@@ -309,5 +309,5 @@ def test_who_calls_a_method_of_the_head_tells_that_it_may_not_be_sharded_alone(n
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_is_documented(name):
     text = METHODS[name].__init__.__doc__
-    for setting in evenly.lab.build.settings_of(METHODS[name]):
+    for setting in evenly.lab.run.build.settings_of(METHODS[name]):
         assert f"{setting}: " in text, setting

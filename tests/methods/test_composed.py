@@ -6,9 +6,15 @@ from torch import nn
 
 import evenly
 from evenly import OGMGE, Composed, Relearn
-from evenly.lab.build import build_method, build_model, build_optimizer, build_sampler, load_data
-from evenly.lab.prepare import prepare
-from evenly.lab.settings import Cell, Training
+from evenly.lab.run.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    load_data,
+)
+from evenly.lab.run.prepare import prepare
+from evenly.lab.run.settings import Cell, Training
 from evenly.methods import AGM, MSLR, OGM, SMV, Finetune, MMPareto
 from evenly.methods.composed import combined
 from evenly.methods.pggb import PGGB

@@ -6,8 +6,8 @@ from torch import nn
 
 import evenly
 from evenly.data import Data, Modality, Padded, Ragged, collate
-from evenly.lab.evaluation import Evaluation
-from evenly.lab.run import forward
+from evenly.lab.run.evaluation import Evaluation
+from evenly.lab.run.loop import forward
 from evenly.nn import HEADS, LateFusion, encoder_for
 from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.mmtm import blocks_of

@@ -238,10 +238,10 @@ def test_order_matters_to_a_transformer():
 
 
 def test_by_name_in_the_lab(tmp_path):
-    from evenly.lab.predict import load_run
-    from evenly.lab.prepare import prepare
-    from evenly.lab.run import run_cell
-    from evenly.lab.settings import Cell, Training
+    from evenly.lab.run.loop import run_cell
+    from evenly.lab.run.prepare import prepare
+    from evenly.lab.run.settings import Cell, Training
+    from evenly.lab.trained.predict import load_run
 
     asked = {"top": "vit(config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
              "intermediate_size: 16, patch_size: 4})", "bottom": "resnet18"}  # fmt: skip

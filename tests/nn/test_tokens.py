@@ -7,9 +7,9 @@ from torch import nn
 
 import evenly
 from evenly.data import Modality, Padded
-from evenly.lab.prepare import prepare
-from evenly.lab.run import run_cell
-from evenly.lab.settings import Cell, Training
+from evenly.lab.run.loop import run_cell
+from evenly.lab.run.prepare import prepare
+from evenly.lab.run.settings import Cell, Training
 from evenly.nn import LateFusion
 from evenly.nn.heads import TOKEN_FUSIONS, BottleneckHead, CrossModalHead
 from evenly.nn.pretrained import AST, BERT, Transformer, ViT

@@ -67,7 +67,7 @@ def _write_csv(path, columns, rows):
 
 
 def _write_projection(folder, modalities, classes, samples):
-    """Clusters in the plane, some samples among the wrong one; as `evenly.lab.projection` does."""
+    """Clusters in the plane, some samples among the wrong one; as `projection` does."""
     rng = np.random.default_rng(samples)
     target = np.arange(samples) % classes
     predicted = np.where(rng.random(samples) < 0.8, target, (target + 1) % classes)

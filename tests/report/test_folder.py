@@ -3,7 +3,7 @@ import pytest
 import yaml
 
 from evenly.files import read_sealed, write_sealed
-from evenly.lab.result import checksums
+from evenly.lab.run.result import checksums
 from evenly.report import write_report
 from evenly.report.folder import read_comparison, value_at
 

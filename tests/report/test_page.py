@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from evenly.lab.result import is_headline
+from evenly.lab.run.result import is_headline
 from evenly.report import write_report
 from evenly.report.folder import read_comparison
 

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from evenly.lab.studies import STUDIES
+from evenly.lab.many.studies import STUDIES
 from evenly.report import accuracy, figure1, write_picture, write_projection_picture
 from evenly.report.drawing import row_height, row_labels
 from evenly.report.folder import read_comparison

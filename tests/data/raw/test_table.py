@@ -7,7 +7,7 @@ from PIL import Image as Picture
 
 from clips import write_video
 from evenly.data.raw import Array, Image, Spectrogram, Text, Video, table
-from evenly.lab.predict import load_run, predictions
+from evenly.lab.trained.predict import load_run, predictions
 
 
 @pytest.fixture

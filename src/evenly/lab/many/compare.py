@@ -1,0 +1,255 @@
+"""A comparison: every method over the seeds, in parallel processes, then tables and report."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from evenly.files import held
+from evenly.hidden import hidden_argument
+from evenly.lab.many.claims import Claims, connected
+from evenly.lab.many.grid import Alone, Shared
+from evenly.lab.many.jobs import Job, run_jobs
+from evenly.lab.many.published import Published
+from evenly.lab.many.tuned import Tuning
+from evenly.lab.run.logs import Logs
+from evenly.lab.run.settings import (
+    Cell,
+    Training,
+    check_counts,
+    check_folder,
+    check_same,
+    fingerprint,
+    read_settings,
+    write_settings,
+)
+from evenly.lab.statistics.projection import project
+from evenly.lab.statistics.tables import write_tables
+from evenly.spec import Spec, split
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from evenly.data import Data
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare.
+
+    Attributes:
+        training: What all methods share.
+        methods: Each 'name' or 'name(setting=value)'.
+        seeds: How many; they are 0, 1, ...
+        out: The folder that receives everything.
+        own: Where each method's own settings come from, if they are not what all share: a search,
+            or its authors.
+        logs: How the runs are logged, of which the figures know nothing.
+    """
+
+    training: Training
+    methods: tuple[str, ...]
+    seeds: int
+    out: Path
+    own: Tuning | Published | None = None
+    logs: Logs = field(default_factory=Logs)
+
+    def variants(self) -> dict[str, Training]:
+        """By method as it runs, its training."""
+        if self.own is None:
+            return dict.fromkeys(self.methods, self.training)
+        own = [self.own.of(method) for method in self.methods]
+        return {each.method: each.of(self.training) for each in own}
+
+    def cells(self) -> list[Cell]:
+        """All runs, seed by seed, so that a stopped comparison has whole seeds."""
+        return [
+            Cell(training, method, seed)
+            for seed in range(self.seeds)
+            for method, training in self.variants().items()
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        """What all runs share, for config.yaml; runs of other settings must not be mixed."""
+        return self.training.as_dict() | (self.own.shared if self.own else {})
+
+    def differing(self) -> dict[str, dict[str, Any]]:
+        """By method as it runs, what is its own in its training; empty if all share it."""
+        if self.own is None:
+            return {}
+        own = [self.own.of(method) for method in self.methods]
+        return {each.method: each.changes for each in own}
+
+    def shared(self, engine: "Engine") -> Shared:
+        """The runs, as one of several workers gets them."""
+        name = f"{self.out.name} {fingerprint(self.settings())}"
+        return Shared(self.jobs(), Claims(engine, name))
+
+    def jobs(self) -> list[Job]:
+        """The runs with their folders."""
+        return [Job(cell, self.out / "runs" / cell.folder, self.logs) for cell in self.cells()]
+
+
+class Failed(RuntimeError):
+    """Some runs of a comparison failed; the others are finished and reported."""
+
+
+def compare(
+    methods: str,
+    seeds: int,
+    training: Training,
+    out: Path,
+    jobs: int,
+    own: Tuning | Literal["published"] | None = None,
+    workers: str | None = None,
+    logs: Logs = Logs(),  # noqa: B008, it is frozen
+) -> Path:
+    """Trains every method over the seeds and writes tables and report.
+
+    Finished runs are not repeated and unfinished ones are taken up, so the same call continues
+    a comparison that was stopped. The figures do not depend on `jobs`.
+
+    Args:
+        methods: Names with settings if wanted, separated by commas.
+        seeds: How many seeds.
+        training: What all methods share.
+        out: The folder that receives everything.
+        jobs: Runs at the same time.
+        own: The search that learning rate, weight decay and the methods' own settings are taken
+            from, or 'published' for those of their authors; by default they are those of `training`
+            and `methods`.
+        workers: Address of a database through which this call shares the runs with the same
+            calls in other processes, on any machine that sees the folder; each returns when all
+            of them are done.
+        logs: How the runs are logged.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If something is wrong with the data, a method, the folder or the address of
+            the database; before training.
+        RuntimeError: If the database does not answer.
+        Failed: If runs failed.
+        KeyboardInterrupt: If it was stopped; what is finished is reported.
+    """
+    # loads torch, for which the command's help cannot wait
+    from evenly.lab.run.build import load_data
+
+    check_counts(seeds=seeds, jobs=jobs)
+    names, data = named(split(methods), training)
+    theirs: Tuning | Published | None = None
+    if own == "published":
+        data = data or load_data(training)
+        theirs = Published.of_data(data.name)
+    elif own is not None:
+        theirs = own
+    plan = Comparison(training, names, seeds, out, theirs, logs)
+    check_folder(out)
+    with (
+        nullcontext() if workers is None else connected(workers) as engine,
+        held(out, shared=engine is not None),
+    ):
+        _prepare(plan, data)
+        source = Alone(plan.jobs()) if engine is None else plan.shared(engine)
+        try:
+            run_jobs(source, jobs)
+            project(out)  # who stops it does not wait for this
+        finally:
+            report = write_tables(out)
+    if source.failures:
+        lines = [f"  {name}: {reason}" for name, reason in source.failures.items()]
+        raise Failed(
+            f"{len(source.failures)} of {len(plan.jobs())} runs failed; the others are in "
+            f"{report}.\n"
+            + "\n".join(lines)
+            + f"\nThe details are in error.txt of each folder under {out / 'runs'}. The same "
+            "command tries them again."
+        )
+    return report
+
+
+def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
+    """The methods meant, and the data where those had to be looked at for it."""
+    # loads torch, for which the command's help cannot wait
+    from evenly.lab.run.build import expanded, load_data
+
+    several = any(spec.name in ("all", "unimodal") for spec in methods)
+    data = load_data(training) if several else None
+    return tuple(expanded(methods, data.modalities if data else ())), data
+
+
+def _prepare(plan: Comparison, data: "Data | None") -> None:
+    """Finds what would fail, says what a user should know, and writes config.yaml."""
+    from evenly.data import data_file
+    from evenly.lab.run.prepare import prepare, say
+
+    path = plan.out / "config.yaml"
+    found = read_settings(path, "methods")
+    shared = plan.settings()
+    check_same(plan.out, found, shared)
+    differing = plan.differing()
+    before = {name: each for name, each in found.get("own", {}).items() if name in differing}
+    check_same(plan.out, before, differing)
+    data, notes = prepare(plan.cells()[: len(plan.methods)], data)
+    say(notes)
+    plan.logs.prepare()
+    # Tables and report hold every run in the folder, so its settings name them all, too.
+    write_settings(
+        path,
+        {
+            **shared,
+            **({"own": {**found.get("own", {}), **differing}} if differing else {}),
+            "methods": _union(found.get("methods", ()), plan.variants()),
+            "seeds": max(found.get("seeds", 0), plan.seeds),
+            **circumstances(found),
+            "notes": _union(found.get("notes", ()), notes),
+            "name": plan.training.data if data_file(plan.training.data) is None else data.name,
+            "class_names": data.class_names,
+            "modalities": list(data.modalities),
+        },
+    )
+
+
+def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Command, versions and hardware, for a file of settings.
+
+    Args:
+        found: What the file held before, whose commands and machines stay.
+    """
+    command = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
+    machines = _union(found.get("hardware", "").split("; "), [hardware()])
+    return {
+        "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
+        "versions": {name: version(name) for name in ("evenly", "torch", "lightning")}
+        | {"python": platform.python_version()},
+        "hardware": "; ".join(filter(None, machines)),
+    }
+
+
+def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*old, *new]))
+
+
+def hardware() -> str:
+    """The machine, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [
+        line.partition(":")[2].strip()
+        for line in _read("/proc/cpuinfo").splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else ""

@@ -1,0 +1,81 @@
+"""The settings that each method's authors publish for a data set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
+
+from evenly.lab.run.settings import Training
+from evenly.spec import Spec, load_yaml, parse
+
+FILE = "published.yaml"
+
+
+@dataclass(frozen=True)
+class Own:
+    """A method as its authors train it.
+
+    Attributes:
+        method: As 'name(setting=value)', with what is published and what the user gave.
+        training: What is published of the training; the rest is common to all methods.
+        source: Where it is published; empty if nowhere.
+    """
+
+    method: str
+    training: Mapping[str, Any]
+    source: str
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is the method's own in its training, for config.yaml."""
+        source = self.source or "nothing is published; the common settings"
+        return {**self.training, "source": source}
+
+    def of(self, training: Training) -> Training:
+        """A training with these settings."""
+        return replace(training, **self.training)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is published for a data set, by method.
+
+    Attributes:
+        data: The data set.
+        methods: By the method's name, what is published.
+    """
+
+    data: str
+    methods: Mapping[str, Mapping[str, Any]]
+
+    @staticmethod
+    def of_data(name: str) -> "Published":
+        """What is published for a data set.
+
+        Args:
+            name: Of the data set, as `evenly prepare` notes it.
+
+        Raises:
+            ValueError: If nothing is known of it.
+        """
+        known = load_yaml(files("evenly.lab.many").joinpath(FILE).read_text(encoding="utf-8"))
+        for data, methods in known.items():
+            if name == data or name.startswith((f"{data}(", f"{data}-")):
+                return Published(data, methods)
+        raise ValueError(
+            f"--settings published: no settings are known for '{name}', but for "
+            f"{' and '.join(known)}. Use --settings common, or 'evenly tune'."
+        )
+
+    def of(self, method: str) -> Own:
+        """A method as its authors train it; settings that the user gave stay."""
+        asked = parse(method)
+        found = self.methods.get(asked.name, {})
+        spec = Spec(asked.name, {**found.get("settings", {}), **asked.settings})
+        return Own(spec.text, found.get("training", {}), found.get("source", ""))
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What config.yaml says in place of what differs by method."""
+        differ = sorted({key for each in self.methods.values() for key in each.get("training", ())})
+        return {**dict.fromkeys(differ, "published"), "settings": f"published for {self.data}"}

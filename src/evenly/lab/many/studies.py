@@ -1,0 +1,261 @@
+"""The experiments of the paper and about it, each one comparison that any data set can have.
+
+Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024,
+https://arxiv.org/abs/2407.09705. Its tables and figures are repeated on the fair protocol: the
+epoch is selected on validation, there are intervals, and what a figure of the paper reads from the
+test split along training is read from validation. Which λ, periods and noise the paper took
+beyond its defaults is not known; those here are ours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from evenly.data import Data, Modality
+from evenly.files import write_csv, write_text
+from evenly.lab.run.build import expanded, load_data
+from evenly.lab.run.settings import Training
+from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
+from evenly.report import Drawing, accuracy, figure1, figure3, figure4, figure5
+from evenly.report.folder import REFERENCE, Comparison, estimate_of, read_comparison
+from evenly.report.formats import latex, markdown
+from evenly.spec import Spec, split
+
+TABLE = (
+    "unimodal,joint,multi_loss,ensemble,finetune,modality_dropout,g_blending,ogm_ge,greedy,pmr,"
+    "agm,mslr,relearn"
+)
+"""The rows of the paper's tables, and those that no comparison should lack."""
+STRENGTHS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
+PERIODS = (5, 10, 20, 30)
+"""Of the paper's 90 epochs."""
+VARIANTS = (
+    "relearn(gap=matched)",
+    "relearn(gap=shared)",
+    "relearn(restarts=1)",
+    "relearn(batchnorm=reestimated)",
+    "relearn(moments=cleared)",
+    "relearn(batchnorm=reestimated,gap=shared,moments=cleared)",
+)
+
+Asked = Callable[[Training, Data], Training]
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment.
+
+    Attributes:
+        title: Which of the paper's it is, in a few words.
+        shows: What to look at.
+        methods: What is compared, for a training of some length.
+        draw: The picture.
+        reference: The method that every other one is compared with.
+        asked: What it asks of the training, where the user says nothing else.
+    """
+
+    title: str
+    shows: str
+    methods: Callable[[Training], str]
+    draw: Drawing
+    reference: str = REFERENCE
+    asked: Asked = lambda training, data: training
+
+
+def _three(training: Training, data: Data) -> Training:
+    if len(data.modalities) < 3:
+        raise ValueError(
+            f"{data.name} has the modalities {', '.join(data.modalities)}: this study is of three "
+            "or more. 'evenly study table' takes any number."
+        )
+    return training
+
+
+def _noisy(training: Training, data: Data) -> Training:
+    if not training.noise:
+        some = next(iter(data.modalities))
+        raise ValueError(
+            "say which modality is to be scarcely informative, and how much noise it is given, in "
+            f"standard deviations of its inputs: --noise.{some} 2. {data.name} has the modalities "
+            f"{', '.join(data.modalities)}."
+        )
+    return training
+
+
+def _transformers(training: Training, data: Data) -> Training:
+    """Small transformers, trained as such; they meet in bottleneck tokens if all of them can."""
+    if training.encoders:
+        return training
+    found = {name: _transformer(modality) for name, modality in data.modalities.items()}
+    encoders = {name: text for name, text in found.items() if text}
+    if not encoders:
+        raise ValueError(
+            f"{data.name} has vectors only, which have no steps for a transformer. Give data with "
+            "sequences, texts, images or videos."
+        )
+    usual = Training()
+    changed = replace(training, encoders=encoders)
+    if training.fusion == usual.fusion and len(encoders) == len(data.modalities):
+        changed = replace(changed, fusion="mbt")
+    if training.optimizer == usual.optimizer and training.lr == usual.lr:
+        changed = replace(changed, optimizer="adamw", lr=3e-4)
+    return changed
+
+
+def _transformer(modality: Modality) -> str:
+    """A transformer of four layers and 64 features for a kind of input; empty for vectors."""
+    if modality.kind in ("sequence", "text"):
+        return "transformer"
+    if modality.kind == "vector":
+        return ""
+    size = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+    }
+    height, width = modality.shape[-2:]
+    if modality.kind == "image" and modality.shape[0] == 1 and height != width and height >= 32:
+        return Spec("ast", {"config": size}).text
+    shared = gcd(height, width)
+    patch = max(n for n in range(1, 17) if shared % n == 0 and 4 * n <= max(4, min(height, width)))
+    return Spec("vit", {"config": {**size, "patch_size": patch}}).text
+
+
+def _sensitivity(training: Training) -> str:
+    """Joint training, which is λ = 0, and D&R with other strengths and other periods."""
+    scaled = [max(1, round(period * training.epochs / 90)) for period in PERIODS]
+    strengths = [f"relearn(strength={value:g})" for value in STRENGTHS if value != 3.0]
+    periods = [f"relearn(every={every})" for every in dict.fromkeys(scaled) if every != scaled[2]]
+    return ",".join(["joint", "relearn", *strengths, *periods])
+
+
+STUDIES: dict[str, Study] = {
+    "table": Study(
+        title="Tables 1 and 2: joint training and the methods for imbalance",
+        shows="accuracy and macro-F1 of each method, of each modality alone, and the differences "
+        "to joint training with their intervals. With --recipe or --encoders on any backbone",
+        methods=lambda training: TABLE,
+        draw=accuracy,
+    ),
+    "transformers": Study(
+        title="the table of transformers",
+        shows="the same with a transformer for each modality that has steps or patches, which "
+        "meet in bottleneck tokens (MBT) if all have, trained by AdamW at 3e-4",
+        methods=lambda training: TABLE,
+        draw=accuracy,
+        asked=_transformers,
+    ),
+    "modalities": Study(
+        title="the table of three and more modalities",
+        shows="the same, for data with at least three modalities",
+        methods=lambda training: TABLE,
+        draw=accuracy,
+        asked=_three,
+    ),
+    "scarce": Study(
+        title="the scarcely informative modality",
+        shows="whether each method stays above joint training where a modality carries noise, of "
+        "--noise.MODALITY LEVEL",
+        methods=lambda training: TABLE,
+        draw=accuracy,
+        asked=_noisy,
+    ),
+    "figure1": Study(
+        title="Figure 1: what each encoder has learnt",
+        shows="the accuracy of each method beside the accuracies of a new linear classifier on "
+        "its encoders, one modality against the other; a larger spot is a better model. What "
+        "panel a of the paper shows is not known to us",
+        methods=lambda training: "unimodal,joint,g_blending,ogm_ge,greedy,pmr,agm,relearn",
+        draw=figure1,
+    ),
+    "figure3": Study(
+        title="Figure 3: t-SNE of each modality's representations",
+        shows="the test samples as each encoder places them, by joint training and by D&R",
+        methods=lambda training: "joint,relearn",
+        draw=figure3,
+    ),
+    "figure4": Study(
+        title="Figure 4: gap, purity and accuracy along training",
+        shows="whether re-learning closes the gap of an over-trained encoder, and what becomes of "
+        "purity and accuracy",
+        methods=lambda training: "joint,relearn",
+        draw=figure4,
+    ),
+    "figure5": Study(
+        title="Figure 5: the strength λ and the period",
+        shows="test accuracy by λ and by the epochs between two re-learnings, beside joint "
+        "training. There are three of them at most, so that short periods end early",
+        methods=_sensitivity,
+        draw=figure5,
+    ),
+    "diagnosis": Study(
+        title="what the diagnosis is worth",
+        shows="D&R as published against other estimators of the gap (matched, shared), one start "
+        "of k-means in place of ten, BatchNorm's statistics taken anew, and the optimiser's "
+        "momentum cleared; differences are to D&R",
+        methods=lambda training: ",".join(["joint", "relearn", *VARIANTS]),
+        draw=accuracy,
+        reference="relearn",
+    ),
+}
+"""By name."""
+
+
+def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
+    """The training and the methods of a study on some data.
+
+    Raises:
+        ValueError: If the data do not allow it.
+    """
+    data = load_data(training)
+    methods = expanded(split(study.methods(training)), data.modalities)
+    return study.asked(training, data), methods
+
+
+def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:
+    """Writes table and picture of a study from the finished runs of a comparison.
+
+    The folder may hold other methods, too; Holm's correction is over those of the study.
+
+    Args:
+        name: Of the study.
+        out: The folder of the comparison.
+        methods: Of the study.
+
+    Returns:
+        The files: NAME.md, NAME.tex, NAME.csv and NAME.svg.
+    """
+    study = STUDIES[name]
+    rows = [row for row in read_results(out) if row["method"] in methods]
+    lines = summary(rows, read_answers(out), study.reference)
+    comparison = _restricted(read_comparison(out), methods, lines, study.reference)
+    files = [out / f"{name}{ending}" for ending in (".md", ".tex", ".csv", ".svg")]
+    write_text(files[0], markdown(comparison))
+    write_text(files[1], latex(comparison))
+    protocol = {"protocol": comparison.config["protocol"]}
+    tested = [line | protocol for line in lines if line["split"] == "test"]
+    write_csv(files[2], SUMMARY, tested)
+    study.draw(comparison, out, files[3])
+    return files
+
+
+def _restricted(
+    comparison: Comparison,
+    methods: Sequence[str],
+    lines: Sequence[Mapping[str, Any]],
+    reference: str,
+) -> Comparison:
+    """A comparison of some of its methods, with what was found of these."""
+    return replace(
+        comparison,
+        config={**comparison.config, "methods": list(methods)},
+        runs=[run for run in comparison.runs if run.method in methods],
+        summary={
+            (line["method"], line["split"], line["metric"]): estimate_of(line) for line in lines
+        },
+        results={key: found for key, found in comparison.results.items() if key[0] in methods},
+        reference=reference,
+    )

@@ -1,0 +1,88 @@
+"""The settings that a search found, as `evenly tune` hands them to `evenly compare`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from evenly.lab.run.settings import Training
+from evenly.spec import Spec, converted, made
+from evenly.suggest import unknown
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that a method was tried with, or is compared with.
+
+    Attributes:
+        method: As 'name' or 'name(setting=value)', with all that was tuned.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+    """
+
+    method: str
+    lr: float
+    weight_decay: float
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is the method's own in its training, for config.yaml."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay}
+
+    def of(self, training: Training) -> Training:
+        """A training with these settings."""
+        return replace(training, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found, with as many trials for every method.
+
+    Attributes:
+        trials: Of each method.
+        seeds: Of each trial.
+        methods: The best settings, by the method as the user named it.
+    """
+
+    trials: int
+    seeds: int
+    methods: Mapping[str, Tuned]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What config.yaml says in place of what differs by method."""
+        counts = {"tuned_trials": self.trials, "tuned_seeds": self.seeds}
+        return {"lr": "tuned", "weight_decay": "tuned", **counts}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        return asdict(self)
+
+    @staticmethod
+    def read(found: Mapping[str, Any]) -> "Tuning":
+        """What `as_dict` gave.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        try:
+            methods = {
+                name: made("method", Spec(name, dict(each)), {name: Tuned})
+                for name, each in found["methods"].items()
+            }
+            trials, seeds = (converted(key, found[key], int) for key in ("trials", "seeds"))
+            return Tuning(trials, seeds, methods)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                "--tuned is not what 'evenly tune' writes. Give its file with --config "
+                f"FOLDER/best.yaml ({type(error).__name__}: {error})."
+            ) from error
+
+    def of(self, method: str) -> Tuned:
+        """The best settings of a method.
+
+        Raises:
+            ValueError: If it was not tuned: its settings were not searched as the others' were.
+        """
+        if method not in self.methods:
+            raise unknown("tuned method", method, self.methods)
+        return self.methods[method]

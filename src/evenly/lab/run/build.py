@@ -1,0 +1,299 @@
+"""Model, optimiser and method of a run, from its settings."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, get_type_hints
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from evenly.data import Data, Modality, load
+from evenly.lab.run.augment import check_changes
+from evenly.lab.run.settings import Cell, Training
+from evenly.method import Info, Method
+from evenly.methods import METHODS
+from evenly.methods.composed import Composed, combined
+from evenly.nn import ENCODERS, LateFusion, encoder_for
+from evenly.nn.late_fusion import feature_width
+from evenly.nn.pretrained import ResNet18
+from evenly.resampling import Resampler
+from evenly.spec import Spec, converted, parse, together
+from evenly.suggest import unknown
+
+
+def load_data(training: Training) -> Data:
+    """The data of a training: all or as many samples as it asks for, with the noise asked for."""
+    data = load(training.data).noisy(training.noise)
+    return data if training.limit_samples is None else data.limited(training.limit_samples)
+
+
+def build_model(data: Data, cell: Cell) -> LateFusion:
+    """The model of a cell: for a seed, the same initial encoders whatever the method.
+
+    The head is the one that the method is made for; heads of one kind start equal, too.
+
+    Raises:
+        ValueError: If an encoder of the user's own cannot be built or does not fit the data.
+    """
+    training = cell.training
+    check_names(cell, data.name, data.modalities)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.seed)
+        encoders = made_encoders(data.modalities, cell)
+        # All of them, and before the head is made: lazy layers draw their weights here, which
+        # must be the same whatever the method's head and modality are.
+        _try_encoders(encoders, data, training.encoders)
+        model = fused(encoders, len(data.class_names), cell)
+    for encoder in model.encoders.values():
+        # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels
+        # oneDNN's channels-last gradients in bf16 write beyond their memory (torch 2.13).
+        if isinstance(encoder, ResNet18):  # torch's own overloads do not know the argument
+            encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.train()
+
+
+def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
+    """Raises if a cell names what there is not; this needs no data, which may be hours away.
+
+    Args:
+        cell: With a method, encoders and augmentations by name.
+        data: Of the data set, for the message.
+        modalities: That it has.
+    """
+    settings = method_settings(cell)
+    if info_of(cell.method).alone:
+        if "modality" not in settings:
+            listed = ", ".join(modalities)
+            raise ValueError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
+        if settings["modality"] not in modalities:
+            raise unknown("modality", str(settings["modality"]), modalities)
+    for name in cell.training.noise:
+        if name not in modalities:
+            raise unknown("modality", name, modalities)
+    if strange := set(cell.training.encoders) - set(modalities):
+        raise ValueError(
+            f"--encoders names {sorted(strange)}, but {data} has the modalities "
+            f"{sorted(modalities)}."
+        )
+    for text in cell.training.encoders.values():
+        _named(parse(text).name)
+    check_changes(cell.training.augment, modalities)
+
+
+def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, nn.Module]:
+    """An encoder for each modality: the user's own, or one that its shape asks for."""
+    own = cell.training.encoders
+    return {
+        name: _own(own[name], modality)
+        if name in own
+        else encoder_for(modality, cell.training.width)
+        for name, modality in modalities.items()
+    }
+
+
+def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
+    """Encoders under the head that the method is made for; of some methods, one encoder."""
+    info = info_of(cell.method)
+    if info.alone:
+        alone = method_settings(cell)["modality"]
+        encoders = {alone: encoders[alone]}
+    head = cell.training.fusion if info.head == "concat" else info.head
+    return LateFusion(encoders, num_classes, head)
+
+
+@torch.no_grad()
+def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection[str]) -> None:
+    """Passes two samples through the user's own encoders, which gives lazy layers their weights."""
+    inputs = data.split("train").__getitems__([0, 1])["inputs"]
+    for name in (name for name in encoders if name in own):
+        encoder = encoders[name].eval()
+        what = f"encoder '{name}' ({type(encoder).__name__})"
+        try:
+            features = encoder(inputs[name])
+        except Exception as error:
+            raise ValueError(
+                f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
+                f"sample ({error}). Give an encoder, or settings of it, for that shape."
+            ) from error
+        shape, width = getattr(features, "shape", None), feature_width(name, encoder)
+        if shape != (2, width):
+            raise ValueError(
+                f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "
+                f"2 samples, but its `out_features` says (2, {width}). Return one vector of that "
+                "width for each sample."
+            )
+
+
+def build_optimizer(model: nn.Module, training: Training) -> Optimizer:
+    """The same optimiser for every method."""
+    if training.optimizer == "adamw":
+        return AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    return SGD(model.parameters(), lr=training.lr, momentum=0.9, weight_decay=training.weight_decay)
+
+
+def method_settings(cell: Cell) -> dict[str, Any]:
+    """The settings of a cell's method, those counted in epochs scaled to this run's length.
+
+    A method's defaults are its paper's, for a training of the paper's length: a period of 20
+    epochs out of 90 would never come in a run of 20. What the user wrote is taken as it is. Of
+    several methods that go together, those of all.
+
+    Raises:
+        ValueError: If a method or a setting is unknown, or a setting is of another type.
+    """
+    found: dict[str, Any] = {}
+    for spec in together(cell.method):
+        found |= _settings(spec, cell.training)
+    return found
+
+
+def info_of(method: str) -> Info:
+    """The facts of a method, or of several that go together.
+
+    Raises:
+        ValueError: If one is unknown, or they do not go together.
+    """
+    infos = [_kind(spec).info for spec in together(method)]
+    return combined(infos) if len(infos) > 1 else infos[0]
+
+
+def _kind(spec: Spec) -> type[Method]:
+    if spec.name not in METHODS:
+        raise unknown("method", spec.name, METHODS)
+    return METHODS[spec.name]
+
+
+def _settings(spec: Spec, training: Training) -> dict[str, Any]:
+    kind = _kind(spec)
+    known = inspect.signature(kind).parameters
+    names = settings_of(kind)
+    hints = get_type_hints(kind.__init__)
+    given = {}
+    for name, value in spec.settings.items():
+        if name not in names:
+            raise unknown(f"setting of {spec.name}", name, names)
+        given[name] = converted(f"{spec.name}: {name}", value, hints[name])
+    scaled = {
+        name: in_run(known[name].default, kind.info.epochs, training)
+        for name in kind.info.in_epochs
+    }
+    return {**scaled, **given}
+
+
+def in_run(epochs: int, paper: int, training: Training) -> int:
+    """What is counted in epochs of the paper's training, in epochs of a run.
+
+    What is not 0 in the paper does not become 0 in a short run.
+    """
+    return max(round(epochs * training.epochs / paper), min(epochs, 1))
+
+
+_PARTS = ("encoders", "criterion", "optimizer", "head", "sampler")
+"""What a method is given of the training; everything else that it takes is a setting."""
+
+
+def settings_of(kind: type[Method]) -> list[str]:
+    """The names of a method's settings."""
+    return [name for name in inspect.signature(kind).parameters if name not in _PARTS]
+
+
+def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: Resampler) -> Method:
+    """The method of a cell, on the encoders of a model and the parts of its training."""
+    parts = {"optimizer": optimizer, "head": model.head, "sampler": sampler}
+    found = []
+    for spec in together(cell.method):
+        settings, kind = _settings(spec, cell.training), _kind(spec)
+        takes = inspect.signature(kind).parameters
+        settings |= {name: part for name, part in parts.items() if name in takes}
+        if "seed" in takes:  # its chance is part of what varies from seed to seed
+            settings.setdefault("seed", cell.seed)
+        found.append(kind(model.encoders, **settings))
+    return Composed(*found) if len(found) > 1 else found[0]
+
+
+def build_sampler(data: Data, cell: Cell) -> Resampler:
+    """The order of the training split: a function of seed and epoch, so that runs can resume."""
+    return Resampler(data.split("train"), 1, 0, seed=cell.seed)
+
+
+def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
+    """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
+
+    Args:
+        methods: As the user named them.
+        modalities: Of the data.
+
+    Returns:
+        Each once, as 'name' or 'name(setting=value)'.
+    """
+    found: list[str] = []
+    for spec in methods:
+        if spec.name == "all" and not spec.settings:
+            for name, kind in METHODS.items():
+                found += _variants(name, kind, modalities)
+        elif spec.name in METHODS and METHODS[spec.name].info.alone and not spec.settings:
+            found += _variants(spec.name, METHODS[spec.name], modalities)
+        else:
+            found.append(spec.text)
+    return list(dict.fromkeys(found))
+
+
+def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[str]:
+    if kind.info.alone:
+        return [Spec(name, {"modality": modality}).text for modality in modalities]
+    return [Spec(name, dict(settings)).text for settings in kind.info.variants]
+
+
+def _own(text: str, modality: Modality) -> nn.Module:
+    """The encoder that the user asks for, by name or by import path."""
+    name = parse(text).name
+    kind = _named(name)
+    return _called(text, partial(kind, modality) if name in ENCODERS else kind)
+
+
+def _named(name: str) -> Callable[..., nn.Module]:
+    """What makes the encoder of that name."""
+    if "." in name:
+        return _imported(name)
+    if name not in ENCODERS:
+        raise unknown("encoder", name, ENCODERS, "or an import path")
+    return ENCODERS[name]
+
+
+def _imported(name: str) -> type[nn.Module]:
+    """The class of that name, before any of it is called; the import runs its module.
+
+    Who calls this trusts the name: `check_trusted` is for those that files bring along.
+    """
+    place, _, last = name.rpartition(".")
+    try:
+        if find_spec(place.partition(".")[0]) is None and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # as `python -m` has it: it may lie beside the data
+        found = getattr(import_module(place), last)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"no encoder '{name}' can be imported ({error}). Give the full path, such as "
+            "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"'{name}' is of the type {type(found).__name__}, so it is not called. An encoder is a "
+            "class that derives from torch.nn.Module."
+        )
+    return found
+
+
+def _called(text: str, kind: Callable[..., nn.Module]) -> nn.Module:
+    try:
+        encoder = kind(**parse(text).settings)
+    except Exception as error:
+        raise ValueError(
+            f"encoder '{text}' cannot be built ({error}). Check its settings."
+        ) from error
+    return encoder

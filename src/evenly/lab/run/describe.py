@@ -1,0 +1,127 @@
+"""A method in words, for `evenly methods` and the page made of it."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from evenly.lab.run.build import settings_of
+from evenly.method import Info, Method
+from evenly.methods import METHODS
+from evenly.targets import in_words
+
+_PARTS = {
+    "unimodal": "logits of each modality",
+    "index": "positions of the samples",
+    "fuse": "fused logits of changed features",
+    "ablate": "fused logits without some inputs",
+}
+
+
+def about(name: str) -> str:
+    """What a method does: its class's text without the list of attributes."""
+    return inspect.cleandoc(METHODS[name].__doc__ or "").partition("\n\nAttributes:")[0]
+
+
+def facts(name: str) -> dict[str, str]:
+    """What a user should know of a method before choosing it, by heading."""
+    kind = METHODS[name]
+    info = kind.info
+    return {
+        "paper": info.paper or "-",
+        "where": info.url or "-",
+        "category": info.category,
+        "writes": info.writes,
+        "targets": in_words(info.targets),
+        "needs": needs(kind),
+        "head": info.head,
+        "cost of a step": cost(name),
+        "modalities": info.modalities,
+        "a modality may be missing from a batch": "yes" if info.missing else "no",
+        "sharded parameters (FSDP2)": "yes" if info.sharded else "no",
+        "equals joint training with": neutral(info),
+        "fidelity": fidelity(name),
+        "doubts": info.doubts or "-",
+    }
+
+
+def needs(kind: type[Method]) -> str:
+    """What a model, loop and loaders must give a method."""
+    info = kind.info
+    takes = inspect.signature(kind).parameters
+    parts = [_PARTS[part] for part in info.needs]
+    parts += ["the optimiser"] * ("optimizer" in takes)
+    parts += ["the head"] * ("head" in takes)
+    parts += ["a Resampler"] * ("sampler" in takes)
+    parts += ["a look at whole splits between epochs"] * info.needs_probe
+    parts += ["each batch once for each modality"] * (kind.repeats is not Method.repeats)
+    parts += ["find_unused_parameters=True under DDP"] * info.partial
+    return ", ".join(parts) or "nothing beyond a loss"
+
+
+def neutral(info: Info) -> str:
+    """The settings that equal joint training, or why there are none."""
+    if isinstance(info.neutral, str):
+        return f"none: {info.neutral}"
+    return ", ".join(f"{key}={value}" for key, value in info.neutral.items()) or "-"
+
+
+def cost(name: str) -> str:
+    """What a step computes beyond joint training's, and what that was measured to take."""
+    info = METHODS[name].info
+    found = measured().get("methods", {}).get(name)
+    if found is None:
+        return info.cost
+    whole = found.get("time_at_224")
+    again = f" ({whole:.2f}x at 224 x 224)" if whole else ""
+    return (
+        f"{info.cost}; measured on a ResNet-18 pair at 112 x 112 pixels: {found['time']:.2f}x the "
+        f"time{again} and {found['memory']:.2f}x the memory of joint training, on a pair of small "
+        f"MLPs {found['mlp_time']:.2f}x the time"
+    )
+
+
+def measured() -> Mapping[str, Any]:
+    """What `benchmarks/overhead.py` last wrote down: `methods` by name, and how it was measured."""
+    return _noted("overhead.json")
+
+
+def fidelity(name: str) -> str:
+    """How far a method is from its authors' code, as `docs/make_fidelity.py` last measured it."""
+    found = _noted("fidelity.json").get(name, {"none": "not compared"})
+    if "none" in found:
+        where = f" ({found['repository']})" if "repository" in found else ""
+        return f"{found['none']}{where}"
+    where = ", ".join(part for part in (found["repository"], found.get("commit")) if part)
+    difference = f"within {x:.0e}" if (x := found["difference"]) else "to the last bit"
+    aside = " but for what the doubts say" if METHODS[name].info.doubts else ""
+    return f"equal to {found['of']} ({where}) {difference}{aside}: {ran(found)}"
+
+
+def ran(found: Mapping[str, Any]) -> str:
+    """What was run, of an entry of `fidelity.json` that was compared."""
+    parts = list(found["ran"])
+    if found.get("given"):
+        parts.append(f"with {' and '.join(found['given'])} put in")
+    if "by_hand" in found:
+        parts.append(f"measured on {found['by_hand']}, arrays not kept")
+    return "; ".join(parts)
+
+
+def _noted(name: str) -> dict[str, Any]:
+    """What a program last wrote down beside this module; nothing if it has not."""
+    file = files("evenly.lab.run").joinpath(name)
+    if not file.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The settings of a method and their defaults; '...' where one must be given."""
+    parameters = inspect.signature(METHODS[name]).parameters
+    found = {key: parameters[key].default for key in settings_of(METHODS[name])}
+    return {
+        key: "..." if value is inspect.Parameter.empty else value for key, value in found.items()
+    }

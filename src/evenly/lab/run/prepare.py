@@ -1,0 +1,116 @@
+"""Before any training: builds and tries what is asked for, and tells what a user should know."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import nn
+from tqdm import tqdm
+
+from evenly.data import Data
+from evenly.lab.run.augment import Augment
+from evenly.lab.run.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    load_data,
+    method_settings,
+)
+from evenly.lab.run.loop import has_fast_bf16
+from evenly.lab.run.settings import Cell
+from evenly.method import Method
+from evenly.methods.composed import parts
+from evenly.methods.relearn import Relearn
+from evenly.nn import LateFusion
+from evenly.optimizers import divides_size
+from evenly.spec import Spec, together
+
+
+def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
+    """Finds what would fail in training, on a model that is thrown away.
+
+    Args:
+        cells: Of the same training and seed, one for each method.
+        data: What the cells name, if it is loaded already.
+
+    Returns:
+        The data, and sentences for the user.
+
+    Raises:
+        ValueError: If something is wrong with the data, an encoder or a method.
+    """
+    training = cells[0].training
+    data = load_data(training) if data is None else data
+    notes = list(data.notes)
+    models = [build_model(data, cell) for cell in cells]
+    Augment(training.augment, data.modalities, 0)
+    widest = max(models, key=lambda model: len(model.encoders))
+    notes.append(_encoder_note(widest, data))
+    for cell, model in zip(cells, models, strict=True):
+        optimizer = build_optimizer(model, training)
+        method = build_method(cell, model, optimizer, build_sampler(data, cell))
+        notes += _method_notes(cell, method, divides_size(optimizer))
+    if training.precision == "auto" and not has_fast_bf16():
+        notes.append(
+            "Trained in 32-bit floats: this machine has no units for bf16 matrix products."
+        )
+    return data, notes
+
+
+def say(notes: Iterable[str]) -> None:
+    """Prints notes beside the output proper."""
+    for note in notes:
+        tqdm.write(f"note: {note}", file=sys.stderr)
+
+
+def _encoder_note(model: LateFusion, data: Data) -> str:
+    """What each modality was taken for, which the form of a file leaves to its shape."""
+    parts = [
+        f"{name}, {modality.kind} {modality.shape}: {type(model.encoders[name]).__name__}"
+        for name, modality in data.modalities.items()
+        if name in model.encoders
+    ]
+    return f"encoders: {'; '.join(parts)}."
+
+
+def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
+    specs = together(cell.method)
+    said = [cell.method] if len(specs) == 1 else [spec.text for spec in specs]  # as it was written
+    notes = []
+    for name, spec, part in zip(said, specs, parts(method), strict=True):
+        notes += _notes_of(name, spec, part, cell, size_is_lost)
+    if cell.training.fusion != "concat" and method.info.head != "concat":
+        notes.append(f"{cell.method}: keeps the head it is made for, '{method.info.head}'.")
+    return notes
+
+
+def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: bool) -> list[str]:
+    notes = []
+    info = method.info
+    given = spec.settings
+    settings = method_settings(replace(cell, method=spec.text))
+    epochs = cell.training.epochs
+    scaled = [key for key in info.in_epochs if key not in given and settings[key]]
+    values = [f"{key}={settings[key]}" for key in scaled]
+    if values and epochs != info.epochs:
+        notes.append(
+            f"{name}: {', '.join(values)}, its schedule of {info.epochs} epochs scaled to {epochs}."
+        )
+    if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
+        first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
+        more = "" if first is None else f" (first before epoch {first}, counted from 0)"
+        notes.append(f"{name}: acts in none of the {epochs} epochs{more}.")
+    if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
+        notes.append(f"{name}: no encoder has a BatchNorm whose statistics it could take anew.")
+    if info.scales_gradients and size_is_lost:
+        notes.append(
+            f"{name} acts by the size of gradients, which {cell.training.optimizer} divides "
+            "out again: use --optimizer sgd to compare it."
+        )
+    return notes
+
+
+def _normed(method: Method) -> bool:
+    layers = (layer for encoder in method.encoders.values() for layer in encoder.modules())
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)

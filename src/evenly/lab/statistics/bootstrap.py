@@ -1,0 +1,130 @@
+"""How sure a difference between two methods is, over other seeds and other test samples.
+
+Two tests, of which the less sure one counts.
+
+The pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007,
+https://arxiv.org/abs/0712.1111): a table of seeds by test samples is drawn anew by its rows and by
+its columns, both with replacement. A test over the samples alone takes the luck of a seed for a
+difference (test_bootstrap.py shows how often), one over the seeds alone takes the test split
+for the world. One draw fewer is made than there are rows, and columns, so that the variance of a
+mean is not too small by the factor (n - 1) / n (Rao and Wu, 1988).
+
+A bootstrap of two to five seeds takes their spread as known: three that lie to one side by luck
+make each of its repeats lie there. Student's paired t over the seeds knows how little they tell,
+but nothing of the samples, which all seeds share. Where seeds differ much it is the wider, where
+they hardly do the bootstrap is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from evenly.lab.statistics.paired import CONFIDENCE, paired_p, summarise
+
+REPEATS = 5_000
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each seed and each test sample counts in every repeat; each repeat's sum is 1."""
+
+    seeds: Float[np.ndarray, "b s"]
+    samples: Float[np.ndarray, "b n"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a metric, ours less theirs.
+
+    Attributes:
+        low: Lower end of its 95 % interval, that of both tests which is farther out.
+        high: Upper end.
+        p_value: Two-sided, of no difference, the larger one of both tests; at least
+            2 / (repeats + 1).
+    """
+
+    low: float
+    high: float
+    p_value: float
+
+
+@cache
+def weights(seeds: int, samples: int) -> Weights:
+    """The draws of a comparison: the same for all of its methods, and every time.
+
+    Args:
+        seeds: How many; 2 or more.
+        samples: Of the test split; 2 or more.
+    """
+    stream = np.random.default_rng(0)
+    return Weights(_drawn(stream, seeds), _drawn(stream, samples))
+
+
+def _drawn(stream: np.random.Generator, count: int) -> Float[np.ndarray, "b n"]:
+    chosen = stream.integers(count, size=(REPEATS, count - 1))
+    places = chosen + count * np.arange(REPEATS)[:, None]
+    times = np.bincount(places.ravel(), minlength=REPEATS * count).reshape(REPEATS, count)
+    return (times / (count - 1)).astype(np.float32)
+
+
+def accuracy(
+    samples: Float[np.ndarray, "b n"], correct: Bool[np.ndarray, "s n"]
+) -> Float[np.ndarray, "b s"]:
+    """The accuracy of each seed in every repeat."""
+    found: Float[np.ndarray, "b s"] = samples @ correct.T.astype(np.float32)
+    return found
+
+
+def macro_f1(
+    samples: Float[np.ndarray, "b n"],
+    guess: Int[np.ndarray, "s n"],
+    target: Int[np.ndarray, " n"],
+) -> Float[np.ndarray, "b s"]:
+    """The macro-F1 of each seed in every repeat.
+
+    2 TP / (2 TP + FP + FN) of each class, and the mean over the classes that a repeat holds in
+    labels or predictions.
+    """
+    classes = np.arange(1 + max(int(guess.max()), int(target.max())))
+    true = (target[:, None] == classes).astype(np.float32)
+    there = samples @ true
+    columns = []
+    for one in guess:
+        said = (one[:, None] == classes).astype(np.float32)
+        both = there + samples @ said
+        hit = 2 * (samples @ (true * said))
+        f1 = np.divide(hit, both, out=np.zeros_like(hit), where=both > 0)
+        columns.append(f1.sum(1) / (both > 0).sum(1))
+    return np.stack(columns, 1)
+
+
+def difference(
+    drawn: Weights,
+    ours: Float[np.ndarray, "b s"],
+    theirs: Float[np.ndarray, "b s"],
+    by_seed: tuple[Sequence[float], Sequence[float]],
+) -> Difference:
+    """Interval and p of a difference.
+
+    Args:
+        drawn: The draws behind the repeats.
+        ours: A method's metric in every repeat, by seed.
+        theirs: The other's.
+        by_seed: The metrics of both on the test split as it is, by seed.
+    """
+    repeats = (drawn.seeds * (ours - theirs)).sum(1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(repeats, [tail, 1 - tail])
+    beyond = min(int((repeats <= 0).sum()), int((repeats >= 0).sum()))
+    p_value = min(1.0, 2 * (beyond + 1) / (len(repeats) + 1))
+    of_seeds = summarise([one - other for one, other in zip(*by_seed, strict=True)])
+    assert of_seeds.low is not None
+    assert of_seeds.high is not None
+    return Difference(
+        min(float(low), of_seeds.low),
+        max(float(high), of_seeds.high),
+        max(p_value, paired_p(*by_seed) or 0.0),
+    )

@@ -1,0 +1,149 @@
+"""Where test samples lie in the plane, as the encoders see them.
+
+A run keeps the features of a few samples; the places are computed when a report is written.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from evenly.files import read_npz, reading, replacing, sha256
+from evenly.lab.run.result import Result
+from evenly.report import Projected
+
+COMPONENTS = 50  # that t-SNE and UMAP see of the features, as their authors have it
+NEIGHBOURS = 15
+PERPLEXITY = 30.0
+
+
+def project(directory: Path, kind: Projected = "tsne") -> None:
+    """Computes where the samples of each finished run lie, and keeps it in projection.npz.
+
+    What a run has already is not computed again, unless its features have changed. On the same
+    machine the same features give the same places.
+
+    Args:
+        directory: The folder of a comparison.
+        kind: Of the projection.
+
+    Raises:
+        ValueError: If a run's features are missing or damaged.
+        RuntimeError: If UMAP is asked for and not installed.
+    """
+    if kind == "umap":
+        _umap()
+    finished = [result.parent for result in sorted((directory / "runs").glob("*/result.json"))]
+    for folder in finished:
+        if (result := Result.read(folder)) is not None:
+            result.check(folder / "features.npz")
+    open_ = [folder for folder in finished if _lacks(folder, kind)]
+    if not open_:
+        return
+    name = {"tsne": "t-SNE", "umap": "UMAP"}[kind]
+    for folder in tqdm(open_, desc=name, unit="run", disable=None, leave=False):
+        _project_run(folder, kind)
+
+
+def coordinates(x: Float[np.ndarray, "n d"], kind: Projected) -> Float[np.ndarray, "n 2"]:
+    """Places of samples in the plane, by t-SNE or UMAP on their principal components.
+
+    van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008; McInnes, Healy and
+    Melville, "UMAP", 2018, https://arxiv.org/abs/1802.03426. Both begin at the first two principal
+    components; of fewer than four samples, and of features that vary along one axis or none, they
+    are the result.
+    """
+    from threadpoolctl import threadpool_limits
+
+    # Sums in several threads would come in another order each time.
+    with threadpool_limits(1):
+        components = _principal(x.astype(np.float64))
+        start = np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
+        if len(x) < 4 or not start[:, 1].any():
+            return start
+        places: np.ndarray = (_tsne if kind == "tsne" else _umapped)(components, start)
+    return places.astype(np.float64)
+
+
+def _principal(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+    """The samples along their principal axes; an axis along which nothing varies is zero."""
+    u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    s[s < 1e-6 * s.max(initial=0.0)] = 0.0
+    found: np.ndarray = (u * s)[:, :COMPONENTS]
+    return found
+
+
+def _tsne(x: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
+    found: np.ndarray = TSNE(
+        perplexity=min(PERPLEXITY, (len(x) - 1) / 3),
+        init=1e-4 * start / start[:, 0].std(),
+        random_state=0,
+    ).fit_transform(x)
+    return found
+
+
+def _umapped(x: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    # Beginning with the graph's spectrum, its default, it cannot place samples that fall apart.
+    found: np.ndarray = _umap()(
+        n_neighbors=min(NEIGHBOURS, len(x) - 1), init="pca", random_state=0, n_jobs=1
+    ).fit_transform(x)
+    return found
+
+
+def _umap() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # of a part that needs TensorFlow
+            from umap import UMAP
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            "UMAP needs the package umap-learn: pip install 'evenly[umap]'. t-SNE, the default, "
+            "needs nothing more."
+        ) from error
+    return UMAP
+
+
+def _lacks(folder: Path, kind: Projected) -> bool:
+    """Whether a run has features, but not this projection of them."""
+    features = folder / "features.npz"
+    return features.is_file() and f"{kind}_0" not in _kept(folder)
+
+
+def _kept(folder: Path) -> dict[str, np.ndarray]:
+    """The projections so far; nothing where the features have changed since."""
+    path = folder / "projection.npz"
+    if not path.is_file():
+        return {}
+    try:
+        found = read_npz(path)
+        return found if str(found["source"]) == sha256(folder / "features.npz") else {}
+    except Exception as error:  # whatever a damaged archive brings about
+        tqdm.write(
+            f"note: {path} is damaged ({error or type(error).__name__}), so it is made anew.",
+            file=sys.stderr,
+        )
+        path.unlink()
+        return {}
+
+
+def _project_run(folder: Path, kind: Projected) -> None:
+    source = folder / "features.npz"
+    arrays = _kept(folder) | {"source": np.array(sha256(source))}
+    with reading(source):
+        found = read_npz(source)
+        seen = [found[f"features_{place}"] for place in range(len(found["modalities"]))]
+        arrays |= {name: x for name, x in found.items() if not name.startswith("features_")}
+    for place, x in enumerate(seen):
+        here = found.get(f"present_{place}", np.ones(len(x), dtype=bool))
+        places = np.full((len(x), 2), np.nan)
+        if here.any():
+            places[here] = coordinates(x[here], kind)
+        arrays[f"{kind}_{place}"] = places.astype(np.float32)
+    with replacing(folder / "projection.npz") as new:
+        np.savez_compressed(new, allow_pickle=False, **arrays)

@@ -1,0 +1,247 @@
+"""The tables of a comparison: results.csv, summary.csv, and the text that the command prints."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from evenly.files import read_npz, reading, write_csv
+from evenly.lab.run.result import Result, is_headline
+from evenly.lab.statistics import bootstrap
+from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
+from evenly.report import Projected, write_report
+from evenly.report.folder import PAPER, REFERENCE, compared_p, read_config, tuning
+
+RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
+SUMMARY = (
+    "method",
+    "split",
+    "metric",
+    "mean",
+    "std",
+    "low",
+    "high",
+    "seeds",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "test",
+    "p_value",
+    "p_holm",
+    "p_permutation",
+    "protocol",
+    "tuned_trials",
+)
+RESAMPLED = "paired t over seeds, bootstrap over seeds and samples"
+OVER_SEEDS = "paired t over seeds"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the finished runs of a comparison said on its test split.
+
+    Attributes:
+        target: Class of each sample.
+        guess: By method and seed, the class that it was taken for.
+    """
+
+    target: Int[np.ndarray, " n"]
+    guess: Mapping[str, Mapping[int, Int[np.ndarray, " n"]]]
+
+
+def write_tables(out: Path, projection: Projected = "tsne") -> Path:
+    """Writes results.csv, summary.csv and report.html from the finished runs of a folder.
+
+    Args:
+        out: The folder of a comparison.
+        projection: Which places of the test samples the report shows.
+
+    Raises:
+        FileNotFoundError: If the folder holds no comparison.
+    """
+    config = read_config(out)
+    protocol = {name: config.get(name, "") for name in ("protocol", "tuned_trials")}
+    results = read_results(out)
+    lines = summary(results, read_answers(out))
+    write_csv(out / "results.csv", RESULTS, [row | protocol for row in results])
+    write_csv(out / "summary.csv", SUMMARY, [row | protocol for row in lines])
+    return write_report(out, projection)
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """The rows of results.csv, from the result.json of each finished run."""
+    rows = []
+    for _, result in _finished(out):
+        cost = ("seconds", "peak_memory_mb", "steps", "flops")
+        metrics = {**result.metrics, "train": {name: getattr(result, name) for name in cost}}
+        rows += [
+            {
+                "method": result.method,
+                "seed": result.seed,
+                "split": name,
+                "metric": metric,
+                "value": float(value),
+            }
+            for name, values in metrics.items()
+            for metric, value in values.items()
+        ]
+    return rows
+
+
+def read_answers(out: Path) -> Answers | None:
+    """The predictions of each finished run; None before there is one."""
+    guess: dict[str, dict[int, Int[np.ndarray, " n"]]] = {}
+    target = None
+    for folder, result in _finished(out):
+        path = folder / "predictions.npz"
+        result.check(path)
+        with reading(path):
+            file = read_npz(path)
+            target, found = file["target"], file["probabilities"].argmax(1)
+        guess.setdefault(result.method, {})[result.seed] = found
+    return None if target is None else Answers(target, guess)
+
+
+def _finished(out: Path) -> Iterable[tuple[Path, Result]]:
+    for path in sorted((out / "runs").glob("*/result.json")):
+        if (result := Result.read(path.parent)) is not None:
+            yield path.parent, result
+
+
+def summary(
+    results: Iterable[Mapping[str, Any]],
+    answers: Answers | None = None,
+    reference: str = REFERENCE,
+) -> list[dict[str, Any]]:
+    """The rows of summary.csv: each metric over seeds, and against the reference method.
+
+    Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy and
+    macro-F1 on the test split are also drawn anew over seeds and samples (see `bootstrap`), all
+    else is tested over the seeds alone. p-values are corrected by Holm over the methods,
+    for each metric of each split. The permutation beside them flips signs of the seeds'
+    differences.
+
+    Args:
+        results: The rows of results.csv.
+        answers: The predictions behind them; without, every test is over the seeds.
+        reference: The method that every other one is compared with.
+    """
+    values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in results:
+        by_method = values.setdefault((row["split"], row["metric"]), {})
+        by_method.setdefault(row["method"], {})[row["seed"]] = row["value"]
+    rows = []
+    for (name, metric), by_method in values.items():
+        baseline = by_method.get(reference, {})
+        of_metric = []
+        for method, by_seed in by_method.items():
+            found = summarise(list(by_seed.values()))
+            line = {"method": method, "split": name, "metric": metric, **asdict(found)}
+            both = sorted(by_seed.keys() & baseline.keys())
+            if method != reference and both:
+                ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
+                line |= _over_seeds(ours, theirs)
+                if answers is not None and name == "test" and len(both) > 1 and metric in _ANEW:
+                    line |= _resampled(answers, (method, reference), metric, (ours, theirs), both)
+            of_metric.append(line)
+        tested = [line for line in of_metric if line.get("p_value") is not None]
+        corrected = holm([line["p_value"] for line in tested])
+        for line, p_value in zip(tested, corrected, strict=True):
+            line["p_holm"] = p_value
+        rows += of_metric
+    return rows
+
+
+def _over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    found = summarise([one - other for one, other in zip(ours, theirs, strict=True)])
+    return {
+        "difference": found.mean,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "test": OVER_SEEDS,
+        "p_value": paired_p(ours, theirs),
+        "p_permutation": permutation_p(ours, theirs),
+    }
+
+
+def _resampled(
+    answers: Answers,
+    pair: tuple[str, str],
+    metric: str,
+    by_seed: tuple[Sequence[float], Sequence[float]],
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    drawn = bootstrap.weights(len(seeds), len(answers.target))
+    ours, theirs = (
+        _ANEW[metric](drawn.samples, np.stack([answers.guess[name][s] for s in seeds]), answers)
+        for name in pair
+    )
+    found = bootstrap.difference(drawn, ours, theirs, by_seed)
+    return {
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "test": RESAMPLED,
+        "p_value": found.p_value,
+    }
+
+
+def _accuracy(
+    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.accuracy(samples, guess == answers.target)
+
+
+def _macro_f1(
+    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.macro_f1(samples, guess, answers.target)
+
+
+_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1}
+"""The metrics that predictions alone give."""
+
+
+def table(out: Path) -> str:
+    """The test metrics of a comparison as text, best accuracy first."""
+    found = summary(read_results(out), read_answers(out))
+    rows = [row for row in found if row["split"] == "test"]
+    metrics = list(filter(is_headline, dict.fromkeys(row["metric"] for row in rows)))
+    cells = {(row["method"], row["metric"]): row for row in rows}
+    methods = sorted(
+        dict.fromkeys(row["method"] for row in rows),
+        key=lambda method: -cells[method, "accuracy"]["mean"],
+    )
+    head = ["method", *metrics, f"against {REFERENCE}"]
+    body = [
+        [
+            method,
+            *(_plus_minus(cells.get((method, metric))) for metric in metrics),
+            _difference(cells[method, "accuracy"]),
+        ]
+        for method in methods
+    ]
+    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *body]
+    ]
+    config = read_config(out)
+    said = [PAPER] if config.get("protocol") == "paper" else []
+    return "\n".join([*lines, *(f"\n{text}" for text in [*said, tuning(config)] if text)])
+
+
+def _plus_minus(row: Mapping[str, Any] | None) -> str:
+    if row is None:  # a model of one modality has no accuracy of the others
+        return ""
+    spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
+    return f"{row['mean']:.3f}{spread}"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if row.get("difference") is None:
+        return ""
+    p = "" if row.get("p_holm") is None else f" (p {compared_p(row['p_holm'])})"
+    return f"{row['difference']:+.3f}{p}"

@@ -1,0 +1,189 @@
+"""New data as a run takes them: converted by what the run knows of its own data, or refused."""
+
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from evenly.data import Padded
+from evenly.data.dataset import dtype_name
+from evenly.lab.run.stored import Stored, is_picture, is_whole, there, values_of
+
+_FEW = 10
+"""One of so many values may lie farther from the run's range than that is wide, unquestioned."""
+
+
+@dataclass
+class Intake:
+    """Takes a modality of new data in, batch by batch, and looks how their values lie.
+
+    Attributes:
+        run: That takes it.
+        name: Of the modality.
+        known: How the run's data held it.
+        longest: Steps that its encoder takes at most; None for any.
+        alike: Whether new data are read from files as the run's were, so that values are of one
+            scale, and what is unknown of a text has a number of its own.
+    """
+
+    run: Path
+    name: str
+    known: Stored
+    longest: int | None
+    alike: bool
+    _dtype: str = field(default="", init=False)
+    _retyped: bool = field(default=False, init=False)
+    _count: int = field(default=0, init=False)
+    _far: int = field(default=0, init=False)
+    _least: float = field(default=inf, init=False)
+    _most: float = field(default=-inf, init=False)
+
+    def __call__(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> Tensor | Padded:
+        """A batch as the run takes it.
+
+        Args:
+            x: The modality.
+            here: Which samples have it; all, if None. What the others hold counts for nothing.
+
+        Raises:
+            ValueError: If it is something else, with what it is and what would do.
+        """
+        x = x if here is None else _blanked(x, here)
+        self._check_shape(x)
+        if self.known.kind == "text":
+            self._check_tokens(values_of(x))
+            return self._in_form(x, here, values_of(x))
+        if is_picture(self.known.kind):
+            self._check_picture(values_of(x))
+        self._look(x, here)
+        return self._in_form(x, here, self._typed(values_of(x)))
+
+    def doubt(self) -> str:
+        """What a user should hear of all batches together; empty if they look like the run's data.
+
+        Raises:
+            ValueError: If most values are of another scale than pictures, bytes or sound have.
+        """
+        low, high = self.known.low, self.known.high
+        scaled = is_picture(self.known.kind) or self._retyped
+        narrow = scaled and 0 < self._most - self._least < (high - low) / 100
+        if _FEW * self._far <= self._count and not narrow:
+            return ""
+        held = (
+            f"'{self.name}' holds {self._dtype} values from {self._least:g} to {self._most:g}, but "
+            f"{self.run} was trained on {self.known.dtype}, {low:g} to {high:g}."
+        )
+        if scaled and 2 * self._far > self._count:
+            raise ValueError(f"{held} Scale them as those were.")
+        return f"{held} If they are not scaled as those were, its answers mean nothing."
+
+    def _look(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
+        """Notes how a batch lies to the run's range, which is that of some samples alone."""
+        low, high = self.known.low, self.known.high
+        values = there(x, here)
+        whole = is_picture(self.known.kind) and is_whole(self.known.type)  # known by type alone
+        if self.alike or whole or low == high or not values.numel():
+            return
+        self._dtype = dtype_name(values)
+        self._retyped = _is_narrow(values.dtype) != _is_narrow(self.known.type)
+        self._count += values.numel()
+        self._far += int(((values < 2 * low - high) | (values > 2 * high - low)).sum())
+        self._least = min(self._least, float(values.min()))
+        self._most = max(self._most, float(values.max()))
+
+    def _check_shape(self, x: Tensor | Padded) -> None:
+        known, found = tuple(self.known.shape), tuple(values_of(x).shape[1:])
+        same = found == known
+        if self.known.kind == "text":  # of any length
+            same = len(found) == 1
+        elif self.known.kind == "sequence":
+            same = len(found) == 2 and found[1:] == known[1:]
+        if not same:
+            raise ValueError(
+                f"'{self.name}' has the shape {found}, but {self.run} was trained on {known}. "
+                "Prepare the data as those it was trained on."
+            )
+        if self.longest is None:
+            return
+        steps = int(x.length.max()) if isinstance(x, Padded) else found[0]
+        if steps > self.longest:
+            raise ValueError(
+                f"'{self.name}' has a sample of {steps} steps, but its encoder in {self.run} takes "
+                f"{self.longest} at most. Cut it off there."
+            )
+
+    def _check_tokens(self, values: Tensor) -> None:
+        count = self.known.shape[1]
+        if not is_whole(values.dtype) or (values.numel() and int(values.min()) < 0):
+            raise ValueError(
+                f"'{self.name}' holds {dtype_name(values)} values that are no numbers of tokens, "
+                f"but {self.run} was trained on texts. Give whole numbers from 0."
+            )
+        most = int(values.max()) if values.numel() else 0
+        if not self.alike and most >= count:
+            raise ValueError(
+                f"'{self.name}' holds the token {most}, but {self.run} was trained on tokens 0 to "
+                f"{count - 1}. Number tokens as those that it was trained on."
+            )
+
+    def _check_picture(self, values: Tensor) -> None:
+        found, known = values.dtype, self.known.type
+        if found != known and not (found.is_floating_point and known.is_floating_point):
+            raise ValueError(
+                f"'{self.name}' holds pictures of {dtype_name(values)} values, but {self.run} was "
+                f"trained on {self.known.dtype}, {self.known.low:g} to {self.known.high:g}. Give "
+                "that type, and that scale."
+            )
+
+    def _typed(self, values: Tensor) -> Tensor:
+        """Numbers in the type of the run's, where they are numbers of that type."""
+        wanted = self.known.type
+        if values.dtype == wanted:
+            return values
+        typed = values.to(wanted)
+        if wanted.is_floating_point:
+            kept = bool(typed.isfinite().all())
+        else:
+            kept = bool((typed.to(values.dtype) == values).all())
+            if not kept and values.is_floating_point():
+                return values.float()  # a number between whole ones is still a number
+        if not kept:
+            worst = float(values.abs().max())
+            raise ValueError(
+                f"'{self.name}' holds {worst:g}, which is no number of the type that {self.run} "
+                f"was trained on, {self.known.dtype}."
+            )
+        return typed
+
+    def _in_form(
+        self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None, values: Tensor
+    ) -> Tensor | Padded:
+        """Padded or not, as the run's data are."""
+        if not isinstance(x, Padded):
+            if not self.known.ragged:
+                return values
+            steps = torch.arange(1, values.shape[1] + 1, device=values.device)
+            used = values != 0 if self.known.kind == "text" else torch.ones_like(values[..., 0])
+            return Padded(values, (used * steps).amax(1).long())
+        longest = int(x.length.max())
+        values = values[:, :longest]
+        lengths = x.length if here is None else x.length[here.to(x.length.device)]
+        if not self.known.ragged and bool((lengths == longest).all()):
+            return values
+        return Padded(values, x.length)
+
+
+def _blanked(x: Tensor | Padded, here: Bool[Tensor, " n"]) -> Tensor | Padded:
+    """The same with zeros in samples that lack the modality."""
+    values = values_of(x)
+    lacking = ~here.to(values.device)
+    values = values.masked_fill(lacking.reshape(-1, *[1] * (values.ndim - 1)), 0)
+    return Padded(values, x.length.masked_fill(lacking, 0)) if isinstance(x, Padded) else values
+
+
+def _is_narrow(dtype: torch.dtype) -> bool:
+    """Whether values are mostly bytes or samples of sound, whose scale is that of their type."""
+    return not dtype.is_floating_point and dtype.itemsize < 4

@@ -1,0 +1,394 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from torch import nn
+
+import forked
+from evenly.data import save_npz
+from evenly.files import held
+from evenly.lab.many.compare import compare
+from evenly.lab.run.settings import Training
+from evenly.lab.statistics.tables import summary, table, write_tables
+from evenly.methods import METHODS
+from evenly.report import write_picture
+
+pytestmark = pytest.mark.xdist_group("compare")  # most look at one comparison
+DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
+TRAINING = Training(data=DATA, epochs=3, width=8, diagnose_every=1)
+
+
+class Breaks(nn.Module):
+    """An encoder that fails once training has begun."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.LazyLinear(4)
+
+    def forward(self, x):
+        if self.training and os.path.exists("broken"):
+            raise RuntimeError("no such sound")
+        return self.net(x.float())
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison")
+    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, out, jobs=2)
+    return out
+
+
+def test_the_folder(comparison):
+    names = {path.name for path in comparison.iterdir()}
+    assert names == {"config.yaml", "results.csv", "summary.csv", "report.html", "runs"}
+    runs = {path.name for path in (comparison / "runs").iterdir()}
+    methods = ("joint", "relearn_every=1_times=1", "ogm_ge")
+    assert runs == {f"{method}-{seed}" for method in methods for seed in (0, 1)}
+    config = yaml.safe_load((comparison / "config.yaml").read_text())
+    assert config["modalities"] == ["m1", "m2"]
+    assert "ogm_ge: end=2, its schedule of 100 epochs scaled to 3." in config["notes"]
+    projected = {path.parent.name for path in comparison.glob("runs/*/projection.npz")}
+    assert projected == {f"{method}-0" for method in methods}
+
+
+def test_results_and_summary_agree(comparison):
+    results = read(comparison / "results.csv")
+    assert {row["method"] for row in results} == {"joint", "relearn(every=1,times=1)", "ogm_ge"}
+    assert {row["split"] for row in results} == {"train", "val", "test"}
+    for row in read(comparison / "summary.csv"):
+        values = [
+            float(found["value"])
+            for found in results
+            if all(found[key] == row[key] for key in ("method", "split", "metric"))
+        ]
+        assert float(row["mean"]) == pytest.approx(sum(values) / len(values))
+        assert row["seeds"] == str(len(values))
+        if row["metric"] == "imbalance":  # of modalities that add nothing there is none
+            continue
+        assert len(values) == 2
+        assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+        assert (row["difference"] == "") == (row["method"] == "joint")
+
+
+def test_report_and_table_hold_every_method(comparison):
+    page = (comparison / "report.html").read_text()
+    text = table(comparison)
+    for name in ("joint", "relearn(every=1,times=1)", "ogm_ge"):
+        assert name in page
+        assert name in text
+    assert "against joint" in text.splitlines()[0]
+
+
+def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path, monkeypatch):
+    def row(method, metric, value):
+        return {"method": method, "seed": 0, "split": "test", "metric": metric, "value": value}
+
+    rows = [row("joint", metric, 0.75) for metric in ("accuracy", "accuracy/a", "accuracy/b")]
+    rows += [row("alone", metric, 0.5) for metric in ("accuracy", "accuracy/b")]
+    monkeypatch.setattr("evenly.lab.statistics.tables.read_results", lambda out: rows)
+    (tmp_path / "config.yaml").write_text("protocol: fair\n")
+    head, joint, alone = table(tmp_path).splitlines()
+    assert joint.split() == ["joint", "0.750", "0.750", "0.750"]
+    assert alone.split() == ["alone", "0.500", "0.500", "-0.250"]
+    assert alone.index("0.500", 15) == head.index("accuracy/b")
+
+
+def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
+    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, tmp_path, jobs=1)
+
+    def figures(out):
+        rows = read(out / "results.csv")
+        return [row for row in rows if row["metric"] not in ("seconds", "peak_memory_mb")]
+
+    assert figures(tmp_path) == figures(comparison)
+
+
+def test_more_seeds_and_methods_repeat_nothing(comparison):
+    finished = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
+    compare("joint,relearn(every=1,times=1),ogm_ge,ogm_ge(noise=false)", 2, TRAINING, comparison, 2)
+    after = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
+    assert len(after) == 8
+    assert all(after[path] == moment for path, moment in finished.items())
+
+
+def test_fewer_methods_and_seeds_later(comparison):
+    """Tables and report count all runs of the folder, so its settings go on naming them all."""
+    before = yaml.safe_load((comparison / "config.yaml").read_text())
+    compare("ogm_ge,joint", 1, TRAINING, comparison, 1)
+    after = yaml.safe_load((comparison / "config.yaml").read_text())
+    for name in ("methods", "seeds", "notes"):
+        assert after[name] == before[name]
+    assert set(after["methods"]) == {row["method"] for row in read(comparison / "summary.csv")}
+
+
+def test_data_that_have_changed_since(tmp_path):
+    path, out = tmp_path / "a.npz", tmp_path / "out"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    training = Training(data=str(path), epochs=1, width=4)
+    compare("joint", 1, training, out, 1)
+    save_npz(path, labels, split, {"x": np.zeros((60, 3))})
+    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since"):
+        compare("joint", 2, training, out, 1)
+
+
+def test_settings_of_another_program_are_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("title: mine\n")
+    with pytest.raises(ValueError, match=r"config\.yaml is not what this command writes"):
+        compare("joint", 1, TRAINING, tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "title: mine\n"
+
+
+def test_other_settings_are_refused(comparison):
+    with pytest.raises(ValueError, match=r"holds runs with epochs = 3, but 4 is asked for now"):
+        compare("joint", 1, Training(data=DATA, epochs=4, width=8), comparison, 1)
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "training", "message"),
+    [
+        ("jiont", 1, TRAINING, "'jiont' is no method. Did you mean joint?"),
+        ("joint,,relearn", 1, TRAINING, "empty place in its list"),
+        ("joint", 0, TRAINING, "--seeds is at least 1; found 0"),
+        ("joint", 1, Training(data="digit"), "'digit' is no data set. Did you mean digits?"),
+        ("relearn(every=0)", 1, TRAINING, "'every' is at least 1; found 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_training(methods, seeds, training, message, tmp_path):
+    with pytest.raises(ValueError, match=r".*") as error:
+        compare(methods, seeds, training, tmp_path / "out", jobs=1)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_failure_leaves_the_others(tmp_path):
+    def again():
+        command = ("compare", "--data", DATA, "--epochs", 1, "--width", 8, "--out", tmp_path)
+        command += ("--encoders.m1", "test_compare.Breaks", "--methods", "joint", "--seeds", 1)
+        return forked.run(forked.evenly, *command, cwd=tmp_path)
+
+    (tmp_path / "broken").touch()
+    ran = again()
+    assert ran.returncode == 1
+    assert "1 of 1 runs failed" in ran.stderr
+    assert "joint-0: RuntimeError: no such sound" in ran.stderr
+    assert "Traceback" in (tmp_path / "runs" / "joint-0" / "error.txt").read_text()
+    assert "no such sound" in (tmp_path / "report.html").read_text()
+    (tmp_path / "broken").unlink()
+    ran = again()
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "runs" / "joint-0" / "error.txt").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
+    command = ["compare", "--data", DATA, "--epochs", "60", "--seeds", "2", "--width", "8"]
+    command += ["--methods", "joint,relearn", "--out", str(tmp_path), "--jobs", "2"]
+    with (tmp_path / "log").open("w") as log:
+        line = [sys.executable, "-m", "evenly.cli", *command]
+        process = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)
+    for _ in range(6000):
+        if list(tmp_path.glob("runs/*/last.ckpt")) or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    # What a run leaves that is killed while it writes, whether or not it happens to this one.
+    left = next(tmp_path.glob("runs/*/last.ckpt")).with_name(".last.0123abcd.ckpt")
+    left.write_bytes(b"half")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    assert "The same command continues" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert (tmp_path / "report.html").exists()
+    assert len(list(tmp_path.glob("runs/*/result.json"))) < 4
+    ran = forked.run(forked.evenly, *command)
+    assert ran.returncode == 0, ran.stderr
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 4
+    assert not list(tmp_path.rglob(".*"))  # no temporary file is left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [0.0, 1.5])
+def test_ctrl_c_in_the_first_seconds_is_answered_in_one_sentence(tmp_path, moment):
+    """Before and while the process that runs are forked from imports what they need."""
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "500"]
+    command += ["--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    with process:
+        assert process.stdout.readline().startswith("note: ")  # what comes next is that process
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stdout.read()  # until the last process of the command has ended
+    assert process.returncode == 130, said
+    assert said.strip() == "evenly: stopped. The same command continues where this one was."
+
+
+def test_a_killed_run_is_told_and_taken_up(tmp_path):
+    """As the system does when memory runs out: one process of the command is gone."""
+    command = ["compare", "--data", DATA, "--epochs", 4, "--width", 8, "--out", tmp_path]
+    command += ["--seeds", 1, "--methods", "joint", "--encoders.m1", "test_compare.Kills"]
+    ran = forked.run(forked.evenly, *command)
+    assert ran.returncode == 1
+    assert "joint-0: its process ended with code -9 (killed, perhaps for want of" in ran.stderr
+    run = tmp_path / "runs" / "joint-0"
+    before = (run / "metrics.csv").read_text()
+    assert [row["epoch"] for row in read(run / "metrics.csv")] == ["0", "1"]
+    # The same setting: the two epochs that are left have four batches.
+    ran = forked.run(forked.evenly, *command)
+    assert ran.returncode == 0, ran.stderr
+    assert (run / "metrics.csv").read_text().startswith(before)
+    assert json.loads((run / "result.json").read_text())["steps"] == 8
+
+
+class Kills(Breaks):
+    """An encoder that takes its process with it at the fifth batch: of two, in the third epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+
+    def forward(self, x):
+        self.batches += self.training
+        if self.batches == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.net(x.float())
+
+
+def test_runs_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
+    command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    command += ["--encoders.m1", "test_compare.Slow"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    run = tmp_path / "runs" / "joint-0"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    while not (run / "metrics.csv").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    time.sleep(2)  # for longer than an epoch
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not (run / "error.txt").exists()
+    assert len(read(run / "metrics.csv")) <= 2  # an epoch may end just then
+
+
+class Slow(Breaks):
+    """An encoder of which an epoch takes a while."""
+
+    def forward(self, x):
+        time.sleep(0.5)
+        return self.net(x.float())
+
+
+def test_two_comparisons_in_one_folder(tmp_path):
+    with held(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another command is at work in this folder"):
+            compare("joint", 1, TRAINING, tmp_path / "out", jobs=1)
+        assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_ends_a_comparison(tmp_path):
+    """Every other run would fail, too; and of a search none has had its trial."""
+    run = tmp_path / "runs" / "joint-0"
+    run.mkdir(parents=True)
+    (run / "hparams.yaml").symlink_to("/dev/full")
+    training = replace(TRAINING, epochs=1, diagnose_every=0)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/runs/joint-0'"):
+        compare("joint", 2, training, tmp_path, jobs=1)
+    assert not (tmp_path / "runs" / "joint-1").exists()
+    (run / "hparams.yaml").unlink()
+    compare("joint", 2, training, tmp_path, jobs=1)
+    assert not (run / "error.txt").exists()
+
+
+def test_tables_of_no_comparison(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no comparison: there is no config\.yaml"):
+        write_tables(tmp_path)
+
+
+def test_summary_by_hand():
+    def row(method, seed, value):
+        base = {"split": "test", "metric": "accuracy"}
+        return {"method": method, "seed": seed, "value": value, **base}
+
+    rows = summary(
+        [
+            *(row("joint", seed, value) for seed, value in enumerate([0.5, 0.6, 0.7])),
+            *(row("a", seed, value) for seed, value in enumerate([0.61, 0.70, 0.79])),
+            *(row("b", seed, value) for seed, value in enumerate([0.5, 0.7, 0.6])),
+            row("c", 7, 0.9),
+        ]
+    )
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["a"]["difference"] == pytest.approx(0.1)
+    # differences .11, .10, .09: t = .1 / (.01 / √3) = 17.32, two-sided p with 2 degrees: .00332
+    assert by_method["a"]["p_value"] == pytest.approx(0.00332, abs=1e-5)
+    assert by_method["a"]["p_holm"] == pytest.approx(0.00664, abs=2e-5)  # two methods are tested
+    assert by_method["b"]["p_holm"] == 1.0
+    assert "difference" not in by_method["c"]  # it shares no seed with joint
+    assert by_method["joint"]["std"] == pytest.approx(0.1)
+    assert by_method["a"]["test"] == "paired t over seeds"
+    assert by_method["a"]["p_permutation"] == 0.25  # two of the eight ways to flip the signs
+    # t(0.975, 2) = 4.3027, and .01 / √3 is the standard error
+    assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
+
+
+def test_every_output_of_the_paper_protocol_says_so(tmp_path):
+    training = replace(TRAINING, protocol="paper", epochs=1, diagnose_every=0)
+    page = compare("joint", 1, training, tmp_path, jobs=1).read_text(encoding="utf-8")
+    label = "The epoch is selected on the test split"
+    assert label in page
+    assert "selected on test, % ±" in page
+    assert "read once, after that" not in page
+    assert label in table(tmp_path)
+    for name in ("results.csv", "summary.csv"):
+        assert {row["protocol"] for row in read(tmp_path / name)} == {"paper"}
+    picture = write_picture(tmp_path, tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert "selected on test" in picture
+
+
+def test_accuracy_is_tested_over_seeds_and_samples(comparison):
+    rows = {
+        (row["split"], row["metric"]): row
+        for row in read(comparison / "summary.csv")
+        if row["method"] == "ogm_ge"
+    }
+    for metric in ("accuracy", "macro_f1"):
+        row = rows["test", metric]
+        assert row["test"] == "paired t over seeds, bootstrap over seeds and samples"
+        low, high = float(row["difference_low"]), float(row["difference_high"])
+        assert low <= float(row["difference"]) <= high
+        assert 0 < float(row["p_value"]) <= float(row["p_holm"]) <= 1
+    assert rows["val", "accuracy"]["test"] == "paired t over seeds"
+    assert rows["test", "loss"]["test"] == "paired t over seeds"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_method_trains_on_three_modalities_and_is_reported(tmp_path):
+    data = "synthetic(train=48,val=24,test=24,classes=3,modalities=3)"
+    training = Training(data=data, epochs=2, width=8, batch_size=24, diagnose_every=0)
+    page = compare("all", 1, training, tmp_path, jobs=2).read_text(encoding="utf-8")
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    found = {row["method"] for row in read(tmp_path / "results.csv") if row["split"] == "test"}
+    assert found == set(config["methods"])
+    assert {method.partition("(")[0] for method in found} == set(METHODS)
+    assert {f"unimodal(modality=m{n})" for n in (1, 2, 3)} <= found
+    assert all(method in page for method in found)

@@ -1,0 +1,78 @@
+"""A comparison in which each method trains as its authors publish."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from evenly.data import save_npz
+from evenly.lab.many.compare import compare
+from evenly.lab.many.published import FILE, Published
+from evenly.lab.run.build import method_settings
+from evenly.lab.run.settings import Cell, Training
+from evenly.lab.statistics.tables import table
+
+TRAINING = Training(epochs=2, lr=0.05, batch_size=16, width=8)
+KNOWN = yaml.safe_load((Path(__file__).parents[3] / "src/evenly/lab/many" / FILE).read_text())
+
+
+@pytest.mark.parametrize("data", KNOWN)
+def test_everything_published_can_be_run(data):
+    published = Published.of_data(data)
+    for name, found in KNOWN[data].items():
+        assert set(found) <= {"settings", "training", "source"}
+        own = published.of(name)
+        assert own.source
+        training = own.of(TRAINING)
+        settings = method_settings(Cell(training, own.method, 0))
+        for key, value in found.get("settings", {}).items():
+            assert settings[key] == value
+        assert {key: getattr(training, key) for key in found.get("training", {})} == own.training
+
+
+def test_by_hand():
+    own = Published.of_data("cremad").of("ogm_ge(alpha=0.1)")
+    assert own.method == "ogm_ge(alpha=0.1,end=50)"  # what the user gives, stays
+    assert own.of(TRAINING) == replace(
+        TRAINING, lr=1e-3, weight_decay=1e-4, lr_step=70, batch_size=64, epochs=100
+    )
+    nothing = Published.of_data("kinetics_sounds").of("joint")
+    assert (nothing.method, nothing.of(TRAINING)) == ("joint", TRAINING)
+    assert nothing.changes == {"source": "nothing is published; the common settings"}
+
+
+def test_a_data_set_of_which_nothing_is_known(tmp_path):
+    with pytest.raises(ValueError, match=r"no settings are known for 'digits', but for cremad and"):
+        compare("joint", 1, TRAINING, tmp_path, 1, "published")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_comparison_says_so(tmp_path, monkeypatch):
+    draws = np.random.default_rng(0)
+    target = np.arange(60) % 2
+    split = np.repeat([0, 1, 2], [30, 15, 15])
+    arrays = {name: draws.normal(size=(60, 3)).astype("f4") for name in ("audio", "visual")}
+    save_npz(tmp_path / "cremad.npz", target, split, arrays)
+    short = {"dgl": {"settings": {"alpha": 2.0}, "training": {"epochs": 1}, "source": "here"}}
+    monkeypatch.setattr(Published, "of_data", staticmethod(lambda name: Published(name, short)))
+    training = replace(TRAINING, data=str(tmp_path / "cremad.npz"))
+    out = tmp_path / "out"
+    page = compare("joint,dgl", 1, training, out, 1, "published").read_text(encoding="utf-8")
+    said = "Each method has the settings that its authors published for cremad"
+    assert said in page
+    assert said in table(out)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["own"]["dgl(alpha=2.0)"] == {"epochs": 1, "source": "here"}
+    assert config["own"]["joint"] == {"source": "nothing is published; the common settings"}
+    runs = {
+        path.parent.name: yaml.safe_load(path.read_text())
+        for path in out.glob("runs/*/config.yaml")
+    }
+    assert {name: run["epochs"] for name, run in runs.items()} == {
+        "joint-0": 2,
+        "dgl_alpha=2.0-0": 1,
+    }
+    with pytest.raises(ValueError, match="holds runs with"):
+        compare("joint", 1, training, out, 1)

@@ -1,0 +1,180 @@
+"""The paper's experiments as commands."""
+
+import csv
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from evenly.cli import main
+from evenly.data import Modality, save_npz
+from evenly.lab.many.studies import STUDIES, TABLE, VARIANTS, _transformer, planned, write_study
+from evenly.lab.run.build import build_model, load_data, method_settings
+from evenly.lab.run.settings import Cell, Training
+from evenly.lab.statistics.paired import holm
+from evenly.methods import METHODS
+from evenly.report.folder import read_comparison
+from evenly.spec import parse, split
+
+DATA = "synthetic(train=60,val=30,test=60,classes=3,information=2)"
+SMALL = ("--data", DATA, "--epochs", "4", "--width", "8", "--jobs", "2")
+
+
+SOME = ("joint", "relearn", VARIANTS[1])
+
+
+def texts(path):
+    return {"".join(node.itertext()) for node in ET.parse(path).iter() if node.tag.endswith("text")}
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder that holds a comparison."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    command = ["compare", *SMALL, "--methods", ",".join(SOME), "--seeds", "2", "--out", str(out)]
+    assert main(command) == 0
+    return out
+
+
+def test_differences_are_to_the_studys_reference(out):
+    write_study("diagnosis", out, SOME)
+    lines = {row["method"]: row for row in rows(out / "diagnosis.csv") if row["metric"] == "loss"}
+    assert set(lines) == set(SOME)
+    values = {}
+    for row in rows(out / "results.csv"):
+        if row["split"] == "test" and row["metric"] == "loss":
+            values.setdefault(row["method"], []).append(float(row["value"]))
+    for method, line in lines.items():
+        if method == "relearn":
+            assert line["difference"] == ""
+            continue
+        wanted = np.mean(values[method]) - np.mean(values["relearn"])
+        assert float(line["difference"]) == pytest.approx(wanted)
+    tested = [line for line in lines.values() if line["p_value"]]
+    corrected = holm([float(line["p_value"]) for line in tested])
+    assert [float(line["p_holm"]) for line in tested] == pytest.approx(corrected)
+    table = (out / "diagnosis.md").read_text()
+    assert "| to relearn | p (Holm) |" in table
+    assert r"\begin{tabular}" in (out / "diagnosis.tex").read_text()
+    assert {"joint", "relearn", "relearn(gap=shared)"} <= texts(out / "diagnosis.svg")
+
+
+def test_studies_of_one_folder_share_runs_and_correct_by_themselves(out, capsys):
+    before = {path: path.stat().st_mtime for path in out.glob("runs/*/result.json")}
+    for name in ("figure4", "figure3"):
+        assert main(["study", name, *SMALL, "--seeds", "2", "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime for path in out.glob("runs/*/result.json")} == before
+    said = capsys.readouterr().out
+    assert "Figure 4: gap, purity and accuracy along training: " in said
+    own = [row for row in rows(out / "figure4.csv") if row["metric"] == "accuracy"]
+    assert [row["method"] for row in own] == ["joint", "relearn"]
+    assert own[1]["p_holm"] == own[1]["p_value"]  # of one method there is nothing to correct
+    assert {"m1", "m2", "gap", "re-learning", "val accuracy, %"} <= texts(out / "figure4.svg")
+    assert {"m1", "joint", "relearn", "taken for another"} <= texts(out / "figure3.svg")
+    assert set(read_comparison(out).methods) == set(SOME)
+
+
+@pytest.mark.slow
+def test_strengths_and_periods(tmp_path):
+    command = ["study", "figure5", *SMALL, "--seeds", "1", "--epochs", "9"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    shown = texts(tmp_path / "figure5.svg")
+    assert {"0", "0.5", "1", "2", "3", "5", "10"} <= shown  # the strengths, 0 is joint training
+    assert "epochs between re-learnings" in shown
+    found = {row["method"] for row in rows(tmp_path / "figure5.csv")}
+    assert found == {
+        "joint", "relearn", *(f"relearn(strength={v})" for v in ("0.5", "1", "2", "5", "10")),
+        "relearn(every=1)", "relearn(every=3)",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_probes_of_encoders_and_models_of_one(tmp_path):
+    """Figure 1 from a part of its methods."""
+    methods = ["unimodal(modality=m1)", "unimodal(modality=m2)", "joint", "relearn"]
+    command = ["compare", *SMALL, "--seeds", "1", "--methods", ",".join(methods)]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    write_study("figure1", tmp_path, methods)
+    shown = texts(tmp_path / "figure1.svg")
+    assert {"m1 alone", "m2 alone", "m1 (dotted: trained alone)", "m2"} <= shown
+    probed = {r["method"]: float(r["mean"]) for r in rows(tmp_path / "figure1.csv")
+              if r["metric"] == "accuracy"}  # fmt: skip
+    assert f"joint {100 * probed['joint']:.1f}" in shown  # a spot says its model's accuracy
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_method_of_a_study_is_there(name):
+    training = Training(data=DATA, noise={"m1": 1.0})
+    for spec in split(STUDIES[name].methods(training)):
+        assert spec.name in METHODS
+        if spec.name != "unimodal":
+            method_settings(Cell(training, spec.text, 0))
+    assert STUDIES[name].reference in STUDIES[name].methods(training).split(",")
+
+
+def test_the_tables_have_the_papers_methods_and_the_reference_rows():
+    paper = {"joint", "g_blending", "ogm_ge", "greedy", "pmr", "agm", "mslr", "relearn"}
+    references = {"unimodal", "multi_loss", "ensemble", "finetune", "modality_dropout"}
+    assert set(TABLE.split(",")) == paper | references
+
+
+def modality(kind, *shape):
+    return Modality("m", kind, shape, torch.zeros(1), torch.ones(1))
+
+
+def test_a_transformer_for_each_kind_of_input():
+    assert _transformer(modality("vector", 5)) == ""
+    assert _transformer(modality("sequence", 9, 5)) == "transformer"
+    assert parse(_transformer(modality("image", 1, 128, 300))).name == "ast"
+    for shape, patch in (
+        ((1, 28, 28), 7),
+        ((3, 224, 224), 16),
+        ((1, 8, 8), 2),
+        ((1, 4, 8), 1),
+        ((3, 30, 20), 5),
+    ):
+        spec = parse(_transformer(modality("image", *shape)))
+        assert (spec.name, spec.settings["config"]["patch_size"]) == ("vit", patch)
+    assert parse(_transformer(modality("video", 2, 3, 64, 64))).name == "vit"
+
+
+def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_path):
+    n = 24
+    labels, part = np.arange(n) % 2, np.repeat([0, 1, 2], 8)
+    steps = np.ones((n, 6, 3), np.float32) * labels[:, None, None]
+    eye = np.random.default_rng(0).integers(0, 255, (n, 8, 8)).astype(np.uint8)
+    save_npz(tmp_path / "t.npz", labels, part, {"steps": steps, "eye": eye}, ["no", "yes"])
+    asked = Training(data=str(tmp_path / "t.npz"))
+    training, methods = planned(STUDIES["transformers"], asked)
+    assert (training.fusion, training.optimizer, training.lr) == ("mbt", "adamw", 3e-4)
+    assert "unimodal(modality=eye)" in methods
+    model = build_model(load_data(training), Cell(training, "joint", 0))
+    assert type(model.head).__name__ == "BottleneckHead"
+    mine, _ = planned(STUDIES["transformers"], replace(asked, encoders={"eye": "vit"}))
+    assert mine.encoders == {"eye": "vit"}
+    with pytest.raises(ValueError, match="has vectors only"):
+        planned(STUDIES["transformers"], Training(data=DATA))
+
+
+def test_what_a_study_needs_is_said():
+    with pytest.raises(ValueError, match=r"--noise\.m1 2\. .*has the modalities m1, m2"):
+        planned(STUDIES["scarce"], Training(data=DATA))
+    with pytest.raises(ValueError, match="three or more"):
+        planned(STUDIES["modalities"], Training(data=DATA))
+    training, _ = planned(STUDIES["scarce"], Training(data=DATA, noise={"m2": 2.0}))
+    assert training.noise == {"m2": 2.0}
+
+
+def test_the_command_lists_and_knows_its_studies(capsys):
+    assert main(["study"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name} " in said and study.title in said for name, study in STUDIES.items())
+    assert main(["study", "figure9", "--data", DATA]) == 1
+    assert "'figure9' is no study" in capsys.readouterr().err

@@ -1,0 +1,467 @@
+import csv
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from torch import nn
+
+from evenly.cli import main
+from evenly.data import Data, save_npz
+from evenly.files import file_address
+from evenly.lab.many.claims import Claims, connect, connected
+from evenly.lab.many.compare import compare
+from evenly.lab.many.trials import Search, Studies
+from evenly.lab.many.tune import Trials, tune
+from evenly.lab.many.tuned import Tuned, Tuning
+from evenly.lab.run.loop import run_cell
+from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Cell, Training
+from evenly.lab.statistics.tables import table
+from evenly.report import write_formats
+
+DATA = "synthetic(train=90,val=60,test=30,classes=3,information=4)"
+TRAINING = Training(data=DATA, epochs=2, width=8, lr=0.05, batch_size=10, precision="32")
+SEARCH = Search(TRAINING, ("joint", "ogm_ge"), 3, 1, 0, Path())
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def tried(folder):
+    """The trials without what differs from machine to machine."""
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "worker")}
+        for row in read(folder / "tune.csv")
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tune")
+    return out, tune(replace(SEARCH, out=out), jobs=1)
+
+
+def test_every_method_has_its_trials(finished):
+    out, _ = finished
+    rows = read(out / "tune.csv")
+    assert [(row["method"], row["place"]) for row in rows] == [
+        (method, str(place)) for method in SEARCH.methods for place in range(3)
+    ]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert {row["lr"] for row in rows if row["place"] == "0"} == {"0.05"}  # as it was given
+    for place in ("1", "2"):  # as long as nothing is known, all methods try the same
+        shared = [(row["lr"], row["weight_decay"]) for row in rows if row["place"] == place]
+        assert shared[0] == shared[1]
+    assert len({row["settings"] for row in rows if row["method"] == "ogm_ge"}) == 3
+
+
+def test_a_trial_holds_metrics_and_nothing_of_the_test_split(finished):
+    out, _ = finished
+    folders = [path.parent for path in out.glob("trials/*/0/config.yaml")]
+    assert len(folders) == 6
+    for folder in folders:
+        assert set(Result.read(folder).metrics) == {"val"}
+        names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+        assert names - {"hparams.yaml"} == {"config.yaml", "metrics.csv", "result.json"}
+    config = yaml.safe_load((out / "trials" / "joint-1" / "0" / "config.yaml").read_text())
+    row = read(out / "tune.csv")[1]
+    assert (config["lr"], config["weight_decay"]) == (float(row["lr"]), float(row["weight_decay"]))
+    assert config["seed"] == 0
+
+
+def test_the_best_by_validation_accuracy(finished):
+    out, text = finished
+    best = yaml.safe_load((out / "best.yaml").read_text())
+    assert best["methods"] == "joint,ogm_ge"
+    assert best["tuned"]["trials"] == 3
+    assert "lr" not in best
+    for method, found in best["tuned"]["methods"].items():
+        rows = [row for row in read(out / "tune.csv") if row["method"] == method]
+        accuracies = [float(row["val_accuracy"]) for row in rows]
+        top = rows[accuracies.index(max(accuracies))]  # the first of equals
+        assert found["method"] == top["settings"]
+        assert found["lr"] == float(top["lr"])
+        assert f"{max(accuracies):.3f}" in text
+        assert top["settings"] in text
+
+
+def test_the_command_ends_with_one_that_compares_the_best(finished, capsys):
+    out, text = finished
+    training = ("--data", DATA, "--epochs", 2, "--width", 8, "--lr", 0.05, "--batch_size", 10)
+    line = ["tune", *training, "--precision", 32, "--jobs", 1, "--trials", 3, "--out", out]
+    assert main([*map(str, line), "--methods", "joint,ogm_ge"]) == 0  # nothing is left to do
+    said = capsys.readouterr().out
+    assert said.startswith(text)
+    command = shlex.split(said.splitlines()[-1])
+    assert command[:2] == ["evenly", "compare"]
+    assert main([*command[1:-1], "1", "--jobs", "1"]) == 0
+    assert "were tuned, with 3 trials for each method" in capsys.readouterr().out
+    config = yaml.safe_load((out / "compare" / "config.yaml").read_text())
+    best = yaml.safe_load((out / "best.yaml").read_text())["tuned"]["methods"]
+    assert config["methods"] == [found["method"] for found in best.values()]
+    assert config["epochs"] == 2
+    assert config["diagnose_every"] is None  # as it was asked for, though trials measure nothing
+
+
+@pytest.mark.parametrize("encoder", ["test_build.Own", "mlp"])
+def test_the_last_command_trusts_encoders_of_ones_own(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evenly.lab.many.tune.tune", lambda *_: "")
+    asked = ["tune", "--encoders.top", encoder, "--out", str(tmp_path / "out")]
+    assert main(asked) == 0
+    trusted = "--trust " in capsys.readouterr().out.splitlines()[-1]
+    assert trusted == ("." in encoder)
+
+
+def test_the_page_of_a_search(finished):
+    page = (finished[0] / "tune.html").read_text(encoding="utf-8")
+    assert f"{DATA}: 3 trials of each method" in page
+    for row in read(finished[0] / "tune.csv"):
+        assert row["settings"] in page
+    assert 'src="http' not in page
+
+
+def test_the_same_command_repeats_nothing_and_goes_on_as_if_it_had_not_stopped(finished, tmp_path):
+    out, text = finished
+    before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/0/result.json")}
+    assert tune(replace(SEARCH, out=out), jobs=1) == text
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("trials/*/0/result.json")}
+
+    stopped = replace(SEARCH, out=tmp_path / out.name, trials=1)
+    tune(stopped, jobs=1)
+    tune(replace(stopped, trials=3), jobs=1)
+    assert tried(stopped.out) == tried(out)
+    # A smaller budget counts the first trials only.
+    tune(replace(SEARCH, out=out, trials=1), jobs=1)
+    assert yaml.safe_load((out / "best.yaml").read_text())["tuned"]["methods"] == {
+        "joint": {"method": "joint", "lr": 0.05, "weight_decay": 0.0001},
+        "ogm_ge": {"method": "ogm_ge(alpha=0.8,end=1)", "lr": 0.05, "weight_decay": 0.0001},
+    }
+
+
+def test_no_trial_depends_on_the_test_split(tmp_path):
+    """The same data but for the test split, of which one has noise and labels in disorder."""
+    stream = np.random.default_rng(0)
+    labels, split = np.arange(90) % 3, np.repeat([0, 1, 2], 30)
+    clear = np.eye(3)[labels] + stream.normal(0, 0.7, (90, 3))
+    other, wrong = clear.copy(), labels.copy()
+    other[split == 2] = stream.normal(0, 100, (30, 3))
+    wrong[split == 2] = stream.permutation(labels[split == 2])
+    found = []
+    for name, inputs, target in (("one", clear, labels), ("two", other, wrong)):
+        save_npz(tmp_path / f"{name}.npz", target, split, {"x": inputs, "y": -inputs})
+        training = replace(TRAINING, data=str(tmp_path / f"{name}.npz"))
+        search = Search(training, ("joint", "relearn"), 2, 1, 0, tmp_path / name)
+        tune(search, jobs=1)
+        found.append(tried(search.out))
+    assert found[0] == found[1]
+    assert any(float(row["val_accuracy"]) > 0.4 for row in found[0])
+
+
+def test_a_run_of_a_trial_asks_for_no_test_split(tmp_path, monkeypatch):
+    split, asked = Data.split, set()
+
+    def noted(self, name):
+        asked.add(name)
+        return split(self, name)
+
+    monkeypatch.setattr(Data, "split", noted)
+    result = run_cell(Cell(TRAINING, "relearn(every=1)", 0), tmp_path, tests=False)
+    assert asked == {"train", "val"}
+    assert result.metrics.keys() == {"val"}
+    assert not (tmp_path / "predictions.npz").exists()
+
+
+class Fails(nn.Module):
+    """An encoder whose training fails as long as there is a mark; it may remove that."""
+
+    out_features = 4
+
+    def __init__(self, mark, once):
+        super().__init__()
+        self.net = nn.LazyLinear(4)
+        self.mark, self.once = Path(mark), once
+
+    def forward(self, x):
+        if self.training and self.mark.exists():
+            if self.once:
+                self.mark.unlink()
+            raise RuntimeError("no such sound")
+        return self.net(x.float())
+
+
+class Quits(Fails):
+    """An encoder whose training ends its process, as if all were well."""
+
+    def forward(self, x):
+        if self.training:
+            os._exit(0)
+        return self.net(x.float())
+
+
+def failing(tmp_path, once, kind="Fails"):
+    (tmp_path / "mark").touch()
+    encoder = f'test_tune.{kind}(mark="{tmp_path / "mark"}",once={str(once).lower()})'
+    return replace(TRAINING, encoders={"m1": encoder})
+
+
+def test_a_trial_that_fails_has_had_its_place(tmp_path):
+    search = Search(failing(tmp_path, once=True), ("joint",), 2, 2, 0, tmp_path / "out")
+    text = tune(search, jobs=1)
+    rows = read(search.out / "tune.csv")
+    assert [row["state"] for row in rows] == ["failed", "finished"]
+    assert rows[0]["reason"] == "RuntimeError: no such sound"
+    assert "Traceback" in (search.out / "trials" / "joint-0" / "0" / "error.txt").read_text()
+    assert len(rows[1]["accuracies"].split()) == 2
+    assert "failed" in text.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("Fails", "RuntimeError: no such sound"), ("Quits", "its process ended with code 0")],
+)
+def test_a_method_of_which_every_trial_fails(kind, reason, tmp_path):
+    search = Search(failing(tmp_path, False, kind), ("joint",), 1, 1, 0, tmp_path / "out")
+    with pytest.raises(RuntimeError, match=f"joint: all of its 1 trials failed, the .*: {reason}"):
+        tune(search, jobs=1)
+    assert read(search.out / "tune.csv")[0]["state"] == "failed"
+    assert not (search.out / "best.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (replace(SEARCH, trials=0), "--trials is at least 1; found 0"),
+        (replace(SEARCH, seeds=0), "--seeds is at least 1; found 0"),
+        (
+            replace(SEARCH, training=replace(TRAINING, protocol="paper")),
+            "--protocol is 'fair' in a search, which sees no test split; found 'paper'",
+        ),
+        (replace(SEARCH, methods=("jiont",)), "'jiont' is no method. Did you mean joint?"),
+        (replace(SEARCH, training=Training(data="digit")), "'digit' is no data set"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_trial(search, message, tmp_path):
+    with pytest.raises(ValueError, match=r".*") as error:
+        tune(replace(search, out=tmp_path / "out"), jobs=1)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_trials_of_other_settings_are_refused(finished):
+    out, _ = finished
+    other = replace(SEARCH, out=out, training=replace(TRAINING, epochs=3))
+    with pytest.raises(ValueError, match="holds runs with epochs = 2, but 3 is asked for now"):
+        tune(other, jobs=1)
+    with pytest.raises(ValueError, match="holds runs with seeds = 1, but 2 is asked for now"):
+        tune(replace(SEARCH, out=out, seeds=2), jobs=1)
+
+
+class Worker:
+    """A worker of a search whose runs need no training."""
+
+    def __init__(self, search, name, lease=60.0):
+        self.engine = connect(f"sqlite:///{search.out / 'a.db'}")
+        self.studies = Studies(search, self.engine)
+        self.claims = Claims(self.engine, search.name, name, lease)
+        self.claims._next_beat = float("inf")
+        self.source = Trials(self.studies, self.claims)
+
+    def take(self):
+        self.claims._next_look = 0.0
+        return self.source.take()
+
+    def finish(self, job, accuracy=0.5):
+        metrics = {"val": {"accuracy": accuracy}}
+        Result(job.cell.method, job.cell.seed, 0, 2, 6, 1.0, 1.0, 1, "32", metrics).write(
+            job.folder
+        )
+        return self.source.ended(job, "")
+
+    def lost(self):
+        self.claims._next_beat = 0.0
+        return self.source.lost()
+
+    def states(self, method="joint"):
+        return [trial.state for trial in self.studies.trials(method)]
+
+
+@pytest.fixture
+def workers(tmp_path):
+    made = []
+
+    def make(name, lease=60.0, **changes):
+        made.append(Worker(replace(SEARCH, out=tmp_path, **changes), name, lease))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.studies.close()
+        worker.engine.dispose()
+
+
+def test_the_first_place_of_every_method_comes_first_and_seeds_of_a_trial_together(workers):
+    worker = workers("one", trials=2, seeds=2)
+    found = []
+    while (job := worker.take()) is not None:
+        found.append((job.folder.parent.name, job.cell.seed))
+        worker.finish(job, 0.25 + 0.5 * job.cell.seed)
+    trials = ("joint-0", "ogm_ge-0", "joint-1", "ogm_ge-1")
+    assert found == [(trial, seed) for trial in trials for seed in (0, 1)]
+    assert worker.source.is_over()
+    assert worker.source.finished == worker.source.epochs == 2 * 2 * 2 * 2
+    assert [trial.accuracy for trial in worker.studies.trials("joint")] == [0.5, 0.5]
+    assert worker.studies.trials("joint")[0].accuracies == (0.25, 0.75)
+
+
+def test_a_worker_that_was_thought_gone_ends_its_run_and_spoils_nothing(workers):
+    one, two = workers("one", methods=("joint",), trials=1), None
+    mine = one.take()
+    two = workers("two", lease=0.0, methods=("joint",), trials=1)
+    theirs = two.take()
+    assert theirs.folder != mine.folder
+    assert theirs.cell == mine.cell  # the same place is tried with the same settings
+    assert one.states() == ["lost", "running"]
+    assert list(one.lost()) == [mine]
+    assert "validation 0.700" in two.finish(theirs, 0.7)
+    assert one.take() is None
+    assert one.source.is_over()
+    assert [t.accuracy for t in one.studies.trials("joint")] == [None, 0.7]
+
+
+def test_a_run_that_ends_after_its_place_was_taken_does_not_count(workers):
+    one = workers("one", methods=("joint",), trials=1)
+    mine = one.take()
+    two = workers("two", lease=0.0, methods=("joint",), trials=1)
+    theirs = two.take()
+    assert one.finish(mine, 0.9) == "joint trial 0: taken by another worker"
+    assert list(one.lost()) == []
+    two.finish(theirs, 0.7)
+    assert two.states() == ["lost", "finished"]
+
+
+def test_a_worker_killed_after_its_last_word_loses_no_trial(workers, monkeypatch):
+    one = workers("one", methods=("joint",), trials=1)
+    mine = one.take()
+    monkeypatch.setattr(one.claims, "end", lambda name: False)  # it comes no further
+    one.finish(mine, 0.9)
+    two = workers("two", lease=0.0, methods=("joint",), trials=1)
+    assert not two.source.is_over()
+    assert two.take() is None
+    assert two.source.is_over()
+    assert two.states() == ["finished"]
+
+
+def test_a_worker_that_is_stopped_leaves_its_place_at_once(workers):
+    one, two = (workers(name, methods=("joint",), trials=1) for name in ("one", "two"))
+    one.take()
+    assert two.take() is None
+    one.source.stop()
+    assert two.take() is not None
+    assert two.states() == ["lost", "running"]
+
+
+def test_what_is_tried_is_a_function_of_place_and_finished_trials(workers):
+    """Also once Optuna goes by what it has seen, and by other objects than those that saw it."""
+    found = []
+    for name, stops in (("joint", ()), ("ensemble", (3, 11, 13))):
+        values = []
+        worker = workers(name, methods=(name,), trials=15)
+        for place in range(15):
+            if place in stops:
+                worker = workers(name, methods=(name,), trials=15)
+            trial = worker.studies.ask(name, place)
+            values.append(dict(trial.params))
+            worker.studies.tell(name, trial.number, 1 - abs(np.log10(values[-1]["lr"]) + 3))
+        found.append(values)
+    assert found[0] == found[1]
+    assert len({values["lr"] for values in found[0]}) == 15
+
+
+def best(lr=0.02):
+    return Tuning(
+        4,
+        2,
+        {
+            "joint": Tuned("joint", lr, 1e-5),
+            "ogm_ge": Tuned("ogm_ge(alpha=0.5,end=1)", 0.03, 1e-3),
+        },
+    )
+
+
+def test_a_comparison_at_tuned_settings_says_so(tmp_path):
+    page = compare("joint,ogm_ge", 1, TRAINING, tmp_path, 1, best()).read_text(encoding="utf-8")
+    configs = {
+        path.parent.name: yaml.safe_load(path.read_text())
+        for path in tmp_path.glob("runs/*/config.yaml")
+    }
+    assert configs.keys() == {"joint-0", "ogm_ge_alpha=0.5_end=1-0"}
+    assert (configs["joint-0"]["lr"], configs["joint-0"]["weight_decay"]) == (0.02, 1e-5)
+    assert configs["ogm_ge_alpha=0.5_end=1-0"]["lr"] == 0.03
+    said = "were tuned, with 4 trials for each method, by validation accuracy (the mean of seeds 0"
+    assert said in page
+    assert said in table(tmp_path)
+    for name in ("results.csv", "summary.csv"):
+        assert {row["tuned_trials"] for row in read(tmp_path / name)} == {"4"}
+    md, latex, svg = write_formats(tmp_path, ["md", "latex", "svg"])
+    assert said in md.read_text(encoding="utf-8")
+    assert said in latex.read_text(encoding="utf-8")
+    assert "tuned, 4 trials each" in svg.read_text(encoding="utf-8")
+
+    with pytest.raises(ValueError, match=r"'relearn' is no tuned method. There is joint, ogm_ge"):
+        compare("joint,relearn", 1, TRAINING, tmp_path, 1, best())
+    with pytest.raises(
+        ValueError, match=r"holds runs with lr = 'tuned', but 0\.05 is asked for now"
+    ):
+        compare("joint", 1, TRAINING, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"holds runs with joint = \{'lr': 0.02, .*'lr': 0.5"):
+        compare("joint", 1, TRAINING, tmp_path, 1, best(lr=0.5))
+    with pytest.raises(ValueError, match="holds runs with tuned_trials = 4, but 5"):
+        compare("joint", 1, TRAINING, tmp_path, 1, replace(best(), trials=5))
+
+
+def test_a_tuning_is_read_as_it_was_written():
+    assert Tuning.read(best().as_dict()) == best()
+    for broken in ({}, {"methods": []}, {"trials": 1, "seeds": 1, "methods": {"a": {"lr": 1.0}}}):
+        with pytest.raises(ValueError, match=r"--tuned is not what 'evenly tune' writes"):
+            Tuning.read(broken)
+
+
+def test_values_of_other_types_are_no_tuning():
+    good = best().as_dict()
+    for key, value in (("lr", "fast"), ("method", 5), ("weight_decay", [1])):
+        broken = {**good, "methods": {"joint": {**good["methods"]["joint"], key: value}}}
+        with pytest.raises(ValueError, match=rf"is not what 'evenly tune' writes.*{key} takes"):
+            Tuning.read(broken)
+    with pytest.raises(ValueError, match=r"trials takes a whole number, found 'many'"):
+        Tuning.read({**good, "trials": "many"})
+
+
+@pytest.mark.parametrize("name", ["My%20Drive", "{SCHEMA_VERSION}", "a?b#c&d=é"])
+def test_a_search_in_any_folder(name, tmp_path):
+    """Optuna reads the address anew, and fills in what stands in braces."""
+    search = replace(SEARCH, out=tmp_path / name)
+    search.out.mkdir()
+    with connected(file_address(search.out / "tune.db")) as engine:
+        studies = Studies(search, engine)
+        studies.ask("joint", 0)
+        studies.close()
+    assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*.db")] == [Path(name, "tune.db")]
+
+
+def test_passwords_stay_out_of_settings(tmp_path, monkeypatch):
+    address, query = "postgresql://me:sec/ret@host/db", "mysql://host/db?password=sec"
+    given = ["evenly", "compare", "--workers", address, f"--a={address}", query]
+    monkeypatch.setattr("sys.argv", given)
+    compare("joint", 1, replace(TRAINING, epochs=1, diagnose_every=0), tmp_path, 1)
+    command = yaml.safe_load((tmp_path / "config.yaml").read_text())["command"]
+    assert command.count("postgresql://me:***@host/db") == 2
+    assert "mysql://host/db?***" in command
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert b"sec/ret" not in path.read_bytes(), path
+        assert b"=sec" not in path.read_bytes(), path

@@ -1,0 +1,195 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from evenly.data import load
+from evenly.lab.run.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    expanded,
+    method_settings,
+)
+from evenly.lab.run.settings import Cell, Training
+from evenly.methods import METHODS
+from evenly.spec import split
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("synthetic(train=60,val=30,test=30,classes=3)")
+
+
+def build(data, method="joint", seed=0, **training):
+    return build_model(data, Cell(Training(**training), method, seed))
+
+
+class Mine(nn.Module):
+    """A user's encoder, found by import path."""
+
+    out_features = 5
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.net = nn.LazyLinear(5)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.net(x.float()) * self.factor
+
+
+def test_initial_weights_are_a_function_of_the_seed(data):
+    torch.manual_seed(1)
+    one = build(data, seed=4)
+    torch.manual_seed(2)
+    two, other = (build(data, seed=seed) for seed in (4, 5))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.head.linear.weight, other.head.linear.weight)
+
+
+def test_an_encoder_by_import_path(data):
+    model = build(data, encoders={"m1": "test_build.Mine(factor=2)"})
+    assert isinstance(model.encoders["m1"], Mine)
+    assert model.encoders["m1"].factor == 2
+    assert model.head.linear.in_features == 5 + 64
+
+
+@pytest.mark.parametrize(
+    ("encoders", "message"),
+    [
+        ({"sound": "test_build.Mine"}, r"--encoders names \['sound'\].*modalities \['m1', 'm2'\]"),
+        ({"m1": "no.such.Net"}, r"no encoder 'no\.such\.Net' can be imported \(No module"),
+        ({"m1": "test_build.Nobody"}, "no encoder 'test_build.Nobody' can be imported"),
+        ({"m1": "Mine"}, "'Mine' is no encoder"),
+    ],
+)
+def test_encoders_that_cannot_be(data, encoders, message):
+    with pytest.raises(ValueError, match=message):
+        build(data, encoders=encoders)
+
+
+def settings(method, epochs):
+    return method_settings(Cell(Training(epochs=epochs), method, 0))
+
+
+def test_schedules_are_scaled_to_the_length_of_training():
+    assert settings("relearn", 90)["every"] == 20
+    assert settings("relearn", 30)["every"] == 7  # 20 of 90, so 6.67
+    assert settings("relearn", 2)["every"] == 1
+    assert settings("ogm_ge", 30) == {"start": 0, "end": 15}
+
+
+def test_what_the_user_wrote_is_taken_as_it_is():
+    assert settings("relearn(every=20,gap=shared)", 30) == {"every": 20, "gap": "shared"}
+    assert settings("relearn(every=9,strength=2,initial=a.pt)", 30)["initial"] == "a.pt"
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("relern", r"'relern' is no method\. Did you mean relearn\?"),
+        ("relearn(evry=2)", r"'evry' is no setting of relearn\. Did you mean every\?"),
+        ("relearn(encoders=1)", "'encoders' is no setting of relearn"),
+        ("relearn(every=x)", "relearn: every takes a whole number, found 'x'"),
+        ("relearn(every=1.5)", r"relearn: every takes a whole number, found 1\.5"),
+        ("relearn(gap=large)", "gap takes 'paper' or 'matched' or 'shared', found 'large'"),
+        ("relearn(initial=[1])", r"relearn: initial takes a text, found \[1\]"),
+        ("ogm_ge(start=x)", "ogm_ge: start takes a whole number, found 'x'"),
+        ("ogm_ge(noise=0)", "ogm_ge: noise takes true or false, found 0"),
+    ],
+)
+def test_names_and_values_that_cannot_be(method, message):
+    with pytest.raises(ValueError, match=message):
+        settings(method, 30)
+
+
+def test_a_method_that_needs_the_optimiser_gets_it(data):
+    training = Training()
+    cell = Cell(training, "relearn(moments=cleared)", 0)
+    model = build_model(data, cell)
+    optimizer = build_optimizer(model, training)
+    method = build_method(cell, model, optimizer, build_sampler(data, cell))
+    assert method.optimizer is optimizer
+
+
+def test_optimisers(data):
+    model = build(data)
+    assert build_optimizer(model, Training()).defaults["momentum"] == 0.9
+    adam = build_optimizer(model, Training(optimizer="adamw", lr=0.5, weight_decay=0.25))
+    assert isinstance(adam, torch.optim.AdamW)
+    assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.5, 0.25)
+
+
+def test_a_model_is_ready_to_train(data):
+    """Trying the user's encoders leaves none of it in evaluation mode."""
+    model = build(data, encoders={"m1": "test_build.Mine"})
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("encoders", [{}, {"m2": "test_build.Mine", "m1": "test_build.Mine"}])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_starts_from_the_same_encoders(data, name, encoders):
+    """Lazy ones too, whatever its head; each modality alone has that one only."""
+    alone = METHODS[name].info.alone
+    model = build(data, f"{name}(modality=m2)" if alone else name, encoders=encoders)
+    joint = build(data, encoders=encoders)
+    assert list(model.encoders) == (["m2"] if alone else ["m1", "m2"])
+    for modality, encoder in model.encoders.items():
+        theirs = joint.encoders[modality].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in encoder.state_dict().items())
+
+
+def test_all_is_every_method_of_every_paper():
+    found = expanded(split("all"), ["sound", "text"])
+    names = [text.partition("(")[0] for text in found]
+    assert set(names) == set(METHODS)
+    assert len(set(found)) == len(found)
+    assert found[:2] == ["unimodal(modality=sound)", "unimodal(modality=text)"]
+
+
+def test_names_are_taken_once_and_as_they_are():
+    assert expanded(split("joint,relearn(every=3),joint"), []) == ["joint", "relearn(every=3)"]
+    alone = expanded(split("unimodal,unimodal(modality=a)"), ["a", "b"])
+    assert alone == ["unimodal(modality=a)", "unimodal(modality=b)"]
+
+
+def test_a_modality_alone_that_the_data_lack(data):
+    with pytest.raises(ValueError, match=r"'m3' is no modality\. There is m1, m2\."):
+        build(data, "unimodal(modality=m3)")
+
+
+def test_what_is_no_module_is_not_called(data, tmp_path, monkeypatch):
+    (tmp_path / "harmless_parts.py").write_text(
+        "called = []\ndef make(**settings): called.append(settings)\nclass Plain:\n"
+        "    def __init__(self): called.append('plain')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, kind in (("make", "function"), ("Plain", "type"), ("called", "list")):
+        with pytest.raises(ValueError, match=f"'harmless_parts.{name}' is of the type {kind}"):
+            build(data, encoders={"m1": f"harmless_parts.{name}"})
+    import harmless_parts
+
+    assert harmless_parts.called == []
+
+
+@pytest.mark.parametrize("name", ["..x.Net", ".x.Net", "a..b", "a.", "broken_part.Net", "ends.Net"])
+def test_what_cannot_be_imported_is_a_sentence(data, name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_part.py").write_text("class Net(:")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)")
+    with pytest.raises(ValueError, match="can be imported"):
+        build(data, encoders={"m1": name})
+
+
+def test_the_folder_where_one_stands_is_looked_into_last(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    (tmp_path / "beside_data.py").write_text("from test_build import Mine as Net")
+    with pytest.raises(ValueError, match="cannot take its input"):
+        build(data, encoders={"m1": "torch.nn.Linear(in_features=3,out_features=2)"})
+    assert str(tmp_path) not in sys.path  # nothing else is imported from there
+    assert isinstance(build(data, encoders={"m1": "beside_data.Net"}).encoders["m1"], Mine)
+    assert sys.path[-1] == str(tmp_path)

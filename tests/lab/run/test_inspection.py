@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from evenly.data import Modality
+from evenly.lab.run.inspection import (
+    LEVELS,
+    SAMPLES,
+    Subject,
+    inspect,
+    share_of_each,
+    write_features,
+)
+from evenly.output import Output
+from evenly.probe import Features
+
+
+def subject(kind="vector", rows=4000):
+    """Three classes of which `a` tells all and `b` two; the model adds up what it is given."""
+    target = torch.arange(rows) % 3
+    code = torch.eye(3)[target]
+    blurred = code.clone()
+    blurred[target == 2] = 0.2  # of the third class b knows nothing, and would name the first
+    inputs = {"a": 2 * code, "b": blurred}
+
+    def passed(batch):
+        logits = torch.stack([x.float() for x in batch["inputs"].values()]).sum(0)
+        return Output(logits, {})
+
+    batches = [
+        {"inputs": {name: x[rows] for name, x in inputs.items()}, "target": target[rows],
+         "index": rows, "present": {}}
+        for rows in torch.arange(rows).split(1000)
+    ]  # fmt: skip
+    modalities = {
+        name: Modality(name, kind, (3,), torch.zeros(3), torch.ones(3)) for name in inputs
+    }
+    return Subject(passed, batches, modalities, commonest=1)
+
+
+def test_what_each_modality_is_worth_by_hand():
+    """Accuracies: none 1/3, a 1, b 2/3, both 1."""
+    found = inspect(subject())
+    assert found["only/a"] == found["without/b"] == 1
+    assert found["only/b"] == found["without/a"] == pytest.approx(2 / 3, abs=1e-3)
+    assert found["contribution/a"] == pytest.approx((1 - 1 / 3 + 1 - 2 / 3) / 2, abs=1e-3)
+    assert found["contribution/b"] == pytest.approx((2 / 3 - 1 / 3 + 1 - 1) / 2, abs=1e-3)
+    assert found["imbalance"] == pytest.approx(2 * 0.5 / (2 / 3) - 1, abs=2e-3)
+
+
+def test_accuracy_falls_with_noise_and_the_noise_is_always_the_same():
+    found = inspect(subject())
+    curve = [found[f"noise_{level:g}/a"] for level in LEVELS]
+    assert curve[0] > 0.98
+    assert curve == sorted(curve, reverse=True)
+    assert curve[-1] < 0.7
+    assert inspect(subject()) == found
+
+
+def test_a_small_deviation_gets_small_noise():
+    quiet = subject()
+    for modality in quiet.modalities.values():
+        modality.std.mul_(1e-3)
+    assert all(inspect(quiet)[f"noise_{level:g}/a"] == 1 for level in LEVELS)
+
+
+def test_texts_get_no_noise_and_one_modality_has_no_share():
+    assert not any(name.startswith("noise") for name in inspect(subject("text")))
+    one = subject()
+    found = inspect(Subject(one.passed, one.batches, {"a": one.modalities["a"]}, 1))
+    assert {name.partition("/")[0].partition("_")[0] for name in found} == {"noise"}
+
+
+def test_each_class_has_its_share_of_the_chosen_samples():
+    target = torch.tensor([0] * 600 + [1] * 300 + [2] * 90 + [3] * 10)[torch.randperm(1000)]
+    chosen = share_of_each(target, 100)
+    assert len(chosen.unique()) == 100
+    assert chosen.equal(chosen.sort().values)
+    share = target[chosen].bincount(minlength=4)
+    assert (share - torch.tensor([60, 30, 9, 1])).abs().max() <= 1
+    assert share_of_each(target, 2000).equal(torch.arange(1000))
+    first = torch.nonzero(target == 0).flatten()
+    of_first = torch.searchsorted(first, chosen[target[chosen] == 0])
+    assert of_first.diff().max() <= 11  # from the whole split, not from its beginning
+
+
+def test_kept_features_are_few_and_small(tmp_path):
+    rows = 2 * SAMPLES
+    target = torch.arange(rows) % 4
+    sound = torch.linspace(-1e9, 1e9, rows)[:, None].expand(rows, 3)  # beyond half precision
+    features = Features(
+        {"sound": sound, "text": torch.zeros(rows, 2)},
+        target,
+        present={"text": torch.arange(rows) % 3 > 0},
+    )
+    path = tmp_path / "features.npz"
+    write_features(path, features, target.flip(0), [f"clip {row}" for row in range(rows)])
+    with np.load(path) as kept:
+        assert list(kept["modalities"]) == ["sound", "text"]
+        assert len(kept["row"]) == SAMPLES
+        assert kept["features_0"].shape == (SAMPLES, 3)
+        assert kept["features_0"][:, 0] == pytest.approx(
+            sound[kept["row"], 0].numpy() / 1e9, abs=1e-3
+        )
+        assert not kept["features_1"].any()
+        assert np.array_equal(kept["present_1"], kept["row"] % 3 > 0)
+        assert "present_0" not in kept
+        assert np.array_equal(kept["target"], kept["row"] % 4)
+        assert np.array_equal(kept["predicted"], (rows - 1 - kept["row"]) % 4)
+        assert list(kept["name"]) == [f"clip {row}" for row in kept["row"]]

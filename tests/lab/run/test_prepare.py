@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from evenly.lab.run.prepare import prepare, say
+from evenly.lab.run.settings import Cell, Training
+
+DATA = "synthetic(train=60,val=30,test=30,classes=3)"
+
+
+class Narrow(nn.Module):
+    """An encoder for vectors of another width."""
+
+    out_features = 4
+
+    def __init__(self, inputs=7):
+        super().__init__()
+        self.layer = nn.Linear(inputs, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Wide(Narrow):
+    out_features = 9
+
+
+class Lazy(Narrow):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.LazyLinear(4), nn.Dropout(0.5))
+
+
+class Silent(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def function():
+    return len
+
+
+def notes(method, epochs=30, **more):
+    return prepare([Cell(Training(data=DATA, epochs=epochs, **more), method, 0)])[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "more"),
+    [
+        ("relearn", 2, " (first before epoch 2, counted from 0)"),
+        ("relearn(every=20)", 3, " (first before epoch 21, counted from 0)"),
+        ("relearn(every=2,times=0)", 9, ""),
+        ("ogm_ge(start=4,end=9)", 4, " (first before epoch 4, counted from 0)"),
+        ("greedy(start=50)", 20, " (first before epoch 50, counted from 0)"),
+        ("greedy(window=0)", 20, ""),
+        ("di_mml(start=30)", 20, " (first before epoch 30, counted from 0)"),
+        ("inforeg(strength=0)", 20, ""),
+        ("inforeg(threshold=1)", 20, ""),
+    ],
+)
+def test_a_method_that_never_acts_is_told(method, epochs, more):
+    assert f"{method}: acts in none of the {epochs} epochs{more}." in notes(method, epochs)
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs"),
+    [
+        ("relearn", 3),
+        ("relearn(every=20)", 22),
+        ("ogm_ge(start=4,end=9)", 5),
+        ("joint", 1),
+        ("greedy(start=4)", 5),
+        ("di_mml(start=4)", 5),
+        ("inforeg", 1),
+    ],
+)
+def test_a_method_that_acts_is_not(method, epochs):
+    assert not any("acts in none" in note for note in notes(method, epochs))
+
+
+def test_what_each_modality_was_taken_for():
+    found = notes("joint", encoders={"m2": "test_prepare.Narrow(inputs=32)"})
+    assert "encoders: m1, vector (32,): MLP; m2, vector (32,): Narrow." in found
+
+
+def test_statistics_that_no_encoder_has():
+    cell = Cell(Training(data=DATA), "relearn(batchnorm=reestimated)", 0)
+    said = "no encoder has a BatchNorm whose statistics it could take anew"
+    assert any(said in note for note in prepare([cell])[1])
+    pictures = Cell(Training(), cell.method, 0)  # the digits, by small residual networks
+    assert not any(said in note for note in prepare([pictures])[1])
+
+
+def test_notes_stand_beside_the_output(capsys):
+    say(["one", "two"])
+    assert capsys.readouterr() == ("", "note: one\nnote: two\n")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ("Narrow", r"encoder 'm2' \(Narrow\) cannot take its input, of shape \(32,\) for each"),
+        ("Wide(inputs=32)", r"returns \(2, 4\) for 2 samples, but its `out_features` says \(2, 9"),
+        (
+            "Narrow(depth=3)",
+            r"encoder 'test_prepare.Narrow\(depth=3\)' cannot be built \(.*'depth'",
+        ),
+        ("Silent", r"encoder 'm2' \(Silent\) has no `out_features`"),
+        ("function", "is of the type function, so it is not called. An encoder is a class"),
+    ],
+)
+def test_an_encoder_that_does_not_fit(encoder, message):
+    with pytest.raises(ValueError, match=message):
+        notes("joint", encoders={"m2": f"test_prepare.{encoder}"})
+
+
+def test_preparing_draws_nothing():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    notes("relearn", encoders={"m1": "test_prepare.Lazy"})
+    assert torch.rand(1) == expected

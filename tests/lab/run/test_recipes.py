@@ -1,0 +1,99 @@
+"""Every recipe on a miniature of its data set's official tree."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+
+import trees
+from evenly.cli import RECIPES, main
+from evenly.data import load
+from evenly.data.raw.sets import SETS
+from evenly.lab.run.loop import run_cell
+from evenly.lab.run.settings import Cell, Training
+from evenly.spec import parse
+
+TREES = {
+    "cremad-": trees.cremad,
+    "kinetics-sounds-": trees.kinetics_sounds,
+    "ucf101-": trees.ucf101,
+    "mosi-": trees.mosi,
+    "av-mnist-": trees.av_mnist,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_from_the_tree_to_a_report(recipe, tmp_path, capsys):
+    tree = next(made for start, made in TREES.items() if recipe.startswith(start))
+    folder = tree(tmp_path / "tree")
+    arguments = ["compare", "--recipe", recipe, "--folder", str(folder), "--limit-samples", "6"]
+    arguments += ["--epochs", "1", "--seeds", "1", "--methods", "joint", "--jobs", "1"]
+    arguments += ["--diagnose-every", "0"]
+    written = yaml.safe_load(RECIPES[recipe].read_text())
+    # Transformers are as wide as in the recipe, but not as deep: half a minute less.
+    encoders = {
+        name: text.replace("config={", "config={num_hidden_layers: 3, ")
+        for name, text in written.get("encoders", {}).items()
+    }
+    arguments += ["--encoders", json.dumps(encoders)]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert settings["lr"] == written["lr"]
+    assert settings["encoders"] == encoders
+    assert settings["fusion"] == written.get("fusion", "concat")
+    assert settings["epochs"] == 1
+    with (tmp_path / "out" / "results.csv").open() as file:
+        assert any(row["metric"] == "accuracy" for row in csv.DictReader(file))
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_names_a_data_set_and_its_modalities(recipe):
+    written = yaml.safe_load(RECIPES[recipe].read_text())
+    spec = parse(written.pop("source"))
+    assert spec.name in SETS
+    assert set(spec.settings) <= set(SETS[spec.name].settings)
+    Training(**written)
+
+
+class TestMessages:
+    def test_an_unknown_recipe(self, capsys):
+        assert main(["compare", "--recipe", "cremad-resnet"]) == 1
+        assert "Did you mean cremad-resnet18" in capsys.readouterr().err
+
+    def test_without_its_files(self, capsys, tmp_path):
+        assert main(["compare", "--recipe=cremad-resnet18", "--out", str(tmp_path / "o")]) == 1
+        assert "say where its files are, with --folder" in capsys.readouterr().err
+
+    def test_a_folder_without_a_source(self, capsys, tmp_path):
+        assert main(["train", "--folder", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
+        assert "--folder goes with --source" in capsys.readouterr().err
+
+
+def test_limited_data_keep_every_class():
+    data = load("digits")
+    few = data.limited(25)
+    for name in ("train", "val", "test"):
+        counts = few.split(name).target.bincount(minlength=10)
+        assert counts.sum() == 25
+        assert counts.min() == 2
+        assert counts.max() == 3
+        whole = data.split(name)
+        assert set(few.split(name).rows.tolist()) <= set(whole.rows.tolist())
+    assert torch.equal(few.modalities["top"].mean, data.modalities["top"].mean)
+
+
+def test_limited_data_have_one_sample_of_each_class_at_least():
+    few = load("digits").limited(3)
+    assert few.split("train").target.bincount(minlength=10).tolist() == [1] * 10
+
+
+def test_the_learning_rate_steps(tmp_path):
+    """As two runs of half the length: the second at a tenth of the rate changes little."""
+    training = Training("digits", epochs=4, lr_step=2, width=8, limit_samples=40, diagnose_every=0)
+    run_cell(Cell(training, "joint", 0), tmp_path)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.0001)

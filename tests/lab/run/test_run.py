@@ -1,0 +1,320 @@
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from evenly.data import Data, load, save_npz
+from evenly.lab.run import loop as run
+from evenly.lab.run.build import build_model
+from evenly.lab.run.loop import TakenOver, run_cell
+from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Cell, Training
+from full import no_file_above
+
+DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
+TRAINING = Training(data=DATA, epochs=4, diagnose_every=2, width=8, precision="32")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "relearn-0"
+    told = []
+    result = run_cell(
+        Cell(TRAINING, "relearn(every=1,times=2)", 0), folder, lambda *news: told.append(news)
+    )
+    return folder, result, told
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_folder_holds_all_of_it(finished):
+    folder, result, told = finished
+    names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+    assert names - {"hparams.yaml"} == {
+        "config.yaml",
+        "metrics.csv",
+        "last.ckpt",
+        "best.ckpt",
+        "predictions.npz",
+        "features.npz",
+        "result.json",
+    }
+    assert any("tfevents" in path.name for path in folder.iterdir())
+    assert Result.read(folder) == result
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 0
+    assert [epoch for epoch, _ in told] == [0, 1, 2, 3]
+
+
+def test_metrics_along_training(finished):
+    folder, _, told = finished
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == ["0", "1", "2", "3"]
+    measured = [bool(row["gap/m1"]) for row in found]
+    assert measured == [True, False, True, True]  # every other epoch, and the last
+    for row in found:
+        if row["gap/m2"]:
+            gap = abs(float(row["purity_train/m2"]) - float(row["purity_val/m2"]))
+            assert float(row["gap/m2"]) == pytest.approx(gap)
+    # every=1 re-learns before the 0-based epochs 2 and 3
+    assert [bool(row["relearn_strength/m1"]) for row in found] == [False, False, True, True]
+    assert [float(row["val_accuracy"]) for row in found] == [accuracy for _, accuracy in told]
+
+
+def test_selected_by_validation_and_tested_with_those_weights(finished):
+    folder, result, told = finished
+    accuracies = [accuracy for _, accuracy in told]
+    assert result.best_epoch == accuracies.index(max(accuracies))
+    data = load(DATA)
+    model = build_model(data, Cell(TRAINING, "joint", 0))
+    model.load_state_dict(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"])
+    test = data.split("test")
+    batch = test.__getitems__(range(len(test)))
+    with torch.no_grad():
+        logits = model.eval()(batch["inputs"]).logits
+    accuracy = float((logits.argmax(1) == test.target).float().mean())
+    assert result.metrics["test"]["accuracy"] == pytest.approx(accuracy)
+    with np.load(folder / "predictions.npz") as saved:
+        assert np.allclose(saved["probabilities"], logits.softmax(1), atol=1e-5)
+        assert np.array_equal(saved["target"], test.target)
+        assert np.array_equal(saved["index"], np.arange(90))
+    assert result.metrics["val"]["accuracy"] == pytest.approx(max(accuracies))
+
+
+def test_a_finished_run_is_not_repeated(finished, monkeypatch):
+    folder, result, _ = finished
+    monkeypatch.setattr(run, "load_data", lambda training: pytest.fail("it trains again"))
+    assert run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 0), folder) == result
+
+
+def test_the_test_split_is_read_after_selection_and_only_then(tmp_path, monkeypatch):
+    """A poisoned split: asked for before training has ended, it raises."""
+    split, asked = Data.split, []
+
+    def poisoned(self, name):
+        if name == "test":
+            assert (tmp_path / "last.ckpt").exists(), "test read before training has ended"
+            last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+            assert last["epoch"] == TRAINING.epochs - 1, "test read before training has ended"
+            asked.append(name)
+        return split(self, name)
+
+    monkeypatch.setattr(Data, "split", poisoned)
+    run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 0), tmp_path)
+    assert asked == ["test"]
+    assert (tmp_path / "features.npz").is_file()
+
+
+def test_the_paper_protocol_selects_on_the_test_split(tmp_path):
+    """Each epoch is judged on it, and nothing of the training itself changes."""
+    paper, fair = tmp_path / "paper", tmp_path / "fair"
+    found = run_cell(Cell(replace(TRAINING, protocol="paper"), "relearn(every=1)", 0), paper)
+    run_cell(Cell(TRAINING, "relearn(every=1)", 0), fair)
+    judged = [float(row["test_accuracy"]) for row in rows(paper)]
+    assert found.best_epoch == judged.index(max(judged))
+    assert found.metrics["test"]["accuracy"] == pytest.approx(max(judged))
+    assert [row["train_loss"] for row in rows(paper)] == [row["train_loss"] for row in rows(fair)]
+    assert [row["val_loss"] for row in rows(paper)] == [row["val_loss"] for row in rows(fair)]
+    assert "test_accuracy" not in rows(fair)[0]
+
+
+def test_the_selected_model_is_looked_at(finished):
+    _, result, _ = finished
+    found = result.metrics["test"]
+    for name in ("m1", "m2"):
+        for metric in ("only", "without", "contribution", "probe", "noise_0.5", "noise_4"):
+            assert f"{metric}/{name}" in found
+    total = found["contribution/m1"] + found["contribution/m2"]
+    commonest = load(DATA).split("test").target.eq(0).float().mean()
+    assert total == pytest.approx(found["accuracy"] - float(commonest), abs=1e-6)
+    assert found["only/m1"] == found["without/m2"]
+    assert {"calibration_error", "brier"} <= set(found)
+    assert result.flops > 0
+    assert result.flops % TRAINING.epochs == 0  # each epoch's first step is of 64 samples
+
+
+def test_features_of_the_selected_model_are_kept(finished):
+    folder, _, _ = finished
+    data = load(DATA)
+    model = build_model(data, Cell(TRAINING, "joint", 0))
+    model.load_state_dict(torch.load(folder / "best.ckpt", weights_only=True)["state_dict"])
+    test = data.split("test")
+    with torch.no_grad():
+        output = model.eval()(test.__getitems__(range(len(test)))["inputs"])
+    with np.load(folder / "features.npz") as kept:
+        assert list(kept["modalities"]) == ["m1", "m2"]
+        assert np.array_equal(kept["row"], np.arange(90))  # fewer than are chosen
+        assert np.array_equal(kept["target"], test.target)
+        assert np.array_equal(kept["predicted"], output.logits.argmax(1))
+        for place, x in enumerate(output.features.values()):
+            assert kept[f"features_{place}"].dtype == np.float16
+            expected = (x / x.abs().max()).numpy()
+            assert kept[f"features_{place}"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_methods_start_from_the_same_weights_and_batches(tmp_path):
+    """Until the first re-learning D&R is joint training, to the last bit."""
+    joint, relearn = tmp_path / "joint", tmp_path / "relearn"
+    run_cell(Cell(TRAINING, "joint", 0), joint)
+    run_cell(Cell(TRAINING, "relearn(every=1,times=1)", 0), relearn)
+    for epoch in (0, 1):
+        ours, theirs = rows(joint)[epoch], rows(relearn)[epoch]
+        assert ours["train_loss"] == theirs["train_loss"]
+        assert ours["val_loss"] == theirs["val_loss"]
+    assert rows(joint)[3]["train_loss"] != rows(relearn)[3]["train_loss"]
+
+
+def test_measuring_changes_nothing(tmp_path):
+    losses = []
+    for every in (0, 1):
+        folder = tmp_path / str(every)
+        training = Training(data=DATA, epochs=3, width=8, diagnose_every=every)
+        run_cell(Cell(training, "joint", 0), folder)
+        losses.append([row["train_loss"] for row in rows(folder)])
+    assert losses[0] == losses[1]
+
+
+def test_other_settings_in_the_folder(finished):
+    folder, _, _ = finished
+    (folder / "result.json").rename(folder / "kept.json")
+    try:
+        with pytest.raises(ValueError, match="holds runs with seed = 0, but 1 is asked for"):
+            run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), folder)
+    finally:
+        (folder / "kept.json").rename(folder / "result.json")
+
+
+def test_other_settings_in_the_folder_of_a_finished_run(finished):
+    folder, _, _ = finished
+    with pytest.raises(ValueError, match="holds runs with seed = 0, but 1 is asked for"):
+        run_cell(Cell(TRAINING, "relearn(every=1,times=2)", 1), folder)
+
+
+def test_data_that_have_changed_since(tmp_path):
+    path = tmp_path / "a.npz"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    cell = Cell(Training(data=str(path), epochs=1, width=4), "joint", 0)
+    run_cell(cell, tmp_path / "run")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data_sha256"]
+    save_npz(path, labels, split, {"x": np.zeros((60, 3))})
+    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since"):
+        run_cell(cell, tmp_path / "run")
+
+
+def test_what_cannot_be_built_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="'jint' is no method"):
+        run_cell(Cell(TRAINING, "jint", 0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".last.0123abcd.ckpt").write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"whole")
+    training = Training(data=DATA, epochs=1, width=8)
+    run_cell(Cell(training, "joint", 0), tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [".mine"]
+
+
+class Lazy(nn.Module):
+    """A user's encoder that learns its input's width from the first batch."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.LazyLinear(4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_lazy_encoders_start_from_the_same_weights_whatever_the_method(tmp_path):
+    training = Training(data=DATA, epochs=2, width=8, encoders={"m1": "test_run.Lazy"})
+    for method in ("joint", "relearn"):
+        run_cell(Cell(training, method, 0), tmp_path / method)
+    losses = [[row["train_loss"] for row in rows(tmp_path / m)] for m in ("joint", "relearn")]
+    assert losses[0] == losses[1]  # relearn acts from the third epoch on
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run_cell(Cell(TRAINING, "joint", 0), tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "last.ckpt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged \(.*\)\. Remove it"):
+        run_cell(Cell(TRAINING, "joint", 0), tmp_path)
+
+
+def test_precision(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "has_fast_bf16", lambda: True)
+    assert run.lightning_precision("auto") == "bf16-mixed"
+    assert run.lightning_precision("32") == "32-true"
+    monkeypatch.setattr(run, "has_fast_bf16", lambda: False)
+    assert run.lightning_precision("auto") == "32-true"
+    training = Training(data=DATA, epochs=2, width=8, precision="bf16")
+    result = run_cell(Cell(training, "relearn(every=1)", 0), tmp_path)
+    assert result.precision == "bf16-mixed"
+    assert json.loads((tmp_path / "result.json").read_text())["precision"] == "bf16-mixed"
+
+
+def test_a_last_batch_of_one_is_left_out(tmp_path):
+    """BatchNorm can make nothing of it."""
+    training = Training(data=DATA, epochs=1, width=8, batch_size=119)
+    assert run_cell(Cell(training, "joint", 0), tmp_path).steps == 1
+
+
+def test_a_process_that_was_thought_to_be_gone_writes_nothing_when_it_wakes(tmp_path):
+    """Its older weights would be those that the finished run is known by."""
+    cell = Cell(replace(TRAINING, diagnose_every=0), "joint", 0)
+    alone = run_cell(cell, tmp_path / "alone")
+    files = ("metrics.csv", "best.ckpt", "last.ckpt", "predictions.npz", "result.json")
+
+    def content():
+        return [(tmp_path / "run" / name).read_bytes() for name in files]
+
+    found = []
+
+    def freeze(epoch, accuracy):
+        if epoch == 1:  # and meanwhile another worker does the run to its end
+            assert run_cell(cell, tmp_path / "run").metrics == alone.metrics
+            found.append(content())
+
+    with pytest.raises(TakenOver, match="another process has taken this run over"):
+        run_cell(cell, tmp_path / "run", freeze)
+    assert [content()] == found
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+    assert not (tmp_path / "run" / "process.txt").exists()
+
+
+def test_a_full_disk_is_said_and_what_was_there_is_taken_up(tmp_path):
+    cell = Cell(replace(TRAINING, diagnose_every=0, width=64), "joint", 0)
+    alone = run_cell(cell, tmp_path / "alone")
+    with no_file_above(20_000), pytest.raises(OSError, match=r"too large: '.*/best\.ckpt'"):
+        run_cell(cell, tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
+    assert not (tmp_path / "run" / "best.ckpt").exists()
+    assert run_cell(cell, tmp_path / "run").metrics == alone.metrics
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+
+
+def test_a_run_is_one_process_whatever_a_cluster_says(tmp_path, monkeypatch):
+    """As one of several tasks of SLURM's it would log nothing."""
+    for name, value in {
+        "JOB_NAME": "x",
+        "NTASKS": "4",
+        "NTASKS_PER_NODE": "4",
+        "PROCID": "1",
+        "LOCALID": "1",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
+    run_cell(Cell(replace(TRAINING, epochs=1), "joint", 0), tmp_path)
+    assert list(tmp_path.glob("*tfevents*"))

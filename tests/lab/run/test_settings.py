@@ -1,0 +1,121 @@
+import hashlib
+
+import pytest
+import yaml
+
+from evenly.lab.run.settings import (
+    Cell,
+    Training,
+    check_folder,
+    check_same,
+    check_trusted,
+    read_settings,
+    write_settings,
+)
+
+
+def test_measures_ten_times_in_a_run():
+    assert Training(epochs=90).measure_every == 9
+    assert Training(epochs=5).measure_every == 1
+    assert Training(diagnose_every=0).measure_every == 0
+    assert Training(diagnose_every=4).measure_every == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"epochs": 0}, "--epochs is at least 1; found 0"),
+        ({"batch_size": 0}, "--batch_size is at least 1; found 0"),
+        ({"lr": 0.0}, r"--lr is above 0; found 0\.0"),
+        ({"lr": float("nan")}, "--lr is above 0; found nan"),
+        ({"weight_decay": -1.0}, r"--weight_decay is at least 0; found -1\.0"),
+        ({"diagnose_every": -1}, "--diagnose_every is at least 0; found -1"),
+    ],
+)
+def test_settings_out_of_range(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Training(**setting)
+
+
+@pytest.mark.parametrize(
+    ("method", "folder"),
+    [
+        ("joint", "joint-3"),
+        ("relearn(gap=shared, every=4)", "relearn_every=4_gap=shared-3"),
+        ("relearn(initial='a/b.pt')", "relearn_initial=a-b.pt-3"),
+        # Modalities of almost one name: each has a folder of its own.
+        ('unimodal(modality="a b")', "unimodal_modality=a~20b-3"),
+        ('unimodal(modality="a  b")', "unimodal_modality=a~20~20b-3"),
+        ('unimodal(modality="a, b")', "unimodal_modality=a~2c~20b-3"),
+        ("unimodal(modality=ab)", "unimodal_modality=ab-3"),
+    ],
+)
+def test_folder_of_a_run(method, folder):
+    assert Cell(Training(), method, 3).folder == folder
+
+
+def test_settings_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "run" / "config.yaml"
+    assert read_settings(path, "method") == {}  # nothing there yet
+    settings = {"data": "x", "epochs": 3, "method": "joint"}
+    write_settings(path, settings)
+    assert yaml.safe_load(path.read_text()) == settings
+    assert read_settings(path, "method") == settings
+
+
+@pytest.mark.parametrize("text", ["title: mine", "- a", "{", "data: a\nepochs: 1\nmethod: joint"])
+def test_the_settings_of_another_program(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml is not what this command writes.*--out"):
+        read_settings(path, "methods")
+
+
+def test_the_same_file_by_another_path(tmp_path):
+    here = {"data": "a.npz", "data_sha256": "1"}
+    check_same(tmp_path, here, {"data": "./a.npz", "data_sha256": "1"})
+    with pytest.raises(ValueError, match=r"data = 'a\.npz', but 'b\.npz' is asked for now"):
+        check_same(tmp_path, here, {"data": "b.npz", "data_sha256": "2"})
+
+
+def test_other_settings_do_not_mix(tmp_path):
+    check_same(tmp_path, {}, {"lr": 0.1})
+    check_same(tmp_path, {"lr": 0.1, "seeds": 3}, {"lr": 0.1, "new": 1})
+    with pytest.raises(ValueError, match=r"holds runs with lr = 0\.1, but 0\.2 is asked.*--out"):
+        check_same(tmp_path, {"lr": 0.1}, {"lr": 0.2})
+
+
+def test_the_fingerprint_of_a_file_stands_beside_its_path(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"one")
+    settings = Cell(Training(data=str(path)), "joint", 0).as_dict()
+    assert list(settings)[2:4] == ["data", "data_sha256"]
+    assert settings["data_sha256"] == hashlib.sha256(b"one").hexdigest()
+    assert "data_sha256" not in Training().as_dict()
+    path.write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since\."):
+        check_same(tmp_path, settings, Training(data=str(path)).as_dict())
+
+
+def test_what_cannot_be_a_folder(tmp_path):
+    check_folder(tmp_path / "not" / "there" / "yet")
+    check_folder(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, file / "below" / "it"):
+        with pytest.raises(NotADirectoryError, match=r"cannot be a folder, as .*/file is a file"):
+            check_folder(path)
+
+
+def test_a_folder_that_would_be_taken_for_two(tmp_path):
+    check_folder(tmp_path / "a%20b{c}?#&:é")
+    with pytest.raises(ValueError, match=r"a::b/c: '::' in a path joins two file systems"):
+        check_folder(tmp_path / "a::b" / "c")
+
+
+def test_built_in_encoders_need_no_trust():
+    check_trusted({"a": "ast(pretrained=x/y.z)", "b": "mlp"}, "file", "do so")
+    with pytest.raises(
+        ValueError, match=r"^file asks for 'my.Net' as the encoder of 'b'.* do so\.$"
+    ):
+        check_trusted({"a": "mlp", "b": "my.Net(depth=3)"}, "file", "do so")

@@ -1,0 +1,375 @@
+import csv
+import io
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from evenly.cli import main
+from evenly.data import load, save_npz
+from evenly.files import write_text
+from evenly.lab.run.loop import run_cell
+from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Cell, Training
+from evenly.lab.trained.predict import load_run, predictions
+
+CLASSES = ["no", "yes"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Vectors, images, and sequences of unequal lengths, that tell two classes."""
+    draws = np.random.default_rng(0)
+    n = 90
+    labels = np.arange(n) % 2
+    sign = 2.0 * labels - 1
+    length = 1 + np.arange(n) % 4
+    steps = np.repeat(sign, length)[:, None] + 0.3 * draws.normal(size=(length.sum(), 2))
+    arrays = {
+        "x": (sign[:, None] + 0.3 * draws.normal(size=(n, 3))).astype(np.float32),
+        "eye": (sign[:, None, None] + draws.normal(size=(n, 6, 6))).astype(np.float32),
+        "eye_kind": np.array("image"),
+        "steps": steps.astype(np.float32),
+        "steps_offset": np.concatenate([[0], length.cumsum()]),
+    }
+    path = tmp_path_factory.mktemp("data") / "mine.npz"
+    save_npz(path, labels, np.repeat([0, 1, 2], 30), arrays, CLASSES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "joint-0"
+    run_cell(Cell(Training(str(data), epochs=6, batch_size=10, width=8), "joint", 0), folder)
+    return folder
+
+
+def rows(run, *arguments, trust=False):
+    return list(predictions(load_run(run, trust=trust), *arguments))
+
+
+def test_the_predictions_are_those_of_the_run(run, data):
+    with np.load(run / "predictions.npz") as file:
+        expected, target = file["probabilities"], file["target"]
+    found = rows(run, str(data))
+    np.testing.assert_allclose([r.probabilities for r in found], expected, atol=0.02)  # bf16
+    assert [r.label for r in found] == [CLASSES[n] for n in target]
+    assert len(rows(run, str(data), "val")) == 30
+
+
+def test_a_run_loads_anywhere(run, data, tmp_path, monkeypatch):
+    """In another folder, without its data."""
+    shutil.copytree(run, tmp_path / "moved")
+    trained = load_run(tmp_path / "moved")
+    assert list(trained.modalities) == ["x", "eye", "steps"]
+    assert trained.class_names == CLASSES
+    before = load_run(run).predict(load(str(data)), "test")
+    assert torch.equal(trained.predict(load(str(data)), "test"), before)
+
+
+def test_a_modality_that_the_data_lack_is_told(run, data, tmp_path, capsys):
+    with np.load(data) as file:
+        np.savez(tmp_path / "few.npz", **{k: file[k] for k in file.files if k[:3] != "eye"})
+    assert len(rows(run, str(tmp_path / "few.npz"), "test")) == 30
+    assert "few.npz holds no eye: taken as missing from all samples." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("without", [["x"], ["steps"], ["eye", "steps"]])
+def test_modalities_left_out_are_as_if_they_were_not_there(run, data, tmp_path, without):
+    found = [r.probabilities for r in rows(run, str(data), "test", without)]
+    assert found != [r.probabilities for r in rows(run, str(data))]
+    assert np.isfinite(found).all()
+    with np.load(data) as file:
+        left = {k: file[k] for k in file.files if k.partition("_")[0] not in without}
+    np.savez(tmp_path / "fewer.npz", **left)
+    assert [r.probabilities for r in rows(run, str(tmp_path / "fewer.npz"))] == found
+
+
+def test_without_labels_every_sample_is_predicted(run, data, tmp_path):
+    whole = [p for split in ("train", "val", "test") for p in rows(run, str(data), split)]
+    with np.load(data) as file:
+        left = {k: file[k] for k in file.files if k not in ("labels", "split", "class_names")}
+    np.savez(tmp_path / "new.npz", **left)
+    found = rows(run, str(tmp_path / "new.npz"))
+    expected = [r.probabilities for r in whole]
+    np.testing.assert_allclose([r.probabilities for r in found], expected, atol=1e-6)
+    assert {r.label for r in found} == {""}
+
+
+def test_labels_and_splits_are_taken_one_without_the_other(run, data, tmp_path):
+    with np.load(data) as file:
+        whole = {k: file[k] for k in file.files}
+    split = whole.pop("split")
+    np.savez(tmp_path / "labels.npz", **whole)
+    assert [r.label for r in rows(run, str(tmp_path / "labels.npz"))] == [
+        CLASSES[n] for n in whole["labels"]
+    ]
+    np.savez(tmp_path / "all_test.npz", **whole, split=np.full(90, "test"))
+    assert len(rows(run, str(tmp_path / "all_test.npz"))) == 90
+    del whole["labels"]
+    np.savez(tmp_path / "splits.npz", **whole, split=split)
+    assert {r.label for r in rows(run, str(tmp_path / "splits.npz"), "val")} == {""}
+    with pytest.raises(ValueError, match="its val split holds no sample"):
+        rows(run, str(tmp_path / "all_test.npz"), "val")
+
+
+def test_a_table_without_labels(tmp_path, capsys):
+    lines = [f"{k % 2 * 4 - 2 + 0.01 * k},{k},{CLASSES[k % 2]}" for k in range(40)]
+    (tmp_path / "t.csv").write_text("x,y,label\n" + "\n".join(lines))
+    training = ["--data", str(tmp_path / "t.csv"), "--epochs", "20", "--width", "8", "--lr", "0.1"]
+    training += ["--batch_size", "8"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "new.csv").write_text("name,x\nfirst,-2\nsecond,2\nthird,\nfourth,1.5\n")
+    new = str(tmp_path / "new.csv")
+    with pytest.raises(ValueError, match=r"1 of 4 rows .*:\n  third: has none of the modalities"):
+        rows(tmp_path / "run", new)
+    (tmp_path / "new.csv").write_text("name,x,y\nfirst,-2,\nsecond,2,\nthird,,3\n")
+    found = rows(tmp_path / "run", new)
+    assert [r.sample for r in found] == ["first", "second", "third"]
+    assert found[0].probabilities[0] > 0.5 > found[1].probabilities[0]
+    alone = load_run(tmp_path / "run").probabilities({"y": torch.tensor([[3.0]])})
+    assert found[2].probabilities == pytest.approx(alone[0].tolist(), abs=1e-6)
+    capsys.readouterr()
+    (tmp_path / "new.csv").write_text("x,Y\n-2,1\n2,3\n,\n,\n")
+    assert len(rows(tmp_path / "run", new)) == 2
+    said = capsys.readouterr().err
+    assert "new.csv holds no y: taken as missing from all samples." in said
+    assert "new.csv: the run knows nothing of Y: not read." in said
+    assert "new.csv: 2 rows at the end without anything in them: left out." in said
+
+
+def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path, capsys):
+    for k in range(40):
+        np.save(tmp_path / f"{k}.npy", np.full((2, 3), k % 2, np.float32))
+    lines = "".join(f"{k}.npy,{CLASSES[k % 2]}\n" for k in range(40))
+    (tmp_path / "t.csv").write_text("x,label\n" + lines)
+    training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    np.save(tmp_path / "odd.npy", np.ones((2, 1), np.float32))
+    new = tmp_path / "new.csv"
+    new.write_text("name,x\none,0.npy\ntwo,odd.npy\ngone,gone.npy\none,1.npy\n")
+    with pytest.raises(ValueError, match=r"2 of 4 rows .*\n  two: x: has the .*\n  gone: x: "):
+        rows(tmp_path / "run", str(new))
+    command = ["predict", str(tmp_path / "run"), "--data", str(new), "--skip-broken"]
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "2 rows were left out as broken:\n  two: x: has the shape (2, 1)" in said.err
+    assert [row["sample"] for row in csv.DictReader(io.StringIO(said.out))] == ["one", "one"]
+    trained = load_run(tmp_path / "run")
+    official = replace(trained, read={"x": "steps(units=GloVe)"})
+    with pytest.raises(ValueError, match=r"'x' of .* was read as steps\(units=GloVe\), from"):
+        list(predictions(official, str(new)))
+    store = ["prepare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "store")]
+    assert main([*store, "--readers.x", "array(kind=sequence)"]) == 0
+    with pytest.raises(ValueError, match=r"'x' was read as array.* but .* was trained on array"):
+        rows(tmp_path / "run", str(tmp_path / "store"))
+
+
+def test_the_command(run, data, tmp_path, capsys):
+    assert main(["predict", str(run), "--data", str(data), "--without", "eye"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(table) == 30
+    assert list(table[0]) == ["sample", "label", "predicted", "no", "yes"]
+    for row in table:
+        assert float(row["no"]) + float(row["yes"]) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == max(CLASSES, key=lambda name: float(row[name]))
+    out = tmp_path / "found" / "p.csv"
+    assert main(["predict", str(run), "--data", str(data), "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 31
+
+
+@pytest.mark.parametrize("method", ["qmf", "unimodal(modality=x)", "greedy"])
+def test_every_head_and_encoders_of_ones_own(data, tmp_path, method):
+    encoders = {"x": "test_run.Lazy"}
+    training = Training(str(data), epochs=1, batch_size=10, width=8, encoders=encoders)
+    run_cell(Cell(training, method, 0), tmp_path)
+    with np.load(tmp_path / "predictions.npz") as file:
+        expected = file["probabilities"]
+    found = [r.probabilities for r in rows(tmp_path, str(data), trust=True)]
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+WRONG = (7, -1, 1.5, float("nan"), True, None, "", "word", "a(", [1], [["x"]], {"a": 1}, {"x": 1})
+
+
+def said(call, *arguments):
+    """The sentence that a call ends with; empty if it does not."""
+    try:
+        call(*arguments)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+class TestEditedRuns:
+    @pytest.fixture
+    def copy(self, run, tmp_path):
+        return Path(shutil.copytree(run, tmp_path / "run"))
+
+    def test_every_setting_in_every_type(self, copy):
+        path = copy / "config.yaml"
+        before = yaml.safe_load(path.read_text())
+        refused = set()
+        for name in before:
+            for value in WRONG:
+                path.write_text(yaml.safe_dump({**before, name: value}))
+                if error := said(load_run, copy):
+                    refused.add(name)
+                    assert str(copy) in error
+        assert refused == before.keys() - {"data_sha256"}
+        for name in before.keys() - {"data_sha256"}:
+            path.write_text(yaml.safe_dump({k: v for k, v in before.items() if k != name}))
+            assert str(path) in said(load_run, copy)
+        path.write_text("data: 1\nepochs: 1\nmethod: " + "[" * 5000 + "]" * 5000)
+        assert f"{path}: is damaged" in said(load_run, copy)
+        assert "--out" not in said(load_run, copy)
+
+    def test_every_entry_of_a_checkpoint_in_every_type(self, copy):
+        path = copy / "best.ckpt"
+        before = torch.load(path, weights_only=True)
+        (copy / "result.json").unlink()  # it knows the checksum
+        for name in before.keys() - {"epoch"}:
+            for value in WRONG[1:]:
+                torch.save({**before, name: value}, path)
+                assert str(copy) in said(load_run, copy)
+        for name in before["modalities"]["x"].keys() - {"low", "high", "ragged"}:
+            for value in (*WRONG[1:], "nn"):
+                entry = {**before["modalities"]["x"], name: value}
+                torch.save({**before, "modalities": {**before["modalities"], "x": entry}}, path)
+                assert str(copy) in said(load_run, copy)
+
+    def test_a_checkpoint_leads_to_no_other_weights(self, copy):
+        before = torch.load(copy / "best.ckpt", weights_only=True)
+        (copy / "result.json").unlink()
+        config = yaml.safe_load((copy / "config.yaml").read_text())
+        config["encoders"] = {"eye": "vit(pretrained=here)"}
+        (copy / "config.yaml").write_text(yaml.safe_dump(config))
+        torch.save({**before, "configurations": {"eye": "/elsewhere"}}, copy / "best.ckpt")
+        assert "configurations takes a mapping" in said(load_run, copy)
+
+    def test_a_checkpoint_is_the_one_that_the_run_wrote(self, copy):
+        path = copy / "best.ckpt"
+        best = torch.load(path, weights_only=True)
+        for value in best["state_dict"].values():
+            value.mul_(2)
+        torch.save(best, path)
+        with pytest.raises(ValueError, match=r"best\.ckpt is damaged: it is not as the run wrote"):
+            load_run(copy)
+
+    @pytest.mark.parametrize("change", ["0.", "}", '"method"', "1"])
+    def test_a_result_is_the_one_that_the_run_wrote(self, copy, change):
+        path = copy / "result.json"
+        path.write_text(path.read_text().replace(change, "2", 1))
+        with pytest.raises(ValueError, match=r"result\.json is damaged \("):
+            Result.read(copy)
+
+    def test_a_result_in_every_type(self, copy):
+        path = copy / "result.json"
+        before = asdict(Result.read(copy))
+        values = (*WRONG[1:], {"val": {}}, {"val": {"accuracy": "x"}})
+        for name in before:
+            for value in values:
+                if name in ("seconds", "peak_memory_mb") and isinstance(value, float):
+                    continue
+                write_text(path, json.dumps({**before, name: value}))
+                if error := said(Result.read, copy):
+                    assert str(path) in error
+                else:
+                    assert type(getattr(Result.read(copy), name)) is type(before[name])
+            write_text(path, json.dumps({k: v for k, v in before.items() if k != name}))
+            assert name == "files" or str(path) in said(Result.read, copy)
+        for text in ("", "[]", "{", "[" * 5000, "7", '{"a": 1}'):
+            write_text(path, text)
+            assert f"{path} is damaged" in said(Result.read, copy)
+
+
+class TestMessages:
+    def test_no_run(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="holds no run"):
+            load_run(tmp_path)
+
+    def test_a_damaged_checkpoint(self, run, tmp_path):
+        shutil.copytree(run, tmp_path / "run")
+        (tmp_path / "run" / "best.ckpt").write_bytes(b"half")
+        (tmp_path / "run" / "result.json").unlink()
+        with pytest.raises(ValueError, match=r"best\.ckpt is damaged"):
+            load_run(tmp_path / "run")
+
+    def test_other_modalities(self, run, tmp_path):
+        (tmp_path / "t.csv").write_text("z\n1\n2\n")
+        with pytest.raises(ValueError, match="has none of the columns x, eye, steps"):
+            rows(run, str(tmp_path / "t.csv"))
+        with pytest.raises(ValueError, match="was trained on x, eye, steps; the data have top"):
+            rows(run, "digits")
+
+    def test_another_shape(self, run, tmp_path):
+        np.savez(tmp_path / "n.npz", x=np.zeros((5, 4), np.float32))
+        with pytest.raises(ValueError, match=r"'x' has the shape \(4,\), but .* on \(3,\)"):
+            rows(run, str(tmp_path / "n.npz"))
+
+    def test_a_modality_that_is_not_there(self, run, data, capsys):
+        assert main(["predict", str(run), "--data", str(data), "--without", "ey"]) == 1
+        assert "Did you mean eye?" in capsys.readouterr().err
+
+
+def test_a_run_needs_the_folder_of_its_first_weights_no_more(tmp_path):
+    from transformers import ResNetConfig, ResNetModel
+
+    sizes = {"num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1]}
+    ResNetModel(ResNetConfig(**sizes, layer_type="basic")).save_pretrained(tmp_path / "weights")
+    draws = np.random.default_rng(0)
+    eye = draws.normal(size=(60, 1, 16, 16)).astype(np.float32)
+    save_npz(tmp_path / "a.npz", np.arange(60) % 2, np.repeat([0, 1, 2], 20), {"eye": eye})
+    encoders = {"eye": f"resnet18(pretrained={tmp_path / 'weights'})"}
+    training = Training(str(tmp_path / "a.npz"), epochs=1, batch_size=10, encoders=encoders)
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    before = load_run(tmp_path / "run").predict(load(training.data), "test")
+    shutil.rmtree(tmp_path / "weights")
+    assert torch.equal(load_run(tmp_path / "run").predict(load(training.data), "test"), before)
+
+
+def test_noise_is_of_the_training_and_not_of_what_is_stored(tmp_path):
+    n = 24
+    eye = np.random.default_rng(0).integers(0, 255, (n, 8, 8)).astype(np.uint8)
+    save_npz(tmp_path / "d.npz", np.arange(n) % 2, np.repeat([0, 1, 2], 8), {"eye": eye}, CLASSES)
+    training = Training(
+        str(tmp_path / "d.npz"), epochs=1, batch_size=8, width=8, noise={"eye": 1.0}
+    )
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert (run.modalities["eye"].dtype, run.noise) == ("uint8", {"eye": 1.0})
+
+
+def test_an_odd_first_row_does_not_condemn_the_others(tmp_path):
+    for k in range(20):
+        np.save(tmp_path / f"{k}.npy", np.full((1 + k % 3, 4), k % 2, np.float32))
+    rows_of = "".join(f"{k}.npy,{CLASSES[k % 2]}\n" for k in range(20))
+    (tmp_path / "t.csv").write_text("x,label\n" + rows_of)
+    training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    np.save(tmp_path / "odd.npy", np.ones((2, 9), np.int64))
+    (tmp_path / "new.csv").write_text("name,x\nodd,odd.npy\nfine,1.npy\n")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 rows .*\n  odd: x: .* where all must have \(any, 4\)\n"
+    ):
+        rows(tmp_path / "run", str(tmp_path / "new.csv"))
+    trained = load_run(tmp_path / "run")
+    found = list(predictions(trained, str(tmp_path / "new.csv"), skip_broken=True))
+    assert [row.sample for row in found] == ["fine"]
+
+
+def test_a_comparison_is_not_a_run_and_files_of_two_runs_are_none(run, tmp_path):
+    shutil.copytree(run, tmp_path / "out" / "runs" / "joint-0")
+    with pytest.raises(FileNotFoundError, match=r"holds a comparison.*runs/joint-0"):
+        load_run(tmp_path / "out")
+    mixed = tmp_path / "out" / "runs" / "joint-0"
+    text = (mixed / "config.yaml").read_text().replace("width: 8", "width: 16")
+    (mixed / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match="no model can be made of its config"):
+        load_run(mixed)
