@@ -20,7 +20,7 @@ from overhead import PAIRS, Trainer, random_data
 from sklearn.cluster import KMeans
 
 from evenly import kmeans
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 
 ROWS, WIDTH, CLUSTERS = 15_000, 512, 31

@@ -26,7 +26,7 @@ from claims import AMX, Claim, report, seconds
 
 from evenly.data.raw import prepare
 from evenly.data.store import open_store
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.nn.pretrained import ResNet18
 

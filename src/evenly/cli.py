@@ -264,9 +264,9 @@ def train(options: Namespace) -> None:
 
     from evenly.lab.many.jobs import CALLED
     from evenly.lab.run.logs import Logs
-    from evenly.lab.run.loop import run_cell
     from evenly.lab.run.prepare import prepare, say
     from evenly.lab.run.result import is_headline
+    from evenly.lab.run.run import run_cell
     from evenly.lab.run.settings import Cell, check_folder
     from evenly.report.folder import PAPER
 

@@ -6,7 +6,7 @@ import torch
 
 from evenly.data import Modality, save_npz
 from evenly.lab.run.augment import Augment
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.settings import Cell, Training
 

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from evenly import METHODS
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.settings import Cell, Fusion, Training
 from evenly.nn import FUSIONS

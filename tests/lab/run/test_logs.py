@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from evenly.lab.run.logs import Logs, _plain
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell, Training
 

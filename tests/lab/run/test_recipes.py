@@ -11,7 +11,7 @@ import trees
 from evenly.cli import RECIPES, main
 from evenly.data import load
 from evenly.data.raw.sets import SETS
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.spec import parse
 

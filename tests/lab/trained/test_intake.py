@@ -8,7 +8,7 @@ import torch
 
 from evenly.cli import main
 from evenly.data import Data, Padded, load, save_npz
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.run.stored import Stored, stored
 from evenly.lab.trained.intake import Intake

@@ -95,7 +95,7 @@ def default_jobs(threads: int) -> int:
 
 def forker() -> child.Context:
     """The process that runs are forked from; asked for early, it imports while others work."""
-    return child.context("evenly.lab.run.loop")
+    return child.context("evenly.lab.run.run")
 
 
 def run_jobs(source: Source, jobs: int) -> None:
@@ -177,7 +177,8 @@ def _work(job: Job, messages: Connection) -> None:
     """The body of a run's process."""
     child.serve()
     sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
-    from evenly.lab.run.loop import TakenOver, run_cell
+    from evenly.lab.run.hold import TakenOver
+    from evenly.lab.run.run import run_cell
 
     def tell(news: tuple[int, float] | str | Exception) -> None:
         with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is

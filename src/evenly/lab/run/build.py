@@ -217,9 +217,16 @@ def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: R
     return Composed(*found) if len(found) > 1 else found[0]
 
 
-def build_sampler(data: Data, cell: Cell) -> Resampler:
-    """The order of the training split: a function of seed and epoch, so that runs can resume."""
-    return Resampler(data.split("train"), 1, 0, seed=cell.seed)
+def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resampler:
+    """The order of the training split: a function of seed and epoch, so that runs can resume.
+
+    Args:
+        data: Of the run.
+        cell: What runs.
+        world: How many processes share the samples of each batch.
+        rank: Which of them this is.
+    """
+    return Resampler(data.split("train"), world, rank, seed=cell.seed)
 
 
 def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:

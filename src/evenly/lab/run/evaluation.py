@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_f1_score,
-)
 
+from evenly import distributed
 from evenly.output import Output
+
+BINS = 15
+"""Of confidence, for the calibration error."""
 
 
 @dataclass
@@ -39,6 +39,27 @@ class Evaluation:
             of_batch = logits.detach().float(), target, here
             self._unimodal.setdefault(name, []).append(of_batch)
 
+    def together(self, count: int) -> "Evaluation":
+        """That of all processes, of which each has every so-manieth sample, in order.
+
+        Args:
+            count: Samples of the split; what the shares hold beyond is there to make them even.
+        """
+        if distributed.world_size() == 1:
+            return self
+        whole = Evaluation(self.num_classes)
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            shares = distributed.gather(torch.cat(parts))
+            return torch.stack(shares, 1).flatten(0, 1)[:count]
+
+        whole._logits, whole._target = [joined(self._logits)], [joined(self._target)]
+        whole._index = [joined(self._index)] if self._index else []
+        for name, parts in self._unimodal.items():
+            logits, target, here = (joined(list(column)) for column in zip(*parts, strict=True))
+            whole._unimodal[name] = [(logits, target, here)]
+        return whole
+
     def metrics(self) -> dict[str, float]:
         """Loss, accuracy, macro-F1, and the accuracy of each modality's own logits."""
         logits, target = torch.cat(self._logits), torch.cat(self._target)
@@ -46,7 +67,7 @@ class Evaluation:
         found = {
             "loss": float(torch.nn.functional.cross_entropy(logits, target)),
             "accuracy": _accuracy(logits, target),
-            "macro_f1": float(multiclass_f1_score(guess, target, self.num_classes, "macro")),
+            "macro_f1": macro_f1(guess, target, self.num_classes),
         }
         for name, parts in self._unimodal.items():
             own, of_those, here = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -58,16 +79,15 @@ class Evaluation:
         """What is worth knowing of the selected model alone.
 
         - `recall/CLASS`: the accuracy on the samples of a class.
-        - `calibration_error`: how far confidence is from accuracy, on average over 15 bins of
+        - `calibration_error`: how far confidence is from accuracy, on average over `BINS` bins of
           confidence (ECE; Guo et al., ICML 2017), in [0, 1].
         - `brier`: the squared error of the probabilities, summed over classes, in [0, 2].
         """
         logits, target = torch.cat(self._logits), torch.cat(self._target)
         probability, guess = logits.softmax(1), logits.argmax(1)
-        error = multiclass_calibration_error(probability, target, self.num_classes, n_bins=15)
         truth = torch.nn.functional.one_hot(target, self.num_classes)
         found = {
-            "calibration_error": float(error),
+            "calibration_error": calibration_error(probability, target),
             "brier": float((probability - truth).square().sum(1).mean()),
         }
         for number, name in enumerate(class_names):
@@ -82,6 +102,37 @@ class Evaluation:
             "target": torch.cat(self._target).cpu(),
             "index": torch.cat(self._index).cpu(),
         }
+
+
+def macro_f1(guess: Int[Tensor, " n"], target: Int[Tensor, " n"], classes: int) -> float:
+    """The mean of the classes' F1, 2 TP / (2 TP + FP + FN), of those that occur in either.
+
+    Args:
+        guess: Class that each sample is taken for.
+        target: Class that it has.
+        classes: How many there are.
+    """
+    right = target[guess == target].bincount(minlength=classes).double()
+    both = (guess.bincount(minlength=classes) + target.bincount(minlength=classes)).double()
+    occurs = both > 0
+    return float((2 * right[occurs] / both[occurs]).mean())
+
+
+def calibration_error(probability: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:
+    """Σ_b n_b / n |accuracy_b - confidence_b| over `BINS` equal bins of confidence.
+
+    Guo et al., "On calibration of modern neural networks", ICML 2017,
+    https://arxiv.org/abs/1706.04599, equation 3.
+
+    Args:
+        probability: Of each class.
+        target: Class of each sample.
+    """
+    confidence, guess = probability.double().max(1)
+    bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # each with its upper end
+    excess = (guess == target).double() - confidence
+    by_bin = excess.new_zeros(BINS).index_add_(0, bins, excess)
+    return float(by_bin.abs().sum() / len(target))
 
 
 def _accuracy(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> float:

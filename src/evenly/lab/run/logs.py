@@ -1,4 +1,4 @@
-"""Where a run is logged while it trains: TensorBoard, Weights & Biases, MLflow, by Lightning.
+"""Where a run is logged while it trains: TensorBoard, Weights & Biases, MLflow.
 
 What is logged is a copy of what the run's own files hold. It is no part of the run's settings, and
 the figures do not depend on it.
@@ -8,22 +8,20 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from evenly.files import file_address, write_text
 from evenly.hidden import hidden, hidden_address
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell
 from evenly.suggest import unknown
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 """By logger, what to install for it; it is imported under the logger's name."""
@@ -98,8 +96,18 @@ def _experiment() -> str:
 
 def _quieten() -> None:
     """Keeps off the screen what is said of things that go well."""
-    for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Logger(Protocol):
+    """Where a run is logged."""
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs metrics of an epoch."""
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the log."""
 
 
 @dataclass
@@ -111,28 +119,27 @@ class RunLog:
         cell: What runs.
         folder: Of the run.
         settings: Of the run, which are logged, too.
-        loggers: As Lightning's trainer takes them, once it has started.
     """
 
     logs: Logs
     cell: Cell
     folder: Path
     settings: Mapping[str, Any]
-    loggers: "list[Logger]" = field(default_factory=list)
+    _loggers: list[Logger] = field(default_factory=list)
 
     def start(self) -> None:
         """Makes the loggers, and logs the settings."""
         _quieten()
-        make = {"tensorboard": self._tensorboard, "wandb": self._wandb, "mlflow": self._mlflow}
+        make: dict[str, Callable[[RunLog], Logger]]
+        make = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
         for name in self.logs.names:
-            self.loggers.append(make[name]())
-            self.loggers[-1].log_hyperparams(dict(self.settings))
+            self._loggers.append(make[name](self))
 
     def add(self, metrics: Mapping[str, int | float], step: int) -> None:
         """Logs the metrics of an epoch."""
-        plain = {_plain(name): value for name, value in metrics.items()}
-        for logger in self.loggers:
-            logger.log_metrics(plain, step)
+        plain = {_plain(name): float(value) for name, value in metrics.items()}
+        for logger in self._loggers if plain else ():
+            logger.add(plain, step)
 
     def finish(self, result: Result) -> None:
         """Logs what the run ended with."""
@@ -144,58 +151,120 @@ class RunLog:
 
     def close(self, *, failed: bool = False) -> None:
         """Ends the log; a process of the run's own would take with it what is not written yet."""
-        for name, logger in zip(self.logs.names, self.loggers, strict=False):
-            if name == "wandb":
-                import wandb
+        for logger in self._loggers:
+            logger.close(failed=failed)
 
-                logger.experiment.finish(exit_code=int(failed))  # type: ignore[attr-defined]
-                wandb.teardown(int(failed))  # its own process may still be writing
-            else:
-                logger.finalize("failed" if failed else "success")
-
-    def _tensorboard(self) -> "Logger":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False)
-
-    def _wandb(self) -> "WandbLogger":
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-
-        self.logs.folder.mkdir(parents=True, exist_ok=True)
-        known = self._known("wandb") or token_hex(4)
-        self._remember("wandb", known)
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "evenly"),
-            name=self.cell.folder,
-            id=known,
-            resume="allow",
-            dir=self.logs.folder,
-            mode=None if "WANDB_MODE" in os.environ else "offline",
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step")
-        return WandbLogger(experiment=run)
-
-    def _mlflow(self) -> "MLFlowLogger":
-        from lightning.pytorch.loggers import MLFlowLogger
-
-        logger = MLFlowLogger(
-            _experiment(), self.cell.folder, self.logs.mlflow, run_id=self._known("mlflow")
-        )
-        self._remember("mlflow", logger.run_id)
-        return logger
-
-    def _known(self, name: str) -> str | None:
+    def known(self, name: str) -> str | None:
         """Under which name a logger knows this run, if it was begun before."""
         path = self.folder / "loggers.json"
         return json.loads(path.read_text("utf-8")).get(name) if path.is_file() else None
 
-    def _remember(self, name: str, known: str | None) -> None:
+    def remember(self, name: str, known: str) -> None:
+        """Notes it down."""
         path = self.folder / "loggers.json"
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         write_text(path, json.dumps({**before, name: known}) + "\n")
+
+
+class TensorBoard:
+    """Event files in the folder of the run."""
+
+    def __init__(self, log: RunLog) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        self._writer = SummaryWriter(log.folder)
+        plain = {
+            name: value if isinstance(value, bool | str | int | float) else str(value)
+            for name, value in log.settings.items()
+        }
+        for summary in hparams(plain, {}):
+            self._writer._get_file_writer().add_summary(summary)
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs metrics of an epoch."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, *, failed: bool) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases, in the folder of the command until somebody sends it."""
+
+    def __init__(self, log: RunLog) -> None:
+        import wandb
+
+        log.logs.folder.mkdir(parents=True, exist_ok=True)
+        known = log.known("wandb") or token_hex(4)
+        log.remember("wandb", known)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "evenly"),
+            name=log.cell.folder,
+            id=known,
+            resume="allow",
+            dir=log.logs.folder,
+            mode=None if "WANDB_MODE" in os.environ else "offline",
+            config=dict(log.settings),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        # Not its own step, which only grows: a run that is taken up logs some epochs again.
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs metrics of an epoch."""
+        self._run.log({**metrics, "epoch": step})
+
+    def close(self, *, failed: bool) -> None:
+        """Ends it, and the process that writes."""
+        import wandb
+
+        self._run.finish(exit_code=int(failed))
+        wandb.teardown(int(failed))  # its own process may still be writing
+
+
+class MLflow:
+    """A run of an experiment, in the folder's database or where its variables say."""
+
+    def __init__(self, log: RunLog) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, RunStatus
+
+        self._client = MlflowClient(log.logs.mlflow)
+        self._run: str | None = log.known("mlflow")
+        if self._run is None:
+            experiment = self._client.get_experiment_by_name(_experiment())
+            number = (
+                experiment.experiment_id
+                if experiment
+                else self._client.create_experiment(_experiment())
+            )
+            self._run = self._client.create_run(number, run_name=log.cell.folder).info.run_id
+            log.remember("mlflow", self._run)
+            params = [Param(name, str(value)) for name, value in log.settings.items()]
+            self._client.log_batch(self._run, params=params)
+        else:
+            self._client.update_run(self._run, RunStatus.to_string(RunStatus.RUNNING))
+
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs metrics of an epoch."""
+        from mlflow.entities import Metric
+
+        now = round(1000 * time.time())
+        found = [Metric(name, value, now, step) for name, value in metrics.items()]
+        for some in range(0, len(found), _AT_ONCE):
+            self._client.log_batch(self._run, metrics=found[some : some + _AT_ONCE])
+
+    def close(self, *, failed: bool) -> None:
+        """Ends it."""
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+
+
+_AT_ONCE = 1000
+"""Metrics that MLflow takes in one request."""
 
 
 def _plain(name: str) -> str:

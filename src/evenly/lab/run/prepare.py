@@ -17,7 +17,6 @@ from evenly.lab.run.build import (
     load_data,
     method_settings,
 )
-from evenly.lab.run.loop import has_fast_bf16
 from evenly.lab.run.settings import Cell
 from evenly.method import Method
 from evenly.methods.composed import parts
@@ -51,10 +50,6 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
         notes += _method_notes(cell, method, divides_size(optimizer))
-    if training.precision == "auto" and not has_fast_bf16():
-        notes.append(
-            "Trained in 32-bit floats: this machine has no units for bf16 matrix products."
-        )
     return data, notes
 
 

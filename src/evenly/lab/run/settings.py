@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evenly.data import SplitName
 
 Precision = Literal["auto", "bf16", "32"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 Protocol = Literal["fair", "paper"]
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 
@@ -37,7 +38,8 @@ class Training:
         lr_step: Epochs after which the learning rate is divided by ten, again and again; 0 is
             never.
         weight_decay: Weight decay.
-        precision: bf16 autocast, 32-bit floats, or auto: bf16 where the hardware is fast at it.
+        precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
+            take less time here. What was chosen is written down, and stays when a run goes on.
         width: Features per modality.
         fusion: How the features become logits, for the methods that are not made for a head of
             their own.
@@ -51,6 +53,12 @@ class Training:
             '{"visual": "picture"}'.
         threads: CPU threads of each run. Sums in another order differ in their last bits, so
             figures depend on it slightly (and not on the number of jobs).
+        devices: Processes that train a run together, on a GPU each if there are any. They share
+            the samples of each batch, whose size is that of all of them.
+        nodes: Machines with so many devices each; torchrun or srun starts the command on them.
+        strategy: ddp, a copy of the model in each process; fsdp, a part of it; auto is ddp.
+        checkpoint_every: Seconds between two checkpoints, after an epoch each; a run that is killed
+            does the epochs since the last one again, and they come out as before.
         diagnose_every: Epochs between two measurements of purity and gap, for the figures; 0 is
             never, by default ten in a run.
         limit_samples: Samples of each split at most, of each class as many, and one of each class
@@ -74,13 +82,26 @@ class Training:
     noise: dict[str, float] = field(default_factory=dict)
     augment: dict[str, str] = field(default_factory=dict)
     threads: int = 1
+    devices: int = 1
+    nodes: int = 1
+    strategy: Strategy = "auto"
+    checkpoint_every: float = 10.0
     diagnose_every: int | None = None
     limit_samples: int | None = None
     protocol: Protocol = "fair"
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "width", "threads", "limit_samples")
+        counts = ("epochs", "batch_size", "width", "threads", "devices", "nodes", "limit_samples")
         check_counts(**{name: getattr(self, name) for name in counts})
+        if self.batch_size % self.world:
+            raise ValueError(
+                f"--batch_size is of all devices together, and {self.world} of them cannot share "
+                f"{self.batch_size} samples evenly. Give a multiple of {self.world}."
+            )
+        if self.strategy != "auto" and self.world == 1:
+            raise ValueError(f"--strategy {self.strategy} is for several devices. Give --devices.")
+        if not self.checkpoint_every >= 0:
+            raise ValueError(f"--checkpoint_every is at least 0; found {self.checkpoint_every}.")
         if self.lr_step < 0:
             raise ValueError(f"--lr_step is at least 0; found {self.lr_step}.")
         if not 0 < self.lr < math.inf:
@@ -92,6 +113,11 @@ class Training:
                 raise ValueError(f"--noise.{name} is above 0; found {level}.")
         if self.diagnose_every is not None and self.diagnose_every < 0:
             raise ValueError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
+
+    @property
+    def world(self) -> int:
+        """Processes that train a run."""
+        return self.devices * self.nodes
 
     @property
     def selects_on(self) -> "SplitName":
@@ -110,6 +136,7 @@ class Training:
         from evenly.data import data_file  # loads torch, for which the command's help cannot wait
 
         settings = asdict(self)
+        del settings["checkpoint_every"]  # on which no figure depends
         file = data_file(self.data)
         if file is not None and file.is_dir():
             file = file / "dataset.json"  # of a prepared store

@@ -1,0 +1,236 @@
+"""What a run is made of: model, optimiser and method, the order of the samples, a forward pass."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import StepLR
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
+
+from evenly import chance, distributed
+from evenly.data import Batch, Data, Padded, SplitName, collate
+from evenly.lab.run.augment import Augment
+from evenly.lab.run.build import (
+    build_method,
+    build_model,
+    build_optimizer,
+    build_sampler,
+    info_of,
+)
+from evenly.lab.run.place import Place
+from evenly.lab.run.settings import Cell
+from evenly.method import Method
+from evenly.nn import LateFusion
+from evenly.output import Output
+from evenly.resampling import Repeated, Resampler
+
+AT_ONCE = 2**21
+"""Numbers of the inputs that are evaluated together: larger batches take less time, and room."""
+
+
+@dataclass
+class Forward:
+    """One forward pass, as methods and probe take it.
+
+    Inputs are moved to the device, augmented where the model trains, and passed in the run's
+    precision.
+
+    Attributes:
+        place: Where.
+        augment: What is done to the inputs of training.
+        step: Epoch and number of the batch while a step of training is under way; augmentation is
+            drawn by it. A method's teachers train with the global stream, which the probe seeds.
+    """
+
+    place: Place
+    augment: Augment
+    step: tuple[int, int] | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
+        """The output of a batch, and its target."""
+        inputs, target, index = self._moved(batch)
+        if model.training and self.augment.changes:
+            key = self.step or tuple(torch.randint(2**31, (2,)).tolist())
+            inputs = self.augment(inputs, *key)
+        with self.place.autocast():
+            output: Output = model(inputs, batch["present"])
+        return replace(output, index=index), target
+
+    def _moved(self, batch: Batch) -> tuple[dict[str, Tensor | Padded], Tensor, Tensor]:
+        """All but what says which samples have which modality, which the model looks at first."""
+        device = self.place.device
+        if batch["target"].device == device:
+            return batch["inputs"], batch["target"], batch["index"]
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        inputs = {
+            name: Padded(*map(move, x)) if isinstance(x, Padded) else move(x)
+            for name, x in batch["inputs"].items()
+        }
+        return inputs, move(batch["target"]), move(batch["index"])
+
+
+@dataclass
+class Parts:
+    """What trains.
+
+    Attributes:
+        cell: What runs.
+        data: Of the run, on the device if there is room.
+        place: Where it trains.
+        model: As it is built, with its encoders.
+        shared: The same as steps of training call it, on all processes.
+        optimizer: Of its parameters.
+        schedule: Of the learning rate, after each epoch; None if it stays.
+        method: On the encoders, optimiser, head and sampler.
+        sampler: The order of the training split.
+        forward: One forward pass.
+        train: Batches of the training split, of this process's share.
+    """
+
+    cell: Cell
+    data: Data
+    place: Place
+    model: LateFusion
+    shared: nn.Module
+    optimizer: Optimizer
+    schedule: StepLR | None
+    method: Method
+    sampler: Resampler
+    forward: Forward
+    train: DataLoader[Batch]
+
+    @staticmethod
+    def of(cell: Cell, data: Data, place: Place) -> "Parts":
+        """Builds them, equal on all processes."""
+        training = cell.training
+        model = build_model(data, cell).to(place.device)
+        shared = place.shared(model, partial=info_of(cell.method).partial)
+        optimizer = build_optimizer(model, training)
+        sampler = build_sampler(data, cell, place.world, place.rank)
+        method = build_method(cell, model, optimizer, sampler)
+        data = placed(data, place.device)
+        train = data.split("train")
+        size = training.batch_size // place.world
+        # BatchNorm can make nothing of a last batch of one.
+        lonely = len(sampler) % size == 1 and len(sampler) > 1
+        batches = Repeated(sampler, size, lonely, method.repeats)
+        return Parts(
+            cell,
+            data,
+            place,
+            model,
+            shared,
+            optimizer,
+            StepLR(optimizer, training.lr_step) if training.lr_step else None,
+            method,
+            sampler,
+            Forward(place, Augment(training.augment, data.modalities, cell.seed)),
+            DataLoader(train, batch_sampler=batches, collate_fn=collate),
+        )
+
+    def begin(self, epoch: int) -> None:
+        """Starts order and global stream anew, so that a resumed epoch draws what it would have."""
+        seed = chance.mixed(self.cell.seed, epoch)
+        torch.manual_seed(chance.mixed(seed, self.place.rank) if self.place.rank else seed)
+        self.sampler.set_epoch(epoch)
+        self.shared.train()
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The training batches of an epoch: where the method has a turn, of its modality alone."""
+        for number, batch in enumerate(self.train):
+            self.forward.step = epoch, number // self.method.repeats
+            if (turn := self.method.turn) is not None:
+                batch = cast(Batch, {**batch, "inputs": {turn: batch["inputs"][turn]}})
+            yield batch
+        self.forward.step = None
+
+    def weights(self) -> dict[str, Any]:
+        """Those of the model, whole; every process must call."""
+        found: dict[str, Any] = _whole(self.model.state_dict())
+        return found
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes up what `weights` gave."""
+        like = self.model.state_dict()
+        self.model.load_state_dict(
+            {
+                name: distributed.sharded_like(self._moved(x), like[name])
+                for name, x in weights.items()
+            }
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run continues from; every process must call."""
+        return {
+            "state_dict": self.weights(),
+            "optimizer": _whole(self.optimizer.state_dict()),
+            "schedule": self.schedule.state_dict() if self.schedule else {},
+            "method": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.load_weights(state["state_dict"])
+        self.optimizer.load_state_dict(self._cut(state["optimizer"]))
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+        self.method.load_state_dict(tree_map(self._moved, state["method"]))
+
+    def _moved(self, x: Any) -> Any:
+        return x.to(self.place.device) if isinstance(x, Tensor) else x
+
+    def _cut(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """An optimiser's state with what is of a parameter's shape sharded as that is."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        found: dict[int, Any] = {}
+        for number, values in state["state"].items():
+            like = parameters[number]
+            found[number] = {
+                name: distributed.sharded_like(self._moved(x), like)
+                if isinstance(x, Tensor) and x.shape == like.shape
+                else x
+                for name, x in values.items()
+            }
+        return {**state, "state": found}
+
+
+def in_order(
+    data: Data, split: SplitName, batch_size: int, *, shared: bool = False
+) -> DataLoader[Batch]:
+    """Batches of a split in order.
+
+    Args:
+        data: Of the run.
+        split: Which part.
+        batch_size: Samples in a batch.
+        shared: Whether each process reads its share of them: every so-manieth, equally many.
+    """
+    part = data.split(split)
+    rows = (distributed.share(len(part)) % len(part)).tolist() if shared else range(len(part))
+    return DataLoader(part, batch_size, sampler=rows, collate_fn=collate)
+
+
+def large(data: Data, batch_size: int) -> int:
+    """Samples in a batch where nothing is trained: as many as make `AT_ONCE` numbers."""
+    numbers = sum(prod(modality.shape) for modality in data.modalities.values())
+    return max(batch_size, min(AT_ONCE // max(numbers, 1), 4096))
+
+
+def placed(data: Data, device: torch.device) -> Data:
+    """The data on the device, if that is a GPU and they take no more than half of what is free."""
+    if device.type != "cuda":
+        return data
+    free, _ = torch.cuda.mem_get_info(device)
+    return data.to(device) if data.nbytes <= free / 2 else data
+
+
+def _whole(state: Any) -> Any:
+    return tree_map(lambda x: distributed.whole(x) if isinstance(x, Tensor) else x, state)

@@ -1,0 +1,185 @@
+"""What a run keeps while it trains: metrics of each epoch, the best weights, a checkpoint."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenly import distributed
+from evenly.files import write_csv
+from evenly.lab.run.flops import Flops
+from evenly.lab.run.hold import Hold
+from evenly.lab.run.logs import RunLog
+from evenly.lab.run.parts import Parts
+from evenly.output import Output
+
+Progress = Callable[[int, float], None]
+"""Called after each epoch with its number, from 0, and the accuracy that selects."""
+Row = dict[str, int | float]
+
+
+class Record:
+    """Keeps what a run ends with, and what it is taken up from.
+
+    metrics.csv and the checkpoints are written when `checkpoint_every` seconds have passed since
+    they last were, and after the last epoch: a run that is killed does the epochs since then again,
+    and they come out as before.
+
+    Attributes:
+        epoch: That comes next.
+        rows: The metrics of each epoch so far.
+        best_epoch: With the highest accuracy on the split that selects, the first of equals.
+        seconds: Spent in training and in the method, without measurements.
+        flops: Of all steps of training.
+        steps: Of the optimiser.
+    """
+
+    def __init__(
+        self, parts: Parts, log: RunLog, hold: Hold, progress: Progress, about: Mapping[str, Any]
+    ) -> None:
+        """Begins with nothing.
+
+        Args:
+            parts: What trains.
+            log: Of the run.
+            hold: On its folder.
+            progress: Told of each epoch.
+            about: What goes into the best checkpoint beside the weights.
+        """
+        self.parts, self.about = parts, about
+        self._log, self._hold, self._progress = log, hold, progress
+        self._table, self._best, self._last = (
+            log.folder / name for name in ("metrics.csv", "best.ckpt", "last.ckpt")
+        )
+        self.epoch, self.steps, self.flops, self.seconds = 0, 0, 0, 0.0
+        self.rows: list[Row] = []
+        self.best_accuracy, self.best_epoch = -1.0, -1
+        self._weights: dict[str, Tensor] = {}  # the best, until they are written
+        self._written = time.monotonic()
+
+    def resume(self) -> None:
+        """Takes up what the folder holds.
+
+        Raises:
+            ValueError: If the checkpoint is damaged.
+        """
+        if not self._last.is_file():
+            return
+        try:
+            state = torch.load(self._last, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"{self._last} is damaged ({type(error).__name__}). Remove it, and the run starts "
+                "anew."
+            ) from error
+        self.parts.load_state_dict(state)
+        for name in _REMEMBERED:
+            setattr(self, name, state["record"][name])
+
+    def begin(self) -> None:
+        """An epoch begins: starts the clock, which counts training and the method alone."""
+        self._losses: list[Tensor] = []
+        self._right: list[Tensor] = []
+        self._counts: list[int] = []
+        self._metrics: dict[str, tuple[Tensor, Tensor]] = {}  # sum and number of finite values
+        self._lap()
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Counts the operations of an epoch's first step, which stands for them all.
+
+        The count slows that step down: it is taken to last as long as the others.
+        """
+        if number:
+            yield
+            return
+        self.seconds += self._lap()
+        with Flops() as counter:
+            yield
+        self._operations, self._first = counter.total, self._lap()
+
+    def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
+        """Takes note of a batch, without waiting for a GPU."""
+        self._losses.append(loss.detach())
+        self._right.append((output.logits.detach().argmax(1) == target).sum())
+        self._counts.append(len(target))
+        for name, value in self.parts.method.metrics.items():
+            is_finite = value.isfinite()  # not of a step that overflowed
+            kept = value.detach().where(is_finite, 0)
+            total, count = self._metrics.get(name, (0, 0))
+            self._metrics[name] = total + kept, count + is_finite
+
+    def trained(self) -> None:
+        """The steps of the epoch are done: stops the clock."""
+        steps, took = len(self._losses), self._lap()
+        self.steps += steps
+        self.flops += self._operations * steps
+        self.seconds += took * steps / (steps - 1) if steps > 1 else self._first
+
+    def end(self, measured: Row) -> None:
+        """The epoch is measured: keeps it, and the weights if they are the best."""
+        row = {"epoch": self.epoch, **self._training(), **measured}
+        self.rows.append(row)
+        accuracy = row[f"{self.parts.cell.training.selects_on}_accuracy"]
+        if accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_epoch = accuracy, self.epoch
+            self._weights = {k: x.clone() for k, x in self.parts.weights().items()}
+        self.epoch += 1
+        training = self.parts.cell.training
+        due = time.monotonic() - self._written >= training.checkpoint_every
+        if self.parts.place.any(due) or self.epoch == training.epochs:
+            self._write()
+        if self.parts.place.is_first:
+            self._log.add(row, self.epoch - 1)
+            self._log.add(self._means(), self.epoch - 1)
+            self._progress(self.epoch - 1, accuracy)
+
+    def _training(self) -> Row:
+        """Loss and accuracy over the samples of the epoch's steps, those of all processes."""
+        count = torch.tensor(self._counts, dtype=torch.float32)
+        loss = torch.stack(self._losses).float().cpu()
+        right = torch.stack(self._right).cpu()
+        sums = torch.stack([(loss * count).sum(), right.sum().float(), count.sum()])
+        total, correct, samples = distributed.sum_(sums).tolist()
+        row: Row = {"train_loss": total / samples}
+        if self.parts.method.turn is None:  # else it would be the accuracy of single modalities
+            row["train_accuracy"] = correct / samples
+        return row
+
+    def _means(self) -> Row:
+        """What the method did, on average over the steps."""
+        found = self._metrics.items()
+        return {f"method/{name}": float(total / count) for name, (total, count) in found}
+
+    def _write(self) -> None:
+        """The best weights first: what a resumed run continues from must have them."""
+        state = self.parts.state_dict()  # of which each process has its share
+        if not self.parts.place.is_first:
+            return
+        if self._weights:
+            best = {"epoch": self.best_epoch, "state_dict": self._weights, **self.about}
+            self._save(best, self._best)
+            self._weights = {}
+        self._hold.check()
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        write_csv(self._table, columns, self.rows)
+        self._save({**state, "record": {k: getattr(self, k) for k in _REMEMBERED}}, self._last)
+        self._written = time.monotonic()
+
+    def _save(self, state: Mapping[str, Any], path: Path) -> None:
+        with self._hold.replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)  # by its path, it would not say that the disk is full
+
+    def _lap(self) -> float:
+        """Seconds since the last call, when a GPU has done what it was given."""
+        if self.parts.place.device.type == "cuda":
+            torch.cuda.synchronize()
+        before, self._lapped = getattr(self, "_lapped", 0.0), time.perf_counter()
+        return self._lapped - before
+
+
+_REMEMBERED = ("epoch", "rows", "best_accuracy", "best_epoch", "seconds", "flops", "steps")

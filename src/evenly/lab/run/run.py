@@ -1,0 +1,199 @@
+"""One run: train a method on a seed, select by validation, read the test split once.
+
+(`--protocol paper` selects on the test split.)
+
+The folder of a run holds all of it; a killed run, started again, ends with the same weights bit
+for bit.
+"""
+
+import resource
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evenly import distributed
+from evenly.data import Data, SplitName
+from evenly.diagnosis.linear_probe import linear_probe
+from evenly.files import naming
+from evenly.lab.run.build import load_data
+from evenly.lab.run.hold import Hold
+from evenly.lab.run.inspection import Subject, inspect, write_features
+from evenly.lab.run.logs import Logs, RunLog
+from evenly.lab.run.loop import evaluated, fit
+from evenly.lab.run.parts import Parts, in_order, large
+from evenly.lab.run.place import Place, Rank, joined
+from evenly.lab.run.precision import decided
+from evenly.lab.run.record import Progress, Record
+from evenly.lab.run.result import Result, checksums
+from evenly.lab.run.settings import Cell, check_same, read_settings, write_settings
+from evenly.lab.run.stored import about
+from evenly.probe import Features, Probe
+
+
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    progress: Progress = lambda epoch, accuracy: None,
+    data: Data | None = None,
+    tests: bool = True,
+    logs: Logs = Logs(),  # noqa: B008, it is frozen
+    rank: Rank | None = None,
+) -> Result:
+    """Trains one cell in its folder, or takes up where an earlier call stopped.
+
+    Args:
+        cell: What to run.
+        folder: Of this run alone; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
+            predictions.npz, of seed 0 features.npz, TensorBoard's log and, last of all,
+            result.json; until then process.txt says which process is at it.
+        progress: Told of each epoch.
+        data: What the cell names, if it is loaded already.
+        tests: Whether the test split is read in the end; a trial of a search has none, and ends
+            with the metrics of the validation split.
+        logs: How it is logged.
+        rank: Which of several processes that train together this is.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings.
+        OSError: If there is no room to write in, with the file that was to be written.
+        TakenOver: If another process has begun the same run since.
+        KeyboardInterrupt: If it was stopped.
+    """
+    folder = folder.absolute()
+    known = read_settings(folder / "config.yaml", "method")
+    cell, data = decided(cell, known, data)
+    settings = cell.as_dict()
+    check_same(folder, known, settings)
+    if (done := Result.read(folder)) is not None:
+        return done
+    _quieten()
+    torch.set_num_threads(cell.training.threads)
+    log = RunLog(logs, cell, folder, settings)
+    hold = Hold(folder)
+    with naming(folder), joined(cell.training, rank) as place:  # the loggers' files, too
+        try:
+            result = _trained(log, hold, progress, place, data, tests)
+            if place.is_first:
+                log.finish(result)
+        except BaseException:
+            log.close(failed=True)
+            raise
+        log.close()
+    if place.is_first:
+        hold.check()
+        result.write(folder)
+        hold.end()
+    return result
+
+
+def _trained(
+    log: RunLog, hold: Hold, progress: Progress, place: Place, data: Data | None, tests: bool
+) -> Result:
+    """What a run ends with, but for result.json."""
+    cell, folder = log.cell, log.folder
+    data = load_data(cell.training) if data is None else data
+    parts = Parts.of(cell, data if tests else data.without("test"), place)
+    record = Record(parts, log, hold, progress, about(data, parts.model))
+    if place.is_first:
+        hold.begin()  # nothing is left where building fails
+        write_settings(folder / "config.yaml", log.settings)
+        log.start()
+    record.resume()
+    fit(parts, record)
+    # Selection is over: by the fair protocol the test split is read from here on, once, with the
+    # chosen weights.
+    place.wait()  # for the process that wrote them
+    best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+    parts.load_weights(best["state_dict"])
+    splits: tuple[SplitName, ...] = ("val", "test") if tests else ("val",)
+    final = {name: evaluated(parts, name) for name in splits}
+    metrics: dict[str, dict[str, float]]
+    metrics = {name: evaluation.metrics() for name, evaluation in final.items()}
+    if tests:
+        metrics["test"] |= final["test"].details(data.class_names)
+        inspected, features = _inspected(parts)
+        metrics["test"] |= inspected
+        if place.is_first:
+            _write_test(log, hold, parts, final["test"].predictions(), features)
+    return Result(
+        method=cell.method,
+        seed=cell.seed,
+        best_epoch=best["epoch"],
+        epochs=cell.training.epochs,
+        steps=record.steps,
+        seconds=round(record.seconds, 3),
+        peak_memory_mb=round(_peak_memory_mb(), 1),
+        flops=record.flops,
+        precision=place.precision,
+        metrics=metrics,
+        files=checksums(folder) if place.is_first else {},
+    )
+
+
+def _inspected(parts: Parts) -> tuple[dict[str, float], Features]:
+    """What the selected model has learnt of each modality, and its features of the test split."""
+    data, model = parts.data, parts.model
+    size = large(data, parts.cell.training.batch_size)
+    test, train = in_order(data, "test", size), in_order(data, "train", size)
+    kept = {name: data.modalities[name] for name in model.encoders}
+    commonest = int(data.split("train").target.mode().values)
+    model.eval()
+    found = inspect(Subject(lambda batch: parts.forward(model, batch)[0], test, kept, commonest))
+    probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
+    features = _gathered(probe.features("val"))
+    probed = linear_probe(_gathered(probe.features("train")), features)
+    found |= {f"probe/{name}": accuracy for name, accuracy in probed.items()}
+    return found, features
+
+
+def _gathered(found: Features) -> Features:
+    """Those of all processes, in the order of the split."""
+    if not found.sharded:
+        return found
+    assert found.index is not None
+    order = torch.cat(distributed.gather(found.index)).argsort()
+
+    def all_of(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(distributed.gather(x))[order]
+
+    return Features(
+        {name: all_of(x) for name, x in found.features.items()},
+        all_of(found.target),
+        present={name: all_of(here) for name, here in found.present.items()},
+    )
+
+
+def _write_test(
+    log: RunLog,
+    hold: Hold,
+    parts: Parts,
+    predictions: Mapping[str, torch.Tensor],
+    features: Features,
+) -> None:
+    """What is kept of the test split: predictions and, of one seed, features."""
+    with hold.replacing(log.folder / "predictions.npz") as path:
+        arrays = {name: x.numpy() for name, x in predictions.items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    if log.cell.seed == 0:  # one run of each method, so that folders stay small
+        data = parts.data
+        rows = data.split("test").rows.tolist()
+        names = [data.names[row] for row in rows] if data.names else None
+        guess = predictions["probabilities"].argmax(1)
+        write_features(log.folder / "features.npz", features, guess, names)
+
+
+def _peak_memory_mb() -> float:
+    """Peak memory: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _quieten() -> None:
+    """Keeps off the screen what a user of the command has a note of already."""
+    warnings.filterwarnings("ignore", ".*acts by the size of gradients")
