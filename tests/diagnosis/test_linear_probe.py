@@ -47,3 +47,19 @@ def test_one_class_only_is_named_always():
     features, target = split(20, 0)
     same = Features(features, torch.zeros_like(target))
     assert linear_probe(same, Features(features, target))["clear"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_it_is_logistic_regression_as_scikit_learn_fits_it(classes):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    stream = torch.Generator().manual_seed(2)
+    centres = torch.randn(classes, 16, generator=stream)
+    target = torch.randint(classes, (900,), generator=stream)
+    x = 3 * torch.randn(900, 16, generator=stream) + centres[target]
+    train, test = (Features({"m": x[part]}, target[part]) for part in (slice(600), slice(600, 900)))
+    scaler = StandardScaler().fit(x[:600])
+    theirs = LogisticRegression(max_iter=500).fit(scaler.transform(x[:600]), target[:600])
+    score = theirs.score(scaler.transform(x[600:]), target[600:])
+    assert linear_probe(train, test)["m"] == pytest.approx(score, abs=0.0034)  # one sample
