@@ -238,8 +238,8 @@ def test_order_matters_to_a_transformer():
 
 
 def test_by_name_in_the_lab(tmp_path):
-    from evenly.lab.run.run import run_cell
     from evenly.lab.run.prepare import prepare
+    from evenly.lab.run.run import run_cell
     from evenly.lab.run.settings import Cell, Training
     from evenly.lab.trained.predict import load_run
 

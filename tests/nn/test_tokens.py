@@ -7,8 +7,8 @@ from torch import nn
 
 import evenly
 from evenly.data import Modality, Padded
-from evenly.lab.run.run import run_cell
 from evenly.lab.run.prepare import prepare
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.nn import LateFusion
 from evenly.nn.heads import TOKEN_FUSIONS, BottleneckHead, CrossModalHead

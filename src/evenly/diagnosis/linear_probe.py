@@ -44,7 +44,7 @@ def _fitted(
     x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"]
 ) -> Int[Tensor, " k"]:
     """The classes that logistic regression fitted on x, y takes other samples for."""
-    classes = y.unique()
+    classes: Tensor = y.unique()
     if len(classes) == 1:
         return classes.expand(len(unseen))
     mean, spread = x.mean(0), x.std(0, correction=0)
@@ -64,7 +64,8 @@ def _fitted(
         log = logits(x).log_softmax(0)
         excess = (log.exp() - truth)[-free:] / len(x)
         weight.grad, bias.grad = torch.addmm(weight / len(x), excess, x), excess.sum(1, True)
-        return (weight.square().sum() / 2 - (log * truth).sum()) / len(x)
+        found: Tensor = (weight.square().sum() / 2 - (log * truth).sum()) / len(x)
+        return found
 
     torch.optim.LBFGS(
         [weight, bias],
@@ -73,7 +74,8 @@ def _fitted(
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     ).step(loss)
-    return classes[logits(unseen).argmax(0)]
+    guess: Tensor = classes[logits(unseen).argmax(0)]
+    return guess
 
 
 def _rows(split: Features, name: str) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:

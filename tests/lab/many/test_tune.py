@@ -17,8 +17,8 @@ from evenly.lab.many.compare import compare
 from evenly.lab.many.trials import Search, Studies
 from evenly.lab.many.tune import Trials, tune
 from evenly.lab.many.tuned import Tuned, Tuning
-from evenly.lab.run.run import run_cell
 from evenly.lab.run.result import Result
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.statistics.tables import table
 from evenly.report import write_formats

@@ -6,8 +6,8 @@ import torch
 
 from evenly.data import Modality, save_npz
 from evenly.lab.run.augment import Augment
-from evenly.lab.run.run import run_cell
 from evenly.lab.run.prepare import prepare
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 
 PICTURE = Modality("eye", "image", (3, 16, 24), torch.zeros(3), torch.ones(3))

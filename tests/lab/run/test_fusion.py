@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 
 from evenly import METHODS
-from evenly.lab.run.run import run_cell
 from evenly.lab.run.prepare import prepare
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Fusion, Training
 from evenly.nn import FUSIONS
 from evenly.nn.heads import TOKEN_FUSIONS

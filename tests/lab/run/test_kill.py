@@ -15,6 +15,7 @@ EPOCHS = 12
 
 def train(folder, method, *more):
     command = ["train", "--data", "digits", "--method", method, "--epochs", EPOCHS, "--width", 8]
+    command += ["--precision", 32, "--checkpoint_every", 0.05]
     return forked.Forked(forked.evenly, *command, "--out", folder, *more)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from evenly.lab.run.logs import Logs, _plain
-from evenly.lab.run.run import run_cell
 from evenly.lab.run.result import Result
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 
 TRAINING = Training(
@@ -46,6 +46,7 @@ def same(one, two):
 
 def test_tensorboard_has_settings_epochs_and_what_a_run_ends_with(alone):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     events = EventAccumulator(str(alone)).Reload()
     result = Result.read(alone)
@@ -54,7 +55,10 @@ def test_tensorboard_has_settings_epochs_and_what_a_run_ends_with(alone):
     assert max(accuracies) == pytest.approx(result.metrics["val"]["accuracy"])
     (final,) = events.Scalars("selected/test_accuracy")
     assert final.value == pytest.approx(result.metrics["test"]["accuracy"])
-    assert "lr: 0.05" in (alone / "hparams.yaml").read_text()
+    settings = HParamsPluginData.FromString(
+        events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    )
+    assert settings.session_start_info.hparams["lr"].number_value == 0.05
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of SQLAlchemy

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from evenly.data import Data, load, save_npz
-from evenly.lab.run import loop as run
+from evenly.lab.run import precision, run
 from evenly.lab.run.build import build_model
-from evenly.lab.run.loop import TakenOver, run_cell
+from evenly.lab.run.hold import TakenOver
 from evenly.lab.run.result import Result
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from full import no_file_above
 
@@ -39,7 +39,7 @@ def rows(folder):
 def test_the_folder_holds_all_of_it(finished):
     folder, result, told = finished
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
-    assert names - {"hparams.yaml"} == {
+    assert names == {
         "config.yaml",
         "metrics.csv",
         "last.ckpt",
@@ -103,7 +103,7 @@ def test_the_test_split_is_read_after_selection_and_only_then(tmp_path, monkeypa
         if name == "test":
             assert (tmp_path / "last.ckpt").exists(), "test read before training has ended"
             last = torch.load(tmp_path / "last.ckpt", weights_only=True)
-            assert last["epoch"] == TRAINING.epochs - 1, "test read before training has ended"
+            assert last["record"]["epoch"] == TRAINING.epochs, "test read before training has ended"
             asked.append(name)
         return split(self, name)
 
@@ -253,16 +253,46 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run_cell(Cell(TRAINING, "joint", 0), tmp_path)
 
 
-def test_precision(monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "has_fast_bf16", lambda: True)
-    assert run.lightning_precision("auto") == "bf16-mixed"
-    assert run.lightning_precision("32") == "32-true"
-    monkeypatch.setattr(run, "has_fast_bf16", lambda: False)
-    assert run.lightning_precision("auto") == "32-true"
+def test_precision(tmp_path):
     training = Training(data=DATA, epochs=2, width=8, precision="bf16")
     result = run_cell(Cell(training, "relearn(every=1)", 0), tmp_path)
-    assert result.precision == "bf16-mixed"
-    assert json.loads((tmp_path / "result.json").read_text())["precision"] == "bf16-mixed"
+    assert result.precision == "bf16"
+    assert json.loads((tmp_path / "result.json").read_text())["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("faster", ["bf16", "32"])
+def test_the_faster_precision_is_written_down_and_stays(faster, tmp_path, monkeypatch):
+    asked = []
+
+    def decide(cell, data):
+        asked.append(cell.method)
+        return faster, ""
+
+    def stop(epoch, accuracy):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(precision, "faster", decide)
+    cell = Cell(replace(TRAINING, precision="auto"), "joint", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, tmp_path, stop)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["precision"] == faster
+    assert run_cell(cell, tmp_path).precision == faster
+    assert asked == ["joint"]
+
+
+def test_the_faster_precision_is_found_by_steps_of_the_model(monkeypatch):
+    """bf16 must be faster by a margin, as a tie would fall either way."""
+    cell = Cell(TRAINING, "joint", 0)
+    data = load(DATA)
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    before = torch.random.get_rng_state()
+    assert precision.faster(cell, data)[0] in ("bf16", "32")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for half, found in ((0.5, "bf16"), (0.9, "32"), (2.0, "32")):
+        monkeypatch.setattr(precision, "_shortest", lambda _, half=half: [half, 1.0])
+        assert precision.faster(cell, data)[0] == found
+    monkeypatch.setattr(precision, "has_bf16", lambda: False)
+    assert precision.faster(cell, data)[0] == "32"
 
 
 def test_a_last_batch_of_one_is_left_out(tmp_path):
@@ -315,6 +345,5 @@ def test_a_run_is_one_process_whatever_a_cluster_says(tmp_path, monkeypatch):
         "LOCALID": "1",
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning reads it when it is imported
     run_cell(Cell(replace(TRAINING, epochs=1), "joint", 0), tmp_path)
     assert list(tmp_path.glob("*tfevents*"))

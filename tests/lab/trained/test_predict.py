@@ -13,8 +13,8 @@ import yaml
 from evenly.cli import main
 from evenly.data import load, save_npz
 from evenly.files import write_text
-from evenly.lab.run.run import run_cell
 from evenly.lab.run.result import Result
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.trained.predict import load_run, predictions
 

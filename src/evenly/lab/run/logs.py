@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from evenly.files import file_address, write_text
 from evenly.hidden import hidden, hidden_address
@@ -100,6 +100,7 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Where a run is logged."""
 

@@ -5,7 +5,7 @@ import torch
 from evenly.data import SplitName
 from evenly.diagnosis.gap import diagnose
 from evenly.lab.run.evaluation import Evaluation
-from evenly.lab.run.parts import Parts, in_order, large
+from evenly.lab.run.parts import Parts
 from evenly.lab.run.record import Record, Row
 from evenly.methods.composed import parts as methods_of
 from evenly.methods.relearn import Relearn
@@ -21,7 +21,7 @@ def fit(parts: Parts, record: Record) -> None:
     """
     method, optimizer, place = parts.method, parts.optimizer, parts.place
     training = parts.cell.training
-    val = in_order(parts.data, "val", training.batch_size)
+    val = parts.in_order("val", training.batch_size)
     probe = Probe(parts.model, parts.forward, parts.train, val)
     for epoch in range(record.epoch, training.epochs):
         parts.begin(epoch)
@@ -45,14 +45,12 @@ def fit(parts: Parts, record: Record) -> None:
 
 def evaluated(parts: Parts, split: SplitName) -> Evaluation:
     """The predictions of the model for a split."""
-    size = large(parts.data, parts.cell.training.batch_size)
-    loader = in_order(parts.data, split, size, shared=True)
     found = Evaluation(len(parts.data.class_names))
     parts.model.eval()
     with torch.no_grad():
-        for batch in loader:
+        for batch in parts.in_order(split, shared=True):
             found.add(*parts.forward(parts.model, batch))
-    return found.together(len(parts.data.split(split)))
+    return found.together(len(parts.split(split)))
 
 
 def _measured(parts: Parts, epoch: int) -> Row:
@@ -75,11 +73,9 @@ def _measured(parts: Parts, epoch: int) -> Row:
 
 
 def _diagnosis(parts: Parts, judged: "dict[SplitName, None]") -> Row:
-    data, size = parts.data, large(parts.data, parts.cell.training.batch_size)
-    train = in_order(data, "train", size)
+    train = parts.in_order("train")
     probes = {
-        split: Probe(parts.model, parts.forward, train, in_order(data, split, size))
-        for split in judged
+        split: Probe(parts.model, parts.forward, train, parts.in_order(split)) for split in judged
     }
     of_training = next(iter(probes.values())).features("train")
     found = {split: diagnose(of_training, probe.features("val")) for split, probe in probes.items()}

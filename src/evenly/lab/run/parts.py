@@ -1,7 +1,7 @@
 """What a run is made of: model, optimiser and method, the order of the samples, a forward pass."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from evenly import chance, distributed
-from evenly.data import Batch, Data, Padded, SplitName, collate
+from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.build import (
     build_method,
@@ -106,6 +106,7 @@ class Parts:
     sampler: Resampler
     forward: Forward
     train: DataLoader[Batch]
+    _splits: dict[SplitName, Split] = field(default_factory=dict)
 
     @staticmethod
     def of(cell: Cell, data: Data, place: Place) -> "Parts":
@@ -151,6 +152,30 @@ class Parts:
                 batch = cast(Batch, {**batch, "inputs": {turn: batch["inputs"][turn]}})
             yield batch
         self.forward.step = None
+
+    def split(self, name: SplitName) -> Split:
+        """One of the splits, which is asked for once."""
+        if name not in self._splits:
+            self._splits[name] = self.data.split(name)
+        return self._splits[name]
+
+    def in_order(
+        self, split: SplitName, batch_size: int | None = None, *, shared: bool = False
+    ) -> DataLoader[Batch]:
+        """Batches of a split in order.
+
+        Args:
+            split: Which part.
+            batch_size: Samples in a batch; by default as many as make `AT_ONCE` numbers.
+            shared: Whether each process reads its share of them: every so-manieth, equally many.
+        """
+        part = self.split(split)
+        if batch_size is None:
+            numbers = sum(prod(modality.shape) for modality in self.data.modalities.values())
+            most = min(AT_ONCE // max(numbers, 1), 4096)
+            batch_size = max(self.cell.training.batch_size, most)
+        rows = (distributed.share(len(part)) % len(part)).tolist() if shared else range(len(part))
+        return DataLoader(part, batch_size, sampler=rows, collate_fn=collate)
 
     def weights(self) -> dict[str, Any]:
         """Those of the model, whole; every process must call."""
@@ -200,28 +225,6 @@ class Parts:
                 for name, x in values.items()
             }
         return {**state, "state": found}
-
-
-def in_order(
-    data: Data, split: SplitName, batch_size: int, *, shared: bool = False
-) -> DataLoader[Batch]:
-    """Batches of a split in order.
-
-    Args:
-        data: Of the run.
-        split: Which part.
-        batch_size: Samples in a batch.
-        shared: Whether each process reads its share of them: every so-manieth, equally many.
-    """
-    part = data.split(split)
-    rows = (distributed.share(len(part)) % len(part)).tolist() if shared else range(len(part))
-    return DataLoader(part, batch_size, sampler=rows, collate_fn=collate)
-
-
-def large(data: Data, batch_size: int) -> int:
-    """Samples in a batch where nothing is trained: as many as make `AT_ONCE` numbers."""
-    numbers = sum(prod(modality.shape) for modality in data.modalities.values())
-    return max(batch_size, min(AT_ONCE // max(numbers, 1), 4096))
 
 
 def placed(data: Data, device: torch.device) -> Data:

@@ -24,7 +24,7 @@ from evenly.lab.run.hold import Hold
 from evenly.lab.run.inspection import Subject, inspect, write_features
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.loop import evaluated, fit
-from evenly.lab.run.parts import Parts, in_order, large
+from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import Place, Rank, joined
 from evenly.lab.run.precision import decided
 from evenly.lab.run.record import Progress, Record
@@ -137,10 +137,9 @@ def _trained(
 def _inspected(parts: Parts) -> tuple[dict[str, float], Features]:
     """What the selected model has learnt of each modality, and its features of the test split."""
     data, model = parts.data, parts.model
-    size = large(data, parts.cell.training.batch_size)
-    test, train = in_order(data, "test", size), in_order(data, "train", size)
+    test, train = parts.in_order("test"), parts.in_order("train")
     kept = {name: data.modalities[name] for name in model.encoders}
-    commonest = int(data.split("train").target.mode().values)
+    commonest = int(parts.split("train").target.mode().values)
     model.eval()
     found = inspect(Subject(lambda batch: parts.forward(model, batch)[0], test, kept, commonest))
     probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
@@ -180,7 +179,7 @@ def _write_test(
         np.savez_compressed(path, allow_pickle=False, **arrays)
     if log.cell.seed == 0:  # one run of each method, so that folders stay small
         data = parts.data
-        rows = data.split("test").rows.tolist()
+        rows = parts.split("test").rows.tolist()
         names = [data.names[row] for row in rows] if data.names else None
         guess = predictions["probabilities"].argmax(1)
         write_features(log.folder / "features.npz", features, guess, names)
