@@ -4,18 +4,16 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evenly.files import held
 from evenly.hidden import hidden_argument
-from evenly.lab.many.claims import Claims, connected
-from evenly.lab.many.grid import Alone, Shared
-from evenly.lab.many.jobs import Job, run_jobs
+from evenly.lab.many.engine import Listed, Pool, carry
+from evenly.lab.many.job import Job
 from evenly.lab.many.published import Published
 from evenly.lab.many.tuned import Tuning
 from evenly.lab.run.logs import Logs
@@ -25,7 +23,6 @@ from evenly.lab.run.settings import (
     check_counts,
     check_folder,
     check_same,
-    fingerprint,
     read_settings,
     write_settings,
 )
@@ -34,8 +31,6 @@ from evenly.lab.statistics.tables import write_tables
 from evenly.spec import Spec, split
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from evenly.data import Data
 
 
@@ -86,11 +81,6 @@ class Comparison:
         own = [self.own.of(method) for method in self.methods]
         return {each.method: each.changes for each in own}
 
-    def shared(self, engine: "Engine") -> Shared:
-        """The runs, as one of several workers gets them."""
-        name = f"{self.out.name} {fingerprint(self.settings())}"
-        return Shared(self.jobs(), Claims(engine, name))
-
     def jobs(self) -> list[Job]:
         """The runs with their folders."""
         return [Job(cell, self.out / "runs" / cell.folder, self.logs) for cell in self.cells()]
@@ -105,44 +95,38 @@ def compare(
     seeds: int,
     training: Training,
     out: Path,
-    jobs: int,
+    pool: Callable[[Training], Pool],
     own: Tuning | Literal["published"] | None = None,
-    workers: str | None = None,
     logs: Logs = Logs(),  # noqa: B008, it is frozen
 ) -> Path:
     """Trains every method over the seeds and writes tables and report.
 
     Finished runs are not repeated and unfinished ones are taken up, so the same call continues
-    a comparison that was stopped. The figures do not depend on `jobs`.
+    a comparison that was stopped. The figures do not depend on the pool.
 
     Args:
         methods: Names with settings if wanted, separated by commas.
         seeds: How many seeds.
         training: What all methods share.
         out: The folder that receives everything.
-        jobs: Runs at the same time.
+        pool: Makes what the runs are done in, once all is known to be in order.
         own: The search that learning rate, weight decay and the methods' own settings are taken
             from, or 'published' for those of their authors; by default they are those of `training`
             and `methods`.
-        workers: Address of a database through which this call shares the runs with the same
-            calls in other processes, on any machine that sees the folder; each returns when all
-            of them are done.
         logs: How the runs are logged.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: If something is wrong with the data, a method, the folder or the address of
-            the database; before training.
-        RuntimeError: If the database does not answer.
+        ValueError: If something is wrong with the data, a method or the folder; before training.
         Failed: If runs failed.
         KeyboardInterrupt: If it was stopped; what is finished is reported.
     """
     # loads torch, for which the command's help cannot wait
     from evenly.lab.run.build import load_data
 
-    check_counts(seeds=seeds, jobs=jobs)
+    check_counts(seeds=seeds)
     names, data = named(split(methods), training)
     theirs: Tuning | Published | None = None
     if own == "published":
@@ -152,14 +136,11 @@ def compare(
         theirs = own
     plan = Comparison(training, names, seeds, out, theirs, logs)
     check_folder(out)
-    with (
-        nullcontext() if workers is None else connected(workers) as engine,
-        held(out, shared=engine is not None),
-    ):
-        _prepare(plan, data)
-        source = Alone(plan.jobs()) if engine is None else plan.shared(engine)
+    with held(out):
+        plan = _prepare(plan, data)
+        source = Listed(plan.jobs())
         try:
-            run_jobs(source, jobs)
+            carry(source, pool(plan.training))
             project(out)  # who stops it does not wait for this
         finally:
             report = write_tables(out)
@@ -185,19 +166,27 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
     return tuple(expanded(methods, data.modalities if data else ())), data
 
 
-def _prepare(plan: Comparison, data: "Data | None") -> None:
-    """Finds what would fail, says what a user should know, and writes config.yaml."""
+def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
+    """Finds what would fail, says what a user should know, and writes config.yaml.
+
+    Returns:
+        The same comparison, all of whose runs train in one precision.
+    """
     from evenly.data import data_file
+    from evenly.lab.run.precision import decided
     from evenly.lab.run.prepare import prepare, say
 
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
+    first, data, decision = decided(plan.cells()[0], found, data)
+    plan = replace(plan, training=replace(plan.training, precision=first.training.precision))
     shared = plan.settings()
     check_same(plan.out, found, shared)
     differing = plan.differing()
     before = {name: each for name, each in found.get("own", {}).items() if name in differing}
     check_same(plan.out, before, differing)
     data, notes = prepare(plan.cells()[: len(plan.methods)], data)
+    notes += decision
     say(notes)
     plan.logs.prepare()
     # Tables and report hold every run in the folder, so its settings name them all, too.
@@ -215,6 +204,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> None:
             "modalities": list(data.modalities),
         },
     )
+    return plan
 
 
 def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,9 +138,20 @@ class Place:
         return bool(distributed.max_(torch.tensor(int(said), device=self.device)))
 
 
+def begin(rank: Rank) -> None:
+    """Joins the processes of a run, if they are not joined yet."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank.local)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, rank.address, PATIENCE, rank=rank.number, world_size=rank.world
+        )
+
+
 @contextmanager
 def joined(training: Training, rank: Rank | None = None) -> Iterator[Place]:
-    """Joins the processes that train a run, until the block ends.
+    """The place of this process in a run; joins the others until the block ends.
 
     Args:
         training: With the precision decided.
@@ -152,17 +163,11 @@ def joined(training: Training, rank: Rank | None = None) -> Iterator[Place]:
     if rank is None or rank.world == 1:
         yield Place(device, training.precision)
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    is_mine = not dist.is_initialized()  # else a run before this one has joined them
-    if is_mine:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, rank.address, PATIENCE, rank=rank.number, world_size=rank.world
-        )
+    is_mine = not dist.is_initialized()  # else they stay together for the next run
+    begin(rank)
     strategy: Literal["ddp", "fsdp"] = "fsdp" if training.strategy == "fsdp" else "ddp"
     try:
         yield Place(device, training.precision, rank.number, rank.world, strategy)
     finally:
-        if is_mine and rank.address != "env://":
+        if is_mine:
             dist.destroy_process_group()

@@ -33,8 +33,8 @@ def has_bf16() -> bool:
 
 def decided(
     cell: Cell, known: Mapping[str, Any], data: Data | None = None
-) -> tuple[Cell, Data | None]:
-    """The same cell with a precision, where that is left to the machine.
+) -> tuple[Cell, Data | None, list[str]]:
+    """The same cell in one precision, where that is left to the machine.
 
     Args:
         cell: What runs.
@@ -42,16 +42,17 @@ def decided(
         data: Of the run, if they are loaded.
 
     Returns:
-        The cell, and the data if they are loaded now.
+        The cell; the data if they are loaded now; a sentence for the user if steps were timed.
     """
     training = cell.training
     if training.precision != "auto":
-        return cell, data
-    precision = known.get("precision", "auto")
+        return cell, data, []
+    precision, notes = known.get("precision", "auto"), []
     if precision == "auto":
         data = load_data(training) if data is None else data
-        precision, _ = faster(cell, data)
-    return replace(cell, training=replace(training, precision=precision)), data
+        precision, why = faster(cell, data)
+        notes = [f"precision: {'bf16' if precision == 'bf16' else '32-bit floats'}, as {why}."]
+    return replace(cell, training=replace(training, precision=precision)), data, notes
 
 
 def faster(cell: Cell, data: Data) -> tuple[Found, str]:

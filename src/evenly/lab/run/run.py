@@ -65,7 +65,7 @@ def run_cell(
     """
     folder = folder.absolute()
     known = read_settings(folder / "config.yaml", "method")
-    cell, data = decided(cell, known, data)
+    cell, data, _ = decided(cell, known, data)
     settings = cell.as_dict()
     check_same(folder, known, settings)
     if (done := Result.read(folder)) is not None:

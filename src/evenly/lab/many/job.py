@@ -1,0 +1,117 @@
+"""A run to do, and what is heard of it, wherever it is done."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evenly.files import FULL, write_text
+from evenly.hidden import hidden, hidden_argument
+from evenly.lab.run.logs import Logs
+from evenly.lab.run.place import Rank
+from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Cell
+
+CALLED = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to do.
+
+    Attributes:
+        cell: What to run.
+        folder: Of this run alone.
+        logs: How it is logged.
+        tests: Whether it reads the test split once it has selected; a trial of a search never does.
+    """
+
+    cell: Cell
+    folder: Path
+    logs: Logs = field(default_factory=Logs)
+    tests: bool = True
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """News of a run in progress: an epoch is done.
+
+    Attributes:
+        job: The run.
+        number: Of the epoch, from 0.
+        accuracy: On the split that selects.
+    """
+
+    job: Job
+    number: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """News of a run that ended.
+
+    Attributes:
+        job: The run.
+        error: Why it failed; empty if it is finished.
+    """
+
+    job: Job
+    error: str = ""
+
+
+News = Epoch | Ended
+
+
+def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> str:
+    """Does a run in this process.
+
+    Args:
+        job: The run.
+        tell: Told of each epoch.
+        rank: Which of several processes that train it this is.
+
+    Returns:
+        Why it failed, which its error.txt has in full; empty if it is finished.
+
+    Raises:
+        OSError: If there is no room to write in: the run is innocent, and others would fail, too.
+    """
+    from evenly.lab.run.hold import TakenOver
+    from evenly.lab.run.run import run_cell
+
+    sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
+
+    def progress(epoch: int, accuracy: float) -> None:
+        tell(Epoch(job, epoch, accuracy))
+
+    failure = job.folder / "error.txt"
+    try:
+        run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs, rank=rank)
+    except Exception as error:
+        if is_full(error):
+            raise
+        if not isinstance(error, TakenOver):
+            with suppress(OSError):
+                write_text(failure, hidden(traceback.format_exc()))
+        return hidden(f"{type(error).__name__}: {error}")
+    failure.unlink(missing_ok=True)
+    return ""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no room to write in."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def outcome(job: Job) -> str:
+    """How a run ended that is finished, in words."""
+    result = Result.read(job.folder)
+    assert result is not None
+    split = job.cell.training.selects_on
+    return (
+        f"best epoch {result.best_epoch}, {CALLED[split]} "
+        f"{result.metrics[split]['accuracy']:.3f}, {result.seconds:.1f} s"
+    )

@@ -1,0 +1,186 @@
+"""Runs in processes of this machine, one or several for each.
+
+A process of its own for a run: one that is killed for memory takes no other with it, its peak
+memory is its own, and Ctrl-C leaves a folder in which every file is whole.
+"""
+
+import os
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess, SpawnProcess
+from pathlib import Path
+
+from evenly import child
+from evenly.lab.many.job import Ended, Epoch, Job, News, done
+from evenly.lab.run.place import Rank
+from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Training
+
+
+def default_jobs(training: Training, runs_per_device: int = 1) -> int:
+    """Runs at the same time: as many as this process has GPUs for, or else cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return max(1, torch.cuda.device_count() // training.devices * runs_per_device)
+    return max(1, child.cores() // (training.threads * training.devices))
+
+
+def forker() -> child.Context:
+    """The process that runs are forked from; asked for early, it imports while others work."""
+    return child.context("evenly.lab.run.run")
+
+
+class Local:
+    """A pool of processes of this machine.
+
+    Args:
+        jobs: Runs at the same time.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs, self._context = jobs, forker()
+        self._running: list[_Running] = []
+
+    @property
+    def room(self) -> int:
+        """How many runs more it takes now."""
+        return self._jobs - len(self._running)
+
+    def start(self, job: Job) -> None:
+        """Starts a run."""
+        taken = Counter(device for running in self._running for device in running.devices)
+        self._running.append(_started(self._context, job, _devices(job.cell.training, taken)))
+
+    def news(self, seconds: float) -> list[News]:
+        """What is heard of the runs; waits so long for the first of it.
+
+        Raises:
+            OSError: If there is no room to write in.
+        """
+        wait([running.messages for running in self._running], seconds)
+        found: list[News] = []
+        for running in list(self._running):
+            found += running.heard()
+            if (error := running.ended()) is not None:
+                self._running.remove(running)
+                running.close()
+                found.append(Ended(running.job, error))
+        return found
+
+    def stop(self, job: Job) -> None:
+        """Ends a run, of which nothing is heard any more."""
+        for running in [running for running in self._running if running.job == job]:
+            self._running.remove(running)
+            running.close()
+
+    def close(self) -> None:
+        """Ends all runs; every write is atomic, so nothing is left half done."""
+        for running in self._running:
+            running.close()
+        self._running = []
+
+
+@dataclass
+class _Running:
+    """A run in progress: its processes, of which the first tells how it goes."""
+
+    job: Job
+    devices: list[str]
+    processes: list[ForkServerProcess | SpawnProcess]
+    messages: Connection
+    meeting: Path | None
+    _error: str = ""
+    _is_over: bool = field(default=False)
+
+    def heard(self) -> list[News]:
+        found: list[News] = []
+        try:
+            while self.messages.poll():
+                message = self.messages.recv()
+                if isinstance(message, OSError):
+                    raise message
+                if isinstance(message, Epoch):
+                    found.append(message)
+                else:
+                    self._error = message
+        except EOFError:
+            self._is_over = True
+        return found
+
+    def ended(self) -> str | None:
+        """Why it failed, or nothing, if it has ended; None while it is going on.
+
+        Where one of several processes is lost, the others would wait for it.
+        """
+        lost = [process for process in self.processes[1:] if process.exitcode]
+        if not self._is_over and not lost:
+            return None
+        first = lost[0] if lost else self.processes[0]
+        first.join()
+        code = first.exitcode or 0
+        if not self._error and (code or Result.read(self.job.folder) is None):
+            killed = " (killed, perhaps for want of memory)" if code < 0 else ""
+            return f"its process ended with code {code}{killed}"
+        return self._error
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        self.messages.close()
+        if self.meeting is not None:
+            self.meeting.unlink(missing_ok=True)
+
+
+def _devices(training: Training, taken: Counter[str]) -> list[str]:
+    """The GPUs of a run that starts, those with fewest runs; none where there are none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    known = seen.split(",") if seen else [str(n) for n in range(torch.cuda.device_count())]
+    return sorted(known, key=lambda device: taken[device])[: training.devices]
+
+
+def _started(context: child.Context, job: Job, devices: list[str]) -> _Running:
+    receiving, sending = context.Pipe(duplex=False)
+    world = job.cell.training.devices
+    meeting = None
+    ranks: list[Rank | None] = [None]
+    if world > 1:
+        meeting = Path(tempfile.mkstemp(prefix="evenly-")[1])
+        meeting.unlink()  # its name is free now, and torch makes the file
+        ranks = [Rank(number, world, number, f"file://{meeting}") for number in range(world)]
+    processes = []
+    for number, rank in enumerate(ranks):
+        told = sending if number == 0 else None
+        processes.append(context.Process(target=_work, args=(job, rank, devices, told)))
+        processes[-1].start()
+    sending.close()
+    return _Running(job, devices, processes, receiving, meeting)
+
+
+def _work(job: Job, rank: Rank | None, devices: list[str], messages: Connection | None) -> None:
+    """The body of a process."""
+    child.serve()
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA has not started yet
+
+    def tell(news: Epoch | str | OSError) -> None:
+        if messages is not None:
+            with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
+                messages.send(news)
+
+    try:
+        error = done(job, tell, rank)
+    except OSError as full:
+        tell(full)
+    else:
+        if error:
+            tell(error)
