@@ -18,7 +18,9 @@ from PIL import Image
 import forked
 import trees
 from evenly import METHODS
-from evenly.cli import _underscored, main, parsed, parser
+from evenly.cli import main
+from evenly.cli.commands import parser
+from evenly.cli.options import _underscored, parsed
 from evenly.data import DATASETS
 from full import no_file_above
 
@@ -588,8 +590,8 @@ def test_a_damaged_result(tmp_path):
 def test_our_own_mistakes_keep_their_traceback(mistake):
     """Only what this package raises for the user is the user's."""
     code = (
-        f"import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: exec({mistake!r}); "
-        "sys.exit(cli.main(['methods']))"
+        f"import sys, evenly.cli as cli; cli.COMMANDS['methods'].run = lambda _: exec({mistake!r})"
+        "\nsys.exit(cli.main(['methods']))"
     )
     ran = forked.run(forked.code, code)
     assert ran.returncode == 1
@@ -598,7 +600,7 @@ def test_our_own_mistakes_keep_their_traceback(mistake):
 
 def test_a_traceback_shows_no_password():
     code = (
-        "import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: {}['http://me:s3cr@h/x'];"
+        "import sys, evenly.cli as cli; cli.COMMANDS['methods'].run = lambda _: {}['http://me:s3cr@h/x'];"
         "sys.argv[1:] = ['methods']; sys.exit(cli.main())"
     )
     ran = forked.run(forked.code, code)
