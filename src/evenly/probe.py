@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evenly import distributed, loaders
 from evenly.collected import Collected
+from evenly.errors import UserError
 from evenly.optimizers import finish, rebuilt
 from evenly.output import Output
 from evenly.reinit import is_fixed
@@ -53,7 +54,7 @@ class Features:
             ValueError: If the shapes do not fit.
         """
         if not self.features:
-            raise ValueError("Features: there is no modality. Pass features by its name.")
+            raise UserError("Features: there is no modality. Pass features by its name.")
         parts = {f"features of '{name}'": x for name, x in self.features.items()}
         parts["target"] = self.target
         if self.index is not None:
@@ -67,15 +68,15 @@ class Features:
                 )
             wanted = 2 if name.startswith("features") else 1
             if x.ndim < wanted or (x.ndim > wanted and name != "target"):
-                raise ValueError(
+                raise UserError(
                     f"Features: {name}: shape {tuple(x.shape)}; found too "
                     f"{'few' if x.ndim < wanted else 'many'} dimensions. Pass one row per sample "
                     "for features, one number per sample for all else."
                 )
             if wanted == 2 and x.shape[1] == 0:
-                raise ValueError(f"Features: {name}: no columns. Pass one or more.")
+                raise UserError(f"Features: {name}: no columns. Pass one or more.")
             if len(x) != len(self.target):
-                raise ValueError(
+                raise UserError(
                     f"Features: {name}: {len(x)} rows for {len(self.target)} targets. "
                     "Pass the same samples in the same order."
                 )
@@ -146,7 +147,7 @@ class Probe:
                     "up. Pass what it is made of, such as the DataLoader."
                 )
         if memory is not None and memory < 0:
-            raise ValueError(f"Probe: 'memory' is bytes, from 0 (all to a file); found {memory}.")
+            raise UserError(f"Probe: 'memory' is bytes, from 0 (all to a file); found {memory}.")
         parallel = isinstance(model, nn.parallel.DistributedDataParallel)
         # DDP's forward synchronises buffers, which hangs when ranks have unequal batch counts.
         self.model: nn.Module = cast(nn.Module, model.module) if parallel else model
@@ -181,7 +182,7 @@ class Probe:
             ValueError: If the split is empty or the fraction is out of range.
         """
         if not 0 < fraction <= 1:
-            raise ValueError(
+            raise UserError(
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
         with self._looking():
@@ -248,7 +249,7 @@ class Probe:
             ValueError: If the split is empty or the count is below 1.
         """
         if count < 1:
-            raise ValueError(f"Probe.sample: 'count' is at least 1; found {count}.")
+            raise UserError(f"Probe.sample: 'count' is at least 1; found {count}.")
         loader = self.loaders[split]
         with self._looking(), torch.enable_grad():
             draw = loaders.drawn(loader)
@@ -454,8 +455,8 @@ def _real(name: str, value: Tensor) -> Tensor:
     return value.float()
 
 
-def _empty(split: Split) -> ValueError:
-    return ValueError(f"the loader of the '{split}' split gave no batch.")
+def _empty(split: Split) -> UserError:
+    return UserError(f"the loader of the '{split}' split gave no batch.")
 
 
 def _average(parameters: list[nn.Parameter]) -> None:
@@ -547,7 +548,7 @@ class _Table:
             if number is not None:
                 return number
             if distributed.world_size() > 1:
-                raise ValueError(
+                raise UserError(
                     "on several ranks a loader with a sampler of its own needs `Output.index`, a "
                     "number for each sample: without it nothing tells which rows two ranks both "
                     "have. Fill it in `forward`."
@@ -571,7 +572,7 @@ def _check_repeats(number: Tensor, target: Tensor) -> None:
     numbers, targets = numbers[order], targets[order]
     differ = (numbers[1:] == numbers[:-1]) & (targets[1:] != targets[:-1])
     if differ.any():
-        raise ValueError(
+        raise UserError(
             f"Output.index gives samples of different classes the number "
             f"{int(numbers[1:][differ][0])}. Give each sample a number of its own, the same in "
             "each epoch, such as its position in the data set."

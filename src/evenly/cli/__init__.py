@@ -6,12 +6,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 try:
     from evenly.cli.commands import COMMANDS
     from evenly.cli.options import parsed
+    from evenly.errors import UserError
     from evenly.files import FULL
     from evenly.hidden import hidden
     from evenly.stop import Stopped, stoppable
@@ -53,14 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
         return 1
+    except UserError as error:
+        print(f"evenly: {hidden(str(error))}", file=sys.stderr)
+        return 1
     except OSError as error:
         said = hidden(_sentence(error, CONTINUED.get(command, "")))
         print(f"evenly: {said}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        if not _is_said_by_us(error):
-            raise
-        print(f"evenly: {hidden(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -83,7 +81,7 @@ def _has_no_reader() -> bool:
 
 
 def _sentence(error: OSError, continued: str) -> str:
-    """What is wrong with a file, in the words of this package or the system's."""
+    """What is wrong with a file, in the words of the system or a library."""
     if error.errno is None:
         return str(error)
     path = error.filename2 or error.filename  # the second is where a file was to be moved to
@@ -91,17 +89,3 @@ def _sentence(error: OSError, continued: str) -> str:
     if error.errno in FULL:
         return f"{error.strerror}{place}. Make room for what is to be written.{continued}"
     return f"{error.strerror}{place}. Check the path, and that you may read and write there."
-
-
-def _is_said_by_us(error: Exception) -> bool:
-    """Whether an error is a sentence for the user: a `raise` statement of this package.
-
-    Anything else is our own mistake and keeps its traceback.
-    """
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        isinstance(error, ValueError | RuntimeError)
-        and Path(last.filename).is_relative_to(Path(__file__).parents[1])
-        # C functions, torch's and Python's own, leave no frame, so the last one is their caller's.
-        and (last.line or "").startswith("raise")
-    )

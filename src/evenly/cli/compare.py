@@ -18,6 +18,7 @@ from evenly.cli.training import (
     seeds_of,
     training_of,
 )
+from evenly.errors import UserError
 from evenly.spec import converted, load_yaml
 
 HELP = "the main job: methods over seeds, with a report"
@@ -86,7 +87,7 @@ def run(options: Namespace) -> None:
         own = Tuning.read(options.tuned)
     if options.settings == "published":
         if own is not None:
-            raise ValueError("--settings published goes without --tuned, which names others.")
+            raise UserError("--settings published goes without --tuned, which names others.")
         own = "published"
     report = compare(options.methods, seeds, training, out, jobs, own, options.workers, logs)
     print(table(out))

@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser
 from evenly.cli.sources import official_source
+from evenly.errors import UserFileNotFoundError
 from evenly.spec import parse
 from evenly.suggest import unknown
 
@@ -77,6 +78,6 @@ def _check(text: str, folder: str) -> None:
     if found.missing:
         listed = "".join(f"\n  {path}" for path in found.missing[:5])
         more = f"\n  and {len(found.missing) - 5:,} more" if len(found.missing) > 5 else ""
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"{len(found.missing):,} of {found.files:,} files are missing or empty:{listed}{more}"
         )

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from evenly.cli.datasets import NPZ
 from evenly.cli.parser import Parser
+from evenly.errors import UserError
 
 HELP = "how well the encoders of any model are learnt"
 
@@ -36,7 +37,7 @@ def run(options: Namespace) -> None:
     data = load_npz(Path(options.file), needed=("train", "val"))
     for name, modality in data.modalities.items():
         if modality.kind != "vector":
-            raise ValueError(
+            raise UserError(
                 f"'{name}' in {options.file} holds samples of shape {modality.shape}, but a "
                 "diagnosis is of features, one vector per sample. Save the encoder's pooled "
                 "output, (samples, width)."

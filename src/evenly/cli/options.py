@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from evenly.cli.commands import parser
 from evenly.cli.training import RECIPES
+from evenly.errors import UserError
 from evenly.lab.run.settings import check_trusted
 from evenly.spec import converted, load_yaml, numbers, parse
 from evenly.suggest import unknown
@@ -35,7 +36,7 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
     given = _underscored(arguments)
     for text in given:
         if text != text.encode(errors="replace").decode():
-            raise ValueError(f"{text!r} is no text in UTF-8. Give what it names another name.")
+            raise UserError(f"{text!r} is no text in UTF-8. Give what it names another name.")
     top = parser()
     one = top.commands.get(given[0]) if given else None
     if one is None or "config" not in one.hints:
@@ -86,23 +87,21 @@ def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, A
     try:
         found = load_yaml(path.read_bytes())
     except ValueError as error:
-        raise ValueError(
-            f"{path} holds no settings: {error}. Write YAML, 'name: value'."
-        ) from error
+        raise UserError(f"{path} holds no settings: {error}. Write YAML, 'name: value'.") from error
     if not isinstance(found, dict):
         kind = "a list" if isinstance(found, list) else "nothing" if found is None else "a value"
-        raise ValueError(f"{path} holds {kind} in place of settings. Write YAML, 'name: value'.")
+        raise UserError(f"{path} holds {kind} in place of settings. Write YAML, 'name: value'.")
     known = sorted(hints.keys() - {"help", "config", "print_config"})
     settings = {}
     for key, value in found.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise ValueError(f"{path}: {unknown(f'setting of evenly {command}', str(key), known)}")
+            raise UserError(f"{path}: {unknown(f'setting of evenly {command}', str(key), known)}")
         if name in settings:
-            raise ValueError(f"{path} has '{name}' twice, with a dash and without. Give it once.")
+            raise UserError(f"{path} has '{name}' twice, with a dash and without. Give it once.")
         settings[name] = converted(f"{path}: {name}", numbers(value, hints[name]), hints[name])
     if settings.get("trust"):
-        raise ValueError(f"{path} asks to be trusted. Only --trust, typed by yourself, does that.")
+        raise UserError(f"{path} asks to be trusted. Only --trust, typed by yourself, does that.")
     return settings
 
 

@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser
 from evenly.cli.sources import add_reading, make_store, source_of
+from evenly.errors import UserError
 from evenly.lab.run.settings import check_counts
 
 HELP = "raw files to a store, decoded once"
@@ -49,7 +50,7 @@ def run(options: Namespace) -> None:
 
     out = Path(options.out)
     if out.name.lower().endswith((*TABLES, ".npz")):
-        raise ValueError(
+        raise UserError(
             f"--out {out}: a store is a folder, and by this name would be taken for a file. Choose "
             "another name."
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from evenly.errors import UserError
 from evenly.hidden import hidden_argument
 from evenly.lab.run.settings import Training, check_counts
 from evenly.suggest import unknown
@@ -50,7 +51,7 @@ def source_of(text: str, options: Namespace) -> "Source":
 
     if text.lower().endswith(TABLES):
         if options.folder:
-            raise ValueError("--folder goes with a data set by name; a table knows its files.")
+            raise UserError("--folder goes with a data set by name; a table knows its files.")
         modalities = options.modalities.split(",") if options.modalities else None
         return table(Path(text), modalities, options.readers)
     check_reading(text, options)
@@ -61,7 +62,7 @@ def check_reading(text: str, options: Namespace) -> None:
     """Raises if it is said how a table is read where there is none."""
     for option in ("modalities", "readers"):
         if options[option]:
-            raise ValueError(
+            raise UserError(
                 f"--{option} goes with a table, .csv, .tsv or .parquet; found '{text}'. A data set "
                 "by name has settings instead: 'evenly datasets NAME' lists them."
             )
@@ -76,7 +77,7 @@ def official_source(text: str, folder: str | None) -> "Source":
     if spec.name not in SETS:
         raise unknown("data set with files", spec.name, SETS, "or a table, .csv, .tsv or .parquet")
     if folder is None:
-        raise ValueError(
+        raise UserError(
             f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
             "tells where to get them."
         )
@@ -105,13 +106,13 @@ def check_source(training: Training, options: Namespace) -> None:
     from evenly.data.catalogue import TABLES
 
     if options.source is not None and options.source.lower().endswith(TABLES):
-        raise ValueError(
+        raise UserError(
             f"--source is a data set by name; found {options.source}. Give a table as --data."
         )
     if options.folder is not None and options.source is None:
-        raise ValueError("--folder goes with --source, or with a --recipe that names one.")
+        raise UserError("--folder goes with --source, or with a --recipe that names one.")
     if options.folder is not None and training.data != Training.data:
-        raise ValueError(
+        raise UserError(
             f"--folder asks for the files of {options.source}, and --data for {training.data}. "
             "Give one of them."
         )
@@ -139,7 +140,7 @@ def prepared(
     elif training.data.lower().endswith(TABLES):
         source = source_of(training.data, options)
     elif options.source is not None and training.data == Training.data:
-        raise ValueError(
+        raise UserError(
             f"{options.source}: say where its files are, with --folder, or give the store that "
             "'evenly prepare' made of them, with --data."
         )
@@ -148,7 +149,7 @@ def prepared(
         return training
     _check_asked(training, source, options, methods)
     if getattr(options, "workers", None) or getattr(options, "storage", None):
-        raise ValueError(
+        raise UserError(
             "several workers read one store: make it first, with 'evenly prepare', and give it as "
             "--data."
         )

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from evenly.cli.parser import Parser
 from evenly.cli.sources import prepared
 from evenly.cli.training import add_training, folder_name, out_folder, training_of
+from evenly.errors import UserError
 from evenly.files import held
 
 HELP = "one run, with checkpoints"
@@ -41,7 +42,7 @@ def run(options: Namespace) -> None:
     check_folder(folder)
     logs = Logs.of(options.logger, folder)
     if folder.exists() and any(folder.iterdir()) and not options.resume:
-        raise FileExistsError(
+        raise UserError(
             f"{folder} is not empty. Continue the run in it with --resume, or choose another "
             "folder with --out."
         )

@@ -25,6 +25,7 @@ from evenly.data.dataset import (
     lacking,
     stratified,
 )
+from evenly.errors import UserError, UserFileNotFoundError
 from evenly.files import replacing
 
 Array = npt.NDArray[Any]
@@ -269,14 +270,14 @@ class _Reader:
             raise self._error("holds no modality. Add an array with a row for each sample.")
         return (offsets or plain)[0]
 
-    def _error(self, what: str) -> ValueError:
-        return ValueError(f"{self.path}: {' '.join(what.split())}")
+    def _error(self, what: str) -> UserError:
+        return UserError(f"{self.path}: {' '.join(what.split())}")
 
     def _read(self) -> dict[str, Array]:
         if self.path.is_dir():
             raise self._error("is a folder. Give the path of an .npz file.")
         if not self.path.exists():
-            raise FileNotFoundError(f"{self.path}: there is no such file. Check the path.")
+            raise UserFileNotFoundError(f"{self.path}: there is no such file. Check the path.")
         if not zipfile.is_zipfile(self.path):
             raise self._error(_FOREIGN.get(self.path.suffix.lower(), _NO_NPZ))
         with self._reading("its directory"):

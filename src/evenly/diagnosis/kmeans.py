@@ -18,6 +18,7 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.chance import uniform
+from evenly.errors import UserError
 
 _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
 # Of the inertia: what an iteration must gain while the best restart is looked for. Against 0 it
@@ -99,22 +100,22 @@ def kmeans(
     """
     check_rows(x, "kmeans")
     if x.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"kmeans: x must be a matrix with a row per sample; found shape {tuple(x.shape)}. "
             "Flatten each sample, for instance by x.flatten(1)."
         )
     for name, value in (("k", k), ("restarts", restarts)):
         if value < 1:
-            raise ValueError(f"kmeans: {name} must be at least 1; found {value}.")
+            raise UserError(f"kmeans: {name} must be at least 1; found {value}.")
     check_sample(sample, k)
     if unit is not None and not bool((unit > 0).all()):
-        raise ValueError(
+        raise UserError(
             f"kmeans: unit must be above 0 in each dimension; found {float(unit.min())}."
         )
     with torch.autocast(x.device.type, enabled=False):
         rows = _Rows(x, index, sharded, unit)
         if rows.total < k:
-            raise ValueError(
+            raise UserError(
                 f"kmeans: fewer samples than clusters: {rows.total} rows for k = {k}. "
                 "Pass more rows or a smaller k."
             )
@@ -138,7 +139,7 @@ def kmeans(
 def check_sample(sample: int | None, k: int) -> None:
     """Raises if so few rows cannot stand for all when they go into `k` clusters."""
     if sample is not None and sample < _LEAST * k:
-        raise ValueError(
+        raise UserError(
             f"'sample' is at least {_LEAST} rows a cluster, which is {_LEAST * k} for {k} "
             f"clusters; found {sample}."
         )
@@ -261,7 +262,7 @@ class _Rows:
         self.norms.square_()
         self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
         if math.isinf(self.spread):
-            raise ValueError(
+            raise UserError(
                 "kmeans: rows are so far apart that their squared distances are infinite in "
                 "float32. Scale them, or pass their extent as `unit`."
             )
@@ -524,7 +525,7 @@ def _check_finite(
     bad = first_not_finite(x, index, before)
     first = int(distributed.min_(bad) if sharded else bad)
     if first < torch.iinfo(torch.int64).max:
-        raise ValueError(
+        raise UserError(
             f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find out where "
             "it comes from: an encoder that diverged gives such rows."
         )

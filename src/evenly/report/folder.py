@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from evenly.errors import UserFileNotFoundError
 from evenly.files import check_written, read_npz, read_sealed, reading
 from evenly.spec import converted, load_yaml
 
@@ -320,7 +322,7 @@ def read_config(directory: Path) -> dict[str, Any]:
                 for name, hint in _CONFIG.items():
                     converted(name, config.get(name), hint)
     if not isinstance(config, dict):
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"'{directory}' holds no comparison: there is no config.yaml of one in it. "
             "Give the folder that 'evenly compare --out' wrote."
         )
@@ -449,9 +451,14 @@ def _number(text: str | float | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+_NAME = re.compile(r"^evenly\.errors\.\w+: ")
+"""Of an error that is a sentence for the user."""
+
+
 def _state(run: Run) -> str:
     if run.error:
-        return f"failed: {run.error.splitlines()[-1]}"
+        last = run.error.splitlines()[-1]  # of a traceback
+        return f"failed: {_NAME.sub('', last)}"
     done = len(run.curves.get("epoch", ()))
     return f"unfinished, {done} epoch{'' if done == 1 else 's'} so far"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenly.errors import UserError
 from evenly.report.drawing import (
     BORDER,
     CARD,
@@ -60,7 +61,7 @@ def write_picture(directory: Path, path: Path) -> Path:
     comparison = read_comparison(directory)
     methods = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     if not methods:
-        raise ValueError(
+        raise UserError(
             f"no run of the comparison in '{directory}' has finished, so there is no test "
             "accuracy to draw. The command that wrote it continues it."
         )
@@ -105,7 +106,7 @@ def write_projection_picture(
     wanted = comparison.pair(list(placed)) if methods is None else methods
     missing = [method for method in wanted if method not in placed]
     if missing or not wanted:
-        raise ValueError(
+        raise UserError(
             f"'{directory}' holds no {NAMES[projection]} of {', '.join(missing) or 'any method'}. "
             f"'evenly report {directory} --projection {projection}' computes it for runs of seed 0 "
             "that have finished."

@@ -53,6 +53,7 @@ from evenly.data.store import (
     open_store,
     write_meta,
 )
+from evenly.errors import UserError, UserRuntimeError
 from evenly.files import naming
 from evenly.stop import unstopped
 
@@ -80,7 +81,7 @@ def prepare(
     check_names(source.name, source.readers)
     _check_splits(source)
     if not skip_broken and (wrong := _unfit(source)):
-        raise ValueError(_broken(source, wrong))
+        raise UserError(_broken(source, wrong))
     with naming(out), _Journal(source, out) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished:
@@ -97,7 +98,7 @@ def prepare(
                 journal.add(number, found)
                 bar.update()
         if journal.broken and not (skip_broken and journal.done):
-            raise ValueError(_broken(source, journal.broken))
+            raise UserError(_broken(source, journal.broken))
         # What is still broken changes nothing: runs that were made of the store go on with it.
         return describe(out) if _is_whole(out) else journal.finish(made_by)
 
@@ -125,7 +126,7 @@ def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
     # Files that are gone are not missed: the store holds what they said.
     changed = [path for path in files if path.exists() and _size(path) != known[str(path)]]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{out}: was made of files of which {len(changed)} have changed since, such as "
             f"{changed[0]}. Remove the folder and prepare again, or choose another --out."
         )
@@ -133,14 +134,14 @@ def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
 
 def _check_splits(source: Source) -> None:
     if len(source.classes) < 2:
-        raise ValueError(
+        raise UserError(
             f"{source.name}: all samples are of the class '{''.join(source.classes)}'. "
             "Classification needs two classes."
         )
     for split in SPLITS:
         target = torch.tensor([s.label for s in source.samples if s.split == split])
         if not len(target):
-            raise ValueError(
+            raise UserError(
                 f"{source.name}: no sample is in the {split} split. Training needs all of "
                 f"{', '.join(SPLITS)}."
             )
@@ -171,7 +172,7 @@ def _decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[t
             try:
                 yield number, future.result()
             except BrokenProcessPool as error:
-                raise RuntimeError(
+                raise UserRuntimeError(
                     f"{source.name}: a process that decoded was killed, perhaps for want of "
                     f"memory, at or soon after '{source.samples[number].name}'. The same command "
                     "goes on from there; give it fewer --workers."
@@ -421,7 +422,7 @@ class _Journal:
         self.out.mkdir(parents=True, exist_ok=True)
         begun = path.is_file() and path.stat().st_size
         if not begun and any(file != path for file in self.out.iterdir()):
-            raise ValueError(
+            raise UserError(
                 f"{self.out}: is not empty, and nothing was begun there that could be continued. "
                 "Choose another --out, or remove the folder."
             )
@@ -459,7 +460,7 @@ class _Journal:
             self._note(head)
             return []
         elif whole[:1] != [head]:
-            raise ValueError(
+            raise UserError(
                 f"{self.out}: holds another store, or one of other files or settings, that is "
                 "being made. Choose another --out, or remove the folder."
             )
@@ -532,7 +533,7 @@ class _Journal:
         """Checks the counts, writes the small arrays and, last of all, the description."""
         source, count = self.source, len(self.source.samples)
         if left := count - len(self.done) - len(self.broken):
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{self.out}: {left} samples are neither written nor broken. Remove the folder "
                 "and prepare again."
             )
@@ -580,7 +581,7 @@ class _Journal:
     def _closed(self, name: str, part: _Part) -> Tensor:
         """A modality's file at its final length: samples at the end may be missing or broken."""
         if part.shape is None or part.dtype is None:
-            raise ValueError(
+            raise UserError(
                 f"{self.source.name}: no sample has '{name}': its cells are empty, or their files "
                 f"hold nothing that {spelled(part.reader).partition('(')[0]} reads. Leave it out, "
                 "or read it otherwise."
@@ -658,7 +659,7 @@ def _lock(file: IO[bytes], out: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(
+        raise UserError(
             f"{out}: another process is preparing this store. Wait for it, or choose another --out."
         ) from error
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from evenly import child
 from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import TABLES
+from evenly.errors import UserError, UserFileNotFoundError, UserRuntimeError
 from evenly.files import replacing
 from evenly.lab.run.build import check_names, fused, made_encoders
 from evenly.lab.run.result import Result
@@ -86,7 +87,7 @@ class Trained:
     ) -> Float[Tensor, "n c"]:
         names = [name for name in inputs if name in self.modalities]
         if not names:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} was trained on {', '.join(self.modalities)}; the data have "
                 f"{', '.join(inputs) or 'none'}. Give at least one of its modalities."
             )
@@ -99,7 +100,7 @@ class Trained:
             own = [kind.__name__ for kind in kinds if not kind.__module__.startswith("evenly.")]
             if not own:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: its model, with the encoders {', '.join(sorted(own))} of your "
                 f"own, cannot take these data ({type(error).__name__}: {error})."
             ) from error
@@ -138,18 +139,18 @@ class Trained:
             theirs, ours = data.read.get(name), self.read.get(name)
             kind, known = data.modalities[name].kind, self.modalities[name].kind
             if theirs and ours and theirs != ours:
-                raise ValueError(
+                raise UserError(
                     f"{data.name}: '{name}' was read as {theirs[:90]}, but {self.folder} was "
                     f"trained on {ours[:90]}. Give the table of the files itself, which is read as "
                     "the run's were."
                 )
             if kind != known:
-                raise ValueError(
+                raise UserError(
                     f"{data.name}: '{name}' is of the kind {kind}, but {self.folder} was trained "
                     f"on the kind {known}. Give it as that."
                 )
             if ours and kind == "text" and not theirs and not parse(ours).settings["tokenizer"]:
-                raise ValueError(
+                raise UserError(
                     f"{data.name}: '{name}' holds numbers of tokens, but {self.folder} was trained "
                     "on texts, whose words it numbers itself. Give a table of the texts."
                 )
@@ -171,7 +172,7 @@ class Trained:
             RuntimeError: If an encoder of the user's own decides by values, which no program can.
         """
         if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(f"{path}: no file can be written there. Give the name of a new one.")
+            raise UserError(f"{path}: no file can be written there. Give the name of a new one.")
         example = {name: _example(known) for name, known in self.modalities.items()}
         n = torch.export.Dim("n")
         shapes: dict[str, Any] = {name: {0: n} for name in example}
@@ -191,7 +192,7 @@ class Trained:
         except Exception as error:
             kinds = ", ".join(type(encoder).__name__ for encoder in self.model.encoders.values())
             said = str(error).strip().partition("\n")[0]
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{self.folder}: torch.export cannot trace its model, of the encoders {kinds} "
                 f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
             ) from error
@@ -334,7 +335,7 @@ def _of_data(
     intakes = run._intakes(run._fit(found, without))
     part = found.split(split)
     if not len(part):
-        raise ValueError(f"{data}: its {split} split holds no sample. Choose another with --split.")
+        raise UserError(f"{data}: its {split} split holds no sample. Choose another with --split.")
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
     samples = zip(names, part.target.tolist(), strict=True)
     for inputs, present in _batches(found, split, without):
@@ -376,14 +377,14 @@ def _of_table(
     columns = read_columns(path)
     names = [name for name in run.modalities if name in columns.cells and name not in without]
     if not names:
-        raise ValueError(
+        raise UserError(
             f"{path}: has none of the columns {', '.join(run.modalities)}, which {run.folder} was "
             "trained on."
         )
     readers = {name: run.read[name] for name in names if name in run.read}
     for name, reader in readers.items():
         if parse(reader).name not in READERS:
-            raise ValueError(
+            raise UserError(
                 f"{path}: '{name}' of {run.folder} was read as {reader[:90]}, from files of its "
                 "data set that no table can name. Prepare a store of such files with 'evenly "
                 "prepare', and give it as --data."
@@ -407,7 +408,7 @@ def _of_table(
             label = source.classes[sample.label] if sample.label >= 0 else ""
             yield Prediction(sample.name, label, probabilities)
     if broken and not skip_broken:
-        raise ValueError(
+        raise UserError(
             f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"
             f"{listed(broken)}\nMend these files, or leave the rows out with --skip-broken."
         )
@@ -427,7 +428,7 @@ def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> Non
     if name in run.read or (isinstance(reader, Array) and reader.kind == known.kind):
         return
     found = reader.kind if isinstance(reader, Array) else spelled(reader).partition("(")[0]
-    raise ValueError(
+    raise UserError(
         f"{path}: '{name}' is read as {found}, but {run.folder} was trained on arrays, of the kind "
         f"{known.kind} and the shape {tuple(known.shape)}. Give such arrays, in an .npz file."
     )
@@ -449,17 +450,17 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
         some = min((folder / "runs").glob("*/"), default=folder / "runs" / "joint-0")
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"{folder}: holds a comparison. Give one of its runs, such as {some}."
         )
     try:
         settings = read_settings(folder / "config.yaml", "method")
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder / 'config.yaml'}: is damaged, or not of a run. Train again."
         ) from error
     if not settings or not path.is_file():
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
         )
     result = Result.read(folder)
@@ -475,14 +476,14 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
     cell = _cell(folder / "config.yaml", settings)
     about = _about(path, best)
     try:
         return _loaded(folder, cell, about)
     except Exception as error:  # whatever settings and weights of different runs bring about
         said = str(error).strip().partition("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
             "they are not of one run, train again."
         ) from error
@@ -499,7 +500,7 @@ def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
         parse(method)
         return Cell(Training(**given), method, seed)
     except ValueError as error:
-        raise ValueError(f"{path}: is not as the run wrote it: {error} Train again.") from error
+        raise UserError(f"{path}: is not as the run wrote it: {error} Train again.") from error
 
 
 @dataclass(frozen=True)
@@ -532,7 +533,7 @@ def _about(path: Path, best: Any) -> _About:
             converted("read", best["read"], dict[str, str]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: is not as the run wrote it ({type(error).__name__}: {error}). Train again."
         ) from error
 
@@ -563,7 +564,7 @@ def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]
         if name in known:
             found[name] = Spec(spec.name, {**spec.settings, "pretrained": known[name]}).text
         elif spec.name in ENCODERS and isinstance(spec.settings.get("pretrained") or {}, str):
-            raise ValueError(
+            raise UserError(
                 f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights elsewhere "
                 f"({text[:90]}), of which best.ckpt knows nothing. A run is loaded from its own "
                 "folder alone; train again."
