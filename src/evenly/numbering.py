@@ -9,9 +9,9 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.errors import UserError
+from evenly.features import Features
 from evenly.loaders import keeps_order
 from evenly.output import lacking
-from evenly.probe import Features
 
 Samples = dict[str, Tensor]
 """Of each sample its `number`, in increasing order, its `position` in the split, its `target`."""

@@ -5,7 +5,8 @@ import yaml
 from evenly.files import read_sealed, write_sealed
 from evenly.lab.run.result import checksums
 from evenly.report import write_report
-from evenly.report.folder import read_comparison, value_at
+from evenly.report.comparison import value_at
+from evenly.report.folder import read_comparison
 
 
 def _by_hand(tmp_path, metrics, **config):

@@ -20,7 +20,8 @@ def arguments() -> Parser:
 
 def run(options: Namespace) -> None:
     """Writes the program."""
-    from evenly.lab.trained.predict import load_run
+    from evenly.lab.trained.export import export
+    from evenly.lab.trained.load import load_run
 
-    load_run(Path(options.run), trust=options.trust).export(Path(options.out))
+    export(load_run(Path(options.run), trust=options.trust), Path(options.out))
     print(f"program: {options.out}")

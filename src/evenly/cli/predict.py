@@ -38,7 +38,8 @@ def arguments() -> Parser:
 def run(options: Namespace) -> None:
     """Predicts, and prints or writes the lines."""
     from evenly.files import write_text
-    from evenly.lab.trained.predict import load_run, predictions
+    from evenly.lab.trained.load import load_run
+    from evenly.lab.trained.predict import predictions
 
     trained = load_run(Path(options.run), trust=options.trust)
     without = options.without.split(",") if options.without else []

@@ -35,7 +35,7 @@ def run(options: Namespace) -> None:
     from evenly.lab.run.result import is_headline
     from evenly.lab.run.run import run_cell
     from evenly.lab.run.settings import Cell, check_folder
-    from evenly.report.folder import PAPER
+    from evenly.report.comparison import PAPER
 
     cell = Cell(training_of(options), options.method, options.seed)
     folder = out_folder(options, Path("runs") / folder_name(options, cell.training) / cell.folder)

@@ -13,18 +13,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
-from evenly.diagnosis.kmeans import (
-    Clusters,
-    assign,
-    check_sample,
-    chunk_rows,
-    first_not_finite,
-    floats,
-    kmeans,
-)
+from evenly.diagnosis.kmeans import Clusters, assign, check_sample, kmeans
 from evenly.diagnosis.purity import MOST, purity
+from evenly.diagnosis.rows import chunk_rows, first_not_finite, floats
 from evenly.errors import UserError
-from evenly.probe import Features
+from evenly.features import Features
 from evenly.suggest import unknown
 
 Gap = Literal["paper", "matched", "shared"]

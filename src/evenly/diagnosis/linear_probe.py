@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from evenly.diagnosis.kmeans import floats
-from evenly.probe import Features
+from evenly.diagnosis.rows import floats
+from evenly.features import Features
 
 STEPS = 500
 

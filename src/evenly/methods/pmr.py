@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from evenly import chance, distributed
 from evenly.errors import UserError
+from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full, scores
 from evenly.output import Output
-from evenly.probe import Features, Probe
+from evenly.probe import Probe
 
 IGNORED = -100
 

@@ -26,10 +26,11 @@ from evenly.diagnosis.gap import (
 )
 from evenly.diagnosis.kmeans import check_sample
 from evenly.errors import UserError, UserRuntimeError
+from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_trains, forget, unwrapped
 from evenly.output import Output
-from evenly.probe import Features, Probe, Split
+from evenly.probe import Probe, Split
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
 from evenly.targets import counted, in_words
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenly.errors import UserError
 from evenly.files import replacing, write_text
-from evenly.report.folder import Comparison
+from evenly.report.comparison import Comparison
 from evenly.report.names import wrapped
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evenly.errors import UserError
+from evenly.report.comparison import Comparison, Projected, Projection, value_at
 from evenly.report.drawing import (
     BORDER,
     CARD,
@@ -20,13 +21,7 @@ from evenly.report.drawing import (
     widened,
     write_drawing,
 )
-from evenly.report.folder import (
-    Comparison,
-    Projected,
-    Projection,
-    read_comparison,
-    value_at,
-)
+from evenly.report.folder import read_comparison
 from evenly.report.marks import MARKERS, marks
 from evenly.report.names import shortened
 from evenly.report.projection import NAMES, class_style, fitted

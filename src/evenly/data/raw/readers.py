@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float16, Int32, UInt8
 
-from evenly.data.arrays import channels_first
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
 from evenly.data.media.error import File, MediaError, opened
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import Frames, frames_of
+from evenly.data.numbers import channels_first
 from evenly.errors import UserError
 from evenly.spec import Spec
 

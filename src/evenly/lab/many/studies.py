@@ -20,7 +20,8 @@ from evenly.lab.run.build import expanded, load_data
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
 from evenly.report import Drawing, accuracy, figure1, figure3, figure4, figure5
-from evenly.report.folder import REFERENCE, Comparison, estimate_of, read_comparison
+from evenly.report.comparison import REFERENCE, Comparison
+from evenly.report.folder import estimate_of, read_comparison
 from evenly.report.formats import latex, markdown
 from evenly.spec import Spec, split
 
