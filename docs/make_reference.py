@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import evenly
-from evenly.cli import RECIPES, parser
+from evenly.cli.commands import parser
+from evenly.cli.training import RECIPES
 from evenly.data import DATASETS
 from evenly.data.raw.sets import SETS
 from evenly.methods import METHODS

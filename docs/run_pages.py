@@ -164,7 +164,7 @@ def problems(page: Path) -> list[str]:
 
 def _not_understood(words: list[str]) -> str:
     """What the command line has against some arguments; empty where they are fine."""
-    from evenly.cli import parsed
+    from evenly.cli.options import parsed
 
     said = io.StringIO()
     try:

@@ -1,8 +1,10 @@
 """The command as a user types it."""
 
+import compileall
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from PIL import Image
 
 import forked
 import trees
-from evenly import METHODS
-from evenly.cli import _underscored, main, parsed, parser
+from evenly import METHODS, cli
+from evenly.cli import main
+from evenly.cli.commands import parser
+from evenly.cli.options import _underscored, parsed
 from evenly.data import DATASETS
 from full import no_file_above
 
@@ -30,10 +34,10 @@ def as_process(*arguments):
     return forked.run(forked.evenly, *arguments)
 
 
-def started(*arguments):
+def started(*arguments, **options):
     """As the console script starts it, with all that imports cost."""
     command = [sys.executable, "-m", "evenly.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def in_this_process(*arguments):
@@ -583,22 +587,35 @@ def test_a_damaged_result(tmp_path):
         "from evenly.lab.statistics.tables import summary; summary([{}])",  # KeyError
         "from evenly.nn import encoder_for; encoder_for(None)",  # AttributeError
         "from evenly.data import save_npz; save_npz(0, [None], [], {})",  # TypeError of our own
+        "from evenly.spec import load_yaml; load_yaml('{')",  # ValueError of ours for us to catch
     ],
 )
 def test_our_own_mistakes_keep_their_traceback(mistake):
-    """Only what this package raises for the user is the user's."""
+    """Only a UserError is the user's."""
     code = (
-        f"import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: exec({mistake!r}); "
-        "sys.exit(cli.main(['methods']))"
+        f"import sys, evenly.cli as cli; cli.COMMANDS['methods'].run = lambda _: exec({mistake!r})"
+        "\nsys.exit(cli.main(['methods']))"
     )
     ran = forked.run(forked.code, code)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
 
 
+def test_a_sentence_needs_no_sources(tmp_path):
+    shutil.copytree(Path(cli.__file__).parents[1], tmp_path / "evenly")
+    compileall.compile_dir(tmp_path, quiet=1, legacy=True)
+    for path in tmp_path.rglob("*.py"):
+        path.unlink()
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = started("compare", "--recipe", "mosi", env=env)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("evenly: 'mosi' is no recipe. Did you mean mosi-mult? ")
+    assert ran.stderr.count("\n") == 1
+
+
 def test_a_traceback_shows_no_password():
     code = (
-        "import sys, evenly.cli as cli; cli.COMMANDS['methods'] = lambda _: {}['http://me:s3cr@h/x'];"
+        "import sys, evenly.cli as cli; cli.COMMANDS['methods'].run = lambda _: {}['http://me:s3cr@h/x'];"
         "sys.argv[1:] = ['methods']; sys.exit(cli.main())"
     )
     ran = forked.run(forked.code, code)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evenly.errors import UserError
 from evenly.files import held, naming, remove_leftovers, replacing
 from full import no_file_above
 
@@ -25,7 +26,7 @@ def test_what_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a folder"), replacing(tmp_path):
+    with pytest.raises(UserError, match="is a folder"), replacing(tmp_path):
         raise AssertionError("something was written")
     assert not list(tmp_path.iterdir())
 

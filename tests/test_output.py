@@ -40,4 +40,4 @@ def test_numbers_that_are_none():
     assert "whole numbers, one for each sample; found float32. Pass them as int64" in found
     assert "found list" in error_of(code.format("[[0, 1]]"))
     found = error_of(code.format("[torch.arange(3)]"))
-    assert "ValueError: Output.index has shape (3,) for logits of shape (2, 3)" in found
+    assert "UserError: Output.index has shape (3,) for logits of shape (2, 3)" in found

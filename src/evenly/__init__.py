@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evenly.diagnosis.gap import Diagnosis, diagnose
     from evenly.diagnosis.kmeans import kmeans
     from evenly.diagnosis.purity import purity
+    from evenly.features import Features
     from evenly.integrations.lightning import Balance
     from evenly.method import Info, Method
     from evenly.methods import METHODS
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from evenly.methods.ogm_ge import OGMGE
     from evenly.methods.relearn import Relearn
     from evenly.output import Output, split_linear
-    from evenly.probe import Features, Probe
+    from evenly.probe import Probe
     from evenly.reinit import soft_reinit_
     from evenly.resampling import Repeated, Resampler
     from evenly.taps import Taps, capture
@@ -33,7 +34,7 @@ _HOME = {
     "Balance": "evenly.integrations.lightning",
     "Composed": "evenly.methods.composed",
     "Diagnosis": "evenly.diagnosis.gap",
-    "Features": "evenly.probe",
+    "Features": "evenly.features",
     "Info": "evenly.method",
     "METHODS": "evenly.methods",
     "Method": "evenly.method",

@@ -8,6 +8,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from evenly.errors import UserError
+
 _CHUNK = 2**14  # rows that are moved at a time
 
 
@@ -45,7 +47,7 @@ class Collected:
         if self._rows is None:
             self._rows = part.new_empty(0, *part.shape[1:])
         if part.shape[1:] != self._rows.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"Probe.features: a sample has shape {tuple(part.shape[1:])} in one batch and "
                 f"{tuple(self._rows.shape[1:])} in those before. Pool features to one width."
             )

@@ -16,6 +16,8 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from evenly.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     from sqlalchemy.engine import URL
@@ -53,10 +55,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, put in its place when the block ends without an error.
 
     Raises:
-        IsADirectoryError: If `path` is a folder, before anything is computed for it.
+        UserError: If `path` is a folder, before anything is computed for it.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Give the name of a file.")
+        raise UserError(f"{path} is a folder. Give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, as writers such as numpy's go by it. Processes of two machines that
     # share a folder may have the same number.
@@ -104,7 +106,7 @@ def _locked(folder: Path, shared: bool) -> Iterator[None]:
             try:
                 fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: another command is at work in this folder. Wait for its end, or "
                     "choose another folder with --out."
                 ) from error
@@ -136,9 +138,9 @@ def check_written(path: Path, known: Mapping[str, str]) -> None:
     if path.name not in known:
         return
     if not path.is_file():
-        raise ValueError(f"{path} is missing. {remedy(path)}")
+        raise UserError(f"{path} is missing. {remedy(path)}")
     if sha256(path) != known[path.name]:
-        raise ValueError(f"{path} is damaged: it is not as the run wrote it. {remedy(path)}")
+        raise UserError(f"{path} is damaged: it is not as the run wrote it. {remedy(path)}")
 
 
 def remedy(path: Path) -> str:
@@ -160,7 +162,7 @@ def reading(path: Path, what_to_do: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # as many kinds as there are parts that read files
         said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({said[:200]}). {what_to_do or remedy(path)}"
         ) from error
 
@@ -202,7 +204,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         if found.pop("sha256", _seal(found)) != _seal(found):
             raise ValueError("it is not as the run wrote it")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}). {remedy(path)}") from error
+        raise UserError(f"{path} is damaged ({error}). {remedy(path)}") from error
     return found
 
 

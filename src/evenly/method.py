@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.output import Output, lacking
 from evenly.targets import ANY, Kind
 from evenly.watch import watch, watched
@@ -207,7 +208,7 @@ class Method:
             ValueError: If the state belongs to another method.
         """
         if set(state) != set(self.state):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} remembers {sorted(self.state)}, but the state to load "
                 f"holds {sorted(state)}. It was saved by another method or version."
             )
@@ -228,7 +229,7 @@ class Method:
     def _probe(self, probe: "Probe | None") -> "Probe":
         """The probe, which a loop need not pass, but this method looks through."""
         if probe is None:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} looks at the training and validation split between "
                 "epochs; found no probe. Pass before_epoch(epoch, evenly.Probe(model, forward, "
                 "train_loader, val_loader))."
@@ -242,7 +243,7 @@ class Method:
             return
         batches = loader.batch_sampler
         if sampler not in (loader.sampler, getattr(batches, "sampler", None)):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} writes the order of the samples, but the training loader "
                 "does not draw from its sampler. Build the loader with DataLoader(dataset, "
                 "batch_size, sampler=sampler) and the method with the same sampler."
@@ -298,7 +299,7 @@ class Method:
         if self.info.missing and set(self.encoders) & set(present):
             lacking &= set(present)
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} has encoders {sorted(self.encoders)}, but `{where}` lacks "
                 f"{sorted(lacking)}. Use the same names in both, and pass every modality."
             )
@@ -309,19 +310,19 @@ class Method:
         for name, encoder in self.encoders.items():
             parameters = list(encoder.parameters())
             if self.info.writes != "nothing" and not any(p.requires_grad for p in parameters):
-                raise ValueError(
+                raise UserError(
                     f"encoder '{name}' has no trainable parameters, so {type(self).__name__} "
                     "can do nothing to it. Leave it out of `encoders`, or unfreeze it."
                 )
             for parameter in parameters:
                 other = owner.setdefault(parameter, name)
                 if other != name:
-                    raise ValueError(
+                    raise UserError(
                         f"encoders '{other}' and '{name}' share parameters, so what is done to "
                         "one is done to the other. Pass encoders that share none."
                     )
         if self.info.writes in ("weights", "gradients") and not self.encoders:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} needs the encoders by modality; found none. Pass for "
                 'example {"audio": model.audio, "visual": model.visual}.'
             )

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError, UserRuntimeError
 from evenly.output import Output, lacking
 
 
@@ -48,7 +49,7 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
     if not off.isfinite().all():
         return False
     if off.abs().max() > 0.05 * full(output.logits).abs().max().clamp_min(1):
-        raise ValueError(
+        raise UserError(
             f"{type(method).__name__} takes the prediction apart by modality, but "
             "`Output.unimodal` does not add up to `Output.logits`. Use a linear head on "
             "concatenated features, with evenly.split_linear, or a head of evenly.nn whose logits "
@@ -83,7 +84,7 @@ def check_dense(encoder: nn.Module, method: object) -> None:
     """Raises if a gradient is sparse, before a method writes all of its numbers."""
     for name, parameter in encoder.named_parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
-            raise ValueError(
+            raise UserError(
                 f"{type(method).__name__} writes to every number of a gradient, but that of "
                 f"'{name}' is sparse. Build its layer with sparse=False, or leave the encoder out."
             )
@@ -167,7 +168,7 @@ class StepSum(Overflow):
         """
         name = type(method).__name__
         if self.value is None:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{name}.before_step came without a call of {name}.loss since the last step, so "
                 "it knows no scores. Compute the loss with method.loss(output, target)."
             )

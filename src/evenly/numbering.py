@@ -8,9 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from evenly import distributed
+from evenly.errors import UserError
+from evenly.features import Features
 from evenly.loaders import keeps_order
 from evenly.output import lacking
-from evenly.probe import Features
 
 Samples = dict[str, Tensor]
 """Of each sample its `number`, in increasing order, its `position` in the split, its `target`."""
@@ -36,7 +37,7 @@ def samples(found: Features, who: str) -> tuple[Samples, dict[str, Tensor]]:
     number = number[order]
     twice = number[1:][number[1:] == number[:-1]]
     if len(twice):
-        raise ValueError(
+        raise UserError(
             f"{who} follows single samples, but Output.index gives several of them one number "
             f"({len(twice)} too many, the first of them {int(twice[0])}). Give each sample of the "
             "training split a number of its own, such as its position in the data set."
@@ -83,14 +84,14 @@ def check_positions(known: Samples, count: int, who: str, loader: Iterable[Any])
         loader: That was looked through.
     """
     if not keeps_order(loader) and not torch.equal(known["number"], known["position"]):
-        raise ValueError(
+        raise UserError(
             f"{who} writes which samples come, but the loader's collate function may change the "
             "order within a batch, and Output.index does not tell which row is which. Number "
             "samples by their position in the data set."
         )
     position = known["position"].sort().values
     if not torch.equal(position, torch.arange(count, device=position.device)):
-        raise ValueError(
+        raise UserError(
             f"{who} writes which samples come, but its look at the training split, a loader of a "
             f"class of its own, found {len(position)} samples by Output.index "
             f"{int(position[0])} to {int(position[-1])}, where the sampler has 0 to {count - 1}. "
@@ -101,6 +102,6 @@ def check_positions(known: Samples, count: int, who: str, loader: Iterable[Any])
 def _hold(condition: Tensor, text: str) -> None:
     if condition.device.type == "cpu":
         if not condition:
-            raise ValueError(text)
+            raise UserError(text)
     else:
         torch._assert_async(condition, text)

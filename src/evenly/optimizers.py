@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
+
 _STEPS = 10  # to try: some optimisers do something else in the first
 _GROWTH = 10**0.5  # of a step, for a gradient ten times as large: half way, in orders of magnitude
 
@@ -46,7 +48,7 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
     real = unwrapped(optimizer)
     kind: Any = type(real)
     for inner in _held(real):
-        raise ValueError(
+        raise UserError(
             f"no second {kind.__name__} can be made of the first, as it works with another "
             f"optimiser, {type(inner).__name__}. Pass that, or one like it of the same parameters."
         )
@@ -55,7 +57,7 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
         if needs_closure(new):
             raise TypeError("its step needs one")
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"no second {kind.__name__} can be made of the first that steps without a closure "
             f"({type(error).__name__}: {error}). Pass another optimiser of the same parameters, "
             "such as torch.optim.SGD."
@@ -88,7 +90,7 @@ def check_trains(optimizer: Optimizer, encoders: Mapping[str, nn.Module], who: s
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     for name, encoder in encoders.items():
         if trained.isdisjoint(encoder.parameters()):
-            raise ValueError(
+            raise UserError(
                 f"{who}: the optimiser trains no parameter of encoder '{name}'. Pass the one that "
                 "trains the model."
             )

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from evenly.errors import UserError
+
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -61,7 +63,7 @@ class Output:
                 f"{found.removeprefix('torch.')}. Pass them as int64."
             )
         if index.shape != self.logits.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"Output.index has shape {tuple(index.shape)} for logits of shape "
                 f"{tuple(self.logits.shape)}. Pass one number for each sample."
             )
@@ -84,7 +86,7 @@ def split_linear(
     """
     widths = {name: value.shape[1] for name, value in features.items()}
     if sum(widths.values()) != head.in_features:
-        raise ValueError(
+        raise UserError(
             f"split_linear: the head takes {head.in_features} inputs, but the features have "
             f"{sum(widths.values())} ({widths}). Pass the features as they are concatenated."
         )
@@ -96,9 +98,9 @@ def split_linear(
     }
 
 
-def lacking(part: str, who: str) -> ValueError:
+def lacking(part: str, who: str) -> UserError:
     """That a method needs a part of the output that a model need not fill."""
-    return ValueError(f"{who} needs `Output.{part}`; found None. {_PARTS[part]}")
+    return UserError(f"{who} needs `Output.{part}`; found None. {_PARTS[part]}")
 
 
 _PARTS = {

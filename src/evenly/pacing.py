@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Method
 from evenly.optimizers import all_of, check_trains, needs_closure, unwrapped
 
@@ -87,7 +88,7 @@ class Paced(Method):
         if any(group.get("lr") is None for group in optimizer.param_groups):
             why = "sets its learning rate itself"
         if why:
-            raise ValueError(
+            raise UserError(
                 f"{name} multiplies the learning rates of encoders, but this "
                 f"{type(optimizer).__name__} {why}. Use another optimiser, such as "
                 "torch.optim.AdamW."

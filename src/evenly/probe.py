@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from evenly import distributed, loaders
-from evenly.collected import Collected
+from evenly.errors import UserError
+from evenly.features import Features, Table
 from evenly.optimizers import finish, rebuilt
 from evenly.output import Output
 from evenly.reinit import is_fixed
@@ -18,86 +17,6 @@ from evenly.targets import plain
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
-
-
-@dataclass(frozen=True)
-class Features:
-    """Representations of one split, with the labels.
-
-    Attributes:
-        features: By modality, one row per sample, of any real type.
-        target: Class of each sample (integers of any type, kept as int64), or a value to regress on
-            (floats); with more dimensions several of them, which a diagnosis does not take.
-        index: Position of each sample in its split: the canonical order, which makes a
-            clustering independent of the order of rows and of the number of ranks. Row number
-            by default.
-        sharded: Whether these rows are one rank's share, the others being on the other ranks.
-        present: By modality, which samples have it; those it does not name are complete. The
-            others do not count in a diagnosis.
-        number: What the model's `Output.index` gives each sample, where it does; it may be any
-            number that no other sample has.
-    """
-
-    features: Mapping[str, Shaped[Tensor, "n _"]]
-    target: Shaped[Tensor, "n *_"]
-    index: Shaped[Tensor, " n"] | None = None
-    sharded: bool = False
-    present: Mapping[str, Bool[Tensor, " n"]] = field(default_factory=dict)
-    number: Int[Tensor, " n"] | None = None
-
-    def __post_init__(self) -> None:
-        """Checks that rows, labels and positions belong together.
-
-        Raises:
-            TypeError: If something is no tensor, or of numbers that it cannot be of.
-            ValueError: If the shapes do not fit.
-        """
-        if not self.features:
-            raise ValueError("Features: there is no modality. Pass features by its name.")
-        parts = {f"features of '{name}'": x for name, x in self.features.items()}
-        parts["target"] = self.target
-        if self.index is not None:
-            parts["index"] = self.index
-        parts |= {f"present of '{name}'": here for name, here in self.present.items()}
-        for name, x in reversed(parts.items()):  # the target before what has to fit it
-            if not isinstance(x, Tensor):
-                raise TypeError(
-                    f"Features: {name}: an object of type {type(x).__name__}, but a tensor is "
-                    "needed. torch.as_tensor makes one of an array."
-                )
-            wanted = 2 if name.startswith("features") else 1
-            if x.ndim < wanted or (x.ndim > wanted and name != "target"):
-                raise ValueError(
-                    f"Features: {name}: shape {tuple(x.shape)}; found too "
-                    f"{'few' if x.ndim < wanted else 'many'} dimensions. Pass one row per sample "
-                    "for features, one number per sample for all else."
-                )
-            if wanted == 2 and x.shape[1] == 0:
-                raise ValueError(f"Features: {name}: no columns. Pass one or more.")
-            if len(x) != len(self.target):
-                raise ValueError(
-                    f"Features: {name}: {len(x)} rows for {len(self.target)} targets. "
-                    "Pass the same samples in the same order."
-                )
-            if x.is_complex():
-                raise TypeError(
-                    f"Features: {name}: complex numbers ({x.dtype}). Pass real and imaginary parts "
-                    "as columns of their own: torch.cat([x.real, x.imag], 1)."
-                )
-        if self.index is not None and (
-            self.index.is_floating_point() or self.index.dtype == torch.bool
-        ):
-            kind = "bools" if self.index.dtype == torch.bool else "floats"
-            raise TypeError(
-                f"Features: the index holds {kind}, but positions are whole numbers. Pass them as "
-                "int64."
-            )
-        self._take("target", self.target if self.target.is_floating_point() else self.target.long())
-        self._take("index", None if self.index is None else self.index.long())
-        self._take("present", {name: here.bool() for name, here in self.present.items()})
-
-    def _take(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # a frozen dataclass's own way
 
 
 class Probe:
@@ -146,7 +65,7 @@ class Probe:
                     "up. Pass what it is made of, such as the DataLoader."
                 )
         if memory is not None and memory < 0:
-            raise ValueError(f"Probe: 'memory' is bytes, from 0 (all to a file); found {memory}.")
+            raise UserError(f"Probe: 'memory' is bytes, from 0 (all to a file); found {memory}.")
         parallel = isinstance(model, nn.parallel.DistributedDataParallel)
         # DDP's forward synchronises buffers, which hangs when ranks have unequal batch counts.
         self.model: nn.Module = cast(nn.Module, model.module) if parallel else model
@@ -181,7 +100,7 @@ class Probe:
             ValueError: If the split is empty or the fraction is out of range.
         """
         if not 0 < fraction <= 1:
-            raise ValueError(
+            raise UserError(
                 f"Probe.features: 'fraction' is above 0 and at most 1; found {fraction}."
             )
         with self._looking():
@@ -204,7 +123,7 @@ class Probe:
             raise _empty(split)
         mine = rows[distributed.share(len(rows)) % len(rows)]  # some twice, to even out the ranks
         reading = loaders.Reading(loader, lambda: mine, len(mine))
-        table = _Table(mine, self.memory, loaders.keeps_order(loader))
+        table = Table(mine, self.memory, loaders.keeps_order(loader))
         try:
             for batch in reading:
                 output, target = self._run(batch)
@@ -224,7 +143,7 @@ class Probe:
         of: Callable[[Output, Tensor], Mapping[str, Tensor]],
         fraction: float,
     ) -> Features:
-        table = _Table(None, self.memory)
+        table = Table(None, self.memory)
         try:
             for batch in loaders.as_it_comes(self.loaders[split], fraction):
                 output, target = self._run(batch)
@@ -248,7 +167,7 @@ class Probe:
             ValueError: If the split is empty or the count is below 1.
         """
         if count < 1:
-            raise ValueError(f"Probe.sample: 'count' is at least 1; found {count}.")
+            raise UserError(f"Probe.sample: 'count' is at least 1; found {count}.")
         loader = self.loaders[split]
         with self._looking(), torch.enable_grad():
             draw = loaders.drawn(loader)
@@ -445,17 +364,8 @@ class Probe:
             distributed.reshard(self.model)
 
 
-def _real(name: str, value: Tensor) -> Tensor:
-    if value.is_complex():
-        raise TypeError(
-            f"Probe.features: those of '{name}' are complex numbers. Give `Output` real ones: "
-            "torch.view_as_real(x).flatten(1)."
-        )
-    return value.float()
-
-
-def _empty(split: Split) -> ValueError:
-    return ValueError(f"the loader of the '{split}' split gave no batch.")
+def _empty(split: Split) -> UserError:
+    return UserError(f"the loader of the '{split}' split gave no batch.")
 
 
 def _average(parameters: list[nn.Parameter]) -> None:
@@ -470,123 +380,3 @@ def _average(parameters: list[nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.mean_(parameter.grad)
-
-
-class _Table:
-    """What a look brings together, batch by batch."""
-
-    def __init__(
-        self, rows: Tensor | None, memory: int | None = None, keeps_order: bool = True
-    ) -> None:
-        """Holds nothing yet.
-
-        Args:
-            rows: Of the data set, in the order in which they come; None where that is not known.
-            memory: Bytes that the features of a modality may take in memory.
-            keeps_order: Whether the rows are in this order within a batch, too.
-        """
-        self.rows, self.memory, self.keeps_order = rows, memory, keeps_order
-        self.count = 0
-        self._expected = None if rows is None else len(rows)
-        self._values: dict[str, Collected] = {}
-        self._present: dict[str, Collected] = {}
-        self._target, self._position = Collected(self._expected), Collected(self._expected)
-        self._number = Collected(self._expected)
-        self._numbered = 0
-
-    def add(self, output: Output, target: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Takes up a batch."""
-        for name, value in values.items():
-            self._collected(self._values, name, self.memory).add(_real(name, value))
-        for name, here in (output.present or {}).items():
-            self._collected(self._present, name).add(here)
-        self._target.add(target)
-        self._position.add(self._positions(output, len(target)).to(target.device))
-        if output.index is not None:
-            self._number.add(output.index.to(target.device))
-            self._numbered += len(output.index)
-        self.count += len(target)
-
-    def features(self) -> Features:
-        """All of it, each row once over all ranks; the table is empty then."""
-        index, number = self._position.take(), None
-        if self._numbered == self.count:
-            number = self._number.take()
-        target = self._target.take()
-        if self.rows is None and number is not None:
-            _check_repeats(number, target)
-        keep = torch.ones_like(index, dtype=torch.bool)
-        if self.rows is None or distributed.world_size() > 1:
-            keep = _first_seen(index)
-        return Features(
-            {name: values.take(keep) for name, values in self._values.items()},
-            target[keep],
-            index[keep],
-            sharded=distributed.world_size() > 1,
-            present={
-                name: here.take(keep)
-                for name, here in self._present.items()
-                if name in self._values
-            },
-            number=None if number is None else number[keep],
-        )
-
-    def close(self) -> None:
-        """Lets go of the rows."""
-        for values in self._values.values():
-            values.close()
-
-    def _collected(
-        self, table: dict[str, Collected], name: str, memory: int | None = None
-    ) -> Collected:
-        return table.setdefault(name, Collected(self._expected, memory))
-
-    def _positions(self, output: Output, size: int) -> Tensor:
-        number = output.index
-        if self.rows is None:
-            if number is not None:
-                return number
-            if distributed.world_size() > 1:
-                raise ValueError(
-                    "on several ranks a loader with a sampler of its own needs `Output.index`, a "
-                    "number for each sample: without it nothing tells which rows two ranks both "
-                    "have. Fill it in `forward`."
-                )
-            return torch.arange(self.count, self.count + size)
-        rows = self.rows[self.count : self.count + size]
-        if number is not None and not self.keeps_order:
-            # A collate function may sort a batch by length: positions in the data set tell.
-            number = number.to(rows)
-            if torch.equal(number.sort().values, rows.sort().values):
-                return number
-        return rows
-
-
-def _check_repeats(number: Tensor, target: Tensor) -> None:
-    """Raises if samples of two classes have one number: they are not the same sample then."""
-    if target.is_floating_point() or target.ndim != 1:
-        return
-    numbers, targets = (torch.cat(distributed.gather(x)) for x in (number, target))
-    order = numbers.argsort(stable=True)
-    numbers, targets = numbers[order], targets[order]
-    differ = (numbers[1:] == numbers[:-1]) & (targets[1:] != targets[:-1])
-    if differ.any():
-        raise ValueError(
-            f"Output.index gives samples of different classes the number "
-            f"{int(numbers[1:][differ][0])}. Give each sample a number of its own, the same in "
-            "each epoch, such as its position in the data set."
-        )
-
-
-def _first_seen(index: Tensor) -> Tensor:
-    """Marks the rows to keep: each position once over all ranks."""
-    everyone = distributed.gather(index)
-    before = sum(len(part) for part in everyone[: distributed.rank()])
-    values = torch.cat(everyone)
-    order = torch.argsort(values, stable=True)
-    ordered = values[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    keep = torch.empty_like(first)
-    keep[order] = first
-    return keep[before : before + len(index)]

@@ -19,6 +19,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from evenly import distributed
+from evenly.errors import UserError
 
 _FACTORS = (
     ("lora_A", "lora_B", "lora_E"),
@@ -65,7 +66,7 @@ def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float
             shape, or one cannot be pulled; then nothing has changed.
     """
     if not 0 <= weight <= 1:
-        raise ValueError(f"the weight of a re-initialisation is from 0 to 1; found {weight}.")
+        raise UserError(f"the weight of a re-initialisation is from 0 to 1; found {weight}.")
     check_initial(module, initial)
     check_kinds(module, initial)
     if weight == 0:
@@ -111,18 +112,18 @@ def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = 
         if value is None:
             if is_fixed(parameter):
                 continue
-            raise ValueError(
+            raise UserError(
                 f"the initial weights of the {what} lack '{name}'. Pass the state of the same "
                 "architecture, for example {n: p.clone() for n, p in module.named_parameters()}."
             )
         if value.shape != parameter.shape:
-            raise ValueError(
+            raise UserError(
                 f"the initial weights of the {what} hold '{name}' of shape "
                 f"{tuple(value.shape)}, but the parameter has {tuple(parameter.shape)}. "
                 "Pass the state of the same architecture."
             )
         if value.is_complex() and not parameter.is_complex():
-            raise ValueError(
+            raise UserError(
                 f"the initial weights of the {what} hold complex numbers for '{name}', but the "
                 "parameter is real. Pass the state of the same architecture."
             )
@@ -134,12 +135,12 @@ def check_kinds(module: nn.Module, initial: Mapping[str, Tensor], what: str = "m
     start = _Start(module, initial)
     for name, parameter in start.parameters.items():
         if reason := _unfit(parameter, start.find(parameter)):
-            raise ValueError(f"'{name}' of the {what} {reason}")
+            raise UserError(f"'{name}' of the {what} {reason}")
     for name, layer in module.named_modules():
         for adapter in _adapters(layer) if _is_merged(layer) else ():
             # Else weight and factors are pulled by the same share, and part again as they should.
             if adapter.base is None or adapter.magnitude is not None or adapter.zero(start) is None:
-                raise ValueError(
+                raise UserError(
                     f"the adapter of '{name}' of the {what} is merged into the weight below it, "
                     "from which it cannot be pulled apart. Unmerge it first (with PEFT, "
                     "encoder.unmerge_adapter())."

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from evenly import distributed
+from evenly.errors import UserError
 
 
 class Resampler(DistributedSampler[Any]):
@@ -76,7 +77,7 @@ class Resampler(DistributedSampler[Any]):
 
     def _drawn(self, pool: Tensor) -> Tensor:
         if not len(pool):
-            raise ValueError(
+            raise UserError(
                 "Resampler: the pool is empty, so there is nothing to draw from. Write entries "
                 "to it, or None for every sample once."
             )

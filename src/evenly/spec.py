@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from evenly.errors import UserError
 from evenly.suggest import unknown
 
 T = TypeVar("T")
@@ -80,9 +81,9 @@ def split(text: str) -> list[Spec]:
     """
     parts = _parts(text)
     if not all(part.strip() for part in parts):
-        raise ValueError(f"'{text}' has an empty place in its list of names. Write name,name,name.")
+        raise UserError(f"'{text}' has an empty place in its list of names. Write name,name,name.")
     if not parts:
-        raise ValueError("the list of names is empty. Write at least one name.")
+        raise UserError("the list of names is empty. Write at least one name.")
     return [parse(part) for part in parts]
 
 
@@ -119,7 +120,7 @@ def converted(what: str, value: Any, hint: Any) -> Any:
                 for key, item in value.items()
             }
     found = "null" if value is None else reprlib.repr(value)
-    raise ValueError(f"{what} takes {wanted(hint)}, found {found}.")
+    raise UserError(f"{what} takes {wanted(hint)}, found {found}.")
 
 
 def numbers(value: Any, hint: Any) -> Any:
@@ -185,13 +186,11 @@ def _in_words(hint: Any) -> str:
 def _setting(name: str, part: str) -> tuple[str, Any]:
     key, equals, value = (piece.strip() for piece in part.partition("="))
     if not (equals and value and key.isidentifier()):
-        raise ValueError(
-            f"'{name}' cannot read '{part.strip()}' as a setting. Write setting=value."
-        )
+        raise UserError(f"'{name}' cannot read '{part.strip()}' as a setting. Write setting=value.")
     try:
         return key, _load(value)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"'{name}' cannot read the value of '{key}', found '{value}'. Write a number, a word, "
             'or a list such as [1,2]; put text with special characters between "quotes".'
         ) from error
@@ -202,12 +201,12 @@ def _one(text: str) -> Spec:
     opening = text.find("(")
     name = (text if opening < 0 else text[:opening]).strip()
     if not name or ")" in name:
-        raise ValueError(f"'{text}' has no name before its settings. Write name(setting=value).")
+        raise UserError(f"'{text}' has no name before its settings. Write name(setting=value).")
     if opening < 0:
         return Spec(name)
     closing = next((at for at, _, depth in _scan(text) if depth == 0 and at > opening), -1)
     if closing != len(text) - 1:
-        raise ValueError(
+        raise UserError(
             f"'{text}' goes on after the closing parenthesis with '{text[closing + 1 :]}'. "
             "Write name(setting=value), and a comma before the next name."
         )
@@ -215,7 +214,7 @@ def _one(text: str) -> Spec:
     for part in _parts(text[opening + 1 : closing]):
         key, value = _setting(name, part)
         if key in settings:
-            raise ValueError(f"'{name}' is given the setting '{key}' twice. Give it once.")
+            raise UserError(f"'{name}' is given the setting '{key}' twice. Give it once.")
         settings[key] = value
     return Spec(name, settings)
 
@@ -248,11 +247,11 @@ def _scan(text: str) -> Iterator[tuple[int, str, int]]:
         if character in "([{":
             inside.append(character)
         elif character in pairs and (not inside or inside.pop() != pairs[character]):
-            raise ValueError(f"'{text}' closes a bracket '{character}' that is not open.")
+            raise UserError(f"'{text}' closes a bracket '{character}' that is not open.")
         before = before if character.isspace() else character
         yield at, character, len(inside)
     if quote or inside:
-        raise ValueError(f"'{text}' does not close {quote or inside[-1]}. Close it.")
+        raise UserError(f"'{text}' does not close {quote or inside[-1]}. Close it.")
 
 
 class _Plain(yaml.SafeLoader):  # type: ignore[misc]

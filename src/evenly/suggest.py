@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from evenly.errors import UserError
 
-def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> ValueError:
+
+def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> UserError:
     """The error for an unknown name: the nearest ones, and all there are.
 
     Args:
@@ -17,7 +19,7 @@ def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> Value
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     if not names and not more:
-        return ValueError(f"'{name}' is no {what}; there is none.")
-    return ValueError(
+        return UserError(f"'{name}' is no {what}; there is none.")
+    return UserError(
         f"'{name}' is no {what}. {guess}There is {', '.join(names)}{', ' if more else ''}{more}."
     )

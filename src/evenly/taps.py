@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from evenly.errors import UserError, UserRuntimeError
+
 Pool = Callable[[Any], Tensor]
 
 _POOLED = ("pooler_output", "text_embeds", "image_embeds", "audio_embeds", "sentence_embedding")
@@ -57,7 +59,7 @@ class Taps:
         """
         silent = [name for name in self.encoders if name not in self._last]
         if silent:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"no features of {silent}: these encoders did not run since features() was last "
                 "called. Call the model first, with every modality in the batch; a model that is "
                 "compiled must not have run before capture()."
@@ -95,13 +97,13 @@ class Taps:
         call = Call(module, args, kwargs, name)
         pooled = vectors(output, call) if pool is None else pool(output)
         if pooled.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"the features of '{name}' have shape {tuple(pooled.shape)} after pooling; "
                 "they should be (samples, width). Pass capture(..., pool=...), for example "
                 "pool=lambda x: x.mean(1) for (samples, time, width)."
             )
         if name in self._trained:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"the encoder of '{name}' ran twice before features() was called, so one run "
                 "would be lost. Call features() after each forward pass in training; if a pass "
                 "runs the encoder once per frame or crop, capture a module that runs once."
@@ -151,7 +153,7 @@ def capture(
     for name, path in modules.items():
         if path not in named:
             near = get_close_matches(path, named, n=3) or [n for n in list(named)[1:4] if n]
-            raise ValueError(
+            raise UserError(
                 f"the model has no module '{path}' (for '{name}'). Did you mean "
                 f"{' or '.join(repr(n) for n in near)}? model.named_modules() lists them all."
             )
@@ -229,10 +231,10 @@ class Call:
             raise self._unclear(name, mask, "which is not 1 at steps and 0 at padding")
         return mask.bool()
 
-    def _unclear(self, name: str, mask: Any, why: str) -> ValueError:
+    def _unclear(self, name: str, mask: Any, why: str) -> UserError:
         shape = getattr(mask, "shape", None)
         what = type(mask).__name__ if shape is None else f"mask of shape {tuple(shape)}"
-        return ValueError(
+        return UserError(
             f"the encoder of '{self.name}' was given '{name}', a {what}, {why}. Pass "
             "capture(..., pool=...) to say how its output becomes vectors, for example "
             "pool=lambda x: x[:, 0] for (samples, time, width), or x.last_hidden_state[:, 0]."

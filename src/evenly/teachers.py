@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evenly import numbering
+from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Method
 from evenly.optimizers import unwrapped
 from evenly.output import Output
@@ -64,7 +65,7 @@ class Taught(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if teacher_epochs < 1:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: 'teacher_epochs' is at least 1; found {teacher_epochs}."
             )
         self.optimizer = unwrapped(optimizer)
@@ -111,7 +112,7 @@ class Taught(Method):
     def _check_finite(self, key: str, table: Float[Tensor, "n _"]) -> None:
         if len(bad := (~table.isfinite().all(1)).nonzero()):
             part, name = key.split("/", 1)
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: the {part} of the teacher of '{name}' are NaN or infinite "
                 f"for sample {int(bad[0])} of the training split, so nothing can be learnt from "
                 "it. Lower the learning rate, clean the input, or use another precision than "
@@ -129,7 +130,7 @@ class Taught(Method):
     def _rows(self, output: Output, target: Tensor) -> Int[Tensor, " n"]:
         """Where the samples of a batch are in the teachers' tables."""
         if not self.teachers:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{type(self).__name__}.loss came before any teacher was trained. Call "
                 "before_epoch before the first batch of an epoch, or load the method's state."
             )

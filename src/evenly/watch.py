@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from evenly import distributed, targets
+from evenly.errors import UserError, UserRuntimeError
 from evenly.modulation import nodes
 from evenly.optimizers import divides_size
 from evenly.output import Output
@@ -67,7 +68,7 @@ class Watch:
                     self._told.add(name)
         self._losses += not self._begun
         if self._begins and self._losses > 1:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{_name(method)}.loss was asked for in a second batch, and before_epoch never. "
                 "Call method.before_epoch(epoch, probe) before the first batch of each epoch."
             )
@@ -98,7 +99,7 @@ class Watch:
         """An optimiser has taken a step."""
         if self._pending and self._steps and _holds(optimizer, method):
             self._pending = False
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{type(optimizer).__name__}.step came without {_name(method)}.before_step, so "
                 "that the method did nothing to the gradients. Call method.before_step() once "
                 "before each step, after the backward passes (and after scaler.unscale_); delete a "
@@ -126,7 +127,7 @@ class Watch:
             return
         found = targets.kinds(output.logits, target, method.criterion)
         if not set(found) & set(takes):
-            raise ValueError(targets.refusal(_name(method), takes, found, output.logits, target))
+            raise UserError(targets.refusal(_name(method), takes, found, output.logits, target))
         self._forms.add(form)
 
 
@@ -176,7 +177,7 @@ def _check_model(method: "Method", model: nn.Module) -> None:
     for name, encoder in method.encoders.items():
         mine = set(encoder.parameters())
         if mine and not mine & known:
-            raise ValueError(
+            raise UserError(
                 f"the encoder '{name}' of {_name(method)} is no part of the probe's model: none "
                 "of its parameters is among the model's. Make the method of the encoders of the "
                 "model that is trained, not of a copy of them; if they are modules of their own, "
@@ -207,7 +208,7 @@ def _comes_from(
     others = {p for encoder in method.encoders.values() for p in encoder.parameters()}
     if not leaves & others and all(id(leaf) in model for leaf in leaves):
         return False  # layers behind it, while the encoder itself ran under no_grad
-    raise ValueError(
+    raise UserError(
         f"the features of '{name}' do not come from the encoder '{name}' of {_name(method)}: none "
         "of its parameters has a part in them. Make the method of the encoders of the model that "
         "is trained, not of a copy of them, under the names of their modalities. An encoder that "

@@ -13,6 +13,7 @@ import run_pages
 import torch
 
 import evenly
+from evenly.diagnosis.rows import Rows
 from ranks import on_ranks
 
 kmeans = importlib.import_module("evenly.diagnosis.kmeans")  # not the function of that name
@@ -102,7 +103,7 @@ def test_restarts_that_do_not_fit_together_are_drawn_group_by_group(page):
 )
 def test_the_page_knows_how_many_groups_there_are(of, page):
     rows, width, k, ranks = of
-    known = object.__new__(kmeans._Rows)  # whose values are never looked at
+    known = object.__new__(Rows)  # whose values are never looked at
     known.x, known.longest = torch.empty(rows // ranks, width, device="meta"), rows // ranks
     assert page["groups"](*of, restarts=10) == math.ceil(10 / kmeans._at_once(known, k))
 

@@ -295,8 +295,8 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("x", "message"),
         [
-            ("torch.rand(60, 2)", "ValueError: Features: features of 'm': 60 rows for 4 targets"),
-            ("torch.rand(4, 0)", "ValueError: Features: features of 'm': no columns"),
+            ("torch.rand(60, 2)", "UserError: Features: features of 'm': 60 rows for 4 targets"),
+            ("torch.rand(4, 0)", "UserError: Features: features of 'm': no columns"),
             (
                 "torch.rand(4, 2, 2)",
                 "Features: features of 'm': shape (4, 2, 2); found too many dimensions",

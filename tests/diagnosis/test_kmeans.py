@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from evenly.diagnosis import kmeans as module
+from evenly.diagnosis import rows as rows_module
 from evenly.diagnosis.kmeans import assign, kmeans
 from evenly.diagnosis.purity import purity
 
@@ -160,8 +161,8 @@ def test_order_of_rows_does_not_matter():
 def test_chunks_and_groups_of_restarts_do_not_matter(monkeypatch):
     x, _ = blobs(400, 10, spread=1.0)
     whole = kmeans(x, 14, restarts=5)
-    monkeypatch.setattr(module, "_CHUNK", 37 * 16)
-    monkeypatch.setattr(module, "_KEEP", 0)
+    monkeypatch.setattr(rows_module, "_CHUNK", 37 * 16)
+    monkeypatch.setattr(rows_module, "_KEEP", 0)
     monkeypatch.setattr(module, "_STATE", 0)
     pieces = kmeans(x, 14, restarts=5)
     assert torch.equal(pieces.labels, whole.labels)
@@ -271,7 +272,7 @@ def test_rounded_products_are_not_trusted_with_tight_clusters(rounded_products):
 def test_empty_cluster_goes_to_the_farthest_row():
     # Centre 2 is nobody's nearest. Of the rows, 9 is farthest from its centre.
     x = torch.tensor([[0.0], [1.0], [9.0], [20.0]])
-    rows = module._Rows(x, None, sharded=False)
+    rows = rows_module.Rows(x, None, sharded=False)
     rows.center()
     starts = torch.tensor([[[0.0], [20.0], [500.0]]]) - x.mean()
     centers, _ = module._lloyd(rows, starts, gain=0.0)
@@ -281,7 +282,7 @@ def test_empty_cluster_goes_to_the_farthest_row():
 def test_equally_far_rows_go_by_position():
     x = torch.tensor([[-4.0], [4.0], [0.0]])
     for index, first in ((torch.tensor([0, 1, 2]), -4.0), (torch.tensor([5, 1, 2]), 4.0)):
-        rows = module._Rows(x, index, sharded=False)
+        rows = rows_module.Rows(x, index, sharded=False)
         rows.center()
         means = torch.tensor([[0.0], [99.0]], dtype=torch.float64)
         labels = torch.zeros(3, dtype=torch.int32)
@@ -347,7 +348,7 @@ def test_draw_follows_the_weights():
 
 def test_restarts_begin_in_different_places():
     x = torch.randn(300, 2)
-    rows = module._Rows(x, None, sharded=False)
+    rows = rows_module.Rows(x, None, sharded=False)
     rows.center()
     starts = module._seeds(rows, 3, 0, torch.arange(20))
     assert len(starts[:, 0].unique(dim=0)) > 15

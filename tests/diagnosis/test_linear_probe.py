@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from evenly.diagnosis.linear_probe import linear_probe
-from evenly.probe import Features
+from evenly.features import Features
 
 
 def split(count, seed):

@@ -10,6 +10,7 @@ import torch
 
 from evenly import Features, Probe, Relearn, diagnose
 from evenly.diagnosis import kmeans as module
+from evenly.diagnosis import rows as rows_module
 from evenly.diagnosis.kmeans import assign, kmeans
 from evenly.diagnosis.purity import purity
 from support import forward, loaders, net
@@ -66,7 +67,7 @@ def test_the_restarts_see_about_as_many_rows_as_asked(monkeypatch):
 
 
 def test_another_seed_draws_other_rows():
-    rows = module._Rows(overlapping(2000)[0], None, sharded=False)
+    rows = rows_module.Rows(overlapping(2000)[0], None, sharded=False)
     one, two, again = (rows.drawn(500, seed).index.tolist() for seed in (0, 1, 0))
     assert one == again
     assert len(set(one) & set(two)) < 250
@@ -84,7 +85,7 @@ def test_order_of_rows_does_not_change_a_sample():
 def test_chunks_do_not_change_a_sample(monkeypatch):
     x, _ = overlapping(3000)
     whole = kmeans(x, K, sample=600, restarts=3)
-    monkeypatch.setattr(module, "_CHUNK", 501 * 8)
+    monkeypatch.setattr(rows_module, "_CHUNK", 501 * 8)
     pieces = kmeans(x, K, sample=600, restarts=3)
     assert torch.equal(pieces.labels, whole.labels)
     torch.testing.assert_close(pieces.centers, whole.centers)

@@ -6,15 +6,7 @@ import torch
 
 from evenly.data import Modality, Padded
 from evenly.nn import ENCODERS
-from evenly.nn.pretrained import (
-    AST,
-    BERT,
-    ResNet18,
-    Transformer,
-    ViT,
-    Wav2Vec,
-    configurations,
-)
+from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec, configurations
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 32}  # fmt: skip
@@ -241,7 +233,7 @@ def test_by_name_in_the_lab(tmp_path):
     from evenly.lab.run.prepare import prepare
     from evenly.lab.run.run import run_cell
     from evenly.lab.run.settings import Cell, Training
-    from evenly.lab.trained.predict import load_run
+    from evenly.lab.trained.load import load_run
 
     asked = {"top": "vit(config={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
              "intermediate_size: 16, patch_size: 4})", "bottom": "resnet18"}  # fmt: skip

@@ -185,7 +185,9 @@ def write_comparison(
             result = _write_run(cell, rng, method, seed, modalities, class_names, epochs, quality,
                                 samples, finished=not open_)  # fmt: skip
             if (method, seed) in failed:
-                (cell / "error.txt").write_text("Traceback …\nValueError: the loss is <nan>.\n")
+                (cell / "error.txt").write_text(
+                    "Traceback …\nevenly.errors.UserError: the loss is <nan>.\n"
+                )
             if result:
                 results.append(result)
     if results:

@@ -1,17 +1,16 @@
 """Data sets of one's own, as arrays in one `.npz` file."""
 
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import prod
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evenly.data.archive import read_archive, wrong
 from evenly.data.dataset import (
     NUMBERING,
     SPLITS,
@@ -25,16 +24,13 @@ from evenly.data.dataset import (
     lacking,
     stratified,
 )
+from evenly.data.numbers import Array, channels_first, native, spelt, unusable
+from evenly.errors import UserError
 from evenly.files import replacing
-
-Array = npt.NDArray[Any]
 
 VALIDATION = 0.15
 WORDS = 10_000_000
 """Numbers of words in texts; encoders keep a vector for each."""
-LARGEST = float(np.finfo(np.float32).max)
-_MOST = 1032
-"""Bytes that a byte can stand for in a file that is compressed as NumPy does."""
 _FLOATS = (torch.float16, torch.float32, torch.float64)
 """That NumPy has, too."""
 _RESERVED = ("labels", "split", "class_names")
@@ -145,37 +141,6 @@ def _writable(name: str, value: npt.ArrayLike) -> Array:
     return array
 
 
-_NO_NPZ = "is no .npz file, or part of one. Write it with numpy.savez."
-_FOREIGN = {
-    ".npy": "is a single array. Write labels, split and modalities to one .npz file with save_npz.",
-    ".mat": (
-        "is a MATLAB file. Write its arrays to an .npz file in Python: found = "
-        "scipy.io.loadmat(FILE), or h5py.File(FILE) for version 7.3, and then evenly.data.save_npz("
-        "NEW, found['labels'].ravel(), found['split'].ravel(), {'audio': found['audio']})."
-    ),
-}
-
-
-def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array, as its file begins."""
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in read:
-        raise ValueError(f"version {version} of the format, which plain arrays do not have")
-    shape, _, dtype = read[version](file)
-    return shape, dtype
-
-
-def _fits(info: zipfile.ZipInfo, path: Path) -> bool:
-    """Whether the length of an array can be in the bytes that a file has for it."""
-    most = 1 if info.compress_type == zipfile.ZIP_STORED else _MOST
-    inside = info.compress_size <= path.stat().st_size
-    return inside and info.file_size <= most * (info.compress_size + 1)
-
-
 class _Reader:
     """The arrays of one file, and what is wrong with them."""
 
@@ -186,7 +151,7 @@ class _Reader:
     ) -> None:
         self.path = path
         self.needed = needed
-        self.arrays = self._read() if arrays is None else arrays
+        self.arrays = read_archive(path) if arrays is None else arrays
 
     def check(self) -> None:
         """Raises if anything is wrong, but with how many samples there are of a split or class."""
@@ -269,55 +234,8 @@ class _Reader:
             raise self._error("holds no modality. Add an array with a row for each sample.")
         return (offsets or plain)[0]
 
-    def _error(self, what: str) -> ValueError:
-        return ValueError(f"{self.path}: {' '.join(what.split())}")
-
-    def _read(self) -> dict[str, Array]:
-        if self.path.is_dir():
-            raise self._error("is a folder. Give the path of an .npz file.")
-        if not self.path.exists():
-            raise FileNotFoundError(f"{self.path}: there is no such file. Check the path.")
-        if not zipfile.is_zipfile(self.path):
-            raise self._error(_FOREIGN.get(self.path.suffix.lower(), _NO_NPZ))
-        with self._reading("its directory"):
-            archive = zipfile.ZipFile(self.path)
-        with archive:
-            members = archive.infolist()
-            names = [info.filename.removesuffix(".npy") for info in members]
-            if len(set(names)) < len(names):
-                raise self._error("holds two arrays of one name. Write it again.")
-            return {
-                name: self._array(archive, info, name)
-                for name, info in zip(names, members, strict=True)
-            }
-
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except MemoryError as error:
-            raise self._error(f"{what} is larger than the memory.") from error
-        except Exception as error:  # whatever damaged bytes bring about in those who read them
-            raise self._error(f"{what} is damaged ({error}). Write it again.") from error
-
-    def _array(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Array:
-        """One array, if it is as long as its header and the directory say."""
-        if not info.filename.endswith(".npy"):
-            raise self._error(f"'{name}' is not an array. Write the file with numpy.savez.")
-        with self._reading(f"array '{name}'"), archive.open(info) as file:
-            shape, dtype = _header(file)
-            length = info.file_size - file.tell()
-        if dtype.hasobject:
-            raise self._error(
-                f"array '{name}' holds pickled Python objects, which could run code and are never "
-                "read. Save numbers, or strings as a fixed-width array."
-            )
-        with self._reading(f"array '{name}'"), archive.open(info) as file:
-            if prod(shape) * dtype.itemsize != length or not _fits(info, self.path):
-                raise EOFError(f"{shape} of {dtype} is not what {length:,} bytes can hold")
-            found: Array = np.lib.format.read_array(file, allow_pickle=False)
-            file.read(1)  # at the end the checksum is compared
-        return found
+    def _error(self, what: str) -> UserError:
+        return wrong(self.path, what)
 
     def _count(self) -> int:
         labels = self.arrays["labels"]
@@ -580,44 +498,6 @@ def _shape(values: Array, kind: Kind | None) -> Array | None:
     if (kind == "image" and axes == 3) or (kind == "video" and axes == 4):
         return channels_first(values)
     return None
-
-
-def channels_first(values: Array) -> Array:
-    """Images (..., c, h, w), turned if they are (..., h, w, c): if only the last is 1, 3 or 4."""
-    channels = (1, 3, 4)
-    turned = values.shape[-1] in channels and values.shape[-3] not in channels
-    return np.moveaxis(values, -1, -3) if turned else values
-
-
-def unusable(values: Array) -> Array:
-    """Which numbers no model can learn from: not finite, or beyond what float32 can hold."""
-    if values.dtype.kind == "f":
-        # In float16 and float32, all that is finite fits.
-        wide = values.dtype.itemsize > 4
-        return ~(np.abs(values) <= LARGEST) if wide else ~np.isfinite(values)
-    # Torch indexes no unsigned integers; the largest of them have no signed ones.
-    return values > np.iinfo(np.int64).max
-
-
-def spelt(value: Any) -> str:
-    """A number that is `unusable`, for a message."""
-    if not np.isfinite(value):
-        return str(value)
-    of, end = ("float32", LARGEST) if isinstance(value, np.floating) else ("int64", 2.0**63)
-    return f"{value!s} ({of} ends at {end:.2g})"
-
-
-def native(values: Array) -> Array:
-    """Numbers in memory order and native bytes, and of a type that torch can index.
-
-    Raises:
-        ValueError: If they are no numbers, or complex ones.
-    """
-    if values.dtype.kind not in "iufb":
-        raise ValueError(f"holds {values.dtype} values, which are no numbers that can be stored")
-    wider = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "float128": "float64"}
-    dtype = wider.get(values.dtype.name, values.dtype.newbyteorder("="))
-    return np.require(values, dtype, "C")  # unlike ascontiguousarray, it adds no axis
 
 
 def _tensor(values: Array) -> Tensor:

@@ -12,6 +12,7 @@ from evenly.data.dataset import Data
 from evenly.data.digits import digits
 from evenly.data.store import open_store
 from evenly.data.synthetic import synthetic
+from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
@@ -107,14 +108,14 @@ def load(spec: str) -> Data:
     """
     if (path := data_file(spec)) is not None:
         if path.suffix.lower() in TABLES:
-            raise ValueError(
+            raise UserError(
                 f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
                 "--data STORE."
             )
         return open_store(path) if path.is_dir() else load_npz(path)
     asked = parse(spec)
     if asked.name.lower().endswith(".npz"):
-        raise ValueError(
+        raise UserError(
             f"'{asked.name}' is a file and takes no settings, found {sorted(asked.settings)}. "
             "Give the path alone."
         )
@@ -126,12 +127,12 @@ def load(spec: str) -> Data:
     return made("data set", asked, {asked.name: info.build})
 
 
-def _unknown(spec: str, name: str) -> ValueError:
+def _unknown(spec: str, name: str) -> UserError:
     """What to say of a name that is none of the built-in data sets'."""
     from evenly.data.raw.sets import SETS
 
     if name in SETS:
-        return ValueError(
+        return UserError(
             f"{name}: is prepared from its files first: evenly prepare '{spec}' --folder FOLDER "
             f"--out STORE, and then --data STORE. 'evenly datasets {name}' tells where to get them."
         )

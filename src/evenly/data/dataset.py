@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evenly.data.noise import noisy
+from evenly.errors import UserError
 from evenly.suggest import unknown
 
 Kind = Literal["vector", "sequence", "image", "video", "text"]
@@ -183,7 +184,7 @@ class Data:
             if name not in self.modalities:
                 raise unknown("modality", name, self.modalities)
             if self.modalities[name].kind == "text":
-                raise ValueError(f"'{name}' is a text, to which no noise can be added.")
+                raise UserError(f"'{name}' is a text, to which no noise can be added.")
         spread = {name: level * self.modalities[name].spread for name, level in levels.items()}
         return self._with(_noise=spread, bayes=None if levels else self.bayes)
 
@@ -348,18 +349,18 @@ def check_names(where: object, names: Iterable[str]) -> None:
     for name in names:
         # ModuleDict, which holds the encoders, refuses names of its own attributes.
         if not name or "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
-            raise ValueError(
+            raise UserError(
                 f"{where}: a modality cannot be called '{name}', as torch could not store its "
                 "encoder under that name: it takes no dots, slashes or names that a ModuleDict has "
                 "itself. Rename it."
             )
         if not name.isprintable():
-            raise ValueError(
+            raise UserError(
                 f"{where}: a modality cannot be called {name!r}, as tables could not show it. "
                 "Rename it, without line breaks and tabs."
             )
         if len(name.encode()) > LONGEST_NAME:
-            raise ValueError(
+            raise UserError(
                 f"{where}: a modality cannot be called '{name[:30]}...', which is too long for a "
                 f"file's name. Give it a name of {LONGEST_NAME} bytes at most."
             )
@@ -390,7 +391,7 @@ def check_classes(
         class_names: By class number.
     """
     if len(target) < len(class_names):
-        raise ValueError(
+        raise UserError(
             f"{where}: the {split} split has {len(target)} of the {len(class_names)} "
             "samples that it needs at least, one of each class. Move some to it, or merge classes."
         )
@@ -399,7 +400,7 @@ def check_classes(
     if missing:
         listed = ", ".join(f"'{label}'" for label in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(
+        raise UserError(
             f"{where}: the {split} split has no sample of class {listed}{more}. Split again so "
             "that every class is in every split, or leave the class out."
         )

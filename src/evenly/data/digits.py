@@ -3,6 +3,7 @@
 import torch
 
 from evenly.data.dataset import Data, stratified
+from evenly.errors import UserError
 
 
 def digits(noise: float = 8.0, seed: int = 0) -> Data:
@@ -28,7 +29,7 @@ def digits(noise: float = 8.0, seed: int = 0) -> Data:
     Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0).
     """
     if noise < 0:
-        raise ValueError(f"digits: noise is a standard deviation, found {noise}. Give 0 or more.")
+        raise UserError(f"digits: noise is a standard deviation, found {noise}. Give 0 or more.")
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:

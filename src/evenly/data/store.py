@@ -33,6 +33,7 @@ from evenly.data.dataset import (
     check_names,
     lacking,
 )
+from evenly.errors import UserError, UserFileNotFoundError
 from evenly.files import write_text
 
 DESCRIPTION = "dataset.json"
@@ -130,7 +131,7 @@ def describe(folder: Path) -> Description:
     """
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"{folder}: is no prepared store, there is no {DESCRIPTION} in it. Make one with "
             "'evenly prepare'."
         )
@@ -144,8 +145,8 @@ def describe(folder: Path) -> Description:
             return Description(**{**found, "modalities": fields})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         said = "it is not as evenly wrote it" if isinstance(error, AttributeError) else error
-        raise ValueError(f"{path}: is damaged ({said}). Prepare the store again.") from error
-    raise ValueError(
+        raise UserError(f"{path}: is damaged ({said}). Prepare the store again.") from error
+    raise UserError(
         f"{path}: has the format {known}, this version reads {FORMAT}. Prepare the store again, "
         "or update evenly."
     )
@@ -233,13 +234,13 @@ class _Arrays:
         expected = dtype.itemsize * int(np.prod(shape))
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
-            raise ValueError(
+            raise UserError(
                 f"{path}: has {found:,} bytes, but {DESCRIPTION} speaks of {expected:,}. The "
                 "store is damaged: prepare it again."
             )
         known = self.checksums.get(name)
         if known is not None and zlib.crc32(path.read_bytes()) != known:
-            raise ValueError(
+            raise UserError(
                 f"{path}: is not as evenly wrote it. The store is damaged: prepare it again."
             )
         return mapped(path, dtype, shape)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evenly.data.dataset import Data, SplitName
+from evenly.errors import UserError
 
 
 def synthetic(
@@ -113,29 +114,29 @@ def _each(
 ) -> list[float]:
     values = value if isinstance(value, list) else [value] * modalities
     if len(values) != modalities:
-        raise ValueError(
+        raise UserError(
             f"synthetic: {setting} lists {len(values)} values for {modalities} modalities. "
             "Give one for each, or a single number for all."
         )
     if not all(math.isfinite(v) and (v > 0 if positive else v >= 0) for v in values):
         least = "numbers above 0" if positive else "numbers of 0 or more"
-        raise ValueError(f"synthetic: {setting} needs {least}, found {value}.")
+        raise UserError(f"synthetic: {setting} needs {least}, found {value}.")
     return values
 
 
 def _check(modalities: int, classes: int, dim: int, sizes: dict[SplitName, int]) -> None:
     if modalities < 1:
-        raise ValueError(f"synthetic: found {modalities} modalities. Give 1 or more.")
+        raise UserError(f"synthetic: found {modalities} modalities. Give 1 or more.")
     if classes < 2:
-        raise ValueError(f"synthetic: found {classes} classes. Give 2 or more.")
+        raise UserError(f"synthetic: found {classes} classes. Give 2 or more.")
     if dim < classes:
-        raise ValueError(
+        raise UserError(
             f"synthetic: vectors of width {dim} cannot hold {classes} classes at equal distances. "
             f"Give dim={classes} or more."
         )
     for name, size in sizes.items():
         if size < classes:
-            raise ValueError(
+            raise UserError(
                 f"synthetic: {name}={size} is fewer samples than the {classes} classes. "
                 f"Give {classes} or more."
             )

@@ -13,17 +13,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
-from evenly.diagnosis.kmeans import (
-    Clusters,
-    assign,
-    check_sample,
-    chunk_rows,
-    first_not_finite,
-    floats,
-    kmeans,
-)
+from evenly.diagnosis.kmeans import Clusters, assign, check_sample, kmeans
 from evenly.diagnosis.purity import MOST, purity
-from evenly.probe import Features
+from evenly.diagnosis.rows import chunk_rows, first_not_finite, floats
+from evenly.errors import UserError
+from evenly.features import Features
 from evenly.suggest import unknown
 
 Gap = Literal["paper", "matched", "shared"]
@@ -268,7 +262,7 @@ def check_finite(split: Features, name: str, where: str) -> None:
     index = None if split.index is None else split.index.to(x.device)
     first = distributed.min_(first_not_finite(x, index), sharded=split.sharded)
     if int(first) != torch.iinfo(torch.int64).max:
-        raise ValueError(
+        raise UserError(
             f"the features of '{name}' are NaN or infinite in row {int(first)} of the "
             f"{where} split. Training has diverged or the input holds such values: lower the "
             "learning rate, or clean the input."
@@ -280,12 +274,12 @@ def _check_values(train: Features, val: Features) -> None:
     for split, where in ((train, "training"), (val, "validation")):
         bad = (~split.target.isfinite()).any().long()
         if int(distributed.max_(bad, sharded=split.sharded)):
-            raise ValueError(
+            raise UserError(
                 f"a target of the {where} split is NaN or infinite. Leave out samples without one."
             )
     low, high = extent(_values(train)[:, None], sharded=train.sharded)
     if bool(low == high):
-        raise ValueError(
+        raise UserError(
             f"every target of the training split is {float(low):g}, so there is nothing to tell "
             "apart. Pass a split with at least two values."
         )
@@ -305,16 +299,16 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> Int
     for split, where in ((train, "training"), (val, "validation")):
         least = split.target.min() if len(split.target) else split.target.new_tensor(0)
         if int(distributed.min_(least, sharded=split.sharded)) < 0:
-            raise ValueError(
+            raise UserError(
                 f"a label of the {where} split is {int(least)}, but classes are numbered from 0. "
                 "Leave out samples without a label."
             )
     of_train, of_val = _counts(train.target, val.target, sharded=train.sharded)
     k = int((of_train > 0).sum())
     if k == 0:
-        raise ValueError("the training split has no sample with a label. Pass one that has some.")
+        raise UserError("the training split has no sample with a label. Pass one that has some.")
     if k < 2:
-        raise ValueError(
+        raise UserError(
             f"the training split has one class only ({int(of_train.argmax())}), so there is "
             "nothing to tell apart. Pass a split with at least two classes."
         )
@@ -322,13 +316,13 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> Int
     if whole and bool(lacking.any()):
         first = int(lacking.nonzero()[0])
         where, other = ("validation", "training") if of_train[first] else ("training", "validation")
-        raise ValueError(
+        raise UserError(
             f"class {first} is missing from the {where} split but not from the {other} split, so "
             "their purities do not compare. Draw the validation split stratified by class."
         )
     for counts, where in ((of_train, "training"), (of_val, "validation")):
         if int(counts.sum()) < k:
-            raise ValueError(
+            raise UserError(
                 f"the {where} split has {int(counts.sum())} samples for {k} clusters (one per "
                 "class): fewer samples than clusters. Pass a larger split."
             )
@@ -337,16 +331,16 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> Int
 
 def _check_modalities(train: Features, val: Features) -> None:
     if missing := set(train.features) ^ set(val.features):
-        raise ValueError(f"modalities {sorted(missing)} are in one split only. Pass both.")
+        raise UserError(f"modalities {sorted(missing)} are in one split only. Pass both.")
     for split in (train, val):
         if split.target.ndim > 1:
-            raise ValueError(
+            raise UserError(
                 f"a diagnosis takes one class or one value for each sample; found targets of "
                 f"shape {tuple(split.target.shape)}. Pass one column of them."
             )
     for name, x in train.features.items():
         if x.shape[1] != val.features[name].shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"the features of '{name}' are {x.shape[1]} wide in the training split and "
                 f"{val.features[name].shape[1]} in the validation split. Take both from one "
                 "encoder."
@@ -372,7 +366,7 @@ def _counts(train: Tensor, val: Tensor, *, sharded: bool) -> tuple[Tensor, Tenso
     """Samples of each class in both splits, over all ranks."""
     size = _largest(torch.cat([train, val]), sharded=sharded) + 1
     if size > MOST:
-        raise ValueError(
+        raise UserError(
             f"a label is {size - 1}, but classes are numbered from 0. Of any other numbers "
             "target.unique(return_inverse=True)[1] makes such."
         )

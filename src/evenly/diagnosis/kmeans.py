@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from evenly import distributed
-from evenly.chance import uniform
+from evenly.diagnosis.rows import CACHED, Rows, check_finite, check_rows, chunk_rows, compared
+from evenly.errors import UserError
 
 _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
 # Of the inertia: what an iteration must gain while the best restart is looked for. Against 0 it
@@ -25,12 +25,8 @@ _TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below 
 _GAIN = 1e-5
 _ITERATIONS = 300
 _TIGHT = 0.05  # of the spread: fast products may not tell rows of clusters of less inertia apart
-_CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are more
-_CACHED = 8  # times smaller where a chunk's rows are copied: the copy then stays in the cache
-_KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
 _STATE = 2**27  # bytes that all restarts at once may always take
 _LEAST = 20  # rows of a sample for each cluster
-_DRAW = -1  # what tells the draw of a sample from other draws of a seed, whose steps are from 0
 
 
 @dataclass(frozen=True)
@@ -99,22 +95,22 @@ def kmeans(
     """
     check_rows(x, "kmeans")
     if x.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"kmeans: x must be a matrix with a row per sample; found shape {tuple(x.shape)}. "
             "Flatten each sample, for instance by x.flatten(1)."
         )
     for name, value in (("k", k), ("restarts", restarts)):
         if value < 1:
-            raise ValueError(f"kmeans: {name} must be at least 1; found {value}.")
+            raise UserError(f"kmeans: {name} must be at least 1; found {value}.")
     check_sample(sample, k)
     if unit is not None and not bool((unit > 0).all()):
-        raise ValueError(
+        raise UserError(
             f"kmeans: unit must be above 0 in each dimension; found {float(unit.min())}."
         )
     with torch.autocast(x.device.type, enabled=False):
-        rows = _Rows(x, index, sharded, unit)
+        rows = Rows(x, index, sharded, unit)
         if rows.total < k:
-            raise ValueError(
+            raise UserError(
                 f"kmeans: fewer samples than clusters: {rows.total} rows for k = {k}. "
                 "Pass more rows or a smaller k."
             )
@@ -138,7 +134,7 @@ def kmeans(
 def check_sample(sample: int | None, k: int) -> None:
     """Raises if so few rows cannot stand for all when they go into `k` clusters."""
     if sample is not None and sample < _LEAST * k:
-        raise ValueError(
+        raise UserError(
             f"'sample' is at least {_LEAST} rows a cluster, which is {_LEAST * k} for {k} "
             f"clusters; found {sample}."
         )
@@ -160,28 +156,22 @@ def assign(
         ValueError: If a row is not finite.
     """
     check_rows(x, "assign")
-    _check_finite(x, None, "assign")
+    check_finite(x, None, "assign")
     with torch.autocast(x.device.type, enabled=False), _products(fast=False):
         return _assign(x, centers, unit)
 
 
 def _assign(x: Tensor, centers: Tensor, unit: Tensor | None) -> Tensor:
     offset = centers.mean(0)
-    near = _compared(centers, offset, unit).float()[None]
+    near = compared(centers, offset, unit).float()[None]
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    step = chunk_rows(_CACHED * x.shape[1], len(centers))
+    step = chunk_rows(CACHED * x.shape[1], len(centers))
     for part, label in zip(x.split(step), labels.split(step), strict=True):
-        label.copy_(_nearest(_scores(near, _compared(part, offset, unit).float()))[0])
+        label.copy_(_nearest(_scores(near, compared(part, offset, unit).float()))[0])
     return labels
 
 
-def _compared(x: Tensor, origin: Tensor, unit: Tensor | None) -> Tensor:
-    """Rows from an origin, in units; a new tensor, of float32 or wider."""
-    x = floats(x) - origin
-    return x if unit is None else x.div_(unit)
-
-
-def _start(rows: "_Rows", k: int, seed: int, restarts: int) -> tuple[Tensor, bool]:
+def _start(rows: "Rows", k: int, seed: int, restarts: int) -> tuple[Tensor, bool]:
     """Centres (1 k d) of the restart that ends best, and whether fast products tell rows apart."""
     start, inertia = _best(rows, k, seed, restarts, fast=True)
     if inertia >= _TIGHT * rows.spread:
@@ -189,9 +179,7 @@ def _start(rows: "_Rows", k: int, seed: int, restarts: int) -> tuple[Tensor, boo
     return _best(rows, k, seed, restarts, fast=False)[0], False
 
 
-def _start_from(
-    rows: "_Rows", sample: int, k: int, seed: int, restarts: int
-) -> tuple[Tensor, bool]:
+def _start_from(rows: "Rows", sample: int, k: int, seed: int, restarts: int) -> tuple[Tensor, bool]:
     """The same, found among a sample of the rows."""
     some = rows.drawn(sample, seed)
     some.center()
@@ -199,7 +187,7 @@ def _start_from(
     return rows.centred(some.uncentred(start)), fast
 
 
-def _best(rows: "_Rows", k: int, seed: int, restarts: int, *, fast: bool) -> tuple[Tensor, float]:
+def _best(rows: "Rows", k: int, seed: int, restarts: int, *, fast: bool) -> tuple[Tensor, float]:
     """Centres (1 k d) and inertia of the restart that ends best."""
     with _products(fast=fast):
         groups = torch.arange(restarts, device=rows.x.device).split(_at_once(rows, k))
@@ -211,140 +199,7 @@ def _best(rows: "_Rows", k: int, seed: int, restarts: int, *, fast: bool) -> tup
     return centers.float(), rows.spread - float(explained[best])
 
 
-class _Rows:
-    """The rows to cluster, read in chunks less their mean; knows of the other ranks' rows.
-
-    Attributes:
-        total: Number of rows over all ranks.
-        longest: Number of rows of the rank that has most.
-        dtype: What the centres are returned in.
-        wide: What sums run in.
-        offset: The mean of all rows.
-        norms: Squared distance of each row from the mean.
-        spread: The sum of `norms` over all ranks.
-    """
-
-    def __init__(
-        self, x: Tensor, index: Tensor | None, sharded: bool, unit: Tensor | None = None
-    ) -> None:
-        self.x = x
-        self.unit = unit
-        self.sharded = sharded and distributed.world_size() > 1
-        lengths = [int(n) for n in self.gather(torch.tensor([len(x)], device=x.device))]
-        self.before = sum(lengths[: distributed.rank()]) if self.sharded else 0
-        self.index = None if index is None else index.to(x.device)
-        self.total = sum(lengths)
-        self.longest = max(lengths)
-        self.dtype = torch.promote_types(floats(x[:0]).dtype, torch.float32)
-        self.wide = torch.float32 if x.device.type == "mps" else torch.float64
-
-    def center(self, *, keep: bool = True) -> None:
-        """Finds the mean and the spread; may keep the centred rows, if they are few."""
-        total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
-        for part in self.x.split(chunk_rows(self.x.shape[1], 1)):
-            total += floats(part).sum(0, dtype=self.dtype)
-        self.offset = self.sum_(total) / self.total
-        if not bool(self.offset.isfinite().all()):  # NaN and infinity survive a sum
-            _check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
-        self._offset = self.offset.to(self.dtype)
-        self._kept: Tensor | None = None
-        if keep and self.x.numel() * 4 <= _KEEP:
-            kept = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
-            for part, span in self.chunks(1):
-                kept[span] = part
-            self._kept = kept
-        # Filled in place, here and below: small results kept between the freed parts of a loop
-        # would leave holes that glibc cannot use again, as large as all the rows.
-        self.norms = torch.empty(len(self.x), dtype=torch.float32, device=self.x.device)
-        for part, span in self.chunks(1):
-            torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
-        self.norms.square_()
-        self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
-        if math.isinf(self.spread):
-            raise ValueError(
-                "kmeans: rows are so far apart that their squared distances are infinite in "
-                "float32. Scale them, or pass their extent as `unit`."
-            )
-
-    def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
-        """The centred rows in chunks that stay small when each row gets `columns` values."""
-        step = chunk_rows(self.x.shape[1], columns)
-        for start in range(0, max(len(self.x), 1), step):
-            span = slice(start, start + step)
-            yield self.take(span), span
-
-    def take(self, at: Tensor | slice) -> Tensor:
-        """The centred rows at some places."""
-        return self.centred(self.x[at]) if self._kept is None else self._kept[at]
-
-    def centred(self, x: Tensor) -> Tensor:
-        """What is compared of rows or centres: their distance from the mean, in units."""
-        return _compared(x, self._offset, self.unit).float()
-
-    def uncentred(self, centers: Tensor) -> Tensor:
-        """The centres that `centred` made these of."""
-        return (centers if self.unit is None else centers * self.unit) + self.offset
-
-    def places(self, span: slice) -> Tensor:
-        """Canonical positions of the rows of a span."""
-        return _places(self.x, self.index, span, self.before)
-
-    def drawn(self, count: int, seed: int) -> "_Rows":
-        """About `count` rows over all ranks: the same for any order and any cut over ranks."""
-        keep = torch.empty(len(self.x), dtype=torch.bool, device=self.x.device)
-        step = chunk_rows(_CACHED)
-        for start in range(0, len(keep), step):
-            span = slice(start, start + step)
-            keep[span] = uniform(self.places(span), seed, _DRAW) < count / self.total
-        at = keep.nonzero()[:, 0]
-        index = at + self.before if self.index is None else self.index[at]
-        return _Rows(self.x[at], index, self.sharded, self.unit)
-
-    def first(self, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` rows of smallest key over all ranks, for each restart.
-
-        Args:
-            key: Of each restart and row (r n).
-            count: How many.
-
-        Returns:
-            Their keys (r t), from the smallest, and the centred rows (r t d).
-        """
-        key, at = key.topk(min(count, key.shape[1]), largest=False)
-        if not self.sharded:
-            return key, self.take(at)
-        # Every rank's keys, but of the rows only those that win, each from the rank that has it.
-        none = math.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
-        padded = key.new_full((len(key), count), none)
-        padded[:, : key.shape[1]] = key
-        keys = distributed.stack(padded).transpose(0, 1).flatten(1)
-        key, winner = keys.topk(count, largest=False)
-        mine = winner // count == distributed.rank()
-        shape = (*winner.shape, self.x.shape[1])
-        rows = torch.zeros(shape, dtype=torch.float32, device=self.x.device)
-        rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine] % count])
-        return key, self.sum_(rows)
-
-    def inertia(self, centers: Tensor, labels: Tensor) -> float:
-        """Squared distance of all rows to their centres, summed."""
-        total = torch.zeros((), dtype=self.wide, device=self.x.device)
-        step = chunk_rows(_CACHED * self.x.shape[1])
-        for part, label in zip(self.x.split(step), labels.split(step), strict=True):
-            own = centers.index_select(0, label)  # five times as fast as centers[label]
-            distance = torch.linalg.vector_norm(_compared(part, own, self.unit), dim=1)
-            total += distance.square_().sum()
-        return float(self.sum_(total))
-
-    def sum_(self, x: Tensor) -> Tensor:
-        """Adds `x` over the ranks that share the rows, in place."""
-        return distributed.sum_(x) if self.sharded else x
-
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """`x` of every rank that shares the rows."""
-        return distributed.gather(x) if self.sharded else [x]
-
-
-def _seeds(rows: _Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
+def _seeds(rows: Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
     """First centres (r k d) by greedy k-means++.
 
     Each step draws a few rows with probability proportional to their squared distance from the
@@ -395,7 +250,7 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def _lloyd(rows: _Rows, centers: Tensor, *, gain: float) -> tuple[Tensor, Tensor]:
+def _lloyd(rows: Rows, centers: Tensor, *, gain: float) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations from `centers` (r k d) until each restart has come to rest.
 
     Args:
@@ -460,7 +315,7 @@ def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Te
     labels.copy_(nearest)
 
 
-def _refill(rows: _Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
+def _refill(rows: Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
     """Sets the means of empty clusters to the rows farthest from theirs, in place."""
     distance = torch.empty_like(rows.norms)
     for part, span in rows.chunks(1):
@@ -505,79 +360,11 @@ def _tries(k: int) -> int:
     return 2 + int(math.log(k))
 
 
-def chunk_rows(*columns: int) -> int:
-    """Number of rows that are worked on at a time when each takes so many values."""
-    return max(_CHUNK // max(*columns, 1), 1)
-
-
-def _at_once(rows: _Rows, k: int) -> int:
+def _at_once(rows: Rows, k: int) -> int:
     """Number of restarts that run at once: all, unless their state outweighs the rows."""
     width = rows.x.shape[1]
     restart = 4 * rows.longest * (_tries(k) + 8) + 40 * k * width
     return max(max(_STATE, rows.longest * width * 4 // 5) // restart, 1)
-
-
-def _check_finite(
-    x: Tensor, index: Tensor | None, name: str, sharded: bool = False, before: int = 0
-) -> None:
-    """Raises the same error on every rank if a row is not finite."""
-    bad = first_not_finite(x, index, before)
-    first = int(distributed.min_(bad) if sharded else bad)
-    if first < torch.iinfo(torch.int64).max:
-        raise ValueError(
-            f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find out where "
-            "it comes from: an encoder that diverged gives such rows."
-        )
-
-
-def floats(x: Tensor) -> Tensor:
-    """Rows of any real type as floats to calculate with, exactly up to 2^53."""
-    if x.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return x
-    is_long = x.dtype.itemsize > 2 and x.device.type != "mps"
-    return x.to(torch.float64 if is_long else torch.float32)
-
-
-def check_rows(x: object, caller: str) -> None:
-    """Raises if something is no tensor of real numbers."""
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{caller}: x is a {type(x).__name__}, but a tensor is needed. torch.as_tensor makes "
-            "one of an array."
-        )
-    if x.is_complex():
-        raise TypeError(
-            f"{caller}: x holds complex numbers, which are not compared with one another. Pass "
-            "real and imaginary parts as columns of their own: torch.cat([x.real, x.imag], 1)."
-        )
-
-
-def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) -> Tensor:
-    """The first position of a row with NaN or infinity; the largest int64 if all are finite.
-
-    Args:
-        x: The rows (n d).
-        index: Position of each; by default their number in `x`, counted from `before`.
-        before: Rows of the ranks before this one.
-    """
-    bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
-    step = chunk_rows(x.shape[1], 1)
-    for start in range(0, len(x), step):
-        part = x[start : start + step]
-        part = floats(part)
-        # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
-        if not part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite():
-            places = _places(x, index, slice(start, start + step), before)
-            places = places[~part.isfinite().all(1)]
-            if len(places):
-                bad = torch.minimum(bad, places.min())
-    return bad
-
-
-def _places(x: Tensor, index: Tensor | None, span: slice, before: int) -> Tensor:
-    if index is not None:
-        return index[span]
-    return torch.arange(before + span.start, before + min(span.stop, len(x)), device=x.device)
 
 
 @contextmanager

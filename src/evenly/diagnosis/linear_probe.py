@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evenly.diagnosis.kmeans import floats
-from evenly.probe import Features
+from evenly.diagnosis.rows import floats
+from evenly.features import Features
 
 STEPS = 500
 TOLERANCE = 1e-4

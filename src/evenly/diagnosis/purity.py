@@ -5,6 +5,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from evenly import distributed
+from evenly.errors import UserError
 
 MOST = 10_000_000
 """Classes or clusters beyond which a number is taken for something else."""
@@ -40,13 +41,13 @@ def purity(
         distributed.min_(lowest)
     clusters, classes = highest.clamp_min(0).tolist()
     if clusters == 0:
-        raise ValueError("purity: there is no sample. Pass at least one.")
+        raise UserError("purity: there is no sample. Pass at least one.")
     for name, value in zip(("cluster", "target"), lowest.tolist(), strict=True):
         if value < 0:
-            raise ValueError(f"purity: {name} must be numbered from 0; found {value}.")
+            raise UserError(f"purity: {name} must be numbered from 0; found {value}.")
     for name, count in (("cluster", clusters), ("target", classes)):
         if count > MOST:
-            raise ValueError(
+            raise UserError(
                 f"purity: {name} must be numbered from 0; found {count - 1}. Of any other numbers "
                 "x.unique(return_inverse=True)[1] makes such."
             )

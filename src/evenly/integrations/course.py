@@ -2,6 +2,7 @@
 
 from weakref import WeakSet
 
+from evenly.errors import UserError
 from evenly.method import Method
 
 _HORIZON = 1000  # epochs to look ahead
@@ -21,7 +22,7 @@ def has_begun(method: Method) -> bool:
 def check_new(method: Method) -> None:
     """Raises if a method remembers another training than the one that begins."""
     if has_begun(method):
-        raise ValueError(
+        raise UserError(
             f"this {type(method).__name__} remembers {' and '.join(method.state)} of a training "
             "that has begun before. Make a new method for a new training, or resume the old one "
             "from a checkpoint."

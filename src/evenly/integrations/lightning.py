@@ -27,6 +27,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from evenly.errors import UserError
 from evenly.integrations import course
 from evenly.method import Method, overrides
 from evenly.output import Output
@@ -119,7 +120,7 @@ class Balance(Callback):
         self._check_repeats(trainer)
         self._check_shares(trainer)
         if self.method.info.needs_probe and _val_loader(trainer) is None:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} looks at the validation split, but the Trainer has no validation "
                 "loader. Pass `val_dataloaders` to `fit` and define `validation_step`."
             )
@@ -147,7 +148,7 @@ class Balance(Callback):
         elif asked or not overrides(self.method, "loss"):
             self.method.before_step()
         elif not self._loss_ever_asked:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} never saw a batch, because `training_step` of "
                 f"{type(pl_module).__name__} did not call its `loss`. Return "
                 "`method.loss(output, target)` from it."
@@ -300,20 +301,20 @@ class Balance(Callback):
 
     def _check_module(self, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:
-            raise ValueError(
+            raise UserError(
                 f"{type(pl_module).__name__} optimises by hand (automatic_optimization is False), "
                 "so Balance cannot know when its gradients are complete. Call the method's hooks "
                 "in `training_step` yourself, or use automatic optimisation."
             )
         if overrides(self.method, "backward") and is_overridden("backward", pl_module):
-            raise ValueError(
+            raise UserError(
                 f"{type(pl_module).__name__} has a `backward` of its own and so has {self._name}; "
                 "only one of them can fill the gradients. Remove the module's."
             )
 
     def _check_strategy(self, trainer: Trainer) -> None:
         if isinstance(trainer.strategy, ModelParallelStrategy) and not self.method.info.sharded:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} does not work on parameters that are sharded over ranks, as "
                 "ModelParallelStrategy (FSDP2) makes them. Use strategy='ddp'."
             )
@@ -322,20 +323,20 @@ class Balance(Callback):
             and isinstance(trainer.strategy, DDPStrategy)
             and not trainer.strategy._ddp_kwargs.get("find_unused_parameters")
         ):
-            raise ValueError(
+            raise UserError(
                 f"a step of {self._name} leaves some parameters without a gradient, for which "
                 "DDP would wait. Use strategy='ddp_find_unused_parameters_true'."
             )
         if self.method.info.writes not in ("weights", "gradients"):
             return
         if isinstance(trainer.strategy, DeepSpeedStrategy):
-            raise ValueError(
+            raise UserError(
                 f"{self._name} writes {self.method.info.writes}, but DeepSpeed keeps copies of "
                 "its own, which would undo that. Use strategy='ddp' or ModelParallelStrategy "
                 "(FSDP2)."
             )
         if isinstance(trainer.strategy, FSDPStrategy):
-            raise ValueError(
+            raise UserError(
                 f"{self._name} writes {self.method.info.writes} of whole parameters, but "
                 "FSDPStrategy flattens them. Use ModelParallelStrategy (FSDP2) or strategy='ddp'."
             )
@@ -348,7 +349,7 @@ class Balance(Callback):
             and isinstance(trainer.strategy, ParallelStrategy)
             and trainer._accelerator_connector.use_distributed_sampler
         ):
-            raise ValueError(
+            raise UserError(
                 f"{self._name} decides on the order of the samples, but the Trainer puts its own "
                 "sampler in the place of yours on several ranks. Pass use_distributed_sampler="
                 "False; evenly.Resampler shares the samples among the ranks itself."
@@ -356,14 +357,14 @@ class Balance(Callback):
 
     def _check_repeats(self, trainer: Trainer) -> None:
         if self.method.repeats > 1 and trainer.accumulate_grad_batches > 1:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} takes a step for each modality on each batch, so gradients of "
                 "several batches cannot be accumulated. Set accumulate_grad_batches=1, and a "
                 "larger batch."
             )
         batches = getattr(_train_loader(trainer), "batch_sampler", None)
         if self.method.repeats > 1 and getattr(batches, "repeats", 1) != self.method.repeats:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} takes each batch {self.method.repeats} times, once for each "
                 "modality. Build the training loader with batch_sampler=evenly.Repeated(sampler, "
                 "batch_size, repeats=method.repeats)."
@@ -379,7 +380,7 @@ class Balance(Callback):
             return
         world = trainer.strategy.distributed_sampler_kwargs["num_replicas"]
         if sampler.num_replicas != world:
-            raise ValueError(
+            raise UserError(
                 f"the {type(sampler).__name__} of the training loader shares the samples among "
                 f"{sampler.num_replicas} rank(s), but {world} train. Call "
                 "torch.distributed.init_process_group() before you make it, or pass it "
@@ -394,7 +395,7 @@ class Balance(Callback):
             if overrides(self.method, "before_step") and getattr(
                 optimizer, "_step_supports_amp_scaling", False
             ):
-                raise ValueError(
+                raise UserError(
                     f"{self._name} needs unscaled gradients, but in 16-mixed precision the fused "
                     f"{type(optimizer).__name__} unscales them only inside its step. Use "
                     "fused=False, or precision='bf16-mixed'."
@@ -411,7 +412,7 @@ def _to_device(trainer: Trainer, batch: Any) -> Any:
 def _train_loader(trainer: Trainer) -> Iterable[Any]:
     loader: Any = trainer.train_dataloader
     if isinstance(loader, Mapping | list | tuple):
-        raise ValueError(
+        raise UserError(
             f"the probe needs one training loader, but the Trainer has a {type(loader).__name__} "
             f"of {len(loader)}. Pass one loader that gives whole batches."
         )

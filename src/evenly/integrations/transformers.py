@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback
 
+from evenly.errors import UserError, UserFileNotFoundError
 from evenly.files import replacing
 from evenly.integrations import course
 from evenly.method import Method, overrides
@@ -81,7 +82,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if isinstance(method, Method):
             if self.model_init is not None:
-                raise ValueError(
+                raise UserError(
                     f"`model_init` makes a new model for each training, but this "
                     f"{type(method).__name__} has the encoders of another one. Pass the method "
                     "as a function of the model, for example method=lambda model: "
@@ -118,7 +119,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains, see `Trainer.train`."""
         if self.method.info.needs_probe and self.eval_dataset is None:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} looks at the validation split, but the Trainer has none. Pass "
                 "`eval_dataset`."
             )
@@ -184,7 +185,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             return
         path = Path(checkpoint, STATE)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise UserFileNotFoundError(
                 f"the checkpoint {checkpoint} has no '{STATE}', which holds the state of "
                 f"{self._name}: it was saved by another Trainer, or with save_only_model=True. "
                 "Resume from another checkpoint, or start anew."
@@ -208,7 +209,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     def _begin_training(self, state: Any) -> None:
         if self._epoch > 0 and state.global_step == 0:
             if self._make is None and self.method.state:
-                raise ValueError(
+                raise UserError(
                     f"a batch of epoch {self._epoch} did not fit in the memory, and "
                     f"auto_find_batch_size begins anew, but {self._name} remembers the epochs "
                     "before. Start again with a smaller per_device_train_batch_size."
@@ -268,7 +269,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             except (AttributeError, TypeError) as error:
                 if not none:
                     raise
-                raise ValueError(
+                raise UserError(
                     f"the data have no '{none[0]}', and `forward` cannot do without "
                     f"({type(error).__name__}: {error}). It finds None there in `predict`: have it "
                     "leave that alone and return it as the target."
@@ -278,29 +279,29 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         gradients = overrides(self.method, "backward") or overrides(self.method, "before_step")
         writes = self.method.info.writes
         if self.compute_loss_func is not None or self.label_smoother is not None:
-            raise ValueError(
+            raise UserError(
                 f"the loss comes from {self._name}, so `compute_loss_func` and "
                 "`label_smoothing_factor` would be passed over. Give the method a `criterion`, "
                 "for example torch.nn.CrossEntropyLoss(label_smoothing=0.1)."
             )
         if self.args.n_gpu > 1:
-            raise ValueError(
+            raise UserError(
                 f"the Trainer sees {self.args.n_gpu} GPUs in one process and would copy the model "
                 "to each (DataParallel), out of the method's reach. Start it with torchrun, or "
                 "show it one GPU (CUDA_VISIBLE_DEVICES=0)."
             )
         if gradients and self.accelerator.scaler is not None:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} needs unscaled gradients, but in fp16 the Trainer unscales them "
                 "only while it clips them. Use bf16=True, or full precision."
             )
         if self.is_deepspeed_enabled and writes in ("weights", "gradients"):
-            raise ValueError(
+            raise UserError(
                 f"{self._name} writes {writes}, but DeepSpeed keeps copies of its own, which "
                 "would undo that. Use DDP (torchrun) or FSDP2."
             )
         if self.is_fsdp_enabled and not self.method.info.sharded:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} does not work on parameters that are sharded over ranks, as "
                 "FSDP makes them. Use DDP (torchrun)."
             )
@@ -309,7 +310,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             and writes in ("weights", "gradients")
             and not self.accelerator.is_fsdp2
         ):
-            raise ValueError(
+            raise UserError(
                 f"{self._name} writes {writes} of whole parameters, but FSDP1 flattens them. "
                 "Set fsdp_version to 2 in `fsdp_config`, or use DDP (torchrun)."
             )
@@ -318,25 +319,25 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             and self.accelerator.num_processes > 1
             and not self.args.ddp_find_unused_parameters
         ):
-            raise ValueError(
+            raise UserError(
                 f"a step of {self._name} leaves some parameters without a gradient, for which "
                 "DDP would wait. Set ddp_find_unused_parameters=True."
             )
         own = getattr(self.method, "sampler", None)
         strategy = getattr(self.args, "train_sampling_strategy", "random")
         if own is not None and (strategy != "random" or getattr(self.args, "group_by_length", 0)):
-            raise ValueError(
+            raise UserError(
                 f"{self._name} decides on the order of the samples, and so does "
                 f"train_sampling_strategy='{strategy}' (or group_by_length). Leave it out."
             )
         if own is not None and self.accelerator.num_processes > 1 and own.num_replicas > 1:
-            raise ValueError(
+            raise UserError(
                 f"the sampler of {self._name} shares the samples among {own.num_replicas} ranks, "
                 "as this Trainer does once more. Make it with evenly.Resampler(dataset, "
                 "num_replicas=1, rank=0)."
             )
         if self.method.repeats > 1:
-            raise ValueError(
+            raise UserError(
                 f"{self._name} takes each batch {self.method.repeats} times, which this Trainer "
                 "does not do. Use a loop of your own, or Lightning, with evenly.Repeated."
             )

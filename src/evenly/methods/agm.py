@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evenly import distributed
 from evenly.diagnosis.contribution import shapley, subsets
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
@@ -143,11 +144,11 @@ class AGM(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("alpha", alpha), ("cap", cap)):
             if not value >= 0:
-                raise ValueError(f"AGM: '{name}' is not negative; found {value}.")
+                raise UserError(f"AGM: '{name}' is not negative; found {value}.")
         if not clip > 0:
-            raise ValueError(f"AGM: 'clip' is above 0; found {clip}.")
+            raise UserError(f"AGM: 'clip' is above 0; found {clip}.")
         if len(self.encoders) > MOST:
-            raise ValueError(
+            raise UserError(
                 f"AGM looks at each subset of the modalities; found {len(self.encoders)} "
                 f"encoders, so {2 ** len(self.encoders)} passes a step. Pass {MOST} at most."
             )

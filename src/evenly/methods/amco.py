@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly.chance import stream
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
@@ -108,11 +109,11 @@ class AMCo(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= sigma <= 1:
-            raise ValueError(f"AMCo: 'sigma' is from 0 to 1; found {sigma}.")
+            raise UserError(f"AMCo: 'sigma' is from 0 to 1; found {sigma}.")
         if not 0 < eps < math.inf:
-            raise ValueError(f"AMCo: 'eps' is positive and finite; found {eps}.")
+            raise UserError(f"AMCo: 'eps' is positive and finite; found {eps}.")
         if not callable(getattr(head, "combined", None)):
-            raise ValueError(
+            raise UserError(
                 "AMCo masks unimodal logits and fuses them again by `head.combined(unimodal)`; "
                 f"found a {type(head).__name__} without it. Build the model with "
                 "LateFusion(..., head='amco'), or give your head that method."

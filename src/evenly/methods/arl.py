@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, scale_
 from evenly.output import Output
@@ -101,7 +102,7 @@ class ARL(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("temperature", temperature), ("gamma", gamma), ("start", start)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"ARL: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"ARL: '{name}' is finite and not negative; found {value}.")
         self.temperature, self.gamma, self.start = temperature, gamma, start
         self.epoch = -1
         self._found = StepSum()

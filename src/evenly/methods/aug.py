@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, discrepancy, full, kept, scores
 from evenly.output import Output
@@ -137,11 +138,11 @@ class AUG(Method):
                 "Use the head 'configurable' of evenly.nn."
             )
         if not 0 <= residual <= 1:
-            raise ValueError(f"AUG: 'residual' is from 0 to 1; found {residual}.")
+            raise UserError(f"AUG: 'residual' is from 0 to 1; found {residual}.")
         if every < 1:
-            raise ValueError(f"AUG: 'every' is at least 1; found {every}.")
+            raise UserError(f"AUG: 'every' is at least 1; found {every}.")
         if not tolerance >= 0:
-            raise ValueError(f"AUG: 'tolerance' is not negative; found {tolerance}.")
+            raise UserError(f"AUG: 'tolerance' is not negative; found {tolerance}.")
         self.head = head
         self.residual, self.every, self.tolerance = residual, every, tolerance
         self.epoch = -1

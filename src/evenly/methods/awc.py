@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from evenly import distributed
 from evenly.diagnosis.contribution import contributions
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import as_real, check_dense, full
 from evenly.optimizers import check_trains, unwrapped
@@ -196,11 +197,11 @@ class AWC(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("strong", strong), ("weak", weak)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"AWC: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"AWC: '{name}' is finite and not negative; found {value}.")
         if window < 0:
-            raise ValueError(f"AWC: 'window' is not negative; found {window}.")
+            raise UserError(f"AWC: 'window' is not negative; found {window}.")
         if implicit and optimizer is None:
-            raise ValueError(
+            raise UserError(
                 "AWC: 'implicit' needs the learning rate; found no optimizer. Pass the one that "
                 "trains the model."
             )

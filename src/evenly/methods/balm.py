@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.cggm import coefficients, cosine
 from evenly.modulation import StepSum, full, kept, scale_
@@ -120,11 +121,11 @@ class BALM(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 < rho < math.inf:
-            raise ValueError(f"BALM: 'rho' is finite and above 0; found {rho}.")
+            raise UserError(f"BALM: 'rho' is finite and above 0; found {rho}.")
         if not 0 <= tau < math.inf:
-            raise ValueError(f"BALM: 'tau' is finite and not negative; found {tau}.")
+            raise UserError(f"BALM: 'tau' is finite and not negative; found {tau}.")
         if not callable(getattr(head, "last_layers", None)):
-            raise ValueError(
+            raise UserError(
                 f"BALM compares the head's last layers, but {type(head).__name__} has no method "
                 "'last_layers'. Build the model with the head 'balm', or give one's own that "
                 "method: the weights of the fused layer, and by modality of its own."

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import chance, numbering
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -159,14 +160,14 @@ class BSS(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if pace not in ("self_paced", "curriculum"):
-            raise ValueError(f"BSS: 'pace' is 'self_paced' or 'curriculum'; found '{pace}'.")
+            raise UserError(f"BSS: 'pace' is 'self_paced' or 'curriculum'; found '{pace}'.")
         for name, value in (("fused", fused), ("unimodal", unimodal)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"BSS: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"BSS: '{name}' is finite and not negative; found {value}.")
         if not 0 <= start <= 1:
-            raise ValueError(f"BSS: 'start' is from 0 to 1; found {start}.")
+            raise UserError(f"BSS: 'start' is from 0 to 1; found {start}.")
         if grow < 1:
-            raise ValueError(f"BSS: 'grow' is at least 1; found {grow}.")
+            raise UserError(f"BSS: 'grow' is at least 1; found {grow}.")
         self.sampler, self.pace, self.seed = sampler, pace, seed
         self.fused, self.unimodal, self.start, self.grow = fused, unimodal, start, grow
         self.epoch = -1

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly.chance import stream
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept, scale_
 from evenly.output import Output
@@ -142,9 +143,9 @@ class CGGM(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("rho", rho), ("rate", rate)):
             if not 0 < value < math.inf:
-                raise ValueError(f"CGGM: '{name}' is finite and above 0; found {value}.")
+                raise UserError(f"CGGM: '{name}' is finite and above 0; found {value}.")
         if not 0 <= lam < math.inf:
-            raise ValueError(f"CGGM: 'lam' is finite and not negative; found {lam}.")
+            raise UserError(f"CGGM: 'lam' is finite and not negative; found {lam}.")
         self.rho, self.lam, self.rate, self.seed = rho, lam, rate, seed
         self.classifiers: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}

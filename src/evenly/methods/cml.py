@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly.chance import stream
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -94,7 +95,7 @@ class CML(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= penalty < math.inf:
-            raise ValueError(f"CML: 'penalty' is finite and not negative; found {penalty}.")
+            raise UserError(f"CML: 'penalty' is finite and not negative; found {penalty}.")
         self.penalty, self.seed = penalty, seed
         self.steps = 0
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Info, Method, overrides
 from evenly.output import Output
 from evenly.probe import Probe
@@ -43,12 +44,12 @@ def combined(infos: Sequence[Info]) -> Info:
     """
     heads = {info.head for info in infos} - {"concat"}
     if len(heads) > 1:
-        raise ValueError(
+        raise UserError(
             f"{_listed(infos)} are made for different heads, {' and '.join(sorted(heads))}, and a "
             "model has one. Compose methods of one head."
         )
     if any(info.alone for info in infos):
-        raise ValueError(
+        raise UserError(
             f"{_listed(infos)}: one trains a single modality, and leaves the others nothing to do."
         )
     writes = [info.writes for info in infos if info.writes != "nothing"]
@@ -94,15 +95,15 @@ class Composed(Method):
             ValueError: If two of them write the same, or they are of different trainings.
         """
         if len(methods) < 2:
-            raise ValueError(f"Composed takes two methods or more; found {len(methods)}.")
+            raise UserError(f"Composed takes two methods or more; found {len(methods)}.")
         for one, other in combinations(methods, 2):
             if what := clash(one, other):
-                raise ValueError(
+                raise UserError(
                     f"{_name(one)} and {_name(other)} both write {what}, so one would undo what "
                     "the other does. Compose methods that write different things."
                 )
             if one.criterion is not other.criterion:
-                raise ValueError(
+                raise UserError(
                     f"{_name(one)} and {_name(other)} have different criteria. Give both the same."
                 )
         self.methods = methods
@@ -110,7 +111,7 @@ class Composed(Method):
         encoders = {name: x for method in methods for name, x in method.encoders.items()}
         for method in methods:
             if any(encoders[name] is not x for name, x in method.encoders.items()):
-                raise ValueError("the methods have other encoders of one name. Give all the same.")
+                raise UserError("the methods have other encoders of one name. Give all the same.")
         super().__init__(encoders, criterion=methods[0].criterion)
         own = [method for method in methods if not _keeps_loss(method)]
         self._of_loss = own[0] if own else methods[0]
@@ -168,7 +169,7 @@ class Composed(Method):
         """
         places = self._places()
         if set(state) != set(places):
-            raise ValueError(
+            raise UserError(
                 f"the state is of {' and '.join(state)}, but this is {' and '.join(places)}. "
                 "It was saved by another method."
             )

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -97,7 +98,7 @@ class DGL(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= alpha < math.inf:
-            raise ValueError(f"DGL: 'alpha' is finite and not negative; found {alpha}.")
+            raise UserError(f"DGL: 'alpha' is finite and not negative; found {alpha}.")
         self.alpha = alpha
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

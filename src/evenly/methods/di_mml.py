@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -144,11 +145,11 @@ class DIMML(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("align", align), ("temperature", temperature)):
             if not 0 < value < math.inf:
-                raise ValueError(f"DIMML: '{name}' is finite and above 0; found {value}.")
+                raise UserError(f"DIMML: '{name}' is finite and above 0; found {value}.")
         if start < 0:
-            raise ValueError(f"DIMML: 'start' is not negative; found {start}.")
+            raise UserError(f"DIMML: 'start' is not negative; found {start}.")
         if not (hasattr(head, "aligned") and hasattr(head, "joined")):
-            raise ValueError(
+            raise UserError(
                 "DIMML needs a head with a layer in common and one on all features; found "
                 f"{type(head).__name__}. Build the model with the head 'certainty'."
             )

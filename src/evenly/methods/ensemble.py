@@ -7,6 +7,7 @@ UME), found that it often does better than joint training and methods on top of 
 
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.targets import SINGLE
@@ -50,7 +51,7 @@ class Ensemble(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not self.encoders:
-            raise ValueError("Ensemble: there is no encoder. Pass one for each modality.")
+            raise UserError("Ensemble: there is no encoder. Pass one for each modality.")
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m CE(z_m)."""

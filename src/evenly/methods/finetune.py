@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import unwrapped
 from evenly.output import Output
@@ -79,7 +80,7 @@ class Finetune(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if pretrain < 0:
-            raise ValueError(f"Finetune: 'pretrain' is not negative; found {pretrain}.")
+            raise UserError(f"Finetune: 'pretrain' is not negative; found {pretrain}.")
         self.optimizer, self.pretrain, self.seed = unwrapped(optimizer), pretrain, seed
         self.is_pretrained = False
 
@@ -120,7 +121,7 @@ def pretrain(
         RuntimeError: If training has begun.
     """
     if epoch > 0:
-        raise RuntimeError(
+        raise UserRuntimeError(
             f"{type(method).__name__}'s first epoch is {epoch}, so it is too late to pre-train. "
             "Resume with method.load_state_dict(checkpoint), or call before_epoch from epoch 0 on."
         )

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.modulation import StepSum, full, scale_, scores
 from evenly.output import Output
@@ -136,11 +137,11 @@ class G2D(Taught):
         )
         for name, value in (("feature_weight", feature_weight), ("logit_weight", logit_weight)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"G2D: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"G2D: '{name}' is finite and not negative; found {value}.")
         if not 0 < temperature < math.inf:
-            raise ValueError(f"G2D: 'temperature' is finite and above 0; found {temperature}.")
+            raise UserError(f"G2D: 'temperature' is finite and above 0; found {temperature}.")
         if prioritise < 0:
-            raise ValueError(f"G2D: 'prioritise' is not negative; found {prioritise}.")
+            raise UserError(f"G2D: 'prioritise' is not negative; found {prioritise}.")
         self.feature_weight, self.logit_weight = feature_weight, logit_weight
         self.temperature, self.prioritise = temperature, prioritise
         self.epoch = -1

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evenly import distributed
+from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_rebuilt, unwrapped
 from evenly.output import Output
@@ -136,7 +137,7 @@ class GBlending(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("trial_epochs", trial_epochs), ("super_epoch", super_epoch)):
             if value < 1:
-                raise ValueError(f"GBlending: '{name}' is at least 1; found {value}.")
+                raise UserError(f"GBlending: '{name}' is at least 1; found {value}.")
         self.optimizer, self.seed = unwrapped(optimizer), seed
         check_rebuilt(optimizer)
         self.online, self.trial_epochs, self.super_epoch = online, trial_epochs, super_epoch
@@ -168,7 +169,7 @@ class GBlending(Method):
         logits = self._logits(output)
         fuse = self._need(output, "fuse")
         if not self.weights:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 "GBlending.loss came before any trial. Call before_epoch before the first batch "
                 "of an epoch, or load the method's state."
             )

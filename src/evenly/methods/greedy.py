@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.nn.mmtm import blocks_of
@@ -127,7 +128,7 @@ class Greedy(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("epsilon", epsilon), ("window", window), ("start", start)):
             if not value >= 0:
-                raise ValueError(f"Greedy: '{name}' is not negative; found {value}.")
+                raise UserError(f"Greedy: '{name}' is not negative; found {value}.")
         self.epsilon, self.window, self.start = epsilon, window, start
         self.head = head
         self.blocks = blocks_of(head)
@@ -237,13 +238,13 @@ class Greedy(Method):
 
     def _check_blocks(self) -> None:
         if not self.blocks:
-            raise ValueError(
+            raise UserError(
                 f"Greedy: 'head' holds cross-modal blocks (evenly.nn.MMTM); found none in "
                 f"{type(self.head).__name__}. Give the model the head 'mmtm'."
             )
         for block in self.blocks:
             if lacking := set(self.encoders) - set(block.widths):
-                raise ValueError(
+                raise UserError(
                     f"Greedy: a cross-modal block knows the modalities {sorted(block.widths)}, but "
                     f"not {sorted(lacking)}. Use the same names in blocks and encoders."
                 )

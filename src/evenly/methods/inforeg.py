@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, as_real, check_dense, kept, scores
 from evenly.output import Output
@@ -165,11 +166,11 @@ class InfoReg(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= strength < math.inf:
-            raise ValueError(f"InfoReg: 'strength' is finite and not negative; found {strength}.")
+            raise UserError(f"InfoReg: 'strength' is finite and not negative; found {strength}.")
         if math.isnan(threshold):
-            raise ValueError(f"InfoReg: 'threshold' is a number; found {threshold}.")
+            raise UserError(f"InfoReg: 'threshold' is a number; found {threshold}.")
         if window < 1:
-            raise ValueError(f"InfoReg: 'window' is at least 1; found {window}.")
+            raise UserError(f"InfoReg: 'window' is at least 1; found {window}.")
         self.strength, self.threshold, self.window = strength, threshold, window
         self.epoch = -1
         self.change: dict[str, float] = dict.fromkeys(self.encoders, 0.0)

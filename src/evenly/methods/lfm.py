@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import as_real, full
 from evenly.output import Output
@@ -183,12 +184,12 @@ class LFM(Method):
         if schedule not in get_args(Schedule):
             raise unknown("schedule of LFM", schedule, get_args(Schedule))
         if not LEAST <= weight <= MOST:
-            raise ValueError(f"LFM: 'weight' is from {LEAST} to {MOST}; found {weight}.")
+            raise UserError(f"LFM: 'weight' is from {LEAST} to {MOST}; found {weight}.")
         if not 0 <= rate < math.inf:
-            raise ValueError(f"LFM: 'rate' is finite and not negative; found {rate}.")
+            raise UserError(f"LFM: 'rate' is finite and not negative; found {rate}.")
         for name, value in (("epochs", epochs), ("halve", halve), ("samples", samples)):
             if value < 1:
-                raise ValueError(f"LFM: '{name}' is at least 1; found {value}.")
+                raise UserError(f"LFM: '{name}' is at least 1; found {value}.")
         if schedule == "learnt":
             self.info = replace(self.info, needs_probe=True, sharded=False)
         self.head = head

@@ -11,6 +11,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.methods.modality_dropout import ModalityDropout
 from evenly.output import Output
@@ -80,7 +81,7 @@ class MaskedTransformer(ModalityDropout):
         super().__init__(encoders, p=p, seed=seed, criterion=criterion)
         takes = signature(getattr(head, "forward", head)).parameters.values()
         if not any(each.name == "here" or each.kind is each.VAR_KEYWORD for each in takes):
-            raise ValueError(
+            raise UserError(
                 "MaskedTransformer masks modalities by `head(features, here=...)`, but "
                 f"{type(head).__name__} takes no `here`. Build the model with LateFusion(..., "
                 "head='attention'), or give your head that argument."

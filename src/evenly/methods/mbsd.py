@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -86,7 +87,7 @@ class MBSD(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= distillation < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"MBSD: 'distillation' is finite and not negative; found {distillation}."
             )
         self.distillation = distillation

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly.chance import orders, stream
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.finetune import pretrain as pretrained
 from evenly.modulation import adds_up, full
@@ -170,20 +171,20 @@ class MCR(Method):
             ("pretrain", pretrain),
         ):
             if not 0 <= value < math.inf:
-                raise ValueError(f"MCR: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"MCR: '{name}' is finite and not negative; found {value}.")
         if k not in (-1, 0, 1):
-            raise ValueError(f"MCR: 'k' is -1, 0 or 1; found {k}.")
+            raise UserError(f"MCR: 'k' is -1, 0 or 1; found {k}.")
         if samples < 1:
-            raise ValueError(f"MCR: 'samples' is at least 1; found {samples}.")
+            raise UserError(f"MCR: 'samples' is at least 1; found {samples}.")
         if not 0 < temperature < math.inf:
-            raise ValueError(f"MCR: 'temperature' is finite and above 0; found {temperature}.")
+            raise UserError(f"MCR: 'temperature' is finite and above 0; found {temperature}.")
         if bottleneck and not hasattr(head, "decode"):
-            raise ValueError(
+            raise UserError(
                 f"MCR: the bottleneck needs a head that can decode; found {type(head).__name__}. "
                 "Pass head=model.head of a model with the head 'decoding', or bottleneck=0."
             )
         if pretrain and optimizer is None:
-            raise ValueError(
+            raise UserError(
                 "MCR: 'pretrain' trains the encoders alone with an optimiser like the model's; "
                 "found none. Pass optimizer=optimizer."
             )
@@ -251,7 +252,7 @@ class MCR(Method):
     def _contrast(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         widths = {name: value.shape[1] for name, value in features.items()}
         if len(set(widths.values())) > 1:
-            raise ValueError(
+            raise UserError(
                 f"MCR: the contrastive loss compares features of one width; found {widths}. Give "
                 "the encoders the same `out_features`, or pass contrast=0."
             )

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from evenly.chance import orders, stream
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
@@ -140,7 +141,7 @@ class MIDAS(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("weight", weight), ("rate", rate), ("warmup", warmup)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"MIDAS: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"MIDAS: '{name}' is finite and not negative; found {value}.")
         self.weight, self.rate, self.warmup, self.seed = weight, rate, warmup, seed
         self.epoch, self.steps = -1, 0
         self.alpha: Float[Tensor, " m"] = torch.ones(len(self.encoders))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
 from evenly.pacing import Paced
@@ -121,9 +122,9 @@ class MILES(Paced):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("threshold", threshold), ("unimodal", unimodal)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"MILES: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"MILES: '{name}' is finite and not negative; found {value}.")
         if not 0 < reduction <= 1:
-            raise ValueError(f"MILES: 'reduction' is above 0 and at most 1; found {reduction}.")
+            raise UserError(f"MILES: 'reduction' is above 0 and at most 1; found {reduction}.")
         if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
             self.info = replace(self.info, partial=True)
         self.threshold, self.reduction, self.unimodal = threshold, reduction, unimodal

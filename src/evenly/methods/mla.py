@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
@@ -109,7 +110,7 @@ class MLA(Method):
         super().__init__(encoders, criterion=criterion)
         layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
         if len(layers) != 1:
-            raise ValueError(
+            raise UserError(
                 f"MLA: the head that all modalities share has one linear layer; found "
                 f"{len(layers)} in {type(head).__name__}. Use the head 'shared' of evenly.nn."
             )

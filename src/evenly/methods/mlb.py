@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.methods.multi_loss import MultiLoss
 from evenly.modulation import StepSum, discrepancy, scale_, scores
@@ -91,9 +92,9 @@ class MLB(MultiLoss):
         """
         super().__init__(encoders, weight=weight, criterion=criterion)
         if not 0 <= alpha < math.inf:
-            raise ValueError(f"MLB: 'alpha' is finite and not negative; found {alpha}.")
+            raise UserError(f"MLB: 'alpha' is finite and not negative; found {alpha}.")
         if not 0 < beta < math.inf:
-            raise ValueError(f"MLB: 'beta' is finite and above 0; found {beta}.")
+            raise UserError(f"MLB: 'beta' is finite and above 0; found {beta}.")
         self.alpha, self.beta = alpha, beta
         self._score = StepSum()
 

@@ -6,6 +6,7 @@ Learning", ICASSP 2023, https://arxiv.org/abs/2303.05338.
 
 from torch import nn
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 
 
@@ -56,7 +57,7 @@ class MMCosine(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not isinstance(getattr(head, "scale", None), int | float):
-            raise ValueError(
+            raise UserError(
                 "MMCosine is its head, which sums scaled cosines; found a "
                 f"{type(head).__name__} without a number `scale`. Build the model with "
                 "LateFusion(..., head='cosine'), or set `scale` on a cosine head of your own."

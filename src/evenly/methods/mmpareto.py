@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import as_real, check_dense, full
 from evenly.output import Output
@@ -100,7 +101,7 @@ class MMPareto(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not gamma > 0:
-            raise ValueError(f"MMPareto: 'gamma' is positive; found {gamma}.")
+            raise UserError(f"MMPareto: 'gamma' is positive; found {gamma}.")
         self.gamma = gamma
         self._passes: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._own: dict[nn.Parameter, Tensor] = {}
@@ -119,12 +120,12 @@ class MMPareto(Method):
         parameters = [p for encoder in self.encoders.values() for p in _trainable(encoder)]
         self._shards = [p for p in parameters if distributed.is_sharded(p)]
         if 0 < len(self._shards) < len(parameters):
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"MMPareto: {len(self._shards)} of the encoders' {len(parameters)} parameters are "
                 "sharded over ranks (FSDP2). Shard all of them or none."
             )
         if len(set(map(distributed.cut, self._shards))) > 1:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 "MMPareto: the encoders' parameters are cut over ranks in several ways. Shard all "
                 "of them on one mesh."
             )
@@ -147,7 +148,7 @@ class MMPareto(Method):
         """
         passes, self._passes = self._passes, []
         if not passes:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 "MMPareto.backward came without a call of MMPareto.loss before it. Compute the "
                 "loss with method.loss(output, target)."
             )
@@ -176,7 +177,7 @@ class MMPareto(Method):
             RuntimeError: If the gradients were not filled by `backward`.
         """
         if self._norm is None:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 "MMPareto.before_step came without a call of MMPareto.backward since the last "
                 "step, so it knows no unimodal gradients. Call method.backward(loss) in place of "
                 "loss.backward()."
@@ -188,7 +189,7 @@ class MMPareto(Method):
         for name, encoder in self.encoders.items():
             parameters = _trainable(encoder)
             if not self._shards and any(map(distributed.is_sharded, parameters)):
-                raise RuntimeError(
+                raise UserRuntimeError(
                     f"MMPareto: the parameters of encoder '{name}' are sharded over ranks (FSDP2), "
                     "and were not before the epoch. Call method.before_epoch(epoch, probe)."
                 )
@@ -239,7 +240,7 @@ class MMPareto(Method):
         torch.autograd.backward(*alone, retain_graph=True)
         found = [p.grad for p in self._shards]
         if all(grad is None for grad in found):
-            raise RuntimeError(
+            raise UserRuntimeError(
                 "MMPareto: a backward pass left no gradients in the encoders' shards (FSDP2). "
                 "Under gradient accumulation call model.set_requires_gradient_sync(True) before "
                 "each pass (accelerate: GradientAccumulationPlugin(sync_each_batch=True)), or "

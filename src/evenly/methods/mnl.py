@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -99,7 +100,7 @@ class MNL(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= weight < math.inf:
-            raise ValueError(f"MNL: 'weight' is finite and not negative; found {weight}.")
+            raise UserError(f"MNL: 'weight' is finite and not negative; found {weight}.")
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

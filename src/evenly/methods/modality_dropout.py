@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from evenly import chance
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.targets import ANY
@@ -80,7 +81,7 @@ class ModalityDropout(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: 'p' is from 0 to 1; found {p}.")
+            raise UserError(f"{type(self).__name__}: 'p' is from 0 to 1; found {p}.")
         self.p, self.seed = p, seed
         self.steps = 0
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
 from evenly.pacing import Paced
@@ -100,20 +101,20 @@ class MSLR(Paced):
         """
         super().__init__(encoders, criterion=criterion)
         if strategy not in ("keep", "smooth", "dynamic"):
-            raise ValueError(
+            raise UserError(
                 f"MSLR: 'strategy' is 'keep', 'smooth' or 'dynamic'; found '{strategy}'."
             )
         if window < 1:
-            raise ValueError(f"MSLR: 'window' is at least 1; found {window}.")
+            raise UserError(f"MSLR: 'window' is at least 1; found {window}.")
         rates = {**self.factor, **(rates or {})}
         if strange := set(rates) - set(self.encoders):
-            raise ValueError(
+            raise UserError(
                 f"MSLR: 'rates' names {sorted(strange)}, but the encoders are "
                 f"{sorted(self.encoders)}. Use the same names in both."
             )
         for name, rate in rates.items():
             if not 0 < rate < math.inf:
-                raise ValueError(
+                raise UserError(
                     f"MSLR: the rate of '{name}' is finite and above 0; found {rate}. Freeze an "
                     "encoder that is not to be trained."
                 )

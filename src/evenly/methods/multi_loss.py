@@ -9,6 +9,7 @@ import math
 
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.targets import ANY
@@ -58,7 +59,7 @@ class MultiLoss(Method):
         super().__init__(encoders, criterion=criterion)
         if not 0 <= weight < math.inf:
             name = type(self).__name__
-            raise ValueError(f"{name}: 'weight' is finite and not negative; found {weight}.")
+            raise UserError(f"{name}: 'weight' is finite and not negative; found {weight}.")
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

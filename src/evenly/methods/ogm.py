@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, discrepancy, scale_, scores
 from evenly.output import Output
@@ -80,9 +81,9 @@ class OGM(Method):
         super().__init__(encoders, criterion=criterion)
         name = type(self).__name__
         if not 0 <= alpha < math.inf:
-            raise ValueError(f"{name}: 'alpha' is finite and not negative; found {alpha}.")
+            raise UserError(f"{name}: 'alpha' is finite and not negative; found {alpha}.")
         if end < start:
-            raise ValueError(f"{name}: 'end' is not before 'start' = {start}; found {end}.")
+            raise UserError(f"{name}: 'end' is not before 'start' = {start}; found {end}.")
         self.alpha, self.start, self.end = alpha, start, end
         self.epoch = -1
         self._score = StepSum()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.chance import uniform
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import discrepancy, scores
 from evenly.output import Output
@@ -114,10 +115,10 @@ class OPM(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("base", base), ("probability", probability)):
             if not 0 <= value <= 1:
-                raise ValueError(f"OPM: '{name}' is from 0 to 1; found {value}.")
+                raise UserError(f"OPM: '{name}' is from 0 to 1; found {value}.")
         for name, value in (("strength", strength), ("start", start)):
             if not value >= 0:
-                raise ValueError(f"OPM: '{name}' is not negative; found {value}.")
+                raise UserError(f"OPM: '{name}' is not negative; found {value}.")
         self.base, self.strength, self.probability = base, strength, probability
         self.start, self.seed = start, seed
         self.epoch = -1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import scale_
 from evenly.optimizers import unwrapped
@@ -111,15 +112,15 @@ class PDMP(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 1 <= prioritised < math.inf:
-            raise ValueError(f"PDMP: 'prioritised' is finite and at least 1; found {prioritised}.")
+            raise UserError(f"PDMP: 'prioritised' is finite and at least 1; found {prioritised}.")
         if not 0 <= rest <= 1:
-            raise ValueError(f"PDMP: 'rest' is from 0 to 1; found {rest}.")
+            raise UserError(f"PDMP: 'rest' is from 0 to 1; found {rest}.")
         if dominant is not None and dominant not in self.encoders:
-            raise ValueError(
+            raise UserError(
                 f"PDMP: 'dominant' is one of {sorted(self.encoders)}; found '{dominant}'."
             )
         if ranking_epochs < 1:
-            raise ValueError(f"PDMP: 'ranking_epochs' is at least 1; found {ranking_epochs}.")
+            raise UserError(f"PDMP: 'ranking_epochs' is at least 1; found {ranking_epochs}.")
         self.optimizer = unwrapped(optimizer)
         self.prioritised, self.rest, self.dominant = prioritised, rest, dominant
         self.ranking_epochs, self.seed = ranking_epochs, seed
@@ -170,7 +171,7 @@ class PDMP(Method):
             return
         dominant = self.dominant or self.ranked
         if dominant is None:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 "PDMP.before_step came before the modalities were ranked. Call before_epoch before "
                 "the first batch of an epoch, load the method's state, or give 'dominant'."
             )

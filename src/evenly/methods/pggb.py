@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import chance, distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.cggm import adam
 from evenly.modulation import Overflow, full, kept, scale_
@@ -132,14 +133,14 @@ class PGGB(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("alpha", alpha), ("unimodal", unimodal)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"PGGB: '{name}' is finite and not negative; found {value}.")
+                raise UserError(f"PGGB: '{name}' is finite and not negative; found {value}.")
         if every < 1:
-            raise ValueError(f"PGGB: 'every' is at least 1; found {every}.")
+            raise UserError(f"PGGB: 'every' is at least 1; found {every}.")
         for name, value in (("beta", beta), ("mu", mu)):
             if not 0 < value <= 1:
-                raise ValueError(f"PGGB: '{name}' is above 0 and at most 1; found {value}.")
+                raise UserError(f"PGGB: '{name}' is above 0 and at most 1; found {value}.")
         if not 0 < rate < math.inf:
-            raise ValueError(f"PGGB: 'rate' is finite and above 0; found {rate}.")
+            raise UserError(f"PGGB: 'rate' is finite and above 0; found {rate}.")
         if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
             self.info = replace(self.info, partial=True)
         self.alpha, self.unimodal, self.every = alpha, unimodal, every

@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from evenly import chance, distributed
+from evenly.errors import UserError
+from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full, scores
 from evenly.output import Output
-from evenly.probe import Features, Probe
+from evenly.probe import Probe
 
 IGNORED = -100
 
@@ -162,13 +164,13 @@ class PMR(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("alpha", alpha), ("entropy", entropy)):
             if not value >= 0:
-                raise ValueError(f"PMR: '{name}' is not negative; found {value}.")
+                raise UserError(f"PMR: '{name}' is not negative; found {value}.")
         if not 0 <= momentum <= 1:
-            raise ValueError(f"PMR: 'momentum' is from 0 to 1; found {momentum}.")
+            raise UserError(f"PMR: 'momentum' is from 0 to 1; found {momentum}.")
         if not 0 < fraction <= 1:
-            raise ValueError(f"PMR: 'fraction' is above 0 and at most 1; found {fraction}.")
+            raise UserError(f"PMR: 'fraction' is above 0 and at most 1; found {fraction}.")
         if end < start:
-            raise ValueError(f"PMR: 'end' is not before 'start' = {start}; found {end}.")
+            raise UserError(f"PMR: 'end' is not before 'start' = {start}; found {end}.")
         self.alpha, self.momentum, self.fraction = alpha, momentum, fraction
         self.entropy, self.entropy_end = entropy, entropy_end
         self.start, self.end, self.seed = start, end, seed

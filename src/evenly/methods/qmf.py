@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import Overflow, full
 from evenly.output import Output
@@ -119,7 +120,7 @@ class QMF(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 0 <= weight < math.inf:
-            raise ValueError(f"QMF: 'weight' is finite and not negative; found {weight}.")
+            raise UserError(f"QMF: 'weight' is finite and not negative; found {weight}.")
         self.weight = weight
         self.epoch = -1
         self.samples: Int[Tensor, " N"] = torch.zeros(0, dtype=torch.int64)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.optimizers import forget, unwrapped
@@ -131,9 +132,9 @@ class ReconBoost(Method):
             ("agreement", agreement),
         ):
             if not value >= 0:
-                raise ValueError(f"ReconBoost: '{name}' is not negative; found {value}.")
+                raise UserError(f"ReconBoost: '{name}' is not negative; found {value}.")
         if alternation + rectification == 0:
-            raise ValueError(
+            raise UserError(
                 "ReconBoost: 'alternation' and 'rectification' are both 0, so a stage has no "
                 "epoch. Make one of them at least 1."
             )

@@ -25,10 +25,12 @@ from evenly.diagnosis.gap import (
     in_classes,
 )
 from evenly.diagnosis.kmeans import check_sample
+from evenly.errors import UserError, UserRuntimeError
+from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_trains, forget, unwrapped
 from evenly.output import Output
-from evenly.probe import Features, Probe, Split
+from evenly.probe import Probe, Split
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
 from evenly.targets import counted, in_words
 
@@ -135,18 +137,18 @@ class Relearn(Method):
             ("restarts", restarts, 1),
         ):
             if value < least:
-                raise ValueError(f"Relearn: '{name}' is at least {least}; found {value}.")
+                raise UserError(f"Relearn: '{name}' is at least {least}; found {value}.")
         if not 0 <= strength < math.inf:
-            raise ValueError(f"Relearn: 'strength' is finite and not negative; found {strength}.")
+            raise UserError(f"Relearn: 'strength' is finite and not negative; found {strength}.")
         check_gap(gap)
         if batchnorm not in ("kept", "reestimated"):
-            raise ValueError(
+            raise UserError(
                 f"Relearn: 'batchnorm' is 'kept' or 'reestimated'; found '{batchnorm}'."
             )
         if moments not in ("kept", "cleared"):
-            raise ValueError(f"Relearn: 'moments' is 'kept' or 'cleared'; found '{moments}'.")
+            raise UserError(f"Relearn: 'moments' is 'kept' or 'cleared'; found '{moments}'.")
         if moments == "cleared" and optimizer is None:
-            raise ValueError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
+            raise UserError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
         self.every, self.first, self.times, self.strength = every, first, times, strength
         self.gap: Gap = gap
         self.restarts, self.sample, self.seed = restarts, sample, seed
@@ -161,7 +163,7 @@ class Relearn(Method):
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Takes the initial weights in the first epoch; re-learns where it is due."""
         if epoch == 0 and self.history:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"this Relearn belongs to a training that has come to epoch {max(self.history)}, "
                 "and its initial weights are that training's. Make a new one for a new training."
             )
@@ -230,14 +232,14 @@ class Relearn(Method):
 
     def _take_initial(self, epoch: int) -> None:
         if epoch > 0:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"Relearn's first epoch is {epoch}, so the weights that training started from "
                 "are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
                 "from epoch 0 on, or pass `initial`."
             )
         for name, encoder in self.encoders.items():
             if any(is_lazy(parameter) for parameter in encoder.parameters()):
-                raise RuntimeError(
+                raise UserRuntimeError(
                     f"encoder '{name}' has lazy layers, which have no weights yet. Pass one batch "
                     "through the model before the first epoch."
                 )
@@ -253,7 +255,7 @@ class Relearn(Method):
         probe = self._probe(probe)
         train, val = self._look(probe, "train"), self._look(probe, "val")
         if train.target.ndim > 1:
-            raise ValueError(
+            raise UserError(
                 f"Relearn takes {in_words(self.info.targets)}, one for each sample; found targets "
                 f"of shape {tuple(train.target.shape)}. Its clusters are compared with one of them."
             )
@@ -275,7 +277,7 @@ class Relearn(Method):
         features = probe.features(split, of)
         for name in self.encoders:
             if name not in features.features:
-                raise ValueError(
+                raise UserError(
                     f"there is an encoder '{name}', but the forward pass gives features of "
                     f"{sorted(features.features)} only. Use the same names in both."
                 )
@@ -301,7 +303,7 @@ class Relearn(Method):
     def _check_initial(self, initial: Initial) -> None:
         for name, encoder in self.encoders.items():
             if name not in initial:
-                raise ValueError(
+                raise UserError(
                     f"the initial weights hold {sorted(initial)}, but not '{name}'. Give one "
                     "state per modality."
                 )

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly import numbering
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -99,7 +100,7 @@ class DataRemixing(Method):
         super().__init__(encoders, criterion=criterion)
         for name, value in (("warmup", warmup), ("alpha", alpha), ("gamma", gamma)):
             if not value >= 0:
-                raise ValueError(f"DataRemixing: '{name}' is not negative; found {value}.")
+                raise UserError(f"DataRemixing: '{name}' is not negative; found {value}.")
         self.sampler, self.warmup, self.alpha, self.gamma = sampler, warmup, alpha, gamma
         self.epoch = -1
         self.assigned: Int[Tensor, " n"] | None = None  # in the order of `samples`

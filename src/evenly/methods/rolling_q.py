@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
@@ -159,11 +160,11 @@ class RollingQ(Method):
                 "none. Use the head 'rolling' of evenly.nn."
             )
         if not 0 <= beta <= 2:
-            raise ValueError(f"RollingQ: 'beta' is from 0 to 2; found {beta}.")
+            raise UserError(f"RollingQ: 'beta' is from 0 to 2; found {beta}.")
         if not 0 <= rho < math.inf:
-            raise ValueError(f"RollingQ: 'rho' is finite and not negative; found {rho}.")
+            raise UserError(f"RollingQ: 'rho' is finite and not negative; found {rho}.")
         if times < 0:
-            raise ValueError(f"RollingQ: 'times' is not negative; found {times}.")
+            raise UserError(f"RollingQ: 'times' is not negative; found {times}.")
         self.head: Rolling = head
         self.beta, self.rho, self.times = beta, rho, times
         self.epoch, self.turns = -1, 0

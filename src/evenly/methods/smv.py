@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evenly import chance, distributed, numbering
 from evenly.diagnosis.contribution import shapley, subsets
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
@@ -134,13 +135,13 @@ class SMV(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if level not in ("sample", "modality"):
-            raise ValueError(f"SMV: 'level' is 'sample' or 'modality'; found '{level}'.")
+            raise UserError(f"SMV: 'level' is 'sample' or 'modality'; found '{level}'.")
         if warmup < 0:
-            raise ValueError(f"SMV: 'warmup' is not negative; found {warmup}.")
+            raise UserError(f"SMV: 'warmup' is not negative; found {warmup}.")
         if not alpha >= 0:
-            raise ValueError(f"SMV: 'alpha' is not negative; found {alpha}.")
+            raise UserError(f"SMV: 'alpha' is not negative; found {alpha}.")
         if not 0 < part_ratio <= 1:
-            raise ValueError(f"SMV: 'part_ratio' is above 0 and at most 1; found {part_ratio}.")
+            raise UserError(f"SMV: 'part_ratio' is above 0 and at most 1; found {part_ratio}.")
         self.sampler, self.level, self.warmup = sampler, level, warmup
         self.alpha, self.part_ratio, self.seed = alpha, part_ratio, seed
         self.samples: numbering.Samples = {}

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evenly.chance import stream
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import adds_up, full
 from evenly.output import Output
@@ -95,7 +96,7 @@ class TCMax(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if pairs < 0:
-            raise ValueError(f"TCMax: 'pairs' is not negative; found {pairs}.")
+            raise UserError(f"TCMax: 'pairs' is not negative; found {pairs}.")
         if pairs:
             self.info = replace(self.info, needs=("fuse",))
         self.pairs, self.seed = pairs, seed

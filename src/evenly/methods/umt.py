@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
 from evenly.targets import ANY
@@ -90,7 +91,7 @@ class UMT(Taught):
             criterion=criterion,
         )
         if not 0 <= gamma < math.inf:
-            raise ValueError(f"UMT: 'gamma' is finite and not negative; found {gamma}.")
+            raise UserError(f"UMT: 'gamma' is finite and not negative; found {gamma}.")
         self.gamma = gamma
 
     @property

@@ -8,6 +8,7 @@ training; balancing methods are measured against it since.
 from torch import Tensor, nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.targets import ANY
@@ -61,7 +62,7 @@ class Unimodal(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if modality not in self.encoders:
-            raise ValueError(
+            raise UserError(
                 f"Unimodal: 'modality' is one of {sorted(self.encoders)}; found '{modality}'."
             )
         self.modality = modality

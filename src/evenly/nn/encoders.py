@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Modality, Padded
+from evenly.errors import UserError
 
 
 def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
@@ -25,7 +26,7 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
         width: Of the vectors that it returns; 4 or more.
     """
     if width < 4:
-        raise ValueError(f"encoder_for: found the width {width}. Give 4 or more.")
+        raise UserError(f"encoder_for: found the width {width}. Give 4 or more.")
     kinds: dict[str, Callable[[Modality, int], nn.Module]]
     kinds = {
         "vector": MLP,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evenly.data.dataset import Padded
 from evenly.distributed import world_size
+from evenly.errors import UserError
 from evenly.nn.encoders import Staged, Stages, Standardise, resumed, with_a_step
 from evenly.nn.heads import HEADS
 from evenly.nn.presence import scattered, taken
@@ -49,7 +50,7 @@ class LateFusion(nn.Module):
         """
         super().__init__()
         if not encoders:
-            raise ValueError("LateFusion needs an encoder for each modality; found none.")
+            raise UserError("LateFusion needs an encoder for each modality; found none.")
         if head not in HEADS:
             raise unknown("head", head, HEADS)
         widths = {name: feature_width(name, encoder) for name, encoder in encoders.items()}
@@ -259,7 +260,7 @@ def feature_width(name: str, encoder: nn.Module) -> int:
     """The width of an encoder's features, which it must say."""
     width = getattr(encoder, "out_features", None)
     if not isinstance(width, int):
-        raise ValueError(
+        raise UserError(
             f"encoder '{name}' ({type(encoder).__name__}) has no `out_features`, so the "
             "head cannot know how wide its features are. Set it to their width: "
             "encoder.out_features = 512."

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.nn.presence import taken
 
 
@@ -51,7 +52,7 @@ class MMTM(nn.Module):
         """
         super().__init__()
         if ratio < 1:
-            raise ValueError(f"MMTM: 'ratio' is at least 1; found {ratio}.")
+            raise UserError(f"MMTM: 'ratio' is at least 1; found {ratio}.")
         self.widths = dict(widths)
         total = sum(self.widths.values())
         hidden = max(2 * total // ratio, 1)
@@ -157,7 +158,7 @@ class MMTM(nn.Module):
 
     def _filled(self, squeezed: Mapping[str, Float[Tensor, "n _"]]) -> list[Tensor]:
         if not squeezed:
-            raise ValueError(f"a batch holds none of the modalities {sorted(self.widths)}.")
+            raise UserError(f"a batch holds none of the modalities {sorted(self.widths)}.")
         some = next(iter(squeezed.values()))
         return [
             squeezed[name] if name in squeezed else some.new_zeros(len(some), width)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Kind, Modality, Padded
+from evenly.errors import UserError
 from evenly.nn.encoders import Standardise, with_a_step
 from evenly.nn.tokens import Tokened, Tokens
 from evenly.suggest import unknown
@@ -53,7 +54,7 @@ def configurations(encoders: nn.ModuleDict | Mapping[str, nn.Module]) -> dict[st
 
 def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
     if modality.kind not in kinds:
-        raise ValueError(
+        raise UserError(
             f"{type(encoder).__name__} takes {' or '.join(kinds)}, but '{modality.name}' is "
             f"{modality.kind} {modality.shape}."
         )
@@ -83,15 +84,13 @@ def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn
             raise FileNotFoundError("no such folder")
         loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
             "folder of a model, as model.save_pretrained writes it."
         ) from error
     found: Any = loaded.config
     if found.model_type != name:
-        raise ValueError(
-            f"'{pretrained}' holds a model of the type {found.model_type}, not {name}."
-        )
+        raise UserError(f"'{pretrained}' holds a model of the type {found.model_type}, not {name}.")
     return loaded.float().train()
 
 
@@ -188,7 +187,7 @@ class AST(_Named, Tokened):
             setattr(sizes, name, value)
         after = embeddings.get_shape(sizes)
         if min(after) < 1:
-            raise ValueError(
+            raise UserError(
                 f"AST: a spectrogram of {shape['num_mel_bins']} bands and {shape['max_length']} "
                 f"frames is smaller than a patch, {sizes.patch_size}. Read more of the "
                 "sound."
@@ -234,7 +233,7 @@ class BERT(_Named, Tokened):
         sizes: Any = self.model.config
         self.longest: int = sizes.max_position_embeddings
         if modality.shape[0] > self.longest:
-            raise ValueError(
+            raise UserError(
                 f"BERT has positions for {self.longest} tokens, but a text of '{modality.name}' "
                 f"has {modality.shape[0]}. Cut the texts off, as text(length={self.longest}) does, "
                 "or give it more in its config: max_position_embeddings."
@@ -267,7 +266,7 @@ class Wav2Vec(_Named, Tokened):
         super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
         parts: Any = self.model
         if parts.adapter is not None:
-            raise ValueError(
+            raise UserError(
                 "Wav2Vec: add_adapter=true makes fewer tokens of a sound, which nothing here "
                 "reads. Leave it out."
             )
@@ -351,7 +350,7 @@ class Transformer(Tokened):
         super().__init__()
         _check_kind(self, modality, "sequence", "text")
         if width % (2 * heads):
-            raise ValueError(f"Transformer: width {width} is no multiple of twice {heads} heads.")
+            raise UserError(f"Transformer: width {width} is no multiple of twice {heads} heads.")
         self.out_features = width
         self.known = modality.shape[1]
         self.embed: nn.Module

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from evenly.errors import UserError
+
 
 class Tokens(NamedTuple):
     """What an encoder makes of each step of its input.
@@ -37,7 +39,7 @@ def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
     """Raises if an encoder gives no tokens."""
     for name, encoder in encoders.items():
         if not isinstance(encoder, Tokened):
-            raise ValueError(
+            raise UserError(
                 f"'{head}' fuses tokens, but encoder '{name}' ({type(encoder).__name__}) gives "
                 "none. Ask for one that does: transformer, vit, ast, bert or wav2vec."
             )

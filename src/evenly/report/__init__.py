@@ -1,6 +1,6 @@
 """The page and the pictures of a comparison, drawn from the folder that it wrote."""
 
-from evenly.report.folder import Projected
+from evenly.report.comparison import Projected
 from evenly.report.formats import FORMATS, write_formats
 from evenly.report.history import Point, write_history
 from evenly.report.page import write_report

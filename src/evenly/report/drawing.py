@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evenly.errors import UserError
 from evenly.files import replacing, write_text
-from evenly.report.folder import Comparison
+from evenly.report.comparison import Comparison
 from evenly.report.names import wrapped
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write_drawing(path: Path, draw: Callable[[], "Figure"]) -> Path:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
+        raise UserError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
     with mpl.rc_context():
         mpl.rcdefaults()  # not what a matplotlibrc of the user's says
         mpl.rcParams.update(_STYLE)

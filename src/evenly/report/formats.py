@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from evenly.files import write_text
-from evenly.report.folder import PAPER, Comparison, Estimate, read_comparison, shown_p
+from evenly.report.comparison import PAPER, Comparison, Estimate, shown_p
+from evenly.report.folder import read_comparison
 from evenly.report.page import is_significant
 from evenly.report.picture import write_picture
 from evenly.suggest import unknown

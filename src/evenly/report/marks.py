@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from evenly.report.folder import REFERENCE
+from evenly.report.comparison import REFERENCE
 
 NEUTRAL = "#858c94"
 # Okabe and Ito's colours, without those that vanish on white or on black, and five between them.

@@ -11,17 +11,11 @@ from typing import Any, TypeGuard
 import yaml
 
 from evenly.files import write_text
-from evenly.report.figures import all_figures, modality_mark
-from evenly.report.folder import (
-    PAPER,
-    REFERENCE,
-    Comparison,
-    Projected,
-    compared_p,
-    read_comparison,
-    shown_p,
-)
+from evenly.report.comparison import PAPER, REFERENCE, Comparison, Projected, compared_p, shown_p
+from evenly.report.figures import all_figures
+from evenly.report.folder import read_comparison
 from evenly.report.marks import DASHES, OUTLINES, Mark, marks
+from evenly.report.parts import modality_mark
 from evenly.report.projection import NAMES, class_style, plane
 
 ABSENT = "–"

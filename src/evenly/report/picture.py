@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenly.errors import UserError
+from evenly.report.comparison import Comparison, Projected, Projection, value_at
 from evenly.report.drawing import (
     BORDER,
     CARD,
@@ -19,13 +21,7 @@ from evenly.report.drawing import (
     widened,
     write_drawing,
 )
-from evenly.report.folder import (
-    Comparison,
-    Projected,
-    Projection,
-    read_comparison,
-    value_at,
-)
+from evenly.report.folder import read_comparison
 from evenly.report.marks import MARKERS, marks
 from evenly.report.names import shortened
 from evenly.report.projection import NAMES, class_style, fitted
@@ -60,7 +56,7 @@ def write_picture(directory: Path, path: Path) -> Path:
     comparison = read_comparison(directory)
     methods = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
     if not methods:
-        raise ValueError(
+        raise UserError(
             f"no run of the comparison in '{directory}' has finished, so there is no test "
             "accuracy to draw. The command that wrote it continues it."
         )
@@ -105,7 +101,7 @@ def write_projection_picture(
     wanted = comparison.pair(list(placed)) if methods is None else methods
     missing = [method for method in wanted if method not in placed]
     if missing or not wanted:
-        raise ValueError(
+        raise UserError(
             f"'{directory}' holds no {NAMES[projection]} of {', '.join(missing) or 'any method'}. "
             f"'evenly report {directory} --projection {projection}' computes it for runs of seed 0 "
             "that have finished."

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evenly.report.folder import Comparison, Projected
+from evenly.report.comparison import Comparison, Projected
 
 NAMES: Mapping[Projected, str] = {"tsne": "t-SNE", "umap": "UMAP"}
 # As far apart as can be, also without red or green receptors, and read on white and on black.

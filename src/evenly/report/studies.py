@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenly.report.comparison import Comparison, value_at
 from evenly.report.drawing import (
     CARD,
     INK,
@@ -20,7 +21,6 @@ from evenly.report.drawing import (
     widened,
     write_drawing,
 )
-from evenly.report.folder import Comparison, value_at
 from evenly.report.marks import HUES, MARKERS, marks
 from evenly.report.names import wrapped
 from evenly.report.picture import draw_accuracy, write_projection_picture

@@ -19,7 +19,9 @@ from tensordict import TensorDict
 import forked
 from clips import write_video
 from evenly.data.dataset import Data, Padded
-from evenly.data.raw.prepare import _Journal, batches, prepare
+from evenly.data.raw.decode import batches
+from evenly.data.raw.journal import Journal
+from evenly.data.raw.prepare import prepare
 from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
@@ -553,7 +555,7 @@ class TestAgain:
 
     def test_two_at_once(self, tmp_path):
         source = vectors(x=lambda k: [k])
-        with _Journal(source, tmp_path), pytest.raises(ValueError, match="another process is"):
+        with Journal(source, tmp_path), pytest.raises(ValueError, match="another process is"):
             prepare(source, tmp_path, workers=1)
 
     def test_what_did_not_reach_the_disk_is_decoded_again(self, tmp_path):

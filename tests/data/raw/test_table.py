@@ -7,7 +7,8 @@ from PIL import Image as Picture
 
 from clips import write_video
 from evenly.data.raw import Array, Image, Spectrogram, Text, Video, table
-from evenly.lab.trained.predict import load_run, predictions
+from evenly.lab.trained.load import load_run
+from evenly.lab.trained.predict import predictions
 
 
 @pytest.fixture

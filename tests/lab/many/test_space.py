@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from evenly.cli import TUNE
+from evenly.cli.tune import TUNE
 from evenly.lab.many.space import METHOD, TRAINING, Range, Space, log
 from evenly.lab.run.build import (
     build_method,

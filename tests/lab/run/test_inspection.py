@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from evenly.data import Modality
+from evenly.features import Features
 from evenly.lab.run.inspection import (
     LEVELS,
     SAMPLES,
@@ -12,7 +13,6 @@ from evenly.lab.run.inspection import (
     write_features,
 )
 from evenly.output import Output
-from evenly.probe import Features
 
 
 def subject(kind="vector", rows=4000):

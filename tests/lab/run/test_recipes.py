@@ -8,7 +8,8 @@ import torch
 import yaml
 
 import trees
-from evenly.cli import RECIPES, main
+from evenly.cli import main
+from evenly.cli.training import RECIPES
 from evenly.data import load
 from evenly.data.raw.sets import SETS
 from evenly.lab.run.run import run_cell

@@ -3,6 +3,7 @@ import hashlib
 import pytest
 import yaml
 
+from evenly.errors import UserError
 from evenly.lab.run.settings import (
     Cell,
     Training,
@@ -103,7 +104,7 @@ def test_what_cannot_be_a_folder(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for path in (file, file / "below" / "it"):
-        with pytest.raises(NotADirectoryError, match=r"cannot be a folder, as .*/file is a file"):
+        with pytest.raises(UserError, match=r"cannot be a folder, as .*/file is a file"):
             check_folder(path)
 
 

@@ -9,6 +9,7 @@ from evenly.data import Padded
 from evenly.lab.run.build import made_encoders
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.run.stored import Stored
+from evenly.lab.trained.export import export
 from evenly.lab.trained.predict import Trained
 from evenly.nn import HEADS, LateFusion
 
@@ -75,7 +76,7 @@ def batch(name, count, steps=None):
 
 
 def agrees(trained, tmp_path, sizes):
-    trained.export(tmp_path / "m.pt2")
+    export(trained, tmp_path / "m.pt2")
     program = torch.export.load(tmp_path / "m.pt2").module()
     for count, steps in sizes:
         inputs = {name: batch(name, count, steps) for name in trained.modalities}
@@ -185,13 +186,13 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     trained = made(["vector"])
     own = run(LateFusion({"vector": Deciding()}, 3), trained.modalities)
     with pytest.raises(RuntimeError, match=r"cannot trace its model, of the encoders Deciding \("):
-        own.export(tmp_path / "m.pt2")
+        export(own, tmp_path / "m.pt2")
     assert not (tmp_path / "m.pt2").exists()
 
 
 def test_a_program_needs_a_name_of_its_own(tmp_path):
     with pytest.raises(ValueError, match="no file can be written there"):
-        made(["vector"]).export(tmp_path)
+        export(made(["vector"]), tmp_path)
 
 
 def test_a_program_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -202,7 +203,7 @@ def test_a_program_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "m.pt2").write_text("before")
     monkeypatch.setattr(torch.export, "save", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        made(["vector"]).export(tmp_path / "m.pt2")
+        export(made(["vector"]), tmp_path / "m.pt2")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 

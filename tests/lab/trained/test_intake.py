@@ -12,7 +12,8 @@ from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.run.stored import Stored, stored
 from evenly.lab.trained.intake import Intake
-from evenly.lab.trained.predict import load_run, predictions
+from evenly.lab.trained.load import load_run
+from evenly.lab.trained.predict import predictions
 
 
 def intake(kind, shape, dtype, low=0.0, high=1.0, ragged=False, longest=None, alike=False):

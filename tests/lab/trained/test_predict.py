@@ -16,7 +16,8 @@ from evenly.files import write_text
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
-from evenly.lab.trained.predict import load_run, predictions
+from evenly.lab.trained.load import load_run
+from evenly.lab.trained.predict import predictions
 
 CLASSES = ["no", "yes"]
 

@@ -3,11 +3,13 @@
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
+from evenly.errors import UserError
+
 File = Path | bytes
 """A file by its path, or its bytes. What kind of file it is is found out from what it holds."""
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """A media file that cannot be used, with the reason in one sentence.
 
     Attributes:

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from evenly.errors import UserError
+
 FlowMethod = Literal["farneback", "dis"]
 Flow = Float[np.ndarray, "t 2 h w"]
 
@@ -26,7 +28,7 @@ def flow(frames: UInt8[np.ndarray, "k 3 h w"], method: FlowMethod = "dis") -> Fl
         ValueError: If there are fewer than two frames.
     """
     if len(frames) < 2:
-        raise ValueError(f"flow: it takes two frames or more; found {len(frames)}.")
+        raise UserError(f"flow: it takes two frames or more; found {len(frames)}.")
     gray = [cv2.cvtColor(frame.transpose(1, 2, 0), cv2.COLOR_RGB2GRAY) for frame in frames]
     pairs = pairwise(gray)
     start = np.zeros((*gray[0].shape, 2), np.float32)

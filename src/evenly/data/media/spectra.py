@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from evenly.errors import UserError
+
 Samples = Float[np.ndarray, " t"]
 Spectrogram = Float[np.ndarray, "bands frames"]
 
@@ -80,7 +82,7 @@ def fbank(samples: Samples, rate: int = 16_000, bands: int = 128) -> Spectrogram
 
     length, hop = round(0.025 * rate), round(0.010 * rate)
     if len(samples) < length:
-        raise ValueError(f"fbank: {len(samples)} samples are less than a window of {length}.")
+        raise UserError(f"fbank: {len(samples)} samples are less than a window of {length}.")
     n_fft = 1 << (length - 1).bit_length()
     filters = _filters(n_fft, bands, 20.0, rate, scale="kaldi")
     window = window_function(length, "hann", periodic=False)

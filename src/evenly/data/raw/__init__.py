@@ -1,6 +1,7 @@
 """From raw files to a prepared store."""
 
-from evenly.data.raw.prepare import batches, listed, prepare
+from evenly.data.raw.decode import batches, listed
+from evenly.data.raw.prepare import prepare
 from evenly.data.raw.readers import (
     READERS,
     Array,

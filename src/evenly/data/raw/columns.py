@@ -16,6 +16,7 @@ import numpy as np
 
 from evenly.data.dataset import NUMBERING
 from evenly.data.raw.figures import alone, numbers_of
+from evenly.errors import UserError, UserFileNotFoundError
 
 RESERVED = ("label", "split", "name")
 """Columns that are no modalities."""
@@ -103,7 +104,7 @@ def read_columns(path: Path) -> Columns:
         ValueError: If it is no table.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file. Check the path.")
+        raise UserFileNotFoundError(f"{path}: there is no such file. Check the path.")
     parquet = path.suffix.lower() == ".parquet"
     left_out = 0
     if parquet:
@@ -117,9 +118,9 @@ def read_columns(path: Path) -> Columns:
     ]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{path}: has two columns of one name, '{twice}'. Rename one.")
+        raise UserError(f"{path}: has two columns of one name, '{twice}'. Rename one.")
     if not cells or not len(cells[0]):
-        raise ValueError(f"{path}: has no rows. Give one for each sample, below the names.")
+        raise UserError(f"{path}: has no rows. Give one for each sample, below the names.")
     found = dict(zip(names, cells, strict=True))
     indices = [
         name
@@ -159,7 +160,7 @@ def _csv(path: Path) -> tuple[list[str], list[Any], bool, int]:
         reader = _reader(text, parted)
         rows = [[cell.strip() for cell in row] for row in reader if row]
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read as a table ({error}, in or before line {reader.line_num}). "
             "Look for a quotation mark that is not closed, or one too many."
         ) from error
@@ -174,7 +175,7 @@ def _csv(path: Path) -> tuple[list[str], list[Any], bool, int]:
         names.pop()
     for number, row in enumerate(rows):
         if len(row) < len(names) or any(row[len(names) :]):
-            raise ValueError(
+            raise UserError(
                 f"{path}: cannot be read as a table: row {number} has {len(row)} cells, and there "
                 f"are {len(names)} names. Quote cells that hold a {parted!r}."
             )
@@ -188,12 +189,12 @@ def _decoded(path: Path) -> str:
     try:
         text = content[len(mark) :].decode(_MARKS.get(mark, "utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: is not in UTF-8. Save it so, or convert it, from Latin-1 by: iconv -f "
             f"LATIN1 -t UTF-8 {path.name} > new.csv"
         ) from error
     if "\0" in text:
-        raise ValueError(
+        raise UserError(
             f"{path}: is no text in UTF-8, as it holds zero bytes. Save it so, or convert it, from "
             f"UTF-16 by: iconv -f UTF-16LE -t UTF-8 {path.name} > new.csv"
         )
@@ -257,7 +258,7 @@ def _parquet(path: Path) -> tuple[list[str], list[Any], list[str], bool]:
         found = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"{path}: cannot be read as a table ({said}).") from error
+        raise UserError(f"{path}: cannot be read as a table ({said}).") from error
     about = (found.schema.metadata or {}).get(b"pandas", b"{}")
     try:
         declared = json.loads(about)["index_columns"]

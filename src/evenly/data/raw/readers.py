@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float16, Int32, UInt8
 
-from evenly.data.arrays import channels_first
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
 from evenly.data.media.error import File, MediaError, opened
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import Frames, frames_of
+from evenly.data.numbers import channels_first
+from evenly.errors import UserError
 from evenly.spec import Spec
 
 
@@ -58,7 +59,7 @@ def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
         least = min(value) if isinstance(value, tuple) else value
         if least < 0 or (least == 0 and name != "stream"):
             bound = "at least 0" if name == "stream" else "above 0"
-            raise ValueError(f"{reader}: {name} is {bound}; found {value}.")
+            raise UserError(f"{reader}: {name} is {bound}; found {value}.")
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ class Array:
 
     def __post_init__(self) -> None:
         if self.ragged and self.kind != "sequence":
-            raise ValueError(
+            raise UserError(
                 f"array: only sequences are of unequal lengths, and the kind is {self.kind}. Give "
                 "kind=sequence, or leave ragged out."
             )
@@ -392,7 +393,7 @@ def _tokenizer(name: str) -> Any:
             folder if local else name, local_files_only=local, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "
             "one, as tokenizer.save_pretrained writes it."
         ) from error

@@ -34,6 +34,7 @@ from evenly.data.raw.readers import (
     words,
 )
 from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
@@ -115,12 +116,12 @@ def table(
     names = names or [name for name in others if name in readers or name not in columns.indices]
     for name in readers:
         if name not in names:
-            raise ValueError(
+            raise UserError(
                 f"{path}: '{name}' is to be read as {readers[name]}, but is none of the modalities "
                 f"{', '.join(names)} that were asked for."
             )
     if not names or (labelled and "label" not in columns.cells):
-        raise ValueError(
+        raise UserError(
             f"{path}: needs a column 'label' and one for each modality, it has "
             f"{', '.join(columns.cells)}."
         )
@@ -168,7 +169,7 @@ def _classes(
     strange = [not isinstance(x, str | int) for x in labels]
     if needed and any(strange):
         row = strange.index(True)
-        raise ValueError(
+        raise UserError(
             f"{path}: row {row + 1} has the label {labels[row]}. Give every sample a class, as a "
             "whole number or a text."
         )
@@ -191,7 +192,7 @@ def _split(
     else:
         for row, mark in enumerate(marks):
             if not isinstance(mark, str) or mark not in named:
-                raise ValueError(
+                raise UserError(
                     f"{path}: row {row + 1} has the split {mark!r}. Use train, val and test."
                 )
         split = [named[mark] for mark in marks]
@@ -202,7 +203,7 @@ def _split(
         rest = np.array([row for row, mark in enumerate(split) if mark == "train"], np.int64)
         scarce = np.flatnonzero(np.bincount(target[rest], minlength=len(classes)) < 2)
         if len(scarce):
-            raise ValueError(
+            raise UserError(
                 f"{path}: has no {name} split, and class '{classes[scarce[0]]}' has too few "
                 "samples to draw one from. Add a column 'split', or leave the class out."
             )
@@ -229,7 +230,7 @@ def _modality(
     """
     first = next((value for value in column.values if value is not None), None)
     if first is None:
-        raise ValueError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
+        raise UserError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
     if column.holds == "files" and not isinstance(reader, Text):
         cells = _files(path, name, column.values)
         return cells, reader or _sniffed(path, name, cells)
@@ -238,7 +239,7 @@ def _modality(
         assert reader is not None
         shown = first.tolist() if isinstance(first, np.ndarray) else first
         shown = shown[0] if isinstance(shown, list) and len(shown) == 1 else shown
-        raise ValueError(
+        raise UserError(
             f"{path}: column '{name}' holds {column.holds} such as {shown!r:.60}, which "
             f"{spelled(reader).partition('(')[0]} does not read. Leave its reader out."
         )
@@ -253,7 +254,7 @@ def _modality(
         return cells, reader or _sniffed(path, name, cells)
     found = _array(first) if isinstance(first, np.ndarray) else None
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{path}: column '{name}' holds {type(first).__name__} values such as {first!r:.60}. "
             "Give numbers, texts or paths, or leave the column out with --modalities."
         )
@@ -278,7 +279,7 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
     row, text = [*cut, *odd, *given][0]
     why = "from which NumPy left numbers out" if cut else "neither a number nor a list of numbers"
     what = next((f"{what}, " for what, form in _FORMS.items() if form.fullmatch(text)), "")
-    raise ValueError(
+    raise UserError(
         f"{path}: column '{name}' holds '{text:.60}' in row {row}, {what}{why}. Give numbers as "
         "0.5, lists as [0.5, 1], and nothing where they are missing; text, if it is that, is read "
         f"with --readers.{name}=text."
@@ -317,7 +318,7 @@ def _files(path: Path, name: str, cells: Sequence[str | bytes | None]) -> list[A
     """The bytes of files, and paths from the table's folder, if any of them leads anywhere."""
     given = [cell for cell in cells if isinstance(cell, str)]
     if given and not any(_exists(path, text) for text in given[:PROBED]):
-        raise ValueError(
+        raise UserError(
             f"{path}: column '{name}' holds paths such as '{given[0][:100]}', but there is no such "
             f"file or folder in {path.parent.absolute()}, and nothing of the {len(given[:PROBED])} "
             "looked for. Give paths from there or whole ones; text, if it is that, is read with "
@@ -339,7 +340,7 @@ def _sniffed(path: Path, name: str, cells: Sequence[File | None]) -> Reader:
     for cell in given[:PROBED]:
         if found := _reader_of(name, cell):
             return found
-    raise ValueError(
+    raise UserError(
         f"{path}: column '{name}' begins with {named(given[0])}, which holds neither pictures nor "
         f"sound nor an array, nor does any of the first {len(given[:PROBED])}. Leave the column "
         "out with --modalities, or say how it is read with --readers."

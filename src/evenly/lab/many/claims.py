@@ -46,6 +46,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from evenly.errors import UserError, UserRuntimeError
 from evenly.hidden import hidden_address, is_torn
 
 T = TypeVar("T")
@@ -276,14 +277,14 @@ def connect(url: str | URL) -> Engine:
         with engine.connect():
             pass
     except NoSuchModuleError as error:
-        raise ValueError(
+        raise UserError(
             f"there is no kind of database '{address.drivername}'. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
     except ImportError as error:
         module = error.name or address.get_driver_name()
         needed = DRIVERS.get(module, module)
-        raise RuntimeError(f"{shown} needs a driver: pip install '{needed}'") from error
+        raise UserRuntimeError(f"{shown} needs a driver: pip install '{needed}'") from error
     except (
         SQLAlchemyError,
         TypeError,
@@ -292,7 +293,7 @@ def connect(url: str | URL) -> Engine:
         said = _first_line(error)
         for secret in filter(None, (address.password, *address.query.values())):
             said = said.replace(str(secret), "***")
-        raise RuntimeError(
+        raise UserRuntimeError(
             f"the database {shown} cannot be opened ({said}). Check the address, and that it can "
             "be reached from here."
         ) from error
@@ -323,12 +324,12 @@ def _address(url: str) -> URL:
     except (ArgumentError, ValueError) as error:  # the second of a port that is no number
         plain = "://" in url or not {"@", "="} & set(url)
         shown = hidden_address(url) if plain else "what is given"
-        raise ValueError(
+        raise UserError(
             f"'{shown}' is no address of a database. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
     if torn and address.get_backend_name() != "sqlite":
-        raise ValueError(
+        raise UserError(
             f"the address {hidden_address(url)} has a '@' in its host or database. Within a name "
             "or a password, write %40 for '@' and %2F for '/'."
         )
@@ -368,7 +369,7 @@ def patiently(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T
     try:
         return call()
     except DBAPIError as error:
-        raise RuntimeError(
+        raise UserRuntimeError(
             f"the database does not do as asked ({_first_line(error)}). The same command goes on "
             "where this one was."
         ) from error

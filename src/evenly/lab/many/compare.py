@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from evenly.errors import UserRuntimeError
 from evenly.files import held
 from evenly.hidden import hidden_argument
 from evenly.lab.many.engine import Listed, Pool, carry
@@ -86,7 +87,7 @@ class Comparison:
         return [Job(cell, self.out / "runs" / cell.folder, self.logs) for cell in self.cells()]
 
 
-class Failed(RuntimeError):
+class Failed(UserRuntimeError):
     """Some runs of a comparison failed; the others are finished and reported."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+from evenly.errors import UserError
 from evenly.lab.run.settings import Training
 from evenly.spec import Spec, load_yaml, parse
 
@@ -62,7 +63,7 @@ class Published:
         for data, methods in known.items():
             if name == data or name.startswith((f"{data}(", f"{data}-")):
                 return Published(data, methods)
-        raise ValueError(
+        raise UserError(
             f"--settings published: no settings are known for '{name}', but for "
             f"{' and '.join(known)}. Use --settings common, or 'evenly tune'."
         )

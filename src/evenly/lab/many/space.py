@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evenly.errors import UserError
 from evenly.lab.many.tuned import Tuned
 from evenly.lab.run.build import in_run, method_settings
 from evenly.lab.run.describe import defaults
@@ -188,7 +189,7 @@ class Space:
         own = method_settings(Cell(training, method, 0))  # which looks at all names
         spec, *others = together(method)
         if others:
-            raise ValueError(
+            raise UserError(
                 f"'evenly tune' searches the settings of one method; found '{method}'. Tune each "
                 "by itself, and give the composition what was found."
             )

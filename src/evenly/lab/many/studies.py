@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from evenly.data import Data, Modality
+from evenly.errors import UserError
 from evenly.files import write_csv, write_text
 from evenly.lab.run.build import expanded, load_data
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
 from evenly.report import Drawing, accuracy, figure1, figure3, figure4, figure5
-from evenly.report.folder import REFERENCE, Comparison, estimate_of, read_comparison
+from evenly.report.comparison import REFERENCE, Comparison
+from evenly.report.folder import estimate_of, read_comparison
 from evenly.report.formats import latex, markdown
 from evenly.spec import Spec, split
 
@@ -66,7 +68,7 @@ class Study:
 
 def _three(training: Training, data: Data) -> Training:
     if len(data.modalities) < 3:
-        raise ValueError(
+        raise UserError(
             f"{data.name} has the modalities {', '.join(data.modalities)}: this study is of three "
             "or more. 'evenly study table' takes any number."
         )
@@ -76,7 +78,7 @@ def _three(training: Training, data: Data) -> Training:
 def _noisy(training: Training, data: Data) -> Training:
     if not training.noise:
         some = next(iter(data.modalities))
-        raise ValueError(
+        raise UserError(
             "say which modality is to be scarcely informative, and how much noise it is given, in "
             f"standard deviations of its inputs: --noise.{some} 2. {data.name} has the modalities "
             f"{', '.join(data.modalities)}."
@@ -91,7 +93,7 @@ def _transformers(training: Training, data: Data) -> Training:
     found = {name: _transformer(modality) for name, modality in data.modalities.items()}
     encoders = {name: text for name, text in found.items() if text}
     if not encoders:
-        raise ValueError(
+        raise UserError(
             f"{data.name} has vectors only, which have no steps for a transformer. Give data with "
             "sequences, texts, images or videos."
         )

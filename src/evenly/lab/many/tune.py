@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 
+from evenly.errors import UserError, UserRuntimeError
 from evenly.files import file_address, write_csv
 from evenly.lab.many.claims import LOOK, Claims, connect, connected
 from evenly.lab.many.compare import circumstances
@@ -59,7 +60,7 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
     """
     check_counts(trials=search.trials, seeds=search.seeds, jobs=jobs)
     if search.training.protocol != "fair":
-        raise ValueError(
+        raise UserError(
             f"--protocol is 'fair' in a search, which sees no test split; found "
             f"'{search.training.protocol}'. Give it to 'evenly compare' afterwards."
         )
@@ -117,7 +118,7 @@ def _best(studies: Studies) -> dict[str, Trial]:
         trials = [settled[place] for place in range(search.trials)]
         finished = [trial for trial in trials if trial.accuracy is not None]
         if not finished:
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"{method}: all of its {search.trials} trials failed, the last one so: "
                 f"{trials[-1].reason}. tune.csv in {search.out} has them all."
             )

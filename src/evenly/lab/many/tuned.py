@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from evenly.errors import UserError
 from evenly.lab.run.settings import Training
 from evenly.spec import Spec, converted, made
 from evenly.suggest import unknown
@@ -72,7 +73,7 @@ class Tuning:
             trials, seeds = (converted(key, found[key], int) for key in ("trials", "seeds"))
             return Tuning(trials, seeds, methods)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 "--tuned is not what 'evenly tune' writes. Give its file with --config "
                 f"FOLDER/best.yaml ({type(error).__name__}: {error})."
             ) from error

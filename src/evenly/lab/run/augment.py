@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evenly import chance
 from evenly.data import Modality, Padded
+from evenly.errors import UserError
 from evenly.suggest import unknown
 
 Change = Callable[[Tensor], Tensor]
@@ -73,8 +74,8 @@ def _stretch(x: Tensor, axis: int) -> Tensor:
     return (place >= start) & (place < start + length)
 
 
-def _misfit(name: str, what: str, modality: Modality) -> ValueError:
-    return ValueError(
+def _misfit(name: str, what: str, modality: Modality) -> UserError:
+    return UserError(
         f"--augment {name} is for {what}, but '{modality.name}' is {modality.kind} "
         f"{modality.shape}."
     )

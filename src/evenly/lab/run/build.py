@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from evenly.data import Data, Modality, load
+from evenly.errors import UserError
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.settings import Cell, Training
 from evenly.method import Info, Method
@@ -70,14 +71,14 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
     if info_of(cell.method).alone:
         if "modality" not in settings:
             listed = ", ".join(modalities)
-            raise ValueError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
+            raise UserError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
         if settings["modality"] not in modalities:
             raise unknown("modality", str(settings["modality"]), modalities)
     for name in cell.training.noise:
         if name not in modalities:
             raise unknown("modality", name, modalities)
     if strange := set(cell.training.encoders) - set(modalities):
-        raise ValueError(
+        raise UserError(
             f"--encoders names {sorted(strange)}, but {data} has the modalities "
             f"{sorted(modalities)}."
         )
@@ -117,13 +118,13 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
         try:
             features = encoder(inputs[name])
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
                 f"sample ({error}). Give an encoder, or settings of it, for that shape."
             ) from error
         shape, width = getattr(features, "shape", None), feature_width(name, encoder)
         if shape != (2, width):
-            raise ValueError(
+            raise UserError(
                 f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "
                 f"2 samples, but its `out_features` says (2, {width}). Return one vector of that "
                 "width for each sample."
@@ -284,12 +285,12 @@ def _imported(name: str) -> type[nn.Module]:
             sys.path.append(os.getcwd())  # as `python -m` has it: it may lie beside the data
         found = getattr(import_module(place), last)
     except (Exception, SystemExit) as error:
-        raise ValueError(
+        raise UserError(
             f"no encoder '{name}' can be imported ({error}). Give the full path, such as "
             "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
         ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(
+        raise UserError(
             f"'{name}' is of the type {type(found).__name__}, so it is not called. An encoder is a "
             "class that derives from torch.nn.Module."
         )
@@ -300,7 +301,7 @@ def _called(text: str, kind: Callable[..., nn.Module]) -> nn.Module:
     try:
         encoder = kind(**parse(text).settings)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"encoder '{text}' cannot be built ({error}). Check its settings."
         ) from error
     return encoder

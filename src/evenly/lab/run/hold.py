@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
+from evenly.errors import UserRuntimeError
 from evenly.files import remove_leftovers, replacing, write_text
 
 
-class TakenOver(RuntimeError):
+class TakenOver(UserRuntimeError):
     """Another process does this run: this one seemed to be gone."""
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from evenly.data import Batch, Modality
 from evenly.data.dataset import with_noise
 from evenly.diagnosis.contribution import contributions, imbalance
+from evenly.features import Features
 from evenly.files import replacing
 from evenly.output import Output
-from evenly.probe import Features
 
 K = TypeVar("K", bound=Hashable)
 Passed = Callable[[Batch], Output]

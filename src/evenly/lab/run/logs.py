@@ -17,6 +17,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Protocol, runtime_checkable
 
+from evenly.errors import UserError, UserRuntimeError
 from evenly.files import file_address, write_text
 from evenly.hidden import hidden, hidden_address
 from evenly.lab.run.result import Result
@@ -50,7 +51,7 @@ class Logs:
         """
         names = tuple(dict.fromkeys(text.split(",")))
         if not text:
-            raise ValueError(
+            raise UserError(
                 f"--logger names none. Give {', '.join(PACKAGES)}, or leave it out, which is "
                 "tensorboard."
             )
@@ -58,7 +59,9 @@ class Logs:
             if name not in PACKAGES:
                 raise unknown("logger", name, PACKAGES)
             if find_spec(name) is None:
-                raise RuntimeError(f"--logger {name} needs a package: pip install {PACKAGES[name]}")
+                raise UserRuntimeError(
+                    f"--logger {name} needs a package: pip install {PACKAGES[name]}"
+                )
         return Logs(names, folder)
 
     @property
@@ -81,7 +84,7 @@ class Logs:
             known = client.get_experiment_by_name(_experiment())
         except MlflowException as error:
             said = hidden(str(error).strip().partition("\n")[0])
-            raise RuntimeError(
+            raise UserRuntimeError(
                 f"--logger mlflow: {hidden_address(self.mlflow)} does not answer ({said}). Check "
                 "MLFLOW_TRACKING_URI."
             ) from error

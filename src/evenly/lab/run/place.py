@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.lab.run.settings import Training
 from evenly.nn import LateFusion
 
@@ -55,7 +56,7 @@ def told_rank(training: Training) -> Rank | None:
         number, world, local = (int(os.environ[name]) for name in _SLURM)
         rank = Rank(number, world, local, _slurm_address())
     if rank is not None and rank.world != training.world:
-        raise ValueError(
+        raise UserError(
             f"{rank.world} processes were started, but --devices {training.devices} --nodes "
             f"{training.nodes} asks for {training.world}. Start one for each device."
         )

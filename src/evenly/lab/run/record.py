@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from evenly import distributed
+from evenly.errors import UserError
 from evenly.files import write_csv
 from evenly.lab.run.flops import Flops
 from evenly.lab.run.hold import Hold
@@ -72,7 +73,7 @@ class Record:
         try:
             state = torch.load(self._last, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(
+            raise UserError(
                 f"{self._last} is damaged ({type(error).__name__}). Remove it, and the run starts "
                 "anew."
             ) from error

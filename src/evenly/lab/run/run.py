@@ -18,6 +18,7 @@ import torch
 from evenly import distributed
 from evenly.data import Data, SplitName
 from evenly.diagnosis.linear_probe import linear_probe
+from evenly.features import Features
 from evenly.files import naming
 from evenly.lab.run.build import load_data
 from evenly.lab.run.hold import Hold
@@ -31,7 +32,7 @@ from evenly.lab.run.record import Progress, Record
 from evenly.lab.run.result import Result, checksums
 from evenly.lab.run.settings import Cell, check_same, read_settings, write_settings
 from evenly.lab.run.stored import about
-from evenly.probe import Features, Probe
+from evenly.probe import Probe
 
 
 def run_cell(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from evenly.errors import UserError
 from evenly.files import sha256, write_text
 from evenly.spec import load_yaml, parse
 
@@ -94,25 +95,25 @@ class Training:
         counts = ("epochs", "batch_size", "width", "threads", "devices", "nodes", "limit_samples")
         check_counts(**{name: getattr(self, name) for name in counts})
         if self.batch_size % self.world:
-            raise ValueError(
+            raise UserError(
                 f"--batch_size is of all devices together, and {self.world} of them cannot share "
                 f"{self.batch_size} samples evenly. Give a multiple of {self.world}."
             )
         if self.strategy != "auto" and self.world == 1:
-            raise ValueError(f"--strategy {self.strategy} is for several devices. Give --devices.")
+            raise UserError(f"--strategy {self.strategy} is for several devices. Give --devices.")
         if not self.checkpoint_every >= 0:
-            raise ValueError(f"--checkpoint_every is at least 0; found {self.checkpoint_every}.")
+            raise UserError(f"--checkpoint_every is at least 0; found {self.checkpoint_every}.")
         if self.lr_step < 0:
-            raise ValueError(f"--lr_step is at least 0; found {self.lr_step}.")
+            raise UserError(f"--lr_step is at least 0; found {self.lr_step}.")
         if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr is above 0; found {self.lr}.")
+            raise UserError(f"--lr is above 0; found {self.lr}.")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"--weight_decay is at least 0; found {self.weight_decay}.")
+            raise UserError(f"--weight_decay is at least 0; found {self.weight_decay}.")
         for name, level in self.noise.items():
             if not 0 < level < math.inf:
-                raise ValueError(f"--noise.{name} is above 0; found {level}.")
+                raise UserError(f"--noise.{name} is above 0; found {level}.")
         if self.diagnose_every is not None and self.diagnose_every < 0:
-            raise ValueError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
+            raise UserError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
 
     @property
     def world(self) -> int:
@@ -182,7 +183,7 @@ def check_trusted(encoders: Mapping[str, str], place: object, trusting: str) -> 
     """
     for modality, text in encoders.items():
         if "." in (name := parse(text).name):
-            raise ValueError(
+            raise UserError(
                 f"{place} asks for '{name}' as the encoder of '{modality}'. To import it is to run "
                 f"its code, whatever that does. If you trust whoever made it, {trusting}."
             )
@@ -192,7 +193,7 @@ def check_counts(**counts: int | None) -> None:
     """Raises if an option that counts something, and is given, is below 1."""
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise ValueError(f"--{name} is at least 1; found {value}.")
+            raise UserError(f"--{name} is at least 1; found {value}.")
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -217,7 +218,7 @@ def read_settings(path: Path, mark: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict) or not {"data", "epochs", mark} <= found.keys():
-        raise ValueError(
+        raise UserError(
             f"{path} is not what this command writes, so it is left as it is. Choose another "
             "folder with --out."
         )
@@ -242,7 +243,7 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
             what = f"{settings['data']} as it was before: the file has changed since"
         else:
             what = f"{name} = {found[name]!r}, but {value!r} is asked for now"
-        raise ValueError(
+        raise UserError(
             f"{folder} holds runs with {what}. Choose another folder with --out, or remove this "
             "one."
         )
@@ -258,11 +259,11 @@ def check_folder(folder: Path) -> None:
     """Raises if there can be no folder of that name."""
     place = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if place is not None and not place.is_dir():
-        raise NotADirectoryError(
+        raise UserError(
             f"{folder} cannot be a folder, as {place} is a file. Choose another with --out."
         )
     if "::" in str(folder.absolute()):
-        raise ValueError(
+        raise UserError(
             f"{folder}: '::' in a path joins two file systems for those who write checkpoints. "
             "Choose another with --out."
         )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from evenly.errors import UserRuntimeError
 from evenly.files import read_npz, reading, replacing, sha256
 from evenly.lab.run.result import Result
 from evenly.report import Projected
@@ -102,7 +103,7 @@ def _umap() -> Any:
             warnings.simplefilter("ignore", ImportWarning)  # of a part that needs TensorFlow
             from umap import UMAP
     except ModuleNotFoundError as error:
-        raise RuntimeError(
+        raise UserRuntimeError(
             "UMAP needs the package umap-learn: pip install 'evenly[umap]'. t-SNE, the default, "
             "needs nothing more."
         ) from error

@@ -13,7 +13,8 @@ from evenly.lab.run.result import Result, is_headline
 from evenly.lab.statistics import bootstrap
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
 from evenly.report import Projected, write_report
-from evenly.report.folder import PAPER, REFERENCE, compared_p, read_config, tuning
+from evenly.report.comparison import PAPER, REFERENCE, compared_p, tuning
+from evenly.report.folder import read_config
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
 SUMMARY = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evenly.data import Padded
 from evenly.data.dataset import dtype_name
+from evenly.errors import UserError
 from evenly.lab.run.stored import Stored, is_picture, is_whole, there, values_of
 
 _FEW = 10
@@ -77,7 +78,7 @@ class Intake:
             f"{self.run} was trained on {self.known.dtype}, {low:g} to {high:g}."
         )
         if scaled and 2 * self._far > self._count:
-            raise ValueError(f"{held} Scale them as those were.")
+            raise UserError(f"{held} Scale them as those were.")
         return f"{held} If they are not scaled as those were, its answers mean nothing."
 
     def _look(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
@@ -102,7 +103,7 @@ class Intake:
         elif self.known.kind == "sequence":
             same = len(found) == 2 and found[1:] == known[1:]
         if not same:
-            raise ValueError(
+            raise UserError(
                 f"'{self.name}' has the shape {found}, but {self.run} was trained on {known}. "
                 "Prepare the data as those it was trained on."
             )
@@ -110,7 +111,7 @@ class Intake:
             return
         steps = int(x.length.max()) if isinstance(x, Padded) else found[0]
         if steps > self.longest:
-            raise ValueError(
+            raise UserError(
                 f"'{self.name}' has a sample of {steps} steps, but its encoder in {self.run} takes "
                 f"{self.longest} at most. Cut it off there."
             )
@@ -118,13 +119,13 @@ class Intake:
     def _check_tokens(self, values: Tensor) -> None:
         count = self.known.shape[1]
         if not is_whole(values.dtype) or (values.numel() and int(values.min()) < 0):
-            raise ValueError(
+            raise UserError(
                 f"'{self.name}' holds {dtype_name(values)} values that are no numbers of tokens, "
                 f"but {self.run} was trained on texts. Give whole numbers from 0."
             )
         most = int(values.max()) if values.numel() else 0
         if not self.alike and most >= count:
-            raise ValueError(
+            raise UserError(
                 f"'{self.name}' holds the token {most}, but {self.run} was trained on tokens 0 to "
                 f"{count - 1}. Number tokens as those that it was trained on."
             )
@@ -132,7 +133,7 @@ class Intake:
     def _check_picture(self, values: Tensor) -> None:
         found, known = values.dtype, self.known.type
         if found != known and not (found.is_floating_point and known.is_floating_point):
-            raise ValueError(
+            raise UserError(
                 f"'{self.name}' holds pictures of {dtype_name(values)} values, but {self.run} was "
                 f"trained on {self.known.dtype}, {self.known.low:g} to {self.known.high:g}. Give "
                 "that type, and that scale."
@@ -152,7 +153,7 @@ class Intake:
                 return values.float()  # a number between whole ones is still a number
         if not kept:
             worst = float(values.abs().max())
-            raise ValueError(
+            raise UserError(
                 f"'{self.name}' holds {worst:g}, which is no number of the type that {self.run} "
                 f"was trained on, {self.known.dtype}."
             )

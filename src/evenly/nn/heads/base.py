@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.nn.presence import by_presence
 
 Logits = tuple[Float[Tensor, "n c"], dict[str, Float[Tensor, "n c"]]]
@@ -97,7 +98,7 @@ class Head(nn.Module):
         """
         first, *others = self.widths.values()
         if any(width != first for width in others):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} has a layer in common, which needs features of one width; "
                 f"found {self.widths}. Give the encoders the same `out_features`."
             )
@@ -116,7 +117,7 @@ class Head(nn.Module):
             ValueError: If none is.
         """
         if not features:
-            raise ValueError(f"a batch holds none of the modalities {sorted(self.widths)}.")
+            raise UserError(f"a batch holds none of the modalities {sorted(self.widths)}.")
         return next(iter(features.values()))
 
     def filled(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.nn.heads.base import Head, Logits, stacked
 
 Parts = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"] | None]
@@ -76,7 +77,7 @@ class ConfigurableHead(Head):
             ValueError: If there is none left.
         """
         if self._active[name] == self.depth:
-            raise ValueError(f"all {self.depth} layers of '{name}' are switched on already.")
+            raise UserError(f"all {self.depth} layers of '{name}' are switched on already.")
         self._active[name] += 1
         self.added[list(self.widths).index(name)] += 1
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from evenly.errors import UserError
 from evenly.nn.heads.base import Head, Logits, stacked
 
 
@@ -46,7 +47,7 @@ class CosineHead(Head):
         """
         super().__init__(widths, num_classes)
         if not 0 < scale < math.inf:
-            raise ValueError(f"CosineHead: 'scale' is positive and finite; found {scale}.")
+            raise UserError(f"CosineHead: 'scale' is positive and finite; found {scale}.")
         self.scale = scale
         self.weights = nn.ParameterDict(
             {

@@ -13,6 +13,7 @@ from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Array, Reader, Spectrogram
 from evenly.data.raw.sets.official import passed_over
 from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserError, UserFileNotFoundError
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -43,7 +44,7 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
         opened += paths
         images, labels = map(_idx, paths)
         if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: {names[0]} holds an array of shape {images.shape} and {names[1]} one "
                 f"of shape {labels.shape}, not an image and a label of each digit. Take both "
                 "from one download."
@@ -54,7 +55,7 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
                 split = "val"
             of_digit = recordings[split, int(label)]
             if not of_digit:
-                raise ValueError(
+                raise UserError(
                     f"{folder / 'recordings'}: holds no recording of the digit {label} for the "
                     f"{split} split, such as {label}_jackson_{NUMBERS[split][0]}.wav."
                 )
@@ -92,7 +93,7 @@ def _path(folder: Path, name: str) -> Path:
     """A file as it is, or compressed."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder}: holds neither {name} nor {name}.gz.")
+        raise UserFileNotFoundError(f"{folder}: holds neither {name} nor {name}.gz.")
     return path
 
 
@@ -108,4 +109,4 @@ def _idx(path: Path) -> np.ndarray:
             raise ValueError(f"holds values of type {kind}, not bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (struct.error, zlib.error, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: is no idx file, or part of one ({error}).") from error
+        raise UserError(f"{path}: is no idx file, or part of one ({error}).") from error

@@ -12,6 +12,7 @@ from evenly.data.dataset import SPLITS, SplitName, stratified
 from evenly.data.raw.readers import Reader, Video
 from evenly.data.raw.sets.official import Front, listed, passed_over, some, sound
 from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv")
 
@@ -62,7 +63,7 @@ def kinetics_sounds(
             found[clip] = path
     if not found:
         other = f", but {some([path.name for path in others])}" if others else ""
-        raise ValueError(
+        raise UserError(
             f"{folder}: holds none of the {len(wanted):,} clips{other}. Name them such as "
             f"{wanted[0].video}_{wanted[0].start:06d}.mp4."
         )

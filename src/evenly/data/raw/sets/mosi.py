@@ -16,6 +16,7 @@ from evenly.data.raw.readers import Array, Reader
 from evenly.data.raw.sets.official import listed, some
 from evenly.data.raw.sets.pickles import read_pickle
 from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserError, UserFileNotFoundError
 
 SEQUENCES = {
     "text": "*TimestampedWordVectors.csd",
@@ -161,7 +162,7 @@ def _one(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if not found:
         other = some(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f"{folder}: holds no file {pattern}, and no *aligned_50.pkl, but {other}. Put it "
             "there under its own name."
         )
@@ -213,9 +214,9 @@ def _of_pickle(path: Path, classes: int) -> Found:
             part = content[key]
             samples += _segments(part, split, classes)
         except KeyError as error:
-            raise ValueError(f"{path}: there is no {error} in it. {FORM}") from error
+            raise UserError(f"{path}: there is no {error} in it. {FORM}") from error
         except (IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: '{key}' is of another form ({error}). {FORM}") from error
+            raise UserError(f"{path}: '{key}' is of another form ({error}). {FORM}") from error
     beside = [file.name for file in sorted(path.parent.glob("*.csd"))]
     notes = [f"Read from {path.name}, and not from {some(beside)}."] if beside else []
     kinds = {"text": "BERT", "audio": "MMSA audio", "video": "MMSA vision"}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from evenly.data.raw.readers import Spectrogram
 from evenly.data.raw.source import Source
+from evenly.errors import UserFileNotFoundError
 from evenly.spec import Spec, made
 
 Front = Literal["fbank", "mel", "stft"]
@@ -59,7 +60,7 @@ class Official:
                 the data set.
         """
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise UserFileNotFoundError(
                 f"{folder}: there is no such folder. It should hold {'; '.join(self.layout)}, to "
                 f"be had from {self.source}."
             )

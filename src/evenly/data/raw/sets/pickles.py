@@ -4,6 +4,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from evenly.errors import UserError
+
 # What NumPy's arrays and numbers are made by, under its old and its new names.
 _SAFE = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 for _core in ("numpy.core", "numpy._core"):
@@ -31,7 +33,7 @@ def read_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: is no pickle of plain arrays ({error}). Others could run code, and are not "
             "read."
         ) from error

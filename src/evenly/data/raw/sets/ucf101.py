@@ -9,6 +9,7 @@ from evenly.data.media.flow import FlowMethod
 from evenly.data.raw.readers import Flow, Reader, Video
 from evenly.data.raw.sets.official import listed, passed_over, some
 from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserError
 
 CLIPS = 13_320
 GROUPS = {1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
@@ -42,7 +43,7 @@ def ucf101(
     groups, others = _clips(root)
     if not groups:
         found = f", but {some([path.relative_to(root) for path in others])}" if others else ""
-        raise ValueError(
+        raise UserError(
             f"{root}: holds no clip such as ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi{found}. "
             "Unpack UCF101.rar there, and leave its names as they are."
         )

@@ -1,0 +1,60 @@
+"""evenly diagnose: purity, gap and strength of features from any model."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from evenly.cli.datasets import NPZ
+from evenly.cli.parser import Parser
+from evenly.errors import UserError
+
+HELP = "how well the encoders of any model are learnt"
+
+
+def arguments() -> Parser:
+    """What it takes."""
+    one = Parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
+    one.add_argument("file", help=".npz of features, one vector per sample and modality")
+    one.add_argument(
+        "--gap", default="paper", choices=("paper", "matched", "shared"), help="the estimator"
+    )
+    one.add_argument("--restarts", type=int, default=10, help="of each k-means")
+    one.add_argument(
+        "--sample", type=int | None, help="rows that the restarts see, where a split has more"
+    )
+    one.add_argument("--seed", type=int, default=0, help="of the clusterings")
+    return one
+
+
+def run(options: Namespace) -> None:
+    """Measures, and prints the table."""
+    from evenly import Features
+    from evenly import diagnose as measure
+    from evenly.data import Split, load_npz
+
+    data = load_npz(Path(options.file), needed=("train", "val"))
+    for name, modality in data.modalities.items():
+        if modality.kind != "vector":
+            raise UserError(
+                f"'{name}' in {options.file} holds samples of shape {modality.shape}, but a "
+                "diagnosis is of features, one vector per sample. Save the encoder's pooled "
+                "output, (samples, width)."
+            )
+
+    def features(split: Split) -> Features:
+        inputs: Any = split.__getitems__(range(len(split)))["inputs"]  # vectors, as checked
+        return Features({name: x.float() for name, x in inputs.items()}, split.target)
+
+    found = measure(
+        features(data.split("train")),
+        features(data.split("val")),
+        gap=options.gap,
+        restarts=options.restarts,
+        sample=options.sample,
+        seed=options.seed,
+    )
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(found)

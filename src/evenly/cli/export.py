@@ -1,0 +1,27 @@
+"""evenly export: a trained run as a program that needs torch alone."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from evenly.cli.parser import Parser, add_trust
+
+HELP = "a trained run as a program for torch alone"
+
+
+def arguments() -> Parser:
+    """What it takes."""
+    one = Parser("Writes a trained run as a torch.export program, which needs torch alone.")
+    one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
+    one.add_argument("--out", default="model.pt2", help="the program")
+    add_trust(one, "the run")
+    return one
+
+
+def run(options: Namespace) -> None:
+    """Writes the program."""
+    from evenly.lab.trained.export import export
+    from evenly.lab.trained.load import load_run
+
+    export(load_run(Path(options.run), trust=options.trust), Path(options.out))
+    print(f"program: {options.out}")

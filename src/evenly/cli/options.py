@@ -1,0 +1,129 @@
+"""The options of a command: those typed, and where they say nothing, those of files."""
+
+import os
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from evenly.cli.commands import parser
+from evenly.cli.training import RECIPES
+from evenly.errors import UserError
+from evenly.lab.run.settings import check_trusted
+from evenly.spec import converted, load_yaml, numbers, parse
+from evenly.suggest import unknown
+
+PATHS = ("out", "data", "folder", "run", "file", "figure", "projection_figure")
+"""Options that are paths, or may be."""
+
+
+def parsed(arguments: Sequence[str]) -> Namespace:
+    """The options of a command: those given, and where they say nothing, those of files.
+
+    A `~` is the home, which a shell leaves to the program in --out=~/runs, and a file does.
+    """
+    options = _parsed(arguments)
+    one = options[options.command]
+    for name in PATHS:
+        if isinstance(text := one.get(name), str):
+            one[name] = os.path.expanduser(text)
+    return options
+
+
+def _parsed(arguments: Sequence[str]) -> Namespace:
+    given = _underscored(arguments)
+    for text in given:
+        if text != text.encode(errors="replace").decode():
+            raise UserError(f"{text!r} is no text in UTF-8. Give what it names another name.")
+    top = parser()
+    one = top.commands.get(given[0]) if given else None
+    if one is None or "config" not in one.hints:
+        return top.parse_args(given)
+    given, paths = _taken("--config", given)
+    files = {path: _settings(Path(path).expanduser(), given[0], one.hints) for path in paths}
+    settings = {name: value for each in files.values() for name, value in each.items()}
+    recipes = [*filter(None, [settings.get("recipe")]), *_taken("--recipe", given)[1]]
+    if recipes:
+        if recipes[-1] not in RECIPES:
+            raise unknown("recipe", recipes[-1], sorted(RECIPES))
+        settings = _settings(RECIPES[recipes[-1]], given[0], one.hints) | settings
+    one.set_defaults(settings)
+    options = top.parse_args(given)
+    if files and not options[given[0]].trust:
+        _check_files(files, options[given[0]].encoders, _named(given))
+    return options
+
+
+def _underscored(arguments: Sequence[str]) -> list[str]:
+    """Options as they are registered: '--limit-samples' is '--limit_samples'."""
+    found = []
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        plain = name.startswith("--")
+        option, dot, key = name[2:].partition(".")  # a key is a modality, and stays as it is
+        option = option.replace("-", "_").replace("skip_broken", "skip-broken")
+        found.append(f"--{option}{dot}{key}{equals}{value}" if plain else text)
+    return found
+
+
+def _taken(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without an option, and the values that it is given."""
+    rest, values = [], []
+    arguments = iter(given)
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        follows = name == option and not equals
+        if name != option or (follows and (value := next(arguments, "")) == ""):
+            rest.append(text)  # where it lacks a value, the parser says so
+        else:
+            values.append(value)
+    return rest, values
+
+
+def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command that a file holds."""
+    try:
+        found = load_yaml(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} holds no settings: {error}. Write YAML, 'name: value'.") from error
+    if not isinstance(found, dict):
+        kind = "a list" if isinstance(found, list) else "nothing" if found is None else "a value"
+        raise UserError(f"{path} holds {kind} in place of settings. Write YAML, 'name: value'.")
+    known = sorted(hints.keys() - {"help", "config", "print_config"})
+    settings = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"{path}: {unknown(f'setting of evenly {command}', str(key), known)}")
+        if name in settings:
+            raise UserError(f"{path} has '{name}' twice, with a dash and without. Give it once.")
+        settings[name] = converted(f"{path}: {name}", numbers(value, hints[name]), hints[name])
+    if settings.get("trust"):
+        raise UserError(f"{path} asks to be trusted. Only --trust, typed by yourself, does that.")
+    return settings
+
+
+def _named(given: Sequence[str]) -> set[str]:
+    """The encoders that the command line itself names."""
+    texts: list[Any] = []
+    for at, text in enumerate(given):
+        option, equals, value = text.partition("=")
+        if option.startswith("--encoders"):
+            value = value if equals else "".join(given[at + 1 : at + 2])
+            asked = value if "." in option else load_yaml(value)
+            texts += asked.values() if isinstance(asked, dict) else [asked]
+    return {parse(str(text)).name for text in texts}
+
+
+def _check_files(
+    files: Mapping[str, Mapping[str, Any]], encoders: Mapping[str, str], named: Collection[str]
+) -> None:
+    """Raises if an encoder that only a file names is code from elsewhere."""
+    for path, settings in files.items():
+        theirs = settings.get("encoders", {})
+        for name, text in encoders.items():
+            if theirs.get(name) == text and parse(text).name not in named:
+                typed = shlex.join([f"--encoders.{name}", text])
+                check_trusted({name: text}, path, f"add --trust, or {typed}")

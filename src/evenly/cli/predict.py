@@ -1,0 +1,63 @@
+"""evenly predict: predictions of a trained run, as CSV."""
+
+import csv
+import io
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from evenly.cli.parser import Parser, add_trust
+from evenly.cli.sources import add_skipping
+from evenly.suggest import unknown
+
+HELP = "predictions of a trained run, as CSV"
+
+
+def arguments() -> Parser:
+    """What it takes."""
+    one = Parser(
+        "Predictions of a trained run: a line for each sample, the classes' probabilities."
+    )
+    one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
+    one.add_argument(
+        "--data",
+        required=True,
+        help="what 'evenly compare --data' takes; labels may be missing from a table or .npz file, "
+        "and so may modalities",
+    )
+    one.add_argument(
+        "--split", default="test", choices=("train", "val", "test"), help="of data that have one"
+    )
+    one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
+    add_skipping(one)
+    add_trust(one, "the run")
+    one.add_argument("--out", type=str | None, help="a .csv file (default: the screen)")
+    return one
+
+
+def run(options: Namespace) -> None:
+    """Predicts, and prints or writes the lines."""
+    from evenly.files import write_text
+    from evenly.lab.trained.load import load_run
+    from evenly.lab.trained.predict import predictions
+
+    trained = load_run(Path(options.run), trust=options.trust)
+    without = options.without.split(",") if options.without else []
+    for name in without:
+        if name not in trained.modalities:
+            raise unknown(f"modality of {options.run}", name, trained.modalities)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["sample", "label", "predicted", *trained.class_names])
+    said = predictions(
+        trained, options.data, options.split, without, skip_broken=options.skip_broken
+    )
+    for found in said:
+        best = max(range(len(trained.class_names)), key=found.probabilities.__getitem__)
+        rounded = [f"{p:.6g}" for p in found.probabilities]
+        writer.writerow([found.sample, found.label, trained.class_names[best], *rounded])
+    if options.out:
+        write_text(Path(options.out), text.getvalue())
+        print(f"predictions: {options.out}")
+    else:
+        print(text.getvalue(), end="")

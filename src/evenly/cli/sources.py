@@ -1,0 +1,174 @@
+"""Raw files that a command reads, and the store that it makes of them."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from evenly.errors import UserError
+from evenly.hidden import hidden_argument
+from evenly.lab.run.settings import Training, check_counts
+from evenly.suggest import unknown
+
+if TYPE_CHECKING:
+    from evenly.data.raw import Source
+    from evenly.data.store import Description
+
+
+def add_reading(one: ArgumentParser) -> None:
+    """How raw files are read."""
+    one.add_argument("--folder", type=str | None, help="where the data set's files are")
+    one.add_argument(
+        "--modalities",
+        type=str | None,
+        help="the columns of a table that are modalities (default: all)",
+    )
+    one.add_argument(
+        "--readers",
+        type=dict[str, str],
+        default={},
+        help="how a column of a table is read, where it is not as found out: "
+        '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'; see "evenly prepare --help"',
+    )
+    add_skipping(one)
+
+
+def add_skipping(one: ArgumentParser) -> None:
+    """What to do about broken files."""
+    one.add_argument(
+        "--skip-broken", action="store_true", help="leave out samples whose files are broken"
+    )
+
+
+def source_of(text: str, options: Namespace) -> "Source":
+    """What raw files to read, and how: of a table, or of a data set in the user's folder."""
+    from evenly.data.catalogue import TABLES
+    from evenly.data.raw import table
+
+    if text.lower().endswith(TABLES):
+        if options.folder:
+            raise UserError("--folder goes with a data set by name; a table knows its files.")
+        modalities = options.modalities.split(",") if options.modalities else None
+        return table(Path(text), modalities, options.readers)
+    check_reading(text, options)
+    return official_source(text, options.folder)
+
+
+def check_reading(text: str, options: Namespace) -> None:
+    """Raises if it is said how a table is read where there is none."""
+    for option in ("modalities", "readers"):
+        if options[option]:
+            raise UserError(
+                f"--{option} goes with a table, .csv, .tsv or .parquet; found '{text}'. A data set "
+                "by name has settings instead: 'evenly datasets NAME' lists them."
+            )
+
+
+def official_source(text: str, folder: str | None) -> "Source":
+    """A data set in the folder where the user has it."""
+    from evenly.data.raw.sets import SETS
+    from evenly.spec import parse
+
+    spec = parse(text)
+    if spec.name not in SETS:
+        raise unknown("data set with files", spec.name, SETS, "or a table, .csv, .tsv or .parquet")
+    if folder is None:
+        raise UserError(
+            f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
+            "tells where to get them."
+        )
+    return SETS[spec.name].open(Path(folder), spec)
+
+
+def make_store(
+    source: "Source", out: Path, workers: int | None, skip_broken: bool
+) -> "Description":
+    """Prepares a store, and says how it is read."""
+    from evenly.child import cores
+    from evenly.data.raw import prepare, spelled
+
+    asked = {name: spelled(reader) for name, reader in source.readers.items()}
+    brief = {name: text if len(text) < 90 else f"{text[:86]}...)" for name, text in asked.items()}
+    read = "; ".join(f"{name} as {text}" for name, text in brief.items())
+    print(f"note: read: {read}.", file=sys.stderr)
+    made_by = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
+    return prepare(
+        source, out, workers=workers or cores(), skip_broken=skip_broken, made_by=made_by
+    )
+
+
+def check_source(training: Training, options: Namespace) -> None:
+    """Raises if data, source and folder do not go together."""
+    from evenly.data.catalogue import TABLES
+
+    if options.source is not None and options.source.lower().endswith(TABLES):
+        raise UserError(
+            f"--source is a data set by name; found {options.source}. Give a table as --data."
+        )
+    if options.folder is not None and options.source is None:
+        raise UserError("--folder goes with --source, or with a --recipe that names one.")
+    if options.folder is not None and training.data != Training.data:
+        raise UserError(
+            f"--folder asks for the files of {options.source}, and --data for {training.data}. "
+            "Give one of them."
+        )
+
+
+def prepared(
+    training: Training,
+    out: Path,
+    options: Namespace,
+    methods: Callable[[Iterable[str]], list[str]],
+) -> Training:
+    """The same training; of a table or a folder, it reads a store made beside its results.
+
+    Args:
+        training: As asked for.
+        out: The folder of the results.
+        options: How raw files are read.
+        methods: What is to be trained on data of some modalities; the names are looked at before
+            anything is decoded.
+    """
+    from evenly.data.catalogue import TABLES
+
+    if options.folder is not None:
+        source = source_of(options.source, options)
+    elif training.data.lower().endswith(TABLES):
+        source = source_of(training.data, options)
+    elif options.source is not None and training.data == Training.data:
+        raise UserError(
+            f"{options.source}: say where its files are, with --folder, or give the store that "
+            "'evenly prepare' made of them, with --data."
+        )
+    else:
+        check_reading(training.data, options)
+        return training
+    _check_asked(training, source, options, methods)
+    if getattr(options, "workers", None) or getattr(options, "storage", None):
+        raise UserError(
+            "several workers read one store: make it first, with 'evenly prepare', and give it as "
+            "--data."
+        )
+    if training.limit_samples is not None:
+        source = source.limited(training.limit_samples)
+    make_store(source, out / "store", None, options.skip_broken)
+    return replace(training, data=str(out / "store"))
+
+
+def _check_asked(
+    training: Training,
+    source: "Source",
+    options: Namespace,
+    methods: Callable[[Iterable[str]], list[str]],
+) -> None:
+    """Raises if a method, an encoder or the like is unknown, or a number cannot be."""
+    from evenly.lab.run.build import check_names
+    from evenly.lab.run.settings import Cell
+
+    check_counts(**{name: getattr(options, name, None) for name in ("seeds", "jobs", "trials")})
+    for method in methods(source.readers):
+        check_names(Cell(training, method, 0), source.name, source.readers)

@@ -1,0 +1,67 @@
+"""evenly study: an experiment of the paper, on any data."""
+
+import textwrap
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from evenly.cli.parser import Parser
+from evenly.cli.sources import prepared
+from evenly.cli.training import (
+    add_jobs,
+    add_training,
+    folder_name,
+    jobs_of,
+    methods_in,
+    out_folder,
+    seeds_of,
+    training_of,
+)
+from evenly.suggest import unknown
+
+HELP = "an experiment of the paper: table and picture"
+
+
+def arguments() -> Parser:
+    """What it takes."""
+    one = Parser("Repeats an experiment of the paper on any data: table, picture and report.")
+    one.add_argument("name", nargs="?", help="a study; without one, all are listed")
+    one.add_argument(
+        "--seeds",
+        type=int | None,
+        help="how many seeds: 0, 1, ... (default: 5, or 1 by --protocol paper)",
+    )
+    one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
+    add_jobs(one)
+    add_training(one)
+    return one
+
+
+def run(options: Namespace) -> None:
+    """Prints the list, or makes one and prints its table."""
+    from evenly.lab.many.compare import compare
+    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.studies import STUDIES, planned, write_study
+    from evenly.lab.run.logs import Logs
+
+    if options.name is None:
+        for name, known in STUDIES.items():
+            print(f"{name:13} {known.title}")
+            print(textwrap.indent(textwrap.fill(f"{known.shows}.", 78), " " * 14))
+        print("\n'evenly study NAME --data D' makes its table and picture of any data.")
+        return
+    if options.name not in STUDIES:
+        raise unknown("study", options.name, STUDIES)
+    asked = STUDIES[options.name]
+    training = training_of(options)
+    given = folder_name(options, training)
+    out = out_folder(options, Path("runs") / f"{given}-{options.name}")
+    logs = Logs.of(options.logger, out)
+    forker()
+    training = prepared(training, out, options, methods_in(asked.methods(training)))
+    training, methods = planned(asked, training)
+    jobs, seeds = jobs_of(options, training), seeds_of(options, training, 5)
+    report = compare(",".join(methods), seeds, training, out, jobs, logs=logs)
+    files = write_study(options.name, out, methods)
+    print(files[0].read_text(encoding="utf-8"))
+    print(f"{asked.title}: {', '.join(map(str, files))}\nreport: {report}")

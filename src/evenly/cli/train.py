@@ -1,0 +1,70 @@
+"""evenly train: one run, with checkpoints."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from evenly.cli.parser import Parser
+from evenly.cli.sources import prepared
+from evenly.cli.training import add_training, folder_name, out_folder, training_of
+from evenly.errors import UserError
+from evenly.files import held
+
+HELP = "one run, with checkpoints"
+
+
+def arguments() -> Parser:
+    """What it takes."""
+    one = Parser("One run, with checkpoints.")
+    one.add_argument("--method", default="relearn", help="name, with settings if wanted")
+    one.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
+    one.add_argument("--out", type=str | None, help="its folder (default: runs/DATA/METHOD-SEED)")
+    one.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    add_training(one)
+    return one
+
+
+def run(options: Namespace) -> None:
+    """Trains, and prints the metrics of the chosen epoch."""
+    from tqdm import tqdm
+
+    from evenly.lab.many.jobs import CALLED
+    from evenly.lab.run.logs import Logs
+    from evenly.lab.run.prepare import prepare, say
+    from evenly.lab.run.result import is_headline
+    from evenly.lab.run.run import run_cell
+    from evenly.lab.run.settings import Cell, check_folder
+    from evenly.report.comparison import PAPER
+
+    cell = Cell(training_of(options), options.method, options.seed)
+    folder = out_folder(options, Path("runs") / folder_name(options, cell.training) / cell.folder)
+    check_folder(folder)
+    logs = Logs.of(options.logger, folder)
+    if folder.exists() and any(folder.iterdir()) and not options.resume:
+        raise UserError(
+            f"{folder} is not empty. Continue the run in it with --resume, or choose another "
+            "folder with --out."
+        )
+    cell = replace(
+        cell, training=prepared(cell.training, folder, options, lambda _: [options.method])
+    )
+    data, notes = prepare([cell])
+    logs.prepare()
+    say(notes)
+    with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
+
+        def tell(epoch: int, accuracy: float) -> None:
+            bar.update(epoch + 1 - bar.n)
+            bar.set_postfix_str(f"val {accuracy:.3f}")
+
+        with held(folder):
+            result = run_cell(cell, folder, tell, data, logs=logs)
+    chosen = CALLED[cell.training.selects_on]
+    print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
+    for split, metrics in result.metrics.items():
+        shown = {name: value for name, value in metrics.items() if is_headline(name)}
+        print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+    if cell.training.protocol == "paper":
+        print(f"\n{PAPER}")
+    print(f"\nrun: {folder}")

@@ -1,0 +1,233 @@
+"""Samples of raw files as arrays, decoded by several processes."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from evenly import child
+from evenly.data.dataset import Padded
+from evenly.data.media.error import NoStream
+from evenly.data.numbers import native, spelt, unusable
+from evenly.data.raw.readers import Reader, Text
+from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserRuntimeError
+from evenly.stop import unstopped
+
+Decoded = dict[str, "np.ndarray | None"] | str
+"""By modality, the array of a sample, None where it is missing; or what is wrong with it."""
+
+
+def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tuple[int, Decoded]]:
+    """The arrays of the samples, in order, decoded ahead by other processes."""
+    for reader in source.readers.values():
+        if isinstance(reader, Text):
+            reader.check()
+    context = child.context(__name__)
+    pool = ProcessPoolExecutor(workers, context, _begin, (dict(source.readers),))
+    ahead: deque[tuple[int, Future[Decoded]]] = deque()
+    left = iter(waiting)
+    try:
+        while True:
+            while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
+                with unstopped():  # a pool forgets a process that it was just starting
+                    ahead.append((number, pool.submit(_decode, source.samples[number])))
+            if not ahead:
+                return
+            number, future = ahead.popleft()
+            try:
+                yield number, future.result()
+            except BrokenProcessPool as error:
+                raise UserRuntimeError(
+                    f"{source.name}: a process that decoded was killed, perhaps for want of "
+                    f"memory, at or soon after '{source.samples[number].name}'. The same command "
+                    "goes on from there; give it fewer --workers."
+                ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_readers: dict[str, Reader] = {}
+
+
+def _begin(readers: dict[str, Reader]) -> None:
+    """Makes a process ready to decode."""
+    import cv2
+    from threadpoolctl import threadpool_limits
+
+    child.serve(pooled=True)
+    cv2.setNumThreads(1)  # there is a process for each core
+    threadpool_limits(1)
+    _readers.update(readers)
+
+
+def _decode(sample: Sample) -> Decoded:
+    return read(_readers, sample.cells)
+
+
+def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
+    """The arrays of one sample, or what is wrong with it."""
+    found: dict[str, np.ndarray | None] = dict.fromkeys(readers)
+    lacking = []
+    for name, reader in readers.items():
+        if (cell := cells.get(name)) is None:
+            continue
+        try:
+            found[name] = _stored(reader(cell))
+        except NoStream as error:
+            lacking.append(f"{name}: {error}")
+        except ValueError as error:
+            return f"{name}: {error}"
+        except Exception as error:  # whatever one file brings about, the others are read
+            return f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
+    if all(value is None for value in found.values()):
+        return "; ".join(lacking) or "has none of the modalities"
+    return found
+
+
+def _stored(values: np.ndarray | None) -> np.ndarray | None:
+    """Numbers as a store holds them: finite, in native bytes, not in double precision."""
+    if values is None:
+        return None
+    found = native(values)
+    bad = unusable(values)
+    if bad.any():
+        raise ValueError(f"holds {spelt(values[bad][0])}")
+    return found.astype(np.float32) if found.dtype == np.float64 else found
+
+
+def batches(
+    source: Source,
+    size: int,
+    workers: int,
+    broken: list[tuple[str, str]],
+    wanted: Mapping[str, Sequence[int]] | None = None,
+) -> Iterator[tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]]:
+    """The samples of a data set, decoded as they are asked for; nothing is stored.
+
+    Args:
+        source: The data set.
+        size: Samples in a batch, but for the last.
+        workers: Processes that decode.
+        broken: Receives the samples that are left out, as their files are missing or broken:
+            their names, and what is wrong.
+        wanted: By modality, the shape of a sample; what is not given is as the first sample has
+            it. Of sequences and texts of unequal lengths the first number is any.
+
+    Returns:
+        The samples, their inputs by modality, and which of them have it. A modality that none of
+        them has is there, too, unless no sample of the data set has it.
+    """
+    several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
+    blank = cache(partial(_blank, source))
+    shapes = {
+        name: (_row(source.readers[name], tuple(shape)), None)
+        for name, shape in (wanted or {}).items()
+    }
+    for number, found in decoded(source, range(len(source.samples)), workers):
+        sample = source.samples[number]
+        wrong = found if isinstance(found, str) else unlike(source.readers, found, shapes)
+        if wrong or isinstance(found, str):
+            broken.append((sample.name, wrong))
+        else:
+            several.append((sample, found))
+        if len(several) == size or (several and number + 1 == len(source.samples)):
+            yield _batch(source.readers, several, blank)
+            several = []
+
+
+def unlike(
+    readers: Mapping[str, Reader],
+    found: Mapping[str, np.ndarray | None],
+    first: dict[str, Any],
+) -> str:
+    """What of a sample is not as those before; empty where nothing is.
+
+    Args:
+        readers: By modality.
+        found: By modality, the sample's array.
+        first: By modality, the shape and type of a row or step, if known; the first sample fills
+            in what is not.
+    """
+    new = {}
+    for name, value in found.items():
+        if value is None:
+            continue
+        shape = _row(readers[name], value.shape)
+        wanted, dtype = first.get(name, (shape, None))
+        if wanted != shape or dtype not in (None, value.dtype):
+            each = f"({', '.join(['any', *map(str, wanted)])})" if readers[name].ragged else wanted
+            of = f" of {dtype}" if dtype else ""
+            hint = ""
+            if readers[name].kind == "vector" and dtype in (None, value.dtype):
+                hint = "; sequences of unequal lengths are read by array(kind=sequence,ragged=true)"
+            return (
+                f"{name}: has the shape {value.shape} of {value.dtype}, where all must have "
+                f"{each}{of}{hint}"
+            )
+        new[name] = shape, value.dtype
+    first |= new
+    return ""
+
+
+def _row(reader: Reader, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What all samples have alike of a sample's shape."""
+    if reader.kind == "text":
+        return ()
+    return shape[1:] if reader.ragged else shape
+
+
+def _blank(source: Source, name: str) -> np.ndarray | None:
+    """The row of samples that lack a modality, shaped as that of the first one that has it."""
+    reader = source.readers[name]
+    for sample in source.samples:
+        try:
+            cell = sample.cells.get(name)
+            found = None if cell is None else _stored(reader(cell))
+        except Exception:
+            continue  # it is broken, which is said where its turn comes
+        if found is not None:
+            return np.zeros_like(found[:0] if reader.ragged else found)
+    return None
+
+
+def _batch(
+    readers: Mapping[str, Reader],
+    several: Sequence[tuple[Sample, dict[str, "np.ndarray | None"]]],
+    blank_of: Callable[[str], np.ndarray | None],
+) -> tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]:
+    inputs: dict[str, Tensor | Padded] = {}
+    present = {}
+    for name, reader in readers.items():
+        values = [found[name] for _, found in several]
+        there = [value for value in values if value is not None]
+        blank = blank_of(name) if len(there) < len(values) else None
+        if not there and blank is None:
+            continue
+        filled = [torch.from_numpy(blank if value is None else value) for value in values]
+        if reader.ragged:
+            length = torch.tensor([len(value) for value in filled])
+            inputs[name] = Padded(pad_sequence(filled, batch_first=True), length)
+        else:
+            inputs[name] = torch.stack(filled)
+        if len(there) < len(values):
+            present[name] = torch.tensor([value is not None for value in values])
+    return [sample for sample, _ in several], inputs, present
+
+
+def listed(broken: Sequence[tuple[str, str]]) -> str:
+    """The first of the samples that cannot be used, a line each.
+
+    Args:
+        broken: Their names, and what is wrong with each.
+    """
+    lines = [f"  {name}: {reason}" for name, reason in broken]
+    more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "\n".join([*lines[:10], *more])

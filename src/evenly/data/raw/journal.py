@@ -1,0 +1,376 @@
+"""A store while it is made.
+
+A journal in its folder says which samples are in it, with checksums of their values. It is written
+after them, so that a killed run, started again, goes on where it was; a sample is decoded again
+only if the machine was lost before its values were on the disk.
+"""
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evenly.data.dataset import SPLITS, Ragged, described, dtype_name
+from evenly.data.raw.decode import Decoded, unlike
+from evenly.data.raw.readers import Reader, spelled
+from evenly.data.raw.source import Source
+from evenly.data.store import (
+    DESCRIPTION,
+    FORMAT,
+    RAGGED,
+    Description,
+    Field,
+    file_names,
+    mapped,
+    open_store,
+    write_meta,
+)
+from evenly.errors import UserError, UserRuntimeError
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass
+class _Part:
+    """One modality's file while it grows."""
+
+    reader: Reader
+    path: Path
+    shape: tuple[int, ...] | None = None
+    dtype: np.dtype[Any] | None = None
+    used: int = 0  # time steps, of sequences of unequal lengths
+
+    def open(self) -> IO[bytes]:
+        self.path.parent.mkdir(exist_ok=True)
+        self.file = self.path.open("r+b" if self.path.exists() else "w+b")
+        return self.file
+
+    def write(self, start: int, value: np.ndarray) -> None:
+        self.file.seek(start * self._row)
+        self.file.write(value.tobytes())
+        self.file.flush()
+
+    def checksum(self, start: int, length: int) -> int:
+        """Of rows as they are in the file."""
+        self.file.seek(start * self._row)
+        return zlib.crc32(self.file.read(length * self._row))
+
+    @property
+    def _row(self) -> int:
+        """Bytes."""
+        assert self.shape is not None
+        assert self.dtype is not None
+        return self.dtype.itemsize * int(np.prod(self.shape))
+
+
+class Journal:
+    """The store while it is made."""
+
+    def __init__(self, source: Source, out: Path) -> None:
+        self.source, self.out = source, out
+        self.done: set[int] = set()
+        self.broken: dict[int, str] = {}
+        self.places: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in source.readers}
+        self.files = file_names(source.readers)
+        self.parts = {
+            name: _Part(reader, out / "inputs" / f"{self.files[name]}.memmap")
+            for name, reader in source.readers.items()
+        }
+
+    def __enter__(self) -> "Journal":
+        path = self.out / JOURNAL
+        head = {"prepares": _fingerprint(self.source), "format": FORMAT}
+        self.out.mkdir(parents=True, exist_ok=True)
+        begun = path.is_file() and path.stat().st_size
+        if not begun and any(file != path for file in self.out.iterdir()):
+            raise UserError(
+                f"{self.out}: is not empty, and nothing was begun there that could be continued. "
+                "Choose another --out, or remove the folder."
+            )
+        with ExitStack() as opened:
+            self.file = opened.enter_context(path.open("a+b"))
+            _lock(self.file, self.out)
+            lines = self._lines(head)
+            for part in self.parts.values():
+                opened.enter_context(part.open())
+            self.finished = is_whole(self.out)
+            for line in lines:
+                if "broken" not in line:  # else it is tried again: the file may have been mended
+                    self._take_up(line["sample"], line["at"])
+            self.opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.close()
+
+    def _lines(self, head: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was noted down so far, after the head; what a kill cut off is removed."""
+        self.file.seek(0)
+        lines = self.file.read().splitlines(keepends=True)
+        whole: list[dict[str, Any]] = []
+        for line in lines:
+            try:
+                whole.append(json.loads(line if line.endswith(b"\n") else b""))
+            except ValueError:
+                break
+        if not whole and len(lines) < 2:
+            self.file.truncate(0)
+            self._note(head)
+        elif whole[:1] != [head] and whole and _is_vain(whole):
+            self.file.truncate(0)
+            self._note(head)
+            return []
+        elif whole[:1] != [head]:
+            raise UserError(
+                f"{self.out}: holds another store, or one of other files or settings, that is "
+                "being made. Choose another --out, or remove the folder."
+            )
+        elif len(whole) < len(lines):
+            self.file.truncate(sum(map(len, lines[: len(whole)])))
+        return whole[1:]
+
+    def _take_up(self, number: int, places: dict[str, Any]) -> None:
+        """Counts a sample as done if its values are those that were noted down.
+
+        They may not be where the machine was lost before all was on its disk; those of a finished
+        store are.
+        """
+        for name, (start, length, shape, dtype, checksum) in places.items():
+            part = self.parts[name]
+            part.shape, part.dtype = tuple(shape), np.dtype(dtype)
+            if not self.finished and part.checksum(start, length) != checksum:
+                return
+        for name, (start, length, *_) in places.items():
+            self._place(name, number, start, length)
+        self.done.add(number)
+
+    def _place(self, name: str, number: int, start: int, length: int) -> None:
+        part = self.parts[name]
+        part.used = max(part.used, start + length)
+        self.places[name][number] = (start, length)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self.file.flush()
+
+    def add(self, number: int, found: Decoded) -> None:
+        """Writes one sample, then notes that it is written."""
+        if not isinstance(found, str):
+            found = self._written(number, found)
+        if isinstance(found, str):
+            self.broken[number] = found
+            self._note({"sample": number, "broken": found})
+        else:
+            self.done.add(number)
+            self._note({"sample": number, "at": found})
+
+    def _written(self, number: int, found: dict[str, np.ndarray | None]) -> Any:
+        """Where each array was put; or what is wrong with one, and then nothing is."""
+        values = {name: np.ascontiguousarray(v) for name, v in found.items() if v is not None}
+        known = {
+            name: (part.shape, part.dtype)
+            for name, part in self.parts.items()
+            if part.shape is not None
+        }
+        if wrong := unlike(self.source.readers, values, known):
+            return wrong
+        for name in values:
+            self.parts[name].shape, self.parts[name].dtype = known[name]
+        (self.out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
+        places = {}
+        for name, value in values.items():
+            part = self.parts[name]
+            length = len(value) if part.reader.ragged else 1
+            start = part.used if part.reader.ragged else number
+            part.write(start, value)
+            self._place(name, number, start, length)
+            assert part.shape is not None
+            assert part.dtype is not None
+            checksum = zlib.crc32(value.data)
+            places[name] = (start, length, list(part.shape), part.dtype.str, checksum)
+        return places
+
+    def finish(self, made_by: str) -> Description:
+        """Checks the counts, writes the small arrays and, last of all, the description."""
+        source, count = self.source, len(self.source.samples)
+        if left := count - len(self.done) - len(self.broken):
+            raise UserRuntimeError(
+                f"{self.out}: {left} samples are neither written nor broken. Remove the folder "
+                "and prepare again."
+            )
+        # A sample that is left out keeps its empty row, and belongs to no split.
+        split = np.full(count, len(SPLITS), np.uint8)
+        for number in self.done:
+            split[number] = SPLITS.index(source.samples[number].split)
+        small: dict[str, np.ndarray] = {"split": split}
+        small["label"] = np.array([sample.label for sample in source.samples], np.int64)
+        fields, arrays = {}, {}
+        train = torch.from_numpy(np.flatnonzero(split == 0))
+        for name, part in self.parts.items():
+            values = self._closed(name, part)
+            arrays[f"inputs/{self.files[name]}"] = (values.dtype, tuple(values.shape))
+            small |= self._places(name, part)
+            fields[name] = self._field(name, part, values, train)
+        for name, array in small.items():
+            path = self.out / f"{name}.memmap"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(array.tobytes())
+            arrays[name] = (getattr(torch, array.dtype.name), array.shape)
+        write_meta(self.out, arrays)
+        notes = list(source.notes)
+        if self.broken:
+            notes.append(f"{len(self.broken)} of {count} samples were left out as broken.")
+        description = Description(
+            name=source.name,
+            samples=count,
+            names=[sample.name for sample in source.samples],
+            modalities=fields,
+            classes=list(source.classes),
+            splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
+            sources={str(path): size_of(path) for path in source.files()},
+            checksums={name: zlib.crc32(array.data) for name, array in small.items()},
+            made_by=made_by,
+            version=version("evenly"),
+            notes=notes,
+        )
+        _to_disk([file for file in self.out.rglob("*") if file.is_file()])
+        description.write(self.out)
+        _to_disk([self.out / DESCRIPTION])
+        open_store(self.out)  # every file has the size that the description speaks of
+        return description
+
+    def _closed(self, name: str, part: _Part) -> Tensor:
+        """A modality's file at its final length: samples at the end may be missing or broken."""
+        if part.shape is None or part.dtype is None:
+            raise UserError(
+                f"{self.source.name}: no sample has '{name}': its cells are empty, or their files "
+                f"hold nothing that {spelled(part.reader).partition('(')[0]} reads. Leave it out, "
+                "or read it otherwise."
+            )
+        rows = part.used if part.reader.ragged else len(self.source.samples)
+        os.truncate(part.path, rows * part.dtype.itemsize * int(np.prod(part.shape)))
+        return mapped(part.path, getattr(torch, part.dtype.name), (rows, *part.shape))
+
+    def _here(self, name: str) -> np.ndarray:
+        """Which samples have a modality."""
+        here = np.zeros(len(self.source.samples), bool)
+        here[list(self.places[name])] = True
+        return here
+
+    def _places(self, name: str, part: _Part) -> dict[str, np.ndarray]:
+        """The small arrays that belong to a modality."""
+        found = {}
+        here = self._here(name)
+        if part.reader.ragged:
+            place = np.zeros((len(here), 2), np.int64)
+            for number, at in self.places[name].items():
+                place[number] = at
+            for column, end in enumerate(RAGGED):
+                found[f"{end}/{self.files[name]}"] = np.ascontiguousarray(place[:, column])
+        if not here[sorted(self.done)].all():
+            found[f"present/{self.files[name]}"] = here
+        return found
+
+    def _field(self, name: str, part: _Part, values: Tensor, train: Tensor) -> Field:
+        stored: Tensor | Ragged = values
+        if part.reader.ragged:
+            places, file = self._places(name, part), self.files[name]
+            stored = Ragged(values, *(torch.from_numpy(places[f"{end}/{file}"]) for end in RAGGED))
+        here = self._here(name)
+        known = described(name, stored, train[torch.from_numpy(here)[train]])
+        return Field(
+            kind=part.reader.kind,
+            shape=list(known.shape),
+            dtype=dtype_name(values),
+            mean=known.mean.tolist(),
+            std=known.std.tolist(),
+            units=part.reader.units,
+            rate=part.reader.rate,
+            sample_rate=getattr(part.reader, "sample_rate", None),
+            ragged=part.reader.ragged,
+            missing=int(len(self.done) - here.sum()),
+            read=spelled(part.reader, whole=True),
+        )
+
+
+def _is_vain(journal: Sequence[Any]) -> bool:
+    """Whether a journal is of another attempt that decoded nothing, such as with wrong settings."""
+    return (
+        all(isinstance(line, dict) for line in journal)
+        and "prepares" in journal[0]
+        and not any("at" in line for line in journal)
+    )
+
+
+def is_whole(out: Path) -> bool:
+    """Whether a folder is a store that lacks nothing."""
+    try:
+        open_store(out)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _lock(file: IO[bytes], out: Path) -> None:
+    """Keeps other processes from writing to the same store, for as long as the file is open."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{out}: another process is preparing this store. Wait for it, or choose another --out."
+        ) from error
+
+
+def _to_disk(files: Sequence[Path]) -> None:
+    for path in files:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _fingerprint(source: Source) -> str:
+    """What tells this data set, read in this way, from any other."""
+    readers = {
+        name: [type(reader).__name__, asdict(reader) if is_dataclass(reader) else {}]
+        for name, reader in source.readers.items()
+    }
+    digest = sha256(json.dumps([source.name, readers, list(source.classes)], default=str).encode())
+    for sample in source.samples:
+        cells = {name: _identity(cell) for name, cell in sample.cells.items()}
+        entry = [sample.name, sample.label, sample.split, cells]
+        digest.update(json.dumps(entry, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _identity(cell: Any) -> Any:
+    """A cell as text: a file by its path, wherever one stands; numbers by their bytes."""
+    if isinstance(cell, Path):
+        return os.path.abspath(cell)
+    if isinstance(cell, np.ndarray):
+        return [str(cell.dtype), list(cell.shape), sha256(cell.tobytes()).hexdigest()]
+    if isinstance(cell, bytes):
+        return sha256(cell).hexdigest()
+    if is_dataclass(cell):
+        return {field.name: _identity(getattr(cell, field.name)) for field in fields(cell)}
+    return cell if cell is None or isinstance(cell, str | int | float) else str(cell)

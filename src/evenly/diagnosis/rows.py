@@ -1,0 +1,223 @@
+"""The rows of a clustering, read in chunks, whichever ranks hold them."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from evenly import distributed
+from evenly.chance import uniform
+from evenly.errors import UserError
+
+_CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are more
+CACHED = 8  # times smaller where a chunk's rows are copied: the copy then stays in the cache
+_KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
+_DRAW = -1  # what tells the draw of a sample from other draws of a seed, whose steps are from 0
+
+
+def compared(x: Tensor, origin: Tensor, unit: Tensor | None) -> Tensor:
+    """Rows from an origin, in units; a new tensor, of float32 or wider."""
+    x = floats(x) - origin
+    return x if unit is None else x.div_(unit)
+
+
+class Rows:
+    """The rows to cluster, read in chunks less their mean; knows of the other ranks' rows.
+
+    Attributes:
+        total: Number of rows over all ranks.
+        longest: Number of rows of the rank that has most.
+        dtype: What the centres are returned in.
+        wide: What sums run in.
+        offset: The mean of all rows.
+        norms: Squared distance of each row from the mean.
+        spread: The sum of `norms` over all ranks.
+    """
+
+    def __init__(
+        self, x: Tensor, index: Tensor | None, sharded: bool, unit: Tensor | None = None
+    ) -> None:
+        self.x = x
+        self.unit = unit
+        self.sharded = sharded and distributed.world_size() > 1
+        lengths = [int(n) for n in self.gather(torch.tensor([len(x)], device=x.device))]
+        self.before = sum(lengths[: distributed.rank()]) if self.sharded else 0
+        self.index = None if index is None else index.to(x.device)
+        self.total = sum(lengths)
+        self.longest = max(lengths)
+        self.dtype = torch.promote_types(floats(x[:0]).dtype, torch.float32)
+        self.wide = torch.float32 if x.device.type == "mps" else torch.float64
+
+    def center(self, *, keep: bool = True) -> None:
+        """Finds the mean and the spread; may keep the centred rows, if they are few."""
+        total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
+        for part in self.x.split(chunk_rows(self.x.shape[1], 1)):
+            total += floats(part).sum(0, dtype=self.dtype)
+        self.offset = self.sum_(total) / self.total
+        if not bool(self.offset.isfinite().all()):  # NaN and infinity survive a sum
+            check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
+        self._offset = self.offset.to(self.dtype)
+        self._kept: Tensor | None = None
+        if keep and self.x.numel() * 4 <= _KEEP:
+            kept = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
+            for part, span in self.chunks(1):
+                kept[span] = part
+            self._kept = kept
+        # Filled in place, here and below: small results kept between the freed parts of a loop
+        # would leave holes that glibc cannot use again, as large as all the rows.
+        self.norms = torch.empty(len(self.x), dtype=torch.float32, device=self.x.device)
+        for part, span in self.chunks(1):
+            torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
+        self.norms.square_()
+        self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
+        if math.isinf(self.spread):
+            raise UserError(
+                "kmeans: rows are so far apart that their squared distances are infinite in "
+                "float32. Scale them, or pass their extent as `unit`."
+            )
+
+    def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
+        """The centred rows in chunks that stay small when each row gets `columns` values."""
+        step = chunk_rows(self.x.shape[1], columns)
+        for start in range(0, max(len(self.x), 1), step):
+            span = slice(start, start + step)
+            yield self.take(span), span
+
+    def take(self, at: Tensor | slice) -> Tensor:
+        """The centred rows at some places."""
+        return self.centred(self.x[at]) if self._kept is None else self._kept[at]
+
+    def centred(self, x: Tensor) -> Tensor:
+        """What is compared of rows or centres: their distance from the mean, in units."""
+        return compared(x, self._offset, self.unit).float()
+
+    def uncentred(self, centers: Tensor) -> Tensor:
+        """The centres that `centred` made these of."""
+        return (centers if self.unit is None else centers * self.unit) + self.offset
+
+    def places(self, span: slice) -> Tensor:
+        """Canonical positions of the rows of a span."""
+        return _places(self.x, self.index, span, self.before)
+
+    def drawn(self, count: int, seed: int) -> "Rows":
+        """About `count` rows over all ranks: the same for any order and any cut over ranks."""
+        keep = torch.empty(len(self.x), dtype=torch.bool, device=self.x.device)
+        step = chunk_rows(CACHED)
+        for start in range(0, len(keep), step):
+            span = slice(start, start + step)
+            keep[span] = uniform(self.places(span), seed, _DRAW) < count / self.total
+        at = keep.nonzero()[:, 0]
+        index = at + self.before if self.index is None else self.index[at]
+        return Rows(self.x[at], index, self.sharded, self.unit)
+
+    def first(self, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` rows of smallest key over all ranks, for each restart.
+
+        Args:
+            key: Of each restart and row (r n).
+            count: How many.
+
+        Returns:
+            Their keys (r t), from the smallest, and the centred rows (r t d).
+        """
+        key, at = key.topk(min(count, key.shape[1]), largest=False)
+        if not self.sharded:
+            return key, self.take(at)
+        # Every rank's keys, but of the rows only those that win, each from the rank that has it.
+        none = math.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
+        padded = key.new_full((len(key), count), none)
+        padded[:, : key.shape[1]] = key
+        keys = distributed.stack(padded).transpose(0, 1).flatten(1)
+        key, winner = keys.topk(count, largest=False)
+        mine = winner // count == distributed.rank()
+        shape = (*winner.shape, self.x.shape[1])
+        rows = torch.zeros(shape, dtype=torch.float32, device=self.x.device)
+        rows[mine] = self.take(at[mine.nonzero()[:, 0], winner[mine] % count])
+        return key, self.sum_(rows)
+
+    def inertia(self, centers: Tensor, labels: Tensor) -> float:
+        """Squared distance of all rows to their centres, summed."""
+        total = torch.zeros((), dtype=self.wide, device=self.x.device)
+        step = chunk_rows(CACHED * self.x.shape[1])
+        for part, label in zip(self.x.split(step), labels.split(step), strict=True):
+            own = centers.index_select(0, label)  # five times as fast as centers[label]
+            distance = torch.linalg.vector_norm(compared(part, own, self.unit), dim=1)
+            total += distance.square_().sum()
+        return float(self.sum_(total))
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Adds `x` over the ranks that share the rows, in place."""
+        return distributed.sum_(x) if self.sharded else x
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """`x` of every rank that shares the rows."""
+        return distributed.gather(x) if self.sharded else [x]
+
+
+def chunk_rows(*columns: int) -> int:
+    """Number of rows that are worked on at a time when each takes so many values."""
+    return max(_CHUNK // max(*columns, 1), 1)
+
+
+def check_finite(
+    x: Tensor, index: Tensor | None, name: str, sharded: bool = False, before: int = 0
+) -> None:
+    """Raises the same error on every rank if a row is not finite."""
+    bad = first_not_finite(x, index, before)
+    first = int(distributed.min_(bad) if sharded else bad)
+    if first < torch.iinfo(torch.int64).max:
+        raise UserError(
+            f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find out where "
+            "it comes from: an encoder that diverged gives such rows."
+        )
+
+
+def floats(x: Tensor) -> Tensor:
+    """Rows of any real type as floats to calculate with, exactly up to 2^53."""
+    if x.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return x
+    is_long = x.dtype.itemsize > 2 and x.device.type != "mps"
+    return x.to(torch.float64 if is_long else torch.float32)
+
+
+def check_rows(x: object, caller: str) -> None:
+    """Raises if something is no tensor of real numbers."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{caller}: x is a {type(x).__name__}, but a tensor is needed. torch.as_tensor makes "
+            "one of an array."
+        )
+    if x.is_complex():
+        raise TypeError(
+            f"{caller}: x holds complex numbers, which are not compared with one another. Pass "
+            "real and imaginary parts as columns of their own: torch.cat([x.real, x.imag], 1)."
+        )
+
+
+def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) -> Tensor:
+    """The first position of a row with NaN or infinity; the largest int64 if all are finite.
+
+    Args:
+        x: The rows (n d).
+        index: Position of each; by default their number in `x`, counted from `before`.
+        before: Rows of the ranks before this one.
+    """
+    bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
+    step = chunk_rows(x.shape[1], 1)
+    for start in range(0, len(x), step):
+        part = x[start : start + step]
+        part = floats(part)
+        # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
+        if not part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite():
+            places = _places(x, index, slice(start, start + step), before)
+            places = places[~part.isfinite().all(1)]
+            if len(places):
+                bad = torch.minimum(bad, places.min())
+    return bad
+
+
+def _places(x: Tensor, index: Tensor | None, span: slice, before: int) -> Tensor:
+    if index is not None:
+        return index[span]
+    return torch.arange(before + span.start, before + min(span.stop, len(x)), device=x.device)

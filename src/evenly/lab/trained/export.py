@@ -1,0 +1,102 @@
+"""A trained run as a program that needs torch alone."""
+
+import warnings
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evenly.data import Padded
+from evenly.errors import UserError, UserRuntimeError
+from evenly.files import replacing
+from evenly.lab.run.stored import Stored
+from evenly.lab.trained.predict import Trained
+from evenly.nn import LateFusion
+
+# What torch cannot prove of free sizes, a program checks when it runs; older ones have no choice.
+_DEFERRED: Any = (
+    {"prefer_deferred_runtime_asserts_over_guards": True}
+    if ("prefer_deferred_runtime_asserts_over_guards" in signature(torch.export.export).parameters)
+    else {}
+)
+
+
+def export(run: Trained, path: Path) -> None:
+    """Writes the model of a run as a `torch.export` program, which needs this package no more.
+
+    It takes a mapping of inputs by modality, all of them, in the form and type in which the
+    run's data held them (`modalities`), and returns logits. The number of samples is free.
+    What is of unequal lengths is padded, and comes with its lengths: `(values, length)`; of
+    it, and of other sequences where their encoder allows, the number of steps is free, too, up
+    to as many as the encoder takes.
+
+    Raises:
+        ValueError: If there can be no such file.
+        RuntimeError: If an encoder of the user's own decides by values, which no program can.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path}: no file can be written there. Give the name of a new one.")
+    example = {name: _example(known) for name, known in run.modalities.items()}
+    n = torch.export.Dim("n")
+    shapes: dict[str, Any] = {name: {0: n} for name in example}
+    for number, (name, known) in enumerate(run.modalities.items()):
+        if known.ragged:
+            steps = torch.export.Dim(f"steps_{number}", max=run.longest(name))
+            shapes[name] = ({0: n, 1: steps}, {0: n})
+        elif known.kind == "sequence":
+            shapes[name] = {0: n, 1: torch.export.Dim.AUTO}
+    try:
+        with warnings.catch_warnings():
+            # Recurrent layers and MMTM note tensors that the program has no need of.
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during exp")
+            program = torch.export.export(
+                _Logits(run.model), (example,), dynamic_shapes=(shapes,), **_DEFERRED
+            )
+    except Exception as error:
+        kinds = ", ".join(type(encoder).__name__ for encoder in run.model.encoders.values())
+        said = str(error).strip().partition("\n")[0]
+        raise UserRuntimeError(
+            f"{run.folder}: torch.export cannot trace its model, of the encoders {kinds} "
+            f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
+        ) from error
+    _drop_guesses(program.graph_module)
+    with replacing(path) as new:
+        torch.export.save(program, new)
+
+
+def _drop_guesses(program: torch.fx.GraphModule) -> None:
+    """Removes what torch asserts of layouts of memory, which hold for two samples or more.
+
+    It compares products of sizes while it traces, and writes down that they differed; nothing that
+    is computed rests on that.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and (
+            "expression Ne(" in str(node.args[1])
+        ):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.recompile()
+
+
+class _Logits(nn.Module):
+    """Only the logits, which is what an exported program can return."""
+
+    def __init__(self, model: LateFusion) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Mapping[str, Any]) -> Float[Tensor, "n c"]:
+        whole = {name: Padded(*x) if isinstance(x, tuple) else x for name, x in inputs.items()}
+        logits: Tensor = self.model(whole).logits
+        return logits
+
+
+def _example(known: Stored) -> Tensor | tuple[Tensor, Tensor]:
+    shape = known.shape[:1] if known.kind == "text" else known.shape
+    values = torch.zeros(2, *shape, dtype=known.type)
+    return (values, torch.full((2,), shape[0])) if known.ragged else values

@@ -1,0 +1,155 @@
+"""A trained run from its folder, wherever that is now."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from evenly.errors import UserError, UserFileNotFoundError
+from evenly.lab.run.build import check_names, fused, made_encoders
+from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Cell, Training, check_trusted, read_settings
+from evenly.lab.run.stored import Stored
+from evenly.lab.trained.predict import Trained
+from evenly.nn import ENCODERS
+from evenly.spec import Spec, converted, parse
+
+
+def load_run(folder: Path, *, trust: bool = False) -> Trained:
+    """The model of a run, wherever its folder is now; its data are not needed.
+
+    Args:
+        folder: Of the run.
+        trust: Whether encoders that its settings name by import path are imported, which runs their
+            code. Say so only of a folder whose settings are your own, or that you have looked at.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run with a best checkpoint.
+        ValueError: If its files are damaged, an encoder by import path is not trusted or cannot be
+            imported, or weights are not in the folder itself.
+    """
+    path = folder / "best.ckpt"
+    if (folder / "runs").is_dir() and not path.is_file():
+        some = min((folder / "runs").glob("*/"), default=folder / "runs" / "joint-0")
+        raise UserFileNotFoundError(
+            f"{folder}: holds a comparison. Give one of its runs, such as {some}."
+        )
+    try:
+        settings = read_settings(folder / "config.yaml", "method")
+    except ValueError as error:
+        raise UserError(
+            f"{folder / 'config.yaml'}: is damaged, or not of a run. Train again."
+        ) from error
+    if not settings or not path.is_file():
+        raise UserFileNotFoundError(
+            f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
+        )
+    result = Result.read(folder)
+    if result is not None:
+        result.check(path)
+    encoders = settings.get("encoders")
+    if not trust and isinstance(encoders, dict):
+        check_trusted(
+            {str(name): str(text) for name, text in encoders.items()},
+            folder / "config.yaml",
+            "add --trust (in Python: load_run(folder, trust=True))",
+        )
+    try:
+        best = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
+    cell = _cell(folder / "config.yaml", settings)
+    about = _about(path, best)
+    try:
+        return _loaded(folder, cell, about)
+    except Exception as error:  # whatever settings and weights of different runs bring about
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
+            "they are not of one run, train again."
+        ) from error
+
+
+def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
+    """What a run's settings say, each of its type."""
+    hints = get_type_hints(Training) | {"method": str, "seed": int}
+    try:
+        if lacking := hints.keys() - settings.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
+        given = {name: converted(name, settings[name], hint) for name, hint in hints.items()}
+        method, seed = given.pop("method"), given.pop("seed")
+        parse(method)
+        return Cell(Training(**given), method, seed)
+    except ValueError as error:
+        raise UserError(f"{path}: is not as the run wrote it: {error} Train again.") from error
+
+
+@dataclass(frozen=True)
+class _About:
+    """What stands in a best checkpoint beside the weights, see `about`."""
+
+    state_dict: Mapping[str, Any]
+    modalities: Mapping[str, Stored]
+    configurations: Mapping[str, Mapping[str, Any]]
+    class_names: list[str]
+    read: Mapping[str, str]
+
+
+def _about(path: Path, best: Any) -> _About:
+    """What a checkpoint holds, each of its type."""
+    hints = get_type_hints(Stored)
+    try:
+        for name in ("state_dict", "modalities"):
+            if not isinstance(best[name], dict):
+                raise ValueError(f"{name} is of the type {type(best[name]).__name__}")
+        modalities = {
+            name: Stored(**{key: converted(key, known[key], hints[key]) for key in hints})
+            for name, known in best["modalities"].items()
+        }
+        return _About(
+            best["state_dict"],
+            modalities,
+            converted("configurations", best["configurations"], dict[str, dict[str, Any]]),
+            converted("class_names", best["class_names"], list[str]),
+            converted("read", best["read"], dict[str, str]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is not as the run wrote it ({type(error).__name__}: {error}). Train again."
+        ) from error
+
+
+def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
+    training = replace(
+        cell.training, encoders=_at_hand(folder, cell.training.encoders, about.configurations)
+    )
+    cell = replace(cell, training=training)
+    check_names(cell, str(folder), about.modalities)
+    modalities = {name: known.modality(name) for name, known in about.modalities.items()}
+    model = fused(made_encoders(modalities, cell), len(about.class_names), cell)
+    model.load_state_dict(about.state_dict)
+    known = {name: about.modalities[name] for name in model.encoders}
+    return Trained(folder, model.eval(), known, about.class_names, about.read, training.noise)
+
+
+def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
+    """The encoders without the folders and names that their first weights came from.
+
+    These may be anybody's, on another machine or on the hub: a run is loaded from its own folder.
+    """
+    found = dict(encoders)
+    if foreign := sorted(known.keys() - encoders.keys()):
+        raise ValueError(f"best.ckpt configures {', '.join(foreign)}, and config.yaml does not")
+    for name, text in encoders.items():
+        spec = parse(text)
+        if name in known:
+            found[name] = Spec(spec.name, {**spec.settings, "pretrained": known[name]}).text
+        elif spec.name in ENCODERS and isinstance(spec.settings.get("pretrained") or {}, str):
+            raise UserError(
+                f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights elsewhere "
+                f"({text[:90]}), of which best.ckpt knows nothing. A run is loaded from its own "
+                "folder alone; train again."
+            )
+    return found

@@ -1,0 +1,290 @@
+"""What a comparison found, as tables, page and pictures ask for it."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+REFERENCE = "joint"
+"""The method that every other one is compared with."""
+PAPER = (
+    "Protocol: paper. The epoch is selected on the test split, so these test figures are too high: "
+    "compare them with published tables that do the same, and with nothing else."
+)
+"""What every output of `--protocol paper` says."""
+Projected = Literal["tsne", "umap"]
+"""How features are laid out in the plane."""
+
+
+def tuning(config: Mapping[str, Any]) -> str:
+    """What every output of a comparison says whose methods train differently; else empty."""
+    if config.get("settings"):
+        return (
+            f"Each method has the settings that its authors {config['settings']}; what they do not "
+            "publish is common to all."
+        )
+    trials, seeds = config.get("tuned_trials"), config.get("tuned_seeds")
+    if trials is None:
+        return ""
+    counted = "seed 0" if seeds == 1 else f"the mean of seeds 0 to {int(str(seeds)) - 1}"
+    return (
+        "Learning rate, weight decay and each method's own settings were tuned, with "
+        f"{trials} trial{'' if trials == 1 else 's'} for each method, by validation accuracy "
+        f"({counted})."
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A line of summary.csv; None stands for an empty field."""
+
+    mean: float | None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where samples lie in the plane, as the encoders of a run see them.
+
+    Attributes:
+        places: By modality, (k, 2); nan where a sample lacks it.
+        target: (k,) class of each sample.
+        predicted: (k,) the class that it is taken for.
+        labels: What each sample is called.
+    """
+
+    places: Mapping[str, np.ndarray]
+    target: np.ndarray
+    predicted: np.ndarray
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the comparison: a method with a seed.
+
+    Attributes:
+        method: As it was asked for, with its settings.
+        seed: Of the run.
+        curves: By column of metrics.csv, the value after each epoch; None where not measured.
+        result: What result.json holds; None while the run has not finished.
+        error: Why the run failed; empty otherwise.
+        confusion: Test samples by class (rows) and the class they were taken for; None while the
+            run has not finished.
+        projections: Of its features, by kind, as far as they were computed.
+    """
+
+    method: str
+    seed: int
+    curves: Mapping[str, Sequence[float | None]]
+    result: Mapping[str, Any] | None = None
+    error: str = ""
+    confusion: np.ndarray | None = None
+    projections: Mapping[Projected, Projection] = field(default_factory=dict)
+
+    def points(self, column: str) -> dict[int, float]:
+        """The measured values of a column, by the number of epochs completed."""
+        if column not in self.curves:
+            return {}
+        values = zip(self.curves["epoch"], self.curves[column], strict=True)
+        return {int(x) + 1: y for x, y in values if x is not None and y is not None}
+
+    def moments(self) -> dict[int, dict[str, float]]:
+        """By epochs completed before it, each re-learning's strengths by modality."""
+        found: dict[int, dict[str, float]] = {}
+        for column in self.curves:
+            kind, _, modality = column.partition("/")
+            if kind == "relearn_strength":
+                # It happens before the epoch of its row, so one epoch less is complete.
+                for epoch, strength in self.points(column).items():
+                    found.setdefault(epoch - 1, {})[modality] = strength
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the folder of a comparison holds so far.
+
+    Attributes:
+        config: The comparison's settings, notes, versions and hardware.
+        runs: The cells that were begun, by method and seed.
+        summary: By method, split and metric.
+        results: By method, split and metric: seed to value.
+        changed: When a result was last written.
+        reference: The method that `summary` compares every other one with.
+    """
+
+    config: Mapping[str, Any]
+    runs: Sequence[Run]
+    summary: Mapping[tuple[str, str, str], Estimate]
+    results: Mapping[tuple[str, str, str], Mapping[int, float]]
+    changed: datetime
+    reference: str = REFERENCE
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Every method, in the order in which they were asked for."""
+        asked = map(str, self.config.get("methods") or [])
+        return _unique([*asked, *(key[0] for key in self.summary), *(r.method for r in self.runs)])
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Every seed, in order."""
+        asked = self.config.get("seeds")
+        seeds = range(asked) if isinstance(asked, int) else map(int, asked or [])
+        return sorted({*seeds, *(run.seed for run in self.runs)})
+
+    @cached_property
+    def modalities(self) -> list[str]:
+        """Every modality, in the order of the data set."""
+        return [str(name) for name in self.config.get("modalities") or []]
+
+    @property
+    def data(self) -> str:
+        """The name of the data set, without the folder of a file."""
+        return str(self.config.get("name") or self.config.get("data") or "comparison")
+
+    @property
+    def tuning(self) -> str:
+        """How the settings were tuned, in words; empty if they were not."""
+        return tuning(self.config)
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether it repeats the published habit (`--protocol paper`)."""
+        return self.config.get("protocol") == "paper"
+
+    @cached_property
+    def ranking(self) -> list[str]:
+        """The methods, best mean test accuracy first; those without one come last."""
+        accuracy = {method: self.accuracy(method) for method in self.methods}
+        ranked = [method for method in self.methods if accuracy[method] is not None]
+        ranked.sort(key=lambda method: accuracy[method] or 0.0, reverse=True)
+        return ranked + [method for method in self.methods if accuracy[method] is None]
+
+    def estimate(self, method: str, metric: str) -> Estimate:
+        """What summary.csv says of a metric on the test split."""
+        return self.summary.get((method, "test", metric), Estimate(None))
+
+    def accuracy(self, method: str) -> float | None:
+        """Mean test accuracy, between 0 and 1."""
+        return self.estimate(method, "accuracy").mean
+
+    def runs_of(self, method: str) -> list[Run]:
+        """The cells of a method that were begun, by seed."""
+        return [run for run in self.runs if run.method == method]
+
+    def confusion(self, method: str) -> np.ndarray | None:
+        """The share of each class (rows) that was taken for each, over all finished seeds."""
+        found = [run.confusion for run in self.runs_of(method) if run.confusion is not None]
+        if not found:
+            return None
+        counts: np.ndarray = np.sum(found, axis=0)
+        share: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        return share
+
+    def projection(self, method: str, kind: Projected) -> Projection | None:
+        """Where samples lie, by the first of its runs that has it; None if none has."""
+        found = (run.projections.get(kind) for run in self.runs_of(method))
+        return next((projection for projection in found if projection is not None), None)
+
+    def pair(self, among: Sequence[str]) -> list[str]:
+        """Of these methods joint training and the first that re-learns, as far as they are there.
+
+        Where none re-learns, the first other one stands for it.
+        """
+        others = [method for method in among if method != REFERENCE]
+        relearning = [method for method in others if self.moments(method)]
+        return [m for m in among if m == REFERENCE] + (relearning or others)[:1]
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """By class number."""
+        return [str(name) for name in self.config.get("class_names") or []]
+
+    @cached_property
+    def noise_levels(self) -> list[float]:
+        """The levels of noise under which the models were looked at, ascending."""
+        found = {metric.partition("/")[0] for _, _, metric in self.summary}
+        return sorted(float(name.removeprefix("noise_")) for name in found if "noise_" in name)
+
+    def moments(self, method: str) -> dict[int, dict[str, float]]:
+        """By epochs completed, the mean strength of each modality over the seeds."""
+        found: dict[int, dict[str, list[float]]] = {}
+        for run in self.runs_of(method):
+            for epoch, strengths in run.moments().items():
+                for modality, strength in strengths.items():
+                    found.setdefault(epoch, {}).setdefault(modality, []).append(strength)
+        return {
+            epoch: {name: sum(values) / len(values) for name, values in strengths.items()}
+            for epoch, strengths in sorted(found.items())
+        }
+
+    def mean_curve(self, method: str, column: str) -> dict[int, float]:
+        """The mean over the finished seeds (all, before one has), where each has a value.
+
+        At an epoch that only some seeds have reached the mean would jump.
+        """
+        runs = self.runs_of(method)
+        runs = [run for run in runs if run.result] or runs
+        curves = [points for run in runs if (points := run.points(column))]
+        if not curves:
+            return {}
+        shared = sorted(set.intersection(*(set(points) for points in curves)))
+        return {x: sum(points[x] for points in curves) / len(curves) for x in shared}
+
+    def open_cells(self) -> list[tuple[str, int, str]]:
+        """The cells without a result: method, seed and why."""
+        begun = {(run.method, run.seed): run for run in self.runs}
+        cells = []
+        for method in self.methods:
+            for seed in self.seeds:
+                run = begun.get((method, seed))
+                if run is None:
+                    cells.append((method, seed, "not started"))
+                elif run.result is None:
+                    cells.append((method, seed, _state(run)))
+        return cells
+
+
+def value_at(curve: Mapping[int, float], epoch: int) -> float:
+    """The value of a curve at an epoch, between its neighbours where it was not measured."""
+    return float(np.interp(epoch, list(curve), list(curve.values())))
+
+
+_NAME = re.compile(r"^evenly\.errors\.\w+: ")
+"""Of an error that is a sentence for the user."""
+
+
+def _state(run: Run) -> str:
+    if run.error:
+        last = run.error.splitlines()[-1]  # of a traceback
+        return f"failed: {_NAME.sub('', last)}"
+    done = len(run.curves.get("epoch", ()))
+    return f"unfinished, {done} epoch{'' if done == 1 else 's'} so far"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def shown_p(p: float) -> str:
+    """A p-value to three places, not as 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def compared_p(p: float) -> str:
+    """The same with its sign."""
+    return shown_p(p) if p < 0.001 else f"= {p:.3f}"

@@ -1,0 +1,187 @@
+"""Figures of the page that run along training."""
+
+from typing import Any
+
+from evenly.report.comparison import Comparison, value_at
+from evenly.report.marks import marks
+from evenly.report.parts import HOVER, Figure, axis, plain, rounded, share_axis
+
+
+def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) -> Figure:
+    """A column of metrics.csv along training: each seed thin, their mean thick.
+
+    Args:
+        comparison: What to draw.
+        column: Of metrics.csv.
+        percent: Whether to show a fraction as per cent.
+    """
+    scale = 100 if percent else 1
+    mark = marks(comparison.methods)
+    data: list[dict[str, Any]] = []
+    shapes: list[dict[str, Any]] = []
+    for number, method in enumerate(comparison.methods):
+        colour, dash, _ = mark[method]
+        runs = [
+            (run.seed, curve) for run in comparison.runs_of(method) if (curve := run.points(column))
+        ]
+        if len(runs) > 1:
+            data += [
+                _line(method, number, curve, scale, seed, {"color": colour, "width": 1}, 0.45)
+                for seed, curve in runs
+            ]
+        mean = comparison.mean_curve(method, column)
+        if mean:
+            seed = runs[0][0] if len(runs) == 1 else None
+            line = {"color": colour, "width": 2.4, "dash": dash}
+            data.append(_line(method, number, mean, scale, seed, line, 1.0))
+            moments = comparison.moments(method)
+            if moments:
+                data.append(_moments_trace(method, number, moments, mean, scale, colour))
+                shapes += [_moment_line(number, x, colour) for x in moments]
+    return {
+        "data": data,
+        "layout": {
+            "height": 270,
+            "xaxis": {"title": {"text": "epochs", "standoff": 6}, "rangemode": "tozero", **axis()},
+            "yaxis": {
+                "automargin": True,
+                "nticks": 6,
+                "ticksuffix": " %" if percent else "",
+                **(axis() if column.endswith("loss") else share_axis(scale)),
+            },
+            "shapes": shapes,
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
+        },
+    }
+
+
+def strength_figure(comparison: Comparison, modality: str) -> Figure:
+    """How far each re-learning pulls an encoder back: each seed, and their mean on a stem."""
+    mark = marks(comparison.methods)
+    data: list[dict[str, Any]] = []
+    for number, method in enumerate(comparison.methods):
+        common = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": plain(method),
+            "meta": number,
+            "hovertemplate": HOVER + "%{text}, re-learning after epoch %{x}: %{y}",
+            "showlegend": False,
+        }
+        colour, _, symbol = mark[method]
+        mean = _of_modality(comparison.moments(method), modality)
+        runs = comparison.runs_of(method)
+        seeds = [
+            (run.seed, epoch, strength)
+            for run in runs
+            for epoch, strength in _of_modality(run.moments(), modality).items()
+        ]
+        if len(runs) > 1 and seeds:
+            data.append(
+                {
+                    **common,
+                    "x": [epoch for _, epoch, _ in seeds],
+                    "y": [rounded(strength) for _, _, strength in seeds],
+                    "text": [f"seed {seed}" for seed, _, _ in seeds],
+                    "marker": {"color": colour, "size": 6, "opacity": 0.5},
+                }
+            )
+        if mean:
+            values = [rounded(strength) for strength in mean.values()]
+            stem = {"type": "data", "symmetric": False, "array": [0] * len(values)}
+            stem |= {"arrayminus": values, "color": colour, "thickness": 1.2, "width": 0}
+            what = "mean of the seeds" if len(runs) > 1 else f"seed {runs[0].seed}"
+            data.append(
+                {
+                    **common,
+                    "x": list(mean),
+                    "y": values,
+                    "text": [what] * len(values),
+                    "error_y": stem,
+                    "marker": {"color": colour, "size": 10, "symbol": symbol},
+                }
+            )
+    lengths = [max(points) for run in comparison.runs if (points := run.points("train_loss"))]
+    # One scale for all modalities.
+    highest = max(
+        (max(found.values()) for run in comparison.runs for found in run.moments().values()),
+        default=1.0,
+    )
+    return {
+        "data": data,
+        "layout": {
+            "height": 270,
+            "xaxis": {
+                "title": {"text": "epochs", "standoff": 6},
+                "range": [0, max(lengths, default=1)],
+                **axis(),
+            },
+            "yaxis": {
+                "automargin": True,
+                "nticks": 6,
+                "range": [-0.04 * highest, 1.1 * highest],
+                **axis(),
+            },
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
+        },
+    }
+
+
+def _of_modality(moments: dict[int, dict[str, float]], modality: str) -> dict[int, float]:
+    return {epoch: found[modality] for epoch, found in moments.items() if modality in found}
+
+
+def _line(
+    method: str, number: int, curve: dict[int, float], scale: int, seed: int | None,
+    line: dict[str, Any], opacity: float,
+) -> dict[str, Any]:  # fmt: skip
+    what = "mean of the seeds" if seed is None else f"seed {seed}"
+    return {
+        "type": "scatter",
+        "mode": "lines" if len(curve) > 1 else "markers",
+        "name": plain(method),
+        "meta": number,
+        "x": list(curve),
+        "y": [rounded(scale * value) for value in curve.values()],
+        "line": line,
+        "marker": {"color": line["color"]},
+        "opacity": opacity,
+        "hovertemplate": HOVER + f"{what}, epoch %{{x}}: %{{y}}",
+        "showlegend": False,
+    }
+
+
+def _moments_trace(
+    method: str, number: int, moments: dict[int, dict[str, float]],
+    curve: dict[int, float], scale: int, colour: str,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": plain(method),
+        "meta": number,
+        "x": list(moments),
+        "y": [rounded(scale * value_at(curve, x)) for x in moments],
+        "text": [
+            f"re-learning after epoch {x}"
+            + "".join(f"<br>strength {plain(name)} {y:.2f}" for name, y in strengths.items())
+            for x, strengths in moments.items()
+        ],
+        "marker": {"symbol": "triangle-down", "size": 11, "color": colour},
+        "hovertemplate": HOVER + "%{text}",
+        "showlegend": False,
+    }
+
+
+def _moment_line(number: int, x: int, colour: str) -> dict[str, Any]:
+    return {
+        "type": "line",
+        "name": str(number),
+        "x0": x,
+        "x1": x,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": colour, "width": 1, "dash": "dot"},
+        "opacity": 0.7,
+    }

@@ -1,0 +1,212 @@
+"""Figures of the page with a row for each method."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from evenly.report.comparison import Comparison
+from evenly.report.marks import NEUTRAL, Mark, marks
+from evenly.report.names import wrapped
+from evenly.report.parts import HOVER, Figure, axis, modality_mark, plain, rounded, share_axis
+
+
+def accuracy_figure(comparison: Comparison) -> Figure:
+    """Test accuracy in per cent, best on top: each seed, the mean and its 95 % interval."""
+    mark = marks(comparison.methods)
+    shown = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
+    data = []
+    rows = _Rows.of(shown, 40 if len(shown) <= 12 else 28)
+    for method in shown:
+        data += _accuracy_traces(comparison, method, rows, mark[method])
+    return {
+        "data": data,
+        "layout": {
+            "height": 52 + rows.height,
+            # An interval of two seeds may go far beyond what an accuracy can be.
+            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **share_axis(100)},
+            "yaxis": rows.axis(),
+            "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
+        },
+    }
+
+
+def contribution_figure(comparison: Comparison) -> Figure:
+    """What each modality adds to the test accuracy, in points: a bar for each method."""
+    shown = [
+        method
+        for method in comparison.ranking
+        if any(
+            comparison.estimate(method, f"contribution/{name}").mean is not None
+            for name in comparison.modalities
+        )
+    ]
+    data = []
+    rows = _Rows.of(shown, 28)
+    for method in shown:
+        ends = {1: 0.0, -1: 0.0}  # of the bars so far, to the right of 0 and to the left
+        for number, modality in enumerate(comparison.modalities):
+            value = 100 * (comparison.estimate(method, f"contribution/{modality}").mean or 0.0)
+            side = 1 if value >= 0 else -1
+            data.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": plain(method),
+                    "meta": comparison.methods.index(method),
+                    "x": [rounded(value)],
+                    "base": [rounded(ends[side])],
+                    "y": [rows.middle[method]],
+                    "width": 0.62 * rows.least,
+                    "marker": {"color": modality_mark(number)[0]},
+                    "text": plain(modality),
+                    "textposition": "none",
+                    "hovertemplate": HOVER + "%{text}: %{x:.1f} points",
+                    "showlegend": False,
+                }
+            )
+            ends[side] += value
+    return {
+        "data": data,
+        "layout": {
+            "height": 52 + rows.height,
+            "barmode": "overlay",  # each bar knows where it begins
+            "xaxis": {"title": {"text": "points of accuracy", "standoff": 8}, **axis()}
+            | {"zeroline": True},
+            "yaxis": rows.axis(),
+            "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
+        },
+    }
+
+
+def ablation_figure(comparison: Comparison, kind: str) -> Figure:
+    """Test accuracy in per cent with one modality alone or without one: a row for each method.
+
+    A grey line in each row is the accuracy with all of them.
+
+    Args:
+        comparison: What to draw.
+        kind: `only` or `without`.
+    """
+    metrics = [(f"{kind}/{name}", name) for name in comparison.modalities]
+    shown = [
+        method
+        for method in comparison.ranking
+        if any(comparison.estimate(method, metric).mean is not None for metric, _ in metrics)
+    ]
+    rows = _Rows.of(shown, 28)
+    line = {"symbol": "line-ns", "size": 18, "line": {"color": NEUTRAL, "width": 2}}
+    spots = [("accuracy", "all modalities", line | {"color": NEUTRAL})]
+    for number, (metric, name) in enumerate(metrics):
+        text = f"{name} alone" if kind == "only" else f"without {name}"
+        colour, symbol = modality_mark(number)
+        spots.append((metric, text, {"symbol": symbol, "size": 11, "color": colour}))
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": plain(method),
+            "meta": comparison.methods.index(method),
+            "x": [rounded(100 * mean)],
+            "y": [rows.middle[method]],
+            "text": [plain(text)],
+            "marker": marker,
+            "hovertemplate": HOVER + "%{text}: %{x} %",
+            "showlegend": False,
+        }
+        for method in shown
+        for metric, text, marker in spots
+        if (mean := comparison.estimate(method, metric).mean) is not None
+    ]
+    return {
+        "data": data,
+        "layout": {
+            "height": 52 + rows.height,
+            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **share_axis(100)},
+            "yaxis": rows.axis() | {"showgrid": True},
+            "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A row for each method, from top to bottom, as high as its name needs.
+
+    Attributes:
+        least: Height in pixels of one with a short name.
+        middle: By method, its middle, in pixels from below.
+        height: Of all of them.
+    """
+
+    least: int
+    middle: dict[str, float]
+    height: int
+
+    @staticmethod
+    def of(methods: list[str], least: int) -> "_Rows":
+        heights = [max(least, 8 + 16 * len(wrapped(method))) for method in methods]
+        ends = list(accumulate(heights))
+        middle = {
+            method: ends[-1] - end + height / 2
+            for method, end, height in zip(methods, ends, heights, strict=True)
+        }
+        return _Rows(least, middle, ends[-1] if ends else 0)
+
+    def axis(self) -> dict[str, Any]:
+        return {
+            "tickvals": list(self.middle.values()),
+            "ticktext": ["<br>".join(map(plain, wrapped(method))) for method in self.middle],
+            "range": [0, self.height],
+            "ticklabelstandoff": 6,
+            "automargin": True,
+            "fixedrange": True,
+            "showgrid": False,
+            "zeroline": False,
+        }
+
+
+def _accuracy_traces(
+    comparison: Comparison, method: str, rows: _Rows, mark: Mark
+) -> list[dict[str, Any]]:
+    number = comparison.methods.index(method)
+    estimate = comparison.estimate(method, "accuracy")
+    seeds = sorted(comparison.results.get((method, "test", "accuracy"), {}).items())
+    mean = 100 * (estimate.mean or 0.0)
+    text = f"mean {mean:.2f} %"
+    bars: dict[str, Any] = {}
+    if estimate.low is not None and estimate.high is not None:
+        low, high = 100 * estimate.low, 100 * estimate.high
+        text += f"<br>95 % interval {low:.2f} to {high:.2f} %"
+        bars = {
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [rounded(high - mean)],
+                "arrayminus": [rounded(mean - low)],
+                "color": mark.colour,
+                "thickness": 2.5,
+                "width": 6,
+            }
+        }
+    points = {
+        "x": [rounded(100 * value) for _, value in seeds],
+        "y": [rows.middle[method] - 0.24 * rows.least] * len(seeds),
+        "text": [f"seed {seed}: {100 * value:.2f} %" for seed, value in seeds],
+        "marker": {"color": mark.colour, "size": 7, "opacity": 0.55},
+    }
+    centre = {
+        "x": [rounded(mean)],
+        "y": [rows.middle[method]],
+        "text": [text],
+        "marker": {"color": mark.colour, "size": 11, "symbol": mark.symbol},
+        **bars,
+    }
+    common = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": plain(method),
+        "meta": number,
+        "hovertemplate": HOVER + "%{text}",
+        "showlegend": False,
+    }
+    return [{**common, **points}, {**common, **centre}]
