@@ -9,12 +9,12 @@ from jsonargparse import Namespace
 from evenly.cli.parser import Parser
 from evenly.cli.sources import prepared
 from evenly.cli.training import (
-    add_jobs,
+    add_pool,
     add_training,
     folder_name,
-    jobs_of,
     methods_in,
     out_folder,
+    pool_of,
     seeds_of,
     training_of,
 )
@@ -41,14 +41,7 @@ def arguments() -> Parser:
         help="how many seeds: 0, 1, ... (default: 3, or 1 by --protocol paper)",
     )
     one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
-    add_jobs(one)
-    one.add_argument(
-        "--workers",
-        type=str | None,
-        help="address of a database, such as postgresql://USER:PASSWORD@HOST/NAME: the same "
-        "command, in other processes or on other machines, takes its share of the runs; --out is a "
-        "folder that all of them see. What a killed worker was at is taken up by another",
-    )
+    add_pool(one)
     one.add_argument(
         "--tuned",
         type=_Mapping(),
@@ -71,17 +64,21 @@ def arguments() -> Parser:
 def run(options: Namespace) -> None:
     """Trains, and prints the table and where the report is."""
     from evenly.lab.many.compare import compare
-    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.local import forker
+    from evenly.lab.many.pools import followed
     from evenly.lab.many.tuned import Tuning
     from evenly.lab.run.logs import Logs
     from evenly.lab.statistics.tables import table
 
     training = training_of(options)
+    pool = pool_of(options)
+    if followed(training):
+        return
     out = out_folder(options, Path("runs") / folder_name(options, training))
     logs = Logs.of(options.logger, out)
     forker()
     training = prepared(training, out, options, methods_in(options.methods))
-    jobs, seeds = jobs_of(options, training), seeds_of(options, training, 3)
+    seeds = seeds_of(options, training, 3)
     own: Tuning | Literal["published"] | None = None
     if options.tuned is not None:
         own = Tuning.read(options.tuned)
@@ -89,7 +86,7 @@ def run(options: Namespace) -> None:
         if own is not None:
             raise UserError("--settings published goes without --tuned, which names others.")
         own = "published"
-    report = compare(options.methods, seeds, training, out, jobs, own, options.workers, logs)
+    report = compare(options.methods, seeds, training, out, pool, own, logs)
     print(table(out))
     print(f"\nreport: {report}")
 

@@ -8,12 +8,12 @@ from jsonargparse import Namespace
 from evenly.cli.parser import Parser
 from evenly.cli.sources import prepared
 from evenly.cli.training import (
-    add_jobs,
+    add_pool,
     add_training,
     folder_name,
-    jobs_of,
     methods_in,
     out_folder,
+    pool_of,
     seeds_of,
     training_of,
 )
@@ -32,7 +32,7 @@ def arguments() -> Parser:
         help="how many seeds: 0, 1, ... (default: 5, or 1 by --protocol paper)",
     )
     one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
-    add_jobs(one)
+    add_pool(one)
     add_training(one)
     return one
 
@@ -40,7 +40,8 @@ def arguments() -> Parser:
 def run(options: Namespace) -> None:
     """Prints the list, or makes one and prints its table."""
     from evenly.lab.many.compare import compare
-    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.local import forker
+    from evenly.lab.many.pools import followed
     from evenly.lab.many.studies import STUDIES, planned, write_study
     from evenly.lab.run.logs import Logs
 
@@ -54,14 +55,17 @@ def run(options: Namespace) -> None:
         raise unknown("study", options.name, STUDIES)
     asked = STUDIES[options.name]
     training = training_of(options)
+    pool = pool_of(options)
+    if followed(training):
+        return
     given = folder_name(options, training)
     out = out_folder(options, Path("runs") / f"{given}-{options.name}")
     logs = Logs.of(options.logger, out)
     forker()
     training = prepared(training, out, options, methods_in(asked.methods(training)))
     training, methods = planned(asked, training)
-    jobs, seeds = jobs_of(options, training), seeds_of(options, training, 5)
-    report = compare(",".join(methods), seeds, training, out, jobs, logs=logs)
+    seeds = seeds_of(options, training, 5)
+    report = compare(",".join(methods), seeds, training, out, pool, logs=logs)
     files = write_study(options.name, out, methods)
     print(files[0].read_text(encoding="utf-8"))
     print(f"{asked.title}: {', '.join(map(str, files))}\nreport: {report}")

@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser
 from evenly.cli.sources import prepared
 from evenly.cli.training import add_training, folder_name, out_folder, training_of
-from evenly.errors import UserError
+from evenly.errors import UserError, UserRuntimeError
 from evenly.files import held
+
+if TYPE_CHECKING:
+    from evenly.lab.many.job import Job
+    from evenly.lab.run.result import Result
 
 HELP = "one run, with checkpoints"
 
@@ -29,15 +34,19 @@ def run(options: Namespace) -> None:
     """Trains, and prints the metrics of the chosen epoch."""
     from tqdm import tqdm
 
-    from evenly.lab.many.jobs import CALLED
+    from evenly.lab.many.job import CALLED, Job
+    from evenly.lab.many.pools import followed
     from evenly.lab.run.logs import Logs
+    from evenly.lab.run.precision import decided
     from evenly.lab.run.prepare import prepare, say
     from evenly.lab.run.result import is_headline
     from evenly.lab.run.run import run_cell
-    from evenly.lab.run.settings import Cell, check_folder
+    from evenly.lab.run.settings import Cell, check_folder, read_settings
     from evenly.report.comparison import PAPER
 
     cell = Cell(training_of(options), options.method, options.seed)
+    if followed(cell.training):
+        return
     folder = out_folder(options, Path("runs") / folder_name(options, cell.training) / cell.folder)
     check_folder(folder)
     logs = Logs.of(options.logger, folder)
@@ -49,17 +58,22 @@ def run(options: Namespace) -> None:
     cell = replace(
         cell, training=prepared(cell.training, folder, options, lambda _: [options.method])
     )
-    data, notes = prepare([cell])
+    known = read_settings(folder / "config.yaml", "method")
+    cell, found, decision = decided(cell, known)
+    data, notes = prepare([cell], found)
     logs.prepare()
-    say(notes)
-    with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
+    say([*notes, *decision])
+    with held(folder):
+        if cell.training.world == 1:
+            with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
 
-        def tell(epoch: int, accuracy: float) -> None:
-            bar.update(epoch + 1 - bar.n)
-            bar.set_postfix_str(f"val {accuracy:.3f}")
+                def tell(epoch: int, accuracy: float) -> None:
+                    bar.update(epoch + 1 - bar.n)
+                    bar.set_postfix_str(f"val {accuracy:.3f}")
 
-        with held(folder):
-            result = run_cell(cell, folder, tell, data, logs=logs)
+                result = run_cell(cell, folder, tell, data, logs=logs)
+        else:
+            result = _on_devices(Job(cell, folder, logs))
     chosen = CALLED[cell.training.selects_on]
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():
@@ -68,3 +82,18 @@ def run(options: Namespace) -> None:
     if cell.training.protocol == "paper":
         print(f"\n{PAPER}")
     print(f"\nrun: {folder}")
+
+
+def _on_devices(job: "Job") -> "Result":
+    """A run on several processes; each of them builds its own model."""
+    from evenly.lab.many.engine import Listed, carry
+    from evenly.lab.many.pools import pool
+    from evenly.lab.run.result import Result
+
+    source = Listed([job])
+    carry(source, pool(job.cell.training))
+    if source.failures:
+        raise UserRuntimeError(*source.failures.values())
+    result = Result.read(job.folder)
+    assert result is not None
+    return result

@@ -1,14 +1,18 @@
 """The options of commands that train, and what they come to."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from evenly.cli.parser import Parser, add_trust
 from evenly.cli.sources import add_reading, check_source
-from evenly.lab.run.settings import Training
+from evenly.lab.run.settings import Training, check_counts
+
+if TYPE_CHECKING:
+    from evenly.lab.many.engine import Pool
 
 _FOLDER = Path(__file__).parents[1] / "lab" / "recipes"
 RECIPES = {path.stem: path for path in _FOLDER.glob("*.yaml")}
@@ -49,13 +53,25 @@ def add_training(one: Parser) -> None:
     add_reading(one)
 
 
-def add_jobs(one: ArgumentParser) -> None:
-    """How many runs at a time."""
+def add_pool(one: ArgumentParser) -> None:
+    """Where the runs are done, and how many at a time."""
     one.add_argument(
         "--jobs",
         type=int | None,
-        help="runs at the same time; figures do not depend on it (default: cores / threads, or 1 "
-        "on a GPU)",
+        help="runs at the same time; figures do not depend on it (default: on this machine one for "
+        "each GPU, or else for each core and thread; as many as a cluster has room for)",
+    )
+    one.add_argument(
+        "--cluster",
+        type=str | None,
+        help="address of a Dask cluster, such as tcp://HOST:8786, whose workers do the runs; they "
+        "see --out and the data under the same paths",
+    )
+    one.add_argument(
+        "--runs_per_device",
+        type=int,
+        default=1,
+        help="runs at the same time on each GPU, where they are small",
     )
 
 
@@ -72,11 +88,17 @@ def out_folder(options: Namespace, usual: Path) -> Path:
     return Path(options.out) if options.out else usual
 
 
-def jobs_of(options: Namespace, training: Training) -> int:
-    """How many runs at a time: as asked for, or as many as fit."""
-    from evenly.lab.many.jobs import default_jobs
+def pool_of(options: Namespace) -> "Callable[[Training], Pool]":
+    """Makes what the runs of a training are done in."""
+    from evenly.lab.many.pools import pool
 
-    return default_jobs(training.threads) if options.jobs is None else int(options.jobs)
+    check_counts(jobs=options.jobs, runs_per_device=options.runs_per_device)
+    return partial(
+        pool,
+        jobs=options.jobs,
+        cluster=options.cluster or "",
+        runs_per_device=options.runs_per_device,
+    )
 
 
 def seeds_of(options: Namespace, training: Training, usual: int) -> int:

@@ -8,11 +8,12 @@ from jsonargparse import Namespace
 from evenly.cli.parser import Parser
 from evenly.cli.sources import prepared
 from evenly.cli.training import (
+    add_pool,
     add_training,
     folder_name,
-    jobs_of,
     methods_in,
     out_folder,
+    pool_of,
     training_of,
 )
 from evenly.spec import parse, split
@@ -60,11 +61,7 @@ def arguments() -> Parser:
         help="folder for everything, whose name is that of the search in the database (default: "
         "runs/DATA-tune)",
     )
-    one.add_argument(
-        "--jobs",
-        type=int | None,
-        help="trials at the same time (default: cores / threads, or 1 on a GPU)",
-    )
+    add_pool(one)
     one.add_argument(
         "--storage",
         type=str | None,
@@ -78,19 +75,23 @@ def arguments() -> Parser:
 def run(options: Namespace) -> None:
     """Searches; prints what was best, and the command that compares the methods with it."""
     from evenly.lab.many.compare import named
-    from evenly.lab.many.jobs import forker
+    from evenly.lab.many.local import forker
+    from evenly.lab.many.pools import followed
     from evenly.lab.many.trials import Search
     from evenly.lab.many.tune import tune
     from evenly.lab.run.logs import Logs
 
     training = training_of(options)
+    pool = pool_of(options)
+    if followed(training):
+        return
     out = out_folder(options, Path("runs") / f"{folder_name(options, training)}-tune")
     logs = Logs.of(options.logger, out)
     forker()
     training = prepared(training, out, options, methods_in(options.methods))
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
-    print(tune(search, jobs_of(options, training), options.storage))
+    print(tune(search, pool, options.storage))
     best = ["--config", str(out / "best.yaml"), "--out", str(out / "compare")]
     if any("." in parse(text).name for text in training.encoders.values()):
         best.append("--trust")  # of the encoders, whose code has just run

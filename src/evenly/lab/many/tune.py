@@ -7,7 +7,7 @@ has had its place; that of a trial whose worker was killed goes to another one.
 
 import shutil
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
@@ -19,7 +19,8 @@ from evenly.errors import UserError, UserRuntimeError
 from evenly.files import file_address, write_csv
 from evenly.lab.many.claims import LOOK, Claims, connect, connected
 from evenly.lab.many.compare import circumstances
-from evenly.lab.many.jobs import Job, run_jobs
+from evenly.lab.many.engine import Pool, carry
+from evenly.lab.many.job import Job
 from evenly.lab.many.trials import Search, Studies, Trial
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.build import load_data
@@ -27,6 +28,7 @@ from evenly.lab.run.prepare import prepare, say
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import (
     Cell,
+    Training,
     check_counts,
     check_folder,
     check_same,
@@ -36,7 +38,7 @@ from evenly.lab.run.settings import (
 from evenly.report import Point, write_history
 
 
-def tune(search: Search, jobs: int, storage: str | None = None) -> str:
+def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None = None) -> str:
     """Tries settings of every method, each with as many trials, and writes down the best.
 
     Trials that have ended are not repeated, so the same call continues a search that was stopped.
@@ -46,7 +48,7 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
     Args:
         search: What to search. Its folder receives tune.yaml, tune.csv, tune.html, best.yaml and
             the folders of the trials that were done here.
-        jobs: Trials at the same time.
+        pool: Makes what the runs are done in, once all is known to be in order.
         storage: Address of the database; by default a file of SQLite's in the folder.
 
     Returns:
@@ -58,7 +60,7 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
         RuntimeError: If the database does not answer, or every trial of a method failed.
         KeyboardInterrupt: If it was stopped; tune.csv then holds what is finished.
     """
-    check_counts(trials=search.trials, seeds=search.seeds, jobs=jobs)
+    check_counts(trials=search.trials, seeds=search.seeds)
     if search.training.protocol != "fair":
         raise UserError(
             f"--protocol is 'fair' in a search, which sees no test split; found "
@@ -70,15 +72,15 @@ def tune(search: Search, jobs: int, storage: str | None = None) -> str:
     with connected(storage or file_address(search.out / "tune.db")) as engine:
         studies = Studies(search, engine)
         try:
-            return _searched(studies, Claims(engine, search.name), jobs)
+            return _searched(studies, Claims(engine, search.name), pool)
         finally:
             studies.close()
 
 
-def _searched(studies: Studies, claims: Claims, jobs: int) -> str:
+def _searched(studies: Studies, claims: Claims, pool: Callable[[Training], Pool]) -> str:
     """Does what is left of a search, and writes down what was found."""
     try:
-        run_jobs(Trials(studies, claims), jobs)
+        carry(Trials(studies, claims), pool(studies.search.training))
     finally:
         with suppress(RuntimeError):  # what stopped it is told, not what follows from it
             _write_trials(studies)

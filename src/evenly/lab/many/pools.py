@@ -1,0 +1,50 @@
+"""Which pool carries the runs of a command."""
+
+from evenly.errors import UserError
+from evenly.lab.many.engine import Pool
+from evenly.lab.many.local import Local, default_jobs
+from evenly.lab.run.place import told_rank
+from evenly.lab.run.settings import Training
+
+
+def pool(
+    training: Training, jobs: int | None = None, cluster: str = "", runs_per_device: int = 1
+) -> Pool:
+    """The processes that torchrun or srun started, else a cluster, else this machine.
+
+    Args:
+        training: What the runs share.
+        jobs: Runs at the same time; by default as many as there is room for.
+        cluster: Address of one, if there is one.
+        runs_per_device: Runs at the same time on each GPU.
+    """
+    rank = told_rank(training)
+    if rank is not None:
+        if cluster:
+            raise UserError(
+                "--cluster starts the processes of its runs itself: leave torchrun out."
+            )
+        from evenly.lab.many.together import Together
+
+        return Together(rank)
+    if training.nodes > 1:
+        raise UserError(
+            f"--nodes {training.nodes}: start this command on each of them, by torchrun or srun, "
+            "with a process for each device."
+        )
+    if cluster:
+        from evenly.lab.many.cluster import Cluster
+
+        return Cluster(cluster, jobs, runs_per_device)
+    return Local(jobs or default_jobs(training, runs_per_device))
+
+
+def followed(training: Training) -> bool:
+    """Takes part in the runs of another process that torchrun or srun started, if this is one."""
+    rank = told_rank(training)
+    if rank is None or rank.number == 0:
+        return False
+    from evenly.lab.many.together import follow
+
+    follow(rank)
+    return True
