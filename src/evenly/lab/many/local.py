@@ -31,7 +31,7 @@ def default_jobs(training: Training, runs_per_device: int = 1) -> int:
 
 def forker() -> child.Context:
     """The process that runs are forked from; asked for early, it imports while others work."""
-    return child.context("evenly.lab.run.run")
+    return child.context("evenly.lab.many.preloaded")
 
 
 class Local:
