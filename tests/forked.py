@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from weakref import finalize
 
-from evenly.lab.many.jobs import forker
+from evenly import child
 from evenly.stop import SIGNALS
 
 
@@ -60,7 +60,7 @@ class Forked:
 
 def context():
     """How processes are started that a test needs; also those of a comparison are forked so."""
-    return forker()
+    return child.context("imported")
 
 
 def run(function, *arguments, **options):

@@ -1,0 +1,158 @@
+"""A run on several processes ends as on one, and goes on where a killed one was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from evenly.lab.many.engine import Listed, carry
+from evenly.lab.many.job import Job
+from evenly.lab.many.local import Local
+from evenly.lab.run.place import Rank, told_rank
+from evenly.lab.run.result import Result
+from evenly.lab.run.run import run_cell
+from evenly.lab.run.settings import Cell, Training
+
+pytestmark = pytest.mark.distributed
+DATA = "synthetic(train=96,val=62,test=61,classes=3,information=2)"
+TRAINING = Training(
+    data=DATA, epochs=3, diagnose_every=2, width=8, lr=0.05, batch_size=32, precision="32"
+)
+METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "mla", "smv", "pmr")
+
+
+def weights(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_alike(one, several):
+    """Up to the rounding of sums in another order."""
+    ours, theirs = weights(one), weights(several)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.allclose(value, theirs[name], atol=1e-5), name
+    alone, together = Result.read(one), Result.read(several)
+    assert (alone.best_epoch, alone.steps) == (together.best_epoch, together.steps)
+    for split, metrics in alone.metrics.items():
+        for name, value in metrics.items():
+            assert together.metrics[split][name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """By method, devices and strategy, the folder of a run."""
+    out = tmp_path_factory.mktemp("devices")
+    asked = [(method, 1, "auto") for method in METHODS]
+    asked += [(method, 2, "ddp") for method in METHODS]
+    asked += [(method, 2, "fsdp") for method in METHODS[:4]]
+    asked += [(method, 4, "auto") for method in METHODS[:2]]
+    jobs = {}
+    for number, (method, devices, strategy) in enumerate(asked):
+        training = replace(TRAINING, devices=devices, strategy=strategy)
+        jobs[method, devices, strategy] = Job(Cell(training, method, 0), out / str(number))
+    source = Listed(list(jobs.values()))
+    carry(source, Local(2))
+    assert source.failures == {}
+    return {key: job.folder for key, job in jobs.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes(method, runs):
+    assert_alike(runs[method, 1, "auto"], runs[method, 2, "ddp"])
+
+
+@pytest.mark.parametrize("method", METHODS[:4])
+def test_sharded(method, runs):
+    assert_alike(runs[method, 1, "auto"], runs[method, 2, "fsdp"])
+
+
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_four_processes(method, runs):
+    assert_alike(runs[method, 1, "auto"], runs[method, 4, "auto"])
+
+
+def test_one_of_them_writes(runs):
+    folder = runs["joint", 2, "ddp"]
+    assert len(list(folder.glob("*tfevents*"))) == 1
+    assert yaml.safe_load((folder / "config.yaml").read_text())["devices"] == 2
+    assert {path.name for path in folder.iterdir()} >= {"predictions.npz", "features.npz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_lost_process_ends_the_run_which_is_taken_up(strategy, tmp_path):
+    """The others would wait for it; what they had is continued, bit for bit."""
+    training = replace(TRAINING, epochs=40, diagnose_every=0, checkpoint_every=0.05)
+    cell = Cell(replace(training, devices=2, strategy=strategy), "relearn(every=2,times=9)", 0)
+    killed, whole = (Job(cell, tmp_path / name) for name in ("killed", "whole"))
+    pool = Local(1)
+    pool.start(killed)
+    while not (killed.folder / "last.ckpt").exists():
+        assert not any(hasattr(news, "error") for news in pool.news(0.01))
+    os.kill(pool._running[0].processes[1].pid, signal.SIGKILL)
+    started = time.monotonic()
+    while not (said := [news for news in pool.news(0.1) if hasattr(news, "error")]):
+        assert time.monotonic() - started < 60
+    assert said[0].error == "its process ended with code -9 (killed, perhaps for want of memory)"
+    source = Listed([killed, whole])
+    carry(source, pool)
+    assert source.failures == {}
+    ours, theirs = weights(killed.folder), weights(whole.folder)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes(tmp_path):
+    """Comparisons, too: all processes do one run after another."""
+    options = ["--data", DATA, "--epochs", 1, "--width", 8, "--batch_size", 32, "--precision", 32]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2]
+    command += ["-m", "evenly.cli", "compare"]
+    out = tmp_path / "out"
+    command += ["--methods", "joint,ogm_ge", "--seeds", 1, "--devices", 2, "--out", out, *options]
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    for name in ("joint-0", "ogm_ge-0"):
+        assert Result.read(out / "runs" / name) is not None
+
+
+def test_what_the_starters_say(monkeypatch):
+    training = replace(TRAINING, devices=2)
+    assert told_rank(training) is None
+    slurm = {"PROCID": "1", "NTASKS": "2", "LOCALID": "1", "JOB_ID": "7", "JOB_NODELIST": "n[03-4]"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert told_rank(training) == Rank(1, 2, 1, "tcp://n03:20007")
+    assert told_rank(TRAINING) is None  # a run is one process, whatever a cluster says
+    with pytest.raises(ValueError, match="2 processes were started, but --devices 4 --nodes 1"):
+        told_rank(replace(training, devices=4))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert told_rank(training) == Rank(0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"devices": 3}, "3 of them cannot share 32 samples evenly. Give a multiple of 3."),
+        ({"strategy": "ddp"}, "--strategy ddp is for several devices. Give --devices."),
+        ({"nodes": 0}, "--nodes is at least 1; found 0"),
+    ],
+)
+def test_what_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TRAINING, **settings)
+
+
+def test_a_run_is_one_process_unless_it_asks_for_more(tmp_path, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run_cell(Cell(replace(TRAINING, epochs=1), "joint", 0), tmp_path)
+    assert list(tmp_path.glob("*tfevents*"))
