@@ -11,8 +11,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache, partial
@@ -27,7 +26,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from evenly import child
 from evenly.data.arrays import native, spelt, unusable
 from evenly.data.dataset import (
     SPLITS,
@@ -39,6 +37,7 @@ from evenly.data.dataset import (
     dtype_name,
 )
 from evenly.data.media.error import NoStream
+from evenly.data.raw.pool import Lost, pool
 from evenly.data.raw.readers import Array, Reader, Text, spelled
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import (
@@ -54,7 +53,6 @@ from evenly.data.store import (
     write_meta,
 )
 from evenly.files import naming
-from evenly.stop import unstopped
 
 JOURNAL = "journal.jsonl"
 
@@ -156,46 +154,26 @@ def _decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[t
     for reader in source.readers.values():
         if isinstance(reader, Text):
             reader.check()
-    context = child.context(__name__)
-    pool = ProcessPoolExecutor(workers, context, _begin, (dict(source.readers),))
+    if not waiting:
+        return
+    processes = min(workers, len(waiting))
     ahead: deque[tuple[int, Future[Decoded]]] = deque()
     left = iter(waiting)
-    try:
+    with pool(partial(_read, dict(source.readers)), processes, __name__) as submit:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
-                with unstopped():  # a pool forgets a process that it was just starting
-                    ahead.append((number, pool.submit(_decode, source.samples[number])))
+                ahead.append((number, submit(source.samples[number].cells)))
             if not ahead:
                 return
             number, future = ahead.popleft()
             try:
                 yield number, future.result()
-            except BrokenProcessPool as error:
+            except Lost as error:
                 raise RuntimeError(
-                    f"{source.name}: a process that decoded was killed, perhaps for want of "
-                    f"memory, at or soon after '{source.samples[number].name}'. The same command "
-                    "goes on from there; give it fewer --workers."
+                    f"{source.name}: the process that decoded '{source.samples[number].name}' was "
+                    "killed, perhaps for want of memory. The same command goes on from there; "
+                    "give it fewer --workers."
                 ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-_readers: dict[str, Reader] = {}
-
-
-def _begin(readers: dict[str, Reader]) -> None:
-    """Makes a process ready to decode."""
-    import cv2
-    from threadpoolctl import threadpool_limits
-
-    child.serve(pooled=True)
-    cv2.setNumThreads(1)  # there is a process for each core
-    threadpool_limits(1)
-    _readers.update(readers)
-
-
-def _decode(sample: Sample) -> Decoded:
-    return _read(_readers, sample.cells)
 
 
 def _read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
