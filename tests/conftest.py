@@ -1,9 +1,13 @@
 import signal
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
+import checked
+
+jaxtyping.jaxtyped = checked.checked
 torch.set_num_threads(1)  # the models are small, and several tests share two cores
 # Tests that are started in the background, or under nohup, ignore Ctrl-C or a lost terminal, and so
 # would the commands that they interrupt.

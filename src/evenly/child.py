@@ -41,16 +41,10 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def serve(*, pooled: bool = False) -> None:
-    """Leaves signals to the process that started this one, and ends when that one does.
-
-    Args:
-        pooled: Whether it is one of a pool, which sends SIGTERM to the others when one is lost.
-    """
-    for number in SIGNALS - {signal.SIGTERM} if pooled else SIGNALS:
+def serve() -> None:
+    """Leaves signals to the process that started this one, and ends when that one does."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if pooled and hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_the_command, daemon=True).start()
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 from full import no_file_above
+from vectors import Killed, Slow
 
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 6
 
@@ -594,19 +593,6 @@ def test_a_tokenizer_that_is_not_there_is_said_once_and_first(tmp_path):
         prepare(source, tmp_path / "store", workers=1)
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path[:0] = {paths!r}
-from test_store import make, Slow
-from evenly.data.raw.prepare import prepare
-if __name__ == "__main__":
-    folder = Path({folder!r})
-    source = make(folder / "files", vector=Slow(str(folder / "read")))
-    prepare(source, folder / "store", workers=2)
-"""
-
-
 def test_a_full_disk_is_named_and_what_was_written_is_taken_up(tmp_path):
     source = vectors(vector=lambda k: [float(k)] * 1000)
     whole = prepare(source, tmp_path / "whole", workers=1)
@@ -618,27 +604,14 @@ def test_a_full_disk_is_named_and_what_was_written_is_taken_up(tmp_path):
     assert_same(open_store(tmp_path / "whole"), open_store(tmp_path / "store"))
 
 
-class Slow:
-    """Takes its time over a vector, and notes that it read it."""
-
-    kind, units, rate, ragged = "vector", "", None, False
-
-    def __init__(self, log):
-        self.log = log
-
-    def __call__(self, cell):
-        with open(self.log, "a") as file:
-            file.write(f"{cell[0]}\n")
-        time.sleep(0.3)
-        return np.asarray(cell, np.float32)
+def prepare_slowly(folder):
+    source = make(folder / "files", vector=Slow(str(folder / "read")))
+    prepare(source, folder / "store", workers=2)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_started_again_it_decodes_no_sample_twice_that_was_written(tmp_path, how):
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    (tmp_path / "run.py").write_text(SCRIPT.format(paths=paths, folder=str(tmp_path)))
-    command = [sys.executable, str(tmp_path / "run.py")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = forked.Forked(prepare_slowly, tmp_path)
     journal = tmp_path / "store" / "journal.jsonl"
     for _ in range(3000):
         if journal.exists() and journal.read_text().count("\n") >= 4:
@@ -651,11 +624,34 @@ def test_killed_and_started_again_it_decodes_no_sample_twice_that_was_written(tm
     assert 3 <= len(written) < 15
     with journal.open("a") as file:
         file.write('{"sample": 11, "a')  # as if killed while it wrote
+    workers = {int(line.split()[1]) for line in (tmp_path / "read").read_text().splitlines()}
     (tmp_path / "read").unlink()
-    assert forked.run(forked.script, tmp_path / "run.py").returncode == 0
-    again = sorted(int(line) for line in (tmp_path / "read").read_text().split())
+    assert forked.run(prepare_slowly, tmp_path).returncode == 0
+    again = sorted(int(line.split()[0]) for line in (tmp_path / "read").read_text().splitlines())
     assert again == sorted(set(range(15)) - set(written))
     found = open_store(tmp_path / "store")
     assert rows(found, "train", "vector")[:, 0].tolist() == list(range(6))
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # no process is left behind
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("moment", ["reading", "sending"])
+def test_a_process_that_is_killed_is_said_and_the_same_command_goes_on(tmp_path, moment):
+    source = make(tmp_path / "files", vector=Killed(moment))
+    said = r"^made: the process that decoded 'sample7' was killed, perhaps for want of memory\. The"
+    with pytest.raises(RuntimeError, match=said):
+        prepare(source, tmp_path / "store", workers=2)
+    journal = (tmp_path / "store" / "journal.jsonl").read_text()
+    assert journal.count('"at"') == 7
+    source.readers["vector"].moment = "never"
+    prepare(source, tmp_path / "store", workers=2)
+    found = open_store(tmp_path / "store")
+    assert rows(found, "val", "vector")[:, 0].tolist() == [6, 7, 8]
+
+
+def test_a_process_ends_though_it_has_not_closed_its_pool():
+    code = "import sys; from evenly.data.raw.pool import pool; sys.held = pool(abs, 1, 'evenly')"
+    ran = forked.run(forked.code, f"{code}; print(sys.held.__enter__()(-3).result())")
+    assert (ran.returncode, ran.stdout) == (0, "3\n")

@@ -2,8 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from evenly import child
 from evenly.data.dataset import Padded
 from evenly.data.media.error import NoStream
 from evenly.data.numbers import native, spelt, unusable
+from evenly.data.raw.pool import Lost, pool
 from evenly.data.raw.readers import Reader, Text
 from evenly.data.raw.source import Sample, Source
 from evenly.errors import UserRuntimeError
-from evenly.stop import unstopped
 
 Decoded = dict[str, "np.ndarray | None"] | str
 """By modality, the array of a sample, None where it is missing; or what is wrong with it."""
@@ -30,46 +28,26 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
     for reader in source.readers.values():
         if isinstance(reader, Text):
             reader.check()
-    context = child.context(__name__)
-    pool = ProcessPoolExecutor(workers, context, _begin, (dict(source.readers),))
+    if not waiting:
+        return
+    processes = min(workers, len(waiting))
     ahead: deque[tuple[int, Future[Decoded]]] = deque()
     left = iter(waiting)
-    try:
+    with pool(partial(read, dict(source.readers)), processes, __name__) as submit:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
-                with unstopped():  # a pool forgets a process that it was just starting
-                    ahead.append((number, pool.submit(_decode, source.samples[number])))
+                ahead.append((number, submit(source.samples[number].cells)))
             if not ahead:
                 return
             number, future = ahead.popleft()
             try:
                 yield number, future.result()
-            except BrokenProcessPool as error:
+            except Lost as error:
                 raise UserRuntimeError(
-                    f"{source.name}: a process that decoded was killed, perhaps for want of "
-                    f"memory, at or soon after '{source.samples[number].name}'. The same command "
-                    "goes on from there; give it fewer --workers."
+                    f"{source.name}: the process that decoded '{source.samples[number].name}' was "
+                    "killed, perhaps for want of memory. The same command goes on from there; "
+                    "give it fewer --workers."
                 ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-_readers: dict[str, Reader] = {}
-
-
-def _begin(readers: dict[str, Reader]) -> None:
-    """Makes a process ready to decode."""
-    import cv2
-    from threadpoolctl import threadpool_limits
-
-    child.serve(pooled=True)
-    cv2.setNumThreads(1)  # there is a process for each core
-    threadpool_limits(1)
-    _readers.update(readers)
-
-
-def _decode(sample: Sample) -> Decoded:
-    return read(_readers, sample.cells)
 
 
 def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:

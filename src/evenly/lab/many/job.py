@@ -87,7 +87,7 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
     def progress(epoch: int, accuracy: float) -> None:
         tell(Epoch(job, epoch, accuracy))
 
-    failure = job.folder / "error.txt"
+    failure = job.folder / ("error.txt" if rank is None else f"error-{rank.number}.txt")
     try:
         run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs, rank=rank)
     except Exception as error:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
@@ -61,7 +61,7 @@ class Local:
         Raises:
             OSError: If there is no room to write in.
         """
-        wait([running.messages for running in self._running], seconds)
+        wait([pipe for running in self._running for pipe in running.messages], seconds)
         found: list[News] = []
         for running in list(self._running):
             found += running.heard()
@@ -86,53 +86,51 @@ class Local:
 
 @dataclass
 class _Running:
-    """A run in progress: its processes, of which the first tells how it goes."""
+    """A run in progress: its processes, and a pipe from each."""
 
     job: Job
     devices: list[str]
     processes: list[ForkServerProcess | SpawnProcess]
-    messages: Connection
+    messages: list[Connection]
     meeting: Path | None
     _error: str = ""
-    _is_over: bool = field(default=False)
 
     def heard(self) -> list[News]:
         found: list[News] = []
-        try:
-            while self.messages.poll():
-                message = self.messages.recv()
-                if isinstance(message, OSError):
-                    raise message
-                if isinstance(message, Epoch):
-                    found.append(message)
-                else:
-                    self._error = message
-        except EOFError:
-            self._is_over = True
+        for pipe in list(self.messages):
+            try:
+                while pipe.poll():
+                    message = pipe.recv()
+                    if isinstance(message, OSError):
+                        raise message
+                    if isinstance(message, Epoch):
+                        found.append(message)
+                    else:  # of several processes the first that fails; others miss it then
+                        self._error = self._error or message
+            except EOFError:
+                pipe.close()
+                self.messages.remove(pipe)
         return found
 
     def ended(self) -> str | None:
-        """Why it failed, or nothing, if it has ended; None while it is going on.
-
-        Where one of several processes is lost, the others would wait for it.
-        """
-        lost = [process for process in self.processes[1:] if process.exitcode]
-        if not self._is_over and not lost:
+        """Why it failed, or nothing, if it has ended; None while it is going on."""
+        for process in self.processes:
+            if process.exitcode:
+                killed = " (killed, perhaps for want of memory)" if process.exitcode < 0 else ""
+                return f"its process ended with code {process.exitcode}{killed}"
+        if self._error:
+            return self._error
+        if self.messages:
             return None
-        first = lost[0] if lost else self.processes[0]
-        first.join()
-        code = first.exitcode or 0
-        if not self._error and (code or Result.read(self.job.folder) is None):
-            killed = " (killed, perhaps for want of memory)" if code < 0 else ""
-            return f"its process ended with code {code}{killed}"
-        return self._error
+        return "" if Result.read(self.job.folder) else "its process ended without a result"
 
     def close(self) -> None:
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.join()
-        self.messages.close()
+        for pipe in self.messages:
+            pipe.close()
         if self.meeting is not None:
             self.meeting.unlink(missing_ok=True)
 
@@ -149,7 +147,6 @@ def _devices(training: Training, taken: Counter[str]) -> list[str]:
 
 
 def _started(context: child.Context, job: Job, devices: list[str]) -> _Running:
-    receiving, sending = context.Pipe(duplex=False)
     world = job.cell.training.devices
     meeting = None
     ranks: list[Rank | None] = [None]
@@ -157,25 +154,26 @@ def _started(context: child.Context, job: Job, devices: list[str]) -> _Running:
         meeting = Path(tempfile.mkstemp(prefix="evenly-")[1])
         meeting.unlink()  # its name is free now, and torch makes the file
         ranks = [Rank(number, world, number, f"file://{meeting}") for number in range(world)]
-    processes = []
-    for number, rank in enumerate(ranks):
-        told = sending if number == 0 else None
-        processes.append(context.Process(target=_work, args=(job, rank, devices, told)))
-        processes[-1].start()
-    sending.close()
-    return _Running(job, devices, processes, receiving, meeting)
+    running = _Running(job, devices, [], [], meeting)
+    for rank in ranks:
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(job, rank, devices, sending))
+        process.start()
+        sending.close()
+        running.processes.append(process)
+        running.messages.append(receiving)
+    return running
 
 
-def _work(job: Job, rank: Rank | None, devices: list[str], messages: Connection | None) -> None:
+def _work(job: Job, rank: Rank | None, devices: list[str], messages: Connection) -> None:
     """The body of a process."""
     child.serve()
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA has not started yet
 
     def tell(news: Epoch | str | OSError) -> None:
-        if messages is not None:
-            with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
-                messages.send(news)
+        with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
+            messages.send(news)
 
     try:
         error = done(job, tell, rank)

@@ -75,6 +75,7 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
 def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
     """What a run's settings say, each of its type."""
     hints = get_type_hints(Training) | {"method": str, "seed": int}
+    del hints["checkpoint_every"]  # which no run writes down
     try:
         if lacking := hints.keys() - settings.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
