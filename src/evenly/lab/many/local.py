@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
+from threading import Lock
 
 from evenly import child
 from evenly.lab.many.job import Ended, Epoch, Job, News, done
@@ -50,10 +51,14 @@ class Local:
         """How many runs more it takes now."""
         return self._jobs - len(self._running)
 
-    def start(self, job: Job) -> None:
-        """Starts a run."""
-        taken = Counter(device for running in self._running for device in running.devices)
-        self._running.append(_started(self._context, job, _devices(job.cell.training, taken)))
+    def start(self, job: Job, place: Path | None = None) -> None:
+        """Starts a run.
+
+        Args:
+            job: The run.
+            place: The folder from which relative paths go; by default that of this process.
+        """
+        self._running.append(_started(self._context, job, place))
 
     def news(self, seconds: float) -> list[News]:
         """What is heard of the runs; waits so long for the first of it.
@@ -125,6 +130,7 @@ class _Running:
         return "" if Result.read(self.job.folder) else "its process ended without a result"
 
     def close(self) -> None:
+        _TAKEN.subtract(self.devices)
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -135,18 +141,26 @@ class _Running:
             self.meeting.unlink(missing_ok=True)
 
 
-def _devices(training: Training, taken: Counter[str]) -> list[str]:
-    """The GPUs of a run that starts, those with fewest runs; none where there are none."""
+_TAKEN: Counter[str] = Counter()
+"""How many runs are on each GPU, of all pools in this process; a worker has several."""
+_LOCK = Lock()
+
+
+def _devices(training: Training) -> list[str]:
+    """Takes the GPUs of a run that starts, those with fewest runs; none where there are none."""
     import torch
 
     if not torch.cuda.is_available():
         return []
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     known = seen.split(",") if seen else [str(n) for n in range(torch.cuda.device_count())]
-    return sorted(known, key=lambda device: taken[device])[: training.devices]
+    with _LOCK:
+        found = sorted(known, key=lambda device: _TAKEN[device])[: training.devices]
+        _TAKEN.update(found)
+    return found
 
 
-def _started(context: child.Context, job: Job, devices: list[str]) -> _Running:
+def _started(context: child.Context, job: Job, place: Path | None) -> _Running:
     world = job.cell.training.devices
     meeting = None
     ranks: list[Rank | None] = [None]
@@ -154,10 +168,10 @@ def _started(context: child.Context, job: Job, devices: list[str]) -> _Running:
         meeting = Path(tempfile.mkstemp(prefix="evenly-")[1])
         meeting.unlink()  # its name is free now, and torch makes the file
         ranks = [Rank(number, world, number, f"file://{meeting}") for number in range(world)]
-    running = _Running(job, devices, [], [], meeting)
+    running = _Running(job, _devices(job.cell.training), [], [], meeting)
     for rank in ranks:
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(job, rank, devices, sending))
+        process = context.Process(target=_work, args=(job, place, rank, running.devices, sending))
         process.start()
         sending.close()
         running.processes.append(process)
@@ -165,9 +179,13 @@ def _started(context: child.Context, job: Job, devices: list[str]) -> _Running:
     return running
 
 
-def _work(job: Job, rank: Rank | None, devices: list[str], messages: Connection) -> None:
+def _work(
+    job: Job, place: Path | None, rank: Rank | None, devices: list[str], messages: Connection
+) -> None:
     """The body of a process."""
     child.serve()
+    if place is not None:
+        os.chdir(place)
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA has not started yet
 

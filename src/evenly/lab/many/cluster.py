@@ -1,0 +1,241 @@
+"""Runs on the workers of a Dask cluster, on any number of machines.
+
+A worker's thread is a place for a run, which is done in processes of its own, as on this machine.
+What is in a run's folder decides what is left of it: a run whose worker is lost is begun again by
+another one and goes on from the last checkpoint, and what a worker that was thought to be gone
+writes when it wakes is refused (`evenly.lab.run.hold`).
+"""
+
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from evenly.errors import UserRuntimeError
+from evenly.hidden import hidden_address
+from evenly.lab.many.job import Ended, Epoch, Job, News, is_full
+from evenly.lab.many.local import Local
+from evenly.lab.run.result import Result
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+PATIENCE = 600.0
+"""Seconds for which a lost head is waited for."""
+PAUSE = 2.0
+"""Seconds between two tries to reach it."""
+APART = 0.5
+"""Seconds between two epochs of a run that are told."""
+SIGHT = 10.0
+"""Seconds in which a shared folder shows what another machine has written."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is asked for.
+
+    Attributes:
+        job: The run.
+        place: The folder of the command, from which relative paths go.
+        topic: Where epochs are told.
+        versions: Of the packages that figures depend on.
+    """
+
+    job: Job
+    place: Path
+    topic: str
+    versions: dict[str, str]
+
+
+class Cluster:
+    """A pool of the workers of a cluster.
+
+    Args:
+        address: Of its scheduler.
+        jobs: Runs at the same time; by default as many as its workers have threads.
+        runs_per_device: Runs at the same time on a GPU, of workers that declare how many they have.
+
+    Raises:
+        UserRuntimeError: If no scheduler answers, or its workers have other packages.
+    """
+
+    def __init__(self, address: str, jobs: int | None = None, runs_per_device: int = 1) -> None:
+        self._address, self._jobs, self._share = address, jobs, runs_per_device
+        self._orders: dict[Path, tuple[Order, Future[Any]]] = {}
+        self._heard: SimpleQueue[News | Exception | Future[Any]] = SimpleQueue()
+        self._topic = f"evenly-{os.getpid()}-{time.time_ns()}"
+        self._client = self._connected()
+
+    @property
+    def room(self) -> int:
+        """How many runs more it takes now."""
+        threads = sum(self._client.nthreads().values())
+        return (self._jobs or threads) - len(self._orders)
+
+    def start(self, job: Job) -> None:
+        """Hands a run to the scheduler."""
+        order = Order(job, Path.cwd(), self._topic, versions())
+        self._orders[job.folder] = order, self._submitted(order)
+
+    def news(self, seconds: float) -> list[News]:
+        """What is heard of the runs; waits so long for the first of it.
+
+        Raises:
+            OSError: If there is no room to write in.
+            UserRuntimeError: If the scheduler is gone, and does not come back.
+        """
+        found: list[News] = []
+        with suppress(Empty):
+            heard = self._heard.get(timeout=seconds)
+            while True:
+                found += self._understood(heard)
+                heard = self._heard.get_nowait()
+        return found
+
+    def stop(self, job: Job) -> None:
+        """Ends a run, of which nothing is heard any more."""
+        _, future = self._orders.pop(job.folder)
+        future.cancel(force=True)
+
+    def close(self) -> None:
+        """Ends all runs, and leaves the cluster."""
+        for _, future in self._orders.values():
+            with suppress(Exception):  # of a cluster that is gone
+                future.cancel(force=True)
+        self._orders = {}
+        with suppress(Exception):
+            self._client.close(timeout=PAUSE)
+
+    def _connected(self) -> "Client":
+        from distributed import Client
+
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        try:
+            client = Client(self._address, timeout=10, set_as_default=False, name="evenly")
+        except (OSError, ValueError, TimeoutError) as error:
+            raise UserRuntimeError(
+                f"no Dask scheduler answers at {hidden_address(self._address)} ({error}). Start "
+                "one, 'dask scheduler', and workers, 'dask worker ADDRESS', or check the address."
+            ) from error
+        client.subscribe_topic(self._topic, self._told)
+        return client
+
+    def _submitted(self, order: Order) -> "Future[Any]":
+        training = order.job.cell.training
+        gpus = any(
+            "GPU" in worker["resources"]
+            for worker in self._client.scheduler_info(n_workers=-1)["workers"].values()
+        )
+        future = self._client.submit(
+            carried,
+            order,
+            key=f"{order.job.cell.folder}-{time.time_ns()}",
+            pure=False,
+            resources={"GPU": training.devices / self._share} if gpus else None,
+        )
+        future.add_done_callback(self._heard.put)
+        return future
+
+    def _told(self, event: Any) -> None:
+        """Takes what a worker tells of an epoch, in a thread of the client's."""
+        _, (folder, number, accuracy) = event
+        if (known := self._orders.get(Path(folder))) is not None:
+            self._heard.put(Epoch(known[0].job, number, accuracy))
+
+    def _understood(self, heard: "News | Exception | Future[Any]") -> list[News]:
+        if isinstance(heard, Ended | Epoch):
+            return [heard] if heard.job.folder in self._orders else []
+        if isinstance(heard, Exception):
+            raise heard
+        job = next((o.job for o, future in self._orders.values() if future is heard), None)
+        if job is None:  # it was stopped, or is done anew
+            return []
+        if heard.cancelled():
+            self._return()
+            return []
+        if (error := heard.exception()) is not None and is_full(error):
+            raise error
+        del self._orders[job.folder]
+        return [Ended(job, self._outcome(job, heard, error))]
+
+    def _outcome(self, job: Job, future: "Future[Any]", error: BaseException | None) -> str:
+        if type(error).__name__ == "KilledWorker":
+            return "every worker that began it was lost, perhaps for want of memory"
+        if error is not None:
+            return f"{type(error).__name__}: {error}"
+        said: tuple[str, str] = future.result()
+        failure, host = said
+        if failure:
+            return failure
+        end = time.monotonic() + SIGHT
+        while Result.read(job.folder) is None:
+            if time.monotonic() > end:
+                return (
+                    f"{host} has finished it, but {job.folder} has no result here. Do all workers "
+                    "see the same folder?"
+                )
+            time.sleep(0.2)
+        return ""
+
+    def _return(self) -> None:
+        """Waits for a scheduler that is gone, and hands it all runs again."""
+        with suppress(Exception):
+            self._client.close(timeout=PAUSE)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._client = self._connected()
+                break
+            except UserRuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(PAUSE)
+        for folder, (order, _) in self._orders.items():
+            self._orders[folder] = order, self._submitted(order)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that figures depend on."""
+    return {name: version(name) for name in ("evenly", "torch")}
+
+
+def carried(order: Order) -> tuple[str, str]:
+    """Does a run on a worker, in processes that end with it, or with the order for it.
+
+    Returns:
+        Why it failed, empty if it is finished; and the worker's machine.
+
+    Raises:
+        OSError: If there is no room to write in.
+    """
+    import socket
+
+    from distributed import get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+    host = socket.gethostname()
+    if (ours := versions()) != order.versions:
+        return f"{host} has {ours}, and the command {order.versions}. Install the same.", host
+    pool = Local(1)
+    told = 0.0
+    try:
+        pool.start(order.job, order.place)
+        while True:
+            for news in pool.news(1.0):
+                if isinstance(news, Ended):
+                    return news.error, host
+                if time.monotonic() - told > APART:
+                    told = time.monotonic()
+                    epoch = str(order.job.folder), news.number, news.accuracy
+                    worker.log_event(order.topic, epoch)
+            task = worker.state.tasks.get(key)
+            if task is None or task.state != "executing":  # nobody waits for it any more
+                return "it was given up", host
+    finally:
+        pool.close()
