@@ -29,6 +29,7 @@ PROGRAMS = [
     "loader",
     "train_step",
     "whole",
+    "lab",
     "relearn",
     "overhead",
     "ranks",
