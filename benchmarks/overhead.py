@@ -25,24 +25,20 @@ import subprocess
 import sys
 import time
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import torch
 from claims import Claim, peak, report
 
 from evenly import METHODS, Probe
-from evenly.data import Data, collate
+from evenly.data import Data
 from evenly.lab.many.compare import hardware
-from evenly.lab.run.build import (
-    build_method,
-    build_model,
-    build_optimizer,
-    build_sampler,
-    expanded,
-)
-from evenly.lab.run.loop import forward, has_fast_bf16
+from evenly.lab.run.build import expanded
+from evenly.lab.run.parts import Parts
+from evenly.lab.run.place import Place
+from evenly.lab.run.precision import decided
 from evenly.lab.run.settings import Cell, Training
-from evenly.resampling import Repeated
 from evenly.spec import parse, split
 
 EPOCHS = 4  # a short training, to which the lab scales a method's schedule
@@ -58,48 +54,38 @@ NOISE = 1.05  # that a few pairs of steps leave
 NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "run" / "overhead.json"
 
 
-def precision(batch):
-    """That of the lab, for what is computed from a batch."""
-    return torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=has_fast_bf16())
+@cache
+def precision(pair):
+    """That of the lab, for joint training of a pair."""
+    cell, data = _asked("joint", pair)
+    return decided(cell, {}, data)[0].training.precision
 
 
-def passed(model, batch):
-    """A forward pass."""
-    with precision(batch):
-        return forward(model, batch)
+def _asked(case, pair):
+    shapes, size, batches = PAIRS[pair]
+    encoders = {} if pair == "mlp" else dict.fromkeys(shapes, "resnet18")
+    training = Training(epochs=EPOCHS, batch_size=size, width=512, encoders=encoders)
+    return Cell(training, case, 0), random_data(shapes, size * batches, size)
 
 
 class Trainer:
     """One training, step by step, as the lab builds it."""
 
     def __init__(self, case, pair, device="cpu"):
-        shapes, size, batches = PAIRS[pair]
-        encoders = {}
-        if pair != "mlp":
-            encoders = dict.fromkeys(shapes, "resnet18")
-        training = Training(epochs=EPOCHS, batch_size=size, width=512, encoders=encoders)
-        cell = Cell(training, case, 0)
-        data = random_data(shapes, size * batches, size)
-        self.model = build_model(data, cell).to(device)
-        data = data.to(torch.device(device))
-        self.optimizer = build_optimizer(self.model, training)
-        self.sampler = build_sampler(data, cell)
-        self.method = build_method(cell, self.model, self.optimizer, self.sampler)
-        self.loader = torch.utils.data.DataLoader(
-            data.split("train"),
-            batch_sampler=Repeated(self.sampler, size, repeats=1),
-            collate_fn=collate,
-        )
-        val = torch.utils.data.DataLoader(data.split("val"), size, collate_fn=collate)
-        self.probe = Probe(self.model, passed, self.loader, val)
-        self.cuda = torch.device(device).type == "cuda"
+        cell, data = _asked(case, pair)
+        self.place = Place(torch.device(device), precision(pair))
+        self.parts = Parts.of(cell, data, self.place)
+        self.model, self.method = self.parts.model, self.parts.method
+        self.optimizer, self.loader = self.parts.optimizer, self.parts.train
+        val = self.parts.in_order("val", cell.training.batch_size)
+        self.probe = Probe(self.model, self.parts.forward, self.loader, val)
+        self.cuda = self.place.device.type == "cuda"
 
     def begin(self, epoch):
         """Runs `before_epoch`; the batches of the epoch."""
-        self.sampler.set_epoch(epoch)
+        self.parts.begin(epoch)
         self.method.before_epoch(epoch, self.probe)
-        self.model.train()
-        return list(self.loader)
+        return list(self.loader)[:: self.method.repeats]
 
     def step(self, whole, *, wait=True):
         """Seconds of one batch; of a GPU that is not waited for, nothing."""
@@ -108,8 +94,8 @@ class Trainer:
             batch = whole
             if (turn := self.method.turn) is not None:
                 batch = {**batch, "inputs": {turn: batch["inputs"][turn]}}
-            with precision(batch):
-                loss = self.method.loss(*forward(self.model, batch))
+            with self.place.autocast():
+                loss = self.method.loss(*self.parts.forward(self.model, batch))
             self.method.backward(loss)
             self.method.before_step()
             self.optimizer.step()

@@ -24,7 +24,6 @@ from claims import AMX, Claim, report
 
 from evenly.data import Data
 from evenly.lab.run.build import build_model, build_optimizer
-from evenly.lab.run.loop import forward
 from evenly.lab.run.settings import Cell, Training
 
 SHAPES = {"visual": ((2, 3, 224, 224), torch.uint8), "audio": ((1, 257, 300), torch.float16)}
@@ -69,8 +68,8 @@ class Side:
         start = time.perf_counter()
         bf16 = torch.autocast(self.device.type, torch.bfloat16)
         with bf16 if self.autocast else contextlib.nullcontext():
-            output, target = forward(self.model, batch)
-            loss = F.cross_entropy(output.logits, target)
+            output = self.model(batch["inputs"], batch["present"])
+            loss = F.cross_entropy(output.logits, batch["target"])
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

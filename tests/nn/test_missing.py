@@ -6,8 +6,10 @@ from torch import nn
 
 import evenly
 from evenly.data import Data, Modality, Padded, Ragged, collate
+from evenly.lab.run.augment import Augment
 from evenly.lab.run.evaluation import Evaluation
-from evenly.lab.run.loop import forward
+from evenly.lab.run.parts import Forward
+from evenly.lab.run.place import Place
 from evenly.nn import HEADS, LateFusion, encoder_for
 from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.mmtm import blocks_of
@@ -280,6 +282,7 @@ def test_a_diagnosis_is_of_those_that_have_it():
         torch.utils.data.DataLoader(found.split(name), 7, collate_fn=collate)
         for name in ("train", "val")
     ]
+    forward = Forward(Place(torch.device("cpu"), "32"), Augment({}, {}, 0))
     probe = Probe(net, forward, *loaders)
     train, val = probe.features("train"), probe.features("val")
     assert train.present["steps"].tolist() == [k % 3 != 0 for k in range(20)]

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import forked
+from evenly.lab.many import cluster
 from evenly.lab.many.cluster import Cluster
 from evenly.lab.many.compare import compare
 from evenly.lab.many.engine import Listed, carry
@@ -50,13 +51,13 @@ class Dask:
         options = ["--host", "127.0.0.1", "--port", self.port, "--no-dashboard"]
         return self._start("scheduler", *options)
 
-    def worker(self):
-        options = [self.address, "--no-nanny", "--nthreads", 1, "--no-dashboard"]
+    def worker(self, *options):
+        options = [self.address, "--nthreads", 1, "--no-dashboard", *options]
         return self._start("worker", *options, "--local-directory", self.folder)
 
     def _start(self, *command):
         config = {
-            "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s",
+            "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
             "DASK_DISTRIBUTED__WORKER__HEARTBEAT": "500ms",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
@@ -130,7 +131,7 @@ def ended(process, out, alone):
 
 def test_a_killed_worker_and_a_frozen_one(dask, alone, tmp_path):
     dask.head()
-    killed, frozen, _ = (dask.worker() for _ in range(3))
+    killed, frozen, _ = dask.worker(), dask.worker("--no-nanny"), dask.worker()
     out = tmp_path / "out"
     process = begin(dask, out)
     until(lambda: len(list(out.glob("runs/*/last.ckpt"))) > 1)
@@ -196,6 +197,7 @@ def _limit():
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
 
 
-def test_a_cluster_that_does_not_answer():
+def test_a_cluster_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWER", 1.0)
     with pytest.raises(RuntimeError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
         Cluster("tcp://127.0.0.1:1")

@@ -7,6 +7,7 @@ writes when it wakes is refused (`evenly.lab.run.hold`).
 """
 
 import logging
+import multiprocessing
 import os
 import time
 from contextlib import suppress
@@ -25,6 +26,8 @@ from evenly.lab.run.result import Result
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+ANSWER = 10.0
+"""Seconds in which a scheduler answers."""
 PATIENCE = 600.0
 """Seconds for which a lost head is waited for."""
 PAUSE = 2.0
@@ -116,7 +119,7 @@ class Cluster:
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         try:
-            client = Client(self._address, timeout=10, set_as_default=False, name="evenly")
+            client = Client(self._address, timeout=ANSWER, set_as_default=False, name="evenly")
         except (OSError, ValueError, TimeoutError) as error:
             raise UserRuntimeError(
                 f"no Dask scheduler answers at {hidden_address(self._address)} ({error}). Start "
@@ -222,6 +225,8 @@ def carried(order: Order) -> tuple[str, str]:
     host = socket.gethostname()
     if (ours := versions()) != order.versions:
         return f"{host} has {ours}, and the command {order.versions}. Install the same.", host
+    # A nanny's worker is a daemon, whom multiprocessing forbids children; these end with it.
+    multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     pool = Local(1)
     told = 0.0
     try:
@@ -235,7 +240,11 @@ def carried(order: Order) -> tuple[str, str]:
                     epoch = str(order.job.folder), news.number, news.accuracy
                     worker.log_event(order.topic, epoch)
             task = worker.state.tasks.get(key)
-            if task is None or task.state != "executing":  # nobody waits for it any more
+            if (
+                task is None
+                or task.state != "executing"  # nobody waits for it any more
+                or worker.status.name not in ("running", "paused")  # the head is gone
+            ):
                 return "it was given up", host
     finally:
         pool.close()

@@ -218,7 +218,7 @@ def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:
     machines = _union(found.get("hardware", "").split("; "), [hardware()])
     return {
         "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
-        "versions": {name: version(name) for name in ("evenly", "torch", "lightning")}
+        "versions": {name: version(name) for name in ("evenly", "torch")}
         | {"python": platform.python_version()},
         "hardware": "; ".join(filter(None, machines)),
     }

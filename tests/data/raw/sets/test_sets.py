@@ -20,7 +20,7 @@ from evenly.data.raw.sets.kinetics_sounds import clips
 from evenly.data.raw.sets.official import check, listed
 from evenly.data.raw.sets.pickles import read_pickle
 from evenly.data.store import open_store
-from evenly.lab.run.loop import run_cell
+from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.spec import parse
 
