@@ -1,6 +1,6 @@
 """The protocol: four hooks that a training loop calls, and the facts that a method declares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -304,6 +304,14 @@ class Method:
                 f"{sorted(lacking)}. Use the same names in both, and pass every modality."
             )
         return {name: found[name] for name in self.encoders if name in found}
+
+    def _per_modality(self, **found: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Metrics named 'what/modality', of a number for each encoder."""
+        return {
+            f"{what}/{name}": value
+            for what, values in found.items()
+            for name, value in zip(self.encoders, values, strict=True)
+        }
 
     def _check_encoders(self) -> None:
         owner: dict[nn.Parameter, str] = {}

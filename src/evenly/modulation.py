@@ -160,8 +160,12 @@ class StepSum(Overflow):
             if output is not None:
                 self.watch(output)
 
-    def take(self, method: object) -> Tensor:
+    def take(self, method: object, *, sharded: bool = True) -> Tensor:
         """The sum since the last step, over all ranks.
+
+        Args:
+            method: That asks, for errors.
+            sharded: Whether each rank added its own; else each has added what all found.
 
         Raises:
             RuntimeError: If the loss was not asked for in this step.
@@ -172,7 +176,7 @@ class StepSum(Overflow):
                 f"{name}.before_step came without a call of {name}.loss since the last step, so "
                 "it knows no scores. Compute the loss with method.loss(output, target)."
             )
-        found, self.value = distributed.sum_(self.value), None
+        found, self.value = distributed.sum_(self.value, sharded=sharded), None
         return found
 
 

@@ -49,7 +49,8 @@ class Paced(Method):
     they are in, with all its other options: within the step they are groups of their own, after it
     the groups are as they were. So any scheduler, made before or after the method, moves the common
     rate, and the encoders' follow; and a state of the optimiser is what it is without the method.
-    Of several such methods for one optimiser, the last one made acts.
+    Of several such methods for one optimiser, the last one made acts. The optimiser trains
+    parameters of every encoder, at rates that its groups give.
 
     Attributes:
         factor: By modality, r_m as it is now.

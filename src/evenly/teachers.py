@@ -17,6 +17,7 @@ from evenly.method import Criterion, Encoders, Method
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def squared_error(
@@ -64,10 +65,7 @@ class Taught(Method):
             ValueError: If teachers have no epoch.
         """
         super().__init__(encoders, criterion=criterion)
-        if teacher_epochs < 1:
-            raise UserError(
-                f"{type(self).__name__}: 'teacher_epochs' is at least 1; found {teacher_epochs}."
-            )
+        check_range(self, "at least 1", teacher_epochs=teacher_epochs)
         self.optimizer = unwrapped(optimizer)
         self.teacher_epochs, self.seed = teacher_epochs, seed
         self.teachers: dict[str, Tensor] = {}
@@ -118,14 +116,6 @@ class Taught(Method):
                 "it. Lower the learning rate, clean the input, or use another precision than "
                 "float16, which ends at 65,504."
             )
-
-    def _idle(self, output: Output) -> Float[Tensor, ""]:
-        """Zero, by way of the unimodal heads, which the student may have no other use for.
-
-        DistributedDataParallel waits for a gradient of every output that it has seen. The sum is
-        of no element: 0 times that of all is NaN where they add up to more than float16 holds.
-        """
-        return torch.stack([z[:0].sum() for z in self._unimodal(output).values()]).sum()
 
     def _rows(self, output: Output, target: Tensor) -> Int[Tensor, " n"]:
         """Where the samples of a batch are in the teachers' tables."""

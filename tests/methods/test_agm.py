@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from evenly import distributed
 from evenly.diagnosis.contribution import subsets
 from evenly.methods.agm import (
     AGM,
@@ -15,7 +16,7 @@ from evenly.methods.agm import (
     shares,
     surprisals,
 )
-from support import NAMES, Toy, forward, net
+from support import NAMES, Run, Toy, forward, net
 
 
 def values(names, n=5, c=3):
@@ -230,3 +231,15 @@ class TestMessages:
     def test_a_step_without_a_loss(self):
         with pytest.raises(RuntimeError, match=r"without a call of AGM\.loss"):
             AGM(net().encoders, head=nn.Linear(2, 2)).before_step()
+
+
+def test_a_step_sums_its_scores_over_ranks_once(monkeypatch):
+    run = Run("agm")
+    shared, sum_ = [], distributed.sum_
+    monkeypatch.setattr(
+        distributed,
+        "sum_",
+        lambda x, *, sharded=True: (shared.append(x) if sharded else None, sum_(x))[1],
+    )
+    run.train(1, stop=1)
+    assert len(shared) == 1

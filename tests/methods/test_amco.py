@@ -218,7 +218,7 @@ class TestMessages:
 
     @pytest.mark.parametrize("eps", [0.0, -1.0, math.inf])
     def test_eps_out_of_range(self, eps):
-        with pytest.raises(ValueError, match=r"AMCo: 'eps' is positive and finite; found "):
+        with pytest.raises(ValueError, match=r"AMCo: 'eps' is finite and above 0; found "):
             build(eps=eps)
 
     def test_a_head_that_cannot_fuse_logits(self):

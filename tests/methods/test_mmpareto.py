@@ -371,7 +371,7 @@ class TestSharded:
 
 class TestMessages:
     def test_gamma(self):
-        with pytest.raises(ValueError, match=r"MMPareto: 'gamma' is positive; found 0\.0\."):
+        with pytest.raises(ValueError, match=r"MMPareto: 'gamma' is above 0; found 0\.0\."):
             MMPareto(net().encoders, gamma=0.0)
 
     def test_a_backward_of_the_loops_own(self):

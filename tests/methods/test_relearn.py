@@ -287,7 +287,7 @@ class TestMessages:
         [
             ({"every": 0}, "'every' is at least 1; found 0"),
             ({"first": 0}, "'first' is at least 1; found 0"),
-            ({"times": -1}, "'times' is at least 0; found -1"),
+            ({"times": -1}, "'times' is not negative; found -1"),
             ({"restarts": 0}, "'restarts' is at least 1; found 0"),
             ({"strength": -1.0}, r"'strength' is finite and not negative; found -1\.0"),
             ({"strength": math.nan}, "'strength' is finite and not negative; found nan"),

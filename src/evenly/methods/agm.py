@@ -19,6 +19,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 MOST = 6
 """Modalities at most: beyond, 2^M passes are more than anyone waits for."""
@@ -142,11 +143,8 @@ class AGM(Method):
             ValueError: If a setting is out of range or there are too many modalities.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("alpha", alpha), ("cap", cap)):
-            if not value >= 0:
-                raise UserError(f"AGM: '{name}' is not negative; found {value}.")
-        if not clip > 0:
-            raise UserError(f"AGM: 'clip' is above 0; found {clip}.")
+        check_range(self, "not negative", alpha=alpha, cap=cap)
+        check_range(self, "above 0", clip=clip)
         if len(self.encoders) > MOST:
             raise UserError(
                 f"AGM looks at each subset of the modalities; found {len(self.encoders)} "
@@ -175,9 +173,8 @@ class AGM(Method):
         response = responses(self._values(output), list(self.encoders))
         with torch.no_grad():
             found = surprisals(response, target).sum(1)
-            found = torch.cat([found, found.new_full((1,), len(target))])
-            everyone = distributed.sum_(found.clone())
-            score = everyone[:-1] / everyone[-1]
+            found = distributed.sum_(torch.cat([found, found.new_full((1,), len(target))]))
+            score = found[:-1] / found[-1]
             k = coefficients(score, self._mean(score), self.alpha, self.cap)
             self.coefficient = torch.where(k.isfinite().all(), k, 1.0)
         self._score.add(found, output)
@@ -188,18 +185,14 @@ class AGM(Method):
         if not self.is_active:
             return
         self._clip()
-        found = self._score.take(self)
+        found = self._score.take(self, sharded=False)
         counts = self._score.counts(found)
         score = found[:-1] / found[-1]
         running = self._mean(score)
         self.steps = self.steps.to(score.device) + counts
         self.running = kept(counts, running + (score - running) / self.steps, running)
         assert self.coefficient is not None
-        self.metrics = {
-            f"{what}/{name}": value
-            for what, values in (("coefficient", self.coefficient), ("score", score))
-            for name, value in zip(self.encoders, values, strict=True)
-        }
+        self.metrics = self._per_modality(coefficient=self.coefficient, score=score)
 
     def _mean(self, like: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """The running means, which begin at 0."""

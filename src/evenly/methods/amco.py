@@ -17,6 +17,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import SINGLE
 
 
@@ -108,10 +109,8 @@ class AMCo(Method):
             ValueError: If a setting is out of range, or the head cannot fuse unimodal logits.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= sigma <= 1:
-            raise UserError(f"AMCo: 'sigma' is from 0 to 1; found {sigma}.")
-        if not 0 < eps < math.inf:
-            raise UserError(f"AMCo: 'eps' is positive and finite; found {eps}.")
+        check_range(self, "from 0 to 1", sigma=sigma)
+        check_range(self, "finite and above 0", eps=eps)
         if not callable(getattr(head, "combined", None)):
             raise UserError(
                 "AMCo masks unimodal logits and fuses them again by `head.combined(unimodal)`; "
@@ -149,7 +148,7 @@ class AMCo(Method):
         self.share = share = kept(counts, total / count.clamp_min(1), before)
         self.batches += 1
         self.steps += 1
-        self.metrics = {f"share/{n}": s for n, s in zip(self.encoders, share, strict=True)}
+        self.metrics = self._per_modality(share=share)
 
     def mask(self, classes: int, device: torch.device) -> Bool[Tensor, " c"]:
         """Which classes are dropped in this step, a function of seed and step."""

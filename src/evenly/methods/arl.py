@@ -4,18 +4,17 @@ Wei, Luo, Luo, "Improving Multimodal Learning via Imbalanced Learning", ICCV 202
 https://arxiv.org/abs/2507.10203.
 """
 
-import math
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, scale_
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import SINGLE
 
 
@@ -100,9 +99,9 @@ class ARL(Method):
             ValueError: If a setting is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("temperature", temperature), ("gamma", gamma), ("start", start)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"ARL: '{name}' is finite and not negative; found {value}.")
+        check_range(
+            self, "finite and not negative", temperature=temperature, gamma=gamma, start=start
+        )
         self.temperature, self.gamma, self.start = temperature, gamma, start
         self.epoch = -1
         self._found = StepSum()
@@ -139,6 +138,4 @@ class ARL(Method):
         found = weights(dependence, entropy, self.temperature)
         for weight, encoder in zip(found, self.encoders.values(), strict=True):
             scale_(encoder, 1 + weight, least=0)
-        self.metrics = {
-            f"weight/{name}": weight for name, weight in zip(self.encoders, found, strict=True)
-        }
+        self.metrics = self._per_modality(weight=found)

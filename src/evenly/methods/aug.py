@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, discrepancy, full, kept, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def residual_loss(
@@ -137,12 +137,9 @@ class AUG(Method):
                 f"AUG: the head can be given more classifiers; {type(head).__name__} cannot. "
                 "Use the head 'configurable' of evenly.nn."
             )
-        if not 0 <= residual <= 1:
-            raise UserError(f"AUG: 'residual' is from 0 to 1; found {residual}.")
-        if every < 1:
-            raise UserError(f"AUG: 'every' is at least 1; found {every}.")
-        if not tolerance >= 0:
-            raise UserError(f"AUG: 'tolerance' is not negative; found {tolerance}.")
+        check_range(self, "from 0 to 1", residual=residual)
+        check_range(self, "at least 1", every=every)
+        check_range(self, "not negative", tolerance=tolerance)
         self.head = head
         self.residual, self.every, self.tolerance = residual, every, tolerance
         self.epoch = -1

@@ -21,6 +21,7 @@ from evenly.modulation import as_real, check_dense, full
 from evenly.optimizers import check_trains, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import ANY, counted
 
 CONSTANT = 1e-6
@@ -195,11 +196,8 @@ class AWC(Method):
                 another model's.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("strong", strong), ("weak", weak)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"AWC: '{name}' is finite and not negative; found {value}.")
-        if window < 0:
-            raise UserError(f"AWC: 'window' is not negative; found {window}.")
+        check_range(self, "finite and not negative", strong=strong, weak=weak)
+        check_range(self, "not negative", window=window)
         if implicit and optimizer is None:
             raise UserError(
                 "AWC: 'implicit' needs the learning rate; found no optimizer. Pass the one that "

@@ -4,7 +4,6 @@ Nguyen, Pham, Le, Nguyen, "BALM: A Model-Agnostic Framework for Balanced Multimo
 Imbalanced Missing Rates", CVPR 2026, https://arxiv.org/abs/2603.19718.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from evenly.methods.cggm import coefficients, cosine
 from evenly.modulation import StepSum, full, kept, scale_
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import SINGLE
 
 
@@ -120,10 +120,8 @@ class BALM(Method):
             ValueError: If a setting is out of range, or the head cannot show its layers.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 < rho < math.inf:
-            raise UserError(f"BALM: 'rho' is finite and above 0; found {rho}.")
-        if not 0 <= tau < math.inf:
-            raise UserError(f"BALM: 'tau' is finite and not negative; found {tau}.")
+        check_range(self, "finite and above 0", rho=rho)
+        check_range(self, "finite and not negative", tau=tau)
         if not callable(getattr(head, "last_layers", None)):
             raise UserError(
                 f"BALM compares the head's last layers, but {type(head).__name__} has no method "
@@ -165,14 +163,9 @@ class BALM(Method):
         self.distance = kept(counts, now, before)
         for share, encoder in zip(self.shares, self.encoders.values(), strict=True):
             scale_(encoder, self.rho * share, least=0)
-        self.metrics = {
-            f"{what}/{name}": value
-            for what, values in (
-                ("coefficient", self.rho * self.shares),
-                ("distance", self.distance),
-            )
-            for name, value in zip(self.encoders, values, strict=True)
-        }
+        self.metrics = self._per_modality(
+            coefficient=self.rho * self.shares, distance=self.distance
+        )
 
     @torch.no_grad()
     def _distances(self, output: Output) -> Float[Tensor, "2 m"]:

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import chance, numbering
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_choice, check_range
 from evenly.resampling import Resampler
 
 
@@ -159,15 +159,10 @@ class BSS(Method):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, criterion=criterion)
-        if pace not in ("self_paced", "curriculum"):
-            raise UserError(f"BSS: 'pace' is 'self_paced' or 'curriculum'; found '{pace}'.")
-        for name, value in (("fused", fused), ("unimodal", unimodal)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"BSS: '{name}' is finite and not negative; found {value}.")
-        if not 0 <= start <= 1:
-            raise UserError(f"BSS: 'start' is from 0 to 1; found {start}.")
-        if grow < 1:
-            raise UserError(f"BSS: 'grow' is at least 1; found {grow}.")
+        check_choice(self, ("self_paced", "curriculum"), pace=pace)
+        check_range(self, "finite and not negative", fused=fused, unimodal=unimodal)
+        check_range(self, "from 0 to 1", start=start)
+        check_range(self, "at least 1", grow=grow)
         self.sampler, self.pace, self.seed = sampler, pace, seed
         self.fused, self.unimodal, self.start, self.grow = fused, unimodal, start, grow
         self.epoch = -1

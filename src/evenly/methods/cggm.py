@@ -4,7 +4,6 @@ Guo, Jin, Chen, Zhao, "Classifier-guided Gradient Modulation for Enhanced Multim
 NeurIPS 2024, https://arxiv.org/abs/2411.01409.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -12,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly.chance import stream
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept, scale_
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 TINY = 1e-8
 """What is added to what was gained, and to each share of it."""
@@ -55,6 +54,13 @@ def adam(
     second = second.lerp(grad.square(), 0.001)
     spread = (second / (1 - 0.999**step)).sqrt()
     return weight - rate * first / (1 - 0.9**step) / (spread + 1e-8), first, second
+
+
+def untrained(classes: int, width: int, seed: int, number: int) -> Float[Tensor, "c w"]:
+    """A linear layer's weights as torch's begin, the bias being the last column, on the CPU."""
+    bound = (width - 1) ** -0.5
+    drawn = stream(torch.device("cpu"), seed, number)
+    return torch.empty(classes, width).uniform_(-bound, bound, generator=drawn)
 
 
 class CGGM(Method):
@@ -141,11 +147,8 @@ class CGGM(Method):
             ValueError: If a setting is out of range or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("rho", rho), ("rate", rate)):
-            if not 0 < value < math.inf:
-                raise UserError(f"CGGM: '{name}' is finite and above 0; found {value}.")
-        if not 0 <= lam < math.inf:
-            raise UserError(f"CGGM: 'lam' is finite and not negative; found {lam}.")
+        check_range(self, "finite and above 0", rho=rho, rate=rate)
+        check_range(self, "finite and not negative", lam=lam)
         self.rho, self.lam, self.rate, self.seed = rho, lam, rate, seed
         self.classifiers: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
@@ -195,15 +198,9 @@ class CGGM(Method):
             new = adam(weight, grad, first, second, self.steps, self.rate)
             for table, x, before_it in zip(tables, new, old, strict=True):
                 table[name] = kept(counts, x, before_it)
-        self.metrics = {
-            f"{what}/{name}": values[n]
-            for what, values in (
-                ("coefficient", self.rho * self.shares),
-                ("accuracy", accuracy),
-                ("cosine", cosines),
-            )
-            for n, name in enumerate(names)
-        }
+        self.metrics = self._per_modality(
+            coefficient=self.rho * self.shares, accuracy=accuracy, cosine=cosines
+        )
 
     def _slope(self, logits: Tensor, target: Tensor) -> Float[Tensor, "n c"]:
         """∂CE/∂z of the batch's mean loss, of which gradients can be taken again."""
@@ -233,10 +230,8 @@ class CGGM(Method):
     def _classifier(self, name: str, x: Float[Tensor, "n d"], classes: int) -> Float[Tensor, "c d"]:
         """The weights of a modality's classifier, which begin as a linear layer's do."""
         if name not in self.classifiers:
-            drawn = stream(torch.device("cpu"), self.seed, list(self.encoders).index(name))
-            bound = (x.shape[1] - 1) ** -0.5
-            weight = torch.empty(classes, x.shape[1]).uniform_(-bound, bound, generator=drawn)
-            self.classifiers[name] = weight.to(x)
-            self.first[name] = torch.zeros_like(x[:1]).expand(classes, -1).clone()
-            self.second[name] = self.first[name].clone()
+            number = list(self.encoders).index(name)
+            self.classifiers[name] = untrained(classes, x.shape[1], self.seed, number).to(x)
+            self.first[name] = torch.zeros_like(self.classifiers[name])
+            self.second[name] = torch.zeros_like(self.classifiers[name])
         return self.classifiers[name].to(x)

@@ -4,7 +4,6 @@ Ma, Zhang, Zhang, Wu, Fu, Zhou, Hu, "Calibrating Multimodal Learning", ICML 2023
 https://arxiv.org/abs/2306.01265.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -12,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly.chance import stream
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.ranges import check_range
 
 
 def penalties(
@@ -94,8 +93,7 @@ class CML(Method):
             ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= penalty < math.inf:
-            raise UserError(f"CML: 'penalty' is finite and not negative; found {penalty}.")
+        check_range(self, "finite and not negative", penalty=penalty)
         self.penalty, self.seed = penalty, seed
         self.steps = 0
 

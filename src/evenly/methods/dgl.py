@@ -4,17 +4,16 @@ Wei, Luo, Luo, "Boosting Multimodal Learning via Disentangled Gradient Learning"
 https://arxiv.org/abs/2507.10213.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.ranges import check_range
 from evenly.targets import ANY
 
 
@@ -97,8 +96,7 @@ class DGL(Method):
             ValueError: If alpha is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= alpha < math.inf:
-            raise UserError(f"DGL: 'alpha' is finite and not negative; found {alpha}.")
+        check_range(self, "finite and not negative", alpha=alpha)
         self.alpha = alpha
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Fan, Xu, Wang, Liu, Guo, "Detached and Interactive Multimodal Learning", ACM Mul
 https://arxiv.org/abs/2407.19514.
 """
 
-import math
 from collections.abc import Mapping
 from itertools import permutations
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def effective(
@@ -143,11 +143,8 @@ class DIMML(Method):
             ValueError: If a setting is out of range or not finite, or the head lacks a layer.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("align", align), ("temperature", temperature)):
-            if not 0 < value < math.inf:
-                raise UserError(f"DIMML: '{name}' is finite and above 0; found {value}.")
-        if start < 0:
-            raise UserError(f"DIMML: 'start' is not negative; found {start}.")
+        check_range(self, "finite and above 0", align=align, temperature=temperature)
+        check_range(self, "not negative", start=start)
         if not (hasattr(head, "aligned") and hasattr(head, "joined")):
             raise UserError(
                 "DIMML needs a head with a layer in common and one on all features; found "

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evenly.errors import UserError, UserRuntimeError
+from evenly import distributed
+from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.reinit import is_fixed
 from evenly.targets import ANY
 
@@ -79,8 +81,7 @@ class Finetune(Method):
             ValueError: If the number of epochs is negative.
         """
         super().__init__(encoders, criterion=criterion)
-        if pretrain < 0:
-            raise UserError(f"Finetune: 'pretrain' is not negative; found {pretrain}.")
+        check_range(self, "not negative", pretrain=pretrain)
         self.optimizer, self.pretrain, self.seed = unwrapped(optimizer), pretrain, seed
         self.is_pretrained = False
 
@@ -99,8 +100,7 @@ class Finetune(Method):
         """The joint loss, CE(z)."""
         loss = super().loss(output, target)
         if self.pretrain:
-            # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
-            loss = loss + sum(z[:0].sum() for z in self._unimodal(output).values())
+            loss = loss + distributed.idle(self._unimodal(output).values())
         return loss
 
 

@@ -4,7 +4,6 @@ Rakib, Bagavathi, "G2D: Boosting Multimodal Learning with Gradient-Guided Distil
 https://arxiv.org/abs/2506.21514.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -12,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evenly.errors import UserError
+from evenly import distributed
 from evenly.method import Criterion, Encoders, Info
 from evenly.modulation import StepSum, full, scale_, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.teachers import Taught, squared_error
 
 
@@ -135,13 +135,14 @@ class G2D(Taught):
             seed=seed,
             criterion=criterion,
         )
-        for name, value in (("feature_weight", feature_weight), ("logit_weight", logit_weight)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"G2D: '{name}' is finite and not negative; found {value}.")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"G2D: 'temperature' is finite and above 0; found {temperature}.")
-        if prioritise < 0:
-            raise UserError(f"G2D: 'prioritise' is not negative; found {prioritise}.")
+        check_range(
+            self,
+            "finite and not negative",
+            feature_weight=feature_weight,
+            logit_weight=logit_weight,
+        )
+        check_range(self, "finite and above 0", temperature=temperature)
+        check_range(self, "not negative", prioritise=prioritise)
         self.feature_weight, self.logit_weight = feature_weight, logit_weight
         self.temperature, self.prioritise = temperature, prioritise
         self.epoch = -1
@@ -170,7 +171,7 @@ class G2D(Taught):
         if not self.needs_teachers or not torch.is_grad_enabled():
             return loss
         rows = self._rows(output, target)
-        loss = loss + self._idle(output)
+        loss = loss + distributed.idle(self._unimodal(output).values())
         device = output.logits.device
         logits = {name: self._taught(f"logits/{name}", rows, device) for name in self.encoders}
         if self.is_prioritising:
@@ -192,10 +193,7 @@ class G2D(Taught):
         found = coefficients(self._score.take(self), lead)
         for coefficient, encoder in zip(found, self.encoders.values(), strict=True):
             scale_(encoder, coefficient)
-        self.metrics = {
-            f"coefficient/{name}": coefficient
-            for name, coefficient in zip(self.encoders, found, strict=True)
-        }
+        self.metrics = self._per_modality(coefficient=found)
 
     def _given(self, output: Output) -> dict[str, Tensor]:
         logits = {f"logits/{name}": value for name, value in self._unimodal(output).items()}

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evenly import distributed
-from evenly.errors import UserError, UserRuntimeError
+from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_rebuilt, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe, Split
+from evenly.ranges import check_range
 
 FLOOR = 1e-4
 """Least O² that is divided by: an overfitting below 0.01 nats cannot be told from none."""
@@ -135,9 +136,7 @@ class GBlending(Method):
             ValueError: If a length is below 1, or no second optimiser like it can be made.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("trial_epochs", trial_epochs), ("super_epoch", super_epoch)):
-            if value < 1:
-                raise UserError(f"GBlending: '{name}' is at least 1; found {value}.")
+        check_range(self, "at least 1", trial_epochs=trial_epochs, super_epoch=super_epoch)
         self.optimizer, self.seed = unwrapped(optimizer), seed
         check_rebuilt(optimizer)
         self.online, self.trial_epochs, self.super_epoch = online, trial_epochs, super_epoch

@@ -18,6 +18,7 @@ from evenly.modulation import StepSum, full, kept
 from evenly.nn.mmtm import blocks_of
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import ANY
 
 
@@ -126,9 +127,7 @@ class Greedy(Method):
                 encoders.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("epsilon", epsilon), ("window", window), ("start", start)):
-            if not value >= 0:
-                raise UserError(f"Greedy: '{name}' is not negative; found {value}.")
+        check_range(self, "not negative", epsilon=epsilon, window=window, start=start)
         self.epsilon, self.window, self.start = epsilon, window, start
         self.head = head
         self.blocks = blocks_of(head)
@@ -178,11 +177,7 @@ class Greedy(Method):
         self._remember(counts & regular, gradients, weights)
         ratio = dependence(self.bypass, self.main)
         self._decide(counts, regular, difference(ratio))
-        self.metrics = {
-            f"{what}/{name}": value
-            for what, values in (("dependence", ratio), ("curated", self.curated.float()))
-            for name, value in zip(self.encoders, values, strict=True)
-        }
+        self.metrics = self._per_modality(dependence=ratio, curated=self.curated.float())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave, and switches curation as it was."""

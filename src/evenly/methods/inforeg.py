@@ -18,6 +18,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, as_real, check_dense, kept, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 @torch.no_grad()
@@ -165,12 +166,10 @@ class InfoReg(Method):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= strength < math.inf:
-            raise UserError(f"InfoReg: 'strength' is finite and not negative; found {strength}.")
+        check_range(self, "finite and not negative", strength=strength)
         if math.isnan(threshold):
             raise UserError(f"InfoReg: 'threshold' is a number; found {threshold}.")
-        if window < 1:
-            raise UserError(f"InfoReg: 'window' is at least 1; found {window}.")
+        check_range(self, "at least 1", window=window)
         self.strength, self.threshold, self.window = strength, threshold, window
         self.epoch = -1
         self.change: dict[str, float] = dict.fromkeys(self.encoders, 0.0)

@@ -23,6 +23,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import as_real, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.suggest import unknown
 from evenly.targets import SINGLE
 
@@ -185,11 +186,8 @@ class LFM(Method):
             raise unknown("schedule of LFM", schedule, get_args(Schedule))
         if not LEAST <= weight <= MOST:
             raise UserError(f"LFM: 'weight' is from {LEAST} to {MOST}; found {weight}.")
-        if not 0 <= rate < math.inf:
-            raise UserError(f"LFM: 'rate' is finite and not negative; found {rate}.")
-        for name, value in (("epochs", epochs), ("halve", halve), ("samples", samples)):
-            if value < 1:
-                raise UserError(f"LFM: '{name}' is at least 1; found {value}.")
+        check_range(self, "finite and not negative", rate=rate)
+        check_range(self, "at least 1", epochs=epochs, halve=halve, samples=samples)
         if schedule == "learnt":
             self.info = replace(self.info, needs_probe=True, sharded=False)
         self.head = head

@@ -4,17 +4,16 @@ Liu, Li, Song, Yang, Zeng, "Multimodal Pre-Training with Self-Distillation for P
 Understanding in E-Commerce", WSDM 2023, https://doi.org/10.1145/3539597.3570423.
 """
 
-import math
 from itertools import permutations
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.ranges import check_range
 
 
 def lead(
@@ -86,10 +85,7 @@ class MBSD(Method):
             ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= distillation < math.inf:
-            raise UserError(
-                f"MBSD: 'distillation' is finite and not negative; found {distillation}."
-            )
+        check_range(self, "finite and not negative", distillation=distillation)
         self.distillation = distillation
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

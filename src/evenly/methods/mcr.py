@@ -23,6 +23,7 @@ from evenly.modulation import adds_up, full
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 Names = tuple[str, ...]
 
@@ -163,21 +164,19 @@ class MCR(Method):
                 is no optimiser to pre-train with.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (
-            ("strength", strength),
-            ("contrast", contrast),
-            ("bottleneck", bottleneck),
-            ("unimodal", unimodal),
-            ("pretrain", pretrain),
-        ):
-            if not 0 <= value < math.inf:
-                raise UserError(f"MCR: '{name}' is finite and not negative; found {value}.")
+        check_range(
+            self,
+            "finite and not negative",
+            strength=strength,
+            contrast=contrast,
+            bottleneck=bottleneck,
+            unimodal=unimodal,
+            pretrain=pretrain,
+        )
         if k not in (-1, 0, 1):
             raise UserError(f"MCR: 'k' is -1, 0 or 1; found {k}.")
-        if samples < 1:
-            raise UserError(f"MCR: 'samples' is at least 1; found {samples}.")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"MCR: 'temperature' is finite and above 0; found {temperature}.")
+        check_range(self, "at least 1", samples=samples)
+        check_range(self, "finite and above 0", temperature=temperature)
         if bottleneck and not hasattr(head, "decode"):
             raise UserError(
                 f"MCR: the bottleneck needs a head that can decode; found {type(head).__name__}. "

@@ -4,19 +4,19 @@ Hwang, Choi, Whang, "MIDAS: Misalignment-based Data Augmentation Strategy for Im
 Learning", NeurIPS 2025, https://arxiv.org/abs/2509.25831.
 """
 
-import math
 from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from evenly import distributed
 from evenly.chance import orders, stream
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def swapped(x: Shaped[Tensor, "m n"], partner: Int[Tensor, " n"]) -> Shaped[Tensor, "m k n"]:
@@ -139,9 +139,7 @@ class MIDAS(Method):
             ValueError: If a setting is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("weight", weight), ("rate", rate), ("warmup", warmup)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"MIDAS: '{name}' is finite and not negative; found {value}.")
+        check_range(self, "finite and not negative", weight=weight, rate=rate, warmup=warmup)
         self.weight, self.rate, self.warmup, self.seed = weight, rate, warmup, seed
         self.epoch, self.steps = -1, 0
         self.alpha: Float[Tensor, " m"] = torch.ones(len(self.encoders))
@@ -163,8 +161,7 @@ class MIDAS(Method):
         self._need(output, "fuse")
         unimodal = self._unimodal_loss(output, target)
         if not self.is_due(self.epoch):
-            # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
-            return unimodal + output.logits[:0].sum()
+            return unimodal + distributed.idle([output.logits])
         misaligned, found = self._misaligned(output, target)
         self._found.add(found, output)
         return super().loss(output, target) + unimodal + self.weight * misaligned
@@ -179,15 +176,9 @@ class MIDAS(Method):
         confidence, predicted = (found[1:] / found[0]).chunk(2)
         alpha = self.alpha.to(found)
         self.alpha = kept(counts, weights(alpha, confidence, predicted, self.rate), alpha)
-        self.metrics = {
-            f"{what}/{name}": value
-            for what, values in (
-                ("alpha", self.alpha),
-                ("confidence", confidence),
-                ("predicted", predicted),
-            )
-            for name, value in zip(self.encoders, values, strict=True)
-        }
+        self.metrics = self._per_modality(
+            alpha=self.alpha, confidence=confidence, predicted=predicted
+        )
 
     def _misaligned(self, output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
         """L_mis; how many samples it is of, and the sums of c_m and p̃[label of m] over them."""

@@ -4,7 +4,6 @@ Guerra-Manzanares, Shamout, "MILES: Modality-Informed Learning Rate Scheduler fo
 Multimodal Learning", IJCNN 2025, https://arxiv.org/abs/2510.17394.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
 from evenly.pacing import Paced
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def utilisation(fused: float, unimodal: Sequence[float]) -> list[float]:
@@ -116,15 +115,11 @@ class MILES(Paced):
 
         Raises:
             TypeError: If the optimizer is none.
-            ValueError: If a setting is out of range, or the optimiser trains no parameter of an
-                encoder or has but one rate for all.
+            ValueError: If a setting is out of range or the optimiser is not one for `Paced`.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("threshold", threshold), ("unimodal", unimodal)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"MILES: '{name}' is finite and not negative; found {value}.")
-        if not 0 < reduction <= 1:
-            raise UserError(f"MILES: 'reduction' is above 0 and at most 1; found {reduction}.")
+        check_range(self, "finite and not negative", threshold=threshold, unimodal=unimodal)
+        check_range(self, "above 0 and at most 1", reduction=reduction)
         if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
             self.info = replace(self.info, partial=True)
         self.threshold, self.reduction, self.unimodal = threshold, reduction, unimodal

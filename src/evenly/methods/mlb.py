@@ -4,18 +4,16 @@ Kontras, Chatzichristos, Blaschko, De Vos, "Improving Multimodal Learning with M
 Modulation", BMVC 2024, https://arxiv.org/abs/2405.07930.
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.methods.multi_loss import MultiLoss
 from evenly.modulation import StepSum, discrepancy, scale_, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def lag(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
@@ -91,10 +89,8 @@ class MLB(MultiLoss):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, weight=weight, criterion=criterion)
-        if not 0 <= alpha < math.inf:
-            raise UserError(f"MLB: 'alpha' is finite and not negative; found {alpha}.")
-        if not 0 < beta < math.inf:
-            raise UserError(f"MLB: 'beta' is finite and above 0; found {beta}.")
+        check_range(self, "finite and not negative", alpha=alpha)
+        check_range(self, "finite and above 0", beta=beta)
         self.alpha, self.beta = alpha, beta
         self._score = StepSum()
 
@@ -117,7 +113,4 @@ class MLB(MultiLoss):
         coefficients = modulation(lag(score), self.alpha, self.beta)
         for coefficient, encoder in zip(coefficients, self.encoders.values(), strict=True):
             scale_(encoder, coefficient, least=0)
-        self.metrics = {
-            f"coefficient/{name}": coefficient
-            for name, coefficient in zip(self.encoders, coefficients, strict=True)
-        }
+        self.metrics = self._per_modality(coefficient=coefficients)

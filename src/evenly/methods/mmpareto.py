@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evenly import distributed
-from evenly.errors import UserError, UserRuntimeError
+from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import as_real, check_dense, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import ANY
 
 
@@ -100,8 +101,7 @@ class MMPareto(Method):
             ValueError: If gamma is not positive.
         """
         super().__init__(encoders, criterion=criterion)
-        if not gamma > 0:
-            raise UserError(f"MMPareto: 'gamma' is positive; found {gamma}.")
+        check_range(self, "above 0", gamma=gamma)
         self.gamma = gamma
         self._passes: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._own: dict[nn.Parameter, Tensor] = {}

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.ranges import check_range
 
 
 def rivals(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -99,8 +99,7 @@ class MNL(Method):
             ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= weight < math.inf:
-            raise UserError(f"MNL: 'weight' is finite and not negative; found {weight}.")
+        check_range(self, "finite and not negative", weight=weight)
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

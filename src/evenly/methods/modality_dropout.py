@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from evenly import chance
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
+from evenly.ranges import check_range
 from evenly.targets import ANY
 
 
@@ -80,8 +80,7 @@ class ModalityDropout(Method):
             ValueError: If the probability is out of range.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= p <= 1:
-            raise UserError(f"{type(self).__name__}: 'p' is from 0 to 1; found {p}.")
+        check_range(self, "from 0 to 1", p=p)
         self.p, self.seed = p, seed
         self.steps = 0
 

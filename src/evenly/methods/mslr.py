@@ -17,6 +17,7 @@ from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
 from evenly.pacing import Paced
 from evenly.probe import Probe
+from evenly.ranges import check_choice, check_range
 
 
 def smoothed(rate: float) -> float:
@@ -96,16 +97,11 @@ class MSLR(Paced):
 
         Raises:
             TypeError: If the optimizer is none.
-            ValueError: If a setting is out of range, or the optimiser trains no parameter of an
-                encoder or has but one rate for all.
+            ValueError: If a setting is out of range or the optimiser is not one for `Paced`.
         """
         super().__init__(encoders, criterion=criterion)
-        if strategy not in ("keep", "smooth", "dynamic"):
-            raise UserError(
-                f"MSLR: 'strategy' is 'keep', 'smooth' or 'dynamic'; found '{strategy}'."
-            )
-        if window < 1:
-            raise UserError(f"MSLR: 'window' is at least 1; found {window}.")
+        check_choice(self, ("keep", "smooth", "dynamic"), strategy=strategy)
+        check_range(self, "at least 1", window=window)
         rates = {**self.factor, **(rates or {})}
         if strange := set(rates) - set(self.encoders):
             raise UserError(

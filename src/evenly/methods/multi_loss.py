@@ -5,13 +5,11 @@ Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681 (there "naive" blen
 weights equal), and of every method since that adds unimodal losses.
 """
 
-import math
-
 from torch import Tensor
 
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
+from evenly.ranges import check_range
 from evenly.targets import ANY
 
 
@@ -57,9 +55,7 @@ class MultiLoss(Method):
             ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= weight < math.inf:
-            name = type(self).__name__
-            raise UserError(f"{name}: 'weight' is finite and not negative; found {weight}.")
+        check_range(self, "finite and not negative", weight=weight)
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

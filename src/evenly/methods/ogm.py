@@ -4,7 +4,6 @@ Peng, Wei, Deng, Wang, Hu, "Balanced Multimodal Learning via On-the-fly Gradient
 CVPR 2022, https://arxiv.org/abs/2203.15332.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, discrepancy, scale_, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def modulation(ratio: Float[Tensor, " m"], alpha: float) -> Float[Tensor, " m"]:
@@ -80,8 +80,7 @@ class OGM(Method):
         """
         super().__init__(encoders, criterion=criterion)
         name = type(self).__name__
-        if not 0 <= alpha < math.inf:
-            raise UserError(f"{name}: 'alpha' is finite and not negative; found {alpha}.")
+        check_range(self, "finite and not negative", alpha=alpha)
         if end < start:
             raise UserError(f"{name}: 'end' is not before 'start' = {start}; found {end}.")
         self.alpha, self.start, self.end = alpha, start, end
@@ -111,10 +110,7 @@ class OGM(Method):
             return
         coefficients = modulation(discrepancy(self._score.take(self)), self.alpha)
         self._modulate(coefficients)
-        self.metrics = {
-            f"coefficient/{name}": coefficient
-            for name, coefficient in zip(self.encoders, coefficients, strict=True)
-        }
+        self.metrics = self._per_modality(coefficient=coefficients)
 
     def _modulate(self, coefficients: Float[Tensor, " m"]) -> None:
         for coefficient, encoder in zip(coefficients, self.encoders.values(), strict=True):

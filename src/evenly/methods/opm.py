@@ -13,11 +13,11 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.chance import uniform
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import discrepancy, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def drop_rates(score: Float[Tensor, " m"], base: float, strength: float) -> Float[Tensor, " m"]:
@@ -113,12 +113,8 @@ class OPM(Method):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("base", base), ("probability", probability)):
-            if not 0 <= value <= 1:
-                raise UserError(f"OPM: '{name}' is from 0 to 1; found {value}.")
-        for name, value in (("strength", strength), ("start", start)):
-            if not value >= 0:
-                raise UserError(f"OPM: '{name}' is not negative; found {value}.")
+        check_range(self, "from 0 to 1", base=base, probability=probability)
+        check_range(self, "not negative", strength=strength, start=start)
         self.base, self.strength, self.probability = base, strength, probability
         self.start, self.seed = start, seed
         self.epoch = -1

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly import distributed
 from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import scale_
 from evenly.optimizers import unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def best_of(performance: Mapping[str, float]) -> str:
@@ -113,14 +115,12 @@ class PDMP(Method):
         super().__init__(encoders, criterion=criterion)
         if not 1 <= prioritised < math.inf:
             raise UserError(f"PDMP: 'prioritised' is finite and at least 1; found {prioritised}.")
-        if not 0 <= rest <= 1:
-            raise UserError(f"PDMP: 'rest' is from 0 to 1; found {rest}.")
+        check_range(self, "from 0 to 1", rest=rest)
         if dominant is not None and dominant not in self.encoders:
             raise UserError(
                 f"PDMP: 'dominant' is one of {sorted(self.encoders)}; found '{dominant}'."
             )
-        if ranking_epochs < 1:
-            raise UserError(f"PDMP: 'ranking_epochs' is at least 1; found {ranking_epochs}.")
+        check_range(self, "at least 1", ranking_epochs=ranking_epochs)
         self.optimizer = unwrapped(optimizer)
         self.prioritised, self.rest, self.dominant = prioritised, rest, dominant
         self.ranking_epochs, self.seed = ranking_epochs, seed
@@ -161,8 +161,7 @@ class PDMP(Method):
         loss = super().loss(output, target)
         unimodal = self._unimodal(output) if self.ranks else output.unimodal
         if self.is_active and unimodal:
-            # DistributedDataParallel waits for a gradient of whatever the output can be traced to.
-            loss = loss + sum(z[:0].sum() for z in unimodal.values())
+            loss = loss + distributed.idle(unimodal.values())
         return loss
 
     def before_step(self) -> None:

@@ -4,7 +4,6 @@ Vo, Fayek, Nguyen, "Probe-Guided Gradient Balancing for Multimodal Learning", Ne
 https://github.com/VuVoCodes/AsynchronousFunction.
 """
 
-import math
 from dataclasses import replace
 from typing import ClassVar
 
@@ -13,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import chance, distributed
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.methods.cggm import adam
+from evenly.methods.cggm import adam, untrained
 from evenly.modulation import Overflow, full, kept, scale_
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 MOST = 2.0
 """Bound of the scales, in the paper."""
@@ -131,16 +130,10 @@ class PGGB(Method):
             ValueError: If a setting is out of range or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("alpha", alpha), ("unimodal", unimodal)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"PGGB: '{name}' is finite and not negative; found {value}.")
-        if every < 1:
-            raise UserError(f"PGGB: 'every' is at least 1; found {every}.")
-        for name, value in (("beta", beta), ("mu", mu)):
-            if not 0 < value <= 1:
-                raise UserError(f"PGGB: '{name}' is above 0 and at most 1; found {value}.")
-        if not 0 < rate < math.inf:
-            raise UserError(f"PGGB: 'rate' is finite and above 0; found {rate}.")
+        check_range(self, "finite and not negative", alpha=alpha, unimodal=unimodal)
+        check_range(self, "at least 1", every=every)
+        check_range(self, "above 0 and at most 1", beta=beta, mu=mu)
+        check_range(self, "finite and above 0", rate=rate)
         if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
             self.info = replace(self.info, partial=True)
         self.alpha, self.unimodal, self.every = alpha, unimodal, every
@@ -191,11 +184,7 @@ class PGGB(Method):
             self._look()
         for factor, encoder in zip(scale, self.encoders.values(), strict=True):
             scale_(encoder, factor, least=0)
-        self.metrics = {
-            f"{what}/{name}": value
-            for what, values in (("scale", scale), ("accuracy", self.accuracy))
-            for name, value in zip(self.encoders, values, strict=True)
-        }
+        self.metrics = self._per_modality(scale=scale, accuracy=self.accuracy)
 
     def _note(self, output: Output, target: Tensor, index: Int[Tensor, " n"]) -> None:
         """Keeps what the probes look at: labels, the draw of the halves, and features."""
@@ -208,10 +197,8 @@ class PGGB(Method):
 
     def _make(self, name: str, x: Float[Tensor, "n d"], classes: int) -> None:
         """A probe, which begins as a linear layer does."""
-        drawn = chance.stream(torch.device("cpu"), self.seed, list(self.encoders).index(name))
-        bound = x.shape[1] ** -0.5
-        weight = torch.empty(classes, x.shape[1] + 1).uniform_(-bound, bound, generator=drawn)
-        self.probes[name] = weight.to(x)
+        number = list(self.encoders).index(name)
+        self.probes[name] = untrained(classes, x.shape[1] + 1, self.seed, number).to(x)
         self.first[name] = torch.zeros_like(self.probes[name])
         self.second[name] = torch.zeros_like(self.probes[name])
 

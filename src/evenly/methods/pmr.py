@@ -17,6 +17,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full, scores
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 IGNORED = -100
 
@@ -162,13 +163,9 @@ class PMR(Method):
             ValueError: If a setting is out of range or the epochs end before they start.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("alpha", alpha), ("entropy", entropy)):
-            if not value >= 0:
-                raise UserError(f"PMR: '{name}' is not negative; found {value}.")
-        if not 0 <= momentum <= 1:
-            raise UserError(f"PMR: 'momentum' is from 0 to 1; found {momentum}.")
-        if not 0 < fraction <= 1:
-            raise UserError(f"PMR: 'fraction' is above 0 and at most 1; found {fraction}.")
+        check_range(self, "not negative", alpha=alpha, entropy=entropy)
+        check_range(self, "from 0 to 1", momentum=momentum)
+        check_range(self, "above 0 and at most 1", fraction=fraction)
         if end < start:
             raise UserError(f"PMR: 'end' is not before 'start' = {start}; found {end}.")
         self.alpha, self.momentum, self.fraction = alpha, momentum, fraction
@@ -200,10 +197,7 @@ class PMR(Method):
         known = self.known.to(target.device)
         similarity = self._similarities(output, known)
         score = distributed.sum_(scores(similarity.detach(), target))
-        self.metrics = {
-            f"weight/{name}": self.alpha * weight
-            for name, weight in zip(self.encoders, lags(score), strict=True)
-        }
+        self.metrics = self._per_modality(weight=self.alpha * lags(score))
         if self.alpha > 0:
             pull = prototype_loss(similarity, target, known)
             loss = loss + self.alpha * (lags(score) * pull).sum()

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evenly import distributed
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import Overflow, full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 UNKNOWN = -1.0
 """In place of a loss: of a modality that a sample lacks, or of a step that overflowed."""
@@ -119,8 +119,7 @@ class QMF(Method):
             ValueError: If the weight is negative or not finite.
         """
         super().__init__(encoders, criterion=criterion)
-        if not 0 <= weight < math.inf:
-            raise UserError(f"QMF: 'weight' is finite and not negative; found {weight}.")
+        check_range(self, "finite and not negative", weight=weight)
         self.weight = weight
         self.epoch = -1
         self.samples: Int[Tensor, " N"] = torch.zeros(0, dtype=torch.int64)

@@ -19,6 +19,7 @@ from evenly.modulation import full
 from evenly.optimizers import forget, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 
 
 def boosting_loss(
@@ -124,15 +125,15 @@ class ReconBoost(Method):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (
-            ("alternation", alternation),
-            ("rectification", rectification),
-            ("fit", fit),
-            ("reconcilement", reconcilement),
-            ("agreement", agreement),
-        ):
-            if not value >= 0:
-                raise UserError(f"ReconBoost: '{name}' is not negative; found {value}.")
+        check_range(
+            self,
+            "not negative",
+            alternation=alternation,
+            rectification=rectification,
+            fit=fit,
+            reconcilement=reconcilement,
+            agreement=agreement,
+        )
         if alternation + rectification == 0:
             raise UserError(
                 "ReconBoost: 'alternation' and 'rectification' are both 0, so a stage has no "

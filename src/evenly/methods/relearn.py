@@ -4,7 +4,6 @@ Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning"
 https://arxiv.org/abs/2407.09705.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -31,6 +30,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_trains, forget, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe, Split
+from evenly.ranges import check_choice, check_range
 from evenly.reinit import check_initial, check_kinds, cut_like, initial_of, soft_reinit_
 from evenly.targets import counted, in_words
 
@@ -130,23 +130,12 @@ class Relearn(Method):
         """
         super().__init__(encoders, criterion=criterion)
         first = every + 1 if first is None else first
-        for name, value, least in (
-            ("every", every, 1),
-            ("first", first, 1),
-            ("times", times, 0),
-            ("restarts", restarts, 1),
-        ):
-            if value < least:
-                raise UserError(f"Relearn: '{name}' is at least {least}; found {value}.")
-        if not 0 <= strength < math.inf:
-            raise UserError(f"Relearn: 'strength' is finite and not negative; found {strength}.")
+        check_range(self, "at least 1", every=every, first=first, restarts=restarts)
+        check_range(self, "not negative", times=times)
+        check_range(self, "finite and not negative", strength=strength)
         check_gap(gap)
-        if batchnorm not in ("kept", "reestimated"):
-            raise UserError(
-                f"Relearn: 'batchnorm' is 'kept' or 'reestimated'; found '{batchnorm}'."
-            )
-        if moments not in ("kept", "cleared"):
-            raise UserError(f"Relearn: 'moments' is 'kept' or 'cleared'; found '{moments}'.")
+        check_choice(self, ("kept", "reestimated"), batchnorm=batchnorm)
+        check_choice(self, ("kept", "cleared"), moments=moments)
         if moments == "cleared" and optimizer is None:
             raise UserError("Relearn: moments='cleared' needs the optimizer; pass optimizer=... .")
         self.every, self.first, self.times, self.strength = every, first, times, strength

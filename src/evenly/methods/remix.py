@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly import numbering
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.resampling import Resampler, kept_alone
 from evenly.targets import SINGLE
 
@@ -98,9 +98,7 @@ class DataRemixing(Method):
             ValueError: If a setting is negative.
         """
         super().__init__(encoders, criterion=criterion)
-        for name, value in (("warmup", warmup), ("alpha", alpha), ("gamma", gamma)):
-            if not value >= 0:
-                raise UserError(f"DataRemixing: '{name}' is not negative; found {value}.")
+        check_range(self, "not negative", warmup=warmup, alpha=alpha, gamma=gamma)
         self.sampler, self.warmup, self.alpha, self.gamma = sampler, warmup, alpha, gamma
         self.epoch = -1
         self.assigned: Int[Tensor, " n"] | None = None  # in the order of `samples`
@@ -122,9 +120,7 @@ class DataRemixing(Method):
             self.samples, self.assigned = self._assigned(probe)
             self.batch_size = self._global_batch_size(probe)
             share = torch.bincount(self.assigned, minlength=len(self.encoders)) / self.sampler.count
-            self.metrics = {
-                f"share/{name}": part for name, part in zip(self.encoders, share, strict=True)
-            }
+            self.metrics = self._per_modality(share=share)
         self._write_order()
         self.epoch = epoch
 

@@ -17,6 +17,7 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_range
 from evenly.targets import ANY
 
 
@@ -161,10 +162,8 @@ class RollingQ(Method):
             )
         if not 0 <= beta <= 2:
             raise UserError(f"RollingQ: 'beta' is from 0 to 2; found {beta}.")
-        if not 0 <= rho < math.inf:
-            raise UserError(f"RollingQ: 'rho' is finite and not negative; found {rho}.")
-        if times < 0:
-            raise UserError(f"RollingQ: 'times' is not negative; found {times}.")
+        check_range(self, "finite and not negative", rho=rho)
+        check_range(self, "not negative", times=times)
         self.head: Rolling = head
         self.beta, self.rho, self.times = beta, rho, times
         self.epoch, self.turns = -1, 0
@@ -195,7 +194,7 @@ class RollingQ(Method):
         if imbalance(cosine) > self.beta:
             self.head.turn(rotation(query, anchor(keys, shares(cosine, self.rho))))
             self.turns += 1
-        self.metrics = {f"cosine/{name}": s for name, s in zip(self.encoders, cosine, strict=True)}
+        self.metrics = self._per_modality(cosine=cosine)
         self.metrics["turns"] = torch.tensor(float(self.turns))
 
     def _found(

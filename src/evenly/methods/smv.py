@@ -13,10 +13,10 @@ from torch import Tensor
 
 from evenly import chance, distributed, numbering
 from evenly.diagnosis.contribution import shapley, subsets
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.output import Output
 from evenly.probe import Probe
+from evenly.ranges import check_choice, check_range
 from evenly.resampling import Resampler, kept_alone
 
 
@@ -134,14 +134,9 @@ class SMV(Method):
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, criterion=criterion)
-        if level not in ("sample", "modality"):
-            raise UserError(f"SMV: 'level' is 'sample' or 'modality'; found '{level}'.")
-        if warmup < 0:
-            raise UserError(f"SMV: 'warmup' is not negative; found {warmup}.")
-        if not alpha >= 0:
-            raise UserError(f"SMV: 'alpha' is not negative; found {alpha}.")
-        if not 0 < part_ratio <= 1:
-            raise UserError(f"SMV: 'part_ratio' is above 0 and at most 1; found {part_ratio}.")
+        check_choice(self, ("sample", "modality"), level=level)
+        check_range(self, "not negative", warmup=warmup, alpha=alpha)
+        check_range(self, "above 0 and at most 1", part_ratio=part_ratio)
         self.sampler, self.level, self.warmup = sampler, level, warmup
         self.alpha, self.part_ratio, self.seed = alpha, part_ratio, seed
         self.samples: numbering.Samples = {}
@@ -215,14 +210,10 @@ class SMV(Method):
         again = [rows + number * count for number, rows in enumerate(once_more, start=1)]
         if any(len(rows) for rows in again):
             self.pool = torch.cat([torch.arange(count), *again])
-        self.metrics = {
-            f"{what}/{name}": value
-            for what, found in (
-                ("contribution", contribution.mean(1)),
-                ("resampled", torch.tensor([len(rows) / count for rows in again])),
-            )
-            for name, value in zip(self.encoders, found, strict=True)
-        }
+        self.metrics = self._per_modality(
+            contribution=contribution.mean(1),
+            resampled=torch.tensor([len(rows) / count for rows in again]),
+        )
 
     def _valuation(
         self, probe: Probe, fraction: float, seed: int

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evenly.chance import stream
-from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import adds_up, full
 from evenly.output import Output
+from evenly.ranges import check_range
 
 
 def partition(parts: Sequence[Float[Tensor, "n c"]]) -> Float[Tensor, ""]:
@@ -95,8 +95,7 @@ class TCMax(Method):
             ValueError: If the number of pairings is negative.
         """
         super().__init__(encoders, criterion=criterion)
-        if pairs < 0:
-            raise UserError(f"TCMax: 'pairs' is not negative; found {pairs}.")
+        check_range(self, "not negative", pairs=pairs)
         if pairs:
             self.info = replace(self.info, needs=("fuse",))
         self.pairs, self.seed = pairs, seed

@@ -4,15 +4,14 @@ Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao, "On Uni-Modal Feature Learning in Sup
 Learning", ICML 2023, https://arxiv.org/abs/2305.01233.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evenly.errors import UserError
+from evenly import distributed
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
+from evenly.ranges import check_range
 from evenly.targets import ANY
 from evenly.teachers import Taught, squared_error
 
@@ -90,8 +89,7 @@ class UMT(Taught):
             seed=seed,
             criterion=criterion,
         )
-        if not 0 <= gamma < math.inf:
-            raise UserError(f"UMT: 'gamma' is finite and not negative; found {gamma}.")
+        check_range(self, "finite and not negative", gamma=gamma)
         self.gamma = gamma
 
     @property
@@ -105,7 +103,7 @@ class UMT(Taught):
         if not self.needs_teachers or not torch.is_grad_enabled():
             return loss
         rows = self._rows(output, target)
-        loss = loss + self._idle(output)
+        loss = loss + distributed.idle(self._unimodal(output).values())
         self.metrics = {}
         for name, features in self._features(output).items():
             teacher = self._taught(f"features/{name}", rows, features.device)

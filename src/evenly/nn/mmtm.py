@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evenly.errors import UserError
 from evenly.nn.presence import taken
+from evenly.ranges import check_range
 
 
 class MMTM(nn.Module):
@@ -51,8 +52,7 @@ class MMTM(nn.Module):
             ValueError: If the ratio is below 1.
         """
         super().__init__()
-        if ratio < 1:
-            raise UserError(f"MMTM: 'ratio' is at least 1; found {ratio}.")
+        check_range(self, "at least 1", ratio=ratio)
         self.widths = dict(widths)
         total = sum(self.widths.values())
         hidden = max(2 * total // ratio, 1)
