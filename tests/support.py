@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import evenly
-from evenly import METHODS
+from evenly import METHODS, chance
 from evenly.nn import LateFusion
 from evenly.spec import Spec
 
@@ -146,6 +146,13 @@ def samples(count):
 def forward(model, batch):
     inputs, target, index = batch
     return model(inputs, index), target
+
+
+def batch_of(model, count=24):
+    """A batch as a model sees it, in the precision of its weights, and the targets."""
+    inputs, target, index = next(iter(loaders(tuple(model.encoders), count, count)[0]))
+    dtype = next(model.parameters()).dtype
+    return forward(model, ({name: x.to(dtype) for name, x in inputs.items()}, target, index))
 
 
 def net(names=NAMES[:2], seed=0, head="concat"):
@@ -291,6 +298,30 @@ def train(model, method, optimizer, epochs, start=0, names=NAMES[:2], split=1, c
     run.model, run.method, run.optimizer = model, method, optimizer
     run.train_loader, run.val_loader = loaders(names, count, repeats=method.repeats)
     return run.seen_by(forward).train(epochs, start, split).model
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def linear_of(weights):
+    """A linear layer that autograd knows, of weights whose last column is the bias."""
+    layer = nn.Linear(weights.shape[1] - 1, weights.shape[0]).double()
+    layer.weight.data, layer.bias.data = weights[:, :-1].clone(), weights[:, -1].clone()
+    return layer
+
+
+def kept_by(p, seed, step, output):
+    """The modalities that a mask leaves each sample: those drawn at p or above, or the highest."""
+    found = []
+    for i in range(len(output.logits)):
+        drawn = {
+            name: float(chance.uniform(output.index[i : i + 1], seed, step, m))
+            for m, name in enumerate(output.features)
+        }
+        kept = [name for name, u in drawn.items() if u >= p]
+        found.append(kept or [max(drawn, key=drawn.get)])
+    return found
 
 
 def weights(model):

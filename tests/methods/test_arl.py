@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evenly.methods.arl import ARL, findings, weights
-from support import NAMES, Run, forward, loaders, net
+from support import NAMES, Run, batch_of, gradients, net
 
 
 class TestFormulas:
@@ -45,8 +45,7 @@ def test_golden_step():
     model = net(NAMES[:3]).double()
     method = ARL(model.encoders, gamma=4.0, start=0)
     method.before_epoch(1)
-    inputs, target, index = next(iter(loaders(NAMES[:3], count=24, batch=24)[0]))
-    output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model)
     loss = method.loss(output, target)
 
     alone = {}
@@ -60,7 +59,7 @@ def test_golden_step():
 
     method.backward(loss)
     alone = {name: z.detach() for name, z in alone.items()}
-    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    before = gradients(model)
     method.before_step()
     d = {n: float(z.abs().sum(1).mean()) for n, z in alone.items()}
     h = {

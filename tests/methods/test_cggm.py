@@ -4,7 +4,7 @@ from torch import nn
 
 import evenly
 from evenly.methods.cggm import CGGM, TINY, adam, coefficients, cosine, direction_loss
-from support import NAMES, Run, forward, loaders, net
+from support import NAMES, Run, batch_of, forward, gradients, linear_of, loaders, net
 
 
 class TestFormulas:
@@ -51,35 +51,19 @@ class TestFormulas:
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-12, atol=1e-14)
 
 
-def batch_of(model, names=NAMES[:2]):
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def clone_of(weights):
-    """A classifier of the method as a linear layer that autograd knows."""
-    layer = nn.Linear(weights.shape[1] - 1, weights.shape[0]).double()
-    layer.weight.data, layer.bias.data = weights[:, :-1].clone(), weights[:, -1].clone()
-    return layer
-
-
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_first_step(names):
     """No direction loss yet: the joint gradients, those of the encoders times ρ c_m."""
     model = net(names).double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     joint = torch.autograd.grad(
         nn.functional.cross_entropy(output.logits, target), list(model.parameters())
     )
     expected = dict(zip(dict(model.named_parameters()), joint, strict=True))
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     method = CGGM(model.encoders, rho=1.5, rate=0.1)
     method.backward(method.loss(output, target))
-    layers = {name: clone_of(weights) for name, weights in method.classifiers.items()}
+    layers = {name: linear_of(weights) for name, weights in method.classifiers.items()}
     method.before_step()
 
     accuracy, cosine = {}, {}
@@ -117,7 +101,7 @@ def test_the_direction_loss_has_the_gradient_of_the_cosine():
     output, target = batch_of(model)
     method.backward(method.loss(output, target))
     method.before_step()
-    layers = {name: clone_of(weights) for name, weights in method.classifiers.items()}
+    layers = {name: linear_of(weights) for name, weights in method.classifiers.items()}
     share = {name: method.metrics[f"coefficient/{name}"] / method.rho for name in layers}
     model.zero_grad()
 

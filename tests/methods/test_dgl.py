@@ -4,7 +4,7 @@ from torch import nn
 
 import evenly
 from evenly import METHODS
-from support import Run
+from support import Run, gradients
 
 DGL = METHODS["dgl"]
 TARGET = torch.tensor([0, 1, 2, 0, 1])
@@ -47,10 +47,6 @@ def two_backwards(model, inputs, alpha):
     fused = nn.functional.cross_entropy(model.fuse(detached), TARGET)
     fused.backward()
     return gradients(model), (fused + unimodal).item()
-
-
-def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "aa"), ("a", "b", "c")])

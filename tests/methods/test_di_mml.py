@@ -8,7 +8,7 @@ import evenly
 from evenly.methods.di_mml import DIMML, effective, transfer
 from evenly.nn.heads import CertaintyHead
 from ranks import on_ranks
-from support import NAMES, Run, forward, loaders, net
+from support import NAMES, Run, batch_of, forward, loaders, net
 
 
 class TestHead:
@@ -114,8 +114,7 @@ class TestTransfer:
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_loss(names):
     model = net(names, head="certainty").double().eval()
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    output, _ = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model)
     method = DIMML(model.encoders, head=model.head, align=0.5, temperature=2.0)
     method.effective = {name: torch.randn(6) > 0 for name in names}
     cross_entropy, f = nn.functional.cross_entropy, output.features
@@ -158,16 +157,11 @@ def test_effective_dimensions_are_found_once_before_the_start():
     run.method.before_epoch(2)  # asks for no probe again
 
 
-def batch_of(model, names):
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    return forward(model, (inputs, target, index))
-
-
 def test_modalities_without_an_encoder_stay_in_the_joined_features():
     """And have no losses of their own."""
     names = NAMES[:3]
     model = net(names, head="certainty").eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     method = DIMML({name: model.encoders[name] for name in names[:2]}, head=model.head)
     found, f = method.loss(output, target), output.features
     layers = [(model.head.linear, torch.cat(list(f.values()), 1))]
@@ -179,14 +173,14 @@ def test_modalities_without_an_encoder_stay_in_the_joined_features():
 
 def test_a_validation_leaves_the_metrics():
     model = net(head="certainty").eval()
-    output, target = batch_of(model, NAMES[:2])
+    output, target = batch_of(model)
     method = DIMML(model.encoders, head=model.head)
     method.effective = {"a": torch.arange(6) < 3, "aa": torch.arange(6) > 1}
     method.loss(output, target)
     before = dict(method.metrics)
     assert set(before) == {"transfer/a/aa", "transfer/aa/a"}
     with torch.no_grad():
-        method.loss(*batch_of(model.train(), NAMES[:2]))
+        method.loss(*batch_of(model.train()))
     assert method.metrics == before
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from evenly.methods import Ensemble, Unimodal
-from support import forward, loaders, net, sgd, train
+from support import batch_of, loaders, net, sgd, train
 
 NAMES = ("a", "aa", "b")
 
@@ -18,8 +18,7 @@ def without_chance(names, head):
 def test_golden_loss():
     """The sum of the cross-entropies of the modalities' own logits, by hand."""
     model = net(NAMES, head="ensemble").double().eval()
-    inputs, target, index = next(iter(loaders(NAMES, count=6, batch=6)[0]))
-    output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model, count=6)
     expected = 0.0
     for name in NAMES:
         layer = model.head.heads[name]

@@ -6,7 +6,7 @@ from torch import nn
 
 import evenly
 from evenly.methods.g2d import G2D, coefficients, divergence, leading
-from support import NAMES, Run, forward, loaders, net, samples, sgd, weights
+from support import NAMES, Run, batch_of, forward, loaders, net, samples, sgd, weights
 
 
 class TestFormulas:
@@ -61,10 +61,9 @@ def known(model, count=24, **settings):
     return method
 
 
-def output_of(model, names=NAMES[:2], count=24):
+def seeded(model):
     torch.manual_seed(0)  # dropout
-    inputs, target, index = next(iter(loaders(names, count=count, batch=count)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    return batch_of(model)
 
 
 def test_golden_step():
@@ -72,7 +71,7 @@ def test_golden_step():
     model = net(head="late").double()
     method = known(model, feature_weight=0.5, logit_weight=2.0, temperature=3.0)
     method.epoch = 0
-    output, target = output_of(model)
+    output, target = seeded(model)
     expected = 0.0
     for i, row in enumerate(output.index.tolist()):
         expected += -output.logits[i].log_softmax(0)[target[i]] / 24
@@ -103,7 +102,7 @@ def test_golden_step():
 
 def held_back(method, model, epoch, names):
     method.epoch = epoch
-    output, target = output_of(model, names)
+    output, target = seeded(model)
     model.zero_grad()
     method.backward(method.loss(output, target))
     method.before_step()
@@ -124,7 +123,7 @@ def test_the_teachers_decide_not_the_student():
     nn.init.zeros_(model.head.heads["a"].weight)
     method = known(model, prioritise=1)
     method.epoch = 0
-    output, target = output_of(model)
+    output, target = seeded(model)
     method.backward(method.loss(output, target))
     method.before_step()
     assert float(method.metrics["coefficient/a"]) == 0.0
@@ -154,7 +153,7 @@ def test_a_validation_that_asks_for_the_loss_does_not_count():
     model = net(head="late").double()
     method = known(model)
     method.epoch = 0
-    output, target = output_of(model)
+    output, target = seeded(model)
     with torch.no_grad():
         assert torch.equal(
             method.loss(output, target),
@@ -177,7 +176,7 @@ def test_scores_of_an_unfinished_step_do_not_count():
 def test_a_missing_modality_is_not_distilled():
     model = net(head="late").double()
     method = known(model, prioritise=0)
-    output, target = output_of(model)
+    output, target = seeded(model)
     parts = {"features": {"a": output.features["a"]}, "unimodal": {"a": output.unimodal["a"]}}
     found = method.loss(evenly.Output(output.logits, **parts, index=output.index), target)
     teachers = [method.teachers[f"{kind}/a"][output.index] for kind in ("logits", "features")]

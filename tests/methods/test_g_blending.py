@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import evenly
 from evenly.methods.g_blending import GBlending, weights
-from support import Run, Toy, forward, loaders, net, sgd
+from support import Run, Toy, forward, gradients, loaders, net, sgd
 from support import weights as weights_of
 
 
@@ -133,7 +133,7 @@ def test_a_fused_head_that_gains_nothing_learns_from_the_features_as_they_are():
     method.weights = {"fused": 0.0, "unimodal/a": 1.0, "unimodal/aa": 0.0}
     batch = next(iter(loaders()[0]))
     method.loss(*as_double(model, batch)).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    found = gradients(model)
     model.zero_grad(set_to_none=False)
     (loss_of(model, "fused", batch) + loss_of(model, "unimodal/a", batch)).backward()
     for name, p in model.named_parameters():

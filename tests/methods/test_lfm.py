@@ -16,7 +16,7 @@ from evenly.methods.lfm import (
     replayed,
 )
 from evenly.nn import LateFusion
-from support import NAMES, Run, forward, loaders, make, net, same
+from support import NAMES, Run, batch_of, loaders, make, net, same
 from unchecked import error_of
 
 LEARNT = "lfm(schedule=learnt)"
@@ -68,8 +68,7 @@ def test_golden_loss():
     torch.manual_seed(0)
     model = net(NAMES[:3], head="late").double().eval()
     method = LFM(model.encoders, head=model.head, schedule="learnt", weight=0.7)
-    inputs, target, index = next(iter(loaders(NAMES[:3], count=24, batch=24)[0]))
-    output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model)
     z = [output.unimodal[name] for name in NAMES[:3]]
     p = [x.detach().softmax(1).tolist() for x in z]
     pairs = [(0, 1), (0, 2), (1, 2)]

@@ -6,14 +6,9 @@ from torch import nn
 
 from evenly import chance
 from evenly.methods import MaskedTransformer, ModalityDropout
-from support import forward, loaders, net
+from support import batch_of, gradients, kept_by, net
 
 NAMES = ("a", "aa", "b")
-
-
-def batch_of(model, count=24):
-    inputs, target, index = next(iter(loaders(NAMES, count=count, batch=count)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
 
 
 def build(**settings):
@@ -38,17 +33,11 @@ def test_golden_step():
     method.before_step()
     output, target = batch_of(model)
     method.backward(method.loss(output, target))
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    found = gradients(model)
     model.zero_grad()
 
     output, target = batch_of(model)
-    kept = []
-    for i in range(24):
-        drawn = [float(chance.uniform(output.index[i : i + 1], 7, 2, m)) for m in range(3)]
-        keep = [u >= 0.4 for u in drawn]
-        if not any(keep):
-            keep[drawn.index(max(drawn))] = True
-        kept.append([name for name, stays in zip(NAMES, keep, strict=True) if stays])
+    kept = kept_by(0.4, 7, 2, output)
     assert {len(each) for each in kept} == {1, 2, 3}
     nn.functional.cross_entropy(without(model, output, kept), target).backward()
     for name, p in model.named_parameters():

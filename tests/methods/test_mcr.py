@@ -7,7 +7,7 @@ from torch import nn
 
 import evenly
 from evenly.methods.mcr import MCR, contrast, divergence, games
-from support import NAMES, Run, forward, loaders, net, same, weights
+from support import NAMES, Run, batch_of, forward, loaders, net, same, weights
 
 
 def jsd(p, q):
@@ -69,11 +69,6 @@ class TestFormulas:
         assert list(games(("a", "b", "c"), -1))[:2] == [(pairs[0], pairs[0], 1), (pairs[0], c, -1)]
 
 
-def batch_of(model, names=NAMES[:2]):
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
 def permuted(model, output, moved, order, players=NAMES):
     """The prediction with the logits of some modalities permuted, and those of others held."""
     total = model.head.linear.bias
@@ -99,7 +94,7 @@ def moves(names):
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_loss(names):
     model = net(names, head="decoding").double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     given = {"strength": 0.5, "contrast": 0.7, "bottleneck": 0.3, "unimodal": 0.2}
     method = MCR(model.encoders, head=model.head, k=1, samples=3, **given)
     orders = method._orders(output.logits)
@@ -119,7 +114,7 @@ def test_golden_loss(names):
 
 def playing(model, names, **settings):
     """A method of the game alone, what it adds to the loss, and the orders that it drew."""
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     alone = {"contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0, "samples": 2, "strength": 0.5}
     method = MCR(model.encoders, **{**alone, **settings})
     game = method.loss(output, target) - nn.functional.cross_entropy(output.logits, target)
@@ -149,7 +144,7 @@ def test_modalities_without_an_encoder_stay_in_the_prediction():
     """And neither are permuted nor play."""
     names = NAMES[:3]
     model = net(names, head="decoding").double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     mine = {name: model.encoders[name] for name in names[:2]}
     alone = {"contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0}
     method = MCR(mine, samples=2, strength=0.5, k=1, **alone)

@@ -6,7 +6,7 @@ from torch import nn
 
 from evenly import Output
 from evenly.methods.midas import MIDAS, misaligned_loss, swapped, weights
-from support import NAMES, Run, forward, loaders, make, net, same
+from support import NAMES, Run, batch_of, make, net, same
 
 
 def t(*numbers):
@@ -45,11 +45,6 @@ class TestFormulas:
         assert weights(t(1.01, 1.0), t(0.1, 0.9), t(0.5, 0.5), 0.05).tolist() == [1, 1]
 
 
-def batch_of(model, names=NAMES[:2]):
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
 def golden(model, output, target, partner, alpha):
     """L_mis and the means that move α, sample by sample, in plain loops."""
     names = list(output.features)
@@ -78,7 +73,7 @@ def golden(model, output, target, partner, alpha):
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_step(names):
     model = net(names, head="multi").double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     method = MIDAS(model.encoders, weight=0.7, rate=0.1, warmup=0, seed=3)
     method.before_epoch(0)
     method.steps, method.alpha = 5, torch.linspace(1.2, 1.6, len(names)).double()
@@ -171,7 +166,7 @@ def test_samples_that_lack_a_modality_have_no_part():
 
 def test_a_batch_that_lacks_a_modality_has_no_misaligned_samples():
     model, method = due(3)
-    output, target = batch_of(model, NAMES[:3])
+    output, target = batch_of(model)
     features = {name: output.features[name] for name in NAMES[:2]}
     logits, unimodal = model.head(features)
     output = Output(logits, features, unimodal, fuse=output.fuse)

@@ -5,7 +5,7 @@ import torch
 
 import evenly
 from evenly.methods.mlb import MLB, lag, modulation
-from support import forward, loaders, net, sgd, train
+from support import batch_of, gradients, net, sgd, train
 
 
 class TestFormulas:
@@ -39,14 +39,13 @@ def test_golden_step():
     torch.manual_seed(0)  # dropout
     model = net(head="multi").double()
     method = MLB(model.encoders, alpha=0.8, beta=3.0)
-    inputs, target, index = next(iter(loaders(count=24, batch=24)[0]))
-    output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model)
     loss = method.loss(output, target)
     found = [torch.log_softmax(z, 1) for z in (output.logits, *output.unimodal.values())]
     expected = -sum(z[range(24), target].mean() for z in found)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     method.backward(loss)
-    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    before = gradients(model)
     method.before_step()
     s = [
         float(output.unimodal[n].detach().softmax(1)[range(24), target].sum()) for n in ("a", "aa")

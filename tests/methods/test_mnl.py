@@ -7,7 +7,7 @@ from torch import nn
 
 from evenly import Output
 from evenly.methods.mnl import MNL, guidance, rivals, standing
-from support import NAMES, Run, forward, loaders, make, net, same
+from support import NAMES, Run, batch_of, make, net, same
 
 
 class TestFormulas:
@@ -37,11 +37,6 @@ class TestFormulas:
         assert guided.grad.abs().max() > 0
 
 
-def batch_of(model, names=NAMES[:2]):
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
 def golden(output, target, weight):
     """Sample by sample and pair by pair, in plain loops; and how often each is guided."""
     z = {name: logits.tolist() for name, logits in output.unimodal.items()}
@@ -67,7 +62,7 @@ def golden(output, target, weight):
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_step(names):
     model = net(names, head="late").double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model)
     expected, guided = golden(output, target, 0.3)
     assert all(0 < count < 24 * (len(names) - 1) for count in guided.values())
     method = MNL(model.encoders, weight=0.3)

@@ -7,7 +7,7 @@ from torch import nn
 from evenly import Output, chance
 from evenly.methods import ModalityDropout
 from evenly.methods.modality_dropout import kept
-from support import forward, loaders, net
+from support import batch_of, forward, gradients, kept_by, loaders, net
 
 NAMES = ("a", "aa", "b")
 
@@ -37,11 +37,6 @@ class TestMask:
         assert kept(drawn, 1.0).sum(0).tolist() == [1] * 1000
 
 
-def batch_of(model, count=24):
-    inputs, target, index = next(iter(loaders(NAMES, count=count, batch=count)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
 def test_golden_step():
     """Loss and gradients against a loop over samples that leaves out what is dropped."""
     model = net(NAMES).double().eval()
@@ -50,24 +45,20 @@ def test_golden_step():
     method.before_step()
     output, target = batch_of(model)
     method.backward(method.loss(output, target))
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    found = gradients(model)
     model.zero_grad()
 
     output, target = batch_of(model)
     weight, bias = model.head.linear.weight, model.head.linear.bias
-    expected, dropped = 0.0, 0
+    kept = kept_by(0.6, 7, 2, output)
+    assert sum(map(len, kept)) < 3 * 24 - 10
+    expected = 0.0
     for i in range(24):
-        drawn = [float(chance.uniform(output.index[i : i + 1], 7, 2, m)) for m in range(3)]
-        keep = [u >= 0.6 for u in drawn]
-        if not any(keep):
-            keep[drawn.index(max(drawn))] = True
         z = bias
         for m, name in enumerate(NAMES):
-            if keep[m]:
+            if name in kept[i]:
                 z = z + weight[:, 6 * m : 6 * m + 6] @ output.features[name][i]
         expected = expected + (z.exp().sum().log() - z[target[i]]) / 24
-        dropped += 3 - sum(keep)
-    assert dropped > 10
     expected.backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-10, atol=1e-12)

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from evenly.methods import MultiLoss
-from support import NAMES, forward, loaders, net
+from support import NAMES, batch_of, forward, loaders, net
 
 
 @pytest.mark.parametrize("names", [NAMES[:1], NAMES[:2], NAMES[:3]])
 def test_golden_loss(names):
     """By loops: the fused loss, and 0.3 of each head's own on its own features."""
     model = net(names, head="multi").double().eval()
-    inputs, target, index = next(iter(loaders(names, count=24, batch=24)[0]))
-    output, _ = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model)
 
     def cross_entropy(z):
         return sum(z[i].exp().sum().log() - z[i, target[i]] for i in range(24)) / 24

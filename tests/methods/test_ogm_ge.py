@@ -8,7 +8,7 @@ import evenly
 from evenly import OGMGE
 from evenly.methods.ogm import modulation
 from evenly.modulation import discrepancy, scores
-from support import forward, loaders, net, sgd, train
+from support import batch_of, forward, gradients, loaders, net, sgd, train
 
 
 class TestFormulas:
@@ -47,11 +47,10 @@ def one_step(**settings):
     torch.manual_seed(0)  # dropout
     model = net().double()
     method = OGMGE(model.encoders, **settings)
-    inputs, target, index = next(iter(loaders(count=24, batch=24)[0]))
     method.before_epoch(0)
-    output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
+    output, target = batch_of(model)
     method.backward(method.loss(output, target))
-    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    before = gradients(model)
     method.before_step()
     s = [
         float(output.unimodal[n].detach().softmax(1)[range(24), target].sum()) for n in ("a", "aa")

@@ -6,7 +6,7 @@ from torch import nn
 
 from evenly import Output, chance
 from evenly.methods.pggb import PGGB, scales, slope
-from support import NAMES, Run, forward, loaders, make, net, same
+from support import NAMES, Run, batch_of, linear_of, make, net, same
 
 
 def t(*numbers):
@@ -37,16 +37,11 @@ class TestFormulas:
         torch.testing.assert_close(slope(weight.detach(), x, target), expected)
 
 
-def batch_of(model, names=NAMES[:2], count=24):
-    inputs, target, index = next(iter(loaders(names, count=count, batch=count)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
 class Slow:
     """Probes and running means as one would write them: linear layers, Adam, plain numbers."""
 
     def __init__(self, method):
-        self.layers = {name: layer_of(weights) for name, weights in method.probes.items()}
+        self.layers = {name: linear_of(weights) for name, weights in method.probes.items()}
         self.optimizers = {
             name: torch.optim.Adam(layer.parameters(), lr=method.rate)
             for name, layer in self.layers.items()
@@ -73,12 +68,6 @@ class Slow:
             self.scale[name] = method.mu * new + (1 - method.mu) * self.scale[name]
 
 
-def layer_of(weights):
-    layer = nn.Linear(weights.shape[1] - 1, weights.shape[0]).double()
-    layer.weight.data, layer.bias.data = weights[:, :-1].clone(), weights[:, -1].clone()
-    return layer
-
-
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_steps(names):
     """The second and the fourth step look; the scales of a look act from the next step on."""
@@ -88,7 +77,7 @@ def test_golden_steps(names):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     slow, scale = None, dict.fromkeys(names, 1.0)
     for step in range(5):
-        output, target = batch_of(model, names)
+        output, target = batch_of(model)
         ce = nn.functional.cross_entropy
         loss = ce(output.logits, target)
         loss = loss + 0.6 * sum(ce(z, target) for z in output.unimodal.values())

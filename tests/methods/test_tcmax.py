@@ -8,7 +8,7 @@ from torch import nn
 from evenly import Output
 from evenly.chance import stream
 from evenly.methods.tcmax import TCMax, partition, sampled_partition
-from support import NAMES, Run, forward, loaders, net, same
+from support import NAMES, Run, batch_of, forward, loaders, net, same
 
 
 class TestFormulas:
@@ -30,11 +30,6 @@ class TestFormulas:
         assert float(partition(parts)) == pytest.approx(1000 + math.log(2))
 
 
-def batch_of(model, names=NAMES[:2], count=6):
-    inputs, target, index = next(iter(loaders(names, count=count, batch=count)[0]))
-    return forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-
-
 def golden(logits_of, output, target, pairings):
     """-mean_i log(exp z_i[y_i] / mean of Σ_c exp over pairings), in plain loops."""
     total = sum(float(z.exp()) for rows in pairings for z in logits_of(rows)) / len(pairings)
@@ -48,7 +43,7 @@ def golden(logits_of, output, target, pairings):
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[:3]])
 def test_golden_loss_is_over_all_pairings(names):
     model = net(names).double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model, count=6)
 
     def logits_of(rows):
         features = [x[row] for x, row in zip(output.features.values(), rows, strict=True)]
@@ -61,7 +56,7 @@ def test_golden_loss_is_over_all_pairings(names):
 
 def test_golden_gradient_is_that_of_all_pairings():
     model = net().double().eval()
-    output, target = batch_of(model)
+    output, target = batch_of(model, count=6)
     a, b = output.features.values()
     grid = model.head.linear(
         torch.cat([a.repeat_interleave(6, 0), b.repeat(6, 1)], 1)  # row 6 i + j is (i, j)
@@ -77,7 +72,7 @@ def test_golden_gradient_is_that_of_all_pairings():
 def test_golden_loss_of_drawn_pairings(pairs, drawn):
     """With a head whose logits are no sum; as many as fill the batch once more."""
     model = net(head="gated").double().eval()
-    output, target = batch_of(model)
+    output, target = batch_of(model, count=6)
     method = TCMax(model.encoders, pairs=pairs, seed=4)
     method.steps = 3
     rows = torch.randint(6, (3, drawn), generator=stream(torch.device("cpu"), 4, 3))[1:]
@@ -104,7 +99,7 @@ def test_pairings_that_are_drawn_come_near_all_of_them():
 
 def test_each_step_draws_anew_and_a_look_does_not():
     model = net().double().eval()
-    output, target = batch_of(model)
+    output, target = batch_of(model, count=6)
     method = TCMax(model.encoders, pairs=12)
     first, again = method.loss(output, target), method.loss(output, target)
     method.before_step()
@@ -127,7 +122,7 @@ def test_one_modality_is_trained_jointly():
 def test_what_no_encoder_gives_is_paired_as_one_part():
     names = NAMES[:3]
     model = net(names).double().eval()
-    output, target = batch_of(model, names)
+    output, target = batch_of(model, count=6)
     method = TCMax({name: model.encoders[name] for name in names[:2]})
     z = list(output.unimodal.values())
     sums = [x + y + w for x, y, w in product(*z)]
@@ -141,7 +136,7 @@ def test_a_first_batch_that_lacks_a_modality_is_no_reason_to_refuse():
     model = net(NAMES[:3]).double().eval()
     with torch.no_grad():
         model.head.linear.bias.fill_(3.0).mul_(torch.tensor([1.0, 2.0, 3.0]))
-    output, target = batch_of(model, NAMES[:3])
+    output, target = batch_of(model, count=6)
     features = {name: output.features[name] for name in ("aa", "b")}
     logits, unimodal = model.head(features)
     found = TCMax(model.encoders).loss(Output(logits, features, unimodal), target)

@@ -4,15 +4,12 @@ from torch import nn
 
 import evenly
 from evenly.methods.umt import UMT
-from support import Run, forward, loaders, net, samples, sgd, train
+from support import Run, batch_of, net, samples, sgd, train
 
 
-def batch_of(model, count=24):
-    """A batch in double precision, and a method whose teachers are known."""
+def seeded(model):
     torch.manual_seed(0)  # dropout
-    inputs, target, index = next(iter(loaders(count=count, batch=count)[0]))
-    output, target = forward(model, ({n: x.double() for n, x in inputs.items()}, target, index))
-    return output, target
+    return batch_of(model)
 
 
 def known(model, gamma, count=24):
@@ -31,7 +28,7 @@ def test_golden_step():
     """CE(z) + γ Σ_m MSE(f_m, f_m'), sample by sample; each against its own teacher."""
     model = net(head="multi").double()
     method = known(model, gamma=3.0)
-    output, target = batch_of(model)
+    output, target = seeded(model)
     expected = 0.0
     for i, row in enumerate(output.index.tolist()):
         expected += -output.logits[i].log_softmax(0)[target[i]] / 24
@@ -56,7 +53,7 @@ def test_the_error_does_not_grow_with_the_batch():
     """A mean over samples: twice the batch, the same loss."""
     model = net(head="multi").double().eval()
     method = known(model, gamma=1.0)
-    output, target = batch_of(model)
+    output, target = seeded(model)
     twice = evenly.Output(
         output.logits.repeat(2, 1),
         {name: x.repeat(2, 1) for name, x in output.features.items()},
@@ -70,7 +67,7 @@ def test_the_error_does_not_grow_with_the_batch():
 def test_a_missing_modality_is_left_out():
     model = net(head="multi").double()
     method = known(model, gamma=1.0)
-    output, target = batch_of(model)
+    output, target = seeded(model)
     parts = {"features": {"a": output.features["a"]}, "unimodal": {"a": output.unimodal["a"]}}
     found = method.loss(evenly.Output(output.logits, **parts, index=output.index), target)
     teacher = method.teachers["features/a"][output.index]
@@ -82,7 +79,7 @@ def test_a_validation_asks_no_teacher():
     """They know the training split, whose positions mean other samples in any other."""
     model = net(head="multi").double()
     method = known(model, gamma=1.0)
-    output, target = batch_of(model)
+    output, target = seeded(model)
     with torch.no_grad():
         found = method.loss(output, target)
     assert torch.equal(found, nn.functional.cross_entropy(output.logits, target).detach())
