@@ -124,7 +124,7 @@ class Method:
 
     Attributes:
         info: The facts that the method declares; those of an object may depend on its settings.
-        state: Names of the attributes that `state_dict` saves.
+        state: Names of the attributes that `state_dict` saves, beside the metrics.
         metrics: What the method did last, for a logger; tensors stay on their device.
         repeats: How often the loop runs each batch, with a step of the optimiser each time; see
             `Repeated`.
@@ -199,7 +199,7 @@ class Method:
         Copies of sharded parameters are brought together in it, so that it can be saved by one
         rank and loaded by any number: under FSDP2, as for the model's, every rank must call.
         """
-        return {name: _pack(getattr(self, name)) for name in self.state}
+        return {name: _pack(getattr(self, name)) for name in ("metrics", *self.state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave.
@@ -207,9 +207,10 @@ class Method:
         Raises:
             ValueError: If the state belongs to another method.
         """
-        if set(state) != set(self.state):
+        known = {"metrics", *self.state}
+        if set(state) != known:
             raise UserError(
-                f"{type(self).__name__} remembers {sorted(self.state)}, but the state to load "
+                f"{type(self).__name__} remembers {sorted(known)}, but the state to load "
                 f"holds {sorted(state)}. It was saved by another method or version."
             )
         for name, value in state.items():
@@ -218,6 +219,7 @@ class Method:
                 current.set_state(value.cpu())
             else:
                 setattr(self, name, value)
+        self.metrics = dict(self.metrics)  # to be written to, where the state is not
 
     def _need(self, output: Output, part: str) -> Any:
         """A part of the output that a model need not fill, but this method reads."""

@@ -175,6 +175,7 @@ class Composed(Method):
             )
         for place, method in places.items():
             method.load_state_dict(state[place])
+        self._collect()
 
     def _places(self) -> dict[str, Method]:
         """The methods by name, with a number where there are several of one class."""
