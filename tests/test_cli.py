@@ -194,7 +194,10 @@ def test_train_prints_the_notes_of_compare(tmp_path):
     ran = evenly("train", "--data", DATA, "--epochs", 2, "--width", 8, "--out", tmp_path / "run")
     assert "note: encoders: m1, vector (32,): MLP; m2, vector (32,): MLP." in ran.stderr
     assert "note: relearn: every=1, its schedule of 90 epochs scaled to 2." in ran.stderr
-    assert "note: relearn: acts in none of the 2 epochs (first before epoch 2" in ran.stderr
+    assert (
+        "note: relearn: its schedule acts in none of the 2 epochs (first before epoch 2"
+        in ran.stderr
+    )
 
 
 @pytest.mark.parametrize(

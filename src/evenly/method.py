@@ -171,7 +171,10 @@ class Method:
         self._check_encoders()
 
     def is_due(self, epoch: int) -> bool:
-        """Whether the method does anything before or in this epoch, from 0, by its schedule."""
+        """Whether the method does anything before or in this epoch, from 0, by its schedule.
+
+        A loss that it has in every epoch alike does not count.
+        """
         return True
 
     def before_epoch(self, epoch: int, probe: "Probe | None" = None) -> None:

@@ -30,7 +30,7 @@ def acting(*epochs, writes="loss"):
     ],
 )
 def test_says_which_epochs_a_short_training_lacks(method, text):
-    assert course.too_short(method, 6).startswith(text)
+    assert course.too_short(method, 6).startswith(f"By its schedule, {text}")
     assert course.too_short(method, 6).endswith(" but this training has 6 epochs.")
     found = course.never_acted(method, 1)
     assert found.endswith("ended after 1 epoch. Train longer, or change `start`.")
@@ -38,7 +38,7 @@ def test_says_which_epochs_a_short_training_lacks(method, text):
 
 def test_a_method_that_never_acts():
     for text in (course.too_short(acting(), 6), course.never_acted(acting(), 6)):
-        assert text == "Acting acts in no epoch with these settings."
+        assert text == "By its schedule, Acting acts in no epoch with these settings."
 
 
 def test_is_silent_where_the_method_acts_or_the_end_is_not_known():

@@ -146,7 +146,9 @@ class TestLab:
 
     def test_what_a_user_should_know(self):
         _, notes = prepare([Cell(self.training, "relearn(every=50)+ogm_ge", 0)])
-        assert any(note.startswith("relearn(every=50): acts in none of") for note in notes)
+        assert any(
+            note.startswith("relearn(every=50): its schedule acts in none of") for note in notes
+        )
         assert any(note.startswith("ogm_ge: end=2, its schedule of 100") for note in notes)
 
     @pytest.mark.parametrize(

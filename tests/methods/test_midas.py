@@ -149,6 +149,17 @@ def test_partners_of_one_class_are_left_out_and_leave_alpha():
     assert method.alpha.tolist() == [1, 1]
 
 
+def test_a_step_without_misaligned_samples_leaves_the_metrics():
+    model, method = due()
+    output, target = batch_of(model)
+    for labels in (target, torch.zeros_like(target)):
+        before = method.metrics
+        method.loss(output, labels)
+        method.before_step()
+    torch.testing.assert_close(method.metrics, before, rtol=0, atol=0)
+    assert all(value.isfinite() for value in before.values())
+
+
 def test_samples_that_lack_a_modality_have_no_part():
     """Neither with a partner that has it, nor as the partner of one that has."""
     model, method = due()

@@ -47,7 +47,7 @@ def _but(method: Method, what: str) -> str:
     name = type(method).__name__
     due = [epoch for epoch in range(_HORIZON) if method.is_due(epoch)]
     if not due:
-        return f"{name} acts in no epoch with these settings."
+        return f"By its schedule, {name} acts in no epoch with these settings."
     first, last = due[0], due[-1]
     word = "before" if method.info.writes == "weights" else "in"
     if due == list(range(first, _HORIZON)):
@@ -59,7 +59,7 @@ def _but(method: Method, what: str) -> str:
     else:
         listed = " and ".join(", ".join(map(str, due)).rsplit(", ", 1))
         where = f"{word} epoch{'s' * (len(due) > 1)} {listed}"
-    return f"{name} acts {where} (counted from 0), but {what}"
+    return f"By its schedule, {name} acts {where} (counted from 0), but {what}"
 
 
 def _count(epochs: int) -> str:

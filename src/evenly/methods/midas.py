@@ -176,9 +176,11 @@ class MIDAS(Method):
         confidence, predicted = (found[1:] / found[0]).chunk(2)
         alpha = self.alpha.to(found)
         self.alpha = kept(counts, weights(alpha, confidence, predicted, self.rate), alpha)
-        self.metrics = self._per_modality(
-            alpha=self.alpha, confidence=confidence, predicted=predicted
-        )
+        latest = self._per_modality(alpha=self.alpha, confidence=confidence, predicted=predicted)
+        self.metrics = {  # as they were, after a step without misaligned samples
+            key: torch.where(found[0] > 0, value, self.metrics.get(key, value).to(value))
+            for key, value in latest.items()
+        }
 
     def _misaligned(self, output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
         """L_mis; how many samples it is of, and the sums of c_m and p̃[label of m] over them."""

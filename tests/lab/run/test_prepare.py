@@ -56,10 +56,13 @@ def notes(method, epochs=30, **more):
         ("di_mml(start=30)", 20, " (first before epoch 30, counted from 0)"),
         ("inforeg(strength=0)", 20, ""),
         ("inforeg(threshold=1)", 20, ""),
+        ("bss(grow=1,pace=curriculum)", 3, ""),  # though it has losses of its own in all
     ],
 )
 def test_a_method_that_never_acts_is_told(method, epochs, more):
-    assert f"{method}: acts in none of the {epochs} epochs{more}." in notes(method, epochs)
+    assert f"{method}: its schedule acts in none of the {epochs} epochs{more}." in notes(
+        method, epochs
+    )
 
 
 @pytest.mark.parametrize(

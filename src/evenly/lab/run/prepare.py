@@ -95,7 +95,7 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
     if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
-        notes.append(f"{name}: acts in none of the {epochs} epochs{more}.")
+        notes.append(f"{name}: its schedule acts in none of the {epochs} epochs{more}.")
     if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
         notes.append(f"{name}: no encoder has a BatchNorm whose statistics it could take anew.")
     if info.scales_gradients and size_is_lost:
