@@ -50,7 +50,7 @@ class Spec:
 def parse(text: str) -> Spec:
     """Reads `name` or `name(setting=value,...)`; values are YAML, so `0.1`, `true`, `[1,2]`, `x`.
 
-    Several that go together, `relearn(every=5)+ogm_ge`, have one name and no settings; `together`
+    Several that go together, `ogm_ge+relearn(every=5)`, have one name and no settings; `together`
     takes them apart.
 
     Raises:
@@ -63,6 +63,8 @@ def parse(text: str) -> Spec:
 def together(text: str) -> list[Spec]:
     """The parts of `name(setting=value)+name`, which a plus joins; one where there is none.
 
+    They are in the order of their texts, so that `a+b` and `b+a` are one.
+
     Raises:
         ValueError: If a part does not have the form that `parse` reads.
     """
@@ -70,7 +72,7 @@ def together(text: str) -> list[Spec]:
     names = [part.partition("(")[0].strip() for part in parts]
     if len(parts) < 2 or not all(name.isidentifier() for name in names):
         return [_one(text)]
-    return [_one(part) for part in parts]
+    return sorted(map(_one, parts), key=lambda spec: spec.text)
 
 
 def split(text: str) -> list[Spec]:

@@ -11,6 +11,7 @@ from evenly.lab.run.build import (
     build_model,
     build_optimizer,
     build_sampler,
+    expanded,
     load_data,
 )
 from evenly.lab.run.prepare import prepare
@@ -119,10 +120,15 @@ def test_facts_are_those_of_all():
 class TestText:
     def test_parts(self):
         text = "relearn(every=5, times=2) + ogm_ge"
-        assert [spec.text for spec in together(text)] == ["relearn(every=5,times=2)", "ogm_ge"]
-        assert parse(text).text == "relearn(every=5,times=2)+ogm_ge"
+        assert [spec.text for spec in together(text)] == ["ogm_ge", "relearn(every=5,times=2)"]
+        assert parse(text).text == "ogm_ge+relearn(every=5,times=2)"
         assert parse(parse(text).text).text == parse(text).text
-        assert [spec.name for spec in split("joint,relearn+ogm")] == ["joint", "relearn+ogm"]
+        assert [spec.name for spec in split("joint,relearn+ogm")] == ["joint", "ogm+relearn"]
+
+    def test_either_order_is_one_row_and_one_folder(self):
+        assert expanded(split("relearn+ogm,ogm+relearn"), ()) == ["ogm+relearn"]
+        folders = {Cell(Training(), text, 0).folder for text in ("relearn+ogm", "ogm+relearn")}
+        assert folders == {"ogm+relearn-0"}
 
     @pytest.mark.parametrize("text", ["data/c++/x.npz", "a.B+b.C", "relearn(every=1+2)"])
     def test_a_plus_elsewhere_joins_nothing(self, text):
@@ -138,11 +144,11 @@ class TestLab:
         model = build_model(data, cell)
         optimizer = build_optimizer(model, self.training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
-        relearn, mmpareto = method.methods
+        mmpareto, relearn = method.methods
         assert (relearn.strength, relearn.seed, relearn.every) == (2.0, 3, 1)
         assert type(mmpareto) is MMPareto
         assert type(model.head).__name__ == "MultiHead"
-        assert cell.folder == "relearn_strength=2+mmpareto-3"
+        assert cell.folder == "mmpareto+relearn_strength=2-3"
 
     def test_what_a_user_should_know(self):
         _, notes = prepare([Cell(self.training, "relearn(every=50)+ogm_ge", 0)])
