@@ -1,5 +1,7 @@
 """Which pool carries the runs of a command."""
 
+from importlib.util import find_spec
+
 from evenly.errors import UserError
 from evenly.lab.many.engine import Pool
 from evenly.lab.many.local import Local, default_jobs
@@ -33,6 +35,8 @@ def pool(
             "with a process for each device."
         )
     if cluster:
+        if find_spec("distributed") is None:
+            raise UserError("--cluster needs Dask: pip install 'evenly[cluster]'.")
         from evenly.lab.many.cluster import Cluster
 
         return Cluster(cluster, jobs, runs_per_device)

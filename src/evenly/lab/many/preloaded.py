@@ -8,7 +8,7 @@ import gc
 
 gc.disable()
 
-import torch._dynamo  # noqa: E402 by torch's optimisers, in their first step
+import torch._dynamo  # noqa: E402 by torch's optimisers, when they are made
 import torch.utils.tensorboard  # noqa: E402, F401
 
 import evenly.lab.run.run  # noqa: E402, F401
