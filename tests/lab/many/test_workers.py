@@ -109,7 +109,7 @@ def test_a_killed_worker_leaves_its_cell_to_another(server, start, tmp_path):
     assert sorted(told(err)) == sorted(cells)  # each once, and the one that was begun
 
     alone = tmp_path / "alone"
-    compare("joint,relearn(every=1)", 2, TRAINING, alone, jobs=1)
+    compare("joint,relearn(every=1)", 2, TRAINING, alone, local(1))
     assert figures(out) == figures(alone)
     assert text.startswith(table(alone))
 
