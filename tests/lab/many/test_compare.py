@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -234,7 +235,7 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
 def test_ctrl_c_in_the_first_seconds_is_answered_in_one_sentence(tmp_path, moment):
     """Before and while the process that runs are forked from imports what they need."""
     command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "500"]
-    command += ["--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    command += ["--methods", "joint", "--out", str(tmp_path), "--width", "8", "--precision", "32"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -251,6 +252,7 @@ def test_a_killed_run_is_told_and_taken_up(tmp_path):
     """As the system does when memory runs out: one process of the command is gone."""
     command = ["compare", "--data", DATA, "--epochs", 4, "--width", 8, "--out", tmp_path]
     command += ["--seeds", 1, "--methods", "joint", "--encoders.m1", "test_compare.Kills"]
+    command += ["--precision", 32, "--checkpoint_every", 0]
     ran = forked.run(forked.evenly, *command)
     assert ran.returncode == 1
     assert "joint-0: its process ended with code -9 (killed, perhaps for want of" in ran.stderr
@@ -281,7 +283,7 @@ class Kills(Breaks):
 def test_runs_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
     command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
-    command += ["--encoders.m1", "test_compare.Slow"]
+    command += ["--encoders.m1", "test_compare.Slow", "--checkpoint_every", "0"]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     run = tmp_path / "runs" / "joint-0"
     with (tmp_path / "log").open("w") as log:
@@ -313,16 +315,30 @@ def test_two_comparisons_in_one_folder(tmp_path):
 
 def test_a_full_disk_ends_a_comparison(tmp_path):
     """Every other run would fail, too; and of a search none has had its trial."""
-    run = tmp_path / "runs" / "joint-0"
-    run.mkdir(parents=True)
-    (run / "hparams.yaml").symlink_to("/dev/full")
-    training = replace(TRAINING, epochs=1, diagnose_every=0)
-    with pytest.raises(OSError, match=r"No space left on device: '.*/runs/joint-0'"):
-        compare("joint", 2, training, tmp_path, local(1))
-    assert not (tmp_path / "runs" / "joint-1").exists()
-    (run / "hparams.yaml").unlink()
-    compare("joint", 2, training, tmp_path, local(1))
+    mark, run = tmp_path / "mark", tmp_path / "out" / "runs" / "joint-0"
+    mark.touch()
+    encoders = {"m1": f'test_compare.Fills(mark="{mark}")'}
+    training = replace(TRAINING, epochs=1, diagnose_every=0, precision="32", encoders=encoders)
+    with pytest.raises(OSError, match=r"File too large: '.*/runs/joint-0/best\.ckpt'"):
+        compare("joint", 2, training, tmp_path / "out", local(1))
+    assert not run.with_name("joint-1").exists()
+    mark.unlink()
+    compare("joint", 2, training, tmp_path / "out", local(1))
     assert not (run / "error.txt").exists()
+
+
+class Fills(Breaks):
+    """An encoder whose process finds no room on the disk as long as there is a mark."""
+
+    def __init__(self, mark):
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, x):
+        if self.training and os.path.exists(self.mark):
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        return self.net(x.float())
 
 
 def test_tables_of_no_comparison(tmp_path):
