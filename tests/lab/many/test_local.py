@@ -7,8 +7,9 @@ from multiprocessing import Pipe
 import pytest
 import torch
 
+from evenly.lab.many import local as module
 from evenly.lab.many.job import Epoch, Job
-from evenly.lab.many.local import Local, _devices, _work, default_jobs
+from evenly.lab.many.local import Local, _work, default_jobs
 from evenly.lab.run.settings import Cell, Training
 
 
@@ -48,7 +49,9 @@ def test_a_run_has_the_gpus_with_fewest_runs(seen, taken, devices, given, monkey
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert _devices(Training(devices=devices), Counter(taken)) == given
+    monkeypatch.setattr(module, "_TAKEN", Counter(taken))
+    assert module._devices(Training(devices=devices)) == given
+    assert dict(module._TAKEN) == Counter(taken) + Counter(given)
 
 
 def test_a_run_that_is_stopped_writes_no_more(tmp_path):
@@ -85,7 +88,7 @@ def test_what_a_run_writes_down_shows_no_password(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", given)
     monkeypatch.setattr("evenly.lab.run.run.run_cell", run_cell)
     monkeypatch.setattr("evenly.child.serve", lambda: None)
-    _work(Job(Cell(Training(), "joint", 0), tmp_path), None, [], sending)
+    _work(Job(Cell(Training(), "joint", 0), tmp_path), None, None, [], sending)
     assert seen == ["evenly", "tune", "--storage", "mysql://me:***@host/db"]
     assert receiving.recv() == "ConnectionError: no answer of https://me:***@host/api"
     assert "s3cret" not in (tmp_path / "error.txt").read_text()

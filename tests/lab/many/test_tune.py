@@ -261,6 +261,36 @@ def test_trials_of_other_settings_are_refused(finished):
         tune(replace(SEARCH, out=out, seeds=2), local(1))
 
 
+def test_all_trials_train_in_the_precision_that_was_found_first(tmp_path, monkeypatch):
+    """On whatever machine: here of two, on which another one is faster."""
+    found = iter(("bf16", "32"))
+    monkeypatch.setattr("evenly.lab.run.precision.faster", lambda *_: (next(found), "it is faster"))
+    auto = replace(TRAINING, precision="auto", epochs=1)
+    search = Search(auto, ("joint",), 1, 1, 0, tmp_path / "one" / "search")
+    storage = f"sqlite:///{tmp_path / 'a.db'}"
+    tune(search, local(1), storage)
+    other = replace(search, out=tmp_path / "two" / "search", trials=2)
+    tune(other, local(1), storage)
+    assert next(found) == "32"  # it did not look
+    assert [row["place"] for row in read(other.out / "tune.csv")] == ["0", "1"]
+    for place in (search.out, other.out):
+        for name in ("tune.yaml", "best.yaml"):
+            assert yaml.safe_load((place / name).read_text())["precision"] == "bf16"
+    notes = [
+        yaml.safe_load((each.out / "tune.yaml").read_text())["notes"] for each in (search, other)
+    ]
+    assert ["precision: bf16, as it is faster." in each for each in notes] == [True, False]
+    assert Result.read(other.out / "trials" / "joint-1" / "0").precision == "bf16"
+
+    asked = replace(other, training=replace(auto, precision="bf16"))
+    tune(asked, local(1), storage)
+    plain = replace(asked, training=replace(auto, precision="32"))
+    with pytest.raises(ValueError, match="holds runs with precision = 'bf16', but '32' is asked"):
+        tune(plain, local(1), storage)
+    with pytest.raises(ValueError, match="'search' in this database trains with --precision bf16"):
+        tune(replace(plain, out=tmp_path / "three" / "search"), local(1), storage)
+
+
 def best(lr=0.02):
     return Tuning(
         4,

@@ -79,8 +79,10 @@ def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None =
     address = None if storage is None else reached(storage)
     found = read_settings(search.out / SETTINGS, "trials")
     data, notes = _prepare(search, found)
-    search.out.mkdir(parents=True, exist_ok=True)
-    studies = Studies(search, address or reached(file_address(search.out / "tune.db")))
+    if address is None:
+        search.out.mkdir(parents=True, exist_ok=True)
+        address = reached(file_address(search.out / "tune.db"))
+    studies = Studies(search, address)
     try:
         training, decision = _decided(studies, found, data)
         _write_settings(search, training, found, notes + decision)
