@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 import torch
-from claims import Claim, ratio, report
+from promise import Promise, ratio, report
 from torch import nn
 
 from evenly import distributed, purity, soft_reinit_
@@ -173,11 +173,11 @@ def main():
     parser.add_argument("--pairs", type=int, default=15, help="runs of each side")
     pairs = parser.parse_args().pairs
     torch.set_num_threads(1)
-    claims = []
+    promises = []
     for what, (plain, ours) in forms():
         assert same(plain(), ours()), what
-        claims.append(Claim(what, ratio(plain, ours, pairs), 1.0))
-    report(claims)
+        promises.append(Promise(what, ratio(plain, ours, pairs), 1.0))
+    report(promises)
 
 
 if __name__ == "__main__":

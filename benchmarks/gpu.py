@@ -15,8 +15,8 @@ import relearn
 import torch
 import train_step
 import whole
-from claims import Claim, ratio, report, seconds
 from overhead import PAIRS, Trainer, random_data
+from promise import Promise, ratio, report, seconds
 from sklearn.cluster import KMeans
 
 from evenly import kmeans
@@ -39,7 +39,7 @@ def clustering(device):
         pairs=3,
     )
     what = f"k-means, {ROWS:,} x {WIDTH}, k = {CLUSTERS}: scikit-learn's time / ours on the GPU"
-    return Claim(what, found, 50)
+    return Promise(what, found, 50)
 
 
 def busy(device, pair, batches):
@@ -63,7 +63,7 @@ def busy(device, pair, batches):
     print(f"a step: {1e3 * step:.1f} ms alone, {1e3 * of_run:.1f} ms in a run")
     if torch.device(device).type == "cuda":
         waits(trainer)
-    return Claim("rate of a run / rate of its step on a batch on the GPU", step / of_run, 0.9)
+    return Promise("rate of a run / rate of its step on a batch on the GPU", step / of_run, 0.9)
 
 
 def waits(trainer):
@@ -98,11 +98,11 @@ def main():
         print(torch.cuda.get_device_name(), torch.__version__)
     pair, batches = ("mlp", 2) if small else ("paper", 60)
     train_step.measured(device, sizes["batch"], rounds=1 if small else 20)
-    claims = [busy(device, pair, batches), clustering(device)]
+    promises = [busy(device, pair, batches), clustering(device)]
     share, _ = relearn.share(pair, 3, device)
-    claims.append(Claim(relearn.WHAT, share, relearn.MOST, at_least=False))
-    claims += whole.claimed(argparse.Namespace(**sizes, lr=0.01, rounds=1))
-    report(claims)
+    promises.append(Promise(relearn.WHAT, share, relearn.MOST, at_least=False))
+    promises += whole.promised(argparse.Namespace(**sizes, lr=0.01, rounds=1))
+    report(promises)
 
 
 if __name__ == "__main__":

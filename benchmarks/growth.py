@@ -25,7 +25,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from claims import Claim, report
+from promise import Promise, report
 
 from evenly import kmeans, purity
 
@@ -126,7 +126,7 @@ def measured(folder, plan):
     return runs
 
 
-def claims(runs, slope):
+def promises(runs, slope):
     """What the runs are to show."""
     found = []
     sampled = {(run["k"], run["rows"]): run for run in runs if run["sample"]}
@@ -137,12 +137,12 @@ def claims(runs, slope):
         ratio = sampled[k, last]["seconds"] / sampled[k, first]["seconds"]
         grown = math.log(ratio) / math.log(last / first)
         what = f"k = {k:,}: slope of log time, {first:,} to {last:,} rows"
-        found.append(Claim(what, grown, slope, at_least=False))
+        found.append(Promise(what, grown, slope, at_least=False))
         most = max(sampled[k, n]["bytes"] / allowed(n, sampled[k, n]["sample"]) for n in counts)
-        found.append(Claim(f"k = {k:,}: memory / what is stated", most, 1.0, at_least=False))
+        found.append(Promise(f"k = {k:,}: memory / what is stated", most, 1.0, at_least=False))
         far = [abs(run["purity"] - sampled[key]["purity"]) for key, run in exact.items()
                if key[0] == k]  # fmt: skip
-        found.append(Claim(f"k = {k:,}: purity off the exact one", max(far), PURITY, False))
+        found.append(Promise(f"k = {k:,}: purity off the exact one", max(far), PURITY, False))
     return found
 
 
@@ -226,7 +226,7 @@ def main():
         what = f"{hardware()}; {torch.get_num_threads()} threads; torch {torch.__version__}"
         kept = {"date": date.today().isoformat(), "hardware": what, "runs": runs}
         write_text(RESULTS, json.dumps(kept, indent=1) + "\n")
-    report(claims(runs, QUICK_SLOPE if options.quick else SLOPE))
+    report(promises(runs, QUICK_SLOPE if options.quick else SLOPE))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import statistics
 import time
 
 import torch
-from claims import AMX, Claim, report
+from promise import AMX, Promise, report
 
 from evenly import kmeans
 
 WIDTH = 512
 SEPARATION = 0.3  # scale of the class means, where the unit is the noise
-CLAIMS = [(5_954, 6, 10.0), (15_000, 31, 5.0)]  # rows, clusters, how many times faster
+PROMISES = [(5_954, 6, 10.0), (15_000, 31, 5.0)]  # rows, clusters, how many times faster
 INERTIA = 0.005  # by how much ours may be above
 
 
@@ -51,14 +51,14 @@ def seconds(work):
     return time.perf_counter() - start, result
 
 
-def speed(pairs, claimed):
+def speed(pairs, promised):
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     print(
-        f"{'claim':<24}{'ours s':>8}{'sklearn s':>11}{'ratio':>8}{'target':>8}"
+        f"{'promise':<24}{'ours s':>8}{'sklearn s':>11}{'ratio':>8}{'target':>8}"
         f"{'lowest':>8}{'highest':>9}{'inertia ratio':>15}"
     )
-    claims = []
-    for n, k, target in claimed:
+    promises = []
+    for n, k, target in promised:
         x, shape = features(n, k), f"{n:,} x {WIDTH}, k = {k}"
         pair(x[:1000], k, 0)  # each side's first run starts its threads
         runs = [pair(x, k, seed) for seed in range(pairs)]
@@ -67,9 +67,9 @@ def speed(pairs, claimed):
         inertia = [run[2] for run in runs]
         worst = max(inertia)
         ratio = statistics.median(ratios)
-        claims += [
-            Claim(f"k-means, {shape}: scikit-learn's time / ours", ratio, target, **AMX),
-            Claim(f"k-means, {shape}: our inertia / theirs", worst, 1 + INERTIA, at_least=False),
+        promises += [
+            Promise(f"k-means, {shape}: scikit-learn's time / ours", ratio, target, **AMX),
+            Promise(f"k-means, {shape}: our inertia / theirs", worst, 1 + INERTIA, at_least=False),
         ]
         print(
             f"{shape:<24}"
@@ -77,15 +77,15 @@ def speed(pairs, claimed):
             f"{statistics.median(theirs):>11.3f}"
             f"{ratio:>8.1f}{target:>8.1f}{min(ratios):>8.1f}{max(ratios):>9.1f}{worst:>15.5f}"
         )
-    return claims
+    return promises
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="runs of each side (default 7)")
-    parser.add_argument("--small", action="store_true", help="the first claim only")
+    parser.add_argument("--small", action="store_true", help="the first promise only")
     arguments = parser.parse_args()
-    report(speed(arguments.pairs, CLAIMS[:1] if arguments.small else CLAIMS))
+    report(speed(arguments.pairs, PROMISES[:1] if arguments.small else PROMISES))
 
 
 if __name__ == "__main__":

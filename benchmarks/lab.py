@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from claims import Claim, report
+from promise import Promise, report
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared" / "data"
@@ -128,7 +128,7 @@ def earlier(folder):
 
 def of_train(data, folder, rounds):
     """How long a run of the command takes, over that of a plain script."""
-    claims = []
+    promises = []
     for name, path in data.items():
         taken = {"evenly": [], "32": [], "bf16": []}
         for number in range(rounds):
@@ -140,10 +140,10 @@ def of_train(data, folder, rounds):
         middle = {side: statistics.median(found) for side, found in taken.items()}
         print(name, {side: f"{value:.2f} s" for side, value in middle.items()}, flush=True)
         share = middle["evenly"] / min(middle["32"], middle["bf16"])
-        claims.append(
-            Claim(f"{name}: evenly train's time / a plain loop's", share, 1.3, at_least=False)
+        promises.append(
+            Promise(f"{name}: evenly train's time / a plain loop's", share, 1.3, at_least=False)
         )
-    return claims
+    return promises
 
 
 def of_compare(data, before, folder, methods):
@@ -165,19 +165,19 @@ def of_compare(data, before, folder, methods):
     print("peak memory of a joint run, MB:", memory)
     what = f"compare --methods {methods} --seeds 2, cmu_mosi"
     return [
-        Claim(f"{what}: time before / now", took["before", "auto"] / took["now", "auto"], 2.5),
-        Claim(
+        Promise(f"{what}: time before / now", took["before", "auto"] / took["now", "auto"], 2.5),
+        Promise(
             f"{what}, both in 32-bit floats: time before / now",
             took["before", "32"] / took["now", "32"],
             1.0,
         ),
-        Claim(
+        Promise(
             f"{what}, both in 32-bit floats: runs of {len(figures['now'])} with another accuracy",
             len(differ),
             0,
             at_least=False,
         ),
-        Claim(
+        Promise(
             "peak memory of a joint run in compare: now / before",
             memory["now"] / memory["before"],
             0.7,
@@ -217,7 +217,7 @@ def of_demo(before, folder):
     }
     print("demo:", {side: f"{value:.0f} s" for side, value in took.items()})
     share = took["now"] / took["before"]
-    return [Claim("make demo after installation: time now / before", share, 0.6, at_least=False)]
+    return [Promise("make demo after installation: time now / before", share, 0.6, at_least=False)]
 
 
 def main():
@@ -231,18 +231,18 @@ def main():
     if arguments.plain:
         plain(*arguments.plain)
         return
-    claims = []
+    promises = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = converted(folder)
         before = earlier(folder)
         if "train" in arguments.only:
-            claims += of_train(data, folder, arguments.rounds)
+            promises += of_train(data, folder, arguments.rounds)
         if "compare" in arguments.only and before and "cmu_mosi" in data:
-            claims += of_compare(data["cmu_mosi"], before, folder, arguments.methods)
+            promises += of_compare(data["cmu_mosi"], before, folder, arguments.methods)
         if "demo" in arguments.only and before:
-            claims += of_demo(before, folder)
-    report(claims)
+            promises += of_demo(before, folder)
+    report(promises)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import crema
 import torch
-from claims import Claim, report, seconds
 from plain import Files
+from promise import Promise, report, seconds
 from torch.utils.data import DataLoader
 
 from evenly.data import collate
@@ -52,7 +52,7 @@ def main():
     for side, rate in rates.items():
         print(f"{side}: {rate:,.0f} samples/s on one core")
     ratio = rates["store"] / rates["files"]
-    report([Claim("batches on one core: time from files / from the store", ratio, LEAST_RATIO)])
+    report([Promise("batches on one core: time from files / from the store", ratio, LEAST_RATIO)])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from claims import Claim, peak, report
+from promise import Promise, peak, report
 
 from evenly import METHODS, Probe
 from evenly.data import Data
@@ -218,7 +218,7 @@ def main():
     shares.pop("joint", None)
     most = max(shares, key=shares.__getitem__)
     what = f"a step of the dearest method for its budget ({most}), of {len(shares)}"
-    report([Claim(what, shares[most], NOISE, at_least=False)])
+    report([Promise(what, shares[most], NOISE, at_least=False)])
 
 
 def alone(case):

@@ -24,7 +24,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from claims import Claim, peak, report
+from promise import Promise, peak, report
 
 import evenly
 
@@ -259,8 +259,12 @@ def table():
         print(f"all_reduce on {world} ranks: {1e6 * small:.0f} µs and {rate:.2f} GB/s")
     farthest = max(ratios, key=lambda ratio: abs(ratio - 1))
     return [
-        Claim("memory of one of 4 ranks / its share of one process's", max(shares), MEMORY, False),
-        Claim("what ranks exchange / docs/scale.md's formula, at most", farthest, 1 + APART, False),
+        Promise(
+            "memory of one of 4 ranks / its share of one process's", max(shares), MEMORY, False
+        ),
+        Promise(
+            "what ranks exchange / docs/scale.md's formula, at most", farthest, 1 + APART, False
+        ),
     ]
 
 

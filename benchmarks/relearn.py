@@ -13,8 +13,8 @@ import argparse
 import statistics
 
 import torch
-from claims import Claim, report, seconds
 from overhead import Trainer
+from promise import Promise, report, seconds
 
 from evenly import Features, diagnose
 
@@ -74,7 +74,7 @@ def main():
     arguments = parser.parse_args()
     found, (epoch, look, cluster) = share(arguments.pair, arguments.pairs)
     print(f"an epoch {epoch:.0f} s, a look {look:.0f} s, k-means {cluster:.1f} s")
-    report([Claim(WHAT, found, MOST, at_least=False)])
+    report([Promise(WHAT, found, MOST, at_least=False)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every claim of speed in one table, from a single run: `make bench`.
+"""Every promise of speed in one table, from a single run: `make bench`.
 
     python benchmarks/run.py            # an hour on two cores with nothing else to do
     python benchmarks/run.py --write    # and note it down, in results/ and docs/performance.md
@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from claims import FILE, Claim, table
+from promise import FILE, Promise, table
 
 from evenly.lab.many.compare import hardware
 
@@ -38,23 +38,23 @@ PAGE = HERE.parent / "docs" / "performance.md"
 MARK = "<!-- benchmarks: make bench-write -->"
 
 
-def claims_of(program: str, options: list[str]) -> list[Claim]:
-    """Runs a benchmark; what it claims."""
+def promises_of(program: str, options: list[str]) -> list[Promise]:
+    """Runs a benchmark; what is promised of it, with what it found."""
     print(f"\n== {program}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "claims"
+        file = Path(folder) / "promises"
         command = [sys.executable, HERE / f"{program}.py", *options]
         done = subprocess.run(command, env={**os.environ, FILE: str(file)}, check=False)
         if not file.is_file():
-            raise SystemExit(f"{program}.py ended with {done.returncode}, before its claims")
+            raise SystemExit(f"{program}.py ended with {done.returncode}, before its promises")
         lines = file.read_text(encoding="utf-8").splitlines()
-    return [Claim(**json.loads(line)) for line in lines]
+    return [Promise(**json.loads(line)) for line in lines]
 
 
-def noted(claims: list[Claim], machine: dict[str, str], results: Path, page: Path) -> None:
+def noted(promises: list[Promise], machine: dict[str, str], results: Path, page: Path) -> None:
     """Writes the results of this machine, and those of all machines to the page."""
     kind = "gpu" if torch.cuda.is_available() else "cpu"
-    result = {**machine, "claims": [asdict(claim) for claim in claims]}
+    result = {**machine, "promises": [asdict(promise) for promise in promises]}
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (results / f"{kind}.json").write_text(text, encoding="utf-8")
     written, _, _ = page.read_text(encoding="utf-8").partition(MARK)
@@ -67,11 +67,11 @@ def noted(claims: list[Claim], machine: dict[str, str], results: Path, page: Pat
 
 def section(result: dict) -> str:
     """A machine's table."""
-    cells = [Claim(**claim).cells for claim in result["claims"]]
+    cells = [Promise(**promise).cells for promise in result["promises"]]
     lines = [
         f"{result['hardware']}; torch {result['torch']}; {result['date']}:",
         "",
-        "| claim | found | target | |",
+        "| promise | found | target | |",
         "| --- | ---: | ---: | --- |",
         *(f"| {' | '.join(row)} |" for row in cells),
     ]
@@ -84,19 +84,19 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="note the table down")
     arguments = parser.parse_args()
     programs = arguments.only or (["gpu"] if torch.cuda.is_available() else PROGRAMS)
-    claims = []
+    promises = []
     for program in programs:
         keep = arguments.write and program == "growth"  # whose figures are drawn, too
-        claims += claims_of(program, ["--write"] if keep else [])
+        promises += promises_of(program, ["--write"] if keep else [])
     machine = {
         "date": date.today().isoformat(),
         "hardware": hardware(),
         "torch": torch.__version__,
     }
-    print(f"\n{machine['hardware']}, torch {machine['torch']}\n\n{table(claims)}")
+    print(f"\n{machine['hardware']}, torch {machine['torch']}\n\n{table(promises)}")
     if arguments.write:
-        noted(claims, machine, HERE / "results", PAGE)
-    sys.exit(any(claim.here and not claim.met for claim in claims))
+        noted(promises, machine, HERE / "results", PAGE)
+    sys.exit(any(promise.here and not promise.met for promise in promises))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from claims import AMX, Claim, report
+from promise import AMX, Promise, report
 
 from evenly.data import Data
 from evenly.lab.run.build import build_model, build_optimizer
@@ -123,8 +123,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="pairs of steps")
     options = parser.parse_args()
     ratio = measured("cpu", options.batch, options.rounds)
-    claim = "a training step: plain fp32's time / the lab's"
-    report([Claim(claim, ratio, LEAST_RATIO, **AMX)])
+    promise = "a training step: plain fp32's time / the lab's"
+    report([Promise(promise, ratio, LEAST_RATIO, **AMX)])
 
 
 if __name__ == "__main__":

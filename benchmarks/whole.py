@@ -22,7 +22,7 @@ from pathlib import Path
 import crema
 import plain
 import torch
-from claims import AMX, Claim, report, seconds
+from promise import AMX, Promise, report, seconds
 
 from evenly.data.raw import prepare
 from evenly.data.store import open_store
@@ -72,8 +72,8 @@ def cores():
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def claimed(arguments):
-    """Runs both sides; what is claimed of them."""
+def promised(arguments):
+    """Runs both sides; what is promised of them."""
     torch.set_num_threads(cores())
     counts = {"train": arguments.train, "val": arguments.train // 8, "test": arguments.train // 8}
     with tempfile.TemporaryDirectory() as name:
@@ -103,10 +103,12 @@ def claimed(arguments):
     common = statistics.mean(accuracies)
     noise = 2 * math.sqrt(2 * common * (1 - common) / counts["test"])
     return [
-        Claim(f"a whole D&R run {where}: plain.py's time / evenly's", other / mine, target, **here),
-        Claim("the same, evenly's preparation counted", other / (mine + before), 1.0),
-        Claim("difference of their accuracies", abs(accuracies[0] - accuracies[1]), noise, False),
-        Claim(
+        Promise(
+            f"a whole D&R run {where}: plain.py's time / evenly's", other / mine, target, **here
+        ),
+        Promise("the same, evenly's preparation counted", other / (mine + before), 1.0),
+        Promise("difference of their accuracies", abs(accuracies[0] - accuracies[1]), noise, False),
+        Promise(
             f"the lower one of them (chance: {1 / len(crema.CLASSES):.2f})", min(accuracies), 0.5
         ),
     ]
@@ -120,7 +122,7 @@ def main():
     parser.add_argument("--size", type=int, default=224, help="height and width of a frame")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--rounds", type=int, default=1, help="runs of each side")
-    report(claimed(parser.parse_args()))
+    report(promised(parser.parse_args()))
 
 
 if __name__ == "__main__":

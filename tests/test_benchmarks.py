@@ -10,7 +10,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
-from claims import FILE, Claim, table  # noqa: E402
+from promise import FILE, Promise, table  # noqa: E402
 
 # Short options, and which share of its target a figure must reach at least.
 SHORT = {
@@ -26,16 +26,16 @@ SHORT = {
 @pytest.mark.parametrize("program", SHORT)
 def test_what_is_promised_of_speed_holds_with_a_margin(program, tmp_path):
     options, margin = SHORT[program]
-    claims = short(program, options, tmp_path)
-    low = [claim for claim in claims if not within(claim, margin)]
+    promises = short(program, options, tmp_path)
+    low = [promise for promise in promises if not within(promise, margin)]
     assert not low, table(low)
 
 
-def test_a_claim_says_whether_it_is_met():
-    least, most = Claim("fast", 3.0, 4.0), Claim("small", 3.0, 4.0, at_least=False)
+def test_a_promise_says_whether_it_is_met():
+    least, most = Promise("fast", 3.0, 4.0), Promise("small", 3.0, 4.0, at_least=False)
     assert (least.met, most.met) == (False, True)
     assert least.cells == ("fast", "3", "≥ 4", "NOT met")
-    assert Claim("fast", 3.0, 4.0, here=False, why="no GPU").cells[3] == "(no GPU)"
+    assert Promise("fast", 3.0, 4.0, here=False, why="no GPU").cells[3] == "(no GPU)"
     assert table([most]).splitlines()[1].split() == ["small", "3", "≤", "4", "met"]
 
 
@@ -45,9 +45,9 @@ def test_what_is_noted_down_stands_on_the_page(tmp_path):
     page = tmp_path / "performance.md"
     page.write_text(f"# Performance\n\n{run.MARK}\n\nan older table")
     machine = {"date": "2026-11-21", "hardware": "two cores", "torch": "2.13.0"}
-    claims = [Claim("fast", 5.0, 4.0), Claim("small", 3.0, 2.0, at_least=False)]
+    promises = [Promise("fast", 5.0, 4.0), Promise("small", 3.0, 2.0, at_least=False)]
     for _ in range(2):
-        run.noted(claims, machine, tmp_path, page)
+        run.noted(promises, machine, tmp_path, page)
     written = page.read_text()
     assert written.startswith(f"# Performance\n\n{run.MARK}\n\ntwo cores; torch 2.13.0; 2026")
     assert written.count("| fast | 5 | ≥ 4 | met |") == 1
@@ -55,21 +55,21 @@ def test_what_is_noted_down_stands_on_the_page(tmp_path):
     assert "older" not in written
 
 
-def within(claim, margin):
+def within(promise, margin):
     """Whether the figure is not worse than its target by more than the margin, if it is of time."""
-    if "inertia" in claim.what:
-        return claim.met
-    if claim.at_least:
-        return claim.found >= margin * claim.target
-    return claim.found <= claim.target / margin
+    if "inertia" in promise.what:
+        return promise.met
+    if promise.at_least:
+        return promise.found >= margin * promise.target
+    return promise.found <= promise.target / margin
 
 
 def short(program, options, folder):
-    """The claims of a benchmark's short form."""
-    file = folder / "claims"
+    """The promises of a benchmark's short form."""
+    file = folder / "promises"
     command = [sys.executable, BENCHMARKS / f"{program}.py", *options]
     # One thread: two that wait for each other beside another test would be measured, not the work.
     given = {**os.environ, FILE: str(file), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert file.is_file(), done.stderr
-    return [Claim(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Promise(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -255,7 +255,7 @@ BESIDE = ("logger: tensorboard,mlflow", "optimizer: adamw", "lr: 1.0e-05", "nois
           "encoders: {m1: mlp, m2: 'mlp(x=[1, a])'}", "precision: 32", "data: '1e3'", "out: a%20b?",
           "skip_broken: true", "readers: {t: 'text(length=5)'}", "limit_samples: 5")  # fmt: skip
 OWN = {
-    "compare": ("methods: joint,relearn(every=5)", "seeds: 4", "workers: 'sqlite:///a b?x=1'",
+    "compare": ("methods: joint,relearn(every=5)", "seeds: 4", "cluster: 'tcp://a b:1'",
                 "tuned: {trials: 1, seeds: 1, methods: {joint: {lr: 1e-5}}}"),
     "tune": ("methods: all", "trials: 3", "storage: 'postgresql://a:b%40c@d/e'", "seed: 7"),
     "study": ("name: figure4", "jobs: 2"),
@@ -524,7 +524,7 @@ def test_wrong_input_gets_a_sentence(tmp_path, features):
     fails("unrecognized arguments: --dta", "compare", "--dta", "digits")
     fails("unrecognized arguments: --dta=a.b/c.csv.", "compare", "--dta=a.b/c.csv")
     told = "'what is given' is no address of a database"
-    fails(told, "compare", "--workers", "host=db user=me password=hunter2")
+    fails(told, "tune", "--storage", "host=db user=me password=hunter2")
     fails("epochs", "compare", "--epochs", "many")
     images = tmp_path / "images.npz"
     labels = np.tile([0, 1], 12)

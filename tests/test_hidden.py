@@ -32,7 +32,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("address", SHOWN)
 def test_an_argument(address):
-    for before in ("", "--workers=", "'"):
+    for before in ("", "--storage=", "'"):
         found = hidden_argument(before + address)
         assert found == before + SHOWN[address]
         assert hidden_argument(found) == found
@@ -58,7 +58,7 @@ def test_an_address_that_lacks_something(address):
     for before, after in (("", ""), ("(", ")"), ("found '", "'.")):
         if before == "(" or " " not in address:
             assert hidden(before + address + after) == before + LESS[address] + after
-    assert hidden_argument(f"--workers={address}") == f"--workers={LESS[address]}"
+    assert hidden_argument(f"--storage={address}") == f"--storage={LESS[address]}"
     assert hidden(LESS[address]) == LESS[address]
 
 

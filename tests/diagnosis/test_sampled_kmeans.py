@@ -194,7 +194,7 @@ class TestDiagnose:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
-def test_time_memory_and_purity_are_as_claimed(tmp_path, monkeypatch):
+def test_time_memory_and_purity_are_as_promised(tmp_path, monkeypatch):
     """That of 200 MB of rows; a copy of them in memory would be 200 MB."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     program = Path(__file__).parents[2] / "benchmarks" / "growth.py"

@@ -148,10 +148,10 @@ def prepared(
         check_reading(training.data, options)
         return training
     _check_asked(training, source, options, methods)
-    if getattr(options, "workers", None) or getattr(options, "storage", None):
+    if getattr(options, "storage", None):
         raise UserError(
-            "several workers read one store: make it first, with 'evenly prepare', and give it as "
-            "--data."
+            "those that share a --storage read one store: make it first, with 'evenly prepare', "
+            "and give it as --data."
         )
     if training.limit_samples is not None:
         source = source.limited(training.limit_samples)

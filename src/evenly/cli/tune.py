@@ -28,15 +28,16 @@ All methods are tried with learning rates from 1e-4 to 0.1 and weight decays fro
 'evenly methods NAME' lists. The first trial of each is what you give. At the end stands the command
 that compares the methods at their best, on the test split.
 
-Stopped or killed, the same command goes on. The same command on other machines, with the same
---storage, takes its share of the trials: a worker that is killed loses the one that it was at, and
-another takes its place. Each machine writes the trials that it does into its own folder, and the
-same tables in the end. Of the trials, metrics and logs stay, checkpoints do not. With --jobs 1 on
-one machine, the same search tries the same settings again.
+Stopped or killed, the same command goes on. With --cluster the runs are done on other machines. Or
+the same command is started on each of them, with the same --storage, and takes its share of the
+trials: one that is killed loses the trial that it was at, and another takes its place. Each writes
+the trials that it does into its own folder, and the same tables in the end. Of the trials, metrics
+and logs stay, checkpoints do not. With --jobs 1 and one command, the same search tries the same
+settings again.
 
   evenly tune --data my.npz --methods joint,relearn,ogm_ge --trials 20
   evenly tune --data my.npz --methods all --storage postgresql://me:secret@host/tuning
-  CUDA_VISIBLE_DEVICES=1 evenly tune ...     one worker for each GPU"""
+  evenly tune --data my.npz --methods all --cluster tcp://head:8786"""
 
 
 def arguments() -> Parser:
@@ -65,8 +66,9 @@ def arguments() -> Parser:
     one.add_argument(
         "--storage",
         type=str | None,
-        help="address of the database, such as postgresql://USER:PASSWORD@HOST/NAME, which other "
-        "machines reach, too (default: FOLDER/tune.db, of SQLite, for processes of one machine)",
+        help="address of the database of the search, such as postgresql://USER:PASSWORD@HOST/NAME, "
+        "which commands on other machines share (default: FOLDER/tune.db, of SQLite, for commands "
+        "on one machine)",
     )
     add_training(one)
     return one

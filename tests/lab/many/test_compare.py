@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import summary, table, write_tables
 from evenly.methods import METHODS
 from evenly.report import write_picture
+from pools import local
 
 pytestmark = pytest.mark.xdist_group("compare")  # most look at one comparison
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
@@ -49,7 +51,7 @@ def read(path):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison")
-    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, out, jobs=2)
+    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, out, local(2))
     return out
 
 
@@ -109,7 +111,7 @@ def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path, monkeyp
 
 
 def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
-    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, tmp_path, jobs=1)
+    compare("joint,relearn(every=1,times=1),ogm_ge", 2, TRAINING, tmp_path, local(1))
 
     def figures(out):
         rows = read(out / "results.csv")
@@ -120,7 +122,13 @@ def test_figures_do_not_depend_on_the_number_of_jobs(comparison, tmp_path):
 
 def test_more_seeds_and_methods_repeat_nothing(comparison):
     finished = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
-    compare("joint,relearn(every=1,times=1),ogm_ge,ogm_ge(noise=false)", 2, TRAINING, comparison, 2)
+    compare(
+        "joint,relearn(every=1,times=1),ogm_ge,ogm_ge(noise=false)",
+        2,
+        TRAINING,
+        comparison,
+        local(2),
+    )
     after = {p: p.stat().st_mtime_ns for p in comparison.glob("runs/*/result.json")}
     assert len(after) == 8
     assert all(after[path] == moment for path, moment in finished.items())
@@ -129,7 +137,7 @@ def test_more_seeds_and_methods_repeat_nothing(comparison):
 def test_fewer_methods_and_seeds_later(comparison):
     """Tables and report count all runs of the folder, so its settings go on naming them all."""
     before = yaml.safe_load((comparison / "config.yaml").read_text())
-    compare("ogm_ge,joint", 1, TRAINING, comparison, 1)
+    compare("ogm_ge,joint", 1, TRAINING, comparison, local(1))
     after = yaml.safe_load((comparison / "config.yaml").read_text())
     for name in ("methods", "seeds", "notes"):
         assert after[name] == before[name]
@@ -141,23 +149,23 @@ def test_data_that_have_changed_since(tmp_path):
     labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
     save_npz(path, labels, split, {"x": np.ones((60, 3))})
     training = Training(data=str(path), epochs=1, width=4)
-    compare("joint", 1, training, out, 1)
+    compare("joint", 1, training, out, local(1))
     save_npz(path, labels, split, {"x": np.zeros((60, 3))})
     with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since"):
-        compare("joint", 2, training, out, 1)
+        compare("joint", 2, training, out, local(1))
 
 
 def test_settings_of_another_program_are_left_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("title: mine\n")
     with pytest.raises(ValueError, match=r"config\.yaml is not what this command writes"):
-        compare("joint", 1, TRAINING, tmp_path, 1)
+        compare("joint", 1, TRAINING, tmp_path, local(1))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "title: mine\n"
 
 
 def test_other_settings_are_refused(comparison):
     with pytest.raises(ValueError, match=r"holds runs with epochs = 3, but 4 is asked for now"):
-        compare("joint", 1, Training(data=DATA, epochs=4, width=8), comparison, 1)
+        compare("joint", 1, Training(data=DATA, epochs=4, width=8), comparison, local(1))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_other_settings_are_refused(comparison):
 )
 def test_what_is_wrong_is_said_before_training(methods, seeds, training, message, tmp_path):
     with pytest.raises(ValueError, match=r".*") as error:
-        compare(methods, seeds, training, tmp_path / "out", jobs=1)
+        compare(methods, seeds, training, tmp_path / "out", local(1))
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -227,7 +235,7 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
 def test_ctrl_c_in_the_first_seconds_is_answered_in_one_sentence(tmp_path, moment):
     """Before and while the process that runs are forked from imports what they need."""
     command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "500"]
-    command += ["--methods", "joint", "--out", str(tmp_path), "--width", "8"]
+    command += ["--methods", "joint", "--out", str(tmp_path), "--width", "8", "--precision", "32"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -244,6 +252,7 @@ def test_a_killed_run_is_told_and_taken_up(tmp_path):
     """As the system does when memory runs out: one process of the command is gone."""
     command = ["compare", "--data", DATA, "--epochs", 4, "--width", 8, "--out", tmp_path]
     command += ["--seeds", 1, "--methods", "joint", "--encoders.m1", "test_compare.Kills"]
+    command += ["--precision", 32, "--checkpoint_every", 0]
     ran = forked.run(forked.evenly, *command)
     assert ran.returncode == 1
     assert "joint-0: its process ended with code -9 (killed, perhaps for want of" in ran.stderr
@@ -274,7 +283,7 @@ class Kills(Breaks):
 def test_runs_end_with_a_command_that_is_killed(tmp_path, monkeypatch):
     command = [sys.executable, "-m", "evenly.cli", "compare", "--data", DATA, "--epochs", "60"]
     command += ["--seeds", "1", "--methods", "joint", "--out", str(tmp_path), "--width", "8"]
-    command += ["--encoders.m1", "test_compare.Slow"]
+    command += ["--encoders.m1", "test_compare.Slow", "--checkpoint_every", "0"]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     run = tmp_path / "runs" / "joint-0"
     with (tmp_path / "log").open("w") as log:
@@ -300,22 +309,36 @@ class Slow(Breaks):
 def test_two_comparisons_in_one_folder(tmp_path):
     with held(tmp_path / "out"):
         with pytest.raises(ValueError, match="another command is at work in this folder"):
-            compare("joint", 1, TRAINING, tmp_path / "out", jobs=1)
+            compare("joint", 1, TRAINING, tmp_path / "out", local(1))
         assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_full_disk_ends_a_comparison(tmp_path):
     """Every other run would fail, too; and of a search none has had its trial."""
-    run = tmp_path / "runs" / "joint-0"
-    run.mkdir(parents=True)
-    (run / "hparams.yaml").symlink_to("/dev/full")
-    training = replace(TRAINING, epochs=1, diagnose_every=0)
-    with pytest.raises(OSError, match=r"No space left on device: '.*/runs/joint-0'"):
-        compare("joint", 2, training, tmp_path, jobs=1)
-    assert not (tmp_path / "runs" / "joint-1").exists()
-    (run / "hparams.yaml").unlink()
-    compare("joint", 2, training, tmp_path, jobs=1)
+    mark, run = tmp_path / "mark", tmp_path / "out" / "runs" / "joint-0"
+    mark.touch()
+    encoders = {"m1": f'test_compare.Fills(mark="{mark}")'}
+    training = replace(TRAINING, epochs=1, diagnose_every=0, precision="32", encoders=encoders)
+    with pytest.raises(OSError, match=r"File too large: '.*/runs/joint-0/best\.ckpt'"):
+        compare("joint", 2, training, tmp_path / "out", local(1))
+    assert not run.with_name("joint-1").exists()
+    mark.unlink()
+    compare("joint", 2, training, tmp_path / "out", local(1))
     assert not (run / "error.txt").exists()
+
+
+class Fills(Breaks):
+    """An encoder whose process finds no room on the disk as long as there is a mark."""
+
+    def __init__(self, mark):
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, x):
+        if self.training and os.path.exists(self.mark):
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        return self.net(x.float())
 
 
 def test_tables_of_no_comparison(tmp_path):
@@ -352,7 +375,7 @@ def test_summary_by_hand():
 
 def test_every_output_of_the_paper_protocol_says_so(tmp_path):
     training = replace(TRAINING, protocol="paper", epochs=1, diagnose_every=0)
-    page = compare("joint", 1, training, tmp_path, jobs=1).read_text(encoding="utf-8")
+    page = compare("joint", 1, training, tmp_path, local(1)).read_text(encoding="utf-8")
     label = "The epoch is selected on the test split"
     assert label in page
     assert "selected on test, % ±" in page
@@ -385,7 +408,7 @@ def test_accuracy_is_tested_over_seeds_and_samples(comparison):
 def test_every_method_trains_on_three_modalities_and_is_reported(tmp_path):
     data = "synthetic(train=48,val=24,test=24,classes=3,modalities=3)"
     training = Training(data=data, epochs=2, width=8, batch_size=24, diagnose_every=0)
-    page = compare("all", 1, training, tmp_path, jobs=2).read_text(encoding="utf-8")
+    page = compare("all", 1, training, tmp_path, local(2)).read_text(encoding="utf-8")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     found = {row["method"] for row in read(tmp_path / "results.csv") if row["split"] == "test"}
     assert found == set(config["methods"])

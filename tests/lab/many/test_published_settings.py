@@ -13,6 +13,7 @@ from evenly.lab.many.published import FILE, Published
 from evenly.lab.run.build import method_settings
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.statistics.tables import table
+from pools import local
 
 TRAINING = Training(epochs=2, lr=0.05, batch_size=16, width=8)
 KNOWN = yaml.safe_load((Path(__file__).parents[3] / "src/evenly/lab/many" / FILE).read_text())
@@ -45,7 +46,7 @@ def test_by_hand():
 
 def test_a_data_set_of_which_nothing_is_known(tmp_path):
     with pytest.raises(ValueError, match=r"no settings are known for 'digits', but for cremad and"):
-        compare("joint", 1, TRAINING, tmp_path, 1, "published")
+        compare("joint", 1, TRAINING, tmp_path, local(1), "published")
     assert not any(tmp_path.iterdir())
 
 
@@ -59,7 +60,7 @@ def test_a_comparison_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(Published, "of_data", staticmethod(lambda name: Published(name, short)))
     training = replace(TRAINING, data=str(tmp_path / "cremad.npz"))
     out = tmp_path / "out"
-    page = compare("joint,dgl", 1, training, out, 1, "published").read_text(encoding="utf-8")
+    page = compare("joint,dgl", 1, training, out, local(1), "published").read_text(encoding="utf-8")
     said = "Each method has the settings that its authors published for cremad"
     assert said in page
     assert said in table(out)
@@ -75,4 +76,4 @@ def test_a_comparison_says_so(tmp_path, monkeypatch):
         "dgl_alpha=2.0-0": 1,
     }
     with pytest.raises(ValueError, match="holds runs with"):
-        compare("joint", 1, training, out, 1)
+        compare("joint", 1, training, out, local(1))

@@ -11,17 +11,16 @@ from torch import nn
 
 from evenly.cli import main
 from evenly.data import Data, save_npz
-from evenly.files import file_address
-from evenly.lab.many.claims import Claims, connect, connected
 from evenly.lab.many.compare import compare
-from evenly.lab.many.trials import Search, Studies
-from evenly.lab.many.tune import Trials, tune
+from evenly.lab.many.trials import Search
+from evenly.lab.many.tune import tune
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.statistics.tables import table
 from evenly.report import write_formats
+from pools import local
 
 DATA = "synthetic(train=90,val=60,test=30,classes=3,information=4)"
 TRAINING = Training(data=DATA, epochs=2, width=8, lr=0.05, batch_size=10, precision="32")
@@ -44,7 +43,7 @@ def tried(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("tune")
-    return out, tune(replace(SEARCH, out=out), jobs=1)
+    return out, tune(replace(SEARCH, out=out), local(1))
 
 
 def test_every_method_has_its_trials(finished):
@@ -129,15 +128,15 @@ def test_the_page_of_a_search(finished):
 def test_the_same_command_repeats_nothing_and_goes_on_as_if_it_had_not_stopped(finished, tmp_path):
     out, text = finished
     before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/0/result.json")}
-    assert tune(replace(SEARCH, out=out), jobs=1) == text
+    assert tune(replace(SEARCH, out=out), local(1)) == text
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("trials/*/0/result.json")}
 
     stopped = replace(SEARCH, out=tmp_path / out.name, trials=1)
-    tune(stopped, jobs=1)
-    tune(replace(stopped, trials=3), jobs=1)
+    tune(stopped, local(1))
+    tune(replace(stopped, trials=3), local(1))
     assert tried(stopped.out) == tried(out)
     # A smaller budget counts the first trials only.
-    tune(replace(SEARCH, out=out, trials=1), jobs=1)
+    tune(replace(SEARCH, out=out, trials=1), local(1))
     assert yaml.safe_load((out / "best.yaml").read_text())["tuned"]["methods"] == {
         "joint": {"method": "joint", "lr": 0.05, "weight_decay": 0.0001},
         "ogm_ge": {"method": "ogm_ge(alpha=0.8,end=1)", "lr": 0.05, "weight_decay": 0.0001},
@@ -157,7 +156,7 @@ def test_no_trial_depends_on_the_test_split(tmp_path):
         save_npz(tmp_path / f"{name}.npz", target, split, {"x": inputs, "y": -inputs})
         training = replace(TRAINING, data=str(tmp_path / f"{name}.npz"))
         search = Search(training, ("joint", "relearn"), 2, 1, 0, tmp_path / name)
-        tune(search, jobs=1)
+        tune(search, local(1))
         found.append(tried(search.out))
     assert found[0] == found[1]
     assert any(float(row["val_accuracy"]) > 0.4 for row in found[0])
@@ -212,7 +211,7 @@ def failing(tmp_path, once, kind="Fails"):
 
 def test_a_trial_that_fails_has_had_its_place(tmp_path):
     search = Search(failing(tmp_path, once=True), ("joint",), 2, 2, 0, tmp_path / "out")
-    text = tune(search, jobs=1)
+    text = tune(search, local(1))
     rows = read(search.out / "tune.csv")
     assert [row["state"] for row in rows] == ["failed", "finished"]
     assert rows[0]["reason"] == "RuntimeError: no such sound"
@@ -223,12 +222,12 @@ def test_a_trial_that_fails_has_had_its_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("Fails", "RuntimeError: no such sound"), ("Quits", "its process ended with code 0")],
+    [("Fails", "RuntimeError: no such sound"), ("Quits", "its process ended without a result")],
 )
 def test_a_method_of_which_every_trial_fails(kind, reason, tmp_path):
     search = Search(failing(tmp_path, False, kind), ("joint",), 1, 1, 0, tmp_path / "out")
     with pytest.raises(RuntimeError, match=f"joint: all of its 1 trials failed, the .*: {reason}"):
-        tune(search, jobs=1)
+        tune(search, local(1))
     assert read(search.out / "tune.csv")[0]["state"] == "failed"
     assert not (search.out / "best.yaml").exists()
 
@@ -248,7 +247,7 @@ def test_a_method_of_which_every_trial_fails(kind, reason, tmp_path):
 )
 def test_what_is_wrong_is_said_before_any_trial(search, message, tmp_path):
     with pytest.raises(ValueError, match=r".*") as error:
-        tune(replace(search, out=tmp_path / "out"), jobs=1)
+        tune(replace(search, out=tmp_path / "out"), local(1))
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -257,130 +256,39 @@ def test_trials_of_other_settings_are_refused(finished):
     out, _ = finished
     other = replace(SEARCH, out=out, training=replace(TRAINING, epochs=3))
     with pytest.raises(ValueError, match="holds runs with epochs = 2, but 3 is asked for now"):
-        tune(other, jobs=1)
+        tune(other, local(1))
     with pytest.raises(ValueError, match="holds runs with seeds = 1, but 2 is asked for now"):
-        tune(replace(SEARCH, out=out, seeds=2), jobs=1)
+        tune(replace(SEARCH, out=out, seeds=2), local(1))
 
 
-class Worker:
-    """A worker of a search whose runs need no training."""
+def test_all_trials_train_in_the_precision_that_was_found_first(tmp_path, monkeypatch):
+    """On whatever machine: here of two, on which another one is faster."""
+    found = iter(("bf16", "32"))
+    monkeypatch.setattr("evenly.lab.run.precision.faster", lambda *_: (next(found), "it is faster"))
+    auto = replace(TRAINING, precision="auto", epochs=1)
+    search = Search(auto, ("joint",), 1, 1, 0, tmp_path / "one" / "search")
+    storage = f"sqlite:///{tmp_path / 'a.db'}"
+    tune(search, local(1), storage)
+    other = replace(search, out=tmp_path / "two" / "search", trials=2)
+    tune(other, local(1), storage)
+    assert next(found) == "32"  # it did not look
+    assert [row["place"] for row in read(other.out / "tune.csv")] == ["0", "1"]
+    for place in (search.out, other.out):
+        for name in ("tune.yaml", "best.yaml"):
+            assert yaml.safe_load((place / name).read_text())["precision"] == "bf16"
+    notes = [
+        yaml.safe_load((each.out / "tune.yaml").read_text())["notes"] for each in (search, other)
+    ]
+    assert ["precision: bf16, as it is faster." in each for each in notes] == [True, False]
+    assert Result.read(other.out / "trials" / "joint-1" / "0").precision == "bf16"
 
-    def __init__(self, search, name, lease=60.0):
-        self.engine = connect(f"sqlite:///{search.out / 'a.db'}")
-        self.studies = Studies(search, self.engine)
-        self.claims = Claims(self.engine, search.name, name, lease)
-        self.claims._next_beat = float("inf")
-        self.source = Trials(self.studies, self.claims)
-
-    def take(self):
-        self.claims._next_look = 0.0
-        return self.source.take()
-
-    def finish(self, job, accuracy=0.5):
-        metrics = {"val": {"accuracy": accuracy}}
-        Result(job.cell.method, job.cell.seed, 0, 2, 6, 1.0, 1.0, 1, "32", metrics).write(
-            job.folder
-        )
-        return self.source.ended(job, "")
-
-    def lost(self):
-        self.claims._next_beat = 0.0
-        return self.source.lost()
-
-    def states(self, method="joint"):
-        return [trial.state for trial in self.studies.trials(method)]
-
-
-@pytest.fixture
-def workers(tmp_path):
-    made = []
-
-    def make(name, lease=60.0, **changes):
-        made.append(Worker(replace(SEARCH, out=tmp_path, **changes), name, lease))
-        return made[-1]
-
-    yield make
-    for worker in made:
-        worker.studies.close()
-        worker.engine.dispose()
-
-
-def test_the_first_place_of_every_method_comes_first_and_seeds_of_a_trial_together(workers):
-    worker = workers("one", trials=2, seeds=2)
-    found = []
-    while (job := worker.take()) is not None:
-        found.append((job.folder.parent.name, job.cell.seed))
-        worker.finish(job, 0.25 + 0.5 * job.cell.seed)
-    trials = ("joint-0", "ogm_ge-0", "joint-1", "ogm_ge-1")
-    assert found == [(trial, seed) for trial in trials for seed in (0, 1)]
-    assert worker.source.is_over()
-    assert worker.source.finished == worker.source.epochs == 2 * 2 * 2 * 2
-    assert [trial.accuracy for trial in worker.studies.trials("joint")] == [0.5, 0.5]
-    assert worker.studies.trials("joint")[0].accuracies == (0.25, 0.75)
-
-
-def test_a_worker_that_was_thought_gone_ends_its_run_and_spoils_nothing(workers):
-    one, two = workers("one", methods=("joint",), trials=1), None
-    mine = one.take()
-    two = workers("two", lease=0.0, methods=("joint",), trials=1)
-    theirs = two.take()
-    assert theirs.folder != mine.folder
-    assert theirs.cell == mine.cell  # the same place is tried with the same settings
-    assert one.states() == ["lost", "running"]
-    assert list(one.lost()) == [mine]
-    assert "validation 0.700" in two.finish(theirs, 0.7)
-    assert one.take() is None
-    assert one.source.is_over()
-    assert [t.accuracy for t in one.studies.trials("joint")] == [None, 0.7]
-
-
-def test_a_run_that_ends_after_its_place_was_taken_does_not_count(workers):
-    one = workers("one", methods=("joint",), trials=1)
-    mine = one.take()
-    two = workers("two", lease=0.0, methods=("joint",), trials=1)
-    theirs = two.take()
-    assert one.finish(mine, 0.9) == "joint trial 0: taken by another worker"
-    assert list(one.lost()) == []
-    two.finish(theirs, 0.7)
-    assert two.states() == ["lost", "finished"]
-
-
-def test_a_worker_killed_after_its_last_word_loses_no_trial(workers, monkeypatch):
-    one = workers("one", methods=("joint",), trials=1)
-    mine = one.take()
-    monkeypatch.setattr(one.claims, "end", lambda name: False)  # it comes no further
-    one.finish(mine, 0.9)
-    two = workers("two", lease=0.0, methods=("joint",), trials=1)
-    assert not two.source.is_over()
-    assert two.take() is None
-    assert two.source.is_over()
-    assert two.states() == ["finished"]
-
-
-def test_a_worker_that_is_stopped_leaves_its_place_at_once(workers):
-    one, two = (workers(name, methods=("joint",), trials=1) for name in ("one", "two"))
-    one.take()
-    assert two.take() is None
-    one.source.stop()
-    assert two.take() is not None
-    assert two.states() == ["lost", "running"]
-
-
-def test_what_is_tried_is_a_function_of_place_and_finished_trials(workers):
-    """Also once Optuna goes by what it has seen, and by other objects than those that saw it."""
-    found = []
-    for name, stops in (("joint", ()), ("ensemble", (3, 11, 13))):
-        values = []
-        worker = workers(name, methods=(name,), trials=15)
-        for place in range(15):
-            if place in stops:
-                worker = workers(name, methods=(name,), trials=15)
-            trial = worker.studies.ask(name, place)
-            values.append(dict(trial.params))
-            worker.studies.tell(name, trial.number, 1 - abs(np.log10(values[-1]["lr"]) + 3))
-        found.append(values)
-    assert found[0] == found[1]
-    assert len({values["lr"] for values in found[0]}) == 15
+    asked = replace(other, training=replace(auto, precision="bf16"))
+    tune(asked, local(1), storage)
+    plain = replace(asked, training=replace(auto, precision="32"))
+    with pytest.raises(ValueError, match="holds runs with precision = 'bf16', but '32' is asked"):
+        tune(plain, local(1), storage)
+    with pytest.raises(ValueError, match="'search' in this database trains with --precision bf16"):
+        tune(replace(plain, out=tmp_path / "three" / "search"), local(1), storage)
 
 
 def best(lr=0.02):
@@ -395,7 +303,9 @@ def best(lr=0.02):
 
 
 def test_a_comparison_at_tuned_settings_says_so(tmp_path):
-    page = compare("joint,ogm_ge", 1, TRAINING, tmp_path, 1, best()).read_text(encoding="utf-8")
+    page = compare("joint,ogm_ge", 1, TRAINING, tmp_path, local(1), best()).read_text(
+        encoding="utf-8"
+    )
     configs = {
         path.parent.name: yaml.safe_load(path.read_text())
         for path in tmp_path.glob("runs/*/config.yaml")
@@ -414,15 +324,15 @@ def test_a_comparison_at_tuned_settings_says_so(tmp_path):
     assert "tuned, 4 trials each" in svg.read_text(encoding="utf-8")
 
     with pytest.raises(ValueError, match=r"'relearn' is no tuned method. There is joint, ogm_ge"):
-        compare("joint,relearn", 1, TRAINING, tmp_path, 1, best())
+        compare("joint,relearn", 1, TRAINING, tmp_path, local(1), best())
     with pytest.raises(
         ValueError, match=r"holds runs with lr = 'tuned', but 0\.05 is asked for now"
     ):
-        compare("joint", 1, TRAINING, tmp_path, 1)
+        compare("joint", 1, TRAINING, tmp_path, local(1))
     with pytest.raises(ValueError, match=r"holds runs with joint = \{'lr': 0.02, .*'lr': 0.5"):
-        compare("joint", 1, TRAINING, tmp_path, 1, best(lr=0.5))
+        compare("joint", 1, TRAINING, tmp_path, local(1), best(lr=0.5))
     with pytest.raises(ValueError, match="holds runs with tuned_trials = 4, but 5"):
-        compare("joint", 1, TRAINING, tmp_path, 1, replace(best(), trials=5))
+        compare("joint", 1, TRAINING, tmp_path, local(1), replace(best(), trials=5))
 
 
 def test_a_tuning_is_read_as_it_was_written():
@@ -442,23 +352,11 @@ def test_values_of_other_types_are_no_tuning():
         Tuning.read({**good, "trials": "many"})
 
 
-@pytest.mark.parametrize("name", ["My%20Drive", "{SCHEMA_VERSION}", "a?b#c&d=é"])
-def test_a_search_in_any_folder(name, tmp_path):
-    """Optuna reads the address anew, and fills in what stands in braces."""
-    search = replace(SEARCH, out=tmp_path / name)
-    search.out.mkdir()
-    with connected(file_address(search.out / "tune.db")) as engine:
-        studies = Studies(search, engine)
-        studies.ask("joint", 0)
-        studies.close()
-    assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*.db")] == [Path(name, "tune.db")]
-
-
 def test_passwords_stay_out_of_settings(tmp_path, monkeypatch):
     address, query = "postgresql://me:sec/ret@host/db", "mysql://host/db?password=sec"
-    given = ["evenly", "compare", "--workers", address, f"--a={address}", query]
+    given = ["evenly", "compare", "--storage", address, f"--a={address}", query]
     monkeypatch.setattr("sys.argv", given)
-    compare("joint", 1, replace(TRAINING, epochs=1, diagnose_every=0), tmp_path, 1)
+    compare("joint", 1, replace(TRAINING, epochs=1, diagnose_every=0), tmp_path, local(1))
     command = yaml.safe_load((tmp_path / "config.yaml").read_text())["command"]
     assert command.count("postgresql://me:***@host/db") == 2
     assert "mysql://host/db?***" in command

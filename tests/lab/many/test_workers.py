@@ -1,28 +1,16 @@
-"""Several commands share one database, and one of them is killed in the middle of its work."""
+"""Several commands share one database, and one of them is lost in the middle of its work."""
 
 import csv
-import re
+import signal
 import time
 
 import pytest
 
 import forked
 import postgres
-from evenly.lab.many.compare import compare
-from evenly.lab.run.settings import Training
-from evenly.lab.statistics.tables import table
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]
 DATA = "synthetic(train=90,val=60,test=30,classes=3,information=4)"
-TRAINING = Training(
-    data=DATA,
-    epochs=3,
-    width=8,
-    lr=0.05,
-    batch_size=30,
-    precision="32",
-    encoders={"m1": "slowly.Slow"},
-)
 
 
 @pytest.fixture
@@ -30,10 +18,11 @@ def start(tmp_path):
     """Starts a command on the training of this file; what is left of them ends with the test."""
     started = []
 
-    def begin(command, *options):
-        line = [command, "--data", DATA, "--epochs", 3, "--width", 8, "--lr", 0.05]
+    def begin(*options, grace=60):
+        line = ["tune", "--data", DATA, "--epochs", 3, "--width", 8, "--lr", 0.05]
         line += ["--batch_size", 30, "--precision", 32, "--encoders.m1", "slowly.Slow", "--jobs", 1]
-        process = forked.Forked(forked.evenly, *line, *options, cwd=tmp_path)
+        line += ["--checkpoint_every", 0]
+        process = forked.Forked(hastily, grace, *line, *options, cwd=tmp_path)
         started.append(process)
         return process
 
@@ -41,6 +30,15 @@ def start(tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+def hastily(grace, *arguments):
+    """The command, which looks every second, and waits so long for those that say nothing."""
+    from evenly.lab.many import trials, tune
+
+    trials.BEAT = tune.BEAT = 1
+    trials.GRACE = grace
+    forked.evenly(*arguments)
 
 
 def wait_for(pattern, folder, process):
@@ -76,9 +74,9 @@ def test_a_killed_worker_loses_one_trial_and_the_study_goes_on(
     url = server or f"sqlite:///{tmp_path / 'a.db'}"
     options = ("--methods", "joint,ogm_ge", "--trials", 3, "--storage", url, "--out")
     folder, other = (tmp_path / place / "tune" for place in ("one", "two"))
-    killed = start("tune", *options, folder)
+    killed = start(*options, folder)
     wait_for("trials/*/0/last.ckpt", folder, killed)
-    others = [start("tune", *options, other) for _ in range(survivors)]
+    others = [start(*options, other) for _ in range(survivors)]
     killed.kill()
     killed.wait()
     texts = [ended(process)[0] for process in others]
@@ -96,29 +94,19 @@ def test_a_killed_worker_loses_one_trial_and_the_study_goes_on(
     assert workers == {str(process.pid) for process in others}  # each had a share
 
 
-def test_a_killed_worker_leaves_its_cell_to_another(server, start, tmp_path):
-    out = tmp_path / "shared"
-    options = ("--methods", "joint,relearn(every=1)", "--seeds", 2, "--workers", server)
-    killed = start("compare", *options, "--out", out)
-    wait_for("runs/*/last.ckpt", out, killed)
-    other = start("compare", *options, "--out", out)
-    killed.kill()
-    assert told(killed.communicate()[1]) == []
-    text, err = ended(other)
-    cells = [f"{method}-{seed}" for seed in (0, 1) for method in ("joint", "relearn_every=1")]
-    assert sorted(told(err)) == sorted(cells)  # each once, and the one that was begun
-
-    alone = tmp_path / "alone"
-    compare("joint,relearn(every=1)", 2, TRAINING, alone, jobs=1)
-    assert figures(out) == figures(alone)
-    assert text.startswith(table(alone))
-
-
-def told(err):
-    """The runs that a command says it has finished."""
-    return re.findall(r"^(.+-\d): best epoch", err, re.MULTILINE)
-
-
-def figures(out):
-    rows = read(out / "results.csv")
-    return [row for row in rows if row["metric"] not in ("seconds", "peak_memory_mb")]
+def test_a_frozen_worker_that_wakes_spoils_nothing(server, start, tmp_path):
+    """Its run goes on meanwhile, in a process of its own, and ends before it wakes."""
+    options = ("--methods", "joint", "--trials", 2, "--storage", server, "--out")
+    folder, other = (tmp_path / place / "frozen" for place in ("one", "two"))
+    frozen = start(*options, folder)
+    wait_for("trials/joint-0/0/last.ckpt", folder, frozen)
+    frozen.send_signal(signal.SIGSTOP)
+    theirs = ended(start(*options, other, grace=3))[0]
+    wait_for("trials/joint-0/0/result.json", folder, frozen)
+    frozen.send_signal(signal.SIGCONT)
+    text, err = ended(frozen)
+    assert text.splitlines()[:2] == theirs.splitlines()[:2]
+    assert "joint trial 0: taken by another command" in err
+    for place in (folder, other):
+        found = sorted((row["place"], row["state"]) for row in read(place / "tune.csv"))
+        assert found == [("0", "finished"), ("0", "lost"), ("1", "finished")]

@@ -119,6 +119,9 @@ class _Running:
 
     def ended(self) -> str | None:
         """Why it failed, or nothing, if it has ended; None while it is going on."""
+        if not self.messages:  # a pipe closes a moment before its process has ended
+            for process in self.processes:
+                process.join()
         for process in self.processes:
             if process.exitcode:
                 killed = " (killed, perhaps for want of memory)" if process.exitcode < 0 else ""

@@ -1,32 +1,42 @@
 """The trials of a search in a database: a study of Optuna's for each method.
 
-What is tried at a place of a method's budget is a function of the search's seed, the place, and the
-trials of the method that were finished by then. The first is what the user gave; in those after it,
-as long as Optuna draws at random, all methods try the same shared settings.
+Every trial is of a place in its method's budget. A place has the first of its trials that was not
+lost; commands that find none put one there to wait, and of those that take it, Optuna lets one. Who
+is at a trial records a heartbeat, whose age the database's clock tells; one that stops, is lost.
+
+What is tried at a place is a function of the search's seed, the place, and the trials of the method
+that were finished by then. The first is what the user gave; in those after it, as long as Optuna
+draws at random, all methods try the same shared settings.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import RandomSampler, TPESampler
-from optuna.storages import RDBStorage
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.samplers import TPESampler
+from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Engine
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SAWarning
 
 from evenly import chance
-from evenly.lab.many.claims import RACES, engine_settings, patiently, unwarned
-from evenly.lab.many.space import Number, Space
+from evenly.lab.many.database import RACES, engine_settings, make_exact, patiently, unwarned
+from evenly.lab.many.space import Space
 from evenly.lab.many.tuned import Tuned
+from evenly.lab.many.worker import has_died, this_worker
 from evenly.lab.run.logs import Logs
-from evenly.lab.run.settings import Training, fingerprint
+from evenly.lab.run.settings import Precision, Training, fingerprint
 
 T = TypeVar("T")
 
+BEAT = 10
+"""Seconds between two heartbeats of a trial."""
+GRACE = 90
+"""Seconds without one after which it is lost: more than a command waits for a database."""
 LOST = "its worker was stopped, killed or cut off"
 
 
@@ -58,8 +68,10 @@ class Search:
         return {method: Space.of(self.training, method) for method in self.methods}
 
     def settings(self) -> dict[str, Any]:
-        """What all trials share, for a file; trials of other settings must not be mixed."""
-        return {**self.training.as_dict(), "seeds": self.seeds, "seed": self.seed}
+        """What all trials share but the precision, for a file; others must not be mixed with it."""
+        settings = {**self.training.as_dict(), "seeds": self.seeds, "seed": self.seed}
+        del settings["precision"]  # which the search itself may have to find
+        return settings
 
     @cached_property
     def name(self) -> str:
@@ -106,16 +118,19 @@ class Trial:
 class Studies:
     """The studies of a search in a database, by method."""
 
-    def __init__(self, search: Search, engine: Engine) -> None:
+    def __init__(self, search: Search, url: URL) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search = search
-        # It makes an engine of its own, of ours in all but the object.
-        address = engine.url.render_as_string(hide_password=False)
+        address = url.render_as_string(hide_password=False)
         address = address.replace("{", "{{").replace("}", "}}")  # it fills in a template
-        with unwarned():
+        with unwarned(SAWarning), unwarned(ExperimentalWarning):
             self._storage = storage = _asked(
-                lambda: RDBStorage(address, engine_settings(engine.url)), RACES
+                lambda: RDBStorage(
+                    address, engine_settings(url), heartbeat_interval=BEAT, grace_period=GRACE
+                ),
+                RACES,
             )
+        make_exact(storage.engine)
         self._studies = {
             method: _asked(partial(_made, search.study(method), storage))
             for method in search.methods
@@ -126,21 +141,79 @@ class Studies:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    def ask(self, method: str, place: int) -> optuna.Trial:
-        """A new trial, for a place in the method's budget."""
-        study, space = self._studies[method], self.search.spaces[method]
-        study.sampler = (
-            TPESampler(seed=chance.mixed(self.search.seed, place) % 2**32)
-            if place
-            else _Given(space.given)
-        )
-        return _asked(lambda: study.ask(space.distributions()))
+    def precision(self, decide: Callable[[], Precision]) -> Precision:
+        """In which precision all trials of the search train.
 
-    def tell(self, method: str, number: int, accuracy: float | None = None) -> None:
-        """Ends a trial, if it has not ended: with an accuracy it is finished, else failed."""
+        Args:
+            decide: Is asked by the first command, whose answer the others read.
+        """
+        study = _asked(partial(_made, self.search.name, self._storage))
+
+        def written() -> list[Precision]:
+            return [trial.user_attrs["precision"] for trial in study.get_trials(deepcopy=False)]
+
+        if not _asked(written):
+            note = {"precision": decide()}
+            _asked(lambda: study.enqueue_trial({}, note))  # of several the first counts, for all
+        return _asked(written)[0]
+
+    def held(self, method: str) -> set[int]:
+        """The places in a method's budget that have their trial, or whose trial is running."""
+        return {
+            place
+            for place, trial in self._holders(method).items()
+            if trial.state != TrialState.WAITING
+        }
+
+    def begin(self, method: str, place: int) -> optuna.Trial | None:
+        """Begins the trial of a place in a method's budget; None if another command has it."""
+        study, space = self._studies[method], self.search.spaces[method]
+        if place not in self._holders(method):
+            given = {} if place else dict(space.given)
+            _asked(lambda: study.enqueue_trial(given, {"place": place}))
+        holder = self._holders(method).get(place)
+        if holder is None or not self._seize(holder._trial_id):
+            return None
+        study.sampler = TPESampler(seed=chance.mixed(self.search.seed, place) % 2**32)
+        trial = _asked(lambda: optuna.Trial(study, holder._trial_id))
+        try:
+            _asked(lambda: trial.set_user_attr("worker", this_worker()))
+            for name, distribution in space.distributions().items():  # as `study.ask` does
+                _asked(partial(trial._suggest, name, distribution))
+            tuned = asdict(space.tuned(trial.params))
+            _asked(lambda: trial.set_user_attr("tuned", tuned))
+        except UpdateFinishedTrialError:  # this command was frozen meanwhile
+            return None
+        return trial
+
+    def beat(self, trials: Iterable[optuna.Trial]) -> None:
+        """Records that trials are in progress."""
+        for trial in trials:
+            _asked(partial(self._storage.record_heartbeat, trial._trial_id))
+
+    def is_running(self, trial: optuna.Trial) -> bool:
+        """Whether nobody has ended a trial."""
+        found = _asked(lambda: self._storage.get_trial(trial._trial_id))
+        return found.state == TrialState.RUNNING
+
+    def end_lost(self, method: str) -> None:
+        """Ends the trials of a method that are in progress no more."""
+        study = self._studies[method]
+        with unwarned(ExperimentalWarning):
+            _asked(lambda: fail_stale_trials(study))
+        for trial in _asked(lambda: study.get_trials(False, (TrialState.RUNNING,))):
+            if has_died(trial.user_attrs.get("worker", "")):
+                self.tell(method, trial.number)
+
+    def tell(self, method: str, number: int, accuracy: float | None = None) -> bool:
+        """Ends a trial: with an accuracy it is finished, else failed; False if it had ended."""
         state = TrialState.FAIL if accuracy is None else TrialState.COMPLETE
         study = self._studies[method]
-        _asked(lambda: study.tell(number, accuracy, state=state, skip_if_finished=True))
+        try:
+            told = _asked(lambda: study.tell(number, accuracy, state, skip_if_finished=True))
+        except UpdateFinishedTrialError:  # in the meantime
+            return False
+        return told.state == state
 
     def note(self, trial: optuna.Trial, name: str, value: Any) -> bool:
         """Writes something down about a trial; False if it has ended, as others have ended it."""
@@ -151,33 +224,45 @@ class Studies:
         return True
 
     def trials(self, method: str) -> list[Trial]:
-        """All trials of a method, in their order."""
-        study = self._studies[method]
-        found = _asked(lambda: study.get_trials(deepcopy=False))
-        return [_read(method, trial) for trial in found if "tried" in trial.user_attrs]
+        """All trials of a method that were begun, in their order."""
+        return [_read(method, trial) for trial in self._all(method) if "tuned" in trial.user_attrs]
 
     def settled(self, method: str) -> dict[int, Trial]:
         """By place, the trials that are finished or have failed by themselves."""
-        trials = self.trials(method)
-        return {trial.place: trial for trial in trials if trial.state in ("finished", "failed")}
+        return {
+            place: _read(method, trial)
+            for place, trial in self._holders(method).items()
+            if trial.state.is_finished()
+        }
+
+    def _all(self, method: str) -> list[FrozenTrial]:
+        study = self._studies[method]
+        return _asked(lambda: study.get_trials(deepcopy=False))
+
+    def _holders(self, method: str) -> dict[int, FrozenTrial]:
+        """By place, the first of its trials that is not lost."""
+        found: dict[int, FrozenTrial] = {}
+        for trial in self._all(method):
+            if not _is_lost(trial):
+                found.setdefault(trial.user_attrs["place"], trial)
+        return found
+
+    def _seize(self, trial_id: int) -> bool:
+        """Takes a trial that waits; False if another command was faster."""
+        # Before it runs: Optuna finds no trial stale that has no heartbeat at all.
+        _asked(lambda: self._storage.record_heartbeat(trial_id))
+        try:
+            return _asked(
+                lambda: self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            )
+        except UpdateFinishedTrialError:
+            return False
 
 
 def _made(name: str, storage: RDBStorage) -> optuna.Study:
     return optuna.create_study(
         study_name=name, storage=storage, direction="maximize", load_if_exists=True
     )
-
-
-class _Given(RandomSampler):
-    """Samples what it is given."""
-
-    def __init__(self, values: Mapping[str, Number]) -> None:
-        super().__init__()
-        self._values = values
-
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Number:
-        """The value of a setting."""
-        return self._values[name]
 
 
 def _asked(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T:
@@ -192,27 +277,31 @@ def _asked(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T:
     return patiently(unhidden, pauses)
 
 
+def _is_lost(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
+
+
 def _read(method: str, trial: FrozenTrial) -> Trial:
-    """A trial as `ask` and `note` have written it down."""
-    tried, result = trial.user_attrs["tried"], trial.user_attrs.get("result", {})
-    reason = trial.user_attrs.get("reason", "")
+    """A trial as `begin` and `note` have written it down."""
+    noted = trial.user_attrs
+    result = noted.get("result", {})
     state: Literal["finished", "failed", "lost", "running"]
     if trial.state == TrialState.COMPLETE:
         state = "finished"
     elif trial.state == TrialState.FAIL:
-        state = "failed" if reason else "lost"
+        state = "lost" if _is_lost(trial) else "failed"
     else:
         state = "running"
     return Trial(
         method,
         trial.number,
-        tried["place"],
+        noted["place"],
         state,
-        Tuned(**tried["tuned"]),
+        Tuned(**noted["tuned"]),
         trial.value if state == "finished" else None,
         tuple(result.get("accuracies", ())),
         tuple(result.get("best_epochs", ())),
         result.get("seconds", 0.0),
-        tried["worker"],
-        LOST if state == "lost" else reason,
+        noted["worker"].partition(" ")[0],
+        LOST if state == "lost" else noted.get("reason", ""),
     )

@@ -1,33 +1,38 @@
 """A search for the best settings of each method: as many trials for each, by validation accuracy.
 
-That a method gets exactly as many trials as any other, whoever does them, is the work of `Claims`:
-each trial has a place in the method's budget, which a worker claims. A trial that fails by itself
-has had its place; that of a trial whose worker was killed goes to another one.
+A method gets exactly as many trials as any other, whoever does them: each has a place in the
+method's budget. A trial that fails by itself has had its place; that of a trial whose worker was
+killed goes to another one.
 """
 
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 import optuna
 
+from evenly.data import Data
 from evenly.errors import UserError, UserRuntimeError
 from evenly.files import file_address, write_csv
-from evenly.lab.many.claims import LOOK, Claims, connect, connected
 from evenly.lab.many.compare import circumstances
+from evenly.lab.many.database import reached
 from evenly.lab.many.engine import Pool, carry
 from evenly.lab.many.job import Job
-from evenly.lab.many.trials import Search, Studies, Trial
+from evenly.lab.many.trials import BEAT, Search, Studies, Trial
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.build import load_data
+from evenly.lab.run.precision import decided
 from evenly.lab.run.prepare import prepare, say
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import (
     Cell,
+    Precision,
     Training,
     check_counts,
     check_folder,
@@ -36,6 +41,10 @@ from evenly.lab.run.settings import (
     write_settings,
 )
 from evenly.report import Point, write_history
+
+SETTINGS = "tune.yaml"
+LOOK = 2.0
+"""Seconds between two looks at places of which none was free."""
 
 
 def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None = None) -> str:
@@ -66,50 +75,84 @@ def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None =
             f"--protocol is 'fair' in a search, which sees no test split; found "
             f"'{search.training.protocol}'. Give it to 'evenly compare' afterwards."
         )
-    if storage is not None:
-        connect(storage).dispose()  # what is wrong with it is said before anything is written
-    _prepare(search)
-    with connected(storage or file_address(search.out / "tune.db")) as engine:
-        studies = Studies(search, engine)
-        try:
-            return _searched(studies, Claims(engine, search.name), pool)
-        finally:
-            studies.close()
+    # What is wrong with it is said before anything is written.
+    address = None if storage is None else reached(storage)
+    found = read_settings(search.out / SETTINGS, "trials")
+    data, notes = _prepare(search, found)
+    if address is None:
+        search.out.mkdir(parents=True, exist_ok=True)
+        address = reached(file_address(search.out / "tune.db"))
+    studies = Studies(search, address)
+    try:
+        training, decision = _decided(studies, found, data)
+        _write_settings(search, training, found, notes + decision)
+        say(notes + decision)
+        return _searched(studies, training, pool)
+    finally:
+        studies.close()
 
 
-def _searched(studies: Studies, claims: Claims, pool: Callable[[Training], Pool]) -> str:
+def _searched(studies: Studies, training: Training, pool: Callable[[Training], Pool]) -> str:
     """Does what is left of a search, and writes down what was found."""
     try:
-        carry(Trials(studies, claims), pool(studies.search.training))
+        carry(Trials(studies, training), pool(training))
     finally:
         with suppress(RuntimeError):  # what stopped it is told, not what follows from it
             _write_trials(studies)
     best = _best(studies)
-    _write_best(studies.search, best)
+    _write_best(studies.search, training, best)
     _write_history(studies)
     return _table(studies, best)
 
 
-def _prepare(search: Search) -> None:
-    """Finds what would fail, says what a user should know, and writes tune.yaml."""
+def _prepare(search: Search, found: Mapping[str, Any]) -> tuple[Data, list[str]]:
+    """Finds what would fail; gives the data without the test split, and what a user should know."""
     check_folder(search.out)
-    path = search.out / "tune.yaml"
-    found = read_settings(path, "trials")
-    shared = search.settings()
-    check_same(search.out, found, shared)
-    first = [
-        Cell(tuned.of(search.training), tuned.method, 0)
-        for tuned in (space.tuned(space.given) for space in search.spaces.values())
-    ]
-    _, notes = prepare(first, load_data(search.training).without("test"))
-    say(notes)
+    asked = search.training.precision
+    known = {} if asked == "auto" else {"precision": asked}
+    check_same(search.out, found, {**search.settings(), **known})
+    return prepare(_first(search), load_data(search.training).without("test"))
+
+
+def _first(search: Search) -> list[Cell]:
+    """Of each method the run without a search."""
+    given = (space.tuned(space.given) for space in search.spaces.values())
+    return [Cell(tuned.of(search.training), tuned.method, 0) for tuned in given]
+
+
+def _decided(studies: Studies, found: Mapping[str, Any], data: Data) -> tuple[Training, list[str]]:
+    """The training in the precision of the whole search; a sentence if that was decided here."""
+    search, notes = studies.search, []
+    asked = search.training.precision
+
+    def decide() -> Precision:
+        cell, _, said = decided(_first(search)[0], found, data)
+        notes.extend(said)
+        return cell.training.precision
+
+    precision = studies.precision(decide)
+    if asked not in ("auto", precision):
+        raise UserError(
+            f"the search '{search.out.name}' in this database trains with --precision {precision}; "
+            f"found '{asked}'. Leave it out, or give the folder of --out another name."
+        )
+    check_same(search.out, found, {"precision": precision})
+    return replace(search.training, precision=precision), notes
+
+
+def _write_settings(
+    search: Search, training: Training, found: Mapping[str, Any], notes: list[str]
+) -> None:
+    """tune.yaml."""
     search.logs.prepare()
     spaces = {
-        method: {name: str(found) for name, found in space.ranges.items()}
+        method: {name: str(each) for name, each in space.ranges.items()}
         for method, space in search.spaces.items()
     }
+    shared = {**search.settings(), "precision": training.precision}
     own = {"methods": list(search.methods), "trials": search.trials, "spaces": spaces}
-    write_settings(path, {**shared, **own, **circumstances(found), "notes": notes})
+    settings = {**shared, **own, **circumstances(found), "notes": notes}
+    write_settings(search.out / SETTINGS, settings)
 
 
 def _best(studies: Studies) -> dict[str, Trial]:
@@ -153,12 +196,12 @@ def _write_trials(studies: Studies) -> None:
         write_csv(studies.search.out / "tune.csv", list(rows[0]), rows)
 
 
-def _write_best(search: Search, best: Mapping[str, Trial]) -> None:
+def _write_best(search: Search, training: Training, best: Mapping[str, Trial]) -> None:
     """best.yaml: all that `evenly compare --config` needs to train every method at its best."""
     tuning = Tuning(search.trials, search.seeds, {name: t.tuned for name, t in best.items()})
-    training = asdict(search.training)
-    del training["lr"], training["weight_decay"]
-    settings = {**training, "methods": ",".join(best), "tuned": tuning.as_dict()}
+    shared = asdict(training)
+    del shared["lr"], shared["weight_decay"]
+    settings = {**shared, "methods": ",".join(best), "tuned": tuning.as_dict()}
     write_settings(search.out / "best.yaml", settings)
 
 
@@ -201,10 +244,10 @@ def _table(studies: Studies, best: Mapping[str, Trial]) -> str:
 
 @dataclass
 class _Running:
-    """A trial that this worker is at."""
+    """A trial that this command is at."""
 
-    item: str
     method: str
+    place: int
     trial: optuna.Trial
     tuned: Tuned
     results: list[Result] = field(default_factory=list)
@@ -216,56 +259,65 @@ class _Running:
 
 
 class Trials:
-    """The runs of a search, as one of any number of workers gets them."""
+    """The runs of a search, as one of any number of commands gets them.
 
-    pause = LOOK
+    Args:
+        studies: The search.
+        training: What its trials share.
+    """
 
-    def __init__(self, studies: Studies, claims: Claims) -> None:
-        self._search, self._studies, self._claims = studies.search, studies, claims
-        search = studies.search
-        self._places = {
-            f"{search.study(method)} {place}": (method, place)
-            for place in range(search.trials)
-            for method in search.methods
-        }
-        self._each = search.seeds * search.training.epochs
+    def __init__(self, studies: Studies, training: Training) -> None:
+        self._search, self._studies, self._training = studies.search, studies, training
+        # The places that have not had their trial yet, the first of every method first.
+        self._left = [
+            (method, place)
+            for place in range(self._search.trials)
+            for method in self._search.methods
+        ]
+        self._count = len(self._left)
         self._next: deque[Job] = deque()
-        self._running: dict[str, _Running] = {}
-        claims.rows()
+        self._running: list[_Running] = []
+        self._next_take = self._next_beat = 0.0
+        self._beat()
 
     @property
     def epochs(self) -> int:
         """Of all trials together."""
-        return self._each * len(self._places)
+        return self._count * self._search.seeds * self._training.epochs
 
     @property
     def finished(self) -> int:
         """The epochs of the trials that have ended, here or elsewhere, and here of those at it."""
-        here = sum(len(running.results) for running in self._running.values())
-        ended = self._each * (len(self._places) - len(self._wanted()))
-        return ended + here * self._search.training.epochs
+        here = sum(len(running.results) for running in self._running)
+        ended = self._search.seeds * (self._count - len(self._left))
+        return (ended + here) * self._training.epochs
 
     def take(self) -> Job | None:
         """The next seed of a trial at hand, or the first of a new trial."""
         if self._next:
             return self._next.popleft()
-        while (taken := self._claims.take(self._wanted())) is not None:
-            method, place = self._places[taken.name]
-            if self._is_settled(method, place):  # its worker was killed after its last word
-                self._claims.end(taken.name)
+        if time.monotonic() < self._next_take:
+            return None
+        held = cache(self._studies.held)
+        for method, place in self._left:
+            if place in held(method):
                 continue
-            self._running[taken.name] = self._begun(taken.name, method, place)
-            return self._job(self._running[taken.name])
+            trial = self._studies.begin(method, place)
+            if trial is not None:
+                tuned = self._search.spaces[method].tuned(trial.params)
+                self._running.append(_Running(method, place, trial, tuned))
+                return self._job(self._running[-1])
+        self._next_take = time.monotonic() + LOOK
         return None
 
     def is_over(self) -> bool:
         """Whether every place in every budget has had its trial."""
-        self._claims.rows()
-        return not self._wanted()
+        self._look()
+        return not self._left
 
     def ended(self, job: Job, error: str) -> str:
         """Takes note of a run; with the last seed, its trial is finished."""
-        running = next(each for each in self._running.values() if each.job == job)
+        running = next(each for each in self._running if each.job == job)
         for name in ("last.ckpt", "best.ckpt"):  # a comparison trains the best anew
             (job.folder / name).unlink(missing_ok=True)
         if error:
@@ -285,65 +337,61 @@ class Trials:
         return self._end(running, fmean(accuracies), result=found)
 
     def lost(self) -> Collection[Job]:
-        """The runs of trials whose places others have taken, as this worker seemed to be gone."""
+        """The runs of trials that others have ended, as this command seemed to be gone."""
+        if time.monotonic() < self._next_beat:
+            return ()
+        self._beat()
         gone = []
-        for item in self._claims.beat():
-            job = self._running.pop(item).job
-            assert job is not None
-            if job in self._next:
-                self._next.remove(job)
+        for running in list(self._running):
+            if self._studies.is_running(running.trial):
+                continue
+            self._running.remove(running)
+            assert running.job is not None
+            if running.job in self._next:
+                self._next.remove(running.job)
             else:
-                gone.append(job)
+                gone.append(running.job)
         return gone
 
     def stop(self) -> None:
         """Gives up the trials at hand, and leaves their places to others."""
-        with suppress(RuntimeError):  # without the database, they are free after a lease
-            for running in self._running.values():
+        with suppress(RuntimeError):  # without the database, they are lost after a while
+            for running in self._running:
                 self._studies.tell(running.method, running.trial.number)
-            self._claims.give_back()
 
-    def _wanted(self) -> list[str]:
-        """The places that have not had their trial yet, the first of every method first."""
-        known = self._claims.known
-        return [item for item in self._places if item not in known or known[item].state != "ended"]
+    def _beat(self) -> None:
+        """Says that this command is at its trials, then looks after those of others."""
+        self._next_beat = time.monotonic() + BEAT
+        self._studies.beat(running.trial for running in self._running)
+        for method in dict(self._left):
+            self._studies.end_lost(method)
+        self._look()
 
-    def _is_settled(self, method: str, place: int) -> bool:
-        """Whether a place had its trial; one that was lost in it is ended first."""
-        for trial in self._studies.trials(method):
-            if trial.place == place and trial.state == "running":
-                self._studies.tell(method, trial.number)
-        return place in self._studies.settled(method)
-
-    def _begun(self, item: str, method: str, place: int) -> _Running:
-        trial = self._studies.ask(method, place)
-        tuned = self._search.spaces[method].tuned(trial.params)
-        who = self._claims.worker.partition(" ")[0]
-        tried = {"place": place, "tuned": asdict(tuned), "worker": who}
-        self._studies.note(trial, "tried", tried)
-        return _Running(item, method, trial, tuned)
+    def _look(self) -> None:
+        """Strikes out the places that have had their trial."""
+        settled = {method: self._studies.settled(method) for method in dict(self._left)}
+        self._left = [
+            (method, place) for method, place in self._left if place not in settled[method]
+        ]
 
     def _job(self, running: _Running) -> Job:
         """The next seed of a trial, in a folder of its own."""
-        search = self._search
         # Purity and gap are measured for figures, of which a trial has none.
-        training = replace(running.tuned.of(search.training), diagnose_every=0)
+        training = replace(running.tuned.of(self._training), diagnose_every=0)
         cell = Cell(training, running.tuned.method, len(running.results))
         name = Cell(training, running.method, running.trial.number).folder
-        folder = search.out / "trials" / name / str(cell.seed)
+        folder = self._search.out / "trials" / name / str(cell.seed)
         shutil.rmtree(folder, ignore_errors=True)  # of a study that is no longer in the database
-        running.job = Job(cell, folder, search.logs, tests=False)
+        running.job = Job(cell, folder, self._search.logs, tests=False)
         return running.job
 
     def _end(self, running: _Running, accuracy: float | None, **found: Any) -> str:
         """Writes down how a trial ended; returns what to tell of it."""
-        del self._running[running.item]
-        if not all(self._studies.note(running.trial, *each) for each in found.items()):
-            self._claims.give_back(running.item)
-            return f"{running.name}: taken by another worker"
-        self._studies.tell(running.method, running.trial.number, accuracy)
-        self._claims.end(running.item)
-        self._claims.rows()
+        self._running.remove(running)
+        is_noted = all(self._studies.note(running.trial, *each) for each in found.items())
+        if not is_noted or not self._studies.tell(running.method, running.trial.number, accuracy):
+            return f"{running.name}: taken by another command"
+        self._left.remove((running.method, running.place))
         if accuracy is None:
             return f"{running.name}: failed, {found['reason']}"
         return f"{running.name}: validation {accuracy:.3f}, {_shown(running.tuned)}"

@@ -73,6 +73,8 @@ def faster(cell: Cell, data: Data) -> tuple[Found, str]:
     try:
         with torch.random.fork_rng():
             half, single = _shortest(_steps(cell, data, p, device) for p in ("bf16", "32"))
+    except Exception as error:  # which the run meets as well, and reports
+        return "32", f"a step of the model fails ({type(error).__name__})"
     finally:
         torch.set_num_threads(before)
     found: Found = "bf16" if single > MARGIN * half else "32"

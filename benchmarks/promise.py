@@ -1,4 +1,4 @@
-"""What a benchmark claims and what it found, one line each, and a file for `make bench`."""
+"""What is promised of a benchmark and what it found, one line each, and a file for `make bench`."""
 
 import json
 import os
@@ -16,13 +16,13 @@ AMX = {
     "here": torch.cpu._is_amx_tile_supported(),
     "why": "promised with AMX, which this processor lacks",
 }
-"""Of claims that rest on fast bf16 products."""
-FILE = "EVENLY_CLAIMS"
-"""Environment variable with the file that `report` appends to, a line of JSON for each claim."""
+"""Of promises that rest on fast bf16 products."""
+FILE = "EVENLY_PROMISES"
+"""Environment variable with the file that `report` appends to, a line of JSON for each promise."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class Promise:
     """A figure against what is promised of it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Claim:
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """Claim, figure, target, and whether it is met: as a table shows them."""
+        """Promise, figure, target, and whether it is met: as a table shows them."""
         sign = "≥" if self.at_least else "≤"
         missed = "NOT met" if self.here else f"({self.why})"
         verdict = "met" if self.met else missed
@@ -78,18 +78,18 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def report(claims: list[Claim]) -> None:
-    """Prints the claims and ends the program: with 1 if one of this machine's is not met."""
-    print(table(claims))
+def report(promises: list[Promise]) -> None:
+    """Prints the promises and ends the program: with 1 if one of this machine's is not met."""
+    print(table(promises))
     if FILE in os.environ:
         with Path(os.environ[FILE]).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(claim)) + "\n" for claim in claims)
-    sys.exit(any(claim.here and not claim.met for claim in claims))
+            file.writelines(json.dumps(asdict(promise)) + "\n" for promise in promises)
+    sys.exit(any(promise.here and not promise.met for promise in promises))
 
 
-def table(claims: list[Claim]) -> str:
-    """The claims in columns."""
-    rows = [("claim", "found", "target", ""), *(claim.cells for claim in claims)]
+def table(promises: list[Promise]) -> str:
+    """The promises in columns."""
+    rows = [("promise", "found", "target", ""), *(promise.cells for promise in promises)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
