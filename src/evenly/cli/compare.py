@@ -65,18 +65,19 @@ def run(options: Namespace) -> None:
     """Trains, and prints the table and where the report is."""
     from evenly.lab.many.compare import compare
     from evenly.lab.many.local import forker
-    from evenly.lab.many.pools import followed
+    from evenly.lab.many.pools import check, followed
     from evenly.lab.many.tuned import Tuning
     from evenly.lab.run.logs import Logs
     from evenly.lab.statistics.tables import table
 
     training = training_of(options)
     pool = pool_of(options)
+    forker()
+    check(training, options.cluster or "")
     if followed(training):
         return
     out = out_folder(options, Path("runs") / folder_name(options, training))
     logs = Logs.of(options.logger, out)
-    forker()
     training = prepared(training, out, options, methods_in(options.methods))
     seeds = seeds_of(options, training, 3)
     own: Tuning | Literal["published"] | None = None

@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     """Prints the list, or makes one and prints its table."""
     from evenly.lab.many.compare import compare
     from evenly.lab.many.local import forker
-    from evenly.lab.many.pools import followed
+    from evenly.lab.many.pools import check, followed
     from evenly.lab.many.studies import STUDIES, planned, write_study
     from evenly.lab.run.logs import Logs
 
@@ -56,12 +56,13 @@ def run(options: Namespace) -> None:
     asked = STUDIES[options.name]
     training = training_of(options)
     pool = pool_of(options)
+    forker()
+    check(training, options.cluster or "")
     if followed(training):
         return
     given = folder_name(options, training)
     out = out_folder(options, Path("runs") / f"{given}-{options.name}")
     logs = Logs.of(options.logger, out)
-    forker()
     training = prepared(training, out, options, methods_in(asked.methods(training)))
     training, methods = planned(asked, training)
     seeds = seeds_of(options, training, 5)

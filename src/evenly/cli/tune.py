@@ -78,18 +78,19 @@ def run(options: Namespace) -> None:
     """Searches; prints what was best, and the command that compares the methods with it."""
     from evenly.lab.many.compare import named
     from evenly.lab.many.local import forker
-    from evenly.lab.many.pools import followed
+    from evenly.lab.many.pools import check, followed
     from evenly.lab.many.trials import Search
     from evenly.lab.many.tune import tune
     from evenly.lab.run.logs import Logs
 
     training = training_of(options)
     pool = pool_of(options)
+    forker()
+    check(training, options.cluster or "")
     if followed(training):
         return
     out = out_folder(options, Path("runs") / f"{folder_name(options, training)}-tune")
     logs = Logs.of(options.logger, out)
-    forker()
     training = prepared(training, out, options, methods_in(options.methods))
     methods, _ = named(split(options.methods), training)
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)

@@ -3,24 +3,33 @@
 import sys
 
 import pytest
+import torch
 
-from evenly.lab.many.pools import pool
+from evenly.lab.many.pools import check
 from evenly.lab.run.settings import Training
 
 
 def test_a_cluster_needs_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)  # as where it is not installed
     with pytest.raises(ValueError, match=r"--cluster needs Dask: .* 'evenly\[cluster\]'\."):
-        pool(Training(), cluster="tcp://host:8786")
+        check(Training(), "tcp://host:8786")
 
 
 def test_processes_are_started_once(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="--cluster starts the processes of its runs itself"):
-        pool(Training(devices=2), cluster="tcp://host:8786")
+        check(Training(devices=2), "tcp://host:8786")
 
 
 def test_several_nodes_need_a_starter():
     with pytest.raises(ValueError, match="--nodes 2: start this command on each of them"):
-        pool(Training(nodes=2))
+        check(Training(nodes=2))
+
+
+def test_more_devices_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check(Training(devices=2))
+    with pytest.raises(ValueError, match="--devices 4: this machine has 2 GPUs"):
+        check(Training(devices=4))

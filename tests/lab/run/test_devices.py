@@ -10,11 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from evenly.lab.many.engine import Listed, carry
 from evenly.lab.many.job import Job
 from evenly.lab.many.local import Local
 from evenly.lab.run.place import Rank, told_rank
+from evenly.lab.run.prepare import prepare
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
@@ -156,3 +158,28 @@ def test_a_run_is_one_process_unless_it_asks_for_more(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     run_cell(Cell(replace(TRAINING, epochs=1), "joint", 0), tmp_path)
     assert list(tmp_path.glob("*tfevents*"))
+
+
+def test_what_is_another_training_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    several = replace(TRAINING, devices=2, encoders={"m1": "test_devices.Normed"})
+    _, notes = prepare([Cell(several, "qmf", 0)])
+    assert "BatchNorm takes its statistics of each process's share of a batch." in notes
+    assert any(note.startswith("qmf: compares the samples of a batch with one") for note in notes)
+    _, notes = prepare([Cell(TRAINING, "qmf", 0)])
+    assert not any("share" in note for note in notes)
+    with pytest.raises(ValueError, match=r"lfm\(.* does not work on parameters that are sharded"):
+        prepare([Cell(replace(TRAINING, devices=2, strategy="fsdp"), "lfm(schedule=learnt)", 0)])
+
+
+class Normed(nn.Module):
+    """An encoder with BatchNorm."""
+
+    out_features = 4
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(32, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x):
+        return self.layers(x)

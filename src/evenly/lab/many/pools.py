@@ -22,14 +22,24 @@ def pool(
     """
     rank = told_rank(training)
     if rank is not None:
-        if cluster:
-            raise UserError(
-                "--cluster starts the processes of its runs itself: leave torchrun out."
-            )
         from evenly.lab.many.together import Together
 
         return Together(rank)
-    if training.nodes > 1:
+    if cluster:
+        from evenly.lab.many.cluster import Cluster
+
+        return Cluster(cluster, jobs, runs_per_device)
+    return Local(jobs or default_jobs(training, runs_per_device))
+
+
+def check(training: Training, cluster: str = "") -> None:
+    """Raises if runs cannot be done where they are to be, before anything is spent on them."""
+    import torch
+
+    rank = told_rank(training)
+    if rank is not None and cluster:
+        raise UserError("--cluster starts the processes of its runs itself: leave torchrun out.")
+    if rank is None and training.nodes > 1:
         raise UserError(
             f"--nodes {training.nodes}: start this command on each of them, by torchrun or srun, "
             "with a process for each device."
@@ -39,8 +49,11 @@ def pool(
             raise UserError("--cluster needs Dask: pip install 'evenly[cluster]'.")
         from evenly.lab.many.cluster import Cluster
 
-        return Cluster(cluster, jobs, runs_per_device)
-    return Local(jobs or default_jobs(training, runs_per_device))
+        Cluster(cluster).close()
+    elif torch.cuda.is_available() and training.devices > torch.cuda.device_count():
+        raise UserError(
+            f"--devices {training.devices}: this machine has {torch.cuda.device_count()} GPUs."
+        )
 
 
 def followed(training: Training) -> bool:

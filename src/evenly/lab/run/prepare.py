@@ -1,13 +1,15 @@
 """Before any training: builds and tries what is asked for, and tells what a user should know."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
 from evenly.data import Data
+from evenly.errors import UserError
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.build import (
     build_method,
@@ -50,6 +52,10 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
         notes += _method_notes(cell, method, divides_size(optimizer))
+        if training.world > 1:
+            notes += _share_notes(cell, method)
+    if training.world > 1 and not torch.cuda.is_available() and _normed(widest.encoders):
+        notes.append("BatchNorm takes its statistics of each process's share of a batch.")
     return data, notes
 
 
@@ -96,7 +102,11 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{name}: its schedule acts in none of the {epochs} epochs{more}.")
-    if isinstance(method, Relearn) and method.batchnorm == "reestimated" and not _normed(method):
+    if (
+        isinstance(method, Relearn)
+        and method.batchnorm == "reestimated"
+        and not _normed(method.encoders)
+    ):
         notes.append(f"{name}: no encoder has a BatchNorm whose statistics it could take anew.")
     if info.scales_gradients and size_is_lost:
         notes.append(
@@ -106,6 +116,21 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
     return notes
 
 
-def _normed(method: Method) -> bool:
-    layers = (layer for encoder in method.encoders.values() for layer in encoder.modules())
+def _share_notes(cell: Cell, method: Method) -> list[str]:
+    """What is another training where several processes share a batch."""
+    if cell.training.strategy == "fsdp" and not method.info.sharded:
+        raise UserError(
+            f"{cell.method} does not work on parameters that are sharded, as --strategy fsdp makes "
+            "them. Use ddp."
+        )
+    if not method.info.within_batch:
+        return []
+    return [
+        f"{cell.method}: compares the samples of a batch with one another, those of each process's "
+        "own share."
+    ]
+
+
+def _normed(encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> bool:
+    layers = (layer for encoder in encoders.values() for layer in encoder.modules())
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
