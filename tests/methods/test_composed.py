@@ -161,7 +161,7 @@ class TestLab:
         ("method", "text"),
         [
             ("relearn+ogm_gee", "'ogm_gee' is no method. Did you mean ogm_ge"),
-            ("relearn+finetune", "Relearn and Finetune both write weights"),
+            ("relearn+finetune", "Finetune and Relearn both write weights"),
             ("mla+mmcosine", "are made for different heads"),
         ],
     )
