@@ -327,7 +327,8 @@ def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_pa
     module.method = evenly.Relearn(module.net.encoders)
     with pytest.warns(UserWarning, match=r"but this training ended after 1 epoch\. Train longer"):
         fit(module, tmp_path, max_epochs=1)
-    sentence = "Relearn acts before epochs 21, 41 and 61 (counted from 0), but this training has "
+    when = "before epochs 21, 41 and 61 (counted from 0)"
+    sentence = f"By its schedule, Relearn acts {when}, but this training has "
     assert sentence + "1 epoch." in caplog.messages
     caplog.clear()
     module = Module("everything")

@@ -309,7 +309,8 @@ def test_a_training_too_short_for_the_method_is_told_at_its_start_and_end(tmp_pa
     kind = remaking(lambda model: evenly.Relearn(model.encoders))
     with pytest.warns(UserWarning, match=r"but this training ended after 2 epochs\. Train longer"):
         trainer("joint", tmp_path, kind=kind, num_train_epochs=2).train()
-    sentence = "Relearn acts before epochs 21, 41 and 61 (counted from 0), but this training has "
+    when = "before epochs 21, 41 and 61 (counted from 0)"
+    sentence = f"By its schedule, Relearn acts {when}, but this training has "
     assert sentence + "2 epochs." in caplog.messages
 
 
