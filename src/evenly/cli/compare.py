@@ -73,8 +73,8 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    check(training, options.cluster or "")
-    if followed(training):
+    check(training, options.cluster)
+    if followed(training, options.cluster):
         return
     out = out_folder(options, Path("runs") / folder_name(options, training))
     logs = Logs.of(options.logger, out)

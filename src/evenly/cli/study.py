@@ -57,8 +57,8 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    check(training, options.cluster or "")
-    if followed(training):
+    check(training, options.cluster)
+    if followed(training, options.cluster):
         return
     given = folder_name(options, training)
     out = out_folder(options, Path("runs") / f"{given}-{options.name}")

@@ -63,7 +63,7 @@ def add_pool(one: ArgumentParser) -> None:
     )
     one.add_argument(
         "--cluster",
-        type=str | None,
+        default="",
         help="address of a Dask cluster, such as tcp://HOST:8786, whose workers do the runs; they "
         "see --out and the data under the same paths",
     )
@@ -96,7 +96,7 @@ def pool_of(options: Namespace) -> "Callable[[Training], Pool]":
     return partial(
         pool,
         jobs=options.jobs,
-        cluster=options.cluster or "",
+        cluster=options.cluster,
         runs_per_device=options.runs_per_device,
     )
 

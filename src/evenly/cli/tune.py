@@ -86,8 +86,8 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    check(training, options.cluster or "")
-    if followed(training):
+    check(training, options.cluster)
+    if followed(training, options.cluster):
         return
     out = out_folder(options, Path("runs") / f"{folder_name(options, training)}-tune")
     logs = Logs.of(options.logger, out)

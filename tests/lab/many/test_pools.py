@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from evenly.lab.many.pools import check
+from evenly.lab.many.pools import check, followed
 from evenly.lab.run.settings import Training
 
 
@@ -15,11 +15,13 @@ def test_a_cluster_needs_dask(monkeypatch):
         check(Training(), "tcp://host:8786")
 
 
-def test_processes_are_started_once(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+def test_a_cluster_goes_before_who_started_the_command(monkeypatch):
+    """As in a batch script of several tasks, which starts the workers."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="--cluster starts the processes of its runs itself"):
-        check(Training(devices=2), "tcp://host:8786")
+    assert not followed(Training(devices=2), "tcp://host:8786")
+    with pytest.raises(ValueError, match="2 processes were started, but --devices 4"):
+        followed(Training(devices=4))
 
 
 def test_several_nodes_need_a_starter():

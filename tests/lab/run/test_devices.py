@@ -128,7 +128,13 @@ def test_torchrun_starts_the_processes(tmp_path):
 def test_what_the_starters_say(monkeypatch):
     training = replace(TRAINING, devices=2)
     assert told_rank(training) is None
-    slurm = {"PROCID": "1", "NTASKS": "2", "LOCALID": "1", "JOB_ID": "7", "JOB_NODELIST": "n[03-4]"}
+    slurm = {
+        "PROCID": "1",
+        "STEP_NUM_TASKS": "2",
+        "LOCALID": "1",
+        "JOB_ID": "7",
+        "JOB_NODELIST": "n[03-4]",
+    }
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert told_rank(training) == Rank(1, 2, 1, "tcp://n03:20007")

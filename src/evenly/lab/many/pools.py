@@ -12,7 +12,7 @@ from evenly.lab.run.settings import Training
 def pool(
     training: Training, jobs: int | None = None, cluster: str = "", runs_per_device: int = 1
 ) -> Pool:
-    """The processes that torchrun or srun started, else a cluster, else this machine.
+    """A cluster, the processes that torchrun or srun started, or this machine.
 
     Args:
         training: What the runs share.
@@ -20,15 +20,14 @@ def pool(
         cluster: Address of one, if there is one.
         runs_per_device: Runs at the same time on each GPU.
     """
-    rank = told_rank(training)
-    if rank is not None:
-        from evenly.lab.many.together import Together
-
-        return Together(rank)
     if cluster:
         from evenly.lab.many.cluster import Cluster
 
         return Cluster(cluster, jobs, runs_per_device)
+    if (rank := told_rank(training)) is not None:
+        from evenly.lab.many.together import Together
+
+        return Together(rank)
     return Local(jobs or default_jobs(training, runs_per_device))
 
 
@@ -36,10 +35,7 @@ def check(training: Training, cluster: str = "") -> None:
     """Raises if runs cannot be done where they are to be, before anything is spent on them."""
     import torch
 
-    rank = told_rank(training)
-    if rank is not None and cluster:
-        raise UserError("--cluster starts the processes of its runs itself: leave torchrun out.")
-    if rank is None and training.nodes > 1:
+    if training.nodes > 1 and (cluster or told_rank(training) is None):
         raise UserError(
             f"--nodes {training.nodes}: start this command on each of them, by torchrun or srun, "
             "with a process for each device."
@@ -56,9 +52,9 @@ def check(training: Training, cluster: str = "") -> None:
         )
 
 
-def followed(training: Training) -> bool:
+def followed(training: Training, cluster: str = "") -> bool:
     """Takes part in the runs of another process that torchrun or srun started, if this is one."""
-    rank = told_rank(training)
+    rank = None if cluster else told_rank(training)
     if rank is None or rank.number == 0:
         return False
     from evenly.lab.many.together import follow

@@ -54,7 +54,7 @@ def told_rank(training: Training) -> Rank | None:
     if os.environ.keys() >= {*_TORCHRUN}:
         number, world, local = (int(os.environ[name]) for name in _TORCHRUN)
         rank = Rank(number, world, local)
-    elif os.environ.keys() >= {*_SLURM} and os.environ["SLURM_NTASKS"] != "1":
+    elif os.environ.keys() >= {*_SLURM} and os.environ["SLURM_STEP_NUM_TASKS"] != "1":
         number, world, local = (int(os.environ[name]) for name in _SLURM)
         rank = Rank(number, world, local, _slurm_address())
     if rank is not None and rank.world != training.world:
@@ -66,7 +66,8 @@ def told_rank(training: Training) -> Rank | None:
 
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+# Of a step that srun started: a batch script itself is none of its tasks.
+_SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 def _slurm_address() -> str:

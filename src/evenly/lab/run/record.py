@@ -72,14 +72,15 @@ class Record:
             return
         try:
             state = torch.load(self._last, map_location="cpu", weights_only=True)
+            remembered = [(name, state["record"][name]) for name in _REMEMBERED]
         except Exception as error:
             raise UserError(
                 f"{self._last} is damaged ({type(error).__name__}). Remove it, and the run starts "
                 "anew."
             ) from error
         self.parts.load_state_dict(state)
-        for name in _REMEMBERED:
-            setattr(self, name, state["record"][name])
+        for name, value in remembered:
+            setattr(self, name, value)
 
     def begin(self) -> None:
         """An epoch begins: starts the clock, which counts training and the method alone."""
