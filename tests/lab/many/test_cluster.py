@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -177,8 +178,8 @@ def test_a_full_disk_ends_the_command(dask, tmp_path):
     dask.head()
     dask.worker()
     out = tmp_path / "out"
-    (tmp_path / "sitecustomize.py").write_text("")
-    source = Listed([Job(Cell(TRAINING, "joint", 0), out)])
+    wide = replace(TRAINING, width=64, encoders={})
+    source = Listed([Job(Cell(wide, "joint", 0), out)])
 
     class Full(Cluster):
         """Whose worker may write small files alone."""
@@ -194,7 +195,7 @@ def test_a_full_disk_ends_the_command(dask, tmp_path):
 def _limit():
     import resource
 
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 
 
 def test_a_cluster_that_does_not_answer(monkeypatch):
