@@ -3,13 +3,15 @@ import sys
 import time
 from collections import Counter
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 import torch
 
 from evenly.lab.many import local as module
-from evenly.lab.many.job import Epoch, Job
+from evenly.lab.many.job import Ended, Epoch, Job
 from evenly.lab.many.local import Local, _work, default_jobs
+from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell, Training
 
 
@@ -75,6 +77,18 @@ def test_a_run_that_is_stopped_writes_no_more(tmp_path):
     assert pool.news(0.1) == []
 
 
+def test_a_run_whose_paths_go_from_another_folder(tmp_path):
+    """That of the command, as a worker of a cluster has its own."""
+    training = Training(data="synthetic(train=24,val=12,test=12)", epochs=1, precision="32")
+    job = Job(Cell(training, "joint", 0), Path("out", "run"))
+    pool = Local(1)
+    pool.start(job, tmp_path)
+    while not (found := [news for news in pool.news(1.0) if isinstance(news, Ended)]):
+        pass
+    assert found == [Ended(job)]
+    assert Result.read(tmp_path / "out" / "run") is not None
+
+
 def test_what_a_run_writes_down_shows_no_password(tmp_path, monkeypatch):
     """Loggers keep the command that their process is told, and errors what a server was asked."""
     seen = []
@@ -88,7 +102,7 @@ def test_what_a_run_writes_down_shows_no_password(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", given)
     monkeypatch.setattr("evenly.lab.run.run.run_cell", run_cell)
     monkeypatch.setattr("evenly.child.serve", lambda: None)
-    _work(Job(Cell(Training(), "joint", 0), tmp_path), None, None, [], sending)
+    _work(Job(Cell(Training(), "joint", 0), tmp_path), Path(), None, [], sending)
     assert seen == ["evenly", "tune", "--storage", "mysql://me:***@host/db"]
     assert receiving.recv() == "ConnectionError: no answer of https://me:***@host/api"
     assert "s3cret" not in (tmp_path / "error.txt").read_text()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
-from threading import Lock
+from secrets import token_hex
+from threading import Event, Lock
 
 from evenly import child
 from evenly.lab.many.job import Ended, Epoch, Job, News, done
@@ -51,7 +52,7 @@ class Local:
         """How many runs more it takes now."""
         return self._jobs - len(self._running)
 
-    def start(self, job: Job, place: Path | None = None) -> None:
+    def start(self, job: Job, place: Path = Path()) -> None:
         """Starts a run.
 
         Args:
@@ -94,6 +95,7 @@ class _Running:
     """A run in progress: its processes, and a pipe from each."""
 
     job: Job
+    place: Path
     devices: list[str]
     processes: list[ForkServerProcess | SpawnProcess]
     messages: list[Connection]
@@ -110,7 +112,7 @@ class _Running:
                         raise message
                     if isinstance(message, Epoch):
                         found.append(message)
-                    else:  # of several processes the first that fails; others miss it then
+                    else:  # of several processes the first that fails
                         self._error = self._error or message
             except EOFError:
                 pipe.close()
@@ -130,7 +132,8 @@ class _Running:
             return self._error
         if self.messages:
             return None
-        return "" if Result.read(self.job.folder) else "its process ended without a result"
+        folder = self.place / self.job.folder
+        return "" if Result.read(folder) else "its process ended without a result"
 
     def close(self) -> None:
         _TAKEN.subtract(self.devices)
@@ -163,15 +166,14 @@ def _devices(training: Training) -> list[str]:
     return found
 
 
-def _started(context: child.Context, job: Job, place: Path | None) -> _Running:
+def _started(context: child.Context, job: Job, place: Path) -> _Running:
     world = job.cell.training.devices
     meeting = None
     ranks: list[Rank | None] = [None]
     if world > 1:
-        meeting = Path(tempfile.mkstemp(prefix="evenly-")[1])
-        meeting.unlink()  # its name is free now, and torch makes the file
+        meeting = Path(tempfile.gettempdir(), f"evenly-{token_hex(16)}")  # torch makes the file
         ranks = [Rank(number, world, number, f"file://{meeting}") for number in range(world)]
-    running = _Running(job, _devices(job.cell.training), [], [], meeting)
+    running = _Running(job, place, _devices(job.cell.training), [], [], meeting)
     for rank in ranks:
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(job, place, rank, running.devices, sending))
@@ -183,12 +185,11 @@ def _started(context: child.Context, job: Job, place: Path | None) -> _Running:
 
 
 def _work(
-    job: Job, place: Path | None, rank: Rank | None, devices: list[str], messages: Connection
+    job: Job, place: Path, rank: Rank | None, devices: list[str], messages: Connection
 ) -> None:
     """The body of a process."""
     child.serve()
-    if place is not None:
-        os.chdir(place)
+    os.chdir(place)
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA has not started yet
 
@@ -196,10 +197,12 @@ def _work(
         with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
             messages.send(news)
 
+    error: str | OSError
     try:
         error = done(job, tell, rank)
     except OSError as full:
-        tell(full)
-    else:
-        if error:
-            tell(error)
+        error = full
+    if error:
+        tell(error)
+        if rank is not None:  # the others would tell that it left before it is heard why
+            Event().wait()  # until all are ended
