@@ -198,7 +198,9 @@ class MLA(Method):
         part = distributed.local(grad)  # FSDP2 cuts rows, and each row is projected by itself
         before = part.to(projection.dtype)
         after = projected(before, projection)
-        share = after.norm() / before.norm().clamp_min(torch.finfo(before.dtype).tiny)
+        squares = torch.stack([after.norm(), before.norm()]).double().square()
+        norms = distributed.sum_shards_(squares, grad).sqrt().to(before.dtype)
+        share = norms[0] / norms[1].clamp_min(torch.finfo(before.dtype).tiny)
         self.metrics = {**self.metrics, f"kept/{self.turn}": share}
         part.copy_(after)  # which `before` may be
 

@@ -6,20 +6,26 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from torch import nn
 
+from evenly.errors import UserRuntimeError
+from evenly.lab.many import together
 from evenly.lab.many.engine import Listed, carry
-from evenly.lab.many.job import Job
+from evenly.lab.many.job import Ended, Job
 from evenly.lab.many.local import Local
 from evenly.lab.run.place import Rank, told_rank
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
+from ranks import on_ranks
 
 pytestmark = pytest.mark.distributed
 DATA = "synthetic(train=96,val=62,test=61,classes=3,information=2)"
@@ -41,6 +47,7 @@ def assert_alike(one, several):
         assert torch.allclose(value, theirs[name], atol=1e-5), name
     alone, together = Result.read(one), Result.read(several)
     assert (alone.best_epoch, alone.steps) == (together.best_epoch, together.steps)
+    assert alone.flops == pytest.approx(together.flops, rel=0.1)  # each has some of its own
     for split, metrics in alone.metrics.items():
         for name, value in metrics.items():
             assert together.metrics[split][name] == pytest.approx(value, abs=1e-4), name
@@ -108,6 +115,55 @@ def test_a_lost_process_ends_the_run_which_is_taken_up(strategy, tmp_path):
     ours, theirs = weights(killed.folder), weights(whole.folder)
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
+
+
+class Failing(nn.Linear):
+    """An encoder that fails on the second process alone."""
+
+    def __init__(self):
+        super().__init__(32, 4)
+
+    def forward(self, x):
+        if self.training and dist.is_initialized() and dist.get_rank() == 1:
+            raise RuntimeError("the reason")
+        return super().forward(x)
+
+
+@pytest.mark.slow
+def test_why_a_run_ended_is_what_the_first_to_fail_says(tmp_path):
+    """And not what the others say then, that it left."""
+    training = replace(TRAINING, devices=2, encoders={"m1": "test_devices.Failing"})
+    job = Job(Cell(training, "joint", 0), tmp_path / "run")
+    pool = Local(1)
+    pool.start(job)
+    while not (job.folder / "error-1.txt").exists():
+        time.sleep(0.1)
+    time.sleep(1)  # while this process is at something else
+    assert pool.news(5.0) == [Ended(job, "RuntimeError: the reason")]
+    assert pool.room == 1
+
+
+def fails(rank, world, said):
+    """What a process tells whose run fails, where others say what is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(together, "PATIENCE", timedelta(seconds=3))
+        patch.setattr(together, "done", lambda job, tell, rank: said[rank.number])
+        member = together._Member(Rank(rank, world, rank))
+        try:
+            return member.done(Job(Cell(TRAINING, "joint", 0), Path("run")), print)
+        except UserRuntimeError as error:
+            return str(error)
+
+
+def test_processes_of_torchrun_go_on_after_a_failure_of_all(tmp_path):
+    assert on_ranks(fails, tmp_path, ("no", "no")) == ["no", "no"]
+
+
+def test_processes_of_torchrun_end_after_a_failure_of_one(tmp_path):
+    """The others may wait for it within the run, for half an hour."""
+    first, second = on_ranks(fails, tmp_path, ("no", ""))
+    assert first.startswith("joint-0, process 0: no. The others did not fail, so all end.")
+    assert second == ""
 
 
 @pytest.mark.slow

@@ -1,9 +1,16 @@
 """Runs on processes that torchrun or srun started, all of them for one run after another."""
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import torch.distributed as dist
 
-from evenly.lab.many.job import Ended, Job, News, done
+from evenly.errors import UserRuntimeError
+from evenly.lab.many.job import Ended, Epoch, Job, News, done
 from evenly.lab.run.place import Rank, begin
+
+PATIENCE = timedelta(minutes=1)
+"""In which all processes fail where one does, or else the others wait for it within the run."""
 
 
 class Together:
@@ -14,9 +21,9 @@ class Together:
     """
 
     def __init__(self, rank: Rank) -> None:
-        self._rank = rank
+        self._member = _Member(rank)
         self._news: list[News] = []
-        begin(rank)
+        self._are_apart = False
 
     @property
     def room(self) -> int:
@@ -24,9 +31,15 @@ class Together:
         return int(not self._news)
 
     def start(self, job: Job) -> None:
-        """Does a run, with the others."""
+        """Does a run, with the others.
+
+        Raises:
+            UserRuntimeError: If it failed on this process alone.
+        """
         _send(job)
-        error = done(job, self._news.append, self._rank)
+        self._are_apart = True  # they do not listen before it is over
+        error = self._member.done(job, self._news.append)
+        self._are_apart = False
         self._news.append(Ended(job, error))
 
     def news(self, seconds: float) -> list[News]:
@@ -38,15 +51,43 @@ class Together:
         """Nothing: it is over."""
 
     def close(self) -> None:
-        """Lets the others go."""
-        _send(None)
+        """Lets the others go; those within a run end as this process does."""
+        if not self._are_apart:
+            _send(None)
 
 
 def follow(rank: Rank) -> None:
-    """Takes part in the runs of the first process until it lets go."""
-    begin(rank)
+    """Takes part in the runs of the first process until it lets go.
+
+    Raises:
+        UserRuntimeError: If one failed on this process alone.
+    """
+    member = _Member(rank)
     while (job := _received()) is not None:
-        done(job, lambda _: None, rank)
+        member.done(job, lambda _: None)
+
+
+class _Member:
+    """One of the processes."""
+
+    def __init__(self, rank: Rank) -> None:
+        begin(rank)
+        self._rank = rank
+        # Of its own: in the other one, those that have not failed may be in the middle of a sum.
+        self._failed = dist.new_group(timeout=PATIENCE, backend="gloo")
+
+    def done(self, job: Job, tell: Callable[[Epoch], None]) -> str:
+        """Does a run; returns why it failed on all processes, empty if it is finished."""
+        error = done(job, tell, self._rank)
+        if error:
+            try:
+                dist.barrier(self._failed)
+            except RuntimeError as alone:
+                raise UserRuntimeError(
+                    f"{job.cell.folder}, process {self._rank.number}: {error}. The others did not "
+                    "fail, so all end. The same command goes on from the last checkpoint."
+                ) from alone
+        return error
 
 
 def _send(job: Job | None) -> None:

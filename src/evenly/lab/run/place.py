@@ -170,8 +170,7 @@ def joined(training: Training, rank: Rank | None = None) -> Iterator[Place]:
     is_mine = not dist.is_initialized()  # else they stay together for the next run
     begin(rank)
     strategy: Literal["ddp", "fsdp"] = "fsdp" if training.strategy == "fsdp" else "ddp"
-    try:
-        yield Place(device, training.precision, rank.number, rank.world, strategy)
-    finally:
-        if is_mine:
-            dist.destroy_process_group()
+    yield Place(device, training.precision, rank.number, rank.world, strategy)
+    # Not after an error, of which this process has yet to tell: the others would, that it left.
+    if is_mine:
+        dist.destroy_process_group()

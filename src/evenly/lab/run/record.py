@@ -35,7 +35,7 @@ class Record:
         rows: The metrics of each epoch so far.
         best_epoch: With the highest accuracy on the split that selects, the first of equals.
         seconds: Spent in training and in the method, without measurements.
-        flops: Of all steps of training.
+        flops: Of all steps of training, on all processes together.
         steps: Of the optimiser.
     """
 
@@ -119,7 +119,7 @@ class Record:
         """The steps of the epoch are done: stops the clock."""
         steps, took = len(self._losses), self._lap()
         self.steps += steps
-        self.flops += self._operations * steps
+        self.flops += int(distributed.sum_(torch.tensor(self._operations))) * steps
         self.seconds += took * steps / (steps - 1) if steps > 1 else self._first
 
     def end(self, measured: Row) -> None:

@@ -28,9 +28,9 @@ class Result:
         steps: Of the optimiser.
         seconds: Spent in training and in the method, without validation and measurements.
         peak_memory_mb: Of the run's process, or of the GPU where there is one.
-        flops: Floating-point operations of all training steps, from the first step of every epoch;
-            what a method does between epochs is not in them.
-        precision: In Lightning's words.
+        flops: Floating-point operations of all training steps, on all devices together, from the
+            first step of every epoch; what a method does between epochs is not in them.
+        precision: Of the forward pass, 'bf16' or '32'.
         metrics: By split (val, test) and metric.
         files: By name, the checksums of what the run wrote.
     """
