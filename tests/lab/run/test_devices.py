@@ -162,7 +162,7 @@ def test_processes_of_torchrun_go_on_after_a_failure_of_all(tmp_path):
 def test_processes_of_torchrun_end_after_a_failure_of_one(tmp_path):
     """The others may wait for it within the run, for half an hour."""
     first, second = on_ranks(fails, tmp_path, ("no", ""))
-    assert first.startswith("joint-0, process 0: no. The others did not fail, so all end.")
+    assert first.startswith("joint-0, process 0: no. Not all processes failed")
     assert second == ""
 
 
@@ -200,6 +200,8 @@ def test_what_the_starters_say(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert told_rank(training) == Rank(0, 2, 0)
+    with pytest.raises(ValueError, match="2 processes were started, but --devices 1 --nodes 1"):
+        told_rank(TRAINING)  # each would begin the same run
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ class _Member:
                 dist.barrier(self._failed)
             except RuntimeError as alone:
                 raise UserRuntimeError(
-                    f"{job.cell.folder}, process {self._rank.number}: {error}. The others did not "
-                    "fail, so all end. The same command goes on from the last checkpoint."
+                    f"{job.cell.folder}, process {self._rank.number}: {error}. Not all processes "
+                    "failed of themselves, so the command ends; the same one goes on."
                 ) from alone
         return error
 

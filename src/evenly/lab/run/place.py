@@ -48,13 +48,11 @@ def told_rank(training: Training) -> Rank | None:
     Raises:
         ValueError: If they started another number of processes than the training asks for.
     """
-    if training.world == 1:  # whatever a cluster's variables say of who started the command
-        return None
     rank = None
     if os.environ.keys() >= {*_TORCHRUN}:
         number, world, local = (int(os.environ[name]) for name in _TORCHRUN)
         rank = Rank(number, world, local)
-    elif os.environ.keys() >= {*_SLURM} and os.environ["SLURM_STEP_NUM_TASKS"] != "1":
+    elif training.world > 1 and _is_task():  # tasks may have runs of their own, too
         number, world, local = (int(os.environ[name]) for name in _SLURM)
         rank = Rank(number, world, local, _slurm_address())
     if rank is not None and rank.world != training.world:
@@ -62,12 +60,16 @@ def told_rank(training: Training) -> Rank | None:
             f"{rank.world} processes were started, but --devices {training.devices} --nodes "
             f"{training.nodes} asks for {training.world}. Start one for each device."
         )
-    return rank
+    return rank if training.world > 1 else None
 
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-# Of a step that srun started: a batch script itself is none of its tasks.
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+
+
+def _is_task() -> bool:
+    """Whether this is one of several tasks of srun's; a batch script itself is none."""
+    return os.environ.keys() >= {*_SLURM} and os.environ["SLURM_STEP_NUM_TASKS"] != "1"
 
 
 def _slurm_address() -> str:
