@@ -88,8 +88,7 @@ def data(tmp_path):
 
 
 def last(folder):
-    found = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-    return {key: value for key, value in found.items() if key.startswith("model.")}
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("method", ["joint", "mla"])
