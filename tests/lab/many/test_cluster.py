@@ -158,13 +158,16 @@ def test_the_head_is_lost_and_comes_back(dask, alone, tmp_path):
     ended(process, out, alone)
 
 
-def test_a_stopped_command_leaves_nothing_running(dask, tmp_path):
+def test_a_stopped_command_leaves_nothing_running(dask, tmp_path, capsys):
     dask.head()
-    dask.worker()
     folder = tmp_path / "run"
     training = Training(data=DATA, epochs=100_000, width=8, checkpoint_every=0.0, precision="32")
     pool = Cluster(dask.address)
+    assert pool.room == 0
+    dask.worker()
     until(lambda: pool.room == 1)
+    said = capsys.readouterr().err
+    assert said.count(f"note: the cluster has no worker yet: 'dask worker {dask.address}'") == 1
     job = Job(Cell(training, "joint", 0), folder)
     pool.start(job)
     assert pool.room == 0

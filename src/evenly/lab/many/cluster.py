@@ -21,6 +21,7 @@ from evenly.errors import UserRuntimeError
 from evenly.hidden import hidden_address
 from evenly.lab.many.job import Ended, Epoch, Job, News, is_full
 from evenly.lab.many.local import Local
+from evenly.lab.run.prepare import say
 from evenly.lab.run.result import Result
 
 if TYPE_CHECKING:
@@ -72,12 +73,20 @@ class Cluster:
         self._orders: dict[Path, tuple[Order, Future[Any]]] = {}
         self._heard: SimpleQueue[News | Exception | Future[Any]] = SimpleQueue()
         self._topic = f"evenly-{os.getpid()}-{time.time_ns()}"
+        self._is_told = False  # that there is no worker
         self._client = self._connected()
 
     @property
     def room(self) -> int:
         """How many runs more it takes now."""
-        threads = sum(self._client.nthreads().values())
+        try:
+            threads = sum(self._client.nthreads().values())
+        except Exception:  # whatever a client raises whose scheduler is gone
+            self._return()
+            return 0
+        if not threads and not self._is_told:
+            say([f"the cluster has no worker yet: 'dask worker {self._address}' starts one."])
+            self._is_told = True
         return (self._jobs or threads) - len(self._orders)
 
     def start(self, job: Job) -> None:

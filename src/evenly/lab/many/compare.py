@@ -147,11 +147,12 @@ def compare(
             report = write_tables(out)
     if source.failures:
         lines = [f"  {name}: {reason}" for name, reason in source.failures.items()]
+        details = "error.txt" if training.world == 1 else "error-*.txt"
         raise Failed(
             f"{len(source.failures)} of {len(plan.jobs())} runs failed; the others are in "
             f"{report}.\n"
             + "\n".join(lines)
-            + f"\nThe details are in error.txt of each folder under {out / 'runs'}. The same "
+            + f"\nThe details are in {details} of each folder under {out / 'runs'}. The same "
             "command tries them again."
         )
     return report
