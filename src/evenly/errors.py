@@ -13,5 +13,5 @@ class UserRuntimeError(UserError, RuntimeError):
     """The same of a call out of turn, or of something else that is lacking or does not answer."""
 
 
-class UserFileNotFoundError(UserError, FileNotFoundError):
+class UserFileNotFoundError(FileNotFoundError, UserError):  # as its `__new__` is the one to call
     """The same of a file or folder that is not there."""

@@ -97,4 +97,4 @@ def test_the_learning_rate_steps(tmp_path):
     training = Training("digits", epochs=4, lr_step=2, width=8, limit_samples=40, diagnose_every=0)
     run_cell(Cell(training, "joint", 0), tmp_path)
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.0001)
+    assert last["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.0001)
