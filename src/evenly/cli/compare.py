@@ -65,7 +65,7 @@ def run(options: Namespace) -> None:
     """Trains, and prints the table and where the report is."""
     from evenly.lab.many.compare import compare
     from evenly.lab.many.local import forker
-    from evenly.lab.many.pools import check, followed
+    from evenly.lab.many.pools import followed
     from evenly.lab.many.tuned import Tuning
     from evenly.lab.run.logs import Logs
     from evenly.lab.statistics.tables import table
@@ -73,7 +73,6 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    check(training, options.cluster)
     if followed(training, options.cluster):
         return
     out = out_folder(options, Path("runs") / folder_name(options, training))

@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     """Prints the list, or makes one and prints its table."""
     from evenly.lab.many.compare import compare
     from evenly.lab.many.local import forker
-    from evenly.lab.many.pools import check, followed
+    from evenly.lab.many.pools import followed
     from evenly.lab.many.studies import STUDIES, planned, write_study
     from evenly.lab.run.logs import Logs
 
@@ -57,7 +57,6 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    check(training, options.cluster)
     if followed(training, options.cluster):
         return
     given = folder_name(options, training)

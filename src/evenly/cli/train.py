@@ -35,7 +35,7 @@ def run(options: Namespace) -> None:
     from tqdm import tqdm
 
     from evenly.lab.many.job import CALLED, Job
-    from evenly.lab.many.pools import check, followed
+    from evenly.lab.many.pools import followed
     from evenly.lab.run.logs import Logs
     from evenly.lab.run.precision import decided
     from evenly.lab.run.prepare import prepare, say
@@ -45,7 +45,6 @@ def run(options: Namespace) -> None:
     from evenly.report.comparison import PAPER
 
     cell = Cell(training_of(options), options.method, options.seed)
-    check(cell.training)
     if followed(cell.training):
         return
     folder = out_folder(options, Path("runs") / folder_name(options, cell.training) / cell.folder)

@@ -78,7 +78,7 @@ def run(options: Namespace) -> None:
     """Searches; prints what was best, and the command that compares the methods with it."""
     from evenly.lab.many.compare import named
     from evenly.lab.many.local import forker
-    from evenly.lab.many.pools import check, followed
+    from evenly.lab.many.pools import followed
     from evenly.lab.many.trials import Search
     from evenly.lab.many.tune import tune
     from evenly.lab.run.logs import Logs
@@ -86,7 +86,6 @@ def run(options: Namespace) -> None:
     training = training_of(options)
     pool = pool_of(options)
     forker()
-    check(training, options.cluster)
     if followed(training, options.cluster):
         return
     out = out_folder(options, Path("runs") / f"{folder_name(options, training)}-tune")

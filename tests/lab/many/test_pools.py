@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from evenly.lab.many import pools
 from evenly.lab.many.pools import check, followed
 from evenly.lab.run.settings import Training
 
@@ -19,7 +20,9 @@ def test_a_cluster_goes_before_who_started_the_command(monkeypatch):
     """As in a batch script of several tasks, which starts the workers."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert not followed(Training(devices=2), "tcp://host:8786")
+    with monkeypatch.context() as patched:
+        patched.setattr(pools, "check", lambda *_: None)  # which would look for it
+        assert not followed(Training(devices=2), "tcp://host:8786")
     with pytest.raises(ValueError, match="2 processes were started, but --devices 4"):
         followed(Training(devices=4))
 

@@ -15,13 +15,18 @@ import torch.distributed as dist
 import yaml
 from torch import nn
 
+from evenly.data import load
 from evenly.errors import UserRuntimeError
 from evenly.lab.many import together
 from evenly.lab.many.engine import Listed, carry
 from evenly.lab.many.job import Ended, Job
 from evenly.lab.many.local import Local
-from evenly.lab.run.place import Rank, told_rank
+from evenly.lab.run.hold import Hold
+from evenly.lab.run.logs import Logs, RunLog
+from evenly.lab.run.parts import Parts
+from evenly.lab.run.place import Place, Rank, told_rank
 from evenly.lab.run.prepare import prepare
+from evenly.lab.run.record import Record
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
@@ -247,3 +252,16 @@ class Normed(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
+
+
+def test_a_process_that_does_not_write_knows_when_it_was_written(tmp_path):
+    """Else it would say after each epoch that it is time for a checkpoint."""
+    cell = Cell(TRAINING, "joint", 0)
+    place = Place(torch.device("cpu"), "32")
+    parts = replace(Parts.of(cell, load(DATA), place), place=replace(place, rank=1))
+    record = Record(parts, RunLog(Logs(()), cell, tmp_path, {}), Hold(tmp_path), print, {})
+    record._weights, record._written = parts.weights(), 0.0
+    record._write()
+    assert record._written > 0
+    assert record._weights == {}
+    assert not list(tmp_path.iterdir())

@@ -53,7 +53,12 @@ def check(training: Training, cluster: str = "") -> None:
 
 
 def followed(training: Training, cluster: str = "") -> bool:
-    """Takes part in the runs of another process that torchrun or srun started, if this is one."""
+    """Takes part in the runs of another process that torchrun or srun started, if this is one.
+
+    Raises:
+        UserError: If runs cannot be done where they are to be, as `check` says.
+    """
+    check(training, cluster)
     rank = None if cluster else told_rank(training)
     if rank is None or rank.number == 0:
         return False

@@ -135,6 +135,7 @@ class Parts:
             sampler,
             Forward(place, Augment(training.augment, data.modalities, cell.seed)),
             DataLoader(train, batch_sampler=batches, collate_fn=collate),
+            {"train": train},
         )
 
     def begin(self, epoch: int) -> None:

@@ -60,7 +60,7 @@ class Record:
         self.rows: list[Row] = []
         self.best_accuracy, self.best_epoch = -1.0, -1
         self._weights: dict[str, Tensor] = {}  # the best, until they are written
-        self._written = time.monotonic()
+        self._written, self._lapped = time.monotonic(), 0.0
 
     def resume(self) -> None:
         """Takes up what the folder holds.
@@ -160,17 +160,17 @@ class Record:
     def _write(self) -> None:
         """The best weights first: what a resumed run continues from must have them."""
         state = self.parts.state_dict()  # of which each process has its share
+        weights, self._weights = self._weights, {}
+        self._written = time.monotonic()  # on each process, as any of them may say that it is time
         if not self.parts.place.is_first:
             return
-        if self._weights:
-            best = {"epoch": self.best_epoch, "state_dict": self._weights, **self.about}
+        if weights:
+            best = {"epoch": self.best_epoch, "state_dict": weights, **self.about}
             self._save(best, self._best)
-            self._weights = {}
         self._hold.check()
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         write_csv(self._table, columns, self.rows)
         self._save({**state, "record": {k: getattr(self, k) for k in _REMEMBERED}}, self._last)
-        self._written = time.monotonic()
 
     def _save(self, state: Mapping[str, Any], path: Path) -> None:
         with self._hold.replacing(path) as temporary, temporary.open("wb") as file:
@@ -180,7 +180,7 @@ class Record:
         """Seconds since the last call, when a GPU has done what it was given."""
         if self.parts.place.device.type == "cuda":
             torch.cuda.synchronize()
-        before, self._lapped = getattr(self, "_lapped", 0.0), time.perf_counter()
+        before, self._lapped = self._lapped, time.perf_counter()
         return self._lapped - before
 
 
