@@ -208,7 +208,7 @@ def test_ctrl_c_and_a_scheduler_in_train(tmp_path, number, status, how):
     """Started as in the background of a script, where the shell has Ctrl-C ignored."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "evenly.cli", "train", "--data", DATA, "--epochs", "5000"]
-    command += ["--width", "8", "--out", str(out)]
+    command += ["--width", "8", "--checkpoint_every", "0", "--out", str(out)]
     process = subprocess.Popen(
         ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command],
         stdout=subprocess.PIPE,

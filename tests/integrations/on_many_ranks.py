@@ -19,9 +19,9 @@ import evenly
 from ranks import BATCH, EPOCHS, Straight, splits, whole
 from support import forward, info, make, sgd
 
-NAMED = ("joint", "relearn", "ogm_ge", "mmpareto", "lfm", "pmr", "opm", "mla", "smv", "remix")
-RESUMED = ("relearn", "pmr", "smv")
-ON_FOUR = ("joint", "mmpareto", *RESUMED)  # one that writes nothing, one that reduces gradients
+NAMED = ("joint", "relearn", "ogm_ge", "mmpareto", "lfm", "pmr", "mla", "smv")
+RESUMED = ("relearn", "smv")
+ON_FOUR = ("mmpareto", *RESUMED)  # the first reduces gradients
 
 
 def with_lightning(folder):

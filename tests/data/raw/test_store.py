@@ -652,6 +652,6 @@ def test_a_process_that_is_killed_is_said_and_the_same_command_goes_on(tmp_path,
 
 
 def test_a_process_ends_though_it_has_not_closed_its_pool():
-    code = "import sys; from evenly.data.raw.pool import pool; sys.held = pool(abs, 1, 'evenly')"
+    code = "import sys; from evenly.pool import pool; sys.held = pool(abs, 1, 'evenly')"
     ran = forked.run(forked.code, f"{code}; print(sys.held.__enter__()(-3).result())")
     assert (ran.returncode, ran.stdout) == (0, "3\n")

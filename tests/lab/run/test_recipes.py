@@ -32,7 +32,7 @@ def test_from_the_tree_to_a_report(recipe, tmp_path, capsys):
     folder = tree(tmp_path / "tree")
     arguments = ["compare", "--recipe", recipe, "--folder", str(folder), "--limit-samples", "6"]
     arguments += ["--epochs", "1", "--seeds", "1", "--methods", "joint", "--jobs", "1"]
-    arguments += ["--diagnose-every", "0"]
+    arguments += ["--diagnose-every", "0", "--precision", "32"]
     written = yaml.safe_load(RECIPES[recipe].read_text())
     # Transformers are as wide as in the recipe, but not as deep: half a minute less.
     encoders = {

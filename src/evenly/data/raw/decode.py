@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from evenly.data.dataset import Padded
 from evenly.data.media.error import NoStream
 from evenly.data.numbers import native, spelt, unusable
-from evenly.data.raw.pool import Lost, pool
 from evenly.data.raw.readers import Reader, Text
 from evenly.data.raw.source import Sample, Source
 from evenly.errors import UserRuntimeError
+from evenly.pool import Lost, pool
 
 Decoded = dict[str, "np.ndarray | None"] | str
 """By modality, the array of a sample, None where it is missing; or what is wrong with it."""
@@ -33,7 +33,7 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
     processes = min(workers, len(waiting))
     ahead: deque[tuple[int, Future[Decoded]]] = deque()
     left = iter(waiting)
-    with pool(partial(read, dict(source.readers)), processes, __name__) as submit:
+    with pool(partial(_read_alone, dict(source.readers)), processes, __name__) as submit:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
                 ahead.append((number, submit(source.samples[number].cells)))
@@ -48,6 +48,16 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
                     "killed, perhaps for want of memory. The same command goes on from there; "
                     "give it fewer --workers."
                 ) from error
+
+
+def _read_alone(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
+    """The same as `read` in one thread: there is a process for each core."""
+    import cv2
+    from threadpoolctl import threadpool_limits
+
+    cv2.setNumThreads(1)
+    with threadpool_limits(1):
+        return read(readers, cells)
 
 
 def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:

@@ -21,6 +21,9 @@ from evenly.lab.run.place import Rank
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Training
 
+MOMENT = 1.0
+"""Seconds in which it is known that a process was killed, once others have told of it."""
+
 
 def default_jobs(training: Training, runs_per_device: int = 1) -> int:
     """Runs at the same time: as many as this process has GPUs for, or else cores."""
@@ -124,6 +127,8 @@ class _Running:
         if not self.messages:  # a pipe closes a moment before its process has ended
             for process in self.processes:
                 process.join()
+        elif self._error:  # others tell at once that one is gone, perhaps before its end is known
+            wait([process.sentinel for process in self.processes], MOMENT)
         for process in self.processes:
             if process.exitcode:
                 killed = " (killed, perhaps for want of memory)" if process.exitcode < 0 else ""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_backward_flop, sdpa_flop
@@ -38,22 +40,48 @@ class Flops(TorchDispatchMode):
     ) -> Any:
         """Runs an operation and counts it."""
         kwargs = kwargs or {}
-        packet = getattr(func, "overloadpacket", func)
-        name = str(packet)
-        own, theirs = FORMULAS.get(name), flop_registry.get(packet)
-        if own is None and theirs is None and isinstance(func, OpOverload):
-            # In inference mode an operation such as `linear` comes before it is taken apart.
+        operation = _operation(func)
+        if operation.is_composite:
             with self, _autocast():
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        with _autocast() if name in _CALLERS else nullcontext():
+                return func.decompose(*args, **kwargs)
+        with _autocast() if operation.calls else nullcontext():
             out = func(*args, **kwargs)
-        if own is not None:
-            self.total += own(*args)
-        elif theirs is not None:
-            self.total += theirs(*args, **kwargs, out_val=out)
+        if operation.own is not None:
+            self.total += operation.own(*args)
+        elif operation.theirs is not None:
+            self.total += operation.theirs(*args, **kwargs, out_val=out)
         return out
+
+
+class _Operation(NamedTuple):
+    """What is known of an operation.
+
+    Attributes:
+        own: Its formula among `FORMULAS`.
+        theirs: Its formula among torch's.
+        is_composite: Whether it has none and is to be taken apart into operations that may: one
+            such as `linear`, which comes before that only in inference mode.
+        calls: Whether its kernel calls operations that autocast knows.
+    """
+
+    own: Callable[..., int] | None
+    theirs: Callable[..., int] | None
+    is_composite: bool
+    calls: bool
+
+
+@cache
+def _operation(func: Any) -> _Operation:
+    packet = getattr(func, "overloadpacket", func)
+    name = str(packet)
+    own, theirs = FORMULAS.get(name), flop_registry.get(packet)
+    is_composite = (
+        own is None
+        and theirs is None
+        and isinstance(func, OpOverload)
+        and func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+    )
+    return _Operation(own, theirs, is_composite, name in _CALLERS)
 
 
 @contextmanager

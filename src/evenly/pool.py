@@ -80,11 +80,6 @@ def pool(
 def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """The body of a process."""
     child.serve()
-    import cv2
-    from threadpoolctl import threadpool_limits
-
-    cv2.setNumThreads(1)  # there is a process for each core
-    threadpool_limits(1)
     with suppress(EOFError):
         while True:
             pipe.send(function(pipe.recv()))
