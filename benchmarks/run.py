@@ -1,7 +1,8 @@
 """Every promise of speed in one table, from a single run: `make bench`.
 
-    python benchmarks/run.py            # an hour on two cores with nothing else to do
+    python benchmarks/run.py            # an hour and a half on two cores with nothing else to do
     python benchmarks/run.py --write    # and note it down, in results/ and docs/performance.md
+    python benchmarks/run.py --only lab --write    # what is noted of the others stays
 
 Where there is a GPU, its own benchmarks run, gpu.py, and none of those of the processor.
 """
@@ -51,12 +52,18 @@ def promises_of(program: str, options: list[str]) -> list[Promise]:
     return [Promise(**json.loads(line)) for line in lines]
 
 
-def noted(promises: list[Promise], machine: dict[str, str], results: Path, page: Path) -> None:
-    """Writes the results of this machine, and those of all machines to the page."""
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    result = {**machine, "promises": [asdict(promise) for promise in promises]}
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    (results / f"{kind}.json").write_text(text, encoding="utf-8")
+def noted(found: dict[str, dict], results: Path, page: Path) -> None:
+    """Writes what programs found on this machine, and what is known of all machines to the page.
+
+    Args:
+        found: By program, its promises, and when and where they were measured.
+        results: The folder of what is known.
+        page: Its last part is written anew.
+    """
+    file = results / ("gpu.json" if torch.cuda.is_available() else "cpu.json")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    text = json.dumps(known | found, indent=1, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8")
     written, _, _ = page.read_text(encoding="utf-8").partition(MARK)
     parts = [
         section(json.loads(file.read_text(encoding="utf-8")))
@@ -65,17 +72,19 @@ def noted(promises: list[Promise], machine: dict[str, str], results: Path, page:
     page.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
 
 
-def section(result: dict) -> str:
-    """A machine's table."""
-    cells = [Promise(**promise).cells for promise in result["promises"]]
-    lines = [
-        f"{result['hardware']}; torch {result['torch']}; {result['date']}:",
-        "",
-        "| promise | found | target | |",
-        "| --- | ---: | ---: | --- |",
-        *(f"| {' | '.join(row)} |" for row in cells),
-    ]
-    return "\n".join([*lines, ""])
+def section(programs: dict[str, dict]) -> str:
+    """A table for each machine, with the day of each figure."""
+    by_machine: dict[str, list[str]] = {}
+    for name in sorted(programs, key=[*PROGRAMS, "gpu"].index):
+        one = programs[name]
+        rows = by_machine.setdefault(f"{one['hardware']}; torch {one['torch']}:", [])
+        for promise in one["promises"]:
+            rows.append(f"| {' | '.join(Promise(**promise).cells)} | {one['date']} |")
+    lines = []
+    for machine, rows in by_machine.items():
+        head = "| promise | found | target | | measured on |"
+        lines += [machine, "", head, "| --- | ---: | ---: | --- | --- |", *rows, ""]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -84,18 +93,20 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="note the table down")
     arguments = parser.parse_args()
     programs = arguments.only or (["gpu"] if torch.cuda.is_available() else PROGRAMS)
-    promises = []
-    for program in programs:
-        keep = arguments.write and program == "growth"  # whose figures are drawn, too
-        promises += promises_of(program, ["--write"] if keep else [])
     machine = {
         "date": date.today().isoformat(),
         "hardware": hardware(),
         "torch": torch.__version__,
     }
+    promises = []
+    for program in programs:
+        keep = arguments.write and program == "growth"  # whose figures are drawn, too
+        of_it = promises_of(program, ["--write"] if keep else [])
+        promises += of_it
+        if arguments.write:
+            found = {program: {**machine, "promises": [asdict(promise) for promise in of_it]}}
+            noted(found, HERE / "results", PAGE)
     print(f"\n{machine['hardware']}, torch {machine['torch']}\n\n{table(promises)}")
-    if arguments.write:
-        noted(promises, machine, HERE / "results", PAGE)
     sys.exit(any(promise.here and not promise.met for promise in promises))
 
 

@@ -15,6 +15,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_sessionstart():
+    """Has all processes forked from one that has imported what any of them needs.
+
+    Else what the first test needs is all that it has, and each run of the others begins with
+    seconds of imports.
+    """
+    from evenly import child
+
+    context = child.context
+    child.context = lambda *_: context("lightning", "evenly.lab.many.preloaded")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.default_generator.manual_seed(0)  # a GPU's seed is put off, with a traceback each

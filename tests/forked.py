@@ -60,7 +60,7 @@ class Forked:
 
 def context():
     """How processes are started that a test needs; also those of a comparison are forked so."""
-    return child.context("imported")
+    return child.context()
 
 
 def run(function, *arguments, **options):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ SHORT = {
     "forms": (["--pairs", "5"], 0.6),
     "kmeans": (["--pairs", "3", "--small"], 0.2),
     "loader": (["--rounds", "1", "--clips", "64"], 0.5),
-    "relearn": (["--pair", "mlp", "--pairs", "3"], 0.9),
+    "relearn": (["--pair", "mlp", "--pairs", "3"], 0.7),
 }
 
 
@@ -46,13 +47,18 @@ def test_what_is_noted_down_stands_on_the_page(tmp_path):
     page.write_text(f"# Performance\n\n{run.MARK}\n\nan older table")
     machine = {"date": "2026-11-21", "hardware": "two cores", "torch": "2.13.0"}
     promises = [Promise("fast", 5.0, 4.0), Promise("small", 3.0, 2.0, at_least=False)]
+    found = {**machine, "promises": [asdict(promise) for promise in promises]}
     for _ in range(2):
-        run.noted(promises, machine, tmp_path, page)
+        run.noted({"kmeans": found}, tmp_path, page)
     written = page.read_text()
-    assert written.startswith(f"# Performance\n\n{run.MARK}\n\ntwo cores; torch 2.13.0; 2026")
-    assert written.count("| fast | 5 | ≥ 4 | met |") == 1
+    assert written.startswith(f"# Performance\n\n{run.MARK}\n\ntwo cores; torch 2.13.0:\n")
+    assert written.count("| fast | 5 | ≥ 4 | met | 2026-11-21 |") == 1
     assert "| small | 3 | ≤ 2 | NOT met |" in written
     assert "older" not in written
+    later = {**found, "date": "2026-11-29", "promises": [asdict(Promise("slim", 2.0, 4.0))]}
+    run.noted({"lab": later}, tmp_path, page)
+    rows = [line.split("|")[1].strip() for line in page.read_text().splitlines() if "20" in line]
+    assert rows[-3:] == ["fast", "small", "slim"]
 
 
 def within(promise, margin):

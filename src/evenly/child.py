@@ -12,16 +12,17 @@ from evenly.stop import SIGNALS
 Context = ForkServerContext | SpawnContext
 
 
-def context(preload: str) -> Context:
-    """A process that has imported a module once, and forks for each that is started.
+def context(*preload: str) -> Context:
+    """A process that has imported modules once, and forks for each that is started.
 
     Args:
-        preload: The module's name; what was preloaded first in a process of ours stays.
+        preload: Names of modules that are installed: CPython 3.11 passes over what only this
+            process's `sys.path` leads to. What was preloaded first stays.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([preload])
+    found.set_forkserver_preload(list(preload))
     # What stops the command is sent to every process of it by terminals and schedulers, and is the
     # command's own affair: it ends the others. The mask is inherited, by the runs' processes, too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -19,7 +19,7 @@ import evenly
 from ranks import BATCH, EPOCHS, Straight, splits, whole
 from support import forward, info, make, sgd
 
-NAMED = ("joint", "relearn", "ogm_ge", "mmpareto", "lfm", "pmr", "mla", "smv")
+NAMED = ("joint", "relearn", "ogm_ge", "mmpareto", "lfm", "pmr", "opm", "mla", "smv", "remix")
 RESUMED = ("relearn", "smv")
 ON_FOUR = ("mmpareto", *RESUMED)  # the first reduces gradients
 

@@ -51,13 +51,18 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
 
 
 def _read_alone(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
-    """The same as `read` in one thread: there is a process for each core."""
+    """The same as `read`, in a process of which there is one for each core."""
+    _keep_to_one_thread()
+    return read(readers, cells)
+
+
+@cache
+def _keep_to_one_thread() -> None:
     import cv2
     from threadpoolctl import threadpool_limits
 
     cv2.setNumThreads(1)
-    with threadpool_limits(1):
-        return read(readers, cells)
+    threadpool_limits(1)
 
 
 def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
