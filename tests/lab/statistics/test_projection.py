@@ -3,8 +3,9 @@ import sys
 import numpy as np
 import pytest
 
+import forked
 from evenly.lab.run.result import Result, checksums
-from evenly.lab.statistics.projection import coordinates, project
+from evenly.lab.statistics.projection import MANY, coordinates, project, project_meanwhile
 from evenly.report import write_projection_picture, write_report
 from evenly.report.folder import read_comparison
 
@@ -114,6 +115,30 @@ def test_places_are_kept_until_the_features_change(comparison):
     project(comparison)
     assert files[0].stat().st_mtime_ns > before[0]
     assert files[1].stat().st_mtime_ns == before[1]
+
+
+def test_many_planes_are_laid_out_by_several_processes_and_while_the_last_runs_go_on(tmp_path):
+    target = np.arange(MANY // 2) % 3
+    line = np.linspace(-1, 1, len(target))[:, None]  # laid out straight, in no time
+    names = ("joint-0", "relearn-0")
+    files = [tmp_path / "runs" / name / "projection.npz" for name in names]
+    for file in files:
+        write_run(file.parent, {"a": line, "b": line[::-1]}, target)
+    enough = forked.context().Event()
+
+    def laid_out(function, *arguments):
+        ran = forked.run(function, *arguments)
+        assert ran.returncode == 0, ran.stderr
+        found = [np.load(file)["tsne_1"] for file in files if file.exists()]
+        for file in files:
+            file.unlink(missing_ok=True)
+        return np.array(found)
+
+    several = laid_out(project, tmp_path)
+    assert np.ptp(several[:, :, 0], axis=1) == pytest.approx(2, abs=1e-3)
+    assert np.array_equal(laid_out(project_meanwhile, tmp_path, enough), several)
+    enough.set()
+    assert len(laid_out(project_meanwhile, tmp_path, enough)) == 0
 
 
 def test_without_features_nothing_is_computed(comparison):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from evenly.files import held
 from evenly.hidden import hidden_argument
 from evenly.lab.many.engine import Listed, Pool, carry
 from evenly.lab.many.job import Job
+from evenly.lab.many.local import forker
 from evenly.lab.many.published import Published
 from evenly.lab.many.tuned import Tuning
 from evenly.lab.run.logs import Logs
@@ -27,7 +29,7 @@ from evenly.lab.run.settings import (
     read_settings,
     write_settings,
 )
-from evenly.lab.statistics.projection import project
+from evenly.lab.statistics.projection import project, project_meanwhile
 from evenly.lab.statistics.tables import write_tables
 from evenly.spec import Spec, split
 
@@ -87,6 +89,32 @@ class Comparison:
         return [Job(cell, self.out / "runs" / cell.folder, self.logs) for cell in self.cells()]
 
 
+class _Compared(Listed):
+    """The runs of a comparison; while the last of them leave cores free, planes are laid out."""
+
+    def __init__(self, plan: Comparison) -> None:
+        super().__init__(plan.jobs())
+        self._out, self._left = plan.out, len(self._waiting)
+        self._enough: Event | None = None
+
+    def ended(self, job: Job, error: str) -> str:
+        """Takes note of a run that ended."""
+        self._left -= 1
+        if self._enough is None and self.is_over() and self._left:
+            context = forker()
+            self._enough = context.Event()
+            arguments = self._out, self._enough
+            self._process = context.Process(target=project_meanwhile, args=arguments)
+            self._process.start()
+        return super().ended(job, error)
+
+    def stop(self) -> None:
+        """No run is in progress any more: whoever lays out planes ends with the one it is at."""
+        if self._enough is not None:
+            self._enough.set()
+            self._process.join()
+
+
 class Failed(UserRuntimeError):
     """Some runs of a comparison failed; the others are finished and reported."""
 
@@ -139,7 +167,7 @@ def compare(
     check_folder(out)
     with held(out):
         plan = _prepare(plan, data)
-        source = Listed(plan.jobs())
+        source = _Compared(plan)
         try:
             carry(source, pool(plan.training))
             project(out)  # who stops it does not wait for this

@@ -1,14 +1,19 @@
 """The training loop of a run: the README's own, with what the lab measures around it."""
 
+from collections.abc import Callable, Mapping
+
 import torch
+from torch import Tensor
 
 from evenly.data import SplitName
 from evenly.diagnosis.gap import diagnose
+from evenly.features import Features
 from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.record import Record, Row
 from evenly.methods.composed import parts as methods_of
 from evenly.methods.relearn import Relearn
+from evenly.output import Output
 from evenly.probe import Probe
 
 
@@ -53,32 +58,51 @@ def evaluated(parts: Parts, split: SplitName) -> Evaluation:
     return found.together(len(parts.split(split)))
 
 
+def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
+    """The same and the features, from one pass."""
+    found = Evaluation(len(parts.data.class_names))
+
+    def noted(output: Output, target: Tensor) -> Mapping[str, Tensor]:
+        found.add(output, target)
+        return output.features
+
+    features = _features(parts, split, noted)
+    return found.together(len(parts.split(split))), features
+
+
+def _features(
+    parts: Parts, split: SplitName, of: Callable[[Output, Tensor], Mapping[str, Tensor]]
+) -> Features:
+    batches = parts.in_order(split)
+    return Probe(parts.model, parts.forward, batches, batches).features("val", of)
+
+
 def _measured(parts: Parts, epoch: int) -> Row:
     """The metrics of the splits that are judged and, when it is time, purity and gap."""
     training = parts.cell.training
     # The first is what a method may see; the last is what the epoch is selected on.
     judged = dict.fromkeys(("val", training.selects_on))
-    row: Row = {}
-    for split in judged:
-        metrics = evaluated(parts, split).metrics()
-        row |= {f"{split}_{name}": value for name, value in metrics.items()}
     every = training.measure_every
-    if every and (epoch % every == 0 or epoch == training.epochs - 1):
-        row |= _diagnosis(parts, judged)
+    diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
+    row: Row = {}
+    seen: dict[SplitName, Features] = {}
+    for split in judged:
+        if diagnosed:
+            found, seen[split] = _looked_at(parts, split)
+        else:
+            found = evaluated(parts, split)
+        row |= {f"{split}_{name}": value for name, value in found.metrics().items()}
+    if diagnosed:
+        row |= _diagnosis(_features(parts, "train", lambda output, _: output.features), seen)
     for method in methods_of(parts.method):
         if isinstance(method, Relearn):
-            for name, found in method.history.get(epoch, {}).items():
-                row[f"relearn_strength/{name}"] = found["strength"]
+            for name, of_epoch in method.history.get(epoch, {}).items():
+                row[f"relearn_strength/{name}"] = of_epoch["strength"]
     return row
 
 
-def _diagnosis(parts: Parts, judged: "dict[SplitName, None]") -> Row:
-    train = parts.in_order("train")
-    probes = {
-        split: Probe(parts.model, parts.forward, train, parts.in_order(split)) for split in judged
-    }
-    of_training = next(iter(probes.values())).features("train")
-    found = {split: diagnose(of_training, probe.features("val")) for split, probe in probes.items()}
+def _diagnosis(train: Features, seen: Mapping[SplitName, Features]) -> Row:
+    found = {split: diagnose(train, features) for split, features in seen.items()}
     columns = {"purity_train": found["val"].train, "gap": found["val"].gap}
     columns |= {f"purity_{split}": diagnosis.val for split, diagnosis in found.items()}
     return {f"{key}/{name}": value for key, of in columns.items() for name, value in of.items()}

@@ -6,8 +6,10 @@ A run keeps the features of a few samples; the places are computed when a report
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +49,32 @@ def project(directory: Path, kind: Projected = "tsne") -> None:
     """
     if kind == "umap":
         _umap()
-    finished = [result.parent for result in sorted((directory / "runs").glob("*/result.json"))]
-    for folder in finished:
-        if (result := Result.read(folder)) is not None:
-            result.check(folder / "features.npz")
-    open_ = [folder for folder in finished if _lacks(folder, kind)]
-    if not open_:
+    runs = _open(directory, kind)
+    if not runs:
         return
-    runs = [_Planes.read(folder) for folder in open_]
     places = _placed([x for run in runs for x in run.features], kind)
     name = {"tsne": "t-SNE", "umap": "UMAP"}[kind]
     for run in tqdm(runs, name, unit="run", disable=None, leave=False):
         run.write(kind, [next(places) for _ in run.features])
+
+
+def project_meanwhile(directory: Path, enough: Event) -> None:
+    """The body of a process that projects as `project` does while the last runs go on.
+
+    Args:
+        directory: The folder of a comparison.
+        enough: Set when it is to end; what it has not done, and what is wrong with a run, is left
+            to `project`.
+    """
+    child.serve()
+    with suppress(Exception):
+        runs = _open(directory, "tsne")
+        if sum(len(x) for run in runs for x in run.features) < MANY:
+            return
+        for run in runs:
+            if enough.is_set():
+                return
+            run.write("tsne", [coordinates(x, "tsne") for x in run.features])
 
 
 def coordinates(x: Float[np.ndarray, "n d"], kind: Projected) -> Float[np.ndarray, "n 2"]:
@@ -142,10 +158,14 @@ def _umap() -> Any:
     return UMAP
 
 
-def _lacks(folder: Path, kind: Projected) -> bool:
-    """Whether a run has features, but not this projection of them."""
-    features = folder / "features.npz"
-    return features.is_file() and f"{kind}_0" not in _kept(folder)
+def _open(directory: Path, kind: Projected) -> list["_Planes"]:
+    """The finished runs that have features, but not this projection of them."""
+    finished = [result.parent for result in sorted((directory / "runs").glob("*/result.json"))]
+    for folder in finished:
+        if (result := Result.read(folder)) is not None:
+            result.check(folder / "features.npz")
+    having = [folder for folder in finished if (folder / "features.npz").is_file()]
+    return [_Planes.read(folder) for folder in having if f"{kind}_0" not in _kept(folder)]
 
 
 def _kept(folder: Path) -> dict[str, np.ndarray]:
