@@ -16,8 +16,8 @@ def context(*preload: str) -> Context:
     """A process that has imported modules once, and forks for each that is started.
 
     Args:
-        preload: Names of modules that are installed: CPython 3.11 passes over what only this
-            process's `sys.path` leads to. What was preloaded first stays.
+        preload: Names of modules that are installed: CPython before 3.12.8 passes over what only
+            this process's `sys.path` leads to (its issue 117378). What was preloaded first stays.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
