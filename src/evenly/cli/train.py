@@ -93,7 +93,10 @@ def _on_devices(job: "Job") -> "Result":
     source = Listed([job])
     carry(source, pool(job.cell.training))
     if source.failures:
-        raise UserRuntimeError(*source.failures.values())
+        ((name, why),) = source.failures.items()
+        raise UserRuntimeError(
+            f"{name}: {why}. The same command with --resume goes on from its last checkpoint."
+        )
     result = Result.read(job.folder)
     assert result is not None
     return result

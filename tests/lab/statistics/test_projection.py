@@ -124,7 +124,7 @@ def test_many_planes_are_laid_out_by_several_processes_and_while_the_last_runs_g
     files = [tmp_path / "runs" / name / "projection.npz" for name in names]
     for file in files:
         write_run(file.parent, {"a": line, "b": line[::-1]}, target)
-    enough = forked.context().Event()
+    enough, pipe = forked.context().Pipe(duplex=False)
 
     def laid_out(function, *arguments):
         ran = forked.run(function, *arguments)
@@ -137,7 +137,7 @@ def test_many_planes_are_laid_out_by_several_processes_and_while_the_last_runs_g
     several = laid_out(project, tmp_path)
     assert np.ptp(several[:, :, 0], axis=1) == pytest.approx(2, abs=1e-3)
     assert np.array_equal(laid_out(project_meanwhile, tmp_path, enough), several)
-    enough.set()
+    pipe.close()
     assert len(laid_out(project_meanwhile, tmp_path, enough)) == 0
 
 

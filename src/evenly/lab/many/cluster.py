@@ -85,7 +85,7 @@ class Cluster:
             self._return()
             return 0
         if not threads and not self._is_told:
-            say([f"the cluster has no worker yet: 'dask worker {self._address}' starts one."])
+            say([f"the cluster has no worker: 'dask worker {self._address}' starts one."])
             self._is_told = True
         return (self._jobs or threads) - len(self._orders)
 
@@ -126,7 +126,8 @@ class Cluster:
     def _connected(self) -> "Client":
         from distributed import Client
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in ("distributed", "distributed.client"):  # which prints by itself
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(self._address, timeout=ANSWER, set_as_default=False, name="evenly")
         except (OSError, ValueError, TimeoutError) as error:
@@ -198,6 +199,9 @@ class Cluster:
         """Waits for a scheduler that is gone, and hands it all runs again."""
         with suppress(Exception):
             self._client.close(timeout=PAUSE)
+        minutes = f"{PATIENCE / 60:g} minutes"
+        where = hidden_address(self._address)
+        say([f"the scheduler at {where} is gone; this waits {minutes} for one to come back there."])
         end = time.monotonic() + PATIENCE
         while True:
             try:

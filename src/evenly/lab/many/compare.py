@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,24 +96,26 @@ class _Compared(Listed):
     def __init__(self, plan: Comparison) -> None:
         super().__init__(plan.jobs())
         self._out, self._left = plan.out, len(self._waiting)
-        self._enough: Event | None = None
+        self._planes: tuple[BaseProcess, Connection] | None = None
 
     def ended(self, job: Job, error: str) -> str:
         """Takes note of a run that ended."""
         self._left -= 1
-        if self._enough is None and self.is_over() and self._left:
+        if self._planes is None and self.is_over() and self._left:
             context = forker()
-            self._enough = context.Event()
-            arguments = self._out, self._enough
-            self._process = context.Process(target=project_meanwhile, args=arguments)
-            self._process.start()
+            theirs, ours = context.Pipe(duplex=False)
+            process = context.Process(target=project_meanwhile, args=(self._out, theirs))
+            process.start()
+            theirs.close()
+            self._planes = process, ours
         return super().ended(job, error)
 
     def stop(self) -> None:
         """No run is in progress any more: whoever lays out planes ends with the one it is at."""
-        if self._enough is not None:
-            self._enough.set()
-            self._process.join()
+        if self._planes is not None:
+            process, pipe = self._planes
+            pipe.close()
+            process.join()
 
 
 class Failed(UserRuntimeError):

@@ -244,8 +244,8 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         else:
             what = f"{name} = {found[name]!r}, but {value!r} is asked for now"
         raise UserError(
-            f"{folder} holds runs with {what}. Choose another folder with --out, or remove this "
-            "one."
+            f"{folder} holds runs with {what}. Ask for the same, choose another folder with --out, "
+            "or remove this one."
         )
 
 

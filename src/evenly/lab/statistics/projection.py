@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,13 @@ def project(directory: Path, kind: Projected = "tsne") -> None:
         run.write(kind, [next(places) for _ in run.features])
 
 
-def project_meanwhile(directory: Path, enough: Event) -> None:
+def project_meanwhile(directory: Path, enough: Connection) -> None:
     """The body of a process that projects as `project` does while the last runs go on.
 
     Args:
         directory: The folder of a comparison.
-        enough: Set when it is to end; what it has not done, and what is wrong with a run, is left
-            to `project`.
+        enough: Closed at the other end when it is to end; what it has not done, and what is wrong
+            with a run, is left to `project`.
     """
     child.serve()
     with suppress(Exception):
@@ -72,7 +72,7 @@ def project_meanwhile(directory: Path, enough: Event) -> None:
         if sum(len(x) for run in runs for x in run.features) < MANY:
             return
         for run in runs:
-            if enough.is_set():
+            if enough.poll():
                 return
             run.write("tsne", [coordinates(x, "tsne") for x in run.features])
 
