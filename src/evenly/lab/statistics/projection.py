@@ -5,7 +5,7 @@ A run keeps the features of a few samples; the places are computed when a report
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ COMPONENTS = 50  # that t-SNE and UMAP see of the features, as their authors hav
 NEIGHBOURS = 15
 PERPLEXITY = 30.0
 STEPS = 500
-"""Of t-SNE, from principal components; twice as many lower its loss by 3 % (CMU-MOSI)."""
+"""Of t-SNE, half of scikit-learn's default: it begins at principal components."""
 MANY = 2000
 """Samples over all planes from which on several processes lay them out."""
 
@@ -165,7 +165,10 @@ def _open(directory: Path, kind: Projected) -> list["_Planes"]:
         if (result := Result.read(folder)) is not None:
             result.check(folder / "features.npz")
     having = [folder for folder in finished if (folder / "features.npz").is_file()]
-    return [_Planes.read(folder) for folder in having if f"{kind}_0" not in _kept(folder)]
+    kept = {folder: _kept(folder) for folder in having}
+    return [
+        _Planes.read(folder, found) for folder, found in kept.items() if f"{kind}_0" not in found
+    ]
 
 
 def _kept(folder: Path) -> dict[str, np.ndarray]:
@@ -203,9 +206,9 @@ class _Planes:
     features: list[np.ndarray]
 
     @staticmethod
-    def read(folder: Path) -> "_Planes":
+    def read(folder: Path, kept: Mapping[str, np.ndarray]) -> "_Planes":
         source = folder / "features.npz"
-        arrays = _kept(folder) | {"source": np.array(sha256(source))}
+        arrays = {**kept, "source": np.array(sha256(source))}
         with reading(source):
             found = read_npz(source)
             seen = [found[f"features_{place}"] for place in range(len(found["modalities"]))]
