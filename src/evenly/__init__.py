@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evenly import integrations as integrations
     from evenly import methods as methods
     from evenly import nn as nn
+    from evenly.diagnosis.checkup import Checkup, checkup
     from evenly.diagnosis.gap import Diagnosis, diagnose
     from evenly.diagnosis.kmeans import kmeans
     from evenly.diagnosis.purity import purity
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Balance": "evenly.integrations.lightning",
+    "Checkup": "evenly.diagnosis.checkup",
     "Composed": "evenly.methods.composed",
     "Diagnosis": "evenly.diagnosis.gap",
     "Features": "evenly.features",
@@ -46,6 +48,7 @@ _HOME = {
     "Resampler": "evenly.resampling",
     "Taps": "evenly.taps",
     "capture": "evenly.taps",
+    "checkup": "evenly.diagnosis.checkup",
     "diagnose": "evenly.diagnosis.gap",
     "kmeans": "evenly.diagnosis.kmeans",
     "purity": "evenly.diagnosis.purity",
@@ -59,6 +62,7 @@ __all__ = [
     "METHODS",
     "OGMGE",
     "Balance",
+    "Checkup",
     "Composed",
     "Diagnosis",
     "Features",
@@ -71,6 +75,7 @@ __all__ = [
     "Resampler",
     "Taps",
     "capture",
+    "checkup",
     "diagnose",
     "kmeans",
     "purity",

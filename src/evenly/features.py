@@ -90,6 +90,24 @@ class Features:
         self._take("index", None if self.index is None else self.index.long())
         self._take("present", {name: here.bool() for name, here in self.present.items()})
 
+    def where(self, here: Bool[Tensor, " n"]) -> "Features":
+        """Those of some samples, which keep their positions."""
+
+        def some(x: Tensor) -> Tensor:
+            return x[here.to(x.device)]
+
+        index = self.index
+        if index is None:
+            index = torch.arange(len(here), device=self.target.device)
+        return Features(
+            {name: some(x) for name, x in self.features.items()},
+            some(self.target),
+            some(index),
+            self.sharded,
+            {name: some(x) for name, x in self.present.items()},
+            None if self.number is None else some(self.number),
+        )
+
     def _take(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass's own way
 

@@ -180,6 +180,37 @@ class Probe:
                 return self._run(batch)
         raise _empty(split)
 
+    def each(
+        self, split: Split, take: Callable[[Any, Output, Tensor], None], *, seed: int = 0
+    ) -> None:
+        """Shows batches of a split in random order: each is passed through the model once.
+
+        Samples that happen to share a batch are then a fair draw, also where the data set is sorted
+        by class. The batches of a loader whose rows cannot be told come as they come.
+
+        Args:
+            split: To look at.
+            take: `take(batch, output, target)` is called after each.
+            seed: Of the order.
+
+        Raises:
+            ValueError: If the split is empty.
+        """
+        loader = self.loaders[split]
+        count = 0
+        with self._looking():
+            draw = loaders.drawn(loader)
+            if draw is not None:
+                rows = draw.rows.unique()
+                stream = torch.Generator().manual_seed(seed)
+                rows = rows[torch.randperm(len(rows), generator=stream)]
+                loader = loaders.Reading(loader, lambda: rows, len(rows))
+            for batch in loader:
+                take(batch, *self._run(batch))
+                count += 1
+        if not count:
+            raise _empty(split)
+
     @contextmanager
     def trained(
         self,

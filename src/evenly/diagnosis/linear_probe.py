@@ -4,8 +4,11 @@ Alain and Bengio, "Understanding intermediate layers using linear classifier pro
 workshop, https://arxiv.org/abs/1610.01644; Figure 1 b and c of Wei et al., ECCV 2024, plot it.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evenly.diagnosis.rows import floats
@@ -16,8 +19,27 @@ TOLERANCE = 1e-4
 """Of the gradient of the mean loss, element by element, at which the fit ends."""
 
 
-def linear_probe(train: Features, test: Features) -> dict[str, float]:
-    """By modality, the accuracy on one split of logistic regression fitted on another.
+@dataclass(frozen=True)
+class Read:
+    """What a linear classifier reads from the features of each sample of a split.
+
+    Attributes:
+        rows: The samples that have the modality, by their place in the split.
+        log: Of those, the log-probability of each class, up to the highest of either split.
+    """
+
+    rows: Int[Tensor, " k"]
+    log: Float[Tensor, "k c"]
+
+    def right(self, target: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Whether each sample of the split is read rightly; one without the modality is not."""
+        found = torch.zeros_like(target, dtype=torch.bool)
+        found[self.rows] = self.log.argmax(1) == target[self.rows]
+        return found
+
+
+def read(train: Features, test: Features) -> dict[str, Read]:
+    """By modality, logistic regression fitted on one split, applied to another.
 
     Each feature is standardised by the training split; the weights have the penalty ½|W|² beside
     the sum of all losses, scikit-learn's default (C = 1). Samples that lack the modality count in
@@ -25,28 +47,42 @@ def linear_probe(train: Features, test: Features) -> dict[str, float]:
 
     Args:
         train: What the classifier is fitted on, with classes as targets.
-        test: What it is judged on.
+        test: What it is applied to.
+
+    Returns:
+        Modalities that no sample of a split has are left out.
+    """
+    classes = int(max(split.target.max() for split in (train, test) if len(split.target))) + 1
+    found = {}
+    for name in train.features:
+        (_, x, y), (rows, unseen, _) = _rows(train, name), _rows(test, name)
+        if len(y) and len(rows):
+            log = _fitted(x, y, unseen.to(x.device), classes)
+            found[name] = Read(rows, log.to(test.target.device))
+    return found
+
+
+def linear_probe(train: Features, test: Features) -> dict[str, float]:
+    """By modality, the accuracy on one split of logistic regression fitted on another, see `read`.
 
     Returns:
         Between 0 and 1; modalities that no sample of a split has are left out.
     """
-    found = {}
-    for name in train.features:
-        x, y = _rows(train, name)
-        unseen, expected = _rows(test, name)
-        if len(y) and len(expected):
-            guess = _fitted(x, y, unseen.to(x.device))
-            found[name] = int((guess == expected.to(guess.device)).sum()) / len(expected)
-    return found
+    return {
+        name: int(found.right(test.target).sum()) / len(found.rows)
+        for name, found in read(train, test).items()
+    }
 
 
 def _fitted(
-    x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"]
-) -> Int[Tensor, " k"]:
-    """The classes that logistic regression fitted on x, y takes other samples for."""
+    x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"], count: int
+) -> Float[Tensor, "k c"]:
+    """The log-probability of each class for other samples; of one that y lacks, minus infinity."""
     classes: Tensor = y.unique()
+    found = x.new_full((len(unseen), count), -math.inf)
     if len(classes) == 1:
-        return classes.expand(len(unseen))
+        found[:, classes] = 0.0
+        return found
     mean, spread = x.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x, unseen = (x - mean) / spread, (unseen - mean) / spread
@@ -74,11 +110,18 @@ def _fitted(
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     ).step(loss)
-    guess: Tensor = classes[logits(unseen).argmax(0)]
-    return guess
+    found[:, classes] = logits(unseen).log_softmax(0).T
+    return found
 
 
-def _rows(split: Features, name: str) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
-    here = split.present.get(name, slice(None))
-    x = floats(split.features[name].detach()[here])
-    return x.to(torch.promote_types(x.dtype, torch.float32)), split.target[here]
+def _rows(
+    split: Features, name: str
+) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d"], Int[Tensor, " k"]]:
+    """The samples that have a modality, its features, and their classes."""
+    rows = torch.arange(len(split.target), device=split.target.device)
+    x = split.features[name].detach()
+    if name in split.present:
+        rows = rows[split.present[name].to(rows.device)]
+        x = x[rows.to(x.device)]
+    x = floats(x)
+    return rows, x.to(torch.promote_types(x.dtype, torch.float32)), split.target[rows].to(x.device)

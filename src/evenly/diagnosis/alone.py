@@ -1,0 +1,189 @@
+"""What an encoder can learn by itself: each is trained alone, and the model is put back."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW, Optimizer
+
+from evenly.diagnosis.classes import Classes
+from evenly.errors import UserError
+from evenly.features import Features
+from evenly.optimizers import rebuilt, unwrapped
+from evenly.output import Output
+from evenly.probe import Probe
+from evenly.reinit import is_fixed
+
+FEW = 8
+"""Samples that tell whether encoders see each other."""
+
+
+def optimizer_of(model: nn.Module, optimizer: Any | None) -> Optimizer:
+    """What trains a model where the loop gives nothing: AdamW at 0.001."""
+    if optimizer is not None:
+        return unwrapped(optimizer)
+    return AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+
+class Alone:
+    """A training in which each encoder learns by itself, under a linear layer of its own.
+
+    Encoders share nothing, so that under the sum of their losses each is trained as if by itself,
+    and one training does for all.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        encoders: Mapping[str, nn.Module],
+        widths: Mapping[str, int],
+        classes: Classes,
+        seed: int,
+    ) -> None:
+        """Prepares the training.
+
+        Args:
+            probe: On the model, at the weights that all begin with.
+            encoders: By modality.
+            widths: Of their features.
+            classes: What a target says.
+            seed: Of the linear layers and the order of the samples.
+        """
+        self.probe, self.encoders = probe, dict(encoders)
+        self.widths, self.classes, self.seed = widths, classes, seed
+
+    def trained(
+        self, optimizer: Optimizer, epochs: int, tell: Callable[[], None], *, fastest: bool
+    ) -> tuple[Features, Features]:
+        """The features of the training and the validation split afterwards.
+
+        Args:
+            optimizer: The one of the joint training; a new one of its kind does the work.
+            epochs: Passes over the training split.
+            tell: Called after each batch.
+            fastest: Whether all train at the highest rate that any encoder has, those that are
+                frozen too; else each as it does beside the others.
+        """
+        device = next(p.device for x in self.encoders.values() for p in x.parameters())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            heads = {
+                name: nn.Linear(width, self.classes.count).to(device)
+                for name, width in self.widths.items()
+            }
+
+        def objective(output: Output, target: Tensor) -> Tensor:
+            tell()
+            present = output.present or {}
+            losses = []
+            for name, head in heads.items():
+                x, y = output.features[name], self.classes.of(target)
+                here = self.classes.labelled(target)
+                if name in present:
+                    here = here & present[name].to(here.device)
+                if here.any():
+                    losses.append(cross_entropy(head(x[here].float()), y[here]))
+            if not losses:  # a batch in which nothing is to be learnt
+                return (
+                    torch.stack(
+                        [p.sum() for head in heads.values() for p in head.parameters()]
+                    ).sum()
+                    * 0
+                )
+            return torch.stack(losses).sum()
+
+        new = [p for head in heads.values() for p in head.parameters()]
+        with (
+            self._rates(optimizer, new, fastest=fastest) as trial,
+            self.probe.trained(objective, epochs=epochs, optimizer=trial, seed=self.seed),
+        ):
+            return self.probe.features("train"), self.probe.features("val")
+
+    def held_back(self, optimizer: Optimizer) -> bool:
+        """Whether an encoder trains slower than another beside it, or not at all."""
+        rates = _rates(optimizer)
+        return len({_rate(encoder, rates) for encoder in self.encoders.values()}) > 1
+
+    @contextmanager
+    def _rates(
+        self, optimizer: Optimizer, new: list[nn.Parameter], *, fastest: bool
+    ) -> Iterator[Optimizer]:
+        """An optimiser like the given one for the encoders and new parameters."""
+        rates = _rates(optimizer)
+        own = {p: None for encoder in self.encoders.values() for p in encoder.parameters()}
+        top = max(_rate(encoder, rates) for encoder in self.encoders.values())
+        groups = [{**group, "lr": rate_of(group)} for group in optimizer.param_groups]
+        like = next((g for g in groups if g["lr"] == top), groups[0])
+        frozen: list[nn.Parameter] = []
+        if fastest:
+            mine = [p for p in own if p.is_floating_point() and not is_fixed(p)]
+            frozen = [p for p in mine if not p.requires_grad]
+            groups = [{**like, "params": [*mine, *new]}]
+        else:
+            groups = [{**g, "params": [p for p in g["params"] if p in own]} for g in groups]
+            groups = [g for g in groups if g["params"]] + [{**like, "params": new}]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            yield rebuilt(optimizer, groups)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+
+
+def check_apart(probe: Probe, encoders: Mapping[str, nn.Module]) -> None:
+    """Raises if the features of one modality depend on the encoder of another.
+
+    Raises:
+        ValueError: If so, or if an encoder has no features of its name.
+    """
+    output, _ = probe.sample("train", FEW)
+    for name, encoder in encoders.items():
+        if name not in output.features:
+            raise UserError(
+                f"there is an encoder '{name}', but the forward pass gives features of "
+                f"{sorted(output.features)} only. Use the same names in both."
+            )
+        mine = {id(p) for p in encoder.parameters()}
+        others = [
+            (other, p)
+            for other, module in encoders.items()
+            for p in module.parameters()
+            if p.requires_grad and id(p) not in mine
+        ]
+        x = output.features[name]
+        if not others or not x.requires_grad:
+            continue
+        slopes = torch.autograd.grad(
+            x.float().sum(), [p for _, p in others], retain_graph=True, allow_unused=True
+        )
+        for (other, _), slope in zip(others, slopes, strict=True):
+            if slope is not None and bool(slope.any()):
+                raise UserError(
+                    f"the features of '{name}' depend on the encoder of '{other}' too, so what "
+                    "either holds by itself cannot be told. Let Output.features be what leaves "
+                    "each encoder, before they exchange anything."
+                )
+
+
+def rate_of(group: Mapping[str, Any]) -> float:
+    """A group's learning rate, before any schedule."""
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def _rates(optimizer: Optimizer) -> dict[int, float]:
+    """By parameter that is trained, its learning rate."""
+    return {
+        id(p): rate_of(group)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p.requires_grad
+    }
+
+
+def _rate(encoder: nn.Module, rates: Mapping[int, float]) -> float:
+    """The highest learning rate of an encoder's parameters; 0 if it is frozen."""
+    return max((rates.get(id(p), 0.0) for p in encoder.parameters()), default=0.0)

@@ -1,0 +1,87 @@
+"""A figure with its 95 % interval, from what each sample gave."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+Z = 1.959964
+"""How many standard errors lie between a figure and the end of its interval."""
+
+SHARE = ((0.0, 2.0), (1.0, 2.0))
+"""Of values from 0 to 1, what is added to the samples: of each end two (Agresti and Coull,
+"Approximate is better than exact for interval estimation of binomial proportions", 1998)."""
+
+DIFFERENCE = ((-1.0, 0.5), (0.0, 1.0), (1.0, 0.5))
+"""Of values from -1 to 1: two in all (Agresti and Min, "Simple improved confidence intervals for
+comparing matched proportions", 2005)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and how sure it is.
+
+    Attributes:
+        value: The mean over samples, and over seeds where there are several.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        count: Of the samples.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def error(self) -> float:
+        """The standard error, of which the interval has two on either side."""
+        return (self.high - self.low) / (2 * Z)
+
+    def samples_for(self, margin: float) -> int:
+        """How many samples would bring the end of the interval within `margin` of the figure."""
+        return math.ceil(self.count * (Z * self.error / margin) ** 2)
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def share(values: Shaped[Tensor, "*s n"]) -> Estimate:
+    """The mean of values from 0 to 1, such as whether a sample is predicted rightly.
+
+    Args:
+        values: Of each sample; of several seeds, a row for each.
+    """
+    return _mean(values, SHARE, 0.0)
+
+
+def difference(values: Shaped[Tensor, "*s n"]) -> Estimate:
+    """The mean of values from -1 to 1, such as how two predictions of a sample differ.
+
+    Args:
+        values: Of each sample; of several seeds, a row for each.
+    """
+    return _mean(values, DIFFERENCE, -1.0)
+
+
+def _mean(values: Tensor, added: Sequence[tuple[float, float]], least: float) -> Estimate:
+    """The mean and its interval; samples and seeds are both drawn, and their variances add up.
+
+    A few made-up samples at the ends of the range keep the interval open where all agree.
+    """
+    by_seed = values.double().reshape(-1, values.shape[-1])
+    of_sample = by_seed.mean(0)
+    made, weight = torch.tensor(added, dtype=torch.float64, device=of_sample.device).T
+    total = len(of_sample) + weight.sum()
+    center = (of_sample.sum() + (made * weight).sum()) / total
+    squares = (of_sample - center).square().sum() + ((made - center).square() * weight).sum()
+    variance = squares / total**2
+    if len(by_seed) > 1:
+        variance = variance + by_seed.mean(1).var() / len(by_seed)
+    half = Z * float(variance.sqrt())
+    low, high = max(float(center) - half, least), min(float(center) + half, 1.0)
+    value = float(of_sample.mean())
+    return Estimate(value, min(low, value), max(high, value), len(of_sample))

@@ -1,0 +1,284 @@
+"""What a model makes of each modality: what becomes of its predictions when one is swapped.
+
+A modality is taken away by giving each sample that of another: what enters the fusion is then as
+likely as before, which zeros or noise are not, and any model can be asked. (Breiman, "Random
+forests", 2001, on permutation; Shapley, 1953, on shares.)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from evenly.diagnosis.contribution import contributions
+from evenly.errors import UserError
+from evenly.output import Output
+from evenly.probe import Probe, Split
+
+ROUNDS = 4
+"""Other samples that each one is given a modality of."""
+
+Subset = frozenset[str]
+Decide = Callable[[Tensor], Int[Tensor, " n"]]
+"""The classes that logits name."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of each sample of a split, in random order: means over the swaps.
+
+    Attributes:
+        right: Whether it is predicted rightly.
+        without: By modality, the same with that of another sample.
+        flipped: By modality, whether the prediction then changes.
+        contribution: By modality, its Shapley value in whether it is predicted rightly, where those
+            outside of a set are all another sample's.
+        followed: By modality, of each swap with a sample of another class, whether the prediction
+            is the class of this modality.
+        outvoted: The same, whether it is the class of all others.
+    """
+
+    right: Float[Tensor, " n"]
+    without: Mapping[str, Float[Tensor, " n"]]
+    flipped: Mapping[str, Float[Tensor, " n"]]
+    contribution: Mapping[str, Float[Tensor, " n"]]
+    followed: Mapping[str, Float[Tensor, " s"]]
+    outvoted: Mapping[str, Float[Tensor, " s"]]
+
+
+def use(
+    probe: Probe,
+    encoders: Mapping[str, nn.Module],
+    decide: Decide,
+    counts: Callable[[Tensor], Bool[Tensor, " n"]],
+    *,
+    split: Split = "val",
+    seed: int = 0,
+) -> Use:
+    """How the model's predictions depend on each modality.
+
+    Where the `Output` has `fuse`, features are swapped before the fusion; else what each encoder
+    returned, in another pass of the model.
+
+    Args:
+        probe: On the model.
+        encoders: By modality.
+        decide: The classes that logits name.
+        counts: Which samples of a batch have a label.
+        split: To look at.
+        seed: Of the swaps.
+
+    Raises:
+        ValueError: If a batch has one sample, or what an encoder returns cannot be swapped.
+    """
+    names = list(encoders)
+    tally = _Tally(names)
+
+    def values(chosen: Sequence[Subset]) -> Mapping[Subset, Tensor]:
+        swaps = {frozenset(names) - keep for keep in chosen} | {frozenset([m]) for m in names}
+        stream = torch.Generator().manual_seed(seed)
+
+        def take(batch: Any, output: Output, target: Tensor) -> None:
+            fuse = _fusing(probe, encoders, batch, output)
+            here = counts(target)
+            for partner in _partners(output, names, len(target), stream):
+                for swap in swaps:
+                    guess = decide(fuse({m: partner[m] for m in swap}))
+                    tally.add(swap, guess, decide(output.logits), target, partner, here)
+            tally.end()
+
+        probe.each(split, take, seed=seed)
+        return {frozenset(names) - swap: right for swap, right in tally.right().items()}
+
+    shares: Mapping[str, Any] = contributions(values, names, seed=seed)  # type: ignore[arg-type]
+    return tally.use(shares)
+
+
+class _Tally:
+    """What the swaps of all batches bring about."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._batch: dict[tuple[str, Subset], list[Tensor]] = {}
+        self._all: dict[tuple[str, Subset], list[Tensor]] = {}
+        self._votes: dict[tuple[str, str], list[Tensor]] = {}
+
+    def add(
+        self,
+        swap: Subset,
+        guess: Tensor,
+        before: Tensor,
+        target: Tensor,
+        partner: Mapping[str, Tensor],
+        here: Tensor,
+    ) -> None:
+        """Takes the predictions of a batch under one swap."""
+        found = {"right": guess == target, "flipped": guess != before}
+        for what, values in found.items():
+            self._batch.setdefault((what, swap), []).append(values[here].double())
+        if len(swap) == 1 and len(self.names) > 1:
+            (name,) = swap
+            other = target[partner[name]]
+            apart = here & here[partner[name]] & (other != target)
+            for what, label in (("followed", other), ("outvoted", target)):
+                won = (guess == label)[apart].double()
+                self._votes.setdefault((what, name), []).append(won)
+
+    def end(self) -> None:
+        """Ends a batch: of each sample the mean over its swaps is kept."""
+        for key, rounds in self._batch.items():
+            self._all.setdefault(key, []).append(torch.stack(rounds).mean(0))
+        self._batch.clear()
+
+    def right(self) -> dict[Subset, Tensor]:
+        """By what is swapped, how often each sample is predicted rightly."""
+        return {swap: torch.cat(x) for (what, swap), x in self._all.items() if what == "right"}
+
+    def use(self, shares: Mapping[str, Tensor]) -> Use:
+        """All of it."""
+        alone = {name: frozenset([name]) for name in self.names}
+        votes = {
+            what: {name: torch.cat(self._votes[what, name]) for name in self.names}
+            if len(self.names) > 1
+            else {}
+            for what in ("followed", "outvoted")
+        }
+        return Use(
+            torch.cat(self._all["right", frozenset()]),
+            {name: torch.cat(self._all["right", swap]) for name, swap in alone.items()},
+            {name: torch.cat(self._all["flipped", swap]) for name, swap in alone.items()},
+            shares,
+            votes["followed"],
+            votes["outvoted"],
+        )
+
+
+def _partners(
+    output: Output, names: Sequence[str], size: int, stream: torch.Generator
+) -> Iterator[dict[str, Int[Tensor, " n"]]]:
+    """For each round and modality, the place of the sample that each one takes it from.
+
+    It is the same for all modalities, but among the samples that have the modality.
+    """
+    if size < 2:
+        raise UserError(
+            "to see what a model uses, samples of a batch change places, and a batch of the "
+            "validation loader holds one sample. Give it a batch_size above 1, which leaves no "
+            "single sample over (or drop_last=True)."
+        )
+    device = output.logits.device
+    present = output.present or {}
+    for _ in range(ROUNDS):
+        part = float(torch.rand((), generator=stream))
+        everyone = torch.arange(size, device=device)
+        found = {}
+        for name in names:
+            rows = present[name].to(device).nonzero()[:, 0] if name in present else everyone
+            partner = everyone.clone()
+            if len(rows) > 1:
+                partner[rows] = rows.roll(1 + int(part * (len(rows) - 1)))
+            found[name] = partner
+        yield found
+
+
+def _fusing(
+    probe: Probe, encoders: Mapping[str, nn.Module], batch: Any, output: Output
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """A function of who takes which modality from whom that gives the logits."""
+    if output.fuse is not None:
+        fuse, features = output.fuse, output.features
+
+        def fused(partner: Mapping[str, Tensor]) -> Tensor:
+            return fuse(
+                {name: x[partner[name]] if name in partner else x for name, x in features.items()}
+            )
+
+        return fused
+    replay = _Replay(encoders, len(output.logits))
+    with replay.recording():
+        probe.forward(probe.model, batch)
+
+    def passed(partner: Mapping[str, Tensor]) -> Tensor:
+        with replay.swapped(partner):
+            return probe.forward(probe.model, batch)[0].logits
+
+    if not torch.allclose(passed({}).float(), output.logits.float(), rtol=1e-2, atol=1e-3):
+        raise UserError(
+            "the model predicts otherwise when its encoders return once more what they returned, "
+            "so what it uses of each cannot be told. Fill `Output.fuse` in forward: a function of "
+            "features by modality that gives the logits."
+        )
+    return passed
+
+
+class _Replay:
+    """Has encoders return again what they returned, with samples swapped."""
+
+    def __init__(self, encoders: Mapping[str, nn.Module], size: int) -> None:
+        self.encoders, self.size = encoders, size
+        self._returned: dict[str, list[Any]] = {name: [] for name in encoders}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Notes what each returns."""
+
+        def note(name: str, _: nn.Module, __: Any, returned: Any) -> None:
+            self._returned[name].append(returned)
+
+        hooks = [
+            encoder.register_forward_hook(partial(note, name))
+            for name, encoder in self.encoders.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def swapped(self, partner: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within, encoders do not run; of those that `partner` names, samples change places."""
+        before = {
+            name: vars(x)["forward"] for name, x in self.encoders.items() if "forward" in vars(x)
+        }
+        for name, encoder in self.encoders.items():
+            again = iter([self._taken(name, x, partner.get(name)) for x in self._returned[name]])
+            encoder.forward = partial(_next, again)
+        try:
+            yield
+        finally:
+            for name, encoder in self.encoders.items():
+                del encoder.forward
+                if name in before:
+                    encoder.forward = before[name]
+
+    def _taken(self, name: str, returned: Any, partner: Tensor | None) -> Any:
+        if partner is None:
+            return returned
+        moved = 0
+
+        def take(x: Any) -> Any:
+            nonlocal moved
+            if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != self.size:
+                return x
+            moved += 1
+            return x[partner.to(x.device)]
+
+        found = tree_map(take, returned)
+        if not moved:
+            raise UserError(
+                f"what the encoder of '{name}' returns has no row for each of the {self.size} "
+                "samples of a batch, so samples cannot change places in it. Fill `Output.fuse` in "
+                "forward: a function of features by modality that gives the logits."
+            )
+        return found
+
+
+def _next(returned: Iterator[Any], *_: Any, **__: Any) -> Any:
+    return next(returned)
