@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from evenly import integrations as integrations
     from evenly import methods as methods
     from evenly import nn as nn
-    from evenly.diagnosis.checkup import Checkup, checkup
+    from evenly.diagnosis.checkup import checkup
+    from evenly.diagnosis.findings import Checkup
     from evenly.diagnosis.gap import Diagnosis, diagnose
     from evenly.diagnosis.kmeans import kmeans
     from evenly.diagnosis.purity import purity
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Balance": "evenly.integrations.lightning",
-    "Checkup": "evenly.diagnosis.checkup",
+    "Checkup": "evenly.diagnosis.findings",
     "Composed": "evenly.methods.composed",
     "Diagnosis": "evenly.diagnosis.gap",
     "Features": "evenly.features",

@@ -1,0 +1,247 @@
+"""What a checkup found, from what it measured of each sample; and in words."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from evenly.diagnosis.estimate import Estimate, Z, difference, share
+from evenly.diagnosis.gap import Diagnosis
+from evenly.diagnosis.use import Use
+from evenly.diagnosis.verdict import Figures, Verdict, judge
+from evenly.errors import UserError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a checkup measures of one training, sample by sample of the validation split.
+
+    Attributes:
+        rows: By modality, the samples that have it.
+        chance: Whether the commonest class of the training split is right.
+        right: Whether the joint model is.
+        raw: By modality, whether a linear probe on a summary of its input is.
+        there: By modality, whether one on the encoder trained alone is.
+        learnt: By modality, whether one on the joint model's encoder is.
+        use: What the joint model's predictions make of each modality.
+        diagnosis: Purities of the joint model's encoders.
+    """
+
+    rows: Mapping[str, Int[Tensor, " k"]]
+    chance: Bool[Tensor, " n"]
+    right: Bool[Tensor, " n"]
+    raw: Mapping[str, Bool[Tensor, " n"]]
+    there: Mapping[str, Bool[Tensor, " n"]]
+    learnt: Mapping[str, Bool[Tensor, " n"]]
+    use: Use
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one modality; accuracies are of the validation split.
+
+    Attributes:
+        chance: Accuracy of naming the commonest class of the training split.
+        raw: Of a linear probe on a summary of the encoder's input; None where there is none.
+        there: Of one on the encoder trained alone from the weights that training started from.
+        learnt: Of one on the joint model's encoder.
+        missed: `there` less `learnt`, sample by sample.
+        contribution: Its Shapley value in the accuracy of the joint model.
+        without: Accuracy of the joint model when this modality is another sample's.
+        flipped: Share of its predictions that change by that.
+        followed: Where it is of another class: share of predictions of that class.
+        outvoted: The same, of the class of all other modalities.
+        gap: Of purities between training and validation split (`stable`), over-trained where large.
+        strength: How far re-learning would pull the encoder back, tanh(3 · gap).
+        verdict: What is the matter with it.
+    """
+
+    chance: Estimate
+    raw: Estimate | None
+    there: Estimate
+    learnt: Estimate
+    missed: Estimate
+    contribution: Estimate
+    without: Estimate
+    flipped: Estimate
+    followed: Estimate | None
+    outvoted: Estimate | None
+    gap: Estimate
+    strength: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What is the matter with each modality of a model. Its text is a readable page.
+
+    Attributes:
+        findings: By modality.
+        accuracy: Of the joint model, on the validation split.
+        best: The modality that is best by itself, trained alone.
+        together: Accuracy of the joint model less that of `best` alone, sample by sample.
+        synergy: Share of the samples that the joint model gets right and no modality alone.
+        notes: What a reader must know of the numbers.
+        measured: What it rests on, for each training.
+    """
+
+    findings: Mapping[str, Finding]
+    accuracy: Estimate
+    best: str
+    together: Estimate
+    synergy: Estimate
+    notes: tuple[str, ...] = ()
+    measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
+
+    @staticmethod
+    def pooled(several: Sequence["Checkup"]) -> "Checkup":
+        """One checkup of several trainings that differ in their seed, on the same splits.
+
+        Raises:
+            ValueError: If they are of other splits or modalities.
+        """
+        measured = [one for checkup in several for one in checkup.measured]
+        kinds = {(len(one.right), *one.there) for one in measured}
+        if len(kinds) != 1:
+            raise UserError(
+                "checkups go together if they are of the same validation split and modalities; "
+                f"found {' and '.join(map(str, sorted(kinds)))}."
+            )
+        return concluded(measured)
+
+    @property
+    def verdict(self) -> dict[str, str]:
+        """By modality, in a word."""
+        return {name: found.verdict.name for name, found in self.findings.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for `json.dump`."""
+        found = asdict(replace(self, measured=()))
+        del found["measured"]
+        for name, one in self.findings.items():
+            found["findings"][name]["verdict"]["advice"] = [asdict(x) for x in one.verdict.advice]
+        return found
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def concluded(several: Sequence[Measured]) -> Checkup:
+    """The checkup of one training or, over all of them, of several that differ in their seed."""
+    names = list(several[0].there)
+    findings = {name: _finding(several, name) for name in names}
+    best = max(names, key=lambda name: findings[name].there.value)
+    right = _stacked(several, lambda one: one.right)
+    alone = _stacked(several, lambda one: one.there[best])
+    by_any = _stacked(several, lambda one: torch.stack(list(one.there.values())).any(0))
+    return Checkup(
+        findings,
+        share(right),
+        best,
+        difference(right - alone),
+        share(right * (1 - by_any)),
+        tuple(dict.fromkeys(note for one in several for note in one.diagnosis.notes)),
+        tuple(several),
+    )
+
+
+def _finding(several: Sequence[Measured], name: str) -> Finding:
+    rows = several[0].rows[name]
+    chance = _stacked(several, lambda one: one.chance[rows])
+    there = _stacked(several, lambda one: one.there[name][rows])
+    learnt = _stacked(several, lambda one: one.learnt[name][rows])
+    flipped = share(_stacked(several, lambda one: one.use.flipped[name]))
+    alone = len(several[0].there) == 1
+    gap = _gap([one.diagnosis for one in several], name, len(rows))
+    return Finding(
+        chance=share(chance),
+        raw=share(_stacked(several, lambda one: one.raw[name][rows]))
+        if all(name in one.raw for one in several)
+        else None,
+        there=share(there),
+        learnt=share(learnt),
+        missed=difference(there - learnt),
+        contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
+        without=share(_stacked(several, lambda one: one.use.without[name])),
+        flipped=flipped,
+        followed=None if alone else share(_stacked(several, lambda one: one.use.followed[name])),
+        outvoted=None if alone else share(_stacked(several, lambda one: one.use.outvoted[name])),
+        gap=gap,
+        strength=sum(one.diagnosis.strength()[name] for one in several) / len(several),
+        verdict=judge(
+            Figures(
+                gain=difference(there - chance),
+                held=difference(learnt - chance),
+                missed=difference(there - learnt),
+                gap=gap,
+                flipped=flipped,
+            )
+        ),
+    )
+
+
+def _stacked(several: Sequence[Measured], of: Callable[[Measured], Tensor]) -> Float[Tensor, "s n"]:
+    """Something of each training, a row for each."""
+    return torch.stack([of(one).double().cpu() for one in several])
+
+
+def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
+    """The mean gap; its variance is that of each, and of the trainings where there are several."""
+    gaps = torch.tensor([one.gap[name] for one in several], dtype=torch.float64)
+    errors = torch.tensor([(one.standard_error or {}).get(name, 0.0) for one in several])
+    variance = errors.double().square().mean()
+    if len(several) > 1:
+        variance = variance + gaps.var() / len(several)
+    gap, half = float(gaps.mean()), Z * float(variance.sqrt())
+    return Estimate(gap, gap - half, gap + half, count)
+
+
+def _lines(checkup: Checkup) -> Iterator[str]:
+    """The text of a checkup."""
+    yield _together(checkup)
+    yield ""
+    head = ("modality", "there", "learnt", "used", "gap", "verdict")
+    rows = [
+        (name, str(x.there), str(x.learnt), str(x.contribution), str(x.gap), x.verdict.name)
+        for name, x in checkup.findings.items()
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        yield "  ".join(
+            f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+    yield ""
+    for name, found in checkup.findings.items():
+        yield from _of_modality(name, found)
+    yield from checkup.notes
+
+
+def _together(checkup: Checkup) -> str:
+    found, best = checkup.together, checkup.findings[checkup.best].there
+    if len(checkup.findings) == 1:
+        return f"accuracy {checkup.accuracy}"
+    both = f"All together: {checkup.accuracy}; {checkup.best} alone: {best}"
+    if found.high < 0:
+        less = f"{-100 * found.value:.0f} points"
+        return f"All together are WORSE than {checkup.best} alone, by {less}. {both}."
+    if found.low > 0:
+        return f"{both}: {100 * found.value:.0f} points better together."
+    return f"{both}: whether together they are better cannot be told ({found})."
+
+
+def _of_modality(name: str, found: Finding) -> Iterator[str]:
+    of_input = "" if found.raw is None else f", a linear probe of its input {found.raw.value:.2f}"
+    yield f"{name} is {found.verdict.name}: {found.verdict.why}."
+    yield f"  Chance is {found.chance.value:.2f}{of_input}; without it {found.without.value:.2f}."
+    if found.verdict.samples:
+        yield f"  About {found.verdict.samples} validation samples would settle it."
+    for advice in found.verdict.advice:
+        yield (
+            f"  Try {', '.join(advice.methods)}: {advice.why}."
+            if advice.methods
+            else f"  Or {advice.why}."
+        )
