@@ -6,6 +6,7 @@ from typing import Protocol
 from jsonargparse import Namespace
 
 from evenly.cli import (
+    checkup,
     compare,
     datasets,
     diagnose,
@@ -29,6 +30,7 @@ several modalities.
   evenly compare --methods all --seeds 5
   evenly prepare clips.csv --out clips   files and labels to a store; then compare --data clips
   evenly study figure4 --data my.npz   an experiment of the paper, on any data
+  evenly checkup runs/my/runs/joint-0    what is the matter with each modality, what to try
   evenly diagnose features.npz         how well each encoder is learnt, no training
   evenly COMMAND --help                what a command takes
 """
@@ -49,6 +51,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "compare": compare,
+    "checkup": checkup,
     "tune": tune,
     "study": study,
     "train": train,

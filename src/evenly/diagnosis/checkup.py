@@ -16,6 +16,7 @@ from evenly.diagnosis.alone import Alone, check_apart, optimizer_of
 from evenly.diagnosis.classes import Classes
 from evenly.diagnosis.findings import Checkup, Measured, concluded
 from evenly.diagnosis.gap import diagnose
+from evenly.diagnosis.interactions import interactions as decomposed
 from evenly.diagnosis.linear_probe import Read, read
 from evenly.diagnosis.raw import raw
 from evenly.diagnosis.use import Use, use
@@ -42,6 +43,7 @@ def checkup(
     epochs: int = 10,
     criterion: Criterion | None = None,
     seed: int = 0,
+    interactions: bool = False,
     progress: bool = True,
 ) -> Checkup:
     """Finds out what is the matter with each modality of a model, and changes nothing.
@@ -74,7 +76,9 @@ def checkup(
             with a learning rate of 0.001 by default.
         epochs: Length of each short training.
         criterion: Of the joint training, cross-entropy by default.
-        seed: Of the trainings, of swaps and clusterings.
+        seed: Of the trainings and clusterings.
+        interactions: Whether to say, of each pair of modalities, how many bits of the class both
+            have in common, each has by itself, and only both together give.
         progress: Whether a bar is shown, on a terminal.
 
     Raises:
@@ -104,7 +108,7 @@ def checkup(
             alone = work.trained_alone(tell)
         finally:
             probe.model.load_state_dict(trained)
-    return concluded([work.measured(joint, alone)])
+    return concluded([work.measured(joint, alone, interactions=interactions)])
 
 
 class _Who:
@@ -198,7 +202,9 @@ class _Work:
             found.append((self._own(train), self._own(val)))
         return found
 
-    def measured(self, joint: _Joint, alone: list[tuple[Features, Features]]) -> Measured:
+    def measured(
+        self, joint: _Joint, alone: list[tuple[Features, Features]], *, interactions: bool
+    ) -> Measured:
         """What all of it comes to."""
         target = joint.val.target
         commonest = joint.train.target.mode().values.to(target.device)
@@ -224,6 +230,7 @@ class _Work:
             learnt={name: right(found) for name, found in learnt.items()},
             use=joint.used,
             diagnosis=diagnosis,
+            interactions=decomposed(joint.train, joint.val) if interactions else {},
         )
 
     def _features(self, split: Any) -> Features:

@@ -47,18 +47,19 @@ def shapley(value: Mapping[frozenset[str], V], names: Sequence[str]) -> dict[str
 
 
 def contributions(
-    values: Callable[[Sequence[frozenset[str]]], Mapping[frozenset[str], float]],
+    values: Callable[[Sequence[frozenset[str]]], Mapping[frozenset[str], V]],
     names: Sequence[str],
     *,
     seed: int = 0,
-) -> dict[str, float]:
+) -> dict[str, V]:
     """The Shapley value of each modality; of more than six, an estimate.
 
     The estimate is the mean gain over orders of arrival drawn at random, each also taken
     backwards. It adds up exactly; its error falls with the root of the number of orders.
 
     Args:
-        values: Gives v of sets of modalities; it is asked once, for all that are needed.
+        values: Gives v of sets of modalities, numbers or tensors; it is asked once, for all that
+            are needed.
         names: The modalities.
         seed: Of the orders.
     """
@@ -69,11 +70,12 @@ def contributions(
     orders = [order for one in drawn for order in (one, one[::-1])]
     met = {frozenset(order[:place]) for order in orders for place in range(len(names) + 1)}
     v = values(sorted(met, key=sorted))
-    found = dict.fromkeys(names, 0.0)
+    found: dict[str, Any] = dict.fromkeys(names, 0.0)
     for order in orders:
         for place, name in enumerate(order):
             before = frozenset(order[:place])
-            found[name] += (v[before | {name}] - v[before]) / len(orders)
+            gain: Any = v[before | {name}] - v[before]  # type: ignore[operator]
+            found[name] = found[name] + gain / len(orders)
     return found
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -67,14 +66,25 @@ def difference(values: Shaped[Tensor, "*s n"]) -> Estimate:
     return _mean(values, DIFFERENCE, -1.0)
 
 
-def _mean(values: Tensor, added: Sequence[tuple[float, float]], least: float) -> Estimate:
+def mean(values: Shaped[Tensor, "*s n"]) -> Estimate:
+    """The mean of values without bounds.
+
+    Args:
+        values: Of each sample; of several seeds, a row for each.
+    """
+    return _mean(values, (), -math.inf, math.inf)
+
+
+def _mean(
+    values: Tensor, added: Sequence[tuple[float, float]], least: float, most: float = 1.0
+) -> Estimate:
     """The mean and its interval; samples and seeds are both drawn, and their variances add up.
 
     A few made-up samples at the ends of the range keep the interval open where all agree.
     """
     by_seed = values.double().reshape(-1, values.shape[-1])
     of_sample = by_seed.mean(0)
-    made, weight = torch.tensor(added, dtype=torch.float64, device=of_sample.device).T
+    made, weight = of_sample.new_tensor(added).reshape(-1, 2).T
     total = len(of_sample) + weight.sum()
     center = (of_sample.sum() + (made * weight).sum()) / total
     squares = (of_sample - center).square().sum() + ((made - center).square() * weight).sum()
@@ -82,6 +92,6 @@ def _mean(values: Tensor, added: Sequence[tuple[float, float]], least: float) ->
     if len(by_seed) > 1:
         variance = variance + by_seed.mean(1).var() / len(by_seed)
     half = Z * float(variance.sqrt())
-    low, high = max(float(center) - half, least), min(float(center) + half, 1.0)
+    low, high = max(float(center) - half, least), min(float(center) + half, most)
     value = float(of_sample.mean())
     return Estimate(value, min(low, value), max(high, value), len(of_sample))

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from evenly.diagnosis.estimate import Estimate, Z, difference, share
+from evenly.diagnosis.estimate import Estimate, Z, difference, mean, share
 from evenly.diagnosis.gap import Diagnosis
+from evenly.diagnosis.interactions import Interaction
 from evenly.diagnosis.use import Use
 from evenly.diagnosis.verdict import Figures, Verdict, judge
 from evenly.errors import UserError
@@ -28,6 +29,8 @@ class Measured:
         learnt: By modality, whether one on the joint model's encoder is.
         use: What the joint model's predictions make of each modality.
         diagnosis: Purities of the joint model's encoders.
+        interactions: By pair of modalities, what the joint model's encoders say in common, by
+            themselves and together; empty where that was not asked for.
     """
 
     rows: Mapping[str, Int[Tensor, " k"]]
@@ -38,6 +41,24 @@ class Measured:
     learnt: Mapping[str, Bool[Tensor, " n"]]
     use: Use
     diagnosis: Diagnosis
+    interactions: Mapping[tuple[str, str], Interaction] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two modalities say of the class, in bits: the means of an `Interaction`.
+
+    Attributes:
+        modalities: The two.
+        redundant: What both say.
+        unique: By modality, what it says beyond that.
+        synergy: What only both together say.
+    """
+
+    modalities: tuple[str, str]
+    redundant: Estimate
+    unique: Mapping[str, Estimate]
+    synergy: Estimate
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ class Checkup:
         best: The modality that is best by itself, trained alone.
         together: Accuracy of the joint model less that of `best` alone, sample by sample.
         synergy: Share of the samples that the joint model gets right and no modality alone.
+        shared: Of each pair of modalities, if that was asked for.
         notes: What a reader must know of the numbers.
         measured: What it rests on, for each training.
     """
@@ -94,6 +116,7 @@ class Checkup:
     best: str
     together: Estimate
     synergy: Estimate
+    shared: tuple[Shared, ...] = ()
     notes: tuple[str, ...] = ()
     measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
 
@@ -144,6 +167,7 @@ def concluded(several: Sequence[Measured]) -> Checkup:
         best,
         difference(right - alone),
         share(right * (1 - by_any)),
+        tuple(_shared(several, pair) for pair in several[0].interactions),
         tuple(dict.fromkeys(note for one in several for note in one.diagnosis.notes)),
         tuple(several),
     )
@@ -184,6 +208,18 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
     )
 
 
+def _shared(several: Sequence[Measured], pair: tuple[str, str]) -> Shared:
+    def of(part: Callable[[Interaction], Tensor]) -> Estimate:
+        return mean(_stacked(several, lambda one: part(one.interactions[pair])))
+
+    return Shared(
+        pair,
+        of(lambda x: x.redundant),
+        {name: of(lambda x, name=name: x.unique[name]) for name in pair},  # type: ignore[misc]
+        of(lambda x: x.synergy),
+    )
+
+
 def _stacked(several: Sequence[Measured], of: Callable[[Measured], Tensor]) -> Float[Tensor, "s n"]:
     """Something of each training, a row for each."""
     return torch.stack([of(one).double().cpu() for one in several])
@@ -217,6 +253,10 @@ def _lines(checkup: Checkup) -> Iterator[str]:
     yield ""
     for name, found in checkup.findings.items():
         yield from _of_modality(name, found)
+    for pair in checkup.shared:
+        alone = ", ".join(f"only {name} {x}" for name, x in pair.unique.items())
+        yield f"Bits of the class that {' and '.join(pair.modalities)} give: "
+        yield f"  both {pair.redundant}, {alone}, only together {pair.synergy}."
     yield from checkup.notes
 
 

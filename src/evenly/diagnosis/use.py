@@ -96,8 +96,7 @@ def use(
         probe.each(split, take, seed=seed)
         return {frozenset(names) - swap: right for swap, right in tally.right().items()}
 
-    shares: Mapping[str, Any] = contributions(values, names, seed=seed)  # type: ignore[arg-type]
-    return tally.use(shares)
+    return tally.use(contributions(values, names, seed=seed))
 
 
 class _Tally:

@@ -30,6 +30,20 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
         ValueError: If its files are damaged, an encoder by import path is not trusted or cannot be
             imported, or weights are not in the folder itself.
     """
+    cell, best = opened(folder, trust=trust)
+    about = _about(folder / "best.ckpt", best)
+    try:
+        return _loaded(folder, cell, about)
+    except Exception as error:  # whatever settings and weights of different runs bring about
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
+            "they are not of one run, train again."
+        ) from error
+
+
+def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
+    """What a run's folder says that it is, and its best checkpoint; raises as `load_run` does."""
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
         some = min((folder / "runs").glob("*/"), default=folder / "runs" / "joint-0")
@@ -60,16 +74,7 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
-    cell = _cell(folder / "config.yaml", settings)
-    about = _about(path, best)
-    try:
-        return _loaded(folder, cell, about)
-    except Exception as error:  # whatever settings and weights of different runs bring about
-        said = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
-            "they are not of one run, train again."
-        ) from error
+    return _cell(folder / "config.yaml", settings), best
 
 
 def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:

@@ -1,0 +1,110 @@
+"""evenly checkup: what is the matter with each modality, and what to try."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from evenly.cli.parser import Parser
+from evenly.cli.sources import prepared
+from evenly.cli.training import add_training, folder_name, out_folder, training_of
+from evenly.lab.run.settings import Training, check_counts
+
+if TYPE_CHECKING:
+    from evenly.diagnosis.findings import Checkup
+
+HELP = "what is the matter with each modality, and what to try"
+
+
+def arguments() -> Parser:
+    """What it takes."""
+    one = Parser(
+        "What is the matter with each modality of a model: whether there is anything in it, "
+        "whether\nthe model has learnt it and uses it, or has learnt it by heart; and what to try."
+        "\n\n"
+        "  evenly checkup runs/digits/runs/joint-0   a trained run; several that differ in their "
+        "seed\n"
+        "  evenly checkup --data my.npz              data, before anything else is trained on them"
+    )
+    one.add_argument("runs", nargs="*", help="folders of runs, such as runs/digits/runs/joint-0")
+    one.add_argument("--seed", type=int, default=0, help="of the model of --data")
+    one.add_argument(
+        "--budget",
+        type=int | None,
+        help="epochs of each short training (default: of a run a third of its own, 10 at least; "
+        "of --data, --epochs)",
+    )
+    one.add_argument(
+        "--interactions",
+        action="store_true",
+        help="say of each pair of modalities what they say of the class in common, each by itself, "
+        "and only together",
+    )
+    one.add_argument(
+        "--out",
+        type=str | None,
+        help="folder of checkup.html and checkup.json (default: the first run's, or "
+        "runs/DATA/checkup)",
+    )
+    add_training(one)
+    return one
+
+
+def run(options: Namespace) -> None:
+    """Checks up, writes the page and prints the text."""
+    from evenly.files import write_text
+    from evenly.report.checkup import write_checkup
+
+    check_counts(budget=options.budget)
+    found, out, title, about = _of_runs(options) if options.runs else _of_data(options)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "checkup.json", json.dumps(found.as_dict(), indent=1))
+    page = write_checkup(found.as_dict(), out / "checkup.html", title=title, about=about)
+    print(found)
+    print(f"\npage: {page}")
+
+
+def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
+    """The checkup of runs, its folder, its title and what it is of."""
+    from evenly.diagnosis.findings import Checkup
+    from evenly.lab.run.prepare import say
+    from evenly.lab.trained.checkup import of_run, runs_opened, short
+
+    folders = [Path(text) for text in options.runs]
+    moved = options.data if options.data != Training.data else None
+    opened = runs_opened(folders, moved, trust=options.trust)
+    cell = opened[0][1]
+    epochs = options.budget or short(cell.training.epochs)
+    each = f" for each of {len(opened)} runs" if len(opened) > 1 else ""
+    say([f"trains the modalities alone, at the same time, for {epochs} epochs{each}."])
+    found = Checkup.pooled(
+        [
+            of_run(one, weights, epochs, interactions=options.interactions)
+            for _, one, weights in opened
+        ]
+    )
+    about = [
+        ("runs", ", ".join(str(folder) for folder in folders)),
+        ("data", cell.training.data),
+        ("method", cell.method),
+        ("short trainings", f"{epochs} epochs"),
+    ]
+    return found, out_folder(options, folders[0]), f"{cell.method} on {cell.training.data}", about
+
+
+def _of_data(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
+    """The same of data, on which a model is trained."""
+    from evenly.lab.run.prepare import say
+    from evenly.lab.run.settings import Cell
+    from evenly.lab.trained.checkup import of_data
+
+    training = training_of(options)
+    out = out_folder(options, Path("runs") / folder_name(options, training) / "checkup")
+    training = prepared(training, out, options, lambda _: ["joint"])
+    epochs = options.budget or training.epochs
+    say([f"trains them jointly and alone, for {epochs} epochs each."])
+    cell = Cell(training, "joint", options.seed)
+    found = of_data(cell, epochs, interactions=options.interactions)
+    about = [("data", training.data), ("trainings", f"{epochs} epochs each, seed {options.seed}")]
+    return found, out, training.data, about

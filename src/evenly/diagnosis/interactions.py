@@ -1,0 +1,79 @@
+"""What two modalities say of the class in common, each by itself, and only together.
+
+After Yang, Wang, Hu, "Efficient Quantification of Multimodal Interaction at Sample Level" (LSMI),
+ICML 2025, https://arxiv.org/abs/2506.17248, with linear probes for its discriminators and the
+smaller information for the redundancy, where the paper estimates entropies of the features.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evenly.diagnosis.linear_probe import Read, read
+from evenly.features import Features
+
+LEAST = 1e-4
+"""Probability that a probe gives a class at least: a single sample must not outweigh all others."""
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """Of two modalities, in bits, for each sample that has both.
+
+    Attributes:
+        redundant: What both say.
+        unique: By modality, what it says beyond that.
+        synergy: What only both together say; below 0 where a probe on both is worse.
+    """
+
+    redundant: Float[Tensor, " k"]
+    unique: Mapping[str, Float[Tensor, " k"]]
+    synergy: Float[Tensor, " k"]
+
+
+def interactions(train: Features, val: Features) -> dict[tuple[str, str], Interaction]:
+    """By pair of modalities, the pointwise decomposition of what they say of the class.
+
+    With i_m = log p(y | x_m) - log p(y), of a linear probe fitted on the training split:
+    r = min(i_1, i_2), u_m = i_m - r, s = i_12 - r - u_1 - u_2.
+
+    Args:
+        train: Features of the training split, with classes as targets.
+        val: Of the validation split, for whose samples it is.
+    """
+    shares = train.target.bincount(minlength=int(val.target.max()) + 1).double()
+    shares = (shares / shares.sum()).to(val.target.device)
+
+    def informed(found: Read, rows: Tensor) -> Tensor:
+        """How many bits a probe says of the class of each sample."""
+        place = torch.searchsorted(found.rows, rows)
+        target = val.target[rows]
+        p = found.log[place, target].double().exp()
+        return (p.clamp_min(LEAST) / shares[target].clamp_min(LEAST)).log() / math.log(2)
+
+    known = read(train, val)
+    found = {}
+    for one, other in combinations(known, 2):
+        pair = read(_joined(train, one, other), _joined(val, one, other))[""]
+        rows = pair.rows
+        i = {name: informed(known[name], rows) for name in (one, other)}
+        redundant = torch.minimum(i[one], i[other])
+        unique = {name: x - redundant for name, x in i.items()}
+        synergy = informed(pair, rows) - redundant - unique[one] - unique[other]
+        found[one, other] = Interaction(redundant, unique, synergy)
+    return found
+
+
+def _joined(split: Features, one: str, other: str) -> Features:
+    """Both as one modality, which those samples have that have both."""
+    x = torch.cat([split.features[name].float() for name in (one, other)], 1)
+    here = torch.ones_like(split.target, dtype=torch.bool)
+    for name in (one, other):
+        if name in split.present:
+            here &= split.present[name].to(here.device)
+    return Features({"": x}, split.target, present={"": here})

@@ -1,0 +1,118 @@
+"""A checkup of trained runs, or of data before anything else is trained on them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from evenly.diagnosis.checkup import checkup
+from evenly.diagnosis.findings import Checkup
+from evenly.errors import UserError
+from evenly.lab.run.build import info_of
+from evenly.lab.run.parts import Parts
+from evenly.lab.run.place import joined
+from evenly.lab.run.precision import decided
+from evenly.lab.run.prepare import prepare
+from evenly.lab.run.settings import Cell, read_settings
+from evenly.lab.trained.load import opened
+
+LEAST = 10
+"""Epochs of a short training, at least."""
+
+
+def short(epochs: int) -> int:
+    """Epochs of the short trainings of a run's checkup: a third of its own, ten at least."""
+    return max(epochs // 3, LEAST)
+
+
+def runs_opened(
+    folders: Sequence[Path], data: str | None, *, trust: bool
+) -> list[tuple[Path, Cell, dict[str, torch.Tensor]]]:
+    """Folder, settings and selected weights of each run.
+
+    Args:
+        folders: Of runs that differ in their seed at most.
+        data: Where their data are now, if they have moved.
+        trust: Whether encoders that are named by import path are imported.
+
+    Raises:
+        FileNotFoundError: If a folder holds no run.
+        ValueError: If the runs differ in more than their seed, or train one modality alone.
+    """
+    found = []
+    for folder in folders:
+        cell, best = opened(folder, trust=trust)
+        if info_of(cell.method).alone:
+            raise UserError(
+                f"{folder} is of one modality alone, of which there is nothing to compare. Give a "
+                "run of all of them, such as joint-0."
+            )
+        if data is not None:
+            cell = replace(cell, training=replace(cell.training, data=data))
+        _check_data(folder, cell)
+        found.append((folder, cell, best["state_dict"]))
+    first = found[0][1]
+    for folder, cell, _ in found[1:]:
+        if replace(cell, seed=first.seed) != first:
+            raise UserError(
+                f"{folder} differs from {found[0][0]} in more than its seed. Check them up one by "
+                "one."
+            )
+    return found
+
+
+def _check_data(folder: Path, cell: Cell) -> None:
+    """Raises if a run's file of data is another than when it was trained."""
+    known = read_settings(folder / "config.yaml", "method").get("data_sha256")
+    if known != cell.as_dict().get("data_sha256"):
+        raise UserError(
+            f"{cell.training.data} is not what {folder} was trained on, or has changed since. Say "
+            "where its data are, with --data."
+        )
+
+
+def of_run(
+    cell: Cell, weights: dict[str, torch.Tensor], epochs: int, *, interactions: bool = False
+) -> Checkup:
+    """The checkup of a run, whose encoders are trained alone from its own first weights.
+
+    Args:
+        cell: Its settings.
+        weights: That validation selected.
+        epochs: Of the short training.
+        interactions: See `evenly.checkup`.
+    """
+    data, _ = prepare([cell])
+    torch.set_num_threads(cell.training.threads)
+    with joined(cell.training) as place:
+        parts = Parts.of(cell, data, place)
+        initial = {name: x.clone() for name, x in parts.model.state_dict().items()}
+        parts.load_weights(weights)
+        return _checked(parts, initial, epochs, interactions)
+
+
+def of_data(cell: Cell, epochs: int, *, interactions: bool = False) -> Checkup:
+    """The checkup of a model that is trained jointly, for as many epochs as its encoders alone."""
+    cell, found, _ = decided(cell, {})
+    data, _ = prepare([cell], found)
+    torch.set_num_threads(cell.training.threads)
+    with joined(cell.training) as place:
+        return _checked(Parts.of(cell, data, place), None, epochs, interactions)
+
+
+def _checked(
+    parts: Parts, initial: dict[str, torch.Tensor] | None, epochs: int, interactions: bool
+) -> Checkup:
+    return checkup(
+        parts.model,
+        parts.forward,
+        parts.train,
+        parts.in_order("val"),
+        parts.model.encoders,
+        initial=initial,
+        optimizer=parts.optimizer,
+        epochs=epochs,
+        seed=parts.cell.seed,
+        interactions=interactions,
+    )

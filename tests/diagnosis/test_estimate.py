@@ -1,0 +1,59 @@
+"""Figures with an interval."""
+
+import math
+
+import pytest
+import torch
+
+from evenly.diagnosis.estimate import Estimate, Z, difference, mean, share
+
+
+def test_share_is_the_interval_of_agresti_and_coull():
+    found = share(torch.tensor([1.0] * 50 + [0.0] * 50))
+    half = Z * math.sqrt(0.25 / 104)
+    assert (found.value, found.count) == (0.5, 100)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_difference_is_the_interval_of_agresti_and_min():
+    # 30 of 100 are right only with the first, 10 only with the second
+    found = difference(torch.tensor([1.0] * 30 + [-1.0] * 10 + [0.0] * 60))
+    center = 20 / 102
+    half = Z * math.sqrt((41 - 102 * center**2) / 102**2)
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((center - half, center + half))
+
+
+def test_where_all_agree_the_interval_stays_open():
+    found = share(torch.ones(20))
+    assert found.value == found.high == 1.0
+    assert 0.7 < found.low < 0.95
+    assert difference(torch.zeros(20)).high > 0.05
+
+
+def test_seeds_add_their_variance():
+    values = torch.tensor([[1.0] * 60 + [0.0] * 40, [1.0] * 80 + [0.0] * 20])
+    found = share(values)
+    assert found.value == pytest.approx(0.7)
+    samples = share(values.mean(0)).error
+    assert found.error == pytest.approx(math.sqrt(samples**2 + 0.02 / 2))
+
+
+def test_mean_of_values_without_bounds():
+    found = mean(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert found.value == 3.0
+    assert found.error == pytest.approx(math.sqrt(14 / 16))
+
+
+def test_samples_that_would_settle_it():
+    found = Estimate(0.1, 0.1 - Z * 0.05, 0.1 + Z * 0.05, 100)
+    assert found.error == pytest.approx(0.05)
+    assert found.samples_for(Z * 0.025) == 400  # half the error
+
+
+def test_interval_holds_the_truth_as_often_as_it_says():
+    stream = torch.Generator().manual_seed(0)
+    for p in (0.5, 0.9, 0.99):
+        draws = (torch.rand(1000, 60, generator=stream) < p).double()
+        inside = sum(one.low <= p <= one.high for one in map(share, draws))
+        assert inside > 930

@@ -1,0 +1,144 @@
+"""What a model makes of each modality."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import evenly
+from evenly.diagnosis.use import use
+
+CLASSES = 4
+
+
+class Pair(nn.Module):
+    """Two identity encoders, whose features are one-hot classes, under weights of our choice."""
+
+    def __init__(self, weights, outputs=lambda x: x):
+        super().__init__()
+        self.encoders = nn.ModuleDict({"a": nn.Identity(), "b": Wrapped(outputs)})
+        self.weights = weights
+
+    def fused(self, features):
+        return sum(weight * features[name] for name, weight in self.weights.items())
+
+    def forward(self, a, b):
+        features = {"a": self.encoders["a"](a), "b": self.encoders["b"](b)[0]}
+        return self.fused(features), features
+
+
+class Wrapped(nn.Module):
+    """Gives a tuple, as the encoders of libraries do."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x):
+        return (self.outputs(x), "no tensor")
+
+
+def loader(count=200, batch_size=50):
+    target = torch.arange(count).div(count // CLASSES, rounding_mode="floor")  # sorted by class
+    hot = nn.functional.one_hot(target, CLASSES).float()
+    return DataLoader(TensorDataset(hot, hot.clone(), target), batch_size)
+
+
+def looked(model, *, fuse, present=None, batches=None):
+    batches = batches or loader()
+
+    def forward(model, batch):
+        a, b, target = batch
+        logits, features = model(a, b)
+        here = None if present is None else {"b": present(target)}
+        return evenly.Output(
+            logits, features, fuse=model.fused if fuse else None, present=here
+        ), target
+
+    probe = evenly.Probe(model, forward, batches, batches)
+    everyone = torch.ones_like
+    return use(
+        probe,
+        dict(model.encoders.items()),
+        lambda logits: logits.argmax(1),
+        lambda target: everyone(target, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_what_the_head_leaves_out_is_not_used(fuse):
+    found = looked(Pair({"a": 1.0, "b": 0.0}), fuse=fuse)
+    assert found.right.mean() == 1
+    assert found.flipped["b"].max() == 0
+    assert found.without["b"].mean() == 1
+    assert found.contribution["b"].abs().max() == 0
+    # Swaps are drawn from all classes although the split is sorted: a quarter keeps its own.
+    assert found.without["a"].mean() == pytest.approx(0.25, abs=0.06)
+    assert found.flipped["a"].mean() == pytest.approx(0.75, abs=0.06)
+    torch.testing.assert_close(found.contribution["a"], 1 - found.without["a"])
+    assert found.followed["a"].mean() == 1
+    assert found.outvoted["a"].mean() == 0
+    assert found.followed["b"].mean() == 0
+    assert found.outvoted["b"].mean() == 1
+
+
+def test_the_stronger_one_wins_and_both_contribute():
+    found = looked(Pair({"a": 2.0, "b": 1.0}), fuse=True)
+    assert found.followed["a"].mean() == 1
+    assert found.outvoted["b"].mean() == 1
+    # v(a) = 1, v(b) = v() = chance: all of it is a's
+    torch.testing.assert_close(found.contribution["b"], torch.zeros(200).double())
+
+
+def test_replayed_encoders_give_what_fuse_gives():
+    first, second = (looked(Pair({"a": 1.0, "b": 0.9}), fuse=fuse) for fuse in (True, False))
+    for name in ("a", "b"):
+        torch.testing.assert_close(first.contribution[name], second.contribution[name])
+        torch.testing.assert_close(first.followed[name], second.followed[name])
+
+
+def test_encoders_run_as_before_afterwards():
+    model = Pair({"a": 1.0, "b": 0.5})
+    looked(model, fuse=False)
+    assert "forward" not in vars(model.encoders["a"])
+    own = model.encoders["a"].forward = lambda x: x
+    looked(model, fuse=False)
+    assert model.encoders["a"].forward is own
+
+
+def test_samples_without_a_modality_swap_it_with_nobody():
+    found = looked(Pair({"a": 0.5, "b": 1.0}), fuse=True, present=lambda target: target < 2)
+    lacking = found.flipped["b"] == 0
+    assert lacking.sum() >= 100  # of the two classes that have no b
+
+
+def test_single_samples_are_refused():
+    with pytest.raises(ValueError, match="batch_size above 1"):
+        looked(Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=loader(8, 1))
+
+
+def test_what_has_no_row_for_each_sample_is_refused():
+    model = Pair({"a": 1.0, "b": 1.0}, outputs=lambda x: x)
+    model.encoders["b"].forward = lambda x: (x.T.contiguous().T, x.T)  # one of them has rows
+    assert looked(model, fuse=False).right.mean() == 1
+
+    class Sideways(Pair):
+        def forward(self, a, b):
+            features = {"a": self.encoders["a"](a), "b": self.encoders["b"](b)[0].T}
+            return self.fused(features), features
+
+    with pytest.raises(ValueError, match="no row for each of the 50"):
+        looked(Sideways({"a": 1.0, "b": 1.0}, outputs=lambda x: x.T), fuse=False)
+
+
+def test_a_model_that_will_not_repeat_itself_is_refused():
+    class Moody(Pair):
+        calls = 0
+
+        def forward(self, a, b):
+            logits, features = super().forward(a, b)
+            self.calls += 1
+            return logits + self.calls * torch.arange(CLASSES), features
+
+    with pytest.raises(ValueError, match="predicts otherwise"):
+        looked(Moody({"a": 1.0, "b": 1.0}), fuse=False)
