@@ -217,17 +217,22 @@ class _Work:
         def right(found: Read) -> Tensor:
             return found.right(target).cpu()
 
+        # of the trainings, the one that a linear probe reads best
+        there = {
+            name: max((found[name] for found in several), key=lambda one: int(right(one).sum()))
+            for name in self.encoders
+        }
         return Measured(
             rows={name: found.rows.cpu() for name, found in learnt.items()},
             chance=(target == commonest).cpu(),
             right=joint.right.cpu(),
             raw={name: right(found) for name, found in inputs.items()},
-            # of the trainings, the one that a linear probe reads best
-            there={
-                name: max((right(found[name]) for found in several), key=Tensor.sum)
-                for name in self.encoders
-            },
+            there={name: right(found) for name, found in there.items()},
             learnt={name: right(found) for name, found in learnt.items()},
+            luck={
+                name: (there[name].luck(target).cpu(), learnt[name].luck(target).cpu())
+                for name in there
+            },
             use=joint.used,
             diagnosis=diagnosis,
             interactions=decomposed(joint.train, joint.val) if interactions else {},

@@ -27,6 +27,7 @@ class Measured:
         raw: By modality, whether a linear probe on a summary of its input is.
         there: By modality, whether one on the encoder trained alone is.
         learnt: By modality, whether one on the joint model's encoder is.
+        luck: By modality, how often the last two would be with their guesses dealt out at random.
         use: What the joint model's predictions make of each modality.
         diagnosis: Purities of the joint model's encoders.
         interactions: By pair of modalities, what the joint model's encoders say in common, by
@@ -39,6 +40,7 @@ class Measured:
     raw: Mapping[str, Bool[Tensor, " n"]]
     there: Mapping[str, Bool[Tensor, " n"]]
     learnt: Mapping[str, Bool[Tensor, " n"]]
+    luck: Mapping[str, tuple[Float[Tensor, " n"], Float[Tensor, " n"]]]
     use: Use
     diagnosis: Diagnosis
     interactions: Mapping[tuple[str, str], Interaction] = field(default_factory=dict)
@@ -178,6 +180,7 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
     chance = _stacked(several, lambda one: one.chance[rows])
     there = _stacked(several, lambda one: one.there[name][rows])
     learnt = _stacked(several, lambda one: one.learnt[name][rows])
+    lucky = [_stacked(several, lambda one, i=i: one.luck[name][i][rows]) for i in (0, 1)]  # type: ignore[misc]
     flipped = share(_stacked(several, lambda one: one.use.flipped[name]))
     alone = len(several[0].there) == 1
     gap = _gap([one.diagnosis for one in several], name, len(rows))
@@ -198,8 +201,8 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         strength=sum(one.diagnosis.strength()[name] for one in several) / len(several),
         verdict=judge(
             Figures(
-                gain=difference(there - chance),
-                held=difference(learnt - chance),
+                gain=difference(there - lucky[0]),
+                held=difference(learnt - lucky[1]),
                 missed=difference(there - learnt),
                 gap=gap,
                 flipped=flipped,

@@ -37,6 +37,14 @@ class Read:
         found[self.rows] = self.log.argmax(1) == target[self.rows]
         return found
 
+    def luck(self, target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """For each sample, the share of all guesses that name its class.
+
+        That is how often it is read rightly if guesses are dealt out to the samples at random.
+        """
+        guesses = self.log.argmax(1).bincount(minlength=self.log.shape[1])
+        return (guesses.double() / max(len(self.rows), 1))[target]
+
 
 def read(train: Features, test: Features) -> dict[str, Read]:
     """By modality, logistic regression fitted on one split, applied to another.

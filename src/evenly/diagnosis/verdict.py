@@ -65,7 +65,8 @@ class Figures:
     """What a verdict rests on.
 
     Attributes:
-        gain: Accuracy of a linear probe on the encoder trained alone, less that of chance.
+        gain: Accuracy of a linear probe on the encoder trained alone, less that of the same
+            guesses dealt out to the samples at random.
         held: The same of the joint model's encoder.
         missed: The one less the other, sample by sample.
         gap: Of purities, beyond its error.

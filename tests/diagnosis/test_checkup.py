@@ -1,0 +1,304 @@
+"""The checkup of a model: what is there, learnt, used and over-trained, and the verdict."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import evenly
+from evenly.diagnosis.alone import Alone
+from evenly.diagnosis.classes import Classes
+from evenly.diagnosis.interactions import interactions
+
+WIDTH = 8
+
+
+def data(count, seed, **clear):
+    """Two classes; of each modality, how clear they are. Those named 'xor' need learning."""
+    stream = torch.Generator().manual_seed(seed)
+    target = torch.randint(2, (count,), generator=stream)
+    inputs = []
+    for name, by in clear.items():
+        x = torch.randn(count, WIDTH, generator=stream)
+        sign = 2 * target - 1
+        if name.startswith("xor"):
+            other = 2 * torch.randint(2, (count,), generator=stream) - 1
+            x[:, 0] += by * other
+            x[:, 1] += by * other * sign
+        else:
+            x[:, 0] += by * sign
+        inputs.append(x)
+    return TensorDataset(*inputs, target)
+
+
+class Fusion(nn.Module):
+    def __init__(self, names, width=16, classes=2):
+        super().__init__()
+        self.encoders = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(WIDTH, width), nn.ReLU()) for name in names}
+        )
+        self.head = nn.Linear(width * len(names), classes)
+
+    def forward(self, *inputs):
+        features = {
+            name: encoder(x)
+            for (name, encoder), x in zip(self.encoders.items(), inputs, strict=True)
+        }
+        return self.head(torch.cat(list(features.values()), 1)), features
+
+
+def forward(model, batch):
+    *inputs, target = batch
+    logits, features = model(*inputs)
+    return evenly.Output(logits, features), target
+
+
+class Case:
+    """A model of some modalities, trained jointly."""
+
+    def __init__(self, epochs=20, rates=None, frozen=(), **clear):
+        torch.manual_seed(0)
+        self.model = Fusion(list(clear))
+        self.initial = copy.deepcopy(self.model.state_dict())
+        self.train = DataLoader(data(600, 1, **clear), 50, shuffle=True)
+        self.val = DataLoader(data(400, 2, **clear), 50)
+        for name in frozen:
+            self.model.encoders[name].requires_grad_(False)
+        groups = [
+            {"params": list(encoder.parameters()), "lr": (rates or {}).get(name, 0.1)}
+            for name, encoder in self.model.encoders.items()
+        ]
+        groups.append({"params": list(self.model.head.parameters())})
+        self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        for _ in range(epochs):
+            for batch in self.train:
+                output, target = forward(self.model, batch)
+                nn.functional.cross_entropy(output.logits, target).backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+    def checkup(self, **options):
+        options = {
+            "initial": self.initial,
+            "optimizer": self.optimizer,
+            "epochs": 15,
+            "progress": False,
+        } | options
+        return evenly.checkup(
+            self.model, forward, self.train, self.val, self.model.encoders, **options
+        )
+
+
+def test_learnt_and_scarce():
+    found = Case(plain=1.0, noise=0.0).checkup()
+    assert found.verdict == {"plain": "learnt", "noise": "scarce"}
+    one = found.findings["plain"]
+    assert one.there.value == pytest.approx(0.84, abs=0.05)  # Φ(1)
+    assert one.learnt.low < one.there.value
+    assert one.chance.value == pytest.approx(0.5, abs=0.06)
+    assert one.without.value < 0.6 < found.accuracy.value
+    assert one.raw.value == pytest.approx(0.84, abs=0.05)
+    assert found.best == "plain"
+    assert "relearn" in str(found)
+
+
+@pytest.mark.parametrize("held", [{"rates": {"xor": 1e-5}}, {"frozen": ["xor"]}])
+def test_an_encoder_that_is_held_back_is_suppressed(held):
+    found = Case(plain=1.0, xor=1.5, epochs=15, **held).checkup(epochs=25)
+    assert found.verdict == {"plain": "learnt", "xor": "suppressed"}
+    assert found.findings["xor"].missed.low > 0.05
+    assert found.findings["xor"].raw.value < 0.6  # no linear probe of its input can tell
+    assert "multi_loss" in str(found)
+
+
+def test_what_the_head_leaves_out_is_unused():
+    case = Case(plain=1.0, left=1.0)
+    case.model.head.weight.data[:, 16:] = 0
+    found = case.checkup()
+    assert found.verdict == {"plain": "learnt", "left": "unused"}
+    assert found.findings["left"].flipped.value == 0
+
+
+def test_worse_together_than_alone_is_said_first():
+    case = Case(plain=1.0, noise=0.0)
+    case.model.head.weight.data[:, 16:] = 9 * torch.randn(2, 16)
+    found = case.checkup()
+    assert found.together.high < 0
+    assert str(found).startswith("All together are WORSE than plain alone")
+
+
+def test_everything_is_as_it_was():
+    case = Case(plain=1.0, xor=1.5, frozen=["xor"], epochs=2)
+    case.model.eval()
+    case.model.head.train()
+    state = copy.deepcopy(case.model.state_dict())
+    moments = copy.deepcopy(case.optimizer.state_dict())
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = case.checkup(epochs=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, value in case.model.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert str(case.optimizer.state_dict()) == str(moments)
+    assert not case.model.training
+    assert case.model.head.training
+    assert not any(p.requires_grad for p in case.model.encoders["xor"].parameters())
+    assert all(p.grad is None for p in case.model.encoders["xor"].parameters())
+    assert case.checkup(epochs=2) == first  # a seed gives the same again
+
+
+def test_without_first_weights_the_model_is_trained_as_well():
+    case = Case(plain=1.0, noise=0.0, epochs=0)
+    found = case.checkup(initial=None)
+    assert found.accuracy.value > 0.75
+    assert found.verdict == {"plain": "learnt", "noise": "scarce"}
+    assert torch.equal(case.model.head.weight, case.initial["head.weight"])
+
+
+def test_each_is_trained_as_if_by_itself():
+    case = Case(plain=1.0, xor=1.5, epochs=0)
+    probe = evenly.Probe(case.model, forward, case.train, case.val)
+    classes = Classes(2, None, one_logit=False)
+
+    def trained(names):
+        encoders = {name: case.model.encoders[name] for name in names}
+        alone = Alone(probe, encoders, dict.fromkeys(names, 16), classes, seed=0)
+        found = []
+        own = probe.trained
+
+        def noting(*given, **named):
+            found.append(own(*given, **named))
+            return found[-1]
+
+        probe.trained = noting
+        try:
+            return alone.trained(case.optimizer, 3, lambda: None, fastest=False)[1]
+        finally:
+            probe.trained = own
+
+    both, one = trained(["plain", "xor"]), trained(["plain"])
+    torch.testing.assert_close(both.features["plain"], one.features["plain"], rtol=0, atol=0)
+    assert not torch.equal(both.features["xor"], one.features["xor"])
+
+
+def test_one_logit_and_samples_without_a_label():
+    case = Case(plain=1.5, noise=0.0)
+    expected = case.checkup()
+
+    def masked(model, batch):
+        *inputs, target = batch
+        target = target.clone()
+        target[inputs[0][:, 3] > 1.2] = -100
+        return forward(model, (*inputs, target))
+
+    found = evenly.checkup(
+        case.model, masked, case.train, case.val, case.model.encoders,
+        initial=case.initial, optimizer=case.optimizer, epochs=15, progress=False,
+    )  # fmt: skip
+    assert 300 < found.accuracy.count < 400 == expected.accuracy.count
+    assert found.verdict["plain"] == "learnt"
+
+    def single(model, batch):
+        output, target = forward(model, batch)
+        one = output.logits[:, 1:] - output.logits[:, :1]
+        return evenly.Output(one, output.features), target.float()[:, None]
+
+    found = evenly.checkup(
+        case.model, single, case.train, case.val, case.model.encoders,
+        initial=case.initial, optimizer=case.optimizer, epochs=15, progress=False,
+        criterion=nn.functional.binary_cross_entropy_with_logits,
+    )  # fmt: skip
+    assert found.accuracy == expected.accuracy
+    assert found.verdict == expected.verdict
+
+
+def test_as_dict_is_plain_and_whole():
+    case = Case(plain=1.0, noise=0.0, third=0.7, epochs=5)
+    found = case.checkup(interactions=True)
+    whole = json.loads(json.dumps(found.as_dict()))
+    assert whole["findings"]["noise"]["verdict"]["name"] == found.verdict["noise"]
+    assert whole["findings"]["plain"]["there"]["value"] == found.findings["plain"].there.value
+    assert [one["modalities"] for one in whole["shared"]] == [
+        ["plain", "noise"], ["plain", "third"], ["noise", "third"],
+    ]  # fmt: skip
+    assert "measured" not in whole
+    assert "only together" in str(found)
+
+
+def test_several_trainings_make_one_checkup():
+    case = Case(plain=1.0, noise=0.0, epochs=3)
+    one, other = case.checkup(seed=0), case.checkup(seed=1)
+    both = evenly.Checkup.pooled([one, other])
+    there = [x.findings["plain"].there.value for x in (one, other, both)]
+    assert there[2] == pytest.approx(sum(there[:2]) / 2)
+    assert len(both.measured) == 2
+    another = Case(plain=1.0, epochs=0).checkup(epochs=1)
+    with pytest.raises(ValueError, match="same validation split and modalities"):
+        evenly.Checkup.pooled([one, another])
+
+
+def test_one_modality_has_nobody_to_disagree_with():
+    found = Case(plain=1.0, epochs=5).checkup()
+    assert found.findings["plain"].followed is None
+    assert found.verdict == {"plain": "learnt"}
+    assert str(found).startswith("accuracy 0.")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_interactions_add_up(same):
+    stream = torch.Generator().manual_seed(0)
+
+    def split(count):
+        target = torch.randint(4, (count,), generator=stream)
+        bits = [target // 2, target % 2]
+        first, second = (bits[0], bits[0]) if same else bits
+        noise = 0.05 * torch.randn(2, count, 2, generator=stream)
+        return evenly.Features(
+            {
+                name: nn.functional.one_hot(bit, 2) + noise[i]
+                for i, (name, bit) in enumerate({"a": first, "b": second}.items())
+            },
+            target,
+        )
+
+    found = interactions(split(1000), split(500))["a", "b"]
+    redundant, synergy = found.redundant.mean(), found.synergy.mean()
+    unique = [x.mean() for x in found.unique.values()]
+    if same:  # one bit, twice
+        assert redundant == pytest.approx(1, abs=0.1)
+        assert max(unique) < 0.1
+        assert abs(synergy) < 0.1
+    else:  # a bit of each, which the smaller information counts as shared: it is known to do so
+        assert redundant + sum(unique) + synergy == pytest.approx(2, abs=0.1)
+
+
+def test_refusals():
+    case = Case(plain=1.0, noise=0.0, epochs=0)
+    with pytest.raises(ValueError, match="'epochs' is at least 1"):
+        case.checkup(epochs=0)
+    with pytest.raises(ValueError, match="'initial' is not the state of this model"):
+        case.checkup(initial={"head.weight": torch.zeros(2, 2)})
+
+    def numbers(model, batch):
+        output, target = forward(model, batch)
+        return output, target + 0.5
+
+    with pytest.raises(ValueError, match="checkup takes class numbers"):
+        evenly.checkup(case.model, numbers, case.train, case.val, case.model.encoders)
+
+    def mixed(model, batch):
+        output, target = forward(model, batch)
+        features = {**output.features, "plain": output.features["plain"] + output.features["noise"]}
+        return evenly.Output(output.logits, features), target
+
+    with pytest.raises(ValueError, match="'plain' depend on the encoder of 'noise' too"):
+        evenly.checkup(case.model, mixed, case.train, case.val, case.model.encoders)
+    with pytest.raises(ValueError, match="there is an encoder 'sound'"):
+        evenly.checkup(
+            case.model, forward, case.train, case.val, {"sound": case.model.encoders["plain"]}
+        )
+    with pytest.raises(ValueError, match="needs the encoders by modality"):
+        evenly.checkup(case.model, forward, case.train, case.val, {})
