@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenly
+from evenly.diagnosis.classes import Classes
 from evenly.diagnosis.use import use
 
 CLASSES = 4
@@ -56,13 +57,8 @@ def looked(model, *, fuse, present=None, batches=None):
         ), target
 
     probe = evenly.Probe(model, forward, batches, batches)
-    everyone = torch.ones_like
-    return use(
-        probe,
-        dict(model.encoders.items()),
-        lambda logits: logits.argmax(1),
-        lambda target: everyone(target, dtype=torch.bool),
-    )
+    encoders = dict(model.encoders.items())
+    return use(probe, encoders, Classes(CLASSES, None, one_logit=False))
 
 
 @pytest.mark.parametrize("fuse", [True, False])

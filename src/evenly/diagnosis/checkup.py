@@ -190,7 +190,7 @@ class _Work:
             train,
             Features(features, val.target, val.index, present=val.present),
             guess == val.target.to(guess.device),
-            use(self.probe, self.encoders, self.classes.guess, self.classes.labelled),
+            use(self.probe, self.encoders, self.classes),
             (known[0], known[1]) if len(known) == len(SPLITS) else None,
         )
 

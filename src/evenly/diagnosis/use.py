@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from evenly.diagnosis.classes import Classes
 from evenly.diagnosis.contribution import contributions
 from evenly.errors import UserError
 from evenly.output import Output
@@ -25,8 +26,6 @@ ROUNDS = 4
 """Other samples that each one is given a modality of."""
 
 Subset = frozenset[str]
-Decide = Callable[[Tensor], Int[Tensor, " n"]]
-"""The classes that logits name."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Use:
 def use(
     probe: Probe,
     encoders: Mapping[str, nn.Module],
-    decide: Decide,
-    counts: Callable[[Tensor], Bool[Tensor, " n"]],
+    classes: Classes,
     *,
     split: Split = "val",
     seed: int = 0,
@@ -69,8 +67,7 @@ def use(
     Args:
         probe: On the model.
         encoders: By modality.
-        decide: The classes that logits name.
-        counts: Which samples of a batch have a label.
+        classes: What targets and logits say.
         split: To look at.
         seed: Of the swaps.
 
@@ -86,11 +83,12 @@ def use(
 
         def take(batch: Any, output: Output, target: Tensor) -> None:
             fuse = _fusing(probe, encoders, batch, output)
-            here = counts(target)
+            here, target = classes.labelled(target), classes.of(target)
+            before = classes.guess(output.logits)
             for partner in _partners(output, names, len(target), stream):
                 for swap in swaps:
-                    guess = decide(fuse({m: partner[m] for m in swap}))
-                    tally.add(swap, guess, decide(output.logits), target, partner, here)
+                    guess = classes.guess(fuse({m: partner[m] for m in swap}))
+                    tally.add(swap, guess, before, target, partner, here)
             tally.end()
 
         probe.each(split, take, seed=seed)
