@@ -108,6 +108,22 @@ class Features:
             None if self.number is None else some(self.number),
         )
 
+    def whole(self) -> "Features":
+        """Those of all ranks, in canonical order; every rank must call."""
+        if not self.sharded:
+            return self
+        assert self.index is not None
+        order = torch.cat(distributed.gather(self.index)).argsort()
+
+        def all_of(x: Tensor) -> Tensor:
+            return torch.cat(distributed.gather(x))[order]
+
+        return Features(
+            {name: all_of(x) for name, x in self.features.items()},
+            all_of(self.target),
+            present={name: all_of(here) for name, here in self.present.items()},
+        )
+
     def _take(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass's own way
 

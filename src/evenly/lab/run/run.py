@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evenly import distributed
 from evenly.data import Data, SplitName
 from evenly.diagnosis.linear_probe import linear_probe
 from evenly.features import Features
@@ -144,27 +143,10 @@ def _inspected(parts: Parts) -> tuple[dict[str, float], Features]:
     model.eval()
     found = inspect(Subject(lambda batch: parts.forward(model, batch)[0], test, kept, commonest))
     probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
-    features = _gathered(probe.features("val"))
-    probed = linear_probe(_gathered(probe.features("train")), features)
+    features = probe.features("val").whole()
+    probed = linear_probe(probe.features("train").whole(), features)
     found |= {f"probe/{name}": accuracy for name, accuracy in probed.items()}
     return found, features
-
-
-def _gathered(found: Features) -> Features:
-    """Those of all processes, in the order of the split."""
-    if not found.sharded:
-        return found
-    assert found.index is not None
-    order = torch.cat(distributed.gather(found.index)).argsort()
-
-    def all_of(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(distributed.gather(x))[order]
-
-    return Features(
-        {name: all_of(x) for name, x in found.features.items()},
-        all_of(found.target),
-        present={name: all_of(here) for name, here in found.present.items()},
-    )
 
 
 def _write_test(
