@@ -17,6 +17,7 @@ from evenly.report.folder import read_comparison
 from evenly.report.marks import DASHES, OUTLINES, Mark, marks
 from evenly.report.parts import modality_mark
 from evenly.report.projection import NAMES, class_style, plane
+from evenly.report.template import rendered
 
 ABSENT = "–"
 LINES = 8  # methods, of more than which lines are not told apart
@@ -97,20 +98,12 @@ def write_report(directory: Path, projection: Projected = "tsne") -> Path:
 
 
 def _page(comparison: Comparison, projection: Projected) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("evenly.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     mark = marks(comparison.methods)
     config = comparison.config
     lines, figures = _shown_first(comparison), all_figures(comparison)
     licence, library = _plotly()
-    return environment.get_template("page.html.jinja").render(
+    return rendered(
+        "page.html.jinja",
         title=comparison.data,
         date=f"{comparison.changed.day} {comparison.changed:%B %Y, %H:%M} UTC",
         command=str(config.get("command", "")),
