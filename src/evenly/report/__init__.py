@@ -1,5 +1,7 @@
-"""The page and the pictures of a comparison, drawn from the folder that it wrote."""
+"""The pages and the pictures of comparisons and checkups, drawn from what they wrote."""
 
+from evenly.report.checkup import write_checkup
+from evenly.report.checkup_picture import checkup_figure, write_checkup_picture
 from evenly.report.comparison import Projected
 from evenly.report.formats import FORMATS, write_formats
 from evenly.report.history import Point, write_history
@@ -13,10 +15,13 @@ __all__ = [
     "Point",
     "Projected",
     "accuracy",
+    "checkup_figure",
     "figure1",
     "figure3",
     "figure4",
     "figure5",
+    "write_checkup",
+    "write_checkup_picture",
     "write_formats",
     "write_history",
     "write_picture",

@@ -1,0 +1,325 @@
+"""The page of a checkup: one file that needs neither network nor script.
+
+Its pictures are few dots in their intervals. They are drawn as SVG at places in per cent, so that
+they fill any width, on paper as well, and weigh nothing.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evenly.files import write_text
+from evenly.report.marks import NEUTRAL, OUTLINES
+from evenly.report.parts import modality_mark
+from evenly.report.template import rendered
+
+ABSENT = "–"
+GLYPHS = {
+    "learnt": "M10,1.5a8.5,8.5 0 1,0 0,17a8.5,8.5 0 1,0 0,-17zM6,10.3l2.9,2.9L14,7.4",
+    "suppressed": "M10,2v10.5M5.3,8l4.7,4.7L14.7,8M3,17.5h14",
+    "unused": "M10,1.5a8.5,8.5 0 1,0 0,17a8.5,8.5 0 1,0 0,-17zM4,16L16,4",
+    "scarce": "M2.5,2.5h15v15h-15zM6.5,10h7",
+    "over-trained": "M10,2.2L18.6,17.8H1.4zM10,8v4.6M10,14.6v.9",
+    "unclear": "M10,1.5a8.5,8.5 0 1,0 0,17a8.5,8.5 0 1,0 0,-17zM7.4,8a2.6,2.6 0 1,1 4,2.2"
+    "c-1,.7-1.4,1.1-1.4,2M10,14.2v.6",
+}
+"""By verdict, lines in a square of twenty units."""
+MEANINGS = {
+    "learnt": "The joint model's encoder holds what is there, and the predictions use it.",
+    "suppressed": "More is there than the joint model's encoder has learnt.",
+    "unused": "It is learnt, but the predictions hardly change when it does.",
+    "scarce": "Hardly anything of the classes is in it, alone or beside the others.",
+    "over-trained": "Its encoder has learnt the training samples more than the classes.",
+    "unclear": "The intervals are too wide to tell.",
+}
+LEVELS = {"chance": "chance", "raw": "its input", "learnt": "learnt", "there": "there"}
+"""What a modality's accuracies are called, by their name in a finding."""
+ROWS = {
+    "chance": "Chance: the commonest class",
+    "raw": "Linear probe of its input",
+    "there": "There: its encoder trained alone",
+    "learnt": "Learnt: the joint model's encoder",
+    "missed": "There less learnt, points",
+    "contribution": "Used: its Shapley value, points",
+    "without": "Joint model without it",
+    "flipped": "Predictions that change without it",
+    "followed": "Where it is of another class: its class wins",
+    "outvoted": "Where it is of another class: the others' wins",
+}
+"""Of the table, by their name in a finding; all in %."""
+
+_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+_INTERVALS = 5  # between the ticks of an axis, at most
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure with its 95 % interval, as numbers to place it by and as text."""
+
+    value: float
+    low: float
+    high: float
+    text: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal one that begins and ends with a tick."""
+
+    ticks: Sequence[float]
+    labels: Sequence[str]
+
+    def at(self, value: float) -> str:
+        """How far right a value lies."""
+        return f"{100 * self._share(value):.2f}%"
+
+    def anchor(self, value: float) -> str:
+        """The end of a text at a value that stands there, so that none leaves the axis."""
+        share = self._share(value)
+        return "start" if share < 0.3 else "end" if share > 0.7 else "middle"
+
+    def _share(self, value: float) -> float:
+        return (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a picture: a dot in its interval. `figure` is None where there is none."""
+
+    label: str
+    figure: Shown | None
+    colour: str
+    outline: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of dots in their intervals.
+
+    Attributes:
+        axis: Of all rows.
+        groups: Rows, by the modality that heads them; by "" where each is another's.
+        line: Accuracy of the joint model, where it is marked.
+    """
+
+    axis: Axis
+    groups: Mapping[str, Sequence[Row]]
+    line: Shown | None = None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something to try; a sentence where it is no method."""
+
+    methods: Sequence[str]
+    why: str
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What is said and shown of one modality.
+
+    Attributes:
+        name: Its own.
+        colour: Of its marks.
+        symbol: Of its marks, by Plotly's name.
+        verdict: In a word.
+        why: A sentence.
+        samples: Of the validation split that would settle it, where it is unclear.
+        advice: What to try.
+        figures: By name in a finding.
+        strength: How far re-learning would pull its encoder back.
+    """
+
+    name: str
+    colour: str
+    symbol: str
+    verdict: str
+    why: str
+    samples: int | None
+    advice: Sequence[Advice]
+    figures: Mapping[str, Shown | None]
+    strength: str
+
+    @property
+    def outline(self) -> str:
+        """Of its marks, in a square of ten units."""
+        return OUTLINES[self.symbol]
+
+    @property
+    def won(self) -> tuple[float, float, float] | None:
+        """Where it is of another class: shares of its class, of the others' and of neither."""
+        followed, outvoted = self.figures["followed"], self.figures["outvoted"]
+        if followed is None or outvoted is None:
+            return None
+        return followed.value, outvoted.value, max(1 - followed.value - outvoted.value, 0.0)
+
+
+def write_checkup(
+    found: Mapping[str, Any],
+    path: Path,
+    *,
+    title: str,
+    about: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """Writes the page of a checkup, which opens from the disk and needs no network.
+
+    Every name that comes from the data is escaped.
+
+    Args:
+        found: `Checkup.as_dict()`, or what JSON made of it.
+        path: Of the page.
+        title: What was looked at, such as the name of the data.
+        about: Settings to list, name and value.
+
+    Returns:
+        `path`.
+    """
+    modalities, accuracy = read_modalities(found), percent(found["accuracy"])
+    page = rendered(
+        "checkup.html.jinja",
+        title=title,
+        headline=headline(found),
+        standing=standing(found),
+        best=next(one for one in modalities if one.name == found["best"]),
+        accuracy=accuracy,
+        together=percent(found["together"]),
+        synergy=percent(found["synergy"]),
+        modalities=modalities,
+        meanings=MEANINGS,
+        glyphs=GLYPHS,
+        levels=_levels(modalities, accuracy),
+        contribution=_by_modality(modalities, "contribution"),
+        without=_by_modality(modalities, "without", accuracy),
+        flipped=_by_modality(modalities, "flipped"),
+        gap=_by_modality(modalities, "gap"),
+        contested=[one for one in modalities if one.won],
+        rows=[
+            (title, [one.figures[name] for one in modalities])
+            for name, title in {**ROWS, "gap": "Gap of purities"}.items()
+            if any(one.figures[name] for one in modalities)
+        ],
+        absent=ABSENT,
+        notes=found["notes"],
+        about=about,
+    )
+    write_text(path, page)
+    return path
+
+
+def standing(found: Mapping[str, Any]) -> Literal["better", "worse", "open", "only"]:
+    """How all together stand to the best alone, if it can be told and there are several."""
+    if len(found["findings"]) == 1:
+        return "only"
+    together = found["together"]
+    return "worse" if together["high"] < 0 else "better" if together["low"] > 0 else "open"
+
+
+def headline(found: Mapping[str, Any]) -> str:
+    """What a reader must know first, in a sentence."""
+    best, by, all_right = found["best"], found["together"], percent(found["accuracy"])
+    less = percent({"value": -by["value"], "low": -by["high"], "high": -by["low"]})
+    more = percent(by)
+    return {
+        "worse": f"All together are worse than {best} alone, by {less.text} points "
+        f"({less.interval}).",
+        "better": f"All together are better than the best modality alone, {best}, by "
+        f"{more.text} points ({more.interval}).",
+        "open": f"Whether all together are better than {best} alone cannot be told: the "
+        f"difference is {more.text} points ({more.interval}).",
+        "only": f"The model is right on {all_right.text} % of the validation samples "
+        f"({all_right.interval}).",
+    }[standing(found)]
+
+
+def read_modalities(found: Mapping[str, Any]) -> list[Modality]:
+    """Each modality of a checkup, in its order."""
+    return [
+        _read(name, finding, *modality_mark(number))
+        for number, (name, finding) in enumerate(found["findings"].items())
+    ]
+
+
+def _read(name: str, finding: Mapping[str, Any], colour: str, symbol: str) -> Modality:
+    verdict = finding["verdict"]
+    figures = {key: _known(finding[key], percent) for key in ROWS}
+    return Modality(
+        name=name,
+        colour=colour,
+        symbol=symbol,
+        verdict=verdict["name"],
+        why=_sentence(verdict["why"]),
+        samples=verdict["samples"],
+        advice=[
+            Advice(one["methods"], one["why"] if one["methods"] else _sentence(one["why"]))
+            for one in verdict["advice"]
+        ],
+        figures={**figures, "gap": _known(finding["gap"], plain)},
+        strength=_minus(f"{finding['strength']:.2f}"),
+    )
+
+
+def percent(estimate: Mapping[str, float]) -> Shown:
+    """A share in %, or a difference of shares in points."""
+    return _shown(estimate, lambda value: _minus(f"{100 * value:.1f}"))
+
+
+def plain(estimate: Mapping[str, float]) -> Shown:
+    """A figure as it is."""
+    return _shown(estimate, lambda value: _minus(f"{value:.2f}"))
+
+
+def axis(figures: Sequence[Shown | None], scale: int) -> Axis:
+    """One that has room for all intervals; its labels are multiplied by `scale`, 1 or 100."""
+    ends = [end for one in figures if one for end in (one.low, one.high)] or [0.0, 1.0]
+    step = next((x for x in _STEPS if max(ends) - min(ends) <= _INTERVALS * x), 1.0)
+    first, last = math.floor(min(ends) / step), math.ceil(max(ends) / step)
+    ticks = [number * step for number in range(first, max(last, first + 1) + 1)]
+    return Axis(ticks, [_minus(f"{scale * tick:.{0 if scale == 100 else 2}f}") for tick in ticks])
+
+
+def _levels(modalities: Sequence[Modality], accuracy: Shown) -> Panel:
+    """What is there of each modality and what is learnt, beside the joint model."""
+    groups = {
+        one.name: [
+            Row(label, one.figures[name], NEUTRAL if name == "chance" else one.colour, one.outline)
+            for name, label in LEVELS.items()
+            if one.figures[name]
+        ]
+        for one in modalities
+    }
+    figures = [row.figure for rows in groups.values() for row in rows]
+    return Panel(axis([*figures, accuracy], 100), groups, accuracy)
+
+
+def _by_modality(modalities: Sequence[Modality], name: str, line: Shown | None = None) -> Panel:
+    rows = [Row(one.name, one.figures[name], one.colour, one.outline) for one in modalities]
+    beside = line or plain({"value": 0.0, "low": 0.0, "high": 0.0})
+    figures = [*(row.figure for row in rows), beside]
+    return Panel(axis(figures, 1 if name == "gap" else 100), {"": rows}, line)
+
+
+def _shown(estimate: Mapping[str, float], form: Callable[[float], str]) -> Shown:
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    return Shown(value, low, high, form(value), f"{form(low)} to {form(high)}")
+
+
+def _known(
+    estimate: Mapping[str, float] | None, of: Callable[[Mapping[str, float]], Shown]
+) -> Shown | None:
+    """What is shown of it, unless it was not measured or no sample was there to measure it on."""
+    if estimate is None or not math.isfinite(estimate["value"]):
+        return None
+    return of(estimate)
+
+
+def _minus(number: str) -> str:
+    """With a proper minus, and none before a zero."""
+    return number.replace("-", "−" if float(number) else "")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
