@@ -3,11 +3,13 @@
 import csv
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
 
 from evenly.files import write_sealed
 
@@ -205,3 +207,14 @@ def write():
 def folder(tmp_path):
     """A finished comparison of three methods over three seeds, two modalities."""
     return write_comparison(tmp_path / "comparison")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

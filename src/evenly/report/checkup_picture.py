@@ -120,7 +120,7 @@ def _draw(axes: "Axes", modalities: Sequence[Modality], name: str) -> None:
     axes.set_xticks([0], ["0"])
     axes.axvline(0, color=NEUTRAL, linewidth=1)
     for row, one in enumerate(modalities):
-        _mark(axes, one.figures[name], row, one)
+        _mark(axes, one.figures[name], float(row), one)
 
 
 def _mark(

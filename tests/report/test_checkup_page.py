@@ -1,0 +1,196 @@
+"""The page and the picture of a checkup."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from browsing import FAINT, opened
+
+from evenly.diagnosis.estimate import Estimate
+from evenly.diagnosis.findings import Checkup, Finding
+from evenly.diagnosis.verdict import Name, Verdict
+from evenly.report import write_checkup, write_checkup_picture
+from evenly.report.checkup import GLYPHS, MEANINGS, axis, percent, plain
+from evenly.report.checkup_picture import COLOURS
+
+pytestmark = pytest.mark.xdist_group("browser")  # one browser for all
+
+KINDS = get_args(Name)
+HOSTILE = "<img src=x onerror=alert(1)>&amp;"
+LONG = "a_name_without_any_place_to_break"
+
+
+def about(value, half=0.03):
+    return Estimate(value, value - half, value + half, 450)
+
+
+def finding(verdict, **other):
+    samples = 2100 if verdict == "unclear" else None
+    return Finding(
+        **{
+            "chance": about(0.1),
+            "raw": about(0.5),
+            "there": about(0.75),
+            "learnt": about(0.6),
+            "missed": about(0.15),
+            "contribution": about(-0.01),
+            "without": about(0.7),
+            "flipped": about(0.05),
+            "followed": about(0.2),
+            "outvoted": about(0.5),
+            "gap": about(0.02, 0.01),
+            "strength": 0.06,
+            "verdict": Verdict(verdict, f"why it is {verdict}", samples),
+        }
+        | other
+    )  # fmt: skip
+
+
+def checkup(*verdicts, names=None, together=0.05, **other):
+    names = names or [f"modality {number}" for number in range(len(verdicts))]
+    findings = {
+        name: finding(verdict, **other) for name, verdict in zip(names, verdicts, strict=True)
+    }
+    return Checkup(
+        findings, about(0.8), names[0], about(together), about(0.04), ("A note & more.",)
+    )
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes the page of a checkup, from what JSON makes of it."""
+
+    def write(found, **options):
+        found = json.loads(json.dumps(found.as_dict()))
+        return write_checkup(found, tmp_path / "checkup.html", **{"title": "digits"} | options)
+
+    return write
+
+
+def text(path):
+    """What is read on a page, from top to bottom."""
+    body = path.read_text(encoding="utf-8").partition("<main>")[2]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body)).strip()
+
+
+def test_every_verdict_has_its_mark_and_meaning():
+    assert set(KINDS) == set(GLYPHS) == set(MEANINGS) == set(COLOURS)
+    assert len(set(GLYPHS.values())) == len(KINDS)
+
+
+def test_each_verdict_is_shown_with_its_reason_and_what_to_try(write):
+    found = checkup(*KINDS)
+    path = write(found)
+    page = path.read_text(encoding="utf-8")
+    for one in found.findings.values():
+        card = next(x for x in page.split("<article") if f"Why it is {one.verdict.name}." in x)
+        card = card.partition("</article>")[0]
+        assert GLYPHS[one.verdict.name] in card
+        assert f"</svg>{one.verdict.name}</p>" in card
+        for advice in one.verdict.advice:
+            assert advice.why[1:] in card
+            assert all(f"<code>{method}</code>" in card for method in advice.methods)
+    assert "About 2,100 validation samples would settle it." in page
+    assert "A note &amp; more." in page
+
+
+@pytest.mark.parametrize(
+    ("together", "first"),
+    [
+        (-0.06, "All together are worse than sound alone, by 6.0 points (3.0 to 9.0)."),
+        (0.05, "All together are better than the best modality alone, sound, by 5.0 points (2.0 to 8.0)."),  # noqa: E501
+        (-0.01, "Whether all together are better than sound alone cannot be told: the difference is −1.0 points (−4.0 to 2.0)."),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_whether_all_together_are_better_is_said_first(write, together, first):
+    path = write(checkup("learnt", "scarce", names=["sound", "sight"], together=together))
+    assert text(path).startswith(first)
+    assert ('<div class="first worse alarm">' in path.read_text()) == (together < -0.03)
+
+
+def test_one_modality_is_compared_with_nothing(write):
+    said = text(write(checkup("learnt", followed=None, outvoted=None, raw=None)))
+    assert said.startswith("The model is right on 80.0 % of the validation samples (77.0 to 83.0).")
+    assert "Synergy" not in said
+    assert "Whose class wins" not in said
+    assert "Linear probe of its input" not in said
+
+
+def test_what_was_not_measured_stays_empty(write):
+    found = checkup("learnt", "unclear", names=["sound", "sight"])
+    nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
+    lacking = replace(found.findings["sight"], there=nothing, followed=None, outvoted=None)
+    said = text(write(replace(found, findings={**found.findings, "sight": lacking})))
+    assert "There: its encoder trained alone 75.0 72.0 to 78.0 – " in said
+    assert "nan" not in said
+
+
+def test_every_name_is_escaped(write):
+    path = write(checkup("learnt", "scarce", names=[HOSTILE, LONG]), title=HOSTILE,
+                 about=[(HOSTILE, HOSTILE)])  # fmt: skip
+    page = path.read_text(encoding="utf-8")
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;&amp;amp;") >= 9
+
+
+def test_settings_are_listed(write):
+    page = text(write(checkup("learnt"), about=[("epochs", "10")]))
+    assert "Settings epochs 10" in page
+    assert "Settings" not in text(write(checkup("learnt")))
+
+
+def test_axes_hold_every_interval():
+    found = axis([percent({"value": 0.93, "low": 0.904, "high": 0.957}), None], 100)
+    assert found.labels == ["90", "92", "94", "96"]
+    assert [found.at(0.90), found.at(0.93)] == ["0.00%", "50.00%"]
+    below = axis([plain({"value": -0.004, "low": -0.012, "high": 0.004})], 1)
+    assert below.labels == ["−0.02", "−0.01", "0.00", "0.01"]
+    assert axis([plain({"value": 0.0, "low": 0.0, "high": 0.0})], 1).labels == ["0.00", "0.01"]
+    assert plain({"value": -0.001, "low": -0.0, "high": 0.0}).text == "0.00"
+
+
+@pytest.mark.parametrize("width", [320, 390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_opens_in_a_browser_without_a_complaint(browser, write, width, scheme):
+    names = [HOSTILE, LONG, "thermal camera (80 × 60) & more", "d", "e", "f"]
+    path = write(checkup(*KINDS, names=names, together=-0.06), about=[("command", "x" * 200)])
+    assert path.stat().st_size < 100_000
+    options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+    with opened(browser, path, "true", **options) as seen:
+        assert seen.said == []
+        assert seen.asked == [path.as_uri()]
+        assert seen.page.evaluate("document.documentElement.scrollWidth") == width
+        assert seen.page.evaluate("document.images.length") == 0
+        assert seen.page.evaluate(FAINT, 4.5) == []
+        # Dots lie on their axes, and each row is no higher than its text.
+        strips = seen.page.eval_on_selector_all(".dots li:not(.group)", """rows => rows.map(row => {
+          const inner = row.querySelector(".strip").getBoundingClientRect();
+          const dots = [...row.querySelectorAll(".strip > svg > path")]
+            .map(dot => dot.getBoundingClientRect());
+          return [row.offsetHeight < 80, inner.width > 100 && inner.right <= innerWidth,
+            dots.every(dot => dot.left >= inner.left - 7 && dot.right <= inner.right + 7)];
+        })""")  # fmt: skip
+        assert strips == [[True] * 3] * (6 * 4 + 4 * 6 + 2 + 5)
+
+
+def test_paper_cuts_nothing(browser, write):
+    path = write(checkup(*KINDS[:4], names=[HOSTILE, LONG, "sound", "sight"]))
+    with opened(browser, path, "true") as seen:
+        assert 3 <= len(re.findall(rb"/Type\s*/Page\b", seen.page.pdf(format="A4"))) <= 6
+        seen.page.set_viewport_size({"width": 700, "height": 1000})
+        seen.page.emulate_media(media="print")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") == 700
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_picture_holds_names_verdicts_and_figures(tmp_path, count):
+    found = checkup(*KINDS[:count], names=["sound", "<svg> & more", "text", "touch"][:count])
+    path = write_checkup_picture(found.as_dict(), tmp_path / "picture.svg")
+    assert path.stat().st_size < 100_000
+    texts = ["".join(x.itertext()) for x in ET.parse(path).iter() if x.tag.endswith("text")]
+    assert {*found.findings, *KINDS[:count], "there 75.0", "learnt 60.0", "0.02"} <= set(texts)
+    again = write_checkup_picture(json.loads(json.dumps(found.as_dict())), tmp_path / "again.svg")
+    assert again.read_bytes() == path.read_bytes()
