@@ -75,7 +75,9 @@ class Finding:
         missed: `there` less `learnt`, sample by sample.
         contribution: Its Shapley value in the accuracy of the joint model.
         without: Accuracy of the joint model when this modality is another sample's.
-        flipped: Share of its predictions that change by that.
+        lost: Accuracy that is lost by that.
+        flipped: Share of its predictions that change with this modality where the others are other
+            samples', too.
         followed: Where it is of another class: share of predictions of that class.
         outvoted: The same, of the class of all other modalities.
         gap: Of purities between training and validation split (`stable`), over-trained where large.
@@ -90,6 +92,7 @@ class Finding:
     missed: Estimate
     contribution: Estimate
     without: Estimate
+    lost: Estimate
     flipped: Estimate
     followed: Estimate | None
     outvoted: Estimate | None
@@ -182,6 +185,7 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
     learnt = _stacked(several, lambda one: one.learnt[name][rows])
     lucky = [_stacked(several, lambda one, i=i: one.luck[name][i][rows]) for i in (0, 1)]  # type: ignore[misc]
     flipped = share(_stacked(several, lambda one: one.use.flipped[name]))
+    lost = difference(_stacked(several, lambda one: one.use.right - one.use.without[name]))
     alone = len(several[0].there) == 1
     gap = _gap([one.diagnosis for one in several], name, len(rows))
     return Finding(
@@ -194,6 +198,7 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         missed=difference(there - learnt),
         contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
         without=share(_stacked(several, lambda one: one.use.without[name])),
+        lost=lost,
         flipped=flipped,
         followed=None if alone else share(_stacked(several, lambda one: one.use.followed[name])),
         outvoted=None if alone else share(_stacked(several, lambda one: one.use.outvoted[name])),
@@ -205,6 +210,7 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
                 held=difference(learnt - lucky[1]),
                 missed=difference(there - learnt),
                 gap=gap,
+                lost=lost,
                 flipped=flipped,
             )
         ),

@@ -35,7 +35,9 @@ class Use:
     Attributes:
         right: Whether it is predicted rightly.
         without: By modality, the same with that of another sample.
-        flipped: By modality, whether the prediction then changes.
+        flipped: By modality, whether the prediction changes with it where each of the others is
+            some other sample's, too: so that one which says what another says as well is not
+            thought idle.
         contribution: By modality, its Shapley value in whether it is predicted rightly, where those
             outside of a set are all another sample's.
         followed: By modality, of each swap with a sample of another class, whether the prediction
@@ -84,11 +86,15 @@ def use(
         def take(batch: Any, output: Output, target: Tensor) -> None:
             fuse = _fusing(probe, encoders, batch, output)
             here, target = classes.labelled(target), classes.of(target)
-            before = classes.guess(output.logits)
             for partner in _partners(output, names, len(target), stream):
                 for swap in swaps:
                     guess = classes.guess(fuse({m: partner[m] for m in swap}))
-                    tally.add(swap, guess, before, target, partner, here)
+                    tally.add(swap, guess, target, partner, here)
+                mixed, others = (_apart(output, names, len(target), stream) for _ in range(2))
+                guess = classes.guess(fuse(mixed))
+                for name in names:
+                    turned = classes.guess(fuse({**mixed, name: others[name]}))
+                    tally.flip(name, (guess != turned)[here])
             tally.end()
 
         probe.each(split, take, seed=seed)
@@ -110,15 +116,12 @@ class _Tally:
         self,
         swap: Subset,
         guess: Tensor,
-        before: Tensor,
         target: Tensor,
         partner: Mapping[str, Tensor],
         here: Tensor,
     ) -> None:
         """Takes the predictions of a batch under one swap."""
-        found = {"right": guess == target, "flipped": guess != before}
-        for what, values in found.items():
-            self._batch.setdefault((what, swap), []).append(values[here].double())
+        self._batch.setdefault(("right", swap), []).append((guess == target)[here].double())
         if len(swap) == 1 and len(self.names) > 1:
             (name,) = swap
             other = target[partner[name]]
@@ -126,6 +129,10 @@ class _Tally:
             for what, label in (("followed", other), ("outvoted", target)):
                 won = (guess == label)[apart].double()
                 self._votes.setdefault((what, name), []).append(won)
+
+    def flip(self, name: str, turned: Tensor) -> None:
+        """Takes which predictions of a batch a modality has turned."""
+        self._batch.setdefault(("flipped", frozenset([name])), []).append(turned.double())
 
     def end(self) -> None:
         """Ends a batch: of each sample the mean over its swaps is kept."""
@@ -169,19 +176,30 @@ def _partners(
             "validation loader holds one sample. Give it a batch_size above 1, which leaves no "
             "single sample over (or drop_last=True)."
         )
-    device = output.logits.device
-    present = output.present or {}
     for _ in range(ROUNDS):
         part = float(torch.rand((), generator=stream))
-        everyone = torch.arange(size, device=device)
-        found = {}
-        for name in names:
-            rows = present[name].to(device).nonzero()[:, 0] if name in present else everyone
-            partner = everyone.clone()
-            if len(rows) > 1:
-                partner[rows] = rows.roll(1 + int(part * (len(rows) - 1)))
-            found[name] = partner
-        yield found
+        yield {name: _partner(output, name, size, part) for name in names}
+
+
+def _apart(
+    output: Output, names: Sequence[str], size: int, stream: torch.Generator
+) -> dict[str, Int[Tensor, " n"]]:
+    """The same of one round, where each modality is taken from a sample of its own."""
+    parts = torch.rand(len(names), generator=stream).tolist()
+    return {
+        name: _partner(output, name, size, part) for name, part in zip(names, parts, strict=True)
+    }
+
+
+def _partner(output: Output, name: str, size: int, part: float) -> Int[Tensor, " n"]:
+    """Who takes a modality from whom, when all that have it move by a part of their number."""
+    everyone = torch.arange(size, device=output.logits.device)
+    here = (output.present or {}).get(name)
+    rows = everyone if here is None else everyone[here.to(everyone.device)]
+    partner = everyone.clone()
+    if len(rows) > 1:
+        partner[rows] = rows.roll(1 + int(part * (len(rows) - 1)))
+    return partner
 
 
 def _fusing(

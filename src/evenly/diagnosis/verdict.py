@@ -70,13 +70,15 @@ class Figures:
         held: The same of the joint model's encoder.
         missed: The one less the other, sample by sample.
         gap: Of purities, beyond its error.
-        flipped: Share of predictions that change when the modality is another sample's.
+        lost: Accuracy of the joint model that is lost when the modality is another sample's.
+        flipped: Share of predictions that change with it where the others are other samples', too.
     """
 
     gain: Estimate
     held: Estimate
     missed: Estimate
     gap: Estimate
+    lost: Estimate
     flipped: Estimate
 
 
@@ -97,6 +99,9 @@ def judge(found: Figures) -> Verdict:
     if is_there is None:
         return _unclear("whether there is anything in it", there, THERE)
     if not is_there:
+        if _above(found.lost, THERE):
+            why = f"it tells nothing alone, but without it {_points(found.lost)} are lost"
+            return Verdict("learnt", why)
         return Verdict("scarce", f"alone it is {_points(found.gain)} above chance")
     if _above(found.gap, GAP):
         return Verdict("over-trained", f"its gap of purities is {found.gap}")
