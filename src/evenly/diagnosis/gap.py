@@ -13,17 +13,27 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
+from evenly.chance import mixed, uniform
 from evenly.diagnosis.kmeans import Clusters, assign, check_sample, kmeans
-from evenly.diagnosis.purity import MOST, purity
+from evenly.diagnosis.purity import MOST, counted, of_table, shuffled
 from evenly.diagnosis.rows import chunk_rows, first_not_finite, floats
 from evenly.errors import UserError
 from evenly.features import Features
 from evenly.suggest import unknown
 
-Gap = Literal["paper", "matched", "shared"]
+Gap = Literal["paper", "matched", "shared", "stable"]
 
 DRAWS = 5
 """Draws of the training split for the `matched` gap."""
+
+HALVINGS = 10
+"""Times that the training split is halved for the `stable` gap; each half is clustered."""
+
+SURE = 3.0
+"""Standard errors up to which the strength of a `stable` gap is 0."""
+
+SHUFFLES = 5
+"""Shuffles of the labels for the level of chance."""
 
 BINS = 10
 """Equal-count bins that a regression target is cut into."""
@@ -36,9 +46,12 @@ class Diagnosis:
     Attributes:
         train: By modality, purity on the training split, in [0, 1].
         val: By modality, purity on the validation split, in [0, 1].
-        gap: By modality, |train - val|: large where an encoder is over-trained, small where it
-            is under-fitted or has little to learn.
-        standard_error: By modality, of the gap, where it was drawn several times (`matched`).
+        gap: By modality, |train - val|, of `stable` train - val: large where an encoder is
+            over-trained, small where it is under-fitted or has little to learn.
+        standard_error: By modality, of the gap; `diagnose` says what it covers.
+        train_chance: By modality, the purity of shuffled labels in the clusters of the training
+            split.
+        val_chance: The same of the validation split.
         estimator: Which gap it is.
         notes: What a reader must know of the numbers.
     """
@@ -46,24 +59,43 @@ class Diagnosis:
     train: Mapping[str, float]
     val: Mapping[str, float]
     gap: Mapping[str, float]
-    standard_error: Mapping[str, float] | None = None
+    standard_error: Mapping[str, float]
+    train_chance: Mapping[str, float]
+    val_chance: Mapping[str, float]
     estimator: Gap = "paper"
     notes: tuple[str, ...] = ()
 
+    @property
+    def used(self) -> dict[str, float]:
+        """By modality, the gap that decides the strength: of `stable` what is beyond its error.
+
+        That is gap · max(0, 1 - (3 · standard error / gap)²), and 0 where the gap is below 0; of
+        the other estimators the gap as it is.
+        """
+        if self.estimator != "stable":
+            return dict(self.gap)
+        return {
+            name: max(gap - (SURE * self.standard_error[name]) ** 2 / gap, 0.0) if gap > 0 else 0.0
+            for name, gap in self.gap.items()
+        }
+
     def strength(self, scale: float = 3.0) -> dict[str, float]:
-        """By modality, how far to pull the encoder back: tanh(scale · gap), in [0, 1)."""
-        return {name: math.tanh(scale * gap) for name, gap in self.gap.items()}
+        """By modality, how far to pull the encoder back: tanh(scale · used), in [0, 1)."""
+        return {name: math.tanh(scale * gap) for name, gap in self.used.items()}
 
     def __str__(self) -> str:
         width = max(len("modality"), *(len(name) for name in self.gap))
-        error = "" if self.standard_error is None else "   ± s.e."
-        lines = [f"{'modality':<{width}}  purity train  purity val     gap{error}  strength (λ=3)"]
+        stable = self.estimator == "stable"
+        lines = [
+            f"{'modality':<{width}}  purity train (chance)  purity val (chance)     gap  ± s.e."
+            f"{'    used' if stable else ''}  strength (λ=3)"
+        ]
         for name, strength in self.strength().items():
-            if self.standard_error is not None:
-                error = f"  {self.standard_error[name]:7.3f}"
+            used = f"  {self.used[name]:6.3f}" if stable else ""
             lines.append(
-                f"{name:<{width}}  {self.train[name]:12.3f}  {self.val[name]:10.3f}  "
-                f"{self.gap[name]:6.3f}{error}  {strength:14.3f}"
+                f"{name:<{width}}  {self.train[name]:12.3f}   ({self.train_chance[name]:.3f})"
+                f"  {self.val[name]:10.3f}   ({self.val_chance[name]:.3f})  {self.gap[name]:6.3f}"
+                f"  {self.standard_error[name]:6.3f}{used}  {strength:14.3f}"
             )
         return "\n".join([*lines, *self.notes])
 
@@ -87,10 +119,10 @@ class _Clustering:
     restarts: int
     sample: int | None = None
 
-    def purity(self, rows: _Rows) -> float:
-        """Purity of a split that is scaled and clustered by itself."""
+    def table(self, rows: _Rows) -> Int[Tensor, "k c"]:
+        """Clusters and classes of a split that is scaled and clustered by itself."""
         clusters = self.fit(rows, *extent(rows.x, sharded=rows.sharded))
-        return purity(clusters.labels, rows.y, sharded=rows.sharded)
+        return _table(clusters.labels, rows, self.k)
 
     def fit(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
         """Clusters of the rows as they are when [low, high] is mapped to [-1, 1]."""
@@ -122,7 +154,7 @@ def diagnose(
     the clusters is compared between the splits (the paper's: purity
     P = (1/N) Σ_cluster max_class |cluster ∩ class|, gap g = |P(train) - P(val)|).
 
-    Three estimators of the gap:
+    Four estimators of the gap:
 
     - `paper`: each split scaled to [-1, 1] and clustered by itself, as published. k-means
       recovers classes worse from fewer points, so part of this gap is the splits' sizes.
@@ -130,6 +162,17 @@ def diagnose(
       five times; returns the mean and its standard error. Removes most of the size effect.
     - `shared`: scaling and clusters fitted on the training split, validation rows assigned to
       them. Near 0 where nothing is over-fitted; half the cost.
+    - `stable`: the training split halved ten times. Each half is scaled and clustered, and each
+      cluster named for its commonest class; the purity is the share of rows in a cluster of
+      their class, of the other half and of the validation split, in the training split's class
+      shares. Where nothing is over-fitted both are new to the clusters, and the gap is 0 on
+      average for any sizes and shares. The strength counts only what is beyond three errors.
+
+    Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
+    covers the draw of the samples, for clusters as they are; with `matched` what the draws
+    change in the clusters, too; with `stable` that and the starts of k-means. With `paper` and
+    `shared` another draw may give other clusters, and the true error is then several times as
+    large.
 
     Args:
         train: Representations and labels of the training split. A target of floats is cut into
@@ -137,13 +180,14 @@ def diagnose(
         val: The same of the validation split. Never the test split.
         gap: The estimator.
         seed: Of the clusterings; the global random stream is not used.
-        restarts: Of each k-means, the best by inertia kept. The released code's result depends
+        restarts: Of each k-means, the best by inertia kept; with `stable`, which has
+            twenty clusterings, a fifth of it, at least one. The released code's result depends
             on scikit-learn's version here: 10 restarts before 1.4, one since.
         sample: For splits of more rows, how many of them the restarts see (20 a class at
             least), as `kmeans` has it: time, and memory beside the features, then stay small,
             and the purities of features whose classes overlap within 0.01. Features may be
             of any real type and memory maps. Where some samples lack a modality, and with
-            `matched`, those that count are copied.
+            `matched` and `stable`, those that are clustered are copied.
 
     Raises:
         ValueError: If features are not finite, a class is missing from a split, there is one
@@ -154,52 +198,227 @@ def diagnose(
     train, val, counts, notes = in_classes(train, val)
     clustering = _Clustering(int((counts > 0).sum()), seed, restarts, sample)
     check_sample(sample, clustering.k)
-    scores: dict[str, tuple[float, float, float | None]] = {}
+    found: dict[str, _Score] = {}
     for name in train.features:
         check_finite(train, name, "training")
         check_finite(val, name, "validation")
-        scores[name] = _ESTIMATORS[gap](clustering, _rows(train, name), _rows(val, name))
-    errors = {name: error for name, (_, _, error) in scores.items() if error is not None}
-    return Diagnosis(
-        train={name: of_train for name, (of_train, _, _) in scores.items()},
-        val={name: of_val for name, (_, of_val, _) in scores.items()},
-        gap={name: abs(of_train - of_val) for name, (of_train, of_val, _) in scores.items()},
-        standard_error=errors or None,
+        found[name] = _ESTIMATORS[gap](clustering, _rows(train, name), _rows(val, name))
+    differences = {name: score.train - score.val for name, score in found.items()}
+    diagnosis = Diagnosis(
+        train={name: score.train for name, score in found.items()},
+        val={name: score.val for name, score in found.items()},
+        gap={name: x if gap == "stable" else abs(x) for name, x in differences.items()},
+        standard_error={name: score.error for name, score in found.items()},
+        train_chance={name: score.train_chance for name, score in found.items()},
+        val_chance={name: score.val_chance for name, score in found.items()},
         estimator=gap,
-        notes=notes,
+    )
+    return replace(diagnosis, notes=(*notes, *_doubts(diagnosis)))
+
+
+@dataclass(frozen=True)
+class _Score:
+    """One modality of a diagnosis."""
+
+    train: float
+    val: float
+    train_chance: float
+    val_chance: float
+    error: float
+
+
+def _doubts(found: Diagnosis) -> tuple[str, ...]:
+    """A note on gaps that are no larger than their errors, which would count in full."""
+    if found.estimator == "stable":
+        return ()
+    names = [f"'{name}'" for name, gap in found.gap.items() if 0 < gap <= found.standard_error[name]]
+    if not names:
+        return ()
+    of = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return (
+        f"The gap of {of} is no larger than its error: take gap='stable', which leaves such a "
+        "gap out, or more validation samples.",
     )
 
 
-def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> tuple[float, float, float | None]:
-    return clustering.purity(train), clustering.purity(val), None
+def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
+    return _of_tables(clustering, [clustering.table(train)], clustering.table(val))
 
 
-def _matched(
-    clustering: _Clustering, train: _Rows, val: _Rows
-) -> tuple[float, float, float | None]:
+def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     of_train, of_val = _counts(train.y, val.y, sharded=train.sharded)
     wanted = torch.minimum(of_train, of_val)
-    draws = torch.tensor(
-        [clustering.purity(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)],
-        dtype=torch.float64,
-        device="cpu",
+    draws = [
+        clustering.table(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)
+    ]
+    score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
+    # One draw of the training split varies as the validation split does, which is as large: by the
+    # draw of the rows and what k-means makes of them. Of the same rows a part is in each draw.
+    spread = float(torch.tensor([of_table(draw) for draw in draws], dtype=torch.float64).var())
+    kept = int(wanted.sum()) / int(of_train.sum())
+    return replace(
+        score, error=max(score.error, math.sqrt(spread * (1 + kept + (1 - kept) / DRAWS)))
     )
-    val_purity = clustering.purity(_draw(val, wanted, clustering.seed))
-    return float(draws.mean()), val_purity, float(draws.std() / math.sqrt(DRAWS))
 
 
-def _shared(clustering: _Clustering, train: _Rows, val: _Rows) -> tuple[float, float, float | None]:
+def _shared(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     low, high = extent(train.x, sharded=train.sharded)
     clusters = clustering.fit(train, low, high)
     of_val = assign(val.x, clusters.centers, unit(low, high))
-    return (
-        purity(clusters.labels, train.y, sharded=train.sharded),
-        purity(of_val, val.y, sharded=val.sharded),
-        None,
+    tables = _table(clusters.labels, train, clustering.k), _table(of_val, val, clustering.k)
+    return _of_tables(clustering, [tables[0]], tables[1])
+
+
+def _table(labels: Tensor, rows: _Rows, k: int) -> Int[Tensor, "k c"]:
+    classes = _largest(rows.y, sharded=rows.sharded) + 1
+    return counted(labels, rows.y, k, classes, sharded=rows.sharded)
+
+
+def _of_tables(clustering: _Clustering, train: list[Tensor], val: Tensor) -> _Score:
+    """Purities and what is known of them, from clusters and classes."""
+    purities = [of_table(table) for table in train]
+    score = sum(purities) / len(train)
+    return _Score(
+        score,
+        of_table(val),
+        _chance(train[0], clustering.seed),
+        _chance(val, clustering.seed),
+        math.sqrt(_variance(score, train[0]) + _variance(of_table(val), val)),
     )
 
 
-_ESTIMATORS = {"paper": _paper, "matched": _matched, "shared": _shared}
+def _chance(table: Tensor, seed: int) -> float:
+    return sum(of_table(other) for other in shuffled(table, seed, SHUFFLES)) / SHUFFLES
+
+
+def _variance(purity: float, table: Tensor) -> float:
+    """Of a purity over draws of the rows, in clusters as they are.
+
+    Two rows more, one right and one wrong, keep it from being 0 where all are right.
+    """
+    count = int(table.sum())
+    share = (purity * count + 1) / (count + 2)
+    return share * (1 - share) / count
+
+
+def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
+    of_train, of_val = (x.cpu() for x in _counts(train.y, val.y, sharded=train.sharded))
+    size = int(of_train.sum())
+    both = torch.where(of_val > 0, of_train, 0).double()
+    if size < 2 or not bool(both.any()):
+        raise UserError(
+            "gap='stable' takes two training samples, and a validation sample of one of their "
+            f"classes; of a modality there are {size} and {int(of_val.sum())} samples. Leave that "
+            "modality out, or pass larger splits."
+        )
+    share = both / both.sum()
+    answers = _Answers(train, share), _Answers(val, share)
+    parts = 2 if clustering.sample is None else max(2, math.ceil(size / clustering.sample))
+    k, restarts = min(clustering.k, size // parts), max(clustering.restarts // 5, 1)
+    gaps = []
+    for n in range(2 * HALVINGS):
+        own = replace(clustering, k=k, seed=mixed(clustering.seed, n), restarts=restarts)
+        if n % 2 == 0:  # each division has two clusterings, of parts that share no row
+            part = _parts(train, parts, own.seed)
+        old = part == n % 2
+        some = _Rows(train.x[old], train.y[old], train.index[old], train.sharded)
+        low, high = extent(some.x, sharded=some.sharded)
+        clusters = own.fit(some, low, high)
+        table = counted(clusters.labels, some.y, k, len(share), sharded=some.sharded)
+        # Validation rows of a class count as often as training rows of it are new to a clustering:
+        # one that has seen few of a small class is asked for many, in both splits.
+        asked = (of_train - table.sum(0).cpu()).to(val.y.device)
+        names = [
+            one.argmax(1).to(train.x.device) for one in (table, *shuffled(table, own.seed, 1))
+        ]
+        of_train_rows, of_val_rows = (
+            split.add(assign(split.rows.x, clusters.centers, unit(low, high)), *names, times)
+            for split, times in zip(answers, (~old, asked[val.y]), strict=True)
+        )
+        gaps.append(of_train_rows - of_val_rows)
+    # The mean of two clusterings without a common row varies by all that other starts change.
+    starts = torch.tensor(gaps, dtype=torch.float64, device="cpu").view(-1, 2).mean(1).var()
+    spreads = [split.spread() for split in answers]
+    prior = max(float(squares.sum() / free.sum().clamp_min(1)) for squares, free in spreads)
+    draws = sum(
+        float(share.square() @ ((squares + 2 * prior) / ((free + 2) * (free + 1))))
+        for squares, free in spreads
+    )
+    return _Score(
+        answers[0].purity(),
+        answers[1].purity(),
+        answers[0].chance(),
+        answers[1].chance(),
+        math.sqrt(draws + float(starts) / HALVINGS),
+    )
+
+
+class _Answers:
+    """How often each row of a split is in a cluster that stands for its class."""
+
+    def __init__(self, rows: _Rows, share: Float[Tensor, " c"]) -> None:
+        """Holds none yet; `share` is what each class counts."""
+        wide = torch.float32 if rows.x.device.type == "mps" else torch.float64
+        self.rows, self._share = rows, share
+        self._lucky = share.to(rows.x.device, wide)
+        self._asked, self._right, self._guessed = torch.zeros(
+            3, len(rows.y), dtype=wide, device=rows.x.device
+        )
+
+    def add(self, labels: Tensor, meant: Tensor, shuffled: Tensor, times: Tensor) -> float:
+        """Takes up a clustering; returns the share of rows that it has right.
+
+        Args:
+            labels: The cluster of each row.
+            meant: The class that each cluster stands for.
+            shuffled: The same, had the clustered rows shuffled labels.
+            times: How often the answer for each row counts.
+        """
+        right = times * (meant[labels] == self.rows.y)
+        self._asked += times
+        self._right += right
+        self._guessed += times * self._lucky[shuffled[labels]]
+        return self._mean(right, times.to(right.dtype))
+
+    def purity(self) -> float:
+        """The share of rows in a cluster of their class, over all clusterings."""
+        return self._mean(self._right, self._asked)
+
+    def chance(self) -> float:
+        """The same of shuffled labels."""
+        return self._mean(self._guessed, self._asked)
+
+    def spread(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """By class, squared differences of its rows' shares, summed, and degrees of freedom."""
+        rate = self._right / self._asked.clamp_min(1)
+        count, total, squares = (self._sum(x) for x in (torch.ones_like(rate), rate, rate.square()))
+        squares = (squares - total.square() / count.clamp_min(1)).clamp_min(0)
+        counts = self._share > 0
+        return squares * counts, (count - 1).clamp_min(0) * counts
+
+    def _mean(self, x: Tensor, times: Tensor) -> float:
+        """Over classes, by what they count."""
+        return float(self._share @ (self._sum(x) / self._sum(times).clamp_min(1)))
+
+    def _sum(self, x: Tensor) -> Float[Tensor, " c"]:
+        total = torch.zeros_like(self._lucky).index_add_(0, self.rows.y, x.to(self._lucky.dtype))
+        return distributed.sum_(total, sharded=self.rows.sharded).cpu().double()
+
+
+def _parts(rows: _Rows, parts: int, seed: int) -> Int[Tensor, " n"]:
+    """The part of each row, from 0: as many of each class in each, whatever ranks and row order."""
+    everyone = distributed.gather(rows.index, sharded=rows.sharded)
+    index, y = torch.cat(everyone), torch.cat(distributed.gather(rows.y, sharded=rows.sharded))
+    order = index.argsort()
+    for key in (uniform(index, seed), y):
+        order = order[key[order].argsort(stable=True)]
+    part = torch.empty_like(y)
+    part[order] = torch.arange(len(y), device=y.device) % parts
+    before = sum(len(x) for x in everyone[: distributed.rank()]) if rows.sharded else 0
+    return part[before : before + len(rows.y)]
+
+
+_ESTIMATORS = {"paper": _paper, "matched": _matched, "shared": _shared, "stable": _stable}
 
 
 def extent(

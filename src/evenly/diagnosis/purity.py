@@ -1,7 +1,8 @@
 """How well a clustering agrees with the classes."""
 
+import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
@@ -51,13 +52,49 @@ def purity(
                 f"purity: {name} must be numbered from 0; found {count - 1}. Of any other numbers "
                 "x.unique(return_inverse=True)[1] makes such."
             )
-    table = highest.new_zeros(clusters * classes)
+    return of_table(counted(cluster, target, clusters, classes, sharded=sharded))
+
+
+def counted(
+    cluster: Int[Tensor, " n"],
+    target: Int[Tensor, " n"],
+    clusters: int,
+    classes: int,
+    *,
+    sharded: bool = False,
+) -> Int[Tensor, "clusters classes"]:
+    """How many samples of each class each cluster holds, over all ranks."""
+    table = cluster.new_zeros(clusters * classes)
     for mine, own in zip(cluster.split(_CHUNK), target.split(_CHUNK), strict=True):
         table += torch.bincount(mine * classes + own, minlength=len(table))
-    if sharded:
-        distributed.sum_(table)
-    overlap = table.view(clusters, classes).amax(1).sum()
-    return int(overlap) / int(table.sum())
+    return distributed.sum_(table, sharded=sharded).view(clusters, classes)
+
+
+def of_table(table: Int[Tensor, "clusters classes"]) -> float:
+    """The purity of clusters that hold so many samples of each class."""
+    return int(table.amax(1).sum()) / int(table.sum())
+
+
+def shuffled(
+    table: Int[Tensor, "clusters classes"], seed: int, times: int
+) -> list[Int[Tensor, "clusters classes"]]:
+    """What the clusters hold after the labels were shuffled, several times; on the CPU.
+
+    Each cluster draws as many labels as it has samples from those that are left.
+    """
+    draw = np.random.default_rng(seed).multivariate_hypergeometric
+    table = table.cpu()
+    some = table.sum(0) > 0
+    sizes, labels = table.sum(1).tolist(), table.sum(0)[some].numpy()
+    found = []
+    for _ in range(times):
+        left, one = labels, torch.zeros_like(table)
+        for row, size in zip(one, sizes, strict=True):
+            drawn = draw(left, size, method="marginals")
+            row[some] = torch.from_numpy(drawn)
+            left = left - drawn
+        found.append(one)
+    return found
 
 
 def _whole_numbers(name: str, x: Tensor) -> Tensor:
