@@ -212,7 +212,7 @@ class _Work:
         if joint.raw is not None:
             inputs = read(*joint.raw)
         several = [read(*features) for features in alone]
-        diagnosis = diagnose(joint.train, joint.val, gap="shared", seed=self.seed)
+        diagnosis = diagnose(joint.train, joint.val, gap="stable", seed=self.seed)
 
         def right(found: Read) -> Tensor:
             return found.right(target).cpu()
