@@ -4,13 +4,14 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from itertools import combinations
 from typing import get_args
 
 import pytest
 from browsing import FAINT, opened
 
 from evenly.diagnosis.estimate import Estimate
-from evenly.diagnosis.findings import Checkup, Finding
+from evenly.diagnosis.findings import Checkup, Finding, Shared
 from evenly.diagnosis.verdict import Name, Verdict
 from evenly.report import write_checkup, write_checkup_picture
 from evenly.report.checkup import GLYPHS, MEANINGS, axis, percent, plain
@@ -54,9 +55,13 @@ def checkup(*verdicts, names=None, together=0.05, **other):
     findings = {
         name: finding(verdict, **other) for name, verdict in zip(names, verdicts, strict=True)
     }
-    return Checkup(
-        findings, about(0.8), names[0], about(together), about(0.04), ("A note & more.",)
+    pairs = tuple(
+        Shared(pair, about(0.5), dict.fromkeys(pair, about(0.1)), about(-0.02))
+        for pair in combinations(names, 2)
     )
+    notes = ("A note & more.",)
+    whole = (about(0.8), names[0], about(together), about(0.04))
+    return Checkup(findings, *whole, pairs, notes)
 
 
 @pytest.fixture
@@ -116,6 +121,7 @@ def test_one_modality_is_compared_with_nothing(write):
     assert said.startswith("The model is right on 80.0 % of the validation samples (77.0 to 83.0).")
     assert "Synergy" not in said
     assert "Whose class wins" not in said
+    assert "What pairs say" not in said
     assert "Linear probe of its input" not in said
 
 
@@ -136,6 +142,15 @@ def test_every_name_is_escaped(write):
     assert page.count("&lt;img src=x onerror=alert(1)&gt;&amp;amp;") >= 9
 
 
+def test_what_pairs_say_is_shown_in_bits(write):
+    said = text(write(checkup("learnt", "learnt", "scarce", names=["a", "b", "c"])))
+    for one, other in ("ab", "ac", "bc"):
+        assert (
+            f"{one} and {other} both 0.50 0.47 to 0.53 only {one} 0.10 0.07 to 0.13 "
+            f"only {other} 0.10 0.07 to 0.13 only together −0.02 −0.05 to 0.01"
+        ) in said
+
+
 def test_settings_are_listed(write):
     page = text(write(checkup("learnt"), about=[("epochs", "10")]))
     assert "Settings epochs 10" in page
@@ -148,6 +163,8 @@ def test_axes_hold_every_interval():
     assert [found.at(0.90), found.at(0.93)] == ["0.00%", "50.00%"]
     below = axis([plain({"value": -0.004, "low": -0.012, "high": 0.004})], 1)
     assert below.labels == ["−0.02", "−0.01", "0.00", "0.01"]
+    bits = axis([plain({"value": 1.0, "low": -2.4, "high": 3.1})], 1)
+    assert bits.labels == ["−4", "−2", "0", "2", "4"]
     assert axis([plain({"value": 0.0, "low": 0.0, "high": 0.0})], 1).labels == ["0.00", "0.01"]
     assert plain({"value": -0.001, "low": -0.0, "high": 0.0}).text == "0.00"
 
@@ -157,7 +174,7 @@ def test_axes_hold_every_interval():
 def test_opens_in_a_browser_without_a_complaint(browser, write, width, scheme):
     names = [HOSTILE, LONG, "thermal camera (80 × 60) & more", "d", "e", "f"]
     path = write(checkup(*KINDS, names=names, together=-0.06), about=[("command", "x" * 200)])
-    assert path.stat().st_size < 100_000
+    assert path.stat().st_size < 200_000
     options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
     with opened(browser, path, "true", **options) as seen:
         assert seen.said == []
@@ -170,16 +187,16 @@ def test_opens_in_a_browser_without_a_complaint(browser, write, width, scheme):
           const inner = row.querySelector(".strip").getBoundingClientRect();
           const dots = [...row.querySelectorAll(".strip > svg > path")]
             .map(dot => dot.getBoundingClientRect());
-          return [row.offsetHeight < 80, inner.width > 100 && inner.right <= innerWidth,
+          return [row.offsetHeight < 100, inner.width > 100 && inner.right <= innerWidth,
             dots.every(dot => dot.left >= inner.left - 7 && dot.right <= inner.right + 7)];
         })""")  # fmt: skip
-        assert strips == [[True] * 3] * (6 * 4 + 4 * 6 + 2 + 5)
+        assert strips == [[True] * 3] * (6 * 4 + 15 * 4 + 4 * 6 + 2 + 6)
 
 
 def test_paper_cuts_nothing(browser, write):
     path = write(checkup(*KINDS[:4], names=[HOSTILE, LONG, "sound", "sight"]))
     with opened(browser, path, "true") as seen:
-        assert 3 <= len(re.findall(rb"/Type\s*/Page\b", seen.page.pdf(format="A4"))) <= 6
+        assert 3 <= len(re.findall(rb"/Type\s*/Page\b", seen.page.pdf(format="A4"))) <= 8
         seen.page.set_viewport_size({"width": 700, "height": 1000})
         seen.page.emulate_media(media="print")
         assert seen.page.evaluate("document.documentElement.scrollWidth") == 700

@@ -50,7 +50,7 @@ ROWS = {
 }
 """Of the table, by their name in a finding; all in %."""
 
-_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _INTERVALS = 5  # between the ticks of an axis, at most
 
 
@@ -101,7 +101,7 @@ class Panel:
 
     Attributes:
         axis: Of all rows.
-        groups: Rows, by the modality that heads them; by "" where each is another's.
+        groups: Rows, by the modality or modalities that head them; by "" where each is another's.
         line: Accuracy of the joint model, where it is marked.
     """
 
@@ -196,6 +196,7 @@ def write_checkup(
         without=_by_modality(modalities, "without", accuracy),
         flipped=_by_modality(modalities, "flipped"),
         gap=_by_modality(modalities, "gap"),
+        shared=_shared(modalities, found["shared"]),
         contested=[one for one in modalities if one.won],
         rows=[
             (title, [one.figures[name] for one in modalities])
@@ -275,10 +276,11 @@ def plain(estimate: Mapping[str, float]) -> Shown:
 def axis(figures: Sequence[Shown | None], scale: int) -> Axis:
     """One that has room for all intervals; its labels are multiplied by `scale`, 1 or 100."""
     ends = [end for one in figures if one for end in (one.low, one.high)] or [0.0, 1.0]
-    step = next((x for x in _STEPS if max(ends) - min(ends) <= _INTERVALS * x), 1.0)
+    step = next((x for x in _STEPS if max(ends) - min(ends) <= _INTERVALS * x), 5.0)
+    digits = max(-math.floor(math.log10(scale * step)), 0)
     first, last = math.floor(min(ends) / step), math.ceil(max(ends) / step)
     ticks = [number * step for number in range(first, max(last, first + 1) + 1)]
-    return Axis(ticks, [_minus(f"{scale * tick:.{0 if scale == 100 else 2}f}") for tick in ticks])
+    return Axis(ticks, [_minus(f"{scale * tick:.{digits}f}") for tick in ticks])
 
 
 def _levels(modalities: Sequence[Modality], accuracy: Shown) -> Panel:
@@ -300,6 +302,21 @@ def _by_modality(modalities: Sequence[Modality], name: str, line: Shown | None =
     beside = line or plain({"value": 0.0, "low": 0.0, "high": 0.0})
     figures = [*(row.figure for row in rows), beside]
     return Panel(axis(figures, 1 if name == "gap" else 100), {"": rows}, line)
+
+
+def _shared(modalities: Sequence[Modality], pairs: Sequence[Mapping[str, Any]]) -> Panel:
+    """What pairs of modalities say of the class, in bits."""
+    outlines = {one.name: (one.colour, one.outline) for one in modalities}
+    grey = NEUTRAL, OUTLINES["circle"]
+    groups = {
+        " and ".join(pair["modalities"]): [
+            Row("both", plain(pair["redundant"]), *grey),
+            *(Row(f"only {x}", plain(pair["unique"][x]), *outlines[x]) for x in pair["modalities"]),
+            Row("only together", plain(pair["synergy"]), *grey),
+        ]
+        for pair in pairs
+    }
+    return Panel(axis([row.figure for rows in groups.values() for row in rows], 1), groups)
 
 
 def _shown(estimate: Mapping[str, float], form: Callable[[float], str]) -> Shown:
