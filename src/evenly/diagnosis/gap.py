@@ -231,7 +231,9 @@ def _doubts(found: Diagnosis) -> tuple[str, ...]:
     """A note on gaps that are no larger than their errors, which would count in full."""
     if found.estimator == "stable":
         return ()
-    names = [f"'{name}'" for name, gap in found.gap.items() if 0 < gap <= found.standard_error[name]]
+    names = [
+        f"'{name}'" for name, gap in found.gap.items() if 0 < gap <= found.standard_error[name]
+    ]
     if not names:
         return ()
     of = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -248,9 +250,7 @@ def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
 def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     of_train, of_val = _counts(train.y, val.y, sharded=train.sharded)
     wanted = torch.minimum(of_train, of_val)
-    draws = [
-        clustering.table(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)
-    ]
+    draws = [clustering.table(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)]
     score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
     # One draw of the training split varies as the validation split does, which is as large: by the
     # draw of the rows and what k-means makes of them. Of the same rows a part is in each draw.
@@ -328,9 +328,7 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
         # Validation rows of a class count as often as training rows of it are new to a clustering:
         # one that has seen few of a small class is asked for many, in both splits.
         asked = (of_train - table.sum(0).cpu()).to(val.y.device)
-        names = [
-            one.argmax(1).to(train.x.device) for one in (table, *shuffled(table, own.seed, 1))
-        ]
+        names = [one.argmax(1).to(train.x.device) for one in (table, *shuffled(table, own.seed, 1))]
         of_train_rows, of_val_rows = (
             split.add(assign(split.rows.x, clusters.centers, unit(low, high)), *names, times)
             for split, times in zip(answers, (~old, asked[val.y]), strict=True)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly.diagnosis.linear_probe import Read, read
 from evenly.features import Features
 
-LEAST = 1e-4
-"""Probability that a probe gives a class at least: a single sample must not outweigh all others."""
+TRUST = 21
+"""Degrees, from 0 to 1, to which the classes' shares are moved towards what a probe says."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
     """By pair of modalities, the pointwise decomposition of what they say of the class.
 
     With i_m = log p(y | x_m) - log p(y), of a linear probe fitted on the training split:
-    r = min(i_1, i_2), u_m = i_m - r, s = i_12 - r - u_1 - u_2.
+    r = min(i_1, i_2), u_m = i_m - r, s = i_12 - r - u_1 - u_2. A probe is trusted as far as it is
+    right on the other half of the samples: one that is sure of what it has learnt by heart would
+    say less than nothing.
 
     Args:
         train: Features of the training split, with classes as targets.
         val: Of the validation split, for whose samples it is.
     """
     shares = train.target.bincount(minlength=int(val.target.max()) + 1).double()
-    shares = (shares / shares.sum()).to(val.target.device)
+    prior = (shares / shares.sum()).to(val.target.device).log()
 
     def informed(found: Read, rows: Tensor) -> Tensor:
         """How many bits a probe says of the class of each sample."""
-        place = torch.searchsorted(found.rows, rows)
-        target = val.target[rows]
-        p = found.log[place, target].double().exp()
-        return (p.clamp_min(LEAST) / shares[target].clamp_min(LEAST)).log() / math.log(2)
+        log = found.log[torch.searchsorted(found.rows, rows)].double()
+        return _bits(log, prior, val.target[rows])
 
     known = read(train, val)
     found = {}
@@ -67,6 +67,25 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
         synergy = informed(pair, rows) - redundant - unique[one] - unique[other]
         found[one, other] = Interaction(redundant, unique, synergy)
     return found
+
+
+def _bits(
+    log: Float[Tensor, "k c"], prior: Float[Tensor, " c"], target: Int[Tensor, " k"]
+) -> Float[Tensor, " k"]:
+    """log2 of p(y | x) / p(y), with p(y | x) ∝ p(y)^(1 - t) q(y | x)^t of a probe's q.
+
+    t is what makes the samples of the other half likeliest.
+    """
+    floor = log.clamp_min(-50)  # of a class that the probe has not seen
+    trust = torch.linspace(0, 1, TRUST, dtype=torch.float64, device=log.device)[:, None, None]
+    likely = ((1 - trust) * prior.clamp_min(-50) + trust * floor).log_softmax(2)
+    own = likely[:, torch.arange(len(target)), target] - prior[target]
+    half = torch.arange(len(target), device=log.device) % 2
+    found = own[0].clone()
+    for one in (0, 1):
+        best = int(own[:, half != one].mean(1).argmax())
+        found[half == one] = own[best, half == one]
+    return found / math.log(2)
 
 
 def _joined(split: Features, one: str, other: str) -> Features:

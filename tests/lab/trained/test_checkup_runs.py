@@ -1,0 +1,109 @@
+"""evenly checkup: of runs, and of data."""
+
+import json
+import shutil
+
+import pytest
+
+from evenly.cli import main
+
+DATA = "synthetic(train=240,val=120,test=60,classes=3,information=2)"
+SMALL = ("--width", "8", "--precision", "32", "--batch_size", "40")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    asked = ["compare", "--data", DATA, "--methods", "joint,multi_loss,unimodal", "--seeds", "2"]
+    assert main([*asked, *SMALL, "--epochs", "6", "--jobs", "1", "--out", str(folder)]) == 0
+    return folder
+
+
+def said(capsys, *arguments):
+    status = main(["checkup", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_of_a_run(compared, capsys):
+    run = compared / "runs" / "joint-0"
+    before = {path: path.read_bytes() for path in run.glob("*.ckpt")}
+    status, out, err = said(capsys, run)
+    assert status == 0
+    assert "note: trains the modalities alone, at the same time, for 10 epochs." in err
+    assert "m1 is " in out
+    found = json.loads((run / "checkup.json").read_text())
+    assert set(found["findings"]) == {"m1", "m2"}
+    assert found["accuracy"]["count"] == 120
+    page = (run / "checkup.html").read_text()
+    assert "joint on synthetic" in page
+    assert all(path.read_bytes() == kept for path, kept in before.items())
+    # The accuracy is that of the run's own best epoch.
+    kept = json.loads((run / "result.json").read_text())["metrics"]["val"]["accuracy"]
+    assert found["accuracy"]["value"] == pytest.approx(kept)
+    said(capsys, run)
+    assert json.loads((run / "checkup.json").read_text()) == found  # a seed gives the same again
+
+
+def test_of_several_seeds(compared, capsys, tmp_path):
+    runs = sorted((compared / "runs").glob("multi_loss-*"))
+    assert len(runs) == 2
+    status, _, err = said(capsys, *runs, "--budget", 2, "--out", tmp_path / "both")
+    assert status == 0
+    assert "for 2 epochs for each of 2 runs" in err
+    found = json.loads((tmp_path / "both" / "checkup.json").read_text())
+    kept = [json.loads((run / "result.json").read_text())["metrics"]["val"] for run in runs]
+    mean = sum(one["accuracy"] for one in kept) / 2
+    assert found["accuracy"]["value"] == pytest.approx(mean)
+
+
+def test_of_data(capsys, tmp_path):
+    status, out, err = said(
+        capsys, "--data", DATA, *SMALL, "--epochs", 3, "--interactions", "--out", tmp_path / "new"
+    )
+    assert status == 0
+    assert "trains them jointly and alone, for 3 epochs each" in err
+    assert "only together" in out
+    assert (tmp_path / "new" / "checkup.html").is_file()
+
+
+def test_refusals(compared, capsys, tmp_path):
+    runs = compared / "runs"
+    for arguments, why in (
+        ([compared], "holds a comparison. Give one of its runs"),
+        ([tmp_path], "holds no run"),
+        ([next(runs.glob("unimodal*m1-0"))], "is of one modality alone"),
+        ([runs / "joint-0", runs / "multi_loss-0"], "differs from"),
+        ([runs / "joint-0", "--budget", 0], "--budget is at least 1"),
+    ):
+        status, _, err = said(capsys, *arguments)
+        assert status == 1
+        assert why in err
+
+
+def test_data_that_have_changed_are_refused(capsys, tmp_path):
+    import numpy as np
+
+    from evenly.data import save_npz
+
+    def write(path, seed):
+        rng = np.random.default_rng(seed)
+        label = np.arange(90) % 3
+        split = np.array(["train", "val", "test"])[np.arange(90) // 30]
+        inputs = {name: (label[:, None] + rng.normal(size=(90, 4))).astype("f4") for name in "ab"}
+        save_npz(path, label, split, inputs)
+
+    write(tmp_path / "mine.npz", 0)
+    run = tmp_path / "run"
+    asked = ["train", "--data", str(tmp_path / "mine.npz"), "--method", "joint", "--epochs", "2"]
+    assert main([*asked, *SMALL, "--out", str(run)]) == 0
+    shutil.move(tmp_path / "mine.npz", tmp_path / "moved.npz")
+    capsys.readouterr()
+    status, _, _ = said(capsys, run)
+    assert status == 1
+    status, _, _ = said(capsys, run, "--data", tmp_path / "moved.npz")
+    assert status == 0
+    write(tmp_path / "mine.npz", 1)
+    status, _, err = said(capsys, run)
+    assert status == 1
+    assert "is not what" in err
+    assert "was trained on" in err
