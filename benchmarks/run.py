@@ -34,6 +34,7 @@ PROGRAMS = [
     "relearn",
     "overhead",
     "ranks",
+    "verdicts",
 ]
 PAGE = HERE.parent / "docs" / "performance.md"
 MARK = "<!-- benchmarks: make bench-write -->"

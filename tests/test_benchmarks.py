@@ -1,16 +1,19 @@
 """The benchmarks in a short form: ratios with wide margins, so that what got slower is noticed."""
 
 import json
+import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
+from cases.plan import VERDICTS  # noqa: E402
 from promise import FILE, Promise, table  # noqa: E402
 
 # Short options, and which share of its target a figure must reach at least.
@@ -59,6 +62,113 @@ def test_what_is_noted_down_stands_on_the_page(tmp_path):
     run.noted({"lab": later}, tmp_path, page)
     rows = [line.split("|")[1].strip() for line in page.read_text().splitlines() if "20" in line]
     assert rows[-3:] == ["fast", "small", "slim"]
+
+
+def test_the_best_reader_of_two_clusters_is_right_by_the_normal_distribution():
+    from cases.sources import Clusters, bayes
+
+    source = Clusters(torch.tensor([[[-1.0]], [[1.0]]]), torch.eye(3))
+    shares, stream = torch.tensor([0.5, 0.5]), torch.Generator().manual_seed(0)
+    expected = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
+    assert bayes(source, 1.0, shares, stream) == pytest.approx(expected, abs=0.005)
+    some = 0.6 * expected + 0.4 * 0.5  # where it shows any class, half of the guesses are right
+    assert bayes(source, 0.6, shares, stream) == pytest.approx(some, abs=0.005)
+    assert bayes(source, 0.0, shares, stream) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["blobs", "signs", "corners", "rings", "pattern"])
+def test_a_source_has_the_density_that_it_draws_from(kind):
+    from cases.sources import MAKERS, Patterns
+
+    stream = torch.Generator().manual_seed(0)
+    if kind == "pattern":
+        source = Patterns(torch.randn(4, 2, 3, generator=stream), 8)
+    else:
+        source = MAKERS[kind](4, 3, 4, 0.7, stream)
+    label = torch.randint(4, (20_000,), generator=stream)
+    posterior = source.log_likelihood(source.draw(label, stream)).softmax(1)
+    # Of samples that a reader is so sure of, it is right about so many.
+    sure, guess = posterior.max(1)
+    for part in sure.argsort().chunk(4):
+        true = (guess[part] == label[part]).float().mean().item()
+        assert true == pytest.approx(sure[part].mean().item(), abs=0.025)
+
+
+def test_the_sets_of_cases_share_no_seed_and_a_seed_says_all():
+    from cases.case import cases
+
+    dev, held = cases("dev"), cases("held")
+    assert not {one.name for one in dev} & {one.name for one in held}
+    assert not {one.seed for one in dev} & {one.seed for one in held}
+    assert {truth for one in dev for truth in one.truth.values()} == set(VERDICTS)
+    case = min(dev[:40], key=lambda one: one.plan.epochs * len(one.rows("train")[1]))
+    first, second = case.build(), cases("dev")[dev.index(case)].build()
+    after = second.model.state_dict()
+    assert all(x.equal(after[name]) for name, x in first.model.state_dict().items())
+    assert any(not x.equal(after[name]) for name, x in first.initial.items())
+
+
+@pytest.mark.slow
+def test_the_oracle_confirms_what_cases_are_built_for():
+    from cases import oracle
+    from cases.case import cases
+
+    truths = set()
+    for case in cases("dev")[:6]:
+        known = oracle.measured(case, case.build())
+        found = {name: one.verdict for name, one in known.items()}
+        truths |= {truth for name, truth in case.truth.items() if found[name] == truth}
+    assert truths == set(VERDICTS)
+
+
+@pytest.mark.parametrize(
+    ("truth", "changed"),
+    [
+        ("learnt", {}),
+        ("scarce", {"there": 0.5, "memorised": 0.5}),
+        ("learnt", {"there": 0.5, "fall": 0.3}),  # with another it tells the class
+        ("over-trained", {"memorised": 0.3, "learnt": 0.6}),
+        ("suppressed", {"learnt": 0.6, "followed": 0.0}),
+        ("unused", {"followed": 0.0}),
+        (None, {"learnt": 0.72}),
+        (None, {"there": 0.55}),
+        (None, {"memorised": 0.2}),
+        (None, {"followed": 0.05}),
+    ],
+)
+def test_the_oracle_calls_what_is_clear_by_its_name(truth, changed):
+    from cases.oracle import Measures
+
+    sound = Measures(0.5, 0.9, 0.8, 0.8, 0.6, 0.0, 0.4, 0.0)
+    assert replace(sound, **changed).verdict == truth
+
+
+def test_verdicts_are_counted():
+    import verdicts
+
+    found = [
+        ("learnt", "learnt"),
+        ("scarce", "unclear"),
+        ("unused", "suppressed"),
+        ("suppressed", "suppressed"),
+    ]
+    assert verdicts.right(found) == (1 + 0.5 + 0 + 1) / 4
+    assert verdicts.false(found) == 1 / 3
+    rows = list(verdicts.confusion(found))
+    assert rows[2] == "| learnt | 1 | 0 | 0 | 0 | 0 | 0 | 1.00 |"
+    assert rows[5] == "| scarce | 0 | 0 | 0 | 0 | 0 | 1 | 0.00 |"
+    measured = [(0.1, True), (0.2, True), (0.4, False), (0.15, False), (math.inf, False)]
+    assert verdicts.split_best(measured) == pytest.approx(0.3)
+
+
+def test_tables_of_verdicts_stand_between_their_marks(tmp_path):
+    import verdicts
+
+    page = tmp_path / "checkup.md"
+    page.write_text(f"before\n{verdicts.MARK}\nold\n{verdicts.END}\nafter\n")
+    for _ in range(2):
+        verdicts.write(["| new |"], page)
+    assert page.read_text() == (f"before\n{verdicts.MARK}\n\n| new |\n\n{verdicts.END}\nafter\n")
 
 
 def within(promise, margin):
