@@ -28,8 +28,10 @@ PLAN = {
         "cremad_votes": ["--noise.audio", "4"],
         "cmu_mosi": ["--noise.video", "4"],
         "av_digits": ["--noise.speech", "2"],
+        "htad": ["--noise.audio", "4"],
+        "watch_exercises": ["--noise.gyroscope", "4"],
     },
-    "modalities": {"cmu_mosi": [], "breast_cancer": []},
+    "modalities": {"cmu_mosi": [], "leaves": [], "breast_cancer": []},
     "transformers": {"cmu_mosi_words": [], "ravdess_av": ["--seeds", "3"], "av_digits": []},
 }
 OWN_FOLDER = ("scarce", "transformers")  # trained otherwise than the rest

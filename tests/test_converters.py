@@ -53,7 +53,9 @@ def _accuracy(data, names, splits, inverse=0.01):
 
     def read(*splits):
         batches = [_everything(data, split) for split in splits]
-        x = torch.cat([torch.cat([b["inputs"][name] for name in names], 1) for b in batches])
+        x = torch.cat(
+            [torch.cat([b["inputs"][name].flatten(1) for name in names], 1) for b in batches]
+        )
         return x.numpy(), torch.cat([b["target"] for b in batches]).numpy()
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse, max_iter=1000))
@@ -169,6 +171,75 @@ def test_white_noise_fills_the_bands_of_av_digits(convert):
     noisy = values.values.float()[valid]
     # Noise has no silence: the quietest band of a frame is near the loudest, unlike in speech.
     assert (noisy.max(1).values - noisy.min(1).values).median() < 25
+
+
+@pytest.mark.data
+def test_htad(convert):
+    data = convert("htad")
+    assert _sizes(data) == [831, 207, 348]
+    assert len(data.class_names) == 7
+    assert {m.name: (m.kind, m.shape) for m in data.modalities.values()} == {
+        "audio": ("vector", (36,)),
+        "accelerometer": ("vector", (16,)),
+    }
+    # The published baselines; two standard errors on 348 windows.
+    for names, baseline in (
+        (["audio"], 0.557),
+        (["accelerometer"], 0.716),
+        (["audio", "accelerometer"], 0.782),
+    ):
+        assert _accuracy(data, names, ["train"], inverse=1) == pytest.approx(baseline, abs=0.05)
+
+
+@pytest.mark.data
+def test_leaves(convert):
+    data = convert("leaves")
+    assert _sizes(data) == [1000, 200, 400]
+    assert len(data.class_names) == 100
+    assert list(data.modalities) == ["margin", "shape", "texture"]
+    assert {(m.kind, m.shape) for m in data.modalities.values()} == {("vector", (64,))}
+    # The published baselines; two standard errors on 400 leaves.
+    for names, baseline in (
+        (["margin"], 0.815),
+        (["shape"], 0.657),
+        (["texture"], 0.818),
+        (["margin", "shape", "texture"], 0.978),
+    ):
+        assert _accuracy(data, names, ["train"], inverse=1) == pytest.approx(baseline, abs=0.045)
+
+
+@pytest.mark.data
+def test_watch_exercises(convert, shared_data):
+    data = convert("watch_exercises")
+    assert _sizes(data) == [1044, 397, 392]
+    assert list(data.modalities) == ["accelerometer", "gyroscope"]
+    assert {(m.kind, m.shape) for m in data.modalities.values()} == {("sequence", (128, 3))}
+    with np.load(shared_data / "watch_exercises" / "watch_exercises.npz") as source:
+        subject = source["subject"]
+    parts = [set(subject[data.split(name).rows].tolist()) for name in ("train", "val", "test")]
+    assert parts == [set(range(1, 7)), {7, 8}, {9, 10}]
+    # The published baselines of all 384 numbers each; two standard errors on 392 windows.
+    for names, baseline in ((["accelerometer"], 0.574), (["accelerometer", "gyroscope"], 0.727)):
+        assert _accuracy(data, names, ["train"]) == pytest.approx(baseline, abs=0.05)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("options", "words"), [([], "tokens_blind"), (["--named"], "tokens")])
+def test_emoji_tags(convert, shared_data, options, words):
+    data = convert("emoji_tags", *options)
+    assert _sizes(data) == [1334, 190, 382]
+    with np.load(shared_data / "emoji_tags" / "emoji_tags.npz") as source:
+        assert {m.name: (m.kind, m.shape) for m in data.modalities.values()} == {
+            "image": ("image", (3, 64, 64)),
+            "tags": ("text", (17, int(source[words].max()) + 1)),
+        }
+        parts = [set(source["group"][data.split(s).rows]) for s in ("train", "val", "test")]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        batch = data.split("test").__getitems__([0, 1, 2, 3])
+        rows = data.split("test").rows[:4].numpy()
+        assert np.array_equal(batch["inputs"]["image"], source["image"][rows])
+        assert batch["inputs"]["tags"].length.tolist() == source[f"{words}_len"][rows].tolist()
+        assert batch["target"].tolist() == source["label"][rows].tolist()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import csv
 import json
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -293,6 +294,16 @@ def test_the_faster_precision_is_found_by_steps_of_the_model(monkeypatch):
         assert precision.faster(cell, data)[0] == found
     monkeypatch.setattr(precision, "has_bf16", lambda: False)
     assert precision.faster(cell, data)[0] == "32"
+
+
+def test_the_first_steps_do_not_decide_the_precision(monkeypatch):
+    """They are slow, and a clock would leave it at them where other programs have the processor."""
+    monkeypatch.setattr("time.perf_counter", count(step=10).__next__)
+    assert precision._shortest([iter([0.04] + [0.025] * 9), iter([0.06] + [0.018] * 9)]) == [
+        0.025,
+        0.018,
+    ]
+    assert precision._shortest([iter([1.5, 0.1]), iter([1.5, 0.1])]) == [1.5, 1.5]  # long enough
 
 
 def test_a_last_batch_of_one_is_left_out(tmp_path):
