@@ -1,7 +1,7 @@
 """What a checkup found, from what it measured of each sample; and in words."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,8 @@ class Finding:
         raw: Of a linear probe on a summary of the encoder's input; None where there is none.
         there: Of one on the encoder trained alone from the weights that training started from.
         learnt: Of one on the joint model's encoder.
+        gain: `there` less what its guesses would reach if dealt out to the samples at random.
+        held: The same of `learnt`.
         missed: `there` less `learnt`, sample by sample.
         contribution: Its Shapley value in the accuracy of the joint model.
         without: Accuracy of the joint model when this modality is another sample's.
@@ -89,6 +91,8 @@ class Finding:
     raw: Estimate | None
     there: Estimate
     learnt: Estimate
+    gain: Estimate
+    held: Estimate
     missed: Estimate
     contribution: Estimate
     without: Estimate
@@ -184,10 +188,15 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
     there = _stacked(several, lambda one: one.there[name][rows])
     learnt = _stacked(several, lambda one: one.learnt[name][rows])
     lucky = [_stacked(several, lambda one, i=i: one.luck[name][i][rows]) for i in (0, 1)]  # type: ignore[misc]
-    flipped = share(_stacked(several, lambda one: one.use.flipped[name]))
-    lost = difference(_stacked(several, lambda one: one.use.right - one.use.without[name]))
     alone = len(several[0].there) == 1
-    gap = _gap([one.diagnosis for one in several], name, len(rows))
+    figures = Figures(
+        gain=difference(there - lucky[0]),
+        held=difference(learnt - lucky[1]),
+        missed=difference(there - learnt),
+        gap=_gap([one.diagnosis for one in several], name, len(rows)),
+        lost=difference(_stacked(several, lambda one: one.use.right - one.use.without[name])),
+        flipped=share(_stacked(several, lambda one: one.use.flipped[name])),
+    )
     return Finding(
         chance=share(chance),
         raw=share(_stacked(several, lambda one: one.raw[name][rows]))
@@ -195,25 +204,13 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         else None,
         there=share(there),
         learnt=share(learnt),
-        missed=difference(there - learnt),
         contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
         without=share(_stacked(several, lambda one: one.use.without[name])),
-        lost=lost,
-        flipped=flipped,
         followed=None if alone else share(_stacked(several, lambda one: one.use.followed[name])),
         outvoted=None if alone else share(_stacked(several, lambda one: one.use.outvoted[name])),
-        gap=gap,
         strength=sum(one.diagnosis.strength()[name] for one in several) / len(several),
-        verdict=judge(
-            Figures(
-                gain=difference(there - lucky[0]),
-                held=difference(learnt - lucky[1]),
-                missed=difference(there - learnt),
-                gap=gap,
-                lost=lost,
-                flipped=flipped,
-            )
-        ),
+        verdict=judge(figures),
+        **{one.name: getattr(figures, one.name) for one in fields(figures)},
     )
 
 
