@@ -139,7 +139,7 @@ def test_the_oracle_confirms_what_cases_are_built_for():
 def test_the_oracle_calls_what_is_clear_by_its_name(truth, changed):
     from cases.oracle import Measures
 
-    sound = Measures(0.5, 0.9, 0.8, 0.8, 0.6, 0.0, 0.4, 0.0)
+    sound = Measures(0.5, 0.9, 0.8, 0.8, 0.0, 0.4, 0.0)
     assert replace(sound, **changed).verdict == truth
 
 

@@ -55,7 +55,7 @@ class Case:
         return drawn(self.plan, self.seed, split)
 
     def bayes(self) -> dict[str, float]:
-        """By modality, the accuracy of its best reader, where the distribution is known."""
+        """By modality, its best reader's accuracy, where it is known; of copies before noise."""
         shares = self.plan.shares[0]
         stream = torch.Generator().manual_seed(self.seed + 9)
         return {

@@ -40,8 +40,6 @@ class Measures:
     """A probe on its encoder trained alone."""
     learnt: float
     """A probe on the joint model's encoder."""
-    start: float
-    """A probe on its encoder before any training."""
     memorised: float
     """Accuracy of probes among training rows, less the same among as many fresh ones."""
     followed: float
@@ -104,7 +102,6 @@ def _measured(case: Case, built: Built) -> dict[str, Measures]:
             best.get(name, chance if nothing else reached),
             reached,
             probed(encoder, x, y),
-            probed(start.encoders[name], x, y),
             crossed(encoder, known[:few], seen[:few]) - crossed(encoder, x[:few], y[:few]),
             (conflict != turned).float().mean().item(),
             ((guess == y).float() - (changed == y).float()).mean().item(),
