@@ -11,20 +11,18 @@ from evenly.diagnosis.estimate import Estimate, Z
 
 Name = Literal["learnt", "suppressed", "unused", "scarce", "over-trained", "unclear"]
 
-THERE = 0.05
-"""Accuracy above chance from which on there is something in a modality."""
-MISSED = 0.05
-"""Accuracy that an encoder reaches by itself and lacks in the joint model, at which it is held
+THERE = 0.07
+"""Accuracy above chance from which on there is something in a modality; or that is lost without it,
+where it tells the class only together with another."""
+MISSED = 0.08
+"""Accuracy that an encoder reaches alone and lacks in the joint model, from which on it is held
 back."""
-PART = 0.2
-"""The same as a share of what it reaches above chance: where much is there, more may be missed."""
-GAP = 0.1
+GAP = 0.12
 """Gap of purities from which on an encoder is over-trained."""
+MOVED = 0.03
+"""Share of predictions that change with a modality, below which the model does not look at it."""
 SURE = 1.0
 """Standard errors between a figure and a threshold that make it sure enough."""
-MOVED = 0.03
-"""Share of predictions that change when the modality is another sample's, below which the model
-does not look at it."""
 
 
 @dataclass(frozen=True)
@@ -85,43 +83,40 @@ class Figures:
 def judge(found: Figures) -> Verdict:
     """The verdict on a modality: the first of these that holds.
 
-    - scarce: neither alone nor in the joint model does its encoder reach `THERE` above chance;
+    - scarce: neither alone nor in the joint model does its encoder reach `THERE` above chance, nor
+      is as much lost without it;
     - over-trained: its gap is above `GAP`;
-    - suppressed: alone it reaches more than in the joint model, by `MISSED` and by `PART` of what
-      is there;
-    - unused: the predictions do not change when it is another sample's, but for `MOVED`;
+    - suppressed: alone it reaches more than in the joint model, by `MISSED`, and surely more;
+    - unused: no more than `MOVED` of the predictions change with it;
     - learnt.
 
-    Where an interval has the threshold within it, and the figure is near, the verdict is unclear.
+    Where a figure is within `SURE` standard errors of its threshold, the verdict is unclear.
     """
     there = max(found.gain, found.held, key=lambda one: one.value)
     is_there = _above(there, THERE)
+    if not is_there and _above(found.lost, THERE):
+        why = f"it tells little alone, but without it {_points(found.lost)} of accuracy are lost"
+        return Verdict("learnt", why)
     if is_there is None:
-        return _unclear("whether there is anything in it", there, THERE)
+        return _unclear("there is anything in it", there, THERE)
     if not is_there:
-        if _above(found.lost, THERE):
-            why = f"it tells nothing alone, but without it {_points(found.lost)} are lost"
-            return Verdict("learnt", why)
-        return Verdict("scarce", f"alone it is {_points(found.gain)} above chance")
+        return Verdict("scarce", f"alone its encoder is {_points(found.gain)} above chance")
     if _above(found.gap, GAP):
-        return Verdict("over-trained", f"its gap of purities is {found.gap}")
-    least = max(MISSED, PART * found.gain.value)
-    if found.missed.low > 0 and found.missed.value > least:
-        return Verdict(
-            "suppressed",
-            f"alone its encoder reaches {_points(found.missed)} more than beside the others",
-        )
+        why = "its features separate the classes of training samples better than those of new "
+        return Verdict("over-trained", f"{why}ones: a gap of purities of {found.gap}")
+    if found.missed.low > 0 and found.missed.value > MISSED:
+        why = f"alone its encoder reaches {_points(found.missed)} more than beside the others"
+        return Verdict("suppressed", why)
     is_seen = _above(found.flipped, MOVED)
     if is_seen is False:
-        return Verdict(
-            "unused",
-            f"{found.flipped.value:.1%} of the predictions change when it is another sample's",
-        )
-    if found.missed.value > least:
-        return _unclear("whether it is held back", found.missed, 0.0)
+        why = f"only {found.flipped.value:.1%} of the predictions change with it"
+        return Verdict("unused", why)
+    if found.missed.value > MISSED:
+        return _unclear("it is held back", found.missed, 0.0)
     if is_seen is None:
-        return _unclear("whether the model looks at it", found.flipped, MOVED)
-    return Verdict("learnt", "the joint model's encoder holds what is there, and it is used")
+        return _unclear("the model looks at it", found.flipped, MOVED)
+    why = "the joint model's encoder holds what is there, and the predictions follow it"
+    return Verdict("learnt", why)
 
 
 def _above(found: Estimate, threshold: float) -> bool | None:
@@ -134,15 +129,13 @@ def _above(found: Estimate, threshold: float) -> bool | None:
 
 def _unclear(what: str, found: Estimate, threshold: float) -> Verdict:
     away = max(abs(found.value - threshold), 0.01)
-    return Verdict(
-        "unclear",
-        f"{what} cannot be told: {found}, where {threshold:.2f} is the border",
-        found.samples_for(away * Z / SURE),
-    )
+    why = f"whether {what} cannot be told: {found} is too near {threshold:.2f}"
+    return Verdict("unclear", why, found.samples_for(away * Z / SURE))
 
 
 def _points(found: Estimate) -> str:
-    return f"{100 * found.value:.0f} points ({100 * found.low:.0f} to {100 * found.high:.0f})"
+    value, low, high = (round(100 * x) for x in (found.value, found.low, found.high))
+    return f"{value} point{'' if value == 1 else 's'} ({low} to {high})"
 
 
 _ADVICE: dict[Name, tuple[Advice, ...]] = {
