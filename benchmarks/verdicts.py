@@ -82,7 +82,16 @@ class Record:
 
 
 def recorded(case: Case) -> Record:
-    """Trains a case, asks the oracle and, if it confirms it, the checkup and the others."""
+    """What becomes of a candidate; an error says of which."""
+    try:
+        return _recorded(case)
+    except Exception as error:
+        error.add_note(f"in the case {case.name}")
+        raise
+
+
+def _recorded(case: Case) -> Record:
+    """Trains it, asks the oracle and, if that confirms it, the checkup and the others."""
     start = time.perf_counter()
     built = case.build()
     known = oracle.measured(case, built)

@@ -101,6 +101,9 @@ def test_the_sets_of_cases_share_no_seed_and_a_seed_says_all():
     assert not {one.name for one in dev} & {one.name for one in held}
     assert not {one.seed for one in dev} & {one.seed for one in held}
     assert {truth for one in dev for truth in one.truth.values()} == set(VERDICTS)
+    for one in (*dev, *held):
+        for split in ("train", "val"):
+            assert set(one.rows(split)[1].tolist()) == set(range(one.plan.classes)), one.name
     case = min(dev[:40], key=lambda one: one.plan.epochs * len(one.rows("train")[1]))
     first, second = case.build(), cases("dev")[dev.index(case)].build()
     after = second.model.state_dict()

@@ -133,7 +133,10 @@ def altered(plan: Plan, seed: int) -> dict[str, Batch]:
     raw, y, split = _read(plan.real)
     rng = np.random.default_rng([seed, 20])
     if split is None:
-        split = rng.choice(3, len(y), p=[0.5, 0.15, 0.35])
+        split = np.empty(len(y), int)
+        for one in np.unique(y):
+            of = rng.permutation(np.flatnonzero(y == one))
+            split[of] = np.searchsorted([0.5, 0.65], np.arange(len(of)) / len(of), side="right")
     rows = [rng.permutation(np.flatnonzero(split == part)) for part in range(3)]
     rows[0] = rows[0][: plan.sizes[0]]
     inputs: list[np.ndarray] = []

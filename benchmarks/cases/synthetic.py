@@ -11,6 +11,8 @@ from cases.plan import BATCH, HELD_BACK, UNUSED, VERDICTS, Batch, Part, Plan, pi
 from cases.sources import MAKERS, Patterns, Source, shown
 
 FRESH = 20_000
+LEAST = 2
+"""Samples of each class in each split."""
 
 
 def _stream(seed: int, split: str) -> int:
@@ -23,6 +25,9 @@ def drawn(plan: Plan, seed: int, split: str) -> Batch:
     usual = plan.shares[0]
     shares = plan.shares[1] if split == "val" else usual
     y = torch.multinomial(shares, count, True, generator=stream)
+    if y.bincount(minlength=plan.classes).min() < LEAST:
+        each = torch.arange(plan.classes).repeat(LEAST)
+        y[: len(each)] = each
     turn = torch.randint(plan.classes, (count,), generator=stream)
     inputs: list[Tensor] = []
     for position, part in enumerate(plan.parts.values()):
