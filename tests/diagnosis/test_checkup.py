@@ -215,6 +215,23 @@ def test_one_logit_and_samples_without_a_label():
     assert found.verdict == expected.verdict
 
 
+def test_a_class_that_the_validation_split_lacks_has_no_gap():
+    case = Case(plain=1.0, noise=0.0, epochs=2)
+    found = case.checkup(epochs=1)
+    case.model.head = nn.Linear(32, 3)
+    train = case.train.dataset
+    train.tensors[-1][:5] = 2
+
+    def wider(model, batch):
+        return forward(model, batch)
+
+    rare = evenly.checkup(
+        case.model, wider, case.train, case.val, case.model.encoders, epochs=1, progress=False
+    )
+    assert rare.notes[-1] == "Of classes that one split lacks there is no gap: 2."
+    assert found.notes == ()
+
+
 def test_as_dict_is_plain_and_whole():
     case = Case(plain=1.0, noise=0.0, third=0.7, epochs=5)
     found = case.checkup(interactions=True)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +15,7 @@ from evenly import distributed
 from evenly.diagnosis.alone import Alone, check_apart, optimizer_of
 from evenly.diagnosis.classes import Classes
 from evenly.diagnosis.findings import Checkup, Measured, concluded
-from evenly.diagnosis.gap import diagnose
+from evenly.diagnosis.gap import Diagnosis, diagnose
 from evenly.diagnosis.interactions import interactions as decomposed
 from evenly.diagnosis.linear_probe import Read, read
 from evenly.diagnosis.raw import raw
@@ -212,7 +212,7 @@ class _Work:
         if joint.raw is not None:
             inputs = read(*joint.raw)
         several = [read(*features) for features in alone]
-        diagnosis = diagnose(joint.train, joint.val, gap="stable", seed=self.seed)
+        diagnosis = self._diagnosis(joint.train, joint.val)
 
         def right(found: Read) -> Tensor:
             return found.right(target).cpu()
@@ -237,6 +237,19 @@ class _Work:
             diagnosis=diagnosis,
             interactions=decomposed(joint.train, joint.val) if interactions else {},
         )
+
+    def _diagnosis(self, train: Features, val: Features) -> Diagnosis:
+        """The stable gap, of the classes that both splits have."""
+        counts = [split.target.bincount(minlength=self.classes.count) for split in (train, val)]
+        both = (counts[0] > 0) & (counts[1] > 0)
+        lacking = (counts[0] > 0) != (counts[1] > 0)
+        note: tuple[str, ...] = ()
+        if bool(lacking.any()):
+            few = ", ".join(map(str, lacking.nonzero()[:, 0].tolist()))
+            note = (f"Of classes that one split lacks there is no gap: {few}.",)
+            train, val = (split.where(both[split.target]) for split in (train, val))
+        found = diagnose(train, val, gap="stable", seed=self.seed)
+        return replace(found, notes=(*found.notes, *note))
 
     def _features(self, split: Any) -> Features:
         return self._own(self.probe.features(split))

@@ -74,7 +74,7 @@ def use(
         seed: Of the swaps.
 
     Raises:
-        ValueError: If a batch has one sample, or what an encoder returns cannot be swapped.
+        ValueError: If each batch has one sample, or what an encoder returns cannot be swapped.
     """
     names = list(encoders)
     tally = _Tally(names)
@@ -84,6 +84,8 @@ def use(
         stream = torch.Generator().manual_seed(seed)
 
         def take(batch: Any, output: Output, target: Tensor) -> None:
+            if len(target) < 2:  # such as a last batch, whose sample has nobody to change with
+                return
             fuse = _fusing(probe, encoders, batch, output)
             here, target = classes.labelled(target), classes.of(target)
             for partner in _partners(output, names, len(target), stream):
@@ -98,6 +100,11 @@ def use(
             tally.end()
 
         probe.each(split, take, seed=seed)
+        if tally.is_empty:
+            raise UserError(
+                "to see what a model uses, samples of a batch change places, and each batch of the "
+                "validation loader holds one sample. Give it a batch_size above 1."
+            )
         return {frozenset(names) - swap: right for swap, right in tally.right().items()}
 
     return tally.use(contributions(values, names, seed=seed))
@@ -140,6 +147,11 @@ class _Tally:
             self._all.setdefault(key, []).append(torch.stack(rounds).mean(0))
         self._batch.clear()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch has been taken."""
+        return not self._all
+
     def right(self) -> dict[Subset, Tensor]:
         """By what is swapped, how often each sample is predicted rightly."""
         return {swap: torch.cat(x) for (what, swap), x in self._all.items() if what == "right"}
@@ -170,12 +182,6 @@ def _partners(
 
     It is the same for all modalities, but among the samples that have the modality.
     """
-    if size < 2:
-        raise UserError(
-            "to see what a model uses, samples of a batch change places, and a batch of the "
-            "validation loader holds one sample. Give it a batch_size above 1, which leaves no "
-            "single sample over (or drop_last=True)."
-        )
     for _ in range(ROUNDS):
         part = float(torch.rand((), generator=stream))
         yield {name: _partner(output, name, size, part) for name in names}
