@@ -35,6 +35,11 @@ class Estimate:
     high: float
     count: int
 
+    @staticmethod
+    def around(value: float, error: float, count: int) -> "Estimate":
+        """A figure with its standard error."""
+        return Estimate(value, value - Z * error, value + Z * error, count)
+
     @property
     def error(self) -> float:
         """The standard error, of which the interval has two on either side."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from evenly.diagnosis.estimate import Estimate, Z, difference, mean, share
+from evenly.diagnosis.estimate import Estimate, difference, mean, share
 from evenly.diagnosis.gap import Diagnosis
 from evenly.diagnosis.interactions import Interaction
 from evenly.diagnosis.use import Use
@@ -238,8 +238,7 @@ def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
     variance = errors.double().square().mean()
     if len(several) > 1:
         variance = variance + gaps.var() / len(several)
-    gap, half = float(gaps.mean()), Z * float(variance.sqrt())
-    return Estimate(gap, gap - half, gap + half, count)
+    return Estimate.around(float(gaps.mean()), float(variance.sqrt()), count)
 
 
 def _lines(checkup: Checkup) -> Iterator[str]:

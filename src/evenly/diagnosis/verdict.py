@@ -68,16 +68,18 @@ class Figures:
         held: The same of the joint model's encoder.
         missed: The one less the other, sample by sample.
         gap: Of purities, beyond its error.
-        lost: Accuracy of the joint model that is lost when the modality is another sample's.
-        flipped: Share of predictions that change with it where the others are other samples', too.
+        lost: Accuracy of the joint model that is lost when the modality is another sample's; None
+            where nobody has looked.
+        flipped: Share of predictions that change with it where the others are other samples', too;
+            None where nobody has looked.
     """
 
     gain: Estimate
     held: Estimate
     missed: Estimate
     gap: Estimate
-    lost: Estimate
-    flipped: Estimate
+    lost: Estimate | None = None
+    flipped: Estimate | None = None
 
 
 def judge(found: Figures) -> Verdict:
@@ -94,7 +96,7 @@ def judge(found: Figures) -> Verdict:
     """
     there = max(found.gain, found.held, key=lambda one: one.value)
     is_there = _above(there, THERE)
-    if not is_there and _above(found.lost, THERE):
+    if not is_there and found.lost is not None and _above(found.lost, THERE):
         why = f"it tells little alone, but without it {_points(found.lost)} of accuracy are lost"
         return Verdict("learnt", why)
     if is_there is None:
@@ -107,13 +109,13 @@ def judge(found: Figures) -> Verdict:
     if found.missed.low > 0 and found.missed.value > MISSED:
         why = f"alone its encoder reaches {_points(found.missed)} more than beside the others"
         return Verdict("suppressed", why)
-    is_seen = _above(found.flipped, MOVED)
-    if is_seen is False:
+    is_seen = found.flipped is None or _above(found.flipped, MOVED)
+    if found.flipped is not None and is_seen is False:
         why = f"only {found.flipped.value:.1%} of the predictions change with it"
         return Verdict("unused", why)
     if found.missed.value > MISSED:
         return _unclear("it is held back", found.missed, 0.0)
-    if is_seen is None:
+    if found.flipped is not None and is_seen is None:
         return _unclear("the model looks at it", found.flipped, MOVED)
     why = "the joint model's encoder holds what is there, and the predictions follow it"
     return Verdict("learnt", why)
