@@ -151,14 +151,16 @@ class TestStable:
         assert diagnose(train, val, gap="stable", restarts=1).strength()["m"] <= 0.05
 
     def test_seeds_hardly_change_it(self):
-        train, val = (
-            drawn(shares("equal", 600, 6), 0.6, 32, 1),
-            drawn(shares("equal", 200, 6), 0.3, 32, 2),
-        )
-        found = [diagnose(train, val, gap="stable", seed=n).strength()["m"] for n in range(10)]
+        train = drawn(shares("equal", 300, 4), 0.6, 32, 1)
+        val = drawn(shares("equal", 100, 4), 0.2, 32, 2)
+        found = [
+            diagnose(train, val, gap="stable", seed=n, restarts=1).strength()["m"]
+            for n in range(10)
+        ]
         assert min(found) > 0.3
         assert torch.tensor(found).std() <= 0.03
 
+    @pytest.mark.slow
     def test_its_error_is_that_of_other_draws(self):
         """Of 20 draws the standard deviation is known within a third, at two of its errors."""
         found = [
@@ -193,7 +195,7 @@ class TestStable:
     def test_a_sample_and_missing_modalities(self):
         """Rows that lack the modality are as if they were not there."""
         train, val = blobs(900, 0.6, 1), blobs(150, 0.3, 2)
-        here = torch.arange(900) % 3 > 0
+        here = torch.arange(900) % 5 > 0
         part = Features(train.features, train.target, present={"m": here})
         rows = features(train.features["m"][here], train.target[here])
         rows = Features(rows.features, rows.target, here.nonzero()[:, 0])
@@ -235,7 +237,7 @@ class TestNotes:
         found = diagnose(train, val)
         assert found.train_chance["m"] == pytest.approx(0.5, abs=0.04)
         assert found.val_chance["m"] == pytest.approx(0.75, abs=0.01)
-        assert "Shuffled labels have as large a gap as 'm'" in str(found)
+        assert "The gap of 'm' is that of chance" in str(found)
         assert diagnose(train, val, gap="stable").strength()["m"] == 0.0
 
     def test_none_where_the_gap_is_sure(self):

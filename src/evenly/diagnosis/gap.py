@@ -231,24 +231,20 @@ def _doubts(found: Diagnosis) -> tuple[str, ...]:
     """Notes on gaps that count in full and may be none."""
     if found.estimator == "stable":
         return ()
-    unsure = [name for name, gap in found.gap.items() if 0 < gap <= found.standard_error[name]]
-    no_more = [
-        name
-        for name, gap in found.gap.items()
-        if name not in unsure and 0 < gap <= abs(found.train_chance[name] - found.val_chance[name])
-    ]
-    notes = []
-    if unsure:
-        notes.append(
-            f"The gap of {_named(unsure)} is no larger than its error: take gap='stable', which "
-            "leaves such a gap out, or more validation samples."
-        )
-    if no_more:
-        notes.append(
-            f"Shuffled labels have as large a gap as {_named(no_more)}: take gap='stable', in "
-            "which other sizes and class shares of the splits make none."
-        )
-    return tuple(notes)
+    notes: dict[str, list[str]] = {"is no larger than its error": [], "is that of chance": []}
+    small, by_chance = notes.values()
+    for name, gap in found.gap.items():
+        error = found.standard_error[name]
+        shuffled_too = found.train_chance[name] - found.val_chance[name]
+        if 0 < gap <= error:
+            small.append(name)
+        elif gap > 0 and abs(found.train[name] - found.val[name] - shuffled_too) <= error:
+            by_chance.append(name)
+    return tuple(
+        f"The gap of {_named(names)} {what}: take gap='stable', or more validation samples."
+        for what, names in notes.items()
+        if names
+    )
 
 
 def _named(names: list[str]) -> str:
