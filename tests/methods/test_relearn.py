@@ -312,7 +312,7 @@ class TestMessages:
     def test_words_that_are_no_choice(self):
         """In a process of its own, where annotations are not checked, as a user's is."""
         for setting, message in (
-            ("gap='mine'", "'mine' is no gap. There is paper, matched, shared."),
+            ("gap='mine'", "'mine' is no gap. There is paper, matched, shared, stable."),
             ("moments='new'", "'moments' is 'kept' or 'cleared'; found 'new'"),
             ("batchnorm='new'", "'batchnorm' is 'kept' or 'reestimated'; found 'new'"),
         ):

@@ -170,9 +170,9 @@ def diagnose(
 
     Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
     covers the draw of the samples, for clusters as they are; with `matched` what the draws
-    change in the clusters, too; with `stable` that and the starts of k-means. With `paper` and
-    `shared` another draw may give other clusters, and the true error is then several times as
-    large.
+    change in the clusters, too; with `stable` that and the starts of k-means. With `paper`
+    another draw may give other clusters: of half-separated classes the true error is up to three
+    times as large.
 
     Args:
         train: Representations and labels of the training split. A target of floats is cut into
