@@ -116,13 +116,14 @@ def diagnose(rank, world, gap):
     return evenly.diagnose(part(torch.arange(60)), part(torch.arange(60, 89)), gap=gap)
 
 
-@pytest.mark.parametrize("gap", ["paper", "matched", "shared"])
+@pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
 def test_a_diagnosis_is_the_same_on_any_number_of_ranks(gap, tmp_path):
     ranks = on_ranks(diagnose, tmp_path, gap, world=3)
     alone = diagnose(0, 1, gap)
     assert ranks[0] == ranks[1] == ranks[2]
     assert ranks[0].gap["m"] == pytest.approx(alone.gap["m"], abs=1e-9)
     assert ranks[0].train["m"] == pytest.approx(alone.train["m"], abs=1e-9)
+    assert ranks[0].standard_error["m"] == pytest.approx(alone.standard_error["m"], abs=1e-9)
 
 
 def bad(rank, world):

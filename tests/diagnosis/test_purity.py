@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenly.diagnosis.purity import purity
+from evenly.diagnosis.purity import purity, shuffled
 from unchecked import error_of
 
 
@@ -71,3 +71,13 @@ def test_negative_number(name):
     numbers[name] = torch.tensor([0, 10**12])
     with pytest.raises(ValueError, match=f"purity: {name} must be .* found 1000000000000"):
         purity(**numbers)
+
+
+def test_shuffled_labels_keep_sizes_and_classes():
+    table = torch.tensor([[40, 0, 0], [0, 25, 5], [0, 0, 0]])
+    for other in shuffled(table, 0, 20):
+        assert torch.equal(other.sum(0), table.sum(0))
+        assert torch.equal(other.sum(1), table.sum(1))
+    mean = torch.stack(shuffled(table, 0, 500)).double().mean(0)
+    expected = table.sum(1)[:, None] * table.sum(0) / 70
+    torch.testing.assert_close(mean, expected.double(), rtol=0, atol=0.5)

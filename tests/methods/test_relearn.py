@@ -63,6 +63,17 @@ class TestRelearn:
         assert all(torch.equal(p, head[key]) for key, p in model.head.named_parameters())
         assert float(method.metrics["gap/a"]) == pytest.approx(found.gap["a"])
 
+    def test_a_stable_gap_that_is_not_sure_leaves_the_weights_alone(self):
+        """Toy rows are noise: 37 and 18 of them show no gap beyond three errors."""
+        model = net()
+        method = Relearn(model.encoders, every=1, times=1, gap="stable", restarts=1)
+        train(model, method, sgd(model), 2)
+        before = weights(model)
+        method.before_epoch(2, evenly.Probe(model, forward, *loaders()))
+        assert all(torch.equal(before[key], value) for key, value in weights(model).items())
+        assert method.history[2]["a"]["error"] == method.diagnosis.standard_error["a"] > 0
+        assert method.history[2]["a"]["strength"] == 0.0
+
     def test_it_happens_once_for_an_epoch(self):
         """A loop that is resumed within an epoch calls before_epoch for it again."""
         model = net()
@@ -301,7 +312,7 @@ class TestMessages:
     def test_words_that_are_no_choice(self):
         """In a process of its own, where annotations are not checked, as a user's is."""
         for setting, message in (
-            ("gap='mine'", "'mine' is no gap. There is paper, matched, shared."),
+            ("gap='mine'", "'mine' is no gap. There is paper, matched, shared, stable."),
             ("moments='new'", "'moments' is 'kept' or 'cleared'; found 'new'"),
             ("batchnorm='new'", "'batchnorm' is 'kept' or 'reestimated'; found 'new'"),
         ):

@@ -18,7 +18,10 @@ def arguments() -> Parser:
     one = Parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
     one.add_argument("file", help=".npz of features, one vector per sample and modality")
     one.add_argument(
-        "--gap", default="paper", choices=("paper", "matched", "shared"), help="the estimator"
+        "--gap",
+        default="paper",
+        choices=("paper", "matched", "shared", "stable"),
+        help="the estimator; stable leaves out what is within its error, sizes and class shares",
     )
     one.add_argument("--restarts", type=int, default=10, help="of each k-means")
     one.add_argument(

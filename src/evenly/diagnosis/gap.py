@@ -26,7 +26,7 @@ Gap = Literal["paper", "matched", "shared", "stable"]
 DRAWS = 5
 """Draws of the training split for the `matched` gap."""
 
-HALVINGS = 10
+HALVINGS = 20
 """Times that the training split is halved for the `stable` gap; each half is clustered."""
 
 SURE = 3.0
@@ -93,8 +93,8 @@ class Diagnosis:
         for name, strength in self.strength().items():
             used = f"  {self.used[name]:6.3f}" if stable else ""
             lines.append(
-                f"{name:<{width}}  {self.train[name]:12.3f}   ({self.train_chance[name]:.3f})"
-                f"  {self.val[name]:10.3f}   ({self.val_chance[name]:.3f})  {self.gap[name]:6.3f}"
+                f"{name:<{width}}  {self.train[name]:12.3f}  ({self.train_chance[name]:.3f})"
+                f"  {self.val[name]:10.3f}  ({self.val_chance[name]:.3f})  {self.gap[name]:6.3f}"
                 f"  {self.standard_error[name]:6.3f}{used}  {strength:14.3f}"
             )
         return "\n".join([*lines, *self.notes])
@@ -162,7 +162,7 @@ def diagnose(
       five times; returns the mean and its standard error. Removes most of the size effect.
     - `shared`: scaling and clusters fitted on the training split, validation rows assigned to
       them. Near 0 where nothing is over-fitted; half the cost.
-    - `stable`: the training split halved ten times. Each half is scaled and clustered, and each
+    - `stable`: the training split halved twenty times. Each half is scaled and clustered, and each
       cluster named for its commonest class; the purity is the share of rows in a cluster of
       their class, of the other half and of the validation split, in the training split's class
       shares. Where nothing is over-fitted both are new to the clusters, and the gap is 0 on
@@ -170,9 +170,9 @@ def diagnose(
 
     Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
     covers the draw of the samples, for clusters as they are; with `matched` what the draws
-    change in the clusters, too; with `stable` that and the starts of k-means. With `paper` and
-    `shared` another draw may give other clusters, and the true error is then several times as
-    large.
+    change in the clusters, too; with `stable` that and the starts of k-means. With `paper`
+    another draw may give other clusters: of half-separated classes the true error is up to three
+    times as large.
 
     Args:
         train: Representations and labels of the training split. A target of floats is cut into
@@ -181,7 +181,7 @@ def diagnose(
         gap: The estimator.
         seed: Of the clusterings; the global random stream is not used.
         restarts: Of each k-means, the best by inertia kept; with `stable`, which has
-            twenty clusterings, a fifth of it, at least one. The released code's result depends
+            forty clusterings, a fifth of it, at least one. The released code's result depends
             on scikit-learn's version here: 10 restarts before 1.4, one since.
         sample: For splits of more rows, how many of them the restarts see (20 a class at
             least), as `kmeans` has it: time, and memory beside the features, then stay small,
@@ -228,19 +228,28 @@ class _Score:
 
 
 def _doubts(found: Diagnosis) -> tuple[str, ...]:
-    """A note on gaps that are no larger than their errors, which would count in full."""
+    """Notes on gaps that count in full and may be none."""
     if found.estimator == "stable":
         return ()
-    names = [
-        f"'{name}'" for name, gap in found.gap.items() if 0 < gap <= found.standard_error[name]
-    ]
-    if not names:
-        return ()
-    of = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return (
-        f"The gap of {of} is no larger than its error: take gap='stable', which leaves such a "
-        "gap out, or more validation samples.",
+    notes: dict[str, list[str]] = {"is no larger than its error": [], "is that of chance": []}
+    small, by_chance = notes.values()
+    for name, gap in found.gap.items():
+        error = found.standard_error[name]
+        shuffled_too = found.train_chance[name] - found.val_chance[name]
+        if 0 < gap <= error:
+            small.append(name)
+        elif gap > 0 and abs(found.train[name] - found.val[name] - shuffled_too) <= error:
+            by_chance.append(name)
+    return tuple(
+        f"The gap of {_named(names)} {what}: take gap='stable', or more validation samples."
+        for what, names in notes.items()
+        if names
     )
+
+
+def _named(names: list[str]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
 
 
 def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
@@ -254,7 +263,8 @@ def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
     # One draw of the training split varies as the validation split does, which is as large: by the
     # draw of the rows and what k-means makes of them. Of the same rows a part is in each draw.
-    spread = float(torch.tensor([of_table(draw) for draw in draws], dtype=torch.float64).var())
+    of_draws = torch.tensor([of_table(x) for x in draws], dtype=torch.float64, device="cpu")
+    spread = float(of_draws.var())
     kept = int(wanted.sum()) / int(of_train.sum())
     return replace(
         score, error=max(score.error, math.sqrt(spread * (1 + kept + (1 - kept) / DRAWS)))
@@ -328,16 +338,18 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
         # Validation rows of a class count as often as training rows of it are new to a clustering:
         # one that has seen few of a small class is asked for many, in both splits.
         asked = (of_train - table.sum(0).cpu()).to(val.y.device)
-        names = [one.argmax(1).to(train.x.device) for one in (table, *shuffled(table, own.seed, 1))]
-        of_train_rows, of_val_rows = (
-            split.add(assign(split.rows.x, clusters.centers, unit(low, high)), *names, times)
-            for split, times in zip(answers, (~old, asked[val.y]), strict=True)
-        )
-        gaps.append(of_train_rows - of_val_rows)
+        names = table.argmax(1)
+        guesses = shuffled(table, own.seed, 1)[0].argmax(1).to(names.device)
+        rates = []
+        for split, times in zip(answers, (~old, asked[val.y]), strict=True):
+            labels = assign(split.rows.x, clusters.centers, unit(low, high))
+            rates.append(split.add(names[labels], guesses[labels], times))
+        gaps.append(rates[0] - rates[1])
     # The mean of two clusterings without a common row varies by all that other starts change.
     starts = torch.tensor(gaps, dtype=torch.float64, device="cpu").view(-1, 2).mean(1).var()
     spreads = [split.spread() for split in answers]
-    prior = max(float(squares.sum() / free.sum().clamp_min(1)) for squares, free in spreads)
+    # What a class of few samples is taken to vary by; above 0 where all answers are the same.
+    prior = max(float((squares.sum() + 1) / (free.sum() + 1)) for squares, free in spreads)
     draws = sum(
         float(share.square() @ ((squares + 2 * prior) / ((free + 2) * (free + 1))))
         for squares, free in spreads
@@ -363,19 +375,18 @@ class _Answers:
             3, len(rows.y), dtype=wide, device=rows.x.device
         )
 
-    def add(self, labels: Tensor, meant: Tensor, shuffled: Tensor, times: Tensor) -> float:
+    def add(self, named: Tensor, guessed: Tensor, times: Tensor) -> float:
         """Takes up a clustering; returns the share of rows that it has right.
 
         Args:
-            labels: The cluster of each row.
-            meant: The class that each cluster stands for.
-            shuffled: The same, had the clustered rows shuffled labels.
+            named: The class that the cluster of each row stands for.
+            guessed: The same, had the clustered rows shuffled labels.
             times: How often the answer for each row counts.
         """
-        right = times * (meant[labels] == self.rows.y)
+        right = times * (named == self.rows.y)
         self._asked += times
         self._right += right
-        self._guessed += times * self._lucky[shuffled[labels]]
+        self._guessed += times * self._lucky[guessed]
         return self._mean(right, times.to(right.dtype))
 
     def purity(self) -> float:

@@ -58,8 +58,9 @@ class Relearn(Method):
     Attributes:
         initial: By modality, θ₀ of each parameter, with what else a weight is computed with; None
             until it is taken, in the first epoch, once all ranks hold the same weights.
-        history: By epoch before which it happened, and modality: purities, gap, strength.
-        diagnosis: The last diagnosis made.
+        history: By epoch before which it happened, and modality: purities, gap, its standard
+            error, strength.
+        diagnosis: The last diagnosis made; its notes say which gaps may be none.
     """
 
     info = Info(
@@ -111,7 +112,8 @@ class Relearn(Method):
             times: How often in all.
             strength: λ in α = tanh(λ · gap); 0 is plain joint training.
             gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
-                next to none and is cheaper.
+                next to none and is cheaper; `stable` has none, and pulls only by what is beyond
+                three standard errors.
             restarts: Of each k-means.
             sample: For splits of more rows, how many of them those restarts see, see
                 `diagnose`; 20 a class at least. All by default, as published.
@@ -209,6 +211,7 @@ class Relearn(Method):
                 "train": self.diagnosis.train[name],
                 "val": self.diagnosis.val[name],
                 "gap": self.diagnosis.gap[name],
+                "error": self.diagnosis.standard_error[name],
                 "strength": strength[name],
             }
             for name in self.encoders
