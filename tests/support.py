@@ -22,6 +22,7 @@ SETTINGS = {
     "unimodal": {},
     "joint": {},
     "relearn": {"every": 1, "times": 2, "restarts": 2},
+    "remedy": {"every": 1, "times": 2, "alone_epochs": 20},  # much longer than beside the other
     "ogm_ge": {"alpha": 0.5, "end": 2},
     "ogm": {"alpha": 0.5, "end": 2},
     "multi_loss": {},

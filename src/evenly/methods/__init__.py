@@ -41,6 +41,7 @@ from evenly.methods.pmr import PMR
 from evenly.methods.qmf import QMF
 from evenly.methods.reconboost import ReconBoost
 from evenly.methods.relearn import Relearn
+from evenly.methods.remedy import Remedy
 from evenly.methods.remix import DataRemixing
 from evenly.methods.rolling_q import RollingQ
 from evenly.methods.smv import SMV
@@ -98,5 +99,6 @@ METHODS: dict[str, type[Method]] = {
     "pdmp": PDMP,
     "awc": AWC,
     "balm": BALM,
+    "remedy": Remedy,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""

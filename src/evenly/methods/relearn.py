@@ -10,7 +10,6 @@ from os import PathLike
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -206,6 +205,11 @@ class Relearn(Method):
         if self.optimizer is not None:
             for encoder in self.encoders.values():
                 forget(self.optimizer, encoder.parameters())
+        self._note(epoch, strength)
+
+    def _note(self, epoch: int, strength: Mapping[str, float]) -> None:
+        """Notes down what was found and done before an epoch."""
+        assert self.diagnosis is not None
         self.history[epoch] = {
             name: {
                 "train": self.diagnosis.train[name],
@@ -225,7 +229,7 @@ class Relearn(Method):
     def _take_initial(self, epoch: int) -> None:
         if epoch > 0:
             raise UserRuntimeError(
-                f"Relearn's first epoch is {epoch}, so the weights that training started from "
+                f"{type(self).__name__}'s first epoch is {epoch}, so the weights that training started from "
                 "are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
                 "from epoch 0 on, or pass `initial`."
             )
@@ -248,7 +252,7 @@ class Relearn(Method):
         train, val = self._look(probe, "train"), self._look(probe, "val")
         if train.target.ndim > 1:
             raise UserError(
-                f"Relearn takes {in_words(self.info.targets)}, one for each sample; found targets "
+                f"{type(self).__name__} takes {in_words(self.info.targets)}, one for each sample; found targets "
                 f"of shape {tuple(train.target.shape)}. Its clusters are compared with one of them."
             )
         counts = in_classes(train, val)[2]
@@ -281,7 +285,8 @@ class Relearn(Method):
             return features
         if width == 1:  # whole numbers to regress on, or the 0 and 1 of one logit
             return replace(features, target=features.target.float())
-        return _among(features, counted(features.target, width, self.criterion))
+        here = counted(features.target, width, self.criterion)
+        return features if bool(here.all()) else features.where(here)
 
     def _given(self, initial: Initial | str | PathLike[str] | None) -> Initial | None:
         if initial is None:
@@ -300,16 +305,3 @@ class Relearn(Method):
                     "state per modality."
                 )
             check_initial(encoder, initial[name], f"encoder '{name}'")
-
-
-def _among(split: Features, here: Bool[Tensor, " n"]) -> Features:
-    if bool(here.all()):
-        return split
-    index = torch.arange(len(here), device=here.device) if split.index is None else split.index
-    return Features(
-        {name: x[here.to(x.device)] for name, x in split.features.items()},
-        split.target[here],
-        index[here.to(index.device)],
-        split.sharded,
-        {name: x[here.to(x.device)] for name, x in split.present.items()},
-    )
