@@ -112,6 +112,8 @@ def test_an_encoder_that_is_held_back_is_suppressed(held):
     assert found.findings["xor"].missed.low > 0.05
     assert found.findings["xor"].raw.value < 0.6  # no linear probe of its input can tell
     assert "multi_loss" in str(found)
+    said = "is frozen." if "frozen" in held else "learns at a rate of 1e-05, another at 0.1."
+    assert found.notes[-1] == f"The encoder of 'xor' {said}"
 
 
 def test_what_the_head_leaves_out_is_unused():

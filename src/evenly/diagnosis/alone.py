@@ -102,10 +102,18 @@ class Alone:
         ):
             return self.probe.features("train"), self.probe.features("val")
 
-    def held_back(self, optimizer: Optimizer) -> bool:
-        """Whether an encoder trains slower than another beside it, or not at all."""
+    def held_back(self, optimizer: Optimizer) -> dict[str, str]:
+        """What is to be said of encoders that train slower than another, or not at all."""
         rates = _rates(optimizer)
-        return len({_rate(encoder, rates) for encoder in self.encoders.values()}) > 1
+        own = {name: _rate(encoder, rates) for name, encoder in self.encoders.items()}
+        top = max(own.values())
+        return {
+            name: f"The encoder of '{name}' learns at a rate of {rate:g}, another at {top:g}."
+            if rate
+            else f"The encoder of '{name}' is frozen."
+            for name, rate in own.items()
+            if rate < top
+        }
 
     @contextmanager
     def _rates(

@@ -249,7 +249,8 @@ class _Work:
             note = (f"Of classes that one split lacks there is no gap: {few}.",)
             train, val = (split.where(both[split.target]) for split in (train, val))
         found = diagnose(train, val, gap="stable", seed=self.seed)
-        return replace(found, notes=(*found.notes, *note))
+        slow = self.alone.held_back(self.optimizer).values()
+        return replace(found, notes=(*found.notes, *note, *slow))
 
     def _features(self, split: Any) -> Features:
         return self._own(self.probe.features(split))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -285,8 +286,5 @@ def _of_modality(name: str, found: Finding) -> Iterator[str]:
     if found.verdict.samples:
         yield f"  About {found.verdict.samples} validation samples would settle it."
     for advice in found.verdict.advice:
-        yield (
-            f"  Try {', '.join(advice.methods)}: {advice.why}."
-            if advice.methods
-            else f"  Or {advice.why}."
-        )
+        what = f"Try {', '.join(advice.methods)}: " if advice.methods else "Or "
+        yield fill(f"{what}{advice.why}.", 100, initial_indent="  ", subsequent_indent="    ")
