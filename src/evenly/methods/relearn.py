@@ -229,8 +229,8 @@ class Relearn(Method):
     def _take_initial(self, epoch: int) -> None:
         if epoch > 0:
             raise UserRuntimeError(
-                f"{type(self).__name__}'s first epoch is {epoch}, so the weights that training started from "
-                "are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
+                f"{type(self).__name__}'s first epoch is {epoch}, so the weights that training "
+                "started from are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
                 "from epoch 0 on, or pass `initial`."
             )
         for name, encoder in self.encoders.items():
@@ -252,8 +252,9 @@ class Relearn(Method):
         train, val = self._look(probe, "train"), self._look(probe, "val")
         if train.target.ndim > 1:
             raise UserError(
-                f"{type(self).__name__} takes {in_words(self.info.targets)}, one for each sample; found targets "
-                f"of shape {tuple(train.target.shape)}. Its clusters are compared with one of them."
+                f"{type(self).__name__} takes {in_words(self.info.targets)}, one for each sample; "
+                f"found targets of shape {tuple(train.target.shape)}. Its clusters are compared "
+                "with one of them."
             )
         counts = in_classes(train, val)[2]
         check_sample(self.sample, int((counts > 0).sum()))
