@@ -230,8 +230,8 @@ class Relearn(Method):
         if epoch > 0:
             raise UserRuntimeError(
                 f"{type(self).__name__}'s first epoch is {epoch}, so the weights that training "
-                "started from are gone. Resume with method.load_state_dict(checkpoint), call before_epoch "
-                "from epoch 0 on, or pass `initial`."
+                "started from are gone. Resume with method.load_state_dict(checkpoint), call "
+                "before_epoch from epoch 0 on, or pass `initial`."
             )
         for name, encoder in self.encoders.items():
             if any(is_lazy(parameter) for parameter in encoder.parameters()):

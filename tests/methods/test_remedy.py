@@ -1,0 +1,134 @@
+"""Remedy: by its verdict a modality is pulled back, given a loss of its own, or left alone."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import evenly
+from evenly.diagnosis.estimate import Estimate
+from evenly.diagnosis.gap import Diagnosis
+from evenly.methods import Remedy
+from evenly.methods.remedy import _figures
+
+WIDTH = 8
+
+
+def data(count, seed):
+    """'plain' tells the class as it is; 'twisted' by the sign of a product, which takes longer."""
+    stream = torch.Generator().manual_seed(seed)
+    target = torch.randint(2, (count,), generator=stream)
+    sign = 2 * target - 1
+    other = 2 * torch.randint(2, (count,), generator=stream) - 1
+    plain, twisted = torch.randn(2, count, WIDTH, generator=stream)
+    plain[:, 0] += 3 * sign
+    twisted[:, 0] += 2 * other
+    twisted[:, 1] += 2 * other * sign
+    return TensorDataset(plain, twisted, target)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoders = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(WIDTH, 16), nn.Tanh()) for name in ("plain", "twisted")}
+        )
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, plain, twisted):
+        features = {
+            "plain": self.encoders["plain"](plain), "twisted": self.encoders["twisted"](twisted)
+        }  # fmt: skip
+        logits = self.head(torch.cat(list(features.values()), 1))
+        return evenly.Output(logits, features, evenly.split_linear(self.head, features))
+
+
+def forward(model, batch):
+    return model(*batch[:2]), batch[2]
+
+
+class Course:
+    def __init__(self, **settings):
+        torch.manual_seed(0)
+        self.model = Net()
+        self.initial = copy.deepcopy(self.model.state_dict())
+        self.train = DataLoader(data(600, 1), 50, shuffle=True)
+        val = DataLoader(data(500, 2), 100)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.method = Remedy(
+            self.model.encoders, optimizer=self.optimizer, every=2, times=1, **settings
+        )
+        self.probe = evenly.Probe(self.model, forward, self.train, val)
+
+    def run(self, epochs):
+        for epoch in range(epochs):
+            self.method.before_epoch(epoch, self.probe)
+            for batch in self.train:
+                output, target = forward(self.model, batch)
+                self.method.backward(self.method.loss(output, target))
+                self.method.before_step()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return self
+
+
+def test_the_suppressed_has_a_loss_of_its_own_from_then_on():
+    course = Course(alone_epochs=20).run(4)
+    method = course.method
+    assert method.verdicts == {3: {"plain": "learnt", "twisted": "suppressed"}}
+    assert method.helped == ["twisted"]
+    assert method.history[3]["twisted"]["strength"] == 0
+    batch = next(iter(course.train))
+    output, target = forward(course.model, batch)
+    criterion = nn.functional.cross_entropy
+    expected = criterion(output.logits, target) + criterion(output.unimodal["twisted"], target)
+    torch.testing.assert_close(method.loss(output, target), expected)
+
+
+def test_nothing_is_changed_before_the_first_verdict():
+    course = Course(alone_epochs=3)
+    course.method.before_epoch(0, course.probe)
+    assert set(course.method.there) == {"plain", "twisted"}
+    for name, value in course.model.state_dict().items():
+        assert torch.equal(value, course.initial[name])
+    output, target = forward(course.model, next(iter(course.train)))
+    joint = nn.functional.cross_entropy(output.logits, target)
+    torch.testing.assert_close(course.method.loss(output, target), joint)
+
+
+def test_the_over_trained_is_pulled_back_by_the_stable_gap(monkeypatch):
+    course = Course(alone_epochs=3).run(3)
+    found = {name: 0.3 if name == "plain" else 0.0 for name in ("plain", "twisted")}
+    error = dict.fromkeys(found, 0.02)
+    diagnosis = Diagnosis(found, found, found, error, found, found, "stable")
+    monkeypatch.setattr("evenly.methods.remedy.diagnose", lambda *_, **__: diagnosis)
+    before = copy.deepcopy(course.model.encoders.state_dict())
+    course.method.before_epoch(3, course.probe)
+    assert course.method.verdicts[3]["plain"] == "over-trained"
+    pull = math.tanh(3 * (0.3 - 0.06**2 / 0.3))
+    assert course.method.history[3]["plain"]["strength"] == pytest.approx(pull)
+    for name, value in course.model.encoders.state_dict().items():
+        start = course.initial[f"encoders.{name}"]
+        expected = before[name]
+        if name.startswith("plain"):
+            expected = (1 - pull) * expected + pull * start
+        torch.testing.assert_close(value, expected)
+
+
+def test_figures_are_those_of_the_checkup():
+    right = torch.tensor([True, True, True, False]), torch.full((4,), 0.5).double()
+    found = _figures(right, (~right[0], right[1]), Estimate.around(0.1, 0.01, 4))
+    assert found.gain.value == 0.25
+    assert found.held.value == -0.25
+    assert found.missed.value == 0.5
+    assert found.flipped is None
+
+
+def test_settings_out_of_range():
+    course = Course()
+    for setting in ({"weight": -1.0}, {"alone_epochs": 0}):
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            Remedy(course.model.encoders, optimizer=course.optimizer, **setting)
