@@ -92,7 +92,7 @@ def collectives(clusters, rounds, groups=1, trials=0, drafts=0):
         trials: Of jumps of centres, over both splits.
         drafts: How many of the splits had more rows than the restarts see.
     """
-    return 6 * clusters * groups + 2 * rounds + 11 * trials + 3 * drafts + 27
+    return 6 * clusters * groups + 2 * rounds + 11 * trials + 3 * drafts + 25
 
 
 class Counted:
