@@ -54,7 +54,7 @@ RUNS = {  # on how many processes
 LINK = 2**23  # bytes of a reduction that shows the rate of a link
 
 
-def exchanged(width, clusters, passes, ranks, restarts=RESTARTS):
+def exchanged(width, clusters, passes, ranks, restarts=RESTARTS, trials=0, drafts=0):
     """Bytes that a rank hands to collectives for the diagnosis of a modality by the paper's gap.
 
     Args:
@@ -63,6 +63,8 @@ def exchanged(width, clusters, passes, ranks, restarts=RESTARTS):
         passes: Lloyd's iterations, added up over restarts and both splits.
         ranks: How many.
         restarts: Of each k-means.
+        trials: Of jumps of centres, over both splits.
+        drafts: How many of the splits had more rows than the restarts see.
     """
     candidates = restarts * (1 + (clusters - 1) * (2 + int(math.log(clusters))))
     of_split = (
@@ -70,18 +72,27 @@ def exchanged(width, clusters, passes, ranks, restarts=RESTARTS):
         + candidates * (4 * ranks + 4 * width + 8)  # keys of a draw, its rows, what they would gain
         + 8 * clusters * clusters  # the table of purity
     )
-    return 2 * of_split + passes * 8 * clusters * (width + 1)  # sums and counts of clusters
+    of_trial = clusters * (36 * (width + 1) + 12)  # sums of clusters, of three cuts, a row of each
+    of_draft = 8 * width  # the mean of its rows
+    return (
+        2 * of_split
+        + passes * 8 * clusters * (width + 1)  # sums and counts of clusters
+        + trials * of_trial
+        + drafts * of_draft
+    )
 
 
-def collectives(clusters, rounds, groups=1):
+def collectives(clusters, rounds, groups=1, trials=0, drafts=0):
     """How many there are in it.
 
     Args:
         clusters: k.
         rounds: Lloyd's iterations, restarts of a group going side by side.
         groups: Into how many the restarts are cut.
+        trials: Of jumps of centres, over both splits.
+        drafts: How many of the splits had more rows than the restarts see.
     """
-    return 6 * clusters * groups + 2 * rounds + 27
+    return 6 * clusters * groups + 2 * rounds + 11 * trials + 3 * drafts + 25
 
 
 class Counted:
@@ -94,7 +105,8 @@ class Counted:
 
     def clear(self):
         """Counts from 0."""
-        self.calls = self.bytes = self.largest = self.passes = self.rounds = 0
+        self.calls = self.bytes = self.largest = self.passes = self.rounds = self.trials = 0
+        self.drafts = -4  # so often a diagnosis gathers how many rows ranks have, without drafts
         self.seconds = 0.0
 
     def all_reduce(self, x, *args, **kwargs):
@@ -102,11 +114,13 @@ class Counted:
         if x.ndim == 3 and x.dtype == torch.float64:  # sums of each running restart's clusters
             self.passes += len(x)
             self.rounds += 1
+        self.trials += x.ndim == 2 and x.dtype == torch.float32  # a row of each cluster
         return self._timed(self.reduce, x.nbytes, x.nbytes, x, *args, **kwargs)
 
     def all_gather(self, parts, x, *args, **kwargs):
         """Counts, and does what it is to do."""
         received = sum(part.nbytes for part in parts)
+        self.drafts += x.dtype == torch.int64 and x.shape == (1,)
         return self._timed(self.gather, x.nbytes, received, parts, x, *args, **kwargs)
 
     def _timed(self, call, given, received, *args, **kwargs):
@@ -158,6 +172,8 @@ FIGURES = (
     "largest",
     "passes",
     "rounds",
+    "trials",
+    "drafts",
     "gap",
     "small",
     "big",
@@ -196,6 +212,8 @@ def one(rank, world, port, case):
         counted.largest,
         counted.passes,
         counted.rounds,
+        counted.trials,
+        counted.drafts,
         found.gap["m"],
         reduced(8),
         reduced(LINK),
@@ -271,8 +289,15 @@ def table():
 def formulas(case, world, found):
     """Bytes, collectives, and the largest tensor of one: the sums of all restarts' clusters."""
     return (
-        exchanged(case.width, case.classes, found["passes"], world),
-        collectives(case.classes, found["rounds"]),
+        exchanged(
+            case.width,
+            case.classes,
+            found["passes"],
+            world,
+            trials=found["trials"],
+            drafts=found["drafts"],
+        ),
+        collectives(case.classes, found["rounds"], trials=found["trials"], drafts=found["drafts"]),
         RESTARTS * case.classes * case.width * 8,
     )
 

@@ -59,16 +59,17 @@ class Rows:
             check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
+        # Filled in place: small results kept between the freed parts of a loop would leave holes
+        # that glibc cannot use again, as large as all the rows.
+        kept = None
         if keep and self.x.numel() * 4 <= _KEEP:
             kept = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
-            for part, span in self.chunks(1):
-                kept[span] = part
-            self._kept = kept
-        # Filled in place, here and below: small results kept between the freed parts of a loop
-        # would leave holes that glibc cannot use again, as large as all the rows.
         self.norms = torch.empty(len(self.x), dtype=torch.float32, device=self.x.device)
-        for part, span in self.chunks(1):
+        for part, span in self.chunks(CACHED * self.x.shape[1]):
+            if kept is not None:
+                kept[span] = part
             torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
+        self._kept = kept
         self.norms.square_()
         self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
         if math.isinf(self.spread):
@@ -149,6 +150,10 @@ class Rows:
     def sum_(self, x: Tensor) -> Tensor:
         """Adds `x` over the ranks that share the rows, in place."""
         return distributed.sum_(x) if self.sharded else x
+
+    def min_(self, x: Tensor) -> Tensor:
+        """The smallest of each value of `x` over the ranks that share the rows, in place."""
+        return distributed.min_(x) if self.sharded else x
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """`x` of every rank that shares the rows."""
