@@ -26,8 +26,11 @@ Gap = Literal["paper", "matched", "shared", "stable"]
 DRAWS = 5
 """Draws of the training split for the `matched` gap."""
 
-HALVINGS = 20
-"""Times that the training split is halved for the `stable` gap; each half is clustered."""
+HALVINGS = 10, 60
+"""How often the training split is halved for the `stable` gap, at least and at most."""
+
+STEADY = 0.005
+"""Error of a `stable` gap from the starts of k-means that ends the halvings."""
 
 SURE = 3.0
 """Standard errors up to which the strength of a `stable` gap is 0."""
@@ -162,11 +165,12 @@ def diagnose(
       five times; returns the mean and its standard error. Removes most of the size effect.
     - `shared`: scaling and clusters fitted on the training split, validation rows assigned to
       them. Near 0 where nothing is over-fitted; half the cost.
-    - `stable`: the training split halved twenty times. Each half is scaled and clustered, and each
-      cluster named for its commonest class; the purity is the share of rows in a cluster of
-      their class, of the other half and of the validation split, in the training split's class
-      shares. Where nothing is over-fitted both are new to the clusters, and the gap is 0 on
-      average for any sizes and shares. The strength counts only what is beyond three errors.
+    - `stable`: the training split halved 10 to 60 times, until starts of k-means move the gap by
+      no more than .005. Each half is scaled and clustered, and each cluster named for its
+      commonest class; the purity is the share of rows in a cluster of their class, of the other
+      half and of the validation split, in the training split's class shares. Where nothing is
+      over-fitted both are new to the clusters, and the gap is 0 on average for any sizes and
+      shares. The strength counts only what is beyond three errors.
 
     Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
     covers the draw of the samples, for clusters as they are; with `matched` what the draws
@@ -181,7 +185,7 @@ def diagnose(
         gap: The estimator.
         seed: Of the clusterings; the global random stream is not used.
         restarts: Of each k-means, the best by inertia kept; with `stable`, which has
-            forty clusterings, a fifth of it, at least one. The released code's result depends
+            many clusterings, a fifth of it, at least one. The released code's result depends
             on scikit-learn's version here: 10 restarts before 1.4, one since.
         sample: For splits of more rows, how many of them the restarts see (20 a class at
             least), as `kmeans` has it: time, and memory beside the features, then stay small,
@@ -326,7 +330,7 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     parts = 2 if clustering.sample is None else max(2, math.ceil(size / clustering.sample))
     k, restarts = min(clustering.k, size // parts), max(clustering.restarts // 5, 1)
     gaps = []
-    for n in range(2 * HALVINGS):
+    for n in range(2 * HALVINGS[1]):
         own = replace(clustering, k=k, seed=mixed(clustering.seed, n), restarts=restarts)
         if n % 2 == 0:  # each division has two clusterings, of parts that share no row
             part = _parts(train, parts, own.seed)
@@ -345,8 +349,12 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
             labels = assign(split.rows.x, clusters.centers, unit(low, high))
             rates.append(split.add(names[labels], guesses[labels], times))
         gaps.append(rates[0] - rates[1])
-    # The mean of two clusterings without a common row varies by all that other starts change.
-    starts = torch.tensor(gaps, dtype=torch.float64, device="cpu").view(-1, 2).mean(1).var()
+        if n + 1 >= 2 * HALVINGS[0] and n % 2:
+            # The mean of a halving's two clusterings varies by all that other starts change.
+            of_halvings = torch.tensor(gaps, dtype=torch.float64, device="cpu").view(-1, 2).mean(1)
+            starts = float(of_halvings.var()) / len(of_halvings)
+            if starts <= STEADY**2:
+                break
     spreads = [split.spread() for split in answers]
     # What a class of few samples is taken to vary by; above 0 where all answers are the same.
     prior = max(float((squares.sum() + 1) / (free.sum() + 1)) for squares, free in spreads)
@@ -359,7 +367,7 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
         answers[1].purity(),
         answers[0].chance(),
         answers[1].chance(),
-        math.sqrt(draws + float(starts) / HALVINGS),
+        math.sqrt(draws + starts),
     )
 
 
