@@ -71,6 +71,7 @@ class Finding:
     Attributes:
         chance: Accuracy of naming the commonest class of the training split.
         raw: Of a linear probe on a summary of the encoder's input; None where there is none.
+        untapped: `raw` less what a probe on the encoder trained alone reads, sample by sample.
         there: Of one on the encoder trained alone from the weights that training started from.
         learnt: Of one on the joint model's encoder.
         gain: `there` less what its guesses would reach if dealt out to the samples at random.
@@ -90,6 +91,7 @@ class Finding:
 
     chance: Estimate
     raw: Estimate | None
+    untapped: Estimate | None
     there: Estimate
     learnt: Estimate
     gain: Estimate
@@ -198,11 +200,13 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         lost=difference(_stacked(several, lambda one: one.use.right - one.use.without[name])),
         flipped=share(_stacked(several, lambda one: one.use.flipped[name])),
     )
+    raw = None
+    if all(name in one.raw for one in several):
+        raw = _stacked(several, lambda one: one.raw[name][rows])
     return Finding(
         chance=share(chance),
-        raw=share(_stacked(several, lambda one: one.raw[name][rows]))
-        if all(name in one.raw for one in several)
-        else None,
+        raw=None if raw is None else share(raw),
+        untapped=None if raw is None else difference(raw - there),
         there=share(there),
         learnt=share(learnt),
         contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
@@ -283,6 +287,9 @@ def _of_modality(name: str, found: Finding) -> Iterator[str]:
     of_input = "" if found.raw is None else f", a linear probe of its input {found.raw.value:.2f}"
     yield f"{name} is {found.verdict.name}: {found.verdict.why}."
     yield f"  Chance is {found.chance.value:.2f}{of_input}; without it {found.without.value:.2f}."
+    if found.untapped is not None and found.untapped.low > 0:
+        more = f"{100 * found.untapped.value:.0f} points more than its encoder alone"
+        yield f"  The linear probe of its input reads {more}: try another, or a longer training."
     if found.verdict.samples:
         yield f"  About {found.verdict.samples} validation samples would settle it."
     for advice in found.verdict.advice:

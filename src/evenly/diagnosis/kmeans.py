@@ -358,7 +358,7 @@ def _toward(rows: Rows, parts: _Parts, seed: int, trial: int) -> Tensor:
     key = _mix(torch.tensor([seed & 0x7FFFFFFF, trial], dtype=torch.int32, device=device))
     ticket = _mix(rows.places(slice(0, len(rows.x))).to(torch.int32)) ^ _mix(key[0] ^ key[1])
     times = _race(ticket, parts.distance)
-    first = torch.full((k,), math.inf, device=device)
+    first = torch.full((k,), math.inf, dtype=torch.float32, device=device)
     rows.min_(first.scatter_reduce_(0, parts.labels, times, "amin"))
     at = (times == first[parts.labels]).nonzero()[:, 0]
     drawn = torch.zeros(k, d + 1, dtype=torch.float32, device=device)

@@ -39,12 +39,14 @@ LEVELS = {"chance": "chance", "raw": "its input", "learnt": "learnt", "there": "
 ROWS = {
     "chance": "Chance: the commonest class",
     "raw": "Linear probe of its input",
+    "untapped": "Its input less there, points",
     "there": "There: its encoder trained alone",
     "learnt": "Learnt: the joint model's encoder",
     "missed": "There less learnt, points",
     "contribution": "Used: its Shapley value, points",
     "without": "Joint model without it",
-    "flipped": "Predictions that change without it",
+    "lost": "Lost without it, points",
+    "flipped": "Predictions that change with it, others swapped",
     "followed": "Where it is of another class: its class wins",
     "outvoted": "Where it is of another class: the others' wins",
 }
