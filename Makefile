@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format docs docs-serve figure pages methods results studies bench bench-write clean
+.PHONY: install demo test check format docs docs-serve figure checkup pages methods results studies bench bench-write clean
 
 install: .venv/installed
 
@@ -42,6 +42,9 @@ pages: methods  ## what programs write in docs: lists of commands and data sets,
 figure: demo  ## the pictures of README and docs; the second is taken with chromium
 	$(BIN)/evenly report demo --figure docs/demo.svg
 	$(BIN)/python docs/make_screenshot.py demo/report.html docs/report.png
+
+checkup: install  ## the README's checkups, from ../shared/data (a quarter of an hour on two cores)
+	$(BIN)/python docs/make_checkup.py
 
 methods: install  ## docs/fidelity.md, measured; docs/methods.md, from what the methods declare
 	$(BIN)/python docs/make_fidelity.py

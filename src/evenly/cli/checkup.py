@@ -47,6 +47,7 @@ def arguments() -> Parser:
         help="folder of checkup.html and checkup.json (default: the first run's, or "
         "runs/DATA/checkup)",
     )
+    one.add_argument("--figure", type=str | None, help="a picture of it as well, .svg or .png")
     add_training(one)
     return one
 
@@ -55,6 +56,7 @@ def run(options: Namespace) -> None:
     """Checks up, writes the page and prints the text."""
     from evenly.files import write_text
     from evenly.report.checkup import write_checkup
+    from evenly.report.checkup_picture import write_checkup_picture
 
     check_counts(budget=options.budget)
     found, out, title, about = _of_runs(options) if options.runs else _of_data(options)
@@ -63,6 +65,8 @@ def run(options: Namespace) -> None:
     page = write_checkup(found.as_dict(), out / "checkup.html", title=title, about=about)
     print(found)
     print(f"\npage: {page}")
+    if options.figure:
+        print(f"figure: {write_checkup_picture(found.as_dict(), Path(options.figure))}")
 
 
 def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
