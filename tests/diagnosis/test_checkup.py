@@ -160,6 +160,12 @@ def test_without_first_weights_the_model_is_trained_as_well():
     assert torch.equal(case.model.head.weight, case.initial["head.weight"])
 
 
+def test_a_trained_model_without_its_first_weights_is_noticed():
+    found = Case(plain=1.5, noise=0.0).checkup(initial=None, epochs=1)
+    assert "give its first weights (initial=...)" in found.notes[-1]
+    assert Case(plain=1.5, noise=0.0, epochs=0).checkup(initial=None, epochs=1).notes == ()
+
+
 def test_each_is_trained_as_if_by_itself():
     case = Case(plain=1.0, xor=1.5, epochs=0)
     probe = evenly.Probe(case.model, forward, case.train, case.val)
@@ -254,7 +260,7 @@ def test_several_trainings_make_one_checkup():
     there = [x.findings["plain"].there.value for x in (one, other, both)]
     assert there[2] == pytest.approx(sum(there[:2]) / 2)
     assert len(both.measured) == 2
-    another = Case(plain=1.0, epochs=0).checkup(epochs=1)
+    another = Case(plain=1.0, epochs=1).checkup(epochs=1)
     with pytest.raises(ValueError, match="same validation split and modalities"):
         evenly.Checkup.pooled([one, another])
 
@@ -298,8 +304,12 @@ def test_refusals():
     case = Case(plain=1.0, noise=0.0, epochs=0)
     with pytest.raises(ValueError, match="'epochs' is at least 1"):
         case.checkup(epochs=0)
+    with pytest.raises(ValueError, match="'initial' is the model as it is now"):
+        case.checkup(initial=case.model.state_dict())
+    trained = copy.deepcopy(case.model.state_dict())
     with pytest.raises(ValueError, match="'initial' is not the state of this model"):
-        case.checkup(initial={"head.weight": torch.zeros(2, 2)})
+        case.checkup(initial={name: x[:1] if x.ndim > 1 else x + 1 for name, x in trained.items()})
+    assert all(torch.equal(x, trained[name]) for name, x in case.model.state_dict().items())
 
     def numbers(model, batch):
         output, target = forward(model, batch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from evenly import distributed
 from evenly.diagnosis.alone import Alone, check_apart, optimizer_of
 from evenly.diagnosis.classes import Classes
+from evenly.diagnosis.estimate import share
 from evenly.diagnosis.findings import Checkup, Measured, concluded
 from evenly.diagnosis.gap import Diagnosis, diagnose
 from evenly.diagnosis.interactions import interactions as decomposed
@@ -28,6 +30,8 @@ from evenly.probe import Forward, Probe, Split
 from evenly.ranges import check_range
 
 SPLITS: tuple[Split, Split] = ("train", "val")
+KNOWN = 0.1
+"""Accuracy above the commonest class's that a model hardly has before any training."""
 LOGITS = ""  # beside the modalities, none of which a ModuleDict lets have this name
 
 
@@ -96,15 +100,18 @@ def checkup(
     if not named:
         raise UserError("checkup needs the encoders by modality. Pass {'audio': model.audio, ...}.")
     trained = copy.deepcopy(probe.model.state_dict())
+    if initial is not None and _same(initial, trained):
+        raise UserError(
+            "'initial' is the model as it is now. Take a copy of it before training: initial = "
+            "copy.deepcopy(model.state_dict()). Of a model that is not trained, leave it out."
+        )
     check_apart(probe, named)
     work = _Work(probe, named, optimizer_of(probe.model, optimizer), epochs, criterion, seed)
     with _bar(work, joint=initial is None, shown=progress) as tell:
-        if initial is None:
-            joint = work.trained_jointly(tell)
-        else:
-            joint = work.looked_at(tell)
-            _load(probe.model, initial)
+        joint = work.looked_at() if initial is not None else work.trained_jointly(tell)
         try:
+            if initial is not None:
+                _load(probe.model, initial)
             alone = work.trained_alone(tell)
         finally:
             probe.model.load_state_dict(trained)
@@ -154,6 +161,7 @@ class _Work:
         output, target = probe.sample("train", 256)
         self.classes = Classes.told(output, target, criterion)
         widths = {name: output.features[name].shape[1] for name in encoders}
+        self.notes: list[str] = []
         self.alone = Alone(probe, encoders, widths, self.classes, seed)
 
     @property
@@ -163,6 +171,7 @@ class _Work:
 
     def trained_jointly(self, tell: Callable[[], None]) -> _Joint:
         """What is seen of the model after a short joint training."""
+        self._note_trained()
         criterion = self.criterion or nn.functional.cross_entropy
 
         def objective(output: Output, target: Tensor) -> Tensor:
@@ -172,16 +181,11 @@ class _Work:
         with self.probe.trained(
             objective, epochs=self.epochs, optimizer=self.optimizer, seed=self.seed
         ):
-            return self.looked_at(tell)
+            return self.looked_at()
 
-    def looked_at(self, tell: Callable[[], None]) -> _Joint:
+    def looked_at(self) -> _Joint:
         """What is seen of the model as it is."""
-
-        def of(output: Output, target: Tensor) -> dict[str, Tensor]:
-            found = {name: output.features[name] for name in self.encoders}
-            return {**found, LOGITS: output.logits}
-
-        train, val = self._features("train"), self.classes.among(self.probe.features("val", of))
+        train, val = self._features("train"), self._predicted()
         features = {name: x for name, x in val.features.items() if name != LOGITS}
         guess = self.classes.guess(val.features[LOGITS])
         inputs = {split: raw(self.probe, self.encoders, split) for split in SPLITS}
@@ -238,6 +242,27 @@ class _Work:
             interactions=decomposed(joint.train, joint.val) if interactions else {},
         )
 
+    def _predicted(self) -> Features:
+        """The features of the validation split, with the logits among them."""
+
+        def of(output: Output, target: Tensor) -> dict[str, Tensor]:
+            found = {name: output.features[name] for name in self.encoders}
+            return {**found, LOGITS: output.logits}
+
+        return self.classes.among(self.probe.features("val", of))
+
+    def _note_trained(self) -> None:
+        """Notes down if a model that is taken as untrained knows the classes."""
+        val = self._predicted()
+        guess = self.classes.guess(val.features[LOGITS])
+        right = share(guess == val.target.to(guess.device))
+        if right.low > val.target.bincount().max() / len(val.target) + KNOWN:
+            self.notes.append(
+                f"The model was right in {right.value:.2f} before the checkup trained it. If it is "
+                "trained already, give its first weights (initial=...), or what is there is what "
+                "its encoders reach from where they stand now."
+            )
+
     def _diagnosis(self, train: Features, val: Features) -> Diagnosis:
         """The stable gap, of the classes that both splits have."""
         counts = [split.target.bincount(minlength=self.classes.count) for split in (train, val)]
@@ -250,7 +275,7 @@ class _Work:
             train, val = (split.where(both[split.target]) for split in (train, val))
         found = diagnose(train, val, gap="stable", seed=self.seed)
         slow = self.alone.held_back(self.optimizer).values()
-        return replace(found, notes=(*found.notes, *note, *slow))
+        return replace(found, notes=(*found.notes, *note, *slow, *self.notes))
 
     def _features(self, split: Any) -> Features:
         return self._own(self.probe.features(split))
@@ -260,6 +285,15 @@ class _Work:
         own = {name: split.features[name] for name in self.encoders}
         present = {name: here for name, here in split.present.items() if name in own}
         return self.classes.among(Features(own, split.target, split.index, present=present))
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states are equal."""
+    return one.keys() == other.keys() and all(
+        x.shape == other[name].shape and torch.equal(x.to(other[name].device), other[name])
+        for name, x in one.items()
+        if isinstance(x, Tensor)
+    )
 
 
 def _load(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
