@@ -261,6 +261,8 @@ def test_several_trainings_make_one_checkup():
     assert there[2] == pytest.approx(sum(there[:2]) / 2)
     assert len(both.measured) == 2
     another = Case(plain=1.0, epochs=1).checkup(epochs=1)
+    with pytest.raises(ValueError, match="no checkup to pool"):
+        evenly.Checkup.pooled([])
     with pytest.raises(ValueError, match="same validation split and modalities"):
         evenly.Checkup.pooled([one, another])
 
@@ -298,6 +300,24 @@ def test_interactions_add_up(same):
         assert abs(synergy) < 0.1
     else:  # a bit of each, which the smaller information counts as shared: it is known to do so
         assert redundant + sum(unique) + synergy == pytest.approx(2, abs=0.1)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_batches_that_cannot_be_counted():
+    case = Case(plain=1.0, noise=0.0, epochs=3)
+    train, val = (DataLoader(Stream(list(x.dataset)), 50) for x in (case.train, case.val))
+    found = evenly.checkup(
+        case.model, forward, train, val, case.model.encoders, initial=case.initial,
+        optimizer=case.optimizer, epochs=8,
+    )  # fmt: skip
+    assert found.verdict["plain"] == "learnt"
 
 
 def test_refusals():

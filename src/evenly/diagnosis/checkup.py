@@ -1,7 +1,7 @@
 """A checkup: what is there of each modality, what of it is learnt, used and over-trained."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -312,8 +312,11 @@ def _load(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
 def _bar(work: _Work, *, joint: bool, shown: bool) -> Iterator[Callable[[], None]]:
     """A function to call for each batch of training, which moves a bar where one can be shown."""
     trainings = len(work.rates) + joint
-    train = work.probe.loaders["train"]
-    total = trainings * work.epochs * len(train) if isinstance(train, Sized) else None
+    try:
+        each = len(work.probe.loaders["train"])  # type: ignore[arg-type]
+    except TypeError:  # batches as they come, or a DataLoader of an IterableDataset
+        each = None
+    total = None if each is None else trainings * work.epochs * each
     what = f"{work.epochs} epochs of {' and '.join(work.encoders)} alone"
     if find_spec("tqdm") is None or not shown:
         yield lambda: None

@@ -140,6 +140,8 @@ class Checkup:
             ValueError: If they are of other splits or modalities.
         """
         measured = [one for checkup in several for one in checkup.measured]
+        if not measured:
+            raise UserError("there is no checkup to pool. Pass those of several trainings.")
         kinds = {(len(one.right), *one.there) for one in measured}
         if len(kinds) != 1:
             raise UserError(
