@@ -173,7 +173,8 @@ def test_each_is_trained_as_if_by_itself():
 
     def trained(names):
         encoders = {name: case.model.encoders[name] for name in names}
-        alone = Alone(probe, encoders, dict.fromkeys(names, 16), classes, seed=0)
+        output, _ = forward(case.model, next(iter(case.val)))
+        alone = Alone(probe, encoders, output, classes, seed=0)
         found = []
         own = probe.trained
 
@@ -318,6 +319,59 @@ def test_batches_that_cannot_be_counted():
         optimizer=case.optimizer, epochs=8,
     )  # fmt: skip
     assert found.verdict["plain"] == "learnt"
+
+
+def test_frozen_features_learn_at_the_rate_of_what_is_not_frozen():
+    case = Case(plain=1.0, xor=1.5, epochs=3, frozen=["plain", "xor"])
+    found = case.checkup(epochs=25)
+    assert found.verdict["xor"] == "suppressed"
+    assert "The encoder of 'xor' is frozen." in found.notes
+    other = torch.optim.SGD(Fusion(["plain", "xor"]).parameters(), lr=0.1)
+    still = torch.optim.SGD(case.model.head.parameters(), lr=0.0)
+    for optimizer in (other, still):
+        with pytest.raises(ValueError, match="trains nothing of the model"):
+            case.checkup(optimizer=optimizer)
+
+
+def test_features_that_are_not_finite_are_named():
+    case = Case(plain=1.0, noise=0.0, epochs=1)
+    fast = torch.optim.SGD(case.model.parameters(), lr=1e20)
+    with pytest.raises(ValueError, match="Trained alone, its encoder diverges"):
+        case.checkup(optimizer=fast)
+    case.val.dataset.tensors[1][7, 0] = float("nan")
+    with pytest.raises(ValueError, match="'noise' are NaN or infinite in row 7 of the validation"):
+        case.checkup(epochs=1)
+
+
+def test_one_logit_needs_no_criterion():
+    case = Case(plain=1.5, noise=0.0, epochs=0)
+
+    def single(model, batch):
+        output, target = forward(model, batch)
+        one = output.logits[:, 1:] - output.logits[:, :1]
+        return evenly.Output(one, output.features), target.float()[:, None]
+
+    found = evenly.checkup(
+        case.model, single, case.train, case.val, case.model.encoders,
+        optimizer=case.optimizer, progress=False,
+    )  # fmt: skip
+    assert found.accuracy.value > 0.85
+
+
+def test_where_some_lack_the_best_it_is_compared_on_the_others():
+    case = Case(plain=2.0, noise=0.0)
+
+    def lacking(model, batch):
+        output, target = forward(model, batch)
+        here = torch.arange(len(target)) % 2 == 0
+        return evenly.Output(output.logits, output.features, present={"plain": here}), target
+
+    found = evenly.checkup(
+        case.model, lacking, case.train, case.val, case.model.encoders,
+        initial=case.initial, optimizer=case.optimizer, progress=False,
+    )  # fmt: skip
+    assert (found.alone.count, found.together.count, found.accuracy.count) == (200, 200, 400)
+    assert "of the 200 that have it" in str(found)
 
 
 def test_refusals():

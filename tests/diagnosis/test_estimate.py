@@ -48,7 +48,8 @@ def test_mean_of_values_without_bounds():
 def test_samples_that_would_settle_it():
     found = Estimate(0.1, 0.1 - Z * 0.05, 0.1 + Z * 0.05, 100)
     assert found.error == pytest.approx(0.05)
-    assert found.samples_for(Z * 0.025) == 400  # half the error
+    assert found.samples_for(0.05, 2.0) == 400  # half the error
+    assert found.samples_for(0.2, 1.0) == 101  # never as few as have not settled it
 
 
 def test_interval_holds_the_truth_as_often_as_it_says():

@@ -115,18 +115,49 @@ def test_a_last_batch_of_one_sample_is_left_out():
         looked(Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=loader(8, 1))
 
 
-def test_what_has_no_row_for_each_sample_is_refused():
-    model = Pair({"a": 1.0, "b": 1.0}, outputs=lambda x: x)
-    model.encoders["b"].forward = lambda x: (x.T.contiguous().T, x.T)  # one of them has rows
-    assert looked(model, fuse=False).right.mean() == 1
+class Time(nn.Module):
+    """A GRU over three copies of its input; its features are the last hidden state."""
 
-    class Sideways(Pair):
+    def __init__(self, batch_first):
+        super().__init__()
+        self.batch_first = batch_first
+        self.gru = nn.GRU(CLASSES, CLASSES, batch_first=batch_first)
+
+    def forward(self, x):
+        steps = x[:, None].expand(-1, 50, -1)  # as many as samples in a batch
+        return self.gru(steps if self.batch_first else steps.transpose(0, 1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_samples_are_found_along_any_dimension(batch_first):
+    """Of (output, h), samples are the first or second dimension of one and the second of the other."""
+    torch.manual_seed(0)
+
+    class Recurrent(Pair):
         def forward(self, a, b):
-            features = {"a": self.encoders["a"](a), "b": self.encoders["b"](b)[0].T}
+            state = self.encoders["b"](b)[1][-1]
+            features = {"a": self.encoders["a"](a), "b": state - state.mean(0)}
             return self.fused(features), features
 
+    model = Recurrent({"a": 0.01, "b": 1.0})
+    model.encoders["b"] = Time(batch_first)
+    by_fuse, by_replay = (looked(model, fuse=fuse) for fuse in (True, False))
+    assert by_replay.flipped["b"].mean() > 0.3
+    torch.testing.assert_close(by_fuse.flipped["b"], by_replay.flipped["b"])
+
+
+def test_what_has_no_row_for_each_sample_is_refused():
+    class Flat(Pair):
+        def forward(self, a, b):
+            features = {
+                "a": self.encoders["a"](a), "b": self.encoders["b"](b)[0].view(-1, CLASSES)
+            }  # fmt: skip
+            return self.fused(features), features
+
+    model = Flat({"a": 1.0, "b": 1.0}, outputs=torch.flatten)
     with pytest.raises(ValueError, match="no row for each of the 50"):
-        looked(Sideways({"a": 1.0, "b": 1.0}, outputs=lambda x: x.T), fuse=False)
+        looked(model, fuse=False)
+    assert "forward" not in vars(model.encoders["a"])  # is put back all the same
 
 
 def test_a_model_that_will_not_repeat_itself_is_refused():

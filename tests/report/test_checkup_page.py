@@ -64,7 +64,7 @@ def checkup(*verdicts, names=None, together=0.05, **other):
         for pair in combinations(names, 2)
     )
     notes = ("A note & more.",)
-    whole = (about(0.8), names[0], about(together), about(0.04))
+    whole = (about(0.8), names[0], about(0.75), about(together), about(0.04))
     return Checkup(findings, *whole, pairs, notes)
 
 

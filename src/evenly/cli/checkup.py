@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 from evenly.cli.parser import Parser
 from evenly.cli.sources import prepared
 from evenly.cli.training import add_training, folder_name, out_folder, training_of
-from evenly.lab.run.settings import Training, check_counts
+from evenly.errors import UserError
+from evenly.lab.run.settings import Training, check_counts, check_folder
 
 if TYPE_CHECKING:
     from evenly.diagnosis.findings import Checkup
@@ -59,14 +60,45 @@ def run(options: Namespace) -> None:
     from evenly.report.checkup_picture import write_checkup_picture
 
     check_counts(budget=options.budget)
+    _check_places(options)
     found, out, title, about = _of_runs(options) if options.runs else _of_data(options)
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "checkup.json", json.dumps(found.as_dict(), indent=1))
     page = write_checkup(found.as_dict(), out / "checkup.html", title=title, about=about)
     print(found)
     print(f"\npage: {page}")
     if options.figure:
         print(f"figure: {write_checkup_picture(found.as_dict(), Path(options.figure))}")
+
+
+def _check_places(options: Namespace) -> None:
+    """Raises, before anything is trained, if results could not be written."""
+    from evenly.report.drawing import check_drawing
+
+    if options.figure:
+        check_drawing(Path(options.figure))
+    if options.runs and (given := _changed(options)):
+        raise UserError(
+            f"a run has its own settings; {', '.join(given)} would change nothing. Leave out what "
+            "is of --data alone."
+        )
+
+
+def _changed(options: Namespace) -> list[str]:
+    """The settings of a training that are given beside runs, which have theirs."""
+    usual = Training()
+    given = [
+        f"--{name}"
+        for name in Training.__dataclass_fields__
+        if name != "data" and getattr(options, name) != getattr(usual, name)
+    ]
+    return [*given, "--seed"] if options.seed else given
+
+
+def _made(out: Path) -> Path:
+    """A folder for the results, made before anything is trained."""
+    check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
@@ -79,6 +111,7 @@ def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     moved = options.data if options.data != Training.data else None
     opened = runs_opened(folders, moved, trust=options.trust)
     cell = opened[0][1]
+    out = _made(out_folder(options, folders[0]))
     epochs = options.budget or short(cell.training.epochs)
     each = f" for each of {len(opened)} runs" if len(opened) > 1 else ""
     say([f"trains the modalities alone, at the same time, for {epochs} epochs{each}."])
@@ -94,7 +127,7 @@ def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
         ("method", cell.method),
         ("short trainings", f"{epochs} epochs"),
     ]
-    return found, out_folder(options, folders[0]), f"{cell.method} on {cell.training.data}", about
+    return found, out, f"{cell.method} on {cell.training.data}", about
 
 
 def _of_data(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
@@ -106,6 +139,7 @@ def _of_data(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     training = training_of(options)
     out = out_folder(options, Path("runs") / folder_name(options, training) / "checkup")
     training = prepared(training, out, options, lambda _: ["joint"])
+    _made(out)
     epochs = options.budget or training.epochs
     say([f"trains them jointly and alone, for {epochs} epochs each."])
     cell = Cell(training, "joint", options.seed)

@@ -39,7 +39,7 @@ class Alone:
         self,
         probe: Probe,
         encoders: Mapping[str, nn.Module],
-        widths: Mapping[str, int],
+        output: Output,
         classes: Classes,
         seed: int,
     ) -> None:
@@ -48,12 +48,13 @@ class Alone:
         Args:
             probe: On the model, at the weights that all begin with.
             encoders: By modality.
-            widths: Of their features.
+            output: Of some samples.
             classes: What a target says.
             seed: Of the linear layers and the order of the samples.
         """
         self.probe, self.encoders = probe, dict(encoders)
-        self.widths, self.classes, self.seed = widths, classes, seed
+        self.widths = {name: output.features[name].shape[1] for name in encoders}
+        self.device, self.classes, self.seed = output.logits.device, classes, seed
 
     def trained(
         self, optimizer: Optimizer, epochs: int, tell: Callable[[], None], *, fastest: bool
@@ -67,11 +68,10 @@ class Alone:
             fastest: Whether all train at the highest rate that any encoder has, those that are
                 frozen too; else each as it does beside the others.
         """
-        device = next(p.device for x in self.encoders.values() for p in x.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             heads = {
-                name: nn.Linear(width, self.classes.count).to(device)
+                name: nn.Linear(width, self.classes.count).to(self.device)
                 for name, width in self.widths.items()
             }
 
@@ -86,14 +86,8 @@ class Alone:
                     here = here & present[name].to(here.device)
                 if here.any():
                     losses.append(cross_entropy(head(x[here].float()), y[here]))
-            if not losses:  # a batch in which nothing is to be learnt
-                return (
-                    torch.stack(
-                        [p.sum() for head in heads.values() for p in head.parameters()]
-                    ).sum()
-                    * 0
-                )
-            return torch.stack(losses).sum()
+            # In a batch without a label nothing is to be learnt.
+            return torch.stack(losses or [0 * p.sum() for p in new]).sum()
 
         new = [p for head in heads.values() for p in head.parameters()]
         with (
@@ -102,17 +96,30 @@ class Alone:
         ):
             return self.probe.features("train"), self.probe.features("val")
 
+    def rates(self, optimizer: Optimizer) -> dict[str, float]:
+        """By modality, the learning rate of its encoder beside the others; 0 if it is frozen.
+
+        Raises:
+            ValueError: If the optimiser trains nothing of the model.
+        """
+        known = _rates(optimizer)
+        if not any(known.get(id(p)) for p in self.probe.model.parameters()):
+            raise UserError(
+                "the optimizer trains nothing of the model: its parameters are another model's, or "
+                "its learning rates are 0. Pass the one that trains the model."
+            )
+        return {name: _rate(encoder, known) for name, encoder in self.encoders.items()}
+
     def held_back(self, optimizer: Optimizer) -> dict[str, str]:
         """What is to be said of encoders that train slower than another, or not at all."""
-        rates = _rates(optimizer)
-        own = {name: _rate(encoder, rates) for name, encoder in self.encoders.items()}
+        own = self.rates(optimizer)
         top = max(own.values())
         return {
             name: f"The encoder of '{name}' learns at a rate of {rate:g}, another at {top:g}."
             if rate
             else f"The encoder of '{name}' is frozen."
             for name, rate in own.items()
-            if rate < top
+            if rate < top or not top
         }
 
     @contextmanager
@@ -123,6 +130,7 @@ class Alone:
         rates = _rates(optimizer)
         own = {p: None for encoder in self.encoders.values() for p in encoder.parameters()}
         top = max(_rate(encoder, rates) for encoder in self.encoders.values())
+        top = top or max(rates.values())  # where all are frozen, that of what is not
         groups = [{**group, "lr": rate_of(group)} for group in optimizer.param_groups]
         like = next((g for g in groups if g["lr"] == top), groups[0])
         frozen: list[nn.Parameter] = []

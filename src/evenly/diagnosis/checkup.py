@@ -17,7 +17,7 @@ from evenly.diagnosis.alone import Alone, check_apart, optimizer_of
 from evenly.diagnosis.classes import Classes
 from evenly.diagnosis.estimate import share
 from evenly.diagnosis.findings import Checkup, Measured, concluded
-from evenly.diagnosis.gap import Diagnosis, diagnose
+from evenly.diagnosis.gap import Diagnosis, check_finite, diagnose
 from evenly.diagnosis.interactions import interactions as decomposed
 from evenly.diagnosis.linear_probe import Read, read
 from evenly.diagnosis.raw import raw
@@ -90,6 +90,11 @@ def checkup(
             taken, or several ranks call.
     """
     check_range(_Who(), "at least 1", epochs=epochs)
+    if not isinstance(initial, Mapping | None):
+        raise TypeError(
+            f"checkup: 'initial' is a state, by name; found {type(initial).__name__}. Take it "
+            "before training: initial = copy.deepcopy(model.state_dict())."
+        )
     if distributed.world_size() > 1:
         raise UserError(
             "checkup runs in one process. Call it after training, on one rank, with a loader of "
@@ -160,23 +165,26 @@ class _Work:
         self.epochs, self.criterion, self.seed = epochs, criterion, seed
         output, target = probe.sample("train", 256)
         self.classes = Classes.told(output, target, criterion)
-        widths = {name: output.features[name].shape[1] for name in encoders}
         self.notes: list[str] = []
-        self.alone = Alone(probe, encoders, widths, self.classes, seed)
+        self.alone = Alone(probe, encoders, output, self.classes, seed)
+        self.notes += self.alone.held_back(optimizer).values()
 
     @property
     def rates(self) -> tuple[bool, ...]:
         """Whether each training is at the highest rate of any encoder."""
-        return (False, True) if self.alone.held_back(self.optimizer) else (False,)
+        own = set(self.alone.rates(self.optimizer).values())
+        if own == {0.0}:  # all are frozen, and would stay as they are
+            return (True,)
+        return (False, True) if len(own) > 1 else (False,)
 
     def trained_jointly(self, tell: Callable[[], None]) -> _Joint:
         """What is seen of the model after a short joint training."""
         self._note_trained()
-        criterion = self.criterion or nn.functional.cross_entropy
+        usual = self.classes.loss if self.criterion is None else self.criterion
 
         def objective(output: Output, target: Tensor) -> Tensor:
             tell()
-            return criterion(output.logits, target)
+            return usual(output.logits, target)
 
         with self.probe.trained(
             objective, epochs=self.epochs, optimizer=self.optimizer, seed=self.seed
@@ -186,6 +194,7 @@ class _Work:
     def looked_at(self) -> _Joint:
         """What is seen of the model as it is."""
         train, val = self._features("train"), self._predicted()
+        self._check(train, val, "Training has diverged")
         features = {name: x for name, x in val.features.items() if name != LOGITS}
         guess = self.classes.guess(val.features[LOGITS])
         inputs = {split: raw(self.probe, self.encoders, split) for split in SPLITS}
@@ -204,6 +213,7 @@ class _Work:
         for fastest in self.rates:
             train, val = self.alone.trained(self.optimizer, self.epochs, tell, fastest=fastest)
             found.append((self._own(train), self._own(val)))
+            self._check(*found[-1], "Trained alone, its encoder diverges")
         return found
 
     def measured(
@@ -242,6 +252,17 @@ class _Work:
             interactions=decomposed(joint.train, joint.val) if interactions else {},
         )
 
+    def _check(self, train: Features, val: Features, why: str) -> None:
+        """Raises if features cannot be read, or no sample of a split has a modality."""
+        for name in self.encoders:
+            for split, where in ((train, "training"), (val, "validation")):
+                check_finite(split, name, where, why)
+                if name in split.present and not bool(split.present[name].any()):
+                    raise UserError(
+                        f"no sample of the {where} split has '{name}'. Leave that encoder out, or "
+                        "pass a split that has some."
+                    )
+
     def _predicted(self) -> Features:
         """The features of the validation split, with the logits among them."""
 
@@ -267,6 +288,12 @@ class _Work:
         """The stable gap, of the classes that both splits have."""
         counts = [split.target.bincount(minlength=self.classes.count) for split in (train, val)]
         both = (counts[0] > 0) & (counts[1] > 0)
+        if int(both.sum()) < 2:
+            raise UserError(
+                f"the validation split has {int((counts[1] > 0).sum())} of the training split's "
+                f"{int((counts[0] > 0).sum())} classes, so there is nothing to tell apart. Draw it "
+                "stratified by class."
+            )
         lacking = (counts[0] > 0) != (counts[1] > 0)
         note: tuple[str, ...] = ()
         if bool(lacking.any()):
@@ -274,8 +301,7 @@ class _Work:
             note = (f"Of classes that one split lacks there is no gap: {few}.",)
             train, val = (split.where(both[split.target]) for split in (train, val))
         found = diagnose(train, val, gap="stable", seed=self.seed)
-        slow = self.alone.held_back(self.optimizer).values()
-        return replace(found, notes=(*found.notes, *note, *slow, *self.notes))
+        return replace(found, notes=(*self.notes, *found.notes, *note))
 
     def _features(self, split: Any) -> Features:
         return self._own(self.probe.features(split))

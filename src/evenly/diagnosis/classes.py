@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from evenly import targets
 from evenly.errors import UserError
@@ -53,6 +54,12 @@ class Classes:
         if self.one_logit:
             return torch.ones(len(target), dtype=torch.bool, device=target.device)
         return targets.counted(target, self.count, self.criterion)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy, also of one logit."""
+        if self.one_logit:
+            return binary_cross_entropy_with_logits(logits.flatten(), target.flatten().float())
+        return cross_entropy(logits, target)
 
     def guess(self, logits: Tensor) -> Int[Tensor, " n"]:
         """The class that logits name."""

@@ -45,9 +45,13 @@ class Estimate:
         """The standard error, of which the interval has two on either side."""
         return (self.high - self.low) / (2 * Z)
 
-    def samples_for(self, margin: float) -> int:
-        """How many samples would bring the end of the interval within `margin` of the figure."""
-        return math.ceil(self.count * (Z * self.error / margin) ** 2)
+    def samples_for(self, away: float, errors: float) -> int:
+        """How many samples would make so many standard errors as small as a distance.
+
+        The distance counts as 0.01 at least, and they are more than there are now.
+        """
+        needed = self.count * (errors * self.error / max(away, 0.01)) ** 2
+        return max(math.ceil(needed), self.count + 1)
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"

@@ -115,8 +115,10 @@ class Checkup:
     Attributes:
         findings: By modality.
         accuracy: Of the joint model, on the validation split.
-        best: The modality that is best by itself, trained alone.
-        together: Accuracy of the joint model less that of `best` alone, sample by sample.
+        best: The modality that is best by itself.
+        alone: Accuracy of a linear probe on its encoder, trained alone or the joint model's,
+            whichever reads more.
+        together: Accuracy of the joint model less that, sample by sample.
         synergy: Share of the samples that the joint model gets right and no modality alone.
         shared: Of each pair of modalities, if that was asked for.
         notes: What a reader must know of the numbers.
@@ -126,6 +128,7 @@ class Checkup:
     findings: Mapping[str, Finding]
     accuracy: Estimate
     best: str
+    alone: Estimate
     together: Estimate
     synergy: Estimate
     shared: tuple[Shared, ...] = ()
@@ -171,20 +174,32 @@ def concluded(several: Sequence[Measured]) -> Checkup:
     """The checkup of one training or, over all of them, of several that differ in their seed."""
     names = list(several[0].there)
     findings = {name: _finding(several, name) for name in names}
-    best = max(names, key=lambda name: findings[name].there.value)
+    alone = {name: _alone(several, name) for name in names}
+    best = max(names, key=lambda name: float(alone[name].mean()))
+    rows = several[0].rows[best]
     right = _stacked(several, lambda one: one.right)
-    alone = _stacked(several, lambda one: one.there[best])
     by_any = _stacked(several, lambda one: torch.stack(list(one.there.values())).any(0))
     return Checkup(
         findings,
         share(right),
         best,
-        difference(right - alone),
+        share(alone[best]),
+        difference(right[:, rows] - alone[best]),
         share(right * (1 - by_any)),
         tuple(_shared(several, pair) for pair in several[0].interactions),
         tuple(dict.fromkeys(note for one in several for note in one.diagnosis.notes)),
         tuple(several),
     )
+
+
+def _alone(several: Sequence[Measured], name: str) -> Float[Tensor, "s k"]:
+    """Whether a modality by itself is read rightly, on the samples that have it."""
+    rows = several[0].rows[name]
+    both = [
+        _stacked(several, lambda one, of=of: of(one)[name][rows])  # type: ignore[misc]
+        for of in (lambda one: one.there, lambda one: one.learnt)
+    ]
+    return max(both, key=lambda right: float(right.mean()))
 
 
 def _finding(several: Sequence[Measured], name: str) -> Finding:
@@ -251,6 +266,7 @@ def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
 def _lines(checkup: Checkup) -> Iterator[str]:
     """The text of a checkup."""
     yield _together(checkup)
+    yield from (fill(note, 100) for note in checkup.notes)
     yield ""
     head = ("modality", "there", "learnt", "used", "gap", "verdict")
     rows = [
@@ -269,14 +285,14 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         alone = ", ".join(f"only {name} {x}" for name, x in pair.unique.items())
         yield f"Bits of the class that {' and '.join(pair.modalities)} give: "
         yield f"  both {pair.redundant}, {alone}, only together {pair.synergy}."
-    yield from checkup.notes
 
 
 def _together(checkup: Checkup) -> str:
-    found, best = checkup.together, checkup.findings[checkup.best].there
+    found, best = checkup.together, checkup.alone
     if len(checkup.findings) == 1:
         return f"accuracy {checkup.accuracy}"
-    both = f"All together: {checkup.accuracy}; {checkup.best} alone: {best}"
+    some = "" if best.count == checkup.accuracy.count else f" of the {best.count} that have it"
+    both = f"All together: {checkup.accuracy}; {checkup.best} alone: {best}{some}"
     if found.high < 0:
         less = f"{-100 * found.value:.0f} points"
         return f"All together are WORSE than {checkup.best} alone, by {less}. {both}."

@@ -492,7 +492,9 @@ def check_gap(gap: str) -> None:
         raise unknown("gap", gap, _ESTIMATORS)
 
 
-def check_finite(split: Features, name: str, where: str) -> None:
+def check_finite(
+    split: Features, name: str, where: str, why: str = "Training has diverged"
+) -> None:
     """Raises on every rank if a feature of modality `name` is NaN or infinite."""
     x = split.features[name]
     index = None if split.index is None else split.index.to(x.device)
@@ -500,8 +502,8 @@ def check_finite(split: Features, name: str, where: str) -> None:
     if int(first) != torch.iinfo(torch.int64).max:
         raise UserError(
             f"the features of '{name}' are NaN or infinite in row {int(first)} of the "
-            f"{where} split. Training has diverged or the input holds such values: lower the "
-            "learning rate, or clean the input."
+            f"{where} split. {why} or the input holds such values: lower the learning rate, or "
+            "clean the input."
         )
 
 

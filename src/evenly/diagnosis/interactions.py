@@ -1,8 +1,10 @@
 """What two modalities say of the class in common, each by itself, and only together.
 
 After Yang, Wang, Hu, "Efficient Quantification of Multimodal Interaction at Sample Level" (LSMI),
-ICML 2025, https://arxiv.org/abs/2506.17248, with linear probes for its discriminators and the
-smaller information for the redundancy, where the paper estimates entropies of the features.
+ICML 2025, https://arxiv.org/abs/2506.17248, with linear probes for its discriminators. The paper
+finds the redundancy by entropies of the features; here it is the information of the weaker modality
+(Barrett, "Exploration of synergistic and redundant information sharing in static and dynamical
+Gaussian systems", 2015), so that two different bits count as shared.
 """
 
 import math
@@ -40,9 +42,9 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
     """By pair of modalities, the pointwise decomposition of what they say of the class.
 
     With i_m = log p(y | x_m) - log p(y), of a linear probe fitted on the training split:
-    r = min(i_1, i_2), u_m = i_m - r, s = i_12 - r - u_1 - u_2. A probe is trusted as far as it is
-    right on the other half of the samples: one that is sure of what it has learnt by heart would
-    say less than nothing.
+    r is the i of the modality that says less on average, u_m = i_m - r, s = i_12 - r - u_1 - u_2.
+    A probe is trusted as far as it is right on the other half of the samples: one that is sure of
+    what it has learnt by heart would say less than nothing.
 
     Args:
         train: Features of the training split, with classes as targets.
@@ -62,7 +64,7 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
         pair = read(_joined(train, one, other), _joined(val, one, other))[""]
         rows = pair.rows
         i = {name: informed(known[name], rows) for name in (one, other)}
-        redundant = torch.minimum(i[one], i[other])
+        redundant = min(i.values(), key=lambda x: float(x.mean()))
         unique = {name: x - redundant for name, x in i.items()}
         synergy = informed(pair, rows) - redundant - unique[one] - unique[other]
         found[one, other] = Interaction(redundant, unique, synergy)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from evenly.diagnosis.classes import Classes
 from evenly.diagnosis.contribution import contributions
@@ -24,6 +24,9 @@ from evenly.probe import Probe, Split
 
 ROUNDS = 4
 """Other samples that each one is given a modality of."""
+
+TRIED = (5, 7)
+"""Samples of the batches that tell where an encoder's output has a row for each."""
 
 Subset = frozenset[str]
 
@@ -78,6 +81,7 @@ def use(
     """
     names = list(encoders)
     tally = _Tally(names)
+    places: list[_Places] = []
 
     def values(chosen: Sequence[Subset]) -> Mapping[Subset, Tensor]:
         swaps = {frozenset(names) - keep for keep in chosen} | {frozenset([m]) for m in names}
@@ -86,7 +90,9 @@ def use(
         def take(batch: Any, output: Output, target: Tensor) -> None:
             if len(target) < 2:  # such as a last batch, whose sample has nobody to change with
                 return
-            fuse = _fusing(probe, encoders, batch, output)
+            if output.fuse is None and not places:
+                places.append(_Places(probe, encoders, split))
+            fuse = _fusing(probe, encoders, batch, output, *places)
             here, target = classes.labelled(target), classes.of(target)
             for partner in _partners(output, names, len(target), stream):
                 for swap in swaps:
@@ -209,7 +215,11 @@ def _partner(output: Output, name: str, size: int, part: float) -> Int[Tensor, "
 
 
 def _fusing(
-    probe: Probe, encoders: Mapping[str, nn.Module], batch: Any, output: Output
+    probe: Probe,
+    encoders: Mapping[str, nn.Module],
+    batch: Any,
+    output: Output,
+    *places: "_Places",
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """A function of who takes which modality from whom that gives the logits."""
     if output.fuse is not None:
@@ -221,7 +231,7 @@ def _fusing(
             )
 
         return fused
-    replay = _Replay(encoders, len(output.logits))
+    replay = _Replay(encoders, len(output.logits), *places)
     with replay.recording():
         probe.forward(probe.model, batch)
 
@@ -232,8 +242,9 @@ def _fusing(
     if not torch.allclose(passed({}).float(), output.logits.float(), rtol=1e-2, atol=1e-3):
         raise UserError(
             "the model predicts otherwise when its encoders return once more what they returned, "
-            "so what it uses of each cannot be told. Fill `Output.fuse` in forward: a function of "
-            "features by modality that gives the logits."
+            "so what it uses of each cannot be told. If forward draws at random in evaluation "
+            "mode, let it not; else fill `Output.fuse` in it: a function of features by modality "
+            "that gives the logits."
         )
     return passed
 
@@ -241,9 +252,22 @@ def _fusing(
 class _Replay:
     """Has encoders return again what they returned, with samples swapped."""
 
-    def __init__(self, encoders: Mapping[str, nn.Module], size: int) -> None:
-        self.encoders, self.size = encoders, size
+    def __init__(self, encoders: Mapping[str, nn.Module], size: int, places: "_Places") -> None:
+        self.encoders, self.size, self._places = encoders, size, places
         self._returned: dict[str, list[Any]] = {name: [] for name in encoders}
+
+    def place(self, name: str, number: int, x: Any) -> int | None:
+        """Along which dimension of a part of what an encoder returned the samples lie."""
+        return self._places(name, number, x, self.size)
+
+    def shapes(self) -> dict[tuple[str, int], tuple[int, ...]]:
+        """Of each part of what each encoder returned first."""
+        return {
+            (name, number): tuple(x.shape)
+            for name, returned in self._returned.items()
+            for number, x in enumerate(tree_leaves(returned[:1]))
+            if isinstance(x, Tensor)
+        }
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -265,40 +289,73 @@ class _Replay:
     @contextmanager
     def swapped(self, partner: Mapping[str, Tensor]) -> Iterator[None]:
         """Within, encoders do not run; of those that `partner` names, samples change places."""
+        again = {
+            name: iter([self._taken(name, x, partner.get(name)) for x in self._returned[name]])
+            for name in self.encoders
+        }
         before = {
             name: vars(x)["forward"] for name, x in self.encoders.items() if "forward" in vars(x)
         }
-        for name, encoder in self.encoders.items():
-            again = iter([self._taken(name, x, partner.get(name)) for x in self._returned[name]])
-            encoder.forward = partial(_next, again)
         try:
+            for name, encoder in self.encoders.items():
+                encoder.forward = partial(_next, again[name])
             yield
         finally:
             for name, encoder in self.encoders.items():
-                del encoder.forward
+                vars(encoder).pop("forward", None)
                 if name in before:
                     encoder.forward = before[name]
 
     def _taken(self, name: str, returned: Any, partner: Tensor | None) -> Any:
         if partner is None:
             return returned
-        moved = 0
-
-        def take(x: Any) -> Any:
-            nonlocal moved
-            if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != self.size:
-                return x
-            moved += 1
-            return x[partner.to(x.device)]
-
-        found = tree_map(take, returned)
-        if not moved:
+        leaves, form = tree_flatten(returned)
+        places = [self.place(name, number, x) for number, x in enumerate(leaves)]
+        if all(place is None for place in places):
             raise UserError(
                 f"what the encoder of '{name}' returns has no row for each of the {self.size} "
                 "samples of a batch, so samples cannot change places in it. Fill `Output.fuse` in "
                 "forward: a function of features by modality that gives the logits."
             )
-        return found
+        moved = [
+            x if place is None else x.index_select(place, partner.to(x.device))
+            for x, place in zip(leaves, places, strict=True)
+        ]
+        return tree_unflatten(moved, form)
+
+
+class _Places:
+    """Along which dimension of what encoders return the samples of a batch lie.
+
+    It is the one that is as long as the batch in a batch of five samples and in one of seven.
+    """
+
+    def __init__(self, probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> None:
+        self._shapes: list[dict[tuple[str, int], tuple[int, ...]]] = []
+        self._sizes: list[int] = []
+        for count in TRIED:
+            replay = _Replay(encoders, 0, self)
+            with replay.recording():
+                output, _ = probe.sample(split, count)
+            self._sizes.append(len(output.logits))
+            self._shapes.append(replay.shapes())
+
+    def __call__(self, name: str, number: int, x: Any, size: int) -> int | None:
+        """The dimension of a part of what an encoder returned; None if it has no rows."""
+        if not isinstance(x, Tensor):
+            return None
+        found = [place for place, length in enumerate(x.shape) if length == size]
+        shapes = [shapes.get((name, number), ()) for shapes in self._shapes]
+        if self._sizes[0] != self._sizes[1]:
+            found = [
+                place
+                for place in found
+                if all(
+                    place < len(shape) and shape[place] == length
+                    for shape, length in zip(shapes, self._sizes, strict=True)
+                )
+            ]
+        return found[0] if found else None
 
 
 def _next(returned: Iterator[Any], *_: Any, **__: Any) -> Any:

@@ -114,7 +114,7 @@ def judge(found: Figures) -> Verdict:
         why = f"only {found.flipped.value:.1%} of the predictions change with it"
         return Verdict("unused", why)
     if found.missed.value > MISSED:
-        return _unclear("it is held back", found.missed, 0.0)
+        return _unclear("it is held back", found.missed, 0.0, Z)
     if found.flipped is not None and is_seen is None:
         return _unclear("the model looks at it", found.flipped, MOVED)
     why = "the joint model's encoder holds what is there, and the predictions follow it"
@@ -129,10 +129,10 @@ def _above(found: Estimate, threshold: float) -> bool | None:
     return found.value > threshold
 
 
-def _unclear(what: str, found: Estimate, threshold: float) -> Verdict:
-    away = max(abs(found.value - threshold), 0.01)
+def _unclear(what: str, found: Estimate, threshold: float, errors: float = SURE) -> Verdict:
+    """That a figure is within so many standard errors of a threshold, and what would settle it."""
     why = f"whether {what} cannot be told: {found} is too near {threshold:.2f}"
-    return Verdict("unclear", why, found.samples_for(away * Z / SURE))
+    return Verdict("unclear", why, found.samples_for(abs(found.value - threshold), errors))
 
 
 def _points(found: Estimate) -> str:

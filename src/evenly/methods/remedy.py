@@ -64,8 +64,7 @@ class Remedy(Relearn):
         in_epochs=("every", "alone_epochs"),
         needs=("unimodal",),
         needs_probe=True,
-        head="multi",
-        cost="M unimodal heads; before the first epoch, one training of `alone_epochs` epochs",
+        cost="before the first epoch, one training of `alone_epochs` epochs",
         budget=1.05,
         doubts="It is of no paper: the thresholds of its verdicts were set on synthetic cases "
         "(benchmarks/verdicts.py), its period is D&R's, and docs/results.md says what it is worth.",
@@ -142,11 +141,9 @@ class Remedy(Relearn):
         self.watch.check_target(self, output, target)
         loss = Method.loss(self, output, target)
         unimodal = self._unimodal(output)
-        if self.weight == 0:  # heads without a gradient stay as they are, decay included
-            return loss
-        for name, logits in unimodal.items():  # all, as ranks wait for each head's gradient
-            weight = self.weight if name in self.helped else 0.0
-            loss = loss + weight * self.criterion(logits, target)
+        for name in self.helped:
+            if name in unimodal:
+                loss = loss + self.weight * self.criterion(unimodal[name], target)
         return loss
 
     def _relearn(self, epoch: int, probe: Probe) -> None:

@@ -39,6 +39,12 @@ _STYLE: Any = {
 }
 
 
+def check_drawing(path: Path) -> None:
+    """Raises if there are no pictures of that kind."""
+    if path.suffix not in (".svg", ".png"):
+        raise UserError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
+
+
 def write_drawing(path: Path, draw: Callable[[], "Figure"]) -> Path:
     """Writes a picture on a white card; the same drawing gives the same file.
 
@@ -56,8 +62,7 @@ def write_drawing(path: Path, draw: Callable[[], "Figure"]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    if path.suffix not in (".svg", ".png"):
-        raise UserError(f"{path}: cannot be drawn. Give a name that ends in .svg or .png.")
+    check_drawing(path)
     with mpl.rc_context():
         mpl.rcdefaults()  # not what a matplotlibrc of the user's says
         mpl.rcParams.update(_STYLE)

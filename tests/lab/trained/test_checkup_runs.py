@@ -73,7 +73,12 @@ def test_refusals(compared, capsys, tmp_path):
         ([tmp_path], "holds no run"),
         ([next(runs.glob("unimodal*m1-0"))], "is of one modality alone"),
         ([runs / "joint-0", runs / "multi_loss-0"], "differs from"),
+        ([runs / "joint-0", runs / "joint-0"], "are the same run"),
         ([runs / "joint-0", "--budget", 0], "--budget is at least 1"),
+        ([runs / "joint-0", "--epochs", 5, "--lr", 1], "--epochs, --lr would change nothing"),
+        ([runs / "joint-0", "--figure", "x.pdf"], "ends in .svg or .png"),
+        ([runs / "joint-0", "--out", runs / "joint-0" / "config.yaml"], "cannot be a folder"),
+        ([runs / "joint-0" / "config.yaml"], "Give data as --data"),
     ):
         status, _, err = said(capsys, *arguments)
         assert status == 1

@@ -42,6 +42,8 @@ def runs_opened(
     """
     found = []
     for folder in folders:
+        if folder.is_file():
+            raise UserError(f"{folder} is a file, and a run is a folder. Give data as --data.")
         cell, best = opened(folder, trust=trust)
         if info_of(cell.method).alone:
             raise UserError(
@@ -54,6 +56,8 @@ def runs_opened(
         found.append((folder, cell, best["state_dict"]))
     first = found[0][1]
     for folder, cell, _ in found[1:]:
+        if cell == first:
+            raise UserError(f"{folder} and {found[0][0]} are the same run. Give each once.")
         if replace(cell, seed=first.seed) != first:
             raise UserError(
                 f"{folder} differs from {found[0][0]} in more than its seed. Check them up one by "
@@ -104,6 +108,12 @@ def of_data(cell: Cell, epochs: int, *, interactions: bool = False) -> Checkup:
 def _checked(
     parts: Parts, initial: dict[str, torch.Tensor] | None, epochs: int, interactions: bool
 ) -> Checkup:
+    if parts.model.head.meets:
+        raise UserError(
+            f"in the fusion of {parts.cell.method} ({parts.cell.training.fusion}) encoders see "
+            "each other before their features are taken, so what each holds by itself cannot be "
+            "told. A checkup is of fusions of features, such as concat."
+        )
     return checkup(
         parts.model,
         parts.forward,
