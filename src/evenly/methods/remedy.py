@@ -142,7 +142,7 @@ class Remedy(Relearn):
         loss = Method.loss(self, output, target)
         unimodal = self._unimodal(output)
         for name in self.helped:
-            if name in unimodal:
+            if name in unimodal and self.weight:
                 loss = loss + self.weight * self.criterion(unimodal[name], target)
         return loss
 
