@@ -130,7 +130,7 @@ class Time(nn.Module):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_samples_are_found_along_any_dimension(batch_first):
-    """Of (output, h), samples are the first or second dimension of one and the second of the other."""
+    """Samples are the first or second dimension of the output, the second of the last state."""
     torch.manual_seed(0)
 
     class Recurrent(Pair):
