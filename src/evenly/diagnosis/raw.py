@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 from torch.utils._pytree import tree_leaves
@@ -25,6 +25,8 @@ def raw(probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> Featur
     Modalities whose encoder takes nothing with a row for each sample are left out.
     """
     taken: dict[str, Tensor] = {}
+    widths: dict[str, int] = {}
+    lost: set[str] = set()
 
     def note(name: str, _: nn.Module, given: Any, named: dict[str, Any]) -> None:
         found = [x for x in tree_leaves((given, named)) if isinstance(x, Tensor) and x.ndim > 1]
@@ -32,20 +34,17 @@ def raw(probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> Featur
             taken.setdefault(name, found[0])
 
     def of(output: Output, target: Tensor) -> dict[str, Tensor]:
-        found = {}
-        for name, x in taken.items():
-            rows: Any = slice(None)
-            if name in (output.present or {}):
-                rows = (output.present or {})[name].to(x.device).nonzero()[:, 0]
-            size = len(target) if isinstance(rows, slice) else len(rows)
-            if len(x) not in (size, len(target)):
-                continue
-            row = summary(x)
-            whole = row.new_zeros(len(target), row.shape[1])
-            whole[rows if len(x) == size else slice(None)] = row
-            found[name] = whole
+        present = output.present or {}
+        found = {"": torch.zeros(len(target), 1)}
+        for name in encoders:
+            here = present.get(name, torch.ones_like(target.flatten(), dtype=torch.bool))
+            row = _whole(taken.get(name), here)
+            if row is None or row.shape[1] != widths.setdefault(name, row.shape[1]):
+                lost.add(name)
+                row = None
+            found[name] = torch.zeros(len(target), widths.get(name, 1)) if row is None else row
         taken.clear()
-        return found or {"": torch.zeros(len(target), 1)}
+        return found
 
     hooks = [
         encoder.register_forward_pre_hook(partial(note, name), with_kwargs=True)
@@ -56,7 +55,28 @@ def raw(probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> Featur
     finally:
         for hook in hooks:
             hook.remove()
-    return None if "" in found.features else found
+    kept = {name: x for name, x in found.features.items() if name and name not in lost}
+    if not kept:
+        return None
+    present = {name: here for name, here in found.present.items() if name in kept}
+    return Features(kept, found.target, found.index, present=present)
+
+
+def _whole(x: Tensor | None, here: Bool[Tensor, " n"]) -> Float[Tensor, "n d"] | None:
+    """The summary of a batch's input; None if it has no row for each sample.
+
+    Args:
+        x: What went in: of all samples, or of those that have the modality.
+        here: Which have it.
+    """
+    if x is None or len(x) not in (len(here), int(here.sum())):
+        return None
+    row = summary(x)
+    if len(row) == len(here):
+        return row
+    whole = row.new_zeros(len(here), row.shape[1])
+    whole[here.to(row.device)] = row
+    return whole
 
 
 def summary(x: Tensor) -> Float[Tensor, "n d"]:
