@@ -34,6 +34,7 @@ PROGRAMS = [
     "relearn",
     "overhead",
     "ranks",
+    "gap",
     "verdicts",
 ]
 PAGE = HERE.parent / "docs" / "performance.md"
