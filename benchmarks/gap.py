@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, cross_entropy
 
 from evenly import Features, diagnose
-from evenly.data import load_npz
+from evenly.data import Padded, load_npz
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared" / "data"
@@ -101,8 +101,9 @@ def measured(train, val, gap, seed=0):
 def flat(x, modality):
     """One vector a sample: words that are in it, or values averaged to a grid."""
     if modality.kind == "text":
-        return torch.zeros(len(x), modality.shape[1]).scatter_(1, x.long(), 1.0)
-    if isinstance(x, tuple):  # sequences of unequal lengths
+        words = x.values.long()
+        return torch.zeros(len(words), modality.shape[1]).scatter_(1, words, 1.0)[:, 1:]
+    if isinstance(x, Padded):
         whole = (values[:length].float() for values, length in zip(*x, strict=True))
         return torch.stack([adaptive_avg_pool1d(one.T, GRID).flatten() for one in whole])
     x = x.float()
