@@ -19,6 +19,7 @@ from promise import FILE, Promise, table  # noqa: E402
 # Short options, and which share of its target a figure must reach at least.
 SHORT = {
     "forms": (["--pairs", "5"], 0.6),
+    "gap": (["--only", "real"], 0.9),
     "kmeans": (["--pairs", "3", "--small"], 0.2),
     "loader": (["--rounds", "1", "--clips", "64"], 0.5),
     "relearn": (["--pair", "mlp", "--pairs", "3"], 0.7),
@@ -172,6 +173,36 @@ def test_tables_of_verdicts_stand_between_their_marks(tmp_path):
     for _ in range(2):
         verdicts.write(["| new |"], page)
     assert page.read_text() == (f"before\n{verdicts.MARK}\n\n| new |\n\n{verdicts.END}\nafter\n")
+
+
+def test_splits_of_known_shares_and_separation():
+    import gap
+
+    assert gap.counts(60, 3, "equal").tolist() == [20, 20, 20]
+    assert gap.counts(110, 3, "reversed").tolist() == [20, 30, 60]
+    assert gap.counts(60, 30, "skewed").min() == 1
+    drawn = gap.drawn(gap.counts(4000, 2, "equal"), 100.0, 3, 1)
+    mean = drawn.features["x"].view(2, 2000, 3).mean(1)
+    centres = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert (mean - 100 * centres.relu()).abs().max() < 0.1
+
+
+def test_samples_of_any_kind_become_vectors():
+    import gap
+
+    from evenly.data import Padded
+    from evenly.data.dataset import Modality
+
+    def flat(x, kind, *shape):
+        return gap.flat(x, Modality("m", kind, shape, torch.zeros(0), torch.ones(0)))
+
+    words = Padded(torch.tensor([[2, 2, 0], [3, 1, 2]]), torch.tensor([2, 3]))
+    assert flat(words, "text", 3, 4).tolist() == [[0, 1, 0], [1, 1, 1]]
+    steps = torch.arange(32.0).repeat(2, 1)[:, :, None]
+    assert flat(steps, "sequence", 32, 1)[0].tolist() == [2 * n + 0.5 for n in range(16)]
+    ragged = flat(Padded(steps, torch.tensor([32, 16])), "sequence", 32, 1)
+    assert ragged.tolist() == [[2 * n + 0.5 for n in range(16)], list(range(16))]
+    assert flat(torch.ones(2, 3, 64, 64), "image", 3, 64, 64).shape == (2, 3 * 16 * 16)
 
 
 def within(promise, margin):
