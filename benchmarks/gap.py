@@ -179,7 +179,8 @@ def seeds(pool):
     for name in SETS:
         if name not in here:
             print(f"left out: {name}, as there is no {SHARED / name}")
-    print(f"\nstrength, mean ± deviation of {SEEDS} seeds{'':<21}stable            paper")
+    print(f"\nstrength, mean ± deviation of {SEEDS} seeds")
+    print(f"{'set':<17}{'modality':<15}{'state':<12} {'stable':>17} {'paper':>17}")
     promises = []
     for name, found in zip(here, pool.map(of_set, here), strict=True):
         for (state, modality), by_gap in found.items():
@@ -211,7 +212,8 @@ def null(pool):
     """Prints the strengths where nothing is over-fitted."""
     found = list(zip(cells(), pool.map(of_cell, cells()), strict=True))
     print(f"\nstrength in {CELLS} cells without over-fitting")
-    print("classes apart    cells  stable: mean     most     paper: mean    most")
+    head = f"{'mean':>13}{'most':>9}"
+    print(f"{'classes apart':<16}{'cells':>6} stable:{head[7:]} paper:{head[6:]}")
     for apart in APART:
         those = [one for cell, one in found if cell[4] == apart]
         columns = ([one[gap][0] for one in those] for gap in ("stable", "paper"))
@@ -245,12 +247,12 @@ def of_row(row):
 def real(pool):
     """Prints the strengths where over-fitting is real."""
     print(f"\nstrength where over-fitting is real, mean of {ROUNDS} draws (least)")
-    print("separation           stable          paper         shared")
+    print(f"{'separations':<12} {'stable':>14} {'paper':>14} {'shared':>14}")
     promises = []
     for row, found in zip(OVER_TRAINED, pool.map(of_row, OVER_TRAINED), strict=True):
-        figures = (f"{statistics.mean(x):6.3f} ({min(x):.3f})" for x in found.values())
+        figures = (f"{statistics.mean(x):.3f} ({min(x):.3f})" for x in found.values())
         shape = f"{row[0]:.2f} / {row[1]:.2f}"
-        print(f"{shape:<12}", *figures)
+        print(f"{shape:<12}", *(f"{one:>14}" for one in figures))
         what = f"stable gap, separations {shape}: strength at least"
         promises.append(Promise(what, min(found["stable"]), row[2]))
     return promises
@@ -278,16 +280,16 @@ def of_situation(name):
 def errors(pool):
     """Prints told and true errors."""
     print(f"\nstandard error of the gap, {DRAWS} draws of both splits")
-    head = "gap    true    told  told / true"
-    print(f"{'stable:':<26}{head}    paper: {head}")
+    head = f"{'gap':>7}{'true':>8}{'told':>8}{'told / true':>13}"
+    print(f"{'':<26}{'stable:':>9}{head}{'paper:':>9}{head}")
     ratios = []
     for name, found in zip(SITUATIONS, pool.map(of_situation, SITUATIONS), strict=True):
         ratios.append(found["stable"][2] / found["stable"][1])
         figures = (
-            f"{mean:6.3f}{true:8.4f}{told:8.4f}{told / true:13.2f}{'':4}"
+            f"{mean:7.3f}{true:8.4f}{told:8.4f}{told / true:13.2f}"
             for mean, true, told in found.values()
         )
-        print(f"{name:<26}", *figures, flush=True)
+        print(f"{name:<26}", *(f"{'':<8}{one}" for one in figures), flush=True)
     middle = statistics.median(ratios)
     what = f"stable gap, {len(SITUATIONS)} situations: told error / true one, median"
     return [Promise(what, middle, TRUE[0]), Promise(what, middle, TRUE[1], at_least=False)]
