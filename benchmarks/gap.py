@@ -161,15 +161,20 @@ def learnt(inputs, y):
 
 
 def of_set(name):
-    """By state and modality and by gap, mean and deviation of the strength over seeds."""
+    """By state and modality and by gap: strength, its deviation over seeds, and the gap's."""
     inputs, y, w = read(name)
     found = {}
     for key, (x, v) in learnt(inputs, y).items():
         train, val = Features({"x": x}, y), Features({"x": v}, w)
         found[key] = {}
         for gap in ("stable", "paper"):
-            strengths = [measured(train, val, gap, seed)[0] for seed in range(SEEDS)]
-            found[key][gap] = statistics.mean(strengths), statistics.stdev(strengths)
+            runs = [measured(train, val, gap, seed) for seed in range(SEEDS)]
+            strengths, gaps, _ = zip(*runs, strict=True)
+            found[key][gap] = (
+                statistics.mean(strengths),
+                statistics.stdev(strengths),
+                statistics.stdev(gaps),
+            )
     return found
 
 
@@ -179,12 +184,12 @@ def seeds(pool):
     for name in SETS:
         if name not in here:
             print(f"left out: {name}, as there is no {SHARED / name}")
-    print(f"\nstrength, mean ± deviation of {SEEDS} seeds")
-    print(f"{'set':<17}{'modality':<15}{'state':<12} {'stable':>17} {'paper':>17}")
+    print(f"\nstrength, mean ± deviation of {SEEDS} seeds (deviation of the gap)")
+    print(f"{'set':<17}{'modality':<15}{'state':<12} {'stable':>23} {'paper':>23}")
     promises = []
     for name, found in zip(here, pool.map(of_set, here), strict=True):
         for (state, modality), by_gap in found.items():
-            cells = (f"{mean:8.3f} ± {spread:.4f}" for mean, spread in by_gap.values())
+            cells = ("{:6.3f} ± {:.4f} ({:.4f})".format(*one) for one in by_gap.values())
             print(f"{name:<17}{modality:<15}{state:<12}", *cells, flush=True)
         worst = {gap: max(one[gap][1] for one in found.values()) for gap in ("stable", "paper")}
         what = f"stable gap, {name}: deviation of the strength (paper {worst['paper']:.3f})"
@@ -212,8 +217,7 @@ def null(pool):
     """Prints the strengths where nothing is over-fitted."""
     found = list(zip(cells(), pool.map(of_cell, cells()), strict=True))
     print(f"\nstrength in {CELLS} cells without over-fitting")
-    head = f"{'mean':>13}{'most':>9}"
-    print(f"{'classes apart':<16}{'cells':>6} stable:{head[7:]} paper:{head[6:]}")
+    print("classes apart    cells  stable: mean     most   paper: mean     most")
     for apart in APART:
         those = [one for cell, one in found if cell[4] == apart]
         columns = ([one[gap][0] for one in those] for gap in ("stable", "paper"))
