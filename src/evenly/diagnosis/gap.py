@@ -26,10 +26,10 @@ Gap = Literal["paper", "matched", "shared", "stable"]
 DRAWS = 5
 """Draws of the training split for the `matched` gap."""
 
-HALVINGS = 10, 60
+HALVINGS = 10, 120
 """How often the training split is halved for the `stable` gap, at least and at most."""
 
-STEADY = 0.005
+STEADY = 0.0035
 """Error of a `stable` gap from the starts of k-means that ends the halvings."""
 
 SURE = 3.0
@@ -165,8 +165,8 @@ def diagnose(
       five times; returns the mean and its standard error. Removes most of the size effect.
     - `shared`: scaling and clusters fitted on the training split, validation rows assigned to
       them. Near 0 where nothing is over-fitted; half the cost.
-    - `stable`: the training split halved 10 to 60 times, until starts of k-means move the gap by
-      no more than .005. Each half is scaled and clustered, and each cluster named for its
+    - `stable`: the training split halved 10 to 120 times, until starts of k-means move the gap by
+      no more than .0035. Each half is scaled and clustered, and each cluster named for its
       commonest class; the purity is the share of rows in a cluster of their class, of the other
       half and of the validation split, in the training split's class shares. Where nothing is
       over-fitted both are new to the clusters, and the gap is 0 on average for any sizes and
