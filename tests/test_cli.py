@@ -461,7 +461,8 @@ def features(tmp_path):
 def test_diagnose(features):
     lines = evenly("diagnose", features).stdout.splitlines()
     assert lines[0].split()[0] == "modality"
-    rows = {line.split()[0]: [float(x) for x in line.split()[1:4]] for line in lines[1:3]}
+    cells = [re.sub(r"\(.*?\)", "", line).split() for line in lines[1:3]]
+    rows = {name: [float(x) for x in row[:3]] for name, *row in cells}
     assert rows["text"] == [1.0, 1.0, 0.0]
     assert rows["audio"] == [1.0, 0.75, 0.25]
     assert "s.e." in evenly("diagnose", features, "--gap", "matched").stdout

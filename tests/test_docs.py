@@ -90,8 +90,9 @@ def test_the_code_of_the_readme_runs():
         "val_labels": label,
     }
     printed = StringIO()
+    before, after = checkup.split("...\n")  # a training is between them
     with redirect_stdout(printed):
-        for code in (forward, loop, checkup, diagnosis):
+        for code in (forward, before, loop, after, diagnosis):
             exec("import evenly\n" + code, names)
     assert list(names["method"].history) == [21, 41, 61]
     said = printed.getvalue()

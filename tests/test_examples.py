@@ -87,9 +87,10 @@ def check(output):
     assert table[0].split()[:3] == ["modality", "purity", "train"]
     assert [row.split()[0] for row in table[1:3]] == ["top", "bottom"]
     for row in table[1:3]:
-        train, val, gap, strength = map(float, row.split()[1:])
+        train, val, gap, error, strength = map(float, re.sub(r"\(.*?\)", "", row).split()[1:])
         assert 0 < val <= 1
         assert gap == pytest.approx(abs(train - val), abs=2e-3)
+        assert 0 < error < 0.1
         assert 0 <= strength < 1
 
 

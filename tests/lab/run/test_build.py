@@ -95,7 +95,10 @@ def test_what_the_user_wrote_is_taken_as_it_is():
         ("relearn(encoders=1)", "'encoders' is no setting of relearn"),
         ("relearn(every=x)", "relearn: every takes a whole number, found 'x'"),
         ("relearn(every=1.5)", r"relearn: every takes a whole number, found 1\.5"),
-        ("relearn(gap=large)", "gap takes 'paper' or 'matched' or 'shared', found 'large'"),
+        (
+            "relearn(gap=large)",
+            "gap takes 'paper' or 'matched' or 'shared' or 'stable', found 'large'",
+        ),
         ("relearn(initial=[1])", r"relearn: initial takes a text, found \[1\]"),
         ("ogm_ge(start=x)", "ogm_ge: start takes a whole number, found 'x'"),
         ("ogm_ge(noise=0)", "ogm_ge: noise takes true or false, found 0"),

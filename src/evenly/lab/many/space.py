@@ -107,6 +107,12 @@ METHOD: dict[str, dict[str, Range]] = {
     "agm": {"alpha": log(0.1, 3.0)},  # its scripts: 1 and 2.5
     "greedy": {"epsilon": log(1e-3, 0.1), "window": Range(1, 20)},
     "relearn": {"strength": log(0.3, 30.0), "every": Range(5, 40), "times": Range(1, 5)},
+    "remedy": {
+        "strength": log(0.3, 30.0),
+        "weight": log(0.1, 10.0),
+        "every": Range(5, 20),
+        "times": Range(1, 8),
+    },
     "smv": {"alpha": Range(0.25, 2.0), "warmup": Range(1, 20)},
     "mmpareto": {"gamma": Range(1.0, 3.0)},
     "mla": {},
