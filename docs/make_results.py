@@ -2,7 +2,7 @@
 
     python docs/make_results.py [--data ../shared/data] [--work runs/results]
 
-Stopped and started again it goes on where it was. Takes three to six hours on two cores.
+Stopped and started again it goes on where it was. Takes eight to ten hours on two cores.
 """
 
 import argparse
