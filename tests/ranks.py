@@ -1,5 +1,6 @@
 """Runs a function in several gloo processes, and the training that is the same on any number."""
 
+import importlib
 import os
 from datetime import timedelta
 from functools import partial
@@ -62,8 +63,16 @@ def splits():
     return Toy(40, seed=1), Toy(18, seed=2)
 
 
+def few_clusterings(world):
+    """As the fixture has it, in processes of their own."""
+    if world > 1:
+        gap = importlib.import_module("evenly.diagnosis.gap")
+        gap.HALVINGS = (2, 2)
+
+
 def train(rank, world, case, seed=None, parallel=None):
     """Global batches of 8, cut over the ranks; each rank starts from weights of its own."""
+    few_clusterings(world)
     model = Straight(rank if seed is None else seed, info(case).head)
     parallel = parallel or partial(
         DistributedDataParallel, find_unused_parameters=info(case).partial

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
-from ranks import on_ranks, train
+from ranks import few_clusterings, on_ranks, train
 from support import CASES, Toy, forward, info, net
 
 pytestmark = pytest.mark.distributed
@@ -105,14 +105,8 @@ def test_a_probe_sees_each_row_on_one_rank(tmp_path):
 
 
 def diagnose(rank, world, gap):
-    import evenly.diagnosis.gap
-
-    usual = evenly.diagnosis.gap.HALVINGS
-    evenly.diagnosis.gap.HALVINGS = (2, 2)  # it is all the same how many there are
-    try:
-        return diagnosed(rank, world, gap)
-    finally:
-        evenly.diagnosis.gap.HALVINGS = usual
+    few_clusterings(world)
+    return diagnosed(rank, world, gap)
 
 
 def diagnosed(rank, world, gap):
