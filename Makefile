@@ -56,7 +56,7 @@ results: install  ## docs/results.md, from ../shared/data (eight to ten hours on
 studies: install  ## docs/studies.md, from ../shared/data (three to five hours on two cores)
 	$(BIN)/python docs/make_studies.py
 
-bench: install  ## every promise of speed, as a ratio from one run (an hour and a half on two cores)
+bench: install  ## every promise of speed, as a ratio from one run (two hours on two cores)
 	$(BIN)/python benchmarks/run.py
 
 bench-write: install  ## the same, noted down in benchmarks/results and docs/performance.md

@@ -56,6 +56,13 @@ def forward(model, batch):
     return evenly.Output(logits, features), target
 
 
+def single(model, batch):
+    """The same with one logit for both classes."""
+    output, target = forward(model, batch)
+    one = output.logits[:, 1:] - output.logits[:, :1]
+    return evenly.Output(one, output.features), target.float()[:, None]
+
+
 class Case:
     """A model of some modalities, trained jointly."""
 
@@ -210,11 +217,6 @@ def test_one_logit_and_samples_without_a_label():
     assert 300 < found.accuracy.count < 400 == expected.accuracy.count
     assert found.verdict["plain"] == "learnt"
 
-    def single(model, batch):
-        output, target = forward(model, batch)
-        one = output.logits[:, 1:] - output.logits[:, :1]
-        return evenly.Output(one, output.features), target.float()[:, None]
-
     found = evenly.checkup(
         case.model, single, case.train, case.val, case.model.encoders,
         initial=case.initial, optimizer=case.optimizer, epochs=15, progress=False,
@@ -345,11 +347,6 @@ def test_features_that_are_not_finite_are_named():
 
 def test_one_logit_needs_no_criterion():
     case = Case(plain=1.5, noise=0.0, epochs=0)
-
-    def single(model, batch):
-        output, target = forward(model, batch)
-        one = output.logits[:, 1:] - output.logits[:, :1]
-        return evenly.Output(one, output.features), target.float()[:, None]
 
     found = evenly.checkup(
         case.model, single, case.train, case.val, case.model.encoders,

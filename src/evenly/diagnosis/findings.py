@@ -256,7 +256,7 @@ def _stacked(several: Sequence[Measured], of: Callable[[Measured], Tensor]) -> F
 def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
     """The mean gap; its variance is that of each, and of the trainings where there are several."""
     gaps = torch.tensor([one.gap[name] for one in several], dtype=torch.float64)
-    errors = torch.tensor([(one.standard_error or {}).get(name, 0.0) for one in several])
+    errors = torch.tensor([one.standard_error[name] for one in several])
     variance = errors.double().square().mean()
     if len(several) > 1:
         variance = variance + gaps.var() / len(several)
@@ -283,7 +283,7 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         yield from _of_modality(name, found)
     for pair in checkup.shared:
         alone = ", ".join(f"only {name} {x}" for name, x in pair.unique.items())
-        yield f"Bits of the class that {' and '.join(pair.modalities)} give: "
+        yield f"Bits of the class that {' and '.join(pair.modalities)} give:"
         yield f"  both {pair.redundant}, {alone}, only together {pair.synergy}."
 
 

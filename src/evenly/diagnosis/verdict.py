@@ -67,7 +67,7 @@ class Figures:
             guesses dealt out to the samples at random.
         held: The same of the joint model's encoder.
         missed: The one less the other, sample by sample.
-        gap: Of purities, beyond its error.
+        gap: Of purities between training and validation split.
         lost: Accuracy of the joint model that is lost when the modality is another sample's; None
             where nobody has looked.
         flipped: Share of predictions that change with it where the others are other samples', too;
