@@ -295,14 +295,29 @@ def test_rounded_products_are_not_trusted_with_tight_clusters(rounded_products):
     assert 0 < rounded_products.count(True) < 100  # it does not walk in circles to the limit
 
 
+@pytest.mark.parametrize(("shift", "copied"), [(0.0, False), (5.0, True)])
+def test_rows_around_zero_are_clustered_as_they_are(shift, copied):
+    x, _ = rectified(500, 5)
+    x += shift
+    rows = rows_module.Rows(x, None, sharded=False)
+    rows.center()
+    seen = rows.take(slice(None))
+    assert (seen.data_ptr() != x.data_ptr()) == copied
+    torch.testing.assert_close(rows.norms, seen.square().sum(1))
+    torch.testing.assert_close(rows.uncentred(seen).float(), x)
+    if copied:
+        torch.testing.assert_close(seen.mean(0), torch.zeros(x.shape[1]), atol=1e-5, rtol=0)
+    assert torch.equal(kmeans(x, 5).labels, kmeans(x - shift, 5).labels)
+
+
 def test_empty_cluster_goes_to_the_farthest_row():
     # Centre 2 is nobody's nearest. Of the rows, 9 is farthest from its centre.
     x = torch.tensor([[0.0], [1.0], [9.0], [20.0]])
     rows = rows_module.Rows(x, None, sharded=False)
     rows.center()
-    starts = torch.tensor([[[0.0], [20.0], [500.0]]]) - x.mean()
+    starts = rows.centred(torch.tensor([[[0.0], [20.0], [500.0]]]))
     centers, _ = module._lloyd(rows, starts, gain=0.0)
-    assert sorted((centers[0, :, 0] + x.mean()).tolist()) == pytest.approx([0.5, 9.0, 20.0])
+    assert sorted(rows.uncentred(centers).flatten().tolist()) == pytest.approx([0.5, 9.0, 20.0])
 
 
 def test_equally_far_rows_go_by_position():

@@ -30,8 +30,8 @@ class Rows:
         longest: Number of rows of the rank that has most.
         dtype: What the centres are returned in.
         wide: What sums run in.
-        offset: The mean of all rows.
-        norms: Squared distance of each row from the mean.
+        offset: Where rows are seen from: the mean of all rows, or zero if that is as good.
+        norms: Squared distance of each row from there.
         spread: The sum of `norms` over all ranks.
     """
 
@@ -50,13 +50,16 @@ class Rows:
         self.wide = torch.float32 if x.device.type == "mps" else torch.float64
 
     def center(self, *, keep: bool = True) -> None:
-        """Finds the mean and the spread; may keep the centred rows, if they are few."""
+        """Finds where to see the rows from, and the spread; may keep them so, if they are few."""
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
         for part in self.x.split(chunk_rows(self.x.shape[1], 1)):
             total += floats(part).sum(0, dtype=self.dtype)
         self.offset = self.sum_(total) / self.total
         if not bool(self.offset.isfinite().all()):  # NaN and infinity survive a sum
             check_finite(self.x, self.index, "kmeans", self.sharded, self.before)
+        self.norms = torch.empty(len(self.x), dtype=torch.float32, device=self.x.device)
+        if self._is_seen_from_zero():
+            return
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
         # Filled in place: small results kept between the freed parts of a loop would leave holes
@@ -64,19 +67,33 @@ class Rows:
         kept = None
         if keep and self.x.numel() * 4 <= _KEEP:
             kept = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
-        self.norms = torch.empty(len(self.x), dtype=torch.float32, device=self.x.device)
         for part, span in self.chunks(CACHED * self.x.shape[1]):
             if kept is not None:
                 kept[span] = part
             torch.linalg.vector_norm(part, dim=1, out=self.norms[span])
         self._kept = kept
-        self.norms.square_()
-        self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
+        self._spread()
         if math.isinf(self.spread):
             raise UserError(
                 "kmeans: rows are so far apart that their squared distances are infinite in "
                 "float32. Scale them, or pass their extent as `unit`."
             )
+
+    def _is_seen_from_zero(self) -> bool:
+        """Takes zero for the mean if that costs no precision, as rows need no copy then."""
+        if self.x.dtype != torch.float32 or self.unit is not None:
+            return False
+        torch.linalg.vector_norm(self.x, dim=1, out=self.norms)
+        self._spread()
+        if not float(self.offset.square().sum()) * self.total <= self.spread / 2 < math.inf:
+            return False
+        self.offset = torch.zeros_like(self.offset)
+        self._offset, self._kept = self.offset.to(self.dtype), self.x
+        return True
+
+    def _spread(self) -> None:
+        self.norms.square_()
+        self.spread = float(self.sum_(self.norms.sum(dtype=self.wide)))
 
     def chunks(self, columns: int) -> Iterator[tuple[Tensor, slice]]:
         """The centred rows in chunks that stay small when each row gets `columns` values."""
