@@ -2,7 +2,8 @@
 
     python docs/make_studies.py [--data ../shared/data] [--work runs/studies] [--only figure4]
 
-Stopped and started again it goes on where it was. Takes three to five hours on two cores.
+Stopped and started again it goes on where it was, and takes the runs that `make results` has made
+beside it (../results). Takes HOURS on two cores after these.
 """
 
 import argparse
@@ -79,6 +80,9 @@ def of_set(arguments, study, name, own):
     _, options, training, _ = next(entry for entry in [*SETS, *MORE] if entry[0] == name)
     file = converted(arguments.data, arguments.work, name, options)
     out = arguments.work / (f"{name}-{study}" if study in OWN_FOLDER else name)
+    done = arguments.work.parent / "results" / name
+    if study not in OWN_FOLDER and done.exists() and not out.exists():
+        shutil.copytree(done, out)
     seeds = [] if "--seeds" in own else ["--seeds", str(SEEDS)]
     command = ["study", study, *seeds, *training, *own]
     run([EVENLY, *command, "--data", file, "--out", out])

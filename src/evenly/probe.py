@@ -17,6 +17,7 @@ from evenly.targets import plain
 
 Forward = Callable[[Any, Any], tuple[Output, Tensor]]
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class Probe:

@@ -26,10 +26,9 @@ from evenly.errors import UserError
 from evenly.features import Features
 from evenly.method import Criterion, Encoders, Method
 from evenly.output import Output
-from evenly.probe import Forward, Probe, Split
+from evenly.probe import SPLITS, Forward, Probe
 from evenly.ranges import check_range
 
-SPLITS: tuple[Split, Split] = ("train", "val")
 KNOWN = 0.1
 """Accuracy above the commonest class's that a model hardly has before any training."""
 LOGITS = ""  # beside the modalities, none of which a ModuleDict lets have this name

@@ -20,11 +20,10 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.relearn import Relearn
 from evenly.optimizers import check_rebuilt, unwrapped
 from evenly.output import Output
-from evenly.probe import Probe, Split
+from evenly.probe import SPLITS, Probe
 from evenly.ranges import check_range
 from evenly.reinit import soft_reinit_
 
-SPLITS: tuple[Split, Split] = ("train", "val")
 Told = tuple[Bool[Tensor, " k"], Float[Tensor, " k"]]
 """Of the validation samples that have a modality: whether a linear probe reads each rightly, and
 how often it would with its guesses dealt out at random."""
