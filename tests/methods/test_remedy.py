@@ -17,8 +17,11 @@ from evenly.methods.remedy import _figures
 WIDTH = 8
 
 
-def data(count, seed):
-    """'plain' tells the class as it is; 'twisted' by the sign of a product, which takes longer."""
+def data(count, seed, scarce):
+    """'plain' tells the class as it is; 'twisted' by the sign of a product, which takes longer.
+
+    If 'twisted' is scarce, it is another sample's.
+    """
     stream = torch.Generator().manual_seed(seed)
     target = torch.randint(2, (count,), generator=stream)
     sign = 2 * target - 1
@@ -27,7 +30,7 @@ def data(count, seed):
     plain[:, 0] += 3 * sign
     twisted[:, 0] += 2 * other
     twisted[:, 1] += 2 * other * sign
-    return TensorDataset(plain, twisted, target)
+    return TensorDataset(plain, twisted.roll(1, 0) if scarce else twisted, target)
 
 
 class Net(nn.Module):
@@ -51,20 +54,20 @@ def forward(model, batch):
 
 
 class Course:
-    def __init__(self, **settings):
+    def __init__(self, *, scarce=False, **settings):
         torch.manual_seed(0)
         self.model = Net()
         self.initial = copy.deepcopy(self.model.state_dict())
-        self.train = DataLoader(data(600, 1), 50, shuffle=True)
-        val = DataLoader(data(500, 2), 100)
+        self.train = DataLoader(data(600, 1, scarce), 50, shuffle=True)
+        val = DataLoader(data(500, 2, scarce), 100)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.method = Remedy(
             self.model.encoders, optimizer=self.optimizer, every=2, times=1, **settings
         )
         self.probe = evenly.Probe(self.model, forward, self.train, val)
 
-    def run(self, epochs):
-        for epoch in range(epochs):
+    def run(self, epochs, first=0):
+        for epoch in range(first, epochs):
             self.method.before_epoch(epoch, self.probe)
             for batch in self.train:
                 output, target = forward(self.model, batch)
@@ -75,28 +78,46 @@ class Course:
         return self
 
 
-def test_the_suppressed_has_a_loss_of_its_own_from_then_on():
-    course = Course(alone_epochs=20).run(4)
-    method = course.method
-    assert method.verdicts == {3: {"plain": "learnt", "twisted": "suppressed"}}
-    assert method.helped == ["twisted"]
-    assert method.history[3]["twisted"]["strength"] == 0
-    batch = next(iter(course.train))
-    output, target = forward(course.model, batch)
+def test_what_is_there_has_a_loss_of_its_own_from_the_first_epoch():
+    course = Course(alone_epochs=20)
+    course.method.before_epoch(0, course.probe)
+    assert set(course.method.helped) == {"plain", "twisted"}
+    check_loss(course, ["plain", "twisted"])
+
+
+def test_the_scarce_is_left_alone():
+    course = Course(scarce=True, alone_epochs=20)
+    course.method.before_epoch(0, course.probe)
+    assert course.method.helped == ["plain"]
+    check_loss(course, ["plain"])
+
+
+def test_the_suppressed_is_given_a_loss_once_it_is_seen():
+    course = Course(alone_epochs=20)
+    course.method.before_epoch(0, course.probe)
+    course.method.helped.clear()
+    course.run(4, first=1)
+    assert course.method.verdicts == {3: {"plain": "learnt", "twisted": "suppressed"}}
+    assert course.method.history[3]["twisted"]["strength"] == 0
+    check_loss(course, ["twisted"])
+
+
+def check_loss(course, helped):
+    assert course.method.helped == helped
+    output, target = forward(course.model, next(iter(course.train)))
     criterion = nn.functional.cross_entropy
-    expected = criterion(output.logits, target) + criterion(output.unimodal["twisted"], target)
-    torch.testing.assert_close(method.loss(output, target), expected)
+    expected = criterion(output.logits, target)
+    for name in helped:
+        expected = expected + criterion(output.unimodal[name], target)
+    torch.testing.assert_close(course.method.loss(output, target), expected)
 
 
-def test_nothing_is_changed_before_the_first_verdict():
+def test_nothing_is_changed_before_the_first_epoch():
     course = Course(alone_epochs=3)
     course.method.before_epoch(0, course.probe)
     assert set(course.method.there) == {"plain", "twisted"}
     for name, value in course.model.state_dict().items():
         assert torch.equal(value, course.initial[name])
-    output, target = forward(course.model, next(iter(course.train)))
-    joint = nn.functional.cross_entropy(output.logits, target)
-    torch.testing.assert_close(course.method.loss(output, target), joint)
 
 
 def test_the_over_trained_is_pulled_back_by_the_stable_gap(monkeypatch):

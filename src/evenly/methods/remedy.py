@@ -1,8 +1,8 @@
 """Remedy: each modality is given what its verdict asks for. evenly's own rule, of no paper.
 
 It joins Diagnosing & Re-learning (Wei et al., ECCV 2024), with a gap that knows its error, and
-uniform multi-loss (Wang, Tran, Feiszli, CVPR 2020), for the modalities alone that the joint loss
-has left behind.
+uniform multi-loss (Wang, Tran, Feiszli, CVPR 2020), for the modalities alone that have something to
+say.
 """
 
 from typing import ClassVar
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from evenly.diagnosis.estimate import Estimate, difference
 from evenly.diagnosis.gap import diagnose
 from evenly.diagnosis.linear_probe import read
-from evenly.diagnosis.verdict import Figures, Name, judge
+from evenly.diagnosis.verdict import THERE, Figures, Name, judge
 from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.relearn import Relearn
@@ -32,15 +32,17 @@ ALONE = 20
 
 
 class Remedy(Relearn):
-    """Pulls back what is over-trained, and gives a loss of its own to what is suppressed.
+    """Gives a loss of its own to what is there, leaves the scarce alone, pulls the over-trained back.
 
-    Before the first epoch all encoders are trained alone, at the same time, and put back: that
-    says what is there. Every `every` epochs, `times` times, each encoder has its verdict
-    (`evenly.diagnosis.verdict`) on the validation split:
+    Before the first epoch all encoders are trained alone, at the same time, and put back. Those
+    that are there, by `THERE` above chance on the validation split, have a loss of their own from
+    then on: CE(z) + weight · Σ CE(z_m). To wait until they are suppressed is to wait too long, as
+    most is learnt in the first epochs.
+
+    Every `every` epochs, `times` times, each encoder has its verdict (`evenly.diagnosis.verdict`):
 
     - over-trained: θ ← (1 - α) θ + α θ₀ with α = tanh(strength · gap), of the `stable` gap;
-    - suppressed: from then on the loss is CE(z) + weight · Σ CE(z_m) over these;
-    - otherwise it is left alone, the scarce above all.
+    - suppressed: it has a loss of its own from then on, if it has none.
 
     Attributes:
         there: By modality, what a linear probe reads from the encoder trained alone.
@@ -96,7 +98,7 @@ class Remedy(Relearn):
                 default.
             times: How often in all.
             strength: λ in α = tanh(λ · gap).
-            weight: Of the loss that a suppressed modality is given.
+            weight: Of the loss that a modality is given.
             alone_epochs: How long the encoders are trained alone.
             seed: Of that training and of the clusterings.
             criterion: See `Method`.
@@ -134,9 +136,12 @@ class Remedy(Relearn):
                 seed=self.seed,
             ):
                 self.there = _read(*(self._look(probe, split) for split in SPLITS))
+            for name, (right, luck) in self.there.items():
+                if difference(right.double() - luck).value > THERE:
+                    self.helped.append(name)
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + weight · Σ CE(z_m) over the suppressed modalities."""
+        """CE(z) + weight · Σ CE(z_m) over the modalities that are helped."""
         self.watch.check_target(self, output, target)
         loss = Method.loss(self, output, target)
         unimodal = self._unimodal(output)
