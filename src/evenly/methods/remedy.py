@@ -32,7 +32,7 @@ ALONE = 20
 
 
 class Remedy(Relearn):
-    """Gives a loss of its own to what is there, leaves the scarce alone, pulls the over-trained back.
+    """Gives what is there a loss of its own; leaves the scarce alone; pulls the over-trained back.
 
     Before the first epoch all encoders are trained alone, at the same time, and put back. Those
     that are there, by `THERE` above chance on the validation split, have a loss of their own from
