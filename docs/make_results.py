@@ -146,17 +146,30 @@ def glance(folders):
         places = rankdata([-round(float(row["mean"]), 6) for row in rows])  # ties share a rank
         for rank, row in zip(places, rows, strict=True):
             ranks.setdefault(row["method"], []).append(rank)
-            star = "*" if row["p_holm"] and float(row["p_holm"]) < 0.05 else ""
-            text = f"{100 * float(row['difference']):+.1f}{star}" if row["difference"] else ""
-            cells.setdefault(row["method"], []).append(text)
+            cells.setdefault(row["method"], []).append(cell(row))
     lines = ["## At a glance", ""]
-    lines += ["Points of test accuracy against joint training; * where p is below .05.", ""]
-    lines += [f"| method | {' | '.join(out.name for out in folders)} | mean rank |"]
-    lines += ["|" + " --- |" * (len(folders) + 2)]
+    lines += [
+        "Points of test accuracy against joint training, the best mean rank first. Bold: the 95 % "
+        "interval, which is not corrected, is away from 0. †: p is below .05 after correction.",
+        "",
+    ]
+    lines += [f"| method | {' | '.join(out.name for out in folders)} | above, below | mean rank |"]
+    lines += ["|" + " --- |" * (len(folders) + 3)]
     for method in sorted(ranks, key=lambda method: sum(ranks[method])):
-        mean = f"{statistics.mean(ranks[method]):.1f}"
-        lines.append(f"| {' | '.join([method, *cells[method], mean])} |")
+        signs = [sum(text.startswith(f"**{sign}") for text in cells[method]) for sign in "+-"]
+        ends = [f"{signs[0]}, {signs[1]}", f"{statistics.mean(ranks[method]):.1f}"]
+        lines.append(f"| {' | '.join([method, *cells[method], *ends])} |")
     return "\n".join([*lines, ""])
+
+
+def cell(row):
+    """A difference to joint training, marked by how sure it is."""
+    if not row["difference"]:
+        return ""
+    mark = "†" if float(row["p_holm"]) < 0.05 else ""
+    text = f"{100 * float(row['difference']):+.1f}{mark}"
+    is_sure = float(row["difference_low"]) > 0 or float(row["difference_high"]) < 0
+    return f"**{text}**" if is_sure else text
 
 
 def summary(out):
