@@ -34,7 +34,9 @@ class Training:
             'evenly datasets' lists them.
         epochs: Passes over the training split.
         batch_size: Samples per step.
-        optimizer: SGD with momentum 0.9, or AdamW.
+        optimizer: Any of torch.optim's by name, with settings if wanted: sgd, with momentum 0.9
+            unless it is given; 'sgd(nesterov=true)'; 'adamw(betas=[0.9,0.98])'; muon, which trains
+            the matrices of hidden layers, and AdamW all else.
         lr: Learning rate.
         lr_step: Epochs after which the learning rate is divided by ten, again and again; 0 is
             never.
@@ -72,7 +74,7 @@ class Training:
     data: str = "digits"
     epochs: int = 30
     batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     lr: float = 0.01
     lr_step: int = 0
     weight_decay: float = 1e-4
