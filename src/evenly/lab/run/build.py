@@ -77,7 +77,7 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
             raise UserError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
         if settings["modality"] not in modalities:
             raise unknown("modality", str(settings["modality"]), modalities)
-    for name in training.noise:
+    for name in (*training.noise, *training.lr_scale):
         if name not in modalities:
             raise unknown("modality", name, modalities)
     if strange := set(training.encoders) - set(modalities):
@@ -141,25 +141,33 @@ def build_optimizer(model: LateFusion, training: Training) -> Optimizer:
         ValueError: If there is none of that name, or it cannot be made.
     """
     groups: Iterable[Any] = model.parameters()
+    if scales := {k: x for k, x in training.lr_scale.items() if k in model.encoders}:
+        own = {name: [*model.encoders[name].parameters()] for name in scales}
+        others = set(model.parameters()).difference(*own.values())
+        groups = [{"params": [p for p in model.parameters() if p in others]}]
+        groups += [{"params": own[name], "lr": training.lr * scales[name]} for name in scales]
     if parse(training.optimizer).name == "muon":
-        groups = _by_form(model)
+        groups = _by_form(model, groups if scales else [{"params": [*groups]}])
     return optimizer_of(training.optimizer, groups, training.lr, training.weight_decay)
 
 
-def _by_form(model: LateFusion) -> list[dict[str, Any]]:
+def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Groups for Muon, which takes matrices of hidden layers: no embeddings, and not the head."""
     kept = set(model.head.parameters())
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             kept.update(module.parameters())
-    matrices = [p for p in model.parameters() if p.ndim == 2 and p not in kept]
-    if not matrices:
+    if not any(p.ndim == 2 and p not in kept for p in model.parameters()):
         raise UserError(
             "--optimizer muon takes the matrices of hidden layers, of which these encoders have "
             "none. Give another, such as adamw."
         )
-    others = [p for p in model.parameters() if p.ndim != 2 or p in kept]
-    return [{"params": matrices}, {"params": others, "matrices": False}]
+    found = []
+    for group in groups:
+        for fits in (True, False):
+            mine = [p for p in group["params"] if (p.ndim == 2 and p not in kept) is fits]
+            found.append({**group, "params": mine, "matrices": fits})
+    return found
 
 
 def method_settings(cell: Cell) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import StepLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
@@ -23,6 +22,7 @@ from evenly.lab.run.build import (
     info_of,
 )
 from evenly.lab.run.place import Place
+from evenly.lab.run.schedule import Schedule
 from evenly.lab.run.settings import Cell
 from evenly.method import Method
 from evenly.nn import LateFusion
@@ -88,7 +88,7 @@ class Parts:
         model: As it is built, with its encoders.
         shared: The same as steps of training call it, on all processes.
         optimizer: Of its parameters.
-        schedule: Of the learning rate, after each epoch; None if it stays.
+        schedule: Of the learning rate; None if it stays.
         method: On the encoders, optimiser, head and sampler.
         sampler: The order of the training split.
         forward: One forward pass.
@@ -101,7 +101,7 @@ class Parts:
     model: LateFusion
     shared: nn.Module
     optimizer: Optimizer
-    schedule: StepLR | None
+    schedule: Schedule | None
     method: Method
     sampler: Resampler
     forward: Forward
@@ -130,7 +130,7 @@ class Parts:
             model,
             shared,
             optimizer,
-            StepLR(optimizer, training.lr_step) if training.lr_step else None,
+            Schedule.of(optimizer, training),
             method,
             sampler,
             Forward(place, Augment(training.augment, data.modalities, cell.seed)),

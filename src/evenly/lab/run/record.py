@@ -82,6 +82,14 @@ class Record:
         for name, value in remembered:
             setattr(self, name, value)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is to come: all are done, or the last ones brought nothing better."""
+        training = self.parts.cell.training
+        waited = self.epoch - 1 - self.best_epoch  # 0 before the first
+        is_spent = training.patience is not None and waited >= training.patience
+        return self.epoch == training.epochs or is_spent
+
     def begin(self) -> None:
         """An epoch begins: starts the clock, which counts training and the method alone."""
         self._losses: list[Tensor] = []
@@ -133,7 +141,7 @@ class Record:
         self.epoch += 1
         training = self.parts.cell.training
         due = time.monotonic() - self._written >= training.checkpoint_every
-        if self.parts.place.any(due) or self.epoch == training.epochs:
+        if self.parts.place.any(due) or self.is_over:
             self._write()
         if self.parts.place.is_first:
             self._log.add(row, self.epoch - 1)
