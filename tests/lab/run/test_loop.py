@@ -13,6 +13,7 @@ from evenly.lab.run import loop
 from evenly.lab.run.build import build_model, build_optimizer
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import Place
+from evenly.lab.run.prepare import prepare
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
@@ -25,6 +26,7 @@ OPTIONS = {
     "cosine": {"optimizer": "adamw", "schedule": "cosine", "warmup": 2},
     "plateau": {"optimizer": "rmsprop", "schedule": "plateau", "lr_step": 1},
     "muon": {"optimizer": "muon", "lr_scale": {"m1": 0.1}, "clip": 0.5},
+    "accumulate": {"accumulate": 3, "batch_size": 16, "schedule": "cosine"},
     "sgd": {"optimizer": "sgd(nesterov=true)", "clip": 0.5, "patience": 1, "lr_step": 2},
 }
 
@@ -155,3 +157,45 @@ class TestRates:
         cell = Cell(replace(TRAINING, lr_scale={"m3": 0.1}), "joint", 0)
         with pytest.raises(ValueError, match=r"'m3' is no modality\. There is m1, m2"):
             build_model(load(DATA), cell)
+
+
+class TestAccumulation:
+    METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "mla", "smv", "miles")
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_passes_make_a_step_as_one_batch_does(self, method, tmp_path):
+        """The last step of an epoch has fewer samples, and its last pass fewer still."""
+        whole = run_cell(Cell(replace(TRAINING, batch_size=40), method, 0), tmp_path / "whole")
+        passes = replace(TRAINING, batch_size=10, accumulate=4)
+        parts = run_cell(Cell(passes, method, 0), tmp_path / "parts")
+        assert (parts.steps, parts.best_epoch) == (whole.steps, whole.best_epoch)
+        theirs = weights(tmp_path / "whole")
+        for name, value in weights(tmp_path / "parts").items():
+            torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-4)
+
+    def test_passes_are_augmented_apart_and_a_last_one_of_one_is_left_out(self):
+        training = replace(TRAINING, batch_size=19, accumulate=3)
+        parts = Parts.of(
+            Cell(training, "joint", 0), load(DATA), Place(torch.device("cpu"), "32")
+        )  # 96 samples: 57, and 39 as 19, 19 and 1
+        seen = [
+            (parts.forward.step, share, len(batch["target"]))
+            for passes in parts.steps(1)
+            for share, batch in passes
+        ]
+        assert seen == [
+            ((1, 0), 1 / 3, 19),
+            ((1, 1), 1 / 3, 19),
+            ((1, 2), 1 / 3, 19),
+            ((1, 3), 0.5, 19),
+            ((1, 4), 0.5, 19),
+        ]
+        assert parts.forward.step is None
+
+    def test_methods_to_which_a_pass_is_a_batch(self):
+        training = replace(TRAINING, accumulate=2)
+        for method in ("pmr", "opm", "agm"):
+            with pytest.raises(ValueError, match=f"{method} acts on each backward pass .* a batch"):
+                prepare([Cell(training, method, 0)])
+        _, notes = prepare([Cell(training, "qmf", 0)])
+        assert any("qmf: compares the samples" in note and "each pass" in note for note in notes)

@@ -35,20 +35,22 @@ def fit(parts: Parts, record: Record) -> None:
             schedule.begin(epoch)
         record.begin()
         method.before_epoch(epoch, probe)
-        for number, batch in enumerate(parts.batches(epoch)):
+        for number, passes in enumerate(parts.steps(epoch)):
             if schedule:
-                schedule.step(epoch, number, len(parts.train))
+                schedule.step(epoch, number, len(parts.stepped))
             with record.step(number):
-                with place.autocast():
-                    output, target = parts.forward(parts.shared, batch)
-                    loss = method.loss(output, target)
-                method.backward(loss)
+                for share, batch in passes:
+                    with place.autocast():
+                        output, target = parts.forward(parts.shared, batch)
+                        loss = method.loss(output, target)
+                    method.backward(loss if share == 1 else share * loss)
+                    record.add(loss, output, target)
                 method.before_step()
                 if training.clip is not None:
                     nn.utils.clip_grad_norm_(parts.model.parameters(), training.clip)
                 optimizer.step()
                 optimizer.zero_grad()
-            record.add(loss, output, target)
+            record.stepped()
         record.trained()
         measured = _measured(parts, epoch)
         if schedule:

@@ -93,6 +93,7 @@ class Parts:
         sampler: The order of the training split.
         forward: One forward pass.
         train: Batches of the training split, of this process's share.
+        stepped: The same, of the samples of a step each.
     """
 
     cell: Cell
@@ -106,6 +107,7 @@ class Parts:
     sampler: Resampler
     forward: Forward
     train: DataLoader[Batch]
+    stepped: DataLoader[Batch]
     _splits: dict[SplitName, Split] = field(default_factory=dict)
 
     @staticmethod
@@ -119,10 +121,14 @@ class Parts:
         method = build_method(cell, model, optimizer, sampler)
         data = placed(data, place.device)
         train = data.split("train")
-        size = training.batch_size // place.world
-        # BatchNorm can make nothing of a last batch of one.
-        lonely = len(sampler) % size == 1 and len(sampler) > 1
-        batches = Repeated(sampler, size, lonely, method.repeats)
+
+        def loader(count: int) -> DataLoader[Batch]:
+            size = count // place.world
+            # BatchNorm can make nothing of a last batch of one.
+            lonely = len(sampler) % size == 1 and len(sampler) > 1
+            batches = Repeated(sampler, size, lonely, method.repeats)
+            return DataLoader(train, batch_sampler=batches, collate_fn=collate)
+
         return Parts(
             cell,
             data,
@@ -134,7 +140,8 @@ class Parts:
             method,
             sampler,
             Forward(place, Augment(training.augment, data.modalities, cell.seed)),
-            DataLoader(train, batch_sampler=batches, collate_fn=collate),
+            loader(training.batch_size),
+            loader(training.batch_size * training.accumulate),
             {"train": train},
         )
 
@@ -145,14 +152,31 @@ class Parts:
         self.sampler.set_epoch(epoch)
         self.shared.train()
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The training batches of an epoch: where the method has a turn, of its modality alone."""
-        for number, batch in enumerate(self.train):
-            self.forward.step = epoch, number // self.method.repeats
+    def steps(self, epoch: int) -> Iterator[Iterator[tuple[float, Batch]]]:
+        """The steps of an epoch, each as its passes; a turn of the method is of one modality.
+
+        Each pass is a batch, and the share of its samples in the step's.
+        """
+        for number, batch in enumerate(self.stepped):
             if (turn := self.method.turn) is not None:
                 batch = cast(Batch, {**batch, "inputs": {turn: batch["inputs"][turn]}})
-            yield batch
+            yield self._passes((epoch, number // self.method.repeats), batch)
         self.forward.step = None
+
+    def _passes(self, step: tuple[int, int], batch: Batch) -> Iterator[tuple[float, Batch]]:
+        epoch, number = step
+        training = self.cell.training
+        if training.accumulate == 1:
+            self.forward.step = step
+            yield 1.0, batch
+            return
+        size, count = training.batch_size // self.place.world, len(batch["target"])
+        count -= size > 1 and count % size == 1  # of one sample, as above
+        for part, start in enumerate(range(0, count, size)):
+            end = min(start + size, count)
+            self.forward.step = epoch, number * training.accumulate + part
+            cut = tree_map(lambda x, where=slice(start, end): x[where], batch)
+            yield (end - start) / count, cut
 
     def split(self, name: SplitName) -> Split:
         """One of the splits, which is asked for once."""

@@ -92,6 +92,7 @@ class Record:
 
     def begin(self) -> None:
         """An epoch begins: starts the clock, which counts training and the method alone."""
+        self._taken = 0  # steps
         self._losses: list[Tensor] = []
         self._right: list[Tensor] = []
         self._counts: list[int] = []
@@ -113,10 +114,14 @@ class Record:
         self._operations, self._first = counter.total, self._lap()
 
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
-        """Takes note of a batch, without waiting for a GPU."""
+        """Takes note of a pass, without waiting for a GPU."""
         self._losses.append(loss.detach())
         self._right.append((output.logits.detach().argmax(1) == target).sum())
         self._counts.append(len(target))
+
+    def stepped(self) -> None:
+        """Takes note of what the method did in a step."""
+        self._taken += 1
         for name, value in self.parts.method.metrics.items():
             is_finite = value.isfinite()  # not of a step that overflowed
             kept = value.detach().where(is_finite, 0)
@@ -125,7 +130,7 @@ class Record:
 
     def trained(self) -> None:
         """The steps of the epoch are done: stops the clock."""
-        steps, took = len(self._losses), self._lap()
+        steps, took = self._taken, self._lap()
         self.steps += steps
         self.flops += int(distributed.sum_(torch.tensor(self._operations))) * steps
         self.seconds += took * steps / (steps - 1) if steps > 1 else self._first

@@ -35,7 +35,9 @@ class Training:
         epochs: Passes over the training split.
         patience: Epochs without a better one, by the metric that selects, after which a run ends;
             by default it goes on to the last.
-        batch_size: Samples per step.
+        batch_size: Samples per step; with --accumulate, per pass.
+        accumulate: Batches whose gradients make a step, of the mean loss over all their samples;
+            where one batch does not fit into memory.
         optimizer: Any of torch.optim's by name, with settings if wanted: sgd, with momentum 0.9
             unless it is given; 'sgd(nesterov=true)'; 'adamw(betas=[0.9,0.98])'; muon, which trains
             the matrices of hidden layers, and AdamW all else.
@@ -85,6 +87,7 @@ class Training:
     epochs: int = 30
     patience: int | None = None
     batch_size: int = 64
+    accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.01
     schedule: Literal["step", "cosine", "plateau"] = "step"
@@ -109,8 +112,9 @@ class Training:
     protocol: Protocol = "fair"
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "patience", "batch_size", "width", "threads", "devices", "nodes")
-        check_counts(**{name: getattr(self, name) for name in (*counts, "limit_samples")})
+        counts = ("epochs", "patience", "batch_size", "accumulate", "width", "threads")
+        counted = (*counts, "devices", "nodes", "limit_samples")
+        check_counts(**{name: getattr(self, name) for name in counted})
         if self.batch_size % self.world:
             raise UserError(
                 f"--batch_size is of all devices together, and {self.world} of them cannot share "
