@@ -27,12 +27,13 @@ OPTIONS = {
     "plateau": {"optimizer": "rmsprop", "schedule": "plateau", "lr_step": 1},
     "muon": {"optimizer": "muon", "lr_scale": {"m1": 0.1}, "clip": 0.5},
     "accumulate": {"accumulate": 3, "batch_size": 16, "schedule": "cosine"},
+    "ema": {"ema": 0.9, "clip": 0.5},
     "sgd": {"optimizer": "sgd(nesterov=true)", "clip": 0.5, "patience": 1, "lr_step": 2},
 }
 
 
-def weights(folder):
-    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+def weights(folder, name="last"):
+    return torch.load(folder / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
 class Killed(Exception):
@@ -57,8 +58,10 @@ def test_taken_up_after_each_epoch_it_ends_as_without_a_break(options, tmp_path)
     assert (again.best_epoch, again.epochs, again.steps) == (
         whole.best_epoch, whole.epochs, whole.steps
     )  # fmt: skip
-    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for file in ("last", "best"):
+        theirs = weights(tmp_path / "whole", file)
+        for name, value in weights(tmp_path / "run", file).items():
+            assert torch.equal(value, theirs[name])
 
 
 @pytest.mark.distributed
@@ -79,8 +82,10 @@ def test_two_processes(options, tmp_path):
     for job in jobs[1:]:
         two = Result.read(job.folder)
         assert (one.best_epoch, one.epochs, one.steps) == (two.best_epoch, two.epochs, two.steps)
-        for name, value in weights(job.folder).items():
-            torch.testing.assert_close(value, weights(jobs[0].folder)[name], atol=1e-4, rtol=1e-4)
+        for file in ("last", "best"):
+            theirs = weights(jobs[0].folder, file)
+            for name, value in weights(job.folder, file).items():
+                torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_are_clipped_after_the_method(tmp_path):

@@ -29,6 +29,7 @@ def test_measures_ten_times_in_a_run():
         ({"batch_size": 0}, "--batch_size is at least 1; found 0"),
         ({"lr": 0.0}, r"--lr is above 0; found 0\.0"),
         ({"lr": float("nan")}, "--lr is above 0; found nan"),
+        ({"ema": 1.0}, r"--ema is between 0 and 1; found 1\.0"),
         ({"accumulate": 0}, "--accumulate is at least 1; found 0"),
         ({"patience": 0}, "--patience is at least 1; found 0"),
         ({"lr_scale": {"m1": 0.0}}, r"--lr_scale\.m1 is above 0; found 0\.0"),

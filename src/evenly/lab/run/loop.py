@@ -1,6 +1,7 @@
 """The training loop of a run: the README's own, with what the lab measures around it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def fit(parts: Parts, record: Record) -> None:
         record: What is kept of it.
     """
     method, optimizer, place, schedule = parts.method, parts.optimizer, parts.place, parts.schedule
-    training = parts.cell.training
+    training, average = parts.cell.training, parts.average
     val = parts.in_order("val", training.batch_size)
     probe = Probe(parts.model, parts.forward, parts.train, val)
     while not record.is_over:
@@ -34,7 +35,10 @@ def fit(parts: Parts, record: Record) -> None:
         if schedule:
             schedule.begin(epoch)
         record.begin()
-        method.before_epoch(epoch, probe)
+        if average:
+            average.before_epoch(method, epoch, probe)
+        else:
+            method.before_epoch(epoch, probe)
         for number, passes in enumerate(parts.steps(epoch)):
             if schedule:
                 schedule.step(epoch, number, len(parts.stepped))
@@ -50,9 +54,12 @@ def fit(parts: Parts, record: Record) -> None:
                     nn.utils.clip_grad_norm_(parts.model.parameters(), training.clip)
                 optimizer.step()
                 optimizer.zero_grad()
+                if average:
+                    average.update()
             record.stepped()
         record.trained()
-        measured = _measured(parts, epoch)
+        with average.applied() if average else nullcontext():
+            measured = _measured(parts, epoch)
         if schedule:
             schedule.end(epoch, measured["val_loss"])
         record.end(measured)

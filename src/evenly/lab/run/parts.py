@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from evenly import chance, distributed
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.lab.run.augment import Augment
+from evenly.lab.run.average import Average
 from evenly.lab.run.build import (
     build_method,
     build_model,
@@ -89,6 +90,7 @@ class Parts:
         shared: The same as steps of training call it, on all processes.
         optimizer: Of its parameters.
         schedule: Of the learning rate; None if it stays.
+        average: Of the weights; None if they are judged themselves.
         method: On the encoders, optimiser, head and sampler.
         sampler: The order of the training split.
         forward: One forward pass.
@@ -103,6 +105,7 @@ class Parts:
     shared: nn.Module
     optimizer: Optimizer
     schedule: Schedule | None
+    average: Average | None
     method: Method
     sampler: Resampler
     forward: Forward
@@ -137,6 +140,7 @@ class Parts:
             shared,
             optimizer,
             Schedule.of(optimizer, training),
+            None if training.ema is None else Average(model, training.ema),
             method,
             sampler,
             Forward(place, Augment(training.augment, data.modalities, cell.seed)),
@@ -207,6 +211,10 @@ class Parts:
         found: dict[str, Any] = _whole(self.model.state_dict())
         return found
 
+    def judged(self) -> dict[str, Any]:
+        """Those that are judged: the average, where there is one; every process must call."""
+        return self.weights() if self.average is None else self.average.weights()
+
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Takes up what `weights` gave."""
         like = self.model.state_dict()
@@ -219,7 +227,9 @@ class Parts:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run continues from; every process must call."""
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "state_dict": self.weights(),
             "optimizer": _whole(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict() if self.schedule else {},
@@ -232,6 +242,8 @@ class Parts:
         self.optimizer.load_state_dict(self._cut(state["optimizer"]))
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.method.load_state_dict(tree_map(self._moved, state["method"]))
 
     def _moved(self, x: Any) -> Any:

@@ -142,7 +142,7 @@ class Record:
         accuracy = row[f"{self.parts.cell.training.selects_on}_accuracy"]
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
-            self._weights = {k: x.clone() for k, x in self.parts.weights().items()}
+            self._weights = {k: x.clone() for k, x in self.parts.judged().items()}
         self.epoch += 1
         training = self.parts.cell.training
         due = time.monotonic() - self._written >= training.checkpoint_every

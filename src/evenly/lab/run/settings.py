@@ -52,6 +52,8 @@ class Training:
             others it is 1. A method that changes learning rates itself multiplies them by its own.
         clip: The total norm to which gradients are cut down, after what the method does to them and
             of all parameters, on several devices of all of them together; by default they are left.
+        ema: Decay of an exponential moving average of the weights, such as 0.999, which is judged,
+            selected and kept in their place; by default there is none.
         weight_decay: Weight decay.
         precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
             take less time here. What was chosen is written down, and stays when a run goes on.
@@ -95,6 +97,7 @@ class Training:
     warmup: int = 0
     lr_scale: dict[str, float] = field(default_factory=dict)
     clip: float | None = None
+    ema: float | None = None
     weight_decay: float = 1e-4
     precision: Precision = "auto"
     width: int = 64
@@ -144,6 +147,8 @@ class Training:
                 raise UserError(f"--lr_scale.{name} is above 0; found {scale}.")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise UserError(f"--clip is above 0; found {self.clip}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema is between 0 and 1; found {self.ema}.")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--weight_decay is at least 0; found {self.weight_decay}.")
         for name, level in self.noise.items():
