@@ -291,8 +291,8 @@ def _remarks(comparison: Comparison) -> list[str]:
     lengths = [int(run.result["epochs"]) for run in comparison.runs if run.result]
     if lengths and (patience := comparison.config.get("patience")) is not None:
         remarks.append(
-            f"Runs end after {patience} epochs without a better one, as --patience asks: these "
-            f"after {min(lengths)} to {max(lengths)} epochs."
+            f"--patience {patience} ends a run so many epochs after its best: these trained for "
+            f"{min(lengths)} to {max(lengths)} epochs."
         )
     finished = [m for m in comparison.methods if comparison.accuracy(m) is not None]
     estimates = {method: comparison.estimate(method, "accuracy") for method in finished}

@@ -165,7 +165,7 @@ class TestRates:
 
 
 class TestAccumulation:
-    METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "mla", "smv", "miles")
+    METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "mla", "smv", "remix(warmup=1)")
 
     @pytest.mark.parametrize("method", METHODS)
     def test_passes_make_a_step_as_one_batch_does(self, method, tmp_path):

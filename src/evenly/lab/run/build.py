@@ -259,7 +259,9 @@ def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resa
         world: How many processes share the samples of each batch.
         rank: Which of them this is.
     """
-    return Resampler(data.split("train"), world, rank, seed=cell.seed)
+    sampler = Resampler(data.split("train"), world, rank, seed=cell.seed)
+    sampler.passes = cell.training.accumulate
+    return sampler
 
 
 def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
