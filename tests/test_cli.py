@@ -304,7 +304,7 @@ def test_what_is_typed_changes_what_files_say(tmp_path):
         ("data:", "data takes a text, found null."),
         ("seeds: 2.0", "seeds takes a whole number, found 2.0."),
         ("lr: fast", "lr takes a number, found 'fast'."),
-        ("optimizer: rmsprop", "optimizer takes 'sgd' or 'adamw', found 'rmsprop'."),
+        ("schedule: x", "schedule takes 'step' or 'cosine' or 'plateau', found 'x'."),
         ("skip_broken: 1", "skip_broken takes true or false, found 1."),
         ("encoders: [mlp]", "encoders takes a mapping {text: text}, found ['mlp']."),
         ("noise: {on: 2}", "noise takes a text, found True."),

@@ -35,6 +35,8 @@ class Resampler(DistributedSampler[Any]):
         pool: Entries to draw from, the same on each rank; None for every sample once.
         batch_size: Where given, batches of this size (over all ranks) hold one variant each, but
             for what is left over, which comes last.
+        passes: How many batches make a step (gradient accumulation): so many in a row hold one
+            variant then.
         in_order: Whether entries come in the pool's order rather than in random order.
     """
 
@@ -62,6 +64,7 @@ class Resampler(DistributedSampler[Any]):
         )
         self.pool = None
         self.batch_size: int | None = None
+        self.passes = 1
         self.in_order = False
 
     @property
@@ -94,12 +97,13 @@ class Resampler(DistributedSampler[Any]):
     def _grouped(self, order: Tensor, stream: torch.Generator) -> Tensor:
         """Whole batches of one variant in random order, then what is left over."""
         assert self.batch_size is not None
+        size = self.batch_size * self.passes
         whole: list[Tensor] = []
         rest: list[Tensor] = []
         for variant in torch.unique(order // self.count):
             group = order[order // self.count == variant]
-            cut = len(group) // self.batch_size * self.batch_size
-            whole += group[:cut].split(self.batch_size) if cut else []
+            cut = len(group) // size * size
+            whole += group[:cut].split(size) if cut else []
             rest.append(group[cut:])
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=stream).tolist()]
         return torch.cat([*shuffled, *rest])

@@ -177,7 +177,7 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is list:
         return f"a list of {_in_words(*get_args(hint)).removeprefix('a ')}s"
     if get_origin(hint) is tuple:
-        return f"a list [{', '.join(_in_words(part) for part in get_args(hint))}]"
+        return f"a list [{', '.join(map(wanted, get_args(hint)))}]"
     if get_origin(hint) is dict:
         keys, items = (_in_words(part).removeprefix("a ") for part in get_args(hint))
         return f"a mapping {{{keys}: {items}}}"

@@ -75,6 +75,9 @@ def run(options: Namespace) -> None:
         else:
             result = _on_devices(Job(cell, folder, logs))
     chosen = CALLED[cell.training.selects_on]
+    asked = cell.training.epochs
+    if result.epochs < asked:
+        print(f"ended after {result.epochs} of {asked} epochs, by --patience")
     print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
     for split, metrics in result.metrics.items():
         shown = {name: value for name, value in metrics.items() if is_headline(name)}

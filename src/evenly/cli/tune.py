@@ -24,9 +24,9 @@ TUNE = """Tries settings of every method, as many trials for each, and keeps the
 accuracy. The test split is not read.
 
 All methods are tried with learning rates from 1e-4 to 0.1 and weight decays from 1e-6 to 0.01
-(AdamW: from 1e-5 to 0.01, and from 1e-4 to 1), and with settings of their own, which
-'evenly methods NAME' lists. The first trial of each is what you give. At the end stands the command
-that compares the methods at their best, on the test split.
+(Adam and its kin: rates from 1e-5 to 0.01; AdamW and Muon: also decays from 1e-4 to 1), and with
+settings of their own, which 'evenly methods NAME' lists. The first trial of each is what you give.
+At the end stands the command that compares the methods at their best, on the test split.
 
 Stopped or killed, the same command goes on. With --cluster the runs are done on other machines. Or
 the same command is started on each of them, with the same --storage, and takes its share of the

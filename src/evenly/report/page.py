@@ -288,6 +288,12 @@ def _remarks(comparison: Comparison) -> list[str]:
             "“alone” is the accuracy of one modality's own share of the prediction, "
             "in the model trained by the method of that row."
         )
+    lengths = [int(run.result["epochs"]) for run in comparison.runs if run.result]
+    if lengths and (patience := comparison.config.get("patience")) is not None:
+        remarks.append(
+            f"--patience {patience} ends a run so many epochs after its best: these trained for "
+            f"{min(lengths)} to {max(lengths)} epochs."
+        )
     finished = [m for m in comparison.methods if comparison.accuracy(m) is not None]
     estimates = {method: comparison.estimate(method, "accuracy") for method in finished}
     if any(estimate.std is None for estimate in estimates.values()):

@@ -374,6 +374,14 @@ def test_summary_by_hand():
     assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
 
 
+def test_runs_that_end_early_say_so(tmp_path):
+    training = replace(TRAINING, epochs=9, patience=1, lr=1e-7, diagnose_every=0)
+    page = compare("joint", 1, training, tmp_path, local(1)).read_text(encoding="utf-8")
+    assert "--patience 1 ends a run so many epochs after its best: these trained for 2 to 2" in page
+    found = {row["metric"]: row["value"] for row in read(tmp_path / "results.csv")}
+    assert found["epochs"] == "2.0"
+
+
 def test_every_output_of_the_paper_protocol_says_so(tmp_path):
     training = replace(TRAINING, protocol="paper", epochs=1, diagnose_every=0)
     page = compare("joint", 1, training, tmp_path, local(1)).read_text(encoding="utf-8")

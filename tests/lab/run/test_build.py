@@ -126,6 +126,31 @@ def test_optimisers(data):
     assert (adam.defaults["lr"], adam.defaults["weight_decay"]) == (0.5, 0.25)
 
 
+def test_muon_takes_the_matrices_of_hidden_layers(data):
+    model = build(data)
+    optimizer = build_optimizer(model, Training(optimizer="muon", lr=0.1))
+    matrices, others = (group["params"] for group in optimizer.param_groups)
+    assert {p.ndim for p in matrices} == {2}
+    assert {*model.head.parameters()} <= {*others}
+    assert {*matrices, *others} == {*model.parameters()}
+
+
+def test_muon_without_a_matrix():
+    pictures = load("digits")
+    model = build(pictures, encoders=dict.fromkeys(pictures.modalities, "test_build.Convolution"))
+    with pytest.raises(ValueError, match=r"takes the matrices of hidden layers, .* have none"):
+        build_optimizer(model, Training(optimizer="muon"))
+
+
+class Convolution(nn.Sequential):
+    """An encoder whose weights are no matrices."""
+
+    out_features = 2
+
+    def __init__(self):
+        super().__init__(nn.LazyConv2d(2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def test_a_model_is_ready_to_train(data):
     """Trying the user's encoders leaves none of it in evaluation mode."""
     model = build(data, encoders={"m1": "test_build.Mine"})

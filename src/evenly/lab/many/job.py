@@ -111,7 +111,9 @@ def outcome(job: Job) -> str:
     result = Result.read(job.folder)
     assert result is not None
     split = job.cell.training.selects_on
+    asked = job.cell.training.epochs
+    ended = f", ended after {result.epochs} of {asked}" if result.epochs < asked else ""
     return (
-        f"best epoch {result.best_epoch}, {CALLED[split]} "
+        f"best epoch {result.best_epoch}{ended}, {CALLED[split]} "
         f"{result.metrics[split]['accuracy']:.3f}, {result.seconds:.1f} s"
     )

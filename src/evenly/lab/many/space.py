@@ -73,10 +73,14 @@ def log(low: float, high: float) -> Range:
     return Range(low, high, log=True)
 
 
+_SGD = {"lr": log(1e-4, 0.1), "weight_decay": log(1e-6, 1e-2)}
+# These adapt their steps; in the latter, decay is apart from the loss, too: other numbers.
+_ADAM = {"lr": log(1e-5, 1e-2), "weight_decay": log(1e-6, 1e-2)}
+_ADAMW = {"lr": log(1e-5, 1e-2), "weight_decay": log(1e-4, 1.0)}
 TRAINING: dict[str, dict[str, Range]] = {
-    "sgd": {"lr": log(1e-4, 0.1), "weight_decay": log(1e-6, 1e-2)},
-    # It adapts its steps, and its decay is apart from the loss: both are other numbers.
-    "adamw": {"lr": log(1e-5, 1e-2), "weight_decay": log(1e-4, 1.0)},
+    **dict.fromkeys(("sgd", "asgd"), _SGD),
+    **dict.fromkeys(("adam", "adamax", "nadam", "radam", "rmsprop"), _ADAM),
+    **dict.fromkeys(("adamw", "muon"), _ADAMW),
 }
 """The shared settings, by optimiser."""
 
@@ -200,7 +204,13 @@ class Space:
                 "by itself, and give the composition what was found."
             )
         info = METHODS[spec.name].info
-        ranges = dict(TRAINING[training.optimizer])
+        optimizer = parse(training.optimizer).name
+        if optimizer not in TRAINING:
+            raise UserError(
+                f"'evenly tune' knows no range of learning rates for '{optimizer}'. Give one of "
+                f"{', '.join(TRAINING)}."
+            )
+        ranges = dict(TRAINING[optimizer])
         for name, found in METHOD[spec.name].items():
             if name in spec.settings:
                 continue

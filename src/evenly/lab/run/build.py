@@ -11,11 +11,12 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from evenly.data import Data, Modality, load
 from evenly.errors import UserError
 from evenly.lab.run.augment import check_changes
+from evenly.lab.run.optimizer import optimizer_of
 from evenly.lab.run.settings import Cell, Training
 from evenly.method import Info, Method
 from evenly.methods import METHODS
@@ -63,28 +64,30 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
     """Raises if a cell names what there is not; this needs no data, which may be hours away.
 
     Args:
-        cell: With a method, encoders and augmentations by name.
+        cell: With a method, an optimiser, encoders and augmentations by name.
         data: Of the data set, for the message.
         modalities: That it has.
     """
-    settings = method_settings(cell)
+    settings, training = method_settings(cell), cell.training
+    toy = [nn.Parameter(torch.zeros(1, 1))]
+    optimizer_of(training.optimizer, toy, training.lr, training.weight_decay)
     if info_of(cell.method).alone:
         if "modality" not in settings:
             listed = ", ".join(modalities)
             raise UserError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
         if settings["modality"] not in modalities:
             raise unknown("modality", str(settings["modality"]), modalities)
-    for name in cell.training.noise:
+    for name in (*training.noise, *training.lr_scale):
         if name not in modalities:
             raise unknown("modality", name, modalities)
-    if strange := set(cell.training.encoders) - set(modalities):
+    if strange := set(training.encoders) - set(modalities):
         raise UserError(
             f"--encoders names {sorted(strange)}, but {data} has the modalities "
             f"{sorted(modalities)}."
         )
-    for text in cell.training.encoders.values():
+    for text in training.encoders.values():
         _named(parse(text).name)
-    check_changes(cell.training.augment, modalities)
+    check_changes(training.augment, modalities)
 
 
 def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, nn.Module]:
@@ -131,11 +134,40 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
             )
 
 
-def build_optimizer(model: nn.Module, training: Training) -> Optimizer:
-    """The same optimiser for every method."""
-    if training.optimizer == "adamw":
-        return AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
-    return SGD(model.parameters(), lr=training.lr, momentum=0.9, weight_decay=training.weight_decay)
+def build_optimizer(model: LateFusion, training: Training) -> Optimizer:
+    """The same optimiser for every method.
+
+    Raises:
+        ValueError: If there is none of that name, or it cannot be made.
+    """
+    groups: Iterable[Any] = model.parameters()
+    if scales := {k: x for k, x in training.lr_scale.items() if k in model.encoders}:
+        own = {name: [*model.encoders[name].parameters()] for name in scales}
+        others = set(model.parameters()).difference(*own.values())
+        groups = [{"params": [p for p in model.parameters() if p in others]}]
+        groups += [{"params": own[name], "lr": training.lr * scales[name]} for name in scales]
+    if parse(training.optimizer).name == "muon":
+        groups = _by_form(model, groups if scales else [{"params": [*groups]}])
+    return optimizer_of(training.optimizer, groups, training.lr, training.weight_decay)
+
+
+def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups for Muon, which takes matrices of hidden layers: no embeddings, and not the head."""
+    kept = set(model.head.parameters())
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            kept.update(module.parameters())
+    if not any(p.ndim == 2 and p not in kept for p in model.parameters()):
+        raise UserError(
+            "--optimizer muon takes the matrices of hidden layers, of which these encoders have "
+            "none. Give another, such as adamw."
+        )
+    found = []
+    for group in groups:
+        for fits in (True, False):
+            mine = [p for p in group["params"] if (p.ndim == 2 and p not in kept) is fits]
+            found.append({**group, "params": mine, "matrices": fits})
+    return found
 
 
 def method_settings(cell: Cell) -> dict[str, Any]:
@@ -227,7 +259,9 @@ def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resa
         world: How many processes share the samples of each batch.
         rank: Which of them this is.
     """
-    return Resampler(data.split("train"), world, rank, seed=cell.seed)
+    sampler = Resampler(data.split("train"), world, rank, seed=cell.seed)
+    sampler.passes = cell.training.accumulate
+    return sampler
 
 
 def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """The training loop of a run: the README's own, with what the lab measures around it."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evenly.data import SplitName
 from evenly.diagnosis.gap import diagnose
@@ -18,34 +19,50 @@ from evenly.probe import Probe
 
 
 def fit(parts: Parts, record: Record) -> None:
-    """Trains from the epoch that the record stands at to the last.
+    """Trains from the epoch that the record stands at until that says that it is over.
 
     Args:
         parts: What trains.
         record: What is kept of it.
     """
-    method, optimizer, place = parts.method, parts.optimizer, parts.place
-    training = parts.cell.training
+    method, optimizer, place, schedule = parts.method, parts.optimizer, parts.place, parts.schedule
+    training, average = parts.cell.training, parts.average
     val = parts.in_order("val", training.batch_size)
     probe = Probe(parts.model, parts.forward, parts.train, val)
-    for epoch in range(record.epoch, training.epochs):
+    while not record.is_over:
+        epoch = record.epoch
         parts.begin(epoch)
+        if schedule:
+            schedule.begin(epoch)
         record.begin()
-        method.before_epoch(epoch, probe)
-        for number, batch in enumerate(parts.batches(epoch)):
+        if average:
+            average.before_epoch(method, epoch, probe)
+        else:
+            method.before_epoch(epoch, probe)
+        for number, passes in enumerate(parts.steps(epoch)):
+            if schedule:
+                schedule.step(epoch, number, len(parts.stepped))
             with record.step(number):
-                with place.autocast():
-                    output, target = parts.forward(parts.shared, batch)
-                    loss = method.loss(output, target)
-                method.backward(loss)
+                for share, batch in passes:
+                    with place.autocast():
+                        output, target = parts.forward(parts.shared, batch)
+                        loss = method.loss(output, target)
+                    method.backward(loss if share == 1 else share * loss)
+                    record.add(loss, output, target)
                 method.before_step()
+                if training.clip is not None:
+                    nn.utils.clip_grad_norm_(parts.model.parameters(), training.clip)
                 optimizer.step()
                 optimizer.zero_grad()
-            record.add(loss, output, target)
-        if parts.schedule:
-            parts.schedule.step()
+                if average:
+                    average.update()
+            record.stepped()
         record.trained()
-        record.end(_measured(parts, epoch))
+        with average.applied() if average else nullcontext():
+            measured = _measured(parts, epoch)
+        if schedule:
+            schedule.end(epoch, measured["val_loss"])
+        record.end(measured)
 
 
 def evaluated(parts: Parts, split: SplitName) -> Evaluation:

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import StepLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from evenly import chance, distributed
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.lab.run.augment import Augment
+from evenly.lab.run.average import Average
 from evenly.lab.run.build import (
     build_method,
     build_model,
@@ -23,6 +23,7 @@ from evenly.lab.run.build import (
     info_of,
 )
 from evenly.lab.run.place import Place
+from evenly.lab.run.schedule import Schedule
 from evenly.lab.run.settings import Cell
 from evenly.method import Method
 from evenly.nn import LateFusion
@@ -88,11 +89,13 @@ class Parts:
         model: As it is built, with its encoders.
         shared: The same as steps of training call it, on all processes.
         optimizer: Of its parameters.
-        schedule: Of the learning rate, after each epoch; None if it stays.
+        schedule: Of the learning rate; None if it stays.
+        average: Of the weights; None if they are judged themselves.
         method: On the encoders, optimiser, head and sampler.
         sampler: The order of the training split.
         forward: One forward pass.
         train: Batches of the training split, of this process's share.
+        stepped: The same, of the samples of a step each.
     """
 
     cell: Cell
@@ -101,11 +104,13 @@ class Parts:
     model: LateFusion
     shared: nn.Module
     optimizer: Optimizer
-    schedule: StepLR | None
+    schedule: Schedule | None
+    average: Average | None
     method: Method
     sampler: Resampler
     forward: Forward
     train: DataLoader[Batch]
+    stepped: DataLoader[Batch]
     _splits: dict[SplitName, Split] = field(default_factory=dict)
 
     @staticmethod
@@ -119,10 +124,14 @@ class Parts:
         method = build_method(cell, model, optimizer, sampler)
         data = placed(data, place.device)
         train = data.split("train")
-        size = training.batch_size // place.world
-        # BatchNorm can make nothing of a last batch of one.
-        lonely = len(sampler) % size == 1 and len(sampler) > 1
-        batches = Repeated(sampler, size, lonely, method.repeats)
+
+        def loader(count: int) -> DataLoader[Batch]:
+            size = count // place.world
+            # BatchNorm can make nothing of a last batch of one.
+            lonely = len(sampler) % size == 1 and len(sampler) > 1
+            batches = Repeated(sampler, size, lonely, method.repeats)
+            return DataLoader(train, batch_sampler=batches, collate_fn=collate)
+
         return Parts(
             cell,
             data,
@@ -130,11 +139,13 @@ class Parts:
             model,
             shared,
             optimizer,
-            StepLR(optimizer, training.lr_step) if training.lr_step else None,
+            Schedule.of(optimizer, training),
+            None if training.ema is None else Average(model, training.ema),
             method,
             sampler,
             Forward(place, Augment(training.augment, data.modalities, cell.seed)),
-            DataLoader(train, batch_sampler=batches, collate_fn=collate),
+            loader(training.batch_size),
+            loader(training.batch_size * training.accumulate),
             {"train": train},
         )
 
@@ -145,14 +156,31 @@ class Parts:
         self.sampler.set_epoch(epoch)
         self.shared.train()
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The training batches of an epoch: where the method has a turn, of its modality alone."""
-        for number, batch in enumerate(self.train):
-            self.forward.step = epoch, number // self.method.repeats
+    def steps(self, epoch: int) -> Iterator[Iterator[tuple[float, Batch]]]:
+        """The steps of an epoch, each as its passes; a turn of the method is of one modality.
+
+        Each pass is a batch, and the share of its samples in the step's.
+        """
+        for number, batch in enumerate(self.stepped):
             if (turn := self.method.turn) is not None:
                 batch = cast(Batch, {**batch, "inputs": {turn: batch["inputs"][turn]}})
-            yield batch
+            yield self._passes((epoch, number // self.method.repeats), batch)
         self.forward.step = None
+
+    def _passes(self, step: tuple[int, int], batch: Batch) -> Iterator[tuple[float, Batch]]:
+        epoch, number = step
+        training = self.cell.training
+        if training.accumulate == 1:
+            self.forward.step = step
+            yield 1.0, batch
+            return
+        size, count = training.batch_size // self.place.world, len(batch["target"])
+        count -= size > 1 and count % size == 1  # of one sample, as above
+        for part, start in enumerate(range(0, count, size)):
+            end = min(start + size, count)
+            self.forward.step = epoch, number * training.accumulate + part
+            cut = tree_map(lambda x, where=slice(start, end): x[where], batch)
+            yield (end - start) / count, cut
 
     def split(self, name: SplitName) -> Split:
         """One of the splits, which is asked for once."""
@@ -183,6 +211,10 @@ class Parts:
         found: dict[str, Any] = _whole(self.model.state_dict())
         return found
 
+    def judged(self) -> dict[str, Any]:
+        """Those that are judged: the average, where there is one; every process must call."""
+        return self.weights() if self.average is None else self.average.weights()
+
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Takes up what `weights` gave."""
         like = self.model.state_dict()
@@ -195,7 +227,9 @@ class Parts:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run continues from; every process must call."""
+        average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
+            **average,
             "state_dict": self.weights(),
             "optimizer": _whole(self.optimizer.state_dict()),
             "schedule": self.schedule.state_dict() if self.schedule else {},
@@ -208,6 +242,8 @@ class Parts:
         self.optimizer.load_state_dict(self._cut(state["optimizer"]))
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.method.load_state_dict(tree_map(self._moved, state["method"]))
 
     def _moved(self, x: Any) -> Any:

@@ -52,10 +52,14 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
         notes += _method_notes(cell, method, divides_size(optimizer))
+        if training.accumulate > 1:
+            notes += _pass_notes(cell, method)
         if training.world > 1:
             notes += _share_notes(cell, method)
     if training.world > 1 and not torch.cuda.is_available() and _normed(widest.encoders):
         notes.append("BatchNorm takes its statistics of each process's share of a batch.")
+    if training.accumulate > 1 and _normed(widest.encoders):
+        notes.append("BatchNorm takes its statistics of each pass of --accumulate.")
     return data, notes
 
 
@@ -128,6 +132,21 @@ def _share_notes(cell: Cell, method: Method) -> list[str]:
     return [
         f"{cell.method}: compares the samples of a batch with one another, those of each process's "
         "own share."
+    ]
+
+
+def _pass_notes(cell: Cell, method: Method) -> list[str]:
+    """What is another training where several passes make a step."""
+    if method.info.by_pass:
+        raise UserError(
+            f"{cell.method} acts on each backward pass by what its own samples tell, so that with "
+            "--accumulate each pass would be a batch. Leave it out, and give --batch_size."
+        )
+    if not method.info.within_batch:
+        return []
+    return [
+        f"{cell.method}: compares the samples of a batch with one another, those of each pass of "
+        "--accumulate."
     ]
 
 

@@ -82,8 +82,17 @@ class Record:
         for name, value in remembered:
             setattr(self, name, value)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is to come: all are done, or the last ones brought nothing better."""
+        training = self.parts.cell.training
+        waited = self.epoch - 1 - self.best_epoch  # 0 before the first
+        is_spent = training.patience is not None and waited >= training.patience
+        return self.epoch == training.epochs or is_spent
+
     def begin(self) -> None:
         """An epoch begins: starts the clock, which counts training and the method alone."""
+        self._taken = 0  # steps
         self._losses: list[Tensor] = []
         self._right: list[Tensor] = []
         self._counts: list[int] = []
@@ -105,10 +114,14 @@ class Record:
         self._operations, self._first = counter.total, self._lap()
 
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
-        """Takes note of a batch, without waiting for a GPU."""
+        """Takes note of a pass, without waiting for a GPU."""
         self._losses.append(loss.detach())
         self._right.append((output.logits.detach().argmax(1) == target).sum())
         self._counts.append(len(target))
+
+    def stepped(self) -> None:
+        """Takes note of what the method did in a step."""
+        self._taken += 1
         for name, value in self.parts.method.metrics.items():
             is_finite = value.isfinite()  # not of a step that overflowed
             kept = value.detach().where(is_finite, 0)
@@ -117,7 +130,7 @@ class Record:
 
     def trained(self) -> None:
         """The steps of the epoch are done: stops the clock."""
-        steps, took = len(self._losses), self._lap()
+        steps, took = self._taken, self._lap()
         self.steps += steps
         self.flops += int(distributed.sum_(torch.tensor(self._operations))) * steps
         self.seconds += took * steps / (steps - 1) if steps > 1 else self._first
@@ -129,11 +142,11 @@ class Record:
         accuracy = row[f"{self.parts.cell.training.selects_on}_accuracy"]
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
-            self._weights = {k: x.clone() for k, x in self.parts.weights().items()}
+            self._weights = {k: x.clone() for k, x in self.parts.judged().items()}
         self.epoch += 1
         training = self.parts.cell.training
         due = time.monotonic() - self._written >= training.checkpoint_every
-        if self.parts.place.any(due) or self.epoch == training.epochs:
+        if self.parts.place.any(due) or self.is_over:
             self._write()
         if self.parts.place.is_first:
             self._log.add(row, self.epoch - 1)

@@ -24,7 +24,7 @@ class Result:
         method: As it was asked for, with its settings.
         seed: Of the run.
         best_epoch: Chosen by validation accuracy, the first of equals, from 0.
-        epochs: Trained in all.
+        epochs: Trained in all; fewer than asked for where `patience` was at its end.
         steps: Of the optimiser.
         seconds: Spent in training and in the method, without validation and measurements.
         peak_memory_mb: Of the run's process, or of the GPU where there is one.

@@ -123,7 +123,7 @@ def _trained(
         method=cell.method,
         seed=cell.seed,
         best_epoch=best["epoch"],
-        epochs=cell.training.epochs,
+        epochs=record.epoch,
         steps=record.steps,
         seconds=round(record.seconds, 3),
         peak_memory_mb=round(_peak_memory_mb(), 1),

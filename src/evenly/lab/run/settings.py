@@ -33,11 +33,27 @@ class Training:
             store that 'evenly prepare' made; a table, .csv, .tsv or .parquet; or a .npz file.
             'evenly datasets' lists them.
         epochs: Passes over the training split.
-        batch_size: Samples per step.
-        optimizer: SGD with momentum 0.9, or AdamW.
+        patience: Epochs without a better one, by the metric that selects, after which a run ends;
+            by default it goes on to the last.
+        batch_size: Samples per step; with --accumulate, per pass.
+        accumulate: Batches whose gradients make a step, of the mean loss over all their samples;
+            where one batch does not fit into memory.
+        optimizer: Any of torch.optim's by name, with settings if wanted: sgd, with momentum 0.9
+            unless it is given; 'sgd(nesterov=true)'; 'adamw(betas=[0.9,0.98])'; muon, which trains
+            the matrices of hidden layers, and AdamW all else.
         lr: Learning rate.
-        lr_step: Epochs after which the learning rate is divided by ten, again and again; 0 is
-            never.
+        schedule: How the learning rate goes on: step, divided by ten every --lr_step epochs;
+            cosine, from --lr to 0 over the epochs, a little with each step; plateau, divided by ten
+            after --lr_step epochs without a lower validation loss.
+        lr_step: Epochs after which the learning rate is divided by ten, see --schedule; 0 is never.
+        warmup: Epochs before the schedule begins, in which the learning rate rises from 0 to --lr,
+            a little with each step.
+        lr_scale: By modality, the learning rate of its encoder over --lr: '{"audio": 0.1}'; of the
+            others it is 1. A method that changes learning rates itself multiplies them by its own.
+        clip: The total norm to which gradients are cut down, after what the method does to them and
+            of all parameters, on several devices of all of them together; by default they are left.
+        ema: Decay of an exponential moving average of the weights, such as 0.999, which is judged,
+            selected and kept in their place; by default there is none.
         weight_decay: Weight decay.
         precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
             take less time here. What was chosen is written down, and stays when a run goes on.
@@ -71,10 +87,17 @@ class Training:
 
     data: str = "digits"
     epochs: int = 30
+    patience: int | None = None
     batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    accumulate: int = 1
+    optimizer: str = "sgd"
     lr: float = 0.01
+    schedule: Literal["step", "cosine", "plateau"] = "step"
     lr_step: int = 0
+    warmup: int = 0
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    clip: float | None = None
+    ema: float | None = None
     weight_decay: float = 1e-4
     precision: Precision = "auto"
     width: int = 64
@@ -92,8 +115,9 @@ class Training:
     protocol: Protocol = "fair"
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "batch_size", "width", "threads", "devices", "nodes", "limit_samples")
-        check_counts(**{name: getattr(self, name) for name in counts})
+        counts = ("epochs", "patience", "batch_size", "accumulate", "width", "threads")
+        counted = (*counts, "devices", "nodes", "limit_samples")
+        check_counts(**{name: getattr(self, name) for name in counted})
         if self.batch_size % self.world:
             raise UserError(
                 f"--batch_size is of all devices together, and {self.world} of them cannot share "
@@ -105,8 +129,26 @@ class Training:
             raise UserError(f"--checkpoint_every is at least 0; found {self.checkpoint_every}.")
         if self.lr_step < 0:
             raise UserError(f"--lr_step is at least 0; found {self.lr_step}.")
+        if self.schedule == "cosine" and self.lr_step:
+            raise UserError("--lr_step is for --schedule step and plateau, not cosine. Leave it 0.")
+        if self.schedule == "plateau" and not self.lr_step:
+            raise UserError(
+                "--schedule plateau takes --lr_step, the epochs without a lower validation loss "
+                "after which the learning rate falls. Give it, such as --lr_step 5."
+            )
+        if not 0 <= self.warmup < self.epochs:
+            raise UserError(
+                f"--warmup is at least 0 and below --epochs, {self.epochs}; found {self.warmup}."
+            )
         if not 0 < self.lr < math.inf:
             raise UserError(f"--lr is above 0; found {self.lr}.")
+        for name, scale in self.lr_scale.items():
+            if not 0 < scale < math.inf:
+                raise UserError(f"--lr_scale.{name} is above 0; found {scale}.")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise UserError(f"--clip is above 0; found {self.clip}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema is between 0 and 1; found {self.ema}.")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--weight_decay is at least 0; found {self.weight_decay}.")
         for name, level in self.noise.items():

@@ -75,8 +75,10 @@ def write_tables(out: Path, projection: Projected = "tsne") -> Path:
 def read_results(out: Path) -> list[dict[str, Any]]:
     """The rows of results.csv, from the result.json of each finished run."""
     rows = []
+    cost = ["seconds", "peak_memory_mb", "steps", "flops"]
+    if read_config(out).get("patience") is not None:
+        cost.append("epochs")  # which differ from run to run
     for _, result in _finished(out):
-        cost = ("seconds", "peak_memory_mb", "steps", "flops")
         metrics = {**result.metrics, "train": {name: getattr(result, name) for name in cost}}
         rows += [
             {

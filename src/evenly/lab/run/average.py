@@ -1,0 +1,112 @@
+"""An exponential moving average of a run's weights, which is judged in their place."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenly import distributed
+from evenly.method import Method
+from evenly.methods.composed import parts as methods_of
+from evenly.methods.relearn import Relearn
+from evenly.probe import Probe
+from evenly.reinit import soft_reinit_
+
+
+class Average:
+    """After each step ē ← d ē + (1 - d) θ, of all weights and of BatchNorm's running statistics.
+
+    d is the decay, and in the first steps (1 + t) / (10 + t) of step t, from 1, where that is less:
+    else the initial weights would long be in it. Whole numbers, such as BatchNorm's count of
+    batches, are the model's.
+
+    Attributes:
+        model: Whose weights are averaged, in place while `applied`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Begins with the weights as they are.
+
+        Args:
+            model: On its device, sharded if it is to be.
+            decay: d, between 0 and 1.
+        """
+        self.model, self._decay, self._steps = model, decay, 0
+        self._trained = {name: x for name, x in model.state_dict().items() if x.is_floating_point()}
+        self._mean = {name: x.clone() for name, x in self._trained.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights after a step."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        for name, x in self._trained.items():
+            distributed.local(self._mean[name]).lerp_(distributed.local(x), 1 - decay)
+
+    @torch.no_grad()
+    def before_epoch(self, method: Method, epoch: int, probe: Probe) -> None:
+        """Has a method begin an epoch, and does with the average what it does to the weights.
+
+        What re-learns is pulled back in the average, too, by the same share towards the same
+        initial weights. What else has changed begins anew as it is.
+
+        Args:
+            method: That begins it.
+            epoch: From 0.
+            probe: On the model.
+        """
+        before = {name: x.clone() for name, x in self._trained.items()}
+        relearning = [one for one in methods_of(method) if isinstance(one, Relearn)]
+        known = [epoch in one.history for one in relearning]
+        with torch.enable_grad():
+            method.before_epoch(epoch, probe)
+        distributed.reshard(self.model)
+        pulled: set[str] = set()
+        with self.applied():
+            for one, was_known in zip(relearning, known, strict=True):
+                for name, of_encoder in ({} if was_known else one.history.get(epoch, {})).items():
+                    assert one.initial is not None
+                    soft_reinit_(one.encoders[name], one.initial[name], of_encoder["strength"])
+                    mine = set(one.encoders[name].parameters())
+                    pulled.update(n for n, p in self.model.named_parameters() if p in mine)
+        for name, x in self._trained.items():
+            is_same = torch.equal(distributed.local(x), distributed.local(before[name]))
+            if name not in pulled and not is_same:
+                self._mean[name].copy_(x)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Has the average in the model's place within the block; what it becomes there stays."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            distributed.reshard(self.model)
+            self._exchange()
+
+    def weights(self) -> dict[str, Tensor]:
+        """A whole state of the model, of averages; every process must call."""
+        found = {**self.model.state_dict(), **self._mean}
+        return {name: distributed.whole(x) for name, x in found.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; every process must call."""
+        mean = {name: distributed.whole(x) for name, x in self._mean.items()}
+        return {"steps": self._steps, "mean": mean}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self._steps = state["steps"]
+        for name, x in self._mean.items():
+            x.copy_(distributed.sharded_like(state["mean"][name].to(x.device), x))
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, x in self._trained.items():
+            mine, theirs = distributed.local(self._mean[name]), distributed.local(x)
+            kept = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(kept)
