@@ -14,9 +14,11 @@ HELP = "raw files to a store, decoded once"
 
 TABLE = """The table has a row for each sample and the columns 'label'; 'split' (train, val, test;
 optional: what is lacking is drawn); 'name' (optional); and one for each modality. A cell holds a
-number, a text, or the path of a file or folder, relative to the table's folder. An empty cell is a
-modality that the sample lacks. What a column holds is found out from its first cells; --readers
-says otherwise, with the names and settings
+number, a text, the path of a file or folder, relative to the table's folder, or in Parquet the
+bytes of a file. An empty cell is a modality that the sample lacks. A folder of Parquet files is one
+table, whose files say their splits by their names (train-00000-of-00002.parquet, validation-...,
+test-...). What a column holds is said in the file or found out from its first cells; --readers says
+otherwise, with the names and settings
 
   video(frames=2,size=[224,224],pick=uniform)   pick: uniform, random, or rate with fps=
   image(size=[224,224])
@@ -35,8 +37,9 @@ def arguments() -> Parser:
     one = Parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
     one.add_argument(
         "source",
-        help="a table, .csv, .tsv or .parquet; or a data set by name, with settings if wanted, "
-        "such as 'cremad(split=actors)' ('evenly datasets' lists them)",
+        help="a table, .csv, .tsv or .parquet; a folder of Parquet files, as the Hugging Face Hub "
+        "has them; or a data set by name, with settings if wanted, such as 'cremad(split=actors)' "
+        "('evenly datasets' lists them)",
     )
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
     one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")

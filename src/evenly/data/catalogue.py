@@ -10,7 +10,7 @@ from typing import Any
 from evenly.data.arrays import load_npz
 from evenly.data.dataset import Data
 from evenly.data.digits import digits
-from evenly.data.store import open_store
+from evenly.data.store import is_store, open_store
 from evenly.data.synthetic import synthetic
 from evenly.errors import UserError
 from evenly.spec import made, parse
@@ -92,6 +92,14 @@ def data_file(spec: str) -> Path | None:
     if spec not in DATASETS and (spec.lower().endswith((".npz", *TABLES)) or os.path.exists(path)):
         return Path(path)
     return None
+
+
+def is_raw(spec: str) -> bool:
+    """Whether a spec is what is prepared first: a table, or a folder that is no store."""
+    if spec.lower().endswith(TABLES):
+        return True
+    path = data_file(spec)
+    return path is not None and path.is_dir() and not is_store(path)
 
 
 def load(spec: str) -> Data:
