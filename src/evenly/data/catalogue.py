@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
-TABLES = (".csv", ".tsv", ".parquet")
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+"""Endings of archives that are no tables until they are unpacked."""
+TABLES = (".csv", ".tsv", ".parquet", ".tar", *PACKED)
 """Endings of tables, in letters of any case; they are data once they are prepared."""
 
 
@@ -102,6 +105,13 @@ def is_raw(spec: str) -> bool:
     return path is not None and path.is_dir() and not is_store(path)
 
 
+def stem_of(path: Path) -> str:
+    """What a table's file or folder is called, without its ending and ranges in braces."""
+    if not path.name.lower().endswith(TABLES):
+        return path.name
+    return re.sub(r"[-_.]?\{[^{}]*\}", "", path.stem) or "shards"
+
+
 def load(spec: str) -> Data:
     """A data set by name, by name with settings, from an `.npz` file or a prepared store.
 
@@ -115,7 +125,7 @@ def load(spec: str) -> Data:
             have the form that `load_npz` reads.
     """
     if (path := data_file(spec)) is not None:
-        if path.suffix.lower() in TABLES:
+        if spec.lower().endswith(TABLES):
             raise UserError(
                 f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
                 "--data STORE."

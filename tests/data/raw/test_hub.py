@@ -136,7 +136,7 @@ class TestLabels:
         path = tmp_path / "t.parquet"
         classes = [k % 2 for k in range(16)]
         dataset(range(16), features, fine=classes, coarse=classes).to_parquet(path)
-        assert "has class numbers in fine, coarse, and no column 'label'" in said(path)
+        assert "has classes in fine, coarse. Say with --label which" in said(path)
         source = table(path, label="coarse")
         assert source.classes == ["x", "y"]
         assert list(source.readers) == ["age"]
@@ -208,7 +208,7 @@ class TestMessages:
 
     def test_no_parquet_files(self, tmp_path):
         (tmp_path / "x.bin").touch()
-        assert "holds no Parquet files" in said(tmp_path)
+        assert "holds no .parquet, .arrow or .tar files" in said(tmp_path)
 
     def test_broken_files(self, hub, tmp_path):
         shard = hub / "data" / "train-00001-of-00002.parquet"

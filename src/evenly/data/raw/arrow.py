@@ -10,6 +10,7 @@ from evenly.data.raw.columns import (
     Columns,
     check_apart,
     columns_of,
+    holds_files,
     is_file,
     named_columns,
     plain,
@@ -59,12 +60,16 @@ def rows_columns(
     check_apart(path, shards[0].schema.names)
     schema = _common(shards)
     features = _features(schema.metadata)
-    others = [field.name for field in schema if not is_file(field.type)]
+    files = [field.name for field in schema if holds_files(field.type)]
+    others = [name for name in schema.names if name not in files]
     tables = [shard.table(others) for shard in shards]
     names, cells = [name.strip() for name in schema.names], list[Any]()
     for field in schema:
         if field.name in others:
             cells.append(_joined([plain(table.column(field.name)) for table in tables]))
+        elif not is_file(field.type):
+            refused = "holds several files in a cell: make a column of each"
+            cells.append(Files([None] * sum(map(len, shards)), refused=refused))
         else:
             found = chain.from_iterable(
                 _files(rows, field.name, len(shards) > 1) for rows in shards
@@ -85,8 +90,17 @@ def rows_columns(
         for name, feature in features.items()
         if feature.get("_type") == "ClassLabel" and feature.get("names")
     }
-    declared = _indices(schema.metadata)
-    return columns_of(path, named_columns(names), cells, declared, classes=classes, **more)
+    why = "holds class numbers, too, and is no modality unless --modalities names it"
+    return columns_of(
+        path,
+        named_columns(names),
+        cells,
+        _indices(schema.metadata),
+        dict.fromkeys(classes, why),
+        labels=["label"] if "label" in names else list(classes),
+        classes=classes,
+        **more,
+    )
 
 
 def _common(shards: Sequence[Rows]) -> Any:

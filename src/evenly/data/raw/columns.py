@@ -61,8 +61,9 @@ class Columns:
         cells: By name, texts, files, or an Arrow array.
         root: The folder from which paths lead.
         opened: The files that it was read from.
-        indices: Names of those that number the rows.
+        aside: By column that is no modality unless it is asked for, what a note says of it.
         comma: Whether numbers may have a decimal comma, as where semicolons part cells.
+        labels: The columns of which one is the label, unless another is asked for.
         classes: By column of class numbers, the names of the classes.
         notes: Sentences that a user of the data should see.
     """
@@ -70,8 +71,9 @@ class Columns:
     cells: Mapping[str, Any]
     root: Path
     opened: Sequence[Path]
-    indices: Collection[str] = ()
+    aside: Mapping[str, str] = field(default_factory=dict)
     comma: bool = False
+    labels: Sequence[str] = ("label",)
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -124,6 +126,7 @@ def columns_of(
     names: Sequence[str],
     cells: Sequence[Any],
     declared: Collection[str] = (),
+    aside: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Columns:
     """The columns of a table by their names, once these are known to be usable.
@@ -133,7 +136,8 @@ def columns_of(
         names: Of the columns.
         cells: Of each.
         declared: Names of columns that are said to number the rows.
-        more: As `Columns` has it.
+        aside: As `Columns` has it, but for columns that number the rows.
+        more: Likewise.
 
     Raises:
         ValueError: If two have one name, or there are no rows.
@@ -153,7 +157,8 @@ def columns_of(
         or _INDEX.fullmatch(name)
         or (NUMBERING.fullmatch(name) and _counts(found[name]))
     ]
-    return Columns(found, indices=indices, **more)
+    noted = dict.fromkeys(indices, "is an index of the rows, and no modality")
+    return Columns(found, aside={**(aside or {}), **noted}, **more)
 
 
 def check_apart(path: Path, names: Sequence[str]) -> None:
@@ -331,6 +336,12 @@ def _is_number(kind: Any) -> bool:
 
     tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
     return any(test(kind) for test in tests)
+
+
+def holds_files(kind: Any) -> bool:
+    """Whether cells of one of Arrow's types are files, or lists or structures of files."""
+    within = [kind.field(n).type for n in range(kind.num_fields)]
+    return is_file(kind) or any(map(holds_files, within))
 
 
 def is_file(kind: Any) -> bool:

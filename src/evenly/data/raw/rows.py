@@ -100,10 +100,12 @@ class Files(Sequence[Any]):
     Attributes:
         cells: From the first row.
         kind: What the data set says that they hold, 'image', 'audio' or 'video'; empty if nothing.
+        refused: Why they cannot be read, and what to do about it; empty if they can.
     """
 
     cells: Sequence[Any]
     kind: str = ""
+    refused: str = ""
 
     def __getitem__(self, row: Any) -> Any:
         return self.cells[row]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 
 from evenly.data.arrays import VALIDATION
+from evenly.data.catalogue import stem_of
 from evenly.data.dataset import SplitName, check_names, stratified
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
@@ -134,9 +135,7 @@ def table(
     for name in [*names, *readers]:
         if name not in others:
             raise unknown(f"modality of {path}", name, others)
-    classed = [name for name in others if name in columns.classes]
-    no_modalities = {*columns.indices, *classed}
-    names = names or [name for name in others if name in readers or name not in no_modalities]
+    names = names or [name for name in others if name in readers or name not in columns.aside]
     for name in readers:
         if name not in names:
             raise UserError(
@@ -158,15 +157,9 @@ def table(
         cells[name], found[name] = _modality(path, columns, name, own.get(name))
     if not modalities:
         notes += [
-            f"{path.name}: the column '{name}' is an index of the rows, and no modality."
-            for name in columns.indices
+            f"{path.name}: the column '{name}' {why}."
+            for name, why in columns.aside.items()
             if name in others and name not in names
-        ]
-        notes += [
-            f"{path.name}: the column '{name}' holds class numbers, too, and is no modality unless "
-            "--modalities names it."
-            for name in classed
-            if name not in names
         ]
     notes += columns.notes
     split: list[SplitName] = ["test"] * columns.rows
@@ -186,7 +179,7 @@ def table(
         )
         for row in range(len(target))
     ]
-    return Source(path.stem, found, samples, classes, notes, columns.opened)
+    return Source(stem_of(path), found, samples, classes, notes, columns.opened)
 
 
 def _labelled(
@@ -195,13 +188,13 @@ def _labelled(
     """The columns with that of the labels called so, and what a user should hear of it."""
     if asked is not None and asked not in columns.cells:
         raise unknown(f"column of {path}", asked, columns.cells)
-    known = list(columns.classes)
-    if asked is None and "label" not in columns.cells and len(known) > 1 and needed:
+    known = columns.labels
+    if asked is None and len(known) > 1 and needed:
         raise UserError(
-            f"{path}: has class numbers in {', '.join(known)}, and no column 'label'. Say with "
-            "--label which of them is to be predicted."
+            f"{path}: has classes in {', '.join(known)}. Say with --label which of them is to be "
+            "predicted."
         )
-    name = asked or ("label" if "label" in columns.cells or len(known) != 1 else known[0])
+    name = asked or (known[0] if len(known) == 1 else "label")
     if name == "label":
         return columns, []
     cells = {"label": columns.cells[name]}
@@ -307,6 +300,10 @@ def _modality(
         reader: What the user asks for, if anything.
     """
     column, root = columns.modality(name), columns.root
+    if isinstance(column.values, Files) and column.values.refused:
+        raise UserError(
+            f"{path}: column '{name}' {column.values.refused}, or leave it out with --modalities."
+        )
     first = next((value for value in column.values if value is not None), None)
     if first is None:
         raise UserError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")

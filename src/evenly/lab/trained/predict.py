@@ -302,7 +302,7 @@ def _of_table(
                 "data set that no table can name. Prepare a store of such files with 'evenly "
                 "prepare', and give it as --data."
             )
-    others = [name for name in columns.cells if name not in (*RESERVED, *columns.indices)]
+    others = [name for name in columns.cells if name not in (*RESERVED, *columns.aside)]
     say(_differing(run, str(path), others, without))
     source = table(path, names, readers, labelled=False, columns=columns)
     say(source.notes)
