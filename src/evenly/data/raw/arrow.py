@@ -18,8 +18,54 @@ from evenly.data.raw.columns import (
 from evenly.data.raw.rows import ArrowRows, Entry, Files, ParquetRows, Rows
 from evenly.errors import UserError
 
+_STATE = "state.json"
+_SPLITS = "dataset_dict.json"
 _MEDIA = {"Image": "image", "Audio": "audio", "Video": "video"}
 """By feature of `datasets`, what its files hold."""
+
+
+def saved_files(path: Path) -> tuple[list[Path], list[str] | None] | None:
+    """The files that `save_to_disk` of the library `datasets` wrote, and the split of each.
+
+    Args:
+        path: A folder.
+
+    Returns:
+        None if the folder was written by something else.
+
+    Raises:
+        ValueError: If it is not as the library wrote it.
+    """
+    if (path / _STATE).is_file():
+        return _saved(path), None
+    if not (path / _SPLITS).is_file():
+        return None
+    names = _json(path / _SPLITS, "splits")
+    pairs = [(file, str(name)) for name in names for file in _saved(path / str(name))]
+    return [file for file, _ in pairs], [name for _, name in pairs] if len(names) > 1 else None
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of a split, in order."""
+    parts = [part for part in _json(folder / _STATE, "_data_files") if isinstance(part, dict)]
+    found = [folder / str(part.get("filename")) for part in parts]
+    if gone := [file for file in found if not file.is_file()]:
+        raise UserError(
+            f"{folder}: {gone[0].name} is missing, which {_STATE} names. Save the data set again."
+        )
+    return found
+
+
+def _json(path: Path, name: str) -> list[Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[name]
+        if not isinstance(found, list) or not found:
+            raise TypeError(f"there is no {name}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is not as `datasets` wrote it ({error}). Save the data set again."
+        ) from error
+    return found
 
 
 def shard_columns(
@@ -115,8 +161,8 @@ def _common(shards: Sequence[Rows]) -> Any:
             name = min(known ^ given)
             has, lacks = (first, rows) if name in known else (rows, first)
             raise UserError(
-                f"{lacks.path}: has no column '{name}', and {has.path} has one. All files of a "
-                "data set need the same columns: give one of its folders, or a file."
+                f"{_place(lacks)}: has no column '{name}', and {_place(has)} has one. All parts of "
+                "a data set need the same columns: give one of its folders, or a file."
             )
         for field in rows.schema:
             one, two = _bare(found[field.name].type), _bare(field.type)
@@ -124,9 +170,9 @@ def _common(shards: Sequence[Rows]) -> Any:
                 found[field.name] = field
             elif one != two and not pa.types.is_null(two):
                 raise UserError(
-                    f"{rows.path}: holds {two} in the column '{field.name}', and {first.path} "
-                    f"{one}. All files of a data set need the same columns: give one of its "
-                    "folders, or a file."
+                    f"{_place(rows)}: holds {two} in the column '{field.name}', and "
+                    f"{_place(first)} {one}. All parts of a data set need the same columns: give "
+                    "one of its folders, or a file."
                 )
     return pa.schema(list(found.values()), first.schema.metadata)
 
@@ -195,3 +241,7 @@ def _indices(metadata: Mapping[bytes, bytes] | None) -> list[str]:
     except (ValueError, KeyError, TypeError):
         return []
     return [name.strip() for name in declared if isinstance(name, str)]
+
+
+def _place(rows: Rows) -> str:
+    return str(rows.path or "a split")

@@ -161,6 +161,20 @@ def columns_of(
     return Columns(found, aside={**(aside or {}), **noted}, **more)
 
 
+def of_records(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns, of Arrow or of texts, from rows of named values as JSON has them."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            found[name] = pa.chunked_array([pa.array(values)])
+        except pa.ArrowException:  # numbers beside texts
+            found[name] = [None if value is None else str(value) for value in values]
+    return found
+
+
 def check_apart(path: Path, names: Sequence[str]) -> None:
     """Raises if two columns have one name."""
     if len(set(names)) < len(names):

@@ -26,6 +26,11 @@ def meant(name: str) -> SplitName | None:
     return found.pop() if len(found) == 1 else None
 
 
+def is_split(name: str) -> bool:
+    """Whether a name is a word for a split, and nothing more."""
+    return name.lower() in _MEANT
+
+
 def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:
     """By file, the name of its split; None if the files are not told apart by it.
 

@@ -14,22 +14,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from evenly.data.raw.columns import Columns, columns_of
+from evenly.data.raw.columns import Columns, columns_of, of_records
+from evenly.data.raw.folders import MEDIA
 from evenly.data.raw.rows import Files, Part
 from evenly.data.raw.splits import named_splits
 from evenly.errors import UserError, UserFileNotFoundError
 
 _KINDS = {
-    "image": ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm"),
-    "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac"),
-    "video": ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg"),
     "array": ("npy",),
     "text": ("txt", "text", "transcript"),
     "class": ("cls",),
     "fields": ("json",),
     "pickle": ("pth", "pt", "pyd", "pickle", "pkl"),
 }
-_KIND = {ending: kind for kind, endings in _KINDS.items() for ending in endings}
+_KIND = {f".{ending}": kind for kind, endings in _KINDS.items() for ending in endings} | MEDIA
 """By the end of an extension, what such members hold."""
 _REFUSED = {
     "pickle": "holds pickles, which could run code of their own and are never opened: write .npy "
@@ -138,7 +136,7 @@ def _root(shards: Sequence[Path]) -> Path:
 
 
 def _kind(ending: str) -> str:
-    return _KIND.get(ending.rpartition(".")[2], "")
+    return _KIND.get(Path(f"x.{ending}").suffix, "")
 
 
 def _samples(shard: Path, *, several: bool) -> list[_Sample]:
@@ -209,7 +207,7 @@ def _columns(
     alike: dict[tuple[str, str], list[str]] = {}
     for ending in endings:
         kind = _kind(ending)
-        what = kind if kind in ("image", "audio", "video") else ending
+        what = kind if kind in MEDIA.values() else ending
         alike.setdefault((ending.rpartition(".")[0], what), []).append(ending)
     found: dict[str, tuple[str, ...]] = {}
     for group in alike.values():
@@ -235,8 +233,6 @@ def _text(path: Path, sample: _Sample, part: Part) -> str:
 
 def _fields(path: Path, samples: Sequence[_Sample], parts: Sequence[Part | None]) -> dict[str, Any]:
     """The fields of the `.json` members, as columns of Arrow or of texts."""
-    import pyarrow as pa
-
     rows: list[Mapping[str, Any]] = []
     for sample, part in zip(samples, parts, strict=True):
         try:
@@ -251,11 +247,4 @@ def _fields(path: Path, samples: Sequence[_Sample], parts: Sequence[Part | None]
                 '{"label": "cat"}.'
             )
         rows.append(row)
-    found: dict[str, Any] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            found[name] = pa.chunked_array([pa.array(values)])
-        except pa.ArrowException:  # numbers beside texts
-            found[name] = [None if value is None else str(value) for value in values]
-    return found
+    return of_records(rows)
