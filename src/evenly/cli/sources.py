@@ -80,7 +80,7 @@ def check_reading(text: str, options: Namespace) -> None:
     for option in ("modalities", "label", "splits", "readers"):
         if options[option]:
             raise UserError(
-                f"--{option} goes with a table, .csv, .tsv or .parquet; found '{text}'. A data set "
+                f"--{option} goes with a table or a folder of files; found '{text}'. A data set "
                 "by name has settings instead: 'evenly datasets NAME' lists them."
             )
 
@@ -92,7 +92,7 @@ def official_source(text: str, folder: str | None) -> "Source":
 
     spec = parse(text)
     if spec.name not in SETS:
-        raise unknown("data set with files", spec.name, SETS, "or a table, .csv, .tsv or .parquet")
+        raise unknown("data set with files", spec.name, SETS, "or the path of a table or folder")
     if folder is None:
         raise UserError(
             f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "

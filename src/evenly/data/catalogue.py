@@ -155,4 +155,6 @@ def _unknown(spec: str, name: str) -> UserError:
             f"--out STORE, and then --data STORE. 'evenly datasets {name}' tells where to get them."
         )
     known = [*DATASETS, *SETS]
-    return unknown("data set", name, known, "or the path of an .npz file, a table or a store")
+    return unknown(
+        "data set", name, known, "or the path of an .npz file, a table, a folder or a store"
+    )

@@ -109,8 +109,9 @@ def table(
     the column's name begins like it: audio, sound, speech, voice, music.
 
     Args:
-        path: Of the table, `.csv`, `.tsv` or `.parquet`; or of a folder of Parquet files, whose
-            rows follow each other.
+        path: Of the table, `.csv`, `.tsv` or `.parquet`; of a `.tar` in WebDataset's form, or
+            several by a range in braces; or of a folder of Parquet or such `.tar` files, one that
+            `save_to_disk` wrote, or one of pictures, sounds and clips by class or with metadata.
         modalities: The columns that are modalities; by default all that are left.
         readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
             others as found out. `READERS` has the names.
