@@ -202,6 +202,16 @@ class TestMessages:
         ages = [s.cells["age"] for s in table(hub).samples]
         assert [age is None for age in ages] == [False] * 9 + [True] * 3 + [False] * 4
 
+    def test_lists_of_files(self, tmp_path):
+        path = tmp_path / "t.parquet"
+        cells = [[{"bytes": picture(k), "path": None}] * 2 for k in range(16)]
+        found = dataset(range(16)).data.table.append_column("x", pa.array(cells, pa.list_(FILE)))
+        parquet.write_table(found, path)
+        assert "column 'x' holds several files in a cell: make a column of each, or leave" in said(
+            path
+        )
+        assert "x" not in table(path, ["photo", "age"]).readers
+
     def test_an_unknown_column(self, hub):
         assert "'lable' is no column of" in said(hub, label="lable")
         assert "'image' is no modality of" in said(hub, modalities=["image"])
@@ -225,7 +235,8 @@ class TestRows:
         noise = np.random.default_rng(0).bytes(size)
         cells = [{"bytes": bytes([k % 256]) + noise, "path": None} for k in range(rows)]
         found = pa.table({"x": pa.array(cells, FILE), "label": [k % 2 for k in range(rows)]})
-        parquet.write_table(found, path, row_group_size=group, use_dictionary=False)
+        options = {"row_group_size": group, "use_dictionary": False, "write_batch_size": 4}
+        parquet.write_table(found, path, **options)
         return ParquetRows.of(path)
 
     def test_from_any_row_on(self, tmp_path):
@@ -249,14 +260,12 @@ class TestRows:
         assert len(calls) == 1
 
     def test_a_row_group_is_not_held_whole(self, tmp_path):
-        """Nor are as many row groups as there are, in a process of its own."""
         self.stored(tmp_path / "t.parquet", rows=300, group=300)
         code = (
             "import resource, sys; from pathlib import Path\n"
             "import pyarrow, pyarrow.parquet\n"
             "from evenly.data.raw.rows import Entry, ParquetRows, Turn\n"
             "rows, turn = ParquetRows.of(Path(sys.argv[1])), Turn()\n"
-            "next(rows.batches(['x'], 0))\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "for k in range(len(rows)): turn({'x': Entry(rows, 'x', k)})\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

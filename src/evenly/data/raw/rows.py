@@ -183,26 +183,28 @@ class ParquetRows:
             return file.read(list(columns))
 
     def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
-        """As in `Rows`: memory is taken for one part, however large a row group is."""
+        """As in `Rows`: memory is taken for a page of each column, however large a row group is."""
+        import pyarrow as pa
         from pyarrow import parquet
 
         first = 0
-        # Without the buffer, all that is stored of a column in a row group is read at once.
-        with (
-            _reading(self.path),
-            closing(parquet.ParquetFile(self.path, buffer_size=_BUFFER)) as file,
-        ):
-            for number in range(file.num_row_groups):
-                group = self.about.row_group(number)
-                if first + group.num_rows > start:
-                    row, each = first, _bytes(group, columns) // group.num_rows + 1
-                    size = max(1, min(1024, BATCH // each))
-                    for batch in file.iter_batches(
-                        size, [number], list(columns), use_threads=False
-                    ):
-                        yield row, batch
-                        row += len(batch)
-                first += group.num_rows
+        try:
+            # Without the buffer, all that is stored of a column in a row group is read at once.
+            with (
+                _reading(self.path),
+                closing(parquet.ParquetFile(self.path, buffer_size=_BUFFER)) as file,
+            ):
+                for number in range(file.num_row_groups):
+                    group = self.about.row_group(number)
+                    if first + group.num_rows > start:
+                        row, each = first, _bytes(group, columns) // group.num_rows + 1
+                        size, groups = max(1, min(1024, BATCH // each)), [number]
+                        for batch in file.iter_batches(size, groups, list(columns), False):
+                            yield row, batch
+                            row += len(batch)
+                    first += group.num_rows
+        finally:
+            pa.default_memory_pool().release_unused()
 
     def complete(self, column: str) -> bool:
         """As in `Rows`: by the counts in the file."""
