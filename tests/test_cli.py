@@ -25,6 +25,7 @@ from evenly.cli.commands import parser
 from evenly.cli.options import _underscored, parsed
 from evenly.data import DATASETS
 from full import no_file_above
+from hubs import dataset, on_the_hub
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DATA = "synthetic(train=60,val=30,test=30,classes=3)"
@@ -515,6 +516,21 @@ def test_an_official_data_set(tmp_path):
     fails("'ucf11' is no data set with files. Did you mean ucf101?", *unknown)
     (folder / "UCF-101" / "YoYo" / "v_YoYo_g08_c01.avi").write_bytes(b"")
     fails("1 of 6 files are missing or empty:", "datasets", "ucf101", folder)
+
+
+def test_a_folder_of_the_hub(tmp_path):
+    train, rest = dataset(range(24)), dataset(range(24, 32))
+    hub = on_the_hub(tmp_path / "hub", train=train, other=rest, test=rest)
+    prepare = ("prepare", hub, "--out", tmp_path / "store", "--modalities", "photo,age")
+    fails("row 1 has the split 'other'. Use train, val and test, or say what is which", *prepare)
+    made = evenly(*prepare, "--splits.train", "train", "--splits.val", "other")
+    assert "train 20, val 8, test 4; 2 classes" in made.stdout
+    assert "hub: 8 samples are in none of the splits asked for: left out." in made.stderr
+    fails("'lable' is no column of", *prepare, "--label", "lable")
+    fails("--label goes with a table or a folder of files", "train", "--data", DATA, "--label", "x")
+    (tmp_path / "empty").mkdir()
+    fails("nor pictures, sounds or clips, and is no finished store", "prepare", tmp_path / "empty",
+          "--out", tmp_path / "x")  # fmt: skip
 
 
 def test_wrong_input_gets_a_sentence(tmp_path, features):

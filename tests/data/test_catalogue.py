@@ -44,7 +44,7 @@ def test_whole_numbers_pass_for_numbers():
             ValueError,
             "'digit' is no data set. Did you mean digits? "
             "There is digits, synthetic, cremad, kinetics_sounds, ucf101, mosi, av_mnist, or the "
-            "path of an .npz file, a table or a store.",
+            "path of an .npz file, a table, a folder or a store.",
         ),
         ("qqq", ValueError, "'qqq' is no data set. There is digits, synthetic, cremad,"),
         (

@@ -14,9 +14,17 @@ HELP = "raw files to a store, decoded once"
 
 TABLE = """The table has a row for each sample and the columns 'label'; 'split' (train, val, test;
 optional: what is lacking is drawn); 'name' (optional); and one for each modality. A cell holds a
-number, a text, or the path of a file or folder, relative to the table's folder. An empty cell is a
-modality that the sample lacks. What a column holds is found out from its first cells; --readers
-says otherwise, with the names and settings
+number, a text, the path of a file or folder, relative to the table's folder, or in Parquet the
+bytes of a file. An empty cell is a modality that the sample lacks. Files that make one table:
+
+  data/            of train-00000-of-00002.parquet, validation-..., test-..., as the Hub has them;
+                   of what save_to_disk wrote; of CLASS/ or train/CLASS/ with pictures, sounds or
+                   clips; or of such files and a metadata.csv or .jsonl with a column file_name
+  a-{000..009}.tar a WebDataset: 0001.jpg, 0001.txt and 0001.cls (or .json with a label) are one
+                   sample; extensions are the columns
+
+What a column holds is said by the files or found out from its first cells; --readers says
+otherwise, with the names and settings
 
   video(frames=2,size=[224,224],pick=uniform)   pick: uniform, random, or rate with fps=
   image(size=[224,224])
@@ -35,8 +43,10 @@ def arguments() -> Parser:
     one = Parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
     one.add_argument(
         "source",
-        help="a table, .csv, .tsv or .parquet; or a data set by name, with settings if wanted, "
-        "such as 'cremad(split=actors)' ('evenly datasets' lists them)",
+        help="a table, .csv, .tsv or .parquet; a WebDataset, .tar, or a range of them in "
+        "braces; a folder of Parquet files, .tar files, or pictures, sounds and clips; or a data "
+        "set by name, with settings if wanted, such as 'cremad(split=actors)' ('evenly datasets' "
+        "lists them)",
     )
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
     one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")

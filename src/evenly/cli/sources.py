@@ -28,6 +28,16 @@ def add_reading(one: ArgumentParser) -> None:
         help="the columns of a table that are modalities (default: all)",
     )
     one.add_argument(
+        "--label", type=str | None, help="the column of a table's labels (default: label)"
+    )
+    one.add_argument(
+        "--splits",
+        type=dict[str, str],
+        default={},
+        help="a table's own names of its splits, where they are not as found out, joined by +; "
+        'others are left out: \'{"train": "train", "test": "validation"}\'',
+    )
+    one.add_argument(
         "--readers",
         type=dict[str, str],
         default={},
@@ -46,24 +56,31 @@ def add_skipping(one: ArgumentParser) -> None:
 
 def source_of(text: str, options: Namespace) -> "Source":
     """What raw files to read, and how: of a table, or of a data set in the user's folder."""
-    from evenly.data.catalogue import TABLES
+    from evenly.data.catalogue import is_raw
     from evenly.data.raw import table
+    from evenly.data.raw.sets import SETS
 
-    if text.lower().endswith(TABLES):
+    if text.partition("(")[0] not in SETS and is_raw(text):
         if options.folder:
             raise UserError("--folder goes with a data set by name; a table knows its files.")
         modalities = options.modalities.split(",") if options.modalities else None
-        return table(Path(text), modalities, options.readers)
+        return table(
+            Path(text),
+            modalities,
+            options.readers,
+            label=options.label,
+            splits=options.splits,
+        )
     check_reading(text, options)
     return official_source(text, options.folder)
 
 
 def check_reading(text: str, options: Namespace) -> None:
     """Raises if it is said how a table is read where there is none."""
-    for option in ("modalities", "readers"):
+    for option in ("modalities", "label", "splits", "readers"):
         if options[option]:
             raise UserError(
-                f"--{option} goes with a table, .csv, .tsv or .parquet; found '{text}'. A data set "
+                f"--{option} goes with a table or a folder of files; found '{text}'. A data set "
                 "by name has settings instead: 'evenly datasets NAME' lists them."
             )
 
@@ -75,7 +92,7 @@ def official_source(text: str, folder: str | None) -> "Source":
 
     spec = parse(text)
     if spec.name not in SETS:
-        raise unknown("data set with files", spec.name, SETS, "or a table, .csv, .tsv or .parquet")
+        raise unknown("data set with files", spec.name, SETS, "or the path of a table or folder")
     if folder is None:
         raise UserError(
             f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
@@ -133,11 +150,11 @@ def prepared(
         methods: What is to be trained on data of some modalities; the names are looked at before
             anything is decoded.
     """
-    from evenly.data.catalogue import TABLES
+    from evenly.data.catalogue import is_raw
 
     if options.folder is not None:
         source = source_of(options.source, options)
-    elif training.data.lower().endswith(TABLES):
+    elif is_raw(training.data):
         source = source_of(training.data, options)
     elif options.source is not None and training.data == Training.data:
         raise UserError(

@@ -125,9 +125,9 @@ def folder_name(options: Namespace, training: Training) -> str:
 
     A trial on few samples has a folder of its own.
     """
-    from evenly.data.catalogue import TABLES
+    from evenly.data.catalogue import stem_of
 
     data = options.recipe or (options.source if options.folder else training.data)
-    file = data.lower().endswith((".npz", *TABLES))
-    name = Path(data).stem if file else Path(data.partition("(")[0]).name
+    name = Path(data).stem if data.lower().endswith(".npz") else stem_of(Path(data))
+    name = name.partition("(")[0]
     return name if training.limit_samples is None else f"{name}-{training.limit_samples}"

@@ -17,6 +17,7 @@ from evenly.data.dataset import (
     collate,
     stratified,
 )
+from evenly.data.datasets import from_datasets
 from evenly.data.store import open_store
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "SplitName",
     "collate",
     "data_file",
+    "from_datasets",
     "load",
     "load_npz",
     "open_store",

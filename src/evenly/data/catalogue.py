@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 from evenly.data.arrays import load_npz
 from evenly.data.dataset import Data
 from evenly.data.digits import digits
-from evenly.data.store import open_store
+from evenly.data.store import is_store, open_store
 from evenly.data.synthetic import synthetic
 from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
 
-TABLES = (".csv", ".tsv", ".parquet")
+PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+"""Endings of archives that are no tables until they are unpacked."""
+TABLES = (".csv", ".tsv", ".parquet", ".tar", *PACKED)
 """Endings of tables, in letters of any case; they are data once they are prepared."""
 
 
@@ -94,6 +97,21 @@ def data_file(spec: str) -> Path | None:
     return None
 
 
+def is_raw(spec: str) -> bool:
+    """Whether a spec is what is prepared first: a table, or a folder that is no store."""
+    if spec.lower().endswith(TABLES):
+        return True
+    path = data_file(spec)
+    return path is not None and path.is_dir() and not is_store(path)
+
+
+def stem_of(path: Path) -> str:
+    """What a table's file or folder is called, without its ending and ranges in braces."""
+    if not path.name.lower().endswith(TABLES):
+        return path.name
+    return re.sub(r"[-_.]?\{[^{}]*\}", "", path.stem) or "shards"
+
+
 def load(spec: str) -> Data:
     """A data set by name, by name with settings, from an `.npz` file or a prepared store.
 
@@ -107,7 +125,7 @@ def load(spec: str) -> Data:
             have the form that `load_npz` reads.
     """
     if (path := data_file(spec)) is not None:
-        if path.suffix.lower() in TABLES:
+        if spec.lower().endswith(TABLES):
             raise UserError(
                 f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
                 "--data STORE."
@@ -137,4 +155,6 @@ def _unknown(spec: str, name: str) -> UserError:
             f"--out STORE, and then --data STORE. 'evenly datasets {name}' tells where to get them."
         )
     known = [*DATASETS, *SETS]
-    return unknown("data set", name, known, "or the path of an .npz file, a table or a store")
+    return unknown(
+        "data set", name, known, "or the path of an .npz file, a table, a folder or a store"
+    )

@@ -460,7 +460,7 @@ def _chunks(
 ) -> Iterator[Float[Tensor, "n d"]]:
     """The values of these samples in float64, with the feature last, a few samples at a time."""
     values = 1 if isinstance(stored, Ragged) else stored[:1].numel()
-    for part in rows.split(max(1, min(1024, 2**25 // max(values, 1)))):
+    for part in rows.split(max(1, min(1024, 2**20 // max(values, 1)))):
         if isinstance(stored, Ragged):
             chunk = stored.values[_steps(stored.start[part], stored.length[part])]
         else:

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from evenly.data import open_store
 from evenly.data.raw import Array, Image, Text, prepare, table
+from evenly.data.raw.rows import Turn
 
 N = 12
 LABEL = [k % 2 for k in range(N)]
@@ -233,8 +234,9 @@ class TestFiles:
         for form in forms:
             source = table(stored(tmp_path, form))
             assert source.readers == {"x": Image()}
-            assert source.samples[11].cells["x"] is None
-            read = source.readers["x"](source.samples[3].cells["x"])
+            turn = Turn()
+            assert turn(source.samples[11].cells)["x"] is None
+            read = source.readers["x"](turn(source.samples[3].cells)["x"])
             assert read[:, 0, 0].tolist() == [60, 0, 0]
             assert table(stored(tmp_path, form), None, {"x": "image(size=[4,4])"}).readers == {
                 "x": Image((4, 4))
@@ -250,7 +252,7 @@ class TestFiles:
         prepare(source, tmp_path / "store", workers=1)
         found = open_store(tmp_path / "store").split("val").__getitems__([0, 1])["inputs"]["x"]
         assert found[:, 0, 0, 0].tolist() == [120, 140]
-        files[0], files[1] = files[1], files[0]
+        files[0] = files[1]
         with pytest.raises(ValueError, match="holds another store"):
             prepare(table(stored(tmp_path, files), None, {"x": "image(size=[2,2])"}),
                     tmp_path / "store", workers=1)  # fmt: skip

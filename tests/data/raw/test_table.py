@@ -384,7 +384,10 @@ class TestMessages:
             ("label\na\n", "needs a column 'label' and one for each modality"),
             ("x,label\n1,a\n2,\n", "row 2 has the label None"),
             ("x,label\n1,0.5\n2,1\n", "row 1 has the label 0.5"),
-            ("x,label,split\n1,a,dev\n", r"row 1 has the split 'dev'\. Use train, val and test\."),
+            (
+                "x,label,split\n1,a,other\n",
+                r"row 1 has the split 'other'\. Use train, val and test",
+            ),
             ("x,label\n1,a\n2,b\n3,a\n", "no test split, and class 'b' has too few samples"),
             ("x,y,label\n1,,a\n2,,b\n", "column 'y' is empty"),
             ("x,label\ngone.wav,a\n", "column 'x' holds paths such as 'gone.wav', but there is no"),

@@ -18,6 +18,7 @@ from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.trained.load import load_run
 from evenly.lab.trained.predict import predictions
+from hubs import dataset, on_the_hub
 
 CLASSES = ["no", "yes"]
 
@@ -142,6 +143,22 @@ def test_a_table_without_labels(tmp_path, capsys):
     assert "new.csv holds no y: taken as missing from all samples." in said
     assert "new.csv: the run knows nothing of Y: not read." in said
     assert "new.csv: 2 rows at the end without anything in them: left out." in said
+
+
+def test_a_folder_as_the_hub_has_it(tmp_path):
+    train, test = dataset(range(24)), dataset(range(24, 32))
+    hub = on_the_hub(tmp_path / "hub", train=train, validation=test, test=test)
+    training = ["--data", str(hub), "--epochs", "1", "--width", "8", "--modalities", "photo,age"]
+    training += ["--readers.photo", "image(size=[16,16])"]
+    assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
+    found = rows(tmp_path / "run", str(hub))
+    assert [r.label for r in found] == ["cat", "dog"] * 20
+    saved = tmp_path / "saved"
+    test.remove_columns("label").save_to_disk(saved)
+    alone = rows(tmp_path / "run", str(saved))
+    assert {r.label for r in alone} == {""}
+    for one, two in zip(alone, found[:8], strict=True):  # test comes first
+        assert one.probabilities == pytest.approx(two.probabilities, abs=1e-6)
 
 
 def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path, capsys):

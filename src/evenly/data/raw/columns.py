@@ -3,11 +3,10 @@
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,8 @@ import numpy as np
 
 from evenly.data.dataset import NUMBERING
 from evenly.data.raw.figures import alone, numbers_of
-from evenly.errors import UserError, UserFileNotFoundError
+from evenly.data.raw.rows import Files
+from evenly.errors import UserError
 
 RESERVED = ("label", "split", "name")
 """Columns that are no modalities."""
@@ -55,19 +55,27 @@ class Column:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file, each made sense of when it is asked for.
+    """The columns of a table, each made sense of when it is asked for.
 
     Attributes:
-        cells: By name, texts or an Arrow array.
-        indices: Names of those that number the rows.
+        cells: By name, texts, files, or an Arrow array.
+        root: The folder from which paths lead.
+        opened: The files that it was read from.
+        aside: By column that is no modality unless it is asked for, what a note says of it.
         comma: Whether numbers may have a decimal comma, as where semicolons part cells.
-        left_out: How many rows at the end were left out, as they hold nothing.
+        labels: The columns of which one is the label, unless another is asked for.
+        classes: By column of class numbers, the names of the classes.
+        notes: Sentences that a user of the data should see.
     """
 
     cells: Mapping[str, Any]
-    indices: Collection[str] = ()
+    root: Path
+    opened: Sequence[Path]
+    aside: Mapping[str, str] = field(default_factory=dict)
     comma: bool = False
-    left_out: int = 0
+    labels: Sequence[str] = ("label",)
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def rows(self) -> int:
@@ -79,6 +87,8 @@ class Columns:
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, list):
             return cells
+        if isinstance(cells, Files):
+            return None
         return [None if x is None else str(x).strip() or None for x in cells.to_pylist()]
 
     def entries(self, name: str) -> Sequence[Any] | None:
@@ -86,39 +96,57 @@ class Columns:
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, list):
             return cells and (_alone(cells) or cells)
+        if isinstance(cells, Files):
+            return cells
         return [x.strip() or None if isinstance(x, str) else x for x in cells.to_pylist()]
 
     def modality(self, name: str) -> Column:
         """The cells of a modality."""
         cells = self.cells[name]
+        if isinstance(cells, Files):
+            return Column(cells, None, "files")
         if isinstance(cells, list):
             return _of_texts([None if x in _EMPTY else x for x in cells], self.comma)
         return _of_arrow(cells)
 
+    def kept(self, rows: Sequence[int]) -> "Columns":
+        """Some of the rows."""
+        found: dict[str, Any] = {}
+        for name, cells in self.cells.items():
+            if isinstance(cells, Files):
+                found[name] = replace(cells, cells=[cells[row] for row in rows])
+            else:
+                listed = isinstance(cells, list)
+                found[name] = [cells[row] for row in rows] if listed else cells.take(rows)
+        return replace(self, cells=found)
 
-def read_columns(path: Path) -> Columns:
-    """The columns of a table.
+
+def columns_of(
+    path: Path,
+    names: Sequence[str],
+    cells: Sequence[Any],
+    declared: Collection[str] = (),
+    aside: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Columns:
+    """The columns of a table by their names, once these are known to be usable.
+
+    Args:
+        path: Of the table.
+        names: Of the columns.
+        cells: Of each.
+        declared: Names of columns that are said to number the rows.
+        aside: As `Columns` has it, but for columns that number the rows.
+        more: Likewise.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no table.
+        ValueError: If two have one name, or there are no rows.
     """
-    if not path.is_file():
-        raise UserFileNotFoundError(f"{path}: there is no such file. Check the path.")
-    parquet = path.suffix.lower() == ".parquet"
-    left_out = 0
-    if parquet:
-        names, cells, declared, comma = _parquet(path)
-    else:
-        names, cells, comma, left_out = _csv(path)
-        declared = []
     # 'Split' is meant as 'split': taken for a modality, it would be drawn at random as well.
     names = [
         low if (low := name.lower()) in RESERVED and low not in names else name for name in names
     ]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path}: has two columns of one name, '{twice}'. Rename one.")
+    check_apart(path, names)
     if not cells or not len(cells[0]):
         raise UserError(f"{path}: has no rows. Give one for each sample, below the names.")
     found = dict(zip(names, cells, strict=True))
@@ -129,10 +157,32 @@ def read_columns(path: Path) -> Columns:
         or _INDEX.fullmatch(name)
         or (NUMBERING.fullmatch(name) and _counts(found[name]))
     ]
-    return Columns(found, indices, comma, left_out)
+    noted = dict.fromkeys(indices, "is an index of the rows, and no modality")
+    return Columns(found, aside={**(aside or {}), **noted}, **more)
 
 
-def _named(names: Sequence[str]) -> list[str]:
+def of_records(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns, of Arrow or of texts, from rows of named values as JSON has them."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            found[name] = pa.chunked_array([pa.array(values)])
+        except pa.ArrowException:  # numbers beside texts
+            found[name] = [None if value is None else str(value) for value in values]
+    return found
+
+
+def check_apart(path: Path, names: Sequence[str]) -> None:
+    """Raises if two columns have one name."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: has two columns of one name, '{twice}'. Rename one.")
+
+
+def named_columns(names: Sequence[str]) -> list[str]:
     """The names of columns, of which those without one have one as pandas gives it."""
     free = (name for n in count() if (name := f"Unnamed: {n}") not in names)
     return [name or next(free) for name in names]
@@ -140,6 +190,8 @@ def _named(names: Sequence[str]) -> list[str]:
 
 def _counts(cells: Any) -> bool:
     """Whether a column holds as many different whole numbers, or words, as it has rows."""
+    if isinstance(cells, Files):
+        return False
     values = cells if isinstance(cells, list) else cells.to_pylist()
     if isinstance(cells, list):
         values = alone(cells) or values
@@ -148,10 +200,11 @@ def _counts(cells: Any) -> bool:
     return (whole or words) and len(set(values)) == len(cells) > 1
 
 
-def _csv(path: Path) -> tuple[list[str], list[Any], bool, int]:
-    """The names and texts of a CSV, without blanks around them.
+def csv_columns(path: Path) -> Columns:
+    """The columns of a CSV, texts without blanks around them.
 
-    Then whether numbers may have a decimal comma, and how many rows at the end hold nothing.
+    Raises:
+        ValueError: If it is no table.
     """
     text = _decoded(path)
     limit = csv.field_size_limit(2**31 - 1)  # a cell may be long; the limit is the process's
@@ -180,7 +233,19 @@ def _csv(path: Path) -> tuple[list[str], list[Any], bool, int]:
                 f"are {len(names)} names. Quote cells that hold a {parted!r}."
             )
     columns = [[row[n] or None for row in rows[1:]] for n in range(len(names))]
-    return _named(names), columns, parted == ";", left_out
+    notes = []
+    if left_out:
+        some = f"{left_out} row{'s' * (left_out > 1)}"
+        notes = [f"{path.name}: {some} at the end without anything in them: left out."]
+    return columns_of(
+        path,
+        named_columns(names),
+        columns,
+        root=path.parent,
+        opened=[path],
+        comma=parted == ";",
+        notes=notes,
+    )
 
 
 def _decoded(path: Path) -> str:
@@ -250,27 +315,7 @@ def _as_arrays(values: Sequence[Any]) -> list[np.ndarray | None]:
     ]
 
 
-def _parquet(path: Path) -> tuple[list[str], list[Any], list[str], bool]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        found = parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read as a table ({said}).") from error
-    about = (found.schema.metadata or {}).get(b"pandas", b"{}")
-    try:
-        declared = json.loads(about)["index_columns"]
-    except (ValueError, KeyError, TypeError):
-        declared = []
-    cells = [_plain(found.column(n)) for n in range(found.num_columns)]
-    names = _named([name.strip() for name in found.column_names])
-    # A range is kept as its ends, not as a column.
-    return names, cells, [name.strip() for name in declared if isinstance(name, str)], False
-
-
-def _plain(cells: Any) -> Any:
+def plain(cells: Any) -> Any:
     """An Arrow column without dictionaries, and without types that others defined."""
     import pyarrow as pa
 
@@ -278,7 +323,7 @@ def _plain(cells: Any) -> Any:
         return cells
     if isinstance(cells.type, pa.BaseExtensionType):
         storage = [chunk.storage for chunk in cells.chunks]
-        return _plain(pa.chunked_array(storage, cells.type.storage_type))
+        return plain(pa.chunked_array(storage, cells.type.storage_type))
     if pa.types.is_dictionary(cells.type):
         return cells.cast(cells.type.value_type)
     return cells
@@ -288,12 +333,6 @@ def _of_arrow(cells: Any) -> Column:
     import pyarrow as pa
 
     kind = cells.type
-    if pa.types.is_struct(kind) and {field.name for field in kind} <= {"bytes", "path"}:
-        # As the library `datasets` writes pictures and sound.
-        files = [cell and (cell.get("bytes") or cell.get("path")) for cell in cells.to_pylist()]
-        return Column([file or None for file in files], None, "files")
-    if _is_binary(kind):
-        return Column([cell or None for cell in cells.to_pylist()], None, "files")
     if _is_number(kind):
         given = iter(_numbers(cells.drop_null()).reshape(-1, 1))
         return Column([next(given) if here else None for here in cells.is_valid().to_pylist()])
@@ -313,8 +352,18 @@ def _is_number(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _is_binary(kind: Any) -> bool:
+def holds_files(kind: Any) -> bool:
+    """Whether cells of one of Arrow's types are files, or lists or structures of files."""
+    within = [kind.field(n).type for n in range(kind.num_fields)]
+    return is_file(kind) or any(map(holds_files, within))
+
+
+def is_file(kind: Any) -> bool:
+    """Whether cells of one of Arrow's types are files: bytes, also with a path beside them."""
     from pyarrow import types
+
+    if types.is_struct(kind):  # as the library `datasets` writes pictures and sound
+        return {field.name for field in kind} <= {"bytes", "path"}
 
     tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
     return any(test(kind) for test in tests) or str(kind) == "binary_view"

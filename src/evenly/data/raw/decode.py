@@ -15,6 +15,7 @@ from evenly.data.dataset import Padded
 from evenly.data.media.error import NoStream
 from evenly.data.numbers import native, spelt, unusable
 from evenly.data.raw.readers import Reader, Text
+from evenly.data.raw.rows import Part, Turn
 from evenly.data.raw.source import Sample, Source
 from evenly.errors import UserRuntimeError
 from evenly.pool import Lost, pool
@@ -32,11 +33,11 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
         return
     processes = min(workers, len(waiting))
     ahead: deque[tuple[int, Future[Decoded]]] = deque()
-    left = iter(waiting)
+    left, turn = iter(waiting), Turn()
     with pool(partial(_read_alone, dict(source.readers)), processes, __name__) as submit:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
-                ahead.append((number, submit(source.samples[number].cells)))
+                ahead.append((number, submit(turn(source.samples[number].cells))))
             if not ahead:
                 return
             number, future = ahead.popleft()
@@ -73,7 +74,7 @@ def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
         if (cell := cells.get(name)) is None:
             continue
         try:
-            found[name] = _stored(reader(cell))
+            found[name] = _stored(reader(cell.read() if isinstance(cell, Part) else cell))
         except NoStream as error:
             lacking.append(f"{name}: {error}")
         except ValueError as error:
@@ -179,15 +180,11 @@ def _row(reader: Reader, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _blank(source: Source, name: str) -> np.ndarray | None:
     """The row of samples that lack a modality, shaped as that of the first one that has it."""
-    reader = source.readers[name]
+    reader, turn = source.readers[name], Turn()
     for sample in source.samples:
-        try:
-            cell = sample.cells.get(name)
-            found = None if cell is None else _stored(reader(cell))
-        except Exception:
-            continue  # it is broken, which is said where its turn comes
-        if found is not None:
-            return np.zeros_like(found[:0] if reader.ragged else found)
+        found = read({name: reader}, turn({name: sample.cells.get(name)}))
+        if not isinstance(found, str) and (value := found[name]) is not None:
+            return np.zeros_like(value[:0] if reader.ragged else value)
     return None
 
 

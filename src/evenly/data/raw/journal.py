@@ -372,5 +372,5 @@ def _identity(cell: Any) -> Any:
     if isinstance(cell, bytes):
         return sha256(cell).hexdigest()
     if is_dataclass(cell):
-        return {field.name: _identity(getattr(cell, field.name)) for field in fields(cell)}
+        return {f.name: _identity(getattr(cell, f.name)) for f in fields(cell) if f.compare}
     return cell if cell is None or isinstance(cell, str | int | float) else str(cell)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Int
 
 from evenly.data.arrays import VALIDATION
+from evenly.data.catalogue import stem_of
 from evenly.data.dataset import SplitName, check_names, stratified
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
-from evenly.data.raw.columns import RESERVED, Column, Columns, read_columns
+from evenly.data.raw.columns import RESERVED, Column, Columns
 from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
+from evenly.data.raw.forms import read_columns
 from evenly.data.raw.readers import (
     READERS,
     Array,
@@ -33,7 +35,9 @@ from evenly.data.raw.readers import (
     spelled,
     words,
 )
+from evenly.data.raw.rows import Files, Part, Turn
 from evenly.data.raw.source import Sample, Source
+from evenly.data.raw.splits import chosen, meant
 from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
@@ -50,6 +54,12 @@ _MEDIA = re.compile(
 """Ends of texts by which a text is taken for a path."""
 _PATH = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[/\\]\S*[A-Za-z]\S*$")
 """What leads from a root or a folder to a place."""
+_DECLARED: dict[str, Callable[[], Reader]] = {
+    "image": Image,
+    "audio": Spectrogram,
+    "video": Video,
+}
+"""How files are read of which the data set says what they hold."""
 _FORMS = {
     "a date": re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?"),
     "a percentage": re.compile(r"[-+]?[\d.,]+\s*%"),
@@ -62,6 +72,8 @@ def table(
     modalities: Sequence[str] | None = None,
     readers: Mapping[str, str] | None = None,
     *,
+    label: str | None = None,
+    splits: Mapping[str, str] | None = None,
     labelled: bool = True,
     columns: Columns | None = None,
 ) -> Source:
@@ -69,9 +81,11 @@ def table(
 
     The table has a row for each sample and the columns
 
-    - `label`: numbers or texts, mapped to classes from 0 in ascending order;
-    - `split`, optional: `train`, `val`, `test`. Without it, or without a validation or test
-      split, stratified 15 % each are drawn from the rest (seed 0), and a note says so;
+    - `label`: numbers or texts, mapped to classes from 0 in ascending order. If no column is called
+      so, the only one that the library `datasets` knows as class numbers; those have names;
+    - `split`, optional: `train`, `val` (or `validation`), `test`. The files of a folder say it by
+      their names. Without it, or without a validation or test split, stratified 15 % each are
+      drawn from the rest (seed 0), and a note says so;
     - `name`, optional: of the sample, for messages and predictions;
     - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
       Python, NumPy or PyTorch print them, or apart by commas, semicolons or blanks), a text, the
@@ -80,7 +94,8 @@ def table(
       list is a modality that the sample lacks.
 
     Columns that number the rows are no modalities unless they are asked for: an index that pandas
-    wrote, and whole numbers that all differ under the name index or id. A note says so.
+    wrote, and whole numbers that all differ under the name index or id. Neither are other columns
+    of class numbers. A note says so.
 
     Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark; its
     cells are parted by commas, semicolons, tabs or bars, and where commas do not part them, they
@@ -94,10 +109,15 @@ def table(
     the column's name begins like it: audio, sound, speech, voice, music.
 
     Args:
-        path: Of the table, `.csv`, `.tsv` or `.parquet`.
+        path: Of the table, `.csv`, `.tsv` or `.parquet`; of a `.tar` in WebDataset's form, or
+            several by a range in braces; or of a folder of Parquet or such `.tar` files, one that
+            `save_to_disk` wrote, or one of pictures, sounds and clips by class or with metadata.
         modalities: The columns that are modalities; by default all that are left.
         readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
             others as found out. `READERS` has the names.
+        label: The column of the labels, if it is not called so.
+        splits: By `train`, `val` and `test`, the table's own name of a split, or several joined by
+            +; rows of others are left out. By default those that are called so.
         labelled: Without, a table need not have all labels (-1 where there is none), and its
             splits are not looked at: all samples are in the test split.
         columns: Of the table, if they are read already.
@@ -107,13 +127,16 @@ def table(
         ValueError: If the table does not have that form.
     """
     columns = columns or read_columns(path)
+    if splits:
+        columns = chosen(path, columns, splits)
     readers = readers or {}
+    columns, notes = _labelled(path, columns, label, needed=labelled)
     others = [name for name in columns.cells if name not in RESERVED]
     names = [name if name in others else name.strip() for name in modalities or []]
     for name in [*names, *readers]:
         if name not in others:
             raise unknown(f"modality of {path}", name, others)
-    names = names or [name for name in others if name in readers or name not in columns.indices]
+    names = names or [name for name in others if name in readers or name not in columns.aside]
     for name in readers:
         if name not in names:
             raise UserError(
@@ -123,24 +146,23 @@ def table(
     if not names or (labelled and "label" not in columns.cells):
         raise UserError(
             f"{path}: needs a column 'label' and one for each modality, it has "
-            f"{', '.join(columns.cells)}."
+            f"{', '.join(columns.cells)}. Another column of labels is named by --label."
         )
     check_names(path, names)
 
     nothing = [None] * columns.rows
-    target, classes = _classes(path, columns.entries("label") or nothing, needed=labelled)
+    target, classes = _classes(path, columns, needed=labelled)
     own = {name: made("reader", parse(text), READERS) for name, text in readers.items()}
     cells, found = {}, {}
     for name in names:
-        cells[name], found[name] = _modality(path, name, columns.modality(name), own.get(name))
-    notes = [
-        f"{path.name}: the column '{name}' is an index of the rows, and no modality."
-        for name in columns.indices
-        if name in others and name not in names and not modalities
-    ]
-    if columns.left_out:
-        count = f"{columns.left_out} row{'s' * (columns.left_out > 1)}"
-        notes.append(f"{path.name}: {count} at the end without anything in them: left out.")
+        cells[name], found[name] = _modality(path, columns, name, own.get(name))
+    if not modalities:
+        notes += [
+            f"{path.name}: the column '{name}' {why}."
+            for name, why in columns.aside.items()
+            if name in others and name not in names
+        ]
+    notes += columns.notes
     split: list[SplitName] = ["test"] * columns.rows
     if labelled:
         split = _split(path, columns.entries("split"), target, classes, notes)
@@ -158,13 +180,41 @@ def table(
         )
         for row in range(len(target))
     ]
-    return Source(path.stem, found, samples, classes, notes, [path])
+    return Source(stem_of(path), found, samples, classes, notes, columns.opened)
+
+
+def _labelled(
+    path: Path, columns: Columns, asked: str | None, *, needed: bool
+) -> tuple[Columns, list[str]]:
+    """The columns with that of the labels called so, and what a user should hear of it."""
+    if asked is not None and asked not in columns.cells:
+        raise unknown(f"column of {path}", asked, columns.cells)
+    known = columns.labels
+    if asked is None and len(known) > 1 and needed:
+        raise UserError(
+            f"{path}: has classes in {', '.join(known)}. Say with --label which of them is to be "
+            "predicted."
+        )
+    name = asked or (known[0] if len(known) == 1 else "label")
+    if name == "label":
+        return columns, []
+    cells = {"label": columns.cells[name]}
+    cells |= {other: x for other, x in columns.cells.items() if other not in (name, "label")}
+    classes = {other: x for other, x in columns.classes.items() if other not in (name, "label")}
+    if name in columns.classes:
+        classes["label"] = columns.classes[name]
+    note = f"{path.name}: the column '{name}' is the label."
+    return replace(columns, cells=cells, classes=classes), [note]
 
 
 def _classes(
-    path: Path, labels: Sequence[Any], *, needed: bool
+    path: Path, columns: Columns, *, needed: bool
 ) -> tuple[Int[np.ndarray, " n"], list[str]]:
     """The class of each sample, and the names of the classes; -1 where it need not be known."""
+    labels = columns.entries("label") or [None] * columns.rows
+    names = columns.classes.get("label")
+    if names is not None:
+        return _numbered(path, labels, names, needed=needed)
     labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in labels]
     strange = [not isinstance(x, str | int) for x in labels]
     if needed and any(strange):
@@ -179,6 +229,26 @@ def _classes(
     return np.array(target), [str(label) for label in known]
 
 
+def _numbered(
+    path: Path, labels: Sequence[Any], names: Sequence[str], *, needed: bool
+) -> tuple[Int[np.ndarray, " n"], list[str]]:
+    """The same of class numbers whose names are known; -1 is none, as the Hub has it."""
+    for row, label in enumerate(labels, 1):
+        if label in (None, -1) and needed:
+            raise UserError(
+                f"{path}: row {row} has no label. Take other splits with --splits, if all of its "
+                "split have none, or give it one."
+            )
+        if label not in (None, -1) and label not in range(len(names)):
+            raise UserError(
+                f"{path}: row {row} has the label {label}, and names are known of the classes 0 to "
+                f"{len(names) - 1} only. Mend the row, or the names."
+            )
+    known = sorted({label for label in labels if label not in (None, -1)})
+    number = {label: n for n, label in enumerate(known)}
+    return np.array([number.get(label, -1) for label in labels]), [names[n] for n in known]
+
+
 def _split(
     path: Path,
     marks: Sequence[Any] | None,
@@ -186,16 +256,18 @@ def _split(
     classes: Sequence[str],
     notes: list[str],
 ) -> list[SplitName]:
-    named: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
     if marks is None:
         split: list[SplitName] = ["train"] * len(target)
     else:
-        for row, mark in enumerate(marks):
-            if not isinstance(mark, str) or mark not in named:
+        split = []
+        for row, mark in enumerate(marks, 1):
+            name = meant(mark) if isinstance(mark, str) else None
+            if name is None:
                 raise UserError(
-                    f"{path}: row {row + 1} has the split {mark!r}. Use train, val and test."
+                    f"{path}: row {row} has the split {mark!r}. Use train, val and test, or say "
+                    "what is which: --splits.train NAME."
                 )
-        split = [named[mark] for mark in marks]
+            split.append(name)
     drawn: tuple[tuple[SplitName, float], ...] = (("test", TEST), ("val", VALIDATION))
     for name, share in drawn:
         if name in split:
@@ -218,22 +290,29 @@ def _split(
 
 
 def _modality(
-    path: Path, name: str, column: Column, reader: Reader | None
+    path: Path, columns: Columns, name: str, reader: Reader | None
 ) -> tuple[Sequence[Any], Reader]:
     """The cells of a modality as its reader takes them, and the reader.
 
     Args:
         path: Of the table.
+        columns: Of the table.
         name: Of the column.
-        column: Its cells.
         reader: What the user asks for, if anything.
     """
+    column, root = columns.modality(name), columns.root
+    if isinstance(column.values, Files) and column.values.refused:
+        raise UserError(
+            f"{path}: column '{name}' {column.values.refused}, or leave it out with --modalities."
+        )
     first = next((value for value in column.values if value is not None), None)
     if first is None:
         raise UserError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
     if column.holds == "files" and not isinstance(reader, Text):
-        cells = _files(path, name, column.values)
-        return cells, reader or _sniffed(path, name, cells)
+        cells = _files(path, root, name, column.values)
+        declared = column.values.kind if isinstance(column.values, Files) else ""
+        known = _DECLARED[declared]() if declared else None
+        return cells, reader or known or _sniffed(path, name, cells)
     reads_files = reader is not None and not isinstance(reader, Text | Array)
     if column.texts is None and (reads_files or isinstance(reader, Text)):
         assert reader is not None
@@ -245,12 +324,12 @@ def _modality(
         )
     if isinstance(reader, Text):
         return column.texts or [], reader
-    if column.holds == "texts" and not reads_files and not _holds_paths(path, column):
+    if column.holds == "texts" and not reads_files and not _holds_paths(root, column):
         _check_words(path, name, column.values)
         if reader is None:
             return column.values, Text()
-    if reads_files or column.holds == "texts" or _holds_paths(path, column):
-        cells = _files(path, name, column.texts or [])
+    if reads_files or column.holds == "texts" or _holds_paths(root, column):
+        cells = _files(path, root, name, column.texts or [])
         return cells, reader or _sniffed(path, name, cells)
     found = _array(first) if isinstance(first, np.ndarray) else None
     if found is None:
@@ -286,14 +365,14 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
     )
 
 
-def _holds_paths(path: Path, column: Column) -> bool:
+def _holds_paths(root: Path, column: Column) -> bool:
     """Whether a column's cells name files or folders.
 
     Texts do if any of the first is one, even if others are missing: taken for a text, a path would
     be learnt by heart. Numbers do, such as 0001, if all of the first are.
     """
     probed = [text for text in column.texts or [] if text is not None][:PROBED]
-    there = [_exists(path, text) for text in probed]
+    there = [_exists(root, text) for text in probed]
     if column.holds != "texts":
         return bool(there) and all(there)
     if any(there):
@@ -305,26 +384,26 @@ def _holds_paths(path: Path, column: Column) -> bool:
     return 2 * len([*sure, *several]) > len(probed)
 
 
-def _exists(path: Path, text: str) -> bool:
+def _exists(root: Path, text: str) -> bool:
     # Unlike Path.exists, this says no of a text that is too long for a path.
-    return bool(text.strip(". ")) and os.path.exists(path.parent / text)
+    return bool(text.strip(". ")) and os.path.exists(root / text)
 
 
 def _is_slashed(text: str) -> bool:
     return bool(re.fullmatch(r"\S*[/\\]\S*", text)) and not is_of_figures(text)
 
 
-def _files(path: Path, name: str, cells: Sequence[str | bytes | None]) -> list[Any]:
-    """The bytes of files, and paths from the table's folder, if any of them leads anywhere."""
+def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]:
+    """The cells, whose texts are paths from a folder, if any of them leads anywhere."""
     given = [cell for cell in cells if isinstance(cell, str)]
-    if given and not any(_exists(path, text) for text in given[:PROBED]):
+    if given and not any(_exists(root, text) for text in given[:PROBED]):
         raise UserError(
             f"{path}: column '{name}' holds paths such as '{given[0][:100]}', but there is no such "
-            f"file or folder in {path.parent.absolute()}, and nothing of the {len(given[:PROBED])} "
+            f"file or folder in {root.absolute()}, and nothing of the {len(given[:PROBED])} "
             "looked for. Give paths from there or whole ones; text, if it is that, is read with "
             f"--readers.{name}=text."
         )
-    return [path.parent / cell if isinstance(cell, str) else cell for cell in cells]
+    return [root / cell if isinstance(cell, str) else cell for cell in cells]
 
 
 def _vocabulary(texts: Sequence[str]) -> str:
@@ -334,16 +413,21 @@ def _vocabulary(texts: Sequence[str]) -> str:
     return " ".join(ordered[:VOCABULARY])
 
 
-def _sniffed(path: Path, name: str, cells: Sequence[File | None]) -> Reader:
+def _sniffed(path: Path, name: str, cells: Sequence[Any]) -> Reader:
     """What the first file that is whole asks for."""
-    given = [cell for cell in cells if cell is not None]
-    for cell in given[:PROBED]:
-        if found := _reader_of(name, cell):
+    given = [cell for cell in cells if cell is not None][:PROBED]
+    turn, first = Turn(), None
+    for cell in given:
+        file = cell.read() if isinstance(cell, Part) else turn({name: cell})[name]
+        if file is not None and (found := _reader_of(name, file)):
             return found
+        first = first or file
+    if first is None:
+        raise UserError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
     raise UserError(
-        f"{path}: column '{name}' begins with {named(given[0])}, which holds neither pictures nor "
-        f"sound nor an array, nor does any of the first {len(given[:PROBED])}. Leave the column "
-        "out with --modalities, or say how it is read with --readers."
+        f"{path}: column '{name}' begins with {named(first)}, which holds neither pictures nor "
+        f"sound nor an array, nor does any of the first {len(given)}. Leave the column out with "
+        "--modalities, or say how it is read with --readers."
     )
 
 

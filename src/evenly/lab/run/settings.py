@@ -30,8 +30,8 @@ class Training:
 
     Args:
         data: A built-in name with settings if wanted, such as 'digits' or 'digits(noise=2)'; a
-            store that 'evenly prepare' made; a table, .csv, .tsv or .parquet; or a .npz file.
-            'evenly datasets' lists them.
+            store that 'evenly prepare' made; what it makes one of, such as a table, .csv, .tsv or
+            .parquet, or a folder of files; or a .npz file. 'evenly datasets' lists them.
         epochs: Passes over the training split.
         patience: Epochs without a better one, by the metric that selects, after which a run ends;
             by default it goes on to the last.

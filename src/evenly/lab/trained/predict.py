@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evenly import child
 from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
-from evenly.data.catalogue import TABLES
+from evenly.data.catalogue import is_raw
 from evenly.errors import UserError
 from evenly.lab.run.stored import Stored
 from evenly.lab.trained.intake import Intake
@@ -202,7 +202,7 @@ def predictions(
     """
     from evenly.lab.run.prepare import say  # it loads the training engine
 
-    if data.lower().endswith(TABLES):
+    if is_raw(data):
         found = _of_table(run, Path(data), without, skip_broken)
     else:
         found = _of_data(run, data, split, without)
@@ -282,7 +282,8 @@ def _of_table(
 ) -> Iterator[Prediction]:
     """Of a table."""
     from evenly.data.raw import READERS, batches, listed, table
-    from evenly.data.raw.columns import RESERVED, read_columns
+    from evenly.data.raw.columns import RESERVED
+    from evenly.data.raw.forms import read_columns
     from evenly.data.raw.readers import Array
     from evenly.lab.run.prepare import say  # it loads the training engine
 
@@ -301,7 +302,7 @@ def _of_table(
                 "data set that no table can name. Prepare a store of such files with 'evenly "
                 "prepare', and give it as --data."
             )
-    others = [name for name in columns.cells if name not in (*RESERVED, *columns.indices)]
+    others = [name for name in columns.cells if name not in (*RESERVED, *columns.aside)]
     say(_differing(run, str(path), others, without))
     source = table(path, names, readers, labelled=False, columns=columns)
     say(source.notes)

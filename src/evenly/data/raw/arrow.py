@@ -1,0 +1,247 @@
+"""Tables in Parquet and in Arrow's stream format: a file, or many as the Hub has them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from evenly.data.raw.columns import (
+    Columns,
+    check_apart,
+    columns_of,
+    holds_files,
+    is_file,
+    named_columns,
+    plain,
+)
+from evenly.data.raw.rows import ArrowRows, Entry, Files, ParquetRows, Rows
+from evenly.errors import UserError
+
+_STATE = "state.json"
+_SPLITS = "dataset_dict.json"
+_MEDIA = {"Image": "image", "Audio": "audio", "Video": "video"}
+"""By feature of `datasets`, what its files hold."""
+
+
+def saved_files(path: Path) -> tuple[list[Path], list[str] | None] | None:
+    """The files that `save_to_disk` of the library `datasets` wrote, and the split of each.
+
+    Args:
+        path: A folder.
+
+    Returns:
+        None if the folder was written by something else.
+
+    Raises:
+        ValueError: If it is not as the library wrote it.
+    """
+    if (path / _STATE).is_file():
+        return _saved(path), None
+    if not (path / _SPLITS).is_file():
+        return None
+    names = _json(path / _SPLITS, "splits")
+    pairs = [(file, str(name)) for name in names for file in _saved(path / str(name))]
+    return [file for file, _ in pairs], [name for _, name in pairs] if len(names) > 1 else None
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of a split, in order."""
+    parts = [part for part in _json(folder / _STATE, "_data_files") if isinstance(part, dict)]
+    found = [folder / str(part.get("filename")) for part in parts]
+    if gone := [file for file in found if not file.is_file()]:
+        raise UserError(
+            f"{folder}: {gone[0].name} is missing, which {_STATE} names. Save the data set again."
+        )
+    return found
+
+
+def _json(path: Path, name: str) -> list[Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[name]
+        if not isinstance(found, list) or not found:
+            raise TypeError(f"there is no {name}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: is not as `datasets` wrote it ({error}). Save the data set again."
+        ) from error
+    return found
+
+
+def shard_columns(
+    path: Path, files: Sequence[Path], splits: Sequence[str] | None = None
+) -> Columns:
+    """The columns of files whose rows follow each other.
+
+    Args:
+        path: What they are called together.
+        files: Parquet files, or others in Arrow's stream format.
+        splits: By file, the split that it holds.
+
+    Raises:
+        ValueError: If a file cannot be read, or has other columns than the first.
+    """
+    shards: list[Rows] = [
+        ParquetRows.of(file) if file.suffix.lower() == ".parquet" else ArrowRows.of(file)
+        for file in files
+    ]
+    root = path if path.is_dir() else path.parent
+    return rows_columns(path, shards, splits, root=root, opened=files)
+
+
+def rows_columns(
+    path: Path, shards: Sequence[Rows], splits: Sequence[str] | None = None, **more: Any
+) -> Columns:
+    """The columns of tables whose rows follow each other.
+
+    Args:
+        path: What they are called together.
+        shards: The tables.
+        splits: By table, the split that it holds.
+        more: As `Columns` has it.
+
+    Raises:
+        ValueError: If a table has other columns than the first.
+    """
+    check_apart(path, shards[0].schema.names)
+    schema = _common(shards)
+    features = _features(schema.metadata)
+    files = [field.name for field in schema if holds_files(field.type)]
+    others = [name for name in schema.names if name not in files]
+    tables = [shard.table(others) for shard in shards]
+    names, cells = [name.strip() for name in schema.names], list[Any]()
+    for field in schema:
+        if field.name in others:
+            cells.append(_joined([plain(table.column(field.name)) for table in tables]))
+        elif not is_file(field.type):
+            refused = "holds several files in a cell: make a column of each"
+            cells.append(Files([None] * sum(map(len, shards)), refused=refused))
+        else:
+            found = chain.from_iterable(
+                _files(rows, field.name, len(shards) > 1) for rows in shards
+            )
+            kind = _MEDIA.get(features.get(field.name, {}).get("_type", ""), "")
+            cells.append(Files(list(found), kind))
+    if splits is not None:
+        if "split" in names:
+            raise UserError(
+                f"{path}: says splits twice, in a column 'split' and by the names of its files, "
+                f"such as '{splits[0]}'. Rename the column or the files."
+            )
+        names.append("split")
+        pairs = zip(shards, splits, strict=True)
+        cells.append([split for rows, split in pairs for _ in range(len(rows))])
+    classes = {
+        name.strip(): list(map(str, feature["names"]))
+        for name, feature in features.items()
+        if feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+    why = "holds class numbers, too, and is no modality unless --modalities names it"
+    return columns_of(
+        path,
+        named_columns(names),
+        cells,
+        _indices(schema.metadata),
+        dict.fromkeys(classes, why),
+        labels=["label"] if "label" in names else list(classes),
+        classes=classes,
+        **more,
+    )
+
+
+def _common(shards: Sequence[Rows]) -> Any:
+    """The schema of all; where a column of some is empty, its type is that of the others."""
+    import pyarrow as pa
+
+    first = shards[0]
+    found = {field.name: field for field in first.schema}
+    for rows in shards[1:]:
+        known, given = set(found), set(rows.schema.names)
+        if known != given:
+            name = min(known ^ given)
+            has, lacks = (first, rows) if name in known else (rows, first)
+            raise UserError(
+                f"{_place(lacks)}: has no column '{name}', and {_place(has)} has one. All parts of "
+                "a data set need the same columns: give one of its folders, or a file."
+            )
+        for field in rows.schema:
+            one, two = _bare(found[field.name].type), _bare(field.type)
+            if pa.types.is_null(one):
+                found[field.name] = field
+            elif one != two and not pa.types.is_null(two):
+                raise UserError(
+                    f"{_place(rows)}: holds {two} in the column '{field.name}', and "
+                    f"{_place(first)} {one}. All parts of a data set need the same columns: give "
+                    "one of its folders, or a file."
+                )
+    return pa.schema(list(found.values()), first.schema.metadata)
+
+
+def _bare(kind: Any) -> Any:
+    """A type without dictionaries, which may differ."""
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """The parts of a column, of which some may be empty ones without a type, as one."""
+    import pyarrow as pa
+
+    kind = next((part.type for part in parts if not pa.types.is_null(part.type)), parts[0].type)
+    chunks = [chunk for part in parts for chunk in part.cast(kind).chunks] if len(parts) > 1 else []
+    return pa.chunked_array(chunks, kind) if chunks else parts[0]
+
+
+def _files(rows: Rows, column: str, several: bool) -> list[Any]:
+    """The cells of a column of files: entries, paths, or None where there is neither.
+
+    Args:
+        rows: The table.
+        column: Of it.
+        several: Whether there are more tables, in other folders perhaps, so that paths are whole.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if rows.complete(column):
+        return [Entry(rows, column, row) for row in range(len(rows))]
+    found: list[Any] = []
+    for first, batch in rows.batches([column], 0):
+        cells = batch.column(column)
+        fields = [field.name for field in cells.type] if pa.types.is_struct(cells.type) else []
+        stored = compute.struct_field(cells, "bytes") if "bytes" in fields else cells
+        has = [False] * len(cells)
+        if not fields or "bytes" in fields:
+            sizes = compute.binary_length(stored.cast(pa.large_binary()))
+            has = [bool(size) for size in sizes.to_pylist()]
+        paths: list[Any] = [None] * len(cells)
+        if "path" in fields:
+            paths = compute.struct_field(cells, "path").to_pylist()
+        for row, (here, path) in enumerate(zip(has, paths, strict=True), first):
+            if path and several and rows.path:
+                path = str(rows.path.parent.absolute() / path)
+            found.append(Entry(rows, column, row) if here else path or None)
+    return found
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+    """By column, what the library `datasets` notes of it in a file; nothing where it does not."""
+    try:
+        found = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: about for name, about in found.items() if isinstance(about, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _indices(metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """The columns that pandas notes as an index; a range is kept as its ends, not as a column."""
+    try:
+        declared = json.loads((metadata or {})[b"pandas"])["index_columns"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [name.strip() for name in declared if isinstance(name, str)]
+
+
+def _place(rows: Rows) -> str:
+    return str(rows.path or "a split")

@@ -1,0 +1,193 @@
+"""Folders of pictures, sounds or clips: by class, or with a table of metadata beside them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evenly.data.raw.columns import Columns, columns_of, csv_columns, of_records
+from evenly.data.raw.rows import Files
+from evenly.data.raw.splits import is_split
+from evenly.errors import UserError
+
+_ENDINGS = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"),
+    "video": (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
+}
+MEDIA = {ending: kind for kind, endings in _ENDINGS.items() for ending in endings}
+"""By ending, what a file holds: image, audio or video."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+_NAMES = "file_name"
+
+
+def media_columns(path: Path, files: Sequence[Path]) -> Columns:
+    """The columns of a folder of media files that lie in folders by class, and perhaps by split.
+
+    Files of several kinds that lie in one folder under one name are one sample.
+
+    Args:
+        path: The folder.
+        files: In it.
+
+    Raises:
+        ValueError: If a file lies in no class, or is one too many of its name and kind.
+    """
+    kinds = list(dict.fromkeys(MEDIA[file.suffix.lower()] for file in files))
+    samples: dict[str, dict[str, Path]] = {}
+    for file in files:
+        short = file.relative_to(path)
+        name = str(short if len(kinds) == 1 else short.with_suffix(""))
+        sample = samples.setdefault(name, {})
+        kind = MEDIA[file.suffix.lower()]
+        if kind in sample:
+            raise UserError(
+                f"{path}: {sample[kind].name} and {file.name} have one name, and so are one sample "
+                f"with two of {kind}. Rename one."
+            )
+        sample[kind] = file
+    places = [file.relative_to(path) for file in (next(iter(s.values())) for s in samples.values())]
+    splits = _splits(path, places)
+    labels = _classes(places, splits)
+    if None in labels:
+        odd = places[labels.index(None)]
+        raise UserError(
+            f"{path}: {odd} lies in no folder of a class. Put the files into a folder for each "
+            f"class, or write {METADATA[0]} with the columns {_NAMES} and label."
+        )
+    cells: dict[str, Any] = {"name": list(samples), "label": labels}
+    for kind in kinds:
+        cells[kind] = Files([sample.get(kind) for sample in samples.values()], kind)
+    return _columns(path, cells, splits, [])
+
+
+def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path]) -> Columns:
+    """The columns of a folder of media files that tables of metadata name.
+
+    Args:
+        path: The folder.
+        tables: `metadata.csv` or `metadata.jsonl`, one or one for each folder. Their column
+            `file_name`, or several such as `image_file_name`, lead from there to the files.
+        files: The media files in the folder.
+
+    Raises:
+        ValueError: If a table cannot be read, names no files, or has other columns than the first.
+    """
+    if len({table.suffix for table in tables}) > 1:
+        raise UserError(
+            f"{path}: holds both {tables[0].name} and {tables[-1].name}. Leave one of them."
+        )
+    places: list[Path] = []
+    rows: list[Mapping[str, Any]] = []
+    for table in tables:
+        found = _records(table)
+        if table.suffix == ".csv" and rows and (odd := sorted(set(found[0]) ^ set(rows[0]))):
+            raise UserError(
+                f"{table}: has other columns than {tables[0]}: only one of them has "
+                f"{', '.join(odd)}. Give both the same."
+            )
+        rows += found
+        places += [table.parent] * len(found)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    named = [name for name in names if name == _NAMES or name.endswith(f"_{_NAMES}")]
+    if not named:
+        raise UserError(
+            f"{tables[0]}: has no column '{_NAMES}' that names the files, it has "
+            f"{', '.join(names)}. Rename the one that does."
+        )
+    cells: dict[str, Any] = {}
+    if tables[0].suffix == ".csv":
+        cells = {name: [row[name] for row in rows] for name in names}
+    else:
+        cells = of_records(rows)
+    given: dict[str, list[Path | None]] = {}
+    for name in named:
+        texts = [row.get(name) for row in rows]
+        given[name] = [
+            place / str(x) if x else None for place, x in zip(places, texts, strict=True)
+        ]
+        kinds = {MEDIA.get(file.suffix.lower(), "") for file in given[name] if file}
+        kind = kinds.pop() if len(kinds) == 1 else ""
+        column = name.removesuffix(_NAMES).rstrip("_") or kind or "file"
+        del cells[name]
+        if column in cells:
+            raise UserError(
+                f"{tables[0]}: '{column}' would be both a column and the files of '{name}'. Rename "
+                "one."
+            )
+        cells[column] = Files(given[name], kind)
+    first = [
+        (file or place / "none").relative_to(path)
+        for file, place in zip(given[named[0]], places, strict=True)
+    ]
+    notes = []
+    splits = _splits(path, first)
+    if "label" not in cells and None not in (labels := _classes(first, splits)):
+        cells["label"] = labels
+        notes.append(f"{path.name}: the folder that a file is in is its class.")
+    known = {file for several in given.values() for file in several}
+    if left := sum(file not in known for file in files):
+        notes.append(f"{path.name}: {left} files that {tables[0].name} does not name: left out.")
+    if "name" not in cells:
+        cells["name"] = [str(place) for place in first]
+    return _columns(path, cells, splits, notes, tables)
+
+
+def _columns(
+    path: Path,
+    cells: dict[str, Any],
+    splits: list[str] | None,
+    notes: Sequence[str],
+    opened: Sequence[Path] = (),
+) -> Columns:
+    if splits is not None and "split" in cells:
+        raise UserError(
+            f"{path}: says splits twice, in a column 'split' and by the names of its folders, such "
+            f"as '{splits[0]}'. Rename the column or the folders."
+        )
+    if splits is not None:
+        cells["split"] = splits
+    return columns_of(
+        path, list(cells), list(cells.values()), root=path, opened=opened, notes=notes
+    )
+
+
+def _records(table: Path) -> list[dict[str, Any]]:
+    """The rows of a table of metadata."""
+    if table.suffix == ".csv":
+        cells = csv_columns(table).cells
+        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    found = []
+    for number, line in enumerate(table.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise UserError(f"{table}: line {number} is no JSON ({error}). Mend it.") from error
+        if not isinstance(row, dict | None):
+            raise UserError(
+                f"{table}: line {number} holds no fields. Write an object, such as "
+                f'{{"{_NAMES}": "1.png", "label": "cat"}}.'
+            )
+        found += [row] if row else []
+    return found
+
+
+def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:
+    """By file, the split that its outermost folder is called after; None if none is."""
+    tops = [place.parts[0] if len(place.parts) > 1 else "" for place in places]
+    known = [top for top in tops if is_split(top)]
+    if not known:
+        return None
+    if len(known) < len(tops):
+        odd = next(place for place, top in zip(places, tops, strict=True) if not is_split(top))
+        raise UserError(
+            f"{path}: {odd} is in the folder of no split, and others are, such as {known[0]}. Move "
+            "it away, or put it into one."
+        )
+    return tops
+
+
+def _classes(places: Sequence[Path], splits: list[str] | None) -> list[str | None]:
+    """By file, the folder that it is in, unless that is one of a split."""
+    least = 3 if splits else 2
+    return [place.parts[-2] if len(place.parts) >= least else None for place in places]

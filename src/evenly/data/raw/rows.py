@@ -1,0 +1,327 @@
+"""Cells that lie in a file of many samples, and are read when their turn comes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from evenly.data.media.error import File
+from evenly.errors import UserError
+
+BATCH = 8 << 20
+"""Bytes of a Parquet file that are taken at a time, unless a single row has more."""
+_BUFFER = 1 << 20
+"""Bytes that are read of each column at once."""
+_END = 64 << 10
+"""Bytes at a file's end that tell it from others of its size; they say where its columns lie."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A table that is too large to be held, in rows from 0.
+
+    A frozen dataclass, whose fields tell it from any other table.
+    """
+
+    @property
+    def path(self) -> Path | None:
+        """Of its file; None if it has none."""
+        ...
+
+    @property
+    def schema(self) -> Any:
+        """Arrow's, of its columns."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def table(self, columns: Sequence[str]) -> Any:
+        """Some columns at once, as an Arrow table."""
+        ...
+
+    def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
+        """Some columns in parts, as Arrow has them, each with the number of its first row.
+
+        Args:
+            columns: Their names.
+            start: A row; parts that end before it may be left out.
+
+        Raises:
+            ValueError: If the file is broken.
+        """
+        ...
+
+    def complete(self, column: str) -> bool:
+        """Whether a column of files is known to have all of their bytes, before it is read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Entry:
+    """A file that is a cell of a table: its bytes alone, or its `bytes` and its `path`."""
+
+    rows: Rows
+    column: str
+    row: int
+
+    @property
+    def path(self) -> Path | None:
+        """Of the table."""
+        return self.rows.path
+
+    def __repr__(self) -> str:
+        return f"row {self.row + 1} of {self.path or 'a data set'}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Part:
+    """Bytes within a file, from one of its bytes on."""
+
+    path: Path
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+    def __repr__(self) -> str:
+        return f"{self.size:,} bytes of {self.path}"
+
+
+@dataclass(frozen=True)
+class Files(Sequence[Any]):
+    """The cells of a column that are files: entries, parts, paths as texts or whole; None if none.
+
+    Attributes:
+        cells: From the first row.
+        kind: What the data set says that they hold, 'image', 'audio' or 'video'; empty if nothing.
+        refused: Why they cannot be read, and what to do about it; empty if they can.
+    """
+
+    cells: Sequence[Any]
+    kind: str = ""
+    refused: str = ""
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.cells[row]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+class Turn:
+    """Reads entries in the order of their rows, so that each part of a file is read once."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Rows, tuple[str, ...]] | None = None
+        self._first, self._batch = 0, None
+        self._left: Iterator[tuple[int, Any]] = iter(())
+
+    def __call__(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same cells of a sample; of an entry its bytes, its path, or None if it has neither.
+
+        Raises:
+            ValueError: If a file is broken.
+        """
+        entries = {name: cell for name, cell in cells.items() if isinstance(cell, Entry)}
+        if not entries:
+            return cells
+        first = next(iter(entries.values()))
+        found = self._found(first.rows, [entry.column for entry in entries.values()], first.row)
+        read = {name: _file(found[entry.column], entry) for name, entry in entries.items()}
+        return {**cells, **read}
+
+    def _found(self, rows: Rows, columns: Sequence[str], row: int) -> dict[str, Any]:
+        wanted = rows, tuple(dict.fromkeys(columns))
+        if wanted != self._of or row < self._first:
+            self._of, self._batch = wanted, None
+            self._left = rows.batches(wanted[1], row)
+        while self._batch is None or row >= self._first + len(self._batch):
+            self._first, self._batch = next(self._left)
+        at = row - self._first
+        return {name: self._batch.column(name)[at].as_py() for name in wanted[1]}
+
+
+def _file(value: Any, entry: Entry) -> File | None:
+    if isinstance(value, dict):
+        path = value.get("path")
+        folder = entry.path.parent if entry.path else Path()
+        value = value.get("bytes") or (path and folder / path)
+    return value or None
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """The rows of a Parquet file."""
+
+    path: Path
+    mark: str
+    schema: Any = field(compare=False, repr=False)
+    about: Any = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, path: Path) -> "ParquetRows":
+        """The rows of a file that is there."""
+        from pyarrow import parquet
+
+        with _reading(path), closing(parquet.ParquetFile(path)) as file:
+            return cls(path, _mark(path), file.schema_arrow, file.metadata)
+
+    def __len__(self) -> int:
+        return int(self.about.num_rows)
+
+    def table(self, columns: Sequence[str]) -> Any:
+        """As in `Rows`."""
+        from pyarrow import parquet
+
+        with _reading(self.path), closing(parquet.ParquetFile(self.path)) as file:
+            return file.read(list(columns))
+
+    def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
+        """As in `Rows`: memory is taken for a page of each column, however large a row group is."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        first = 0
+        try:
+            # Without the buffer, all that is stored of a column in a row group is read at once.
+            with (
+                _reading(self.path),
+                closing(parquet.ParquetFile(self.path, buffer_size=_BUFFER)) as file,
+            ):
+                for number in range(file.num_row_groups):
+                    group = self.about.row_group(number)
+                    if first + group.num_rows > start:
+                        row, each = first, _bytes(group, columns) // group.num_rows + 1
+                        size, groups = max(1, min(1024, BATCH // each)), [number]
+                        for batch in file.iter_batches(size, groups, list(columns), False):
+                            yield row, batch
+                            row += len(batch)
+                    first += group.num_rows
+        finally:
+            pa.default_memory_pool().release_unused()
+
+    def complete(self, column: str) -> bool:
+        """As in `Rows`: by the counts in the file."""
+        groups = (self.about.row_group(n) for n in range(self.about.num_row_groups))
+        chunks = [group.column(n) for group in groups for n in range(group.num_columns)]
+        own = [c for c in chunks if c.path_in_schema in (column, f"{column}.bytes")]
+        return bool(own) and all(c.statistics and c.statistics.null_count == 0 for c in own)
+
+
+@dataclass(frozen=True)
+class ArrowRows:
+    """The rows of a file in Arrow's stream format, which is mapped into memory."""
+
+    path: Path
+    mark: str
+    schema: Any = field(compare=False, repr=False)
+    length: int = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, path: Path) -> "ArrowRows":
+        """The rows of a file that is there."""
+        with _stream(path) as stream:
+            return cls(path, _mark(path), stream.schema, sum(map(len, stream)))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def table(self, columns: Sequence[str]) -> Any:
+        """As in `Rows`."""
+        with _stream(self.path) as stream:
+            return stream.read_all().select(list(columns))
+
+    def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
+        """As in `Rows`."""
+        row = 0
+        with _stream(self.path) as stream:
+            for batch in stream:
+                if row + len(batch) > start:
+                    yield row, batch.select(list(columns))
+                row += len(batch)
+
+    def complete(self, column: str) -> bool:
+        """As in `Rows`: unknown."""
+        return False
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """The rows of a `datasets.Dataset`, whose files come as they are stored, not decoded."""
+
+    fingerprint: str
+    dataset: Any = field(compare=False, repr=False)
+    path: None = None
+
+    @classmethod
+    def of(cls, dataset: Any) -> "DatasetRows":
+        """The rows of a data set."""
+        return cls(dataset._fingerprint, dataset.with_format("arrow"))
+
+    @property
+    def schema(self) -> Any:
+        """As in `Rows`."""
+        return self.dataset.features.arrow_schema
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def table(self, columns: Sequence[str]) -> Any:
+        """As in `Rows`."""
+        return self.dataset.select_columns(list(columns))[:]
+
+    def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
+        """As in `Rows`."""
+        some = self.dataset.select_columns(list(columns))
+        for row in range(start, len(some), 16):
+            yield row, some[row : row + 16]
+
+    def complete(self, column: str) -> bool:
+        """As in `Rows`: unknown."""
+        return False
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says in a sentence what Arrow has against a file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read as a table ({said}). Download or write the file again."
+        ) from error
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+
+    with _reading(path), pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+        yield stream
+
+
+def _bytes(group: Any, columns: Sequence[str]) -> int:
+    """Of some columns of a row group, as they are in memory."""
+    within = tuple(f"{name}." for name in columns)
+    chunks = (group.column(n) for n in range(group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if f"{chunk.path_in_schema}.".startswith(within)
+    )
+
+
+def _mark(path: Path) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _END))
+        return f"{size} {sha256(file.read()).hexdigest()}"

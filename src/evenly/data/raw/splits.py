@@ -1,0 +1,121 @@
+"""Which samples train, validate and test: by the names that a data set gives its splits."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evenly.data.dataset import SPLITS, SplitName
+from evenly.data.raw.columns import Columns
+from evenly.errors import UserError
+
+_MEANT: dict[str, SplitName] = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+"""The name of a file as the library `datasets` writes it."""
+
+
+def meant(name: str) -> SplitName | None:
+    """The split that a word of a name stands for, as in 'validation' or 'test.clean'."""
+    words = re.findall(r"[a-z]+", name.lower())
+    found = {_MEANT[word] for word in words if word in _MEANT}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_split(name: str) -> bool:
+    """Whether a name is a word for a split, and nothing more."""
+    return name.lower() in _MEANT
+
+
+def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:
+    """By file, the name of its split; None if the files are not told apart by it.
+
+    Args:
+        path: Of the folder.
+        files: In it.
+
+    Raises:
+        ValueError: If one of several that belong together is not there, or some name a split and
+            others do not.
+    """
+    _check_whole(path, files)
+    found = [_named(file.relative_to(path)) for file in files]
+    known = [name for name in found if name and meant(name)]
+    if not known:
+        return None
+    for file, name in zip(files, found, strict=True):
+        if name is None:
+            raise UserError(
+                f"{file}: names no split, and other files of {path} do, such as "
+                f"'{known[0]}'. Move it away, or put train, validation or test into its name."
+            )
+    return [str(name) for name in found] if len(set(found)) > 1 else None
+
+
+def _named(file: Path) -> str | None:
+    """What a file, or else the nearest of its folders, says of its split."""
+    shard = _SHARD.fullmatch(file.stem)
+    if shard:
+        return shard["split"]
+    names = [file.stem, *(folder.name for folder in file.parents)]
+    return next((name for name in names if meant(name)), None)
+
+
+def _check_whole(path: Path, files: Sequence[Path]) -> None:
+    shards = [(file, shard) for file in files if (shard := _SHARD.fullmatch(file.stem))]
+    there = {str(file.relative_to(path)) for file in files}
+    for file, shard in shards:
+        for number in range(int(shard["count"])):
+            name = f"{shard['split']}-{number:05}-of-{shard['count']}{file.suffix}"
+            other = str(file.with_name(name).relative_to(path))
+            if other not in there:
+                raise UserError(
+                    f"{path}: {other} is missing, of which {file.name} is a sister. Download it, "
+                    "too."
+                )
+
+
+def chosen(path: Path, columns: Columns, splits: Mapping[str, str]) -> Columns:
+    """The rows of the splits that are asked for, under our names.
+
+    Args:
+        path: Of the data set.
+        columns: All its rows.
+        splits: By `train`, `val` and `test`, the data set's own name, or several joined by +.
+
+    Raises:
+        ValueError: If there is no such split, or one is asked for twice.
+    """
+    marks = columns.entries("split")
+    if marks is None:
+        raise UserError(
+            f"{path}: has no splits to choose from, neither by the names of its files nor in a "
+            "column 'split'. Leave --splits out: they are drawn."
+        )
+    given = list(dict.fromkeys(map(str, marks)))
+    ours: dict[str, str] = {}
+    for name, asked in splits.items():
+        if name not in SPLITS:
+            raise UserError(f"--splits: '{name}' is no split of ours. Use {', '.join(SPLITS)}.")
+        for one in asked.split("+"):
+            if one not in given:
+                raise UserError(
+                    f"{path}: has no split '{one}', which --splits takes for {name}. There is "
+                    f"{', '.join(given)}."
+                )
+            if one in ours:
+                raise UserError(
+                    f"--splits: '{one}' cannot be both {ours[one]} and {name}. Give each split of "
+                    f"{path} once."
+                )
+            ours[one] = name
+    rows = [row for row, mark in enumerate(marks) if str(mark) in ours]
+    kept = columns.kept(rows)
+    left = len(marks) - len(rows)
+    note = f"{path.name}: {left} samples are in none of the splits asked for: left out."
+    cells: dict[str, Any] = {**kept.cells, "split": [ours[str(marks[row])] for row in rows]}
+    return replace(kept, cells=cells, notes=[*kept.notes, *([note] * bool(left))])

@@ -1,0 +1,242 @@
+"""Folders of `save_to_disk`, of media by class or with metadata, and `datasets` in Python."""
+
+import json
+
+import pytest
+from datasets import ClassLabel, DatasetDict, Features, Image, IterableDataset, Value
+
+from evenly.data import from_datasets, open_store
+from evenly.data.raw import Array, Spectrogram, Text, prepare, table
+from evenly.data.raw import Image as ImageReader
+from hubs import FEATURES, dataset, picture, tone
+
+SMALL = {"photo": "image(size=[2,2])", "sound": "spectrogram(seconds=0.25)"}
+
+
+def said(path, **options):
+    with pytest.raises(ValueError, match=r".") as caught:
+        table(path, **options)
+    return str(caught.value)
+
+
+def splits():
+    return DatasetDict(
+        train=dataset(range(8)), validation=dataset(range(8, 12)), test=dataset(range(12, 16))
+    )
+
+
+def greys(data, split="train"):
+    part = data.split(split)
+    return part.__getitems__(range(len(part)))["inputs"]["photo"][:, 0, 0, 0].tolist()
+
+
+class TestSaved:
+    def test_a_dict_of_splits(self, tmp_path):
+        splits().save_to_disk(tmp_path / "pets")
+        source = table(tmp_path / "pets", None, SMALL)
+        assert [s.split for s in source.samples] == ["train"] * 8 + ["val"] * 4 + ["test"] * 4
+        assert source.classes == ["cat", "dog"]
+        assert source.name == "pets"
+        prepare(source, tmp_path / "store", workers=2)
+        assert greys(open_store(tmp_path / "store")) == list(range(8))
+        assert greys(open_store(tmp_path / "store"), "test") == [12, 13, 14, 15]
+
+    def test_one_split_in_several_files(self, tmp_path):
+        dataset(range(20)).save_to_disk(tmp_path / "pets", num_shards=3)
+        source = table(tmp_path / "pets")
+        assert {s.split for s in source.samples} == {"train", "val", "test"}
+        assert [s.cells["age"].tolist() for s in source.samples] == [[k / 2] for k in range(20)]
+        assert len(source.opened) == 3
+
+    def test_what_is_missing_or_broken(self, tmp_path):
+        splits().save_to_disk(tmp_path / "pets")
+        file = tmp_path / "pets" / "test" / "data-00000-of-00001.arrow"
+        whole = file.read_bytes()
+        file.write_bytes(b"nothing" + whole[:100])
+        assert f"{file}: cannot be read as a table" in said(tmp_path / "pets")
+        file.unlink()
+        assert "data-00000-of-00001.arrow is missing, which state.json names" in said(
+            tmp_path / "pets"
+        )
+        (tmp_path / "pets" / "test" / "state.json").write_text("{}")
+        assert "state.json: is not as `datasets` wrote it" in said(tmp_path / "pets")
+
+
+def by_class(folder, parts=("train", "test"), endings=("png",), rows=8):
+    for number, part in enumerate(parts):
+        for k in range(rows):
+            place = folder / part / ("cat", "dog")[k % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            for ending in endings:
+                content = picture(k + 100 * number) if ending == "png" else tone(k / 10)
+                (place / f"{k}.{ending}").write_bytes(content)
+    return folder
+
+
+class TestMediaFolders:
+    def test_classes_and_splits(self, tmp_path):
+        source = table(by_class(tmp_path / "pets"))
+        assert source.readers == {"image": ImageReader()}
+        assert source.classes == ["cat", "dog"]
+        assert source.samples[0].name == "test/cat/0.png"
+        assert source.samples[0].cells["image"] == tmp_path / "pets/test/cat/0.png"
+        assert [s.split for s in source.samples].count("test") == 8
+
+    def test_classes_alone(self, tmp_path):
+        source = table(by_class(tmp_path / "pets", [""], ["wav"], 16))
+        assert source.readers == {"audio": Spectrogram()}
+        assert {s.split for s in source.samples} == {"train", "val", "test"}
+
+    def test_a_class_that_is_called_like_a_split(self, tmp_path):
+        folder = by_class(tmp_path / "pets", [""], rows=16)
+        (folder / "cat").rename(folder / "test tube")
+        assert table(folder).classes == ["dog", "test tube"]
+
+    def test_a_picture_and_a_sound_of_one_name_are_a_sample(self, tmp_path):
+        source = table(by_class(tmp_path / "pets", ["train", "test"], ["png", "wav"]))
+        assert list(source.readers) == ["image", "audio"]
+        assert len(source.samples) == 16
+        assert source.samples[0].cells["audio"].name == "0.wav"
+
+    def test_what_cannot_be(self, tmp_path):
+        folder = by_class(tmp_path / "pets")
+        (folder / "train" / "9.png").write_bytes(picture(9))
+        assert "train/9.png lies in no folder of a class" in said(folder)
+        (folder / "train" / "9.png").unlink()
+        (folder / "other").mkdir()
+        (folder / "other" / "9.png").write_bytes(picture(9))
+        assert "other/9.png is in the folder of no split, and others are" in said(folder)
+        folder = by_class(tmp_path / "both", ["train"], ["png", "wav"])
+        (folder / "train" / "cat" / "0.jpg").write_bytes(picture(0))
+        assert "0.jpg and 0.png have one name, and so are one sample with two of image" in said(
+            folder
+        )
+        dataset().to_parquet(folder / "a.parquet")
+        (folder / "a.tar").touch()
+        assert "holds both .parquet and .tar files" in said(folder)
+
+
+class TestMetadata:
+    def make(self, folder, header="file_name,caption,label", rows=8):
+        for part in ("train", "test"):
+            (folder / part).mkdir(parents=True)
+            lines = [header]
+            for k in range(rows):
+                (folder / part / f"{k}.png").write_bytes(picture(k))
+                lines.append(f"{k}.png,the {('cat', 'dog')[k % 2]} {k},{('cat', 'dog')[k % 2]}")
+            (folder / part / "metadata.csv").write_text("\n".join(lines) + "\n")
+        return folder
+
+    def test_csv(self, tmp_path):
+        source = table(self.make(tmp_path / "pets"))
+        vocabulary = source.readers["caption"].vocabulary
+        assert source.readers == {"caption": Text(vocabulary=vocabulary), "image": ImageReader()}
+        assert source.classes == ["cat", "dog"]
+        assert [s.split for s in source.samples].count("test") == 8
+        assert source.readers["image"](source.samples[3].cells["image"]).max() == 3
+
+    def test_json_lines_with_two_files_each(self, tmp_path):
+        folder = by_class(tmp_path, [""], ["png", "wav"], 16)
+        rows = [
+            {
+                "image_file_name": f"{('cat', 'dog')[k % 2]}/{k}.png",
+                "audio_file_name": f"{('cat', 'dog')[k % 2]}/{k}.wav" if k else None,
+                "age": k / 2,
+            }
+            for k in range(15)
+        ]
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = table(folder)
+        assert source.readers == {
+            "age": Array(),
+            "image": ImageReader(),
+            "audio": Spectrogram(),
+        }
+        assert source.samples[0].cells["audio"] is None
+        assert source.classes == ["cat", "dog"]
+        assert any("the folder that a file is in is its class" in x for x in source.notes)
+        assert any("3 files that metadata.jsonl does not name" in x for x in source.notes)
+
+    def test_what_cannot_be(self, tmp_path):
+        folder = self.make(tmp_path / "a", "file,caption,label")
+        assert "has no column 'file_name' that names the files, it has file, caption" in said(
+            folder
+        )
+        folder = self.make(tmp_path / "b")
+        (folder / "train" / "metadata.csv").write_text("file_name,label\n0.png,cat\n1.png,dog\n")
+        assert "has other columns than" in said(folder)
+        folder = self.make(tmp_path / "c")
+        (folder / "metadata.jsonl").write_text("{\n")
+        assert "holds both metadata.jsonl and metadata.csv" in said(folder)
+        for file in folder.rglob("metadata.csv"):
+            file.unlink()
+        assert "metadata.jsonl: line 1 is no JSON" in said(folder)
+        (folder / "metadata.jsonl").write_text("3\n")
+        assert "metadata.jsonl: line 1 holds no fields" in said(folder)
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        folder = self.make(tmp_path / "pets")
+        (folder / "test" / "3.png").unlink()
+        with pytest.raises(
+            ValueError, match=r"1 of 16 samples cannot be used:\n  test/3.png: image"
+        ):
+            prepare(table(folder, ["image"]), tmp_path / "store", workers=1)
+
+
+class TestInPython:
+    def test_a_dict_of_splits(self, tmp_path):
+        data = from_datasets(splits(), tmp_path / "store", readers=SMALL, workers=1)
+        assert greys(data) == list(range(8))
+        assert greys(data, "val") == [8, 9, 10, 11]
+        assert data.class_names == ["cat", "dog"]
+        assert list(data.modalities) == ["photo", "sound", "caption", "age"]
+
+    def test_rows_in_the_order_of_the_data_set(self, tmp_path):
+        found = dataset(range(24)).shuffle(seed=0).with_format("torch")
+        order = found.with_format("arrow")["age"].to_pylist()
+        data = from_datasets(found, tmp_path / "store", modalities=["photo"], workers=1)
+        rows = data.split("train").rows.tolist()
+        assert greys(data) == [2 * order[row] for row in rows]
+
+    def test_it_goes_on_with_its_store_and_no_other(self, tmp_path):
+        found = dataset(range(24))
+        one = from_datasets(found, tmp_path / "store", modalities=["photo"], workers=1)
+        before = (tmp_path / "store" / "dataset.json").stat().st_mtime_ns
+        assert greys(from_datasets(found, tmp_path / "store", modalities=["photo"])) == greys(one)
+        assert (tmp_path / "store" / "dataset.json").stat().st_mtime_ns == before
+        with pytest.raises(ValueError, match="holds another store"):
+            from_datasets(found.select(range(23)), tmp_path / "store", modalities=["photo"])
+
+    def test_pictures_that_lie_in_files(self, tmp_path):
+        features = Features({"photo": Image(), "label": FEATURES["label"]})
+        for k in range(16):
+            (tmp_path / f"{k}.png").write_bytes(picture(k))
+        cells = [{"bytes": None, "path": str(tmp_path / f"{k}.png")} for k in range(16)]
+        found = dataset(range(16), features, photo=cells)
+        data = from_datasets(found, tmp_path / "store", readers={"photo": "image(size=[2,2])"})
+        assert sorted(greys(data)) == greys(data) != []
+
+    def test_what_it_does_not_take(self, tmp_path):
+        stream = IterableDataset.from_generator(lambda: iter([{"x": 1}]))
+        for wrong, wanted in [
+            (stream, "found IterableDataset. Load a data set without streaming"),
+            ([1, 2], "found list"),
+            (DatasetDict(), "has no splits"),
+            (
+                DatasetDict(train=dataset(), test=dataset().remove_columns("age")),
+                "has no column 'age'",
+            ),
+        ]:
+            with pytest.raises(ValueError, match=wanted):
+                from_datasets(wrong, tmp_path / "store")
+
+    def test_several_classes(self, tmp_path):
+        features = Features(
+            {"age": Value("float32"), "a": ClassLabel(names=["x", "y"]), "b": FEATURES["label"]}
+        )
+        numbers = [k % 2 for k in range(16)]
+        found = dataset(range(16), features, a=numbers, b=numbers)
+        with pytest.raises(ValueError, match=r"has classes in a, b\. Say with --label which"):
+            from_datasets(found, tmp_path / "store")
+        data = from_datasets(found, tmp_path / "store", label="b", workers=1)
+        assert data.class_names == ["cat", "dog"]
