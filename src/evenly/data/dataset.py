@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
@@ -82,6 +82,7 @@ class Modality:
         mean: Over the training split, per feature (vector, sequence) or channel (image, video);
             empty for a text.
         std: Over the training split likewise; 1 where the feature is constant.
+        read: How its files were read, as a reader is asked for; empty where that is not known.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Modality:
     shape: tuple[int, ...]
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
+    read: str = ""
 
     @property
     def spread(self) -> Float[Tensor, "..."]:
@@ -155,7 +157,9 @@ class Data:
             modalities = {
                 key: described(key, stored, self._rows["train"]) for key, stored in inputs.items()
             }
-        self.modalities = dict(modalities)
+        self.modalities = {
+            key: replace(known, read=self.read.get(key, "")) for key, known in modalities.items()
+        }
         self._noise: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
