@@ -352,3 +352,37 @@ def test_every_parameter_learns(folder):
     assert encoder.model.training
     encoder(pictures(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
+
+
+LAYERS = {"clip": of("image", 3, 32, 32), "bert": of("text", 8, 40),
+          "hubert": of("sequence", 800, 1), "whisper": of("sequence", 4_000, 1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_frozen_whole_or_by_layers(name, folder):
+    place, _ = folder(name)
+    whole = Auto(LAYERS[name], place, freeze=True, width=5)
+    trained = {key for key, p in whole.named_parameters() if p.requires_grad}
+    assert trained == {key for key, _ in whole.named_parameters() if key.startswith("behind.")}
+    assert whole.out_features == 5
+    assert whole.training
+    assert not any(part.training for part in whole.model.modules())
+    some = Auto(LAYERS[name], place, freeze=1)
+    still = [key for key, p in some.named_parameters() if not p.requires_grad]
+    assert any("layers.0." in key or "layer.0." in key for key in still)
+    assert not any("layers.1." in key or "layer.1." in key for key in still)
+    assert any("embed" in key or "conv" in key for key in still)
+    layers = [x for x in some.model.modules() if isinstance(x, torch.nn.ModuleList)][-1]
+    assert [layer.training for layer in layers] == [False, True]
+    with pytest.raises(ValueError, match="has 2 layers, and freeze=3 was asked for"):
+        Auto(LAYERS[name], place, freeze=3)
+
+
+def test_what_is_frozen_has_no_dropout_and_stays(folder):
+    place, _ = folder("bert")
+    encoder = Auto(of("text", 8, 40), place, freeze=True, width=4)
+    assert encoder.model.config.hidden_dropout_prob > 0
+    assert torch.equal(encoder.pooled(texts()), encoder.pooled(texts()))
+    encoder(texts()).sum().backward()
+    assert all((p.grad is None) == key.startswith("model.") for key, p in
+               encoder.named_parameters())  # fmt: skip

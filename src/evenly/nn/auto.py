@@ -79,6 +79,8 @@ class Auto(Tokened):
         pretrained: str | Config,
         pool: str | None = None,
         config: Config | None = None,
+        freeze: bool | int = False,
+        width: int = 0,
     ) -> None:
         """Loads it.
 
@@ -90,6 +92,10 @@ class Auto(Tokened):
                 the model itself pools (`pooler`). By default `pooler` of two-tower models, which
                 are trained by it, and `mean` of all others.
             config: Changes to the configuration.
+            freeze: Whether the model stays as it is, in evaluation mode; or how many of its layers
+                do, from the input on, with what stands before them.
+            width: Of a layer behind the model (norm, linear, GELU) that is always trained; 0 for
+                none.
 
         Raises:
             ValueError: If there are no such weights, the model takes another kind of input, or the
@@ -106,7 +112,11 @@ class Auto(Tokened):
         sizes: Any = self.model.config
         name = pretrained if isinstance(pretrained, str) else sizes.model_type
         self.takes = _takes(name, self.model, modality)
-        self.out_features = int(getattr(sizes, "hidden_size", 0) or sizes.hidden_sizes[-1])
+        made = int(getattr(sizes, "hidden_size", 0) or sizes.hidden_sizes[-1])
+        self.out_features = width or made
+        self.behind: nn.Module = nn.Identity()
+        if width:
+            self.behind = nn.Sequential(nn.LayerNorm(made), nn.Linear(made, width), nn.GELU())
         self.processor = (
             Processor.of(os.path.expanduser(pretrained), self.takes)
             if isinstance(pretrained, str)
@@ -119,7 +129,17 @@ class Auto(Tokened):
             self._take_texts(name, modality)
         else:
             self._take_sound(name, modality)
+        _freeze(name, self.model, freeze)
         self.train()
+
+    def train(self, mode: bool = True) -> "Auto":
+        """Sets the mode; what is frozen stays in evaluation mode, without dropout."""
+        super().train(mode)
+        for part in self.model.modules():
+            own = list(part.parameters())
+            if own and not any(p.requires_grad for p in own):
+                part.eval()
+        return self
 
     def configuration(self) -> Config:
         """What `pretrained` takes in place of the folder."""
@@ -127,6 +147,11 @@ class Auto(Tokened):
 
     def forward(self, x: Any) -> Float[Tensor, "n d"]:
         """Encodes samples as they are stored."""
+        found: Tensor = self.behind(self.pooled(x))
+        return found
+
+    def pooled(self, x: Any) -> Float[Tensor, "n _"]:
+        """What the model itself makes of samples, before the layer behind it."""
         found: Tensor
         (steps, there), own = self._made(x)
         if self.pool == "pooler":
@@ -151,8 +176,9 @@ class Auto(Tokened):
         """The tokens; of a video, one frame's after the other's."""
         (steps, there), _ = self._made(x)
         if self.takes == "pictures" and x.dim() == 5:
-            return all_there(steps.unflatten(0, x.shape[:2]).flatten(1, 2))
-        return Tokens(steps, there)
+            steps = steps.unflatten(0, x.shape[:2]).flatten(1, 2)
+            there = there.unflatten(0, x.shape[:2]).flatten(1, 2)
+        return Tokens(self.behind(steps), there)
 
     def _made(self, x: Any) -> _Made:
         if self.takes == "tokens":
@@ -316,6 +342,26 @@ class Auto(Tokened):
         steps = self.model(bands.to(next(self.model.parameters()).dtype)).last_hidden_state
         frames = length // known.hop  # of which the convolutions make a token of two
         return Tokens(steps, is_there(Padded(steps, ((frames + 1) // 2).clamp_min(1))))
+
+
+def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
+    """Takes parameters out of training: all, or those of the first layers and before them."""
+    if freeze is True or not freeze:
+        model.requires_grad_(not freeze)
+        return
+    count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
+    part, layers = "", nn.ModuleList()
+    for key, found in model.named_modules():  # convolutions before them may be as many
+        if isinstance(found, nn.ModuleList) and len(found) == count:
+            part, layers = key, found
+    if not 0 < freeze <= len(layers):
+        has = f"has {len(layers)} layers" if layers else "has no layers that can be counted"
+        raise UserError(f"'{name}' {has}, and freeze={freeze} was asked for. Give true, or fewer.")
+    last = [f"{part}.{freeze - 1}.{key}" for key, _ in layers[freeze - 1].named_parameters()][-1]
+    for key, parameter in model.named_parameters():  # in the order of the forward pass
+        parameter.requires_grad_(False)
+        if key == last:
+            break
 
 
 def _made(found: Any, there: Bool[Tensor, "n t"] | None = None) -> _Made:

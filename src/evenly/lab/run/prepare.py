@@ -16,6 +16,7 @@ from evenly.lab.run.build import (
     build_model,
     build_optimizer,
     build_sampler,
+    frozen,
     load_data,
     method_settings,
 )
@@ -52,6 +53,12 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
         notes += _method_notes(cell, method, divides_size(optimizer))
+        still = frozen(model.encoders)
+        if still and any(isinstance(part, Relearn) for part in parts(method)):
+            listed = ", ".join(still)
+            notes.append(
+                f"{cell.method}: has nothing to pull back in {listed}, whose encoder is frozen."
+            )
         if training.world > 1:
             notes += _share_notes(cell, method)
     if training.world > 1 and not torch.cuda.is_available() and _normed(widest.encoders):
@@ -67,8 +74,10 @@ def say(notes: Iterable[str]) -> None:
 
 def _encoder_note(model: LateFusion, data: Data) -> str:
     """What each modality was taken for, which the form of a file leaves to its shape."""
+    still = frozen(model.encoders)
     parts = [
         f"{name}, {modality.kind} {modality.shape}: {type(model.encoders[name]).__name__}"
+        f"{', frozen' * (name in still)}"
         for name, modality in data.modalities.items()
         if name in model.encoders
     ]
