@@ -197,6 +197,32 @@ class Data:
         rows = {split: members for split, members in self._rows.items() if split != name}
         return self._with(_rows=rows)
 
+    def has(self, name: SplitName) -> bool:
+        """Whether there is such a split; `without` takes one away."""
+        return name in self._rows
+
+    def is_ragged(self, name: str) -> bool:
+        """Whether the sequences of a modality are of unequal lengths."""
+        return isinstance(self._inputs[name], Ragged)
+
+    def encoded(self, name: str, features: Mapping[SplitName, Float[Tensor, "n d"]]) -> "Data":
+        """The same data with vectors in place of a modality's inputs, without noise.
+
+        Args:
+            name: Of the modality.
+            features: By split.
+        """
+        width = features["train"].shape[1]
+        whole = features["train"].new_zeros(len(self._target), width)
+        for split, found in features.items():
+            whole[self._rows[split]] = found
+        vector = Modality(name, "vector", (width,), torch.zeros(width), torch.ones(width))
+        return self._with(
+            _inputs={**self._inputs, name: whole},
+            modalities={**self.modalities, name: vector},
+            _noise={key: level for key, level in self._noise.items() if key != name},
+        )
+
     @property
     def nbytes(self) -> int:
         """Size of all inputs."""
@@ -258,6 +284,13 @@ class Split(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of(self, name: str) -> "Split":
+        """The same split, of which one modality is read."""
+        other = copy(self)
+        other._inputs = {name: self._inputs[name]}
+        other._noise = {key: level for key, level in self._noise.items() if key == name}
+        return other
 
     def __getitem__(self, index: int) -> Batch:
         """A batch of one."""

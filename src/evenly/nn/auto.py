@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evenly.data.dataset import Modality, Padded
 from evenly.errors import UserError
 from evenly.nn.encoders import Standardise, with_a_step
+from evenly.nn.late_fusion import blank
 from evenly.nn.pretrained import (
     Config,
     all_there,
@@ -69,9 +70,11 @@ class Auto(Tokened):
         processor: What inputs of the weights were like.
         pool: What features are of the tokens.
         longest: Steps or tokens of a sample at most; None for any.
+        blank: What `pooled` gives of a blank input, once features are taken in place of inputs.
     """
 
     mel: Tensor
+    blank: Tensor | None = None
 
     def __init__(
         self,
@@ -152,6 +155,9 @@ class Auto(Tokened):
 
     def pooled(self, x: Any) -> Float[Tensor, "n _"]:
         """What the model itself makes of samples, before the layer behind it."""
+        if self.blank is not None:
+            given: Tensor = x
+            return given
         found: Tensor
         (steps, there), own = self._made(x)
         if self.pool == "pooler":
@@ -171,6 +177,10 @@ class Auto(Tokened):
         if self.takes == "pictures" and x.dim() == 5:
             found = found.unflatten(0, x.shape[:2]).mean(1)
         return found
+
+    def take_features(self, x: Any) -> None:
+        """From now on `forward` takes what `pooled` gives, in place of inputs like `x`."""
+        self.blank = self.pooled(blank(x, self))
 
     def tokens(self, x: Any) -> Tokens:
         """The tokens; of a video, one frame's after the other's."""

@@ -20,6 +20,7 @@ from evenly.lab.run.build import (
     load_data,
     method_settings,
 )
+from evenly.lab.run.kept import keeps
 from evenly.lab.run.settings import Cell
 from evenly.method import Method
 from evenly.methods.composed import parts
@@ -49,6 +50,11 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     Augment(training.augment, data.modalities, 0)
     widest = max(models, key=lambda model: len(model.encoders))
     notes.append(_encoder_note(widest, data))
+    if once := keeps(widest, data, training):
+        notes.append(
+            f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
+            "beside the runs."
+        )
     for cell, model in zip(cells, models, strict=True):
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
