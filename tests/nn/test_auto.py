@@ -39,6 +39,9 @@ CONFIGS = {
     "t5": transformers.T5Config(
         d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=40
     ),
+    "resnet": transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic"
+    ),
     "convnext": transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
 }
 CLIP_PICTURES = transformers.CLIPImageProcessor(
@@ -386,3 +389,89 @@ def test_what_is_frozen_has_no_dropout_and_stays(folder):
     encoder(texts()).sum().backward()
     assert all((p.grad is None) == key.startswith("model.") for key, p in
                encoder.named_parameters())  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_adapters_alone_are_trained(name, folder):
+    place, _ = folder(name)
+    torch.manual_seed(0)
+    encoder = Auto(LAYERS[name], place, lora=2, width=4)
+    trained = {key for key, p in encoder.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in key or key.startswith("behind.") for key in trained)
+    x = {"clip": lambda: pictures(2, 3, 32, 32), "bert": texts}.get(
+        name, lambda: torch.randn(2, LAYERS[name].shape[0], 1)
+    )()
+    plain = Auto(LAYERS[name], place).eval()
+    same(encoder.eval().pooled(x), plain(x))  # B is zero at first
+    again = Auto(LAYERS[name], encoder.configuration(), lora=2, width=4).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again(x), encoder(x))
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_relearning_pulls_back_what_adapters_compute(weight, folder):
+    """B A goes to (1 - w) B A; each by itself would go to (1 - w) B ((1 - w) A + w A_0)."""
+    from evenly.reinit import initial_of, soft_reinit_
+
+    place, _ = folder("clip")
+    torch.manual_seed(0)
+    encoder = Auto(of("image", 3, 32, 32), place, lora=2)
+    start = initial_of(encoder)
+    with torch.no_grad():
+        for p in encoder.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p))
+
+    def products():
+        return {
+            key: layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            for key, layer in encoder.named_modules()
+            if hasattr(layer, "lora_A")
+        }
+
+    before, base = products(), {k: p.clone() for k, p in encoder.named_parameters()}
+    soft_reinit_(encoder, start, weight)
+    for key, product in products().items():
+        torch.testing.assert_close(product, (1 - weight) * before[key], rtol=1e-4, atol=1e-5)
+    for key, p in encoder.named_parameters():
+        assert "lora_" in key or torch.equal(p, base[key])
+
+
+def test_what_takes_no_adapters(folder, monkeypatch):
+    place, _ = folder("clip")
+    with pytest.raises(ValueError, match="Leave freeze out"):
+        Auto(of("image", 3, 32, 32), place, lora=2, freeze=True)
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(ValueError, match=r"needs PEFT. Install it with pip install 'evenly\[adap"):
+        Auto(of("image", 3, 32, 32), place, lora=2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("lora", [0, 2])
+def test_checkpointing_changes_no_gradient(name, lora, folder):
+    place, _ = folder(name)
+    x = {"clip": lambda: pictures(2, 3, 32, 32), "bert": texts}.get(
+        name, lambda: torch.randn(2, LAYERS[name].shape[0], 1)
+    )()
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder = Auto(LAYERS[name], place, lora=lora, checkpointing=checkpointing)
+        passes = []
+        layer = [m for m in encoder.modules() if isinstance(m, torch.nn.ModuleList)][-1][0]
+        part = next(m for m in layer.modules() if isinstance(m, torch.nn.Linear))
+        part.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        torch.manual_seed(1)
+        encoder(x).square().sum().backward()
+        assert len(passes) == 1 + checkpointing
+        found.append({k: p.grad for k, p in encoder.named_parameters() if p.grad is not None})
+    plain, again = found
+    assert plain.keys() == again.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_checkpointed(folder):
+    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+        Auto(of("image", 3, 32, 32), folder("resnet")[0], checkpointing=True)

@@ -84,6 +84,8 @@ class Auto(Tokened):
         config: Config | None = None,
         freeze: bool | int = False,
         width: int = 0,
+        lora: int = 0,
+        checkpointing: bool = False,
     ) -> None:
         """Loads it.
 
@@ -99,6 +101,10 @@ class Auto(Tokened):
                 do, from the input on, with what stands before them.
             width: Of a layer behind the model (norm, linear, GELU) that is always trained; 0 for
                 none.
+            lora: Rank of the adapters (Hu et al., ICLR 2022) of all its linear layers, which are
+                trained in place of the model; 0 for none. Needs PEFT.
+            checkpointing: Whether what layers compute is forgotten and computed again for the
+                gradients, which takes less memory and more time.
 
         Raises:
             ValueError: If there are no such weights, the model takes another kind of input, or the
@@ -132,7 +138,12 @@ class Auto(Tokened):
             self._take_texts(name, modality)
         else:
             self._take_sound(name, modality)
-        _freeze(name, self.model, freeze)
+        if lora:
+            _adapt(name, self.model, lora, freeze)
+        else:
+            _freeze(name, self.model, freeze)
+        if checkpointing:
+            _checkpoint(name, self.model)
         self.train()
 
     def train(self, mode: bool = True) -> "Auto":
@@ -372,6 +383,38 @@ def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
         parameter.requires_grad_(False)
         if key == last:
             break
+
+
+def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
+    """Puts low-rank adapters on the linear layers, and takes all else out of training."""
+    if freeze:
+        raise UserError(
+            f"'{name}': lora={rank} trains adapters of a model that is frozen by that alone. Leave "
+            "freeze out."
+        )
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError(
+            f"'{name}': lora={rank} needs PEFT. Install it with pip install 'evenly[adapters]'."
+        ) from error
+    model.requires_grad_(False)
+    wanted = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    try:
+        inject_adapter_in_model(wanted, model)
+    except ValueError as error:
+        raise UserError(f"'{name}' takes no adapters of lora={rank} ({error}).") from error
+
+
+def _checkpoint(name: str, model: Any) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"'{name}' ({type(model).__name__}) does not support gradient checkpointing. Leave "
+            "checkpointing out."
+        )
+    # Transformers 6 knows it by the new name alone, 4 by the old one.
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _made(found: Any, there: Bool[Tensor, "n t"] | None = None) -> _Made:

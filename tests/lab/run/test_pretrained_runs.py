@@ -83,6 +83,18 @@ def test_relearning_says_that_it_has_nothing_to_pull_back(place, tmp_path):
     assert "nothing to pull back" not in str(learns)
 
 
+def test_adapters_re_learn_and_are_loaded(place, tmp_path):
+    asked = cell(place, "relearn(every=1,first=1)", lora=2, checkpointing="true")
+    run_cell(asked, tmp_path / "run")
+    row = (tmp_path / "run" / "metrics.csv").read_text().partition("\n")[0]
+    assert "relearn_strength/eye" in row
+    assert not files(tmp_path / "run")
+    data = load(str(place / "a.npz"))
+    probabilities = np.load(tmp_path / "run" / "predictions.npz")["probabilities"]
+    found = load_run(tmp_path / "run").predict(data, "test")
+    torch.testing.assert_close(found, torch.tensor(probabilities), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["ogm_ge", "multi_loss", "ogm_ge+relearn"])
 def test_methods_that_act_on_an_encoder_refuse_one_that_is_frozen(method, place):
     with pytest.raises(ValueError, match=r"acts on what encoders learn, but that of 'eye' is fro"):
