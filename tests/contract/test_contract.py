@@ -254,7 +254,16 @@ def test_refuses_a_loop_without_a_probe(case):
         run.train(4)
 
 
-@cases(lambda info: info.writes in ("weights", "gradients"))
+@cases(lambda info: info.writes == "nothing")
+def test_a_frozen_encoder_takes_part(case):
+    run = Run(case)
+    frozen = run.model.encoders["a"].requires_grad_(False)
+    before = [p.clone() for p in frozen.parameters()]
+    run.train(2)
+    assert all(map(torch.equal, before, frozen.parameters()))
+
+
+@cases(lambda info: info.writes != "nothing")
 def test_refuses_an_encoder_without_trainable_parameters(case):
     model = net(head=info(case).head)
     model.encoders["aa"].requires_grad_(False)

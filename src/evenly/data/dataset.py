@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
@@ -82,6 +82,7 @@ class Modality:
         mean: Over the training split, per feature (vector, sequence) or channel (image, video);
             empty for a text.
         std: Over the training split likewise; 1 where the feature is constant.
+        read: How its files were read, as a reader is asked for; empty where that is not known.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Modality:
     shape: tuple[int, ...]
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
+    read: str = ""
 
     @property
     def spread(self) -> Float[Tensor, "..."]:
@@ -155,7 +157,9 @@ class Data:
             modalities = {
                 key: described(key, stored, self._rows["train"]) for key, stored in inputs.items()
             }
-        self.modalities = dict(modalities)
+        self.modalities = {
+            key: replace(known, read=self.read.get(key, "")) for key, known in modalities.items()
+        }
         self._noise: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
@@ -192,6 +196,32 @@ class Data:
         """The same data without a split, which nobody can then read."""
         rows = {split: members for split, members in self._rows.items() if split != name}
         return self._with(_rows=rows)
+
+    def has(self, name: SplitName) -> bool:
+        """Whether there is such a split; `without` takes one away."""
+        return name in self._rows
+
+    def is_ragged(self, name: str) -> bool:
+        """Whether the sequences of a modality are of unequal lengths."""
+        return isinstance(self._inputs[name], Ragged)
+
+    def encoded(self, name: str, features: Mapping[SplitName, Float[Tensor, "n d"]]) -> "Data":
+        """The same data with vectors in place of a modality's inputs, without noise.
+
+        Args:
+            name: Of the modality.
+            features: By split.
+        """
+        width = features["train"].shape[1]
+        whole = features["train"].new_zeros(len(self._target), width)
+        for split, found in features.items():
+            whole[self._rows[split]] = found
+        vector = Modality(name, "vector", (width,), torch.zeros(width), torch.ones(width))
+        return self._with(
+            _inputs={**self._inputs, name: whole},
+            modalities={**self.modalities, name: vector},
+            _noise={key: level for key, level in self._noise.items() if key != name},
+        )
 
     @property
     def nbytes(self) -> int:
@@ -254,6 +284,13 @@ class Split(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of(self, name: str) -> "Split":
+        """The same split, of which one modality is read."""
+        other = copy(self)
+        other._inputs = {name: self._inputs[name]}
+        other._noise = {key: level for key, level in self._noise.items() if key == name}
+        return other
 
     def __getitem__(self, index: int) -> Batch:
         """A batch of one."""

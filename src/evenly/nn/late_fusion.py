@@ -137,7 +137,7 @@ class LateFusion(nn.Module):
         try:
             if self.head.meets:
                 masked = {
-                    name: x if name in keep else _blank(x, self.encoders[name])
+                    name: x if name in keep else blank(x, self.encoders[name])
                     for name, x in mine.items()
                 }
                 return self._fused(self.head.encoded(encoders, masked, here), here)
@@ -159,8 +159,8 @@ class LateFusion(nn.Module):
         """The features of an input of zeros, which are those of one sample for all."""
         encoder = encoders[name]
         if isinstance(x, Padded) or isinstance(encoder, _Partly):
-            return encoder(_blank(x, self.encoders[name]))
-        return encoder(_blank(x[:1], self.encoders[name])).expand(len(x), -1)
+            return encoder(blank(x, self.encoders[name]))
+        return encoder(blank(x[:1], self.encoders[name])).expand(len(x), -1)
 
 
 class _Partly:
@@ -268,12 +268,15 @@ def feature_width(name: str, encoder: nn.Module) -> int:
     return width
 
 
-def _blank(x: Tensor | Padded, encoder: nn.Module) -> Tensor | Padded:
+def blank(x: Tensor | Padded, encoder: nn.Module) -> Tensor | Padded:
     """The input that an encoder sees as zeros, after its own standardisation where it has one."""
+    if isinstance(x, Tensor) and (known := getattr(encoder, "blank", None)) is not None:
+        features: Tensor = known.expand(len(x), -1)
+        return features
     if isinstance(x, Padded) and x.values.dim() == 2:
         return Padded(x.values, torch.zeros_like(x.length))  # a text without tokens
     if isinstance(x, Padded):
-        values = _blank(x.values, encoder)
+        values = blank(x.values, encoder)
         assert isinstance(values, Tensor)
         return Padded(values, x.length)
     standard = next((m for m in encoder.modules() if isinstance(m, Standardise)), None)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from evenly.nn.auto import Auto
 from evenly.nn.encoders import MLP, FrameMean, ResNet, TemporalConv
 from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec
 
@@ -18,5 +19,6 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "vit": ViT,
     "bert": BERT,
     "wav2vec": Wav2Vec,
+    "auto": Auto,
 }
 """Each is called with the modality; what else it takes are settings."""

@@ -9,7 +9,8 @@ standardised with the statistics of the training split.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ class _Named(nn.Module):
         sizes: Any = self.model.config
         self.out_features: int = getattr(sizes, "hidden_size", None) or sizes.hidden_sizes[-1]
 
+    def configuration(self) -> Config | None:
+        """What `pretrained` takes in place of a folder; None where there was none."""
+        return settings_of(self.model.config) if self.is_pretrained else None
+
 
 def configurations(encoders: nn.ModuleDict | Mapping[str, nn.Module]) -> dict[str, Config]:
     """By modality, the configuration of each encoder that was made with `pretrained`.
@@ -42,14 +47,22 @@ def configurations(encoders: nn.ModuleDict | Mapping[str, nn.Module]) -> dict[st
     It holds nothing but what JSON knows. `pretrained` takes it in place of a folder or a name,
     and gives the same encoder with weights drawn anew.
     """
-    found = {}
-    for name, encoder in encoders.items():
-        if isinstance(encoder, _Named) and encoder.is_pretrained:
-            whole: Any = encoder.model.config
-            settings = json.loads(whole.to_json_string(use_diff=False))
-            settings.pop("_name_or_path", None)  # where the weights lay
-            found[name] = settings
-    return found
+    known: dict[str, Any] = dict(encoders.items())
+    found = {
+        name: encoder.configuration()
+        for name, encoder in known.items()
+        if hasattr(encoder, "configuration")
+    }
+    return {name: settings for name, settings in found.items() if settings is not None}
+
+
+def settings_of(config: Any) -> Config:
+    """A configuration of Transformers, without where its weights lay, and in which type."""
+    settings: Config = json.loads(config.to_json_string(use_diff=False))
+    for part in (settings, *settings.values()):
+        for name in ("_name_or_path", "dtype") if isinstance(part, dict) else ():
+            part.pop(name, None)
+    return settings
 
 
 def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
@@ -77,21 +90,28 @@ def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn
     if not pretrained:
         made: nn.Module = AutoModel.from_config(AutoConfig.for_model(name, **config))
         return made
+    with opening(pretrained) as place:
+        loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
+    found: Any = loaded.config
+    if found.model_type != name:
+        raise UserError(f"'{pretrained}' holds a model of the type {found.model_type}, not {name}.")
+    return loaded.float().train()
+
+
+@contextmanager
+def opening(pretrained: str) -> Iterator[str]:
+    """The folder or name on the hub that weights are read from; raises if there are none."""
     place = os.path.expanduser(pretrained)
     only_a_path = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
     try:
         if only_a_path and not os.path.isdir(place):  # the hub takes its time to say no
             raise FileNotFoundError("no such folder")
-        loaded: nn.Module = AutoModel.from_pretrained(place, trust_remote_code=False, **config)
+        yield place
     except (OSError, ValueError) as error:
         raise UserError(
             f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
             "folder of a model, as model.save_pretrained writes it."
         ) from error
-    found: Any = loaded.config
-    if found.model_type != name:
-        raise UserError(f"'{pretrained}' holds a model of the type {found.model_type}, not {name}.")
-    return loaded.float().train()
 
 
 class _Pictures(_Named):
@@ -154,7 +174,7 @@ class ViT(_Pictures, Tokened):
         """The patches' tokens after a class token; of a video, one frame's after the other's."""
         images = self.standardise(x)
         steps: Tensor = self.model(images.flatten(0, -4)).last_hidden_state
-        return _whole(steps.reshape(x.shape[0], -1, steps.shape[2]))
+        return all_there(steps.reshape(x.shape[0], -1, steps.shape[2]))
 
 
 class AST(_Named, Tokened):
@@ -175,32 +195,8 @@ class AST(_Named, Tokened):
         settings = {**({} if of_weights else shape), **(config or {})}
         super().__init__("audio-spectrogram-transformer", pretrained, settings)
         if of_weights:
-            self._fit(shape)
+            fit_positions(self.model, shape)
         self.standardise = Standardise(modality)
-
-    def _fit(self, shape: Config) -> None:
-        """Interpolates the positions of patches to those of another shape."""
-        embeddings: Any = self.model.embeddings
-        sizes: Any = self.model.config
-        before = embeddings.get_shape(sizes)
-        for name, value in shape.items():
-            setattr(sizes, name, value)
-        after = embeddings.get_shape(sizes)
-        if min(after) < 1:
-            raise UserError(
-                f"AST: a spectrogram of {shape['num_mel_bins']} bands and {shape['max_length']} "
-                f"frames is smaller than a patch, {sizes.patch_size}. Read more of the "
-                "sound."
-            )
-        if before == after:
-            return
-        tokens, patches = embeddings.position_embeddings.detach().split(
-            [2, before[0] * before[1]], 1
-        )
-        grid = patches.transpose(1, 2).unflatten(2, before)
-        grid = nn.functional.interpolate(grid, after, mode="bilinear", align_corners=False)
-        fitted = torch.cat([tokens, grid.flatten(2).transpose(1, 2)], 1)
-        embeddings.position_embeddings = nn.Parameter(fitted)
 
     def forward(self, x: Shaped[Tensor, "n 1 b t"]) -> Float[Tensor, "n d"]:
         """Encodes spectrograms."""
@@ -210,7 +206,30 @@ class AST(_Named, Tokened):
     def tokens(self, x: Shaped[Tensor, "n 1 b t"]) -> Tokens:
         """The patches' tokens after a class token."""
         sound = self.standardise(x)[:, 0].transpose(1, 2)
-        return _whole(self.model(sound).last_hidden_state)
+        return all_there(self.model(sound).last_hidden_state)
+
+
+def fit_positions(model: nn.Module, shape: Config) -> None:
+    """Interpolates the positions of an AST's patches to those of another shape."""
+    parts: Any = model
+    embeddings, sizes = parts.embeddings, parts.config
+    before = embeddings.get_shape(sizes)
+    for name, value in shape.items():
+        setattr(sizes, name, value)
+    after = embeddings.get_shape(sizes)
+    if min(after) < 1:
+        raise UserError(
+            f"AST: a spectrogram of {shape['num_mel_bins']} bands and {shape['max_length']} "
+            f"frames is smaller than a patch, {sizes.patch_size}. Read more of the "
+            "sound."
+        )
+    if before == after:
+        return
+    tokens, patches = embeddings.position_embeddings.detach().split([2, before[0] * before[1]], 1)
+    grid = patches.transpose(1, 2).unflatten(2, before)
+    grid = nn.functional.interpolate(grid, after, mode="bilinear", align_corners=False)
+    fitted = torch.cat([tokens, grid.flatten(2).transpose(1, 2)], 1)
+    embeddings.position_embeddings = nn.Parameter(fitted)
 
 
 class BERT(_Named, Tokened):
@@ -241,12 +260,12 @@ class BERT(_Named, Tokened):
 
     def forward(self, x: Padded) -> Float[Tensor, "n d"]:
         """Encodes texts."""
-        return _mean(*self.tokens(x))
+        return mean_of(*self.tokens(x))
 
     def tokens(self, x: Padded) -> Tokens:
         """The tokens of the text; a tokenizer of BERT puts its class token first."""
         x = with_a_step(x)
-        there = _there(x)
+        there = is_there(x)
         size: Any = self.model.config
         known = x.values.long()
         ids = torch.where(known < size.vocab_size, known, 1)
@@ -274,47 +293,70 @@ class Wav2Vec(_Named, Tokened):
 
     def forward(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Float[Tensor, "n d"]:
         """Encodes waveforms, of equal or unequal lengths."""
-        return _mean(*self.tokens(x))
+        return mean_of(*self.tokens(x))
 
     def tokens(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
         """A token for each stretch of sound; the first serves as class token."""
         if isinstance(x, Padded):
             return self._of_each_length(x)
-        return _whole(self.model(self.standardise(x)[..., 0]).last_hidden_state)
+        return all_there(self.model(self.standardise(x)[..., 0]).last_hidden_state)
 
     def _of_each_length(self, x: Padded) -> Tokens:
         """The tokens of each sound as by itself: no norm and no attention reaches over padding.
 
         A sound that is too short for a token is filled up with zeros.
         """
-        sound = x.values.masked_fill(~_there(x)[..., None], 0)
-        # An exported program needs two tokens, as it would take a single one for the only number.
-        sound = nn.functional.pad(sound, (0, 0, 0, max(0, self._samples(2) - sound.shape[1])))
-        count = x.length.clamp_min(self._samples(1))
-        parts: Any = self.model
-        steps = self.standardise(sound).transpose(1, 2)
-        for layer in parts.feature_extractor.conv_layers:
-            kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-            count = (count - kernel) // stride + 1
-            norm = getattr(layer, "layer_norm", None)
-            if isinstance(norm, nn.GroupNorm):
-                steps = layer.conv(steps)
-                there = _there(Padded(steps.transpose(1, 2), count))
-                steps = layer.activation(_normed(norm, steps, there))
-            else:
-                steps = layer(steps)
-        steps = steps.transpose(1, 2)
-        there = _there(Padded(steps, count))
-        steps, _ = parts.feature_projection(steps)
-        return Tokens(parts.encoder(steps, attention_mask=there).last_hidden_state, there)
+        sound, count = filled(self.model, x)
+        return waves(self.model, self.standardise(sound), count)
 
-    def _samples(self, tokens: int) -> int:
-        """Samples of sound that make so many tokens."""
-        sizes: Any = self.model.config
-        length = tokens
-        for kernel, stride in zip(sizes.conv_kernel[::-1], sizes.conv_stride[::-1], strict=True):
-            length = (length - 1) * stride + kernel
-        return length
+
+def filled(model: nn.Module, x: Padded) -> tuple[Float[Tensor, "n t 1"], Int[Tensor, " n"]]:
+    """Waveforms with zeros behind their ends, long enough for tokens, and how much of each counts.
+
+    Args:
+        model: Of wav2vec's family: convolutions, then a transformer.
+        x: Waveforms (t, 1).
+    """
+    sound = x.values.masked_fill(~is_there(x)[..., None], 0)
+    # An exported program needs two tokens, as it would take a single one for the only number.
+    sound = nn.functional.pad(sound, (0, 0, 0, max(0, _samples(model, 2) - sound.shape[1])))
+    return sound, x.length.clamp_min(_samples(model, 1))
+
+
+def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " n"]) -> Tokens:
+    """The tokens of waveforms, of each as by itself.
+
+    Args:
+        model: Of wav2vec's family.
+        sound: As the model takes it.
+        count: Samples of each.
+    """
+    parts: Any = model
+    steps = sound.transpose(1, 2)
+    for layer in parts.feature_extractor.conv_layers:
+        kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+        count = (count - kernel) // stride + 1
+        norm = getattr(layer, "layer_norm", None)
+        if isinstance(norm, nn.GroupNorm):
+            steps = layer.conv(steps)
+            there = is_there(Padded(steps.transpose(1, 2), count))
+            steps = layer.activation(_normed(norm, steps, there))
+        else:
+            steps = layer(steps)
+    steps = steps.transpose(1, 2)
+    there = is_there(Padded(steps, count))
+    projected = parts.feature_projection(steps)
+    steps = projected[0] if isinstance(projected, tuple) else projected  # HuBERT gives one alone
+    return Tokens(parts.encoder(steps, attention_mask=there).last_hidden_state, there)
+
+
+def _samples(model: nn.Module, tokens: int) -> int:
+    """Samples of sound that make so many tokens."""
+    sizes: Any = model.config
+    length = tokens
+    for kernel, stride in zip(sizes.conv_kernel[::-1], sizes.conv_stride[::-1], strict=True):
+        length = (length - 1) * stride + kernel
+    return length
 
 
 def _normed(
@@ -372,7 +414,7 @@ class Transformer(Tokened):
     def tokens(self, x: Shaped[Tensor, "n t ..."] | Padded) -> Tokens:
         """A token for each step, after a class token."""
         values = x.values if isinstance(x, Padded) else x
-        there = _there(x) if isinstance(x, Padded) else values.new_ones(values.shape[:2]).bool()
+        there = is_there(x) if isinstance(x, Padded) else values.new_ones(values.shape[:2]).bool()
         if isinstance(self.embed, nn.Embedding):
             values = torch.where(values < self.known, values, 1).long()
         steps = self.embed(values)
@@ -383,7 +425,8 @@ class Transformer(Tokened):
         return Tokens(found, there)
 
 
-def _whole(steps: Float[Tensor, "n t w"]) -> Tokens:
+def all_there(steps: Float[Tensor, "n t w"]) -> Tokens:
+    """Tokens without padding."""
     return Tokens(steps, steps.new_ones(steps.shape[:2], dtype=torch.bool))
 
 
@@ -395,10 +438,12 @@ def _positions(steps: Float[Tensor, "n t w"]) -> Float[Tensor, "t w"]:
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1).to(steps.dtype)
 
 
-def _there(x: Padded) -> Bool[Tensor, "n t"]:
+def is_there(x: Padded) -> Bool[Tensor, "n t"]:
+    """Which steps are no padding."""
     return torch.arange(x.values.shape[1], device=x.length.device) < x.length[:, None]
 
 
-def _mean(steps: Float[Tensor, "n t w"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n w"]:
+def mean_of(steps: Float[Tensor, "n t w"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n w"]:
+    """The mean over the steps that are there; that of none is 0."""
     count: Int[Tensor, " n"] = there.sum(1, keepdim=True).clamp_min(1)
     return steps.masked_fill(~there[..., None], 0).sum(1) / count

@@ -41,7 +41,7 @@ def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
         if not isinstance(encoder, Tokened):
             raise UserError(
                 f"'{head}' fuses tokens, but encoder '{name}' ({type(encoder).__name__}) gives "
-                "none. Ask for one that does: transformer, vit, ast, bert or wav2vec."
+                "none. Ask for one that does: transformer, vit, ast, bert, wav2vec or auto."
             )
 
 

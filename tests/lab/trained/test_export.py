@@ -18,6 +18,16 @@ WAVE = (
     "conv_dim: [16,16],conv_stride: [5,2],conv_kernel: [10,3],num_conv_pos_embeddings: 8,"
     "num_conv_pos_embedding_groups: 2"
 )
+WHISPER = (
+    "d_model: 32,encoder_attention_heads: 2,encoder_ffn_dim: 64,encoder_layers: 1,"
+    "decoder_layers: 1,decoder_ffn_dim: 64,decoder_attention_heads: 2,max_source_positions: 50"
+)
+
+
+def auto(kind, sizes, processor=""):
+    return f"auto(pretrained={{model: {{model_type: {kind},{sizes}}},processor: {{{processor}}}}})"
+
+
 EVERY = {
     "vector": ("vector", (5,), "float32", False, ""),
     "steps": ("sequence", (6, 3), "float32", False, ""),
@@ -41,6 +51,13 @@ EVERY = {
     "wav2vec of lengths": (
         "sequence", (90, 1), "float16", True, f"wav2vec(config={{{SMALL},{WAVE}}})"
     ),
+    "clip": ("image", (3, 32, 32), "uint8", False,
+             auto("clip_vision_model", f"{SMALL},image_size: 32,patch_size: 16")),
+    "clip of texts": ("text", (6, 40), "int32", True,
+                      auto("clip_text_model", f"{SMALL},max_position_embeddings: 24")),
+    "hubert": ("sequence", (90, 1), "float16", True,
+               auto("hubert", f"{SMALL},{WAVE}", "normalise: true")),
+    "whisper": ("sequence", (900, 1), "float16", False, auto("whisper", WHISPER)),
 }  # fmt: skip
 """By encoder: kind, shape and type of what it takes, whether of unequal lengths, and its name."""
 
@@ -96,6 +113,8 @@ def agrees(trained, tmp_path, sizes):
         ("ast", "vit", "vit of a video", "bert"),
         ("wav2vec",),
         ("wav2vec of lengths",),
+        ("clip", "clip of texts", "whisper"),
+        ("hubert",),
     ],
 )
 def test_every_encoder_for_any_number_of_samples_and_steps(names, tmp_path):

@@ -21,6 +21,7 @@ from evenly.lab.run.settings import Cell, Training
 from evenly.method import Info, Method
 from evenly.methods import METHODS
 from evenly.methods.composed import Composed, combined
+from evenly.methods.relearn import Relearn
 from evenly.nn import ENCODERS, LateFusion, encoder_for
 from evenly.nn.late_fusion import feature_width
 from evenly.nn.pretrained import ResNet18
@@ -135,19 +136,21 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
 
 
 def build_optimizer(model: LateFusion, training: Training) -> Optimizer:
-    """The same optimiser for every method.
+    """The same optimiser for every method, of all that is trained.
 
     Raises:
         ValueError: If there is none of that name, or it cannot be made.
     """
-    groups: Iterable[Any] = model.parameters()
+    learns = [p for p in model.parameters() if p.requires_grad]
+    groups: Iterable[Any] = learns
     if scales := {k: x for k, x in training.lr_scale.items() if k in model.encoders}:
-        own = {name: [*model.encoders[name].parameters()] for name in scales}
-        others = set(model.parameters()).difference(*own.values())
-        groups = [{"params": [p for p in model.parameters() if p in others]}]
+        mine = {name: set(model.encoders[name].parameters()) for name in scales}
+        own = {name: [p for p in learns if p in mine[name]] for name in scales}
+        others = set(learns).difference(*mine.values())
+        groups = [{"params": [p for p in learns if p in others]}]
         groups += [{"params": own[name], "lr": training.lr * scales[name]} for name in scales]
     if parse(training.optimizer).name == "muon":
-        groups = _by_form(model, groups if scales else [{"params": [*groups]}])
+        groups = _by_form(model, groups if scales else [{"params": learns}])
     return optimizer_of(training.optimizer, groups, training.lr, training.weight_decay)
 
 
@@ -246,8 +249,34 @@ def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: R
         settings |= {name: part for name, part in parts.items() if name in takes}
         if "seed" in takes:  # its chance is part of what varies from seed to seed
             settings.setdefault("seed", cell.seed)
-        found.append(kind(model.encoders, **settings))
+        found.append(kind(_acted_on(spec.name, kind, model), **settings))
     return Composed(*found) if len(found) > 1 else found[0]
+
+
+def frozen(encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> list[str]:
+    """The modalities whose encoder nothing is trained of."""
+    return [
+        name
+        for name, encoder in encoders.items()
+        if not any(p.requires_grad for p in encoder.parameters())
+    ]
+
+
+def _acted_on(name: str, kind: type[Method], model: LateFusion) -> dict[str, nn.Module]:
+    """The encoders that a method is given: re-learning none that is frozen.
+
+    Raises:
+        ValueError: If it acts on encoders, and cannot do without one that is frozen.
+    """
+    still = frozen(model.encoders) if kind.info.writes != "nothing" else []
+    left = {key: encoder for key, encoder in model.encoders.items() if key not in still}
+    if still and not (left and issubclass(kind, Relearn)):
+        raise UserError(
+            f"{name} acts on what encoders learn, but that of {', '.join(map(repr, still))} is "
+            "frozen. Have a layer behind it learn, auto(pretrained=FOLDER,freeze=true,width=64), "
+            "or leave the method out."
+        )
+    return left
 
 
 def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resampler:

@@ -1,7 +1,7 @@
 """What the selected model has learnt of each modality, looked at once training is over."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -37,12 +37,15 @@ class Subject:
         batches: Of a split, in order; they are read several times.
         modalities: By name, those that the model takes.
         commonest: The class that the training split has most of.
+        noised: By modality and level, what stands for noisy inputs of the split, where that is
+            known already.
     """
 
     passed: Passed
     batches: Iterable[Batch]
     modalities: Mapping[str, Modality]
     commonest: int
+    noised: Mapping[str, Mapping[float, Tensor]] = field(default_factory=dict)
 
 
 def inspect(subject: Subject) -> dict[str, float]:
@@ -56,7 +59,14 @@ def inspect(subject: Subject) -> dict[str, float]:
     found = _worth(subject) if len(subject.modalities) > 1 else {}
     for name, modality in subject.modalities.items():
         if modality.kind != "text":
-            judged = _accuracies(subject, {level: _noise(modality, level) for level in LEVELS})
+            known = subject.noised.get(name)
+            judged = _accuracies(
+                subject,
+                {
+                    level: _put(name, known[level]) if known else noise(modality, level)
+                    for level in LEVELS
+                },
+            )
             found |= {f"noise_{level:g}/{name}": value for level, value in judged.items()}
     return found
 
@@ -108,7 +118,17 @@ def _only(keep: frozenset[str]) -> Change:
     return change
 
 
-def _noise(modality: Modality, level: float) -> Change:
+def _put(name: str, rows: Tensor) -> Change:
+    """Puts rows of a split in place of one modality."""
+
+    def change(batch: Batch) -> Batch:
+        made = rows.to(batch["inputs"][name].device)[batch["index"]]  # type: ignore[union-attr]
+        return cast(Batch, {**batch, "inputs": {**batch["inputs"], name: made}})
+
+    return change
+
+
+def noise(modality: Modality, level: float) -> Change:
     """Adds noise to one modality: the same for every method and seed."""
     name, spread, seed = modality.name, level * modality.spread, round(1000 * level)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from evenly.lab.run.build import (
     build_sampler,
     info_of,
 )
+from evenly.lab.run.kept import Noised, with_features
 from evenly.lab.run.place import Place
 from evenly.lab.run.schedule import Schedule
 from evenly.lab.run.settings import Cell
@@ -96,6 +98,7 @@ class Parts:
         forward: One forward pass.
         train: Batches of the training split, of this process's share.
         stepped: The same, of the samples of a step each.
+        noised: Features of noisy inputs that are known already, see `with_features`.
     """
 
     cell: Cell
@@ -111,13 +114,24 @@ class Parts:
     forward: Forward
     train: DataLoader[Batch]
     stepped: DataLoader[Batch]
+    noised: Noised
     _splits: dict[SplitName, Split] = field(default_factory=dict)
 
     @staticmethod
-    def of(cell: Cell, data: Data, place: Place) -> "Parts":
-        """Builds them, equal on all processes."""
+    def of(cell: Cell, data: Data, place: Place, kept: Path | None = None) -> "Parts":
+        """Builds them, equal on all processes.
+
+        Args:
+            cell: What runs.
+            data: Of the run.
+            place: Where it trains.
+            kept: The folder of the features of frozen encoders; by default none are kept.
+        """
         training = cell.training
         model = build_model(data, cell).to(place.device)
+        noised: Noised = {}
+        if kept is not None:
+            data, noised = with_features(model, data, training, place, kept)
         shared = place.shared(model, partial=info_of(cell.method).partial)
         optimizer = build_optimizer(model, training)
         sampler = build_sampler(data, cell, place.world, place.rank)
@@ -146,6 +160,7 @@ class Parts:
             Forward(place, Augment(training.augment, data.modalities, cell.seed)),
             loader(training.batch_size),
             loader(training.batch_size * training.accumulate),
+            noised,
             {"train": train},
         )
 

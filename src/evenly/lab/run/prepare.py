@@ -16,9 +16,11 @@ from evenly.lab.run.build import (
     build_model,
     build_optimizer,
     build_sampler,
+    frozen,
     load_data,
     method_settings,
 )
+from evenly.lab.run.kept import keeps
 from evenly.lab.run.settings import Cell
 from evenly.method import Method
 from evenly.methods.composed import parts
@@ -48,12 +50,23 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     Augment(training.augment, data.modalities, 0)
     widest = max(models, key=lambda model: len(model.encoders))
     notes.append(_encoder_note(widest, data))
+    if once := keeps(widest, data, training):
+        notes.append(
+            f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
+            "beside the runs."
+        )
     for cell, model in zip(cells, models, strict=True):
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell))
         notes += _method_notes(cell, method, divides_size(optimizer))
         if training.accumulate > 1:
             notes += _pass_notes(cell, method)
+        still = frozen(model.encoders)
+        if still and any(isinstance(part, Relearn) for part in parts(method)):
+            listed = ", ".join(still)
+            notes.append(
+                f"{cell.method}: has nothing to pull back in {listed}, whose encoder is frozen."
+            )
         if training.world > 1:
             notes += _share_notes(cell, method)
     if training.world > 1 and not torch.cuda.is_available() and _normed(widest.encoders):
@@ -71,8 +84,10 @@ def say(notes: Iterable[str]) -> None:
 
 def _encoder_note(model: LateFusion, data: Data) -> str:
     """What each modality was taken for, which the form of a file leaves to its shape."""
+    still = frozen(model.encoders)
     parts = [
         f"{name}, {modality.kind} {modality.shape}: {type(model.encoders[name]).__name__}"
+        f"{', frozen' * (name in still)}"
         for name, modality in data.modalities.items()
         if name in model.encoders
     ]

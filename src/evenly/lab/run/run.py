@@ -22,6 +22,7 @@ from evenly.files import naming
 from evenly.lab.run.build import load_data
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.inspection import Subject, inspect, write_features
+from evenly.lab.run.kept import place_of
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.loop import evaluated, fit
 from evenly.lab.run.parts import Parts
@@ -96,7 +97,8 @@ def _trained(
     """What a run ends with, but for result.json."""
     cell, folder = log.cell, log.folder
     data = load_data(cell.training) if data is None else data
-    parts = Parts.of(cell, data if tests else data.without("test"), place)
+    seen = data if tests else data.without("test")
+    parts = Parts.of(cell, seen, place, place_of(folder))
     record = Record(parts, log, hold, progress, about(data, parts.model))
     if place.is_first:
         hold.begin()  # nothing is left where building fails
@@ -115,7 +117,7 @@ def _trained(
     metrics = {name: evaluation.metrics() for name, evaluation in final.items()}
     if tests:
         metrics["test"] |= final["test"].details(data.class_names)
-        inspected, features = _inspected(parts)
+        inspected, features = _inspected(parts, data)
         metrics["test"] |= inspected
         if place.is_first:
             _write_test(log, hold, parts, final["test"].predictions(), features)
@@ -134,14 +136,16 @@ def _trained(
     )
 
 
-def _inspected(parts: Parts) -> tuple[dict[str, float], Features]:
+def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
     """What the selected model has learnt of each modality, and its features of the test split."""
-    data, model = parts.data, parts.model
+    model = parts.model
     test, train = parts.in_order("test"), parts.in_order("train")
     kept = {name: data.modalities[name] for name in model.encoders}
     commonest = int(parts.split("train").target.mode().values)
     model.eval()
-    found = inspect(Subject(lambda batch: parts.forward(model, batch)[0], test, kept, commonest))
+    found = inspect(
+        Subject(lambda batch: parts.forward(model, batch)[0], test, kept, commonest, parts.noised)
+    )
     probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
     features = probe.features("val").whole()
     probed = linear_probe(probe.features("train").whole(), features)

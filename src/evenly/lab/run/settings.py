@@ -61,8 +61,9 @@ class Training:
         fusion: How the features become logits, for the methods that are not made for a head of
             their own.
         encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec;
-            'ast(pretrained=FOLDER)') or an nn.Module by import path with settings, such as
-            '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the shape of the data.
+            'auto(pretrained=FOLDER)' for any of Transformers) or an nn.Module by import path with
+            settings, such as '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the
+            shape of the data.
         noise: By modality, white noise on its inputs in all three splits, in standard deviations
             of the training split, drawn once: '{"audio": 2}' makes it scarcely informative.
         augment: By modality, 'picture' (a random part of images or frames, mirrored every second

@@ -1,0 +1,191 @@
+"""Features of frozen encoders: made once for all runs that share data, weights and settings."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evenly.data import Batch, Data, Modality, Padded, Split
+from evenly.data.dataset import SPLITS
+from evenly.files import replacing
+from evenly.lab.run.inspection import LEVELS, noise
+from evenly.lab.run.place import Place
+from evenly.lab.run.settings import Training
+from evenly.nn import LateFusion
+from evenly.nn.auto import Auto
+
+BATCH = 64
+"""Samples that are encoded together, in the order of their split: sums over another batch may
+differ in their last bits."""
+
+Noised = dict[str, dict[float, Tensor]]
+"""By modality and level of noise, the features of the test split that are inspected."""
+
+
+def place_of(run: Path) -> Path:
+    """Where the features of a run are kept: those of a comparison's or search's runs together."""
+    above = (whole.parent for whole in run.parents if whole.name in ("runs", "trials"))
+    return next(above, run) / "features"
+
+
+def keeps(model: LateFusion, data: Data, training: Training) -> list[str]:
+    """The modalities whose features are the same in every epoch, and made once.
+
+    Their encoder is frozen, their inputs are not augmented, and the head asks for features alone.
+    Sounds of unequal lengths are left out, as each has a blank of its own.
+    """
+    if model.head.meets:
+        return []
+    return [
+        name
+        for name, encoder in model.encoders.items()
+        if isinstance(encoder, Auto)
+        and not any(p.requires_grad for p in encoder.model.parameters())
+        and name not in training.augment
+        and not (data.modalities[name].kind == "sequence" and data.is_ragged(name))
+    ]
+
+
+def with_features(
+    model: LateFusion, data: Data, training: Training, place: Place, folder: Path
+) -> tuple[Data, Noised]:
+    """The data with features in place of the inputs that `keeps` names; their encoders take them.
+
+    Args:
+        model: On its device.
+        data: Of the run.
+        training: Its settings.
+        place: Where it trains.
+        folder: Of the files that hold features.
+
+    Returns:
+        The data, and the features of noisy inputs of the test split, but of texts.
+    """
+    noised: Noised = {}
+    for name in keeps(model, data, training):
+        encoder, modality = cast(Auto, model.encoders[name]), data.modalities[name]
+        maker = _Maker(encoder, modality, place, folder, _about(encoder, training, place))
+        parts = {split: data.split(split).of(name) for split in SPLITS if data.has(split)}
+        found = {split: maker.features(part) for split, part in parts.items()}
+        if "test" in parts and modality.kind != "text":
+            noised[name] = {level: maker.features(parts["test"], level) for level in LEVELS}
+        maker.hand_over(parts["train"])
+        data = data.encoded(name, found)
+    return data, noised
+
+
+class _Maker:
+    """Makes the features of a modality, or reads those that are there."""
+
+    def __init__(
+        self, encoder: Auto, modality: Modality, place: Place, folder: Path, about: bytes
+    ) -> None:
+        self.encoder, self.modality, self.place = encoder, modality, place
+        self.folder, self.about = folder, about
+
+    def features(self, part: Split, level: float = 0.0) -> Float[Tensor, "n d"]:
+        """Those of a split, on the CPU, with noise of a level on the inputs."""
+        key = blake2b(self.about + f"{level:g}".encode(), digest_size=16)
+        for batch in _batches(part):
+            for x in _tensors(batch["inputs"][self.modality.name]):
+                key.update(str((x.dtype, tuple(x.shape))).encode())
+                key.update(_bytes(x))
+        path = self.folder / f"{key.hexdigest()}.pt"
+        if self.place.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _alone(self.folder):  # other runs wait for what they need as well
+                if _read(path, len(part)) is None:
+                    with replacing(path) as new:
+                        torch.save(self._made(part, level), new)
+        self.place.wait()
+        found = _read(path, len(part))
+        return self._made(part, level) if found is None else found
+
+    def hand_over(self, part: Split) -> None:
+        """Has the encoder take features from now on."""
+        with self._encoding():
+            self.encoder.take_features(self._input(part[0]))
+
+    def _made(self, part: Split, level: float) -> Float[Tensor, "n d"]:
+        change = noise(self.modality, level) if level else lambda batch: batch
+        with self._encoding():
+            made = [self.encoder.pooled(self._input(change(b))).cpu() for b in _batches(part)]
+        return torch.cat(made)
+
+    def _input(self, batch: Batch) -> Tensor | Padded:
+        x = batch["inputs"][self.modality.name]
+        device = self.place.device
+        return Padded(*(t.to(device) for t in x)) if isinstance(x, Padded) else x.to(device)
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        before = self.encoder.training
+        self.encoder.eval()
+        with torch.no_grad(), self.place.autocast():
+            yield
+        self.encoder.train(before)
+
+
+def _about(encoder: Auto, training: Training, place: Place) -> bytes:
+    """What features depend on beside the inputs: weights, settings, and how sums are taken."""
+    import transformers
+
+    known: dict[str, Any] = {
+        "configuration": encoder.configuration(),
+        "pool": encoder.pool,
+        "precision": place.precision,
+        "device": place.device.type,
+        "threads": training.threads,
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    key = blake2b(json.dumps(known, sort_keys=True).encode())
+    weights = {k: x for k, x in encoder.state_dict().items() if not k.startswith("behind.")}
+    for name, x in weights.items():
+        key.update(name.encode())
+        key.update(_bytes(x))
+    return key.digest()
+
+
+def _bytes(x: Tensor) -> Any:
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _tensors(x: Tensor | Padded) -> tuple[Tensor, ...]:
+    return tuple(x) if isinstance(x, Padded) else (x,)
+
+
+def _batches(part: Split) -> Iterator[Batch]:
+    for rows in torch.arange(len(part)).split(BATCH):
+        yield part.__getitems__(rows.tolist())
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """Features that lie in a file; None if there is none that is whole."""
+    if not path.is_file():
+        return None
+    with suppress(Exception):  # whatever a damaged file brings about: they are made anew
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(found, Tensor) and found.ndim == 2 and len(found) == count:
+            return found
+    return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process makes features in a folder."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (folder / "lock").open("w") as handle:
+        with suppress(OSError):  # of file systems that have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,628 @@
+"""Any encoder that Transformers' AutoModel loads, with the preprocessing it was trained with."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from evenly.data.dataset import Modality, Padded
+from evenly.errors import UserError
+from evenly.nn.encoders import Standardise, with_a_step
+from evenly.nn.late_fusion import blank
+from evenly.nn.pretrained import (
+    Config,
+    all_there,
+    filled,
+    fit_positions,
+    is_there,
+    mean_of,
+    opening,
+    settings_of,
+    waves,
+)
+from evenly.nn.processors import Processor, Takes
+from evenly.nn.tokens import Tokened, Tokens
+from evenly.spec import parse
+from evenly.suggest import unknown
+
+POOLS = ("mean", "cls", "last", "pooler")
+
+_TOWERS = {"text": "text", "image": "vision", "video": "vision"}
+"""By the kind of a modality, the tower of a two-tower model that takes it."""
+_CALM = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+"""No masks in time and no dropped layers: parameters stay in use."""
+_FULL = ("siglip_text_model", "siglip2_text_model")
+"""Text towers that were trained on texts filled up to one length, and read what fills them."""
+_READ_AS = {
+    "pixel_values": "pictures: image(size=[224,224]) or video(...)",
+    "input_ids": "texts: text(tokenizer=FOLDER)",
+    "input_values": "sound: wave(...), or spectrogram(front=fbank) for an AST",
+    "input_features": "sound, of which Whisper's encoder alone is known here: wave(...)",
+}
+"""What a model takes and how to read it, by the name of its input."""
+
+
+class _Made(NamedTuple):
+    """What a model makes of a batch: its tokens, and what it pools itself, if it does."""
+
+    tokens: Tokens
+    pooled: Tensor | None
+
+
+class Auto(Tokened):
+    """Any encoder of Transformers, from a folder or by a name on the hub.
+
+    The kind of the modality decides what is taken of a model: of two towers (CLIP, SigLIP) the one
+    for pictures or texts, of an encoder and a decoder (Whisper, T5) the encoder. What the
+    processor beside the weights does to inputs is done here: scale, mean and deviation of pictures,
+    the norm of waveforms, the mel bands of Whisper. Where there is none, inputs are standardised
+    with the statistics of the training split. Code that comes with weights never runs.
+
+    Pictures are taken one by one, and of a video the mean over its frames, unless the model takes
+    clips (VideoMAE).
+
+    Attributes:
+        model: The encoder itself.
+        processor: What inputs of the weights were like.
+        pool: What features are of the tokens.
+        longest: Steps or tokens of a sample at most; None for any.
+        blank: What `pooled` gives of a blank input, once features are taken in place of inputs.
+    """
+
+    mel: Tensor
+    blank: Tensor | None = None
+
+    def __init__(
+        self,
+        modality: Modality,
+        pretrained: str | Config,
+        pool: str | None = None,
+        config: Config | None = None,
+        freeze: bool | int = False,
+        width: int = 0,
+        lora: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        """Loads it.
+
+        Args:
+            modality: Pictures, videos, spectrograms, waveforms (t, 1) or texts.
+            pretrained: The path of a folder or a name on the hub; or what `configurations` gives.
+            pool: Features are the `mean` over the tokens that are there, the first token (`cls`),
+                the last (`last`, for models in which tokens see those before them alone), or what
+                the model itself pools (`pooler`). By default `pooler` of two-tower models, which
+                are trained by it, and `mean` of all others.
+            config: Changes to the configuration.
+            freeze: Whether the model stays as it is, in evaluation mode; or how many of its layers
+                do, from the input on, with what stands before them.
+            width: Of a layer behind the model (norm, linear, GELU) that is always trained; 0 for
+                none.
+            lora: Rank of the adapters (Hu et al., ICLR 2022) of all its linear layers, which are
+                trained in place of the model; 0 for none. Needs PEFT.
+            checkpointing: Whether what layers compute is forgotten and computed again for the
+                gradients, which takes less memory and more time.
+
+        Raises:
+            ValueError: If there are no such weights, the model takes another kind of input, or the
+                data were prepared in another way than those that it was trained on.
+        """
+        super().__init__()
+        if pool not in (None, *POOLS):
+            raise unknown("way of auto to pool", str(pool), POOLS)
+        model, self._config = _loaded(pretrained, modality, config or {})
+        self.model, is_tower = _taken(model, modality)
+        self.pool: str = pool or ("pooler" if is_tower else "mean")
+        # Data that a run was trained on have been looked at.
+        self._is_new = isinstance(pretrained, str)
+        sizes: Any = self.model.config
+        name = pretrained if isinstance(pretrained, str) else sizes.model_type
+        self.takes = _takes(name, self.model, modality)
+        made = int(getattr(sizes, "hidden_size", 0) or sizes.hidden_sizes[-1])
+        self.out_features = width or made
+        self.behind: nn.Module = nn.Identity()
+        if width:
+            self.behind = nn.Sequential(nn.LayerNorm(made), nn.Linear(made, width), nn.GELU())
+        self.processor = (
+            Processor.of(os.path.expanduser(pretrained), self.takes)
+            if isinstance(pretrained, str)
+            else Processor(**pretrained["processor"])
+        )
+        self.longest: int | None = None
+        if self.takes in ("pictures", "clips"):
+            self._take_pictures(name, modality)
+        elif self.takes == "tokens":
+            self._take_texts(name, modality)
+        else:
+            self._take_sound(name, modality)
+        if lora:
+            _adapt(name, self.model, lora, freeze)
+        else:
+            _freeze(name, self.model, freeze)
+        if checkpointing:
+            _checkpoint(name, self.model)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Auto":
+        """Sets the mode; what is frozen stays in evaluation mode, without dropout."""
+        super().train(mode)
+        for part in self.model.modules():
+            own = list(part.parameters())
+            if own and not any(p.requires_grad for p in own):
+                part.eval()
+        return self
+
+    def configuration(self) -> Config:
+        """What `pretrained` takes in place of the folder."""
+        return {"model": self._config, "processor": self.processor.as_dict()}
+
+    def forward(self, x: Any) -> Float[Tensor, "n d"]:
+        """Encodes samples as they are stored."""
+        found: Tensor = self.behind(self.pooled(x))
+        return found
+
+    def pooled(self, x: Any) -> Float[Tensor, "n _"]:
+        """What the model itself makes of samples, before the layer behind it."""
+        if self.blank is not None:
+            given: Tensor = x
+            return given
+        found: Tensor
+        (steps, there), own = self._made(x)
+        if self.pool == "pooler":
+            if own is None:
+                raise UserError(
+                    f"{type(self.model).__name__} pools nothing itself. Give pool=mean, cls or "
+                    "last."
+                )
+            found = own.flatten(1)
+        elif self.pool == "mean":
+            found = mean_of(steps, there)
+        elif self.pool == "cls":
+            found = steps[:, 0]
+        else:
+            rows = torch.arange(steps.shape[0], device=steps.device)
+            found = steps[rows, there.sum(1).clamp_min(1) - 1]
+        if self.takes == "pictures" and x.dim() == 5:
+            found = found.unflatten(0, x.shape[:2]).mean(1)
+        return found
+
+    def take_features(self, x: Any) -> None:
+        """From now on `forward` takes what `pooled` gives, in place of inputs like `x`."""
+        self.blank = self.pooled(blank(x, self))
+
+    def tokens(self, x: Any) -> Tokens:
+        """The tokens; of a video, one frame's after the other's."""
+        (steps, there), _ = self._made(x)
+        if self.takes == "pictures" and x.dim() == 5:
+            steps = steps.unflatten(0, x.shape[:2]).flatten(1, 2)
+            there = there.unflatten(0, x.shape[:2]).flatten(1, 2)
+        return Tokens(self.behind(steps), there)
+
+    def _made(self, x: Any) -> _Made:
+        if self.takes == "tokens":
+            return self._of_text(x)
+        if self.takes == "waves":
+            return _Made(self._of_waves(x), None)
+        if self.takes == "mel":
+            return _Made(self._of_mel(x), None)
+        values = self.standardise(x)
+        if self.takes == "spectrogram":
+            return _made(self.model(values[:, 0].transpose(1, 2)))
+        frames = values.flatten(0, -4) if self.takes == "pictures" else values
+        return _made(self.model(pixel_values=frames))
+
+    # Pictures
+
+    def _take_pictures(self, name: str, modality: Modality) -> None:
+        """Prepares for pictures, and checks that they are as the model takes them."""
+        known, sizes = self.processor, _sizes(self.model)
+        if not self._is_new:
+            self.standardise = Standardise(modality)
+            return
+        channels, height, width = modality.shape[-3:]
+        wanted = known.size or _pair(sizes.get("image_size"))
+        reader = "image" if modality.kind == "image" else "video"
+        if channels != sizes.get("num_channels", channels):
+            raise UserError(
+                f"'{name}' takes pictures of {sizes['num_channels']} channels, but "
+                f"'{modality.name}' has {channels}. Prepare it with {reader}(...), or give another "
+                "encoder."
+            )
+        if wanted and wanted != [height, width]:
+            raise UserError(
+                f"'{name}' takes pictures of {wanted[0]} x {wanted[1]}, but '{modality.name}' has "
+                f"{height} x {width}. Prepare it with {reader}(size=[{wanted[0]},{wanted[1]}])."
+            )
+        if self.takes == "clips" and modality.shape[0] != sizes["num_frames"]:
+            raise UserError(
+                f"'{name}' takes clips of {sizes['num_frames']} frames, but '{modality.name}' has "
+                f"{modality.shape[0]}. Prepare it with video(frames={sizes['num_frames']})."
+            )
+        self.standardise = Standardise(_of_bytes(name, known, modality))
+
+    # Texts
+
+    def _take_texts(self, name: str, modality: Modality) -> None:
+        sizes = _sizes(self.model)
+        self._pad = sizes.get("pad_token_id") or 0
+        self._count: int = sizes["vocab_size"]
+        self._is_full = sizes["model_type"] in _FULL
+        self.longest = _positions(self.model)
+        if not self._is_new:
+            return
+        if self.longest and modality.shape[0] > self.longest:
+            raise UserError(
+                f"'{name}' has positions for {self.longest} tokens, but a text of "
+                f"'{modality.name}' has {modality.shape[0]}. Cut the texts off: "
+                f"text(tokenizer={name},length={self.longest})."
+            )
+        _check_tokenizer(name, modality)
+        if modality.shape[1] > self._count:
+            raise UserError(
+                f"'{name}' knows {self._count} tokens, but '{modality.name}' has "
+                f"{modality.shape[1]}. Prepare it with text(tokenizer={name})."
+            )
+
+    def _of_text(self, x: Padded) -> _Made:
+        x = with_a_step(x)
+        there = is_there(x)
+        ids = torch.where(x.values < self._count, x.values, 1).long()
+        ids = ids.masked_fill(~there, self._pad)
+        if self._is_full:
+            assert self.longest is not None
+            more = self.longest - ids.shape[1]
+            found = self.model(input_ids=nn.functional.pad(ids, (0, more), value=self._pad))
+            return _made(found, nn.functional.pad(there, (0, more)))
+        seen = is_there(Padded(x.values, x.length.clamp_min(1)))
+        found = self.model(input_ids=ids, attention_mask=seen.long())
+        return _made(found, there)
+
+    # Sound
+
+    def _take_sound(self, name: str, modality: Modality) -> None:
+        known, sizes = self.processor, _sizes(self.model)
+        wanted: Config = {} if known.rate is None else {"sample_rate": known.rate}
+        if self.takes == "spectrogram":
+            wanted["front"] = "fbank"
+        if self._is_new:
+            _check_read(name, modality, wanted)
+        if self.takes == "mel":
+            self.longest = 2 * sizes["max_source_positions"] * known.hop
+            self.register_buffer("mel", _mel(sizes["num_mel_bins"], known), persistent=False)
+            if self._is_new and modality.shape[0] > self.longest:
+                raise UserError(
+                    f"'{name}' hears {self.longest} samples at most, but '{modality.name}' has "
+                    f"{modality.shape[0]}. Prepare it with wave(seconds="
+                    f"{self.longest / (known.rate or 1):g})."
+                )
+        elif self.takes == "waves":
+            if known.normalise is None:
+                self.standardise = Standardise(modality)
+        else:
+            self._take_spectrogram(name, modality)
+
+    def _take_spectrogram(self, name: str, modality: Modality) -> None:
+        known, sizes = self.processor, _sizes(self.model)
+        if self._is_new:
+            _, bands, frames = modality.shape
+            if bands != sizes["num_mel_bins"]:
+                raise UserError(
+                    f"'{name}' takes spectrograms of {sizes['num_mel_bins']} bands, but "
+                    f"'{modality.name}' has {bands}. Prepare it with spectrogram(front=fbank)."
+                )
+            shape = {"num_mel_bins": bands, "max_length": frames}
+            fit_positions(self.model, shape)
+            self._config |= shape
+        if self._is_new and known.mean and known.std:
+            modality = replace(modality, mean=torch.tensor(known.mean), std=torch.tensor(known.std))
+        self.standardise = Standardise(modality)
+
+    def _of_waves(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
+        """The tokens of waveforms, of each as by itself."""
+        if isinstance(x, Padded):
+            sound, count = filled(self.model, x)
+            return waves(self.model, self._normed(sound, is_there(Padded(sound, x.length))), count)
+        whole = torch.ones_like(x[..., 0], dtype=torch.bool)
+        return all_there(self.model(self._normed(x, whole)[..., 0]).last_hidden_state)
+
+    def _normed(
+        self, sound: Shaped[Tensor, "n t 1"], there: Bool[Tensor, "n t"]
+    ) -> Float[Tensor, "n t 1"]:
+        """Waveforms as the processor has them."""
+        if self.processor.normalise is None:
+            found: Tensor = self.standardise(sound)
+            return found
+        dtype = next(self.model.parameters()).dtype
+        if not self.processor.normalise:
+            return sound.to(dtype)
+        valid, sound = there[..., None], sound.float()
+        count = there.sum(1)[:, None, None].clamp_min(1)
+        mean = sound.sum(1, keepdim=True) / count
+        apart = (sound - mean).masked_fill(~valid, 0)
+        spread = (apart.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+        return (apart / spread).to(dtype)
+
+    def _of_mel(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
+        """The tokens of waveforms by way of Whisper's logarithms of mel bands."""
+        assert self.longest is not None
+        known = self.processor
+        if not isinstance(x, Padded):
+            x = Padded(x, x.new_full((x.shape[0],), x.shape[1], dtype=torch.long))
+        sound, length = x.values.masked_fill(~is_there(x)[..., None], 0), x.length
+        with torch.autocast(sound.device.type, enabled=False):
+            sound = nn.functional.pad(sound[..., 0].float(), (0, self.longest - sound.shape[1]))
+            window = torch.hann_window(known.n_fft, device=sound.device)
+            found = torch.stft(sound, known.n_fft, known.hop, window=window, return_complex=True)
+            power = found[..., :-1].abs().square()
+            bands = (self.mel.float().T @ power).clamp_min(1e-10).log10()
+            bands = torch.maximum(bands, bands.amax((1, 2), keepdim=True) - 8)
+            bands = (bands + 4) / 4
+        steps = self.model(bands.to(next(self.model.parameters()).dtype)).last_hidden_state
+        frames = length // known.hop  # of which the convolutions make a token of two
+        return Tokens(steps, is_there(Padded(steps, ((frames + 1) // 2).clamp_min(1))))
+
+
+def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
+    """Takes parameters out of training: all, or those of the first layers and before them."""
+    if freeze is True or not freeze:
+        model.requires_grad_(not freeze)
+        return
+    count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
+    part, layers = "", nn.ModuleList()
+    for key, found in model.named_modules():  # convolutions before them may be as many
+        if isinstance(found, nn.ModuleList) and len(found) == count:
+            part, layers = key, found
+    if not 0 < freeze <= len(layers):
+        has = f"has {len(layers)} layers" if layers else "has no layers that can be counted"
+        raise UserError(f"'{name}' {has}, and freeze={freeze} was asked for. Give true, or fewer.")
+    last = [f"{part}.{freeze - 1}.{key}" for key, _ in layers[freeze - 1].named_parameters()][-1]
+    for key, parameter in model.named_parameters():  # in the order of the forward pass
+        parameter.requires_grad_(False)
+        if key == last:
+            break
+
+
+def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
+    """Puts low-rank adapters on the linear layers, and takes all else out of training."""
+    if freeze:
+        raise UserError(
+            f"'{name}': lora={rank} trains adapters of a model that is frozen by that alone. Leave "
+            "freeze out."
+        )
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError(
+            f"'{name}': lora={rank} needs PEFT. Install it with pip install 'evenly[adapters]'."
+        ) from error
+    model.requires_grad_(False)
+    wanted = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    try:
+        inject_adapter_in_model(wanted, model)
+    except ValueError as error:
+        raise UserError(f"'{name}' takes no adapters of lora={rank} ({error}).") from error
+
+
+def _checkpoint(name: str, model: Any) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"'{name}' ({type(model).__name__}) does not support gradient checkpointing. Leave "
+            "checkpointing out."
+        )
+    # Transformers 6 knows it by the new name alone, 4 by the old one.
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _made(found: Any, there: Bool[Tensor, "n t"] | None = None) -> _Made:
+    steps = found.last_hidden_state
+    if steps.dim() == 4:  # of a network of convolutions
+        steps = steps.flatten(2).transpose(1, 2)
+    tokens = all_there(steps) if there is None else Tokens(steps, there)
+    return _Made(tokens, getattr(found, "pooler_output", None))
+
+
+def _sizes(model: nn.Module) -> dict[str, Any]:
+    config: Any = model.config
+    return {**config.to_dict(), "model_type": config.model_type}
+
+
+def _pair(size: Any) -> list[int] | None:
+    """Height and width of a size that may be one number."""
+    if not size:
+        return None
+    return [size, size] if isinstance(size, int) else list(size)
+
+
+# Loading
+
+
+def _loaded(
+    pretrained: str | Config, modality: Modality, changes: Mapping[str, Any]
+) -> tuple[Any, Config]:
+    """A model, and its configuration for a checkpoint."""
+    from transformers import AutoConfig, AutoModel
+
+    if isinstance(pretrained, dict):
+        asked = pretrained["model"]
+        whole = AutoConfig.for_model(**_known(asked))
+        model = AutoModel.from_config(whole)
+    else:
+        with opening(pretrained) as place:
+            whole = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            _change(whole, modality, changes)
+            try:
+                model = AutoModel.from_pretrained(place, config=whole, trust_remote_code=False)
+            except RuntimeError as error:  # weights of another size
+                raise ValueError(str(error).strip()) from error
+    return model.float(), settings_of(whole)
+
+
+def _known(asked: Config) -> Config:
+    """The settings that a kind of configuration has, of those that a checkpoint holds.
+
+    Transformers takes more than that, some of it to run code of others.
+    """
+    from transformers import AutoConfig
+
+    kinds = {"model_type": asked["model_type"]}
+    known = AutoConfig.for_model(asked["model_type"]).to_dict()
+    return _pruned(asked, known) | kinds
+
+
+def _pruned(asked: Config, known: Config) -> Config:
+    inner = {
+        key: _pruned(value, known[key])
+        for key, value in asked.items()
+        if isinstance(value, dict) and isinstance(known.get(key), dict) and "model_type" in value
+    }
+    return {key: value for key, value in asked.items() if key in known} | inner
+
+
+def _change(whole: Any, modality: Modality, changes: Mapping[str, Any]) -> None:
+    """Changes the configuration of what is taken of a model."""
+    part = getattr(whole, f"{_TOWERS.get(modality.kind)}_config", whole)
+    known = part.to_dict().keys() - {"model_type"}
+    for name, value in changes.items():
+        if name not in known:
+            raise unknown(f"setting of {part.model_type}'s configuration", name, sorted(known))
+        setattr(part, name, value)
+    for name, value in _CALM.items():
+        if name in known and name not in changes:
+            setattr(part, name, value)
+
+
+def _taken(model: Any, modality: Modality) -> tuple[nn.Module, bool]:
+    """What is taken of a model, and whether it is a tower of two."""
+    tower = getattr(model, f"{_TOWERS.get(modality.kind)}_model", None)
+    if tower is not None:
+        return tower, True
+    if model.config.is_encoder_decoder:
+        return model.get_encoder(), False
+    return model, model.config.model_type.endswith(("_text_model", "_vision_model"))
+
+
+def _takes(name: str, model: Any, modality: Modality) -> Takes:
+    """What a model takes; raises if that is not the modality."""
+    sizes, given, shape = _sizes(model), modality.kind, modality.shape
+    main = getattr(model, "main_input_name", "")
+    found: Takes | None = None
+    if main == "pixel_values" and given in ("image", "video"):
+        found = "clips" if "num_frames" in sizes else "pictures"
+        if found == "clips" and given == "image":
+            found = None
+    elif main == "input_ids" and given == "text":
+        found = "tokens"
+    elif main == "input_values" and given == "image" and "num_mel_bins" in sizes:
+        found = "spectrogram" if shape[0] == 1 else None
+    elif given == "sequence" and shape[1] == 1 and hasattr(model, "feature_projection"):
+        found = "waves"
+    elif given == "sequence" and shape[1] == 1 and sizes["model_type"] == "whisper":
+        found = "mel"
+    if found is None:
+        what = _READ_AS.get(main, f"'{main}', which no modality is read as")
+        raise UserError(
+            f"'{name}' ({type(model).__name__}) takes {what}, but '{modality.name}' is "
+            f"{given} {shape}."
+        )
+    return found
+
+
+# What the data were prepared as
+
+
+def _of_bytes(name: str, known: Processor, modality: Modality) -> Modality:
+    """The modality with a processor's statistics, in the scale of its pictures."""
+    if known.mean is None or known.std is None:
+        return modality
+    mean, std = torch.tensor(known.mean), torch.tensor(known.std)
+    channels = modality.shape[-3]
+    if len(mean) not in (1, channels):
+        raise UserError(
+            f"the processor of '{name}' has statistics of {len(mean)} channels, but "
+            f"'{modality.name}' has {channels}. Give another encoder."
+        )
+    largest, least = float(modality.mean.max()), float(modality.mean.min())
+    # From 0 to 1 nothing deviates more from its mean; what is constant has the deviation 1.
+    is_unit = largest <= 1 and bool(((modality.std <= 0.5) | (modality.std == 1)).all())
+    if least < 0 or (largest <= 1 and not is_unit):
+        raise UserError(
+            f"'{name}' takes pictures of bytes, or from 0 to 1, but those of '{modality.name}' "
+            f"have means from {least:g} to {largest:g}. Give them as they were read."
+        )
+    scale = 1 / 255 if is_unit else 1.0
+    return replace(
+        modality, mean=(mean * scale).expand(channels), std=(std * scale).expand(channels)
+    )
+
+
+def _check_read(name: str, modality: Modality, wanted: Mapping[str, Any]) -> None:
+    """Raises if files were read with other settings, where it is known how they were read."""
+    if not modality.read:
+        return
+    spec = parse(modality.read)
+    for key, value in wanted.items():
+        found = spec.settings.get(key, value)
+        if found != value:
+            raise UserError(
+                f"'{name}' takes sound with {key}={value}, but '{modality.name}' was read with "
+                f"{key}={found}. Prepare it with {spec.name}({key}={value})."
+            )
+
+
+def _check_tokenizer(name: str, modality: Modality) -> None:
+    """Raises if texts were read with another tokenizer, where it is known how they were read."""
+    if not modality.read:
+        return
+    settings = parse(modality.read).settings
+    used = str(settings.get("tokenizer", ""))
+    if os.path.expanduser(used) == os.path.expanduser(name):
+        return
+    own = _vocabulary(name)
+    if used and (own is None or own == _vocabulary(used)):
+        return
+    how = f"the tokenizer '{used}', which numbers tokens otherwise" if used else "no tokenizer"
+    raise UserError(
+        f"'{name}' has a tokenizer of its own, but '{modality.name}' was read with {how}. "
+        f"Prepare it with text(tokenizer={name})."
+    )
+
+
+def _vocabulary(place: str) -> dict[str, int] | None:
+    """The numbers of the tokens of a tokenizer; None if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(
+            os.path.expanduser(place), trust_remote_code=False
+        )
+    except (OSError, ValueError):
+        return None
+    numbers: dict[str, int] = found.get_vocab()
+    return numbers
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None where these are computed."""
+    for part, layer in model.named_modules():
+        is_position = part.endswith(("position_embedding", "position_embeddings"))
+        if is_position and isinstance(layer, nn.Embedding):
+            # RoBERTa and its kin number positions from the one after padding's.
+            first = 0 if layer.padding_idx is None else layer.padding_idx + 1
+            return layer.num_embeddings - first
+    most = _sizes(model).get("max_position_embeddings")
+    return most if isinstance(most, int) else None
+
+
+def _mel(bands: int, known: Processor) -> Float[Tensor, "frequencies bands"]:
+    """Whisper's filters."""
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(
+        1 + known.n_fft // 2, bands, 0.0, 8000.0, known.rate or 16_000, norm="slaney",
+        mel_scale="slaney",
+    )  # fmt: skip
+    return torch.from_numpy(filters).float()
