@@ -51,6 +51,9 @@ _CONFIG = {
     "protocol": str | None,
     "versions": dict[str, str] | None,
     "tuned_trials": int | None,
+    "select": str | None,
+    "focal": float | None,
+    "label_smoothing": float | None,
     "tuned_seeds": int | None,
 }
 """What is read of a comparison's config.yaml, and its types."""

@@ -216,7 +216,7 @@ def test_a_trial_that_fails_has_had_its_place(tmp_path):
     assert [row["state"] for row in rows] == ["failed", "finished"]
     assert rows[0]["reason"] == "RuntimeError: no such sound"
     assert "Traceback" in (search.out / "trials" / "joint-0" / "0" / "error.txt").read_text()
-    assert len(rows[1]["accuracies"].split()) == 2
+    assert len(rows[1]["values"].split()) == 2
     assert "failed" in text.splitlines()[1]
 
 

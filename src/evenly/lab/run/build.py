@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from evenly.criteria import CrossEntropy, Focal, balanced_weights
 from evenly.data import Data, Modality, load
 from evenly.errors import UserError
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.settings import Cell, Training
-from evenly.method import Info, Method
+from evenly.method import Criterion, Info, Method
 from evenly.methods import METHODS
 from evenly.methods.composed import Composed, combined
 from evenly.nn import ENCODERS, LateFusion, encoder_for
@@ -138,6 +139,18 @@ def build_optimizer(model: nn.Module, training: Training) -> Optimizer:
     return SGD(model.parameters(), lr=training.lr, momentum=0.9, weight_decay=training.weight_decay)
 
 
+def build_criterion(data: Data, training: Training) -> CrossEntropy | Focal | None:
+    """What every method has for its criterion; None is plain cross-entropy, its default."""
+    weight = None
+    if training.class_weights == "balanced":
+        weight = balanced_weights(data.split("train").target, len(data.class_names))
+    if training.focal:
+        return Focal(training.focal, weight)
+    if weight is None and not training.label_smoothing:
+        return None
+    return CrossEntropy(weight, label_smoothing=training.label_smoothing)
+
+
 def method_settings(cell: Cell) -> dict[str, Any]:
     """The settings of a cell's method, those counted in epochs scaled to this run's length.
 
@@ -204,9 +217,20 @@ def settings_of(kind: type[Method]) -> list[str]:
     return [name for name in inspect.signature(kind).parameters if name not in _PARTS]
 
 
-def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: Resampler) -> Method:
+def build_method(
+    cell: Cell,
+    model: LateFusion,
+    optimizer: Optimizer,
+    sampler: Resampler,
+    criterion: Criterion | None = None,
+) -> Method:
     """The method of a cell, on the encoders of a model and the parts of its training."""
-    parts = {"optimizer": optimizer, "head": model.head, "sampler": sampler}
+    parts = {
+        "optimizer": optimizer,
+        "head": model.head,
+        "sampler": sampler,
+        "criterion": criterion,
+    }
     found = []
     for spec in together(cell.method):
         settings, kind = _settings(spec, cell.training), _kind(spec)

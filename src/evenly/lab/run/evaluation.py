@@ -16,7 +16,7 @@ BINS = 15
 
 @dataclass
 class Evaluation:
-    """Gathers predictions batch by batch, then computes accuracy and macro-F1.
+    """Gathers predictions batch by batch, then computes accuracy, macro-F1 and others.
 
     Attributes:
         num_classes: Number of classes.
@@ -61,12 +61,16 @@ class Evaluation:
         return whole
 
     def metrics(self) -> dict[str, float]:
-        """Loss, accuracy, macro-F1, and the accuracy of each modality's own logits."""
+        """Cross-entropy, accuracies, macro-F1, and the accuracy of each modality's own logits.
+
+        The loss is plain cross-entropy, whatever the criterion of the training is.
+        """
         logits, target = torch.cat(self._logits), torch.cat(self._target)
         guess = logits.argmax(1)
         found = {
             "loss": float(torch.nn.functional.cross_entropy(logits, target)),
             "accuracy": _accuracy(logits, target),
+            "balanced_accuracy": balanced_accuracy(guess, target, self.num_classes),
             "macro_f1": macro_f1(guess, target, self.num_classes),
         }
         for name, parts in self._unimodal.items():
@@ -102,6 +106,19 @@ class Evaluation:
             "target": torch.cat(self._target).cpu(),
             "index": torch.cat(self._index).cpu(),
         }
+
+
+def balanced_accuracy(guess: Int[Tensor, " n"], target: Int[Tensor, " n"], classes: int) -> float:
+    """The mean accuracy on the samples of a class, of the classes that occur.
+
+    Args:
+        guess: Class that each sample is taken for.
+        target: Class that it has.
+        classes: How many there are.
+    """
+    right = target[guess == target].bincount(minlength=classes).double()
+    count = target.bincount(minlength=classes).double()
+    return float((right / count)[count > 0].mean())
 
 
 def macro_f1(guess: Int[Tensor, " n"], target: Int[Tensor, " n"], classes: int) -> float:

@@ -12,6 +12,7 @@ from evenly.data import Data
 from evenly.errors import UserError
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.build import (
+    build_criterion,
     build_method,
     build_model,
     build_optimizer,
@@ -48,9 +49,10 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     Augment(training.augment, data.modalities, 0)
     widest = max(models, key=lambda model: len(model.encoders))
     notes.append(_encoder_note(widest, data))
+    criterion = build_criterion(data, training)
     for cell, model in zip(cells, models, strict=True):
         optimizer = build_optimizer(model, training)
-        method = build_method(cell, model, optimizer, build_sampler(data, cell))
+        method = build_method(cell, model, optimizer, build_sampler(data, cell), criterion)
         notes += _method_notes(cell, method, divides_size(optimizer))
         if training.world > 1:
             notes += _share_notes(cell, method)

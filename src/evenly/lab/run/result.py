@@ -23,7 +23,7 @@ class Result:
     Attributes:
         method: As it was asked for, with its settings.
         seed: Of the run.
-        best_epoch: Chosen by validation accuracy, the first of equals, from 0.
+        best_epoch: Chosen on validation, the first of equals, from 0.
         epochs: Trained in all.
         steps: Of the optimiser.
         seconds: Spent in training and in the method, without validation and measurements.

@@ -37,7 +37,7 @@ from evenly.probe import Probe
 def run_cell(
     cell: Cell,
     folder: Path,
-    progress: Progress = lambda epoch, accuracy: None,
+    progress: Progress = lambda epoch, value: None,
     data: Data | None = None,
     tests: bool = True,
     logs: Logs = Logs(),  # noqa: B008, it is frozen

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "bf16", "32"]
 Strategy = Literal["auto", "ddp", "fsdp"]
+Select = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
 Protocol = Literal["fair", "paper"]
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 
@@ -39,6 +40,13 @@ class Training:
         lr_step: Epochs after which the learning rate is divided by ten, again and again; 0 is
             never.
         weight_decay: Weight decay.
+        class_weights: balanced, n / (k n_c) of the k classes of the training split, n_c of whose n
+            samples are of class c, so that rare classes count as much as common ones; or equal.
+            The mean of a batch divides by the sum of its weights.
+        label_smoothing: Share of each label that is spread evenly over all classes.
+        focal: γ of the focal loss, in which what is known already counts less; 0 is cross-entropy.
+        select: The metric by which the epoch is selected, and the trial of a search: the highest,
+            or the lowest loss.
         precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
             take less time here. What was chosen is written down, and stays when a run goes on.
         width: Features per modality.
@@ -76,6 +84,10 @@ class Training:
     lr: float = 0.01
     lr_step: int = 0
     weight_decay: float = 1e-4
+    class_weights: Literal["equal", "balanced"] = "equal"
+    label_smoothing: float = 0.0
+    focal: float = 0.0
+    select: Select = "accuracy"
     precision: Precision = "auto"
     width: int = 64
     fusion: Fusion = "concat"
@@ -109,6 +121,17 @@ class Training:
             raise UserError(f"--lr is above 0; found {self.lr}.")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--weight_decay is at least 0; found {self.weight_decay}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"--label_smoothing is at least 0 and below 1; found {self.label_smoothing}."
+            )
+        if not 0 <= self.focal < math.inf:
+            raise UserError(f"--focal is at least 0; found {self.focal}.")
+        if self.focal and self.label_smoothing:
+            raise UserError(
+                "--focal and --label_smoothing do not go together, as the focal loss is of whole "
+                "labels. Leave one of them out."
+            )
         for name, level in self.noise.items():
             if not 0 < level < math.inf:
                 raise UserError(f"--noise.{name} is above 0; found {level}.")
@@ -124,6 +147,11 @@ class Training:
     def selects_on(self) -> "SplitName":
         """The split on which the epoch is selected."""
         return "test" if self.protocol == "paper" else "val"
+
+    @property
+    def selected_by(self) -> tuple[str, int]:
+        """The metric by which the epoch is selected, and 1 if more of it is better, else -1."""
+        return self.select, -1 if self.select == "loss" else 1
 
     @property
     def measure_every(self) -> int:
@@ -234,15 +262,18 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         settings: What is about to run.
     """
     file = settings.get("data_sha256")
+    # A setting that is younger than the folder was as it is by default.
+    usual = {each.name: each.default for each in fields(Training) if each.default is not MISSING}
     for name, value in settings.items():
         if name == "data" and file is not None and file == found.get("data_sha256"):
             continue  # the same file by another path
-        if name not in found or found[name] == value:
+        before = found.get(name, usual.get(name, value))
+        if not found or before == value:
             continue
         if name == "data_sha256":
             what = f"{settings['data']} as it was before: the file has changed since"
         else:
-            what = f"{name} = {found[name]!r}, but {value!r} is asked for now"
+            what = f"{name} = {before!r}, but {value!r} is asked for now"
         raise UserError(
             f"{folder} holds runs with {what}. Ask for the same, choose another folder with --out, "
             "or remove this one."

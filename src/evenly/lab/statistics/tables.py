@@ -13,7 +13,7 @@ from evenly.lab.run.result import Result, is_headline
 from evenly.lab.statistics import bootstrap
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
 from evenly.report import Projected, write_report
-from evenly.report.comparison import PAPER, REFERENCE, compared_p, tuning
+from evenly.report.comparison import PAPER, REFERENCE, compared_p, conditions
 from evenly.report.folder import read_config
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
@@ -209,7 +209,9 @@ def table(out: Path) -> str:
     """The test metrics of a comparison as text, best accuracy first."""
     found = summary(read_results(out), read_answers(out))
     rows = [row for row in found if row["split"] == "test"]
-    metrics = list(filter(is_headline, dict.fromkeys(row["metric"] for row in rows)))
+    config = read_config(out)
+    known = dict.fromkeys(row["metric"] for row in rows)
+    metrics = [name for name in known if is_headline(name) or name == config.get("select")]
     cells = {(row["method"], row["metric"]): row for row in rows}
     methods = sorted(
         dict.fromkeys(row["method"] for row in rows),
@@ -229,9 +231,8 @@ def table(out: Path) -> str:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *body]
     ]
-    config = read_config(out)
     said = [PAPER] if config.get("protocol") == "paper" else []
-    return "\n".join([*lines, *(f"\n{text}" for text in [*said, tuning(config)] if text)])
+    return "\n".join([*lines, *(f"\n{text}" for text in [*said, conditions(config)] if text)])
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:
