@@ -30,7 +30,7 @@ def conditions(config: Mapping[str, Any]) -> str:
 def _loss(config: Mapping[str, Any]) -> str:
     parts = []
     if gamma := config.get("focal"):
-        parts.append(f"the focal loss (γ = {gamma:g})")
+        parts.append(f"the focal loss (gamma = {gamma:g})")
     if config.get("class_weights") == "balanced":
         parts.append("balanced class weights")
     if smoothing := config.get("label_smoothing"):

@@ -23,6 +23,15 @@ def test_by_hand():
     assert found["macro_f1"] == pytest.approx((0.4 + 0.5 + 2 / 3) / 3)
 
 
+def test_balanced_accuracy_is_that_of_scikit_learn():
+    from sklearn.metrics import balanced_accuracy_score
+
+    guess, target = [0, 1, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1]  # of class 2 there is none
+    found = evaluation(guess, target).metrics()["balanced_accuracy"]
+    assert found == pytest.approx(balanced_accuracy_score(target, guess))
+    assert found == (3 / 4 + 1 / 2) / 2
+
+
 @pytest.mark.parametrize("right", [1, 3, 7, 9])
 def test_accuracy_is_the_fraction_to_the_last_bit(right):
     target = [0] * 10
