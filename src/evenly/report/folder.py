@@ -139,11 +139,13 @@ def _projections(path: Path) -> dict[Projected, Projection]:
     return found
 
 
-def _confusion(path: Path, result: Mapping[str, Any]) -> np.ndarray:
+def _confusion(path: Path, result: Mapping[str, Any]) -> np.ndarray | None:
     check_written(path, result.get("files", {}))
     with reading(path):
         found = read_npz(path)
         probabilities, target = found["probabilities"], found["target"]
+        if target.ndim > 1:  # of several labels a sample
+            return None
         classes = probabilities.shape[1]
         pairs = classes * target + probabilities.argmax(1)
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -15,6 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from evenly.criteria import CrossEntropy, Focal, balanced_weights
 from evenly.data import Data, Modality, load
+from evenly.data.tasks import criterion_of_labels
 from evenly.errors import UserError
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.settings import Cell, Training
@@ -27,6 +28,7 @@ from evenly.nn.pretrained import ResNet18
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse, together
 from evenly.suggest import unknown
+from evenly.targets import Kind
 
 
 def load_data(training: Training) -> Data:
@@ -139,10 +141,22 @@ def build_optimizer(model: nn.Module, training: Training) -> Optimizer:
     return SGD(model.parameters(), lr=training.lr, momentum=0.9, weight_decay=training.weight_decay)
 
 
-def build_criterion(data: Data, training: Training) -> CrossEntropy | Focal | None:
-    """What every method has for its criterion; None is plain cross-entropy, its default."""
+def build_criterion(data: Data, training: Training) -> nn.Module | None:
+    """What every method has for its criterion; None is plain cross-entropy, its default.
+
+    Raises:
+        ValueError: If the task has no such loss.
+    """
+    balanced = training.class_weights == "balanced"
+    if data.task.name == "labels":
+        if training.focal or training.label_smoothing:
+            raise UserError(
+                f"{data.name} has several labels a sample, for which there is no --focal and no "
+                "--label_smoothing. Leave them out; there is --class_weights."
+            )
+        return criterion_of_labels(data.split("train").target, balanced=balanced)
     weight = None
-    if training.class_weights == "balanced":
+    if balanced:
         weight = balanced_weights(data.split("train").target, len(data.class_names))
     if training.focal:
         return Focal(training.focal, weight)
@@ -254,12 +268,15 @@ def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resa
     return Resampler(data.split("train"), world, rank, seed=cell.seed)
 
 
-def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
+def expanded(
+    methods: Iterable[Spec], modalities: Iterable[str], takes: Kind = "classes"
+) -> list[str]:
     """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
 
     Args:
         methods: As the user named them.
         modalities: Of the data.
+        takes: The kind of the data's targets, which those of 'all' take.
 
     Returns:
         Each once, as 'name' or 'name(setting=value)'.
@@ -268,7 +285,8 @@ def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
     for spec in methods:
         if spec.name == "all" and not spec.settings:
             for name, kind in METHODS.items():
-                found += _variants(name, kind, modalities)
+                if takes in kind.info.targets:
+                    found += _variants(name, kind, modalities)
         elif spec.name in METHODS and METHODS[spec.name].info.alone and not spec.settings:
             found += _variants(spec.name, METHODS[spec.name], modalities)
         else:

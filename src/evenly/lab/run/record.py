@@ -108,7 +108,7 @@ class Record:
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
         """Takes note of a batch, without waiting for a GPU."""
         self._losses.append(loss.detach())
-        self._right.append((output.logits.detach().argmax(1) == target).sum())
+        self._right.append(self.parts.data.task.right(output.logits.detach(), target).sum())
         self._counts.append(len(target))
         for name, value in self.parts.method.metrics.items():
             is_finite = value.isfinite()  # not of a step that overflowed

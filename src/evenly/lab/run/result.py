@@ -11,9 +11,12 @@ FILES = ("metrics.csv", "best.ckpt", "predictions.npz", "features.npz")
 """That a run writes for good before its result."""
 
 
+_HEADLINES = ("macro_f1", "micro_f1", "mean_average_precision")
+
+
 def is_headline(metric: str) -> bool:
     """Whether a metric is shown on the screen; the files hold all of them."""
-    return metric in ("accuracy", "macro_f1") or metric.startswith("accuracy/")
+    return metric in ("accuracy", *_HEADLINES) or metric.startswith("accuracy/")
 
 
 @dataclass(frozen=True)

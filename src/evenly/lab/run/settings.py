@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "bf16", "32"]
 Strategy = Literal["auto", "ddp", "fsdp"]
-Select = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+Select = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "mean_average_precision", "loss"
+]
 Protocol = Literal["fair", "paper"]
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Shaped
 
 from evenly.files import read_npz, reading, write_csv
 from evenly.lab.run.result import Result, is_headline
@@ -45,12 +45,12 @@ class Answers:
     """What the finished runs of a comparison said on its test split.
 
     Attributes:
-        target: Class of each sample.
-        guess: By method and seed, the class that it was taken for.
+        target: Class of each sample; (n, c) whether it has each of several labels.
+        guess: By method and seed, the class that it was taken for, or the labels.
     """
 
-    target: Int[np.ndarray, " n"]
-    guess: Mapping[str, Mapping[int, Int[np.ndarray, " n"]]]
+    target: Shaped[np.ndarray, "n *c"]
+    guess: Mapping[str, Mapping[int, Shaped[np.ndarray, "n *c"]]]
 
 
 def write_tables(out: Path, projection: Projected = "tsne") -> Path:
@@ -94,14 +94,15 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 def read_answers(out: Path) -> Answers | None:
     """The predictions of each finished run; None before there is one."""
-    guess: dict[str, dict[int, Int[np.ndarray, " n"]]] = {}
+    guess: dict[str, dict[int, np.ndarray]] = {}
     target = None
     for folder, result in _finished(out):
         path = folder / "predictions.npz"
         result.check(path)
         with reading(path):
             file = read_npz(path)
-            target, found = file["target"], file["probabilities"].argmax(1)
+            target, probabilities = file["target"], file["probabilities"]
+            found = probabilities.argmax(1) if target.ndim == 1 else probabilities > 0.5
         guess.setdefault(result.method, {})[result.seed] = found
     return None if target is None else Answers(target, guess)
 
@@ -190,18 +191,27 @@ def _resampled(
 
 
 def _accuracy(
-    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+    samples: Float[np.ndarray, "b n"], guess: Shaped[np.ndarray, "s n *c"], answers: Answers
 ) -> Float[np.ndarray, "b s"]:
-    return bootstrap.accuracy(samples, guess == answers.target)
+    right = guess == answers.target
+    return bootstrap.accuracy(samples, right if right.ndim == 2 else right.all(2))
 
 
 def _macro_f1(
-    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+    samples: Float[np.ndarray, "b n"], guess: Shaped[np.ndarray, "s n *c"], answers: Answers
 ) -> Float[np.ndarray, "b s"]:
+    if answers.target.ndim == 2:
+        return bootstrap.label_f1(samples, guess, answers.target > 0, "macro")
     return bootstrap.macro_f1(samples, guess, answers.target)
 
 
-_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1}
+def _micro_f1(
+    samples: Float[np.ndarray, "b n"], guess: Bool[np.ndarray, "s n c"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.label_f1(samples, guess, answers.target > 0, "micro")
+
+
+_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _micro_f1}
 """The metrics that predictions alone give."""
 
 
