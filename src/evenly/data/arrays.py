@@ -244,7 +244,7 @@ class _Reader:
 
     def _count(self) -> int:
         labels = self.arrays["labels"]
-        if labels.ndim not in (1, 2) or 0 in labels.shape:
+        if labels.ndim not in (1, 2) or not labels.size or labels.shape[1:] == (1,):
             raise self._error(
                 f"'labels' has the shape {labels.shape}. Give one label per sample, (N,), or a "
                 "column of 0 and 1 for each of several labels, (N, C)."

@@ -24,7 +24,17 @@ Projected = Literal["tsne", "umap"]
 
 def conditions(config: Mapping[str, Any]) -> str:
     """What every output of a comparison says that is trained or selected otherwise than usual."""
-    return " ".join(filter(None, [_loss(config), _selection(config), _tuning(config)]))
+    parts = [_task(config), _loss(config), _selection(config), _tuning(config)]
+    return " ".join(filter(None, parts))
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    if config.get("task") != "labels":
+        return ""
+    return (
+        "Samples have several labels: accuracy is the share of samples of which all labels are "
+        "right."
+    )
 
 
 def _loss(config: Mapping[str, Any]) -> str:

@@ -236,6 +236,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
             "notes": _union(found.get("notes", ()), notes),
             "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
+            "task": data.task.name,
             "modalities": list(data.modalities),
         },
     )
