@@ -16,6 +16,7 @@ from torch import nn
 
 from evenly import distributed, purity, soft_reinit_
 from evenly.data import Data
+from evenly.data.tasks import Classes
 from evenly.diagnosis.kmeans import assign
 from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.statistics import bootstrap
@@ -142,7 +143,7 @@ def counted(logits, target):
 
 
 def evaluated(logits, target):
-    evaluation = Evaluation(CLASSES)
+    evaluation = Evaluation(Classes([str(n) for n in range(CLASSES)]))
     for part, labels in zip(logits.split(BATCH), target.split(BATCH), strict=True):
         evaluation.add(Output(part, {"a": part}), labels)
     return evaluation.metrics()["accuracy"]

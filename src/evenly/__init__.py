@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evenly import integrations as integrations
     from evenly import methods as methods
     from evenly import nn as nn
+    from evenly.criteria import CrossEntropy, Focal, balanced_weights
     from evenly.diagnosis.checkup import checkup
     from evenly.diagnosis.findings import Checkup
     from evenly.diagnosis.gap import Diagnosis, diagnose
@@ -36,8 +37,10 @@ _HOME = {
     "Balance": "evenly.integrations.lightning",
     "Checkup": "evenly.diagnosis.findings",
     "Composed": "evenly.methods.composed",
+    "CrossEntropy": "evenly.criteria",
     "Diagnosis": "evenly.diagnosis.gap",
     "Features": "evenly.features",
+    "Focal": "evenly.criteria",
     "Info": "evenly.method",
     "METHODS": "evenly.methods",
     "Method": "evenly.method",
@@ -48,6 +51,7 @@ _HOME = {
     "Repeated": "evenly.resampling",
     "Resampler": "evenly.resampling",
     "Taps": "evenly.taps",
+    "balanced_weights": "evenly.criteria",
     "capture": "evenly.taps",
     "checkup": "evenly.diagnosis.checkup",
     "diagnose": "evenly.diagnosis.gap",
@@ -65,8 +69,10 @@ __all__ = [
     "Balance",
     "Checkup",
     "Composed",
+    "CrossEntropy",
     "Diagnosis",
     "Features",
+    "Focal",
     "Info",
     "Method",
     "Output",
@@ -75,6 +81,7 @@ __all__ = [
     "Repeated",
     "Resampler",
     "Taps",
+    "balanced_weights",
     "capture",
     "checkup",
     "diagnose",

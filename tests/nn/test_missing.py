@@ -6,6 +6,7 @@ from torch import nn
 
 import evenly
 from evenly.data import Data, Modality, Padded, Ragged, collate
+from evenly.data.tasks import Classes
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.run.parts import Forward
@@ -293,7 +294,7 @@ def test_a_diagnosis_is_of_those_that_have_it():
 
 
 def test_the_accuracy_of_a_modality_is_of_those_that_have_it():
-    evaluation = Evaluation(2)
+    evaluation = Evaluation(Classes(["no", "yes"]))
     right = torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]])
     here = torch.tensor([True, True, False, False])
     unimodal = {"m": torch.where(here[:, None], right, -right)}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
+import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from evenly.lab.many.studies import STUDIES
@@ -29,6 +30,14 @@ def test_holds_methods_means_and_modalities_as_text(folder, tmp_path):
         if line.startswith("relearn,test,accuracy,")
     )
     assert f"{100 * float(row[3]):.1f}" in texts
+
+
+def test_settings_of_authors_are_no_search(folder, tmp_path):
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config["settings"] = "published for CREMA-D"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
+    assert not any("trials" in text for text in texts)
 
 
 def test_same_folder_same_file(folder, tmp_path, monkeypatch):

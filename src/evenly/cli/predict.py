@@ -16,7 +16,8 @@ HELP = "predictions of a trained run, as CSV"
 def arguments() -> Parser:
     """What it takes."""
     one = Parser(
-        "Predictions of a trained run: a line for each sample, the classes' probabilities."
+        "Predictions of a trained run: a line for each sample, with the probability of each class "
+        "or label."
     )
     one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument(
@@ -48,14 +49,14 @@ def run(options: Namespace) -> None:
             raise unknown(f"modality of {options.run}", name, trained.modalities)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample", "label", "predicted", *trained.class_names])
+    writer.writerow(["sample", "label", "predicted", *trained.task.names])
     said = predictions(
         trained, options.data, options.split, without, skip_broken=options.skip_broken
     )
     for found in said:
-        best = max(range(len(trained.class_names)), key=found.probabilities.__getitem__)
+        said_of_it = trained.task.predicted(found.probabilities)
         rounded = [f"{p:.6g}" for p in found.probabilities]
-        writer.writerow([found.sample, found.label, trained.class_names[best], *rounded])
+        writer.writerow([found.sample, found.label, said_of_it, *rounded])
     if options.out:
         write_text(Path(options.out), text.getvalue())
         print(f"predictions: {options.out}")

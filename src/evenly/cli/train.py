@@ -43,6 +43,7 @@ def run(options: Namespace) -> None:
     from evenly.lab.run.run import run_cell
     from evenly.lab.run.settings import Cell, check_folder, read_settings
     from evenly.report.comparison import PAPER
+    from evenly.report.names import in_words
 
     cell = Cell(training_of(options), options.method, options.seed)
     if followed(cell.training):
@@ -67,20 +68,22 @@ def run(options: Namespace) -> None:
         if cell.training.world == 1:
             with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
 
-                def tell(epoch: int, accuracy: float) -> None:
+                def tell(epoch: int, value: float) -> None:
                     bar.update(epoch + 1 - bar.n)
-                    bar.set_postfix_str(f"val {accuracy:.3f}")
+                    bar.set_postfix_str(f"val {value:.3f}")
 
                 result = run_cell(cell, folder, tell, data, logs=logs)
         else:
             result = _on_devices(Job(cell, folder, logs))
     chosen = CALLED[cell.training.selects_on]
-    asked = cell.training.epochs
+    asked, select = cell.training.epochs, cell.training.select
     if result.epochs < asked:
         print(f"ended after {result.epochs} of {asked} epochs, by --patience")
-    print(f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} accuracy")
+    print(
+        f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} {in_words(select)}"
+    )
     for split, metrics in result.metrics.items():
-        shown = {name: value for name, value in metrics.items() if is_headline(name)}
+        shown = {x: value for x, value in metrics.items() if is_headline(x) or x == select}
         print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
     if cell.training.protocol == "paper":
         print(f"\n{PAPER}")

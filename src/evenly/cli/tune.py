@@ -21,7 +21,7 @@ from evenly.spec import parse, split
 HELP = "the best settings of each method, equal budgets"
 
 TUNE = """Tries settings of every method, as many trials for each, and keeps the best by validation
-accuracy. The test split is not read.
+accuracy, or what --select says. The test split is not read.
 
 All methods are tried with learning rates from 1e-4 to 0.1 and weight decays from 1e-6 to 0.01
 (Adam and its kin: rates from 1e-5 to 0.01; AdamW and Muon: also decays from 1e-4 to 1), and with

@@ -19,12 +19,14 @@ from evenly.data.dataset import (
     Ragged,
     SplitName,
     check_classes,
+    check_labels,
     check_names,
     described,
     lacking,
     stratified,
 )
 from evenly.data.numbers import Array, channels_first, native, spelt, unusable
+from evenly.data.tasks import task_of
 from evenly.errors import UserError
 from evenly.files import replacing
 
@@ -47,7 +49,8 @@ def load_npz(
 
     The file holds
 
-    - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order;
+    - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order; or
+      (N, C) of booleans or 0 and 1: several labels a sample, a column for each;
     - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split a stratified
       15 % of train becomes one (seed 0), and a note says so, unless one is needed;
     - every other array whose first axis is N: a modality of that name. One sample of it is a
@@ -58,7 +61,7 @@ def load_npz(
       for each token, and 0 after the last one;
     - `NAME` with `NAME_offset` (N + 1): sequences of unequal lengths, end to end; sample i is
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
-    - `class_names` (C), optional: in the order of the classes.
+    - `class_names` (C), optional: in the order of the classes or columns.
 
     An array `id` or `index` (N) of whole numbers or words that all differ numbers the samples and
     is no modality, unless `id_kind` says what it is. A note says so.
@@ -90,7 +93,7 @@ def save_npz(
 
     Args:
         path: Where to; an existing file is replaced.
-        labels: (N) class of each sample.
+        labels: (N) class of each sample; (N, C) of 0 and 1 for several labels.
         split: (N) `train`, `val`, `test` or 0, 1, 2.
         modalities: By name; also `NAME_offset` and `NAME_kind` where they apply. Types that NumPy
             has no files for, such as bfloat16, are widened to float32.
@@ -169,14 +172,16 @@ class _Reader:
                 )
         self.count = self._count()
         target, class_names = self._target()
-        if len(target.unique()) < 2:
+        several = target.ndim == 2
+        if not several and len(target.unique()) < 2:
             raise self._error(
                 f"all labels are '{class_names[target[0]]}'. Classification needs two classes."
             )
         notes: list[str] = []
         rows = self._rows(target, class_names, notes)
         for split, members in rows.items():
-            check_classes(self.path, split, target[members], class_names)
+            check = check_labels if several else check_classes
+            check(self.path, split, target[members], class_names)
         inputs, present = self._inputs()
         notes += [
             f"{self.path.name}: the array '{name}' is an index of the samples, and no modality. "
@@ -239,14 +244,17 @@ class _Reader:
 
     def _count(self) -> int:
         labels = self.arrays["labels"]
-        if labels.ndim != 1 or not len(labels):
+        if labels.ndim not in (1, 2) or not labels.size or labels.shape[1:] == (1,):
             raise self._error(
-                f"'labels' has the shape {labels.shape}. Give one label per sample: shape (N,)."
+                f"'labels' has the shape {labels.shape}. Give one label per sample, (N,), or a "
+                "column of 0 and 1 for each of several labels, (N, C)."
             )
         return len(labels)
 
     def _target(self) -> tuple[Tensor, list[str]]:
         labels = self._text("labels")
+        if labels.ndim == 2:
+            return self._several(labels)
         if labels.dtype.kind not in "iuUb":
             raise self._error(
                 f"'labels' holds {labels.dtype} values. Give whole numbers or strings."
@@ -256,6 +264,24 @@ class _Reader:
         if "class_names" in self.arrays:
             target, names = self._named(found, target)
         return torch.from_numpy(target.astype(np.int64)), names
+
+    def _several(self, labels: Array) -> tuple[Tensor, list[str]]:
+        """Several labels a sample, and their names."""
+        if labels.dtype.kind not in "iuUbf" or not np.isin(labels, (0, 1)).all():
+            raise self._error(
+                f"'labels' has the shape {labels.shape} and holds other values than 0 and 1. Give "
+                "a column for each label, 1 where a sample has it, or one class per sample: (N,)."
+            )
+        count = labels.shape[1]
+        names = [f"label {number}" for number in range(count)]
+        if "class_names" in self.arrays:
+            names = [str(name) for name in self._text("class_names").reshape(-1)]
+            if len(set(names)) != count:
+                raise self._error(
+                    f"'class_names' has {len(set(names))} different names for {count} columns of "
+                    "'labels'. Give one for each."
+                )
+        return torch.from_numpy(labels.astype(np.float32)), names
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
         """Classes in the order of `class_names`, which may name a class that no sample has."""
@@ -296,13 +322,15 @@ class _Reader:
                 )
         if not len(rows["val"]):
             train = rows["train"]
-            counts = target[train].bincount(minlength=len(class_names))
-            for number in torch.nonzero(counts == 1).flatten().tolist():
+            group = task_of(target, class_names).groups(target[train])
+            counts = group.bincount(minlength=len(class_names))
+            alone = torch.nonzero(counts == 1) if target.ndim == 1 else counts[:0]
+            for number in alone.flatten().tolist():
                 raise self._error(
                     f"has no validation split, and class '{class_names[number]}' has a single "
                     "training sample, so none can be drawn. Mark a validation split in 'split'."
                 )
-            val, rest = stratified(target[train], (VALIDATION,))
+            val, rest = stratified(group, (VALIDATION,))
             rows["val"], rows["train"] = train[val], train[rest]
             notes.append(
                 f"{self.path.name} has no validation split: {len(val)} of the {len(train)} "

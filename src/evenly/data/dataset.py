@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evenly.data.noise import noisy
+from evenly.data.tasks import Task, task_of
 from evenly.errors import UserError
 from evenly.suggest import unknown
 
@@ -59,7 +60,7 @@ class Batch(TypedDict):
         inputs: By modality, in the stored dtype; the encoder converts and standardises.
         present: By modality, (n,) which samples have it; those it does not name are complete.
             Where a sample lacks a modality, its input is zeros. On the CPU.
-        target: (n,) class of each sample.
+        target: (n,) class of each sample; (n, c) of several labels, 1 or 0.
         index: (n,) position of each sample in its split.
     """
 
@@ -116,7 +117,7 @@ class Data:
         self,
         name: str,
         inputs: Mapping[str, Tensor | Ragged],
-        target: Int[Tensor, " n"],
+        target: Shaped[Tensor, "n *c"],
         rows: Mapping[SplitName, Int[Tensor, " _"]],
         class_names: Sequence[str],
         notes: Sequence[str] = (),
@@ -132,7 +133,7 @@ class Data:
             name: Of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
                 sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos.
-            target: Class of each sample, from 0.
+            target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0.
             rows: By split, which samples it holds.
             class_names: By class number.
             notes: Sentences that a user of the data should see.
@@ -168,7 +169,7 @@ class Data:
         Means and deviations stay those of all samples.
         """
         rows = {
-            name: members[spread(self._target[members], count)]
+            name: members[spread(self.task.groups(self._target[members]), count)]
             for name, members in self._rows.items()
         }
         return self._with(_rows=rows)
@@ -224,6 +225,11 @@ class Data:
         )
 
     @property
+    def task(self) -> Task:
+        """What is to be predicted."""
+        return task_of(self._target, self.class_names)
+
+    @property
     def nbytes(self) -> int:
         """Size of all inputs."""
         return sum(x.nbytes for stored in self._inputs.values() for x in _tensors(stored))
@@ -263,7 +269,7 @@ class Split(Dataset[Batch]):
 
     Attributes:
         rows: (n,) position of each sample in the whole data set.
-        target: (n,) class of each sample.
+        target: (n,) class of each sample; (n, c) of several labels, 1 or 0.
     """
 
     def __init__(
@@ -440,6 +446,28 @@ def check_classes(
         raise UserError(
             f"{where}: the {split} split has no sample of class {listed}{more}. Split again so "
             "that every class is in every split, or leave the class out."
+        )
+
+
+def check_labels(
+    where: object, split: SplitName, target: Float[Tensor, "n c"], names: Sequence[str]
+) -> None:
+    """Raises if a split lacks samples, or the training split a label or samples without it.
+
+    Args:
+        where: The file or data set, for the message.
+        split: Which one.
+        target: 1 or 0 for each label of each of its samples.
+        names: Of the labels.
+    """
+    if not len(target):
+        raise UserError(f"{where}: the {split} split has no sample. Move some to it.")
+    one_sided = target.min(0).values == target.max(0).values
+    if split == "train" and one_sided.any():
+        name = names[int(one_sided.nonzero()[0])]
+        raise UserError(
+            f"{where}: in the training split the label '{name}' is there in all samples or in "
+            "none, so it cannot be learnt. Split again, or leave it out."
         )
 
 

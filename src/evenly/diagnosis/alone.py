@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Optimizer
 
 from evenly.diagnosis.classes import Classes
@@ -80,12 +79,12 @@ class Alone:
             present = output.present or {}
             losses = []
             for name, head in heads.items():
-                x, y = output.features[name], self.classes.of(target)
+                x = output.features[name]
                 here = self.classes.labelled(target)
                 if name in present:
                     here = here & present[name].to(here.device)
                 if here.any():
-                    losses.append(cross_entropy(head(x[here].float()), y[here]))
+                    losses.append(self.classes.loss_alone(head(x[here].float()), target[here]))
             # In a batch without a label nothing is to be learnt.
             return torch.stack(losses or [0 * p.sum() for p in new]).sum()
 

@@ -78,7 +78,8 @@ def checkup(
         optimizer: The one of the training; new ones of its kind and settings do the work. AdamW
             with a learning rate of 0.001 by default.
         epochs: Length of each short training.
-        criterion: Of the joint training, cross-entropy by default.
+        criterion: Of the joint training, cross-entropy by default; encoders alone are trained by
+            it too, but where one logit tells two classes apart.
         seed: Of the trainings and clusterings.
         interactions: Whether to say, of each pair of modalities, how many bits of the class both
             have in common, each has by itself, and only both together give.

@@ -61,6 +61,11 @@ class Classes:
             return binary_cross_entropy_with_logits(logits.flatten(), target.flatten().float())
         return cross_entropy(logits, target)
 
+    def loss_alone(self, logits: Tensor, target: Tensor) -> Tensor:
+        """That of the training, of logits for each class and labelled samples."""
+        usual = None if self.one_logit else self.criterion
+        return (usual or cross_entropy)(logits, self.of(target))
+
     def guess(self, logits: Tensor) -> Int[Tensor, " n"]:
         """The class that logits name."""
         return (logits[:, 0] > 0).long() if self.one_logit else logits.argmax(1)

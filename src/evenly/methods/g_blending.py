@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
-from evenly import distributed
+from evenly import criteria, distributed
 from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_rebuilt, unwrapped
@@ -205,8 +205,8 @@ class GBlending(Method):
         means = {}
         for part, logits in found.features.items():
             target = found.target.to(logits.device)
-            # The rows of all ranks count alike, however many each has; one may have none.
-            count = torch.tensor(float(len(logits)), device=logits.device)
+            # Rows count by their class alone, whichever rank has them; one may have none.
+            count = criteria.weights(self.criterion, target).sum()
             total = self.criterion(logits, target) * count if len(logits) else 0 * count
             sums = distributed.sum_(torch.stack([total.float(), count]), sharded=found.sharded)
             means[part] = float(sums[0] / sums[1])

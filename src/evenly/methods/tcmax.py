@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly import criteria
 from evenly.chance import stream
+from evenly.criteria import Focal
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import adds_up, full
 from evenly.output import Output
@@ -92,10 +95,15 @@ class TCMax(Method):
             criterion: A form of cross-entropy; see `Method`.
 
         Raises:
-            ValueError: If the number of pairings is negative.
+            ValueError: If the number of pairings is negative, or the criterion is `Focal`.
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "not negative", pairs=pairs)
+        if isinstance(criterion, Focal):
+            raise UserError(
+                "TCMax puts the partition of all pairings in the place of cross-entropy's, and the "
+                "focal loss has none. Leave the criterion, or --focal, out, or the method."
+            )
         if pairs:
             self.info = replace(self.info, needs=("fuse",))
         self.pairs, self.seed = pairs, seed
@@ -107,7 +115,7 @@ class TCMax(Method):
         loss = super().loss(output, target)
         if len(self.encoders) < 2:
             return loss
-        excess = self._partition(output) - full(output.logits).logsumexp(1).mean()
+        excess = self._excess(output, target)
         if torch.is_grad_enabled():
             self.metrics = {"excess": excess.detach()}
         return loss + excess
@@ -115,6 +123,14 @@ class TCMax(Method):
     def before_step(self) -> None:
         """Counts the steps, as each draws pairings of its own."""
         self.steps += 1
+
+    def _excess(self, output: Output, target: Tensor) -> Float[Tensor, ""]:
+        """How far the partition of all pairings is above each sample's own, as these count."""
+        own = full(output.logits).logsumexp(1)
+        factor = criteria.partitions(self.criterion, full(output.logits), target)
+        if factor is None:
+            return self._partition(output) - own.mean()
+        return factor.sum() * self._partition(output) - factor @ own
 
     def _partition(self, output: Output) -> Float[Tensor, ""]:
         if self.pairs:

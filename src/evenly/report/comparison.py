@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evenly.report.names import in_words
+
 REFERENCE = "joint"
 """The method that every other one is compared with."""
 PAPER = (
@@ -20,8 +22,38 @@ Projected = Literal["tsne", "umap"]
 """How features are laid out in the plane."""
 
 
-def tuning(config: Mapping[str, Any]) -> str:
-    """What every output of a comparison says whose methods train differently; else empty."""
+def conditions(config: Mapping[str, Any]) -> str:
+    """What every output of a comparison says that is trained or selected otherwise than usual."""
+    parts = [_task(config), _loss(config), _selection(config), _tuning(config)]
+    return " ".join(filter(None, parts))
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    if config.get("task") != "labels":
+        return ""
+    return (
+        "Samples have several labels: accuracy is the share of samples of which all labels are "
+        "right."
+    )
+
+
+def _loss(config: Mapping[str, Any]) -> str:
+    parts = []
+    if gamma := config.get("focal"):
+        parts.append(f"the focal loss (gamma = {gamma:g})")
+    if config.get("class_weights") == "balanced":
+        parts.append("balanced class weights")
+    if smoothing := config.get("label_smoothing"):
+        parts.append(f"label smoothing of {smoothing:g}")
+    return f"All methods train with {' and '.join(parts)}." if parts else ""
+
+
+def _selection(config: Mapping[str, Any]) -> str:
+    select = config.get("select") or "accuracy"
+    return "" if select == "accuracy" else f"The epoch is selected by {in_words(select)}."
+
+
+def _tuning(config: Mapping[str, Any]) -> str:
     if config.get("settings"):
         return (
             f"Each method has the settings that its authors {config['settings']}; what they do not "
@@ -33,8 +65,8 @@ def tuning(config: Mapping[str, Any]) -> str:
     counted = "seed 0" if seeds == 1 else f"the mean of seeds 0 to {int(str(seeds)) - 1}"
     return (
         "Learning rate, weight decay and each method's own settings were tuned, with "
-        f"{trials} trial{'' if trials == 1 else 's'} for each method, by validation accuracy "
-        f"({counted})."
+        f"{trials} trial{'' if trials == 1 else 's'} for each method, by validation "
+        f"{in_words(config.get('select') or 'accuracy')} ({counted})."
     )
 
 
@@ -157,9 +189,9 @@ class Comparison:
         return str(self.config.get("name") or self.config.get("data") or "comparison")
 
     @property
-    def tuning(self) -> str:
-        """How the settings were tuned, in words; empty if they were not."""
-        return tuning(self.config)
+    def conditions(self) -> str:
+        """What of training, selection and settings is not as usual, in words."""
+        return conditions(self.config)
 
     @property
     def selects_on_test(self) -> bool:

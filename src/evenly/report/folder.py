@@ -51,6 +51,9 @@ _CONFIG = {
     "protocol": str | None,
     "versions": dict[str, str] | None,
     "tuned_trials": int | None,
+    "select": str | None,
+    "focal": float | None,
+    "label_smoothing": float | None,
     "tuned_seeds": int | None,
 }
 """What is read of a comparison's config.yaml, and its types."""
@@ -136,11 +139,13 @@ def _projections(path: Path) -> dict[Projected, Projection]:
     return found
 
 
-def _confusion(path: Path, result: Mapping[str, Any]) -> np.ndarray:
+def _confusion(path: Path, result: Mapping[str, Any]) -> np.ndarray | None:
     check_written(path, result.get("files", {}))
     with reading(path):
         found = read_npz(path)
         probabilities, target = found["probabilities"], found["target"]
+        if target.ndim > 1:  # of several labels a sample
+            return None
         classes = probabilities.shape[1]
         pairs = classes * target + probabilities.argmax(1)
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

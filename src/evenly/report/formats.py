@@ -81,7 +81,7 @@ def _about(comparison: Comparison) -> str:
     """What stands below a table."""
     seeds = len({seed for found in comparison.results.values() for seed in found})
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
-    parts = [f"Test split of {comparison.data}, in %, one seed. {chosen}", comparison.tuning]
+    parts = [f"Test split of {comparison.data}, in %, one seed. {chosen}", comparison.conditions]
     if seeds > 1:
         parts[0] = (
             f"Test split of {comparison.data}, in %, mean ± standard deviation over {seeds} seeds. "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evenly.files import write_text
 from evenly.report.marks import marks
+from evenly.report.names import in_words
 
 
 @dataclass(frozen=True)
@@ -15,33 +16,38 @@ class Point:
 
     Attributes:
         place: In its method's budget, from 0.
-        accuracy: On the validation split, between 0 and 1.
+        value: Of a metric on the validation split; shares are between 0 and 1.
         settings: That were tried, in words.
     """
 
     place: int
-    accuracy: float
+    value: float
     settings: str
 
 
-def write_history(path: Path, methods: Mapping[str, Sequence[Point]], title: str) -> Path:
+def write_history(
+    path: Path, methods: Mapping[str, Sequence[Point]], title: str, metric: str, sign: int
+) -> Path:
     """Writes a page with the finished trials of each method, which opens without a network.
 
     Args:
         path: Of the page, .html.
         methods: By method, its finished trials by place.
         title: What stands above.
+        metric: That trials are judged by.
+        sign: 1 if more of it is better, else -1.
     """
     from plotly.graph_objects import Figure
 
+    scale, unit = (1, "") if metric == "loss" else (100, " %")
     figure = Figure()
     for method, (colour, dash, symbol) in marks(list(methods)).items():
         points = methods[method]
         place = [point.place + 1 for point in points]
-        reached = [100 * point.accuracy for point in points]
+        reached = [scale * point.value for point in points]
         figure.add_scatter(
             x=place,
-            y=list(accumulate(reached, max)),
+            y=list(accumulate(reached, max if sign > 0 else min)),
             name=method,
             legendgroup=method,
             line={"color": colour, "dash": dash, "shape": "hv"},
@@ -57,13 +63,14 @@ def write_history(path: Path, methods: Mapping[str, Sequence[Point]], title: str
             marker={"color": colour, "symbol": symbol, "opacity": 0.6},
             mode="markers",
             text=[point.settings for point in points],
-            hovertemplate="trial %{x}: %{y:.1f} %<br>%{text}<extra></extra>",
+            hovertemplate=f"trial %{{x}}: %{{y:.{3 if scale == 1 else 1}f}}{unit}"
+            "<br>%{text}<extra></extra>",
         )
     figure.update_layout(
         template="plotly_white",
         title=title,
         xaxis={"title": "trial", "rangemode": "tozero"},
-        yaxis={"title": "validation accuracy, %; line: the best so far"},
+        yaxis={"title": f"validation {in_words(metric)}{unit and ', %'}; line: the best so far"},
     )
     write_text(path, str(figure.to_html(config={"displayModeBar": False})))
     return path

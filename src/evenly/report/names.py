@@ -26,3 +26,8 @@ def called(method: str) -> str:
     """What a method is called in figures: by its name, or by the modality that it takes alone."""
     alone = re.fullmatch(r"unimodal\(modality=(.+)\)", method)
     return f"{alone[1]} alone" if alone else method
+
+
+def in_words(metric: str) -> str:
+    """What a metric is called in a sentence."""
+    return metric.replace("macro_f1", "macro-F1").replace("_", " ")

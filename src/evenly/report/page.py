@@ -112,7 +112,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         notes=[str(note) for note in config.get("notes") or []],
         finding=_finding(comparison),
         warning=PAPER if comparison.selects_on_test else "",
-        tuning=comparison.tuning,
+        conditions=comparison.conditions,
         open_cells=comparison.open_cells(),
         cells=len(comparison.methods) * len(comparison.seeds),
         columns=_columns(comparison),

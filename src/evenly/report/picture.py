@@ -131,8 +131,8 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     top, bottom = (height - 1.0) / height, 0.62 / height
     start = labels_end(labels)
     below = "mean, 95 % interval, every seed"
-    if comparison.tuning:
-        below += f"; tuned, {comparison.config['tuned_trials']} trials each"
+    if trials := comparison.config.get("tuned_trials"):
+        below += f"; tuned, {trials} trials each"
     add_heading(figure, 0.35, f"Test accuracy, %{selected(comparison)}", below)
     left = figure.add_axes((start / width, bottom, (middle - start) / width, top - bottom))
     draw_accuracy(left, comparison, methods, labels)

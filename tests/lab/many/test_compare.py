@@ -20,7 +20,7 @@ from evenly.lab.many.compare import compare
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import summary, table, write_tables
 from evenly.methods import METHODS
-from evenly.report import write_picture
+from evenly.report import write_formats, write_picture
 from pools import local
 
 pytestmark = pytest.mark.xdist_group("compare")  # most look at one comparison
@@ -176,6 +176,7 @@ def test_other_settings_are_refused(comparison):
         ("joint", 0, TRAINING, "--seeds is at least 1; found 0"),
         ("joint", 1, Training(data="digit"), "'digit' is no data set. Did you mean digits?"),
         ("relearn(every=0)", 1, TRAINING, "'every' is at least 1; found 0"),
+        ("joint,tcmax", 1, replace(TRAINING, focal=2.0), "TCMax puts the partition of all"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(methods, seeds, training, message, tmp_path):
@@ -394,6 +395,23 @@ def test_every_output_of_the_paper_protocol_says_so(tmp_path):
         assert {row["protocol"] for row in read(tmp_path / name)} == {"paper"}
     picture = write_picture(tmp_path, tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert "selected on test" in picture
+
+
+def test_every_output_says_how_epochs_are_selected_and_by_what_loss_methods_train(tmp_path):
+    training = replace(
+        TRAINING, epochs=1, diagnose_every=0, class_weights="balanced", focal=2.0, select="loss"
+    )
+    page = compare("joint", 1, training, tmp_path, local(1)).read_text(encoding="utf-8")
+    said = (
+        "All methods train with the focal loss (gamma = 2) and balanced class weights. "
+        "The epoch is selected by loss."
+    )
+    shown = table(tmp_path)
+    for text in (page, shown, *(x.read_text() for x in write_formats(tmp_path, ["md", "latex"]))):
+        assert said in text
+    assert shown.split()[:3] == ["method", "loss", "accuracy"]
+    with pytest.raises(ValueError, match=r"runs with focal = 2\.0, but 0\.0 is asked for now"):
+        compare("joint", 1, replace(training, focal=0.0), tmp_path, local(1))
 
 
 def test_accuracy_is_tested_over_seeds_and_samples(comparison):

@@ -105,8 +105,8 @@ def test_the_first_place_of_every_method_comes_first_and_seeds_of_a_trial_togeth
     assert found == [(trial, seed) for trial in trials for seed in (0, 1)]
     assert one.source.is_over()
     assert one.source.finished == one.source.epochs == 2 * 2 * 2 * 2
-    assert [trial.accuracy for trial in one.studies.trials("joint")] == [0.5, 0.5]
-    assert one.studies.trials("joint")[0].accuracies == (0.25, 0.75)
+    assert [trial.value for trial in one.studies.trials("joint")] == [0.5, 0.5]
+    assert one.studies.trials("joint")[0].values == (0.25, 0.75)
 
 
 def test_each_place_goes_to_one_command(command):
@@ -169,7 +169,7 @@ def test_a_command_that_was_thought_gone_ends_its_run_and_spoils_nothing(command
     assert "validation 0.700" in two.finish(theirs, 0.7)
     assert one.take() is None
     assert one.source.is_over()
-    assert [t.accuracy for t in one.studies.trials("joint")] == [None, 0.7]
+    assert [t.value for t in one.studies.trials("joint")] == [None, 0.7]
 
 
 def test_a_run_that_ends_after_its_place_was_taken_does_not_count(command):

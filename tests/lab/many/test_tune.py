@@ -1,4 +1,5 @@
 import csv
+import math
 import os
 import shlex
 from dataclasses import replace
@@ -13,7 +14,7 @@ from evenly.cli import main
 from evenly.data import Data, save_npz
 from evenly.lab.many.compare import compare
 from evenly.lab.many.trials import Search
-from evenly.lab.many.tune import tune
+from evenly.lab.many.tune import Trials, tune
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
@@ -88,6 +89,27 @@ def test_the_best_by_validation_accuracy(finished):
         assert found["lr"] == float(top["lr"])
         assert f"{max(accuracies):.3f}" in text
         assert top["settings"] in text
+
+
+def test_the_best_by_the_lowest_loss(tmp_path):
+    training = replace(TRAINING, select="loss")
+    text = tune(replace(SEARCH, training=training, methods=("joint",), out=tmp_path), local(1))
+    rows = read(tmp_path / "tune.csv")
+    losses = [float(row["val_loss"]) for row in rows]
+    best = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert best["select"] == "loss"
+    top = rows[losses.index(min(losses))]
+    assert best["tuned"]["methods"]["joint"]["lr"] == float(top["lr"])
+    assert text.startswith("method  validation loss")
+    assert "validation loss; line: the best so far" in (tmp_path / "tune.html").read_text()
+
+
+def test_a_trial_without_a_finite_loss_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trials, "_value", lambda self, result: math.nan)
+    training = replace(TRAINING, select="loss")
+    search = replace(SEARCH, training=training, methods=("joint",), trials=1, out=tmp_path)
+    with pytest.raises(RuntimeError, match="its validation loss is no finite number"):
+        tune(search, local(1))
 
 
 def test_the_command_ends_with_one_that_compares_the_best(finished, capsys):
@@ -216,7 +238,7 @@ def test_a_trial_that_fails_has_had_its_place(tmp_path):
     assert [row["state"] for row in rows] == ["failed", "finished"]
     assert rows[0]["reason"] == "RuntimeError: no such sound"
     assert "Traceback" in (search.out / "trials" / "joint-0" / "0" / "error.txt").read_text()
-    assert len(rows[1]["accuracies"].split()) == 2
+    assert len(rows[1]["values"].split()) == 2
     assert "failed" in text.splitlines()[1]
 
 

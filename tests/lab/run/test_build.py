@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from evenly.criteria import CrossEntropy, Focal
 from evenly.data import load
 from evenly.lab.run.build import (
+    build_criterion,
     build_method,
     build_model,
     build_optimizer,
@@ -116,6 +118,16 @@ def test_a_method_that_needs_the_optimiser_gets_it(data):
     optimizer = build_optimizer(model, training)
     method = build_method(cell, model, optimizer, build_sampler(data, cell))
     assert method.optimizer is optimizer
+
+
+@pytest.mark.parametrize("focal", [0.0, 2.0])
+def test_a_method_has_the_criterion_of_the_training(data, focal):
+    """Weights are those of the training split: n / (k n_c), whose mean over it is 1."""
+    assert build_criterion(data, Training()) is None
+    found = build_criterion(data, Training(class_weights="balanced", focal=focal))
+    target = data.split("train").target
+    torch.testing.assert_close(found.weight, len(target) / (3 * target.bincount().float()))
+    assert isinstance(found, Focal if focal else CrossEntropy)
 
 
 def test_optimisers(data):

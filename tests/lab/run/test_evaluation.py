@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from evenly.data.tasks import Classes
 from evenly.lab.run.evaluation import Evaluation
 from evenly.output import Output
 
 
 def evaluation(guesses, target):
     """As from these guesses, in batches of four."""
-    found = Evaluation(3)
+    found = Evaluation(Classes(["a", "b", "c"]))
     logits = torch.nn.functional.one_hot(torch.tensor(guesses), 3).float()
     for part in torch.arange(len(target)).split(4):
         unimodal = {"a": logits[part].flip(1)}
@@ -23,6 +24,15 @@ def test_by_hand():
     assert found["macro_f1"] == pytest.approx((0.4 + 0.5 + 2 / 3) / 3)
 
 
+def test_balanced_accuracy_is_that_of_scikit_learn():
+    from sklearn.metrics import balanced_accuracy_score
+
+    guess, target = [0, 1, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1]  # of class 2 there is none
+    found = evaluation(guess, target).metrics()["balanced_accuracy"]
+    assert found == pytest.approx(balanced_accuracy_score(target, guess))
+    assert found == (3 / 4 + 1 / 2) / 2
+
+
 @pytest.mark.parametrize("right", [1, 3, 7, 9])
 def test_accuracy_is_the_fraction_to_the_last_bit(right):
     target = [0] * 10
@@ -32,10 +42,10 @@ def test_accuracy_is_the_fraction_to_the_last_bit(right):
 
 def test_details_by_hand():
     """Two samples of class 0, of which one is right with confidence .8 and one wrong with .6."""
-    found = Evaluation(2)
+    found = Evaluation(Classes(["yes", "no/never"]))
     probabilities = torch.tensor([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9]])
     found.add(Output(probabilities.log(), {}, index=torch.arange(3)), torch.tensor([0, 0, 1]))
-    details = found.details(["yes", "no/never"])
+    details = found.details()
     assert details["recall/yes"] == 0.5
     assert details["recall/no/never"] == 1
     # |1 - .8|, |0 - .6|, |1 - .9|, each alone in its bin

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from evenly.data import Modality
+from evenly.data.tasks import Classes
 from evenly.features import Features
 from evenly.lab.run.inspection import (
     LEVELS,
@@ -13,6 +16,8 @@ from evenly.lab.run.inspection import (
     write_features,
 )
 from evenly.output import Output
+
+TASK = Classes(["a", "b", "c"])
 
 
 def subject(kind="vector", rows=4000):
@@ -35,7 +40,7 @@ def subject(kind="vector", rows=4000):
     modalities = {
         name: Modality(name, kind, (3,), torch.zeros(3), torch.ones(3)) for name in inputs
     }
-    return Subject(passed, batches, modalities, commonest=1)
+    return Subject(passed, batches, modalities, TASK, torch.tensor([0.0, 1.0, 0.0]))
 
 
 def test_what_each_modality_is_worth_by_hand():
@@ -67,7 +72,7 @@ def test_a_small_deviation_gets_small_noise():
 def test_texts_get_no_noise_and_one_modality_has_no_share():
     assert not any(name.startswith("noise") for name in inspect(subject("text")))
     one = subject()
-    found = inspect(Subject(one.passed, one.batches, {"a": one.modalities["a"]}, 1))
+    found = inspect(replace(one, modalities={"a": one.modalities["a"]}))
     assert {name.partition("/")[0].partition("_")[0] for name in found} == {"noise"}
 
 

@@ -90,6 +90,29 @@ def test_selected_by_validation_and_tested_with_those_weights(finished):
     assert result.metrics["val"]["accuracy"] == pytest.approx(max(accuracies))
 
 
+@pytest.mark.parametrize(("select", "best"), [("loss", min), ("balanced_accuracy", max)])
+def test_selected_by_another_metric_also_by_a_run_taken_up(select, best, tmp_path):
+    training = replace(TRAINING, select=select, diagnose_every=0, checkpoint_every=0.0)
+    result = run_cell(Cell(training, "joint", 0), tmp_path / "whole")
+    values = [float(row[f"val_{select}"]) for row in rows(tmp_path / "whole")]
+    assert result.best_epoch == values.index(best(values))
+    assert result.metrics["val"][select] == pytest.approx(best(values), rel=1e-5)
+
+    def stopped(epoch, value):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(Cell(training, "joint", 0), tmp_path / "stopped", stopped)
+    again = run_cell(Cell(training, "joint", 0), tmp_path / "stopped")
+    assert (again.best_epoch, again.metrics) == (result.best_epoch, result.metrics)
+
+
+def test_an_epoch_without_a_finite_loss_is_not_the_best(tmp_path):
+    training = replace(TRAINING, select="loss", diagnose_every=0, lr=1e30)
+    assert run_cell(Cell(training, "joint", 0), tmp_path, tests=False).best_epoch == 0
+
+
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
     folder, result, _ = finished
     monkeypatch.setattr(run, "load_data", lambda training: pytest.fail("it trains again"))

@@ -92,6 +92,27 @@ def test_other_settings_do_not_mix(tmp_path):
         check_same(tmp_path, {"lr": 0.1}, {"lr": 0.2})
 
 
+def test_settings_younger_than_a_folder_were_as_by_default(tmp_path):
+    before = Training().as_dict()
+    del before["select"]
+    check_same(tmp_path, before, Training().as_dict())
+    with pytest.raises(ValueError, match="runs with select = 'accuracy', but 'loss' is asked for"):
+        check_same(tmp_path, before, Training(select="loss").as_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing": 1.0}, "--label_smoothing is at least 0 and below 1"),
+        ({"focal": -1.0}, "--focal is at least 0"),
+        ({"focal": 2.0, "label_smoothing": 0.1}, "do not go together"),
+    ],
+)
+def test_criteria_that_there_are_not(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Training(**settings)
+
+
 def test_the_fingerprint_of_a_file_stands_beside_its_path(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(b"one")

@@ -6,6 +6,7 @@ from torch import nn
 
 from evenly.cli import main
 from evenly.data import Padded
+from evenly.data.tasks import Classes
 from evenly.lab.run.build import made_encoders
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.run.stored import Stored
@@ -77,7 +78,7 @@ def made(names, head="concat"):
 
 
 def run(model, stored):
-    return Trained(Path("run"), model.eval(), stored, ["a", "b", "c"], {}, {})
+    return Trained(Path("run"), model.eval(), stored, Classes(["a", "b", "c"]), {}, {})
 
 
 def batch(name, count, steps=None):

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -64,12 +65,70 @@ def test_the_predictions_are_those_of_the_run(run, data):
     assert len(rows(run, str(data), "val")) == 30
 
 
+def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
+    draws = np.random.default_rng(0)
+    labels = np.stack([np.arange(90) % 2, np.arange(90) % 3 == 0, draws.random(90) < 0.3], 1)
+    x = (4.0 * labels[:, :2] + draws.normal(size=(90, 2))).astype(np.float32)
+    noise = draws.normal(size=(90, 3)).astype(np.float32)
+    path, names = tmp_path / "mine.npz", ["odd", "third", "rare"]
+    save_npz(path, labels, np.repeat([0, 1, 2], 30), {"x": x, "noise": noise}, names)
+    common = ("--data", str(path), "--epochs", "8", "--batch_size", "10", "--out", str(tmp_path))
+    more = ("--methods", "joint,multi_loss,unimodal", "--seeds", "2", "--lr", "0.05")
+    weighed = ("--class_weights", "balanced", "--select", "macro_f1")
+    main(["compare", *common, *more, *weighed])
+    text = capsys.readouterr().out
+    assert "mean_average_precision" in text
+    assert "accuracy is the share of samples of which all labels are right" in text
+    with (tmp_path / "summary.csv").open() as file:
+        tested = {row["metric"]: row["test"] for row in csv.DictReader(file) if row["test"]}
+    for metric in ("accuracy", "macro_f1", "micro_f1"):
+        assert "bootstrap" in tested[metric]
+    folder = tmp_path / "runs" / "joint-0"
+    metrics = Result.read(folder).metrics["test"]
+    assert metrics["recall/odd"] > 0.8
+    assert metrics["recall/third"] > 0.8
+    with np.load(folder / "predictions.npz") as file:
+        said, target = file["probabilities"] > 0.5, file["target"]
+    assert metrics["accuracy"] == (said == target).all(1).mean()
+    found = rows(folder, str(path))
+    assert [r.label for r in found] == [
+        ";".join(name for name, here in zip(names, row, strict=True) if here) for row in target
+    ]
+    main(["predict", str(folder), "--data", str(path)])
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head == "sample,label,predicted,odd,third,rare"
+    assert first.split(",")[2] == ";".join(n for n, s in zip(names, said[0], strict=True) if s)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "joint,ogm_ge"), "ogm_ge takes class numbers.*; mine has several labels a"),
+        (("--methods", "joint", "--focal", "2"), "there is no --focal and no --label_smoothing"),
+        (
+            ("--methods", "joint", "--select", "balanced_accuracy"),
+            "--select balanced_accuracy is not measured of mine, but loss, accuracy, macro_f1",
+        ),
+    ],
+)
+def test_what_several_labels_do_not_go_with_is_said_before_training(
+    options, message, tmp_path, capsys
+):
+    labels = np.stack([np.arange(30) % 2, np.arange(30) % 3 == 0], 1)
+    path, x = tmp_path / "mine.npz", np.arange(60.0).reshape(30, 2)
+    save_npz(path, labels, np.repeat([0, 1, 2], 10), {"x": x, "y": x})
+    out = tmp_path / "out"
+    assert main(["compare", "--data", str(path), "--out", str(out), *options]) != 0
+    assert re.search(message, capsys.readouterr().err)
+    assert not (out / "runs").exists()
+
+
 def test_a_run_loads_anywhere(run, data, tmp_path, monkeypatch):
     """In another folder, without its data."""
     shutil.copytree(run, tmp_path / "moved")
     trained = load_run(tmp_path / "moved")
     assert list(trained.modalities) == ["x", "eye", "steps"]
-    assert trained.class_names == CLASSES
+    assert trained.task.names == CLASSES
     before = load_run(run).predict(load(str(data)), "test")
     assert torch.equal(trained.predict(load(str(data)), "test"), before)
 

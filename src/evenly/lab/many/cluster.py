@@ -156,9 +156,9 @@ class Cluster:
 
     def _told(self, event: Any) -> None:
         """Takes what a worker tells of an epoch, in a thread of the client's."""
-        _, (folder, number, accuracy) = event
+        _, (folder, number, value) = event
         if (known := self._orders.get(Path(folder))) is not None:
-            self._heard.put(Epoch(known[0].job, number, accuracy))
+            self._heard.put(Epoch(known[0].job, number, value))
 
     def _understood(self, heard: "News | Exception | Future[Any]") -> list[News]:
         if isinstance(heard, Ended | Epoch):
@@ -250,7 +250,7 @@ def carried(order: Order) -> tuple[str, str]:
                     return news.error, host
                 if time.monotonic() - told > APART:
                     told = time.monotonic()
-                    epoch = str(order.job.folder), news.number, news.accuracy
+                    epoch = str(order.job.folder), news.number, news.value
                     worker.log_event(order.topic, epoch)
             task = worker.state.tasks.get(key)
             if (

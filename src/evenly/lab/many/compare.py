@@ -196,7 +196,9 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
     data = load_data(training) if several else None
-    return tuple(expanded(methods, data.modalities if data else ())), data
+    if data is None:
+        return tuple(expanded(methods, ())), None
+    return tuple(expanded(methods, data.modalities, data.task.takes)), data
 
 
 def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
@@ -234,6 +236,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
             "notes": _union(found.get("notes", ()), notes),
             "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
+            "task": data.task.name,
             "modalities": list(data.modalities),
         },
     )

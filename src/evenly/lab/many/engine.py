@@ -99,7 +99,7 @@ def carry(source: Source, pool: Pool) -> None:
                         bar.write(source.ended(news.job, news.error), file=sys.stderr)
                     else:
                         going[news.job.folder] = news.number + 1
-                        bar.set_postfix_str(f"{news.job.cell.folder} val {news.accuracy:.3f}")
+                        bar.set_postfix_str(f"{news.job.cell.folder} val {news.value:.3f}")
                 for job in source.lost():
                     del going[job.folder]
                     pool.stop(job)

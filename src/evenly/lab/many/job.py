@@ -41,12 +41,12 @@ class Epoch:
     Attributes:
         job: The run.
         number: Of the epoch, from 0.
-        accuracy: On the split that selects.
+        value: Of the metric that selects, on the split that does.
     """
 
     job: Job
     number: int
-    accuracy: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
 
     sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
 
-    def progress(epoch: int, accuracy: float) -> None:
-        tell(Epoch(job, epoch, accuracy))
+    def progress(epoch: int, value: float) -> None:
+        tell(Epoch(job, epoch, value))
 
     failure = job.folder / ("error.txt" if rank is None else f"error-{rank.number}.txt")
     try:
@@ -110,10 +110,10 @@ def outcome(job: Job) -> str:
     """How a run ended that is finished, in words."""
     result = Result.read(job.folder)
     assert result is not None
-    split = job.cell.training.selects_on
-    asked = job.cell.training.epochs
+    training = job.cell.training
+    split, asked = training.selects_on, training.epochs
     ended = f", ended after {result.epochs} of {asked}" if result.epochs < asked else ""
     return (
         f"best epoch {result.best_epoch}{ended}, {CALLED[split]} "
-        f"{result.metrics[split]['accuracy']:.3f}, {result.seconds:.1f} s"
+        f"{result.metrics[split][training.select]:.3f}, {result.seconds:.1f} s"
     )

@@ -19,6 +19,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SAWarning
@@ -67,6 +68,11 @@ class Search:
         """By method, what is searched."""
         return {method: Space.of(self.training, method) for method in self.methods}
 
+    @property
+    def sign(self) -> int:
+        """1 if more of the metric that selects is better, else -1."""
+        return self.training.selected_by[1]
+
     def settings(self) -> dict[str, Any]:
         """What all trials share but the precision, for a file; others must not be mixed with it."""
         settings = {**self.training.as_dict(), "seeds": self.seeds, "seed": self.seed}
@@ -94,8 +100,9 @@ class Trial:
         place: In the method's budget, from 0.
         state: Finished, failed by itself, lost with its worker, or running.
         tuned: What it tried.
-        accuracy: On the validation split, the mean over seeds; None unless it is finished.
-        accuracies: By seed.
+        value: Of the metric that selects on the validation split, the mean over seeds; None unless
+            it is finished.
+        values: By seed.
         best_epochs: By seed.
         seconds: Of training, over all seeds.
         worker: Who did it, as HOST:PROCESS.
@@ -107,8 +114,8 @@ class Trial:
     place: int
     state: Literal["finished", "failed", "lost", "running"]
     tuned: Tuned
-    accuracy: float | None = None
-    accuracies: tuple[float, ...] = ()
+    value: float | None = None
+    values: tuple[float, ...] = ()
     best_epochs: tuple[int, ...] = ()
     seconds: float = 0.0
     worker: str = ""
@@ -132,7 +139,7 @@ class Studies:
             )
         make_exact(storage.engine)
         self._studies = {
-            method: _asked(partial(_made, search.study(method), storage))
+            method: _asked(partial(_made, search.study(method), storage, search.sign))
             for method in search.methods
         }
 
@@ -205,12 +212,12 @@ class Studies:
             if has_died(trial.user_attrs.get("worker", "")):
                 self.tell(method, trial.number)
 
-    def tell(self, method: str, number: int, accuracy: float | None = None) -> bool:
-        """Ends a trial: with an accuracy it is finished, else failed; False if it had ended."""
-        state = TrialState.FAIL if accuracy is None else TrialState.COMPLETE
+    def tell(self, method: str, number: int, value: float | None = None) -> bool:
+        """Ends a trial: with a value it is finished, else failed; False if it had ended."""
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
         study = self._studies[method]
         try:
-            told = _asked(lambda: study.tell(number, accuracy, state, skip_if_finished=True))
+            told = _asked(lambda: study.tell(number, value, state, skip_if_finished=True))
         except UpdateFinishedTrialError:  # in the meantime
             return False
         return told.state == state
@@ -259,9 +266,10 @@ class Studies:
             return False
 
 
-def _made(name: str, storage: RDBStorage) -> optuna.Study:
+def _made(name: str, storage: RDBStorage, sign: int = 1) -> optuna.Study:
+    direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE
     return optuna.create_study(
-        study_name=name, storage=storage, direction="maximize", load_if_exists=True
+        study_name=name, storage=storage, direction=direction, load_if_exists=True
     )
 
 
@@ -299,7 +307,7 @@ def _read(method: str, trial: FrozenTrial) -> Trial:
         state,
         Tuned(**noted["tuned"]),
         trial.value if state == "finished" else None,
-        tuple(result.get("accuracies", ())),
+        tuple(result.get("values", ())),
         tuple(result.get("best_epochs", ())),
         result.get("seconds", 0.0),
         noted["worker"].partition(" ")[0],

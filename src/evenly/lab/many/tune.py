@@ -1,4 +1,4 @@
-"""A search for the best settings of each method: as many trials for each, by validation accuracy.
+"""A search for the best settings of each method: as many trials for each, by validation.
 
 A method gets exactly as many trials as any other, whoever does them: each has a place in the
 method's budget. A trial that fails by itself has had its place; that of a trial whose worker was
@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -41,6 +42,7 @@ from evenly.lab.run.settings import (
     write_settings,
 )
 from evenly.report import Point, write_history
+from evenly.report.names import in_words
 
 SETTINGS = "tune.yaml"
 LOOK = 2.0
@@ -156,34 +158,35 @@ def _write_settings(
 
 
 def _best(studies: Studies) -> dict[str, Trial]:
-    """By method, the trial with the highest accuracy within the budget, the first of equals."""
+    """By method, the best trial within the budget, the first of equals."""
     search, best = studies.search, {}
     for method in search.methods:
         settled = studies.settled(method)
         trials = [settled[place] for place in range(search.trials)]
-        finished = [trial for trial in trials if trial.accuracy is not None]
+        finished = [trial for trial in trials if trial.value is not None]
         if not finished:
             raise UserRuntimeError(
                 f"{method}: all of its {search.trials} trials failed, the last one so: "
                 f"{trials[-1].reason}. tune.csv in {search.out} has them all."
             )
-        best[method] = max(finished, key=lambda trial: trial.accuracy or 0.0)
+        best[method] = max(finished, key=lambda trial: search.sign * (trial.value or 0.0))
     return best
 
 
 def _write_trials(studies: Studies) -> None:
     """tune.csv, with every trial of every method, also those that failed or were lost."""
+    select = studies.search.training.select
     rows = [
         {
             "method": trial.method,
             "trial": trial.number,
             "place": trial.place,
             "state": trial.state,
-            "val_accuracy": "" if trial.accuracy is None else trial.accuracy,
+            f"val_{select}": "" if trial.value is None else trial.value,
             "lr": trial.tuned.lr,
             "weight_decay": trial.tuned.weight_decay,
             "settings": trial.tuned.method,
-            "accuracies": " ".join(map(str, trial.accuracies)),
+            "values": " ".join(map(str, trial.values)),
             "best_epochs": " ".join(map(str, trial.best_epochs)),
             "seconds": round(trial.seconds, 3),
             "worker": trial.worker,
@@ -210,26 +213,28 @@ def _write_history(studies: Studies) -> None:
     search = studies.search
     methods = {
         method: [
-            Point(place, trial.accuracy, _shown(trial.tuned))
+            Point(place, trial.value, _shown(trial.tuned))
             for place, trial in sorted(studies.settled(method).items())
-            if trial.accuracy is not None and place < search.trials
+            if trial.value is not None and place < search.trials
         ]
         for method in search.methods
     }
     title = f"{search.training.data}: {search.trials} trials of each method"
-    write_history(search.out / "tune.html", methods, title)
+    write_history(search.out / "tune.html", methods, title, *search.training.selected_by)
 
 
 def _table(studies: Studies, best: Mapping[str, Trial]) -> str:
-    """The best trials as text, the highest accuracy first."""
-    lines = [("method", "validation accuracy", "as given", "lr", "weight decay", "settings")]
-    for method, trial in sorted(best.items(), key=lambda item: -(item[1].accuracy or 0.0)):
+    """The best trials as text, the best of all first."""
+    metric, sign = studies.search.training.selected_by
+    head = f"validation {in_words(metric)}"
+    lines = [("method", head, "as given", "lr", "weight decay", "settings")]
+    for method, trial in sorted(best.items(), key=lambda item: -sign * (item[1].value or 0.0)):
         first = studies.settled(method)[0]
         lines.append(
             (
                 method,
-                f"{trial.accuracy:.3f}",
-                "failed" if first.accuracy is None else f"{first.accuracy:.3f}",
+                f"{trial.value:.3f}",
+                "failed" if first.value is None else f"{first.value:.3f}",
                 f"{trial.tuned.lr:g}",
                 f"{trial.tuned.weight_decay:g}",
                 trial.tuned.method,
@@ -327,14 +332,17 @@ class Trials:
         running.results.append(result)
         if len(running.results) < self._search.seeds:
             self._next.append(self._job(running))
-            return f"{running.name}, seed {job.cell.seed}: validation {_accuracy(result):.3f}"
-        accuracies = [_accuracy(each) for each in running.results]
+            return f"{running.name}, seed {job.cell.seed}: validation {self._value(result):.3f}"
+        values = [self._value(each) for each in running.results]
+        if not isfinite(fmean(values)):
+            select = in_words(self._training.select)
+            return self._end(running, None, reason=f"its validation {select} is no finite number")
         found = {
-            "accuracies": accuracies,
+            "values": values,
             "best_epochs": [each.best_epoch for each in running.results],
             "seconds": sum(each.seconds for each in running.results),
         }
-        return self._end(running, fmean(accuracies), result=found)
+        return self._end(running, fmean(values), result=found)
 
     def lost(self) -> Collection[Job]:
         """The runs of trials that others have ended, as this command seemed to be gone."""
@@ -385,21 +393,21 @@ class Trials:
         running.job = Job(cell, folder, self._search.logs, tests=False)
         return running.job
 
-    def _end(self, running: _Running, accuracy: float | None, **found: Any) -> str:
+    def _value(self, result: Result) -> float:
+        """What a run has reached."""
+        return result.metrics["val"][self._training.select]
+
+    def _end(self, running: _Running, value: float | None, **found: Any) -> str:
         """Writes down how a trial ended; returns what to tell of it."""
         self._running.remove(running)
         is_noted = all(self._studies.note(running.trial, *each) for each in found.items())
-        if not is_noted or not self._studies.tell(running.method, running.trial.number, accuracy):
+        if not is_noted or not self._studies.tell(running.method, running.trial.number, value):
             return f"{running.name}: taken by another command"
         self._left.remove((running.method, running.place))
-        if accuracy is None:
+        if value is None:
             return f"{running.name}: failed, {found['reason']}"
-        return f"{running.name}: validation {accuracy:.3f}, {_shown(running.tuned)}"
+        return f"{running.name}: validation {value:.3f}, {_shown(running.tuned)}"
 
 
 def _shown(tuned: Tuned) -> str:
     return f"lr {tuned.lr:g}, weight decay {tuned.weight_decay:g}, {tuned.method}"
-
-
-def _accuracy(result: Result) -> float:
-    return result.metrics["val"]["accuracy"]

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from evenly.criteria import CrossEntropy, Focal, balanced_weights
 from evenly.data import Data, Modality, load
+from evenly.data.tasks import criterion_of_labels
 from evenly.errors import UserError
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.optimizer import optimizer_of
 from evenly.lab.run.settings import Cell, Training
-from evenly.method import Info, Method
+from evenly.method import Criterion, Info, Method
 from evenly.methods import METHODS
 from evenly.methods.composed import Composed, combined
 from evenly.methods.relearn import Relearn
@@ -28,6 +30,7 @@ from evenly.nn.pretrained import ResNet18
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse, together
 from evenly.suggest import unknown
+from evenly.targets import Kind
 
 
 def load_data(training: Training) -> Data:
@@ -173,6 +176,30 @@ def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dic
     return found
 
 
+def build_criterion(data: Data, training: Training) -> nn.Module | None:
+    """What every method has for its criterion; None is plain cross-entropy, its default.
+
+    Raises:
+        ValueError: If the task has no such loss.
+    """
+    balanced = training.class_weights == "balanced"
+    if data.task.name == "labels":
+        if training.focal or training.label_smoothing:
+            raise UserError(
+                f"{data.name} has several labels a sample, for which there is no --focal and no "
+                "--label_smoothing. Leave them out; there is --class_weights."
+            )
+        return criterion_of_labels(data.split("train").target, balanced=balanced)
+    weight = None
+    if balanced:
+        weight = balanced_weights(data.split("train").target, len(data.class_names))
+    if training.focal:
+        return Focal(training.focal, weight)
+    if weight is None and not training.label_smoothing:
+        return None
+    return CrossEntropy(weight, label_smoothing=training.label_smoothing)
+
+
 def method_settings(cell: Cell) -> dict[str, Any]:
     """The settings of a cell's method, those counted in epochs scaled to this run's length.
 
@@ -239,9 +266,20 @@ def settings_of(kind: type[Method]) -> list[str]:
     return [name for name in inspect.signature(kind).parameters if name not in _PARTS]
 
 
-def build_method(cell: Cell, model: LateFusion, optimizer: Optimizer, sampler: Resampler) -> Method:
+def build_method(
+    cell: Cell,
+    model: LateFusion,
+    optimizer: Optimizer,
+    sampler: Resampler,
+    criterion: Criterion | None = None,
+) -> Method:
     """The method of a cell, on the encoders of a model and the parts of its training."""
-    parts = {"optimizer": optimizer, "head": model.head, "sampler": sampler}
+    parts = {
+        "optimizer": optimizer,
+        "head": model.head,
+        "sampler": sampler,
+        "criterion": criterion,
+    }
     found = []
     for spec in together(cell.method):
         settings, kind = _settings(spec, cell.training), _kind(spec)
@@ -293,12 +331,15 @@ def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resa
     return sampler
 
 
-def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
+def expanded(
+    methods: Iterable[Spec], modalities: Iterable[str], takes: Kind = "classes"
+) -> list[str]:
     """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
 
     Args:
         methods: As the user named them.
         modalities: Of the data.
+        takes: The kind of the data's targets, which those of 'all' take.
 
     Returns:
         Each once, as 'name' or 'name(setting=value)'.
@@ -307,7 +348,8 @@ def expanded(methods: Iterable[Spec], modalities: Iterable[str]) -> list[str]:
     for spec in methods:
         if spec.name == "all" and not spec.settings:
             for name, kind in METHODS.items():
-                found += _variants(name, kind, modalities)
+                if takes in kind.info.targets:
+                    found += _variants(name, kind, modalities)
         elif spec.name in METHODS and METHODS[spec.name].info.alone and not spec.settings:
             found += _variants(spec.name, METHODS[spec.name], modalities)
         else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evenly.data import Batch, Modality
 from evenly.data.dataset import with_noise
+from evenly.data.tasks import Task
 from evenly.diagnosis.contribution import contributions, imbalance
 from evenly.features import Features
 from evenly.files import replacing
@@ -36,7 +37,8 @@ class Subject:
         passed: One forward pass of the model, in evaluation mode.
         batches: Of a split, in order; they are read several times.
         modalities: By name, those that the model takes.
-        commonest: The class that the training split has most of.
+        task: What it predicts.
+        uninformed: (c,) logits of who has seen no input.
         noised: By modality and level, what stands for noisy inputs of the split, where that is
             known already.
     """
@@ -44,7 +46,8 @@ class Subject:
     passed: Passed
     batches: Iterable[Batch]
     modalities: Mapping[str, Modality]
-    commonest: int
+    task: Task
+    uninformed: Tensor
     noised: Mapping[str, Mapping[float, Tensor]] = field(default_factory=dict)
 
 
@@ -53,7 +56,7 @@ def inspect(subject: Subject) -> dict[str, float]:
 
     - `only/M` and `without/M`: accuracy with that modality alone, and with all others.
     - `contribution/M`: what it adds to the accuracy, its Shapley value over the sets of modalities
-      (none of them is worth naming the commonest class); `imbalance`: how uneven these are.
+      (none of them is worth what the training split tells); `imbalance`: how uneven these are.
     - `noise_LEVEL/M`: accuracy with white noise on that modality; of texts there is none.
     """
     found = _worth(subject) if len(subject.modalities) > 1 else {}
@@ -100,10 +103,10 @@ def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]
         for key, change in changes.items():
             changed = change(batch)
             if changed["inputs"]:
-                guess = subject.passed(changed).logits.argmax(1)
+                logits = subject.passed(changed).logits
             else:
-                guess = torch.full_like(batch["target"], subject.commonest)
-            right[key] += int((guess == batch["target"]).sum())
+                logits = subject.uninformed.expand(len(batch["target"]), -1)
+            right[key] += int(subject.task.right(logits, batch["target"]).sum())
     return {key: value / count for key, value in right.items()}
 
 

@@ -67,7 +67,7 @@ def fit(parts: Parts, record: Record) -> None:
 
 def evaluated(parts: Parts, split: SplitName) -> Evaluation:
     """The predictions of the model for a split."""
-    found = Evaluation(len(parts.data.class_names))
+    found = Evaluation(parts.data.task)
     parts.model.eval()
     with torch.no_grad():
         for batch in parts.in_order(split, shared=True):
@@ -77,7 +77,7 @@ def evaluated(parts: Parts, split: SplitName) -> Evaluation:
 
 def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
     """The same and the features, from one pass."""
-    found = Evaluation(len(parts.data.class_names))
+    found = Evaluation(parts.data.task)
 
     def noted(output: Output, target: Tensor) -> Mapping[str, Tensor]:
         found.add(output, target)
@@ -99,7 +99,7 @@ def _measured(parts: Parts, epoch: int) -> Row:
     training = parts.cell.training
     # The first is what a method may see; the last is what the epoch is selected on.
     judged = dict.fromkeys(("val", training.selects_on))
-    every = training.measure_every
+    every = training.measure_every if parts.data.task.name == "classes" else 0
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}
     seen: dict[SplitName, Features] = {}

@@ -17,6 +17,7 @@ from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.average import Average
 from evenly.lab.run.build import (
+    build_criterion,
     build_method,
     build_model,
     build_optimizer,
@@ -135,7 +136,10 @@ class Parts:
         shared = place.shared(model, partial=info_of(cell.method).partial)
         optimizer = build_optimizer(model, training)
         sampler = build_sampler(data, cell, place.world, place.rank)
-        method = build_method(cell, model, optimizer, sampler)
+        criterion = build_criterion(data, training)
+        if criterion is not None:
+            criterion.to(place.device)
+        method = build_method(cell, model, optimizer, sampler, criterion)
         data = placed(data, place.device)
         train = data.split("train")
 

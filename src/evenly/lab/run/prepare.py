@@ -12,11 +12,13 @@ from evenly.data import Data
 from evenly.errors import UserError
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.build import (
+    build_criterion,
     build_method,
     build_model,
     build_optimizer,
     build_sampler,
     frozen,
+    info_of,
     load_data,
     method_settings,
 )
@@ -28,6 +30,7 @@ from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.optimizers import divides_size
 from evenly.spec import Spec, together
+from evenly.targets import in_words
 
 
 def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
@@ -46,6 +49,14 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     training = cells[0].training
     data = load_data(training) if data is None else data
     notes = list(data.notes)
+    for cell in cells:
+        takes = info_of(cell.method).targets
+        if data.task.takes not in takes:
+            raise UserError(
+                f"{cell.method} takes {in_words(takes)}; {data.name} has "
+                f"{in_words([data.task.takes])}. Leave the method out; 'evenly methods NAME' says "
+                "what each takes."
+            )
     models = [build_model(data, cell) for cell in cells]
     Augment(training.augment, data.modalities, 0)
     widest = max(models, key=lambda model: len(model.encoders))
@@ -55,9 +66,15 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
             f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
             "beside the runs."
         )
+    if training.select not in data.task.metrics:
+        listed = ", ".join(data.task.metrics)
+        raise UserError(
+            f"--select {training.select} is not measured of {data.name}, but {listed}. Choose one."
+        )
+    criterion = build_criterion(data, training)
     for cell, model in zip(cells, models, strict=True):
         optimizer = build_optimizer(model, training)
-        method = build_method(cell, model, optimizer, build_sampler(data, cell))
+        method = build_method(cell, model, optimizer, build_sampler(data, cell), criterion)
         notes += _method_notes(cell, method, divides_size(optimizer))
         if training.accumulate > 1:
             notes += _pass_notes(cell, method)

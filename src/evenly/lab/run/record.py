@@ -1,5 +1,6 @@
 """What a run keeps while it trains: metrics of each epoch, the best weights, a checkpoint."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from evenly.lab.run.parts import Parts
 from evenly.output import Output
 
 Progress = Callable[[int, float], None]
-"""Called after each epoch with its number, from 0, and the accuracy that selects."""
+"""Called after each epoch with its number, from 0, and the metric that selects."""
 Row = dict[str, int | float]
 
 
@@ -33,7 +34,7 @@ class Record:
     Attributes:
         epoch: That comes next.
         rows: The metrics of each epoch so far.
-        best_epoch: With the highest accuracy on the split that selects, the first of equals.
+        best_epoch: By the metric and the split that select, the first of equals.
         seconds: Spent in training and in the method, without measurements.
         flops: Of all steps of training, on all processes together.
         steps: Of the optimiser.
@@ -58,7 +59,7 @@ class Record:
         )
         self.epoch, self.steps, self.flops, self.seconds = 0, 0, 0, 0.0
         self.rows: list[Row] = []
-        self.best_accuracy, self.best_epoch = -1.0, -1
+        self.best_epoch = -1
         self._weights: dict[str, Tensor] = {}  # the best, until they are written
         self._written, self._lapped = time.monotonic(), 0.0
 
@@ -116,7 +117,7 @@ class Record:
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
         """Takes note of a pass, without waiting for a GPU."""
         self._losses.append(loss.detach())
-        self._right.append((output.logits.detach().argmax(1) == target).sum())
+        self._right.append(self.parts.data.task.right(output.logits.detach(), target).sum())
         self._counts.append(len(target))
 
     def stepped(self) -> None:
@@ -139,9 +140,8 @@ class Record:
         """The epoch is measured: keeps it, and the weights if they are the best."""
         row = {"epoch": self.epoch, **self._training(), **measured}
         self.rows.append(row)
-        accuracy = row[f"{self.parts.cell.training.selects_on}_accuracy"]
-        if accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = accuracy, self.epoch
+        if self.best_epoch < 0 or self._score(row) > self._score(self.rows[self.best_epoch]):
+            self.best_epoch = self.epoch
             self._weights = {k: x.clone() for k, x in self.parts.judged().items()}
         self.epoch += 1
         training = self.parts.cell.training
@@ -151,7 +151,14 @@ class Record:
         if self.parts.place.is_first:
             self._log.add(row, self.epoch - 1)
             self._log.add(self._means(), self.epoch - 1)
-            self._progress(self.epoch - 1, accuracy)
+            self._progress(self.epoch - 1, row[f"{training.selects_on}_{training.select}"])
+
+    def _score(self, row: Row) -> float:
+        """How good an epoch is; the least of all where the metric is no number."""
+        training = self.parts.cell.training
+        metric, sign = training.selected_by
+        value = sign * row[f"{training.selects_on}_{metric}"]
+        return -math.inf if math.isnan(value) else value
 
     def _training(self) -> Row:
         """Loss and accuracy over the samples of the epoch's steps, those of all processes."""
@@ -197,4 +204,4 @@ class Record:
         return self._lapped - before
 
 
-_REMEMBERED = ("epoch", "rows", "best_accuracy", "best_epoch", "seconds", "flops", "steps")
+_REMEMBERED = ("epoch", "rows", "best_epoch", "seconds", "flops", "steps")

@@ -11,9 +11,12 @@ FILES = ("metrics.csv", "best.ckpt", "predictions.npz", "features.npz")
 """That a run writes for good before its result."""
 
 
+_HEADLINES = ("macro_f1", "micro_f1", "mean_average_precision")
+
+
 def is_headline(metric: str) -> bool:
     """Whether a metric is shown on the screen; the files hold all of them."""
-    return metric in ("accuracy", "macro_f1") or metric.startswith("accuracy/")
+    return metric in ("accuracy", *_HEADLINES) or metric.startswith("accuracy/")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Result:
     Attributes:
         method: As it was asked for, with its settings.
         seed: Of the run.
-        best_epoch: Chosen by validation accuracy, the first of equals, from 0.
+        best_epoch: Chosen on validation, the first of equals, from 0.
         epochs: Trained in all; fewer than asked for where `patience` was at its end.
         steps: Of the optimiser.
         seconds: Spent in training and in the method, without validation and measurements.

@@ -38,7 +38,7 @@ from evenly.probe import Probe
 def run_cell(
     cell: Cell,
     folder: Path,
-    progress: Progress = lambda epoch, accuracy: None,
+    progress: Progress = lambda epoch, value: None,
     data: Data | None = None,
     tests: bool = True,
     logs: Logs = Logs(),  # noqa: B008, it is frozen
@@ -116,7 +116,7 @@ def _trained(
     metrics: dict[str, dict[str, float]]
     metrics = {name: evaluation.metrics() for name, evaluation in final.items()}
     if tests:
-        metrics["test"] |= final["test"].details(data.class_names)
+        metrics["test"] |= final["test"].details()
         inspected, features = _inspected(parts, data)
         metrics["test"] |= inspected
         if place.is_first:
@@ -141,13 +141,22 @@ def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
     model = parts.model
     test, train = parts.in_order("test"), parts.in_order("train")
     kept = {name: data.modalities[name] for name in model.encoders}
-    commonest = int(parts.split("train").target.mode().values)
+    uninformed = data.task.uninformed(parts.split("train").target)
     model.eval()
     found = inspect(
-        Subject(lambda batch: parts.forward(model, batch)[0], test, kept, commonest, parts.noised)
+        Subject(
+            lambda batch: parts.forward(model, batch)[0],
+            test,
+            kept,
+            data.task,
+            uninformed,
+            parts.noised,
+        )
     )
     probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
     features = probe.features("val").whole()
+    if data.task.name != "classes":
+        return found, features
     probed = linear_probe(probe.features("train").whole(), features)
     found |= {f"probe/{name}": accuracy for name, accuracy in probed.items()}
     return found, features
@@ -164,7 +173,9 @@ def _write_test(
     with hold.replacing(log.folder / "predictions.npz") as path:
         arrays = {name: x.numpy() for name, x in predictions.items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
-    if log.cell.seed == 0:  # one run of each method, so that folders stay small
+    if (
+        log.cell.seed == 0 and parts.data.task.name == "classes"
+    ):  # one run of each method, so that folders stay small
         data = parts.data
         rows = parts.split("test").rows.tolist()
         names = [data.names[row] for row in rows] if data.names else None

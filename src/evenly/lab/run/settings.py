@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "bf16", "32"]
 Strategy = Literal["auto", "ddp", "fsdp"]
+Select = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "mean_average_precision", "loss"
+]
 Protocol = Literal["fair", "paper"]
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 
@@ -55,6 +58,13 @@ class Training:
         ema: Decay of an exponential moving average of the weights, such as 0.999, which is judged,
             selected and kept in their place; by default there is none.
         weight_decay: Weight decay.
+        class_weights: balanced, n / (k n_c) of the k classes of the training split, n_c of whose n
+            samples are of class c, so that rare classes count as much as common ones; or equal.
+            The mean of a batch divides by the sum of its weights.
+        label_smoothing: Share of each label that is spread evenly over all classes.
+        focal: γ of the focal loss, in which what is known already counts less; 0 is cross-entropy.
+        select: The metric by which the epoch is selected, and the trial of a search: the highest,
+            or the lowest loss.
         precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
             take less time here. What was chosen is written down, and stays when a run goes on.
         width: Features per modality.
@@ -100,6 +110,10 @@ class Training:
     clip: float | None = None
     ema: float | None = None
     weight_decay: float = 1e-4
+    class_weights: Literal["equal", "balanced"] = "equal"
+    label_smoothing: float = 0.0
+    focal: float = 0.0
+    select: Select = "accuracy"
     precision: Precision = "auto"
     width: int = 64
     fusion: Fusion = "concat"
@@ -152,6 +166,17 @@ class Training:
             raise UserError(f"--ema is between 0 and 1; found {self.ema}.")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"--weight_decay is at least 0; found {self.weight_decay}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"--label_smoothing is at least 0 and below 1; found {self.label_smoothing}."
+            )
+        if not 0 <= self.focal < math.inf:
+            raise UserError(f"--focal is at least 0; found {self.focal}.")
+        if self.focal and self.label_smoothing:
+            raise UserError(
+                "--focal and --label_smoothing do not go together, as the focal loss is of whole "
+                "labels. Leave one of them out."
+            )
         for name, level in self.noise.items():
             if not 0 < level < math.inf:
                 raise UserError(f"--noise.{name} is above 0; found {level}.")
@@ -167,6 +192,11 @@ class Training:
     def selects_on(self) -> "SplitName":
         """The split on which the epoch is selected."""
         return "test" if self.protocol == "paper" else "val"
+
+    @property
+    def selected_by(self) -> tuple[str, int]:
+        """The metric by which the epoch is selected, and 1 if more of it is better, else -1."""
+        return self.select, -1 if self.select == "loss" else 1
 
     @property
     def measure_every(self) -> int:
@@ -277,15 +307,18 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         settings: What is about to run.
     """
     file = settings.get("data_sha256")
+    # A setting that is younger than the folder was as it is by default.
+    usual = {each.name: each.default for each in fields(Training) if each.default is not MISSING}
     for name, value in settings.items():
         if name == "data" and file is not None and file == found.get("data_sha256"):
             continue  # the same file by another path
-        if name not in found or found[name] == value:
+        before = found.get(name, usual.get(name, value))
+        if not found or before == value:
             continue
         if name == "data_sha256":
             what = f"{settings['data']} as it was before: the file has changed since"
         else:
-            what = f"{name} = {found[name]!r}, but {value!r} is asked for now"
+            what = f"{name} = {before!r}, but {value!r} is asked for now"
         raise UserError(
             f"{folder} holds runs with {what}. Ask for the same, choose another folder with --out, "
             "or remove this one."

@@ -23,6 +23,7 @@ def about(data: Data, model: LateFusion) -> dict[str, Any]:
         "modalities": {name: asdict(known) for name, known in stored(data).items()},
         "configurations": configurations(model.encoders),
         "class_names": data.class_names,
+        "task": data.task.name,
         "read": dict(data.read),
     }
 

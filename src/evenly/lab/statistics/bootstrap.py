@@ -18,6 +18,7 @@ they hardly do the bootstrap is.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -98,6 +99,30 @@ def macro_f1(
         hit = 2 * (samples @ (true * said))
         f1 = np.divide(hit, both, out=np.zeros_like(hit), where=both > 0)
         columns.append(f1.sum(1) / (both > 0).sum(1))
+    return np.stack(columns, 1)
+
+
+def label_f1(
+    samples: Float[np.ndarray, "b n"],
+    guess: Bool[np.ndarray, "s n c"],
+    target: Bool[np.ndarray, "n c"],
+    average: Literal["macro", "micro"],
+) -> Float[np.ndarray, "b s"]:
+    """The F1 of each seed in every repeat, of several labels a sample.
+
+    2 TP / (2 TP + FP + FN), the mean over labels that a repeat holds in truth or predictions, or of
+    all decisions.
+    """
+    true = target.astype(np.float32)
+    there = samples @ true
+    columns = []
+    for one in guess.astype(np.float32):
+        both, hit = there + samples @ one, 2 * (samples @ (true * one))
+        if average == "micro":
+            both, hit = both.sum(1, keepdims=True), hit.sum(1, keepdims=True)
+        f1 = np.divide(hit, both, out=np.zeros_like(hit), where=both > 0)
+        occurs = (both > 0).sum(1)
+        columns.append(np.where(occurs > 0, f1.sum(1) / np.maximum(occurs, 1), 1.0))
     return np.stack(columns, 1)
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Shaped
 
 from evenly.files import read_npz, reading, write_csv
 from evenly.lab.run.result import Result, is_headline
 from evenly.lab.statistics import bootstrap
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
 from evenly.report import Projected, write_report
-from evenly.report.comparison import PAPER, REFERENCE, compared_p, tuning
+from evenly.report.comparison import PAPER, REFERENCE, compared_p, conditions
 from evenly.report.folder import read_config
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
@@ -45,12 +45,12 @@ class Answers:
     """What the finished runs of a comparison said on its test split.
 
     Attributes:
-        target: Class of each sample.
-        guess: By method and seed, the class that it was taken for.
+        target: Class of each sample; (n, c) whether it has each of several labels.
+        guess: By method and seed, the class that it was taken for, or the labels.
     """
 
-    target: Int[np.ndarray, " n"]
-    guess: Mapping[str, Mapping[int, Int[np.ndarray, " n"]]]
+    target: Shaped[np.ndarray, "n *c"]
+    guess: Mapping[str, Mapping[int, Shaped[np.ndarray, "n *c"]]]
 
 
 def write_tables(out: Path, projection: Projected = "tsne") -> Path:
@@ -96,14 +96,15 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 
 def read_answers(out: Path) -> Answers | None:
     """The predictions of each finished run; None before there is one."""
-    guess: dict[str, dict[int, Int[np.ndarray, " n"]]] = {}
+    guess: dict[str, dict[int, np.ndarray]] = {}
     target = None
     for folder, result in _finished(out):
         path = folder / "predictions.npz"
         result.check(path)
         with reading(path):
             file = read_npz(path)
-            target, found = file["target"], file["probabilities"].argmax(1)
+            target, probabilities = file["target"], file["probabilities"]
+            found = probabilities.argmax(1) if target.ndim == 1 else probabilities > 0.5
         guess.setdefault(result.method, {})[result.seed] = found
     return None if target is None else Answers(target, guess)
 
@@ -192,18 +193,27 @@ def _resampled(
 
 
 def _accuracy(
-    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+    samples: Float[np.ndarray, "b n"], guess: Shaped[np.ndarray, "s n *c"], answers: Answers
 ) -> Float[np.ndarray, "b s"]:
-    return bootstrap.accuracy(samples, guess == answers.target)
+    right = guess == answers.target
+    return bootstrap.accuracy(samples, right if right.ndim == 2 else right.all(2))
 
 
 def _macro_f1(
-    samples: Float[np.ndarray, "b n"], guess: Int[np.ndarray, "s n"], answers: Answers
+    samples: Float[np.ndarray, "b n"], guess: Shaped[np.ndarray, "s n *c"], answers: Answers
 ) -> Float[np.ndarray, "b s"]:
+    if answers.target.ndim == 2:
+        return bootstrap.label_f1(samples, guess, answers.target > 0, "macro")
     return bootstrap.macro_f1(samples, guess, answers.target)
 
 
-_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1}
+def _micro_f1(
+    samples: Float[np.ndarray, "b n"], guess: Bool[np.ndarray, "s n c"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.label_f1(samples, guess, answers.target > 0, "micro")
+
+
+_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _micro_f1}
 """The metrics that predictions alone give."""
 
 
@@ -211,7 +221,9 @@ def table(out: Path) -> str:
     """The test metrics of a comparison as text, best accuracy first."""
     found = summary(read_results(out), read_answers(out))
     rows = [row for row in found if row["split"] == "test"]
-    metrics = list(filter(is_headline, dict.fromkeys(row["metric"] for row in rows)))
+    config = read_config(out)
+    known = dict.fromkeys(row["metric"] for row in rows)
+    metrics = [name for name in known if is_headline(name) or name == config.get("select")]
     cells = {(row["method"], row["metric"]): row for row in rows}
     methods = sorted(
         dict.fromkeys(row["method"] for row in rows),
@@ -231,9 +243,8 @@ def table(out: Path) -> str:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *body]
     ]
-    config = read_config(out)
     said = [PAPER] if config.get("protocol") == "paper" else []
-    return "\n".join([*lines, *(f"\n{text}" for text in [*said, tuning(config)] if text)])
+    return "\n".join([*lines, *(f"\n{text}" for text in [*said, conditions(config)] if text)])
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:

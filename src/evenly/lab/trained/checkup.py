@@ -9,7 +9,7 @@ import torch
 from evenly.diagnosis.checkup import checkup
 from evenly.diagnosis.findings import Checkup
 from evenly.errors import UserError
-from evenly.lab.run.build import info_of
+from evenly.lab.run.build import build_criterion, info_of
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import joined
 from evenly.lab.run.precision import decided
@@ -123,6 +123,7 @@ def _checked(
         initial=initial,
         optimizer=parts.optimizer,
         epochs=epochs,
+        criterion=build_criterion(parts.data, parts.cell.training),
         seed=parts.cell.seed,
         interactions=interactions,
     )

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from evenly.data.tasks import TASKS, Name
 from evenly.errors import UserError, UserFileNotFoundError
 from evenly.lab.run.build import check_names, fused, made_encoders
 from evenly.lab.run.result import Result
@@ -100,6 +101,7 @@ class _About:
     modalities: Mapping[str, Stored]
     configurations: Mapping[str, Mapping[str, Any]]
     class_names: list[str]
+    task: Name
     read: Mapping[str, str]
 
 
@@ -119,6 +121,7 @@ def _about(path: Path, best: Any) -> _About:
             modalities,
             converted("configurations", best["configurations"], dict[str, dict[str, Any]]),
             converted("class_names", best["class_names"], list[str]),
+            converted("task", best["task"], Name),
             converted("read", best["read"], dict[str, str]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -137,7 +140,14 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     model = fused(made_encoders(modalities, cell), len(about.class_names), cell)
     model.load_state_dict(about.state_dict)
     known = {name: about.modalities[name] for name in model.encoders}
-    return Trained(folder, model.eval(), known, about.class_names, about.read, training.noise)
+    return Trained(
+        folder,
+        model.eval(),
+        known,
+        TASKS[about.task](about.class_names),
+        about.read,
+        training.noise,
+    )
 
 
 def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Predictions of a trained run on new data."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from torch import Tensor
 from evenly import child
 from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import is_raw
+from evenly.data.tasks import Task
 from evenly.errors import UserError
 from evenly.lab.run.stored import Stored
 from evenly.lab.trained.intake import Intake
@@ -32,7 +33,7 @@ class Trained:
         folder: Of the run.
         model: In evaluation mode, on the CPU.
         modalities: That it takes, by name: how the run's data held them.
-        class_names: By class number.
+        task: What it predicts.
         read: By modality, how its files were read, where the data came from files.
         noise: By modality, the noise that the run's data were given, in standard deviations.
     """
@@ -40,7 +41,7 @@ class Trained:
     folder: Path
     model: LateFusion
     modalities: Mapping[str, Stored]
-    class_names: Sequence[str]
+    task: Task
     read: Mapping[str, str]
     noise: Mapping[str, float]
 
@@ -50,7 +51,7 @@ class Trained:
         present: Mapping[str, Tensor] | None = None,
         alike: Collection[str] = (),
     ) -> Float[Tensor, "n c"]:
-        """The probability of each class.
+        """The probability of each class or label.
 
         Args:
             inputs: By modality, as stored; those that are left out are missing in all samples.
@@ -92,7 +93,7 @@ class Trained:
                 f"{self.folder}: its model, with the encoders {', '.join(sorted(own))} of your "
                 f"own, cannot take these data ({type(error).__name__}: {error})."
             ) from error
-        return logits.softmax(1)
+        return self.task.probabilities(logits)
 
     def _intakes(self, alike: Collection[str]) -> dict[str, Intake]:
         """By modality, what takes new data in; `alike` are read from files as the run's were."""
@@ -169,8 +170,8 @@ class Prediction:
 
     Attributes:
         sample: Its name, or its row in the split.
-        label: Its class, where it is known.
-        probabilities: Of each class.
+        label: Its class, where it is known; its labels with semicolons between them.
+        probabilities: Of each class or label.
     """
 
     sample: str
@@ -212,8 +213,8 @@ def predictions(
         "deviations (--noise), of which these data get none."
         for name in noisy
     )
-    known = {"", *run.class_names}
-    said = False
+    known = {"", *run.task.names}
+    said = run.task.name != "classes"
     for prediction in found:
         if prediction.label not in known and not said:
             say([_strange(run, prediction.label)])
@@ -223,7 +224,8 @@ def predictions(
 
 def _strange(run: Trained, label: str) -> str:
     """What a user should hear of a label that the run has never seen."""
-    known = ", ".join(run.class_names[:8]) + (" ..." if len(run.class_names) > 8 else "")
+    names = run.task.names
+    known = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
     return (
         f"some labels, such as '{label}', are none of the classes that {run.folder} was trained "
         f"on, {known}. They are written down as they are."
@@ -249,12 +251,11 @@ def _of_data(
     if not len(part):
         raise UserError(f"{data}: its {split} split holds no sample. Choose another with --split.")
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
-    samples = zip(names, part.target.tolist(), strict=True)
+    samples = zip(names, part.target, strict=True)
     for inputs, present in _batches(found, split, without):
         of_each = run._probabilities(inputs, present, intakes).tolist()
-        for probabilities, (name, number) in zip(of_each, samples, strict=False):
-            label = found.class_names[number] if number >= 0 else ""
-            yield Prediction(str(name), label, probabilities)
+        for probabilities, (name, target) in zip(of_each, samples, strict=False):
+            yield Prediction(str(name), found.task.called(target), probabilities)
     say(_doubts(intakes))
 
 

@@ -1,0 +1,175 @@
+"""Losses of class numbers for unbalanced classes, for any loop: the `criterion` of a method."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from evenly.errors import UserError
+from evenly.modulation import full
+from evenly.ranges import check_range
+from evenly.targets import ignored_by
+
+
+def balanced_weights(target: Int[Tensor, " n"], classes: int) -> Float[Tensor, " k"]:
+    """Weights of classes that count alike in sum, however many samples each has: n / (k n_c).
+
+    They are scikit-learn's `balanced`: their mean over the samples is 1.
+
+    Args:
+        target: Class of each sample of the training split, from 0.
+        classes: How many there are, k.
+
+    Raises:
+        ValueError: If a class has no sample, so that no weight is right for it.
+    """
+    counts = target.long().bincount(minlength=classes)
+    if missing := torch.nonzero(counts == 0).flatten().tolist():
+        raise UserError(
+            f"balanced_weights: no sample is of class {', '.join(map(str, missing[:5]))}, so it "
+            "has no weight. Split again so that every class is in the training split, or leave it "
+            "out."
+        )
+    return len(target) / (classes * counts.float())
+
+
+class CrossEntropy(nn.CrossEntropyLoss):
+    """Torch's cross-entropy, of logits of any precision: weights are converted to theirs.
+
+    The mean of a batch divides by the sum of its samples' weights, so that only the ratios of
+    weights count.
+    """
+
+    def __init__(
+        self, weight: Float[Tensor, " k"] | None = None, *, label_smoothing: float = 0.0
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            weight: Of each class, such as those of `balanced_weights`.
+            label_smoothing: Share of the label that is spread evenly over all classes, from 0 to 1.
+
+        Raises:
+            ValueError: If it is out of range.
+        """
+        super().__init__(weight, label_smoothing=label_smoothing)
+        check_range(self, "from 0 to 1", label_smoothing=label_smoothing)
+
+    def forward(self, logits: Float[Tensor, "n k"], target: Tensor) -> Float[Tensor, ""]:
+        """The mean loss of a batch."""
+        logits = full(logits)
+        weight = None if self.weight is None else self.weight.to(logits)
+        return nn.functional.cross_entropy(
+            logits, target, weight, label_smoothing=self.label_smoothing
+        )
+
+
+class Focal(nn.Module):
+    """Cross-entropy in which what is known already counts less: -w_y (1 - p_y)^γ log p_y.
+
+    Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017,
+    https://arxiv.org/abs/1708.02002, equation 5, with the softmax of several classes and their
+    weights w for α. The mean of a batch divides by the sum of its samples' weights, as torch's
+    cross-entropy does, which this is where γ = 0.
+
+    Attributes:
+        ignore_index: The class number of samples without a label.
+    """
+
+    ignore_index = -100
+
+    def __init__(self, gamma: float = 2.0, weight: Float[Tensor, " k"] | None = None) -> None:
+        """Prepares the loss.
+
+        Args:
+            gamma: γ, how much less; not negative, 2 in the paper.
+            weight: Of each class, such as those of `balanced_weights`.
+
+        Raises:
+            ValueError: If γ is negative or not finite.
+        """
+        super().__init__()
+        check_range(self, "finite and not negative", gamma=gamma)
+        self.gamma = gamma
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Float[Tensor, "n k"], target: Tensor) -> Float[Tensor, ""]:
+        """The mean loss of a batch.
+
+        Raises:
+            ValueError: If the target is not one class number for each sample.
+        """
+        if target.ndim != 1 or target.is_floating_point() or logits.shape[1] < 2:
+            raise UserError(
+                "Focal takes class numbers, one for each sample, and a logit for each class; found "
+                f"a target of {str(target.dtype).removeprefix('torch.')} and shape "
+                f"{tuple(target.shape)} for logits of shape {tuple(logits.shape)}. Use another "
+                "criterion."
+            )
+        weight = weights(self, target).to(full(logits))
+        true = target.long().where(weight > 0, 0).unsqueeze(1)
+        log_p = full(logits).log_softmax(1).gather(1, true).squeeze(1)
+        # At 0 the power has no finite slope, where γ is below 1.
+        unknown = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)
+        return -(weight * unknown**self.gamma * log_p).sum() / weight.sum()
+
+
+def weights(criterion: Any, target: Tensor) -> Float[Tensor, " n"]:
+    """By how much each sample counts in a criterion's mean, which divides by their sum.
+
+    Args:
+        criterion: Cross-entropy or `Focal`, with whose class weights that is. Of any other, and of
+            targets that are no class numbers, all samples count alike.
+        target: Of a batch.
+    """
+    one = torch.ones(len(target), device=target.device)
+    if not _is_of_classes(criterion) or target.ndim != 1 or target.is_floating_point():
+        return one
+    here = target != ignored_by(criterion)
+    weight = _setting(criterion, "weight")
+    if weight is not None:
+        one = weight.to(target.device)[target.long().where(here, 0)]
+    return one.where(here, 0)
+
+
+def partitions(
+    criterion: Any, logits: Float[Tensor, "n k"], target: Tensor
+) -> Float[Tensor, " n"] | None:
+    """The factor a_i of each sample's log Σ_k exp z_ik in a cross-entropy; None if all are 1 / n.
+
+    The rest of the loss is linear in the logits, so that a method may put another partition in
+    place of a sample's own.
+
+    Args:
+        criterion: Cross-entropy, with class weights and label smoothing if wanted.
+        logits: Of a batch.
+        target: Class numbers, or shares of the classes.
+    """
+    weight = _setting(criterion, "weight") if _is_of_classes(criterion) else None
+    if weight is None:
+        return None
+    weight = weight.to(logits)
+    smoothed = float(_setting(criterion, "label_smoothing") or 0)
+    if target.is_floating_point():
+        shares, total = target.to(logits), len(target)
+    else:
+        shares = nn.functional.one_hot(target.long(), len(weight)).to(logits)
+        total = (shares @ weight).sum()
+    found: Tensor = ((1 - smoothed) * (shares @ weight) + smoothed * weight.mean()) / total
+    return found
+
+
+def _is_of_classes(criterion: Any) -> bool:
+    function = criterion.func if isinstance(criterion, partial) else criterion
+    return function is nn.functional.cross_entropy or isinstance(
+        criterion, nn.CrossEntropyLoss | Focal
+    )
+
+
+def _setting(criterion: Any, name: str) -> Any:
+    if isinstance(criterion, partial):
+        return criterion.keywords.get(name)
+    return getattr(criterion, name, None)

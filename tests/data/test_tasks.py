@@ -1,0 +1,124 @@
+"""What a target is: metrics of several labels against scikit-learn's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as theirs
+from torch import nn
+
+from evenly.data import load_npz, save_npz
+from evenly.data.tasks import Classes, Labels, criterion_of_labels, task_of
+from evenly.lab.statistics import bootstrap
+
+NAMES = ("a", "b", "c", "never")
+STREAM = torch.Generator().manual_seed(0)
+TRUTH = (torch.rand(60, 4, generator=STREAM) < torch.tensor([0.5, 0.2, 0.1, 0.0])).float()
+LOGITS = (2 * TRUTH - 1 + 2 * torch.randn(60, 4, generator=STREAM)).mul(4).round() / 4 - 0.1
+LOGITS[:, 3] = -1.0  # of a label that neither occurs nor is said
+
+
+def test_metrics_of_labels_are_those_of_scikit_learn():
+    found = Labels(NAMES).measured(LOGITS, TRUTH)
+    truth, said = TRUTH.numpy(), (LOGITS > 0).numpy()
+    some = slice(0, 3)
+    assert found == pytest.approx(
+        {
+            "loss": float(nn.functional.binary_cross_entropy_with_logits(LOGITS, TRUTH)),
+            "accuracy": theirs.accuracy_score(truth, said),
+            "macro_f1": theirs.f1_score(truth[:, some], said[:, some], average="macro"),
+            "micro_f1": theirs.f1_score(truth, said, average="micro"),
+            "mean_average_precision": theirs.average_precision_score(
+                truth[:, some], LOGITS.numpy()[:, some], average="macro"
+            ),
+        }
+    )
+    assert len(LOGITS[:, 0].unique()) < 60  # some samples have one score
+
+
+def test_f1_of_labels_in_repeats_is_that_of_the_samples_drawn():
+    truth, said = (TRUTH > 0).numpy(), (LOGITS > 0).numpy()
+    count = np.random.default_rng(0).integers(0, 3, 60)
+    drawn = (count / count.sum()).astype(np.float32)[None]
+    for average in ("macro", "micro"):
+        some = slice(0, 3) if average == "macro" else slice(0, 4)
+        expected = theirs.f1_score(
+            truth[:, some], said[:, some], average=average, sample_weight=count
+        )
+        found = bootstrap.label_f1(drawn, said[None], truth, average)
+        assert found[0, 0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_details_of_labels_by_hand():
+    logits = torch.tensor([[0.8, 0.4], [0.9, 0.1]]).logit()
+    found = Labels(("a", "b")).details(logits, torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    assert found["recall/a"] == 1
+    assert found["recall/b"] == 0
+    assert found["brier"] == pytest.approx((0.2**2 + 0.6**2 + 0.9**2 + 0.1**2) / 4)
+    assert found["calibration_error"] == pytest.approx((0.2 + 0.6 + 0.9 + 0.1) / 4)
+
+
+def test_the_group_of_a_sample_is_its_rarest_label():
+    target = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]).float()
+    assert Labels(("a", "b", "c")).groups(target).tolist() == [1, 0, 2, 3]
+
+
+def test_who_has_seen_no_input_knows_the_shares():
+    target = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    assert Labels(("a", "b")).uninformed(target).sigmoid().tolist() == pytest.approx([0.75, 0.25])
+    assert Classes(("a", "b")).uninformed(torch.tensor([1, 1, 0])).tolist() == [0, 1]
+
+
+def test_balanced_labels_count_as_much_as_their_absence():
+    target = torch.tensor([[1.0, 0], [0, 1], [0, 1], [0, 1]])
+    weight = criterion_of_labels(target, balanced=True).pos_weight
+    assert (weight * target.sum(0)).tolist() == (1 - target).sum(0).tolist()
+    assert criterion_of_labels(target, balanced=False).pos_weight is None
+
+
+def test_the_form_of_a_target_tells_the_task():
+    assert isinstance(task_of(torch.tensor([0, 1]), ["a", "b"]), Classes)
+    assert isinstance(task_of(torch.zeros(2, 3), NAMES), Labels)
+
+
+LABELS = np.stack([np.arange(40) % 2, np.arange(40) % 4 == 0], 1).astype(np.uint8)
+X = np.ones((40, 3), np.float32)
+
+
+def saved(path, labels=LABELS, split=None, **arrays):
+    split = np.arange(40) % 3 if split is None else split
+    save_npz(path / "a.npz", labels, split, {"x": X, **arrays})
+    return load_npz(path / "a.npz")
+
+
+def test_columns_of_labels_in_an_npz(tmp_path):
+    data = saved(tmp_path, class_names=np.array(["odd", "fourth"]))
+    assert data.task == Labels(("odd", "fourth"))
+    train = data.split("train")
+    assert train.target.dtype == torch.float32
+    assert train.target.tolist() == LABELS[::3].tolist()
+    assert train.__getitems__([1])["target"].tolist() == [[1, 0]]
+    assert len(data.limited(3).split("train")) == 3
+
+
+def test_a_validation_split_of_labels_is_drawn(tmp_path):
+    data = saved(tmp_path, split=2 * (np.arange(40) % 5 == 0))
+    val, train = data.split("val"), data.split("train")
+    assert len(val) + len(train) == 32
+    assert val.target[:, 0].mean() == pytest.approx(0.5, abs=0.2)
+    assert "serve as one" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "arrays", "message"),
+    [
+        (2 * LABELS, {}, "holds other values than 0 and 1"),
+        (LABELS + 0.5, {}, "holds other values than 0 and 1"),
+        (LABELS, {"class_names": np.array(["a"])}, "1 different names for 2 columns"),
+        (LABELS, {"class_names": np.array(["a", "a"])}, "1 different names for 2 columns"),
+        (LABELS[None], {}, r"Give one label per sample, \(N,\), or a column"),
+        (1 | LABELS, {}, "the label 'label 0' is there in all samples or in none"),
+    ],
+)
+def test_labels_that_cannot_be(labels, arrays, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        saved(tmp_path, labels, **arrays)
