@@ -30,6 +30,7 @@ PROGRAMS = [
     "loader",
     "train_step",
     "whole",
+    "frozen",
     "lab",
     "relearn",
     "overhead",
