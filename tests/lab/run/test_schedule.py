@@ -20,7 +20,6 @@ def rates(schedule, optimizer, epochs, steps=4, losses=None):
     """The rate of the first group in each step, by epoch."""
     found = []
     for epoch in range(epochs):
-        schedule.begin(epoch)
         found.append([])
         for number in range(steps):
             schedule.step(epoch, number, steps)

@@ -32,8 +32,6 @@ def fit(parts: Parts, record: Record) -> None:
     while not record.is_over:
         epoch = record.epoch
         parts.begin(epoch)
-        if schedule:
-            schedule.begin(epoch)
         record.begin()
         if average:
             average.before_epoch(method, epoch, probe)

@@ -41,15 +41,6 @@ class Schedule:
             return None
         return Schedule(optimizer, training)
 
-    def begin(self, epoch: int) -> None:
-        """An epoch begins: sets its rate, where steps do not differ."""
-        training, later = self._training, epoch - self._training.warmup
-        if training.schedule == "step" and later >= 0:
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["initial_lr"]
-                for _ in range(later // training.lr_step if training.lr_step else 0):
-                    group["lr"] *= 0.1
-
     def step(self, epoch: int, number: int, steps: int) -> None:
         """Sets the rate of a step, where it differs from that of the step before.
 
@@ -66,9 +57,20 @@ class Schedule:
             self._set((1 + math.cos(math.pi * done)) / 2)
 
     def end(self, epoch: int, val_loss: float) -> None:
-        """An epoch ends: notes the loss, by which the rate of the next one may fall."""
-        if self._plateau is not None and epoch >= self._training.warmup:
+        """An epoch ends: sets the rate of the next one, where its steps do not differ.
+
+        Args:
+            epoch: From 0.
+            val_loss: Of the validation split, by which plateaus are told.
+        """
+        training, later = self._training, epoch + 1 - self._training.warmup
+        if self._plateau is not None and later > 0:
             self._plateau.step(val_loss)
+        elif training.schedule == "step" and later >= 0:
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["initial_lr"]
+                for _ in range(later // training.lr_step if training.lr_step else 0):
+                    group["lr"] *= 0.1
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the optimiser's own state has the rates."""
