@@ -22,6 +22,7 @@ from evenly.files import file_address, write_text
 from evenly.hidden import hidden, hidden_address
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell
+from evenly.stop import unstopped
 from evenly.suggest import unknown
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
@@ -187,8 +188,9 @@ class TensorBoard:
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs metrics of an epoch."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        with unstopped():  # or its queue could stay locked, for which `close` would wait forever
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self, *, failed: bool) -> None:
         """Writes what is left."""
