@@ -1,12 +1,14 @@
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from evenly.lab.run.logs import Logs, _plain
+from evenly.lab.run.logs import Logs, RunLog, TensorBoard, _plain
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
+from evenly.stop import Stopped, stoppable
 
 TRAINING = Training(
     data="synthetic(train=60,val=30,test=30,classes=3,information=4)",
@@ -62,6 +64,21 @@ def test_tensorboard_has_settings_epochs_and_what_a_run_ends_with(alone):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of SQLAlchemy
+def test_a_signal_waits_until_tensorboard_has_its_metrics(tmp_path, monkeypatch):
+    board = TensorBoard(RunLog(Logs(), Cell(Training(), "joint", 0), tmp_path, {}))
+    came = []
+
+    def add(name, value, step):
+        signal.raise_signal(signal.SIGTERM)
+        came.append(name)
+
+    monkeypatch.setattr(board._writer, "add_scalar", add)
+    with pytest.raises(Stopped), stoppable():
+        board.add({"loss": 1.0, "accuracy": 0.5}, 0)
+    assert came == ["loss", "accuracy"]
+    board.close(failed=True)
+
+
 def test_mlflow_has_them_and_a_run_that_is_taken_up_goes_on_with_its_own(alone, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     logs = Logs.of("mlflow", tmp_path)
