@@ -63,7 +63,6 @@ def test_tensorboard_has_settings_epochs_and_what_a_run_ends_with(alone):
     assert settings.session_start_info.hparams["lr"].number_value == 0.05
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of SQLAlchemy
 def test_a_signal_waits_until_tensorboard_has_its_metrics(tmp_path, monkeypatch):
     board = TensorBoard(RunLog(Logs(), Cell(Training(), "joint", 0), tmp_path, {}))
     came = []
@@ -79,6 +78,7 @@ def test_a_signal_waits_until_tensorboard_has_its_metrics(tmp_path, monkeypatch)
     board.close(failed=True)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of SQLAlchemy
 def test_mlflow_has_them_and_a_run_that_is_taken_up_goes_on_with_its_own(alone, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     logs = Logs.of("mlflow", tmp_path)
