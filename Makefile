@@ -14,6 +14,8 @@ install: .venv/installed
 demo: install  ## the main job on built-in data: joint, D&R and OGM-GE over three seeds
 	$(BIN)/evenly compare --out demo
 
+# a process on each of two cores: threads of theirs would only wait for each other
+test: export OPENBLAS_NUM_THREADS = 1
 test: check  ## everything that must hold
 	$(BIN)/pytest -n 2 --dist loadgroup
 
