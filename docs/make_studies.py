@@ -3,7 +3,7 @@
     python docs/make_studies.py [--data ../shared/data] [--work runs/studies] [--only figure4]
 
 Stopped and started again it goes on where it was, and takes the runs that `make results` has made
-beside it (../results). Takes HOURS on two cores after these.
+beside it (../results). Takes hours on two cores, fewer after these.
 """
 
 import argparse
