@@ -80,9 +80,9 @@ SETS = [
     (
         "av_digits",
         ["--snr", "-5"],
-        ["--epochs", "12", "--width", "16", "--limit_samples", "3000"],
+        ["--epochs", "12", "--width", "16", "--limit_samples", "2000"],
         "Spoken digits with white noise at -5 dB and handwritten digits, ten classes: "
-        "3,000 of 6,000 / 1,000 / 1,500.",
+        "2,000 of 6,000 / 1,000 / 1,500.",
     ),
 ]
 METHODS = "all,relearn(gap=stable)"
