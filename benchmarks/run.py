@@ -31,6 +31,7 @@ PROGRAMS = [
     "train_step",
     "whole",
     "frozen",
+    "parquet",
     "lab",
     "relearn",
     "overhead",

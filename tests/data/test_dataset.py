@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +7,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from evenly.data import Data, Padded, Ragged, collate, stratified
+from evenly.data.dataset import described
+from evenly.data.store import mapped
 
 
 def _data() -> Data:
@@ -64,6 +68,25 @@ def test_statistics_of_many_rows_equal_those_of_the_whole():
     std = expected.std(0, correction=0)
     std[2] = 1
     torch.testing.assert_close(data.modalities["x"].std.double(), std, rtol=1e-5, atol=0)
+
+
+def test_statistics_open_a_map_anew_for_every_few_samples(tmp_path):
+    values = torch.randn(40, 3, 128, 128)
+    values.numpy().tofile(tmp_path / "x.memmap")
+    opened = []
+
+    def again():
+        # All but the first and the last are let go, or memory would hold what they read.
+        assert sum(kept() is not None for kept in opened) <= 2
+        found = mapped(tmp_path / "x.memmap", torch.float32, (40, 3, 128, 128))
+        opened.append(weakref.ref(found))
+        return found
+
+    found = described("x", again(), torch.arange(30), again)
+    assert len(opened) > 4
+    expected = values[:30].double().movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(found.mean, expected.mean(0).float())
+    torch.testing.assert_close(found.std, expected.std(0, correction=0).float())
 
 
 def test_a_constant_that_binary_cannot_hold_is_constant():

@@ -1,7 +1,7 @@
 """A data set, in memory or mapped into it, and how batches are read from it."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
@@ -482,8 +482,21 @@ def _padded(stored: Ragged, rows: Int[Tensor, " n"], longest: int) -> Padded:
     return Padded(values, length)
 
 
-def described(name: str, stored: Tensor | Ragged, train: Int[Tensor, " n"]) -> Modality:
-    """What an encoder must know of a modality, measured on the training split."""
+def described(
+    name: str,
+    stored: Tensor | Ragged,
+    train: Int[Tensor, " n"],
+    again: Callable[[], Tensor | Ragged] | None = None,
+) -> Modality:
+    """What an encoder must know of a modality, measured on the training split.
+
+    Args:
+        name: Of the modality.
+        stored: Its values.
+        train: Rows of the training split.
+        again: Opens a memory map of `stored` anew. It is called for every few samples, since what
+            was read of a map counts as this process's memory for as long as the map is open.
+    """
     kind: Kind
     if isinstance(stored, Ragged) and stored.values.dim() == 1:
         longest, tokens = int(stored.length.max()), int(stored.values.max()) + 1
@@ -495,17 +508,18 @@ def described(name: str, stored: Tensor | Ragged, train: Int[Tensor, " n"]) -> M
         kinds: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image", 5: "video"}
         kind = kinds[stored.dim()]
         shape = tuple(stored.shape[1:])
-    mean, std = _moments(stored, train, feature=-3 if kind in ("image", "video") else -1)
+    feature = -3 if kind in ("image", "video") else -1
+    mean, std = _moments(again or (lambda: stored), train, feature)
     return Modality(name, kind, shape, mean, std)
 
 
 def _moments(
-    stored: Tensor | Ragged, rows: Int[Tensor, " n"], feature: int
+    opened: Callable[[], Tensor | Ragged], rows: Int[Tensor, " n"], feature: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Mean and standard deviation along all axes but `feature`, in two passes of chunks."""
-    total, count = _sum(_chunks(stored, rows, feature))
+    total, count = _sum(_chunks(opened, rows, feature))
     mean = total / max(count, 1)
-    squares, _ = _sum((chunk - mean).square_() for chunk in _chunks(stored, rows, feature))
+    squares, _ = _sum((chunk - mean).square_() for chunk in _chunks(opened, rows, feature))
     std = (squares / max(count, 1)).sqrt()
     # What rounding leaves of a constant's deviation is no deviation.
     std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
@@ -521,11 +535,14 @@ def _sum(chunks: Iterator[Float[Tensor, "n d"]]) -> tuple[Float[Tensor, " d"], i
 
 
 def _chunks(
-    stored: Tensor | Ragged, rows: Int[Tensor, " n"], feature: int
+    opened: Callable[[], Tensor | Ragged], rows: Int[Tensor, " n"], feature: int
 ) -> Iterator[Float[Tensor, "n d"]]:
     """The values of these samples in float64, with the feature last, a few samples at a time."""
-    values = 1 if isinstance(stored, Ragged) else stored[:1].numel()
+    stored = opened()
+    longest = int(stored.length.max()) if isinstance(stored, Ragged) else 1
+    values = longest * (stored.values if isinstance(stored, Ragged) else stored)[:1].numel()
     for part in rows.split(max(1, min(1024, 2**20 // max(values, 1)))):
+        stored = opened()
         if isinstance(stored, Ragged):
             chunk = stored.values[_steps(stored.start[part], stored.length[part])]
         else:

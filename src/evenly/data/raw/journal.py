@@ -50,6 +50,7 @@ class _Part:
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
     used: int = 0  # time steps, of sequences of unequal lengths
+    rows: int = 0  # of the closed file
 
     def open(self) -> IO[bytes]:
         self.path.parent.mkdir(exist_ok=True)
@@ -65,6 +66,17 @@ class _Part:
         """Of rows as they are in the file."""
         self.file.seek(start * self._row)
         return zlib.crc32(self.file.read(length * self._row))
+
+    def close(self, rows: int) -> None:
+        """Gives the file its final length."""
+        self.rows = rows
+        os.truncate(self.path, rows * self._row)
+
+    def mapped(self) -> Tensor:
+        """The whole file, once it is closed; what is read of it is in memory until it is let go."""
+        assert self.shape is not None
+        assert self.dtype is not None
+        return mapped(self.path, getattr(torch, self.dtype.name), (self.rows, *self.shape))
 
     @property
     def _row(self) -> int:
@@ -218,10 +230,11 @@ class Journal:
         fields, arrays = {}, {}
         train = torch.from_numpy(np.flatnonzero(split == 0))
         for name, part in self.parts.items():
-            values = self._closed(name, part)
+            self._close(name, part)
+            values = part.mapped()
             arrays[f"inputs/{self.files[name]}"] = (values.dtype, tuple(values.shape))
             small |= self._places(name, part)
-            fields[name] = self._field(name, part, values, train)
+            fields[name] = self._field(name, part, train)
         for name, array in small.items():
             path = self.out / f"{name}.memmap"
             path.parent.mkdir(exist_ok=True)
@@ -250,17 +263,15 @@ class Journal:
         open_store(self.out)  # every file has the size that the description speaks of
         return description
 
-    def _closed(self, name: str, part: _Part) -> Tensor:
-        """A modality's file at its final length: samples at the end may be missing or broken."""
+    def _close(self, name: str, part: _Part) -> None:
+        """Gives a modality's file its final length: samples at the end may be missing or broken."""
         if part.shape is None or part.dtype is None:
             raise UserError(
                 f"{self.source.name}: no sample has '{name}': its cells are empty, or their files "
                 f"hold nothing that {spelled(part.reader).partition('(')[0]} reads. Leave it out, "
                 "or read it otherwise."
             )
-        rows = part.used if part.reader.ragged else len(self.source.samples)
-        os.truncate(part.path, rows * part.dtype.itemsize * int(np.prod(part.shape)))
-        return mapped(part.path, getattr(torch, part.dtype.name), (rows, *part.shape))
+        part.close(part.used if part.reader.ragged else len(self.source.samples))
 
     def _here(self, name: str) -> np.ndarray:
         """Which samples have a modality."""
@@ -282,17 +293,21 @@ class Journal:
             found[f"present/{self.files[name]}"] = here
         return found
 
-    def _field(self, name: str, part: _Part, values: Tensor, train: Tensor) -> Field:
-        stored: Tensor | Ragged = values
-        if part.reader.ragged:
-            places, file = self._places(name, part), self.files[name]
-            stored = Ragged(values, *(torch.from_numpy(places[f"{end}/{file}"]) for end in RAGGED))
+    def _field(self, name: str, part: _Part, train: Tensor) -> Field:
+        places, file = self._places(name, part), self.files[name]
+
+        def opened() -> Tensor | Ragged:
+            if not part.reader.ragged:
+                return part.mapped()
+            ends = (torch.from_numpy(places[f"{end}/{file}"]) for end in RAGGED)
+            return Ragged(part.mapped(), *ends)
+
         here = self._here(name)
-        known = described(name, stored, train[torch.from_numpy(here)[train]])
+        known = described(name, opened(), train[torch.from_numpy(here)[train]], opened)
         return Field(
             kind=part.reader.kind,
             shape=list(known.shape),
-            dtype=dtype_name(values),
+            dtype=dtype_name(part.mapped()),
             mean=known.mean.tolist(),
             std=known.std.tolist(),
             units=part.reader.units,
