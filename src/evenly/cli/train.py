@@ -76,7 +76,7 @@ def run(options: Namespace) -> None:
         else:
             result = _on_devices(Job(cell, folder, logs))
     chosen = CALLED[cell.training.selects_on]
-    asked, select = cell.training.epochs, cell.training.select
+    asked, (select, _) = cell.training.epochs, cell.training.selected_by
     if result.epochs < asked:
         print(f"ended after {result.epochs} of {asked} epochs, by --patience")
     print(

@@ -205,7 +205,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     """Finds what would fail, says what a user should know, and writes config.yaml.
 
     Returns:
-        The same comparison, all of whose runs train in one precision.
+        The same comparison, all of whose runs have one task and one precision.
     """
     from evenly.data import data_file
     from evenly.lab.run.precision import decided
@@ -214,7 +214,8 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
     first, data, decision = decided(plan.cells()[0], found, data)
-    plan = replace(plan, training=replace(plan.training, precision=first.training.precision))
+    left_open = {name: getattr(first.training, name) for name in ("task", "select", "precision")}
+    plan = replace(plan, training=replace(plan.training, **left_open))
     shared = plan.settings()
     check_same(plan.out, found, shared)
     differing = plan.differing()
@@ -236,7 +237,6 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
             "notes": _union(found.get("notes", ()), notes),
             "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
-            "task": data.task.name,
             "modalities": list(data.modalities),
         },
     )

@@ -115,5 +115,5 @@ def outcome(job: Job) -> str:
     ended = f", ended after {result.epochs} of {asked}" if result.epochs < asked else ""
     return (
         f"best epoch {result.best_epoch}{ended}, {CALLED[split]} "
-        f"{result.metrics[split][training.select]:.3f}, {result.seconds:.1f} s"
+        f"{result.metrics[split][training.selected_by[0]]:.3f}, {result.seconds:.1f} s"
     )

@@ -35,7 +35,7 @@ from evenly.targets import Kind
 
 def load_data(training: Training) -> Data:
     """The data of a training: all or as many samples as it asks for, with the noise asked for."""
-    data = load(training.data).noisy(training.noise)
+    data = load(training.data, training.task).noisy(training.noise)
     return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 
@@ -55,7 +55,7 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # All of them, and before the head is made: lazy layers draw their weights here, which
         # must be the same whatever the method's head and modality are.
         _try_encoders(encoders, data, training.encoders)
-        model = fused(encoders, len(data.class_names), cell)
+        model = fused(encoders, len(data.task.names), cell)
     for encoder in model.encoders.values():
         # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels
         # oneDNN's channels-last gradients in bf16 write beyond their memory (torch 2.13).
@@ -183,6 +183,18 @@ def build_criterion(data: Data, training: Training) -> nn.Module | None:
         ValueError: If the task has no such loss.
     """
     balanced = training.class_weights == "balanced"
+    if data.task.name == "number":
+        if balanced or training.focal or training.label_smoothing:
+            raise UserError(
+                f"{data.name} has numbers to regress on, for which there is no --class_weights, "
+                "no --focal and no --label_smoothing. Leave them out."
+            )
+        return nn.L1Loss() if training.loss == "mae" else nn.MSELoss()
+    if training.loss != "mae":
+        raise UserError(
+            f"--loss {training.loss} is of numbers to regress on, and {data.name} has "
+            f"{data.task.name}. Leave it out."
+        )
     if data.task.name == "labels":
         if training.focal or training.label_smoothing:
             raise UserError(

@@ -66,7 +66,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
             f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
             "beside the runs."
         )
-    if training.select not in data.task.metrics:
+    if training.select not in (None, *data.task.metrics):
         listed = ", ".join(data.task.metrics)
         raise UserError(
             f"--select {training.select} is not measured of {data.name}, but {listed}. Choose one."

@@ -93,7 +93,7 @@ class Trained:
                 f"{self.folder}: its model, with the encoders {', '.join(sorted(own))} of your "
                 f"own, cannot take these data ({type(error).__name__}: {error})."
             ) from error
-        return self.task.probabilities(logits)
+        return self.task.answers(logits)
 
     def _intakes(self, alike: Collection[str]) -> dict[str, Intake]:
         """By modality, what takes new data in; `alike` are read from files as the run's were."""

@@ -1,0 +1,68 @@
+"""What is measured of predictions: when it is better, and how it is shown."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is read.
+
+    Attributes:
+        words: What it is called in a sentence.
+        sign: 1 if more of it is better, else -1.
+        scale: 100 for a share, which is shown in per cent, else 1.
+    """
+
+    words: str
+    sign: int = 1
+    scale: int = 100
+
+    @property
+    def unit(self) -> str:
+        """What stands behind its values."""
+        return " %" if self.scale == 100 else ""
+
+    @property
+    def points(self) -> str:
+        """What stands behind a difference of two."""
+        return " points" if self.scale == 100 else ""
+
+    def shown(self, value: float, form: str = "", places: int = 1) -> str:
+        """A value without its unit.
+
+        Args:
+            value: As it is measured.
+            form: `+` if a plus is to be shown, too.
+            places: Of a share; other metrics have four digits or so, as their units may be any.
+        """
+        if self.scale == 1:
+            size = abs(value)
+            if 0 < size < 0.01:
+                return f"{value:{form}.2e}"
+            places = 3 if size < 10 else 1 if size < 1000 else 0
+        return f"{self.scale * value:{form}.{places}f}"
+
+
+METRICS: Mapping[str, Metric] = {
+    "loss": Metric("loss", -1, 1),
+    "accuracy": Metric("accuracy"),
+    "balanced_accuracy": Metric("balanced accuracy"),
+    "macro_f1": Metric("macro-F1"),
+    "micro_f1": Metric("micro-F1"),
+    "mean_average_precision": Metric("mean average precision"),
+    "mae": Metric("mean absolute error", -1, 1),
+    "rmse": Metric("root mean squared error", -1, 1),
+    "pearson": Metric("Pearson correlation", scale=1),
+    "concordance": Metric("concordance correlation", scale=1),
+    "acc_2": Metric("2-class accuracy"),
+    "acc_2_nonzero": Metric("2-class accuracy without zeros"),
+    "acc_5": Metric("5-class accuracy"),
+    "acc_7": Metric("7-class accuracy"),
+    "f1": Metric("weighted F1"),
+    "f1_nonzero": Metric("weighted F1 without zeros"),
+}
+"""By name, all that is measured of the predictions of any task."""
+
+MAINS = ("accuracy", "mae")
+"""Those by which the methods of a task are ranked."""
