@@ -1,6 +1,6 @@
 """What is measured of predictions: when it is better, and how it is shown."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 
@@ -19,14 +19,19 @@ class Metric:
     scale: int = 100
 
     @property
+    def is_share(self) -> bool:
+        """Whether it is from 0 to 1, and shown in per cent."""
+        return self.scale == 100
+
+    @property
     def unit(self) -> str:
         """What stands behind its values."""
-        return " %" if self.scale == 100 else ""
+        return " %" if self.is_share else ""
 
     @property
     def points(self) -> str:
         """What stands behind a difference of two."""
-        return " points" if self.scale == 100 else ""
+        return " points" if self.is_share else ""
 
     def shown(self, value: float, form: str = "", places: int = 1) -> str:
         """A value without its unit.
@@ -34,14 +39,18 @@ class Metric:
         Args:
             value: As it is measured.
             form: `+` if a plus is to be shown, too.
-            places: Of a share; other metrics have four digits or so, as their units may be any.
+            places: Of a share; other metrics may be of any size, and have theirs by that.
         """
-        if self.scale == 1:
+        if not self.is_share:
             size = abs(value)
-            if 0 < size < 0.01:
-                return f"{value:{form}.2e}"
+            if 0 < size < 0.0005:
+                return f"{value:{form}.1e}"
             places = 3 if size < 10 else 1 if size < 1000 else 0
         return f"{self.scale * value:{form}.{places}f}"
+
+    def written(self, value: float, form: str = "") -> str:
+        """The same where a share is a fraction."""
+        return f"{value:{form}.3f}" if self.is_share else self.shown(value, form)
 
 
 METRICS: Mapping[str, Metric] = {
@@ -66,3 +75,13 @@ METRICS: Mapping[str, Metric] = {
 
 MAINS = ("accuracy", "mae")
 """Those by which the methods of a task are ranked."""
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric is read, also a modality's own, `NAME/M`; one that is not known is a share."""
+    return METRICS.get(name.partition("/")[0], METRICS["accuracy"])
+
+
+def main_of(names: Collection[str]) -> str:
+    """Of the names of metrics the one by which methods are ranked."""
+    return next((name for name in MAINS if name in names), MAINS[0])

@@ -12,7 +12,9 @@ from evenly.data.tasks import (
     Classes,
     Labels,
     Numbers,
+    concordance,
     criterion_of_labels,
+    pearson,
     restated,
     sentiment,
     task_of,
@@ -150,6 +152,19 @@ def test_metrics_of_numbers_are_those_of_scikit_learn_and_scipy():
             "concordance": 2 * cov[0, 1] / (cov[0, 0] + cov[1, 1] + (said - truth).mean() ** 2),
         }
     )
+
+
+def test_correlations_in_repeats_are_those_of_the_samples_drawn():
+    stream = np.random.default_rng(0)
+    target = 1000 + stream.normal(size=(60, 2)).astype(np.float32)
+    guess = (target + stream.normal(size=(60, 2))).astype(np.float32)
+    count = stream.integers(0, 3, 60)
+    drawn = (count / count.sum()).astype(np.float32)[None]
+    rows = np.repeat(np.arange(60), count)
+    said, truth = torch.from_numpy(guess[rows]), torch.from_numpy(target[rows])
+    for kind, of in (("pearson", pearson), ("concordance", concordance)):
+        found = bootstrap.correlation(drawn, guess[None], target, kind)
+        assert found[0, 0] == pytest.approx(of(said, truth), rel=1e-4)
 
 
 def test_several_numbers_have_the_mean_of_their_metrics():

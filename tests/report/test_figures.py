@@ -221,7 +221,7 @@ def test_accuracy_with_a_modality_alone_and_without_it(tmp_path, write):
         ("without", [30, 40, 50], "without {}"),
     ):
         whole, *others = _of(figures[kind], "relearn")
-        assert whole["x"] == pytest.approx([100 * found.accuracy("relearn")], abs=0.01)
+        assert whole["x"] == pytest.approx([100 * found.score("relearn")], abs=0.01)
         assert whole["marker"]["symbol"] == "line-ns"
         assert [trace["x"] for trace in others] == [[share] for share in shares]
         assert [trace["text"] for trace in others] == [[text.format(name)] for name in "abc"]
@@ -241,14 +241,14 @@ def test_the_map_shows_probes_and_the_accuracy_of_both(folder):
             assert seeds[axis] == pytest.approx([100 * value for value in probes], abs=0.01)
             assert mean[axis] == pytest.approx([100 * sum(probes) / 3], abs=0.01)
         sizes[method] = mean["marker"]["size"]
-    assert sorted(found.methods, key=found.accuracy) == sorted(found.methods, key=sizes.get)
+    assert sorted(found.methods, key=found.score) == sorted(found.methods, key=sizes.get)
 
 
 def test_noise_goes_from_none_to_missing(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["noise/1"], "joint")
     assert line["x"] == ["none", "0.5", "1", "2", "4", "missing"]
-    accuracy = 100 * found.accuracy("joint")
+    accuracy = 100 * found.score("joint")
     expected = [accuracy / (1 + level) for level in (0, 0.5, 1, 2, 4)] + [40]
     assert line["y"] == pytest.approx(expected, abs=0.01)
 

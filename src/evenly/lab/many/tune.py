@@ -41,6 +41,7 @@ from evenly.lab.run.settings import (
     read_settings,
     write_settings,
 )
+from evenly.metrics import METRICS
 from evenly.report import Point, write_history
 from evenly.report.names import in_words
 
@@ -235,8 +236,8 @@ def _table(studies: Studies, best: Mapping[str, Trial]) -> str:
         lines.append(
             (
                 method,
-                f"{trial.value:.3f}",
-                "failed" if first.value is None else f"{first.value:.3f}",
+                METRICS[metric].written(trial.value or 0.0),
+                "failed" if first.value is None else METRICS[metric].written(first.value),
                 f"{trial.tuned.lr:g}",
                 f"{trial.tuned.weight_decay:g}",
                 trial.tuned.method,
