@@ -37,8 +37,8 @@ def _main(config: Mapping[str, Any]) -> str:
 def _task(config: Mapping[str, Any]) -> str:
     if config.get("task") == "number":
         return (
-            "Samples have numbers: methods are ranked by the mean absolute error, in the data's "
-            "units, of which less is better."
+            "Samples have numbers: methods are ranked by the mean absolute error (MAE), in the "
+            "data's units, of which less is better."
         )
     if config.get("task") != "labels":
         return ""

@@ -192,13 +192,18 @@ def compare(
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data where those had to be looked at for it."""
     # loads torch, for which the command's help cannot wait
-    from evenly.lab.run.build import expanded, load_data
+    from evenly.lab.run.build import expanded, left_out, load_data
+    from evenly.lab.run.prepare import say
+    from evenly.targets import in_words
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
     data = load_data(training) if several else None
     if data is None:
         return tuple(expanded(methods, ())), None
-    return tuple(expanded(methods, data.modalities, data.task.takes)), data
+    if any(spec.name == "all" for spec in methods) and (left := left_out(data.task)):
+        words = in_words([data.task.takes])
+        say([f"'all' is without those that do not take {words}: {', '.join(left)}."])
+    return tuple(expanded(methods, data.modalities, data.task)), data
 
 
 def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
