@@ -1,12 +1,16 @@
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from evenly.report.comparison import Comparison, Estimate, Run
 from evenly.report.figures import all_figures
 from evenly.report.folder import read_comparison
+from evenly.report.formats import markdown
 from evenly.report.marks import MARKERS, OUTLINES, marks
+from evenly.report.page import _page
 
 
 def _figures(folder):
@@ -265,3 +269,76 @@ def test_confusions_are_shares_of_each_class(folder):
     )
     for y, x in zip(target, guess, strict=True):
         assert run.confusion[y, x] == ((target == y) & (guess == x)).sum()
+
+
+def _of_numbers():
+    """A comparison of two methods by their errors, the second of which has the smaller one."""
+    numbers = np.array([[1.0, 2.0], [3.0, 3.0], [2.0, 0.5]])
+    summary = {}
+    for method, mae, difference in (("joint", 250.4, None), ("awc", 12.3, -238.1)):
+        summary[method, "test", "mae"] = Estimate(
+            mae, 1.5, mae - 2, mae + 2, 2, difference, -240.0, -236.0, 0.001, 0.002
+        )
+        summary[method, "test", "pearson"] = Estimate(0.5, 0.1, seeds=2)
+        for kind, value in (("only", 300.0), ("contribution", 7.5), ("noise_1", 260.0)):
+            summary[method, "test", f"{kind}/x"] = Estimate(value)
+    return Comparison(
+        {"task": "number", "methods": ["joint", "awc"], "modalities": ["x", "y"], "seeds": 2},
+        [
+            Run(
+                method,
+                0,
+                {"epoch": [0.0, 1.0], "val_mae": [300.0, 200.0]},
+                {"epochs": 2},
+                "",
+                None,
+                x,
+            )
+            for method, x in (("joint", numbers), ("awc", numbers + 1))
+        ],
+        summary,
+        {("joint", "test", "mae"): {0: 249.0, 1: 251.8}},
+        datetime.now(UTC),
+    )
+
+
+def test_numbers_are_shown_in_the_units_of_the_data():
+    found = _of_numbers()
+    assert found.ranking == ["awc", "joint"]  # by the least error
+    figures = all_figures(found)
+    assert {"mae", "curve/val_mae", "contribution", "only", "noise/0", "agreement"} == {*figures}
+    seeds, mean = _of(figures["mae"], "joint")
+    assert (seeds["x"], mean["x"]) == ([249.0, 251.8], [250.4])
+    assert mean["text"] == ["mean 250.4<br>95 % interval 248.4 to 252.4"]
+    assert figures["mae"]["layout"]["xaxis"]["title"]["text"] == "test MAE"
+    assert figures["contribution"]["data"][0]["x"] == [7.5]
+    for name in ("mae", "only"):
+        assert "autorangeoptions" not in figures[name]["layout"]["xaxis"]
+    assert "autorangeoptions" not in figures["curve/val_mae"]["layout"]["yaxis"]
+    assert _of(figures["curve/val_mae"], "joint")[0]["y"] == [300, 200]
+    line, spots = _of(figures["agreement"], "awc")
+    assert (spots["x"], spots["y"]) == ([2, 4, 3], [3, 4, 1.5])
+    assert line["x"] == line["y"] == [1.5, 4]
+    for figure in figures.values():
+        go.Figure(figure)
+        json.dumps(figure, allow_nan=False)
+
+
+def test_a_table_of_numbers_is_not_in_per_cent():
+    head, _, first, *_ = markdown(_of_numbers()).splitlines()
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert head.startswith("| method | MAE | 95 % interval | Pearson correlation | x alone")
+    assert cells[:4] == ["awc", "12.3 ± 1.500", "10.3 to 14.3", "0.500 ± 0.100"]
+    assert cells[6] == "**-238.1 [-240.0 to -236.0]**"
+    text = markdown(_of_numbers())
+    assert "in %" not in text
+    assert "points" not in text
+
+
+def test_the_page_of_numbers_names_their_metric():
+    text = _page(_of_numbers(), "tsne")
+    assert "Different from joint training in test MAE, after Holm" in text
+    assert "awc (−238.1, p = 0.002)" in text
+    assert 'aria-sort="ascending"' in text
+    assert "accuracy" not in text[: text.index("<script")]
+    assert "ten bins" not in text  # nothing is diagnosed
