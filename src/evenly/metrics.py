@@ -33,24 +33,27 @@ class Metric:
         """What stands behind a difference of two."""
         return " points" if self.is_share else ""
 
-    def shown(self, value: float, form: str = "", places: int = 1) -> str:
+    def shown(
+        self, value: float, form: str = "", places: int = 1, like: float | None = None
+    ) -> str:
         """A value without its unit.
 
         Args:
             value: As it is measured.
             form: `+` if a plus is to be shown, too.
             places: Of a share; other metrics may be of any size, and have theirs by that.
+            like: A value that has the same number of places, such as the mean of a deviation.
         """
         if not self.is_share:
-            size = abs(value)
+            size = abs(value if like is None else like)
             if 0 < size < 0.0005:
                 return f"{value:{form}.1e}"
             places = 3 if size < 10 else 1 if size < 1000 else 0
         return f"{self.scale * value:{form}.{places}f}"
 
-    def written(self, value: float, form: str = "") -> str:
+    def written(self, value: float, form: str = "", like: float | None = None) -> str:
         """The same where a share is a fraction."""
-        return f"{value:{form}.3f}" if self.is_share else self.shown(value, form)
+        return f"{value:{form}.3f}" if self.is_share else self.shown(value, form, like=like)
 
 
 METRICS: Mapping[str, Metric] = {

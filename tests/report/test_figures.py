@@ -328,7 +328,7 @@ def test_a_table_of_numbers_is_not_in_per_cent():
     head, _, first, *_ = markdown(_of_numbers()).splitlines()
     cells = [cell.strip() for cell in first.strip("|").split("|")]
     assert head.startswith("| method | MAE | 95 % interval | Pearson correlation | x alone")
-    assert cells[:4] == ["awc", "12.3 ± 1.500", "10.3 to 14.3", "0.500 ± 0.100"]
+    assert cells[:4] == ["awc", "12.3 ± 1.5", "10.3 to 14.3", "0.500 ± 0.100"]
     assert cells[6] == "**-238.1 [-240.0 to -236.0]**"
     text = markdown(_of_numbers())
     assert "in %" not in text

@@ -16,6 +16,7 @@ from torch.nn.functional import (
 )
 
 from evenly import targets
+from evenly.modulation import full
 from evenly.spec import converted
 
 Name = Literal["classes", "labels", "number"]
@@ -294,6 +295,7 @@ class Numbers(Task):
 
     def answers(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """The numbers, in the data's units."""
+        logits = full(logits)  # half precision cannot tell 300.5 from 300
         return logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
 
     def encoded(self, target: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def _against(metric: Metric, score: Estimate, mark: Callable[[str], str]) -> lis
 def _spread(metric: Metric, estimate: Estimate) -> str:
     if estimate.mean is None:
         return ""
-    spread = "" if estimate.std is None else f" ± {metric.shown(estimate.std)}"
+    spread = "" if estimate.std is None else f" ± {metric.shown(estimate.std, like=estimate.mean)}"
     return f"{metric.shown(estimate.mean)}{spread}"
 
 

@@ -366,7 +366,7 @@ def _shown_value(metric: Metric, value: float | None) -> str:
 
 def _with_std(metric: Metric, found: Estimate) -> str:
     mean = _shown_value(metric, found.mean)
-    return mean if found.std is None else f"{mean} ± {metric.shown(found.std)}"
+    return mean if found.std is None else f"{mean} ± {metric.shown(found.std, like=found.mean)}"
 
 
 def _signed(metric: Metric, difference: float | None) -> str:

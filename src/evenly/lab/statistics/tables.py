@@ -292,7 +292,7 @@ def _plus_minus(row: Mapping[str, Any] | None) -> str:
     if row is None:  # a model of one modality has no figure of the others
         return ""
     metric = metric_of(row["metric"])
-    spread = "" if row["std"] is None else f" ± {metric.written(row['std'])}"
+    spread = "" if row["std"] is None else f" ± {metric.written(row['std'], like=row['mean'])}"
     return f"{metric.written(row['mean'])}{spread}"
 
 
