@@ -179,8 +179,14 @@ def test_several_numbers_have_the_mean_of_their_metrics():
 
 
 def test_of_a_constant_no_correlation_is_told():
-    found = Numbers(("n",)).measured(torch.ones(5, 1), VALUES)
-    assert found["pearson"] == found["concordance"] == 0
+    constant = torch.full((5, 1), 1 / 3)
+    found = Numbers(("n",), (0.1,), (0.7,)).measured(constant, VALUES)
+    assert found["pearson"] == 0
+    assert found["concordance"] == pytest.approx(0, abs=1e-6)
+    drawn = np.full((1, 5), 0.2, np.float32)
+    for kind in ("pearson", "concordance"):
+        repeats = bootstrap.correlation(drawn, constant[None].numpy(), VALUES.numpy(), kind)
+        assert repeats[0, 0] == pytest.approx(0, abs=1e-6)
 
 
 def test_sentiment_by_hand():

@@ -397,7 +397,7 @@ class _Reader:
                 )
         if not len(rows["val"]):
             train = rows["train"]
-            group = task.groups(target[train])
+            group = task.fitted(target[train]).groups(target[train])
             counts = group.bincount(minlength=len(task.names))
             alone = torch.nonzero(counts == 1) if task.name == "classes" else counts[:0]
             for number in alone.flatten().tolist():

@@ -448,7 +448,8 @@ def pearson(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> floa
     """The correlation of predictions and targets, the mean over columns; 0 of a constant."""
     one, other, both = _moments(answers, target)
     size = (one * other).sqrt()
-    return float(torch.where(size > 0, both / size.where(size > 0, 1), 0.0).mean())
+    varies = (one > _rounding(answers)) & (other > _rounding(target))
+    return float(torch.where(varies, both / size.where(varies, 1), 0.0).mean())
 
 
 def concordance(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> float:
@@ -467,6 +468,11 @@ def _moments(x: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> tuple[Tensor, 
     """Both variances and the covariance, by column."""
     x, y = (each.double() - each.double().mean(0) for each in (x, y))
     return (x * x).mean(0), (y * y).mean(0), (x * y).mean(0)
+
+
+def _rounding(x: Float[Tensor, "n c"]) -> Tensor:
+    """The variance that 32 bits give a constant, by column."""
+    return (1e-7 * x.double()).square().mean(0)
 
 
 def sentiment(answers: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> dict[str, float]:

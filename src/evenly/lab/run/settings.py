@@ -336,6 +336,7 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
     file = settings.get("data_sha256")
     # A setting that is younger than the folder was as it is by default.
     usual = {each.name: each.default for each in fields(Training) if each.default is not MISSING}
+    usual |= {"task": "classes", "select": "accuracy"}  # of which there was nothing else
     for name, value in settings.items():
         if name == "data" and file is not None and file == found.get("data_sha256"):
             continue  # the same file by another path

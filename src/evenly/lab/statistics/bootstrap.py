@@ -137,24 +137,38 @@ def correlation(
     By the weighted moments of the samples of a repeat; the mean over columns. It is 0 where either
     is constant.
     """
-    # Near 0, so that little is lost where a moment is the difference of two.
-    middle, size = target.mean(0), np.maximum(target.std(0), np.finfo(np.float32).tiny)
-    y = ((target - middle) / size).astype(np.float32)
+    y, size = _centred(target)
     mean_y = samples @ y
     var_y = np.maximum(samples @ (y * y) - mean_y**2, 0)
     columns = []
     for one in guess:
-        x = ((one - middle) / size).astype(np.float32)
+        x, scale = _centred(one)
         mean_x = samples @ x
         var_x = np.maximum(samples @ (x * x) - mean_x**2, 0)
         both = samples @ (x * y) - mean_x * mean_y
         if kind == "pearson":
             below = np.sqrt(var_x * var_y)
-        else:
-            both, below = 2 * both, var_x + var_y + (mean_x - mean_y) ** 2
+        else:  # in units of the target
+            ratio = scale / size
+            apart = ratio * mean_x - mean_y + (one.mean(0) - target.mean(0)) / size
+            both, below = 2 * ratio * both, ratio**2 * var_x + var_y + apart**2
         found = np.divide(both, below, out=np.zeros_like(both), where=below > 0)
         columns.append(found.mean(1))
     return np.stack(columns, 1)
+
+
+def _centred(
+    x: Float[np.ndarray, "n c"],
+) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, " c"]]:
+    """Numbers less their mean, over their deviation, so that moments lose little; and that.
+
+    What varies by rounding alone is 0, and its deviation 1.
+    """
+    wide = x.astype(np.float64)
+    middle, size = wide.mean(0), wide.std(0)
+    varies = size > 1e-7 * np.sqrt(np.square(wide).mean(0))
+    size = np.where(varies, size, 1.0)
+    return np.where(varies, (wide - middle) / size, 0.0).astype(np.float32), size
 
 
 def difference(
