@@ -181,7 +181,7 @@ class _Reader:
         target, task = self._target()
         if task.name == "classes" and len(target.unique()) < 2:
             raise self._error(
-                f"all labels are '{task.names[0]}'. Classification needs two classes."
+                f"all labels are '{task.names[int(target[0])]}'. Classification needs two classes."
             )
         notes: list[str] = []
         rows = self._rows(target, task, notes)
@@ -289,7 +289,8 @@ class _Reader:
         if labels.ndim != 1 or not whole:
             raise self._error(
                 f"'labels' holds {labels.dtype} values in the shape {labels.shape}, which are no "
-                "classes. Give one whole number or string per sample, (N,), or leave --task out."
+                "classes. Give one whole number or string per sample, (N,), or floats to regress "
+                "on."
             )
         if labels.dtype.kind == "f":
             labels = labels.astype(np.int64)
