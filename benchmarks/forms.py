@@ -160,7 +160,7 @@ def resampled(correct):
 
 def weighted(correct):
     bootstrap.weights.cache_clear()  # a report draws once for all its figures
-    return bootstrap.accuracy(bootstrap.weights(5, TESTED).samples, correct).std(0)
+    return bootstrap.mean(bootstrap.weights(5, TESTED).samples, correct).std(0)
 
 
 def same(one, other):

@@ -1,5 +1,7 @@
 """CMU-MOSI to one .npz file: modalities `text`, `audio` and `video`, negative or positive.
 
+With `--task number` labels are the sentiment itself, from -3 to 3, of which 0 is else positive.
+
 One vector per utterance (text CNN, openSMILE, C3D). The text and video vectors were learnt with
 labels on the 62 training videos of the bc-LSTM split, so this split is used and no other: on the
 official one they leak.
@@ -41,20 +43,20 @@ def hold_out_videos(split: np.ndarray, video: np.ndarray, share: float, seed: in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, source = read(parser(__doc__, "cmu_mosi"), argv, "cmu_mosi_utterance.npz")
+    command = parser(__doc__, "cmu_mosi")
+    command.add_argument("--task", choices=("classes", "number"), default="classes")
+    arguments, source = read(command, argv, "cmu_mosi_utterance.npz")
     split = hold_out_videos(source["split_bclstm"], source["video_index"], share=1 / 3, seed=0)
     modalities = {
         "text": source["text_cnn"],
         "audio": source["audio_opensmile"],
         "video": source["video_c3d"],
     }
-    save_npz(
-        arguments.out,
-        source["label"],
-        split,
-        modalities,
-        class_names=source["class_names"].tolist(),
-    )
+    if arguments.task == "number":
+        modalities["labels_kind"] = np.array("sentiment")
+        save_npz(arguments.out, source["score"], split, modalities, ["sentiment"])
+    else:
+        save_npz(arguments.out, source["label"], split, modalities, source["class_names"].tolist())
     train, val, test = np.bincount(split)
     print(f"{arguments.out}: {train} / {val} / {test} utterances, text, audio and video")
 

@@ -105,6 +105,19 @@ def test_cmu_mosi(convert, shared_data):
 
 
 @pytest.mark.data
+def test_cmu_mosi_as_numbers(convert, shared_data):
+    data, classes = convert("cmu_mosi", "--task", "number"), convert("cmu_mosi")
+    assert _sizes(data) == _sizes(classes)
+    assert (data.task.names, data.task.scale) == (("sentiment",), "sentiment")
+    with np.load(shared_data / "cmu_mosi" / "cmu_mosi_utterance.npz") as source:
+        score = source["score"]
+    for name in ("train", "val", "test"):
+        part = data.split(name)
+        assert part.target[:, 0].tolist() == score[part.rows].tolist()
+        assert ((part.target[:, 0] >= 0) == (classes.split(name).target == 1)).all()
+
+
+@pytest.mark.data
 def test_cmu_mosi_words(convert, shared_data):
     data = convert("cmu_mosi_words", folder="cmu_mosi")
     assert _sizes(data) == [1284, 229, 686]

@@ -284,9 +284,33 @@ INFINITE[[3, 9]] = -np.inf
 WRONG = {
     "no labels": ({"labels": None}, "has no array 'labels', it holds split, x. Add 'labels'"),
     "no split": ({"split": None}, "has no array 'split', it holds labels, x. Add 'split'"),
-    "label columns": ({"labels": LABELS[:, None]}, "'labels' has the shape (12, 1)"),
+    "label columns": (
+        {"labels": LABELS[:, None]},
+        "'labels' holds int64 values in the shape (12, 1), which are not several labels",
+    ),
     "no samples": ({"labels": LABELS[:0]}, "'labels' has the shape (0,)"),
-    "float labels": ({"labels": LABELS / 2}, "'labels' holds float64 values. Give whole numbers"),
+    "labels of no kind": ({"labels_kind": "mood"}, "'labels_kind' is 'mood'. Use classes, labels"),
+    "halves": (
+        {"labels": LABELS / 2, "labels_kind": "classes"},
+        "'labels' holds float64 values in the shape (12,), which are no classes.",
+    ),
+    "words": (
+        {"labels": np.array(["a", "b"])[LABELS], "labels_kind": "number"},
+        "'labels' holds <U1 values, which are no numbers to regress on.",
+    ),
+    "number that is none": (
+        {"labels": np.where(np.arange(N) == 3, np.nan, LABELS)},
+        "'labels' holds nan in sample 3, on which nothing can be regressed.",
+    ),
+    "one number": ({"labels": np.ones(N)}, "in the training split 'number' is 1 in all samples"),
+    "sentiments": (
+        {"labels": np.stack([LABELS, LABELS], 1) / 2, "labels_kind": "sentiment"},
+        "'labels' has 2 columns, and sentiment is one number a sample.",
+    ),
+    "names of numbers": (
+        {"labels": LABELS / 2, "class_names": ["a", "b"]},
+        "'class_names' has 2 different names for 1 column of 'labels'. Give one for each.",
+    ),
     "one class": ({"labels": np.ones(N, int)}, "all labels are '1'. Classification needs two"),
     "split length": ({"split": SPLIT[:5]}, "'split' has the shape (5,) for 12 labels"),
     "split names": (

@@ -1,13 +1,24 @@
-"""What a target is: metrics of several labels against scikit-learn's."""
+"""What a target is: metrics of labels and numbers against scikit-learn's and SciPy's."""
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics as theirs
 from torch import nn
 
 from evenly.data import load_npz, save_npz
-from evenly.data.tasks import Classes, Labels, criterion_of_labels, task_of
+from evenly.data.tasks import (
+    Classes,
+    Labels,
+    Numbers,
+    concordance,
+    criterion_of_labels,
+    pearson,
+    restated,
+    sentiment,
+    task_of,
+)
 from evenly.lab.statistics import bootstrap
 
 NAMES = ("a", "b", "c", "never")
@@ -111,8 +122,7 @@ def test_a_validation_split_of_labels_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "arrays", "message"),
     [
-        (2 * LABELS, {}, "holds other values than 0 and 1"),
-        (LABELS + 0.5, {}, "holds other values than 0 and 1"),
+        (2 * LABELS, {}, "which are not several labels. Give a column for each, 1 where"),
         (LABELS, {"class_names": np.array(["a"])}, "1 different names for 2 columns"),
         (LABELS, {"class_names": np.array(["a", "a"])}, "1 different names for 2 columns"),
         (LABELS[None], {}, r"Give one label per sample, \(N,\), or a column"),
@@ -122,3 +132,128 @@ def test_a_validation_split_of_labels_is_drawn(tmp_path):
 def test_labels_that_cannot_be(labels, arrays, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         saved(tmp_path, labels, **arrays)
+
+
+VALUES = torch.tensor([[-1.0], [0.0], [2.0], [3.0], [1.0]])
+SAID = torch.tensor([[-2.0], [1.0], [2.5], [2.0], [0.0]])
+
+
+def test_metrics_of_numbers_are_those_of_scikit_learn_and_scipy():
+    task = Numbers(("n",), (1.0,), (2.0,))
+    found = task.measured((SAID - 1) / 2, VALUES)
+    said, truth = SAID[:, 0].numpy(), VALUES[:, 0].numpy()
+    cov = np.cov(said, truth, ddof=0)
+    assert found == pytest.approx(
+        {
+            "loss": 4.5 / 5 / 2,
+            "mae": 4.5 / 5,
+            "rmse": theirs.root_mean_squared_error(truth, said),
+            "pearson": stats.pearsonr(truth, said).statistic,
+            "concordance": 2 * cov[0, 1] / (cov[0, 0] + cov[1, 1] + (said - truth).mean() ** 2),
+        }
+    )
+
+
+def test_correlations_in_repeats_are_those_of_the_samples_drawn():
+    stream = np.random.default_rng(0)
+    target = 1000 + stream.normal(size=(60, 2)).astype(np.float32)
+    guess = (target + stream.normal(size=(60, 2))).astype(np.float32)
+    count = stream.integers(0, 3, 60)
+    drawn = (count / count.sum()).astype(np.float32)[None]
+    rows = np.repeat(np.arange(60), count)
+    said, truth = torch.from_numpy(guess[rows]), torch.from_numpy(target[rows])
+    for kind, of in (("pearson", pearson), ("concordance", concordance)):
+        found = bootstrap.correlation(drawn, guess[None], target, kind)
+        assert found[0, 0] == pytest.approx(of(said, truth), rel=1e-4)
+
+
+def test_several_numbers_have_the_mean_of_their_metrics():
+    task, logits, truth = Numbers(("a", "b")), SAID.repeat(1, 2), torch.cat([VALUES, SAID], 1)
+    found, one = task.measured(logits, truth), Numbers(("a",)).measured(SAID, VALUES)
+    for name in ("loss", "mae", "rmse"):
+        assert found[name] == pytest.approx(one[name] / 2)
+    for name in ("pearson", "concordance"):
+        assert found[name] == pytest.approx((one[name] + 1) / 2)
+    assert task.details(logits, truth) == pytest.approx({"error/a": 0.9, "error/b": 0})
+    assert Numbers(("a",)).details(SAID, VALUES) == {}
+
+
+def test_of_a_constant_no_correlation_is_told():
+    constant = torch.full((5, 1), 1 / 3)
+    found = Numbers(("n",), (0.1,), (0.7,)).measured(constant, VALUES)
+    assert found["pearson"] == 0
+    assert found["concordance"] == pytest.approx(0, abs=1e-6)
+    drawn = np.full((1, 5), 0.2, np.float32)
+    for kind in ("pearson", "concordance"):
+        repeats = bootstrap.correlation(drawn, constant[None].numpy(), VALUES.numpy(), kind)
+        assert repeats[0, 0] == pytest.approx(0, abs=1e-6)
+
+
+def test_sentiment_by_hand():
+    """As MMSA counts it: halves go to even numbers, and 0 is not negative."""
+    truth = torch.tensor([-2.6, 0.0, 0.4, 1.5, 3.0, -0.4])
+    said = torch.tensor([-3.4, 0.2, -0.2, 2.5, 2.4, -1.2])
+    found = sentiment(said, truth)
+    # From 0 on: truth - + + + + -, said - + - + + -.
+    assert found["acc_2"] == pytest.approx(5 / 6)
+    assert found["f1"] == pytest.approx((2 * (2 * 2 / 5) + 4 * (2 * 3 / 7)) / 6)
+    # Without the 0: truth - + + + -, said - - + + -.
+    assert found["acc_2_nonzero"] == pytest.approx(4 / 5)
+    assert found["f1_nonzero"] == pytest.approx((2 * (2 * 2 / 5) + 3 * (2 * 2 / 5)) / 5)
+    # Rounded: -3 0 0 2 3 0 and -3 0 0 2 2 -1; cut off at 2 the fifth is right, too.
+    assert found["acc_7"] == pytest.approx(4 / 6)
+    assert found["acc_5"] == pytest.approx(5 / 6)
+    assert Numbers(("n",), scale="sentiment").measured(said[:, None], truth[:, None]).keys() == {
+        *Numbers(("n",), scale="sentiment").metrics
+    }
+
+
+def test_numbers_are_standardised_by_the_training_split(tmp_path):
+    labels = np.arange(40.0).reshape(40, 1)
+    data = saved(tmp_path, labels, class_names=np.array(["degrees"]))
+    mean, std = labels[::3].mean(), labels[::3].std()
+    assert data.task == Numbers(("degrees",), (mean,), (std,))
+    target = data.split("train").target
+    assert target.tolist() == labels[::3].tolist()  # as the data have it
+    encoded = data.task.encoded(target)
+    assert encoded.mean() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(data.task.answers(encoded), target)
+    assert data.task.scores(encoded + 1, target).tolist() == pytest.approx([std] * 14)
+    assert data.limited(3).task == data.task
+    assert "numbers to regress on: degrees (mean 19.5, deviation 12.09)" in data.notes[-1]
+    assert restated(data.task.stated()) == data.task
+
+
+def test_groups_of_numbers_are_tenths():
+    assert Numbers(("n",)).groups(torch.arange(100.0)[:, None]).bincount().tolist() == [10] * 10
+
+
+def test_who_has_seen_no_input_says_the_median():
+    task = Numbers(("n",), (1.0,), (2.0,))
+    assert task.uninformed(torch.tensor([[5.0], [0], [1]])).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "name", "target"),
+    [
+        (np.arange(40) % 4, "number", "number", [[0.0], [1], [2]]),
+        (np.arange(40) % 4 / 1, "classes", "classes", [0, 1, 2]),
+        (np.arange(40) % 4 / 1, "auto", "number", [[0.0], [1], [2]]),
+        (LABELS / 1, "auto", "labels", [[0.0, 1], [1, 0], [0, 0]]),
+        (LABELS, "number", "number", [[0.0, 1], [1, 0], [0, 0]]),
+        (LABELS + 0.5, "auto", "number", [[0.5, 1.5], [1.5, 0.5], [0.5, 0.5]]),
+    ],
+)
+def test_what_labels_are_can_be_asked_for(labels, task, name, target, tmp_path):
+    saved(tmp_path, labels)
+    data = load_npz(tmp_path / "a.npz", task=task)
+    assert data.task.name == name
+    assert data._target[:3].tolist() == target
+
+
+def test_the_file_says_what_labels_are(tmp_path):
+    labels = np.arange(40) % 5 - 2
+    data = saved(tmp_path, labels, labels_kind=np.array("sentiment"))
+    assert data.task.scale == "sentiment"
+    assert list(data.modalities) == ["x"]
+    assert load_npz(tmp_path / "a.npz", task="classes").class_names == ["-2", "-1", "0", "1", "2"]

@@ -283,7 +283,7 @@ def test_a_diagnosis_is_of_those_that_have_it():
         torch.utils.data.DataLoader(found.split(name), 7, collate_fn=collate)
         for name in ("train", "val")
     ]
-    forward = Forward(Place(torch.device("cpu"), "32"), Augment({}, {}, 0))
+    forward = Forward(Place(torch.device("cpu"), "32"), found.task, Augment({}, {}, 0))
     probe = Probe(net, forward, *loaders)
     train, val = probe.features("train"), probe.features("val")
     assert train.present["steps"].tolist() == [k % 3 != 0 for k in range(20)]

@@ -1,12 +1,16 @@
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from evenly.report.comparison import Comparison, Estimate, Run
 from evenly.report.figures import all_figures
 from evenly.report.folder import read_comparison
+from evenly.report.formats import markdown
 from evenly.report.marks import MARKERS, OUTLINES, marks
+from evenly.report.page import _page
 
 
 def _figures(folder):
@@ -221,7 +225,7 @@ def test_accuracy_with_a_modality_alone_and_without_it(tmp_path, write):
         ("without", [30, 40, 50], "without {}"),
     ):
         whole, *others = _of(figures[kind], "relearn")
-        assert whole["x"] == pytest.approx([100 * found.accuracy("relearn")], abs=0.01)
+        assert whole["x"] == pytest.approx([100 * found.score("relearn")], abs=0.01)
         assert whole["marker"]["symbol"] == "line-ns"
         assert [trace["x"] for trace in others] == [[share] for share in shares]
         assert [trace["text"] for trace in others] == [[text.format(name)] for name in "abc"]
@@ -241,14 +245,14 @@ def test_the_map_shows_probes_and_the_accuracy_of_both(folder):
             assert seeds[axis] == pytest.approx([100 * value for value in probes], abs=0.01)
             assert mean[axis] == pytest.approx([100 * sum(probes) / 3], abs=0.01)
         sizes[method] = mean["marker"]["size"]
-    assert sorted(found.methods, key=found.accuracy) == sorted(found.methods, key=sizes.get)
+    assert sorted(found.methods, key=found.score) == sorted(found.methods, key=sizes.get)
 
 
 def test_noise_goes_from_none_to_missing(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["noise/1"], "joint")
     assert line["x"] == ["none", "0.5", "1", "2", "4", "missing"]
-    accuracy = 100 * found.accuracy("joint")
+    accuracy = 100 * found.score("joint")
     expected = [accuracy / (1 + level) for level in (0, 0.5, 1, 2, 4)] + [40]
     assert line["y"] == pytest.approx(expected, abs=0.01)
 
@@ -265,3 +269,76 @@ def test_confusions_are_shares_of_each_class(folder):
     )
     for y, x in zip(target, guess, strict=True):
         assert run.confusion[y, x] == ((target == y) & (guess == x)).sum()
+
+
+def _of_numbers():
+    """A comparison of two methods by their errors, the second of which has the smaller one."""
+    numbers = np.array([[1.0, 2.0], [3.0, 3.0], [2.0, 0.5]])
+    summary = {}
+    for method, mae, difference in (("joint", 250.4, None), ("awc", 12.3, -238.1)):
+        summary[method, "test", "mae"] = Estimate(
+            mae, 1.5, mae - 2, mae + 2, 2, difference, -240.0, -236.0, 0.001, 0.002
+        )
+        summary[method, "test", "pearson"] = Estimate(0.5, 0.1, seeds=2)
+        for kind, value in (("only", 300.0), ("contribution", 7.5), ("noise_1", 260.0)):
+            summary[method, "test", f"{kind}/x"] = Estimate(value)
+    return Comparison(
+        {"task": "number", "methods": ["joint", "awc"], "modalities": ["x", "y"], "seeds": 2},
+        [
+            Run(
+                method,
+                0,
+                {"epoch": [0.0, 1.0], "val_mae": [300.0, 200.0]},
+                {"epochs": 2},
+                "",
+                None,
+                x,
+            )
+            for method, x in (("joint", numbers), ("awc", numbers + 1))
+        ],
+        summary,
+        {("joint", "test", "mae"): {0: 249.0, 1: 251.8}},
+        datetime.now(UTC),
+    )
+
+
+def test_numbers_are_shown_in_the_units_of_the_data():
+    found = _of_numbers()
+    assert found.ranking == ["awc", "joint"]  # by the least error
+    figures = all_figures(found)
+    assert {"mae", "curve/val_mae", "contribution", "only", "noise/0", "agreement"} == {*figures}
+    seeds, mean = _of(figures["mae"], "joint")
+    assert (seeds["x"], mean["x"]) == ([249.0, 251.8], [250.4])
+    assert mean["text"] == ["mean 250.4<br>95 % interval 248.4 to 252.4"]
+    assert figures["mae"]["layout"]["xaxis"]["title"]["text"] == "test MAE"
+    assert figures["contribution"]["data"][0]["x"] == [7.5]
+    for name in ("mae", "only"):
+        assert "autorangeoptions" not in figures[name]["layout"]["xaxis"]
+    assert "autorangeoptions" not in figures["curve/val_mae"]["layout"]["yaxis"]
+    assert _of(figures["curve/val_mae"], "joint")[0]["y"] == [300, 200]
+    line, spots = _of(figures["agreement"], "awc")
+    assert (spots["x"], spots["y"]) == ([2, 4, 3], [3, 4, 1.5])
+    assert line["x"] == line["y"] == [1.5, 4]
+    for figure in figures.values():
+        go.Figure(figure)
+        json.dumps(figure, allow_nan=False)
+
+
+def test_a_table_of_numbers_is_not_in_per_cent():
+    head, _, first, *_ = markdown(_of_numbers()).splitlines()
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert head.startswith("| method | MAE | 95 % interval | Pearson correlation | x alone")
+    assert cells[:4] == ["awc", "12.3 ± 1.5", "10.3 to 14.3", "0.500 ± 0.100"]
+    assert cells[6] == "**-238.1 [-240.0 to -236.0]**"
+    text = markdown(_of_numbers())
+    assert "in %" not in text
+    assert "points" not in text
+
+
+def test_the_page_of_numbers_names_their_metric():
+    text = _page(_of_numbers(), "tsne")
+    assert "Different from joint training in test MAE, after Holm" in text
+    assert "awc (−238.1, p = 0.002)" in text
+    assert 'aria-sort="ascending"' in text
+    assert "accuracy" not in text[: text.index("<script")]
+    assert "ten bins" not in text  # nothing is diagnosed

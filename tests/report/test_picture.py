@@ -190,7 +190,7 @@ def test_labels_of_the_map_do_not_overlap(tmp_path, write):
     canvas.draw()
     _, axes = figure.axes
     found = {text.get_text(): text.get_window_extent(canvas.get_renderer()) for text in axes.texts}
-    shown = {f"{method} {100 * comparison.accuracy(method):.1f}" for method in methods}
+    shown = {f"{method} {100 * comparison.score(method):.1f}" for method in methods}
     assert set(found) == shown
     boxes = list(found.values())
     for number, box in enumerate(boxes):

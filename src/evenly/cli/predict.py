@@ -17,7 +17,7 @@ def arguments() -> Parser:
     """What it takes."""
     one = Parser(
         "Predictions of a trained run: a line for each sample, with the probability of each class "
-        "or label."
+        "or label, or with its numbers."
     )
     one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument(
@@ -49,14 +49,16 @@ def run(options: Namespace) -> None:
             raise unknown(f"modality of {options.run}", name, trained.modalities)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample", "label", "predicted", *trained.task.names])
+    names = trained.task.names
+    columns = [] if trained.task.name == "number" and len(names) == 1 else names
+    writer.writerow(["sample", "label", "predicted", *columns])
     said = predictions(
         trained, options.data, options.split, without, skip_broken=options.skip_broken
     )
     for found in said:
-        said_of_it = trained.task.predicted(found.probabilities)
-        rounded = [f"{p:.6g}" for p in found.probabilities]
-        writer.writerow([found.sample, found.label, said_of_it, *rounded])
+        said_of_it = trained.task.predicted(found.answers)
+        rounded = [f"{value:.6g}" for value in found.answers]
+        writer.writerow([found.sample, found.label, said_of_it, *rounded[: len(columns)]])
     if options.out:
         write_text(Path(options.out), text.getvalue())
         print(f"predictions: {options.out}")

@@ -42,6 +42,7 @@ def run(options: Namespace) -> None:
     from evenly.lab.run.result import is_headline
     from evenly.lab.run.run import run_cell
     from evenly.lab.run.settings import Cell, check_folder, read_settings
+    from evenly.metrics import metric_of
     from evenly.report.comparison import PAPER
     from evenly.report.names import in_words
 
@@ -76,7 +77,7 @@ def run(options: Namespace) -> None:
         else:
             result = _on_devices(Job(cell, folder, logs))
     chosen = CALLED[cell.training.selects_on]
-    asked, select = cell.training.epochs, cell.training.select
+    asked, (select, _) = cell.training.epochs, cell.training.selected_by
     if result.epochs < asked:
         print(f"ended after {result.epochs} of {asked} epochs, by --patience")
     print(
@@ -84,7 +85,8 @@ def run(options: Namespace) -> None:
     )
     for split, metrics in result.metrics.items():
         shown = {x: value for x, value in metrics.items() if is_headline(x) or x == select}
-        print(f"{split:5}", "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+        said = (f"{name} {metric_of(name).written(value)}" for name, value in shown.items())
+        print(f"{split:5}", "  ".join(said))
     if cell.training.protocol == "paper":
         print(f"\n{PAPER}")
     print(f"\nrun: {folder}")

@@ -21,12 +21,13 @@ from evenly.data.dataset import (
     check_classes,
     check_labels,
     check_names,
+    check_numbers,
     described,
     lacking,
     stratified,
 )
 from evenly.data.numbers import Array, channels_first, native, spelt, unusable
-from evenly.data.tasks import task_of
+from evenly.data.tasks import Asked, Name, Numbers, Scale, Task, task_of
 from evenly.errors import UserError
 from evenly.files import replacing
 
@@ -44,13 +45,16 @@ def load_npz(
     *,
     labelled: bool = True,
     kinds: Mapping[str, Kind] | None = None,
+    task: Asked = "auto",
 ) -> Data:
     """Reads a data set from an `.npz` file.
 
     The file holds
 
     - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order; or
-      (N, C) of booleans or 0 and 1: several labels a sample, a column for each;
+      (N, C) of booleans or 0 and 1: several labels a sample, a column for each; or (N) or (N, C)
+      other floats: numbers to regress on. `labels_kind`, a string, says otherwise: `classes`,
+      `labels`, `number`, or `sentiment`, numbers from -3 to 3 that are measured as MMSA does it;
     - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split a stratified
       15 % of train becomes one (seed 0), and a note says so, unless one is needed;
     - every other array whose first axis is N: a modality of that name. One sample of it is a
@@ -61,7 +65,7 @@ def load_npz(
       for each token, and 0 after the last one;
     - `NAME` with `NAME_offset` (N + 1): sequences of unequal lengths, end to end; sample i is
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
-    - `class_names` (C), optional: in the order of the classes or columns.
+    - `class_names` (C), optional: in the order of the classes or columns, also of one column.
 
     An array `id` or `index` (N) of whole numbers or words that all differ numbers the samples and
     is no modality, unless `id_kind` says what it is. A note says so.
@@ -72,13 +76,14 @@ def load_npz(
         labelled: Without, nothing is asked of labels and splits, which need not be there: the
             target of samples without labels is -1, and samples without a split are in test.
         kinds: By modality, as what an array is read where the file says nothing else.
+        task: As what `labels` are read, whatever the file says.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file does not have that form.
     """
     reader = _Reader(path, needed)
-    reader.kinds = kinds or {}
+    reader.kinds, reader.asked = kinds or {}, task
     return reader.data() if labelled else reader.unlabelled()
 
 
@@ -93,11 +98,12 @@ def save_npz(
 
     Args:
         path: Where to; an existing file is replaced.
-        labels: (N) class of each sample; (N, C) of 0 and 1 for several labels.
+        labels: (N) class of each sample; (N, C) of 0 and 1 for several labels; (N) or (N, C)
+            floats to regress on.
         split: (N) `train`, `val`, `test` or 0, 1, 2.
-        modalities: By name; also `NAME_offset` and `NAME_kind` where they apply. Types that NumPy
-            has no files for, such as bfloat16, are widened to float32.
-        class_names: In the order of the classes.
+        modalities: By name; also `NAME_offset`, `NAME_kind` and `labels_kind` where they apply.
+            Types that NumPy has no files for, such as bfloat16, are widened to float32.
+        class_names: In the order of the classes or columns.
 
     Raises:
         TypeError: If something is no array of numbers or strings.
@@ -148,6 +154,7 @@ class _Reader:
     """The arrays of one file, and what is wrong with them."""
 
     kinds: Mapping[str, Kind] = {}  # of those that the file says nothing of
+    asked: Asked = "auto"  # what labels are read as
 
     def __init__(
         self, path: Path, needed: Collection[SplitName], arrays: dict[str, Array] | None = None
@@ -171,17 +178,15 @@ class _Reader:
                     f"Add '{name}', one entry per sample."
                 )
         self.count = self._count()
-        target, class_names = self._target()
-        several = target.ndim == 2
-        if not several and len(target.unique()) < 2:
+        target, task = self._target()
+        if task.name == "classes" and len(target.unique()) < 2:
             raise self._error(
-                f"all labels are '{class_names[target[0]]}'. Classification needs two classes."
+                f"all labels are '{task.names[int(target[0])]}'. Classification needs two classes."
             )
         notes: list[str] = []
-        rows = self._rows(target, class_names, notes)
+        rows = self._rows(target, task, notes)
         for split, members in rows.items():
-            check = check_labels if several else check_classes
-            check(self.path, split, target[members], class_names)
+            _CHECKS[task.name](self.path, split, target[members], task.names)
         inputs, present = self._inputs()
         notes += [
             f"{self.path.name}: the array '{name}' is an index of the samples, and no modality. "
@@ -190,13 +195,19 @@ class _Reader:
             if self._is_index(name)
         ]
         notes += [lacking(name, int((~here).sum()), self.count) for name, here in present.items()]
-        return Data(self.path.stem, inputs, target, rows, class_names, notes, present=present)
+        data = Data(
+            self.path.stem, inputs, target, rows, task.names, notes, present=present, task=task
+        )
+        if isinstance(data.task, Numbers):
+            data.notes.append(self._found(data.task))
+        return data
 
     def unlabelled(self) -> Data:
         self.count = self._count() if "labels" in self.arrays else self._rows_of_modalities()
-        target, class_names = torch.full((self.count,), -1), list[str]()
+        target: Tensor = torch.full((self.count,), -1)
+        task: Task = task_of(target, ())
         if "labels" in self.arrays:
-            target, class_names = self._target()
+            target, task = self._target()
         split = np.full(self.count, SPLITS.index("test"))
         if "split" in self.arrays:
             split = self._split_numbers()
@@ -207,9 +218,10 @@ class _Reader:
             inputs,
             target,
             {name: every[torch.from_numpy(split == n)] for n, name in enumerate(SPLITS)},
-            class_names,
+            task.names,
             modalities={name: described(name, x, every) for name, x in inputs.items()},
             present=present,
+            task=task,
         )
 
     def _inputs(self) -> tuple[dict[str, Tensor | Ragged], dict[str, Tensor]]:
@@ -244,44 +256,110 @@ class _Reader:
 
     def _count(self) -> int:
         labels = self.arrays["labels"]
-        if labels.ndim not in (1, 2) or not labels.size or labels.shape[1:] == (1,):
+        if labels.ndim not in (1, 2) or not labels.size:
             raise self._error(
                 f"'labels' has the shape {labels.shape}. Give one label per sample, (N,), or a "
                 "column of 0 and 1 for each of several labels, (N, C)."
             )
         return len(labels)
 
-    def _target(self) -> tuple[Tensor, list[str]]:
-        labels = self._text("labels")
-        if labels.ndim == 2:
-            return self._several(labels)
-        if labels.dtype.kind not in "iuUb":
+    def _target(self) -> tuple[Tensor, Task]:
+        """The targets and what they are, by what is asked for, by the file or by their form."""
+        labels, asked = self._text("labels"), str(self.asked)
+        scale: Scale = ""
+        if "labels_kind" in self.arrays:
+            said = " ".join(str(word) for word in self._text("labels_kind").reshape(-1))
+            if said not in _CHECKS.keys() | {"sentiment"}:
+                listed = ", ".join([*_CHECKS, "sentiment"])
+                raise self._error(f"'labels_kind' is '{said}'. Use {listed}.")
+            scale = "sentiment" if said == "sentiment" else ""
+            said = "number" if scale else said
+            asked = said if asked == "auto" else asked
+        if asked == "auto":
+            asked = _task_name(labels)
+        if asked == "number":
+            return self._numbers(labels, scale)
+        return self._several(labels) if asked == "labels" else self._classes(labels)
+
+    def _classes(self, labels: Array) -> tuple[Tensor, Task]:
+        """One class a sample."""
+        whole = labels.dtype.kind in "iuUb" or (
+            labels.dtype.kind == "f" and bool((labels == np.round(labels)).all())
+        )
+        if labels.ndim != 1 or not whole:
             raise self._error(
-                f"'labels' holds {labels.dtype} values. Give whole numbers or strings."
+                f"'labels' holds {labels.dtype} values in the shape {labels.shape}, which are no "
+                "classes. Give one whole number or string per sample, (N,), or floats to regress "
+                "on."
             )
-        found, target = np.unique(labels, return_inverse=True)
+        if labels.dtype.kind == "f":
+            labels = labels.astype(np.int64)
+        found, number = np.unique(labels, return_inverse=True)
         names = [str(value) for value in found]
         if "class_names" in self.arrays:
-            target, names = self._named(found, target)
-        return torch.from_numpy(target.astype(np.int64)), names
+            number, names = self._named(found, number)
+        target = torch.from_numpy(number.astype(np.int64))
+        return target, task_of(target, names)
 
-    def _several(self, labels: Array) -> tuple[Tensor, list[str]]:
-        """Several labels a sample, and their names."""
-        if labels.dtype.kind not in "iuUbf" or not np.isin(labels, (0, 1)).all():
+    def _several(self, labels: Array) -> tuple[Tensor, Task]:
+        """Several labels a sample."""
+        fits = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iubf"
+        if not fits or not np.isin(labels, (0, 1)).all():
             raise self._error(
-                f"'labels' has the shape {labels.shape} and holds other values than 0 and 1. Give "
-                "a column for each label, 1 where a sample has it, or one class per sample: (N,)."
+                f"'labels' holds {labels.dtype} values in the shape {labels.shape}, which are not "
+                "several labels. Give a column for each, 1 where a sample has it and else 0; one "
+                "class per sample, (N,); or floats to regress on."
             )
-        count = labels.shape[1]
-        names = [f"label {number}" for number in range(count)]
-        if "class_names" in self.arrays:
-            names = [str(name) for name in self._text("class_names").reshape(-1)]
-            if len(set(names)) != count:
-                raise self._error(
-                    f"'class_names' has {len(set(names))} different names for {count} columns of "
-                    "'labels'. Give one for each."
-                )
-        return torch.from_numpy(labels.astype(np.float32)), names
+        names = self._columns(labels.shape[1], "label")
+        target = torch.from_numpy(labels.astype(np.float32))
+        return target, task_of(target, names)
+
+    def _numbers(self, labels: Array, scale: Scale) -> tuple[Tensor, Task]:
+        """Numbers to regress on, a column for each."""
+        if labels.dtype.kind not in "iubf":
+            raise self._error(
+                f"'labels' holds {labels.dtype} values, which are no numbers to regress on. Leave "
+                "--task and 'labels_kind' out, or give numbers."
+            )
+        bad = np.argwhere(unusable(labels))
+        if len(bad):
+            raise self._error(
+                f"'labels' holds {spelt(labels[tuple(bad[0])])} in sample {bad[0][0]}, on which "
+                "nothing can be regressed. Leave such samples out."
+            )
+        labels = labels.reshape(len(labels), -1).astype(np.float32)
+        if scale and labels.shape[1] > 1:
+            raise self._error(
+                f"'labels' has {labels.shape[1]} columns, and sentiment is one number a sample. "
+                "Leave 'labels_kind' out, or give one column."
+            )
+        names = self._columns(labels.shape[1], "number")
+        return torch.from_numpy(labels), Numbers(tuple(names), scale=scale)
+
+    def _columns(self, count: int, what: str) -> list[str]:
+        """Names of the columns of `labels`."""
+        if "class_names" not in self.arrays:
+            return [what] if count == 1 else [f"{what} {number}" for number in range(count)]
+        names = [str(name) for name in self._text("class_names").reshape(-1)]
+        if len(set(names)) != count:
+            raise self._error(
+                f"'class_names' has {len(set(names))} different names for {count} "
+                f"column{'' if count == 1 else 's'} of 'labels'. Give one for each."
+            )
+        return names
+
+    def _found(self, task: Numbers) -> str:
+        """What labels were taken for, which numbers may not be."""
+        of_each = ", ".join(
+            f"{name} (mean {mean:.4g}, deviation {std:.4g})"
+            for name, mean, std in zip(task.names[:5], task.mean, task.std, strict=False)
+        )
+        kind = "sentiment, numbers from -3 to 3" if task.scale else "numbers"
+        more = f" and {len(task.names) - 5} more" if len(task.names) > 5 else ""
+        return (
+            f"{self.path.name}: 'labels' are taken for {kind} to regress on: {of_each}{more}. "
+            "--task says otherwise."
+        )
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
         """Classes in the order of `class_names`, which may name a class that no sample has."""
@@ -305,9 +383,7 @@ class _Reader:
             f"{found[0]} to {found[-1]}. Give one name for each class in ascending order."
         )
 
-    def _rows(
-        self, target: Tensor, class_names: list[str], notes: list[str]
-    ) -> dict[SplitName, Tensor]:
+    def _rows(self, target: Tensor, task: Task, notes: list[str]) -> dict[SplitName, Tensor]:
         split = self._split_numbers()
         rows = {
             name: torch.from_numpy(np.flatnonzero(split == number))
@@ -322,12 +398,12 @@ class _Reader:
                 )
         if not len(rows["val"]):
             train = rows["train"]
-            group = task_of(target, class_names).groups(target[train])
-            counts = group.bincount(minlength=len(class_names))
-            alone = torch.nonzero(counts == 1) if target.ndim == 1 else counts[:0]
+            group = task.fitted(target[train]).groups(target[train])
+            counts = group.bincount(minlength=len(task.names))
+            alone = torch.nonzero(counts == 1) if task.name == "classes" else counts[:0]
             for number in alone.flatten().tolist():
                 raise self._error(
-                    f"has no validation split, and class '{class_names[number]}' has a single "
+                    f"has no validation split, and class '{task.names[number]}' has a single "
                     "training sample, so none can be drawn. Mark a validation split in 'split'."
                 )
             val, rest = stratified(group, (VALIDATION,))
@@ -508,6 +584,19 @@ class _Reader:
         if kind not in get_args(Kind):
             raise self._error(f"'{name}_kind' is '{kind}'. Use {', '.join(get_args(Kind))}.")
         return cast(Kind, kind)
+
+
+_CHECKS = {"classes": check_classes, "labels": check_labels, "number": check_numbers}
+
+
+def _task_name(labels: Array) -> Name:
+    """What targets are by their form alone."""
+    if labels.dtype.kind != "f" and labels.ndim == 1:
+        return "classes"
+    columns = labels.ndim == 2 and labels.shape[1] > 1
+    if labels.dtype.kind == "f" and not (columns and np.isin(labels, (0, 1)).all()):
+        return "number"
+    return "labels"
 
 
 def _shape(values: Array, kind: Kind | None) -> Array | None:

@@ -13,9 +13,11 @@ from evenly.data.dataset import Data
 from evenly.data.digits import digits
 from evenly.data.store import is_store, open_store
 from evenly.data.synthetic import synthetic
+from evenly.data.tasks import Asked
 from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
+from evenly.targets import in_words
 
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 """Endings of archives that are no tables until they are unpacked."""
@@ -112,25 +114,36 @@ def stem_of(path: Path) -> str:
     return re.sub(r"[-_.]?\{[^{}]*\}", "", path.stem) or "shards"
 
 
-def load(spec: str) -> Data:
+def load(spec: str, task: Asked = "auto") -> Data:
     """A data set by name, by name with settings, from an `.npz` file or a prepared store.
 
     Args:
         spec: `digits`, `digits(noise=4)`, `synthetic(modalities=3,speed=[1,1,0.2])`, or the path
             of an `.npz` file or a store.
+        task: What its labels are read as; of anything but an `.npz` file that is settled.
 
     Raises:
         FileNotFoundError: If a path leads nowhere.
-        ValueError: If the name or a setting is unknown, a setting cannot be, or a file does not
-            have the form that `load_npz` reads.
+        ValueError: If the name or a setting is unknown, a setting cannot be, a file does not have
+            the form that `load_npz` reads, or it is of another task.
     """
+    data = _loaded(spec, task)
+    if task not in ("auto", data.task.name):
+        raise UserError(
+            f"{data.name} has {in_words([data.task.takes])}, and --task asks for {task}. Leave "
+            "--task out."
+        )
+    return data
+
+
+def _loaded(spec: str, task: Asked) -> Data:
     if (path := data_file(spec)) is not None:
         if spec.lower().endswith(TABLES):
             raise UserError(
                 f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
                 "--data STORE."
             )
-        return open_store(path) if path.is_dir() else load_npz(path)
+        return open_store(path) if path.is_dir() else load_npz(path, task=task)
     asked = parse(spec)
     if asked.name.lower().endswith(".npz"):
         raise UserError(
@@ -138,7 +151,7 @@ def load(spec: str) -> Data:
             "Give the path alone."
         )
     if "/" in asked.name:
-        return load_npz(Path(spec).expanduser())
+        return load_npz(Path(spec).expanduser(), task=task)
     info = DATASETS.get(asked.name)
     if info is None:
         raise _unknown(spec, asked.name)

@@ -60,7 +60,7 @@ class Batch(TypedDict):
         inputs: By modality, in the stored dtype; the encoder converts and standardises.
         present: By modality, (n,) which samples have it; those it does not name are complete.
             Where a sample lacks a modality, its input is zeros. On the CPU.
-        target: (n,) class of each sample; (n, c) of several labels, 1 or 0.
+        target: (n,) class of each sample; (n, c) of several labels, 1 or 0, or of numbers.
         index: (n,) position of each sample in its split.
     """
 
@@ -105,7 +105,8 @@ class Data:
     Attributes:
         name: Of the data set.
         modalities: By name.
-        class_names: By class number.
+        task: What is to be predicted.
+        class_names: By class number; the names of labels, or of columns of numbers.
         notes: Sentences that a user of the data should see.
         bayes: The best accuracy that any model can have, by modality and for "all" together,
             where the data are generated and it is known.
@@ -126,6 +127,7 @@ class Data:
         present: Mapping[str, Bool[Tensor, " n"]] | None = None,
         read: Mapping[str, str] | None = None,
         names: Sequence[str] | None = None,
+        task: Task | None = None,
     ) -> None:
         """Takes the arrays as they are.
 
@@ -133,7 +135,8 @@ class Data:
             name: Of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
                 sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos.
-            target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0.
+            target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0; of
+                numbers (n, c) floats in any unit.
             rows: By split, which samples it holds.
             class_names: By class number.
             notes: Sentences that a user of the data should see.
@@ -143,6 +146,7 @@ class Data:
             present: By modality, which samples have it; all do where it is not named.
             read: By modality, how its files were read.
             names: Of all samples.
+            task: What is to be predicted; by default classes, or labels where a target is a row.
         """
         self.name = name
         self.names = names
@@ -154,6 +158,8 @@ class Data:
         self._present = dict(present or {})
         self._target = target
         self._rows = dict(rows)
+        task = task_of(target, class_names) if task is None else task
+        self.task = task.fitted(target[rows["train"]]) if "train" in rows else task
         if modalities is None:
             modalities = {
                 key: described(key, stored, self._rows["train"]) for key, stored in inputs.items()
@@ -225,11 +231,6 @@ class Data:
         )
 
     @property
-    def task(self) -> Task:
-        """What is to be predicted."""
-        return task_of(self._target, self.class_names)
-
-    @property
     def nbytes(self) -> int:
         """Size of all inputs."""
         return sum(x.nbytes for stored in self._inputs.values() for x in _tensors(stored))
@@ -269,7 +270,7 @@ class Split(Dataset[Batch]):
 
     Attributes:
         rows: (n,) position of each sample in the whole data set.
-        target: (n,) class of each sample; (n, c) of several labels, 1 or 0.
+        target: (n,) class of each sample; (n, c) of several labels, 1 or 0, or of numbers.
     """
 
     def __init__(
@@ -468,6 +469,28 @@ def check_labels(
         raise UserError(
             f"{where}: in the training split the label '{name}' is there in all samples or in "
             "none, so it cannot be learnt. Split again, or leave it out."
+        )
+
+
+def check_numbers(
+    where: object, split: SplitName, target: Float[Tensor, "n c"], names: Sequence[str]
+) -> None:
+    """Raises if a split lacks samples, or the numbers of the training split do not differ.
+
+    Args:
+        where: The file or data set, for the message.
+        split: Which one.
+        target: The numbers of each of its samples.
+        names: Of the columns.
+    """
+    if not len(target):
+        raise UserError(f"{where}: the {split} split has no sample. Move some to it.")
+    alike = target.min(0).values == target.max(0).values
+    if split == "train" and alike.any():
+        number = int(alike.nonzero()[0])
+        raise UserError(
+            f"{where}: in the training split '{names[number]}' is {float(target[0, number]):g} in "
+            "all samples, so there is nothing to learn. Split again, or leave it out."
         )
 
 

@@ -1,20 +1,31 @@
-"""What a target is: one class of several, or several labels; all that differs by it."""
+"""What a target is: one class of several, several labels, or numbers; all that differs by it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    l1_loss,
+    one_hot,
+)
 
 from evenly import targets
+from evenly.modulation import full
+from evenly.spec import converted
 
-Name = Literal["classes", "labels"]
+Name = Literal["classes", "labels", "number"]
+Asked = Literal["auto", "classes", "labels", "number"]
+Scale = Literal["", "sentiment"]
 BINS = 15
 """Of confidence, for the calibration error."""
+GROUPS = 10
+"""Of numbers, of as many samples each."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +33,27 @@ class Task(ABC):
     """What a model is to say of each sample, with a logit for each of its names.
 
     Attributes:
-        names: Of the classes or labels.
+        names: Of the classes or labels, or of the columns of numbers.
         name: Of the task.
         takes: The kind of target that a method must take.
-        metrics: What is measured of predictions, beside the modalities' own accuracies.
+        main: The metric by which methods are ranked, and epochs selected if nothing else is said.
+        said: What a model says of a sample, `probabilities` or `numbers`.
     """
 
     names: Sequence[str]
     name: ClassVar[Name]
     takes: ClassVar[targets.Kind]
-    metrics: ClassVar[tuple[str, ...]]
+    main: ClassVar[str]
+    said: ClassVar[str] = "probabilities"
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured of predictions, beside the main metric of each modality's own."""
 
     @abstractmethod
-    def right(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
-        """Which samples are predicted rightly, the mean of which is the accuracy."""
+    def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Shaped[Tensor, " n"]:
+        """Of each sample, that of which the main metric is the mean."""
 
     @abstractmethod
     def measured(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
@@ -46,8 +64,8 @@ class Task(ABC):
         """What is worth knowing of the selected model alone, see each task."""
 
     @abstractmethod
-    def probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Of each class or label."""
+    def answers(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """The probability of each class or label, or the numbers."""
 
     @abstractmethod
     def uninformed(self, target: Tensor) -> Float[Tensor, " c"]:
@@ -58,17 +76,29 @@ class Task(ABC):
         """A number for each sample, of which every part of a split is to have its share."""
 
     @abstractmethod
-    def predicted(self, probabilities: Sequence[float]) -> str:
+    def predicted(self, answers: Sequence[float]) -> str:
         """What is said of a sample, in words."""
 
     @abstractmethod
     def called(self, target: Tensor) -> str:
         """The target of a sample, in words; empty where it has none."""
 
-    def accuracy(self, logits: Float[Tensor, "n c"], target: Tensor) -> float:
-        """The share of samples that are predicted rightly."""
-        # Of whole numbers, as a 32-bit quotient would differ from seed to seed by its rounding.
-        return int(self.right(logits, target).sum()) / len(target)
+    def mean_score(self, logits: Float[Tensor, "n c"], target: Tensor) -> float:
+        """The main metric."""
+        # In 64 bits, as a 32-bit quotient would differ from seed to seed by its rounding.
+        return float(self.scores(logits, target).double().sum()) / len(target)
+
+    def fitted(self, target: Tensor) -> "Task":
+        """The task once the targets of its training split are known."""
+        return self
+
+    def encoded(self, target: Tensor) -> Tensor:
+        """The targets of a batch as a criterion compares logits with them."""
+        return target
+
+    def stated(self) -> dict[str, Any]:
+        """What `restated` makes it of again, in plain words and numbers."""
+        return {"name": self.name, "names": list(self.names)}
 
 
 class Classes(Task):
@@ -76,9 +106,10 @@ class Classes(Task):
 
     name = "classes"
     takes = "classes"
+    main = "accuracy"
     metrics = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
-    def right(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
+    def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
         """Whether the class of the highest logit is the sample's."""
         found: Tensor = logits.argmax(1) == target
         return found
@@ -88,7 +119,7 @@ class Classes(Task):
         guess, count = logits.argmax(1), len(self.names)
         return {
             "loss": float(cross_entropy(logits, target)),
-            "accuracy": self.accuracy(logits, target),
+            "accuracy": self.mean_score(logits, target),
             "balanced_accuracy": balanced_accuracy(guess, target, count),
             "macro_f1": macro_f1(guess, target, count),
         }
@@ -113,7 +144,7 @@ class Classes(Task):
             found[f"recall/{name}"] = int((guess[members] == number).sum()) / int(members.sum())
         return found
 
-    def probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def answers(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """The softmax."""
         return logits.softmax(1)
 
@@ -125,9 +156,9 @@ class Classes(Task):
         """The classes."""
         return target
 
-    def predicted(self, probabilities: Sequence[float]) -> str:
+    def predicted(self, answers: Sequence[float]) -> str:
         """The likeliest class."""
-        return self.names[max(range(len(self.names)), key=probabilities.__getitem__)]
+        return self.names[max(range(len(self.names)), key=answers.__getitem__)]
 
     def called(self, target: Tensor) -> str:
         """The class."""
@@ -139,9 +170,10 @@ class Labels(Task):
 
     name = "labels"
     takes = "labels"
+    main = "accuracy"
     metrics = ("loss", "accuracy", "macro_f1", "micro_f1", "mean_average_precision")
 
-    def right(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
+    def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
         """Whether all labels of a sample are decided rightly, each at a probability of ½."""
         found: Tensor = ((logits > 0) == (target > 0)).all(1)
         return found
@@ -151,7 +183,7 @@ class Labels(Task):
         guess, truth = logits > 0, target > 0
         return {
             "loss": float(binary_cross_entropy_with_logits(logits, target.to(logits))),
-            "accuracy": self.accuracy(logits, target),
+            "accuracy": self.mean_score(logits, target),
             "macro_f1": label_f1(guess, truth, "macro"),
             "micro_f1": label_f1(guess, truth, "micro"),
             "mean_average_precision": mean_average_precision(logits, truth),
@@ -178,7 +210,7 @@ class Labels(Task):
                 found[f"recall/{name}"] = int(said) / int(members.sum())
         return found
 
-    def probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def answers(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """The sigmoid."""
         return logits.sigmoid()
 
@@ -194,9 +226,9 @@ class Labels(Task):
         found = rank[sorted_by.int().argmax(1)]
         return found.where(sorted_by.any(1), len(self.names))
 
-    def predicted(self, probabilities: Sequence[float]) -> str:
+    def predicted(self, answers: Sequence[float]) -> str:
         """The labels that are as likely as not, or more."""
-        pairs = zip(self.names, probabilities, strict=True)
+        pairs = zip(self.names, answers, strict=True)
         return ";".join(name for name, probability in pairs if probability > 0.5)
 
     def called(self, target: Tensor) -> str:
@@ -206,12 +238,121 @@ class Labels(Task):
         )
 
 
-TASKS: dict[Name, type[Task]] = {"classes": Classes, "labels": Labels}
+@dataclass(frozen=True)
+class Numbers(Task):
+    """One number for each sample or several, in any unit; a target is (n, c) floats.
+
+    Logits are in standard deviations of the training split, from its mean.
+
+    Attributes:
+        mean: Of each column, over the training split.
+        std: Standard deviation likewise; without a training split 1.
+        scale: `sentiment` for one column from -3 to 3, which is measured as classes, too.
+    """
+
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    scale: Scale = ""
+    name = "number"
+    takes = "number"
+    main = "mae"
+    said = "numbers"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of numbers, and of sentiment."""
+        own = ("acc_2", "acc_2_nonzero", "acc_5", "acc_7", "f1", "f1_nonzero")
+        return ("loss", "mae", "rmse", "pearson", "concordance", *(own if self.scale else ()))
+
+    def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Float[Tensor, " n"]:
+        """The absolute error, the mean over columns, in the data's units."""
+        return (self.answers(logits) - target).abs().mean(1)
+
+    def measured(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
+        """Errors, correlations, and what is measured of sentiment; means over columns.
+
+        - `loss`: the mean absolute error in standard deviations of the training split.
+        - `mae`, `rmse`: mean absolute and root mean squared error, in the data's units.
+        - `pearson`: ρ, the correlation of predictions and targets; 0 where either is constant.
+        - `concordance`: 2 cov / (var + var + (difference of means)²), Lin's, which is 1 where
+          predictions are right and not only in proportion.
+        """
+        answers = self.answers(logits)
+        found = {
+            "loss": float(l1_loss(logits, self.encoded(target))),
+            "mae": self.mean_score(logits, target),
+            "rmse": float((answers - target).double().square().mean(0).sqrt().mean()),
+            "pearson": pearson(answers, target),
+            "concordance": concordance(answers, target),
+        }
+        return found | (sentiment(answers[:, 0], target[:, 0]) if self.scale else {})
+
+    def details(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
+        """`error/COLUMN`: the mean absolute error of each column, where there are several."""
+        error = (self.answers(logits) - target).abs().double().mean(0).tolist()
+        pairs = zip(self.names, error, strict=True)
+        return {f"error/{name}": value for name, value in pairs} if len(error) > 1 else {}
+
+    def answers(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """The numbers, in the data's units."""
+        logits = full(logits)  # half precision cannot tell 300.5 from 300
+        return logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
+
+    def encoded(self, target: Tensor) -> Tensor:
+        """Standardised."""
+        return (target - target.new_tensor(self.mean)) / target.new_tensor(self.std)
+
+    def fitted(self, target: Tensor) -> "Numbers":
+        """With mean and deviation of the targets; as it is without any."""
+        if not len(target):
+            return self
+        mean, std = target.double().mean(0), target.double().std(0, correction=0)
+        return replace(self, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    def stated(self) -> dict[str, Any]:
+        """With mean, deviation and scale."""
+        own = {"mean": list(self.mean), "std": list(self.std), "scale": self.scale}
+        return {**super().stated(), **own}
+
+    def uninformed(self, target: Tensor) -> Float[Tensor, " c"]:
+        """The median, which has the least absolute error."""
+        return self.encoded(target.median(0).values)
+
+    def groups(self, target: Tensor) -> Int[Tensor, " n"]:
+        """The tenth of the samples that a number is in; of several, their standardised mean."""
+        place = self.encoded(target).mean(1).double()
+        edges = torch.linspace(0, 1, GROUPS + 1, dtype=place.dtype, device=place.device)[1:-1]
+        return torch.bucketize(place, place.quantile(edges).unique())
+
+    def predicted(self, answers: Sequence[float]) -> str:
+        """The numbers."""
+        return ";".join(f"{number:.6g}" for number in answers)
+
+    def called(self, target: Tensor) -> str:
+        """The numbers."""
+        return self.predicted(target.tolist())
 
 
 def task_of(target: Tensor, names: Sequence[str]) -> Task:
     """The task of some targets: a class number for each sample, or a row of 0 and 1."""
     return Labels(tuple(names)) if target.ndim == 2 else Classes(tuple(names))
+
+
+def restated(known: Mapping[str, Any]) -> Task:
+    """The task of what `Task.stated` gave.
+
+    Raises:
+        ValueError: If it is something else.
+        KeyError: If something is missing.
+    """
+    name, names = converted("name", known["name"], Name), known["names"]
+    names = tuple(converted("names", names, list[str]))
+    if name != "number":
+        return Labels(names) if name == "labels" else Classes(names)
+    mean, std = (tuple(converted(key, known[key], list[float])) for key in ("mean", "std"))
+    if not len(mean) == len(std) == len(names):
+        raise ValueError(f"mean and std are of {len(mean)} and {len(std)} of {len(names)} columns")
+    return Numbers(names, mean, std, converted("scale", known["scale"], Scale))
 
 
 def criterion_of_labels(target: Float[Tensor, "n c"], *, balanced: bool) -> nn.BCEWithLogitsLoss:
@@ -301,3 +442,71 @@ def calibration_error(confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"]
     excess = right.double() - confidence
     by_bin = excess.new_zeros(BINS).index_add_(0, bins, excess)
     return float(by_bin.abs().sum() / len(right))
+
+
+def pearson(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> float:
+    """The correlation of predictions and targets, the mean over columns; 0 of a constant."""
+    one, other, both = _moments(answers, target)
+    size = (one * other).sqrt()
+    varies = (one > _rounding(answers)) & (other > _rounding(target))
+    return float(torch.where(varies, both / size.where(varies, 1), 0.0).mean())
+
+
+def concordance(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> float:
+    """Lin's concordance correlation coefficient, the mean over columns.
+
+    Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 1989:
+    2 cov / (var + var + (difference of means)²), of all samples (not n - 1).
+    """
+    one, other, both = _moments(answers, target)
+    apart = (answers.double().mean(0) - target.double().mean(0)).square()
+    size = one + other + apart
+    return float(torch.where(size > 0, 2 * both / size.where(size > 0, 1), 1.0).mean())
+
+
+def _moments(x: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Both variances and the covariance, by column."""
+    x, y = (each.double() - each.double().mean(0) for each in (x, y))
+    return (x * x).mean(0), (y * y).mean(0), (x * y).mean(0)
+
+
+def _rounding(x: Float[Tensor, "n c"]) -> Tensor:
+    """The variance that 32 bits give a constant, by column."""
+    return (1e-7 * x.double()).square().mean(0)
+
+
+def sentiment(answers: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> dict[str, float]:
+    """What is measured of sentiment from -3 to 3, as MMSA counts it.
+
+    Mao et al., "M-SENA", ACL 2022, https://github.com/thuiar/MMSA.
+
+    - `acc_2`, `f1`: negative against the rest (from 0 on); `_nonzero`: negative or 0 against
+      positive, of the samples that are not 0. F1 is the mean over both classes, weighted by how
+      often each occurs.
+    - `acc_5`, `acc_7`: of numbers that are cut off at ±2 and ±3 and rounded, halves to even ones.
+    """
+    found = {}
+    some = target != 0
+    for ending, guess, truth in (
+        ("", answers >= 0, target >= 0),
+        ("_nonzero", answers[some] > 0, target[some] > 0),
+    ):
+        found[f"acc_2{ending}"] = _share(guess == truth)
+        found[f"f1{ending}"] = _weighted_f1(guess, truth)
+    for most in (2, 3):
+        same = answers.clamp(-most, most).round() == target.clamp(-most, most).round()
+        found[f"acc_{2 * most + 1}"] = _share(same)
+    return found
+
+
+def _share(right: Bool[Tensor, " n"]) -> float:
+    return int(right.sum()) / len(right) if len(right) else float("nan")
+
+
+def _weighted_f1(guess: Bool[Tensor, " n"], truth: Bool[Tensor, " n"]) -> float:
+    """The mean F1 of both classes, weighted by how often each occurs; NaN without samples."""
+    found = 0.0
+    for one, other in ((guess, truth), (~guess, ~truth)):
+        both = int(one.sum()) + int(other.sum())
+        found += int(other.sum()) * 2 * int((one & other).sum()) / both if both else 0.0
+    return found / len(truth) if len(truth) else float("nan")

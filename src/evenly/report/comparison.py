@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evenly.metrics import METRICS, Metric
 from evenly.report.names import in_words
 
 REFERENCE = "joint"
@@ -28,7 +29,17 @@ def conditions(config: Mapping[str, Any]) -> str:
     return " ".join(filter(None, parts))
 
 
+def _main(config: Mapping[str, Any]) -> str:
+    """The metric by which methods are ranked."""
+    return "mae" if config.get("task") == "number" else "accuracy"
+
+
 def _task(config: Mapping[str, Any]) -> str:
+    if config.get("task") == "number":
+        return (
+            "Samples have numbers: methods are ranked by the mean absolute error (MAE), in the "
+            "data's units, of which less is better."
+        )
     if config.get("task") != "labels":
         return ""
     return (
@@ -39,6 +50,8 @@ def _task(config: Mapping[str, Any]) -> str:
 
 def _loss(config: Mapping[str, Any]) -> str:
     parts = []
+    if config.get("loss") == "mse":
+        parts.append("the mean squared error")
     if gamma := config.get("focal"):
         parts.append(f"the focal loss (gamma = {gamma:g})")
     if config.get("class_weights") == "balanced":
@@ -49,8 +62,8 @@ def _loss(config: Mapping[str, Any]) -> str:
 
 
 def _selection(config: Mapping[str, Any]) -> str:
-    select = config.get("select") or "accuracy"
-    return "" if select == "accuracy" else f"The epoch is selected by {in_words(select)}."
+    select = config.get("select") or _main(config)
+    return "" if select == _main(config) else f"The epoch is selected by {in_words(select)}."
 
 
 def _tuning(config: Mapping[str, Any]) -> str:
@@ -66,7 +79,7 @@ def _tuning(config: Mapping[str, Any]) -> str:
     return (
         "Learning rate, weight decay and each method's own settings were tuned, with "
         f"{trials} trial{'' if trials == 1 else 's'} for each method, by validation "
-        f"{in_words(config.get('select') or 'accuracy')} ({counted})."
+        f"{in_words(config.get('select') or _main(config))} ({counted})."
     )
 
 
@@ -114,7 +127,8 @@ class Run:
         result: What result.json holds; None while the run has not finished.
         error: Why the run failed; empty otherwise.
         confusion: Test samples by class (rows) and the class they were taken for; None while the
-            run has not finished.
+            run has not finished, and of other tasks.
+        numbers: (n, 2) true and predicted number of each test sample; None likewise.
         projections: Of its features, by kind, as far as they were computed.
     """
 
@@ -124,6 +138,7 @@ class Run:
     result: Mapping[str, Any] | None = None
     error: str = ""
     confusion: np.ndarray | None = None
+    numbers: np.ndarray | None = None
     projections: Mapping[Projected, Projection] = field(default_factory=dict)
 
     def points(self, column: str) -> dict[int, float]:
@@ -198,21 +213,39 @@ class Comparison:
         """Whether it repeats the published habit (`--protocol paper`)."""
         return self.config.get("protocol") == "paper"
 
+    @property
+    def main(self) -> str:
+        """The metric by which methods are ranked."""
+        return _main(self.config)
+
+    @property
+    def metric(self) -> Metric:
+        """How it is read."""
+        return METRICS[self.main]
+
+    @cached_property
+    def others(self) -> list[str]:
+        """The metrics that stand beside it in a ranking."""
+        if self.main == "accuracy":
+            return ["macro_f1"]
+        found = {metric for _, _, metric in self.summary}
+        return ["pearson", *(name for name in ("acc_2", "acc_7") if name in found)]
+
     @cached_property
     def ranking(self) -> list[str]:
-        """The methods, best mean test accuracy first; those without one come last."""
-        accuracy = {method: self.accuracy(method) for method in self.methods}
-        ranked = [method for method in self.methods if accuracy[method] is not None]
-        ranked.sort(key=lambda method: accuracy[method] or 0.0, reverse=True)
-        return ranked + [method for method in self.methods if accuracy[method] is None]
+        """The methods, best mean on the test split first; those without one come last."""
+        score = {method: self.score(method) for method in self.methods}
+        ranked = [method for method in self.methods if score[method] is not None]
+        ranked.sort(key=lambda method: self.metric.sign * (score[method] or 0.0), reverse=True)
+        return ranked + [method for method in self.methods if score[method] is None]
 
     def estimate(self, method: str, metric: str) -> Estimate:
         """What summary.csv says of a metric on the test split."""
         return self.summary.get((method, "test", metric), Estimate(None))
 
-    def accuracy(self, method: str) -> float | None:
-        """Mean test accuracy, between 0 and 1."""
-        return self.estimate(method, "accuracy").mean
+    def score(self, method: str) -> float | None:
+        """The mean of the main metric on the test split."""
+        return self.estimate(method, self.main).mean
 
     def runs_of(self, method: str) -> list[Run]:
         """The cells of a method that were begun, by seed."""

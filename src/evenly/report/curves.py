@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from evenly.metrics import METRICS
 from evenly.report.comparison import Comparison, value_at
 from evenly.report.marks import marks
 from evenly.report.parts import HOVER, Figure, axis, plain, rounded, share_axis
@@ -16,6 +17,8 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
         percent: Whether to show a fraction as per cent.
     """
     scale = 100 if percent else 1
+    known = METRICS.get(column.partition("_")[2])
+    is_share = known is None or known.is_share  # purity and gap are
     mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
@@ -47,7 +50,7 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
                 "automargin": True,
                 "nticks": 6,
                 "ticksuffix": " %" if percent else "",
-                **(axis() if column.endswith("loss") else share_axis(scale)),
+                **(share_axis(scale) if is_share else axis()),
             },
             "shapes": shapes,
             "margin": {"l": 8, "r": 12, "t": 8, "b": 40},

@@ -7,13 +7,17 @@ one drawing serves light, dark and paper.
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from evenly.report.comparison import Comparison
 from evenly.report.curves import curve_figure, strength_figure
-from evenly.report.marks import marks
+from evenly.report.marks import NEUTRAL, marks
 from evenly.report.names import wrapped
-from evenly.report.parts import HOVER, Figure, axis, brief, plain, rounded, share_axis
-from evenly.report.rows import ablation_figure, accuracy_figure, contribution_figure
+from evenly.report.parts import HOVER, Figure, axis, brief, metric_axis, plain, rounded, share_axis
+from evenly.report.rows import ablation_figure, contribution_figure, main_figure
 
+SPOTS = 1000
+"""Samples of which numbers are drawn, at most."""
 NUMBERED = 12  # classes, up to which confusions are written into their fields
 # From nothing, which is the ground in light and dark, to a colour that is read on both.
 _SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,.78)"]]
@@ -22,13 +26,16 @@ _SHADES = [[0, "rgba(43,131,198,0)"], [1, "rgba(43,131,198,.78)"]]
 def all_figures(comparison: Comparison) -> dict[str, Figure]:
     """By name, every figure that has something to show.
 
-    `accuracy`, `curve/COLUMN` for validation accuracy and training loss, `contribution`, `only`,
-    `without`, `confusion`, by the position of each modality `purity_train/0`, `purity_val/0`,
-    `gap/0`, `strength/0`, `noise/0`, …, and by those of two `map/0/1`, ….
+    `accuracy` or what else the main metric is, `curve/COLUMN` for that on validation and for the
+    training loss, `contribution`, `only`, `without`, `confusion`, of numbers `agreement`, by the
+    position of each modality `purity_train/0`, `purity_val/0`, `gap/0`, `strength/0`, `noise/0`, …,
+    and by those of two `map/0/1`, ….
     """
     figures = {
-        "accuracy": accuracy_figure(comparison),
-        "curve/val_accuracy": curve_figure(comparison, "val_accuracy", percent=True),
+        comparison.main: main_figure(comparison),
+        f"curve/val_{comparison.main}": curve_figure(
+            comparison, f"val_{comparison.main}", percent=comparison.metric.is_share
+        ),
         "curve/train_loss": curve_figure(comparison, "train_loss"),
     }
     for i, modality in enumerate(comparison.modalities):
@@ -45,6 +52,7 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
     if len(comparison.modalities) > 2:  # of two, one without the other is the other alone
         figures["without"] = ablation_figure(comparison, "without")
     figures["confusion"] = confusion_figure(comparison)
+    figures["agreement"] = agreement_figure(comparison)
     return {name: figure for name, figure in figures.items() if figure["data"]}
 
 
@@ -54,12 +62,13 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
     After Figure 1 of Wei et al., ECCV 2024. Small points are seeds.
     """
     mark = marks(comparison.methods)
-    accuracies = [a for m in comparison.methods if (a := comparison.accuracy(m)) is not None]
+    scores = [a for m in comparison.methods if (a := comparison.score(m)) is not None]
+    metric = comparison.metric
     data: list[dict[str, Any]] = []
     for number, method in enumerate(comparison.methods):
-        accuracy = comparison.accuracy(method)
+        score = comparison.score(method)
         ends = [comparison.estimate(method, f"probe/{name}").mean for name in (first, second)]
-        if accuracy is None or ends[0] is None or ends[1] is None:
+        if score is None or ends[0] is None or ends[1] is None:
             continue
         seeds = [
             comparison.results.get((method, "test", f"probe/{name}"), {})
@@ -90,13 +99,13 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
                 **common,
                 "x": [rounded(100 * ends[0])],
                 "y": [rounded(100 * ends[1])],
-                "text": [f"together {100 * accuracy:.2f} %"],
+                "text": [f"together {metric.shown(score, places=2)}{metric.unit}"],
                 # Where the page's script finds a place for it.
                 "customdata": ["\n".join(wrapped(method))],
                 "marker": {
                     "color": colour,
                     "symbol": symbol,
-                    "size": _size(accuracy, accuracies),
+                    "size": _size(metric.sign * score, [metric.sign * each for each in scores]),
                     "opacity": 0.85,
                 },
             }
@@ -121,19 +130,19 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
     }
 
 
-def _size(accuracy: float, all_of_them: list[float]) -> float:
-    """Of a spot, from 8 for the lowest accuracy to 20 for the highest."""
+def _size(worth: float, all_of_them: list[float]) -> float:
+    """Of a spot, from 8 for the worst method to 20 for the best."""
     low, high = min(all_of_them), max(all_of_them)
-    return rounded(8 + 12 * (accuracy - low) / (high - low)) if high > low else 14.0
+    return rounded(8 + 12 * (worth - low) / (high - low)) if high > low else 14.0
 
 
 def noise_figure(comparison: Comparison, modality: str) -> Figure:
-    """Test accuracy as one modality is given more and more noise, and without it."""
-    mark = marks(comparison.methods)
+    """The main metric on test as one modality is given more and more noise, and without it."""
+    mark, metric = marks(comparison.methods), comparison.metric
     levels = comparison.noise_levels
     data = []
     for number, method in enumerate(comparison.methods):
-        metrics = ["accuracy", *(f"noise_{level:g}/{modality}" for level in levels)]
+        metrics = [comparison.main, *(f"noise_{level:g}/{modality}" for level in levels)]
         values = [comparison.estimate(method, metric).mean for metric in metrics]
         if any(value is None for value in values[1:]) or not levels:
             continue
@@ -146,10 +155,10 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
                 "name": plain(method),
                 "meta": number,
                 "x": ["none", *(f"{level:g}" for level in levels), "missing"],
-                "y": [None if value is None else rounded(100 * value) for value in values],
+                "y": [None if value is None else rounded(metric.scale * value) for value in values],
                 "line": {"color": colour, "width": 2, "dash": dash},
                 "marker": {"color": colour, "size": 7, "symbol": symbol},
-                "hovertemplate": HOVER + "%{x}: %{y} %",
+                "hovertemplate": HOVER + "%{x}: %{y}" + metric.unit,
                 "showlegend": False,
             }
         )
@@ -159,7 +168,8 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
             "height": 270,
             "xaxis": {"title": {"text": "noise, deviations", "standoff": 6}, "type": "category"}
             | axis(),
-            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **share_axis(100)},
+            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": metric.unit}
+            | metric_axis(metric),
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
         },
     }
@@ -202,6 +212,56 @@ def confusion_figure(comparison: Comparison) -> Figure:
             "xaxis": {"title": {"text": "taken for"}, "automargin": True, **ticks, **axis()}
             | ({"tickangle": -90} if upright else {}),
             "yaxis": {"automargin": True, "autorange": "reversed", **ticks, **axis()},
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
+        },
+    }
+
+
+def agreement_figure(comparison: Comparison) -> Figure:
+    """Of numbers, what a method says of test samples against what is true, beside their equality.
+
+    It is of a method's first run; the page shows one method at a time.
+    """
+    mark = marks(comparison.methods)
+    data: list[dict[str, Any]] = []
+    for method in comparison.ranking:
+        found = [run.numbers for run in comparison.runs_of(method) if run.numbers is not None]
+        if not found:
+            continue
+        some = found[0][np.linspace(0, len(found[0]) - 1, min(SPOTS, len(found[0]))).astype(int)]
+        ends = [rounded(float(some.min())), rounded(float(some.max()))]
+        common = {
+            "type": "scatter",
+            "name": plain(method),
+            "meta": comparison.methods.index(method),
+            "showlegend": False,
+        }
+        data.append(
+            {
+                **common,
+                "mode": "lines",
+                "x": ends,
+                "y": ends,
+                "line": {"color": NEUTRAL, "width": 1.5},
+                "hoverinfo": "skip",
+            }
+        )
+        data.append(
+            {
+                **common,
+                "mode": "markers",
+                "x": [rounded(value) for value in some[:, 0].tolist()],
+                "y": [rounded(value) for value in some[:, 1].tolist()],
+                "marker": {"color": mark[method].colour, "size": 6, "opacity": 0.55},
+                "hovertemplate": HOVER + "true %{x}, said %{y}",
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "height": 420,
+            "xaxis": {"title": {"text": "true", "standoff": 8}, **axis()},
+            "yaxis": {"title": {"text": "said", "standoff": 8}, "automargin": True, **axis()},
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
         },
     }

@@ -49,6 +49,8 @@ _CONFIG = {
     "command": str | None,
     "hardware": str | None,
     "protocol": str | None,
+    "task": str | None,
+    "loss": str | None,
     "versions": dict[str, str] | None,
     "tuned_trials": int | None,
     "select": str | None,
@@ -91,6 +93,7 @@ def _read_run(folder: Path) -> Run:
         cell = result or load_yaml(source.read_bytes())
         for name, hint in (("method", str), ("seed", int)):
             converted(name, cell[name], hint)
+    confusion, numbers = _answers(folder / "predictions.npz", result) if result else (None, None)
     return Run(
         method=cell["method"],
         seed=cell["seed"],
@@ -99,7 +102,8 @@ def _read_run(folder: Path) -> Run:
         error=error.read_text(encoding="utf-8", errors="replace").strip()
         if error.is_file()
         else "",
-        confusion=_confusion(folder / "predictions.npz", result) if result else None,
+        confusion=confusion,
+        numbers=numbers,
         projections=_projections(folder / "projection.npz") if finished else {},
     )
 
@@ -139,16 +143,21 @@ def _projections(path: Path) -> dict[Projected, Projection]:
     return found
 
 
-def _confusion(path: Path, result: Mapping[str, Any]) -> np.ndarray | None:
+def _answers(path: Path, result: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Of classes the confusion, of one number a sample what is true and what is said."""
     check_written(path, result.get("files", {}))
     with reading(path):
         found = read_npz(path)
-        probabilities, target = found["probabilities"], found["target"]
+        target = found["target"]
+        if "numbers" in found:
+            one = target.shape[1] == 1
+            return None, np.hstack([target, found["numbers"]]) if one else None
+        probabilities = found["probabilities"]
         if target.ndim > 1:  # of several labels a sample
-            return None
+            return None, None
         classes = probabilities.shape[1]
         pairs = classes * target + probabilities.argmax(1)
-        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes), None
 
 
 def _read_summary(path: Path) -> dict[tuple[str, str, str], Estimate]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evenly.files import write_text
+from evenly.metrics import METRICS, Metric
 from evenly.report.comparison import PAPER, Comparison, Estimate, shown_p
 from evenly.report.folder import read_comparison
 from evenly.report.page import is_significant
@@ -39,57 +40,63 @@ def write_formats(directory: Path, formats: list[str]) -> list[Path]:
 
 def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[str]]:
     """The head and a line for each method, best first; what differs significantly is marked."""
-    head = ["method", "accuracy", "95 % interval", "macro-F1"]
+    metric = comparison.metric
+    others = [METRICS[name] for name in comparison.others]
+    head = ["method", metric.words, "95 % interval", *(other.words for other in others)]
     head += [f"{name} alone" for name in comparison.modalities]
     lines = [[*head, f"to {comparison.reference}", "p (Holm)"]]
     for method in comparison.ranking:
-        accuracy = comparison.estimate(method, "accuracy")
-        if accuracy.mean is None:
+        score = comparison.estimate(method, comparison.main)
+        if score.mean is None:
             continue
-        alone = [comparison.estimate(method, f"accuracy/{name}") for name in comparison.modalities]
-        shown = [accuracy, comparison.estimate(method, "macro_f1"), *alone]
-        cells = [_spread(estimate) for estimate in shown]
-        cells.insert(1, _interval(accuracy.low, accuracy.high, "{:.1f}"))
-        lines.append([method, *cells, *_against(accuracy, mark)])
+        cells = [_spread(metric, score), _interval(metric, score.low, score.high)]
+        cells += [
+            _spread(other, comparison.estimate(method, name))
+            for name, other in zip(comparison.others, others, strict=True)
+        ]
+        cells += [
+            _spread(metric, comparison.estimate(method, f"{comparison.main}/{name}"))
+            for name in comparison.modalities
+        ]
+        lines.append([method, *cells, *_against(metric, score, mark)])
     return lines
 
 
-def _against(accuracy: Estimate, mark: Callable[[str], str]) -> list[str]:
-    if accuracy.difference is None:
+def _against(metric: Metric, score: Estimate, mark: Callable[[str], str]) -> list[str]:
+    if score.difference is None:
         return ["", ""]
-    ends = _interval(accuracy.difference_low, accuracy.difference_high, "{:+.1f}")
-    parts = [f"{100 * accuracy.difference:+.1f}{f' [{ends}]' if ends else ''}", ""]
-    if accuracy.p_holm is not None:
-        parts[1] = shown_p(accuracy.p_holm)
-    return [mark(part) if is_significant(accuracy.p_holm) else part for part in parts]
+    ends = _interval(metric, score.difference_low, score.difference_high, "+")
+    parts = [f"{metric.shown(score.difference, '+')}{f' [{ends}]' if ends else ''}", ""]
+    if score.p_holm is not None:
+        parts[1] = shown_p(score.p_holm)
+    return [mark(part) if is_significant(score.p_holm) else part for part in parts]
 
 
-def _spread(estimate: Estimate) -> str:
+def _spread(metric: Metric, estimate: Estimate) -> str:
     if estimate.mean is None:
         return ""
-    spread = "" if estimate.std is None else f" ± {100 * estimate.std:.1f}"
-    return f"{100 * estimate.mean:.1f}{spread}"
+    spread = "" if estimate.std is None else f" ± {metric.shown(estimate.std, like=estimate.mean)}"
+    return f"{metric.shown(estimate.mean)}{spread}"
 
 
-def _interval(low: float | None, high: float | None, form: str) -> str:
+def _interval(metric: Metric, low: float | None, high: float | None, form: str = "") -> str:
     if low is None or high is None:
         return ""
-    return f"{form.format(100 * low)} to {form.format(100 * high)}"
+    return f"{metric.shown(low, form)} to {metric.shown(high, form)}"
 
 
 def _about(comparison: Comparison) -> str:
     """What stands below a table."""
     seeds = len({seed for found in comparison.results.values() for seed in found})
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
-    parts = [f"Test split of {comparison.data}, in %, one seed. {chosen}", comparison.conditions]
+    where = f"Test split of {comparison.data}{', in %' if comparison.metric.is_share else ''}"
+    parts = [f"{where}, one seed. {chosen}", comparison.conditions]
     if seeds > 1:
-        parts[0] = (
-            f"Test split of {comparison.data}, in %, mean ± standard deviation over {seeds} seeds. "
-            f"{chosen}"
-        )
+        parts[0] = f"{where}, mean ± standard deviation over {seeds} seeds. {chosen}"
+        points = " in points" if comparison.metric.is_share else ""
         parts.append(
-            "Differences and their intervals in points, the less sure ones of a paired t over "
-            "seeds and a bootstrap over seeds and test samples; bold where p is below .05 after "
+            f"Differences and their intervals{points}, the less sure ones of a paired t over seeds "
+            "and a bootstrap over seeds and test samples; bold where p is below .05 after "
             "Holm's correction."
         )
     return " ".join(filter(None, parts))

@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from evenly.files import write_text
+from evenly.metrics import METRICS
 from evenly.report.marks import marks
 from evenly.report.names import in_words
 
@@ -39,7 +40,8 @@ def write_history(
     """
     from plotly.graph_objects import Figure
 
-    scale, unit = (1, "") if metric == "loss" else (100, " %")
+    known = METRICS[metric]
+    scale, unit = known.scale, known.unit
     figure = Figure()
     for method, (colour, dash, symbol) in marks(list(methods)).items():
         points = methods[method]
@@ -63,7 +65,7 @@ def write_history(
             marker={"color": colour, "symbol": symbol, "opacity": 0.6},
             mode="markers",
             text=[point.settings for point in points],
-            hovertemplate=f"trial %{{x}}: %{{y:.{3 if scale == 1 else 1}f}}{unit}"
+            hovertemplate=f"trial %{{x}}: %{{y:.{1 if known.is_share else 3}f}}{unit}"
             "<br>%{text}<extra></extra>",
         )
     figure.update_layout(

@@ -2,6 +2,8 @@
 
 import re
 
+from evenly.metrics import METRICS
+
 
 def shortened(name: str, length: int = 22) -> str:
     """A name that fits; a modality alone is called so."""
@@ -30,4 +32,4 @@ def called(method: str) -> str:
 
 def in_words(metric: str) -> str:
     """What a metric is called in a sentence."""
-    return metric.replace("macro_f1", "macro-F1").replace("_", " ")
+    return METRICS[metric].words if metric in METRICS else metric.replace("_", " ")

@@ -11,7 +11,16 @@ from typing import Any, TypeGuard
 import yaml
 
 from evenly.files import write_text
-from evenly.report.comparison import PAPER, REFERENCE, Comparison, Projected, compared_p, shown_p
+from evenly.metrics import METRICS, Metric
+from evenly.report.comparison import (
+    PAPER,
+    REFERENCE,
+    Comparison,
+    Estimate,
+    Projected,
+    compared_p,
+    shown_p,
+)
 from evenly.report.figures import all_figures
 from evenly.report.folder import read_comparison
 from evenly.report.marks import DASHES, OUTLINES, Mark, marks
@@ -102,9 +111,14 @@ def _page(comparison: Comparison, projection: Projected) -> str:
     config = comparison.config
     lines, figures = _shown_first(comparison), all_figures(comparison)
     licence, library = _plotly()
+    words = comparison.metric.words
     return rendered(
         "page.html.jinja",
         title=comparison.data,
+        main=comparison.main,
+        metric=comparison.metric,
+        words=words,
+        title_words=_begun(words),
         date=f"{comparison.changed.day} {comparison.changed:%B %Y, %H:%M} UTC",
         command=str(config.get("command", "")),
         methods=comparison.methods,
@@ -157,23 +171,25 @@ def _plotly() -> tuple[str, str]:
 
 def _finding(comparison: Comparison) -> str:
     """One sentence on who differs from joint training."""
-    done = [method for method in comparison.ranking if comparison.accuracy(method) is not None]
-    tested = {m: comparison.estimate(m, "accuracy") for m in done if m != REFERENCE}
+    done = [method for method in comparison.ranking if comparison.score(method) is not None]
+    tested = {m: comparison.estimate(m, comparison.main) for m in done if m != REFERENCE}
+    metric = comparison.metric
     if REFERENCE not in done or not tested:
         return ""
     if all(estimate.p_holm is None for estimate in tested.values()):
         return "No test against joint training is possible yet: it needs at least two seeds."
     found = [
-        f"{method} ({_signed(estimate.difference)} points, p {compared_p(estimate.p_holm)})"
+        f"{method} ({_signed(metric, estimate.difference)}{metric.points}, "
+        f"p {compared_p(estimate.p_holm)})"
         for method, estimate in tested.items()
         if is_significant(estimate.p_holm)
     ]
     if found:
         return (
-            "Different from joint training in test accuracy, after Holm's correction: "
+            f"Different from joint training in test {metric.words}, after Holm's correction: "
             f"{_and(found)}."
         )
-    return "After Holm's correction no method differs from joint training in test accuracy."
+    return f"After Holm's correction no method differs from joint training in test {metric.words}."
 
 
 def _modalities(
@@ -233,12 +249,14 @@ def _map_title(comparison: Comparison, name: str) -> str:
 def _columns(comparison: Comparison) -> list[tuple[str, str]]:
     """The head of the ranking: title, and what stands small below it."""
     chosen = "selected on test, " if comparison.selects_on_test else ""
+    metric = comparison.metric
+    others = [METRICS[name] for name in comparison.others]
     return [
         ("Method", "seeds finished"),
-        ("Test accuracy", f"{chosen}% ± std, 95 % interval"),
-        ("Macro-F1", "% ± std"),
-        *((modality, "alone, %") for modality in comparison.modalities),
-        ("Difference", f"to {REFERENCE}, points, 95 % interval"),
+        (f"Test {metric.words}", f"{chosen}{_in(metric)}± std, 95 % interval"),
+        *((_begun(other.words), f"{_in(other)}± std") for other in others),
+        *((modality, f"alone{', %' * metric.is_share}") for modality in comparison.modalities),
+        ("Difference", f"to {REFERENCE},{metric.points}{',' * metric.is_share} 95 % interval"),
         ("p", ""),
         ("p", "Holm"),
         ("Time", "seconds"),
@@ -247,26 +265,28 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _row(comparison: Comparison, method: str) -> list[Cell]:
-    accuracy = comparison.estimate(method, "accuracy")
-    macro = comparison.estimate(method, "macro_f1")
+    metric, score = comparison.metric, comparison.estimate(method, comparison.main)
+    others = [(METRICS[name], comparison.estimate(method, name)) for name in comparison.others]
     results = [run.result for run in comparison.runs_of(method) if run.result]
     interval, of_difference = ABSENT, ""
-    if accuracy.low is not None and accuracy.high is not None:
-        interval = f"[{_percent(accuracy.low)}, {_percent(accuracy.high)}]"
-    if accuracy.difference_low is not None and accuracy.difference_high is not None:
-        ends = _signed(accuracy.difference_low), _signed(accuracy.difference_high)
+    if score.low is not None and score.high is not None:
+        interval = f"[{_shown_value(metric, score.low)}, {_shown_value(metric, score.high)}]"
+    if score.difference_low is not None and score.difference_high is not None:
+        ends = _signed(metric, score.difference_low), _signed(metric, score.difference_high)
         of_difference = f"[{', '.join(ends)}]"
-    alone = [comparison.estimate(method, f"accuracy/{name}") for name in comparison.modalities]
-    difference = "reference" if method == REFERENCE else _signed(accuracy.difference)
+    alone = [
+        comparison.estimate(method, f"{comparison.main}/{name}") for name in comparison.modalities
+    ]
+    difference = "reference" if method == REFERENCE else _signed(metric, score.difference)
     return [
         Cell(method, method.casefold(), small=f"{len(results)} of {len(comparison.seeds)}"),
-        Cell(_with_std(accuracy.mean, accuracy.std), accuracy.mean, small=interval),
-        Cell(_with_std(macro.mean, macro.std), macro.mean),
-        *(Cell(_percent(estimate.mean), estimate.mean) for estimate in alone),
-        Cell(difference, 0.0 if method == REFERENCE else accuracy.difference, small=of_difference,
-             significant=is_significant(accuracy.p_holm)),
-        Cell(_p(accuracy.p_value), accuracy.p_value),
-        Cell(_p(accuracy.p_holm), accuracy.p_holm, significant=is_significant(accuracy.p_holm)),
+        Cell(_with_std(metric, score), score.mean, small=interval),
+        *(Cell(_with_std(other, estimate), estimate.mean) for other, estimate in others),
+        *(Cell(_shown_value(metric, estimate.mean), estimate.mean) for estimate in alone),
+        Cell(difference, 0.0 if method == REFERENCE else score.difference, small=of_difference,
+             significant=is_significant(score.p_holm)),
+        Cell(_p(score.p_value), score.p_value),
+        Cell(_p(score.p_holm), score.p_holm, significant=is_significant(score.p_holm)),
         _mean_cell(results, "seconds"),
         _mean_cell(results, "peak_memory_mb"),
     ]  # fmt: skip
@@ -285,8 +305,8 @@ def _remarks(comparison: Comparison) -> list[str]:
     remarks = []
     if comparison.modalities:
         remarks.append(
-            "“alone” is the accuracy of one modality's own share of the prediction, "
-            "in the model trained by the method of that row."
+            f"“alone” is the {comparison.metric.words} of one modality's own share of the "
+            "prediction, in the model trained by the method of that row."
         )
     lengths = [int(run.result["epochs"]) for run in comparison.runs if run.result]
     if lengths and (patience := comparison.config.get("patience")) is not None:
@@ -294,8 +314,8 @@ def _remarks(comparison: Comparison) -> list[str]:
             f"--patience {patience} ends a run so many epochs after its best: these trained for "
             f"{min(lengths)} to {max(lengths)} epochs."
         )
-    finished = [m for m in comparison.methods if comparison.accuracy(m) is not None]
-    estimates = {method: comparison.estimate(method, "accuracy") for method in finished}
+    finished = [m for m in comparison.methods if comparison.score(m) is not None]
+    estimates = {method: comparison.estimate(method, comparison.main) for method in finished}
     if any(estimate.std is None for estimate in estimates.values()):
         remarks.append(
             f"“{ABSENT}”: standard deviation, interval and test need at least two seeds, "
@@ -340,16 +360,27 @@ def is_significant(p_holm: float | None) -> TypeGuard[float]:
     return p_holm is not None and p_holm < SIGNIFICANT
 
 
-def _percent(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f}"
+def _shown_value(metric: Metric, value: float | None) -> str:
+    return ABSENT if value is None else metric.shown(value)
 
 
-def _with_std(mean: float | None, std: float | None) -> str:
-    return _percent(mean) if std is None else f"{_percent(mean)} ± {_percent(std)}"
+def _with_std(metric: Metric, found: Estimate) -> str:
+    mean = _shown_value(metric, found.mean)
+    return mean if found.std is None else f"{mean} ± {metric.shown(found.std, like=found.mean)}"
 
 
-def _signed(difference: float | None) -> str:
-    return ABSENT if difference is None else f"{100 * difference:+.1f}".replace("-", "−")
+def _signed(metric: Metric, difference: float | None) -> str:
+    return ABSENT if difference is None else metric.shown(difference, "+").replace("-", "−")
+
+
+def _in(metric: Metric) -> str:
+    """The unit in the head of a column."""
+    return "% " if metric.is_share else ""
+
+
+def _begun(words: str) -> str:
+    """Words as a sentence or a head begins with them."""
+    return words[0].upper() + words[1:]
 
 
 def _p(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from evenly.metrics import Metric
 from evenly.report.marks import OUTLINES
 from evenly.report.names import shortened
 
@@ -27,6 +28,11 @@ def axis() -> dict[str, Any]:
 def share_axis(scale: int) -> dict[str, Any]:
     """Of a share between 0 and `scale`, and what its marks need beyond."""
     return axis() | {"autorangeoptions": {"clipmin": -0.02 * scale, "clipmax": 1.02 * scale}}
+
+
+def metric_axis(metric: Metric) -> dict[str, Any]:
+    """Of the values of a metric; intervals of two seeds may go far beyond what a share can be."""
+    return share_axis(100) if metric.is_share else axis()
 
 
 def rounded(value: float) -> float:

@@ -37,7 +37,7 @@ HOLLOW = "taken for another"
 
 
 def write_picture(directory: Path, path: Path) -> Path:
-    """Draws test accuracy beside the gap of each modality, on a white card.
+    """Draws the main metric on test beside the gap of each modality, on a white card.
 
     Left: the methods' means, 95 % intervals and seeds. Right: joint training against the first
     method that re-learns, the re-learnings marked. The same folder gives the same file.
@@ -51,14 +51,14 @@ def write_picture(directory: Path, path: Path) -> Path:
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
-        ValueError: If no method has a test accuracy yet, or the picture is of another kind.
+        ValueError: If no method has been tested yet, or the picture is of another kind.
     """
     comparison = read_comparison(directory)
-    methods = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
+    methods = [m for m in comparison.ranking if comparison.score(m) is not None]
     if not methods:
         raise UserError(
-            f"no run of the comparison in '{directory}' has finished, so there is no test "
-            "accuracy to draw. The command that wrote it continues it."
+            f"no run of the comparison in '{directory}' has finished, so there is nothing "
+            "to draw. The command that wrote it continues it."
         )
     return write_drawing(path, lambda: _draw(comparison, methods[:ROWS]))
 
@@ -133,9 +133,9 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     below = "mean, 95 % interval, every seed"
     if trials := comparison.config.get("tuned_trials"):
         below += f"; tuned, {trials} trials each"
-    add_heading(figure, 0.35, f"Test accuracy, %{selected(comparison)}", below)
+    add_heading(figure, 0.35, score_title(comparison), below)
     left = figure.add_axes((start / width, bottom, (middle - start) / width, top - bottom))
-    draw_accuracy(left, comparison, methods, labels)
+    draw_scores(left, comparison, methods, labels)
     if gaps:
         add_heading(figure, middle + 0.5, "Purity gap between training and validation", "")
         _label_lines(figure, comparison, pair, middle + 0.5)
@@ -153,35 +153,44 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     return figure
 
 
-def draw_accuracy(
+def score_title(comparison: Comparison) -> str:
+    """What stands above the main metric of all methods."""
+    metric = comparison.metric
+    return f"Test {metric.words}{', %' if metric.is_share else ''}{selected(comparison)}"
+
+
+def draw_scores(
     axes: "Axes", comparison: Comparison, methods: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """Test accuracy of each method, the first on top: mean, 95 % interval and seeds.
+    """The main metric of each method, the first on top: mean, 95 % interval and seeds.
 
     `axes` begin at `labels_end` of the labels.
     """
-    mark = marks(comparison.methods)
+    mark, metric = marks(comparison.methods), comparison.metric
     for place, method in enumerate(methods):
         row, (colour, _, symbol) = len(methods) - 1 - place, mark[method]
-        estimate = comparison.estimate(method, "accuracy")
-        mean = 100 * (estimate.mean or 0.0)
-        seeds = comparison.results.get((method, "test", "accuracy"), {})
-        axes.plot([100 * value for value in seeds.values()], [row - 0.22] * len(seeds), "o",
-                  color=colour, alpha=0.5, markersize=4, markeredgewidth=0)  # fmt: skip
+        estimate = comparison.estimate(method, comparison.main)
+        mean = metric.scale * (estimate.mean or 0.0)
+        seeds = comparison.results.get((method, "test", comparison.main), {})
+        values = [metric.scale * value for value in seeds.values()]
+        axes.plot(values, [row - 0.22] * len(seeds), "o", color=colour, alpha=0.5, markersize=4,
+                  markeredgewidth=0)  # fmt: skip
         if estimate.low is not None and estimate.high is not None:
-            axes.plot([100 * estimate.low, 100 * estimate.high], [row, row], color=colour,
-                      linewidth=2.4, solid_capstyle="round")  # fmt: skip
+            ends = [metric.scale * estimate.low, metric.scale * estimate.high]
+            axes.plot(ends, [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
         axes.plot(mean, row, MARKERS[symbol], color=colour, markersize=8, markeredgecolor=CARD)
-        axes.annotate(f"{mean:.1f}", (mean, row), xytext=(0, 7), textcoords="offset points",
-                      ha="center", color=INK, fontsize=8.5, fontweight="bold")  # fmt: skip
+        axes.annotate(metric.shown(estimate.mean or 0.0), (mean, row), xytext=(0, 7),
+                      textcoords="offset points", ha="center", color=INK, fontsize=8.5,
+                      fontweight="bold")  # fmt: skip
     axes.set_yticks(range(len(methods)), list(reversed(labels)), color=INK, ha="left",
                     multialignment="left", linespacing=1.15)  # fmt: skip
     axes.tick_params(axis="y", pad=72 * (labels_end(labels) - 0.35))
     axes.set_ylim(-0.6, len(methods) - 0.35)
     axes.margins(x=0.08)
     axes.locator_params(axis="x", nbins=6)
-    left, right = axes.get_xlim()
-    axes.set_xlim(max(left, -1), min(right, 101))  # an interval of two seeds may go far beyond
+    if metric.is_share:
+        left, right = axes.get_xlim()
+        axes.set_xlim(max(left, -1), min(right, 101))  # an interval of two seeds may go far beyond
     axes.grid(visible=False, axis="y")
 
 

@@ -7,31 +7,37 @@ from typing import Any
 from evenly.report.comparison import Comparison
 from evenly.report.marks import NEUTRAL, Mark, marks
 from evenly.report.names import wrapped
-from evenly.report.parts import HOVER, Figure, axis, modality_mark, plain, rounded, share_axis
+from evenly.report.parts import HOVER, Figure, axis, metric_axis, modality_mark, plain, rounded
 
 
-def accuracy_figure(comparison: Comparison) -> Figure:
-    """Test accuracy in per cent, best on top: each seed, the mean and its 95 % interval."""
+def main_figure(comparison: Comparison) -> Figure:
+    """The main metric on test, best on top: each seed, the mean and its 95 % interval."""
     mark = marks(comparison.methods)
-    shown = [m for m in comparison.ranking if comparison.accuracy(m) is not None]
+    shown = [m for m in comparison.ranking if comparison.score(m) is not None]
     data = []
     rows = _Rows.of(shown, 40 if len(shown) <= 12 else 28)
     for method in shown:
-        data += _accuracy_traces(comparison, method, rows, mark[method])
+        data += _main_traces(comparison, method, rows, mark[method])
     return {
         "data": data,
         "layout": {
             "height": 52 + rows.height,
-            # An interval of two seeds may go far beyond what an accuracy can be.
-            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **share_axis(100)},
+            "xaxis": _metric_axis(comparison),
             "yaxis": rows.axis(),
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
     }
 
 
+def _metric_axis(comparison: Comparison) -> dict[str, Any]:
+    metric = comparison.metric
+    text = f"test {metric.words}{' (%)' if metric.is_share else ''}"
+    return {"title": {"text": text, "standoff": 8}, **metric_axis(metric)}
+
+
 def contribution_figure(comparison: Comparison) -> Figure:
-    """What each modality adds to the test accuracy, in points: a bar for each method."""
+    """By how much each modality makes the main metric better: a bar for each method."""
+    metric = comparison.metric
     shown = [
         method
         for method in comparison.ranking
@@ -45,7 +51,8 @@ def contribution_figure(comparison: Comparison) -> Figure:
     for method in shown:
         ends = {1: 0.0, -1: 0.0}  # of the bars so far, to the right of 0 and to the left
         for number, modality in enumerate(comparison.modalities):
-            value = 100 * (comparison.estimate(method, f"contribution/{modality}").mean or 0.0)
+            mean = comparison.estimate(method, f"contribution/{modality}").mean
+            value = metric.scale * (mean or 0.0)
             side = 1 if value >= 0 else -1
             data.append(
                 {
@@ -60,18 +67,20 @@ def contribution_figure(comparison: Comparison) -> Figure:
                     "marker": {"color": modality_mark(number)[0]},
                     "text": plain(modality),
                     "textposition": "none",
-                    "hovertemplate": HOVER + "%{text}: %{x:.1f} points",
+                    "hovertemplate": HOVER
+                    + "%{text}: "
+                    + ("%{x:.1f} points" if metric.is_share else "%{x}"),
                     "showlegend": False,
                 }
             )
             ends[side] += value
+    title = f"points of {metric.words}" if metric.is_share else f"less {metric.words}"
     return {
         "data": data,
         "layout": {
             "height": 52 + rows.height,
             "barmode": "overlay",  # each bar knows where it begins
-            "xaxis": {"title": {"text": "points of accuracy", "standoff": 8}, **axis()}
-            | {"zeroline": True},
+            "xaxis": {"title": {"text": title, "standoff": 8}, **axis()} | {"zeroline": True},
             "yaxis": rows.axis(),
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
@@ -79,9 +88,9 @@ def contribution_figure(comparison: Comparison) -> Figure:
 
 
 def ablation_figure(comparison: Comparison, kind: str) -> Figure:
-    """Test accuracy in per cent with one modality alone or without one: a row for each method.
+    """The main metric on test with one modality alone or without one: a row for each method.
 
-    A grey line in each row is the accuracy with all of them.
+    A grey line in each row is that with all of them.
 
     Args:
         comparison: What to draw.
@@ -95,7 +104,7 @@ def ablation_figure(comparison: Comparison, kind: str) -> Figure:
     ]
     rows = _Rows.of(shown, 28)
     line = {"symbol": "line-ns", "size": 18, "line": {"color": NEUTRAL, "width": 2}}
-    spots = [("accuracy", "all modalities", line | {"color": NEUTRAL})]
+    spots = [(comparison.main, "all modalities", line | {"color": NEUTRAL})]
     for number, (metric, name) in enumerate(metrics):
         text = f"{name} alone" if kind == "only" else f"without {name}"
         colour, symbol = modality_mark(number)
@@ -106,11 +115,11 @@ def ablation_figure(comparison: Comparison, kind: str) -> Figure:
             "mode": "markers",
             "name": plain(method),
             "meta": comparison.methods.index(method),
-            "x": [rounded(100 * mean)],
+            "x": [rounded(comparison.metric.scale * mean)],
             "y": [rows.middle[method]],
             "text": [plain(text)],
             "marker": marker,
-            "hovertemplate": HOVER + "%{text}: %{x} %",
+            "hovertemplate": HOVER + "%{text}: %{x}" + comparison.metric.unit,
             "showlegend": False,
         }
         for method in shown
@@ -121,7 +130,7 @@ def ablation_figure(comparison: Comparison, kind: str) -> Figure:
         "data": data,
         "layout": {
             "height": 52 + rows.height,
-            "xaxis": {"title": {"text": "test accuracy (%)", "standoff": 8}, **share_axis(100)},
+            "xaxis": _metric_axis(comparison),
             "yaxis": rows.axis() | {"showgrid": True},
             "margin": {"l": 8, "r": 16, "t": 8, "b": 44},
         },
@@ -165,18 +174,23 @@ class _Rows:
         }
 
 
-def _accuracy_traces(
+def _main_traces(
     comparison: Comparison, method: str, rows: _Rows, mark: Mark
 ) -> list[dict[str, Any]]:
-    number = comparison.methods.index(method)
-    estimate = comparison.estimate(method, "accuracy")
-    seeds = sorted(comparison.results.get((method, "test", "accuracy"), {}).items())
-    mean = 100 * (estimate.mean or 0.0)
-    text = f"mean {mean:.2f} %"
+    number, metric = comparison.methods.index(method), comparison.metric
+    estimate = comparison.estimate(method, comparison.main)
+    seeds = sorted(comparison.results.get((method, "test", comparison.main), {}).items())
+    mean = metric.scale * (estimate.mean or 0.0)
+
+    def said(value: float) -> str:
+        return metric.shown(value, places=2)
+
+    text = f"mean {said(estimate.mean or 0.0)}{metric.unit}"
     bars: dict[str, Any] = {}
     if estimate.low is not None and estimate.high is not None:
-        low, high = 100 * estimate.low, 100 * estimate.high
-        text += f"<br>95 % interval {low:.2f} to {high:.2f} %"
+        low, high = metric.scale * estimate.low, metric.scale * estimate.high
+        ends = f"{said(estimate.low)} to {said(estimate.high)}"
+        text += f"<br>95 % interval {ends}{metric.unit}"
         bars = {
             "error_x": {
                 "type": "data",
@@ -189,9 +203,9 @@ def _accuracy_traces(
             }
         }
     points = {
-        "x": [rounded(100 * value) for _, value in seeds],
+        "x": [rounded(metric.scale * value) for _, value in seeds],
         "y": [rows.middle[method] - 0.24 * rows.least] * len(seeds),
-        "text": [f"seed {seed}: {100 * value:.2f} %" for seed, value in seeds],
+        "text": [f"seed {seed}: {said(value)}{metric.unit}" for seed, value in seeds],
         "marker": {"color": mark.colour, "size": 7, "opacity": 0.55},
     }
     centre = {

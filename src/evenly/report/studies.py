@@ -23,7 +23,7 @@ from evenly.report.drawing import (
 )
 from evenly.report.marks import HUES, MARKERS, marks
 from evenly.report.names import wrapped
-from evenly.report.picture import draw_accuracy, write_projection_picture
+from evenly.report.picture import draw_scores, write_projection_picture
 from evenly.report.places import Box, Spot, label_boxes, leader, needs_line
 from evenly.spec import parse
 
@@ -61,7 +61,7 @@ def figure5(comparison: Comparison, folder: Path, path: Path) -> Path:
 
 
 def _ranked(comparison: Comparison) -> list[str]:
-    return [m for m in comparison.ranking if comparison.accuracy(m) is not None]
+    return [m for m in comparison.ranking if comparison.score(m) is not None]
 
 
 def _add_accuracy(
@@ -75,7 +75,7 @@ def _add_accuracy(
     top, bottom = (height - 1.0) / height, 0.5 / height
     axes = figure.add_axes((start / width, bottom, (right - start) / width, top - bottom))
     _draw_band(axes, comparison, vertical=True)
-    draw_accuracy(axes, comparison, _ranked(comparison), labels)
+    draw_scores(axes, comparison, _ranked(comparison), labels)
 
 
 def _height(labels: Sequence[str]) -> float:
@@ -148,7 +148,7 @@ def _probes(comparison: Comparison, method: str, pair: Sequence[str]) -> tuple[f
 def _draw_map(axes: "Axes", comparison: Comparison, pair: tuple[str, str]) -> None:
     mark = marks(comparison.methods)
     shown = {m: found for m in _ranked(comparison) if (found := _probes(comparison, m, pair))}
-    accuracies = {method: comparison.accuracy(method) or 0.0 for method in shown}
+    accuracies = {method: comparison.score(method) or 0.0 for method in shown}
     least, most = min(accuracies.values()), max(accuracies.values())
     sizes = {
         method: 6 + 7 * ((accuracy - least) / (most - least) if most > least else 0.5)

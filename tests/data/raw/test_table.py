@@ -170,7 +170,7 @@ class TestText:
         training += ["--lr", "0.05"]
         assert main(["train", "--method", "joint", *training, "--out", str(out)]) == 0
         new = write(folder, "said\nsuch a good one\nreally bad\n")
-        found = [p.probabilities[1] for p in predictions(load_run(out), str(new))]
+        found = [p.answers[1] for p in predictions(load_run(out), str(new))]
         assert found[0] > found[1] + 0.01  # of the first epoch that is right everywhere
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from evenly.criteria import CrossEntropy, Focal
 from evenly.data import load
+from evenly.data.tasks import Numbers
 from evenly.lab.run.build import (
     build_criterion,
     build_method,
@@ -13,6 +14,7 @@ from evenly.lab.run.build import (
     build_optimizer,
     build_sampler,
     expanded,
+    left_out,
     method_settings,
 )
 from evenly.lab.run.settings import Cell, Training
@@ -188,6 +190,15 @@ def test_all_is_every_method_of_every_paper():
     assert set(names) == set(METHODS)
     assert len(set(found)) == len(found)
     assert found[:2] == ["unimodal(modality=sound)", "unimodal(modality=text)"]
+
+
+def test_all_is_every_method_that_takes_the_targets():
+    one, two = Numbers(("a",)), Numbers(("a", "b"))
+    assert {"joint", "relearn", "awc"} <= {*expanded(split("all"), ["x"], one)}
+    assert "ogm_ge" in left_out(one)
+    assert "relearn" in left_out(two)
+    assert "relearn" not in expanded(split("all"), ["x"], two)
+    assert left_out() == []
 
 
 def test_names_are_taken_once_and_as_they_are():

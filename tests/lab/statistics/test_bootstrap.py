@@ -25,7 +25,7 @@ def test_metrics_of_plain_weights_are_the_plain_metrics():
     target, guess = stream.integers(4, size=30), stream.integers(4, size=(3, 30))
     plain = np.full((1, 30), 1 / 30, np.float32)
     expected = (guess == target).mean(1)
-    np.testing.assert_allclose(bootstrap.accuracy(plain, guess == target)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(bootstrap.mean(plain, guess == target)[0], expected, rtol=1e-5)
     expected = [f1_score(target, one, average="macro") for one in guess]
     np.testing.assert_allclose(bootstrap.macro_f1(plain, guess, target)[0], expected, rtol=1e-5)
 
@@ -40,7 +40,7 @@ def test_macro_f1_of_drawn_samples():
 
 def found(ours, theirs):
     drawn = bootstrap.weights(*ours.shape)
-    parts = (bootstrap.accuracy(drawn.samples, x) for x in (ours, theirs))
+    parts = (bootstrap.mean(drawn.samples, x) for x in (ours, theirs))
     return bootstrap.difference(drawn, *parts, (ours.mean(1).tolist(), theirs.mean(1).tolist()))
 
 

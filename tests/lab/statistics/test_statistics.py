@@ -64,6 +64,13 @@ def test_one_sample_more_on_one_seed_is_a_difference():
     assert paired_p([0.6, 0.7, 0.8001], [0.5, 0.6, 0.7]) < 0.01
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_errors_are_compared_in_any_unit(unit):
+    theirs = [2.0 * unit, 3.0 * unit, 4.0 * unit]
+    assert paired_p([2.1 * unit, 3.1001 * unit, 4.1 * unit], theirs) < 0.01
+    assert paired_p([2.1 * unit, 3.1 * unit, 4.1 * unit], theirs) is None
+
+
 def test_holm_by_hand():
     """Sorted .01, .03, .04: times 3, 2, 1, and never below the one before."""
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

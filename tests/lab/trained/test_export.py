@@ -184,9 +184,9 @@ def test_encoders_of_ones_own_get_what_they_were_trained_on(kind, tmp_path):
 
 def test_an_encoder_of_ones_own_that_cannot_take_new_data_is_named():
     own = run(LateFusion({"steps": Flat()}, 3), made(["steps"]).modalities)
-    assert own.probabilities({"steps": torch.zeros(2, 6, 3)}).shape == (2, 3)
+    assert own.answers({"steps": torch.zeros(2, 6, 3)}).shape == (2, 3)
     with pytest.raises(ValueError, match=r"the encoders Flat of your own, cannot take these data"):
-        own.probabilities({"steps": torch.zeros(2, 7, 3)})
+        own.answers({"steps": torch.zeros(2, 7, 3)})
 
 
 class Deciding(nn.Module):

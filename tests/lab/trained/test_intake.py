@@ -219,7 +219,7 @@ class TestPredict:
         np.savez(run / "plain.npz", **plain)
         trained = load_run(run / "run")
         found, expected = (
-            [p.probabilities for p in predictions(trained, str(run / name))]
+            [p.answers for p in predictions(trained, str(run / name))]
             for name in ("plain.npz", "d.npz")
         )
         assert found == expected

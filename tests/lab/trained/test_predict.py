@@ -17,6 +17,7 @@ from evenly.files import write_text
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
+from evenly.lab.trained.export import export
 from evenly.lab.trained.load import load_run
 from evenly.lab.trained.predict import predictions
 from hubs import dataset, on_the_hub
@@ -60,7 +61,7 @@ def test_the_predictions_are_those_of_the_run(run, data):
     with np.load(run / "predictions.npz") as file:
         expected, target = file["probabilities"], file["target"]
     found = rows(run, str(data))
-    np.testing.assert_allclose([r.probabilities for r in found], expected, atol=0.02)  # bf16
+    np.testing.assert_allclose([r.answers for r in found], expected, atol=0.02)  # bf16
     assert [r.label for r in found] == [CLASSES[n] for n in target]
     assert len(rows(run, str(data), "val")) == 30
 
@@ -98,6 +99,66 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head == "sample,label,predicted,odd,third,rare"
     assert first.split(",")[2] == ";".join(n for n, s in zip(names, said[0], strict=True) if s)
+
+
+def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
+    draws = np.random.default_rng(0)
+    x = draws.normal(size=(90, 2)).astype(np.float32)
+    degrees = (300 + 20 * x[:, 0]).round(1)
+    path = tmp_path / "mine.npz"
+    arrays = {"x": x, "noise": draws.normal(size=(90, 2)).astype(np.float32)}
+    save_npz(path, degrees, np.repeat([0, 1, 2], 30), arrays, ["degrees"])
+    common = ("--data", str(path), "--epochs", "20", "--batch_size", "10", "--out", str(tmp_path))
+    main(["compare", *common, "--methods", "joint,relearn,unimodal", "--seeds", "2", "--lr", "0.1"])
+    text = capsys.readouterr().out
+    assert "ranked by the mean absolute error (MAE), in the data's units" in text
+    ranked = [line.partition(" ")[0] for line in text.splitlines()[1:5]]
+    assert ranked[-1] == "unimodal(modality=noise)"  # the largest error
+    with (tmp_path / "summary.csv").open() as file:
+        tested = {row["metric"]: row["test"] for row in csv.DictReader(file) if row["test"]}
+    for metric in ("mae", "rmse", "pearson", "concordance"):
+        assert "bootstrap" in tested[metric]
+    folder = tmp_path / "runs" / "joint-0"
+    metrics = Result.read(folder).metrics["test"]
+    with np.load(folder / "predictions.npz") as file:
+        said, target = file["numbers"], file["target"]
+    assert target[:, 0].tolist() == degrees[60:].tolist()
+    assert metrics["mae"] == pytest.approx(np.abs(said - target).mean(), rel=1e-5)
+    assert metrics["mae"] < 5
+    assert metrics["contribution/x"] > 5 > abs(metrics["contribution/noise"])
+    with (folder / "metrics.csv").open() as file:
+        epochs = list(csv.DictReader(file))
+    best = min(epochs, key=lambda row: float(row["val_mae"]))
+    assert int(best["epoch"]) == Result.read(folder).best_epoch  # the least error selects
+    assert float(best["train_mae"]) < 10
+    assert 0 < float(epochs[-1]["purity_val/x"]) <= 1
+    main(["predict", str(folder), "--data", str(path)])
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head == "sample,label,predicted"
+    assert first.split(",") == ["0", f"{degrees[60]:.6g}", f"{said[0, 0]:.6g}"]
+    export(load_run(folder), tmp_path / "a.pt2")
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    found = program({name: torch.from_numpy(values[60:]) for name, values in arrays.items()})
+    np.testing.assert_allclose(found.detach(), said, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--methods", "joint,ogm_ge"),
+            "ogm_ge takes class numbers.*; mine has numbers to regress",
+        ),
+        (("--methods", "joint", "--focal", "2"), "there is no --class_weights, no --focal and no"),
+        (("--methods", "joint", "--select", "accuracy"), "not measured of mine, but loss, mae"),
+        (("--methods", "joint", "--task", "classes"), "which are no classes"),
+    ],
+)
+def test_what_numbers_do_not_go_with_is_said_before_training(options, message, tmp_path, capsys):
+    path = tmp_path / "mine.npz"
+    save_npz(path, np.arange(30) / 4, np.repeat([0, 1, 2], 10), {"x": np.ones((30, 2))})
+    assert main(["compare", "--data", str(path), "--out", str(tmp_path / "out"), *options]) != 0
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +203,13 @@ def test_a_modality_that_the_data_lack_is_told(run, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("without", [["x"], ["steps"], ["eye", "steps"]])
 def test_modalities_left_out_are_as_if_they_were_not_there(run, data, tmp_path, without):
-    found = [r.probabilities for r in rows(run, str(data), "test", without)]
-    assert found != [r.probabilities for r in rows(run, str(data))]
+    found = [r.answers for r in rows(run, str(data), "test", without)]
+    assert found != [r.answers for r in rows(run, str(data))]
     assert np.isfinite(found).all()
     with np.load(data) as file:
         left = {k: file[k] for k in file.files if k.partition("_")[0] not in without}
     np.savez(tmp_path / "fewer.npz", **left)
-    assert [r.probabilities for r in rows(run, str(tmp_path / "fewer.npz"))] == found
+    assert [r.answers for r in rows(run, str(tmp_path / "fewer.npz"))] == found
 
 
 def test_without_labels_every_sample_is_predicted(run, data, tmp_path):
@@ -157,8 +218,8 @@ def test_without_labels_every_sample_is_predicted(run, data, tmp_path):
         left = {k: file[k] for k in file.files if k not in ("labels", "split", "class_names")}
     np.savez(tmp_path / "new.npz", **left)
     found = rows(run, str(tmp_path / "new.npz"))
-    expected = [r.probabilities for r in whole]
-    np.testing.assert_allclose([r.probabilities for r in found], expected, atol=1e-6)
+    expected = [r.answers for r in whole]
+    np.testing.assert_allclose([r.answers for r in found], expected, atol=1e-6)
     assert {r.label for r in found} == {""}
 
 
@@ -192,9 +253,9 @@ def test_a_table_without_labels(tmp_path, capsys):
     (tmp_path / "new.csv").write_text("name,x,y\nfirst,-2,\nsecond,2,\nthird,,3\n")
     found = rows(tmp_path / "run", new)
     assert [r.sample for r in found] == ["first", "second", "third"]
-    assert found[0].probabilities[0] > 0.5 > found[1].probabilities[0]
-    alone = load_run(tmp_path / "run").probabilities({"y": torch.tensor([[3.0]])})
-    assert found[2].probabilities == pytest.approx(alone[0].tolist(), abs=1e-6)
+    assert found[0].answers[0] > 0.5 > found[1].answers[0]
+    alone = load_run(tmp_path / "run").answers({"y": torch.tensor([[3.0]])})
+    assert found[2].answers == pytest.approx(alone[0].tolist(), abs=1e-6)
     capsys.readouterr()
     (tmp_path / "new.csv").write_text("x,Y\n-2,1\n2,3\n,\n,\n")
     assert len(rows(tmp_path / "run", new)) == 2
@@ -217,7 +278,7 @@ def test_a_folder_as_the_hub_has_it(tmp_path):
     alone = rows(tmp_path / "run", str(saved))
     assert {r.label for r in alone} == {""}
     for one, two in zip(alone, found[:8], strict=True):  # test comes first
-        assert one.probabilities == pytest.approx(two.probabilities, abs=1e-6)
+        assert one.answers == pytest.approx(two.answers, abs=1e-6)
 
 
 def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path, capsys):
@@ -268,7 +329,7 @@ def test_every_head_and_encoders_of_ones_own(data, tmp_path, method):
     run_cell(Cell(training, method, 0), tmp_path)
     with np.load(tmp_path / "predictions.npz") as file:
         expected = file["probabilities"]
-    found = [r.probabilities for r in rows(tmp_path, str(data), trust=True)]
+    found = [r.answers for r in rows(tmp_path, str(data), trust=True)]
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 

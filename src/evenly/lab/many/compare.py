@@ -192,20 +192,25 @@ def compare(
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data where those had to be looked at for it."""
     # loads torch, for which the command's help cannot wait
-    from evenly.lab.run.build import expanded, load_data
+    from evenly.lab.run.build import expanded, left_out, load_data
+    from evenly.lab.run.prepare import say
+    from evenly.targets import in_words
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
     data = load_data(training) if several else None
     if data is None:
         return tuple(expanded(methods, ())), None
-    return tuple(expanded(methods, data.modalities, data.task.takes)), data
+    if any(spec.name == "all" for spec in methods) and (left := left_out(data.task)):
+        words = in_words([data.task.takes])
+        say([f"'all' is without those that do not take {words}: {', '.join(left)}."])
+    return tuple(expanded(methods, data.modalities, data.task)), data
 
 
 def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     """Finds what would fail, says what a user should know, and writes config.yaml.
 
     Returns:
-        The same comparison, all of whose runs train in one precision.
+        The same comparison, all of whose runs have one task and one precision.
     """
     from evenly.data import data_file
     from evenly.lab.run.precision import decided
@@ -214,7 +219,8 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
     first, data, decision = decided(plan.cells()[0], found, data)
-    plan = replace(plan, training=replace(plan.training, precision=first.training.precision))
+    left_open = {name: getattr(first.training, name) for name in ("task", "select", "precision")}
+    plan = replace(plan, training=replace(plan.training, **left_open))
     shared = plan.settings()
     check_same(plan.out, found, shared)
     differing = plan.differing()
@@ -236,7 +242,6 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
             "notes": _union(found.get("notes", ()), notes),
             "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
-            "task": data.task.name,
             "modalities": list(data.modalities),
         },
     )

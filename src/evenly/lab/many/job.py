@@ -13,6 +13,7 @@ from evenly.lab.run.logs import Logs
 from evenly.lab.run.place import Rank
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell
+from evenly.metrics import METRICS
 
 CALLED = {"val": "validation", "test": "test"}
 
@@ -111,9 +112,10 @@ def outcome(job: Job) -> str:
     result = Result.read(job.folder)
     assert result is not None
     training = job.cell.training
+    metric, _ = training.selected_by
     split, asked = training.selects_on, training.epochs
     ended = f", ended after {result.epochs} of {asked}" if result.epochs < asked else ""
     return (
         f"best epoch {result.best_epoch}{ended}, {CALLED[split]} "
-        f"{result.metrics[split][training.select]:.3f}, {result.seconds:.1f} s"
+        f"{METRICS[metric].written(result.metrics[split][metric])}, {result.seconds:.1f} s"
     )

@@ -214,6 +214,11 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
         ValueError: If the data do not allow it.
     """
     data = load_data(training)
+    if data.task.name == "number":
+        raise UserError(
+            f"{data.name} has numbers to regress on, and a study is of classes. 'evenly compare "
+            "--methods all' compares the methods that take numbers."
+        )
     methods = expanded(split(study.methods(training)), data.modalities)
     return study.asked(training, data), methods
 

@@ -28,7 +28,7 @@ from evenly.lab.many.job import Job
 from evenly.lab.many.trials import BEAT, Search, Studies, Trial
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.build import load_data
-from evenly.lab.run.precision import decided
+from evenly.lab.run.precision import decided, of_task
 from evenly.lab.run.prepare import prepare, say
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import (
@@ -41,6 +41,7 @@ from evenly.lab.run.settings import (
     read_settings,
     write_settings,
 )
+from evenly.metrics import METRICS
 from evenly.report import Point, write_history
 from evenly.report.names import in_words
 
@@ -80,7 +81,10 @@ def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None =
     # What is wrong with it is said before anything is written.
     address = None if storage is None else reached(storage)
     found = read_settings(search.out / SETTINGS, "trials")
-    data, notes = _prepare(search, found)
+    check_folder(search.out)
+    data = load_data(search.training).without("test")
+    search = replace(search, training=of_task(search.training, data))
+    notes = _prepare(search, found, data)
     if address is None:
         search.out.mkdir(parents=True, exist_ok=True)
         address = reached(file_address(search.out / "tune.db"))
@@ -107,13 +111,12 @@ def _searched(studies: Studies, training: Training, pool: Callable[[Training], P
     return _table(studies, best)
 
 
-def _prepare(search: Search, found: Mapping[str, Any]) -> tuple[Data, list[str]]:
-    """Finds what would fail; gives the data without the test split, and what a user should know."""
-    check_folder(search.out)
+def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
+    """Finds what would fail; gives what a user should know."""
     asked = search.training.precision
     known = {} if asked == "auto" else {"precision": asked}
     check_same(search.out, found, {**search.settings(), **known})
-    return prepare(_first(search), load_data(search.training).without("test"))
+    return prepare(_first(search), data)[1]
 
 
 def _first(search: Search) -> list[Cell]:
@@ -175,7 +178,7 @@ def _best(studies: Studies) -> dict[str, Trial]:
 
 def _write_trials(studies: Studies) -> None:
     """tune.csv, with every trial of every method, also those that failed or were lost."""
-    select = studies.search.training.select
+    select, _ = studies.search.training.selected_by
     rows = [
         {
             "method": trial.method,
@@ -233,8 +236,8 @@ def _table(studies: Studies, best: Mapping[str, Trial]) -> str:
         lines.append(
             (
                 method,
-                f"{trial.value:.3f}",
-                "failed" if first.value is None else f"{first.value:.3f}",
+                METRICS[metric].written(trial.value or 0.0),
+                "failed" if first.value is None else METRICS[metric].written(first.value),
                 f"{trial.tuned.lr:g}",
                 f"{trial.tuned.weight_decay:g}",
                 trial.tuned.method,
@@ -335,7 +338,7 @@ class Trials:
             return f"{running.name}, seed {job.cell.seed}: validation {self._value(result):.3f}"
         values = [self._value(each) for each in running.results]
         if not isfinite(fmean(values)):
-            select = in_words(self._training.select)
+            select = in_words(self._training.selected_by[0])
             return self._end(running, None, reason=f"its validation {select} is no finite number")
         found = {
             "values": values,
@@ -395,7 +398,7 @@ class Trials:
 
     def _value(self, result: Result) -> float:
         """What a run has reached."""
-        return result.metrics["val"][self._training.select]
+        return result.metrics["val"][self._training.selected_by[0]]
 
     def _end(self, running: _Running, value: float | None, **found: Any) -> str:
         """Writes down how a trial ended; returns what to tell of it."""

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from evenly.criteria import CrossEntropy, Focal, balanced_weights
 from evenly.data import Data, Modality, load
-from evenly.data.tasks import criterion_of_labels
+from evenly.data.tasks import Classes, Task, criterion_of_labels
 from evenly.errors import UserError
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.optimizer import optimizer_of
@@ -30,12 +30,12 @@ from evenly.nn.pretrained import ResNet18
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse, together
 from evenly.suggest import unknown
-from evenly.targets import Kind
+from evenly.targets import in_words
 
 
 def load_data(training: Training) -> Data:
     """The data of a training: all or as many samples as it asks for, with the noise asked for."""
-    data = load(training.data).noisy(training.noise)
+    data = load(training.data, training.task).noisy(training.noise)
     return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 
@@ -55,7 +55,7 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # All of them, and before the head is made: lazy layers draw their weights here, which
         # must be the same whatever the method's head and modality are.
         _try_encoders(encoders, data, training.encoders)
-        model = fused(encoders, len(data.class_names), cell)
+        model = fused(encoders, len(data.task.names), cell)
     for encoder in model.encoders.values():
         # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels
         # oneDNN's channels-last gradients in bf16 write beyond their memory (torch 2.13).
@@ -183,6 +183,18 @@ def build_criterion(data: Data, training: Training) -> nn.Module | None:
         ValueError: If the task has no such loss.
     """
     balanced = training.class_weights == "balanced"
+    if data.task.name == "number":
+        if balanced or training.focal or training.label_smoothing:
+            raise UserError(
+                f"{data.name} has numbers to regress on, for which there is no --class_weights, "
+                "no --focal and no --label_smoothing. Leave them out."
+            )
+        return nn.L1Loss() if training.loss == "mae" else nn.MSELoss()
+    if training.loss != "mae":
+        raise UserError(
+            f"--loss {training.loss} is of numbers to regress on, and {data.name} has "
+            f"{data.task.name}. Leave it out."
+        )
     if data.task.name == "labels":
         if training.focal or training.label_smoothing:
             raise UserError(
@@ -332,14 +344,14 @@ def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resa
 
 
 def expanded(
-    methods: Iterable[Spec], modalities: Iterable[str], takes: Kind = "classes"
+    methods: Iterable[Spec], modalities: Iterable[str], task: Task | None = None
 ) -> list[str]:
     """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
 
     Args:
         methods: As the user named them.
         modalities: Of the data.
-        takes: The kind of the data's targets, which those of 'all' take.
+        task: Of the data, which those of 'all' take; by default classes.
 
     Returns:
         Each once, as 'name' or 'name(setting=value)'.
@@ -347,14 +359,42 @@ def expanded(
     found: list[str] = []
     for spec in methods:
         if spec.name == "all" and not spec.settings:
+            left = left_out(task)
             for name, kind in METHODS.items():
-                if takes in kind.info.targets:
+                if name not in left:
                     found += _variants(name, kind, modalities)
         elif spec.name in METHODS and METHODS[spec.name].info.alone and not spec.settings:
             found += _variants(spec.name, METHODS[spec.name], modalities)
         else:
             found.append(spec.text)
     return list(dict.fromkeys(found))
+
+
+def left_out(task: Task | None = None) -> list[str]:
+    """The methods that do not take the targets of a task; by default of classes."""
+    task = Classes(()) if task is None else task
+    return [name for name, kind in METHODS.items() if not _fits(kind, task)]
+
+
+def _fits(kind: type[Method], task: Task) -> bool:
+    several = task.name == "number" and len(task.names) > 1
+    return task.takes in kind.info.targets and not (several and issubclass(kind, Relearn))
+
+
+def check_task(cell: Cell, data: Data) -> None:
+    """Raises if the method of a cell does not take the targets of the data."""
+    task = data.task
+    for spec in together(cell.method):
+        kind = _kind(spec)
+        if _fits(kind, task):
+            continue
+        takes, has = in_words(kind.info.targets), in_words([task.takes])
+        if task.takes in kind.info.targets:
+            takes, has = "one number a sample", str(len(task.names))
+        raise UserError(
+            f"{spec.name} takes {takes}; {data.name} has {has}. Leave the method out; 'evenly "
+            "methods NAME' says what each takes."
+        )
 
 
 def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from evenly.output import Output
 
 @dataclass
 class Evaluation:
-    """Gathers predictions batch by batch, then computes accuracy, macro-F1 and others.
+    """Gathers predictions batch by batch, then computes the metrics of their task.
 
     Attributes:
         task: What is predicted.
@@ -25,7 +25,7 @@ class Evaluation:
     _index: list[Tensor] = field(default_factory=list)
 
     def add(self, output: Output, target: Tensor) -> None:
-        """Takes one batch."""
+        """Takes one batch, with its target as the data have it."""
         self._logits.append(output.logits.detach().float())
         self._target.append(target)
         if output.index is not None:
@@ -57,7 +57,7 @@ class Evaluation:
         return whole
 
     def metrics(self) -> dict[str, float]:
-        """Those of the task, and the accuracy of each modality's own logits.
+        """Those of the task, and the main one of each modality's own logits.
 
         The loss is the task's plain one, whatever the criterion of the training is.
         """
@@ -65,7 +65,8 @@ class Evaluation:
         for name, parts in self._unimodal.items():
             own, of_those, here = (torch.cat(column) for column in zip(*parts, strict=True))
             if here.any():
-                found[f"accuracy/{name}"] = self.task.accuracy(own[here], of_those[here])
+                score = self.task.mean_score(own[here], of_those[here])
+                found[f"{self.task.main}/{name}"] = score
         return found
 
     def details(self) -> dict[str, float]:
@@ -73,9 +74,9 @@ class Evaluation:
         return self.task.details(torch.cat(self._logits), torch.cat(self._target))
 
     def predictions(self) -> dict[str, Tensor]:
-        """Probabilities (samples, names), target and index, in the order of the split."""
+        """What is said of each sample (samples, names), target and index, in the split's order."""
         return {
-            "probabilities": self.task.probabilities(torch.cat(self._logits)).cpu(),
+            self.task.said: self.task.answers(torch.cat(self._logits)).cpu(),
             "target": torch.cat(self._target).cpu(),
             "index": torch.cat(self._index).cpu(),
         }

@@ -16,6 +16,7 @@ from evenly.data.tasks import Task
 from evenly.diagnosis.contribution import contributions, imbalance
 from evenly.features import Features
 from evenly.files import replacing
+from evenly.metrics import METRICS
 from evenly.output import Output
 
 K = TypeVar("K", bound=Hashable)
@@ -54,16 +55,17 @@ class Subject:
 def inspect(subject: Subject) -> dict[str, float]:
     """The metrics of the modalities: what they are worth, and how much depends on them.
 
-    - `only/M` and `without/M`: accuracy with that modality alone, and with all others.
-    - `contribution/M`: what it adds to the accuracy, its Shapley value over the sets of modalities
-      (none of them is worth what the training split tells); `imbalance`: how uneven these are.
-    - `noise_LEVEL/M`: accuracy with white noise on that modality; of texts there is none.
+    - `only/M` and `without/M`: the main metric with that modality alone, and with all others.
+    - `contribution/M`: how much better it makes the main metric, its Shapley value over the sets
+      of modalities (none of them is worth what the training split tells); `imbalance`: how uneven
+      these are.
+    - `noise_LEVEL/M`: the main metric with white noise on that modality; of texts there is none.
     """
     found = _worth(subject) if len(subject.modalities) > 1 else {}
     for name, modality in subject.modalities.items():
         if modality.kind != "text":
             known = subject.noised.get(name)
-            judged = _accuracies(
+            judged = _scores(
                 subject,
                 {
                     level: _put(name, known[level]) if known else noise(modality, level)
@@ -77,16 +79,20 @@ def inspect(subject: Subject) -> dict[str, float]:
 def _worth(subject: Subject) -> dict[str, float]:
     known: dict[frozenset[str], float] = {}
 
-    def accuracy(chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
+    def score(chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
         new = {keep: _only(keep) for keep in chosen if keep not in known}
-        known.update(_accuracies(subject, new))
+        known.update(_scores(subject, new))
         return known
 
+    def worth(chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
+        sign = METRICS[subject.task.main].sign
+        return {keep: sign * value for keep, value in score(chosen).items()}
+
     names = list(subject.modalities)
-    added = contributions(accuracy, names)
+    added = contributions(worth, names)
     only = {name: frozenset([name]) for name in names}
     without = {name: frozenset(names) - {name} for name in names}
-    accuracy([*only.values(), *without.values()])
+    score([*only.values(), *without.values()])
     found = {f"only/{name}": known[keep] for name, keep in only.items()}
     found |= {f"without/{name}": known[keep] for name, keep in without.items()}
     found |= {f"contribution/{name}": value for name, value in added.items()}
@@ -95,19 +101,20 @@ def _worth(subject: Subject) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]:
-    """The accuracy on changed batches, for each kind of change."""
-    right, count = dict.fromkeys(changes, 0), 0
+def _scores(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]:
+    """The main metric on changed batches, for each kind of change."""
+    total, count = dict.fromkeys(changes, 0.0), 0
     for batch in subject.batches:
-        count += len(batch["target"])
+        target = batch["target"].to(subject.uninformed.device)
+        count += len(target)
         for key, change in changes.items():
             changed = change(batch)
             if changed["inputs"]:
                 logits = subject.passed(changed).logits
             else:
-                logits = subject.uninformed.expand(len(batch["target"]), -1)
-            right[key] += int(subject.task.right(logits, batch["target"]).sum())
-    return {key: value / count for key, value in right.items()}
+                logits = subject.uninformed.expand(len(target), -1)
+            total[key] += float(subject.task.scores(logits, target).double().sum())
+    return {key: value / count for key, value in total.items()}
 
 
 def _only(keep: frozenset[str]) -> Change:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def fit(parts: Parts, record: Record) -> None:
                         output, target = parts.forward(parts.shared, batch)
                         loss = method.loss(output, target)
                     method.backward(loss if share == 1 else share * loss)
-                    record.add(loss, output, target)
+                    record.add(loss, output, batch["target"].to(loss.device))
                 method.before_step()
                 if training.clip is not None:
                     nn.utils.clip_grad_norm_(parts.model.parameters(), training.clip)
@@ -65,31 +66,40 @@ def fit(parts: Parts, record: Record) -> None:
 
 def evaluated(parts: Parts, split: SplitName) -> Evaluation:
     """The predictions of the model for a split."""
-    found = Evaluation(parts.data.task)
+    found, wanted = Evaluation(parts.data.task), _targets(parts, split)
     parts.model.eval()
     with torch.no_grad():
         for batch in parts.in_order(split, shared=True):
-            found.add(*parts.forward(parts.model, batch))
+            output, _ = parts.forward(parts.model, batch)
+            found.add(output, wanted[output.index])
     return found.together(len(parts.split(split)))
 
 
 def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
     """The same and the features, from one pass."""
-    found = Evaluation(parts.data.task)
+    found, wanted = Evaluation(parts.data.task), _targets(parts, split)
 
-    def noted(output: Output, target: Tensor) -> Mapping[str, Tensor]:
-        found.add(output, target)
+    def noted(output: Output, _: Tensor) -> Mapping[str, Tensor]:
+        found.add(output, wanted[output.index])
         return output.features
 
     features = _features(parts, split, noted)
     return found.together(len(parts.split(split))), features
 
 
+def _targets(parts: Parts, split: SplitName) -> Tensor:
+    """Those of a split as the data have them, while a forward pass gives them encoded."""
+    return parts.split(split).target.to(parts.place.device)
+
+
 def _features(
     parts: Parts, split: SplitName, of: Callable[[Output, Tensor], Mapping[str, Tensor]]
 ) -> Features:
     batches = parts.in_order(split)
-    return Probe(parts.model, parts.forward, batches, batches).features("val", of)
+    found = Probe(parts.model, parts.forward, batches, batches).features("val", of)
+    if found.target.ndim == 2 and found.target.shape[1] == 1:  # one number
+        return replace(found, target=found.target[:, 0])
+    return found
 
 
 def _measured(parts: Parts, epoch: int) -> Row:
@@ -97,7 +107,9 @@ def _measured(parts: Parts, epoch: int) -> Row:
     training = parts.cell.training
     # The first is what a method may see; the last is what the epoch is selected on.
     judged = dict.fromkeys(("val", training.selects_on))
-    every = training.measure_every if parts.data.task.name == "classes" else 0
+    task = parts.data.task
+    is_one = task.name == "classes" or (task.name == "number" and len(task.names) == 1)
+    every = training.measure_every if is_one else 0
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}
     seen: dict[SplitName, Features] = {}

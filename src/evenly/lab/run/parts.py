@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from evenly import chance, distributed
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
+from evenly.data.tasks import Task
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.average import Average
 from evenly.lab.run.build import (
@@ -42,28 +43,30 @@ class Forward:
     """One forward pass, as methods and probe take it.
 
     Inputs are moved to the device, augmented where the model trains, and passed in the run's
-    precision.
+    precision; targets are encoded as the task has it.
 
     Attributes:
         place: Where.
+        task: What is predicted.
         augment: What is done to the inputs of training.
         step: Epoch and number of the batch while a step of training is under way; augmentation is
             drawn by it. A method's teachers train with the global stream, which the probe seeds.
     """
 
     place: Place
+    task: Task
     augment: Augment
     step: tuple[int, int] | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Output, Tensor]:
-        """The output of a batch, and its target."""
+        """The output of a batch, and its target, encoded."""
         inputs, target, index = self._moved(batch)
         if model.training and self.augment.changes:
             key = self.step or tuple(torch.randint(2**31, (2,)).tolist())
             inputs = self.augment(inputs, *key)
         with self.place.autocast():
             output: Output = model(inputs, batch["present"])
-        return replace(output, index=index), target
+        return replace(output, index=index), self.task.encoded(target)
 
     def _moved(self, batch: Batch) -> tuple[dict[str, Tensor | Padded], Tensor, Tensor]:
         """All but what says which samples have which modality, which the model looks at first."""
@@ -161,7 +164,7 @@ class Parts:
             None if training.ema is None else Average(model, training.ema),
             method,
             sampler,
-            Forward(place, Augment(training.augment, data.modalities, cell.seed)),
+            Forward(place, data.task, Augment(training.augment, data.modalities, cell.seed)),
             loader(training.batch_size),
             loader(training.batch_size * training.accumulate),
             noised,

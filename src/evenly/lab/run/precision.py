@@ -1,19 +1,19 @@
-"""In which precision a run trains, where that is left to the machine: in the faster one."""
+"""What a run leaves open: its precision, the faster one; and what the data say of its task."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from evenly.data import Data
 from evenly.lab.run.augment import Augment
-from evenly.lab.run.build import build_model, build_optimizer, load_data
+from evenly.lab.run.build import build_criterion, build_model, build_optimizer, load_data
 from evenly.lab.run.parts import Forward
 from evenly.lab.run.place import Place
-from evenly.lab.run.settings import Cell
+from evenly.lab.run.settings import Cell, Select, Training
 
 Found = Literal["bf16", "32"]
 STEPS = 10
@@ -34,7 +34,7 @@ def has_bf16() -> bool:
 def decided(
     cell: Cell, known: Mapping[str, Any], data: Data | None = None
 ) -> tuple[Cell, Data | None, list[str]]:
-    """The same cell in one precision, where that is left to the machine.
+    """The same cell without what is left open: the precision by the machine, the rest by the data.
 
     Args:
         cell: What runs.
@@ -45,6 +45,10 @@ def decided(
         The cell; the data if they are loaded now; a sentence for the user if steps were timed.
     """
     training = cell.training
+    if training.task == "auto" or training.select is None:
+        data = load_data(training) if data is None else data
+        training = of_task(training, data)
+        cell = replace(cell, training=training)
     if training.precision != "auto":
         return cell, data, []
     precision, notes = known.get("precision", "auto"), []
@@ -53,6 +57,12 @@ def decided(
         precision, why = faster(cell, data)
         notes = [f"precision: {'bf16' if precision == 'bf16' else '32-bit floats'}, as {why}."]
     return replace(cell, training=replace(training, precision=precision)), data, notes
+
+
+def of_task(training: Training, data: Data) -> Training:
+    """The same training with the task that data have, and with what selects if nothing does."""
+    select = training.select or cast(Select, data.task.main)
+    return replace(training, task=data.task.name, select=select)
 
 
 def faster(cell: Cell, data: Data) -> tuple[Found, str]:
@@ -96,8 +106,10 @@ def _steps(cell: Cell, data: Data, precision: Found, device: torch.device) -> It
     They are fewer than those of a clock where other programs have the processor meanwhile.
     """
     model = build_model(data, cell).to(device)
-    forward = Forward(Place(device, precision), Augment({}, data.modalities, 0))
+    forward = Forward(Place(device, precision), data.task, Augment({}, data.modalities, 0))
     optimizer = build_optimizer(model, cell.training)
+    criterion = build_criterion(data, cell.training) or nn.CrossEntropyLoss()
+    criterion.to(device)
     train = data.split("train")
     batch = train.__getitems__(range(min(cell.training.batch_size, len(train))))
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -105,7 +117,7 @@ def _steps(cell: Cell, data: Data, precision: Found, device: torch.device) -> It
         began = clock()
         with forward.place.autocast():
             output, target = forward(model, batch)
-            loss = nn.functional.cross_entropy(output.logits, target)
+            loss = criterion(output.logits, target)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

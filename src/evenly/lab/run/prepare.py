@@ -17,8 +17,8 @@ from evenly.lab.run.build import (
     build_model,
     build_optimizer,
     build_sampler,
+    check_task,
     frozen,
-    info_of,
     load_data,
     method_settings,
 )
@@ -30,7 +30,6 @@ from evenly.methods.relearn import Relearn
 from evenly.nn import LateFusion
 from evenly.optimizers import divides_size
 from evenly.spec import Spec, together
-from evenly.targets import in_words
 
 
 def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
@@ -50,13 +49,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     data = load_data(training) if data is None else data
     notes = list(data.notes)
     for cell in cells:
-        takes = info_of(cell.method).targets
-        if data.task.takes not in takes:
-            raise UserError(
-                f"{cell.method} takes {in_words(takes)}; {data.name} has "
-                f"{in_words([data.task.takes])}. Leave the method out; 'evenly methods NAME' says "
-                "what each takes."
-            )
+        check_task(cell, data)
     models = [build_model(data, cell) for cell in cells]
     Augment(training.augment, data.modalities, 0)
     widest = max(models, key=lambda model: len(model.encoders))
@@ -66,7 +59,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
             f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
             "beside the runs."
         )
-    if training.select not in data.task.metrics:
+    if training.select not in (None, *data.task.metrics):
         listed = ", ".join(data.task.metrics)
         raise UserError(
             f"--select {training.select} is not measured of {data.name}, but {listed}. Choose one."

@@ -95,7 +95,7 @@ class Record:
         """An epoch begins: starts the clock, which counts training and the method alone."""
         self._taken = 0  # steps
         self._losses: list[Tensor] = []
-        self._right: list[Tensor] = []
+        self._scores: list[Tensor] = []
         self._counts: list[int] = []
         self._metrics: dict[str, tuple[Tensor, Tensor]] = {}  # sum and number of finite values
         self._lap()
@@ -115,9 +115,16 @@ class Record:
         self._operations, self._first = counter.total, self._lap()
 
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
-        """Takes note of a pass, without waiting for a GPU."""
+        """Takes note of a pass, without waiting for a GPU.
+
+        Args:
+            loss: Of the batch.
+            output: Of the model.
+            target: As the data have it.
+        """
         self._losses.append(loss.detach())
-        self._right.append(self.parts.data.task.right(output.logits.detach(), target).sum())
+        scores = self.parts.data.task.scores(output.logits.detach(), target)
+        self._scores.append(scores.sum())
         self._counts.append(len(target))
 
     def stepped(self) -> None:
@@ -151,7 +158,7 @@ class Record:
         if self.parts.place.is_first:
             self._log.add(row, self.epoch - 1)
             self._log.add(self._means(), self.epoch - 1)
-            self._progress(self.epoch - 1, row[f"{training.selects_on}_{training.select}"])
+            self._progress(self.epoch - 1, row[f"{training.selects_on}_{training.selected_by[0]}"])
 
     def _score(self, row: Row) -> float:
         """How good an epoch is; the least of all where the metric is no number."""
@@ -161,15 +168,15 @@ class Record:
         return -math.inf if math.isnan(value) else value
 
     def _training(self) -> Row:
-        """Loss and accuracy over the samples of the epoch's steps, those of all processes."""
+        """Loss and main metric over the samples of the epoch's steps, those of all processes."""
         count = torch.tensor(self._counts, dtype=torch.float32)
         loss = torch.stack(self._losses).float().cpu()
-        right = torch.stack(self._right).cpu()
-        sums = torch.stack([(loss * count).sum(), right.sum().float(), count.sum()])
-        total, correct, samples = distributed.sum_(sums).tolist()
+        scores = torch.stack(self._scores).cpu()
+        sums = torch.stack([(loss * count).sum(), scores.sum().float(), count.sum()])
+        total, score, samples = distributed.sum_(sums).tolist()
         row: Row = {"train_loss": total / samples}
-        if self.parts.method.turn is None:  # else it would be the accuracy of single modalities
-            row["train_accuracy"] = correct / samples
+        if self.parts.method.turn is None:  # else it would be that of single modalities
+            row[f"train_{self.parts.data.task.main}"] = score / samples
         return row
 
     def _means(self) -> Row:

@@ -5,18 +5,28 @@ from pathlib import Path
 from typing import get_type_hints
 
 from evenly.files import check_written, read_sealed, reading, sha256, write_sealed
+from evenly.metrics import MAINS
 from evenly.spec import converted
 
 FILES = ("metrics.csv", "best.ckpt", "predictions.npz", "features.npz")
 """That a run writes for good before its result."""
 
 
-_HEADLINES = ("macro_f1", "micro_f1", "mean_average_precision")
+_HEADLINES = (
+    *MAINS,
+    "macro_f1",
+    "micro_f1",
+    "mean_average_precision",
+    "pearson",
+    "acc_2",
+    "acc_7",
+    "f1",
+)
 
 
 def is_headline(metric: str) -> bool:
     """Whether a metric is shown on the screen; the files hold all of them."""
-    return metric in ("accuracy", *_HEADLINES) or metric.startswith("accuracy/")
+    return metric in _HEADLINES or metric.partition("/")[0] in MAINS
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,8 @@ class Result:
             given = {name: converted(name, value, hints[name]) for name, value in found.items()}
             result = Result(**given)
             for split, metrics in result.metrics.items():
-                if "accuracy" not in metrics:
-                    raise ValueError(f"it has no accuracy of the {split} split")
+                if not metrics.keys() & {*MAINS}:
+                    raise ValueError(f"it has no {' or '.join(MAINS)} of the {split} split")
         return result
 
     def check(self, path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from evenly.errors import UserError
 from evenly.files import sha256, write_text
+from evenly.metrics import METRICS
 from evenly.spec import load_yaml, parse
 
 if TYPE_CHECKING:
@@ -21,7 +22,22 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "bf16", "32"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 Select = Literal[
-    "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "mean_average_precision", "loss"
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "micro_f1",
+    "mean_average_precision",
+    "mae",
+    "rmse",
+    "pearson",
+    "concordance",
+    "acc_2",
+    "acc_2_nonzero",
+    "acc_5",
+    "acc_7",
+    "f1",
+    "f1_nonzero",
+    "loss",
 ]
 Protocol = Literal["fair", "paper"]
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
@@ -35,6 +51,8 @@ class Training:
         data: A built-in name with settings if wanted, such as 'digits' or 'digits(noise=2)'; a
             store that 'evenly prepare' made; what it makes one of, such as a table, .csv, .tsv or
             .parquet, or a folder of files; or a .npz file. 'evenly datasets' lists them.
+        task: What labels are: classes, one of several for each sample; labels, any number of them;
+            number, to regress on; by default what the data hold, see the page of tasks.
         epochs: Passes over the training split.
         patience: Epochs without a better one, by the metric that selects, after which a run ends;
             by default it goes on to the last.
@@ -63,8 +81,11 @@ class Training:
             The mean of a batch divides by the sum of its weights.
         label_smoothing: Share of each label that is spread evenly over all classes.
         focal: γ of the focal loss, in which what is known already counts less; 0 is cross-entropy.
+        loss: Of numbers, mae, the mean absolute error, or mse, the mean squared one, both in
+            standard deviations of the training split.
         select: The metric by which the epoch is selected, and the trial of a search: the highest,
-            or the lowest loss.
+            or the lowest loss or error; by default accuracy, or of numbers their mean absolute
+            error, mae.
         precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
             take less time here. What was chosen is written down, and stays when a run goes on.
         width: Features per modality.
@@ -97,6 +118,7 @@ class Training:
     """
 
     data: str = "digits"
+    task: Literal["auto", "classes", "labels", "number"] = "auto"
     epochs: int = 30
     patience: int | None = None
     batch_size: int = 64
@@ -113,7 +135,8 @@ class Training:
     class_weights: Literal["equal", "balanced"] = "equal"
     label_smoothing: float = 0.0
     focal: float = 0.0
-    select: Select = "accuracy"
+    loss: Literal["mae", "mse"] = "mae"
+    select: Select | None = None
     precision: Precision = "auto"
     width: int = 64
     fusion: Fusion = "concat"
@@ -195,8 +218,12 @@ class Training:
 
     @property
     def selected_by(self) -> tuple[str, int]:
-        """The metric by which the epoch is selected, and 1 if more of it is better, else -1."""
-        return self.select, -1 if self.select == "loss" else 1
+        """The metric by which the epoch is selected, and 1 if more of it is better, else -1.
+
+        It is known once the data are, see `decided`.
+        """
+        assert self.select is not None
+        return self.select, METRICS[self.select].sign
 
     @property
     def measure_every(self) -> int:
@@ -309,6 +336,7 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
     file = settings.get("data_sha256")
     # A setting that is younger than the folder was as it is by default.
     usual = {each.name: each.default for each in fields(Training) if each.default is not MISSING}
+    usual |= {"task": "classes", "select": "accuracy"}  # of which there was nothing else
     for name, value in settings.items():
         if name == "data" and file is not None and file == found.get("data_sha256"):
             continue  # the same file by another path

@@ -22,8 +22,7 @@ def about(data: Data, model: LateFusion) -> dict[str, Any]:
     return {
         "modalities": {name: asdict(known) for name, known in stored(data).items()},
         "configurations": configurations(model.encoders),
-        "class_names": data.class_names,
-        "task": data.task.name,
+        "task": data.task.stated(),
         "read": dict(data.read),
     }
 

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from evenly.lab.statistics.paired import CONFIDENCE, paired_p, summarise
 
@@ -71,11 +71,11 @@ def _drawn(stream: np.random.Generator, count: int) -> Float[np.ndarray, "b n"]:
     return (times / (count - 1)).astype(np.float32)
 
 
-def accuracy(
-    samples: Float[np.ndarray, "b n"], correct: Bool[np.ndarray, "s n"]
+def mean(
+    samples: Float[np.ndarray, "b n"], scores: Shaped[np.ndarray, "s n"]
 ) -> Float[np.ndarray, "b s"]:
-    """The accuracy of each seed in every repeat."""
-    found: Float[np.ndarray, "b s"] = samples @ correct.T.astype(np.float32)
+    """The mean over samples of each seed in every repeat, such as the accuracy of what is right."""
+    found: Float[np.ndarray, "b s"] = samples @ scores.T.astype(np.float32)
     return found
 
 
@@ -124,6 +124,51 @@ def label_f1(
         occurs = (both > 0).sum(1)
         columns.append(np.where(occurs > 0, f1.sum(1) / np.maximum(occurs, 1), 1.0))
     return np.stack(columns, 1)
+
+
+def correlation(
+    samples: Float[np.ndarray, "b n"],
+    guess: Float[np.ndarray, "s n c"],
+    target: Float[np.ndarray, "n c"],
+    kind: Literal["pearson", "concordance"],
+) -> Float[np.ndarray, "b s"]:
+    """The correlation of numbers with their target of each seed in every repeat.
+
+    By the weighted moments of the samples of a repeat; the mean over columns. It is 0 where either
+    is constant.
+    """
+    y, size = _centred(target)
+    mean_y = samples @ y
+    var_y = np.maximum(samples @ (y * y) - mean_y**2, 0)
+    columns = []
+    for one in guess:
+        x, scale = _centred(one)
+        mean_x = samples @ x
+        var_x = np.maximum(samples @ (x * x) - mean_x**2, 0)
+        both = samples @ (x * y) - mean_x * mean_y
+        if kind == "pearson":
+            below = np.sqrt(var_x * var_y)
+        else:  # in units of the target
+            ratio = scale / size
+            apart = ratio * mean_x - mean_y + (one.mean(0) - target.mean(0)) / size
+            both, below = 2 * ratio * both, ratio**2 * var_x + var_y + apart**2
+        found = np.divide(both, below, out=np.zeros_like(both), where=below > 0)
+        columns.append(found.mean(1))
+    return np.stack(columns, 1)
+
+
+def _centred(
+    x: Float[np.ndarray, "n c"],
+) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, " c"]]:
+    """Numbers less their mean, over their deviation, so that moments lose little; and that.
+
+    What varies by rounding alone is 0, and its deviation 1.
+    """
+    wide = x.astype(np.float64)
+    middle, size = wide.mean(0), wide.std(0)
+    varies = size > 1e-7 * np.sqrt(np.square(wide).mean(0))
+    size = np.where(varies, size, 1.0)
+    return np.where(varies, (wide - middle) / size, 0.0).astype(np.float32), size
 
 
 def difference(

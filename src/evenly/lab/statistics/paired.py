@@ -8,8 +8,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-6
-"""Differences that are no further apart are the same: one sample of a test split is worth more, up
-to a million samples, and the rounding of a 32-bit fraction is a tenth of it."""
+"""Differences that are no further apart, in units of the largest value, are the same: one sample
+of a test split is worth more, up to a million samples, and rounding to 32 bits a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     for every seed, of which rounding would make a tiny deviation and a tiny p.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
-    if len(difference) < 2 or np.ptp(difference) <= ROUNDING:
+    size = np.abs([*ours, *theirs]).max(initial=0.0)
+    if len(difference) < 2 or np.ptp(difference) <= ROUNDING * size:
         return None
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 

@@ -1,9 +1,10 @@
 """The tables of a comparison: results.csv, summary.csv, and the text that the command prints."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -12,6 +13,7 @@ from evenly.files import read_npz, reading, write_csv
 from evenly.lab.run.result import Result, is_headline
 from evenly.lab.statistics import bootstrap
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
+from evenly.metrics import METRICS, main_of, metric_of
 from evenly.report import Projected, write_report
 from evenly.report.comparison import PAPER, REFERENCE, compared_p, conditions
 from evenly.report.folder import read_config
@@ -45,8 +47,8 @@ class Answers:
     """What the finished runs of a comparison said on its test split.
 
     Attributes:
-        target: Class of each sample; (n, c) whether it has each of several labels.
-        guess: By method and seed, the class that it was taken for, or the labels.
+        target: Class of each sample; (n, c) whether it has each of several labels, or its numbers.
+        guess: By method and seed, the class that it was taken for, or the labels, or the numbers.
     """
 
     target: Shaped[np.ndarray, "n *c"]
@@ -103,8 +105,12 @@ def read_answers(out: Path) -> Answers | None:
         result.check(path)
         with reading(path):
             file = read_npz(path)
-            target, probabilities = file["target"], file["probabilities"]
-            found = probabilities.argmax(1) if target.ndim == 1 else probabilities > 0.5
+            target = file["target"]
+            if "numbers" in file:
+                found = file["numbers"]
+            else:
+                probabilities = file["probabilities"]
+                found = probabilities.argmax(1) if target.ndim == 1 else probabilities > 0.5
         guess.setdefault(result.method, {})[result.seed] = found
     return None if target is None else Answers(target, guess)
 
@@ -122,10 +128,10 @@ def summary(
 ) -> list[dict[str, Any]]:
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
-    Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy and
-    macro-F1 on the test split are also drawn anew over seeds and samples (see `bootstrap`), all
-    else is tested over the seeds alone. p-values are corrected by Holm over the methods,
-    for each metric of each split. The permutation beside them flips signs of the seeds'
+    Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy, F1,
+    errors and correlations on the test split are also drawn anew over seeds and samples (see
+    `bootstrap`), all else is tested over the seeds alone. p-values are corrected by Holm over the
+    methods, for each metric of each split. The permutation beside them flips signs of the seeds'
     differences.
 
     Args:
@@ -196,7 +202,7 @@ def _accuracy(
     samples: Float[np.ndarray, "b n"], guess: Shaped[np.ndarray, "s n *c"], answers: Answers
 ) -> Float[np.ndarray, "b s"]:
     right = guess == answers.target
-    return bootstrap.accuracy(samples, right if right.ndim == 2 else right.all(2))
+    return bootstrap.mean(samples, right if right.ndim == 2 else right.all(2))
 
 
 def _macro_f1(
@@ -213,28 +219,63 @@ def _micro_f1(
     return bootstrap.label_f1(samples, guess, answers.target > 0, "micro")
 
 
-_ANEW = {"accuracy": _accuracy, "macro_f1": _macro_f1, "micro_f1": _micro_f1}
+def _mae(
+    samples: Float[np.ndarray, "b n"], guess: Float[np.ndarray, "s n c"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.mean(samples, np.abs(guess - answers.target).mean(2))
+
+
+def _rmse(
+    samples: Float[np.ndarray, "b n"], guess: Float[np.ndarray, "s n c"], answers: Answers
+) -> Float[np.ndarray, "b s"]:
+    error = np.square(guess - answers.target)
+    columns = [np.sqrt(bootstrap.mean(samples, error[..., c])) for c in range(error.shape[2])]
+    found: Float[np.ndarray, "b s"] = np.stack(columns).mean(0)
+    return found
+
+
+def _correlation(
+    samples: Float[np.ndarray, "b n"],
+    guess: Float[np.ndarray, "s n c"],
+    answers: Answers,
+    *,
+    kind: Literal["pearson", "concordance"],
+) -> Float[np.ndarray, "b s"]:
+    return bootstrap.correlation(samples, guess, answers.target, kind)
+
+
+_ANEW: Mapping[str, Callable[[np.ndarray, np.ndarray, Answers], np.ndarray]] = {
+    "accuracy": _accuracy,
+    "macro_f1": _macro_f1,
+    "micro_f1": _micro_f1,
+    "mae": _mae,
+    "rmse": _rmse,
+    "pearson": partial(_correlation, kind="pearson"),
+    "concordance": partial(_correlation, kind="concordance"),
+}
 """The metrics that predictions alone give."""
 
 
 def table(out: Path) -> str:
-    """The test metrics of a comparison as text, best accuracy first."""
+    """The test metrics of a comparison as text, best main metric first."""
     found = summary(read_results(out), read_answers(out))
     rows = [row for row in found if row["split"] == "test"]
     config = read_config(out)
     known = dict.fromkeys(row["metric"] for row in rows)
     metrics = [name for name in known if is_headline(name) or name == config.get("select")]
     cells = {(row["method"], row["metric"]): row for row in rows}
+    main = main_of(known)
+    sign = METRICS[main].sign
     methods = sorted(
         dict.fromkeys(row["method"] for row in rows),
-        key=lambda method: -cells[method, "accuracy"]["mean"],
+        key=lambda method: -sign * cells[method, main]["mean"],
     )
     head = ["method", *metrics, f"against {REFERENCE}"]
     body = [
         [
             method,
             *(_plus_minus(cells.get((method, metric))) for metric in metrics),
-            _difference(cells[method, "accuracy"]),
+            _difference(cells[method, main]),
         ]
         for method in methods
     ]
@@ -248,14 +289,15 @@ def table(out: Path) -> str:
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:
-    if row is None:  # a model of one modality has no accuracy of the others
+    if row is None:  # a model of one modality has no figure of the others
         return ""
-    spread = "" if row["std"] is None else f" ± {row['std']:.3f}"
-    return f"{row['mean']:.3f}{spread}"
+    metric = metric_of(row["metric"])
+    spread = "" if row["std"] is None else f" ± {metric.written(row['std'], like=row['mean'])}"
+    return f"{metric.written(row['mean'])}{spread}"
 
 
 def _difference(row: Mapping[str, Any]) -> str:
     if row.get("difference") is None:
         return ""
     p = "" if row.get("p_holm") is None else f" (p {compared_p(row['p_holm'])})"
-    return f"{row['difference']:+.3f}{p}"
+    return f"{metric_of(row['metric']).written(row['difference'], '+')}{p}"

@@ -15,7 +15,6 @@ from evenly.errors import UserError, UserRuntimeError
 from evenly.files import replacing
 from evenly.lab.run.stored import Stored
 from evenly.lab.trained.predict import Trained
-from evenly.nn import LateFusion
 
 # What torch cannot prove of free sizes, a program checks when it runs; older ones have no choice.
 _DEFERRED: Any = (
@@ -29,7 +28,8 @@ def export(run: Trained, path: Path) -> None:
     """Writes the model of a run as a `torch.export` program, which needs this package no more.
 
     It takes a mapping of inputs by modality, all of them, in the form and type in which the
-    run's data held them (`modalities`), and returns logits. The number of samples is free.
+    run's data held them (`modalities`), and returns logits, or numbers in the data's units. The
+    number of samples is free.
     What is of unequal lengths is padded, and comes with its lengths: `(values, length)`; of
     it, and of other sequences where their encoder allows, the number of steps is free, too, up
     to as many as the encoder takes.
@@ -54,7 +54,7 @@ def export(run: Trained, path: Path) -> None:
             # Recurrent layers and MMTM note tensors that the program has no need of.
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during exp")
             program = torch.export.export(
-                _Logits(run.model), (example,), dynamic_shapes=(shapes,), **_DEFERRED
+                _Program(run), (example,), dynamic_shapes=(shapes,), **_DEFERRED
             )
     except Exception as error:
         kinds = ", ".join(type(encoder).__name__ for encoder in run.model.encoders.values())
@@ -83,17 +83,17 @@ def _drop_guesses(program: torch.fx.GraphModule) -> None:
     program.recompile()
 
 
-class _Logits(nn.Module):
-    """Only the logits, which is what an exported program can return."""
+class _Program(nn.Module):
+    """Only the logits or numbers, which is what an exported program can return."""
 
-    def __init__(self, model: LateFusion) -> None:
+    def __init__(self, run: Trained) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.task = run.model, run.task
 
     def forward(self, inputs: Mapping[str, Any]) -> Float[Tensor, "n c"]:
         whole = {name: Padded(*x) if isinstance(x, tuple) else x for name, x in inputs.items()}
         logits: Tensor = self.model(whole).logits
-        return logits
+        return self.task.answers(logits) if self.task.name == "number" else logits
 
 
 def _example(known: Stored) -> Tensor | tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import torch
 
-from evenly.data.tasks import TASKS, Name
+from evenly.data.tasks import Task, restated
 from evenly.errors import UserError, UserFileNotFoundError
 from evenly.lab.run.build import check_names, fused, made_encoders
 from evenly.lab.run.result import Result
@@ -100,8 +100,7 @@ class _About:
     state_dict: Mapping[str, Any]
     modalities: Mapping[str, Stored]
     configurations: Mapping[str, Mapping[str, Any]]
-    class_names: list[str]
-    task: Name
+    task: Task
     read: Mapping[str, str]
 
 
@@ -120,8 +119,7 @@ def _about(path: Path, best: Any) -> _About:
             best["state_dict"],
             modalities,
             converted("configurations", best["configurations"], dict[str, dict[str, Any]]),
-            converted("class_names", best["class_names"], list[str]),
-            converted("task", best["task"], Name),
+            restated(best["task"]),
             converted("read", best["read"], dict[str, str]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -137,14 +135,14 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     cell = replace(cell, training=training)
     check_names(cell, str(folder), about.modalities)
     modalities = {name: known.modality(name) for name, known in about.modalities.items()}
-    model = fused(made_encoders(modalities, cell), len(about.class_names), cell)
+    model = fused(made_encoders(modalities, cell), len(about.task.names), cell)
     model.load_state_dict(about.state_dict)
     known = {name: about.modalities[name] for name in model.encoders}
     return Trained(
         folder,
         model.eval(),
         known,
-        TASKS[about.task](about.class_names),
+        about.task,
         about.read,
         training.noise,
     )

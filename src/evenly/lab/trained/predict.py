@@ -45,13 +45,13 @@ class Trained:
     read: Mapping[str, str]
     noise: Mapping[str, float]
 
-    def probabilities(
+    def answers(
         self,
         inputs: Mapping[str, Tensor | Padded],
         present: Mapping[str, Tensor] | None = None,
         alike: Collection[str] = (),
     ) -> Float[Tensor, "n c"]:
-        """The probability of each class or label.
+        """The probability of each class or label, or the numbers in the data's units.
 
         Args:
             inputs: By modality, as stored; those that are left out are missing in all samples.
@@ -63,12 +63,12 @@ class Trained:
                 run's modalities is there.
         """
         intakes = self._intakes(alike)
-        found = self._probabilities(inputs, present or {}, intakes)
+        found = self._answers(inputs, present or {}, intakes)
         _doubts(intakes)
         return found
 
     @torch.no_grad()
-    def _probabilities(
+    def _answers(
         self,
         inputs: Mapping[str, Tensor | Padded],
         present: Mapping[str, Tensor],
@@ -93,7 +93,7 @@ class Trained:
                 f"{self.folder}: its model, with the encoders {', '.join(sorted(own))} of your "
                 f"own, cannot take these data ({type(error).__name__}: {error})."
             ) from error
-        return self.task.probabilities(logits)
+        return self.task.answers(logits)
 
     def _intakes(self, alike: Collection[str]) -> dict[str, Intake]:
         """By modality, what takes new data in; `alike` are read from files as the run's were."""
@@ -105,7 +105,7 @@ class Trained:
     def predict(
         self, data: Data, split: SplitName, without: Collection[str] = ()
     ) -> Float[Tensor, "n c"]:
-        """The probabilities of every sample of a split, in its order.
+        """What `answers` says of every sample of a split, in its order.
 
         Args:
             data: With some of the run's modalities.
@@ -113,7 +113,7 @@ class Trained:
             without: Modalities that are left out.
         """
         intakes = self._intakes(self._fit(data, without))
-        found = [self._probabilities(*batch, intakes) for batch in _batches(data, split, without)]
+        found = [self._answers(*batch, intakes) for batch in _batches(data, split, without)]
         _doubts(intakes)
         return torch.cat(found)
 
@@ -170,13 +170,13 @@ class Prediction:
 
     Attributes:
         sample: Its name, or its row in the split.
-        label: Its class, where it is known; its labels with semicolons between them.
-        probabilities: Of each class or label.
+        label: Its class, where it is known; its labels or numbers with semicolons between them.
+        answers: The probability of each class or label, or the numbers.
     """
 
     sample: str
     label: str
-    probabilities: list[float]
+    answers: list[float]
 
 
 def predictions(
@@ -253,9 +253,9 @@ def _of_data(
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
     samples = zip(names, part.target, strict=True)
     for inputs, present in _batches(found, split, without):
-        of_each = run._probabilities(inputs, present, intakes).tolist()
-        for probabilities, (name, target) in zip(of_each, samples, strict=False):
-            yield Prediction(str(name), found.task.called(target), probabilities)
+        of_each = run._answers(inputs, present, intakes).tolist()
+        for answers, (name, target) in zip(of_each, samples, strict=False):
+            yield Prediction(str(name), found.task.called(target), answers)
     say(_doubts(intakes))
 
 
@@ -317,10 +317,10 @@ def _of_table(
     for samples, inputs, present in batches(source, BATCH, child.cores(), broken, shapes):
         if broken and not skip_broken:
             continue  # only to find what else is broken
-        of_each = run._probabilities(inputs, present, intakes).tolist()
-        for sample, probabilities in zip(samples, of_each, strict=True):
+        of_each = run._answers(inputs, present, intakes).tolist()
+        for sample, answers in zip(samples, of_each, strict=True):
             label = source.classes[sample.label] if sample.label >= 0 else ""
-            yield Prediction(sample.name, label, probabilities)
+            yield Prediction(sample.name, label, answers)
     if broken and not skip_broken:
         raise UserError(
             f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"
