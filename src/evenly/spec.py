@@ -113,6 +113,8 @@ def converted(what: str, value: Any, hint: Any) -> Any:
         if get_origin(option) is list and isinstance(value, list):
             return [converted(what, item, *get_args(option)) for item in value]
         parts = get_args(option)
+        if get_origin(option) is tuple and isinstance(value, list) and parts[1:] == (...,):
+            return tuple(converted(what, item, parts[0]) for item in value)
         if get_origin(option) is tuple and isinstance(value, list) and len(value) == len(parts):
             return tuple(map(partial(converted, what), value, parts))
         if get_origin(option) is dict and isinstance(value, dict):
@@ -176,6 +178,8 @@ def _in_words(hint: Any) -> str:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is list:
         return f"a list of {_in_words(*get_args(hint)).removeprefix('a ')}s"
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        return f"a list of {_in_words(get_args(hint)[0]).removeprefix('a ')}s"
     if get_origin(hint) is tuple:
         return f"a list [{', '.join(map(wanted, get_args(hint)))}]"
     if get_origin(hint) is dict:

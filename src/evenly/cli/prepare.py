@@ -34,6 +34,8 @@ otherwise, with the names and settings
   wave(seconds=3,sample_rate=16000)             sound as it is
   array(kind=vector)                            kind: sequence, image or video; ragged=true
   text(length=512)                              words; or tokenizer=FOLDER, a Transformers one
+  tabular(numbers=[a,b],categories=[c])         columns that are one modality together, under a
+                                                name of its own
 
 Of a file that has several, stream=1 takes the second (video, image, flow, spectrogram, wave)."""
 
@@ -43,13 +45,19 @@ def arguments() -> Parser:
     one = Parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
     one.add_argument(
         "source",
-        help="a table, .csv, .tsv or .parquet; a WebDataset, .tar, or a range of them in "
-        "braces; a folder of Parquet files, .tar files, or pictures, sounds and clips; or a data "
-        "set by name, with settings if wanted, such as 'cremad(split=actors)' ('evenly datasets' "
-        "lists them)",
+        help="a table, .csv, .tsv, .parquet, .feather or .jsonl; a WebDataset, .tar, or a range of "
+        "them in braces; a folder of such files, or of pictures, sounds and clips; or a data set "
+        "by name, with settings if wanted, such as 'cremad(split=actors)' ('evenly datasets' lists "
+        "them)",
     )
     one.add_argument("--out", required=True, help="the store's folder; then: --data FOLDER")
     one.add_argument("--workers", type=int | None, help="processes that decode (default: cores)")
+    one.add_argument(
+        "--task",
+        default="auto",
+        choices=("auto", "classes", "labels", "number"),
+        help="what the labels of a table are, where it is not as found out",
+    )
     add_reading(one)
     return one
 
@@ -66,7 +74,7 @@ def run(options: Namespace) -> None:
         )
     check_counts(workers=options.workers)
     about = make_store(
-        source_of(options.source, options), out, options.workers, options.skip_broken
+        source_of(options.source, options, options.task), out, options.workers, options.skip_broken
     )
     for note in about.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -75,4 +83,7 @@ def run(options: Namespace) -> None:
         units = f", {field.units}" if field.units else ""
         print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}{units}{lack}")
     counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
-    print(f"{counts}; {len(about.classes)} classes\n\nstore: {out}")
+    count = len(about.task["names"])
+    numbers = f"number{'s' * (count > 1)} to regress on"
+    what = numbers if about.task["name"] == "number" else about.task["name"]
+    print(f"{counts}; {count} {what}\n\nstore: {out}")

@@ -17,6 +17,7 @@ from evenly.suggest import unknown
 if TYPE_CHECKING:
     from evenly.data.raw import Source
     from evenly.data.store import Description
+    from evenly.data.tasks import Asked
 
 
 def add_reading(one: ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def add_skipping(one: ArgumentParser) -> None:
     )
 
 
-def source_of(text: str, options: Namespace) -> "Source":
+def source_of(text: str, options: Namespace, task: "Asked" = "auto") -> "Source":
     """What raw files to read, and how: of a table, or of a data set in the user's folder."""
     from evenly.data.catalogue import is_raw
     from evenly.data.raw import table
@@ -70,9 +71,13 @@ def source_of(text: str, options: Namespace) -> "Source":
             options.readers,
             label=options.label,
             splits=options.splits,
+            task=task,
         )
     check_reading(text, options)
-    return official_source(text, options.folder)
+    source = official_source(text, options.folder)
+    if task not in ("auto", source.task.name):
+        raise UserError(f"{source.name} is of {source.task.name}, not {task}. Leave --task out.")
+    return source
 
 
 def check_reading(text: str, options: Namespace) -> None:
@@ -155,7 +160,7 @@ def prepared(
     if options.folder is not None:
         source = source_of(options.source, options)
     elif is_raw(training.data):
-        source = source_of(training.data, options)
+        source = source_of(training.data, options, training.task)
     elif options.source is not None and training.data == Training.data:
         raise UserError(
             f"{options.source}: say where its files are, with --folder, or give the store that "

@@ -12,16 +12,14 @@ from torch import Tensor
 
 from evenly.data.archive import read_archive, wrong
 from evenly.data.dataset import (
+    CHECKS,
     NUMBERING,
     SPLITS,
     Data,
     Kind,
     Ragged,
     SplitName,
-    check_classes,
-    check_labels,
     check_names,
-    check_numbers,
     described,
     lacking,
     stratified,
@@ -186,7 +184,7 @@ class _Reader:
         notes: list[str] = []
         rows = self._rows(target, task, notes)
         for split, members in rows.items():
-            _CHECKS[task.name](self.path, split, target[members], task.names)
+            CHECKS[task.name](self.path, split, target[members], task.names)
         inputs, present = self._inputs()
         notes += [
             f"{self.path.name}: the array '{name}' is an index of the samples, and no modality. "
@@ -269,8 +267,8 @@ class _Reader:
         scale: Scale = ""
         if "labels_kind" in self.arrays:
             said = " ".join(str(word) for word in self._text("labels_kind").reshape(-1))
-            if said not in _CHECKS.keys() | {"sentiment"}:
-                listed = ", ".join([*_CHECKS, "sentiment"])
+            if said not in CHECKS.keys() | {"sentiment"}:
+                listed = ", ".join([*CHECKS, "sentiment"])
                 raise self._error(f"'labels_kind' is '{said}'. Use {listed}.")
             scale = "sentiment" if said == "sentiment" else ""
             said = "number" if scale else said
@@ -584,9 +582,6 @@ class _Reader:
         if kind not in get_args(Kind):
             raise self._error(f"'{name}_kind' is '{kind}'. Use {', '.join(get_args(Kind))}.")
         return cast(Kind, kind)
-
-
-_CHECKS = {"classes": check_classes, "labels": check_labels, "number": check_numbers}
 
 
 def _task_name(labels: Array) -> Name:

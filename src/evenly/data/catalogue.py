@@ -21,7 +21,7 @@ from evenly.targets import in_words
 
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 """Endings of archives that are no tables until they are unpacked."""
-TABLES = (".csv", ".tsv", ".parquet", ".tar", *PACKED)
+TABLES = (".csv", ".tsv", ".parquet", ".feather", ".jsonl", ".ndjson", ".tar", *PACKED)
 """Endings of tables, in letters of any case; they are data once they are prepared."""
 
 

@@ -494,6 +494,10 @@ def check_numbers(
         )
 
 
+CHECKS = {"classes": check_classes, "labels": check_labels, "number": check_numbers}
+"""By task, what raises if a split of it cannot be learnt or measured."""
+
+
 def _padded(stored: Ragged, rows: Int[Tensor, " n"], longest: int) -> Padded:
     start, length = stored.start[rows], stored.length[rows]
     step = torch.arange(longest, device=length.device)

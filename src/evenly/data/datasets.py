@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from evenly.data.dataset import Data
 from evenly.data.store import open_store
+from evenly.data.tasks import Asked
 from evenly.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def from_datasets(
     readers: Mapping[str, str] | None = None,
     label: str | None = None,
     splits: Mapping[str, str] | None = None,
+    task: Asked = "auto",
     workers: int | None = None,
     skip_broken: bool = False,
 ) -> Data:
@@ -37,6 +39,7 @@ def from_datasets(
         label: The column of the labels; by default `label`, or the only one of class numbers.
         splits: By `train`, `val` and `test`, the data set's own name of a split, or several joined
             by +; by default those that are called so.
+        task: What the labels are; by default it is found out.
         workers: Processes that decode; by default one for each core.
         skip_broken: Leave out samples whose files are missing or broken, and say so in the notes.
 
@@ -46,7 +49,9 @@ def from_datasets(
     from evenly.child import cores
     from evenly.data.raw import prepare
 
-    source = source_of(dataset, modalities=modalities, readers=readers, label=label, splits=splits)
+    source = source_of(
+        dataset, modalities=modalities, readers=readers, label=label, splits=splits, task=task
+    )
     prepare(source, Path(out), workers=workers or cores(), skip_broken=skip_broken)
     return open_store(Path(out))
 

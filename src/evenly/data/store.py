@@ -24,20 +24,21 @@ import torch
 from torch import Tensor
 
 from evenly.data.dataset import (
+    CHECKS,
     SPLITS,
     Data,
     Modality,
     Ragged,
     SplitName,
-    check_classes,
     check_names,
     lacking,
 )
+from evenly.data.tasks import restated
 from evenly.errors import UserError, UserFileNotFoundError
 from evenly.files import write_text
 
 DESCRIPTION = "dataset.json"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Description:
         samples: Rows of every array; those in no split were left out.
         names: Of the samples.
         modalities: By name.
-        classes: Names by class number.
+        task: What is to be predicted, as `Task.stated` says it.
         splits: By split, how many samples it holds.
         sources: By source file, its size in bytes.
         checksums: By array, of its file; inputs have none.
@@ -95,7 +96,7 @@ class Description:
     samples: int
     names: list[str]
     modalities: dict[str, Field]
-    classes: list[str]
+    task: dict[str, Any]
     splits: dict[str, int]
     sources: dict[str, int] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
@@ -142,6 +143,7 @@ def describe(folder: Path) -> Description:
             if found.pop("checksum", None) != _checksum(found):
                 raise ValueError("it is not as evenly wrote it")
             fields = {name: Field(**values) for name, values in found["modalities"].items()}
+            restated(found["task"])
             return Description(**{**found, "modalities": fields})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         said = "it is not as evenly wrote it" if isinstance(error, AttributeError) else error
@@ -157,7 +159,7 @@ def open_store(folder: Path) -> Data:
 
     Raises:
         FileNotFoundError: If the folder is no store.
-        ValueError: If a file of it is missing or of another size, or a class is in one split only.
+        ValueError: If a file of it is missing or of another size, or a split lacks a class.
     """
     about = describe(folder)
     check_names(folder, about.modalities)
@@ -178,9 +180,13 @@ def open_store(folder: Path) -> Data:
     rows: dict[SplitName, Tensor] = {
         name: torch.nonzero(split == number).flatten() for number, name in enumerate(SPLITS)
     }
-    target = arrays.rows("label", torch.int64)
+    task = restated(about.task)
+    if task.name == "classes":
+        target = arrays.rows("label", torch.int64)
+    else:
+        target = arrays.rows("label", torch.float32, len(task.names))
     for name, members in rows.items():
-        check_classes(folder, name, target[members], about.classes)
+        CHECKS[task.name](folder, name, target[members], task.names)
     missing = {name: known.missing for name, known in about.modalities.items() if known.missing}
     count = sum(about.splits.values())
     return Data(
@@ -188,12 +194,13 @@ def open_store(folder: Path) -> Data:
         inputs,
         target,
         rows,
-        about.classes,
+        task.names,
         [*about.notes, *(lacking(name, few, count) for name, few in missing.items())],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},
         present={name: arrays.rows(f"present/{files[name]}", torch.bool) for name in missing},
         read={name: known.read for name, known in about.modalities.items()},
         names=about.names,
+        task=task,
     )
 
 

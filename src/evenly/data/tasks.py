@@ -330,7 +330,7 @@ class Numbers(Task):
 
     def called(self, target: Tensor) -> str:
         """The numbers."""
-        return self.predicted(target.tolist())
+        return "" if target.isnan().any() else self.predicted(target.tolist())
 
 
 def task_of(target: Tensor, names: Sequence[str]) -> Task:

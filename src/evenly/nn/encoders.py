@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from evenly.data.dataset import Modality, Padded
+from evenly.data.tabular import layout_of
 from evenly.errors import UserError
 
 
@@ -22,7 +23,8 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
 
     Args:
         modality: Its kind decides: vector → `MLP`, sequence → `TemporalConv`, image → `ResNet`,
-            video → `FrameMean`, text → `TemporalConv` on learnt embeddings.
+            video → `FrameMean`, text → `TemporalConv` on learnt embeddings; and of vectors, columns
+            of a table → `TabularResNet`.
         width: Of the vectors that it returns; 4 or more.
     """
     if width < 4:
@@ -35,6 +37,8 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
         "video": FrameMean,
         "text": TemporalConv,
     }
+    if layout_of(modality.read):
+        return TabularResNet(modality, width)
     return kinds[modality.kind](modality, width)
 
 
@@ -119,6 +123,87 @@ class MLP(Staged):
         factor = yield hidden
         features: Tensor = self.layers[3:](hidden * factor)
         return features
+
+
+class TabularResNet(Staged):
+    """Embeddings of categories, and a residual network, for columns of a table.
+
+    The ResNet of Gorishniy, Rubachev, Khrulkov, Babenko, "Revisiting Deep Learning Models for
+    Tabular Data", NeurIPS 2021, https://arxiv.org/abs/2106.11959, with two blocks and a stop
+    between them; without dropout, and with LayerNorm in place of BatchNorm, so that what is made of
+    a sample does not depend on the others. What is unknown of a category is 0 at first, and stays
+    so where the training split has nothing unknown.
+    """
+
+    def __init__(self, modality: Modality, width: int) -> None:
+        """Makes the layers.
+
+        Raises:
+            ValueError: If the modality is no columns of a table.
+        """
+        super().__init__()
+        layout = layout_of(modality.read)
+        if layout is None:
+            raise UserError(
+                f"encoder tabular takes columns of a table, but '{modality.name}' is "
+                f"{modality.kind} {modality.shape}. Prepare it with tabular(numbers=[...])."
+            )
+        self.out_features = width
+        self.stage_widths = (width,)
+        self.sizes = [layout.numbers, *layout.places]
+        widths = [min(width, round(1.6 * places**0.56)) for places in layout.places]
+        self.embed = nn.ModuleList(map(_Places, layout.places, widths))
+        self.enter = nn.Linear(layout.numbers + sum(widths), width)
+        self.blocks = nn.ModuleList(_TabularBlock(width) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Shaped[Tensor, "n d"]) -> Float[Tensor, "n w"]:
+        """Encodes rows of a table."""
+        first, last = self.blocks
+        return self._left(last(first(self._entered(x))))
+
+    def staged(self, x: Shaped[Tensor, "n d"]) -> Stages:
+        """Encodes rows of a table, with a stop after the first block."""
+        first, last = self.blocks
+        hidden = first(self._entered(x))
+        factor = yield hidden
+        return self._left(last(hidden * factor))
+
+    def _entered(self, x: Shaped[Tensor, "n d"]) -> Float[Tensor, "n w"]:
+        numbers, *places = x.to(self.enter.weight.dtype).split(self.sizes, 1)
+        embedded = [embed(each) for embed, each in zip(self.embed, places, strict=True)]
+        found: Tensor = self.enter(torch.cat([numbers, *embedded], 1))
+        return found
+
+    def _left(self, hidden: Float[Tensor, "n w"]) -> Float[Tensor, "n w"]:
+        return torch.relu(self.norm(hidden))
+
+
+class _Places(nn.Embedding):
+    """The embedding of the place that is 1; of several in part, as they are after mixing, a sum."""
+
+    def __init__(self, places: int, width: int) -> None:
+        super().__init__(places, width)
+        with torch.no_grad():
+            self.weight[0].zero_()
+
+    def forward(self, x: Float[Tensor, "n p"]) -> Float[Tensor, "n w"]:
+        return x @ self.weight
+
+
+class _TabularBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, x: Float[Tensor, "n w"]) -> Float[Tensor, "n w"]:
+        changed: Tensor = x + self.body(x)
+        return changed
 
 
 class TemporalConv(Staged):

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from torch import nn
 
 from evenly.nn.auto import Auto
-from evenly.nn.encoders import MLP, FrameMean, ResNet, TemporalConv
+from evenly.nn.encoders import MLP, FrameMean, ResNet, TabularResNet, TemporalConv
 from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
+    "tabular": TabularResNet,
     "temporal_conv": TemporalConv,
     "resnet": ResNet,
     "frame_mean": FrameMean,

@@ -218,7 +218,7 @@ class TestMessages:
 
     def test_no_parquet_files(self, tmp_path):
         (tmp_path / "x.bin").touch()
-        assert "holds no .parquet, .arrow or .tar files" in said(tmp_path)
+        assert "holds no .parquet, .arrow, .feather, .jsonl or .tar files" in said(tmp_path)
 
     def test_broken_files(self, hub, tmp_path):
         shard = hub / "data" / "train-00001-of-00002.parquet"

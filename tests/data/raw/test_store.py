@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from evenly.data.raw.prepare import prepare
 from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
+from evenly.data.tasks import Classes
 from full import no_file_above
 from vectors import Killed, Slow
 
@@ -49,7 +51,7 @@ def make(folder, count=15, **readers):
         "steps": Array("sequence", ragged=True),
         "vector": Array(),
     }
-    return Source("made", readers, samples, ["a", "b", "c"])
+    return Source("made", readers, samples, Classes(["a", "b", "c"]))
 
 
 def rows(data, split, name):
@@ -165,7 +167,7 @@ def test_every_reader(tmp_path):
         cells = {name: tmp_path / f"{k}.wav" if name in ("mel", "fbank", "wave") else clip
                  for name in readers}  # fmt: skip
         samples.append(Sample(clip.name, k % 2, ("train", "val", "test")[k // 2], cells))
-    prepare(Source("clips", readers, samples, ["a", "b"]), tmp_path / "store", workers=1)
+    prepare(Source("clips", readers, samples, Classes(["a", "b"])), tmp_path / "store", workers=1)
     data = open_store(tmp_path / "store")
     assert rows(data, "val", "clip")[0, :, 0, 0, 0].tolist() == [20, 70]
     drawn = rows(data, "val", "drawn")[0, :, 0, 0, 0].tolist()
@@ -303,7 +305,7 @@ class TestFolder:
             if whole | edit != whole:
                 with pytest.raises(ValueError, match=r"dataset\.json: (is damaged|has the format)"):
                     open_store(tmp_path)
-        for text in ("[]", "null", "5", "[" * 100_000, "{}", '{"format": 3}', "\xff"):
+        for text in ("[]", "null", "5", "[" * 100_000, "{}", '{"format": 4}', "\xff"):
             path.write_bytes(text.encode("latin-1"))
             with pytest.raises(ValueError, match=r"dataset\.json: is damaged \("):
                 open_store(tmp_path)
@@ -335,7 +337,7 @@ def vectors(**cells):
         Sample(f"s{k}", k % 2, splits[k], {name: cell(k) for name, cell in cells.items()})
         for k in range(6)
     ]
-    return Source("vectors", {name: Array() for name in cells}, samples, ["a", "b"])
+    return Source("vectors", {name: Array() for name in cells}, samples, Classes(["a", "b"]))
 
 
 def everything(store, name):
@@ -578,8 +580,7 @@ class TestAgain:
 
 
 def test_one_class_only(tmp_path):
-    source = vectors(x=lambda k: [k])
-    source.classes[:] = ["a"]
+    source = replace(vectors(x=lambda k: [k]), task=Classes(["a"]))
     with pytest.raises(
         ValueError, match=r"all samples are of the class 'a'\. Classification needs"
     ):

@@ -107,7 +107,7 @@ def test_parquet_of_what_no_reader_takes(tmp_path):
     fine = {"x": [1.0] * 8, "label": [k % 2 for k in range(8)]}
     for columns, message in (
         ({**fine, "x": [[[1, 2], [3]]] * 8}, "'x' holds list values such as"),
-        ({**fine, "label": [[k % 2] for k in range(8)]}, "row 1 has the label \\[0\\]. Give every"),
+        ({**fine, "label": [{"a": k % 2} for k in range(8)]}, "row 1 has the label {'a': 0}. Give"),
     ):
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
         with pytest.raises(ValueError, match=message):
@@ -324,7 +324,7 @@ class TestLabels:
         assert source.classes == ["a", "b"]
         assert [sample.label for sample in source.samples] == [1, -1, 0]
         assert {sample.split for sample in source.samples} == {"test"}
-        source = table(write(tmp_path, "x,label\n1,0\n2,0.5\n"), labelled=False)
+        source = table(write(tmp_path, "x,label\n1,0\n2,0.5\n"), labelled=False, task="classes")
         assert [sample.label for sample in source.samples] == [0, -1]
         source = table(write(tmp_path, "x,label\n1,\n2,\n"), labelled=False)
         assert [sample.label for sample in source.samples] == [-1, -1]
@@ -339,7 +339,7 @@ class TestLabels:
         assert [sample.label for sample in source.samples[20:]] == [-1] * many
 
     def test_labels_of_parquet_that_are_no_classes(self, tmp_path):
-        columns = {"x": [1.0, 2.0], "label": [[1], [2]]}
+        columns = {"x": [1.0, 2.0], "label": [{"a": 1}, {"a": 2}]}
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
         source = table(tmp_path / "t.parquet", labelled=False)
         assert [sample.label for sample in source.samples] == [-1, -1]
@@ -383,7 +383,8 @@ class TestMessages:
             ("x,y\n1,2\n", r"needs a column 'label' and one for each modality, it has x, y\."),
             ("label\na\n", "needs a column 'label' and one for each modality"),
             ("x,label\n1,a\n2,\n", "row 2 has the label None"),
-            ("x,label\n1,0.5\n2,1\n", "row 1 has the label 0.5"),
+            ("x,label\n1,0.5\n2,1\n", "has no test split, and too few samples that are alike"),
+            ("x,label\n1,0.5\n2,a\n", "class '0.5' has too few samples to draw one from"),
             (
                 "x,label,split\n1,a,other\n",
                 r"row 1 has the split 'other'\. Use train, val and test",

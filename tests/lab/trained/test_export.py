@@ -31,6 +31,7 @@ def auto(kind, sizes, processor=""):
 
 EVERY = {
     "vector": ("vector", (5,), "float32", False, ""),
+    "facts": ("vector", (5,), "float32", False, ""),
     "steps": ("sequence", (6, 3), "float32", False, ""),
     "my steps": ("sequence", (6, 3), "float16", True, ""),
     "text": ("text", (6, 40), "int32", True, ""),
@@ -61,6 +62,8 @@ EVERY = {
     "whisper": ("sequence", (900, 1), "float16", False, auto("whisper", WHISPER)),
 }  # fmt: skip
 """By encoder: kind, shape and type of what it takes, whether of unequal lengths, and its name."""
+READ = {"facts": "tabular(numbers=[a,b],lacking=[b],categories=[c],values=[[d]])"}
+"""By encoder that takes columns of a table, how they were read."""
 
 
 def made(names, head="concat"):
@@ -73,7 +76,8 @@ def made(names, head="concat"):
         stored[name] = Stored(kind, list(shape), width, dtype, ragged, 0.0, 0.0)
     own = {name: EVERY[name][-1] for name in names if EVERY[name][-1]}
     cell = Cell(Training(encoders=own, width=32), "joint", 0)
-    encoders = made_encoders({name: known.modality(name) for name, known in stored.items()}, cell)
+    modalities = {name: known.modality(name, READ.get(name, "")) for name, known in stored.items()}
+    encoders = made_encoders(modalities, cell)
     return run(LateFusion(encoders, 3, head), stored)
 
 
@@ -108,7 +112,7 @@ def agrees(trained, tmp_path, sizes):
 @pytest.mark.parametrize(
     "names",
     [
-        ("vector", "steps", "my steps", "text", "image", "spectrum", "video"),
+        ("vector", "facts", "steps", "my steps", "text", "image", "spectrum", "video"),
         ("resnet18 of a video",),
         ("transformer", "transformer of texts"),
         ("ast", "vit", "vit of a video", "bert"),

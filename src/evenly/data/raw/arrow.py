@@ -1,7 +1,7 @@
-"""Tables in Parquet and in Arrow's stream format: a file, or many as the Hub has them."""
+"""Tables in Parquet, Feather, Arrow or JSON lines: a file, or many as the Hub has them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from evenly.data.raw.columns import (
     named_columns,
     plain,
 )
+from evenly.data.raw.lines import JsonRows
 from evenly.data.raw.rows import ArrowRows, Entry, Files, ParquetRows, Rows
 from evenly.errors import UserError
 
@@ -22,6 +23,14 @@ _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _MEDIA = {"Image": "image", "Audio": "audio", "Video": "video"}
 """By feature of `datasets`, what its files hold."""
+_LISTS = ("Sequence", "List", "LargeList")
+
+
+_KINDS: dict[str, Callable[[Path], Rows]] = {
+    ".parquet": ParquetRows.of,
+    ".jsonl": JsonRows.of,
+    ".ndjson": JsonRows.of,
+}
 
 
 def saved_files(path: Path) -> tuple[list[Path], list[str] | None] | None:
@@ -75,16 +84,13 @@ def shard_columns(
 
     Args:
         path: What they are called together.
-        files: Parquet files, or others in Arrow's stream format.
+        files: Parquet files, JSON lines, or others in one of Arrow's formats.
         splits: By file, the split that it holds.
 
     Raises:
         ValueError: If a file cannot be read, or has other columns than the first.
     """
-    shards: list[Rows] = [
-        ParquetRows.of(file) if file.suffix.lower() == ".parquet" else ArrowRows.of(file)
-        for file in files
-    ]
+    shards = [_KINDS.get(file.suffix.lower(), ArrowRows.of)(file) for file in files]
     root = path if path.is_dir() else path.parent
     return rows_columns(path, shards, splits, root=root, opened=files)
 
@@ -132,9 +138,9 @@ def rows_columns(
         pairs = zip(shards, splits, strict=True)
         cells.append([split for rows, split in pairs for _ in range(len(rows))])
     classes = {
-        name.strip(): list(map(str, feature["names"]))
+        name.strip(): called
         for name, feature in features.items()
-        if feature.get("_type") == "ClassLabel" and feature.get("names")
+        if (called := _class_names(feature))
     }
     why = "holds class numbers, too, and is no modality unless --modalities names it"
     return columns_of(
@@ -232,6 +238,15 @@ def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any
         return {name: about for name, about in found.items() if isinstance(about, dict)}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _class_names(feature: Mapping[str, Any]) -> list[str]:
+    """Of a column of class numbers, or of lists of them; none of any other."""
+    inner = feature.get("feature")
+    if feature.get("_type") in _LISTS and isinstance(inner, dict):
+        return _class_names(inner)
+    is_class = feature.get("_type") == "ClassLabel"
+    return list(map(str, feature.get("names") or [])) if is_class else []
 
 
 def _indices(metadata: Mapping[bytes, bytes] | None) -> list[str]:

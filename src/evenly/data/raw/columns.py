@@ -20,7 +20,9 @@ from evenly.errors import UserError
 
 RESERVED = ("label", "split", "name")
 """Columns that are no modalities."""
-_EMPTY = frozenset([
+LABEL = "label_"
+"""How columns begin of which each is one of several labels."""
+EMPTY = frozenset([
     "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "<NA>", "NULL", "null",
     "NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN",
 ])  # fmt: skip
@@ -46,11 +48,13 @@ class Column:
             which nothing can be made.
         texts: The same as they are written; None if they are not written as texts.
         holds: Which of them.
+        joined: Whether a cell may hold several texts, which are one with blanks between them.
     """
 
     values: Sequence[Any]
     texts: Sequence[str | None] | None = None
     holds: Literal["numbers", "texts", "files", "others"] = "numbers"
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ class Columns:
         """How many."""
         return len(next(iter(self.cells.values())))
 
+    @property
+    def several(self) -> list[str]:
+        """The columns that are a label each by their names; none where only one is."""
+        found = [name for name in self.cells if name.lower().startswith(LABEL) and name != LABEL]
+        return found if len(found) > 1 else []
+
     def texts(self, name: str) -> Sequence[str | None] | None:
         """The cells of a column as they are written; None if there is no such column."""
         cells = self.cells.get(name)
@@ -106,7 +116,7 @@ class Columns:
         if isinstance(cells, Files):
             return Column(cells, None, "files")
         if isinstance(cells, list):
-            return _of_texts([None if x in _EMPTY else x for x in cells], self.comma)
+            return _of_texts([None if x in EMPTY else x for x in cells], self.comma)
         return _of_arrow(cells)
 
     def kept(self, rows: Sequence[int]) -> "Columns":
@@ -342,7 +352,15 @@ def _of_arrow(cells: Any) -> Column:
     values = cells.to_pylist()
     if all(isinstance(value, str | None) for value in values):
         return _of_texts([None if x is None else x.strip() or None for x in values], comma=False)
+    if _is_list(kind) and all(_is_texts(value) for value in values):
+        texts = [" ".join(map(str.strip, filter(None, x or []))) or None for x in values]
+        return Column(texts, texts, "texts", joined=any(x and len(x) > 1 for x in values))
     return Column([None if value == [] else value for value in values], None, "others")
+
+
+def _is_texts(cell: Any) -> bool:
+    """Whether a cell is a list of texts, or empty."""
+    return cell is None or (isinstance(cell, list) and all(isinstance(x, str | None) for x in cell))
 
 
 def _is_number(kind: Any) -> bool:

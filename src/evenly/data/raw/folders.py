@@ -1,11 +1,11 @@
 """Folders of pictures, sounds or clips: by class, or with a table of metadata beside them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evenly.data.raw.columns import Columns, columns_of, csv_columns, of_records
+from evenly.data.raw.lines import json_rows
 from evenly.data.raw.rows import Files
 from evenly.data.raw.splits import is_split
 from evenly.errors import UserError
@@ -157,19 +157,7 @@ def _records(table: Path) -> list[dict[str, Any]]:
     if table.suffix == ".csv":
         cells = csv_columns(table).cells
         return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-    found = []
-    for number, line in enumerate(table.read_bytes().splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise UserError(f"{table}: line {number} is no JSON ({error}). Mend it.") from error
-        if not isinstance(row, dict | None):
-            raise UserError(
-                f"{table}: line {number} holds no fields. Write an object, such as "
-                f'{{"{_NAMES}": "1.png", "label": "cat"}}.'
-            )
-        found += [row] if row else []
-    return found
+    return [row for _, row in json_rows(table) if row]
 
 
 def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:

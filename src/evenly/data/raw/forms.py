@@ -10,8 +10,9 @@ from evenly.data.raw.splits import named_splits
 from evenly.data.raw.webdataset import shard_paths, tar_columns
 from evenly.errors import UserError, UserFileNotFoundError
 
-_ROWS = (".parquet", ".arrow", ".tar")
+_ROWS = (".parquet", ".arrow", ".feather", ".tar")
 """Endings of files that hold many rows each."""
+_LINES = (".jsonl", ".ndjson")
 
 
 def read_columns(path: Path) -> Columns:
@@ -32,7 +33,8 @@ def read_columns(path: Path) -> Columns:
         )
     if not path.is_file():
         raise UserFileNotFoundError(f"{path}: there is no such file. Check the path.")
-    return shard_columns(path, [path]) if path.suffix.lower() == ".parquet" else csv_columns(path)
+    is_csv = path.suffix.lower() not in (*_ROWS, *_LINES)
+    return csv_columns(path) if is_csv else shard_columns(path, [path])
 
 
 def _folder(path: Path) -> Columns:
@@ -40,6 +42,7 @@ def _folder(path: Path) -> Columns:
     if saved := saved_files(path):
         return shard_columns(path, *saved)
     files = [file for file in sorted(path.rglob("*")) if _is_shown(file.relative_to(path))]
+    lines = [file for file in files if file.suffix.lower() in _LINES]
     files = [file for file in files if file.suffix.lower() in (*_ROWS, *MEDIA) or _is_about(file)]
     rows = {end: found for end in _ROWS if (found := [f for f in files if f.suffix.lower() == end])}
     if len(rows) > 1:
@@ -53,9 +56,11 @@ def _folder(path: Path) -> Columns:
         return described_columns(path, about, media)
     if media:
         return media_columns(path, media)
+    if lines:
+        return shard_columns(path, lines, named_splits(path, lines))
     raise UserError(
-        f"{path}: holds no .parquet, .arrow or .tar files, nor pictures, sounds or clips, and is "
-        "no finished store. Give the folder that they are in, or a table."
+        f"{path}: holds no .parquet, .arrow, .feather, .jsonl or .tar files, nor pictures, sounds "
+        "or clips, and is no finished store. Give the folder that they are in, or a table."
     )
 
 

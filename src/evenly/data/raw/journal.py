@@ -226,7 +226,7 @@ class Journal:
         for number in self.done:
             split[number] = SPLITS.index(source.samples[number].split)
         small: dict[str, np.ndarray] = {"split": split}
-        small["label"] = np.array([sample.label for sample in source.samples], np.int64)
+        small["label"] = source.target.numpy()
         fields, arrays = {}, {}
         train = torch.from_numpy(np.flatnonzero(split == 0))
         for name, part in self.parts.items():
@@ -249,7 +249,7 @@ class Journal:
             samples=count,
             names=[sample.name for sample in source.samples],
             modalities=fields,
-            classes=list(source.classes),
+            task=source.task.fitted(source.target[train]).stated(),
             splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
             sources={str(path): size_of(path) for path in source.files()},
             checksums={name: zlib.crc32(array.data) for name, array in small.items()},
@@ -370,7 +370,8 @@ def _fingerprint(source: Source) -> str:
         name: [type(reader).__name__, asdict(reader) if is_dataclass(reader) else {}]
         for name, reader in source.readers.items()
     }
-    digest = sha256(json.dumps([source.name, readers, list(source.classes)], default=str).encode())
+    known = [source.name, readers, source.task.name, list(source.classes)]
+    digest = sha256(json.dumps(known, default=str).encode())
     for sample in source.samples:
         cells = {name: _identity(cell) for name, cell in sample.cells.items()}
         entry = [sample.name, sample.label, sample.split, cells]

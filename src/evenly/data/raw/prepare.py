@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from evenly.data.dataset import SPLITS, check_classes, check_names
+from evenly.data.dataset import CHECKS, SPLITS, check_names
 from evenly.data.raw.decode import decoded, listed, read, unlike
 from evenly.data.raw.journal import Journal, is_whole, size_of
 from evenly.data.raw.readers import Array
-from evenly.data.raw.source import Source
+from evenly.data.raw.source import Source, target_of
 from evenly.data.store import Description, describe
 from evenly.errors import UserError
 from evenly.files import naming
@@ -91,19 +90,24 @@ def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
 
 
 def _check_splits(source: Source) -> None:
-    if len(source.classes) < 2:
+    if source.task.name == "labels" and len(source.classes) < 2:
+        raise UserError(
+            f"{source.name}: has the label '{''.join(source.classes)}' and no other. Several "
+            "labels are two at least."
+        )
+    if source.task.name == "classes" and len(source.classes) < 2:
         raise UserError(
             f"{source.name}: all samples are of the class '{''.join(source.classes)}'. "
             "Classification needs two classes."
         )
     for split in SPLITS:
-        target = torch.tensor([s.label for s in source.samples if s.split == split])
+        target = target_of([sample for sample in source.samples if sample.split == split])
         if not len(target):
             raise UserError(
                 f"{source.name}: no sample is in the {split} split. Training needs all of "
                 f"{', '.join(SPLITS)}."
             )
-        check_classes(source.name, split, target, source.classes)
+        CHECKS[source.task.name](source.name, split, target, source.classes)
 
 
 def _broken(source: Source, broken: dict[int, str]) -> str:

@@ -1,7 +1,7 @@
 """What becomes of one cell of a data set, a file mostly, when the set is prepared."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import sha256
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float16, Int32, UInt8
+from jaxtyping import Float16, Float32, Int32, UInt8
 
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
@@ -17,6 +17,7 @@ from evenly.data.media.error import File, MediaError, opened
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import Frames, frames_of
 from evenly.data.numbers import channels_first
+from evenly.data.tabular import NAME
 from evenly.errors import UserError
 from evenly.spec import Spec
 
@@ -399,6 +400,92 @@ def _tokenizer(name: str) -> Any:
         ) from error
 
 
+@dataclass(frozen=True)
+class Tabular:
+    """Columns of numbers and of categories, together as one vector, see `evenly.data.tabular`.
+
+    A number is standardised; a missing one is the mean. A category is a 1 at the place of its
+    value, where an empty cell is a value like any other. Values that fewer than two training
+    samples have are taken for unknown, so that something is learnt of what is unknown.
+
+    What is known of the training split is taken from the table, unless it is given.
+
+    Args:
+        numbers: Columns of numbers.
+        categories: Columns of categories.
+        means: Of the numbers, over the training split.
+        deviations: Likewise; 1 where a number is constant.
+        lacking: The columns of numbers that some training samples lack: whether a sample does is a
+            number more.
+        values: By category column, the values that have a place.
+    """
+
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    means: tuple[float, ...] = ()
+    deviations: tuple[float, ...] = ()
+    lacking: tuple[str, ...] = ()
+    values: tuple[tuple[str, ...], ...] = ()
+    kind: ClassVar[Kind] = "vector"
+    units: ClassVar[str] = "standard deviations, and places of categories"
+    rate: ClassVar[float | None] = None
+    ragged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        names = self.columns
+        if not names:
+            raise UserError(
+                "tabular: names no columns. Give numbers=[age,fare], categories=[port], or both."
+            )
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"tabular: names the column '{twice[0]}' twice. Name it once.")
+        if strange := set(self.lacking) - set(self.numbers):
+            raise UserError(
+                f"tabular: lacking names {sorted(strange)}, which are no numbers of it."
+            )
+        known = len(self.means), len(self.deviations), len(self.values)
+        if any(known) and known != (len(self.numbers), len(self.numbers), len(self.categories)):
+            raise UserError(
+                f"tabular: has {known[0]} means, {known[1]} deviations and {known[2]} lists of "
+                f"values for {len(self.numbers)} numbers and {len(self.categories)} categories. "
+                "Leave them out: the table's own are taken."
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.numbers, *self.categories)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the training split is known."""
+        return bool(self.means or self.values)
+
+    def __call__(self, cell: Sequence[Any]) -> Float32[np.ndarray, " d"]:
+        """The vector of one sample.
+
+        Args:
+            cell: Its numbers and then its categories, in the order of `columns`; None where one is
+                missing.
+        """
+        count = len(self.numbers)
+        given = np.array([np.nan if x is None else x for x in cell[:count]], np.float64)
+        apart = (given - np.array(self.means)) / np.array(self.deviations)
+        gone = np.isnan(apart)
+        marks = [gone[self.numbers.index(name)] for name in self.lacking]
+        parts = [np.where(gone, 0, apart), np.array(marks, np.float64)]
+        for known, value in zip(_places(self.values), cell[count:], strict=True):
+            places = np.zeros(len(known) + 1)
+            places[known.get(value or "", 0)] = 1
+            parts.append(places)
+        return np.concatenate(parts).astype(np.float32)
+
+
+@cache
+def _places(values: tuple[tuple[str, ...], ...]) -> list[dict[str, int]]:
+    return [{value: n for n, value in enumerate(known, 1)} for known in values]
+
+
 READERS: dict[str, Callable[..., Reader]] = {
     "video": Video,
     "image": Image,
@@ -407,6 +494,7 @@ READERS: dict[str, Callable[..., Reader]] = {
     "wave": Wave,
     "array": Array,
     "text": Text,
+    NAME: Tabular,
 }
 """By the name under which they are asked for."""
 

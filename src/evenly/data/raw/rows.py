@@ -170,7 +170,7 @@ class ParquetRows:
         from pyarrow import parquet
 
         with _reading(path), closing(parquet.ParquetFile(path)) as file:
-            return cls(path, _mark(path), file.schema_arrow, file.metadata)
+            return cls(path, mark_of(path), file.schema_arrow, file.metadata)
 
     def __len__(self) -> int:
         return int(self.about.num_rows)
@@ -216,7 +216,10 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """The rows of a file in Arrow's stream format, which is mapped into memory."""
+    """The rows of a file in one of Arrow's formats, which is mapped into memory.
+
+    That is the stream, as the library `datasets` writes it, or the file, which is Feather.
+    """
 
     path: Path
     mark: str
@@ -226,24 +229,32 @@ class ArrowRows:
     @classmethod
     def of(cls, path: Path) -> "ArrowRows":
         """The rows of a file that is there."""
-        with _stream(path) as stream:
-            return cls(path, _mark(path), stream.schema, sum(map(len, stream)))
+        from pyarrow import types
+
+        with _arrow(path) as (schema, _):
+            # Of what is compressed, all that is read is unpacked: for the count, something short.
+            short = [field.name for field in schema if types.is_primitive(field.type)]
+        with _arrow(path, short[:1] or schema.names[:1]) as (_, batches):
+            return cls(path, mark_of(path), schema, sum(map(len, batches)))
 
     def __len__(self) -> int:
         return self.length
 
     def table(self, columns: Sequence[str]) -> Any:
         """As in `Rows`."""
-        with _stream(self.path) as stream:
-            return stream.read_all().select(list(columns))
+        import pyarrow as pa
+
+        wanted = pa.schema([self.schema.field(name) for name in columns])
+        with _arrow(self.path, columns) as (_, batches):
+            return pa.Table.from_batches([batch.select(list(columns)) for batch in batches], wanted)
 
     def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
-        """As in `Rows`."""
+        """As in `Rows`: as they were written, which may be as many rows as the file has."""
         row = 0
-        with _stream(self.path) as stream:
-            for batch in stream:
+        with _arrow(self.path, columns) as (_, batches):
+            for batch in batches:
                 if row + len(batch) > start:
-                    yield row, batch.select(list(columns))
+                    yield row, batch
                 row += len(batch)
 
     def complete(self, column: str) -> bool:
@@ -302,11 +313,28 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stream(path: Path) -> Iterator[Any]:
+def _arrow(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """The schema of a file in one of Arrow's formats, and its parts, of some columns at least."""
     import pyarrow as pa
 
-    with _reading(path), pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-        yield stream
+    with _reading(path), pa.memory_map(str(path)) as file:
+        mark = file.read(6)
+        file.seek(0)
+        if mark.startswith(b"FEA1"):
+            raise UserError(
+                f"{path}: is Feather of version 1, which is no Arrow file. Write it again, as "
+                "pandas' to_feather does now."
+            )
+        if mark != b"ARROW1":
+            with pa.ipc.open_stream(file) as stream:
+                yield stream.schema, iter(stream)
+            return
+        with pa.ipc.open_file(file) as whole:
+            schema = whole.schema
+        places = [schema.get_field_index(name) for name in columns or schema.names]
+        wanted = pa.ipc.IpcReadOptions(included_fields=sorted(places))
+        with pa.ipc.open_file(file, options=wanted) as part:
+            yield schema, (part.get_batch(n) for n in range(part.num_record_batches))
 
 
 def _bytes(group: Any, columns: Sequence[str]) -> int:
@@ -320,7 +348,8 @@ def _bytes(group: Any, columns: Sequence[str]) -> int:
     )
 
 
-def _mark(path: Path) -> str:
+def mark_of(path: Path) -> str:
+    """What tells a file from others that were there before it: its size and its end."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _END))

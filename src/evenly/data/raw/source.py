@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evenly.data.dataset import SPLITS, SplitName, spread
 from evenly.data.raw.readers import Reader
+from evenly.data.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,13 @@ class Sample:
 
     Attributes:
         name: Of the sample, for messages.
-        label: Its class.
+        label: Its class; of several labels 1 or 0 for each; or its numbers.
         split: That it belongs to.
         cells: By modality, what its reader takes; None, or no entry, where it is missing.
     """
 
     name: str
-    label: int
+    label: int | tuple[float, ...]
     split: SplitName
     cells: Mapping[str, Any]
 
@@ -35,6 +37,13 @@ class Sample:
                 yield path
 
 
+def target_of(samples: Sequence[Sample]) -> Tensor:
+    """Of some samples: (n,) classes, or (n, c) of several labels or numbers."""
+    labels = [sample.label for sample in samples]
+    is_several = any(isinstance(label, tuple) for label in labels)
+    return torch.tensor(labels, dtype=torch.float32 if is_several else torch.int64)
+
+
 @dataclass(frozen=True)
 class Source:
     """All samples of a data set, and how they are read.
@@ -43,7 +52,7 @@ class Source:
         name: Of the data set.
         readers: By modality.
         samples: In the order of the store.
-        classes: Names by class number.
+        task: What is to be predicted.
         notes: Sentences that a user of the data should see.
         opened: Files that were read to find the samples, such as a table.
     """
@@ -51,9 +60,19 @@ class Source:
     name: str
     readers: Mapping[str, Reader]
     samples: Sequence[Sample]
-    classes: Sequence[str]
+    task: Task
     notes: Sequence[str] = field(default=())
     opened: Sequence[Path] = field(default=())
+
+    @property
+    def target(self) -> Tensor:
+        """Of every sample, as `Data` has it."""
+        return target_of(self.samples)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes or labels, or of columns of numbers."""
+        return list(self.task.names)
 
     def limited(self, count: int) -> "Source":
         """So many samples of each split at most, of each class as many, that have all their files.
@@ -61,13 +80,17 @@ class Source:
         For a trial: of a data set that is there in part, what is there.
         """
         kept: set[int] = set()
+        task = self.task.fitted(self.target)
         for split in SPLITS:
             there = [
                 n
                 for n, sample in enumerate(self.samples)
                 if sample.split == split and all(path.exists() for path in sample.files())
             ]
-            chosen = spread(torch.tensor([self.samples[n].label for n in there]).long(), count)
+            if not there:
+                continue
+            group = task.groups(target_of([self.samples[n] for n in there]))
+            chosen = spread(group, count)
             kept |= {there[n] for n in chosen.tolist()}
         return replace(self, samples=[self.samples[n] for n in sorted(kept)])
 

@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 
 from evenly.data.arrays import VALIDATION
 from evenly.data.catalogue import stem_of
@@ -23,12 +21,16 @@ from evenly.data.media.video import frames_of, is_still
 from evenly.data.raw.columns import RESERVED, Column, Columns
 from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
 from evenly.data.raw.forms import read_columns
+from evenly.data.raw.labels import Target, target_of
+from evenly.data.raw.labels import labelled as with_label
+from evenly.data.raw.mixed import fitted, mixed_cells
 from evenly.data.raw.readers import (
     READERS,
     Array,
     Image,
     Reader,
     Spectrogram,
+    Tabular,
     Text,
     Video,
     numbers,
@@ -38,6 +40,7 @@ from evenly.data.raw.readers import (
 from evenly.data.raw.rows import Files, Part, Turn
 from evenly.data.raw.source import Sample, Source
 from evenly.data.raw.splits import chosen, meant
+from evenly.data.tasks import Asked
 from evenly.errors import UserError
 from evenly.spec import made, parse
 from evenly.suggest import unknown
@@ -75,6 +78,7 @@ def table(
     label: str | None = None,
     splits: Mapping[str, str] | None = None,
     labelled: bool = True,
+    task: Asked = "auto",
     columns: Columns | None = None,
 ) -> Source:
     """Reads a table and finds out what its columns hold.
@@ -82,7 +86,11 @@ def table(
     The table has a row for each sample and the columns
 
     - `label`: numbers or texts, mapped to classes from 0 in ascending order. If no column is called
-      so, the only one that the library `datasets` knows as class numbers; those have names;
+      so, the only one that the library `datasets` knows as class numbers; those have names. Lists,
+      or texts of which a tenth hold ; or |, name several labels of a sample; numbers that are not
+      all whole, or lists of them, are regressed on;
+    - `label_NAME`, several in place of `label`: 1 where a sample has the label NAME and 0 where
+      not, or other numbers, to regress on;
     - `split`, optional: `train`, `val` (or `validation`), `test`. The files of a folder say it by
       their names. Without it, or without a validation or test split, stratified 15 % each are
       drawn from the rest (seed 0), and a note says so;
@@ -92,6 +100,9 @@ def table(
       path of a file or folder (relative to the table's folder), or in Parquet the bytes of a file,
       also in a pair of `bytes` and `path` as the library `datasets` writes it. An empty cell or
       list is a modality that the sample lacks.
+
+    Columns of numbers and categories are one modality together, of any other name, where its reader
+    names them: `tabular(numbers=[age,fare],categories=[port])`, see `Tabular`.
 
     Columns that number the rows are no modalities unless they are asked for: an index that pandas
     wrote, and whole numbers that all differ under the name index or id. Neither are other columns
@@ -109,9 +120,10 @@ def table(
     the column's name begins like it: audio, sound, speech, voice, music.
 
     Args:
-        path: Of the table, `.csv`, `.tsv` or `.parquet`; of a `.tar` in WebDataset's form, or
-            several by a range in braces; or of a folder of Parquet or such `.tar` files, one that
-            `save_to_disk` wrote, or one of pictures, sounds and clips by class or with metadata.
+        path: Of the table, `.csv`, `.tsv`, `.parquet`, `.feather` or `.jsonl`; of a `.tar` in
+            WebDataset's form, or several by a range in braces; or of a folder of all but the first
+            two, one that `save_to_disk` wrote, or one of pictures, sounds and clips by class or
+            with metadata.
         modalities: The columns that are modalities; by default all that are left.
         readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
             others as found out. `READERS` has the names.
@@ -120,6 +132,7 @@ def table(
             +; rows of others are left out. By default those that are called so.
         labelled: Without, a table need not have all labels (-1 where there is none), and its
             splits are not looked at: all samples are in the test split.
+        task: What its labels are; by default it is found out.
         columns: Of the table, if they are read already.
 
     Raises:
@@ -130,20 +143,27 @@ def table(
     if splits:
         columns = chosen(path, columns, splits)
     readers = readers or {}
-    columns, notes = _labelled(path, columns, label, needed=labelled)
-    others = [name for name in columns.cells if name not in RESERVED]
+    columns, notes = with_label(path, columns, label, needed=labelled)
+    several = [] if "label" in columns.cells else columns.several
+    others = [name for name in columns.cells if name not in (*RESERVED, *several)]
+    own = {name: made("reader", parse(text), READERS) for name, text in readers.items()}
+    mixed = {name: reader for name, reader in own.items() if isinstance(reader, Tabular)}
     names = [name if name in others else name.strip() for name in modalities or []]
     for name in [*names, *readers]:
-        if name not in others:
-            raise unknown(f"modality of {path}", name, others)
-    names = names or [name for name in others if name in readers or name not in columns.aside]
+        if name not in others and name not in mixed:
+            raise unknown(f"modality of {path}", name, [*others, *mixed])
+    used = {column for reader in mixed.values() for column in reader.columns}
+    names = names or [
+        *(x for x in others if x in readers or (x not in columns.aside and x not in used)),
+        *(x for x in mixed if x not in others),
+    ]
     for name in readers:
         if name not in names:
             raise UserError(
                 f"{path}: '{name}' is to be read as {readers[name]}, but is none of the modalities "
                 f"{', '.join(names)} that were asked for."
             )
-    if not names or (labelled and "label" not in columns.cells):
+    if not names or (labelled and not several and "label" not in columns.cells):
         raise UserError(
             f"{path}: needs a column 'label' and one for each modality, it has "
             f"{', '.join(columns.cells)}. Another column of labels is named by --label."
@@ -151,113 +171,52 @@ def table(
     check_names(path, names)
 
     nothing = [None] * columns.rows
-    target, classes = _classes(path, columns, needed=labelled)
-    own = {name: made("reader", parse(text), READERS) for name, text in readers.items()}
-    cells, found = {}, {}
+    target = target_of(path, columns, task, needed=labelled)
+    cells: dict[str, Sequence[Any]] = {}
+    found: dict[str, Reader] = {}
     for name in names:
-        cells[name], found[name] = _modality(path, columns, name, own.get(name))
+        if name in mixed:
+            cells[name], found[name] = mixed_cells(path, columns, name, mixed[name]), mixed[name]
+        else:
+            cells[name], found[name] = _modality(path, columns, name, own.get(name), notes)
     if not modalities:
         notes += [
             f"{path.name}: the column '{name}' {why}."
             for name, why in columns.aside.items()
-            if name in others and name not in names
+            if name in others and name not in (*names, *used)
         ]
-    notes += columns.notes
+    notes += [*(target.notes if labelled else ()), *columns.notes]
     split: list[SplitName] = ["test"] * columns.rows
     if labelled:
-        split = _split(path, columns.entries("split"), target, classes, notes)
+        split = _split(path, columns.entries("split"), target, notes)
     for name, reader in found.items():
         if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
             texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
             found[name] = replace(reader, vocabulary=_vocabulary(texts))
+        if isinstance(reader, Tabular) and not reader.is_fitted:
+            found[name] = fitted(path, name, reader, cells[name], split)
     called = columns.texts("name") or nothing
+    labels = [tuple(x) if isinstance(x, list) else x for x in target.values.tolist()]
     samples = [
         Sample(
             called[row] or f"row {row + 1}",
-            int(target[row]),
+            labels[row],
             split[row],
             {name: cells[name][row] for name in names},
         )
-        for row in range(len(target))
+        for row in range(columns.rows)
     ]
-    return Source(stem_of(path), found, samples, classes, notes, columns.opened)
-
-
-def _labelled(
-    path: Path, columns: Columns, asked: str | None, *, needed: bool
-) -> tuple[Columns, list[str]]:
-    """The columns with that of the labels called so, and what a user should hear of it."""
-    if asked is not None and asked not in columns.cells:
-        raise unknown(f"column of {path}", asked, columns.cells)
-    known = columns.labels
-    if asked is None and len(known) > 1 and needed:
-        raise UserError(
-            f"{path}: has classes in {', '.join(known)}. Say with --label which of them is to be "
-            "predicted."
-        )
-    name = asked or (known[0] if len(known) == 1 else "label")
-    if name == "label":
-        return columns, []
-    cells = {"label": columns.cells[name]}
-    cells |= {other: x for other, x in columns.cells.items() if other not in (name, "label")}
-    classes = {other: x for other, x in columns.classes.items() if other not in (name, "label")}
-    if name in columns.classes:
-        classes["label"] = columns.classes[name]
-    note = f"{path.name}: the column '{name}' is the label."
-    return replace(columns, cells=cells, classes=classes), [note]
-
-
-def _classes(
-    path: Path, columns: Columns, *, needed: bool
-) -> tuple[Int[np.ndarray, " n"], list[str]]:
-    """The class of each sample, and the names of the classes; -1 where it need not be known."""
-    labels = columns.entries("label") or [None] * columns.rows
-    names = columns.classes.get("label")
-    if names is not None:
-        return _numbered(path, labels, names, needed=needed)
-    labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in labels]
-    strange = [not isinstance(x, str | int) for x in labels]
-    if needed and any(strange):
-        row = strange.index(True)
-        raise UserError(
-            f"{path}: row {row + 1} has the label {labels[row]}. Give every sample a class, as a "
-            "whole number or a text."
-        )
-    known = sorted({label for label, odd in zip(labels, strange, strict=True) if not odd})
-    number = {label: n for n, label in enumerate(known)}
-    target = [-1 if odd else number[label] for label, odd in zip(labels, strange, strict=True)]
-    return np.array(target), [str(label) for label in known]
-
-
-def _numbered(
-    path: Path, labels: Sequence[Any], names: Sequence[str], *, needed: bool
-) -> tuple[Int[np.ndarray, " n"], list[str]]:
-    """The same of class numbers whose names are known; -1 is none, as the Hub has it."""
-    for row, label in enumerate(labels, 1):
-        if label in (None, -1) and needed:
-            raise UserError(
-                f"{path}: row {row} has no label. Take other splits with --splits, if all of its "
-                "split have none, or give it one."
-            )
-        if label not in (None, -1) and label not in range(len(names)):
-            raise UserError(
-                f"{path}: row {row} has the label {label}, and names are known of the classes 0 to "
-                f"{len(names) - 1} only. Mend the row, or the names."
-            )
-    known = sorted({label for label in labels if label not in (None, -1)})
-    number = {label: n for n, label in enumerate(known)}
-    return np.array([number.get(label, -1) for label in labels]), [names[n] for n in known]
+    return Source(stem_of(path), found, samples, target.task, notes, columns.opened)
 
 
 def _split(
     path: Path,
     marks: Sequence[Any] | None,
-    target: np.ndarray,
-    classes: Sequence[str],
+    target: Target,
     notes: list[str],
 ) -> list[SplitName]:
     if marks is None:
-        split: list[SplitName] = ["train"] * len(target)
+        split: list[SplitName] = ["train"] * len(target.values)
     else:
         split = []
         for row, mark in enumerate(marks, 1):
@@ -268,19 +227,30 @@ def _split(
                     "what is which: --splits.train NAME."
                 )
             split.append(name)
+    values = torch.from_numpy(target.values)
     drawn: tuple[tuple[SplitName, float], ...] = (("test", TEST), ("val", VALIDATION))
     for name, share in drawn:
         if name in split:
             continue
-        rest = np.array([row for row, mark in enumerate(split) if mark == "train"], np.int64)
-        scarce = np.flatnonzero(np.bincount(target[rest], minlength=len(classes)) < 2)
-        if len(scarce):
+        rest = torch.tensor([row for row, mark in enumerate(split) if mark == "train"]).long()
+        group = target.task.groups(values[rest])
+        counts = group.bincount(minlength=len(target.task.names))
+        if target.task.name != "classes":
+            rest, group = rest[counts[group] > 1], group[counts[group] > 1]
+        elif scarce := (counts < 2).nonzero().flatten().tolist():
+            names = target.task.names
+            more = " --task number regresses on them." * all(map(str.isdecimal, names))
             raise UserError(
-                f"{path}: has no {name} split, and class '{classes[scarce[0]]}' has too few "
-                "samples to draw one from. Add a column 'split', or leave the class out."
+                f"{path}: has no {name} split, and class '{names[scarce[0]]}' has too few samples "
+                f"to draw one from. Add a column 'split', or leave the class out.{more}"
             )
-        part, _ = stratified(torch.from_numpy(target[rest]), (share,))
-        for row in rest[part.numpy()]:
+        if not len(rest):
+            raise UserError(
+                f"{path}: has no {name} split, and too few samples that are alike to draw one "
+                "from. Add a column 'split'."
+            )
+        part, _ = stratified(group, (share,))
+        for row in rest[part].tolist():
             split[row] = name
         notes.append(
             f"{path.name} has no {name} split: {len(part)} of {len(rest)} samples ({share:.0%}, "
@@ -290,7 +260,7 @@ def _split(
 
 
 def _modality(
-    path: Path, columns: Columns, name: str, reader: Reader | None
+    path: Path, columns: Columns, name: str, reader: Reader | None, notes: list[str]
 ) -> tuple[Sequence[Any], Reader]:
     """The cells of a modality as its reader takes them, and the reader.
 
@@ -299,6 +269,7 @@ def _modality(
         columns: Of the table.
         name: Of the column.
         reader: What the user asks for, if anything.
+        notes: Receives what a user should hear of it.
     """
     column, root = columns.modality(name), columns.root
     if isinstance(column.values, Files) and column.values.refused:
@@ -324,6 +295,13 @@ def _modality(
         )
     if isinstance(reader, Text):
         return column.texts or [], reader
+    if column.joined and (reads_files or _holds_paths(root, column)):
+        raise UserError(
+            f"{path}: column '{name}' holds several files in a cell, such as '{first:.60}'. Make a "
+            "column of each, or leave it out with --modalities."
+        )
+    if column.joined:
+        notes.append(f"{path.name}: the texts in a cell of '{name}' are one, with blanks between.")
     if column.holds == "texts" and not reads_files and not _holds_paths(root, column):
         _check_words(path, name, column.values)
         if reader is None:

@@ -49,8 +49,9 @@ class Training:
 
     Args:
         data: A built-in name with settings if wanted, such as 'digits' or 'digits(noise=2)'; a
-            store that 'evenly prepare' made; what it makes one of, such as a table, .csv, .tsv or
-            .parquet, or a folder of files; or a .npz file. 'evenly datasets' lists them.
+            store that 'evenly prepare' made; what it makes one of, such as a table, .csv, .tsv,
+            .parquet, .feather or .jsonl, or a folder of files; or a .npz file. 'evenly datasets'
+            lists them.
         task: What labels are: classes, one of several for each sample; labels, any number of them;
             number, to regress on; by default what the data hold, see the page of tasks.
         epochs: Passes over the training split.

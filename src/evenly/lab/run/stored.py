@@ -59,10 +59,15 @@ class Stored:
         found: torch.dtype = getattr(torch, self.dtype)
         return found
 
-    def modality(self, name: str) -> Modality:
-        """What an encoder must know; mean and deviation are among its weights."""
+    def modality(self, name: str, read: str = "") -> Modality:
+        """What an encoder must know; mean and deviation are among its weights.
+
+        Args:
+            name: Of the modality.
+            read: How its files were read, where it came from files.
+        """
         mean, std = torch.zeros(self.width), torch.ones(self.width)
-        return Modality(name, self.kind, tuple(self.shape), mean, std)
+        return Modality(name, self.kind, tuple(self.shape), mean, std, read)
 
 
 def stored(data: Data) -> dict[str, Stored]:

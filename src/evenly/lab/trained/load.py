@@ -134,7 +134,10 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     )
     cell = replace(cell, training=training)
     check_names(cell, str(folder), about.modalities)
-    modalities = {name: known.modality(name) for name, known in about.modalities.items()}
+    modalities = {
+        name: known.modality(name, about.read.get(name, ""))
+        for name, known in about.modalities.items()
+    }
     model = fused(made_encoders(modalities, cell), len(about.task.names), cell)
     model.load_state_dict(about.state_dict)
     known = {name: about.modalities[name] for name in model.encoders}

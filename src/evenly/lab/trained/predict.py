@@ -12,6 +12,7 @@ from torch import Tensor
 from evenly import child
 from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import is_raw
+from evenly.data.tabular import columns_of, layout_of
 from evenly.data.tasks import Task
 from evenly.errors import UserError
 from evenly.lab.run.stored import Stored
@@ -142,6 +143,11 @@ class Trained:
                 raise UserError(
                     f"{data.name}: '{name}' holds numbers of tokens, but {self.folder} was trained "
                     "on texts, whose words it numbers itself. Give a table of the texts."
+                )
+            if ours and not theirs and layout_of(ours):
+                raise UserError(
+                    f"{data.name}: '{name}' is an array, but {self.folder} was trained on columns "
+                    "of a table, which it standardises itself. Give a table of them."
                 )
             if theirs and ours and parse(ours).name != "array":
                 alike.append(name)
@@ -286,14 +292,17 @@ def _of_table(
     from evenly.data.raw.columns import RESERVED
     from evenly.data.raw.forms import read_columns
     from evenly.data.raw.readers import Array
+    from evenly.data.raw.source import target_of
     from evenly.lab.run.prepare import say  # it loads the training engine
 
     columns = read_columns(path)
-    names = [name for name in run.modalities if name in columns.cells and name not in without]
+    made_of = {name: columns_of(name, run.read.get(name, "")) for name in run.modalities}
+    there = {name for name, parts in made_of.items() if not columns.cells.keys().isdisjoint(parts)}
+    names = [name for name in run.modalities if name in there and name not in without]
     if not names:
+        wanted = ", ".join(column for parts in made_of.values() for column in parts)
         raise UserError(
-            f"{path}: has none of the columns {', '.join(run.modalities)}, which {run.folder} was "
-            "trained on."
+            f"{path}: has none of the columns {wanted}, which {run.folder} was trained on."
         )
     readers = {name: run.read[name] for name in names if name in run.read}
     for name, reader in readers.items():
@@ -303,9 +312,11 @@ def _of_table(
                 "data set that no table can name. Prepare a store of such files with 'evenly "
                 "prepare', and give it as --data."
             )
-    others = [name for name in columns.cells if name not in (*RESERVED, *columns.aside)]
+    known = (*RESERVED, *columns.aside, *columns.several)
+    parts = {column: name for name in there for column in made_of[name]}
+    others = dict.fromkeys(parts.get(name, name) for name in columns.cells if name not in known)
     say(_differing(run, str(path), others, without))
-    source = table(path, names, readers, labelled=False, columns=columns)
+    source = table(path, names, readers, labelled=False, task=run.task.name, columns=columns)
     say(source.notes)
     for name, found in source.readers.items():
         _check_numbers(run, path, name, found)
@@ -313,14 +324,14 @@ def _of_table(
         [name for name, found in source.readers.items() if not isinstance(found, Array)]
     )
     broken: list[tuple[str, str]] = []
+    task = source.task
     shapes = {name: run.modalities[name].shape for name in names}
     for samples, inputs, present in batches(source, BATCH, child.cores(), broken, shapes):
         if broken and not skip_broken:
             continue  # only to find what else is broken
         of_each = run._answers(inputs, present, intakes).tolist()
         for sample, answers in zip(samples, of_each, strict=True):
-            label = source.classes[sample.label] if sample.label >= 0 else ""
-            yield Prediction(sample.name, label, answers)
+            yield Prediction(sample.name, task.called(target_of([sample])[0]), answers)
     if broken and not skip_broken:
         raise UserError(
             f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"

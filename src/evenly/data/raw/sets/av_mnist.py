@@ -13,6 +13,7 @@ from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Array, Reader, Spectrogram
 from evenly.data.raw.sets.official import passed_over
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 from evenly.errors import UserError, UserFileNotFoundError
 
 FILES = {
@@ -68,7 +69,7 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
     }
     notes = passed_over(others, "DIGIT_SPEAKER_NUMBER.wav with a number up to 49")
     classes = [str(number) for number in range(10)]
-    return Source("av_mnist", readers, samples, classes, notes, opened)
+    return Source("av_mnist", readers, samples, Classes(classes), notes, opened)
 
 
 NUMBERS = {"train": range(10, 50), "val": range(5, 10), "test": range(5)}

@@ -9,6 +9,7 @@ from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Reader, Video
 from evenly.data.raw.sets.official import Front, listed, passed_over, sound
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 
 EMOTIONS = {"NEU": "neutral", "HAP": "happy", "SAD": "sad", "FEA": "fear", "DIS": "disgust",
             "ANG": "anger"}  # fmt: skip
@@ -56,7 +57,7 @@ def cremad(
     others = [path for part in PARTS for path in (folder / part).glob("*") if path not in known]
     notes = passed_over(sorted(others), "as one of the 7,442 clips")
     readers: dict[str, Reader] = {"audio": sound(front, seconds), "visual": Video(frames, size)}
-    return Source("cremad", readers, samples, list(EMOTIONS.values()), notes)
+    return Source("cremad", readers, samples, Classes(list(EMOTIONS.values())), notes)
 
 
 def _clips() -> Iterator[tuple[str, SplitName]]:

@@ -12,6 +12,7 @@ from evenly.data.dataset import SPLITS, SplitName, stratified
 from evenly.data.raw.readers import Reader, Video
 from evenly.data.raw.sets.official import Front, listed, passed_over, some, sound
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 from evenly.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv")
@@ -79,7 +80,7 @@ def kinetics_sounds(
     ]
     readers: dict[str, Reader] = {"audio": sound(front, seconds), "visual": Video(frames, size)}
     # The lists number the classes and do not name them.
-    return Source("kinetics_sounds", readers, samples, [str(n) for n in classes], notes)
+    return Source("kinetics_sounds", readers, samples, Classes([str(n) for n in classes]), notes)
 
 
 def clips() -> list[Clip]:

@@ -16,6 +16,7 @@ from evenly.data.raw.readers import Array, Reader
 from evenly.data.raw.sets.official import listed, some
 from evenly.data.raw.sets.pickles import read_pickle
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 from evenly.errors import UserError, UserFileNotFoundError
 
 SEQUENCES = {
@@ -94,7 +95,7 @@ def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
     )
     if len(samples) != SEGMENTS:
         notes = [f"{len(samples):,} of the {SEGMENTS:,} segments are in {folder}.", *notes]
-    return Source("mosi", readers, samples, CLASSES[classes], notes, [opened])
+    return Source("mosi", readers, samples, Classes(CLASSES[classes]), notes, [opened])
 
 
 Found = tuple[list[Sample], Mapping[str, Reader], list[str]]

@@ -9,6 +9,7 @@ from evenly.data.media.flow import FlowMethod
 from evenly.data.raw.readers import Flow, Reader, Video
 from evenly.data.raw.sets.official import listed, passed_over, some
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 from evenly.errors import UserError
 
 CLIPS = 13_320
@@ -63,7 +64,7 @@ def ucf101(
         f"Validation split: the last {VALIDATION} training groups of official split {split}.",
     ]
     readers: dict[str, Reader] = {"rgb": Video(frames, size), "flow": Flow(frames, size, flow)}
-    return Source("ucf101", readers, samples, classes, notes)
+    return Source("ucf101", readers, samples, Classes(classes), notes)
 
 
 def _clips(root: Path) -> tuple[dict[Path, int], list[Path]]:

@@ -1,0 +1,357 @@
+"""What a table says is to be predicted: a class of each sample, several labels, or numbers."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evenly.data.numbers import spelt, unusable
+from evenly.data.raw.columns import LABEL, Columns
+from evenly.data.raw.figures import alone
+from evenly.data.tasks import Asked, Classes, Labels, Numbers, Task
+from evenly.errors import UserError
+from evenly.suggest import unknown
+
+MARKS = (";", "|")
+"""What stands between the labels of one text."""
+_TRUTH = {"true": 1, "false": 0}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be predicted of every row.
+
+    Attributes:
+        values: (n,) whole numbers, the class of each; (n, c) floats, 1 or 0 for each of several
+            labels, or numbers. Where it is not known and need not be, -1, or NaN of numbers.
+        task: Of the whole table.
+        notes: Sentences that a user of the data should see.
+    """
+
+    values: np.ndarray
+    task: Task
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Fits the task."""
+        known = torch.from_numpy(self.values)
+        object.__setattr__(self, "task", self.task.fitted(known))
+
+
+def labelled(
+    path: Path, columns: Columns, asked: str | None, *, needed: bool
+) -> tuple[Columns, list[str]]:
+    """The columns with that of the labels called so, and what a user should hear of it.
+
+    Args:
+        path: Of the table.
+        columns: Of the table.
+        asked: The column of the labels, if one is asked for.
+        needed: Whether it must be plain which it is.
+
+    Raises:
+        ValueError: If there is no such column, or several could be it.
+    """
+    if asked is not None and asked not in columns.cells:
+        raise unknown(f"column of {path}", asked, columns.cells)
+    known = columns.labels
+    if asked is None and len(known) > 1 and needed:
+        raise UserError(
+            f"{path}: has classes in {', '.join(known)}. Say with --label which of them is to be "
+            "predicted."
+        )
+    name = asked or (known[0] if len(known) == 1 else "label")
+    several = columns.several
+    if several and asked is None and name in columns.cells and needed:
+        raise UserError(
+            f"{path}: has labels in the column '{name}' and in {', '.join(several)}. Say with "
+            f"--label {name} that it is this one, or leave it out."
+        )
+    if several and name in columns.cells:
+        others = dict.fromkeys(several, "is a label by its name, and no modality")
+        columns = replace(columns, aside={**columns.aside, **others})
+    if name == "label":
+        return columns, []
+    cells = {"label": columns.cells[name]}
+    cells |= {other: x for other, x in columns.cells.items() if other not in (name, "label")}
+    classes = {other: x for other, x in columns.classes.items() if other not in (name, "label")}
+    if name in columns.classes:
+        classes["label"] = columns.classes[name]
+    note = f"{path.name}: the column '{name}' is the label."
+    return replace(columns, cells=cells, classes=classes), [note]
+
+
+def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bool) -> Target:
+    """What is to be predicted, by the column `label` or several that begin like it.
+
+    Args:
+        path: Of the table, for messages.
+        columns: Of the table.
+        asked: What it is; by default it is found out.
+        needed: Whether every row must have it.
+
+    Raises:
+        ValueError: If a row lacks it, or has something else.
+    """
+    if "label" not in columns.cells and columns.several:
+        return _of_columns(path, columns, asked, needed=needed)
+    cells = columns.entries("label") or [None] * columns.rows
+    names = columns.classes.get("label")
+    given = [cell for cell in cells if cell is not None]
+    if any(isinstance(cell, list) for cell in given):
+        return _of_lists(path, cells, names, asked, needed=needed)
+    if names is not None and asked in ("auto", "classes"):
+        return _numbered(path, cells, names, needed=needed)
+    if asked == "number" or (asked == "auto" and _are_numbers(given)):
+        found = _numbers(path, "label", cells, needed=needed)
+        return _to_regress(path, found[:, None], ["number"], asked)
+    if asked != "classes" and (mark := _mark(path, cells, asked)):
+        return _joined(path, cells, mark)
+    return _classes(path, cells, needed=needed)
+
+
+def _are_numbers(cells: Sequence[Any]) -> bool:
+    """Whether all are numbers, of which some are not whole."""
+    if not all(isinstance(x, int | float | Decimal) for x in cells):
+        return False
+    return any(math.isfinite(x) and x % 1 != 0 for x in cells)
+
+
+# One class
+
+
+def _classes(path: Path, labels: Sequence[Any], *, needed: bool) -> Target:
+    labels = [int(x) if isinstance(x, float | Decimal) and x % 1 == 0 else x for x in labels]
+    strange = [not isinstance(x, str | int) for x in labels]
+    if needed and any(strange):
+        row = strange.index(True)
+        raise UserError(
+            f"{path}: row {row + 1} has the label {labels[row]}. Give every sample a class, as a "
+            "whole number or a text."
+        )
+    known = sorted({label for label, odd in zip(labels, strange, strict=True) if not odd})
+    number = {label: n for n, label in enumerate(known)}
+    target = [-1 if odd else number[label] for label, odd in zip(labels, strange, strict=True)]
+    return Target(np.array(target), Classes([str(label) for label in known]))
+
+
+def _numbered(path: Path, labels: Sequence[Any], names: Sequence[str], *, needed: bool) -> Target:
+    """Class numbers whose names are known; -1 is none, as the Hub has it."""
+    for row, label in enumerate(labels, 1):
+        if label in (None, -1) and needed:
+            raise UserError(
+                f"{path}: row {row} has no label. Take other splits with --splits, if all of its "
+                "split have none, or give it one."
+            )
+        if label not in (None, -1):
+            _check_number(path, row, label, names)
+    known = sorted({label for label in labels if label not in (None, -1)})
+    number = {label: n for n, label in enumerate(known)}
+    target = np.array([number.get(label, -1) for label in labels])
+    return Target(target, Classes([names[n] for n in known]))
+
+
+def _check_number(path: Path, row: int, label: Any, names: Sequence[str]) -> None:
+    if label not in range(len(names)):
+        raise UserError(
+            f"{path}: row {row} has the label {label}, and names are known of the classes 0 to "
+            f"{len(names) - 1} only. Mend the row, or the names."
+        )
+
+
+# Numbers
+
+
+def _numbers(path: Path, name: str, cells: Sequence[Any], *, needed: bool) -> np.ndarray:
+    """Of a column; NaN where one is not known."""
+    found = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        value = cell
+        if isinstance(cell, str):  # a column of which some cells are no numbers
+            value = _TRUTH.get(cell.lower(), (alone([cell]) or [None])[0])
+        if isinstance(value, int | float | Decimal):
+            found[row] = float(value)
+            bad = bool(unusable(found[row : row + 1])[0])
+        else:
+            bad = True
+        if bad and needed:
+            what = "nothing" if cell is None else f"'{cell!s:.60}'"
+            raise UserError(
+                f"{path}: row {row + 1} holds {what} in the column '{name}', whose numbers are to "
+                "be predicted. Give every sample a number, or leave the row out."
+            )
+    return found
+
+
+def _to_regress(path: Path, values: np.ndarray, names: Sequence[str], asked: Asked) -> Target:
+    task = Numbers(tuple(names))
+    how = "" if asked == "number" else "; --task says otherwise"
+    listed = ", ".join(map(repr, names))
+    note = f"{path.name}: the labels are taken for numbers to regress on, {listed}{how}."
+    return Target(values.astype(np.float32), task, [note])
+
+
+# Several labels
+
+
+def _of_columns(path: Path, columns: Columns, asked: Asked, *, needed: bool) -> Target:
+    """Of a column for each label, of 0 and 1, or for each number."""
+    if asked == "classes":
+        raise UserError(
+            f"{path}: has labels in {', '.join(columns.several)}, which are no classes. Name one "
+            "of them with --label, or leave --task out."
+        )
+    names = [name[len(LABEL) :] for name in columns.several]
+    listed = ", ".join(map(repr, columns.several))
+    cells = {name: columns.entries(name) or [] for name in columns.several}
+    found = np.stack(
+        [_numbers(path, name, each, needed=needed) for name, each in cells.items()], axis=1
+    )
+    odd = ~np.isin(found, (0, 1)) & ~np.isnan(found)
+    if asked == "number" or (asked == "auto" and odd.any()):
+        return _to_regress(path, found, names, asked)
+    if needed and odd.any():
+        row, column = np.argwhere(odd)[0]
+        raise UserError(
+            f"{path}: row {row + 1} holds {found[row, column]:g} in the column "
+            f"'{columns.several[column]}'. Give 1 where a sample has the label and 0 where not."
+        )
+    target = np.where(np.isnan(found) | odd, -1, found).astype(np.float32)
+    note = f"{path.name}: the columns {listed} are labels of 0 and 1."
+    return Target(target, Labels(names), [note])
+
+
+def _of_lists(
+    path: Path, cells: Sequence[Any], names: Sequence[str] | None, asked: Asked, *, needed: bool
+) -> Target:
+    """Of lists of labels, of 0 and 1 for each, or of numbers."""
+    if asked == "classes":
+        raise UserError(
+            f"{path}: its labels are lists, which are no classes. Give each sample one, or leave "
+            "--task out."
+        )
+    for row, cell in enumerate(cells, 1):
+        if not isinstance(cell, list) and (needed or cell is not None):
+            raise UserError(
+                f"{path}: row {row} has no list of labels. Give an empty one if it has none of "
+                "them, or leave the row out."
+            )
+    floats = any(isinstance(x, float) for cell in cells for x in cell or [])
+    if asked == "number" or (asked == "auto" and floats):
+        return _lists_of_numbers(path, cells, asked)
+    given = [
+        None if cell is None else _checked(path, row, cell, names)
+        for row, cell in enumerate(cells, 1)
+    ]
+    twice = [row for row, x in enumerate(given, 1) if x is not None and len(set(x)) < len(x)]
+    if twice and names is None and (width := _width(given)):
+        found = np.array([[-1] * width if x is None else x for x in given], np.float32)
+        note = f"{path.name}: a label is a list of {width} times 0 or 1, one for each label."
+        return Target(found, Labels(list(map(str, range(width)))), [note])
+    if twice:
+        raise UserError(
+            f"{path}: row {twice[0]} has a label twice, {given[twice[0] - 1]}. Name each once, or "
+            "give as many 0 and 1 in every row as there are labels."
+        )
+    return _several(given, names)
+
+
+def _checked(path: Path, row: int, cell: list[Any], names: Sequence[str] | None) -> list[Any]:
+    """The labels of a row; raises if one is none."""
+    labels = [x.strip() if isinstance(x, str) else x for x in cell]
+    if odd := [x for x in labels if not isinstance(x, str | int) or x == ""]:
+        raise UserError(
+            f"{path}: row {row} has {odd[0]!r} in its list of labels. Give texts or whole numbers."
+        )
+    if names is not None:
+        for label in labels:
+            _check_number(path, row, label, names)
+    return labels
+
+
+def _width(given: Sequence[list[Any] | None]) -> int:
+    """How many 0 and 1 each list holds; 0 if lists hold something else, or not as many."""
+    lists = [labels for labels in given if labels is not None]
+    only_marks = {x for labels in lists for x in labels} <= {0, 1}
+    lengths = {len(labels) for labels in lists}
+    return lengths.pop() if only_marks and len(lengths) == 1 else 0
+
+
+def _lists_of_numbers(path: Path, cells: Sequence[Any], asked: Asked) -> Target:
+    """Of as many numbers in every list."""
+    width = next(len(cell) for cell in cells if cell is not None)
+    found = np.full((len(cells), width), np.nan)
+    for row, cell in enumerate(cells):
+        numbers = [x for x in cell or [] if isinstance(x, int | float)]
+        if cell is not None and not len(numbers) == len(cell) == width:
+            raise UserError(
+                f"{path}: row {row + 1} has the label {cell!r:.60}, and others are {width} numbers "
+                "to regress on. Give as many in every row."
+            )
+        if cell is not None:
+            found[row] = numbers
+            if (bad := unusable(found[row])).any():
+                raise UserError(
+                    f"{path}: row {row + 1} has {spelt(found[row][bad][0])} among its numbers to "
+                    "regress on. Leave such rows out."
+                )
+    names = ["number"] if width == 1 else [f"number {n}" for n in range(width)]
+    return _to_regress(path, found, names, asked)
+
+
+def _mark(path: Path, cells: Sequence[Any], asked: Asked) -> str:
+    """What joins several labels in a tenth of the cells, or in any if asked; empty if nothing."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if listed := [text for text in texts if re.fullmatch(r"\[.*,.*\]", text, re.DOTALL)]:
+        raise UserError(
+            f"{path}: row {cells.index(listed[0]) + 1} has the label {listed[0]:.60}, a list "
+            "that is written as a text. Join the labels of a sample with ;, or say --task classes."
+        )
+    least = 1 if asked == "labels" else max(1, math.ceil(len(texts) / 10))
+    used = [mark for mark in MARKS if sum(mark in text for text in texts) >= least]
+    if len(used) > 1:
+        raise UserError(
+            f"{path}: its labels hold both ; and |. Join several labels of a sample with one of "
+            "them, or say --task classes."
+        )
+    return used[0] if used else MARKS[0] * (asked == "labels")
+
+
+def _joined(path: Path, cells: Sequence[Any], mark: str) -> Target:
+    """Of texts that name several labels."""
+    given = [
+        list(dict.fromkeys(part for x in text.split(mark) if (part := x.strip())))
+        for text in ("" if cell is None else str(cell) for cell in cells)
+    ]
+    found = _several(given, None)
+    none = sum(not labels for labels in given)
+    note = (
+        f"{path.name}: '{mark}' joins several labels of a sample, of which there are "
+        f"{len(found.task.names)}; {none} samples have none. --task classes takes each text whole."
+    )
+    return replace(found, notes=[note])
+
+
+def _several(given: Sequence[list[Any] | None], names: Sequence[str] | None) -> Target:
+    """Of the labels of each row; None where they are not known."""
+    known = sorted({x for labels in given for x in labels or []}, key=_order)
+    number = {label: n for n, label in enumerate(known)}
+    found = np.zeros((len(given), len(known)), np.float32)
+    for row, labels in enumerate(given):
+        found[row, [number[label] for label in labels or []]] = 1
+        if labels is None:
+            found[row] = -1
+    return Target(found, Labels([names[x] if names else str(x) for x in known]))
+
+
+def _order(label: Any) -> tuple[bool, int, str]:
+    """Whole numbers by their size, before texts."""
+    text = str(label)
+    is_whole = bool(re.fullmatch(r"-?\d{1,18}", text))
+    return not is_whole, int(text) if is_whole else 0, text

@@ -1,0 +1,141 @@
+"""Columns of numbers and categories of a table as one modality."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evenly.data.dataset import SplitName
+from evenly.data.numbers import LARGEST
+from evenly.data.raw.columns import EMPTY, RESERVED, Columns
+from evenly.data.raw.figures import numbers_of
+from evenly.data.raw.readers import Tabular
+from evenly.errors import UserError
+
+VALUES = 1000
+"""Of a category column that have a place, the most frequent ones."""
+
+
+def mixed_cells(path: Path, columns: Columns, name: str, reader: Tabular) -> list[Any]:
+    """The cells of a modality as its reader takes them; None where all of a row are empty.
+
+    Args:
+        path: Of the table, for messages.
+        columns: Of the table.
+        name: Of the modality.
+        reader: That names its columns.
+
+    Raises:
+        ValueError: If a column is not there, is no modality, or holds something else.
+    """
+    if name in columns.cells:
+        raise UserError(
+            f"{path}: has a column '{name}', and {', '.join(reader.columns)} would be called so "
+            "together. Choose another name for them."
+        )
+    for column in reader.columns:
+        if column in RESERVED or column in columns.several:
+            raise UserError(
+                f"{path}: '{column}' of '{name}' says what a sample's label, split or name is, and "
+                "is nothing to learn from. Leave it out."
+            )
+        if column not in columns.cells:
+            raise UserError(
+                f"{path}: has no column '{column}', of which '{name}' is made. It has "
+                f"{', '.join(columns.cells)}; add it, with empty cells where it is not known."
+            )
+    found = [
+        *(_numbers(path, columns, column, name) for column in reader.numbers),
+        *(_categories(path, columns, column, name) for column in reader.categories),
+    ]
+    rows = zip(*found, strict=True)
+    return [None if all(x is None for x in row) else row for row in rows]
+
+
+def fitted(
+    path: Path, name: str, reader: Tabular, cells: Sequence[Any], split: Sequence[SplitName]
+) -> Tabular:
+    """The reader with what the training split says of its columns.
+
+    Raises:
+        ValueError: If nothing can be learnt of a column.
+    """
+    rows = [row for row, part in zip(cells, split, strict=True) if part == "train" and row]
+    count = len(reader.numbers)
+    means, deviations, lacking, values = [], [], [], []
+    for place, column in enumerate(reader.numbers):
+        given = [row[place] for row in rows if row[place] is not None]
+        if not given:
+            raise UserError(
+                f"{path}: no training sample has a number in '{column}' of '{name}'. Leave it out."
+            )
+        mean, std = float(np.mean(given)), float(np.std(given))
+        means.append(mean)
+        # What rounding leaves of a constant's deviation is no deviation.
+        deviations.append(std if std > 1e-12 * abs(mean) else 1.0)
+        if len(given) < len(rows):
+            lacking.append(column)
+    for place, column in enumerate(reader.categories, count):
+        counts = Counter(row[place] or "" for row in rows)
+        known = sorted((v for v in counts if counts[v] > 1), key=lambda v: (-counts[v], v))
+        if not known:
+            raise UserError(
+                f"{path}: no two training samples share a value of '{column}' of '{name}', of "
+                "which nothing can be learnt. Leave it out, or read it as text."
+            )
+        values.append(tuple(known[:VALUES]))
+    return replace(
+        reader,
+        means=tuple(means),
+        deviations=tuple(deviations),
+        lacking=tuple(lacking),
+        values=tuple(values),
+    )
+
+
+def _numbers(path: Path, columns: Columns, column: str, name: str) -> list[float | None]:
+    """The numbers of a column; None where one is missing."""
+    found: list[float | None] = []
+    for row, cell in enumerate(columns.modality(column).values, 1):
+        number = None if cell is None else _number(cell, columns.comma)
+        if cell is not None and (number is None or math.isinf(number)):
+            shown = cell.tolist() if isinstance(cell, np.ndarray) else cell
+            shown = shown[0] if isinstance(shown, list) and len(shown) == 1 else shown
+            raise UserError(
+                f"{path}: row {row} holds {shown!r:.60} in the column '{column}', which '{name}' "
+                "takes for a number. Give a number or an empty cell, or name the column among its "
+                "categories."
+            )
+        found.append(None if number is None or math.isnan(number) else number)
+    return found
+
+
+def _number(cell: Any, comma: bool) -> float | None:
+    """The number of a cell; None if it is none, or one that no model can learn from."""
+    if isinstance(cell, str):
+        cell = (numbers_of([cell], comma=comma) or [None])[0]
+    if isinstance(cell, np.ndarray) and cell.size == 1:
+        cell = cell.item()
+    if not isinstance(cell, int | float):
+        return None
+    return float(cell) if abs(cell) <= LARGEST or cell != cell else math.inf
+
+
+def _categories(path: Path, columns: Columns, column: str, name: str) -> list[str | None]:
+    """The values of a column as texts; None where a cell is empty."""
+    held, texts = columns.modality(column), columns.texts(column)
+    if texts is None or held.holds == "others":
+        raise UserError(
+            f"{path}: '{column}' of '{name}' holds {'files' if texts is None else 'lists'}, which "
+            "are no categories. Leave it out."
+        )
+    # 1.0 is what pandas makes of 1 in a column of which some cells are empty.
+    return [
+        None if text is None or text in EMPTY else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+        for text in texts
+    ]
