@@ -7,6 +7,7 @@ import struct
 import h5py
 import numpy as np
 import soundfile
+from PIL import Image
 
 from clips import write_video
 
@@ -85,14 +86,27 @@ def mosi(folder, videos=3, segments=2):
     return folder
 
 
-def mosi_pickle(folder, count=6):
-    """As MMSA writes it."""
-    folder.mkdir()
+def mosi_pickle(folder):
+    return mmsa_pickle(folder, "unaligned_50.pkl", [-1.0, 1.0])
+
+
+def mosei_pickle(folder):
+    return mmsa_pickle(folder, "unaligned_50.pkl", [-2.6, 0.0, 1.4])
+
+
+def sims_pickle(folder):
+    return mmsa_pickle(folder, "unaligned_39.pkl", [-0.8, 0.0, 0.6], alone=True)
+
+
+def mmsa_pickle(folder, name, scores, count=6, *, alone=False):
+    """As MMSA writes it; the scores in turn, and others of each modality alone."""
+    folder.mkdir(exist_ok=True)
     draws = np.random.default_rng(0)
     content = {}
     for split in ("train", "valid", "test"):
         mask = np.zeros((count, 3, 50), np.float32)
         mask[:, 1, :7] = 1
+        found = np.resize(np.array(scores, np.float32), count)
         content[split] = {
             "id": np.array([f"{split}$_${n}" for n in range(count)]),
             "raw_text": np.array(["words"] * count),
@@ -102,9 +116,70 @@ def mosi_pickle(folder, count=6):
             "audio_lengths": [n + 1 for n in range(count)],
             "vision": draws.normal(size=(count, 20, 4)),
             "vision_lengths": [0, *[20] * (count - 1)],
-            "regression_labels": np.array([(-1.0) ** n for n in range(count)], np.float32),
+            "classification_labels": np.sign(found).astype(np.int64) + 1,
+            "regression_labels": found,
         }
-    (folder / "unaligned_50.pkl").write_bytes(pickle.dumps(content))
+        if alone:
+            content[split] |= {f"regression_labels_{m}": -found for m in "TAV"}
+    (folder / name).write_bytes(pickle.dumps(content))
+    return folder
+
+
+def ave(folder, classes=("Bark", "Church bell", "Violin, fiddle")):
+    """Three training clips of each class, one of each other split."""
+    (folder / "AVE").mkdir(parents=True)
+    for part, count in (("train", 3), ("val", 1), ("test", 1)):
+        lines = []
+        for kind, name in enumerate(classes):
+            for n in range(count):
+                video = f"{part:-<8}{kind}_{n}"
+                lines.append(f"{name}&{video}&good&{n}&10")
+                write_video(folder / "AVE" / f"{video}.mp4", 6, sound=0.5)
+        (folder / f"{part}Set.txt").write_text("\n".join(lines))
+    return folder
+
+
+def vggsound(folder, classes=("dog barking", "heart sounds, heartbeat", "zebra braying")):
+    """Four training clips of each class, one test clip; and a line whose clip is not there."""
+    (folder / "video").mkdir(parents=True)
+    lines = ['gone_______0,30,"heart sounds, heartbeat",test']
+    for kind, name in enumerate(classes):
+        for n, part in enumerate(("train", "train", "train", "train", "test")):
+            video, start = f"clip-____{kind}{n}", 10 * n
+            lines.append(f'{video},{start},"{name}",{part}')
+            called = (f"{video}_{start:06d}", f"{video}_{start}")[n % 2]
+            write_video(folder / "video" / f"{called}.mp4", 6, sound=0.5)
+    (folder / "vggsound.csv").write_text("\n".join(lines))
+    return folder
+
+
+def food101(folder, classes=("apple_pie", "churros", "pho")):
+    """Four training pictures of each class, one for testing, with titles."""
+    (folder / "texts").mkdir(parents=True)
+    for part, numbers in (("train", range(4)), ("test", range(4, 5))):
+        lines = []
+        for kind, name in enumerate(classes):
+            (folder / "images" / part / name).mkdir(parents=True)
+            for n in numbers:
+                file = f"{name}_{n}.jpg"
+                picture = np.full((16, 20, 3), 60 * kind, np.uint8)
+                Image.fromarray(picture).save(folder / "images" / part / name / file)
+                title = f'"{name.replace("_", " ").title()}, the best of {n}"' if n else f"dish {n}"
+                lines.append(f"{file},{title},{name}")
+        (folder / "texts" / f"{part}_titles.csv").write_text("\n".join(lines))
+    return folder
+
+
+def mvsa(folder, votes=("negative,neutral", "neutral,neutral", "positive,positive"), count=30):
+    """Tweets with these labels in turn; three annotators stand apart by a tab in one of them."""
+    (folder / "data").mkdir(parents=True)
+    lines = ["ID\ttext,image"]
+    for n in range(1, count + 1):
+        vote = votes[n % len(votes)]
+        lines.append(f"{n}\t{vote}")
+        Image.fromarray(np.full((20, 16, 3), 8 * n, np.uint8)).save(folder / "data" / f"{n}.jpg")
+        (folder / "data" / f"{n}.txt").write_text(f"RT @one: {vote.split(',')[0]} day {n} #x")
+    (folder / "labelResultAll.txt").write_text("\r\n".join(lines))
     return folder
 
 

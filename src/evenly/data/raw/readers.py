@@ -1,7 +1,8 @@
 """What becomes of one cell of a data set, a file mostly, when the set is prepared."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import sha256
@@ -20,6 +21,9 @@ from evenly.data.numbers import channels_first
 from evenly.data.tabular import NAME
 from evenly.errors import UserError
 from evenly.spec import Spec
+
+VOCABULARY = 20_000
+"""Words of the training texts that are told apart."""
 
 
 @runtime_checkable
@@ -375,6 +379,13 @@ class Text:
 def words(text: str) -> list[str]:
     """The words and marks of a text, in lower case."""
     return re.findall(r"[\w']+|[^\w\s]", text.lower())
+
+
+def vocabulary(texts: Iterable[str]) -> str:
+    """The words of some texts, the most frequent first, as `Text` takes them."""
+    counts = Counter(word for text in texts for word in words(text))
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    return " ".join(ordered[:VOCABULARY])
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -35,7 +34,7 @@ from evenly.data.raw.readers import (
     Video,
     numbers,
     spelled,
-    words,
+    vocabulary,
 )
 from evenly.data.raw.rows import Files, Part, Turn
 from evenly.data.raw.source import Sample, Source
@@ -46,7 +45,6 @@ from evenly.spec import made, parse
 from evenly.suggest import unknown
 
 TEST = 0.15
-VOCABULARY = 20_000
 PROBED = 100
 """Cells of a column, from its beginning, that tell what it holds."""
 _MEDIA = re.compile(
@@ -192,7 +190,7 @@ def table(
     for name, reader in found.items():
         if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
             texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
-            found[name] = replace(reader, vocabulary=_vocabulary(texts))
+            found[name] = replace(reader, vocabulary=vocabulary(texts))
         if isinstance(reader, Tabular) and not reader.is_fitted:
             found[name] = fitted(path, name, reader, cells[name], split)
     called = columns.texts("name") or nothing
@@ -382,13 +380,6 @@ def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]
             f"--readers.{name}=text."
         )
     return [root / cell if isinstance(cell, str) else cell for cell in cells]
-
-
-def _vocabulary(texts: Sequence[str]) -> str:
-    """The words of the training texts, the most frequent first."""
-    counts = Counter(word for text in texts for word in words(text))
-    ordered = sorted(counts, key=lambda word: (-counts[word], word))
-    return " ".join(ordered[:VOCABULARY])
 
 
 def _sniffed(path: Path, name: str, cells: Sequence[Any]) -> Reader:

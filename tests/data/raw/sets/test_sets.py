@@ -31,6 +31,12 @@ CASES = {
     "ucf101": ("ucf101(size=[24,24])", trees.ucf101),
     "mosi": ("mosi", trees.mosi),
     "mosi by MMSA": ("mosi", trees.mosi_pickle),
+    "mosei": ("mosei(classes=7)", trees.mosei_pickle),
+    "sims": ("sims(classes=3)", trees.sims_pickle),
+    "ave": ("ave(frames=1,size=[24,24],seconds=0.5)", trees.ave),
+    "vggsound": ("vggsound(frames=1,size=[24,24],seconds=0.5)", trees.vggsound),
+    "food101": ("food101(size=[24,24])", trees.food101),
+    "mvsa": ("mvsa(size=[24,24])", trees.mvsa),
     "av_mnist": ("av_mnist", trees.av_mnist),
 }
 
@@ -65,10 +71,18 @@ def three_classes(folder):
 
 
 DAMAGES = {
-    "flv": ("cremad(split=actors,frames=1,size=[8,8],seconds=0.1)", "visual", few_actors),
-    "mp4": ("kinetics_sounds(frames=1,size=[8,8],seconds=0.1)", "visual", trees.kinetics_sounds),
-    "avi": ("ucf101(frames=1,size=[16,16])", "rgb", three_classes),
-    "wav": ("av_mnist(seconds=0.1)", "audio", trees.av_mnist),
+    "cremad": ("cremad(split=actors,frames=1,size=[8,8],seconds=0.1)", "visual", few_actors),
+    "kinetics_sounds": (
+        "kinetics_sounds(frames=1,size=[8,8],seconds=0.1)",
+        "visual",
+        trees.kinetics_sounds,
+    ),
+    "ucf101": ("ucf101(frames=1,size=[16,16])", "rgb", three_classes),
+    "av_mnist": ("av_mnist(seconds=0.1)", "audio", trees.av_mnist),
+    "ave": ("ave(frames=1,size=[8,8],seconds=0.1)", "visual", trees.ave),
+    "vggsound": ("vggsound(frames=1,size=[8,8],seconds=0.1)", "visual", trees.vggsound),
+    "food101": ("food101(size=[8,8])", "image", trees.food101),
+    "mvsa": ("mvsa(size=[8,8])", "image", trees.mvsa),
 }
 
 
@@ -80,9 +94,9 @@ def a_training_file_of_three_classes(source, modality):
     return [found[label] for label in range(3)]
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_what_is_left_of_a_damaged_tree_is_a_store(kind, tmp_path):
-    text, modality, tree = DAMAGES[kind]
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_left_of_a_damaged_tree_is_a_store(name, tmp_path):
+    text, modality, tree = DAMAGES[name]
     folder = tree(tmp_path / "tree")
     whole = opened(folder, text)
     empty, cut, misnamed = a_training_file_of_three_classes(whole, modality)
@@ -91,7 +105,7 @@ def test_what_is_left_of_a_damaged_tree_is_a_store(kind, tmp_path):
     misnamed.rename(misnamed.with_stem(f"{misnamed.stem} (1)"))
 
     source = opened(folder, text)
-    note = next(note for note in source.notes if f"{misnamed.stem} (1).{kind}" in note)
+    note = next(note for note in source.notes if f"{misnamed.stem} (1)." in note)
     assert note.startswith("Passed over, as not called")
     assert empty in check(source).missing
     for path, reason in ((empty, "the file is empty"), (cut, "cannot be decoded")):
@@ -105,7 +119,7 @@ def test_what_is_left_of_a_damaged_tree_is_a_store(kind, tmp_path):
     assert about.splits["train"] == sum(s.split == "train" for s in source.samples if s not in lost)
     assert note in about.notes
     assert any(f"{len(lost)} of {len(source.samples)} samples were left" in n for n in about.notes)
-    if kind == "avi":
+    if name == "ucf101":
         training = Training(str(tmp_path / "store"), epochs=1, batch_size=8, width=8)
         result = run_cell(Cell(training, "joint", 0), tmp_path / "run")
         assert set(result.metrics) == {"val", "test"}
@@ -475,6 +489,268 @@ class TestMosi:
         path.rename(folder / path.name)
         notes = opened(folder, "mosi").notes
         assert notes[1].startswith("Read from unaligned_50.pkl, and not from CMU_MOSI_COVAREP.csd,")
+
+
+class TestMosei:
+    def test_the_file_and_the_classes_that_are_asked_for(self, tmp_path):
+        folder = trees.mosei_pickle(tmp_path / "tree")
+        trees.mmsa_pickle(folder, "aligned_50.pkl", [1.0, -1.0])
+        two = opened(folder, "mosei")
+        assert [s.label for s in two.samples[:3]] == [0, 1, 1]  # scores of -2.6, 0 and 1.4
+        assert [s.label for s in opened(folder, "mosei(classes=7)").samples[:3]] == [0, 3, 4]
+        assert [s.label for s in opened(folder, "mosei(aligned=true)").samples[:3]] == [1, 0, 1]
+        assert counts(two) == [6, 6, 6]
+        assert two.notes == [
+            f"18 of the 22,856 segments are in {folder / 'unaligned_50.pkl'}.",
+        ]
+
+    def test_a_video_in_two_splits_is_a_leak(self, tmp_path):
+        path = trees.mosei_pickle(tmp_path / "tree") / "unaligned_50.pkl"
+        content = pickle.loads(path.read_bytes())
+        content["test"]["id"] = np.array([f"train$_${n + 6}" for n in range(6)])
+        path.write_bytes(pickle.dumps(content))
+        assert (
+            "A leak: videos in more than one split (1): 'train'."
+            in opened(path.parent, "mosei").notes
+        )
+
+    def test_another_folder(self, tmp_path):
+        trees.sims_pickle(tmp_path)
+        with pytest.raises(
+            FileNotFoundError, match=r"holds no unaligned_50\.pkl, but unaligned_39\.pkl\. Give"
+        ):
+            opened(tmp_path, "mosei")
+
+    def test_a_harmless_object_of_another_class_is_refused_by_name(self, tmp_path):
+        (tmp_path / "unaligned_50.pkl").write_bytes(pickle.dumps({"train": Counter("ab")}))
+        with pytest.raises(ValueError, match=r"plain arrays \(it asks for collections\.Counter\)"):
+            opened(tmp_path, "mosei")
+
+
+class TestSims:
+    @pytest.mark.parametrize(
+        ("classes", "labels"), [(2, [0, 0, 1]), (3, [0, 1, 2]), (5, [0, 2, 3])]
+    )
+    def test_classes_as_in_the_paper(self, tmp_path, classes, labels):
+        source = opened(trees.sims_pickle(tmp_path), f"sims(classes={classes})")
+        assert [s.label for s in source.samples[:3]] == labels  # scores of -0.8, 0 and 0.6
+        assert len(source.classes) == classes
+
+    def test_scores_of_one_modality(self, tmp_path):
+        folder = trees.sims_pickle(tmp_path)
+        assert [s.label for s in opened(folder, "sims(labels=T)").samples[:3]] == [1, 0, 0]
+        path = trees.mmsa_pickle(folder, "unaligned_39.pkl", [1.0]) / "unaligned_39.pkl"
+        wanted = rf"{path}: there is no 'regression_labels_A' in it\. .* regression_labels_A, with"
+        with pytest.raises(ValueError, match=wanted):
+            opened(folder, "sims(labels=A)")
+
+
+class TestAVE:
+    def test_the_split_of_the_lists(self, tmp_path):
+        source = opened(trees.ave(tmp_path), "ave")
+        assert counts(source) == [9, 3, 3]
+        assert source.classes == ["Bark", "Church bell", "Violin, fiddle"]
+        first = source.samples[0]
+        assert (first.name, first.label, first.split) == ("train---0_0[0-10]", 0, "train")
+        assert set(first.files()) == {tmp_path / "AVE" / "train---0_0.mp4"}
+        assert source.notes == []
+
+    def test_an_event_of_a_known_video_is_told(self, tmp_path):
+        path = trees.ave(tmp_path, ("Bark",)) / "testSet.txt"
+        head = "Category&VideoID&Quality&StartTime&EndTime"
+        path.write_text(f"{head}\n\nBark&train---0_0&good&0&10\nBus&test----0_0&good&0&0\n")
+        source = opened(tmp_path, "ave")
+        assert counts(source) == [3, 1, 2]
+        assert source.notes == [
+            "A leak: videos in more than one split (1): 'train---0_0'.",
+            "6 events are in 5 videos: one with several events is there for each, and no model can "
+            "tell which is meant.",
+        ]
+
+    @pytest.mark.parametrize("line", ["Bark&an id", "Bark&&good&0&10", "Bark,an id,good,0,10"])
+    def test_a_line_of_another_form(self, tmp_path, line):
+        path = trees.ave(tmp_path, ("Bark",)) / "valSet.txt"
+        path.write_text(f"Bark&val-----0_0&good&0&10\n{line}\n")
+        with pytest.raises(ValueError, match=r"valSet\.txt: line 2 holds 'Bark.*', not Category&"):
+            opened(tmp_path, "ave")
+
+    def test_a_list_that_is_missing(self, tmp_path):
+        (trees.ave(tmp_path, ("Bark",)) / "valSet.txt").unlink()
+        wanted = r"holds no valSet\.txt, but AVE, testSet\.txt, trainSet\.txt\. Give the folder in"
+        with pytest.raises(FileNotFoundError, match=wanted):
+            opened(tmp_path, "ave")
+
+    def test_a_list_that_is_none(self, tmp_path):
+        (trees.ave(tmp_path, ("Bark",)) / "valSet.txt").write_bytes(b"\xff\xfe\0")
+        with pytest.raises(ValueError, match=r"valSet\.txt: is no list in UTF-8, or part of one"):
+            opened(tmp_path, "ave")
+
+
+class TestVGGSound:
+    def test_the_clips_of_the_list(self, tmp_path):
+        source = opened(trees.vggsound(tmp_path), "vggsound")
+        assert counts(source) == [9, 3, 3]
+        assert source.classes == ["dog barking", "heart sounds, heartbeat", "zebra braying"]
+        assert {s.name for s in source.samples} >= {"clip-____00_000000", "clip-____01_10"}
+        assert source.opened == [tmp_path / "vggsound.csv"]
+        assert source.notes == [
+            f"15 of the 16 clips of the lists are in {tmp_path}; missing: 0 train, 0 val, 1 test.",
+            "Validation split: 15% of the listed training clips, stratified, seed 0.",
+        ]
+
+    def test_clips_of_one_video(self, tmp_path):
+        """Those that train and validate stay together; one that tests is a leak."""
+        listed = [("a" * 11, n, "bark", "train") for n in range(20)]
+        listed += [("b" * 11, n, "bark", "train") for n in range(20)]
+        listed += [("b" * 11, 20, "meow", "test")]
+        lines = [",".join(map(str, line)) for line in listed]
+        (tmp_path / "vggsound.csv").write_text("\n".join(lines))
+        for video, start, *_ in listed:
+            (tmp_path / f"{video}_{start:06d}.mp4").write_bytes(b"x")
+        (tmp_path / f"{'a' * 11}.mp4").write_bytes(b"x")  # says not which
+        source = opened(tmp_path, "vggsound")
+        assert sorted(counts(source)) == [1, 20, 20]
+        assert source.notes[:2] == [
+            f"Passed over, as not called ID_000058 or ID_58 (1): {tmp_path.name}/{'a' * 11}.mp4.",
+            f"A leak: videos in more than one split (1): '{'b' * 11}'.",
+        ]
+
+    @pytest.mark.parametrize(
+        "line",
+        ["id,start,label,split", "id,30,bark", "id,30,bark,val", "id,30,ice cream, van,test"],
+    )
+    def test_a_line_of_another_form(self, tmp_path, line):
+        (tmp_path / "vggsound.csv").write_text(f"--4-0ihtnBU,30,bark,train\n{line}\n")
+        with pytest.raises(
+            ValueError, match=r"vggsound\.csv: line 2 holds 'id.*', not YouTube ID, "
+        ):
+            opened(tmp_path, "vggsound")
+
+    def test_no_list_and_no_clip(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"holds no vggsound\.csv, but nothing\. Give"):
+            opened(tmp_path, "vggsound")
+        (tmp_path / "vggsound.csv").write_text("--4-0ihtnBU,30,bark,train\n")
+        wanted = r"holds none of the 1 clips\. Name them such as --4-0ihtnBU_000030\.mp4\."
+        with pytest.raises(ValueError, match=wanted):
+            opened(tmp_path, "vggsound")
+
+
+class TestFood101:
+    def test_pictures_and_titles(self, tmp_path):
+        source = opened(trees.food101(tmp_path), "food101")
+        assert counts(source) == [9, 3, 3]
+        assert source.classes == ["apple_pie", "churros", "pho"]
+        sample = next(s for s in source.samples if s.name == "apple_pie_3")
+        assert sample.cells == {
+            "image": tmp_path / "images" / "train" / "apple_pie" / "apple_pie_3.jpg",
+            "text": "Apple Pie, the best of 3",
+        }
+        assert source.notes == [
+            "12 of 15 titles name their class, as the pages were found by searching for it.",
+            "Validation split: 15% of the training samples, stratified, seed 0.",
+        ]
+        known = source.readers["text"].vocabulary.split()
+        assert {"apple", "churros", "pho", "best"} <= set(known)
+        assert "4" not in known  # of the test split alone
+
+    def test_a_title_that_trains_and_tests_and_one_that_is_missing(self, tmp_path):
+        path = trees.food101(tmp_path) / "texts" / "test_titles.csv"
+        path.write_text("pho_4.jpg,dish 0,pho\nchurros_4.jpg,,churros\n")
+        source = opened(tmp_path, "food101")
+        assert [s.cells["text"] for s in source.samples if s.split == "test"] == ["dish 0", None]
+        assert "A leak: titles in more than one split (1): 'dish 0'." in source.notes
+
+    def test_a_tokenizer_in_place_of_words(self, tmp_path):
+        source = opened(trees.food101(tmp_path), "food101(tokenizer=./folder,length=7)")
+        reader = source.readers["text"]
+        assert (reader.tokenizer, reader.vocabulary, reader.length) == ("./folder", "", 7)
+
+    def test_a_line_of_another_form(self, tmp_path):
+        path = trees.food101(tmp_path) / "texts" / "train_titles.csv"
+        path.write_text("pho_1.jpg,Pho, the best,pho\n")
+        wanted = r"train_titles\.csv: line 1 holds 'pho_1.*', not the file of a picture, its title"
+        with pytest.raises(ValueError, match=wanted):
+            opened(tmp_path, "food101")
+
+    def test_the_other_food_101(self, tmp_path):
+        (tmp_path / "images").mkdir()
+        (tmp_path / "meta").mkdir()
+        wanted = r"holds no texts/train_titles\.csv, but images, meta\. Give the folder"
+        with pytest.raises(FileNotFoundError, match=wanted):
+            opened(tmp_path, "food101")
+
+
+VOTES = {
+    "positive,positive": "positive",
+    "neutral,negative": "negative",
+    "positive,neutral": "positive",
+    "neutral,neutral": "neutral",
+    "negative,positive": None,
+    "positive,positive\tpositive,neutral\tnegative,neutral": "positive",
+    "negative,neutral\tneutral,neutral\tneutral,negative": "neutral",
+    "positive,neutral\tneutral,neutral\tnegative,neutral": None,
+    "neutral,positive\tneutral,neutral\tneutral,negative": None,
+    "positive,negative\tpositive,negative\tneutral,neutral": None,
+}
+
+
+class TestMvsa:
+    def test_the_split_is_drawn_and_said_so(self, tmp_path):
+        source = opened(trees.mvsa(tmp_path), "mvsa")
+        assert counts(source) == [24, 3, 3]
+        assert source.classes == ["negative", "neutral", "positive"]
+        assert source.notes == [
+            "Split: 80 / 10 / 10 %, stratified, seed 0, as there is no official one."
+        ]
+        other = opened(tmp_path, "mvsa(seed=1)")
+        assert [s.split for s in source.samples] != [s.split for s in other.samples]
+        assert source.samples[2].cells == {
+            "image": tmp_path / "data" / "3.jpg",
+            "text": "RT @one: negative day 3 #x",
+        }
+
+    @pytest.mark.parametrize("votes", VOTES)
+    def test_one_label_of_text_and_picture(self, tmp_path, votes):
+        source = opened(trees.mvsa(tmp_path, ("neutral,neutral", votes), 4), "mvsa")
+        label = VOTES[votes]
+        found = {s.name: source.classes[s.label] for s in source.samples}
+        expected = {"2": "neutral", "4": "neutral"}
+        assert found == (expected | {"1": label, "3": label} if label else expected)
+        assert any(note.startswith("Left out, as") for note in source.notes) == (not label)
+
+    def test_texts_that_are_missing_strange_or_there_twice(self, tmp_path):
+        folder = trees.mvsa(tmp_path)
+        (folder / "data" / "3.txt").unlink()
+        (folder / "data" / "6.txt").write_bytes(b" \n")
+        (folder / "data" / "9.txt").write_bytes(b"caf\xe9 time")
+        for n in (12, 15, 18, 21, 24, 27, 30):
+            (folder / "data" / f"{n}.txt").write_text("again")
+        (folder / "data" / "31.txt").write_text("in no line")
+        source = opened(folder, "mvsa")
+        texts = [s.cells["text"] for s in source.samples]
+        assert texts[2::3][:4] == [None, None, "caf time", "again"]
+        assert source.notes[:4] == [
+            "Passed over, as not called as one of the listed tweets, N.jpg or N.txt (1): "
+            "data/31.txt.",
+            "Without text, as its file is missing or empty (2): 3, 6.",
+            "Not in UTF-8, so that a part of the text is lost (1): 9.",
+            "A leak: texts in more than one split (1): 'again'.",
+        ]
+
+    @pytest.mark.parametrize("line", ["1\tpositive", "1\tgood,bad", "1,positive,positive", "1"])
+    def test_a_line_of_another_form(self, tmp_path, line):
+        (tmp_path / "labelResultAll.txt").write_text(f"ID\ttext,image\n{line}\n")
+        wanted = r"labelResultAll\.txt: line 2 holds '1.*', not a number and the sentiments of text"
+        with pytest.raises(ValueError, match=wanted):
+            opened(tmp_path, "mvsa")
+
+    def test_another_folder(self, tmp_path):
+        trees.mvsa(tmp_path / "MVSA_Single")
+        with pytest.raises(FileNotFoundError, match=r"no labelResultAll\.txt, but MVSA_Single\. G"):
+            opened(tmp_path, "mvsa")
+        (tmp_path / "labelResultAll.txt").write_text("ID\ttext,image\n1\tpositive,negative\n")
+        with pytest.raises(ValueError, match="holds no tweet whose annotators agree"):
+            opened(tmp_path, "mvsa")
 
 
 class TestAVMnist:

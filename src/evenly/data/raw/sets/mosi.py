@@ -1,8 +1,9 @@
 """CMU-MOSI: opinions in text, sound and video (Zadeh et al., 2016)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,12 +13,11 @@ from jaxtyping import Float
 
 from evenly.data.dataset import Kind, SplitName
 from evenly.data.media.error import MediaError
-from evenly.data.raw.readers import Array, Reader
+from evenly.data.raw.sets.mmsa import CLASSES, Found, of_pickle, of_score
 from evenly.data.raw.sets.official import listed, some
-from evenly.data.raw.sets.pickles import read_pickle
 from evenly.data.raw.source import Sample, Source
 from evenly.data.tasks import Classes
-from evenly.errors import UserError, UserFileNotFoundError
+from evenly.errors import UserFileNotFoundError
 
 SEQUENCES = {
     "text": "*TimestampedWordVectors.csd",
@@ -26,10 +26,6 @@ SEQUENCES = {
 }
 LABELS = "*Opinion_Labels.csd"
 SEGMENTS = 2_199
-CLASSES = {
-    2: ["negative", "non-negative"],
-    7: ["-3", "-2", "-1", "0", "1", "2", "3"],
-}
 
 
 @dataclass(frozen=True)
@@ -89,24 +85,21 @@ def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
         classes: 2, negative (score below 0) or not; or 7, the score rounded.
     """
     pickles = sorted(folder.glob("*aligned_50.pkl"), reverse=True)
-    opened = pickles[0] if pickles else _one(folder, LABELS)
-    samples, readers, notes = (
-        _of_pickle(opened, classes) if pickles else _of_csd(folder, opened, classes)
-    )
+    label = partial(of_score, classes=classes)
+    if pickles:
+        opened = pickles[0]
+        samples, readers, notes = of_pickle(opened, label)
+        if beside := [file.name for file in sorted(folder.glob("*.csd"))]:
+            notes = [f"Read from {opened.name}, and not from {some(beside)}.", *notes]
+    else:
+        opened = _one(folder, LABELS)
+        samples, readers, notes = _of_csd(folder, opened, label)
     if len(samples) != SEGMENTS:
         notes = [f"{len(samples):,} of the {SEGMENTS:,} segments are in {folder}.", *notes]
     return Source("mosi", readers, samples, Classes(CLASSES[classes]), notes, [opened])
 
 
-Found = tuple[list[Sample], Mapping[str, Reader], list[str]]
-"""Samples, readers and notes."""
-
-
-def _label(score: float, classes: int) -> int:
-    return int(score >= 0) if classes == 2 else int(np.clip(np.rint(score), -3, 3)) + 3
-
-
-def _of_csd(folder: Path, labels: Path, classes: int) -> Found:
+def _of_csd(folder: Path, labels: Path, label: Callable[[float], int]) -> Found:
     paths = {name: _one(folder, pattern) for name, pattern in SEQUENCES.items()}
     fold: dict[str, SplitName] = {}
     parts: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}
@@ -116,8 +109,7 @@ def _of_csd(folder: Path, labels: Path, classes: int) -> Found:
     samples = []
     for video, number, start, end, score in _scores(labels, list(fold)):
         cells = {name: Segment(path, video, start, end) for name, path in paths.items()}
-        label = _label(score, classes)
-        samples.append(Sample(f"{video}[{number}]", label, fold[video], cells))
+        samples.append(Sample(f"{video}[{number}]", label(score), fold[video], cells))
     notes = [note for path in (labels, *paths.values()) for note in _missing(path, list(fold))]
     units = {"text": "GloVe", "audio": "COVAREP", "video": "Facet"}
     return samples, {name: Steps(units[name]) for name in paths}, notes
@@ -198,61 +190,3 @@ def _entry(path: Path, videos: Any, video: str) -> tuple[np.ndarray, np.ndarray]
             f"{features.dtype} for the video {video}, not (t, 2) and (t, d) numbers",
         )
     return intervals, features
-
-
-FORM = (
-    "MMSA's pickles hold train, valid and test, and each of these id, text, audio, vision and "
-    "regression_labels, with a row for each segment."
-)
-
-
-def _of_pickle(path: Path, classes: int) -> Found:
-    content = read_pickle(path)
-    named: dict[str, SplitName] = {"train": "train", "valid": "val", "test": "test"}
-    samples: list[Sample] = []
-    for key, split in named.items():
-        try:
-            part = content[key]
-            samples += _segments(part, split, classes)
-        except KeyError as error:
-            raise UserError(f"{path}: there is no {error} in it. {FORM}") from error
-        except (IndexError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: '{key}' is of another form ({error}). {FORM}") from error
-    beside = [file.name for file in sorted(path.parent.glob("*.csd"))]
-    notes = [f"Read from {path.name}, and not from {some(beside)}."] if beside else []
-    kinds = {"text": "BERT", "audio": "MMSA audio", "video": "MMSA vision"}
-    readers = {name: Array("sequence", units, ragged=True) for name, units in kinds.items()}
-    return samples, readers, notes
-
-
-def _segments(part: Any, split: SplitName, classes: int) -> list[Sample]:
-    """The samples of one split of MMSA's pickle."""
-    if not isinstance(part, dict):
-        raise TypeError(f"it is {type(part).__name__}")
-    scores = np.asarray(part["regression_labels"], np.float32).ravel()
-    if not np.isfinite(scores).all():
-        raise ValueError("a score is not finite")
-    rows = {name: len(part[name]) for name in ("id", "text", "audio", "vision")}
-    if set(rows.values()) != {len(scores)}:
-        counts = ", ".join(f"{count} of {name}" for name, count in rows.items())
-        raise ValueError(f"{counts} for {len(scores)} labels")
-    samples = []
-    for n, score in enumerate(scores):
-        cells = {}
-        for name, theirs in (("text", "text"), ("audio", "audio"), ("video", "vision")):
-            steps = np.nan_to_num(np.asarray(part[theirs][n], np.float32), posinf=0, neginf=0)
-            if steps.ndim != 2:
-                raise ValueError(f"a row of {theirs} has the shape {steps.shape}, not (t, d)")
-            cells[name] = steps[: _length(part, theirs, n, len(steps))]
-        samples.append(Sample(str(part["id"][n]), _label(float(score), classes), split, cells))
-    return samples
-
-
-def _length(part: Mapping[str, Any], name: str, n: int, longest: int) -> int:
-    """Time steps that are not padding; one is left of a sequence that is all padding."""
-    if name == "text" and "text_bert" in part:
-        length = int(np.asarray(part["text_bert"][n])[1].sum())  # rows: ids, mask, segments
-    else:
-        lengths = part.get(f"{name}_lengths")
-        length = longest if lengths is None else int(lengths[n])
-    return max(1, min(length, longest))

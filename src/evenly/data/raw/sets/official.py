@@ -1,17 +1,21 @@
 """What is known of a data set that is prepared from its official download."""
 
+import csv
 import gzip
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from evenly.data.raw.readers import Spectrogram
+from evenly.data.dataset import SplitName
+from evenly.data.raw.readers import Spectrogram, Text, vocabulary
 from evenly.data.raw.source import Source
-from evenly.errors import UserFileNotFoundError
+from evenly.errors import UserError, UserFileNotFoundError
 from evenly.spec import Spec, made
 
 Front = Literal["fbank", "mel", "stft"]
@@ -100,6 +104,73 @@ def listed(name: str) -> list[str]:
     data = files("evenly.data.raw.sets").joinpath("lists", name).read_bytes()
     text = gzip.decompress(data) if name.endswith(".gz") else data
     return text.decode().splitlines()
+
+
+def needed(folder: Path, name: str) -> Path:
+    """A file of a folder that the data set cannot be without.
+
+    Raises:
+        FileNotFoundError: If it is not there; the message tells what is.
+    """
+    path = folder / name
+    if not path.is_file():
+        there = some(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise UserFileNotFoundError(
+            f"{folder}: holds no {name}, but {there}. Give the folder in which it lies."
+        )
+    return path
+
+
+def rows(
+    path: Path, delimiter: str = ",", *, quoted: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a list in UTF-8, without empty ones, each with the number of its last line.
+
+    Args:
+        path: Of the file.
+        delimiter: Between the cells.
+        quoted: Whether cells may stand in quotes.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        found = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+        for row in found:
+            if any(cell.strip() for cell in row):
+                yield found.line_num, [cell.strip() for cell in row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no list in UTF-8, or part of one ({error}).") from error
+
+
+def misread(path: Path, line: int, row: Sequence[str], form: str) -> UserError:
+    """What to say of a row of another form."""
+    shown = " | ".join(row)
+    return UserError(f"{path}: line {line} holds '{shown:.60}', not {form}. Download it again.")
+
+
+def text(training: Iterable[str | None], tokenizer: str, length: int) -> Text:
+    """How texts are read: by a tokenizer, or else by the words of the training texts."""
+    known = "" if tokenizer else vocabulary(filter(None, training))
+    return Text(tokenizer, known, length)
+
+
+def leaks(what: str, found: Iterable[tuple[str, SplitName]]) -> list[str]:
+    """A note on what is in several splits; none if nothing is.
+
+    Args:
+        what: They are, as 'videos'.
+        found: Each with a split that it is in.
+    """
+    splits: defaultdict[str, set[SplitName]] = defaultdict(set)
+    for one, split in found:
+        splits[one].add(split)
+    several = [f"'{one:.60}'" for one, parts in splits.items() if len(parts) > 1]
+    if not several:
+        return []
+    return [f"A leak: {what} in more than one split ({len(several):,}): {some(several)}."]
 
 
 def sound(front: Front, seconds: float) -> Spectrogram:

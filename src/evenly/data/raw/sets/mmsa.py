@@ -1,0 +1,173 @@
+"""Features and scores of opinions in MMSA's pickles: CMU-MOSI, CMU-MOSEI and CH-SIMS.
+
+The layout is what https://github.com/thuiar/MMSA reads (src/MMSA/data_loader.py) and what others
+print of the files, which were not at hand. Whether the ones of `text_bert`'s mask come first, and
+where aligned files have their padding, could not be verified.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evenly.data.dataset import SplitName
+from evenly.data.raw.readers import Array, Reader
+from evenly.data.raw.sets.official import leaks, needed
+from evenly.data.raw.sets.pickles import read_pickle
+from evenly.data.raw.source import Sample, Source
+from evenly.errors import UserError
+
+CLASSES = {
+    2: ["negative", "non-negative"],
+    7: ["-3", "-2", "-1", "0", "1", "2", "3"],
+}
+"""Of CMU-MOSI's and CMU-MOSEI's scores, from -3 to 3."""
+SIMS_CLASSES = {
+    2: ["non-positive", "positive"],
+    3: ["negative", "neutral", "positive"],
+    5: ["negative", "weakly negative", "neutral", "weakly positive", "positive"],
+}
+"""Of CH-SIMS's scores, from -1 to 1."""
+BOUNDS = {2: [0.0], 3: [-0.1, 0.1], 5: [-0.7, -0.1, 0.1, 0.7]}
+"""Scores at which a class of CH-SIMS ends, which MMSA's metrics count to the lower one."""
+SPLITS: dict[str, SplitName] = {"train": "train", "valid": "val", "test": "test"}
+MODALITIES = {"text": "text", "audio": "audio", "video": "vision"}
+"""By our names, theirs."""
+FORM = (
+    "MMSA's pickles hold train, valid and test, and each of these id, text, audio, vision and "
+    "{scores}, with a row for each segment."
+)
+
+Found = tuple[list[Sample], Mapping[str, Reader], list[str]]
+"""Samples, readers and notes."""
+
+
+def mosei(folder: Path, aligned: bool = False, classes: Literal[2, 7] = 2) -> Source:
+    """The 22,856 segments of CMU-MOSEI (16,326 / 1,871 / 4,659), as MMSA distributes them.
+
+    `unaligned_50.pkl` holds the features of each modality at its own pace, `aligned_50.pkl` one
+    step for each word: BERT's features of the text, COVAREP's of the sound and Facet's or
+    OpenFace's of the face. Padding is cut off: of the text by the mask of `text_bert`, of sound
+    and video by `audio_lengths` and `vision_lengths`; without those sequences stay as they are.
+    Nothing but plain arrays is read out of a pickle.
+
+    Args:
+        folder: Where the pickle is.
+        aligned: Which of the two files.
+        classes: 2, negative (score below 0) or not, as MMSA's accuracy with zeros; or 7, the score
+            rounded.
+    """
+    path = needed(folder, f"{'' if aligned else 'un'}aligned_50.pkl")
+    return _source("mosei", path, partial(of_score, classes=classes), CLASSES[classes], 22_856)
+
+
+def sims(
+    folder: Path, labels: Literal["M", "T", "A", "V"] = "M", classes: Literal[2, 3, 5] = 2
+) -> Source:
+    """The 2,281 segments of CH-SIMS (1,368 / 456 / 457), as MMSA distributes them.
+
+    `unaligned_39.pkl` is laid out as CMU-MOSEI's pickle, and also holds what people thought who
+    were given the text, the sound or the video alone.
+
+    Args:
+        folder: Where the pickle is.
+        labels: M, of who had all modalities, or T, A or V, of who had the text, the sound or the
+            video alone.
+        classes: 2, positive (score above 0) or not; 3, with neutral; or 5, also weak or not, as
+            MMSA's accuracies.
+    """
+    path = needed(folder, "unaligned_39.pkl")
+    label = partial(_sims_class, classes=classes)
+    scores = "regression_labels" + ("" if labels == "M" else f"_{labels}")
+    return _source("sims", path, label, SIMS_CLASSES[classes], 2_281, scores)
+
+
+def of_score(score: float, classes: int) -> int:
+    """The class of a score of CMU-MOSI or CMU-MOSEI."""
+    return int(score >= 0) if classes == 2 else int(np.clip(np.rint(score), -3, 3)) + 3
+
+
+def _sims_class(score: float, classes: int) -> int:
+    return int(np.searchsorted(BOUNDS[classes], score))
+
+
+def of_pickle(
+    path: Path, label: Callable[[float], int], scores: str = "regression_labels"
+) -> Found:
+    """What one of MMSA's pickles holds.
+
+    Args:
+        path: Of the pickle.
+        label: The class of a score.
+        scores: Which of the scores.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    content = read_pickle(path)
+    form = FORM.format(scores=scores)
+    samples: list[Sample] = []
+    for key, split in SPLITS.items():
+        try:
+            part = content[key]
+            samples += _segments(part, split, label, scores)
+        except KeyError as error:
+            raise UserError(f"{path}: there is no {error} in it. {form}") from error
+        except (IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: '{key}' is of another form ({error}). {form}") from error
+    kinds = {"text": "BERT", "audio": "MMSA audio", "video": "MMSA vision"}
+    readers = {name: Array("sequence", units, ragged=True) for name, units in kinds.items()}
+    videos = ((sample.name.partition("$_$")[0], sample.split) for sample in samples)
+    return samples, readers, leaks("videos", videos)
+
+
+def _segments(
+    part: Any, split: SplitName, label: Callable[[float], int], scores: str
+) -> list[Sample]:
+    """The samples of one split."""
+    if not isinstance(part, dict):
+        raise TypeError(f"it is {type(part).__name__}")
+    found = np.asarray(part[scores], np.float32).ravel()
+    if not np.isfinite(found).all():
+        raise ValueError("a score is not finite")
+    counts = {name: len(part[name]) for name in ("id", *MODALITIES.values())}
+    if set(counts.values()) != {len(found)}:
+        listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise ValueError(f"{listed} for {len(found)} labels")
+    samples = []
+    for n, score in enumerate(found.tolist()):
+        cells = {}
+        for name, theirs in MODALITIES.items():
+            steps = np.asarray(part[theirs][n])
+            if steps.ndim != 2:
+                raise ValueError(f"a row of {theirs} has the shape {steps.shape}, not (t, d)")
+            steps = steps[: _length(part, theirs, n, len(steps))].astype(np.float32)
+            cells[name] = np.nan_to_num(steps, posinf=0, neginf=0)
+        samples.append(Sample(str(part["id"][n]), label(score), split, cells))
+    return samples
+
+
+def _length(part: Mapping[str, Any], name: str, n: int, longest: int) -> int:
+    """Time steps that are not padding; one is left of a sequence that is all padding."""
+    if name == "text" and "text_bert" in part:
+        length = int(np.asarray(part["text_bert"][n])[1].sum())  # rows: ids, mask, segments
+    else:
+        lengths = part.get(f"{name}_lengths")
+        length = longest if lengths is None else int(lengths[n])
+    return max(1, min(length, longest))
+
+
+def _source(
+    name: str,
+    path: Path,
+    label: Callable[[float], int],
+    classes: Sequence[str],
+    whole: int,
+    scores: str = "regression_labels",
+) -> Source:
+    samples, readers, notes = of_pickle(path, label, scores)
+    if len(samples) != whole:
+        notes = [f"{len(samples):,} of the {whole:,} segments are in {path}.", *notes]
+    return Source(name, readers, samples, classes, notes, [path])
