@@ -31,7 +31,7 @@ CASES = {
     "ucf101": ("ucf101(size=[24,24])", trees.ucf101),
     "mosi": ("mosi", trees.mosi),
     "mosi by MMSA": ("mosi", trees.mosi_pickle),
-    "mosei": ("mosei(classes=7)", trees.mosei_pickle),
+    "mosei": ("mosei", trees.mosei_pickle),
     "sims": ("sims(classes=3)", trees.sims_pickle),
     "ave": ("ave(frames=1,size=[24,24],seconds=0.5)", trees.ave),
     "vggsound": ("vggsound(frames=1,size=[24,24],seconds=0.5)", trees.vggsound),
