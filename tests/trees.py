@@ -1,6 +1,7 @@
 """Miniature trees of data sets in their official layouts, written by real encoders."""
 
 import gzip
+import json
 import pickle
 import struct
 
@@ -180,6 +181,28 @@ def mvsa(folder, votes=("negative,neutral", "neutral,neutral", "positive,positiv
         Image.fromarray(np.full((20, 16, 3), 8 * n, np.uint8)).save(folder / "data" / f"{n}.jpg")
         (folder / "data" / f"{n}.txt").write_text(f"RT @one: {vote.split(',')[0]} day {n} #x")
     (folder / "labelResultAll.txt").write_text("\r\n".join(lines))
+    return folder
+
+
+def mm_imdb(folder):
+    """Movies with two of the genres each, all genres in each split, and one that is rare."""
+    from evenly.data.raw.sets.mm_imdb import GENRES
+
+    (folder / "dataset").mkdir(parents=True)
+    split = {"train": [], "dev": [], "test": []}
+    for part, movies in enumerate(split.values()):
+        for n, genre in enumerate(GENRES):
+            movie = f"{part}{n:06}"
+            movies.append(movie)
+            content = {
+                "plot": [f"A {genre}.", f"A {genre} and a {GENRES[n - 1]} of a day."],
+                "genres": [genre, GENRES[n - 1], "News"],
+                "title": "Day",
+            }
+            (folder / "dataset" / f"{movie}.json").write_text(json.dumps(content))
+            poster = Image.fromarray(np.full((30, 20, 3), 10 * n, np.uint8))
+            poster.save(folder / "dataset" / f"{movie}.jpeg")
+    (folder / "split.json").write_text(json.dumps(split))
     return folder
 
 

@@ -44,8 +44,8 @@ def test_whole_numbers_pass_for_numbers():
             ValueError,
             "'digit' is no data set. Did you mean digits? "
             "There is digits, synthetic, cremad, kinetics_sounds, ave, vggsound, food101, mvsa, "
-            "ucf101, mosi, mosei, sims, av_mnist, or the path of an .npz file, a table, a folder "
-            "or a store.",
+            "mm_imdb, ucf101, mosi, mosei, sims, av_mnist, or the path of an .npz file, a table, a "
+            "folder or a store.",
         ),
         ("qqq", ValueError, "'qqq' is no data set. There is digits, synthetic, cremad,"),
         (

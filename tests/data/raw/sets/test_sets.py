@@ -753,6 +753,47 @@ class TestMvsa:
             opened(tmp_path, "mvsa")
 
 
+class TestMMImdb:
+    def test_genres_plots_and_the_split(self, tmp_path):
+        source = opened(trees.mm_imdb(tmp_path), "mm_imdb")
+        assert counts(source) == [23, 23, 23]
+        assert len(source.classes) == 23
+        first = source.samples[1]
+        assert (first.name, first.split) == ("0000001", "train")
+        assert first.label == (1.0, 1.0, *[0.0] * 21)  # Action, Adventure; News is not predicted
+        assert first.cells == {
+            "image": tmp_path / "dataset" / "0000001.jpeg",
+            "text": "A Adventure and a Action of a day.",
+        }
+        assert source.notes == []
+
+    def test_movies_that_lack_something(self, tmp_path):
+        data = trees.mm_imdb(tmp_path) / "dataset"
+        (data / "0000003.json").unlink()
+        (data / "0000004.json").write_text('{"plot": ["x"]}')
+        (data / "0000005.json").write_bytes(b"")
+        (data / "0000006.json").write_text('{"plot": [], "genres": ["Adult"]}')
+        assert opened(tmp_path, "mm_imdb").notes == [
+            "Left out, as their .json is missing or lacks plot or genres (3): 0000003, 0000004, "
+            "0000005.",
+            "Without plot (1): 0000006.",
+            "With none of the 23 genres (1): 0000006.",
+        ]
+
+    def test_another_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"holds no split\.json, but nothing\. Give"):
+            opened(tmp_path, "mm_imdb")
+        (tmp_path / "split.json").write_text('{"train": ["1"], "dev": [], "test": []}')
+        with pytest.raises(ValueError, match=r"holds none of the 1 movies .* such as 1\.json with"):
+            opened(tmp_path, "mm_imdb")
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"train": []}', '{"train": 1, "dev": 1}'])
+    def test_a_split_of_another_form(self, tmp_path, content):
+        (tmp_path / "split.json").write_text(content)
+        with pytest.raises(ValueError, match="holds no lists of movies under train, dev and test"):
+            opened(tmp_path, "mm_imdb")
+
+
 class TestAVMnist:
     def test_the_digits_of_a_pair_are_the_same(self, tmp_path):
         source = opened(trees.av_mnist(tmp_path / "tree"), "av_mnist")

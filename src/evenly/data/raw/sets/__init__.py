@@ -5,6 +5,7 @@ from evenly.data.raw.sets.ave import ave
 from evenly.data.raw.sets.cremad import cremad
 from evenly.data.raw.sets.food101 import food101
 from evenly.data.raw.sets.kinetics_sounds import kinetics_sounds
+from evenly.data.raw.sets.mm_imdb import mm_imdb
 from evenly.data.raw.sets.mmsa import mosei, sims
 from evenly.data.raw.sets.mosi import mosi
 from evenly.data.raw.sets.mvsa import mvsa
@@ -92,6 +93,16 @@ SETS: dict[str, Official] = {
         settings={**_TEXT, "seed": "of the split"},
         build=mvsa,
     ),
+    "mm_imdb": Official(
+        title="MM-IMDb: several genres of a movie, by its poster and plot",
+        modalities="image, text",
+        samples="25,959: 15,552 / 2,608 / 7,799 in the official split, 23 labels",
+        licence="not stated; posters and plots belong to their authors",
+        source="http://lisi1.unal.edu.co/mmimdb/, or https://archive.org/details/mmimdb",
+        layout=("split.json", "dataset/0000008.json", "dataset/0000008.jpeg"),
+        settings=_TEXT,
+        build=mm_imdb,
+    ),
     "ucf101": Official(
         title="UCF-101: 101 actions, pictures and optical flow",
         modalities="rgb (frames), flow ([u, v, u] images)",
@@ -170,6 +181,7 @@ __all__ = [
     "cremad",
     "food101",
     "kinetics_sounds",
+    "mm_imdb",
     "mosei",
     "mosi",
     "mvsa",

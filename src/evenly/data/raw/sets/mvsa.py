@@ -13,7 +13,7 @@ import torch
 
 from evenly.data.dataset import SplitName, stratified
 from evenly.data.raw.readers import Image, Reader
-from evenly.data.raw.sets.official import leaks, misread, needed, passed_over, rows, some, text
+from evenly.data.raw.sets.official import leaks, misread, needed, noted, passed_over, rows, text
 from evenly.data.raw.source import Sample, Source
 from evenly.errors import UserError
 
@@ -78,11 +78,11 @@ def mvsa(
         *(
             note
             for why in (DISAGREEING, CONTRARY)
-            for note in _noted(f"Left out, as their {why}", [n for n in listed if listed[n] == why])
+            for note in noted(f"Left out, as their {why}", [n for n in listed if listed[n] == why])
         ),
         *passed_over(others, "as one of the listed tweets, N.jpg or N.txt"),
-        *_noted("Without text, as its file is missing or empty", lacking),
-        *_noted("Not in UTF-8, so that a part of the text is lost", strange),
+        *noted("Without text, as its file is missing or empty", lacking),
+        *noted("Not in UTF-8, so that a part of the text is lost", strange),
         *leaks("texts", ((str(s.cells["text"]), s.split) for s in samples if s.cells["text"])),
         f"Split: 80 / 10 / 10 %, stratified, seed {seed}, as there is no official one.",
     ]
@@ -120,8 +120,3 @@ def _label(words: str | None, picture: str | None) -> str:
     if {words, picture} == {"positive", "negative"}:
         return CONTRARY
     return picture if words == "neutral" else words
-
-
-def _noted(what: str, numbers: Sequence[str]) -> list[str]:
-    """A note on some tweets; none if there are none."""
-    return [f"{what} ({len(numbers):,}): {some(numbers)}."] if numbers else []

@@ -168,9 +168,7 @@ def leaks(what: str, found: Iterable[tuple[str, SplitName]]) -> list[str]:
     for one, split in found:
         splits[one].add(split)
     several = [f"'{one:.60}'" for one, parts in splits.items() if len(parts) > 1]
-    if not several:
-        return []
-    return [f"A leak: {what} in more than one split ({len(several):,}): {some(several)}."]
+    return noted(f"A leak: {what} in more than one split", several)
 
 
 def sound(front: Front, seconds: float) -> Spectrogram:
@@ -188,6 +186,11 @@ def some(names: Sequence[object], shown: int = 5) -> str:
     return ", ".join(map(str, names[:shown])) + more
 
 
+def noted(what: str, names: Sequence[str]) -> list[str]:
+    """A note on some samples; none if there are none."""
+    return [f"{what} ({len(names):,}): {some(names)}."] if names else []
+
+
 def passed_over(paths: Sequence[Path], called: str) -> list[str]:
     """A note on misnamed files; none if there are none.
 
@@ -195,7 +198,5 @@ def passed_over(paths: Sequence[Path], called: str) -> list[str]:
         paths: Of these files.
         called: What their names should be.
     """
-    if not paths:
-        return []
-    names = some([f"{path.parent.name}/{path.name}" for path in paths])
-    return [f"Passed over, as not called {called} ({len(paths):,}): {names}."]
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    return noted(f"Passed over, as not called {called}", names)
