@@ -74,7 +74,7 @@ def source_of(text: str, options: Namespace, task: "Asked" = "auto") -> "Source"
             task=task,
         )
     check_reading(text, options)
-    source = official_source(text, options.folder)
+    source = official_source(text, options.folder, task)
     if task not in ("auto", source.task.name):
         raise UserError(f"{source.name} is of {source.task.name}, not {task}. Leave --task out.")
     return source
@@ -90,8 +90,8 @@ def check_reading(text: str, options: Namespace) -> None:
             )
 
 
-def official_source(text: str, folder: str | None) -> "Source":
-    """A data set in the folder where the user has it."""
+def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "Source":
+    """A data set in the folder where the user has it, for a task if it has several."""
     from evenly.data.raw.sets import SETS
     from evenly.spec import parse
 
@@ -103,7 +103,10 @@ def official_source(text: str, folder: str | None) -> "Source":
             f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
             "tells where to get them."
         )
-    return SETS[spec.name].open(Path(folder), spec)
+    known = SETS[spec.name]
+    if task != "auto" and "task" in known.settings:
+        spec = replace(spec, settings={"task": task, **spec.settings})
+    return known.open(Path(folder), spec)
 
 
 def make_store(
@@ -158,7 +161,7 @@ def prepared(
     from evenly.data.catalogue import is_raw
 
     if options.folder is not None:
-        source = source_of(options.source, options)
+        source = source_of(options.source, options, training.task)
     elif is_raw(training.data):
         source = source_of(training.data, options, training.task)
     elif options.source is not None and training.data == Training.data:

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 import trees
+from evenly.cli.sources import official_source
 from evenly.data.media.error import MediaError
 from evenly.data.raw import prepare
 from evenly.data.raw.sets import SETS
@@ -32,6 +33,7 @@ CASES = {
     "mosi": ("mosi", trees.mosi),
     "mosi by MMSA": ("mosi", trees.mosi_pickle),
     "mosei": ("mosei", trees.mosei_pickle),
+    "mosei, its scores": ("mosei(task=number)", trees.mosei_pickle),
     "sims": ("sims(classes=3)", trees.sims_pickle),
     "ave": ("ave(frames=1,size=[24,24],seconds=0.5)", trees.ave),
     "vggsound": ("vggsound(frames=1,size=[24,24],seconds=0.5)", trees.vggsound),
@@ -327,6 +329,7 @@ class TestMosi:
         assert {s.label for s in seven.samples} == {1, 5}  # scores of -2 and 2
         for one, other in zip(two.samples, seven.samples, strict=True):
             assert (one.label == 1) == (other.label == 5)
+        assert set(opened(folder, "mosi(task=number)").target[:, 0].tolist()) == {-2.0, 2.0}
 
     def test_a_segment_without_steps_lacks_the_modality(self, tmp_path):
         folder = trees.mosi(tmp_path / "tree")
@@ -504,6 +507,11 @@ class TestMosei:
             f"18 of the 22,856 segments are in {folder / 'unaligned_50.pkl'}.",
         ]
 
+    def test_scores_to_regress_on(self, tmp_path):
+        source = opened(trees.mosei_pickle(tmp_path), "mosei(task=number)")
+        assert (source.task.name, source.task.scale) == ("number", "sentiment")
+        assert source.target[:3].tolist() == [[np.float32(-2.6)], [0.0], [np.float32(1.4)]]
+
     def test_a_video_in_two_splits_is_a_leak(self, tmp_path):
         path = trees.mosei_pickle(tmp_path / "tree") / "unaligned_50.pkl"
         content = pickle.loads(path.read_bytes())
@@ -544,6 +552,11 @@ class TestSims:
         with pytest.raises(ValueError, match=wanted):
             opened(folder, "sims(labels=A)")
 
+    def test_scores_to_regress_on(self, tmp_path):
+        source = opened(trees.sims_pickle(tmp_path), "sims(task=number,labels=V)")
+        assert (source.task.name, source.task.scale) == ("number", "")
+        assert source.target[0].tolist() == [np.float32(0.8)]
+
 
 class TestAVE:
     def test_the_split_of_the_lists(self, tmp_path):
@@ -576,7 +589,9 @@ class TestAVE:
 
     def test_a_list_that_is_missing(self, tmp_path):
         (trees.ave(tmp_path, ("Bark",)) / "valSet.txt").unlink()
-        wanted = r"holds no valSet\.txt, but AVE, testSet\.txt, trainSet\.txt\. Give the folder in"
+        wanted = (
+            r"holds no valSet\.txt, but AVE, testSet\.txt, trainSet\.txt\. Give the folder that"
+        )
         with pytest.raises(FileNotFoundError, match=wanted):
             opened(tmp_path, "ave")
 
@@ -856,6 +871,14 @@ def test_every_set_explains_itself(name):
     assert info.licence
     assert info.source
     assert info.layout
+
+
+def test_the_task_that_is_asked_for_on_the_command_line(tmp_path):
+    folder = str(trees.mosei_pickle(tmp_path))
+    assert official_source("mosei", folder, "number").task.name == "number"
+    assert official_source("mosei", folder).task.name == "classes"
+    with pytest.raises(ValueError, match="mosei: task takes 'classes' or 'number', found 'labels'"):
+        official_source("mosei", folder, "labels")
 
 
 def test_no_folder(tmp_path):

@@ -24,6 +24,7 @@ _TEXT = {
     "texts",
     "length": "tokens after which a text is cut off",
 }
+_SCORED = {"task": "classes, or number: the score itself, to regress on"}
 _MMSA = "https://github.com/thuiar/MMSA"
 
 SETS: dict[str, Official] = {
@@ -130,7 +131,7 @@ SETS: dict[str, Official] = {
             "CMU_MOSI_Opinion_Labels.csd",
             "or else unaligned_50.pkl",
         ),
-        settings={"classes": "2, negative or not; or 7, the rounded score"},
+        settings={**_SCORED, "classes": "2, negative or not; or 7, the rounded score"},
         build=mosi,
     ),
     "mosei": Official(
@@ -142,6 +143,7 @@ SETS: dict[str, Official] = {
         layout=("unaligned_50.pkl", "or aligned_50.pkl"),
         settings={
             "aligned": "whether to read aligned_50.pkl, with one step for each word",
+            **_SCORED,
             "classes": "2, negative or not; or 7, the rounded score",
         },
         build=mosei,
@@ -155,6 +157,7 @@ SETS: dict[str, Official] = {
         layout=("unaligned_39.pkl",),
         settings={
             "labels": "M, of all modalities together; T, A or V, of text, sound or video alone",
+            **_SCORED,
             "classes": "2, positive or not; 3, with neutral; or 5, also weak or not",
         },
         build=sims,

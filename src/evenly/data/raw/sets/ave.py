@@ -21,6 +21,7 @@ from evenly.data.raw.sets.official import (
     sound,
 )
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 
 LISTS: dict[str, SplitName] = {
     "trainSet.txt": "train",
@@ -88,7 +89,7 @@ def ave(
             "there for each, and no model can tell which is meant."
         )
     readers: dict[str, Reader] = {"audio": sound(front, seconds), "visual": Video(frames, size)}
-    return Source("ave", readers, samples, classes, notes, opened)
+    return Source("ave", readers, samples, Classes(classes), notes, opened)
 
 
 def _events(path: Path) -> Iterator[Event]:

@@ -13,6 +13,7 @@ from evenly.data.dataset import SPLITS, SplitName, stratified
 from evenly.data.raw.readers import Reader
 from evenly.data.raw.sets.official import leaks, passed_over, some
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 from evenly.errors import UserError
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv")
@@ -100,7 +101,8 @@ def source_of_clips(
         *leaks("videos", ((clip.video, clip.split) for clip in found)),
         f"Validation split: {VALIDATION:.0%} of the listed training clips, stratified, seed 0.",
     ]
-    return Source(name, readers, samples, [classes[n] for n in labels], notes, opened)
+    task = Classes([classes[n] for n in labels])
+    return Source(name, readers, samples, task, notes, opened)
 
 
 def _files(

@@ -15,6 +15,7 @@ from evenly.data.dataset import SplitName, stratified
 from evenly.data.raw.readers import Image, Reader
 from evenly.data.raw.sets.official import leaks, misread, needed, passed_over, rows, text
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 
 LISTS: dict[str, SplitName] = {"train": "train", "test": "test"}
 
@@ -69,7 +70,7 @@ def food101(
     ]
     titles = (sample.cells["text"] for sample in samples if sample.split == "train")
     readers: dict[str, Reader] = {"image": Image(size), "text": text(titles, tokenizer, length)}
-    return Source("food101", readers, samples, classes, notes, opened)
+    return Source("food101", readers, samples, Classes(classes), notes, opened)
 
 
 def _naming(titles: Sequence[tuple[str, str]]) -> list[str]:

@@ -13,6 +13,7 @@ from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Image, Reader
 from evenly.data.raw.sets.official import needed, noted, text
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Labels
 from evenly.errors import UserError
 
 GENRES = [
@@ -66,7 +67,7 @@ def mm_imdb(
     ]
     plots = (sample.cells["text"] for sample in samples if sample.split == "train")
     readers: dict[str, Reader] = {"image": Image(size), "text": text(plots, tokenizer, length)}
-    return Source("mm_imdb", readers, samples, GENRES, notes, [path])
+    return Source("mm_imdb", readers, samples, Labels(GENRES), notes, [path])
 
 
 def _listed(path: Path) -> Mapping[SplitName, list[str]]:

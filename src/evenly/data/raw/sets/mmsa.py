@@ -5,7 +5,7 @@ print of the files, which were not at hand. Whether the ones of `text_bert`'s ma
 where aligned files have their padding, could not be verified.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from evenly.data.raw.readers import Array, Reader
 from evenly.data.raw.sets.official import leaks, needed
 from evenly.data.raw.sets.pickles import read_pickle
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes, Numbers, Task
 from evenly.errors import UserError
 
 CLASSES = {
@@ -40,11 +41,19 @@ FORM = (
     "{scores}, with a row for each segment."
 )
 
+SCORE = ["score"]
+Scored = Literal["classes", "number"]
+Label = Callable[[float], int | tuple[float]]
 Found = tuple[list[Sample], Mapping[str, Reader], list[str]]
 """Samples, readers and notes."""
 
 
-def mosei(folder: Path, aligned: bool = False, classes: Literal[2, 7] = 2) -> Source:
+def mosei(
+    folder: Path,
+    aligned: bool = False,
+    task: Scored = "classes",
+    classes: Literal[2, 7] = 2,
+) -> Source:
     """The 22,856 segments of CMU-MOSEI (16,326 / 1,871 / 4,659), as MMSA distributes them.
 
     `unaligned_50.pkl` holds the features of each modality at its own pace, `aligned_50.pkl` one
@@ -56,15 +65,19 @@ def mosei(folder: Path, aligned: bool = False, classes: Literal[2, 7] = 2) -> So
     Args:
         folder: Where the pickle is.
         aligned: Which of the two files.
+        task: classes, or number: the score itself, from -3 to 3, to regress on.
         classes: 2, negative (score below 0) or not, as MMSA's accuracy with zeros; or 7, the score
             rounded.
     """
     path = needed(folder, f"{'' if aligned else 'un'}aligned_50.pkl")
-    return _source("mosei", path, partial(of_score, classes=classes), CLASSES[classes], 22_856)
+    return _source("mosei", path, sentiment(task, classes), 22_856)
 
 
 def sims(
-    folder: Path, labels: Literal["M", "T", "A", "V"] = "M", classes: Literal[2, 3, 5] = 2
+    folder: Path,
+    labels: Literal["M", "T", "A", "V"] = "M",
+    task: Scored = "classes",
+    classes: Literal[2, 3, 5] = 2,
 ) -> Source:
     """The 2,281 segments of CH-SIMS (1,368 / 456 / 457), as MMSA distributes them.
 
@@ -75,17 +88,32 @@ def sims(
         folder: Where the pickle is.
         labels: M, of who had all modalities, or T, A or V, of who had the text, the sound or the
             video alone.
+        task: classes, or number: the score itself, from -1 to 1, to regress on.
         classes: 2, positive (score above 0) or not; 3, with neutral; or 5, also weak or not, as
             MMSA's accuracies.
     """
     path = needed(folder, "unaligned_39.pkl")
-    label = partial(_sims_class, classes=classes)
     scores = "regression_labels" + ("" if labels == "M" else f"_{labels}")
-    return _source("sims", path, label, SIMS_CLASSES[classes], 2_281, scores)
+    labelling: tuple[Label, Task] = (
+        (_itself, Numbers(SCORE))
+        if task == "number"
+        else (partial(_sims_class, classes=classes), Classes(SIMS_CLASSES[classes]))
+    )
+    return _source("sims", path, labelling, 2_281, scores)
 
 
-def of_score(score: float, classes: int) -> int:
-    """The class of a score of CMU-MOSI or CMU-MOSEI."""
+def sentiment(task: Scored, classes: int) -> tuple[Label, Task]:
+    """What becomes of a score of CMU-MOSI or CMU-MOSEI, and what is to be predicted."""
+    if task == "number":
+        return _itself, Numbers(SCORE, scale="sentiment")
+    return partial(_class, classes=classes), Classes(CLASSES[classes])
+
+
+def _itself(score: float) -> tuple[float]:
+    return (score,)
+
+
+def _class(score: float, classes: int) -> int:
     return int(score >= 0) if classes == 2 else int(np.clip(np.rint(score), -3, 3)) + 3
 
 
@@ -93,14 +121,12 @@ def _sims_class(score: float, classes: int) -> int:
     return int(np.searchsorted(BOUNDS[classes], score))
 
 
-def of_pickle(
-    path: Path, label: Callable[[float], int], scores: str = "regression_labels"
-) -> Found:
+def of_pickle(path: Path, label: Label, scores: str = "regression_labels") -> Found:
     """What one of MMSA's pickles holds.
 
     Args:
         path: Of the pickle.
-        label: The class of a score.
+        label: What becomes of a score.
         scores: Which of the scores.
 
     Raises:
@@ -111,8 +137,8 @@ def of_pickle(
     samples: list[Sample] = []
     for key, split in SPLITS.items():
         try:
-            part = content[key]
-            samples += _segments(part, split, label, scores)
+            samples += _segments(content[key], split, label, scores)
+            content[key] = None  # of gigabytes of padding
         except KeyError as error:
             raise UserError(f"{path}: there is no {error} in it. {form}") from error
         except (IndexError, TypeError, ValueError) as error:
@@ -123,9 +149,7 @@ def of_pickle(
     return samples, readers, leaks("videos", videos)
 
 
-def _segments(
-    part: Any, split: SplitName, label: Callable[[float], int], scores: str
-) -> list[Sample]:
+def _segments(part: Any, split: SplitName, label: Label, scores: str) -> list[Sample]:
     """The samples of one split."""
     if not isinstance(part, dict):
         raise TypeError(f"it is {type(part).__name__}")
@@ -162,12 +186,12 @@ def _length(part: Mapping[str, Any], name: str, n: int, longest: int) -> int:
 def _source(
     name: str,
     path: Path,
-    label: Callable[[float], int],
-    classes: Sequence[str],
+    labelling: tuple[Label, Task],
     whole: int,
     scores: str = "regression_labels",
 ) -> Source:
+    label, task = labelling
     samples, readers, notes = of_pickle(path, label, scores)
     if len(samples) != whole:
         notes = [f"{len(samples):,} of the {whole:,} segments are in {path}.", *notes]
-    return Source(name, readers, samples, classes, notes, [path])
+    return Source(name, readers, samples, task, notes, [path])

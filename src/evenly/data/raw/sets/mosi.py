@@ -1,9 +1,8 @@
 """CMU-MOSI: opinions in text, sound and video (Zadeh et al., 2016)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,10 +12,9 @@ from jaxtyping import Float
 
 from evenly.data.dataset import Kind, SplitName
 from evenly.data.media.error import MediaError
-from evenly.data.raw.sets.mmsa import CLASSES, Found, of_pickle, of_score
+from evenly.data.raw.sets.mmsa import Found, Label, Scored, of_pickle, sentiment
 from evenly.data.raw.sets.official import listed, some
 from evenly.data.raw.source import Sample, Source
-from evenly.data.tasks import Classes
 from evenly.errors import UserFileNotFoundError
 
 SEQUENCES = {
@@ -72,7 +70,7 @@ class Steps:
         return finite
 
 
-def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
+def mosi(folder: Path, task: Scored = "classes", classes: Literal[2, 7] = 2) -> Source:
     """The official files of the CMU-MultimodalSDK, or MMSA's pickle of them.
 
     Of a folder with `.csd` files: word vectors, COVAREP and Facet features of each labelled
@@ -82,10 +80,11 @@ def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
 
     Args:
         folder: Where the files are.
+        task: classes, or number: the score itself, to regress on.
         classes: 2, negative (score below 0) or not; or 7, the score rounded.
     """
     pickles = sorted(folder.glob("*aligned_50.pkl"), reverse=True)
-    label = partial(of_score, classes=classes)
+    label, what = sentiment(task, classes)
     if pickles:
         opened = pickles[0]
         samples, readers, notes = of_pickle(opened, label)
@@ -96,10 +95,10 @@ def mosi(folder: Path, classes: Literal[2, 7] = 2) -> Source:
         samples, readers, notes = _of_csd(folder, opened, label)
     if len(samples) != SEGMENTS:
         notes = [f"{len(samples):,} of the {SEGMENTS:,} segments are in {folder}.", *notes]
-    return Source("mosi", readers, samples, Classes(CLASSES[classes]), notes, [opened])
+    return Source("mosi", readers, samples, what, notes, [opened])
 
 
-def _of_csd(folder: Path, labels: Path, label: Callable[[float], int]) -> Found:
+def _of_csd(folder: Path, labels: Path, label: Label) -> Found:
     paths = {name: _one(folder, pattern) for name, pattern in SEQUENCES.items()}
     fold: dict[str, SplitName] = {}
     parts: dict[str, SplitName] = {"train": "train", "val": "val", "test": "test"}

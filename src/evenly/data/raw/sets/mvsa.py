@@ -15,6 +15,7 @@ from evenly.data.dataset import SplitName, stratified
 from evenly.data.raw.readers import Image, Reader
 from evenly.data.raw.sets.official import leaks, misread, needed, noted, passed_over, rows, text
 from evenly.data.raw.source import Sample, Source
+from evenly.data.tasks import Classes
 from evenly.errors import UserError
 
 FILE = "labelResultAll.txt"
@@ -89,7 +90,7 @@ def mvsa(
     training = (sample.cells["text"] for sample in samples if sample.split == "train")
     readers: dict[str, Reader] = {"image": Image(size), "text": text(training, tokenizer, length)}
     opened = [path, *(file for file in texts if file.is_file())]
-    return Source("mvsa", readers, samples, CLASSES, notes, opened)
+    return Source("mvsa", readers, samples, Classes(CLASSES), notes, opened)
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:

@@ -116,7 +116,7 @@ def needed(folder: Path, name: str) -> Path:
     if not path.is_file():
         there = some(sorted(file.name for file in folder.iterdir())) or "nothing"
         raise UserFileNotFoundError(
-            f"{folder}: holds no {name}, but {there}. Give the folder in which it lies."
+            f"{folder}: holds no {name}, but {there}. Give the folder that does."
         )
     return path
 
