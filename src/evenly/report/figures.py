@@ -24,7 +24,8 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
 
     `accuracy`, `curve/COLUMN` for validation accuracy and training loss, `contribution`, `only`,
     `without`, `confusion`, by the position of each modality `purity_train/0`, `purity_val/0`,
-    `gap/0`, `strength/0`, `noise/0`, …, and by those of two `map/0/1`, ….
+    `gap/0`, `strength/0`, `noise/0`, `missing/0`,
+    …, and by those of two `map/0/1`, ….
     """
     figures = {
         "accuracy": accuracy_figure(comparison),
@@ -36,6 +37,7 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
             figures[f"{kind}/{i}"] = curve_figure(comparison, f"{kind}/{modality}")
         figures[f"strength/{i}"] = strength_figure(comparison, modality)
         figures[f"noise/{i}"] = noise_figure(comparison, modality)
+        figures[f"missing/{i}"] = missing_figure(comparison, modality)
     for i, j in combinations(range(len(comparison.modalities)), 2):
         figures[f"map/{i}/{j}"] = map_figure(
             comparison, comparison.modalities[i], comparison.modalities[j]
@@ -159,6 +161,63 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
             "height": 270,
             "xaxis": {"title": {"text": "noise, deviations", "standoff": 6}, "type": "category"}
             | axis(),
+            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **share_axis(100)},
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
+        },
+    }
+
+
+def missing_figure(comparison: Comparison, modality: str) -> Figure:
+    """Test accuracy as one modality is missing from more and more samples, with 95 % intervals."""
+    mark = marks(comparison.methods)
+    rates = comparison.missing_rates
+    between = [f"missing_{rate:g}/{modality}" for rate in rates]
+    data = []
+    for number, method in enumerate(comparison.methods):
+        metrics = ["accuracy", *between, f"without/{modality}"]
+        found = [comparison.estimate(method, metric) for metric in metrics]
+        if not rates or any(each.mean is None for each in found):
+            continue
+        means = [100 * (each.mean or 0.0) for each in found]
+        ends = [
+            mean if end is None else 100 * end
+            for each, mean in zip(found, means, strict=True)
+            for end in (each.low, each.high)
+        ]
+        colour, dash, symbol = mark[method]
+        interval = {
+            "type": "data",
+            "symmetric": False,
+            "array": [rounded(high - y) for high, y in zip(ends[1::2], means, strict=True)],
+            "arrayminus": [rounded(y - low) for low, y in zip(ends[::2], means, strict=True)],
+            "color": colour,
+            "thickness": 1,
+            "width": 3,
+        }
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plain(method),
+                "meta": number,
+                "x": [100 * rate for rate in (0, *rates, 1)],
+                "y": [rounded(mean) for mean in means],
+                "error_y": interval,
+                "line": {"color": colour, "width": 2, "dash": dash},
+                "marker": {"color": colour, "size": 7, "symbol": symbol},
+                "hovertemplate": HOVER + "missing from %{x} %: %{y} %",
+                "showlegend": False,
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "height": 270,
+            "xaxis": {
+                "title": {"text": "missing from, % of the samples", "standoff": 6},
+                "tickvals": [100 * rate for rate in (0, *rates, 1)],
+                **axis(),
+            },
             "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **share_axis(100)},
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
         },

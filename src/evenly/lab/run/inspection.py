@@ -7,9 +7,10 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from evenly import chance
 from evenly.data import Batch, Modality
 from evenly.data.dataset import with_noise
 from evenly.data.tasks import Task
@@ -25,6 +26,8 @@ Change = Callable[[Batch], Batch]
 
 LEVELS = (0.5, 1.0, 2.0, 4.0)
 """Of the noise that inputs are given, in standard deviations of the training split."""
+RATES = (0.25, 0.5, 0.75)
+"""Of the test samples that a modality is taken from; of none and of all there are other metrics."""
 SAMPLES = 500
 """Of which features are kept, at most."""
 
@@ -57,6 +60,8 @@ def inspect(subject: Subject) -> dict[str, float]:
     - `only/M` and `without/M`: accuracy with that modality alone, and with all others.
     - `contribution/M`: what it adds to the accuracy, its Shapley value over the sets of modalities
       (none of them is worth what the training split tells); `imbalance`: how uneven these are.
+    - `missing_RATE/M`: accuracy with that modality missing from a share of the samples, the same
+      for every method and seed; a larger share holds the smaller ones.
     - `noise_LEVEL/M`: accuracy with white noise on that modality; of texts there is none.
     """
     found = _worth(subject) if len(subject.modalities) > 1 else {}
@@ -75,39 +80,63 @@ def inspect(subject: Subject) -> dict[str, float]:
 
 
 def _worth(subject: Subject) -> dict[str, float]:
-    known: dict[frozenset[str], float] = {}
+    right: dict[frozenset[str], Tensor] = {}
 
     def accuracy(chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
-        new = {keep: _only(keep) for keep in chosen if keep not in known}
-        known.update(_accuracies(subject, new))
-        return known
+        new = {keep: _only(keep) for keep in chosen if keep not in right}
+        right.update(_right(subject, new))
+        return {keep: _share(each) for keep, each in right.items()}
 
     names = list(subject.modalities)
     added = contributions(accuracy, names)
     only = {name: frozenset([name]) for name in names}
     without = {name: frozenset(names) - {name} for name in names}
-    accuracy([*only.values(), *without.values()])
+    known = accuracy([*only.values(), *without.values(), frozenset(names)])
     found = {f"only/{name}": known[keep] for name, keep in only.items()}
     found |= {f"without/{name}": known[keep] for name, keep in without.items()}
+    for name, keep in without.items():
+        found |= _missing(name, right[frozenset(names)], right[keep])
     found |= {f"contribution/{name}": value for name, value in added.items()}
     uneven = imbalance(added)
     return found if uneven is None else {**found, "imbalance": uneven}
 
 
-@torch.no_grad()
+def _missing(name: str, whole: Bool[Tensor, " n"], without: Bool[Tensor, " n"]) -> dict[str, float]:
+    """The accuracies between those with and without a modality, by which samples are right.
+
+    A sample is predicted as it would be if all lacked what it lacks: no pass is needed for these.
+    """
+    order = chance.uniform(torch.arange(len(whole)), 0).argsort(stable=True).to(whole.device)
+    found = {}
+    for rate in RATES:
+        gone = torch.zeros_like(whole)
+        gone[order[: round(rate * len(whole))]] = True
+        found[f"missing_{rate:g}/{name}"] = _share(torch.where(gone, without, whole))
+    return found
+
+
 def _accuracies(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]:
     """The accuracy on changed batches, for each kind of change."""
-    right, count = dict.fromkeys(changes, 0), 0
+    return {key: _share(right) for key, right in _right(subject, changes).items()}
+
+
+def _share(right: Bool[Tensor, " n"]) -> float:
+    return int(right.sum()) / len(right)
+
+
+@torch.no_grad()
+def _right(subject: Subject, changes: Mapping[K, Change]) -> dict[K, Bool[Tensor, " n"]]:
+    """Which samples are predicted rightly on changed batches, for each kind of change."""
+    found: dict[K, list[Tensor]] = {key: [] for key in changes}
     for batch in subject.batches:
-        count += len(batch["target"])
         for key, change in changes.items():
             changed = change(batch)
             if changed["inputs"]:
                 logits = subject.passed(changed).logits
             else:
                 logits = subject.uninformed.expand(len(batch["target"]), -1)
-            right[key] += int(subject.task.right(logits, batch["target"]).sum())
-    return {key: value / count for key, value in right.items()}
+            found[key].append(subject.task.right(logits, batch["target"]))
+    return {key: torch.cat(parts) for key, parts in found.items() if parts}
 
 
 def _only(keep: frozenset[str]) -> Change:
