@@ -53,7 +53,7 @@ def _missing(config: Mapping[str, Any]) -> str:
     return f"Modalities are missing: {'; '.join(said)}{token}."
 
 
-def _from(rates: Mapping[str, float]) -> str:
+def _from(rates: Mapping[str, Any]) -> str:
     return " and ".join(f"{name} from {100 * rate:g} %" for name, rate in rates.items())
 
 
