@@ -9,7 +9,15 @@ from evenly.data.missing import lost, unconditional
 
 @pytest.mark.parametrize(
     "rates",
-    [(0.3, 0.0), (0.3, 0.3), (0.5, 0.5), (1.0, 0.0), (0.3, 0.3, 0.3), (0.9, 0.9, 0.2), (1.0, 0.5, 0.0)],
+    [
+        (0.3, 0.0),
+        (0.3, 0.3),
+        (0.5, 0.5),
+        (1.0, 0.0),
+        (0.3, 0.3, 0.3),
+        (0.9, 0.9, 0.2),
+        (1.0, 0.5, 0.0),
+    ],
 )
 def test_each_rate_is_kept_and_each_sample_keeps_one(rates):
     here = torch.ones(len(rates), 1001, dtype=torch.bool)

@@ -171,6 +171,8 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
     """Test accuracy as one modality is missing from more and more samples, with 95 % intervals."""
     mark = marks(comparison.methods)
     rates = comparison.missing_rates
+    at = [100 * rate for rate in (0, *rates, 1)]
+    apart = min(1.5, 8 / max(len(comparison.methods), 1))  # so that all intervals are seen
     between = [f"missing_{rate:g}/{modality}" for rate in rates]
     data = []
     for number, method in enumerate(comparison.methods):
@@ -200,12 +202,13 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
                 "mode": "lines+markers",
                 "name": plain(method),
                 "meta": number,
-                "x": [100 * rate for rate in (0, *rates, 1)],
+                "x": [x + apart * (number - (len(comparison.methods) - 1) / 2) for x in at],
                 "y": [rounded(mean) for mean in means],
+                "text": [f"missing from {x:g} %" for x in at],
                 "error_y": interval,
                 "line": {"color": colour, "width": 2, "dash": dash},
                 "marker": {"color": colour, "size": 7, "symbol": symbol},
-                "hovertemplate": HOVER + "missing from %{x} %: %{y} %",
+                "hovertemplate": HOVER + "%{text}: %{y} %",
                 "showlegend": False,
             }
         )
@@ -215,7 +218,7 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
             "height": 270,
             "xaxis": {
                 "title": {"text": "missing from, % of the samples", "standoff": 6},
-                "tickvals": [100 * rate for rate in (0, *rates, 1)],
+                "tickvals": at,
                 **axis(),
             },
             "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": " %", **share_axis(100)},

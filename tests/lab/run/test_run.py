@@ -229,7 +229,7 @@ IN_PART = replace(
     TRAINING,
     epochs=2,
     missing={"x": 0.5, "eye": 0.4, "steps": 0.7},
-    missing_test={"eye": 0.9},
+    missing_test={"eye": 0.8},
     missing_token=True,
 )
 

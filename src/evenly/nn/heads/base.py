@@ -79,7 +79,9 @@ class Head(nn.Module):
     ) -> Logits:
         """The logits with the learnt vectors where a sample or the batch lacks a modality."""
         some = self.any_of(features)
-        whole = {name: missing[name].to(some.dtype).expand(len(some), -1) for name in self.widths}
+        whole = {
+            name: missing[name].to(some.dtype).expand(some.shape[0], -1) for name in self.widths
+        }
         there = {name: here[name].to(some.device).unsqueeze(1) for name in features if name in here}
         for name, value in features.items():
             whole[name] = torch.where(there[name], value, whole[name]) if name in there else value
