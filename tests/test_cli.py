@@ -180,6 +180,7 @@ def test_broken_files_are_listed(tmp_path):
         ("--encoders names ['ear']", ("--encoders.ear", "resnet18")),
         ("'blur' is no augmentation", ("--augment.eye", "blur")),
         ("'ear' is no modality", ("--noise.ear", "2")),
+        ("'ear' is no modality", ("--missing.ear", "0.2")),
         ("--seeds is at least 1; found 0", ("--seeds", "0")),
         ("frames is above 0; found 0", ("--readers.eye", "video(frames=0)")),
     ):

@@ -65,7 +65,7 @@ class Info:
             ranks, those of each rank's own share.
         by_pass: Whether it acts on each backward pass by what the samples of that pass tell, over
             all ranks: with gradient accumulation each pass is a batch of its own.
-        missing: Whether a batch may lack a modality.
+        missing: Whether a batch may lack a modality, or samples of it.
         sharded: Whether it works on parameters sharded by FSDP2.
         doubts: What could not be verified, or where it departs from the released code.
     """

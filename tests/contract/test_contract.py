@@ -4,6 +4,7 @@ A test that does not concern a method is not made for it: the reason is in its `
 """
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import evenly
 import evenly.lab.run.build
 import evenly.nn
-from evenly import METHODS
+from evenly import METHODS, chance
 from support import CASES, EXACT, NAMES, Run, Toy, forward, info, loaders, make, net, same, weights
 
 
@@ -185,6 +186,22 @@ def test_optimisers(case, optimizer):
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_modality_missing_from_a_batch(case, count):
     run = Run(case, NAMES[:count]).train(4, lacking="a")
+    assert all(value.isfinite().all() for value in weights(run.model).values())
+
+
+@cases()
+@pytest.mark.parametrize("count", [2, 3])
+def test_samples_that_lack_a_modality(case, count):
+    """Some samples of each batch, and all of a few; also of the splits that are looked at."""
+
+    def seen(model, batch):
+        inputs, target, index = batch
+        here = {name: chance.uniform(index, n) > 0.3 for n, name in enumerate(inputs)}
+        here["a"] &= index.sum() % 3 != 0
+        here["aa"] |= ~torch.stack(list(here.values())).any(0)
+        return replace(evenly.nn.LateFusion.forward(model, inputs, here), index=index), target
+
+    run = Run(case, NAMES[:count]).seen_by(seen).train(4)
     assert all(value.isfinite().all() for value in weights(run.model).values())
 
 

@@ -161,6 +161,50 @@ def test_masked_is_left_out(head, count, training):
         close(first[[row]], expected)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_a_learnt_vector_stands_in_for_what_is_missing(head):
+    """In a batch and in some of its samples alike, and of all fusions; each learns."""
+    net, inputs = drawn(head, 3, kinds(head, training=False))
+    net.head.learn_missing()
+    for vector in net.head.missing.values():
+        nn.init.normal_(vector)
+    here, target = masks(3), torch.arange(6) % 4
+    whole = net.eval()(inputs, here)
+    for row in range(6):
+        alone = net(one_of(inputs, here, row))
+        close(whole.logits[[row]], alone.logits)
+        close(whole.fuse(whole.features)[[row]], alone.logits)
+        for name in here:
+            own = whole.unimodal[name][[row]]
+            assert own.any() == here[name][row]
+            assert whole.features[name][row].any() == here[name][row]
+            if here[name][row]:
+                close(own, alone.unimodal[name])
+    nn.functional.cross_entropy(whole.logits, target).backward()
+    assert all(vector.grad.any() for vector in net.head.missing.values())
+
+
+def test_a_learnt_vector_by_hand():
+    net = LateFusion(dict(model().encoders.items()), 4, missing_token=True).eval()
+    x = batch()
+    plain = model().eval()
+    plain.load_state_dict(net.state_dict(), strict=False)
+    assert torch.equal(net(x).logits, plain(x).logits)
+    close(net(x, {"a": HERE}).logits, plain(x, {"a": HERE}).logits)  # zeros at first
+    nn.init.ones_(net.head.missing["a"])
+    features = net(x, {"a": HERE}).features
+    features = [torch.where(HERE[:, None], features["a"], 1.0), features["b"], features["c"]]
+    close(net(x, {"a": HERE}).logits, net.head.linear(torch.cat(features, 1)))
+
+
+@pytest.mark.parametrize("head", ["concat", "late"])
+def test_a_loss_of_what_no_sample_has_has_no_gradient_and_is_no_error(head):
+    net, inputs = drawn(head, 2, PLAIN)
+    output = net(inputs, {"a": torch.zeros(6, dtype=torch.bool)})
+    nn.functional.cross_entropy(output.unimodal["a"], torch.arange(6) % 4).backward()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
 @pytest.mark.parametrize("head", ["late", "attention", "mbt", "mult", "mmtm"])
 def test_gradients_are_those_without_it(head):
     net, inputs = drawn(head, 3, kinds(head, training=True))
@@ -318,13 +362,14 @@ def test_a_single_sample_with_a_modality_trains():
     torch.testing.assert_close(output.logits, expected)
 
 
-def step_on_rank(rank, world, head, anew):
+def step_on_rank(rank, world, head, anew, token):
     """One step under DDP; the second rank's samples all lack the picture."""
     torch.manual_seed(0)
     picture = Modality("eye", "image", (1, 8, 8), torch.zeros(1), torch.ones(1))
     other = Modality("x", "vector", (4,), torch.zeros(4), torch.ones(4))
     encoders = {"eye": encoder_for(picture, 8), "x": encoder_for(other, 8)}
-    model = nn.parallel.DistributedDataParallel(LateFusion(encoders, 2, head))
+    whole = LateFusion(encoders, 2, head, missing_token=token)
+    model = nn.parallel.DistributedDataParallel(whole)
     here = torch.full((3,), rank == 0)
     for step in range(2):  # DDP finds out in the second that it was left waiting in the first
         torch.manual_seed(10 + step)
@@ -337,10 +382,18 @@ def step_on_rank(rank, world, head, anew):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("head", "anew"), [("concat", False), ("mmtm", False), ("concat", True)])
-def test_a_rank_whose_samples_all_lack_a_modality_keeps_step(head, anew, tmp_path):
+@pytest.mark.parametrize(
+    ("head", "anew", "token"),
+    [
+        ("concat", False, False),
+        ("mmtm", False, False),
+        ("concat", True, False),
+        ("concat", False, True),
+    ],
+)
+def test_a_rank_whose_samples_all_lack_a_modality_keeps_step(head, anew, token, tmp_path):
     """Also where a method fuses features anew, and takes no loss of the logits themselves."""
-    (first, gradients), (second, others) = on_ranks(step_on_rank, tmp_path, head, anew)
+    (first, gradients), (second, others) = on_ranks(step_on_rank, tmp_path, head, anew, token)
     assert first.abs().sum() > 0
     assert not second.any()
     assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))

@@ -101,6 +101,9 @@ def _write_run(folder, rng, method, seed, modalities, class_names, epochs, quali
         test[f"contribution/{name}"] = 0.5 / (i + 1) - 0.6 * (i == 2)
         test[f"only/{name}"] = 0.7 - 0.1 * i
         test[f"without/{name}"] = 0.3 + 0.1 * i
+        for rate in (0.25, 0.5, 0.75):
+            less = rate * (test["accuracy"] - test[f"without/{name}"])
+            test[f"missing_{rate:g}/{name}"] = test["accuracy"] - less
         for level in (0.5, 1, 2, 4):
             test[f"noise_{level:g}/{name}"] = test["accuracy"] / (1 + level)
     result = {"method": method, "seed": seed, "best_epoch": epochs - 3, "epochs": epochs,

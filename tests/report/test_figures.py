@@ -5,7 +5,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from evenly.report.comparison import Comparison, Estimate, Run
+from evenly.report.comparison import Comparison, Estimate, Run, conditions
 from evenly.report.figures import all_figures
 from evenly.report.folder import read_comparison
 from evenly.report.formats import markdown
@@ -25,7 +25,7 @@ def _of(figure, method):
 def test_plotly_accepts_every_figure(tmp_path, write, count):
     names = [f"m{i}" for i in range(count)]
     figures = _figures(write(tmp_path, modalities=names, seeds=2, epochs=9))
-    kinds = ("purity_train", "purity_val", "gap", "strength", "noise")
+    kinds = ("purity_train", "purity_val", "gap", "strength", "noise", "missing")
     modal = {f"{kind}/{i}" for kind in kinds for i in range(count)}
     modal |= {f"map/{i}/{j}" for j in range(count) for i in range(j)}
     whole = {"accuracy", "curve/val_accuracy", "curve/train_loss", "contribution", "confusion"}
@@ -199,7 +199,7 @@ def test_what_was_not_measured_has_no_figure(tmp_path, write):
     kept = [
         line
         for line in (folder / "summary.csv").read_text().splitlines(keepends=True)
-        if not any(kind in line for kind in ("contribution", "only", "probe", "noise"))
+        if not any(kind in line for kind in ("contribution", "only", "probe", "noise", "missing"))
     ]
     (folder / "summary.csv").write_text("".join(kept))
     assert set(_figures(folder)) == {"accuracy", "curve/train_loss", "confusion"}
@@ -255,6 +255,44 @@ def test_noise_goes_from_none_to_missing(folder):
     accuracy = 100 * found.score("joint")
     expected = [accuracy / (1 + level) for level in (0, 0.5, 1, 2, 4)] + [40]
     assert line["y"] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_curve_over_missing_rates_has_intervals(folder):
+    found = read_comparison(folder)
+    (line,) = _of(all_figures(found)["missing/1"], "joint")
+    assert line["x"] == pytest.approx([0, 25, 50, 75, 100], abs=4)
+    assert line["text"][1] == "missing from 25 %"
+    accuracy = 100 * found.accuracy("joint")
+    expected = [accuracy - rate * (accuracy - 40) for rate in (0, 0.25, 0.5, 0.75, 1)]
+    assert line["y"] == pytest.approx(expected, abs=0.01)
+    estimate = found.estimate("joint", "missing_0.25/bottom")
+    assert line["error_y"]["array"][1] == pytest.approx(
+        100 * (estimate.high - estimate.mean), abs=0.01
+    )
+    assert line["error_y"]["arrayminus"][1] == pytest.approx(
+        100 * (estimate.mean - estimate.low), abs=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ""),
+        ({"missing": {"a": 0.3}}, "Modalities are missing: a from 30 % of all samples."),
+        (
+            {"missing": {"a": 0.3, "b": 0.125}, "missing_test": {"a": 0, "b": 1}},
+            "Modalities are missing: a from 30 % and b from 12.5 % of the training and validation "
+            "samples; b from 100 % of the test samples.",
+        ),
+        (
+            {"missing_test": {"a": 0.5}, "missing_token": True},
+            "Modalities are missing: a from 50 % of the test samples, and learnt vectors stand in "
+            "for them.",
+        ),
+    ],
+)
+def test_what_is_missing_is_a_condition(settings, said):
+    assert conditions(settings) == said
 
 
 def test_confusions_are_shares_of_each_class(folder):

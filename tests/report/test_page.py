@@ -246,6 +246,7 @@ def test_a_model_of_the_second_modality_has_its_figures(tmp_path, write):
     text = _page(folder).text
     assert "How well each modality is learnt" in text
     assert "With a noisy or missing modality" in text
+    assert "With a modality missing from some samples" in text
 
 
 def test_a_folder_that_is_no_comparison_is_named(tmp_path):

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from evenly.data.missing import lost
 from evenly.data.noise import noisy
 from evenly.data.tasks import Task, task_of
 from evenly.errors import UserError
@@ -168,6 +169,7 @@ class Data:
             key: replace(known, read=self.read.get(key, "")) for key, known in modalities.items()
         }
         self._noise: dict[str, Tensor] = {}
+        self._taken: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
         """The same data with so many samples of each split at most, of each class as many.
@@ -199,10 +201,56 @@ class Data:
         spread = {name: level * self.modalities[name].spread for name, level in levels.items()}
         return self._with(_noise=spread, bayes=None if levels else self.bayes)
 
+    def missing(self, rates: Mapping[SplitName, Mapping[str, float]], seed: int) -> "Data":
+        """The same data, from some of whose samples modalities are taken, beside what they lack.
+
+        Their inputs of it are zeros then. Means and deviations stay those of all samples.
+
+        Args:
+            rates: By split and modality, the share of its samples, see `lost`; 0 if not named.
+            seed: Of the draw.
+
+        Raises:
+            ValueError: If there is no such modality, or samples would have none.
+        """
+        names = list(self.modalities)
+        for name in {name for of_split in rates.values() for name in of_split}:
+            if name not in self.modalities:
+                raise unknown("modality", name, names)
+        if not any(rate for of_split in rates.values() for rate in of_split.values()):
+            return self
+        whole = torch.ones(len(self._target), dtype=torch.bool)
+        here = torch.stack([self._present.get(name, whole) for name in names])
+        gone = torch.zeros_like(here)
+        for split, of_split in rates.items():
+            if sum(of_split.values()) > len(names) - 1 + 1e-9:
+                raise UserError(
+                    f"the rates of missing modalities add up to {sum(of_split.values()):g} in the "
+                    f"{split} split, and with {len(names)} modalities to {len(names) - 1} at most, "
+                    "as a sample keeps one. Lower them."
+                )
+            if split in self._rows:
+                rows = self._rows[split].cpu()
+                each = [of_split.get(name, 0.0) for name in names]
+                gone[:, rows] = lost(each, here[:, rows], rows, seed)
+        taken = {name: x for name, x in zip(names, gone, strict=True) if x.any()}
+        left = dict(zip(names, here & ~gone, strict=True))
+        return self._with(
+            _taken=taken,
+            _present={**self._present, **{name: left[name] for name in taken}},
+            bayes=None if taken else self.bayes,
+        )
+
     def without(self, name: SplitName) -> "Data":
         """The same data without a split, which nobody can then read."""
         rows = {split: members for split, members in self._rows.items() if split != name}
         return self._with(_rows=rows)
+
+    def lacks(self, name: SplitName) -> dict[str, int]:
+        """By modality, how many samples of a split lack it; those that none lacks are left out."""
+        rows = self._rows[name].cpu()
+        counts = {key: int((~here[rows]).sum()) for key, here in self._present.items()}
+        return {key: count for key, count in counts.items() if count}
 
     def has(self, name: SplitName) -> bool:
         """Whether there is such a split; `without` takes one away."""
@@ -260,7 +308,9 @@ class Data:
 
     def split(self, name: SplitName) -> "Split":
         """One of the three splits; it shares the arrays of the whole."""
-        return Split(self._inputs, self._target, self._rows[name], self._present, self._noise)
+        return Split(
+            self._inputs, self._target, self._rows[name], self._present, self._noise, self._taken
+        )
 
 
 class Split(Dataset[Batch]):
@@ -280,14 +330,18 @@ class Split(Dataset[Batch]):
         rows: Int[Tensor, " n"],
         present: Mapping[str, Tensor],
         noise: Mapping[str, Tensor],
+        taken: Mapping[str, Tensor],
     ) -> None:
-        self._inputs, self._present, self._noise = inputs, present, noise
+        self._inputs, self._present = inputs, present
+        self._noise, self._taken = noise, taken
         self.rows = rows
         self.target = target[rows]
         # What decides on shapes is looked up on the CPU, without waiting for a GPU.
         self._seats = rows.cpu()
         ragged = {name: x for name, x in inputs.items() if isinstance(x, Ragged)}
         self._lengths = {name: stored.length.cpu() for name, stored in ragged.items()}
+        for name in taken.keys() & ragged.keys():
+            self._lengths[name] = self._lengths[name].masked_fill(taken[name], 0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -297,6 +351,7 @@ class Split(Dataset[Batch]):
         other = copy(self)
         other._inputs = {name: self._inputs[name]}
         other._noise = {key: level for key, level in self._noise.items() if key == name}
+        other._taken = {key: gone for key, gone in self._taken.items() if key == name}
         return other
 
     def __getitem__(self, index: int) -> Batch:
@@ -318,6 +373,8 @@ class Split(Dataset[Batch]):
                 inputs[name] = stored.index_select(0, rows)
         for name, spread in self._noise.items():
             inputs[name] = with_noise(inputs[name], spread, seats)
+        for name, gone in self._taken.items():
+            inputs[name] = _emptied(inputs[name], gone[seats])
         present = {name: here[seats] for name, here in self._present.items()}
         target = self.target[index]
         return Batch(inputs=inputs, present=present, target=target, index=index)
@@ -507,6 +564,18 @@ def _padded(stored: Ragged, rows: Int[Tensor, " n"], longest: int) -> Padded:
     values = stored.values[place]
     values.masked_fill_(beyond.reshape(*beyond.shape, *[1] * (values.dim() - 2)), 0)
     return Padded(values, length)
+
+
+def _emptied(x: Tensor | Padded, gone: Bool[Tensor, " n"]) -> Tensor | Padded:
+    """Inputs that are zeros where a sample has lost the modality."""
+    if isinstance(x, Padded):
+        gone = gone.to(x.length.device, non_blocking=True)
+        return Padded(_zeroed(x.values, gone), x.length.masked_fill(gone, 0))
+    return _zeroed(x, gone.to(x.device, non_blocking=True))
+
+
+def _zeroed(x: Tensor, gone: Bool[Tensor, " n"]) -> Tensor:
+    return x.masked_fill_(gone.reshape(-1, *[1] * (x.dim() - 1)), 0)
 
 
 def described(

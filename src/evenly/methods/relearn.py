@@ -76,6 +76,7 @@ class Relearn(Method):
         epochs=90,
         in_epochs=("every",),
         needs_probe=True,
+        missing=True,
         doubts="k-means has 10 restarts, scikit-learn's default when the paper was written; the "
         "released code leaves them to the installed version.",
     )

@@ -67,6 +67,7 @@ class Remedy(Relearn):
         needs_probe=True,
         cost="before the first epoch, one training of `alone_epochs` epochs",
         budget=1.05,
+        missing=True,
         doubts="It is of no paper: the thresholds of its verdicts were set on synthetic cases "
         "(benchmarks/verdicts.py), its period is half of D&R's, and it has not been compared with "
         "other methods on real data yet.",

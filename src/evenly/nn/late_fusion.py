@@ -34,7 +34,12 @@ class LateFusion(nn.Module):
     """
 
     def __init__(
-        self, encoders: Mapping[str, nn.Module], num_classes: int, head: str = "concat"
+        self,
+        encoders: Mapping[str, nn.Module],
+        num_classes: int,
+        head: str = "concat",
+        *,
+        missing_token: bool = False,
     ) -> None:
         """Puts a head on the encoders.
 
@@ -43,6 +48,8 @@ class LateFusion(nn.Module):
             num_classes: How many classes the head tells apart.
             head: By its name in `HEADS`; a linear layer on the concatenated features by default.
                 `METHODS[name].info.head` says which one a method is made for.
+            missing_token: Whether the head learns a vector for each modality, zeros at first, that
+                it fuses in place of the features of a sample that lacks it.
 
         Raises:
             ValueError: If there is no encoder, one does not say how wide its features are, or
@@ -56,6 +63,8 @@ class LateFusion(nn.Module):
         widths = {name: feature_width(name, encoder) for name, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(dict(encoders))
         self.head = HEADS[head].on(encoders, widths, num_classes)
+        if missing_token:
+            self.head.learn_missing()
 
     def forward(
         self, inputs: Inputs, present: Mapping[str, Bool[Tensor, " n"]] | None = None
@@ -70,7 +79,8 @@ class LateFusion(nn.Module):
                 Each sample is predicted as in a batch without the modalities that it lacks,
                 whatever the others have: an encoder does not see it, its features and logits of
                 that modality are zeros, and what fuses passes over them. If it has none at all,
-                its fused logits are zeros, too.
+                its fused logits are zeros, too. A head with `missing_token` fuses its vectors in
+                place of what is missing.
         """
         # Complete ones count as none, which spares grouping and copies.
         here = {name: mask for name, mask in (present or {}).items() if not mask.all()}
@@ -81,11 +91,15 @@ class LateFusion(nn.Module):
         features = self.head.encoded(encoders, inputs, here)
         logits, unimodal = self.head(features, here)
         zero: Tensor | None = None
-        if here and world_size() > 1:
+        if (here or self.head.missing is not None) and world_size() > 1:
             # Other ranks wait for the gradients of what no sample of this one went through.
             zero = _nothing_of([*features.values(), *self.head.parameters()])
             logits = logits + zero
             unimodal = {name: x + zero for name, x in unimodal.items()}
+        elif here and torch.is_grad_enabled():
+            for z in (logits, *unimodal.values()):
+                if not z.requires_grad:  # no sample has it, and a loss of that has no gradient
+                    z.requires_grad_()
         precision = _precision(logits.device)
 
         def fuse(features: Mapping[str, Tensor]) -> Tensor:

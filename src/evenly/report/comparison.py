@@ -25,8 +25,9 @@ Projected = Literal["tsne", "umap"]
 
 def conditions(config: Mapping[str, Any]) -> str:
     """What every output of a comparison says that is trained or selected otherwise than usual."""
-    parts = [_task(config), _loss(config), _selection(config), _tuning(config)]
-    return " ".join(filter(None, parts))
+    parts = [_task, _missing, _loss, _selection, _tuning]
+    said = [part(config) for part in parts]
+    return " ".join(filter(None, said))
 
 
 def _main(config: Mapping[str, Any]) -> str:
@@ -46,6 +47,25 @@ def _task(config: Mapping[str, Any]) -> str:
         "Samples have several labels: accuracy is the share of samples of which all labels are "
         "right."
     )
+
+
+def _missing(config: Mapping[str, Any]) -> str:
+    taken = config.get("missing") or {}
+    test = {**taken, **(config.get("missing_test") or {})}
+    test = {name: rate for name, rate in test.items() if rate}
+    if test == taken:
+        parts = {"all": taken}
+    else:
+        parts = {"the training and validation": taken, "the test": test}
+    said = [f"{_from(rates)} of {which} samples" for which, rates in parts.items() if rates]
+    if not said:
+        return ""
+    token = ", and learnt vectors stand in for them" if config.get("missing_token") else ""
+    return f"Modalities are missing: {'; '.join(said)}{token}."
+
+
+def _from(rates: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name} from {100 * rate:g} %" for name, rate in rates.items())
 
 
 def _loss(config: Mapping[str, Any]) -> str:
@@ -284,6 +304,12 @@ class Comparison:
         """The levels of noise under which the models were looked at, ascending."""
         found = {metric.partition("/")[0] for _, _, metric in self.summary}
         return sorted(float(name.removeprefix("noise_")) for name in found if "noise_" in name)
+
+    @cached_property
+    def missing_rates(self) -> list[float]:
+        """The shares of test samples from which a modality was taken, ascending."""
+        found = {metric.partition("/")[0] for _, _, metric in self.summary}
+        return sorted(float(name[8:]) for name in found if name.startswith("missing_"))
 
     def moments(self, method: str) -> dict[int, dict[str, float]]:
         """By epochs completed, the mean strength of each modality over the seeds."""

@@ -28,7 +28,8 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
 
     `accuracy` or what else the main metric is, `curve/COLUMN` for that on validation and for the
     training loss, `contribution`, `only`, `without`, `confusion`, of numbers `agreement`, by the
-    position of each modality `purity_train/0`, `purity_val/0`, `gap/0`, `strength/0`, `noise/0`, …,
+    position of each modality `purity_train/0`, `purity_val/0`, `gap/0`, `strength/0`, `noise/0`,
+    `missing/0`, …,
     and by those of two `map/0/1`, ….
     """
     figures = {
@@ -43,6 +44,7 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
             figures[f"{kind}/{i}"] = curve_figure(comparison, f"{kind}/{modality}")
         figures[f"strength/{i}"] = strength_figure(comparison, modality)
         figures[f"noise/{i}"] = noise_figure(comparison, modality)
+        figures[f"missing/{i}"] = missing_figure(comparison, modality)
     for i, j in combinations(range(len(comparison.modalities)), 2):
         figures[f"map/{i}/{j}"] = map_figure(
             comparison, comparison.modalities[i], comparison.modalities[j]
@@ -168,6 +170,67 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
             "height": 270,
             "xaxis": {"title": {"text": "noise, deviations", "standoff": 6}, "type": "category"}
             | axis(),
+            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": metric.unit}
+            | metric_axis(metric),
+            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
+        },
+    }
+
+
+def missing_figure(comparison: Comparison, modality: str) -> Figure:
+    """The main metric on test as one modality is missing from more and more samples, with 95 % intervals."""
+    mark, metric = marks(comparison.methods), comparison.metric
+    rates = comparison.missing_rates
+    at = [100 * rate for rate in (0, *rates, 1)]
+    apart = min(1.5, 8 / max(len(comparison.methods), 1))  # so that all intervals are seen
+    between = [f"missing_{rate:g}/{modality}" for rate in rates]
+    data = []
+    for number, method in enumerate(comparison.methods):
+        columns = [comparison.main, *between, f"without/{modality}"]
+        found = [comparison.estimate(method, column) for column in columns]
+        if not rates or any(each.mean is None for each in found):
+            continue
+        means = [metric.scale * (each.mean or 0.0) for each in found]
+        ends = [
+            mean if end is None else metric.scale * end
+            for each, mean in zip(found, means, strict=True)
+            for end in (each.low, each.high)
+        ]
+        colour, dash, symbol = mark[method]
+        interval = {
+            "type": "data",
+            "symmetric": False,
+            "array": [rounded(high - y) for high, y in zip(ends[1::2], means, strict=True)],
+            "arrayminus": [rounded(y - low) for low, y in zip(ends[::2], means, strict=True)],
+            "color": colour,
+            "thickness": 1,
+            "width": 3,
+        }
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plain(method),
+                "meta": number,
+                "x": [x + apart * (number - (len(comparison.methods) - 1) / 2) for x in at],
+                "y": [rounded(mean) for mean in means],
+                "text": [f"missing from {x:g} %" for x in at],
+                "error_y": interval,
+                "line": {"color": colour, "width": 2, "dash": dash},
+                "marker": {"color": colour, "size": 7, "symbol": symbol},
+                "hovertemplate": HOVER + "%{text}: %{y}" + metric.unit,
+                "showlegend": False,
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "height": 270,
+            "xaxis": {
+                "title": {"text": "missing from, % of the samples", "standoff": 6},
+                "tickvals": at,
+                **axis(),
+            },
             "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": metric.unit}
             | metric_axis(metric),
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},

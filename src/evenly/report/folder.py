@@ -56,6 +56,9 @@ _CONFIG = {
     "select": str | None,
     "focal": float | None,
     "label_smoothing": float | None,
+    "missing": dict[str, float] | None,
+    "missing_test": dict[str, float] | None,
+    "missing_token": bool | None,
     "tuned_seeds": int | None,
 }
 """What is read of a comparison's config.yaml, and its types."""

@@ -144,6 +144,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
         relearns=any(name.startswith("strength/") for name in figures),
         disturbed=_modalities(comparison, figures, ("noise",)),
+        lacking=_modalities(comparison, figures, ("missing",)),
         plane=_plane(comparison, projection),
         settings=_settings(comparison),
         versions={str(key): str(value) for key, value in (config.get("versions") or {}).items()},

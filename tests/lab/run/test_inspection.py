@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from evenly import chance
 from evenly.data import Modality
 from evenly.data.tasks import Classes
 from evenly.features import Features
 from evenly.lab.run.inspection import (
     LEVELS,
+    RATES,
     SAMPLES,
     Subject,
     inspect,
@@ -74,6 +76,27 @@ def test_texts_get_no_noise_and_one_modality_has_no_share():
     one = subject()
     found = inspect(replace(one, modalities={"a": one.modalities["a"]}))
     assert {name.partition("/")[0].partition("_")[0] for name in found} == {"noise"}
+
+
+def test_accuracies_between_with_and_without_a_modality():
+    """Without a, every third sample is wrong; of them as many as the rate says."""
+    found = inspect(subject(rows=3000))
+    for rate in RATES:
+        assert found[f"missing_{rate:g}/a"] == pytest.approx(1 - rate / 3, abs=0.02)
+        assert found[f"missing_{rate:g}/b"] == 1
+    curve = [1, *(found[f"missing_{rate:g}/a"] for rate in RATES), found["without/a"]]
+    assert curve == sorted(curve, reverse=True)
+
+
+def test_those_accuracies_are_the_ones_of_samples_without_it():
+    """As if the samples that are counted without it came without it."""
+    whole = subject(rows=1000)
+    gone = chance.uniform(torch.arange(1000), 0).argsort(stable=True)[:500]
+    batch = whole.batches[0]
+    inputs = {name: x.clone() for name, x in batch["inputs"].items()}
+    inputs["a"][gone] = 0
+    right = whole.passed({**batch, "inputs": inputs}).logits.argmax(1) == batch["target"]
+    assert inspect(whole)["missing_0.5/a"] == float(right.double().mean())
 
 
 def test_each_class_has_its_share_of_the_chosen_samples():

@@ -44,6 +44,35 @@ def notes(method, epochs=30, **more):
     return prepare([Cell(Training(data=DATA, epochs=epochs, **more), method, 0)])[1]
 
 
+def test_what_is_missing_and_who_is_not_made_for_it_are_told():
+    said = notes("ogm", missing={"m1": 0.5}, missing_test={"m1": 0.2, "m2": 0.1})
+    assert (
+        "'m1' is missing from 30 of 60 training, 15 of 30 validation and 6 of 30 test samples "
+        "(seed 0; other seeds draw others)." in said
+    )
+    odd = "is not made for samples that lack a modality, and takes their zeros for features of it."
+    assert f"ogm: {odd}" in said
+    for method in ("relearn", "balm", "multi_loss"):
+        assert f"{method}: {odd}" not in notes(method, missing={"m1": 0.5})
+    assert f"ogm: {odd}" not in notes("ogm", missing_test={"m1": 0.5})
+    assert any("stays zeros" in note for note in notes("joint", missing_token=True))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"missing": {"m3": 0.5}}, "'m3' is no modality"),
+        ({"missing_test": {"m3": 0.5}}, "'m3' is no modality"),
+        ({"missing": {"m1": 0.6, "m2": 0.6}}, r"add up to 1\.2 in the train split"),
+        ({"missing": {"m1": 0.95}}, r"--missing\.m1 0\.95 leaves 'm1' to 3 of 60 samples of the "
+         "train split, and a diagnosis takes 6, two for each class"),
+    ],
+)  # fmt: skip
+def test_rates_that_cannot_be(more, message):
+    with pytest.raises(ValueError, match=message):
+        notes("joint", **more)
+
+
 @pytest.mark.parametrize(
     ("method", "epochs", "more"),
     [

@@ -138,11 +138,16 @@ def test_features_are_made_once_and_runs_are_the_same_to_the_last_bit(
     assert same(weights(tmp_path / "a/runs/ogm_ge"), weights(tmp_path / "b/runs/ogm_ge"))
     assert first.metrics == again.metrics
     assert files(tmp_path / "a") == files(tmp_path / "b")
+    lacking = replace(cell(place, **FROZEN).training, precision=precision, missing={"eye": 0.3})
+    run_cell(Cell(lacking, "joint", 1), tmp_path / "a" / "runs" / "lacking")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_features_are_those_that_a_forward_pass_makes(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("missing", [{}, {"eye": 0.3}])
+def test_features_are_those_that_a_forward_pass_makes(place, tmp_path, monkeypatch, missing):
     """Training, inspection with noise and without modalities, and a method that blanks inputs."""
     asked = cell(place, "g2d", **FROZEN)
+    asked = replace(asked, training=replace(asked.training, missing=missing))
     found = run_cell(asked, tmp_path / "kept")
     monkeypatch.setattr("evenly.lab.run.kept.keeps", lambda *_: [])
     each_time = run_cell(asked, tmp_path / "not")

@@ -9,10 +9,12 @@ import torch
 import yaml
 from torch import nn
 
-from evenly.data import Data, load, save_npz
+from evenly.data import Data, Ragged, load, save_npz
 from evenly.lab.run import precision, run
-from evenly.lab.run.build import build_model
+from evenly.lab.run.build import build_model, with_missing
 from evenly.lab.run.hold import TakenOver
+from evenly.lab.run.parts import Parts
+from evenly.lab.run.place import Place
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
@@ -194,6 +196,71 @@ def test_methods_start_from_the_same_weights_and_batches(tmp_path):
         assert ours["train_loss"] == theirs["train_loss"]
         assert ours["val_loss"] == theirs["val_loss"]
     assert rows(joint)[3]["train_loss"] != rows(relearn)[3]["train_loss"]
+
+
+def in_part(seed=None):
+    """Vectors, images and sequences; drawn anew where they are missing, if there is a seed."""
+    n = 180
+    draws = torch.Generator().manual_seed(0)
+    target = torch.arange(n) % 3
+    length = 1 + torch.arange(n) % 4
+    inputs = {
+        "x": torch.randn(n, 4, generator=draws) + target[:, None],
+        "eye": torch.randn(n, 1, 6, 6, generator=draws),
+        "steps": torch.randn(int(length.sum()), 2, generator=draws),
+    }
+    rows = {"train": torch.arange(90), "val": torch.arange(90, 130), "test": torch.arange(130, n)}
+
+    def made(inputs, modalities=None):
+        steps = Ragged(inputs["steps"], length.cumsum(0) - length, length)
+        whole = {**inputs, "steps": steps}
+        return Data("mine", whole, target, rows, ["a", "b", "c"], modalities=modalities)
+
+    whole = made(inputs)
+    if seed is None:
+        return whole
+    for name, gone in with_missing(whole, Cell(IN_PART, "joint", 0))._taken.items():
+        where = gone.repeat_interleave(length) if name == "steps" else gone
+        inputs[name][where] = 1e3 * torch.randn(inputs[name][where].shape)
+    return made(inputs, whole.modalities)
+
+
+IN_PART = replace(
+    TRAINING,
+    epochs=2,
+    missing={"x": 0.5, "eye": 0.4, "steps": 0.7},
+    missing_test={"eye": 0.8},
+    missing_token=True,
+)
+
+
+@pytest.mark.parametrize("method", ["relearn(every=1,times=1)", "balm"])
+def test_what_stands_where_a_modality_is_missing_cannot_matter(method, tmp_path):
+    """Numbers of any size in its place: all that a run measures and learns is the same."""
+    found = []
+    for seed in (None, 0):
+        folder = tmp_path / str(seed)
+        result = run_cell(Cell(IN_PART, method, 0), folder, data=in_part(seed))
+        found.append((result.metrics, torch.load(folder / "best.ckpt", weights_only=True)))
+    (metrics, best), (other_metrics, other_best) = found
+    assert metrics == other_metrics
+    weights, others = best.pop("state_dict"), other_best.pop("state_dict")
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert best == other_best
+    assert any(weights[name].any() for name in weights if name.startswith("head.missing"))
+
+
+def test_every_method_lacks_the_same_and_another_seed_lacks_other(tmp_path):
+    data = in_part()
+    here = [
+        Parts.of(Cell(IN_PART, method, seed), data, Place(torch.device("cpu"), "32"))
+        .split("train")
+        .__getitems__(range(90))["present"]["x"]
+        for method, seed in (("joint", 0), ("balm", 0), ("joint", 1))
+    ]
+    assert torch.equal(here[0], here[1])
+    assert not torch.equal(here[0], here[2])
+    assert int(here[2].sum()) == 45
 
 
 def test_measuring_changes_nothing(tmp_path):

@@ -113,6 +113,25 @@ def test_criteria_that_there_are_not(settings, message):
         Training(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"missing": {"a": 0.0}}, "--missing.a is above 0 and below 1; found 0.0"),
+        ({"missing": {"a": 1.0}}, "--missing.a is above 0 and below 1"),
+        ({"missing_test": {"a": 1.5}}, "--missing_test.a is from 0 to 1; found 1.5"),
+    ],
+)
+def test_rates_that_there_are_not(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Training(**settings)
+
+
+def test_validation_lacks_what_training_lacks_and_test_too_unless_it_is_said():
+    found = Training(missing={"a": 0.3, "b": 0.2}, missing_test={"a": 0.0, "c": 1.0}).lacking
+    assert found["train"] == found["val"] == {"a": 0.3, "b": 0.2}
+    assert found["test"] == {"a": 0.0, "b": 0.2, "c": 1.0}
+
+
 def test_the_fingerprint_of_a_file_stands_beside_its_path(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(b"one")

@@ -141,6 +141,12 @@ def test_every_head(head, tmp_path):
     agrees(made(names, head), tmp_path, [(3, None), (1, None)])
 
 
+def test_a_head_that_learns_what_stands_in_for_a_missing_modality(tmp_path):
+    trained = made(("vector", "spectrum"))
+    trained.model.head.learn_missing()
+    agrees(trained, tmp_path, [(3, None), (1, None)])
+
+
 @pytest.mark.parametrize("head", ["mbt", "mult"])
 def test_every_head_of_tokens(head, tmp_path):
     names = ("vit", "wav2vec of lengths") if head == "mult" else ("vit", "ast")

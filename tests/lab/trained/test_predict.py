@@ -484,6 +484,19 @@ def test_noise_is_of_the_training_and_not_of_what_is_stored(tmp_path):
     assert (run.modalities["eye"].dtype, run.noise) == ("uint8", {"eye": 1.0})
 
 
+def test_what_was_learnt_for_a_missing_modality_comes_back(data, tmp_path):
+    training = Training(
+        str(data), epochs=2, batch_size=10, width=8, missing={"x": 0.5}, missing_token=True
+    )
+    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.model.head.missing["x"].any()
+    assert not run.model.head.missing["eye"].any()  # which no sample lacks
+    found = run.predict(load(str(data)), "test", ["x"])
+    run.model.head.missing["x"].data.zero_()
+    assert not torch.equal(run.predict(load(str(data)), "test", ["x"]), found)
+
+
 def test_an_odd_first_row_does_not_condemn_the_others(tmp_path):
     for k in range(20):
         np.save(tmp_path / f"{k}.npy", np.full((1 + k % 3, 4), k % 2, np.float32))

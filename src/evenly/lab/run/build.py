@@ -39,6 +39,27 @@ def load_data(training: Training) -> Data:
     return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 
+def with_missing(data: Data, cell: Cell) -> Data:
+    """The data as a run of a cell sees them: with modalities missing as its training asks.
+
+    Raises:
+        ValueError: If samples would lose all of theirs, or too few would keep one to be diagnosed.
+    """
+    seen = data.missing(cell.training.lacking, cell.seed)
+    if data.task.name != "classes":
+        return seen
+    for split in (split for split in ("train", "val") if seen.has(split)):
+        least, total = 2 * len(data.class_names), len(seen.split(split))
+        for name, count in seen.lacks(split).items():
+            if name in cell.training.missing and total - count < least:
+                raise UserError(
+                    f"--missing.{name} {cell.training.missing[name]:g} leaves '{name}' to "
+                    f"{total - count} of {total} samples of the {split} split, and a diagnosis "
+                    f"takes {least}, two for each class. Lower it."
+                )
+    return seen
+
+
 def build_model(data: Data, cell: Cell) -> LateFusion:
     """The model of a cell: for a seed, the same initial encoders whatever the method.
 
@@ -81,7 +102,8 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
             raise UserError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
         if settings["modality"] not in modalities:
             raise unknown("modality", str(settings["modality"]), modalities)
-    for name in (*training.noise, *training.lr_scale):
+    lacking = (*training.missing, *training.missing_test)
+    for name in (*training.noise, *lacking, *training.lr_scale):
         if name not in modalities:
             raise unknown("modality", name, modalities)
     if strange := set(training.encoders) - set(modalities):
@@ -112,7 +134,7 @@ def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> La
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
     head = cell.training.fusion if info.head == "concat" else info.head
-    return LateFusion(encoders, num_classes, head)
+    return LateFusion(encoders, num_classes, head, missing_token=cell.training.missing_token)
 
 
 @torch.no_grad()

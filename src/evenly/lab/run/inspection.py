@@ -7,9 +7,10 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from evenly import chance
 from evenly.data import Batch, Modality
 from evenly.data.dataset import with_noise
 from evenly.data.tasks import Task
@@ -26,6 +27,8 @@ Change = Callable[[Batch], Batch]
 
 LEVELS = (0.5, 1.0, 2.0, 4.0)
 """Of the noise that inputs are given, in standard deviations of the training split."""
+RATES = (0.25, 0.5, 0.75)
+"""Of the test samples that a modality is taken from; of none and of all there are other metrics."""
 SAMPLES = 500
 """Of which features are kept, at most."""
 
@@ -59,6 +62,8 @@ def inspect(subject: Subject) -> dict[str, float]:
     - `contribution/M`: how much better it makes the main metric, its Shapley value over the sets
       of modalities (none of them is worth what the training split tells); `imbalance`: how uneven
       these are.
+    - `missing_RATE/M`: the main metric with that modality missing from a share of the samples, the
+      same for every method and seed; a larger share holds the smaller ones.
     - `noise_LEVEL/M`: the main metric with white noise on that modality; of texts there is none.
     """
     found = _worth(subject) if len(subject.modalities) > 1 else {}
@@ -72,17 +77,17 @@ def inspect(subject: Subject) -> dict[str, float]:
                     for level in LEVELS
                 },
             )
-            found |= {f"noise_{level:g}/{name}": value for level, value in judged.items()}
+            found |= {f"noise_{level:g}/{name}": _mean(each) for level, each in judged.items()}
     return found
 
 
 def _worth(subject: Subject) -> dict[str, float]:
-    known: dict[frozenset[str], float] = {}
+    scores: dict[frozenset[str], Tensor] = {}
 
     def score(chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
-        new = {keep: _only(keep) for keep in chosen if keep not in known}
-        known.update(_scores(subject, new))
-        return known
+        new = {keep: _only(keep) for keep in chosen if keep not in scores}
+        scores.update(_scores(subject, new))
+        return {keep: _mean(each) for keep, each in scores.items()}
 
     def worth(chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
         sign = METRICS[subject.task.main].sign
@@ -92,29 +97,50 @@ def _worth(subject: Subject) -> dict[str, float]:
     added = contributions(worth, names)
     only = {name: frozenset([name]) for name in names}
     without = {name: frozenset(names) - {name} for name in names}
-    score([*only.values(), *without.values()])
+    known = score([*only.values(), *without.values(), frozenset(names)])
     found = {f"only/{name}": known[keep] for name, keep in only.items()}
     found |= {f"without/{name}": known[keep] for name, keep in without.items()}
+    for name, keep in without.items():
+        found |= _missing(name, scores[frozenset(names)], scores[keep])
     found |= {f"contribution/{name}": value for name, value in added.items()}
     uneven = imbalance(added)
     return found if uneven is None else {**found, "imbalance": uneven}
 
 
+def _missing(
+    name: str, whole: Float[Tensor, " n"], without: Float[Tensor, " n"]
+) -> dict[str, float]:
+    """The main metric between those with and without a modality, by each sample's score.
+
+    A sample is predicted as it would be if all lacked what it lacks: no pass is needed for these.
+    """
+    order = chance.uniform(torch.arange(len(whole)), 0).argsort(stable=True).to(whole.device)
+    found = {}
+    for rate in RATES:
+        gone = torch.zeros(len(whole), dtype=torch.bool, device=whole.device)
+        gone[order[: round(rate * len(whole))]] = True
+        found[f"missing_{rate:g}/{name}"] = _mean(torch.where(gone, without, whole))
+    return found
+
+
+def _mean(scores: Float[Tensor, " n"]) -> float:
+    return float(scores.mean())
+
+
 @torch.no_grad()
-def _scores(subject: Subject, changes: Mapping[K, Change]) -> dict[K, float]:
-    """The main metric on changed batches, for each kind of change."""
-    total, count = dict.fromkeys(changes, 0.0), 0
+def _scores(subject: Subject, changes: Mapping[K, Change]) -> dict[K, Float[Tensor, " n"]]:
+    """Each sample's score by the main metric on changed batches, for each kind of change."""
+    found: dict[K, list[Tensor]] = {key: [] for key in changes}
     for batch in subject.batches:
         target = batch["target"].to(subject.uninformed.device)
-        count += len(target)
         for key, change in changes.items():
             changed = change(batch)
             if changed["inputs"]:
                 logits = subject.passed(changed).logits
             else:
                 logits = subject.uninformed.expand(len(target), -1)
-            total[key] += float(subject.task.scores(logits, target).double().sum())
-    return {key: value / count for key, value in total.items()}
+            found[key].append(subject.task.scores(logits, target).double())
+    return {key: torch.cat(parts) for key, parts in found.items() if parts}
 
 
 def _only(keep: frozenset[str]) -> Change:

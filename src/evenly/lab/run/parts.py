@@ -24,6 +24,7 @@ from evenly.lab.run.build import (
     build_optimizer,
     build_sampler,
     info_of,
+    with_missing,
 )
 from evenly.lab.run.kept import Noised, with_features
 from evenly.lab.run.place import Place
@@ -136,6 +137,7 @@ class Parts:
         noised: Noised = {}
         if kept is not None:
             data, noised = with_features(model, data, training, place, kept)
+        data = with_missing(data, cell)  # features are of all samples, for runs of any seed
         shared = place.shared(model, partial=info_of(cell.method).partial)
         optimizer = build_optimizer(model, training)
         sampler = build_sampler(data, cell, place.world, place.rank)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from evenly.data import Data
+from evenly.data import Data, SplitName
+from evenly.data.dataset import SPLITS
 from evenly.errors import UserError
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.build import (
@@ -21,6 +22,7 @@ from evenly.lab.run.build import (
     frozen,
     load_data,
     method_settings,
+    with_missing,
 )
 from evenly.lab.run.kept import keeps
 from evenly.lab.run.settings import Cell
@@ -52,6 +54,9 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         check_task(cell, data)
     models = [build_model(data, cell) for cell in cells]
     Augment(training.augment, data.modalities, 0)
+    seen = with_missing(data, cells[0])
+    lack = {split: seen.lacks(split) for split in SPLITS if seen.has(split)}
+    notes += _missing_notes(cells[0], seen, lack)
     widest = max(models, key=lambda model: len(model.encoders))
     notes.append(_encoder_note(widest, data))
     if once := keeps(widest, data, training):
@@ -69,6 +74,11 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell), criterion)
         notes += _method_notes(cell, method, divides_size(optimizer))
+        if lack["train"] and not method.info.missing:
+            notes.append(
+                f"{cell.method}: is not made for samples that lack a modality, and takes their "
+                "zeros for features of it."
+            )
         if training.accumulate > 1:
             notes += _pass_notes(cell, method)
         still = frozen(model.encoders)
@@ -102,6 +112,31 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
         if name in model.encoders
     ]
     return f"encoders: {'; '.join(parts)}."
+
+
+def _missing_notes(
+    cell: Cell, data: Data, lack: Mapping[SplitName, Mapping[str, int]]
+) -> list[str]:
+    """What is missing, where the settings ask for it, and what stands in for it."""
+    training = cell.training
+    called = {"train": "training", "val": "validation", "test": "test"}
+    notes = []
+    for name in dict.fromkeys([*training.missing, *training.missing_test]):
+        counts = [
+            f"{of_split.get(name, 0)} of {len(data.split(split))} {called[split]}"
+            for split, of_split in lack.items()
+        ]
+        *others, last = counts
+        notes.append(
+            f"'{name}' is missing from {', '.join(others)} and {last} samples (seed {cell.seed}; "
+            "other seeds draw others)."
+        )
+    if training.missing_token and not lack["train"]:
+        notes.append(
+            "--missing_token: no training sample lacks a modality, so that what stands in for one "
+            "stays zeros."
+        )
+    return notes
 
 
 def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:

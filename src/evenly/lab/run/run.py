@@ -19,7 +19,7 @@ from evenly.data import Data, SplitName
 from evenly.diagnosis.linear_probe import linear_probe
 from evenly.features import Features
 from evenly.files import naming
-from evenly.lab.run.build import load_data
+from evenly.lab.run.build import load_data, with_missing
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.inspection import Subject, inspect, write_features
 from evenly.lab.run.kept import place_of
@@ -99,7 +99,8 @@ def _trained(
     data = load_data(cell.training) if data is None else data
     seen = data if tests else data.without("test")
     parts = Parts.of(cell, seen, place, place_of(folder))
-    record = Record(parts, log, hold, progress, about(data, parts.model))
+    known = about(with_missing(data, cell), parts.model)
+    record = Record(parts, log, hold, progress, known)
     if place.is_first:
         hold.begin()  # nothing is left where building fails
         write_settings(folder / "config.yaml", log.settings)

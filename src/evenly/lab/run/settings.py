@@ -98,6 +98,11 @@ class Training:
             shape of the data.
         noise: By modality, white noise on its inputs in all three splits, in standard deviations
             of the training split, drawn once: '{"audio": 2}' makes it scarcely informative.
+        missing: By modality, the share of training and validation samples that it is taken from,
+            beside those that lack it, drawn once for a seed: '{"audio": 0.3}'. A sample keeps one.
+        missing_test: Likewise of test samples, where it is another share: '{"audio": 0}'.
+        missing_token: Whether a vector is learnt for each modality, zeros at first, that is fused
+            in place of the features that are missing, which are passed over otherwise.
         augment: By modality, 'picture' (a random part of images or frames, mirrored every second
             time) or 'spectrum' (SpecAugment for spectrograms), for training batches only:
             '{"visual": "picture"}'.
@@ -143,6 +148,9 @@ class Training:
     fusion: Fusion = "concat"
     encoders: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, float] = field(default_factory=dict)
+    missing_test: dict[str, float] = field(default_factory=dict)
+    missing_token: bool = False
     augment: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     devices: int = 1
@@ -204,6 +212,12 @@ class Training:
         for name, level in self.noise.items():
             if not 0 < level < math.inf:
                 raise UserError(f"--noise.{name} is above 0; found {level}.")
+        for name, rate in self.missing.items():
+            if not 0 < rate < 1:
+                raise UserError(f"--missing.{name} is above 0 and below 1; found {rate}.")
+        for name, rate in self.missing_test.items():
+            if not 0 <= rate <= 1:
+                raise UserError(f"--missing_test.{name} is from 0 to 1; found {rate}.")
         if self.diagnose_every is not None and self.diagnose_every < 0:
             raise UserError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
 
@@ -225,6 +239,12 @@ class Training:
         """
         assert self.select is not None
         return self.select, METRICS[self.select].sign
+
+    @property
+    def lacking(self) -> "dict[SplitName, dict[str, float]]":
+        """By split and modality, the share of the samples that it is taken from."""
+        test = {**self.missing, **self.missing_test}
+        return {"train": self.missing, "val": self.missing, "test": test}
 
     @property
     def measure_every(self) -> int:

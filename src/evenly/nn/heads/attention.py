@@ -44,6 +44,8 @@ class AttentionHead(AblatingHead):
         here: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> Logits:
         """As for any head; a mask keeps attention from what a sample lacks, all in one pass."""
+        if self.missing is not None:  # then everything has a token
+            return super().forward(features, here)
         if here is None or not any(name in here for name in features):
             return self.logits(features)
         alone = {name: self._masked({name: value}, here) for name, value in features.items()}

@@ -24,9 +24,12 @@ class Head(nn.Module):
         meets: Whether encoders see each other before their features are fused.
         widths: By modality, the width of its features, in the order of fusion.
         num_classes: How many classes it tells apart.
+        missing: By modality, the vector that stands in for its features where it is missing; None
+            unless it learns such, see `learn_missing`.
     """
 
     meets: bool = False
+    missing: nn.ParameterDict | None
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
         """Notes the shapes.
@@ -38,6 +41,13 @@ class Head(nn.Module):
         super().__init__()
         self.widths = dict(widths)
         self.num_classes = num_classes
+        self.missing = None
+
+    def learn_missing(self) -> None:
+        """Has a learnt vector stand in for the features of what is missing; zeros at first."""
+        self.missing = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(width)) for name, width in self.widths.items()}
+        )
 
     def forward(
         self,
@@ -50,13 +60,37 @@ class Head(nn.Module):
             features: By modality; one that is left out is missing from the batch.
             here: By modality, which samples have it; those it does not name are complete. What
                 stands in `features` for the others counts for nothing; their logits of that
-                modality are zeros, and so are all logits of a sample that has none.
+                modality are zeros, and so are all logits of a sample that has none. A head that
+                learns what stands in for them fuses that in their place.
         """
+        if self.missing is not None:
+            return self._filled_in(features, here or {}, self.missing)
         if not here:
             return self.logits(features)
         widths = dict.fromkeys([_FUSED, *features], self.num_classes)
         unimodal = by_presence(self._in_one, features, here, widths)
         return unimodal.pop(_FUSED), unimodal
+
+    def _filled_in(
+        self,
+        features: Mapping[str, Float[Tensor, "n _"]],
+        here: Mapping[str, Bool[Tensor, " n"]],
+        missing: nn.ParameterDict,
+    ) -> Logits:
+        """The logits with the learnt vectors where a sample or the batch lacks a modality."""
+        some = self.any_of(features)
+        whole = {
+            name: missing[name].to(some.dtype).expand(some.shape[0], -1) for name in self.widths
+        }
+        there = {name: here[name].to(some.device).unsqueeze(1) for name in features if name in here}
+        for name, value in features.items():
+            whole[name] = torch.where(there[name], value, whole[name]) if name in there else value
+        fused, unimodal = self.logits(whole)
+        own = {name: unimodal[name] for name in unimodal if name in features}
+        return fused, {
+            name: z.where(there[name], z.new_zeros(())) if name in there else z
+            for name, z in own.items()
+        }
 
     @abstractmethod
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
