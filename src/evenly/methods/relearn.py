@@ -256,8 +256,7 @@ class Relearn(Method):
                 f"found targets of shape {tuple(train.target.shape)}. Its clusters are compared "
                 "with one of them."
             )
-        counts = in_classes(train, val)[2]
-        check_sample(self.sample, int((counts > 0).sum()))
+        check_sample(self.sample, in_classes(train, val).k)
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")
