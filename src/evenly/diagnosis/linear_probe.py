@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from evenly.diagnosis.purity import jaccard
 from evenly.diagnosis.rows import floats
 from evenly.features import Features
 
@@ -31,13 +32,13 @@ class Read:
     rows: Int[Tensor, " k"]
     log: Float[Tensor, "k c"]
 
-    def right(self, target: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    def right(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, " n"]:
         """Whether each sample of the split is read rightly; one without the modality is not."""
         found = torch.zeros_like(target, dtype=torch.bool)
         found[self.rows] = self.log.argmax(1) == target[self.rows]
         return found
 
-    def luck(self, target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
         """For each sample, the share of all guesses that name its class.
 
         That is how often it is read rightly if guesses are dealt out to the samples at random.
@@ -46,28 +47,71 @@ class Read:
         return (guesses.double() / max(len(self.rows), 1))[target]
 
 
+class ReadLabels(Read):
+    """The same of several labels; `log` has the log-odds of each.
+
+    A label is read where it is as likely as not.
+    """
+
+    def right(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, " n"]:
+        """How far each sample is read rightly: the Jaccard index of its labels and those read."""
+        found = torch.zeros(len(target), dtype=torch.float64, device=target.device)
+        found[self.rows] = agreement(self.log > 0, target[self.rows])
+        return found
+
+    def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
+        """The same for each sample, if guesses were dealt out to the samples at random."""
+        sets, count = (self.log > 0).unique(dim=0, return_counts=True)
+        sets, has = sets.double(), (target > 0).double()
+        alike = jaccard(has @ sets.T, has.sum(1, True) + sets.sum(1))
+        return alike @ (count / max(len(self.rows), 1)).double()
+
+
+def agreement(guess: Shaped[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """The Jaccard index of two sets of labels for each sample, above 0 where it has one."""
+    one, other = guess > 0, target > 0
+    return jaccard((one & other).double().sum(1), (one.double() + other.double()).sum(1))
+
+
 def read(train: Features, test: Features) -> dict[str, Read]:
     """By modality, logistic regression fitted on one split, applied to another.
+
+    Of several labels a sample one is fitted for each (`ReadLabels`).
 
     Each feature is standardised by the training split; the weights have the penalty ½|W|² beside
     the sum of all losses, scikit-learn's default (C = 1). Samples that lack the modality count in
     neither split.
 
     Args:
-        train: What the classifier is fitted on, with classes as targets.
+        train: What the classifier is fitted on, with classes as targets, or (n, c) labels, 1 or 0.
         test: What it is applied to.
 
     Returns:
         Modalities that no sample of a split has are left out.
     """
+    of_labels = train.target.ndim == 2
     classes = int(max(split.target.max() for split in (train, test) if len(split.target))) + 1
-    found = {}
+    found: dict[str, Read] = {}
     for name in train.features:
         (_, x, y), (rows, unseen, _) = _rows(train, name), _rows(test, name)
-        if len(y) and len(rows):
-            log = _fitted(x, y, unseen.to(x.device), classes)
+        if not len(y) or not len(rows):
+            continue
+        unseen = unseen.to(x.device)
+        if of_labels:
+            log = torch.stack([_odds(x, label, unseen) for label in y.T.long()], 1)
+            found[name] = ReadLabels(rows, log.to(test.target.device))
+        else:
+            log = _fitted(x, y, unseen, classes)
             found[name] = Read(rows, log.to(test.target.device))
     return found
+
+
+def _odds(
+    x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"]
+) -> Float[Tensor, " k"]:
+    """The log-odds of a label for other samples; infinite where all have it or none."""
+    log = _fitted(x, y, unseen, 2)
+    return log[:, 1] - log[:, 0]
 
 
 def linear_probe(train: Features, test: Features) -> dict[str, float]:
@@ -124,8 +168,8 @@ def _fitted(
 
 def _rows(
     split: Features, name: str
-) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d"], Int[Tensor, " k"]]:
-    """The samples that have a modality, its features, and their classes."""
+) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d"], Shaped[Tensor, "k *c"]]:
+    """The samples that have a modality, its features, and their targets."""
     rows = torch.arange(len(split.target), device=split.target.device)
     x = split.features[name].detach()
     if name in split.present:

@@ -115,11 +115,11 @@ class LabelSets:
             order = (count @ has[here]).argsort(descending=True, stable=True)
             both = has[here][:, order].cumsum(1)
             both = torch.cat([both.new_zeros(len(both), 1), both], 1)  # with 0, 1, ... labels
-            found = count @ _jaccard(both, size[here, None] + most)
+            found = count @ jaccard(both, size[here, None] + most)
             # Of a tie, which rounding may hide, the fewest labels.
             fewest = int((found >= found.max() - 1e-6).int().argmax())
             own[order[:fewest]] = 1
-        return _jaccard(named @ has.T, named.sum(1, True) + size)
+        return jaccard(named @ has.T, named.sum(1, True) + size)
 
     def rarest(self, count: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
         """The rarest label of each set, where it has so many samples; of none one number more."""
@@ -129,10 +129,17 @@ class LabelSets:
         return order[ranked.int().argmax(1)].where(ranked.any(1), len(order))
 
 
+def are_labels(target: Shaped[Tensor, "n *c"], *, sharded: bool = False) -> bool:
+    """Whether a target is 0 or 1 for each of several labels, on every rank."""
+    if target.ndim != 2:
+        return False
+    bad = (~((target == 0) | (target == 1))).any().long()
+    return not int(distributed.max_(bad, sharded=sharded))
+
+
 def check_labels(where: str, labels: Shaped[Tensor, "n c"], *, sharded: bool = False) -> None:
     """Raises on every rank if labels are other than 0 and 1."""
-    bad = (~((labels == 0) | (labels == 1))).any().long()
-    if int(distributed.max_(bad, sharded=sharded)):
+    if not are_labels(labels, sharded=sharded):
         raise UserError(
             f"{where} of shape {tuple(labels.shape)} is of several labels a sample, which are 0 or "
             "1 each; found other values. Pass (labels >= 0.5), or one class or value a sample."
@@ -158,8 +165,13 @@ def of_table(table: Int[Tensor, "clusters classes"], sets: LabelSets | None = No
     return float((table * sets.fit(table)).sum()) / int(table.sum())
 
 
-def _jaccard(both: Float[Tensor, "k m"], together: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
-    """The Jaccard index of sets that have so many in common, and together so many."""
+def jaccard(both: Float[Tensor, "*n"], together: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The Jaccard index of pairs of sets; 1 where neither has anything.
+
+    Args:
+        both: How many things both have.
+        together: The sizes of the two, added.
+    """
     either = together - both
     return torch.where(either > 0, both / either, 1.0)
 
