@@ -104,7 +104,6 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     ("options", "message"),
     [
         (("--methods", "joint,ogm_ge"), "ogm_ge takes class numbers.*; mine has several labels a"),
-        (("--methods", "joint", "--focal", "2"), "there is no --focal and no --label_smoothing"),
         (
             ("--methods", "joint", "--select", "balanced_accuracy"),
             "--select balanced_accuracy is not measured of mine, but loss, accuracy, macro_f1",
