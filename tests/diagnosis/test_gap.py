@@ -565,9 +565,9 @@ class TestLabels:
     def test_numbers_are_no_labels(self):
         split = labelled(60, 1.0, 1)
         other = features(split.features["m"], split.target / 2)
-        with pytest.raises(ValueError, match="validation split of shape .* is of several labels"):
+        with pytest.raises(ValueError, match="target of the validation split of shape"):
             diagnose(split, other)
-        with pytest.raises(ValueError, match="shape .60, 3. in one split and .60, 4. in the train"):
+        with pytest.raises(ValueError, match=r"shape \(60, 3\) in one split and \(60, 4\)"):
             diagnose(split, features(split.features["m"], split.target[:, :3]))
 
 

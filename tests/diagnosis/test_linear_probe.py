@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from evenly.diagnosis.linear_probe import linear_probe
+from evenly.diagnosis.linear_probe import linear_probe, read
 from evenly.features import Features
 
 
@@ -63,3 +63,33 @@ def test_it_is_logistic_regression_as_scikit_learn_fits_it(classes):
     theirs = LogisticRegression(max_iter=500).fit(scaler.transform(x[:600]), target[:600])
     score = theirs.score(scaler.transform(x[600:]), target[600:])
     assert linear_probe(train, test)["m"] == pytest.approx(score, abs=0.0034)  # one sample
+
+
+def test_several_labels_are_read_one_by_one():
+    """Each as classes with and without it; scored by what of them is read rightly."""
+    (train, y), (test, z) = split(400, 0), split(200, 1)
+    labels = [torch.stack([y, 1 - y, torch.arange(len(y)) % 2 * 0], 1).float() for y in (y, z)]
+    found = read(Features(train, labels[0]), Features(test, labels[1]))
+    one = read(Features(train, y), Features(test, z))["clear"]
+    several = found["clear"]
+    odds = one.log[:, 1] - one.log[:, 0]
+    torch.testing.assert_close(several.log[:, 0], odds)
+    assert (several.log[:, 2] == -float("inf")).all()  # of a label that no sample has
+    right = several.right(labels[1])
+    assert torch.equal(right, (one.right(z)).double())  # {a} and {b} have nothing in common
+
+
+def test_the_luck_of_labels_is_the_mean_over_all_guesses():
+    stream = torch.Generator().manual_seed(0)
+    target = (torch.rand(40, 3, generator=stream) < 0.4).float()
+    here = torch.arange(40) % 3 > 0
+    found = read(*[Features({"m": target + 1.0}, target, present={"m": here})] * 2)["m"]
+    guess = found.log > 0
+    luck = found.luck(target)
+    for row, own in enumerate(target.bool()):
+        pairs = [(int((own & g).sum()), int((own | g).sum())) for g in guess]
+        alike = [both / either if either else 1.0 for both, either in pairs]
+        assert float(luck[row]) == pytest.approx(sum(alike) / len(alike), abs=1e-6)
+    right = found.right(target)
+    assert right[here].mean() > 0.9
+    assert not right[~here].any()

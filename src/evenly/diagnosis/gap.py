@@ -131,9 +131,7 @@ class _Rows:
 
     def where(self, keep: Bool[Tensor, " n"]) -> "_Rows":
         """Some of the rows."""
-        return _Rows(
-            self.x[keep], self.y[keep], self.group[keep], self.index[keep], self.sharded
-        )
+        return _Rows(self.x[keep], self.y[keep], self.group[keep], self.index[keep], self.sharded)
 
 
 @dataclass(frozen=True)
@@ -217,11 +215,11 @@ def diagnose(
       over-fitted both are new to the clusters, and the gap is 0 on average for any sizes and
       shares. The strength counts only what is beyond three errors.
 
-    Of several labels a sample there are as many clusters as labels, two at least, and a purity that
-    no paper defines (`purity`): a cluster stands for a set of labels, and each sample counts by how
-    much its own have in common with them. With one label for each sample, as of one label that a
-    sample has or not, all of it is what it is of classes. The draws of `matched` and the shares of
-    `stable` are then by the rarest label that a sample has.
+    Of several labels a sample there are as many clusters as labels (two at least, and no more than
+    samples), and a purity that no paper defines (`purity`): a cluster stands for a set of labels,
+    and each sample counts by how much its own have in common with them. With one label for each
+    sample, as of one label that a sample has or not, all of it is what it is of classes. The draws
+    of `matched` and the shares of `stable` are then by the rarest label that a sample has.
 
     Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
     covers the draw of the samples, for clusters as they are; with `matched` what the draws
@@ -322,7 +320,8 @@ def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
     # One draw of the training split varies as the validation split does, which is as large: by the
     # draw of the rows and what k-means makes of them. Of the same rows a part is in each draw.
-    of_draws = torch.tensor([of_table(x, clustering.sets) for x in draws], dtype=torch.float64, device="cpu")
+    purities = [of_table(x, clustering.sets) for x in draws]
+    of_draws = torch.tensor(purities, dtype=torch.float64, device="cpu")
     spread = float(of_draws.var())
     kept = int(wanted.sum()) / int(of_train.sum())
     return replace(
@@ -587,9 +586,7 @@ def _of_labels(train: Features, val: Features) -> Numbered:
             "no label is there in some samples of both splits and not in others, so there is "
             "nothing to tell apart. Draw the validation split anew, or pass a larger one."
         )
-    k = max(int(told.sum()), 2)
-    for size, where in zip(sizes, ("training", "validation"), strict=True):
-        _check_size(size, k, where, "label")
+    k = max(min(int(told.sum()), *sizes), 2)
     lacking = ", ".join(map(str, (~told).nonzero()[:, 0].tolist()))
     note = f"Labels that a split has in no sample, or in all, are left out: {lacking}."
     labels = torch.cat([train.target, val.target.to(told.device)])[:, told]
@@ -599,14 +596,6 @@ def _of_labels(train: Features, val: Features) -> Numbered:
     count = train.target.bincount(minlength=len(sets.has))
     group = sets.rarest(distributed.sum_(count, sharded=train.sharded))
     return Numbered(train, val, k, (note,) if lacking else (), sets, group)
-
-
-def _check_size(count: int, k: int, where: str, each: str) -> None:
-    if count < k:
-        raise UserError(
-            f"the {where} split has {count} samples for {k} clusters (one per {each}): fewer "
-            "samples than clusters. Pass a larger split."
-        )
 
 
 def check_gap(gap: str) -> None:
@@ -682,7 +671,11 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> int
             "their purities do not compare. Draw the validation split stratified by class."
         )
     for counts, where in ((of_train, "training"), (of_val, "validation")):
-        _check_size(int(counts.sum()), k, where, "class")
+        if int(counts.sum()) < k:
+            raise UserError(
+                f"the {where} split has {int(counts.sum())} samples for {k} clusters (one per "
+                "class): fewer samples than clusters. Pass a larger split."
+            )
     return k
 
 

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from evenly.diagnosis.purity import jaccard
@@ -64,7 +64,8 @@ class ReadLabels(Read):
         sets, count = (self.log > 0).unique(dim=0, return_counts=True)
         sets, has = sets.double(), (target > 0).double()
         alike = jaccard(has @ sets.T, has.sum(1, True) + sets.sum(1))
-        return alike @ (count / max(len(self.rows), 1)).double()
+        found: Tensor = alike @ (count / max(len(self.rows), 1)).double()
+        return found
 
 
 def agreement(guess: Shaped[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tensor, " n"]:

@@ -97,7 +97,7 @@ def _measured(parts: Parts, epoch: int) -> Row:
     training = parts.cell.training
     # The first is what a method may see; the last is what the epoch is selected on.
     judged = dict.fromkeys(("val", training.selects_on))
-    every = training.measure_every if parts.data.task.name == "classes" else 0
+    every = training.measure_every
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}
     seen: dict[SplitName, Features] = {}
