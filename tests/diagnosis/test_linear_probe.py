@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from evenly.diagnosis.linear_probe import linear_probe, read
+from evenly.diagnosis.linear_probe import balanced, linear_probe, read
 from evenly.features import Features
 
 
@@ -75,21 +75,37 @@ def test_several_labels_are_read_one_by_one():
     odds = one.log[:, 1] - one.log[:, 0]
     torch.testing.assert_close(several.log[:, 0], odds)
     assert (several.log[:, 2] == -float("inf")).all()  # of a label that no sample has
-    right = several.right(labels[1])
-    assert torch.equal(right, (one.right(z)).double())  # {a} and {b} have nothing in common
+    assert several.above[2] == float("inf")
+    # Each label is decided halfway between the means of the training samples with it and without.
+    guess = several.log[:, 0] > several.above[0]
+    both = [(guess == z.bool())[z == label].double().mean() for label in (0, 1)]
+    assert several.right(labels[1]).mean() == pytest.approx(float(sum(both)) / 2)
+    assert several.right(labels[1]).mean() > 0.97
 
 
-def test_the_luck_of_labels_is_the_mean_over_all_guesses():
+def test_balanced_accuracy_is_scikit_learns_and_its_error_that_of_the_shares():
+    from sklearn.metrics import balanced_accuracy_score
+
+    stream = torch.Generator().manual_seed(0)
+    has = torch.rand(500, 3, generator=stream) < torch.tensor([0.5, 0.1, 0.0])
+    guess = has ^ (torch.rand(500, 3, generator=stream) < 0.2)
+    values = balanced(guess == has, has)
+    expected = [balanced_accuracy_score(has[:, c], guess[:, c]) for c in (0, 1)]
+    assert float(values.mean()) == pytest.approx(sum(expected) / 2)  # of the labels that occur
+    # One label's variance is that of two shares, each from its own samples.
+    one = balanced((guess == has)[:, 1:2], has[:, 1:2])
+    variance = 0.0
+    for of in (has[:, 1], ~has[:, 1]):
+        share = float((guess == has)[of, 1].double().mean())
+        variance += share * (1 - share) / int(of.sum()) / 4
+    assert float(one.var(correction=0)) / 500 == pytest.approx(variance)
+
+
+def test_labels_of_samples_without_the_modality_do_not_count():
     stream = torch.Generator().manual_seed(0)
     target = (torch.rand(40, 3, generator=stream) < 0.4).float()
     here = torch.arange(40) % 3 > 0
     found = read(*[Features({"m": target + 1.0}, target, present={"m": here})] * 2)["m"]
-    guess = found.log > 0
-    luck = found.luck(target)
-    for row, own in enumerate(target.bool()):
-        pairs = [(int((own & g).sum()), int((own | g).sum())) for g in guess]
-        alike = [both / either if either else 1.0 for both, either in pairs]
-        assert float(luck[row]) == pytest.approx(sum(alike) / len(alike), abs=1e-6)
-    right = found.right(target)
-    assert right[here].mean() > 0.9
-    assert not right[~here].any()
+    assert found.right(target)[here].mean() == 1
+    assert not found.right(target)[~here].any()
+    assert (found.luck(target) == 0.5).all()

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from evenly.diagnosis.purity import jaccard
 from evenly.diagnosis.rows import floats
 from evenly.features import Features
 
@@ -47,31 +46,67 @@ class Read:
         return (guesses.double() / max(len(self.rows), 1))[target]
 
 
+@dataclass(frozen=True)
 class ReadLabels(Read):
     """The same of several labels; `log` has the log-odds of each.
 
-    A label is read where it is as likely as not.
+    Attributes:
+        above: (c,) What the log-odds are above where a label is said to be there, see `cut`.
     """
 
+    above: Float[Tensor, " c"]
+
     def right(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, " n"]:
-        """How far each sample is read rightly: the Jaccard index of its labels and those read."""
+        """Values whose mean over the samples that have the modality is `balanced` accuracy."""
         found = torch.zeros(len(target), dtype=torch.float64, device=target.device)
-        found[self.rows] = agreement(self.log > 0, target[self.rows])
+        own = target[self.rows] > 0
+        found[self.rows] = balanced((self.log > self.above) == own, own)
         return found
 
     def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
-        """The same for each sample, if guesses were dealt out to the samples at random."""
-        sets, count = (self.log > 0).unique(dim=0, return_counts=True)
-        sets, has = sets.double(), (target > 0).double()
-        alike = jaccard(has @ sets.T, has.sum(1, True) + sets.sum(1))
-        found: Tensor = alike @ (count / max(len(self.rows), 1)).double()
-        return found
+        """½: what guesses that are dealt out at random come to, whatever they are."""
+        return torch.full((len(target),), 0.5, dtype=torch.float64, device=target.device)
 
 
-def agreement(guess: Shaped[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tensor, " n"]:
-    """The Jaccard index of two sets of labels for each sample, above 0 where it has one."""
-    one, other = guess > 0, target > 0
-    return jaccard((one & other).double().sum(1), (one.double() + other.double()).sum(1))
+def balanced(right: Shaped[Tensor, "n c"], has: Shaped[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """Values of samples whose mean is the balanced accuracy, the mean over labels.
+
+    That is the mean of two shares: of the samples with a label those that it is said of, and of
+    those without it those that it is not said of. Their spread is what it varies by over draws of
+    the samples: (1/n) of a sample's value is by how much it moves the mean (its influence).
+
+    Args:
+        right: Whether each label of each sample is decided rightly; between 0 and 1 where that is a
+            mean of several decisions.
+        has: Whether it has it. Labels that all samples have, or none, are left out.
+    """
+    here, right = (has > 0).double(), right.double()
+    count = here.sum(0)
+    known = (count > 0) & (count < len(here))
+    here, right, count = here[:, known], right[:, known], count[known]
+    value = torch.zeros_like(right)
+    for one, size in ((here, count), (1 - here, len(here) - count)):
+        share = (right * one).sum(0) / size
+        value += (share + len(here) / size * one * (right - share)) / 2
+    return value.mean(1)
+
+
+def cut(log: Float[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tensor, " c"]:
+    """What log-odds are above for a label to be said: halfway between those with it and without.
+
+    That is where a sample is as often of the ones as of the others if both are as many. At a
+    probability of ½ a rare label is hardly ever said, however well it is told.
+
+    Args:
+        log: Log-odds, or any logits, of the samples of the training split.
+        target: Their labels. One that all have is always said, one that none has never.
+    """
+    has = (target > 0).to(log)
+    count = has.sum(0)
+    mean = [(log.nan_to_num() * one).sum(0) / one.sum(0).clamp_min(1) for one in (has, 1 - has)]
+    found = (mean[0] + mean[1]) / 2
+    found = torch.where(count == 0, math.inf, found)
+    return torch.where(count == len(has), -math.inf, found)
 
 
 def read(train: Features, test: Features) -> dict[str, Read]:
@@ -99,8 +134,10 @@ def read(train: Features, test: Features) -> dict[str, Read]:
             continue
         unseen = unseen.to(x.device)
         if of_labels:
-            log = torch.stack([_odds(x, label, unseen) for label in y.T.long()], 1)
-            found[name] = ReadLabels(rows, log.to(test.target.device))
+            both = torch.cat([x, unseen])
+            log = torch.stack([_odds(x, label, both) for label in y.T.long()], 1)
+            above = cut(log[: len(x)], y).to(test.target.device)
+            found[name] = ReadLabels(rows, log[len(x) :].to(test.target.device), above)
         else:
             log = _fitted(x, y, unseen, classes)
             found[name] = Read(rows, log.to(test.target.device))

@@ -106,8 +106,13 @@ class LabelSets:
 
     def fit(self, table: Int[Tensor, "k m"]) -> Float[Tensor, "k m"]:
         """The Jaccard index of the labels that each cluster stands for and each set; on the CPU."""
+        has, named = self.has[: table.shape[1]].cpu().double(), self.named(table).double()
+        return jaccard(named @ has.T, named.sum(1, True) + has.sum(1))
+
+    def named(self, table: Int[Tensor, "k m"]) -> Bool[Tensor, "k c"]:
+        """The labels that each cluster stands for; on the CPU."""
         has = self.has[: table.shape[1]].cpu().double()
-        size, named = has.sum(1), has.new_zeros(len(table), has.shape[1])
+        size, named = has.sum(1), torch.zeros(len(table), has.shape[1], dtype=torch.bool)
         most = torch.arange(has.shape[1] + 1)
         for counts, own in zip(table.cpu(), named, strict=True):
             here = counts > 0
@@ -118,8 +123,8 @@ class LabelSets:
             found = count @ jaccard(both, size[here, None] + most)
             # Of a tie, which rounding may hide, the fewest labels.
             fewest = int((found >= found.max() - 1e-6).int().argmax())
-            own[order[:fewest]] = 1
-        return jaccard(named @ has.T, named.sum(1, True) + size)
+            own[order[:fewest]] = True
+        return named
 
     def rarest(self, count: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
         """The rarest label of each set, where it has so many samples; of none one number more."""
