@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from evenly import CrossEntropy, Focal, balanced_weights
+from evenly import BinaryCrossEntropy, CrossEntropy, Focal, SigmoidFocal, balanced_weights
 from evenly.criteria import partitions, weights
 
 LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -51,6 +51,55 @@ def test_focal_by_hand():
     assert float(weighed) == pytest.approx((losses[0] + 3 * losses[1]) / 4, rel=1e-5)
 
 
+LABELS = (TARGET[:, None] % torch.tensor([2, 3, 1])).clamp(max=1).float()
+
+
+@pytest.mark.parametrize("pos_weight", [None, WEIGHT])
+def test_label_smoothing_of_several_labels(pos_weight):
+    """A share of each 0 and 1 goes to both; without any it is torch's, in any precision."""
+    found = float(BinaryCrossEntropy(pos_weight, label_smoothing=0.2)(LOGITS, LABELS))
+    losses = []
+    for row, labels in zip(LOGITS.tolist(), LABELS.tolist(), strict=True):
+        for c, (z, t) in enumerate(zip(row, labels, strict=True)):
+            p, w = 1 / (1 + math.exp(-z)), 1.0 if pos_weight is None else float(pos_weight[c])
+            t = 0.8 * t + 0.1
+            losses.append(-w * t * math.log(p) - (1 - t) * math.log(1 - p))
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    theirs = nn.BCEWithLogitsLoss(pos_weight=pos_weight)
+    assert torch.equal(BinaryCrossEntropy(pos_weight)(LOGITS, LABELS), theirs(LOGITS, LABELS))
+    half = LOGITS.bfloat16()
+    found = BinaryCrossEntropy(pos_weight)(half, LABELS)
+    torch.testing.assert_close(found, theirs(half.float(), LABELS))
+
+
+@pytest.mark.parametrize("pos_weight", [None, WEIGHT])
+def test_sigmoid_focal_by_the_papers_formula(pos_weight):
+    losses = []
+    for row, labels in zip(LOGITS.tolist(), LABELS.tolist(), strict=True):
+        for c, (z, t) in enumerate(zip(row, labels, strict=True)):
+            p = 1 / (1 + math.exp(-z))
+            p, w = (p, 1.0 if pos_weight is None else float(pos_weight[c])) if t else (1 - p, 1.0)
+            losses.append(-w * (1 - p) ** 1.5 * math.log(p))
+    found = SigmoidFocal(1.5, pos_weight)(LOGITS, LABELS)
+    assert float(found) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    theirs = nn.BCEWithLogitsLoss(pos_weight=pos_weight)
+    found = SigmoidFocal(0.0, pos_weight)(LOGITS, LABELS)
+    torch.testing.assert_close(found, theirs(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_sigmoid_focal_of_what_is_certain_has_a_finite_slope(gamma):
+    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    SigmoidFocal(gamma)(logits, torch.tensor([[1.0, 1.0]])).backward()
+    assert logits.grad.isfinite().all()
+    assert float(logits.grad[0, 1]) == pytest.approx(-0.5, rel=1e-4)
+
+
+def test_sigmoid_focal_takes_labels():
+    with pytest.raises(ValueError, match="SigmoidFocal takes 0 or 1 for each logit; found"):
+        SigmoidFocal()(LOGITS, TARGET)
+
+
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_focal_without_gamma_is_cross_entropy_ignored_rows_too(weight):
     target = TARGET.where(torch.arange(5) != 1, -100)
@@ -76,7 +125,13 @@ def test_focal_takes_class_numbers_alone(logits, target):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Focal(-1.0), lambda: Focal(math.inf), lambda: CrossEntropy(label_smoothing=2.0)],
+    [
+        lambda: Focal(-1.0),
+        lambda: Focal(math.inf),
+        lambda: CrossEntropy(label_smoothing=2.0),
+        lambda: SigmoidFocal(-1.0),
+        lambda: BinaryCrossEntropy(label_smoothing=2.0),
+    ],
 )
 def test_settings_out_of_range(make):
     with pytest.raises(ValueError, match=r"'(gamma|label_smoothing)' is"):

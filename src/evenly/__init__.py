@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from evenly import integrations as integrations
     from evenly import methods as methods
     from evenly import nn as nn
-    from evenly.criteria import CrossEntropy, Focal, balanced_weights
+    from evenly.criteria import (
+        BinaryCrossEntropy,
+        CrossEntropy,
+        Focal,
+        SigmoidFocal,
+        balanced_weights,
+    )
     from evenly.diagnosis.checkup import checkup
     from evenly.diagnosis.findings import Checkup
     from evenly.diagnosis.gap import Diagnosis, diagnose
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Balance": "evenly.integrations.lightning",
+    "BinaryCrossEntropy": "evenly.criteria",
     "Checkup": "evenly.diagnosis.findings",
     "Composed": "evenly.methods.composed",
     "CrossEntropy": "evenly.criteria",
@@ -50,6 +57,7 @@ _HOME = {
     "Relearn": "evenly.methods.relearn",
     "Repeated": "evenly.resampling",
     "Resampler": "evenly.resampling",
+    "SigmoidFocal": "evenly.criteria",
     "Taps": "evenly.taps",
     "balanced_weights": "evenly.criteria",
     "capture": "evenly.taps",
@@ -67,6 +75,7 @@ __all__ = [
     "METHODS",
     "OGMGE",
     "Balance",
+    "BinaryCrossEntropy",
     "Checkup",
     "Composed",
     "CrossEntropy",
@@ -80,6 +89,7 @@ __all__ = [
     "Relearn",
     "Repeated",
     "Resampler",
+    "SigmoidFocal",
     "Taps",
     "balanced_weights",
     "capture",

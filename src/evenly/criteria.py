@@ -1,4 +1,4 @@
-"""Losses of class numbers for unbalanced classes, for any loop: the `criterion` of a method."""
+"""Losses of unbalanced classes and labels, for any loop: the `criterion` of a method."""
 
 from functools import partial
 from typing import Any
@@ -115,6 +115,78 @@ class Focal(nn.Module):
         # At 0 the power has no finite slope, where γ is below 1.
         unknown = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)
         return -(weight * unknown**self.gamma * log_p).sum() / weight.sum()
+
+
+class BinaryCrossEntropy(nn.BCEWithLogitsLoss):
+    """Torch's loss of several labels, of logits of any precision, with label smoothing."""
+
+    def __init__(
+        self, pos_weight: Float[Tensor, " c"] | None = None, *, label_smoothing: float = 0.0
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            pos_weight: Of each label, how much having it counts beside not having it.
+            label_smoothing: Share of each 0 and 1 that is spread evenly over both, from 0 to 1.
+
+        Raises:
+            ValueError: If it is out of range.
+        """
+        super().__init__(pos_weight=pos_weight)
+        check_range(self, "from 0 to 1", label_smoothing=label_smoothing)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Float[Tensor, "n c"], target: Tensor) -> Float[Tensor, ""]:
+        """The mean loss of all labels of a batch."""
+        logits = full(logits)
+        smoothed = target.to(logits).lerp(logits.new_tensor(0.5), self.label_smoothing)
+        weight = None if self.pos_weight is None else self.pos_weight.to(logits)
+        return nn.functional.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weight)
+
+
+class SigmoidFocal(nn.BCEWithLogitsLoss):
+    """Binary cross-entropy in which what is known already counts less: -w (1 - p)^γ log p.
+
+    Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017,
+    https://arxiv.org/abs/1708.02002, equation 5, with p the probability of what is so of a label,
+    and a weight w of having it for α / (1 - α). The mean is over all labels of a batch, where the
+    paper's sum divides by the number of objects.
+    """
+
+    def __init__(self, gamma: float = 2.0, pos_weight: Float[Tensor, " c"] | None = None) -> None:
+        """Prepares the loss.
+
+        Args:
+            gamma: γ, how much less; not negative, 2 in the paper.
+            pos_weight: Of each label, how much having it counts beside not having it.
+
+        Raises:
+            ValueError: If γ is negative or not finite.
+        """
+        super().__init__(pos_weight=pos_weight)
+        check_range(self, "finite and not negative", gamma=gamma)
+        self.gamma = gamma
+
+    def forward(self, logits: Float[Tensor, "n c"], target: Tensor) -> Float[Tensor, ""]:
+        """The mean loss of all labels of a batch.
+
+        Raises:
+            ValueError: If the target is not one number for each logit.
+        """
+        if target.shape != logits.shape:
+            raise UserError(
+                "SigmoidFocal takes 0 or 1 for each logit; found a target of shape "
+                f"{tuple(target.shape)} for logits of shape {tuple(logits.shape)}. Use another "
+                "criterion."
+            )
+        logits = full(logits)
+        target = target.to(logits)
+        weight = 1.0 if self.pos_weight is None else self.pos_weight.to(logits)
+        has, lacks = (nn.functional.logsigmoid(x) for x in (logits, -logits))
+        # Powers of p as exponentials: at 0 those with a small γ have no finite slope.
+        of_one = weight * (self.gamma * lacks).exp() * has
+        of_none = (self.gamma * has).exp() * lacks
+        return -(target * of_one + (1 - target) * of_none).mean()
 
 
 def weights(criterion: Any, target: Tensor) -> Float[Tensor, " n"]:

@@ -104,15 +104,18 @@ def test_a_probe_sees_each_row_on_one_rank(tmp_path):
     assert "needs `Output.index`" in ranks[0]["error"]
 
 
-def diagnose(rank, world, gap):
+def diagnose(rank, world, gap, several=False):
     few_clusterings(world)
-    return diagnosed(rank, world, gap)
+    return diagnosed(rank, world, gap, several)
 
 
-def diagnosed(rank, world, gap):
+def diagnosed(rank, world, gap, several=False):
     stream = torch.Generator().manual_seed(0)
     y = torch.arange(90) % 3
     x = torch.randn(3, 8, generator=stream)[y] * 0.8 + torch.randn(90, 8, generator=stream)
+
+    if several:
+        y = torch.stack([y == 0, y < 2, torch.arange(90) % 5 == 0], 1)
 
     def part(rows):
         mine = rows[rank::world] if world > 1 else rows
@@ -121,10 +124,13 @@ def diagnosed(rank, world, gap):
     return evenly.diagnose(part(torch.arange(60)), part(torch.arange(60, 89)), gap=gap)
 
 
-@pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
-def test_a_diagnosis_is_the_same_on_any_number_of_ranks(gap, tmp_path):
-    ranks = on_ranks(diagnose, tmp_path, gap, world=3)
-    alone = diagnose(0, 1, gap)
+@pytest.mark.parametrize(
+    ("gap", "several"),
+    [*((gap, False) for gap in ("paper", "matched", "shared", "stable")), ("stable", True)],
+)
+def test_a_diagnosis_is_the_same_on_any_number_of_ranks(gap, several, tmp_path):
+    ranks = on_ranks(diagnose, tmp_path, gap, several, world=3)
+    alone = diagnose(0, 1, gap, several)
     assert ranks[0] == ranks[1] == ranks[2]
     assert ranks[0].gap["m"] == pytest.approx(alone.gap["m"], abs=1e-9)
     assert ranks[0].train["m"] == pytest.approx(alone.train["m"], abs=1e-9)

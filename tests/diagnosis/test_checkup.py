@@ -371,6 +371,70 @@ def test_where_some_lack_the_best_it_is_compared_on_the_others():
     assert "of the 200 that have it" in str(found)
 
 
+def labelled(count, seed, **clear):
+    """Four labels, the later the rarer; of each modality, how clear the first and last two are."""
+    stream = torch.Generator().manual_seed(seed)
+    shares = torch.tensor([0.5, 0.3, 0.2, 0.1])
+    target = (torch.rand(count, 4, generator=stream) < shares).float()
+    inputs = []
+    for first, last in clear.values():
+        x = torch.randn(count, WIDTH, generator=stream)
+        x[:, :4] += torch.tensor([first, first, last, last]) * target
+        inputs.append(x)
+    return TensorDataset(*inputs, target)
+
+
+CLEAR = {"common": (3.0, 0.0), "rare": (0.0, 3.0), "noise": (0.0, 0.0)}
+
+
+class TestLabels:
+    def checkup(self, head=None, **options):
+        torch.manual_seed(0)
+        model = Fusion(list(CLEAR), classes=4)
+        initial = copy.deepcopy(model.state_dict())
+        train = DataLoader(labelled(600, 1, **CLEAR), 50, shuffle=True)
+        val = DataLoader(labelled(600, 2, **CLEAR), 50)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(10):
+            for batch in train:
+                output, target = forward(model, batch)
+                loss = nn.functional.binary_cross_entropy_with_logits(output.logits, target)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        if head is not None:
+            model.head.weight.data[:, head] = 0
+        options = {"initial": initial, "optimizer": optimizer, "epochs": 8} | options
+        return evenly.checkup(model, forward, train, val, model.encoders, progress=False, **options)
+
+    def test_what_rare_labels_need_is_seen_as_well(self):
+        found = self.checkup()
+        assert found.verdict == {"common": "learnt", "rare": "learnt", "noise": "scarce"}
+        common, rare, noise = found.findings.values()
+        for one in (common, rare):  # balanced: of two labels Φ(1.5) = 0.93, of the others 0.5
+            assert one.there.value == pytest.approx(0.72, abs=0.04)
+            assert one.contribution.value > 0.1
+            assert one.without.value < found.accuracy.value - 0.1
+        assert noise.there.value == pytest.approx(0.5, abs=0.04)
+        assert all(one.chance.value == 0.5 for one in found.findings.values())
+        assert found.accuracy.value == pytest.approx(0.93, abs=0.04)
+        assert found.accuracy.high - found.accuracy.low < 0.06
+        assert found.synergy is None
+        assert common.followed is None
+        assert "accuracy is balanced, and the mean over labels" in found.notes[0]
+        json.dumps(found.as_dict())
+
+    def test_what_the_head_leaves_out_is_unused(self):
+        found = self.checkup(head=slice(16, 32))
+        assert found.verdict["rare"] == "unused"
+
+    def test_numbers_and_bits_are_refused(self):
+        with pytest.raises(ValueError, match="a sample has several labels here"):
+            self.checkup(interactions=True)
+        with pytest.raises(ValueError, match=r"checkup takes class numbers.*several labels a s"):
+            self.checkup(criterion=nn.functional.mse_loss)
+
+
 def test_refusals():
     case = Case(plain=1.0, noise=0.0, epochs=0)
     with pytest.raises(ValueError, match="'epochs' is at least 1"):

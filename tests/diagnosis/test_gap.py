@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 import evenly
 from evenly import Diagnosis, Features, diagnose
@@ -487,6 +488,87 @@ class TestMessages:
         split = blobs(60, 0.5, 1)
         other = Features({"n": split.features["m"]}, split.target)
         self.raises(r"modalities \['m', 'n'\] are in one split only", split, other)
+
+
+def labelled(count, separation, seed, width=32):
+    """Rectified Gaussians whose mean is the sum of their labels' means."""
+    shares = torch.tensor([0.5, 0.3, 0.2, 0.1])
+    means = torch.randn(len(shares), width, generator=torch.Generator().manual_seed(0))
+    stream = torch.Generator().manual_seed(seed)
+    y = (torch.rand(count, len(shares), generator=stream) < shares).float()
+    noise = torch.randn(count, width, generator=stream)
+    return features((separation * (y @ means) + noise).relu(), y)
+
+
+class TestLabels:
+    @pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
+    def test_one_label_is_two_classes(self, gap):
+        splits = blobs(120, 0.3, 1, classes=2), blobs(60, 0.2, 2, classes=2)
+        as_labels = [features(x.features["m"], x.target[:, None].float()) for x in splits]
+        assert diagnose(*as_labels, gap=gap) == diagnose(*splits, gap=gap)
+
+    def test_one_label_a_sample_is_a_class(self):
+        splits = blobs(300, 0.3, 1), blobs(120, 0.2, 2)
+        of_classes = diagnose(*splits)
+        found = diagnose(*(features(x.features["m"], one_hot(x.target)) for x in splits))
+        assert found.train == pytest.approx(of_classes.train)
+        assert found.val == pytest.approx(of_classes.val)
+        assert found.standard_error == pytest.approx(of_classes.standard_error)
+        assert found.val_chance["m"] == pytest.approx(of_classes.val_chance["m"], abs=0.03)
+
+    @pytest.mark.parametrize("separation", [0.2, 0.5, 1.0])
+    def test_no_gap_where_nothing_is_over_fitted(self, separation):
+        splits = labelled(600, separation, 1), labelled(200, separation, 2)
+        found = diagnose(*splits, gap="stable")
+        assert abs(found.gap["m"]) < 3 * found.standard_error["m"]
+        assert found.strength()["m"] < 0.1
+
+    @pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
+    def test_a_gap_where_much_is(self, gap):
+        found = diagnose(labelled(600, 1.0, 1), labelled(200, 0.3, 2), gap=gap)
+        assert found.strength()["m"] > 0.6
+
+    @pytest.mark.parametrize("gap", ["paper", "stable"])
+    def test_noise_has_the_purity_of_chance(self, gap):
+        found = diagnose(labelled(600, 0.0, 1), labelled(200, 0.0, 2), gap=gap)
+        for purity, chance in (
+            (found.train, found.train_chance),
+            (found.val, found.val_chance),
+        ):
+            assert purity["m"] == pytest.approx(chance["m"], abs=0.03)
+
+    def test_the_error_is_the_spread_over_draws(self):
+        """Of clusters that other draws do not change."""
+        found = [
+            diagnose(labelled(200, 2.0, seed), labelled(100, 2.0, seed + 50), gap="shared")
+            for seed in range(1, 41)
+        ]
+        gaps = torch.tensor([x.train["m"] - x.val["m"] for x in found])
+        error = sum(x.standard_error["m"] for x in found) / len(found)
+        assert error == pytest.approx(float(gaps.std()), rel=0.4)
+
+    def test_labels_that_tell_nothing(self):
+        train, val = labelled(300, 1.0, 1), labelled(100, 1.0, 2)
+        train, val = (
+            features(x.features["m"], torch.cat([x.target, torch.ones(len(x.target), 1)], 1))
+            for x in (train, val)
+        )
+        val.target[:, 3] = 0
+        found = diagnose(train, val)
+        assert found.notes[0].endswith("are left out: 3, 4.")
+        fewer = [features(x.features["m"], x.target[:, :3]) for x in (train, val)]
+        assert found.train == diagnose(*fewer).train
+        val.target[:] = 1
+        with pytest.raises(ValueError, match="no label is there in some samples of both splits"):
+            diagnose(train, val)
+
+    def test_numbers_are_no_labels(self):
+        split = labelled(60, 1.0, 1)
+        other = features(split.features["m"], split.target / 2)
+        with pytest.raises(ValueError, match="target of the validation split of shape"):
+            diagnose(split, other)
+        with pytest.raises(ValueError, match=r"shape \(60, 3\) in one split and \(60, 4\)"):
+            diagnose(split, features(split.features["m"], split.target[:, :3]))
 
 
 def test_public_names():

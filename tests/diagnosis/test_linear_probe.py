@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from evenly.diagnosis.linear_probe import linear_probe
+from evenly.diagnosis.linear_probe import balanced, linear_probe, read
 from evenly.features import Features
 
 
@@ -63,3 +63,49 @@ def test_it_is_logistic_regression_as_scikit_learn_fits_it(classes):
     theirs = LogisticRegression(max_iter=500).fit(scaler.transform(x[:600]), target[:600])
     score = theirs.score(scaler.transform(x[600:]), target[600:])
     assert linear_probe(train, test)["m"] == pytest.approx(score, abs=0.0034)  # one sample
+
+
+def test_several_labels_are_read_one_by_one():
+    """Each as classes with and without it; scored by what of them is read rightly."""
+    (train, y), (test, z) = split(400, 0), split(200, 1)
+    labels = [torch.stack([y, 1 - y, torch.arange(len(y)) % 2 * 0], 1).float() for y in (y, z)]
+    found = read(Features(train, labels[0]), Features(test, labels[1]))
+    one = read(Features(train, y), Features(test, z))["clear"]
+    several = found["clear"]
+    odds = one.log[:, 1] - one.log[:, 0]
+    torch.testing.assert_close(several.log[:, 0], odds)
+    assert (several.log[:, 2] == -float("inf")).all()  # of a label that no sample has
+    assert several.above[2] == float("inf")
+    # Each label is decided halfway between the means of the training samples with it and without.
+    guess = several.log[:, 0] > several.above[0]
+    both = [(guess == z.bool())[z == label].double().mean() for label in (0, 1)]
+    assert several.right(labels[1]).mean() == pytest.approx(float(sum(both)) / 2)
+    assert several.right(labels[1]).mean() > 0.97
+
+
+def test_balanced_accuracy_is_scikit_learns_and_its_error_that_of_the_shares():
+    from sklearn.metrics import balanced_accuracy_score
+
+    stream = torch.Generator().manual_seed(0)
+    has = torch.rand(500, 3, generator=stream) < torch.tensor([0.5, 0.1, 0.0])
+    guess = has ^ (torch.rand(500, 3, generator=stream) < 0.2)
+    values = balanced(guess == has, has)
+    expected = [balanced_accuracy_score(has[:, c], guess[:, c]) for c in (0, 1)]
+    assert float(values.mean()) == pytest.approx(sum(expected) / 2)  # of the labels that occur
+    # One label's variance is that of two shares, each from its own samples.
+    one = balanced((guess == has)[:, 1:2], has[:, 1:2])
+    variance = 0.0
+    for of in (has[:, 1], ~has[:, 1]):
+        share = float((guess == has)[of, 1].double().mean())
+        variance += share * (1 - share) / int(of.sum()) / 4
+    assert float(one.var(correction=0)) / 500 == pytest.approx(variance)
+
+
+def test_labels_of_samples_without_the_modality_do_not_count():
+    stream = torch.Generator().manual_seed(0)
+    target = (torch.rand(40, 3, generator=stream) < 0.4).float()
+    here = torch.arange(40) % 3 > 0
+    found = read(*[Features({"m": target + 1.0}, target, present={"m": here})] * 2)["m"]
+    assert found.right(target)[here].mean() == 1
+    assert not found.right(target)[~here].any()
+    assert (found.luck(target) == 0.5).all()

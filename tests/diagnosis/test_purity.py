@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import one_hot
 
 from evenly.diagnosis.purity import purity, shuffled
 from unchecked import error_of
@@ -42,6 +43,43 @@ def test_equals_the_count_by_loops(pairs):
         best += max(classes.count(t) for t in classes)
     cluster, target = (torch.tensor(column) for column in zip(*pairs, strict=True))
     assert purity(cluster, target) == pytest.approx(best / len(pairs))
+
+
+def test_several_labels_by_hand():
+    """Cluster 0 stands for {a, b}: 1 + 1 + 1/2 of 3 samples; cluster 1 for none: 1 + 0."""
+    cluster = torch.tensor([0, 0, 0, 1, 1])
+    labels = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]])
+    assert purity(cluster, labels) == pytest.approx(3.5 / 5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=1, max_size=30))
+def test_several_labels_by_loops(pairs):
+    """A cluster stands for its commonest labels, as many as fit best."""
+    best = 0.0
+    for cluster in {c for c, _ in pairs}:
+        own = [{a for a in range(3) if bits >> a & 1} for c, bits in pairs if c == cluster]
+        commonest = sorted(range(3), key=lambda a: -sum(a in labels for labels in own))
+        fits = []
+        for count in range(4):
+            named = set(commonest[:count])
+            fits.append(sum(len(x & named) / len(x | named) if x | named else 1 for x in own))
+        best += max(fits)
+    cluster = torch.tensor([c for c, _ in pairs])
+    labels = torch.tensor([[bits >> a & 1 for a in range(3)] for _, bits in pairs])
+    assert purity(cluster, labels) == pytest.approx(best / len(pairs))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), min_size=1, max_size=60))
+def test_of_one_label_a_sample_it_is_that_of_classes(pairs):
+    cluster, target = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    assert purity(cluster, one_hot(target)) == pytest.approx(purity(cluster, target), abs=1e-12)
+    has = target > 4
+    assert purity(cluster, has[:, None]) == purity(cluster, has)
+
+
+def test_labels_are_0_and_1():
+    with pytest.raises(ValueError, match=r"target of shape \(2, 2\) is of several labels.*0 or 1"):
+        purity(torch.tensor([0, 1]), torch.tensor([[0.5, 1.0], [0.0, 1.0]]))
 
 
 def test_bools_and_unsigned_integers():

@@ -92,6 +92,23 @@ def test_the_scarce_is_left_alone():
     check_loss(course, ["plain"])
 
 
+def test_of_several_labels_what_is_there_is_told_by_balanced_accuracy():
+    def with_labels(model, batch):
+        output, target = forward(model, batch)
+        return output, nn.functional.one_hot(target, 2).float()
+
+    course = Course(scarce=True, alone_epochs=10, criterion=nn.BCEWithLogitsLoss())
+    val = DataLoader(data(500, 2, scarce=True), 100)
+    probe = evenly.Probe(course.model, with_labels, course.train, val)
+    course.method.before_epoch(0, probe)
+    assert course.method.helped == ["plain"]
+    right, luck = course.method.there["plain"]
+    assert right.mean() > 0.95
+    assert (luck == 0.5).all()
+    course.method.before_epoch(3, probe)
+    assert course.method.verdicts[3]["twisted"] == "scarce"
+
+
 def test_the_suppressed_is_given_a_loss_once_it_is_seen():
     course = Course(alone_epochs=20)
     course.method.before_epoch(0, course.probe)

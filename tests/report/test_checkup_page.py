@@ -85,6 +85,16 @@ def text(path):
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body)).strip()
 
 
+def test_of_several_labels_accuracy_is_balanced(write):
+    found = replace(checkup("learnt", "scarce"), has_labels=True, synergy=None)
+    said = text(write(found))
+    assert "All together have a balanced accuracy of 80.0 %" in said
+    assert "Balanced accuracy, %" in said
+    assert "Balanced accuracy without it, %" in said
+    assert "Synergy" not in said
+    assert "commonest class" not in said
+
+
 def test_every_verdict_has_its_mark_and_meaning():
     assert set(KINDS) == set(GLYPHS) == set(MEANINGS) == set(COLOURS)
     assert len(set(GLYPHS.values())) == len(KINDS)

@@ -64,6 +64,24 @@ def test_a_sample_without_the_modality_has_no_place(folder):
     write_report(folder)
 
 
+def test_of_several_labels_a_sample_has_its_rarest_and_all_in_words(tmp_path, write):
+    folder = write(tmp_path, class_names=["a", "b"], seeds=1, epochs=6, samples=4)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + "task: labels\n")
+    said = np.array(["", "a", "a;b"])
+    own, predicted = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 1])
+    for method in ("joint", "ogm_ge", "relearn"):
+        if (folder / "runs" / f"{method}-0" / "projection.npz").is_file():
+            target = np.array([2, 0, 1, 1])
+            _change(folder, method, target=target, own=own, predicted=predicted, said=said)
+    data = _plane(folder)
+    assert data["classes"] == ["a", "b", "no label"]
+    assert data["said"] == ["no label", "a", "a;b"]
+    assert data["samples"][0]["own"] == [0, 1, 2, 2]
+    assert data["methods"][0]["predicted"] == [0, 2, 2, 1]
+    assert "in the colour of the rarest label it has" in write_report(folder).read_text()
+
+
 def test_names_are_no_markup_to_the_script(tmp_path, write):
     hostile = "</script><b>&amp;"
     folder = write(tmp_path, class_names=[hostile, "b"], seeds=1, epochs=6, samples=4)

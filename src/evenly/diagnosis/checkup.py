@@ -8,13 +8,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly import distributed
 from evenly.diagnosis.alone import Alone, check_apart, optimizer_of
-from evenly.diagnosis.classes import Classes
+from evenly.diagnosis.classes import Classes, Labels
 from evenly.diagnosis.estimate import share
 from evenly.diagnosis.findings import Checkup, Measured, concluded
 from evenly.diagnosis.gap import Diagnosis, check_finite, diagnose
@@ -26,7 +26,7 @@ from evenly.errors import UserError
 from evenly.features import Features
 from evenly.method import Criterion, Encoders, Method
 from evenly.output import Output
-from evenly.probe import SPLITS, Forward, Probe
+from evenly.probe import SPLITS, Forward, Probe, Split
 from evenly.ranges import check_range
 
 KNOWN = 0.1
@@ -63,6 +63,12 @@ def checkup(
     probe on it), how much of it the predictions use (samples change places in it), and how
     over-trained the encoder is (the gap of purities).
 
+    Of several labels a sample, accuracy is balanced, and the mean over labels: the mean of the
+    share of the samples with a label that it is said of, and of those without it that it is not
+    said of, so that chance is ½. Else, that rare labels are not there would be most of what is
+    right. Each is decided halfway between the logits of training samples with it and without: at a
+    probability of ½ rare labels are hardly ever said.
+
     It costs one short training for all modalities, a second one if some encoders train slower than
     others, and one of the joint model if `initial` is not given. In the end the model, the
     loaders and all random streams are as they were.
@@ -78,7 +84,8 @@ def checkup(
         optimizer: The one of the training; new ones of its kind and settings do the work. AdamW
             with a learning rate of 0.001 by default.
         epochs: Length of each short training.
-        criterion: Of the joint training, cross-entropy by default; encoders alone are trained by
+        criterion: Of the joint training, cross-entropy by default, of several labels a sample the
+            binary one; encoders alone are trained by
             it too, but where one logit tells two classes apart.
         seed: Of the trainings and clusterings.
         interactions: Whether to say, of each pair of modalities, how many bits of the class both
@@ -86,8 +93,8 @@ def checkup(
         progress: Whether a bar is shown, on a terminal.
 
     Raises:
-        ValueError: If the targets are no classes, encoders see each other before the features are
-            taken, or several ranks call.
+        ValueError: If the targets are no classes or labels, encoders see each other before the
+            features are taken, or several ranks call.
     """
     check_range(_Who(), "at least 1", epochs=epochs)
     if not isinstance(initial, Mapping | None):
@@ -112,6 +119,11 @@ def checkup(
         )
     check_apart(probe, named)
     work = _Work(probe, named, optimizer_of(probe.model, optimizer), epochs, criterion, seed)
+    if interactions and isinstance(work.classes, Labels):
+        raise UserError(
+            "checkup: what pairs of modalities have in common is told in bits of one class, and a "
+            "sample has several labels here. Leave interactions out."
+        )
     with _bar(work, joint=initial is None, shown=progress) as tell:
         joint = work.looked_at() if initial is not None else work.trained_jointly(tell)
         try:
@@ -137,14 +149,14 @@ class _Joint:
     Attributes:
         train: Features of the training split.
         val: Of the validation split.
-        right: Whether each sample of the validation split is predicted rightly.
+        right: Whether each sample of the validation split is predicted rightly, or how far.
         used: What the predictions make of each modality.
         raw: Summaries of the encoders' inputs, of both splits, if there are any.
     """
 
     train: Features
     val: Features
-    right: Bool[Tensor, " n"]
+    right: Shaped[Tensor, " n"]
     used: Use
     raw: tuple[Features, Features] | None
 
@@ -165,7 +177,7 @@ class _Work:
         self.epochs, self.criterion, self.seed = epochs, criterion, seed
         output, target = probe.sample("train", 256)
         self.classes = Classes.told(output, target, criterion)
-        self.notes: list[str] = []
+        self.notes = [self.classes.note] if self.classes.note else []
         self.alone = Alone(probe, encoders, output, self.classes, seed)
         self.notes += self.alone.held_back(optimizer).values()
 
@@ -193,17 +205,18 @@ class _Work:
 
     def looked_at(self) -> _Joint:
         """What is seen of the model as it is."""
-        train, val = self._features("train"), self._predicted()
+        train, val = self._features("train"), self._predicted("val")
         self._check(train, val, "Training has diverged")
         features = {name: x for name, x in val.features.items() if name != LOGITS}
-        guess = self.classes.guess(val.features[LOGITS])
+        logits = val.features[LOGITS]
+        classes = self._deciding()
         inputs = {split: raw(self.probe, self.encoders, split) for split in SPLITS}
         known = [self.classes.among(x) for x in inputs.values() if x is not None]
         return _Joint(
             train,
             Features(features, val.target, val.index, present=val.present),
-            guess == val.target.to(guess.device),
-            use(self.probe, self.encoders, self.classes),
+            classes.values(classes.right(classes.guess(logits), val.target), val.target),
+            use(self.probe, self.encoders, classes),
             (known[0], known[1]) if len(known) == len(SPLITS) else None,
         )
 
@@ -221,7 +234,7 @@ class _Work:
     ) -> Measured:
         """What all of it comes to."""
         target = joint.val.target
-        commonest = joint.train.target.mode().values.to(target.device)
+        commonest = self.classes.commonest(joint.train.target)
         learnt, inputs = read(joint.train, joint.val), {}
         if joint.raw is not None:
             inputs = read(*joint.raw)
@@ -231,14 +244,16 @@ class _Work:
         def right(found: Read) -> Tensor:
             return found.right(target).cpu()
 
+        def how_right(found: Read) -> float:
+            return float(right(found).double().sum())
+
         # of the trainings, the one that a linear probe reads best
         there = {
-            name: max((found[name] for found in several), key=lambda one: int(right(one).sum()))
-            for name in self.encoders
+            name: max((found[name] for found in several), key=how_right) for name in self.encoders
         }
         return Measured(
             rows={name: found.rows.cpu() for name, found in learnt.items()},
-            chance=(target == commonest).cpu(),
+            chance=self.classes.values(self.classes.right(commonest, target), target).cpu(),
             right=joint.right.cpu(),
             raw={name: right(found) for name, found in inputs.items()},
             there={name: right(found) for name, found in there.items()},
@@ -250,6 +265,7 @@ class _Work:
             use=joint.used,
             diagnosis=diagnosis,
             interactions=decomposed(joint.train, joint.val) if interactions else {},
+            has_labels=isinstance(self.classes, Labels),
         )
 
     def _check(self, train: Features, val: Features, why: str) -> None:
@@ -263,29 +279,46 @@ class _Work:
                         "pass a split that has some."
                     )
 
-    def _predicted(self) -> Features:
-        """The features of the validation split, with the logits among them."""
+    def _deciding(self) -> Classes:
+        """What targets say, for guesses of the model as it is."""
+
+        def train() -> tuple[Tensor, Tensor]:
+            found = self._predicted("train")
+            return found.features[LOGITS], found.target
+
+        return self.classes.deciding(train)
+
+    def _predicted(self, split: Split) -> Features:
+        """The features of a split, with the logits among them."""
 
         def of(output: Output, target: Tensor) -> dict[str, Tensor]:
             found = {name: output.features[name] for name in self.encoders}
             return {**found, LOGITS: output.logits}
 
-        return self.classes.among(self.probe.features("val", of))
+        return self.classes.among(self.probe.features(split, of))
 
     def _note_trained(self) -> None:
         """Notes down if a model that is taken as untrained knows the classes."""
-        val = self._predicted()
-        guess = self.classes.guess(val.features[LOGITS])
-        right = share(guess == val.target.to(guess.device))
-        if right.low > val.target.bincount().max() / len(val.target) + KNOWN:
+        val = self._predicted("val")
+        guess = self._deciding().guess(val.features[LOGITS])
+        commonest = self.classes.commonest(val.target)
+        right, chance = (
+            self.classes.values(self.classes.right(x, val.target), val.target)
+            for x in (guess, commonest)
+        )
+        known = share(right)
+        if known.low > float(chance.double().mean()) + KNOWN:
             self.notes.append(
-                f"The model was right in {right.value:.2f} before the checkup trained it. If it is "
+                f"The model was right in {known.value:.2f} before the checkup trained it. If it is "
                 "trained already, give its first weights (initial=...), or what is there is what "
                 "its encoders reach from where they stand now."
             )
 
     def _diagnosis(self, train: Features, val: Features) -> Diagnosis:
         """The stable gap, of the classes that both splits have."""
+        if isinstance(self.classes, Labels):
+            found = diagnose(train, val, gap="stable", seed=self.seed)
+            return replace(found, notes=(*self.notes, *found.notes))
         counts = [split.target.bincount(minlength=self.classes.count) for split in (train, val)]
         both = (counts[0] > 0) & (counts[1] > 0)
         if int(both.sum()) < 2:

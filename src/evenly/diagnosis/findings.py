@@ -6,7 +6,7 @@ from textwrap import fill
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from evenly.diagnosis.estimate import Estimate, difference, mean, share
@@ -21,6 +21,8 @@ from evenly.errors import UserError
 class Measured:
     """What a checkup measures of one training, sample by sample of the validation split.
 
+    Of several labels a sample, what is right is a value whose mean is the balanced accuracy.
+
     Attributes:
         rows: By modality, the samples that have it.
         chance: Whether the commonest class of the training split is right.
@@ -31,20 +33,22 @@ class Measured:
         luck: By modality, how often the last two would be with their guesses dealt out at random.
         use: What the joint model's predictions make of each modality.
         diagnosis: Purities of the joint model's encoders.
+        has_labels: Whether a sample has several labels.
         interactions: By pair of modalities, what the joint model's encoders say in common, by
             themselves and together; empty where that was not asked for.
     """
 
     rows: Mapping[str, Int[Tensor, " k"]]
-    chance: Bool[Tensor, " n"]
-    right: Bool[Tensor, " n"]
-    raw: Mapping[str, Bool[Tensor, " n"]]
-    there: Mapping[str, Bool[Tensor, " n"]]
-    learnt: Mapping[str, Bool[Tensor, " n"]]
+    chance: Shaped[Tensor, " n"]
+    right: Shaped[Tensor, " n"]
+    raw: Mapping[str, Shaped[Tensor, " n"]]
+    there: Mapping[str, Shaped[Tensor, " n"]]
+    learnt: Mapping[str, Shaped[Tensor, " n"]]
     luck: Mapping[str, tuple[Float[Tensor, " n"], Float[Tensor, " n"]]]
     use: Use
     diagnosis: Diagnosis
     interactions: Mapping[tuple[str, str], Interaction] = field(default_factory=dict)
+    has_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Finding:
         lost: Accuracy that is lost by that.
         flipped: Share of its predictions that change with this modality where the others are other
             samples', too.
-        followed: Where it is of another class: share of predictions of that class.
+        followed: Where it is of another class: share of predictions of that class; None where
+            samples have several labels.
         outvoted: The same, of the class of all other modalities.
         gap: Of purities between training and validation split (`stable`), over-trained where large.
         strength: How far re-learning would pull the encoder back, tanh(3 · gap).
@@ -119,9 +124,11 @@ class Checkup:
         alone: Accuracy of a linear probe on its encoder, trained alone or the joint model's,
             whichever reads more.
         together: Accuracy of the joint model less that, sample by sample.
-        synergy: Share of the samples that the joint model gets right and no modality alone.
+        synergy: Share of the samples that the joint model gets right and no modality alone; None
+            where a sample has several labels.
         shared: Of each pair of modalities, if that was asked for.
         notes: What a reader must know of the numbers.
+        has_labels: Whether a sample has several labels, of which accuracy is balanced.
         measured: What it rests on, for each training.
     """
 
@@ -130,9 +137,10 @@ class Checkup:
     best: str
     alone: Estimate
     together: Estimate
-    synergy: Estimate
+    synergy: Estimate | None
     shared: tuple[Shared, ...] = ()
     notes: tuple[str, ...] = ()
+    has_labels: bool = False
     measured: tuple[Measured, ...] = field(default=(), repr=False, compare=False)
 
     @staticmethod
@@ -185,9 +193,10 @@ def concluded(several: Sequence[Measured]) -> Checkup:
         best,
         share(alone[best]),
         difference(right[:, rows] - alone[best]),
-        share(right * (1 - by_any)),
+        None if several[0].has_labels else share(right * (1 - by_any)),
         tuple(_shared(several, pair) for pair in several[0].interactions),
         tuple(dict.fromkeys(note for one in several for note in one.diagnosis.notes)),
+        several[0].has_labels,
         tuple(several),
     )
 
@@ -208,7 +217,7 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
     there = _stacked(several, lambda one: one.there[name][rows])
     learnt = _stacked(several, lambda one: one.learnt[name][rows])
     lucky = [_stacked(several, lambda one, i=i: one.luck[name][i][rows]) for i in (0, 1)]  # type: ignore[misc]
-    alone = len(several[0].there) == 1
+    no_votes = len(several[0].there) == 1 or several[0].has_labels
     figures = Figures(
         gain=difference(there - lucky[0]),
         held=difference(learnt - lucky[1]),
@@ -228,8 +237,8 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         learnt=share(learnt),
         contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
         without=share(_stacked(several, lambda one: one.use.without[name])),
-        followed=None if alone else share(_stacked(several, lambda one: one.use.followed[name])),
-        outvoted=None if alone else share(_stacked(several, lambda one: one.use.outvoted[name])),
+        followed=None if no_votes else share(_stacked(several, lambda one: one.use.followed[name])),
+        outvoted=None if no_votes else share(_stacked(several, lambda one: one.use.outvoted[name])),
         strength=sum(one.diagnosis.strength()[name] for one in several) / len(several),
         verdict=judge(figures),
         **{one.name: getattr(figures, one.name) for one in fields(figures)},

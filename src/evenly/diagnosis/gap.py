@@ -15,7 +15,15 @@ from torch import Tensor
 from evenly import distributed
 from evenly.chance import mixed, uniform
 from evenly.diagnosis.kmeans import Clusters, assign, check_sample, kmeans
-from evenly.diagnosis.purity import MOST, counted, of_table, shuffled
+from evenly.diagnosis.purity import (
+    MOST,
+    LabelSets,
+    check_labels,
+    counted,
+    fit,
+    of_table,
+    shuffled,
+)
 from evenly.diagnosis.rows import chunk_rows, first_not_finite, floats
 from evenly.errors import UserError
 from evenly.features import Features
@@ -105,29 +113,64 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class _Rows:
-    """One modality on one split."""
+    """One modality on one split.
+
+    Attributes:
+        x: Its features.
+        y: Class of each row, or the number of its set of labels.
+        group: What rows are drawn and weighed by: the class, or the rarest label.
+        index: Position of each in the split.
+        sharded: Whether they are this rank's share.
+    """
 
     x: Shaped[Tensor, "n d"]
     y: Int[Tensor, " n"]
+    group: Int[Tensor, " n"]
     index: Int[Tensor, " n"]
     sharded: bool
+
+    def where(self, keep: Bool[Tensor, " n"]) -> "_Rows":
+        """Some of the rows."""
+        return _Rows(self.x[keep], self.y[keep], self.group[keep], self.index[keep], self.sharded)
 
 
 @dataclass(frozen=True)
 class _Clustering:
-    """How every clustering of a diagnosis is made."""
+    """How every clustering of a diagnosis is made, and what is made of it.
+
+    Attributes:
+        k: How many clusters.
+        seed: Of the starts.
+        restarts: How many.
+        sample: How many rows they see.
+        sets: What the classes of rows stand for, where these are sets of labels.
+        group: Of each of these, its rarest label.
+    """
 
     k: int
     seed: int
     restarts: int
     sample: int | None = None
+    sets: LabelSets | None = None
+    group: Int[Tensor, " m"] | None = None
+
+    def rows(self, split: Features, name: str) -> _Rows:
+        """A modality of the samples that have it."""
+        x = split.features[name]
+        y, index = split.target.to(x.device), _index(split).to(x.device)
+        rows = _Rows(x, y, self.group_of(y), index, split.sharded)
+        return rows.where(split.present[name].to(x.device)) if name in split.present else rows
+
+    def group_of(self, y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """What rows of some classes are drawn and weighed by."""
+        return y if self.group is None else self.group.to(y.device)[y]
 
     def table(self, rows: _Rows) -> Int[Tensor, "k c"]:
         """Clusters and classes of a split that is scaled and clustered by itself."""
-        clusters = self.fit(rows, *extent(rows.x, sharded=rows.sharded))
+        clusters = self.clustered(rows, *extent(rows.x, sharded=rows.sharded))
         return _table(clusters.labels, rows, self.k)
 
-    def fit(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
+    def clustered(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
         """Clusters of the rows as they are when [low, high] is mapped to [-1, 1]."""
         return kmeans(
             rows.x,
@@ -172,6 +215,12 @@ def diagnose(
       over-fitted both are new to the clusters, and the gap is 0 on average for any sizes and
       shares. The strength counts only what is beyond three errors.
 
+    Of several labels a sample there are as many clusters as labels (two at least, and no more than
+    samples), and a purity that no paper defines (`purity`): a cluster stands for a set of labels,
+    and each sample counts by how much its own have in common with them. With one label for each
+    sample, as of one label that a sample has or not, all of it is what it is of classes. The draws
+    of `matched` and the shares of `stable` are then by the rarest label that a sample has.
+
     Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
     covers the draw of the samples, for clusters as they are; with `matched` what the draws
     change in the clusters, too; with `stable` that and the starts of k-means. With `paper`
@@ -181,6 +230,8 @@ def diagnose(
     Args:
         train: Representations and labels of the training split. A target of floats is cut into
             ten bins of equal counts; where it has ten values or fewer, each is taken for a class.
+            A target (n, c) is of several labels, 1 or 0; those that one of the splits has in all
+            samples or in none are left out.
         val: The same of the validation split. Never the test split.
         gap: The estimator.
         seed: Of the clusterings; the global random stream is not used.
@@ -199,14 +250,16 @@ def diagnose(
     """
     check_gap(gap)
     _check_modalities(train, val)
-    train, val, counts, notes = in_classes(train, val)
-    clustering = _Clustering(int((counts > 0).sum()), seed, restarts, sample)
+    numbered = in_classes(train, val)
+    train, val = numbered.train, numbered.val
+    clustering = _Clustering(numbered.k, seed, restarts, sample, numbered.sets, numbered.group)
     check_sample(sample, clustering.k)
     found: dict[str, _Score] = {}
     for name in train.features:
         check_finite(train, name, "training")
         check_finite(val, name, "validation")
-        found[name] = _ESTIMATORS[gap](clustering, _rows(train, name), _rows(val, name))
+        rows = (clustering.rows(split, name) for split in (train, val))
+        found[name] = _ESTIMATORS[gap](clustering, *rows)
     differences = {name: score.train - score.val for name, score in found.items()}
     diagnosis = Diagnosis(
         train={name: score.train for name, score in found.items()},
@@ -217,7 +270,7 @@ def diagnose(
         val_chance={name: score.val_chance for name, score in found.items()},
         estimator=gap,
     )
-    return replace(diagnosis, notes=(*notes, *_doubts(diagnosis)))
+    return replace(diagnosis, notes=(*numbered.notes, *_doubts(diagnosis)))
 
 
 @dataclass(frozen=True)
@@ -261,13 +314,14 @@ def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
 
 
 def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
-    of_train, of_val = _counts(train.y, val.y, sharded=train.sharded)
+    of_train, of_val = _counts(train.group, val.group, sharded=train.sharded)
     wanted = torch.minimum(of_train, of_val)
     draws = [clustering.table(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)]
     score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
     # One draw of the training split varies as the validation split does, which is as large: by the
     # draw of the rows and what k-means makes of them. Of the same rows a part is in each draw.
-    of_draws = torch.tensor([of_table(x) for x in draws], dtype=torch.float64, device="cpu")
+    purities = [of_table(x, clustering.sets) for x in draws]
+    of_draws = torch.tensor(purities, dtype=torch.float64, device="cpu")
     spread = float(of_draws.var())
     kept = int(wanted.sum()) / int(of_train.sum())
     return replace(
@@ -277,7 +331,7 @@ def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
 
 def _shared(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     low, high = extent(train.x, sharded=train.sharded)
-    clusters = clustering.fit(train, low, high)
+    clusters = clustering.clustered(train, low, high)
     of_val = assign(val.x, clusters.centers, unit(low, high))
     tables = _table(clusters.labels, train, clustering.k), _table(of_val, val, clustering.k)
     return _of_tables(clustering, [tables[0]], tables[1])
@@ -290,33 +344,39 @@ def _table(labels: Tensor, rows: _Rows, k: int) -> Int[Tensor, "k c"]:
 
 def _of_tables(clustering: _Clustering, train: list[Tensor], val: Tensor) -> _Score:
     """Purities and what is known of them, from clusters and classes."""
-    purities = [of_table(table) for table in train]
-    score = sum(purities) / len(train)
+    sets = clustering.sets
+    purities = [of_table(table, sets) for table in train]
+    score, of_val = sum(purities) / len(train), of_table(val, sets)
     return _Score(
         score,
-        of_table(val),
-        _chance(train[0], clustering.seed),
-        _chance(val, clustering.seed),
-        math.sqrt(_variance(score, train[0]) + _variance(of_table(val), val)),
+        of_val,
+        _chance(clustering, train[0]),
+        _chance(clustering, val),
+        math.sqrt(_variance(score, train[0], sets) + _variance(of_val, val, sets)),
     )
 
 
-def _chance(table: Tensor, seed: int) -> float:
-    return sum(of_table(other) for other in shuffled(table, seed, SHUFFLES)) / SHUFFLES
+def _chance(clustering: _Clustering, table: Tensor) -> float:
+    drawn = shuffled(table, clustering.seed, SHUFFLES)
+    return sum(of_table(other, clustering.sets) for other in drawn) / SHUFFLES
 
 
-def _variance(purity: float, table: Tensor) -> float:
+def _variance(purity: float, table: Tensor, sets: LabelSets | None) -> float:
     """Of a purity over draws of the rows, in clusters as they are.
 
     Two rows more, one right and one wrong, keep it from being 0 where all are right.
     """
     count = int(table.sum())
     share = (purity * count + 1) / (count + 2)
-    return share * (1 - share) / count
+    if sets is None:
+        return share * (1 - share) / count
+    right = sets.fit(table)
+    half = float((table.cpu() * right * (1 - right)).sum()) / (count + 2)  # of what is half right
+    return max(share * (1 - share) - half, 0.0) / count
 
 
 def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
-    of_train, of_val = (x.cpu() for x in _counts(train.y, val.y, sharded=train.sharded))
+    of_train, of_val = (x.cpu() for x in _counts(train.group, val.group, sharded=train.sharded))
     size = int(of_train.sum())
     both = torch.where(of_val > 0, of_train, 0).double()
     if size < 2 or not bool(both.any()):
@@ -327,6 +387,9 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
         )
     share = both / both.sum()
     answers = _Answers(train, share), _Answers(val, share)
+    of_class = _counts(train.y, val.y, sharded=train.sharded)[0].cpu()
+    group = clustering.group_of(torch.arange(len(of_class)))
+    likely = share[group] * of_class / of_train[group].clamp_min(1)
     parts = 2 if clustering.sample is None else max(2, math.ceil(size / clustering.sample))
     k, restarts = min(clustering.k, size // parts), max(clustering.restarts // 5, 1)
     gaps = []
@@ -335,19 +398,19 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
         if n % 2 == 0:  # each division has two clusterings, of parts that share no row
             part = _parts(train, parts, own.seed)
         old = part == n % 2
-        some = _Rows(train.x[old], train.y[old], train.index[old], train.sharded)
+        some = train.where(old)
         low, high = extent(some.x, sharded=some.sharded)
-        clusters = own.fit(some, low, high)
-        table = counted(clusters.labels, some.y, k, len(share), sharded=some.sharded)
+        clusters = own.clustered(some, low, high)
+        table = counted(clusters.labels, some.y, k, len(likely), sharded=some.sharded).cpu()
         # Validation rows of a class count as often as training rows of it are new to a clustering:
         # one that has seen few of a small class is asked for many, in both splits.
-        asked = (of_train - table.sum(0).cpu()).to(val.y.device)
-        names = table.argmax(1)
-        guesses = shuffled(table, own.seed, 1)[0].argmax(1).to(names.device)
+        asked = (of_train.index_add(0, group, table.sum(0), alpha=-1)).to(val.y.device)
+        right = fit(table, own.sets)
+        lucky = fit(shuffled(table, own.seed, 1)[0], own.sets) @ likely
         rates = []
-        for split, times in zip(answers, (~old, asked[val.y]), strict=True):
+        for split, times in zip(answers, (~old, asked[val.group]), strict=True):
             labels = assign(split.rows.x, clusters.centers, unit(low, high))
-            rates.append(split.add(names[labels], guesses[labels], times))
+            rates.append(split.add(labels, right, lucky, times))
         gaps.append(rates[0] - rates[1])
         if n + 1 >= 2 * HALVINGS[0] and n % 2:
             # The mean of a halving's two clusterings varies by all that other starts change.
@@ -372,29 +435,31 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
 
 
 class _Answers:
-    """How often each row of a split is in a cluster that stands for its class."""
+    """How often each row of a split is in a cluster that stands for its class or labels."""
 
     def __init__(self, rows: _Rows, share: Float[Tensor, " c"]) -> None:
         """Holds none yet; `share` is what each class counts."""
-        wide = torch.float32 if rows.x.device.type == "mps" else torch.float64
         self.rows, self._share = rows, share
-        self._lucky = share.to(rows.x.device, wide)
+        self._wide = torch.float32 if rows.x.device.type == "mps" else torch.float64
         self._asked, self._right, self._guessed = torch.zeros(
-            3, len(rows.y), dtype=wide, device=rows.x.device
+            3, len(rows.y), dtype=self._wide, device=rows.x.device
         )
 
-    def add(self, named: Tensor, guessed: Tensor, times: Tensor) -> float:
+    def add(self, labels: Tensor, fitting: Tensor, lucky: Tensor, times: Tensor) -> float:
         """Takes up a clustering; returns the share of rows that it has right.
 
         Args:
-            named: The class that the cluster of each row stands for.
-            guessed: The same, had the clustered rows shuffled labels.
+            labels: Cluster of each row.
+            fitting: (k, m) How well what each cluster stands for fits each class.
+            lucky: (k,) How well it would fit a row at random, had the clustered rows shuffled
+                labels.
             times: How often the answer for each row counts.
         """
-        right = times * (named == self.rows.y)
+        fitting, lucky = (x.to(labels.device, self._wide) for x in (fitting, lucky))
+        right = times * fitting[labels, self.rows.y]
         self._asked += times
         self._right += right
-        self._guessed += times * self._lucky[guessed]
+        self._guessed += times * lucky[labels]
         return self._mean(right, times.to(right.dtype))
 
     def purity(self) -> float:
@@ -406,7 +471,7 @@ class _Answers:
         return self._mean(self._guessed, self._asked)
 
     def spread(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """By class, squared differences of its rows' shares, summed, and degrees of freedom."""
+        """By group, squared differences of its rows' shares, summed, and degrees of freedom."""
         rate = self._right / self._asked.clamp_min(1)
         count, total, squares = (self._sum(x) for x in (torch.ones_like(rate), rate, rate.square()))
         squares = (squares - total.square() / count.clamp_min(1)).clamp_min(0)
@@ -414,11 +479,12 @@ class _Answers:
         return squares * counts, (count - 1).clamp_min(0) * counts
 
     def _mean(self, x: Tensor, times: Tensor) -> float:
-        """Over classes, by what they count."""
+        """Over groups, by what they count."""
         return float(self._share @ (self._sum(x) / self._sum(times).clamp_min(1)))
 
     def _sum(self, x: Tensor) -> Float[Tensor, " c"]:
-        total = torch.zeros_like(self._lucky).index_add_(0, self.rows.y, x.to(self._lucky.dtype))
+        total = x.new_zeros(len(self._share), dtype=self._wide)
+        total.index_add_(0, self.rows.group, x.to(self._wide))
         return distributed.sum_(total, sharded=self.rows.sharded).cpu().double()
 
 
@@ -462,19 +528,37 @@ def unit(low: Float[Tensor, " d"], high: Float[Tensor, " d"]) -> Float[Tensor, "
     return torch.where(span > 0, span, 1.0) / 2
 
 
-def in_classes(
-    train: Features, val: Features
-) -> tuple[Features, Features, Int[Tensor, " c"], tuple[str, ...]]:
-    """Both splits with classes for targets, as `diagnose` takes them.
+@dataclass(frozen=True)
+class Numbered:
+    """Both splits with a number for each target, as they are clustered.
 
-    Returns:
-        The splits, how many samples of each class the training split has, and notes.
+    Attributes:
+        train: The training split; a target is the number of its class or set of labels.
+        val: The validation split.
+        k: How many clusters.
+        notes: What was made of the targets.
+        sets: The sets of labels, where a sample has several.
+        group: Of each set, its rarest label.
+    """
+
+    train: Features
+    val: Features
+    k: int
+    notes: tuple[str, ...] = ()
+    sets: LabelSets | None = None
+    group: Int[Tensor, " m"] | None = None
+
+
+def in_classes(train: Features, val: Features) -> Numbered:
+    """Both splits with numbers for targets, as `diagnose` takes them.
 
     Raises:
         ValueError: If they cannot be clustered.
     """
+    if train.target.ndim == 2:
+        return _of_labels(train, val)
     if not train.target.is_floating_point():
-        return train, val, _check_classes(train, val), ()
+        return Numbered(train, val, _check_classes(train, val))
     _check_values(train, val)
     edges, are_classes = _edges(train, val)
     train = replace(train, target=torch.bucketize(_values(train), edges))
@@ -483,7 +567,35 @@ def in_classes(
     note = f"The regression target is cut into {count} equal-count bins."
     if are_classes:
         note = f"The target's {count} values are taken for classes."
-    return train, val, _check_classes(train, val, whole=are_classes), (note,)
+    return Numbered(train, val, _check_classes(train, val, whole=are_classes), (note,))
+
+
+def _of_labels(train: Features, val: Features) -> Numbered:
+    """Both splits with the numbers of their sets of labels."""
+    told = torch.ones(train.target.shape[1], dtype=torch.bool, device=train.target.device)
+    sizes = []
+    for split, where in ((train, "training"), (val, "validation")):
+        check_labels(f"the target of the {where} split", split.target, sharded=split.sharded)
+        count = (split.target > 0).sum(0)
+        size = distributed.sum_(count.new_tensor(len(split.target)), sharded=split.sharded)
+        count = distributed.sum_(count, sharded=split.sharded)
+        told &= ((count > 0) & (count < size)).to(told.device)
+        sizes.append(int(size))
+    if not told.any():
+        raise UserError(
+            "no label is there in some samples of both splits and not in others, so there is "
+            "nothing to tell apart. Draw the validation split anew, or pass a larger one."
+        )
+    k = max(min(int(told.sum()), *sizes), 2)
+    lacking = ", ".join(map(str, (~told).nonzero()[:, 0].tolist()))
+    note = f"Labels that a split has in no sample, or in all, are left out: {lacking}."
+    labels = torch.cat([train.target, val.target.to(told.device)])[:, told]
+    sets, number = LabelSets.of(labels, sharded=train.sharded)
+    train = replace(train, target=number[: len(train.target)])
+    val = replace(val, target=number[len(train.target) :])
+    count = train.target.bincount(minlength=len(sets.has))
+    group = sets.rarest(distributed.sum_(count, sharded=train.sharded))
+    return Numbered(train, val, k, (note,) if lacking else (), sets, group)
 
 
 def check_gap(gap: str) -> None:
@@ -523,8 +635,8 @@ def _check_values(train: Features, val: Features) -> None:
         )
 
 
-def _check_classes(train: Features, val: Features, *, whole: bool = True) -> Int[Tensor, " c"]:
-    """Samples of each class in the training split, if both splits can be clustered.
+def _check_classes(train: Features, val: Features, *, whole: bool = True) -> int:
+    """How many classes the training split has, if both splits can be clustered.
 
     Args:
         train: The training split.
@@ -564,17 +676,19 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> Int
                 f"the {where} split has {int(counts.sum())} samples for {k} clusters (one per "
                 "class): fewer samples than clusters. Pass a larger split."
             )
-    return of_train
+    return k
 
 
 def _check_modalities(train: Features, val: Features) -> None:
     if missing := set(train.features) ^ set(val.features):
         raise UserError(f"modalities {sorted(missing)} are in one split only. Pass both.")
     for split in (train, val):
-        if split.target.ndim > 1:
+        if split.target.ndim > 2 or split.target.shape[1:] != train.target.shape[1:]:
             raise UserError(
-                f"a diagnosis takes one class or one value for each sample; found targets of "
-                f"shape {tuple(split.target.shape)}. Pass one column of them."
+                "a diagnosis takes one class or one value for each sample, or a column of 0 and 1 "
+                f"for each of several labels; found targets of shape {tuple(split.target.shape)} "
+                f"in one split and {tuple(train.target.shape)} in the training split. Pass the "
+                "same columns of both."
             )
     for name, x in train.features.items():
         if x.shape[1] != val.features[name].shape[1]:
@@ -583,15 +697,6 @@ def _check_modalities(train: Features, val: Features) -> None:
                 f"{val.features[name].shape[1]} in the validation split. Take both from one "
                 "encoder."
             )
-
-
-def _rows(split: Features, name: str) -> _Rows:
-    x = split.features[name]
-    target, index = split.target.to(x.device), _index(split).to(x.device)
-    if name in split.present:
-        here = split.present[name].to(x.device)
-        x, target, index = x[here], target[here], index[here]
-    return _Rows(x, target, index, split.sharded)
 
 
 def _index(split: Features) -> Tensor:
@@ -641,17 +746,17 @@ def _edges(train: Features, val: Features) -> tuple[Float[Tensor, " edges"], boo
 
 
 def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:
-    """As many rows of each class as wanted, the same ones whatever the ranks and row order."""
+    """As many rows of each group as wanted, the same ones whatever the ranks and row order."""
     everyone = torch.cat(distributed.gather(rows.index, sharded=rows.sharded)).sort().values
     stream = torch.Generator().manual_seed(seed)
     drawn = torch.rand(len(everyone), generator=stream, dtype=torch.float64, device="cpu")
     drawn = drawn.to(rows.x.device)
     keys = drawn[torch.searchsorted(everyone, rows.index)]  # by place in the canonical order
     all_keys = torch.cat(distributed.gather(keys, sharded=rows.sharded))
-    all_y = torch.cat(distributed.gather(rows.y, sharded=rows.sharded))
-    keep: Bool[Tensor, " n"] = torch.zeros_like(rows.y, dtype=torch.bool)
-    for label, count in enumerate(wanted.tolist()):
+    all_groups = torch.cat(distributed.gather(rows.group, sharded=rows.sharded))
+    keep: Bool[Tensor, " n"] = torch.zeros_like(rows.group, dtype=torch.bool)
+    for group, count in enumerate(wanted.tolist()):
         if count:
-            last = all_keys[all_y == label].kthvalue(count).values
-            keep |= (rows.y == label) & (keys <= last)
-    return _Rows(rows.x[keep], rows.y[keep], rows.index[keep], rows.sharded)
+            last = all_keys[all_groups == group].kthvalue(count).values
+            keep |= (rows.group == group) & (keys <= last)
+    return rows.where(keep)

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from evenly.diagnosis.rows import floats
@@ -31,13 +31,13 @@ class Read:
     rows: Int[Tensor, " k"]
     log: Float[Tensor, "k c"]
 
-    def right(self, target: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    def right(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, " n"]:
         """Whether each sample of the split is read rightly; one without the modality is not."""
         found = torch.zeros_like(target, dtype=torch.bool)
         found[self.rows] = self.log.argmax(1) == target[self.rows]
         return found
 
-    def luck(self, target: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
         """For each sample, the share of all guesses that name its class.
 
         That is how often it is read rightly if guesses are dealt out to the samples at random.
@@ -46,28 +46,110 @@ class Read:
         return (guesses.double() / max(len(self.rows), 1))[target]
 
 
+@dataclass(frozen=True)
+class ReadLabels(Read):
+    """The same of several labels; `log` has the log-odds of each.
+
+    Attributes:
+        above: (c,) What the log-odds are above where a label is said to be there, see `cut`.
+    """
+
+    above: Float[Tensor, " c"]
+
+    def right(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, " n"]:
+        """Values whose mean over the samples that have the modality is `balanced` accuracy."""
+        found = torch.zeros(len(target), dtype=torch.float64, device=target.device)
+        own = target[self.rows] > 0
+        found[self.rows] = balanced((self.log > self.above) == own, own)
+        return found
+
+    def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
+        """½: what guesses that are dealt out at random come to, whatever they are."""
+        return torch.full((len(target),), 0.5, dtype=torch.float64, device=target.device)
+
+
+def balanced(right: Shaped[Tensor, "n c"], has: Shaped[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    """Values of samples whose mean is the balanced accuracy, the mean over labels.
+
+    That is the mean of two shares: of the samples with a label those that it is said of, and of
+    those without it those that it is not said of. Their spread is what it varies by over draws of
+    the samples: (1/n) of a sample's value is by how much it moves the mean (its influence).
+
+    Args:
+        right: Whether each label of each sample is decided rightly; between 0 and 1 where that is a
+            mean of several decisions.
+        has: Whether it has it. Labels that all samples have, or none, are left out.
+    """
+    here, right = (has > 0).double(), right.double()
+    count = here.sum(0)
+    known = (count > 0) & (count < len(here))
+    here, right, count = here[:, known], right[:, known], count[known]
+    value = torch.zeros_like(right)
+    for one, size in ((here, count), (1 - here, len(here) - count)):
+        share = (right * one).sum(0) / size
+        value += (share + len(here) / size * one * (right - share)) / 2
+    return value.mean(1)
+
+
+def cut(log: Float[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tensor, " c"]:
+    """What log-odds are above for a label to be said: halfway between those with it and without.
+
+    That is where a sample is as often of the ones as of the others if both are as many. At a
+    probability of ½ a rare label is hardly ever said, however well it is told.
+
+    Args:
+        log: Log-odds, or any logits, of the samples of the training split.
+        target: Their labels. One that all have is always said, one that none has never.
+    """
+    has = (target > 0).to(log)
+    count = has.sum(0)
+    mean = [(log.nan_to_num() * one).sum(0) / one.sum(0).clamp_min(1) for one in (has, 1 - has)]
+    found = (mean[0] + mean[1]) / 2
+    found = torch.where(count == 0, math.inf, found)
+    return torch.where(count == len(has), -math.inf, found)
+
+
 def read(train: Features, test: Features) -> dict[str, Read]:
     """By modality, logistic regression fitted on one split, applied to another.
+
+    Of several labels a sample one is fitted for each (`ReadLabels`).
 
     Each feature is standardised by the training split; the weights have the penalty ½|W|² beside
     the sum of all losses, scikit-learn's default (C = 1). Samples that lack the modality count in
     neither split.
 
     Args:
-        train: What the classifier is fitted on, with classes as targets.
+        train: What the classifier is fitted on, with classes as targets, or (n, c) labels, 1 or 0.
         test: What it is applied to.
 
     Returns:
         Modalities that no sample of a split has are left out.
     """
+    of_labels = train.target.ndim == 2
     classes = int(max(split.target.max() for split in (train, test) if len(split.target))) + 1
-    found = {}
+    found: dict[str, Read] = {}
     for name in train.features:
         (_, x, y), (rows, unseen, _) = _rows(train, name), _rows(test, name)
-        if len(y) and len(rows):
-            log = _fitted(x, y, unseen.to(x.device), classes)
+        if not len(y) or not len(rows):
+            continue
+        unseen = unseen.to(x.device)
+        if of_labels:
+            both = torch.cat([x, unseen])
+            log = torch.stack([_odds(x, label, both) for label in y.T.long()], 1)
+            above = cut(log[: len(x)], y).to(test.target.device)
+            found[name] = ReadLabels(rows, log[len(x) :].to(test.target.device), above)
+        else:
+            log = _fitted(x, y, unseen, classes)
             found[name] = Read(rows, log.to(test.target.device))
     return found
+
+
+def _odds(
+    x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"]
+) -> Float[Tensor, " k"]:
+    """The log-odds of a label for other samples; infinite where all have it or none."""
+    log = _fitted(x, y, unseen, 2)
+    return log[:, 1] - log[:, 0]
 
 
 def linear_probe(train: Features, test: Features) -> dict[str, float]:
@@ -124,8 +206,8 @@ def _fitted(
 
 def _rows(
     split: Features, name: str
-) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d"], Int[Tensor, " k"]]:
-    """The samples that have a modality, its features, and their classes."""
+) -> tuple[Int[Tensor, " k"], Float[Tensor, "k d"], Shaped[Tensor, "k *c"]]:
+    """The samples that have a modality, its features, and their targets."""
     rows = torch.arange(len(split.target), device=split.target.device)
     x = split.features[name].detach()
     if name in split.present:

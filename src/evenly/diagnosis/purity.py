@@ -1,8 +1,10 @@
-"""How well a clustering agrees with the classes."""
+"""How well a clustering agrees with the classes, or with several labels a sample."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evenly import distributed
@@ -16,15 +18,22 @@ _CHUNK = 2**20  # samples that are counted at a time, so that many of them take 
 
 @torch.no_grad()
 def purity(
-    cluster: Shaped[Tensor, " n"], target: Shaped[Tensor, " n"], *, sharded: bool = False
+    cluster: Shaped[Tensor, " n"], target: Shaped[Tensor, "n *c"], *, sharded: bool = False
 ) -> float:
     """The share of samples, 0 to 1, that are of their cluster's commonest class.
 
     (1/N) sum over clusters of the largest overlap with a class (Wei et al., ECCV 2024).
 
+    Of several labels no paper defines it. Here each cluster stands for a set of labels, and the
+    purity is how much a sample's labels and those of its cluster have in common, on average: the
+    Jaccard index |both| / |either|, 1 where neither has any. It counts no agreement on labels that
+    neither has, of which rare labels would have a lot. A cluster stands for its commonest labels,
+    as many as fit best. Where each sample has exactly one label, and of one label that a sample has
+    or not, it is the published purity.
+
     Args:
         cluster: Cluster of each sample, numbered from 0, in integers of any type.
-        target: Class of each sample, the same.
+        target: Class of each sample, the same; or (n, c) of several labels, 1 or 0, of any type.
         sharded: Whether these samples are this rank's share; every rank must then call.
 
     Raises:
@@ -32,7 +41,12 @@ def purity(
         ValueError: If there is no sample, over all ranks, or a number is below 0 or so large that
             it numbers nothing.
     """
-    cluster, target = _whole_numbers("cluster", cluster), _whole_numbers("target", target)
+    cluster = _whole_numbers("cluster", cluster)
+    sets = None
+    if isinstance(target, Tensor) and target.ndim == 2:
+        check_labels("purity: target", target, sharded=sharded)
+        sets, target = LabelSets.of(target, sharded=sharded)
+    target = _whole_numbers("target", target)
     both = (cluster, target)
     # The extremes decide the size of the table and the errors, the same on every rank.
     highest = torch.stack([x.max() + 1 if len(x) else x.new_zeros(()) for x in both])
@@ -52,7 +66,7 @@ def purity(
                 f"purity: {name} must be numbered from 0; found {count - 1}. Of any other numbers "
                 "x.unique(return_inverse=True)[1] makes such."
             )
-    return of_table(counted(cluster, target, clusters, classes, sharded=sharded))
+    return of_table(counted(cluster, target, clusters, classes, sharded=sharded), sets)
 
 
 def counted(
@@ -70,9 +84,101 @@ def counted(
     return distributed.sum_(table, sharded=sharded).view(clusters, classes)
 
 
-def of_table(table: Int[Tensor, "clusters classes"]) -> float:
-    """The purity of clusters that hold so many samples of each class."""
-    return int(table.amax(1).sum()) / int(table.sum())
+@dataclass(frozen=True)
+class LabelSets:
+    """The sets of labels that samples have; a sample's target is then the number of its set.
+
+    Attributes:
+        has: Which labels each has.
+    """
+
+    has: Bool[Tensor, "m c"]
+
+    @staticmethod
+    def of(
+        labels: Shaped[Tensor, "n c"], *, sharded: bool = False
+    ) -> "tuple[LabelSets, Int[Tensor, ' n']]":
+        """The sets of all ranks, and the number of each sample's."""
+        own = (labels > 0).to(torch.uint8)
+        every = torch.cat(distributed.gather(own.unique(dim=0), sharded=sharded)).unique(dim=0)
+        number = torch.cat([every, own]).unique(dim=0, return_inverse=True)[1]
+        return LabelSets(every.bool()), number[len(every) :]
+
+    def fit(self, table: Int[Tensor, "k m"]) -> Float[Tensor, "k m"]:
+        """The Jaccard index of the labels that each cluster stands for and each set; on the CPU."""
+        has, named = self.has[: table.shape[1]].cpu().double(), self.named(table).double()
+        return jaccard(named @ has.T, named.sum(1, True) + has.sum(1))
+
+    def named(self, table: Int[Tensor, "k m"]) -> Bool[Tensor, "k c"]:
+        """The labels that each cluster stands for; on the CPU."""
+        has = self.has[: table.shape[1]].cpu().double()
+        size, named = has.sum(1), torch.zeros(len(table), has.shape[1], dtype=torch.bool)
+        most = torch.arange(has.shape[1] + 1)
+        for counts, own in zip(table.cpu(), named, strict=True):
+            here = counts > 0
+            count = counts[here].double()
+            order = (count @ has[here]).argsort(descending=True, stable=True)
+            both = has[here][:, order].cumsum(1)
+            both = torch.cat([both.new_zeros(len(both), 1), both], 1)  # with 0, 1, ... labels
+            found = count @ jaccard(both, size[here, None] + most)
+            # Of a tie, which rounding may hide, the fewest labels.
+            fewest = int((found >= found.max() - 1e-6).int().argmax())
+            own[order[:fewest]] = True
+        return named
+
+    def rarest(self, count: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+        """The rarest label of each set, where it has so many samples; of none one number more."""
+        of_label = (count[:, None] * self.has).sum(0)
+        order = of_label.argsort(stable=True)
+        ranked = self.has[:, order]
+        return order[ranked.int().argmax(1)].where(ranked.any(1), len(order))
+
+
+def are_labels(target: Shaped[Tensor, "n *c"], *, sharded: bool = False) -> bool:
+    """Whether a target is 0 or 1 for each of several labels, on every rank."""
+    if target.ndim != 2:
+        return False
+    bad = (~((target == 0) | (target == 1))).any().long()
+    return not int(distributed.max_(bad, sharded=sharded))
+
+
+def check_labels(where: str, labels: Shaped[Tensor, "n c"], *, sharded: bool = False) -> None:
+    """Raises on every rank if labels are other than 0 and 1."""
+    if not are_labels(labels, sharded=sharded):
+        raise UserError(
+            f"{where} of shape {tuple(labels.shape)} is of several labels a sample, which are 0 or "
+            "1 each; found other values. Pass (labels >= 0.5), or one class or value a sample."
+        )
+
+
+def fit(table: Int[Tensor, "k m"], sets: LabelSets | None = None) -> Float[Tensor, "k m"]:
+    """How well what each cluster stands for fits each class or set of labels, 0 to 1; on the CPU.
+
+    Of classes it is 1 for the cluster's commonest, and 0 for all others.
+    """
+    if sets is not None:
+        return sets.fit(table)
+    table = table.cpu()
+    return torch.zeros(table.shape).double().scatter_(1, table.argmax(1, keepdim=True), 1)
+
+
+def of_table(table: Int[Tensor, "clusters classes"], sets: LabelSets | None = None) -> float:
+    """The purity of clusters that hold so many samples of each class or set of labels."""
+    if sets is None:
+        return int(table.amax(1).sum()) / int(table.sum())
+    table = table.cpu()
+    return float((table * sets.fit(table)).sum()) / int(table.sum())
+
+
+def jaccard(both: Float[Tensor, "*n"], together: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The Jaccard index of pairs of sets; 1 where neither has anything.
+
+    Args:
+        both: How many things both have.
+        together: The sizes of the two, added.
+    """
+    either = together - both
+    return torch.where(either > 0, both / either, 1.0)
 
 
 def shuffled(

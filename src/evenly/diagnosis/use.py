@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from evenly.diagnosis.classes import Classes
+from evenly.diagnosis.classes import Classes, Labels
 from evenly.diagnosis.contribution import contributions
 from evenly.errors import UserError
 from evenly.output import Output
@@ -34,6 +34,10 @@ Subset = frozenset[str]
 @dataclass(frozen=True)
 class Use:
     """Of each sample of a split, in random order: means over the swaps.
+
+    Of several labels a sample, what is right is a value whose mean is the balanced accuracy
+    (`linear_probe.balanced`), `flipped` the share of labels that change of those that are said
+    before or after, and there are no votes.
 
     Attributes:
         right: Whether it is predicted rightly.
@@ -80,7 +84,7 @@ def use(
         ValueError: If each batch has one sample, or what an encoder returns cannot be swapped.
     """
     names = list(encoders)
-    tally = _Tally(names)
+    tally = _Tally(names, classes)
     places: list[_Places] = []
 
     def values(chosen: Sequence[Subset]) -> Mapping[Subset, Tensor]:
@@ -102,8 +106,8 @@ def use(
                 guess = classes.guess(fuse(mixed))
                 for name in names:
                     turned = classes.guess(fuse({**mixed, name: others[name]}))
-                    tally.flip(name, (guess != turned)[here])
-            tally.end()
+                    tally.flip(name, classes.changed(guess, turned)[here])
+            tally.end(target[here])
 
         probe.each(split, take, seed=seed)
         if tally.is_empty:
@@ -119,8 +123,10 @@ def use(
 class _Tally:
     """What the swaps of all batches bring about."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, names: Sequence[str], classes: Classes) -> None:
+        self.names, self.classes = names, classes
+        self.votes = len(names) > 1 and not isinstance(classes, Labels)
+        self._target: list[Tensor] = []
         self._batch: dict[tuple[str, Subset], list[Tensor]] = {}
         self._all: dict[tuple[str, Subset], list[Tensor]] = {}
         self._votes: dict[tuple[str, str], list[Tensor]] = {}
@@ -134,21 +140,23 @@ class _Tally:
         here: Tensor,
     ) -> None:
         """Takes the predictions of a batch under one swap."""
-        self._batch.setdefault(("right", swap), []).append((guess == target)[here].double())
-        if len(swap) == 1 and len(self.names) > 1:
+        right = self.classes.right(guess, target)[here].double()
+        self._batch.setdefault(("right", swap), []).append(right)
+        if len(swap) == 1 and self.votes:
             (name,) = swap
             other = target[partner[name]]
-            apart = here & here[partner[name]] & (other != target)
+            apart = here & here[partner[name]] & self.classes.differ(other, target)
             for what, label in (("followed", other), ("outvoted", target)):
-                won = (guess == label)[apart].double()
+                won = self.classes.right(guess, label)[apart].double()
                 self._votes.setdefault((what, name), []).append(won)
 
     def flip(self, name: str, turned: Tensor) -> None:
         """Takes which predictions of a batch a modality has turned."""
         self._batch.setdefault(("flipped", frozenset([name])), []).append(turned.double())
 
-    def end(self) -> None:
-        """Ends a batch: of each sample the mean over its swaps is kept."""
+    def end(self, target: Tensor) -> None:
+        """Ends a batch: of each sample the mean over its swaps is kept, and its target."""
+        self._target.append(target)
         for key, rounds in self._batch.items():
             self._all.setdefault(key, []).append(torch.stack(rounds).mean(0))
         self._batch.clear()
@@ -160,20 +168,25 @@ class _Tally:
 
     def right(self) -> dict[Subset, Tensor]:
         """By what is swapped, how often each sample is predicted rightly."""
-        return {swap: torch.cat(x) for (what, swap), x in self._all.items() if what == "right"}
+        target = torch.cat(self._target)
+        return {
+            swap: self.classes.values(torch.cat(x), target)
+            for (what, swap), x in self._all.items()
+            if what == "right"
+        }
 
     def use(self, shares: Mapping[str, Tensor]) -> Use:
         """All of it."""
-        alone = {name: frozenset([name]) for name in self.names}
+        alone, right = {name: frozenset([name]) for name in self.names}, self.right()
         votes = {
             what: {name: torch.cat(self._votes[what, name]) for name in self.names}
-            if len(self.names) > 1
+            if self.votes
             else {}
             for what in ("followed", "outvoted")
         }
         return Use(
-            torch.cat(self._all["right", frozenset()]),
-            {name: torch.cat(self._all["right", swap]) for name, swap in alone.items()},
+            right[frozenset()],
+            {name: right[swap] for name, swap in alone.items()},
             {name: torch.cat(self._all["flipped", swap]) for name, swap in alone.items()},
             shares,
             votes["followed"],

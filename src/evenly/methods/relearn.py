@@ -23,6 +23,7 @@ from evenly.diagnosis.gap import (
     in_classes,
 )
 from evenly.diagnosis.kmeans import check_sample
+from evenly.diagnosis.purity import are_labels
 from evenly.errors import UserError, UserRuntimeError
 from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
@@ -52,7 +53,8 @@ class Relearn(Method):
 
     What is pulled back is what an encoder computes, whatever its parameters are: see
     `soft_reinit_` for low-rank adapters, norms of weights and quantised bases. Samples whose
-    target is the criterion's `ignore_index` count in no diagnosis.
+    target is the criterion's `ignore_index` count in no diagnosis. The paper has one class for each
+    sample; of several labels the purity is evenly's own (`diagnose`).
 
     Attributes:
         initial: By modality, θ₀ of each parameter, with what else a weight is computed with; None
@@ -70,7 +72,7 @@ class Relearn(Method):
         url="https://arxiv.org/abs/2407.09705",
         category="optimisation",
         writes="weights",
-        targets=("classes", "ignored", "logit", "number"),
+        targets=("classes", "ignored", "labels", "logit", "number"),
         modalities="any number; each is diagnosed by itself",
         neutral={"strength": 0.0},
         epochs=90,
@@ -251,14 +253,14 @@ class Relearn(Method):
             check_kinds(encoder, self.initial[name], f"encoder '{name}'")
         probe = self._probe(probe)
         train, val = self._look(probe, "train"), self._look(probe, "val")
-        if train.target.ndim > 1:
+        several = train.target.ndim > 1
+        if several and not are_labels(train.target, sharded=train.sharded):
             raise UserError(
-                f"{type(self).__name__} takes {in_words(self.info.targets)}, one for each sample; "
-                f"found targets of shape {tuple(train.target.shape)}. Its clusters are compared "
-                "with one of them."
+                f"{type(self).__name__} takes {in_words(self.info.targets)}; found targets of "
+                f"shape {tuple(train.target.shape)} that are not 0 or 1 for each label. Its "
+                "clusters are compared with one class or number for each sample, or with labels."
             )
-        counts = in_classes(train, val)[2]
-        check_sample(self.sample, int((counts > 0).sum()))
+        check_sample(self.sample, in_classes(train, val).k)
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")

@@ -7,7 +7,7 @@ say.
 
 from typing import ClassVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -24,9 +24,9 @@ from evenly.probe import SPLITS, Probe
 from evenly.ranges import check_range
 from evenly.reinit import soft_reinit_
 
-Told = tuple[Bool[Tensor, " k"], Float[Tensor, " k"]]
-"""Of the validation samples that have a modality: whether a linear probe reads each rightly, and
-how often it would with its guesses dealt out at random."""
+Told = tuple[Shaped[Tensor, " k"], Float[Tensor, " k"]]
+"""Of the validation samples that have a modality: whether a linear probe reads each rightly (of
+several labels, how far), and how often it would with its guesses dealt out at random."""
 ALONE = 20
 """Epochs that the encoders are trained alone for, of a training of 90."""
 
@@ -58,7 +58,7 @@ class Remedy(Relearn):
         url="https://arxiv.org/abs/2407.09705",
         category="optimisation",
         writes="weights",
-        targets=("classes", "ignored"),
+        targets=("classes", "ignored", "labels"),
         modalities="any number; each has a verdict of its own",
         neutral={"strength": 0.0, "weight": 0.0},
         epochs=90,

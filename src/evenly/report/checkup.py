@@ -51,7 +51,6 @@ ROWS = {
     "outvoted": "Where it is of another class: the others' wins",
 }
 """Of the table, by their name in a finding; all in %."""
-
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _INTERVALS = 5  # between the ticks of an axis, at most
 
@@ -181,17 +180,20 @@ def write_checkup(
         `path`.
     """
     modalities, accuracy = read_modalities(found), percent(found["accuracy"])
+    other = {"chance": "Chance: the same of all samples"} if found["has_labels"] else {}
     page = rendered(
         "checkup.html.jinja",
         title=title,
         headline=headline(found),
         standing=standing(found),
+        has_labels=found["has_labels"],
+        measure=measure(found),
         best=found["best"],
         alone=percent(found["alone"]),
         some_lack=found["alone"]["count"] < found["accuracy"]["count"],
         accuracy=accuracy,
         together=percent(found["together"]),
-        synergy=percent(found["synergy"]),
+        synergy=_known(found["synergy"], percent),
         modalities=modalities,
         meanings=MEANINGS,
         glyphs=GLYPHS,
@@ -204,7 +206,7 @@ def write_checkup(
         contested=[one for one in modalities if one.won],
         rows=[
             (title, [one.figures[name] for one in modalities])
-            for name, title in {**ROWS, "gap": "Gap of purities"}.items()
+            for name, title in {**ROWS, **other, "gap": "Gap of purities"}.items()
             if any(one.figures[name] for one in modalities)
         ],
         absent=ABSENT,
@@ -213,6 +215,11 @@ def write_checkup(
     )
     write_text(path, page)
     return path
+
+
+def measure(found: Mapping[str, Any]) -> str:
+    """What the figures in % are of."""
+    return "Balanced accuracy" if found["has_labels"] else "Accuracy"
 
 
 def standing(found: Mapping[str, Any]) -> Literal["better", "worse", "open", "only"]:
@@ -228,6 +235,9 @@ def headline(found: Mapping[str, Any]) -> str:
     best, by, all_right = found["best"], found["together"], percent(found["accuracy"])
     less = percent({"value": -by["value"], "low": -by["high"], "high": -by["low"]})
     more = percent(by)
+    only = f"The model is right on {all_right.text} % of the validation samples "
+    if found["has_labels"]:
+        only = f"The model has a balanced accuracy of {all_right.text} % "
     return {
         "worse": f"All together are worse than {best} alone, by {less.text} points "
         f"({less.interval}).",
@@ -235,8 +245,7 @@ def headline(found: Mapping[str, Any]) -> str:
         f"{more.text} points ({more.interval}).",
         "open": f"Whether all together are better than {best} alone cannot be told: the "
         f"difference is {more.text} points ({more.interval}).",
-        "only": f"The model is right on {all_right.text} % of the validation samples "
-        f"({all_right.interval}).",
+        "only": f"{only}({all_right.interval}).",
     }[standing(found)]
 
 

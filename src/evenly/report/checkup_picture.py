@@ -11,6 +11,7 @@ from evenly.report.checkup import (
     Shown,
     axis,
     headline,
+    measure,
     percent,
     plain,
     read_modalities,
@@ -70,7 +71,7 @@ def checkup_figure(found: Mapping[str, Any]) -> "Figure":
                 fontweight="bold", va="top", linespacing=1.35,
                 color=COLOURS["suppressed"] if standing(found) == "worse" else INK)  # fmt: skip
     panels: list[Axes] = []
-    titles = ("Accuracy, %", "Used, points", "Over-trained, gap")
+    titles = (f"{measure(found)}, %", "Used, points", "Over-trained, gap")
     for title, (left, width) in zip(titles, _COLUMNS, strict=True):
         axes = figure.add_axes(
             (left / _WIDTH, bottom / height, width / _WIDTH, (height - top - bottom) / height)

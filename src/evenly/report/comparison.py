@@ -19,6 +19,8 @@ PAPER = (
     "compare them with published tables that do the same, and with nothing else."
 )
 """What every output of `--protocol paper` says."""
+NONE = "no label"
+"""What a sample is called that has none of several labels."""
 Projected = Literal["tsne", "umap"]
 """How features are laid out in the plane."""
 
@@ -125,15 +127,19 @@ class Projection:
 
     Attributes:
         places: By modality, (k, 2); nan where a sample lacks it.
-        target: (k,) class of each sample.
-        predicted: (k,) the class that it is taken for.
+        target: (k,) class of each sample, or the rarest label it has; its colour.
+        own: (k,) the same, or which of `said` its labels are.
+        predicted: (k,) the class that it is taken for, or which of `said` its labels are taken for.
         labels: What each sample is called.
+        said: Sets of labels; empty where there are classes, which their numbers tell.
     """
 
     places: Mapping[str, np.ndarray]
     target: np.ndarray
+    own: np.ndarray
     predicted: np.ndarray
     labels: Sequence[str]
+    said: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -298,6 +304,18 @@ class Comparison:
     def class_names(self) -> list[str]:
         """By class number."""
         return [str(name) for name in self.config.get("class_names") or []]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether samples have several labels."""
+        return self.config.get("task") == "labels"
+
+    @cached_property
+    def group_names(self) -> list[str]:
+        """By the number of a colour in the plane: the classes or labels, and none of these."""
+        planes = [plane for run in self.runs for plane in run.projections.values()]
+        have_none = any((plane.target == len(self.class_names)).any() for plane in planes)
+        return [*self.class_names, NONE] if have_none else self.class_names
 
     @cached_property
     def noise_levels(self) -> list[float]:

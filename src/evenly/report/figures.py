@@ -178,7 +178,7 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
 
 
 def missing_figure(comparison: Comparison, modality: str) -> Figure:
-    """The main metric on test as one modality is missing from more and more samples, with 95 % intervals."""
+    """The main metric on test as one modality is missing from more samples, with 95 % intervals."""
     mark, metric = marks(comparison.methods), comparison.metric
     rates = comparison.missing_rates
     at = [100 * rate for rate in (0, *rates, 1)]

@@ -135,8 +135,10 @@ def _projections(path: Path) -> dict[Projected, Projection]:
                     for place, name in enumerate(stored["modalities"])
                 },
                 target=stored["target"],
+                own=stored.get("own", stored["target"]).reshape(count),
                 predicted=stored["predicted"].reshape(count),
                 labels=[str(label) for label in labels],
+                said=[str(text) for text in stored.get("said", ())],
             )
             for kind in get_args(Projected)
             if f"{kind}_0" in stored

@@ -140,6 +140,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         map_title=partial(_map_title, comparison),
         legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.methods],
         class_count=len(comparison.class_names),
+        has_labels=comparison.has_labels,
         figures=figures,
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
         relearns=any(name.startswith("strength/") for name in figures),
@@ -235,7 +236,7 @@ def _plane(comparison: Comparison, kind: Projected) -> Plane | None:
         ],
         classes=[
             (name, colour, OUTLINES[shape])
-            for number, name in enumerate(comparison.class_names)
+            for number, name in enumerate(comparison.group_names)
             for colour, shape in [class_style(number)]
         ],
     )

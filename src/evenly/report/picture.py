@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 ROWS = 12  # methods that fit beside the curves
 CLASS_ROWS = 16  # beside two panels
 HOLLOW = "taken for another"
+SOME_WRONG = "not all labels right"
 
 
 def write_picture(directory: Path, path: Path) -> Path:
@@ -248,11 +249,12 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
     present = {
         number for found in projections.values() for number in np.unique(found.target).tolist()
     }
-    classes = {number: comparison.class_names[number] for number in sorted(present)}
+    classes = {number: comparison.group_names[number] for number in sorted(present)}
+    hollow = SOME_WRONG if comparison.has_labels else HOLLOW
     said = selected(comparison).removeprefix(", ")
     side, gap, left, top = 2.3, 0.12, 0.42, 0.75 if said else 0.5
     columns = -(-(len(classes) + 1) // CLASS_ROWS)
-    longest = max(map(len, [HOLLOW, *map(_brief, classes.values())]))
+    longest = max(map(len, [hollow, *map(_brief, classes.values())]))
     legend = 0.15 + columns * (0.32 + 0.068 * longest)
     width = left + len(projections) * (side + gap) + legend
     height = top + len(modalities) * (side + gap) + 0.15
@@ -277,12 +279,12 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
                 _draw_plane(axes, found, fitted(found.places[modality]))
             else:
                 axes.text(0.5, 0.5, "not in this model", ha="center", color=QUIET)
-    _label_classes(figure, classes, columns, (width - legend) / width, top)
+    _label_classes(figure, classes, hollow, columns, (width - legend) / width, top)
     return figure
 
 
 def _draw_plane(axes: "Axes", found: Projection, places: np.ndarray) -> None:
-    right = found.predicted == found.target
+    right = found.predicted == found.own
     for number in np.unique(found.target).tolist():
         colour, shape = class_style(number)
         for chosen, face in ((right, colour), (~right, "none")):
@@ -292,7 +294,7 @@ def _draw_plane(axes: "Axes", found: Projection, places: np.ndarray) -> None:
 
 
 def _label_classes(
-    figure: "Figure", classes: Mapping[int, str], columns: int, x: float, top: float
+    figure: "Figure", classes: Mapping[int, str], hollow: str, columns: int, x: float, top: float
 ) -> None:
     from matplotlib.lines import Line2D
 
@@ -305,7 +307,7 @@ def _label_classes(
         )  # fmt: skip
     handles.append(
         Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor="none",
-               markersize=5.5, label=HOLLOW)
+               markersize=5.5, label=hollow)
     )  # fmt: skip
     height = figure.get_size_inches()[1]
     figure.legend(handles=handles, loc="upper left", ncols=columns, frameon=False,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evenly.report.comparison import Comparison, Projected
+from evenly.report.comparison import NONE, Comparison, Projected
 
 NAMES: Mapping[Projected, str] = {"tsne": "t-SNE", "umap": "UMAP"}
 # As far apart as can be, also without red or green receptors, and read on white and on black.
@@ -29,8 +29,11 @@ def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
     `classes`, with their `colours` and `shapes`; `samples` with `target` and `label`; and of each
     of the `methods`, best first, its `number`, `samples` (which of those), `predicted` and, by the
     position of each modality, `places`: x and y in whole numbers, none where a sample lacks it.
+    Of several labels a sample `predicted`, and `own` of the samples, are numbers of the texts in
+    `said`.
     """
     samples: list[dict[str, Any]] = []
+    said: dict[str, int] = {}
     methods = []
     for method in comparison.ranking:
         found = comparison.projection(method, kind)
@@ -41,13 +44,18 @@ def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
             "target": found.target.tolist(),
             "label": [escape(label, quote=False) for label in found.labels],
         }
+        numbers = [said.setdefault(text or NONE, len(said)) for text in found.said]
+        predicted = found.predicted.tolist()
+        if found.said:
+            own["own"] = [numbers[number] for number in found.own.tolist()]
+            predicted = [numbers[number] for number in predicted]
         if own not in samples:
             samples.append(own)
         methods.append(
             {
                 "number": comparison.methods.index(method),
                 "samples": samples.index(own),
-                "predicted": found.predicted.tolist(),
+                "predicted": predicted,
                 "places": {
                     comparison.modalities.index(name): _rounded(places)
                     for name, places in found.places.items()
@@ -57,14 +65,14 @@ def plane(comparison: Comparison, kind: Projected) -> dict[str, Any] | None:
         )
     if not methods:
         return None
-    count = len(comparison.class_names)
+    count = len(comparison.group_names)
     return {
-        "classes": [escape(name, quote=False) for name in comparison.class_names],
+        "classes": [escape(name, quote=False) for name in comparison.group_names],
         "colours": [class_style(number)[0] for number in range(count)],
         "shapes": [class_style(number)[1] for number in range(count)],
         "samples": samples,
         "methods": methods,
-    }
+    } | ({"said": [escape(text, quote=False) for text in said]} if said else {})
 
 
 def fitted(places: np.ndarray) -> np.ndarray:

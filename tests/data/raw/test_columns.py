@@ -327,7 +327,8 @@ class TestTypes:
             (pa.date32(), 1), (pa.timestamp("us"), 1), (pa.duration("s"), 1), (pa.time32("s"), 1),
             (pa.struct([("a", pa.int8())]), {"a": 1}),
             (pa.map_(pa.string(), pa.int8()), [("a", 1)]),
-            (pa.list_(pa.list_(pa.string())), [["a"]]), (pa.list_(pa.list_(pa.int8())), [[1], [1, 2]]),
+            (pa.list_(pa.list_(pa.string())), [["a"]]),
+            (pa.list_(pa.list_(pa.int8())), [[1], [1, 2]]),
             (pa.list_(pa.date32()), [1]),
         ],
     )  # fmt: skip

@@ -1,11 +1,12 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from evenly.criteria import CrossEntropy, Focal
-from evenly.data import load
+from evenly.criteria import BinaryCrossEntropy, CrossEntropy, Focal, SigmoidFocal
+from evenly.data import load, load_npz, save_npz
 from evenly.data.tasks import Numbers
 from evenly.lab.run.build import (
     build_criterion,
@@ -130,6 +131,20 @@ def test_a_method_has_the_criterion_of_the_training(data, focal):
     target = data.split("train").target
     torch.testing.assert_close(found.weight, len(target) / (3 * target.bincount().float()))
     assert isinstance(found, Focal if focal else CrossEntropy)
+
+
+@pytest.mark.parametrize(("focal", "smoothing"), [(0.0, 0.0), (2.0, 0.0), (0.0, 0.2)])
+def test_of_several_labels_too(focal, smoothing, tmp_path):
+    labels = np.stack([np.arange(30) % 2, np.arange(30) % 5 == 0], 1)
+    x = np.zeros((30, 2), np.float32)
+    save_npz(tmp_path / "a.npz", labels, np.repeat([0, 1, 2], 10), {"x": x})
+    more = {"focal": focal, "label_smoothing": smoothing}
+    found = build_criterion(
+        load_npz(tmp_path / "a.npz"), Training(class_weights="balanced", **more)
+    )
+    kind = SigmoidFocal if focal else BinaryCrossEntropy if smoothing else nn.BCEWithLogitsLoss
+    assert type(found) is kind
+    assert found.pos_weight.tolist() == [1, 4]
 
 
 def test_optimisers(data):

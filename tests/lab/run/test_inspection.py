@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from evenly import chance
 from evenly.data import Modality
-from evenly.data.tasks import Classes
+from evenly.data.tasks import Classes, Labels
 from evenly.features import Features
 from evenly.lab.run.inspection import (
     LEVELS,
@@ -14,6 +15,7 @@ from evenly.lab.run.inspection import (
     SAMPLES,
     Subject,
     inspect,
+    probed,
     share_of_each,
     write_features,
 )
@@ -122,7 +124,8 @@ def test_kept_features_are_few_and_small(tmp_path):
         present={"text": torch.arange(rows) % 3 > 0},
     )
     path = tmp_path / "features.npz"
-    write_features(path, features, target.flip(0), [f"clip {row}" for row in range(rows)])
+    task, answers = Classes(tuple("abcd")), one_hot(target.flip(0)).float()
+    write_features(path, features, task, answers, [f"clip {row}" for row in range(rows)])
     with np.load(path) as kept:
         assert list(kept["modalities"]) == ["sound", "text"]
         assert len(kept["row"]) == SAMPLES
@@ -136,3 +139,38 @@ def test_kept_features_are_few_and_small(tmp_path):
         assert np.array_equal(kept["target"], kept["row"] % 4)
         assert np.array_equal(kept["predicted"], (rows - 1 - kept["row"]) % 4)
         assert list(kept["name"]) == [f"clip {row}" for row in kept["row"]]
+
+
+def test_of_several_labels_the_rarest_is_kept_and_all_in_words(tmp_path):
+    target = torch.tensor([[1, 0], [1, 1], [0, 0], [1, 1], [1, 0]]).float()
+    answers = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.2], [0.1, 0.9], [0.6, 0.6]])
+    features = Features({"sound": torch.rand(5, 2)}, target)
+    write_features(tmp_path / "features.npz", features, Labels(("voice", "crowd")), answers)
+    with np.load(tmp_path / "features.npz") as kept:
+        assert kept["target"].tolist() == [0, 1, 2, 1, 0]
+        said = kept["said"]
+        assert said[kept["own"]].tolist() == ["voice", "voice;crowd", "", "voice;crowd", "voice"]
+        assert said[kept["predicted"]].tolist() == ["voice", "voice", "", "crowd", "voice;crowd"]
+
+
+def test_probes_of_several_labels_have_scikit_learns_mean_average_precision():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import average_precision_score
+    from sklearn.preprocessing import StandardScaler
+
+    stream = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.5, 0.2])
+    target = (torch.rand(300, 2, generator=stream) < shares).float()
+    x = target @ torch.randn(2, 6, generator=stream) + torch.randn(300, 6, generator=stream)
+    here = torch.arange(300) % 5 > 0
+    split = Features({"sound": x}, target, present={"sound": here})
+    first = torch.arange(300) < 150
+    found = probed(Labels(("voice", "crowd")), split.where(first), split.where(~first))
+    train, test = first & here, ~first & here
+    scaler = StandardScaler().fit(x[train])
+    expected = []
+    for label in target.T:
+        model = LogisticRegression().fit(scaler.transform(x[train]), label[train])
+        score = model.decision_function(scaler.transform(x[test]))
+        expected.append(average_precision_score(label[test], score))
+    assert found["probe/sound"] == pytest.approx(sum(expected) / 2, abs=2e-3)

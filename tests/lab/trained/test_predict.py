@@ -74,7 +74,7 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     path, names = tmp_path / "mine.npz", ["odd", "third", "rare"]
     save_npz(path, labels, np.repeat([0, 1, 2], 30), {"x": x, "noise": noise}, names)
     common = ("--data", str(path), "--epochs", "8", "--batch_size", "10", "--out", str(tmp_path))
-    more = ("--methods", "joint,multi_loss,unimodal", "--seeds", "2", "--lr", "0.05")
+    more = ("--methods", "joint,multi_loss,unimodal,relearn", "--seeds", "2", "--lr", "0.05")
     weighed = ("--class_weights", "balanced", "--select", "macro_f1")
     main(["compare", *common, *more, *weighed])
     text = capsys.readouterr().out
@@ -88,6 +88,17 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     metrics = Result.read(folder).metrics["test"]
     assert metrics["recall/odd"] > 0.8
     assert metrics["recall/third"] > 0.8
+    assert metrics["probe/x"] > metrics["probe/noise"] + 0.2
+    with (tmp_path / "runs" / "relearn-0" / "metrics.csv").open() as file:
+        measured = list(csv.DictReader(file))
+    assert 0.5 < float(measured[-1]["purity_val/x"]) <= 1
+    assert any(row["relearn_strength/x"] for row in measured)
+    with np.load(folder / "features.npz") as file:
+        assert set(file["target"]) <= {0, 1, 2, 3}
+        assert "odd;third" in file["said"][file["own"]]
+    page = (tmp_path / "report.html").read_text()
+    assert "Purity of the labels in k-means clusters" in page
+    assert "of a hollow one not all labels are right" in page
     with np.load(folder / "predictions.npz") as file:
         said, target = file["probabilities"] > 0.5, file["target"]
     assert metrics["accuracy"] == (said == target).all(1).mean()
@@ -165,7 +176,6 @@ def test_what_numbers_do_not_go_with_is_said_before_training(options, message, t
     ("options", "message"),
     [
         (("--methods", "joint,ogm_ge"), "ogm_ge takes class numbers.*; mine has several labels a"),
-        (("--methods", "joint", "--focal", "2"), "there is no --focal and no --label_smoothing"),
         (
             ("--methods", "joint", "--select", "balanced_accuracy"),
             "--select balanced_accuracy is not measured of mine, but loss, accuracy, macro_f1",

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from evenly.criteria import CrossEntropy, Focal, balanced_weights
+from evenly.criteria import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Focal,
+    SigmoidFocal,
+    balanced_weights,
+)
 from evenly.data import Data, Modality, load
 from evenly.data.tasks import Classes, Task, criterion_of_labels
 from evenly.errors import UserError
@@ -199,11 +205,7 @@ def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dic
 
 
 def build_criterion(data: Data, training: Training) -> nn.Module | None:
-    """What every method has for its criterion; None is plain cross-entropy, its default.
-
-    Raises:
-        ValueError: If the task has no such loss.
-    """
+    """What every method has for its criterion; None is plain cross-entropy, its default."""
     balanced = training.class_weights == "balanced"
     if data.task.name == "number":
         if balanced or training.focal or training.label_smoothing:
@@ -218,12 +220,13 @@ def build_criterion(data: Data, training: Training) -> nn.Module | None:
             f"{data.task.name}. Leave it out."
         )
     if data.task.name == "labels":
-        if training.focal or training.label_smoothing:
-            raise UserError(
-                f"{data.name} has several labels a sample, for which there is no --focal and no "
-                "--label_smoothing. Leave them out; there is --class_weights."
-            )
-        return criterion_of_labels(data.split("train").target, balanced=balanced)
+        plain = criterion_of_labels(data.split("train").target, balanced=balanced)
+        if training.focal:
+            return SigmoidFocal(training.focal, plain.pos_weight)
+        if training.label_smoothing:
+            smoothing = training.label_smoothing
+            return BinaryCrossEntropy(plain.pos_weight, label_smoothing=smoothing)
+        return plain
     weight = None
     if balanced:
         weight = balanced_weights(data.split("train").target, len(data.class_names))

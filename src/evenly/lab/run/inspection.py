@@ -13,8 +13,9 @@ from torch import Tensor
 from evenly import chance
 from evenly.data import Batch, Modality
 from evenly.data.dataset import with_noise
-from evenly.data.tasks import Task
+from evenly.data.tasks import Task, mean_average_precision
 from evenly.diagnosis.contribution import contributions, imbalance
+from evenly.diagnosis.linear_probe import linear_probe, read
 from evenly.features import Features
 from evenly.files import replacing
 from evenly.metrics import METRICS
@@ -175,10 +176,35 @@ def noise(modality: Modality, level: float) -> Change:
     return change
 
 
+def probed(task: Task, train: Features, test: Features) -> dict[str, float]:
+    """`probe/M`: what linear classifiers on the features of each encoder read; none of numbers.
+
+    Of classes it is the accuracy. Of several labels, with a classifier for each, it is the mean
+    average precision: whether all labels of a sample are right says nothing of a modality that
+    tells some of them only, and that few of many labels are there is right for most of them.
+
+    Args:
+        task: What is predicted.
+        train: Of all samples of the training split, on which the classifiers are fitted.
+        test: Of those of the split that is looked at.
+    """
+    if task.name == "number":
+        return {}
+    if task.name == "labels":
+        found = {
+            name: mean_average_precision(one.log, test.target[one.rows] > 0)
+            for name, one in read(train, test).items()
+        }
+    else:
+        found = linear_probe(train, test)
+    return {f"probe/{name}": value for name, value in found.items()}
+
+
 def write_features(
     path: Path,
     features: Features,
-    predicted: Int[Tensor, " n"],
+    task: Task,
+    answers: Float[Tensor, "n c"],
     names: Sequence[str] | None = None,
 ) -> None:
     """Writes what the encoders make of a few samples of a split, the same in every run.
@@ -186,20 +212,31 @@ def write_features(
     The file holds `modalities`; by their positions `features_0` (k, width), ... in half precision
     and units of their largest magnitude, and `present_0` (k), ... where samples lack them; and of
     each sample `target`, `predicted`, `row` (its position in the split) and `name`, if it has one.
+    Of several labels a sample `target` is the rarest that it has, one number more where it has
+    none; `own` and `predicted` say which of the texts in `said` are its labels and the prediction.
 
     Args:
         path: Of the file, .npz.
         features: Of all samples of the split, in order.
-        predicted: The class that each is taken for.
+        task: What is predicted.
+        answers: The probability of each class or label.
         names: Of all samples of the split.
     """
-    keep = share_of_each(features.target.cpu(), SAMPLES)
+    target, answers = features.target.cpu(), answers.cpu()
+    groups = task.groups(target)
+    keep = share_of_each(groups, SAMPLES)
     arrays = {
         "modalities": np.array(list(features.features)),
-        "target": features.target.cpu()[keep].numpy(),
-        "predicted": predicted.cpu()[keep].numpy(),
+        "target": groups[keep].numpy(),
         "row": keep.numpy(),
     }
+    if task.name == "labels":
+        own = [task.called(row) for row in target[keep]]
+        said = [task.predicted(row) for row in answers[keep].tolist()]
+        arrays["said"], numbers = np.unique([*own, *said], return_inverse=True)
+        arrays["own"], arrays["predicted"] = np.split(numbers, 2)
+    else:
+        arrays["predicted"] = answers.argmax(1)[keep].numpy()
     if names is not None:
         arrays["name"] = np.array([names[row] for row in keep.tolist()])
     for place, (name, x) in enumerate(features.features.items()):

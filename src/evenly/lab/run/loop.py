@@ -108,8 +108,8 @@ def _measured(parts: Parts, epoch: int) -> Row:
     # The first is what a method may see; the last is what the epoch is selected on.
     judged = dict.fromkeys(("val", training.selects_on))
     task = parts.data.task
-    is_one = task.name == "classes" or (task.name == "number" and len(task.names) == 1)
-    every = training.measure_every if is_one else 0
+    several_numbers = task.name == "number" and len(task.names) > 1  # which have no purity
+    every = 0 if several_numbers else training.measure_every
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}
     seen: dict[SplitName, Features] = {}

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from evenly.data import Data, SplitName
-from evenly.diagnosis.linear_probe import linear_probe
 from evenly.features import Features
 from evenly.files import naming
 from evenly.lab.run.build import load_data, with_missing
 from evenly.lab.run.hold import Hold
-from evenly.lab.run.inspection import Subject, inspect, write_features
+from evenly.lab.run.inspection import Subject, inspect, probed, write_features
 from evenly.lab.run.kept import place_of
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.loop import evaluated, fit
@@ -156,11 +155,7 @@ def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
     )
     probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
     features = probe.features("val").whole()
-    if data.task.name != "classes":
-        return found, features
-    probed = linear_probe(probe.features("train").whole(), features)
-    found |= {f"probe/{name}": accuracy for name, accuracy in probed.items()}
-    return found, features
+    return found | probed(data.task, probe.features("train").whole(), features), features
 
 
 def _write_test(
@@ -174,14 +169,13 @@ def _write_test(
     with hold.replacing(log.folder / "predictions.npz") as path:
         arrays = {name: x.numpy() for name, x in predictions.items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
-    if (
-        log.cell.seed == 0 and parts.data.task.name == "classes"
-    ):  # one run of each method, so that folders stay small
+    if log.cell.seed == 0 and "probabilities" in predictions:
+        # One run of each method, so that folders stay small; of what planes have colours for.
         data = parts.data
         rows = parts.split("test").rows.tolist()
         names = [data.names[row] for row in rows] if data.names else None
-        guess = predictions["probabilities"].argmax(1)
-        write_features(log.folder / "features.npz", features, guess, names)
+        answers = predictions["probabilities"]
+        write_features(log.folder / "features.npz", features, data.task, answers, names)
 
 
 def _peak_memory_mb() -> float:
