@@ -168,7 +168,8 @@ def _write_test(
     with hold.replacing(log.folder / "predictions.npz") as path:
         arrays = {name: x.numpy() for name, x in predictions.items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
-    if log.cell.seed == 0:  # one run of each method, so that folders stay small
+    if log.cell.seed == 0 and "probabilities" in predictions:
+        # One run of each method, so that folders stay small; of what planes have colours for.
         data = parts.data
         rows = parts.split("test").rows.tolist()
         names = [data.names[row] for row in rows] if data.names else None
