@@ -562,6 +562,12 @@ class TestLabels:
         with pytest.raises(ValueError, match="no label is there in some samples of both splits"):
             diagnose(train, val)
 
+    def test_one_column_of_numbers_is_one_number_a_sample(self):
+        splits = [blobs(count, 0.5, count) for count in (120, 80)]
+        flat = [features(x.features["m"], x.target + 0.5) for x in splits]
+        columns = [features(x.features["m"], x.target[:, None] + 0.5) for x in splits]
+        assert diagnose(*columns) == diagnose(*flat)
+
     def test_numbers_are_no_labels(self):
         split = labelled(60, 1.0, 1)
         other = features(split.features["m"], split.target / 2)

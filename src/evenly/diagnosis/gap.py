@@ -18,6 +18,7 @@ from evenly.diagnosis.kmeans import Clusters, assign, check_sample, kmeans
 from evenly.diagnosis.purity import (
     MOST,
     LabelSets,
+    are_labels,
     check_labels,
     counted,
     fit,
@@ -556,7 +557,10 @@ def in_classes(train: Features, val: Features) -> Numbered:
         ValueError: If they cannot be clustered.
     """
     if train.target.ndim == 2:
-        return _of_labels(train, val)
+        are = [are_labels(split.target, sharded=split.sharded) for split in (train, val)]
+        if all(are) or train.target.shape[1] > 1:
+            return _of_labels(train, val)
+        train, val = (replace(split, target=split.target[:, 0]) for split in (train, val))
     if not train.target.is_floating_point():
         return Numbered(train, val, _check_classes(train, val))
     _check_values(train, val)

@@ -195,8 +195,10 @@ def probed(task: Task, train: Features, test: Features) -> dict[str, float]:
             name: mean_average_precision(one.log, test.target[one.rows] > 0)
             for name, one in read(train, test).items()
         }
-    else:
+    elif task.name == "classes":
         found = linear_probe(train, test)
+    else:
+        found = {}
     return {f"probe/{name}": value for name, value in found.items()}
 
 
