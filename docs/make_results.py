@@ -111,12 +111,12 @@ def section(arguments, name, options, training, about):
     file = converted(arguments.data, arguments.work, name, options)
     out = arguments.work / name
     command = ["compare", "--methods", METHODS, "--seeds", str(SEEDS), *training]
-    run([EVENLY, *command, "--data", file, "--out", out])
+    compared([EVENLY, *command, "--data", file, "--out", out], out)
     shown = [
         shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options]),
         shlex.join(["evenly", *command, "--data", f"{name}.npz", "--out", name]),
     ]
-    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    config = settings(out)
     lines = [f"## {name}", "", about, "", "```sh", *shown, "```", "", *table(out, config), ""]
     lines += relearnings(out, config)
     lines += learnt(out, config)
@@ -137,16 +137,26 @@ def run(command):
     subprocess.run([str(part) for part in command], check=True)
 
 
+def compared(command, out):
+    """Runs a comparison, of which runs may have diverged, but not failed otherwise."""
+    done = subprocess.run([str(part) for part in command], check=False)
+    errors = [path.read_text(encoding="utf-8") for path in out.glob("runs/*/error.txt")]
+    if done.returncode and not (errors and all("diverged" in error for error in errors)):
+        raise SystemExit(f"evenly compare ended with {done.returncode}, see above")
+
+
 def glance(folders):
     """Every method that uses all modalities on every set, the best mean rank first."""
     ranks, cells = {}, {}
     for out in folders:
-        rows = [row for (_, metric), row in summary(out).items() if metric == "accuracy"]
-        rows = [row for row in rows if not row["method"].startswith("unimodal")]
-        places = rankdata([-round(float(row["mean"]), 6) for row in rows])  # ties share a rank
-        for rank, row in zip(places, rows, strict=True):
-            ranks.setdefault(row["method"], []).append(rank)
-            cells.setdefault(row["method"], []).append(cell(row))
+        found = summary(out)
+        methods = [name for name in settings(out)["methods"] if not name.startswith("unimodal")]
+        rows = [found.get((method, "accuracy")) for method in methods]
+        # Ties share a rank; what diverged is last.
+        places = rankdata([-round(float(row["mean"]), 6) if row else 0 for row in rows])
+        for method, rank, row in zip(methods, places, rows, strict=True):
+            ranks.setdefault(method, []).append(rank)
+            cells.setdefault(method, []).append(cell(row) if row else "diverged")
     lines = ["## At a glance", ""]
     lines += [
         "Points of test accuracy against joint training, the best mean rank first. Bold: the 95 % "
@@ -172,10 +182,16 @@ def cell(row):
     return f"**{text}**" if is_sure else text
 
 
+def settings(out):
+    """The config.yaml of a comparison."""
+    return yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+
+
 def summary(out):
-    """By method and metric, the rows of summary.csv on the test split."""
+    """By method and metric, the rows of summary.csv on the test split, of all seeds only."""
     with (out / "summary.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    rows = [row for row in rows if int(row["seeds"]) == SEEDS]
     return {(row["method"], row["metric"]): row for row in rows}
 
 
@@ -188,6 +204,11 @@ def table(out, config):
     head += [f"{name} alone" for name in modalities] + ["against joint", "p", "time"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for method in config["methods"]:
+        if (method, "accuracy") not in found:
+            failed = len([*out.glob(f"runs/{method}-*/error.txt")])
+            said = f"diverged in {failed} of {SEEDS} seeds"
+            lines.append(" | ".join([method, said, *[""] * (len(head) - 2)]))
+            continue
         accuracy = found[method, "accuracy"]
         cells = [method, spread(accuracy), f"{percent(accuracy['low'])} to "]
         cells[-1] += percent(accuracy["high"])
