@@ -336,8 +336,11 @@ def test_bools_are_two_classes():
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_default_type_and_device_do_not_matter(dtype, gap):
+@pytest.mark.parametrize("several", [False, True])
+def test_the_default_type_and_device_do_not_matter(dtype, gap, several):
     (x, y), (v, w) = whole(90, 1), whole(45, 2)
+    if several:
+        y, w = one_hot(y), one_hot(w)
     train, val = features(x, y), features(v, w)
     expected = diagnose(train, val, gap=gap, sample=60)
     torch.set_default_dtype(dtype)

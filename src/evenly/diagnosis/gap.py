@@ -389,7 +389,7 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     share = both / both.sum()
     answers = _Answers(train, share), _Answers(val, share)
     of_class = _counts(train.y, val.y, sharded=train.sharded)[0].cpu()
-    group = clustering.group_of(torch.arange(len(of_class)))
+    group = clustering.group_of(torch.arange(len(of_class), device="cpu"))
     likely = share[group] * of_class / of_train[group].clamp_min(1)
     parts = 2 if clustering.sample is None else max(2, math.ceil(size / clustering.sample))
     k, restarts = min(clustering.k, size // parts), max(clustering.restarts // 5, 1)

@@ -112,8 +112,8 @@ class LabelSets:
     def named(self, table: Int[Tensor, "k m"]) -> Bool[Tensor, "k c"]:
         """The labels that each cluster stands for; on the CPU."""
         has = self.has[: table.shape[1]].cpu().double()
-        size, named = has.sum(1), torch.zeros(len(table), has.shape[1], dtype=torch.bool)
-        most = torch.arange(has.shape[1] + 1)
+        size, named = has.sum(1), has.new_zeros(len(table), has.shape[1], dtype=torch.bool)
+        most = torch.arange(has.shape[1] + 1, device="cpu")
         for counts, own in zip(table.cpu(), named, strict=True):
             here = counts > 0
             count = counts[here].double()
@@ -159,7 +159,8 @@ def fit(table: Int[Tensor, "k m"], sets: LabelSets | None = None) -> Float[Tenso
     if sets is not None:
         return sets.fit(table)
     table = table.cpu()
-    return torch.zeros(table.shape).double().scatter_(1, table.argmax(1, keepdim=True), 1)
+    found = table.new_zeros(table.shape, dtype=torch.float64)
+    return found.scatter_(1, table.argmax(1, keepdim=True), 1)
 
 
 def of_table(table: Int[Tensor, "clusters classes"], sets: LabelSets | None = None) -> float:

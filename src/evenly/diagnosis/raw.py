@@ -37,7 +37,7 @@ def raw(probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> Featur
         present = output.present or {}
         found = {"": torch.zeros(len(target), 1)}
         for name in encoders:
-            here = present.get(name, torch.ones(len(target), dtype=torch.bool))
+            here = present.get(name, target.new_ones(len(target), dtype=torch.bool))
             row = _whole(taken.get(name), here)
             if row is None or row.shape[1] != widths.setdefault(name, row.shape[1]):
                 lost.add(name)
