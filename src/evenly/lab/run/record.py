@@ -17,6 +17,7 @@ from evenly.lab.run.flops import Flops
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.logs import RunLog
 from evenly.lab.run.parts import Parts
+from evenly.metrics import METRICS
 from evenly.output import Output
 
 Progress = Callable[[int, float], None]
@@ -57,6 +58,7 @@ class Record:
         self._table, self._best, self._last = (
             log.folder / name for name in ("metrics.csv", "best.ckpt", "last.ckpt")
         )
+        self._select = parts.cell.training.select or parts.data.task.main
         self.epoch, self.steps, self.flops, self.seconds = 0, 0, 0, 0.0
         self.rows: list[Row] = []
         self.best_epoch = -1
@@ -158,13 +160,12 @@ class Record:
         if self.parts.place.is_first:
             self._log.add(row, self.epoch - 1)
             self._log.add(self._means(), self.epoch - 1)
-            self._progress(self.epoch - 1, row[f"{training.selects_on}_{training.selected_by[0]}"])
+            self._progress(self.epoch - 1, row[f"{training.selects_on}_{self._select}"])
 
     def _score(self, row: Row) -> float:
         """How good an epoch is; the least of all where the metric is no number."""
-        training = self.parts.cell.training
-        metric, sign = training.selected_by
-        value = sign * row[f"{training.selects_on}_{metric}"]
+        split = self.parts.cell.training.selects_on
+        value = METRICS[self._select].sign * row[f"{split}_{self._select}"]
         return -math.inf if math.isnan(value) else value
 
     def _training(self) -> Row:

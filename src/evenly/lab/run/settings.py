@@ -233,12 +233,9 @@ class Training:
 
     @property
     def selected_by(self) -> tuple[str, int]:
-        """The metric by which the epoch is selected, and 1 if more of it is better, else -1.
-
-        It is known once the data are, see `decided`.
-        """
-        assert self.select is not None
-        return self.select, METRICS[self.select].sign
+        """The metric by which the epoch is selected, and 1 if more of it is better, else -1."""
+        metric = self.select or ("mae" if self.task == "number" else "accuracy")
+        return metric, METRICS[metric].sign
 
     @property
     def lacking(self) -> "dict[SplitName, dict[str, float]]":
