@@ -55,7 +55,7 @@ def source(clips: list[Clip], size: int) -> Source:
         )
         for clip in clips
     ]
-    return Source("clips", readers, samples, CLASSES)
+    return Source("clips", readers, samples, Classes(CLASSES))
 
 
 def _write(clip, draws):
