@@ -156,6 +156,22 @@ def batch_of(model, count=24):
     return forward(model, ({name: x.to(dtype) for name, x in inputs.items()}, target, index))
 
 
+def lacking(model, here, count=24):
+    """The same of samples of which only those marked have a modality, by its name."""
+    inputs, target, index = next(iter(loaders(tuple(model.encoders), count, count)[0]))
+    dtype = next(model.parameters()).dtype
+    inputs = {name: x.to(dtype) for name, x in inputs.items()}
+    return replace(LateFusion.forward(model, inputs, here), index=index), target
+
+
+def rows_of(output, target, rows):
+    """Some samples of a batch, as a batch of samples that lack nothing."""
+    features, unimodal = (
+        {name: x[rows] for name, x in found.items()} for found in (output.features, output.unimodal)
+    )
+    return evenly.Output(output.logits[rows], features, unimodal, output.index[rows]), target[rows]
+
+
 def net(names=NAMES[:2], seed=0, head="concat"):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from torch import nn
 from evenly import METHODS
 from evenly.methods.amco import dependent, masked, masked_share, mass
 from evenly.nn import LateFusion
-from support import Run, weights
+from support import Run, lacking, net, rows_of, weights
 
 AMCo = METHODS["amco"]
 CLASSES = 5
@@ -246,3 +246,15 @@ class TestMessages:
         _, method = build()
         with pytest.raises(RuntimeError, match=r"without a call of AMCo\.loss"):
             method.before_step()
+
+
+def test_shares_are_of_samples_that_lack_nothing():
+    model, here = net(head="amco").eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = AMCo(model.encoders, head=model.head)
+    method.before_epoch(0)
+    found = []
+    for batch in ((output, target), rows_of(output, target, here)):
+        method.loss(*batch)
+        found.append(method._mass.take(method))
+    torch.testing.assert_close(*found)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from evenly.methods.aug import AUG, residual_loss, weakest
 from evenly.nn import LateFusion
 from evenly.nn.heads import ConfigurableHead
-from support import NAMES, Run, forward, make, net, sgd, weights
+from support import NAMES, Run, forward, lacking, make, net, rows_of, sgd, weights
 from unchecked import error_of
 
 
@@ -295,3 +295,16 @@ class TestMessages:
         method = make("aug", model, sgd(model))
         with pytest.raises(RuntimeError, match=r"without a call of AUG\.loss"):
             method.before_step()
+
+
+def test_scores_are_of_samples_that_have_the_modality():
+    model, here = net(head="configurable").eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = AUG(model.encoders, head=model.head)
+    method.before_epoch(0)
+    found = []
+    for batch in ((output, target), rows_of(output, target, here)):
+        method.loss(*batch)
+        found.append(method._step_scores.take(method))
+    torch.testing.assert_close(found[0][:, 0], found[1][:, 0])
+    assert found[0][1].tolist() == [16, 24]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,9 +7,10 @@ from torch import nn
 
 import evenly
 from evenly.methods.di_mml import DIMML, effective, transfer
+from evenly.nn import LateFusion
 from evenly.nn.heads import CertaintyHead
 from ranks import on_ranks
-from support import NAMES, Run, batch_of, forward, loaders, net
+from support import NAMES, Run, batch_of, forward, lacking, loaders, net, rows_of
 
 
 class TestHead:
@@ -219,3 +221,43 @@ class TestMessages:
         text = r"found ConcatHead\. Build the model with the head 'certainty'\."
         with pytest.raises(ValueError, match=text):
             DIMML(model.encoders, head=model.head)
+
+
+def test_only_samples_that_have_both_take_part_in_a_transfer():
+    model, here = net(head="certainty").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = DIMML(model.encoders, head=model.head, temperature=2.0)
+    method.before_epoch(0)
+    without = method.loss(output, target)
+    method.effective = {"a": torch.arange(6) < 3, "aa": torch.arange(6) > 1}
+    found = method.loss(output, target) - without
+    a, aa = (output.features[name][here] for name in ("a", "aa"))
+    expected = transfer(a, aa, torch.arange(6) > 2, 2.0) + transfer(aa, a, torch.arange(6) < 2, 2.0)
+    torch.testing.assert_close(found, 16 / 24 * expected)
+
+
+def test_the_layer_in_common_learns_nothing_of_samples_that_lack_the_modality():
+    model, here = net(head="certainty").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here, "aa": here})
+    method = DIMML(model.encoders, head=model.head)
+    method.before_epoch(0)
+    bias = model.head.shared.bias
+    (found,) = torch.autograd.grad(method.loss(output, target), bias, retain_graph=True)
+    (part,) = torch.autograd.grad(method.loss(*rows_of(output, target, here)), bias)
+    torch.testing.assert_close(found, 16 / 24 * part)
+
+
+def test_dimensions_are_effective_by_the_samples_that_have_the_modality():
+    run = Run("di_mml", head="certainty")
+    here = torch.arange(36) % 8 > 5
+
+    def seen(model, batch):
+        inputs, target, index = batch
+        output = LateFusion.forward(model, inputs, {"a": here[index]})
+        return replace(output, index=index), target
+
+    run.seen_by(seen).method.before_epoch(1, run.probe)
+    found = run.probe.features("train")
+    expected = effective(found.features["a"][here], found.target[here])
+    assert torch.equal(run.method.effective["a"], expected)
+    assert not torch.equal(expected, effective(found.features["a"], found.target))

@@ -6,7 +6,19 @@ from torch import nn
 
 import evenly
 from evenly.methods.g2d import G2D, coefficients, divergence, leading
-from support import NAMES, Run, batch_of, forward, loaders, net, samples, sgd, weights
+from support import (
+    NAMES,
+    Run,
+    batch_of,
+    forward,
+    lacking,
+    loaders,
+    net,
+    rows_of,
+    samples,
+    sgd,
+    weights,
+)
 
 
 class TestFormulas:
@@ -242,3 +254,17 @@ class TestMessages:
     def test_settings(self, setting, value, text):
         with pytest.raises(ValueError, match=rf"G2D: {text}"):
             G2D(net().encoders, optimizer=sgd(net()), **{setting: value})
+
+
+def test_teachers_of_what_a_sample_lacks_neither_teach_nor_count():
+    model, here = net(head="late").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = known(model)
+    loss = method.loss(output, target)
+    score = method._score.take(method)
+    for table in ("logits/a", "features/a"):
+        method.teachers[table][output.index[~here]] = 100.0
+    torch.testing.assert_close(method.loss(output, target), loss, rtol=0, atol=0)
+    method._score.clear()
+    method.loss(*rows_of(output, target, here))
+    torch.testing.assert_close(method._score.take(method), score)

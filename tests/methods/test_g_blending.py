@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -266,3 +267,18 @@ class TestMessages:
         method = GBlending(model.encoders, optimizer=sgd(model))
         with pytest.raises(RuntimeError, match=r"GBlending\.loss came before any trial"):
             method.loss(*forward(model, next(iter(loaders()[0]))))
+
+
+def test_the_losses_of_a_modality_are_of_the_samples_that_have_it():
+    run = Run("g_blending")
+    here = torch.arange(36) % 3 > 0
+
+    def seen(model, batch):
+        inputs, target, index = batch
+        return replace(model(inputs, index), present={"a": here[index]}), target
+
+    found = run.seen_by(seen).method._means(run.probe, "val")
+    looked = run.probe.features("val", lambda output, _: output.unimodal)
+    for name, rows in (("a", here[:18]), ("aa", slice(None))):
+        expected = nn.functional.cross_entropy(looked.features[name][rows], looked.target[rows])
+        assert found[f"unimodal/{name}"] == pytest.approx(float(expected), rel=1e-5)

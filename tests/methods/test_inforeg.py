@@ -13,7 +13,7 @@ from evenly.methods.inforeg import (
     pull_,
     regulation,
 )
-from support import NAMES, Run, forward, loaders, net, same, sgd
+from support import NAMES, Run, forward, lacking, loaders, net, rows_of, same, sgd
 
 
 class TestFormulas:
@@ -255,3 +255,15 @@ def test_a_batch_that_lacks_a_modality_compares_nothing():
 def test_settings_out_of_range(settings, text):
     with pytest.raises(ValueError, match=text):
         InfoReg(net().encoders, **settings)
+
+
+def test_scores_are_of_samples_that_lack_nothing():
+    model, here = net(head="concat").eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = InfoReg(model.encoders)
+    method.before_epoch(0)
+    found = []
+    for batch in ((output, target), rows_of(output, target, here)):
+        method.loss(*batch)
+        found.append(method._score.take(method))
+    torch.testing.assert_close(*found)

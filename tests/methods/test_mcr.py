@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -7,7 +8,18 @@ from torch import nn
 
 import evenly
 from evenly.methods.mcr import MCR, contrast, divergence, games
-from support import NAMES, Run, batch_of, forward, loaders, net, same, weights
+from support import (
+    NAMES,
+    Run,
+    batch_of,
+    forward,
+    lacking,
+    loaders,
+    net,
+    rows_of,
+    same,
+    weights,
+)
 
 
 def jsd(p, q):
@@ -257,3 +269,33 @@ class TestMessages:
         features = {"a": torch.zeros(2, 3), "aa": torch.zeros(2, 4)}
         with pytest.raises(ValueError, match=r"found \{'a': 3, 'aa': 4\}\. .* contrast=0\."):
             method.loss(evenly.Output(torch.zeros(2, 3), features), torch.tensor([0, 1]))
+
+
+def test_samples_play_with_what_they_have():
+    """The game and the bottleneck are those of the parts that have the same modalities."""
+    model, here = net(head="decoding").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    given = {"contrast": 0.0, "unimodal": 0.0, "samples": 3, "strength": 0.5}
+    method = MCR(model.encoders, head=model.head, **given)
+    method.before_epoch(0)
+    part, rest = (rows_of(output, target, rows)[0] for rows in (here, ~here))
+    rest = replace(
+        rest, **{key: {"aa": getattr(rest, key)["aa"]} for key in ("features", "unimodal")}
+    )
+    losses = []
+    for some, rows in ((output, slice(None)), (part, here), (rest, ~here)):
+        loss = method.loss(some, target[rows])
+        slopes = torch.autograd.grad(loss, model.head.linear.weight, retain_graph=True)
+        losses.append((loss, *slopes))
+    for one, two, three in zip(*losses, strict=True):
+        torch.testing.assert_close(one, (16 * two + 8 * three) / 24)
+
+
+def test_what_a_sample_lacks_is_not_contrasted():
+    model, here = net(head="decoding").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = MCR(model.encoders, head=model.head)
+    method.loss(output, target)
+    a, aa = output.features["a"][here], output.features["aa"]
+    expected = contrast(torch.cat([a, aa]), torch.cat([target[here], target]), 0.5)
+    torch.testing.assert_close(method.metrics["contrast"], expected.detach())

@@ -11,7 +11,7 @@ import evenly
 from evenly.methods.mla import MLA, damping, projected, updated
 from evenly.nn import LateFusion
 from ranks import on_ranks
-from support import Run, forward, loaders, net, same, sgd, train, weights
+from support import Run, forward, lacking, loaders, net, same, sgd, train, weights
 
 
 def by_loops(p, r, alpha):
@@ -321,3 +321,25 @@ def test_what_is_kept_of_the_heads_gradient_is_told():
     method._project(grad, torch.diag(torch.tensor([1.0, 0.0, 0.0])))
     assert grad.tolist() == [[3.0, 0.0, 0.0]]
     assert float(method.metrics["kept/a"]) == pytest.approx(0.6)
+
+
+def test_the_mean_feature_is_of_samples_that_have_the_modality():
+    run = Run("mla")
+    here = torch.arange(24) % 3 > 0
+    output, target = lacking(run.model, {"a": here})
+    run.method.loss(output, target)
+    total, count = run.method._features_sum.take(run.method).tensor_split([-1])
+    torch.testing.assert_close(total / count, output.features["a"][here].mean(0))
+
+
+def test_a_turn_whose_modality_no_sample_has_teaches_nothing():
+    run = Run("mla").train(1)
+    run.method.before_epoch(1, run.probe)
+    projection = run.method.projection
+    before = [p.detach().clone() for p in run.model.parameters()]
+    output, target = lacking(run.model, {"a": torch.zeros(24, dtype=torch.bool)})
+    run.method.backward(run.method.loss(output, target))
+    run.method.before_step()
+    run.optimizer.step()
+    assert all(map(torch.equal, run.model.parameters(), before))
+    assert torch.equal(run.method.projection, projection)

@@ -6,7 +6,7 @@ import torch
 from evenly.methods import QMF
 from evenly.methods.qmf import confidence, difficulty, ranking
 from ranks import on_ranks
-from support import NAMES, Toy, forward, loaders, net, sgd, train
+from support import NAMES, Toy, forward, lacking, loaders, net, sgd, train
 
 nan = math.nan
 
@@ -214,3 +214,25 @@ def test_the_history_is_that_of_all_ranks(tmp_path):
 def test_a_weight_out_of_range(weight):
     with pytest.raises(ValueError, match=rf"'weight' is finite and not negative; found {weight}"):
         QMF(net().encoders, weight=weight)
+
+
+def test_what_a_sample_lacks_is_neither_ranked_nor_remembered():
+    model, here = net(head="energy").double().eval(), torch.arange(24) % 3 > 0
+    for p in model.head.parameters():
+        torch.nn.init.normal_(p, std=5)
+    output, target = lacking(model, {"a": here})
+    method = QMF(model.encoders)
+    method.before_epoch(0)
+    method.loss(output, target)
+    method.before_step()
+    method.before_epoch(1)
+    assert method.count["a"].sum() == 16
+    method.total["a"] = method.count["a"] * (1 + 1e-3 * torch.rand(24, dtype=torch.float64))
+    method.total["a"][output.index[1]] = 100  # so that the others are nearly alike
+    method._rate()
+    kappa = method._looked_up("a", output.index)
+    assert torch.equal(kappa.isnan(), ~here)
+    method.loss(output, target)
+    expected = 16 / 24 * ranking(confidence(output.unimodal["a"][here]), kappa[here])
+    torch.testing.assert_close(method.metrics["ranking/a"], expected.detach())
+    assert expected > 0

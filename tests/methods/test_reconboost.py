@@ -6,7 +6,7 @@ import evenly
 from evenly.methods.reconboost import ReconBoost, agreement_loss, boosting_loss
 from evenly.nn import LateFusion
 from evenly.nn.heads import BoostedHead
-from support import Run, make, net, same, sgd, weights
+from support import Run, lacking, make, net, same, sgd, weights
 
 NAMES = ("a", "aa", "b")
 
@@ -263,3 +263,14 @@ class TestMessages:
         output = evenly.Output(z, {"a": z, "aa": z}, {"a": z, "aa": z})
         with pytest.raises(ValueError, match=r"needs `Output\.fuse`; found None"):
             method.loss(output, torch.zeros(2, dtype=torch.int64))
+
+
+def test_only_samples_that_have_both_agree():
+    model, here = net(head="boosted").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method = ReconBoost(model.encoders, optimizer=sgd(model), head=model.head, alternation=1)
+    method.epoch = 5  # the second modality, after the first
+    method.loss(output, target)
+    own = (output.unimodal[name][here] for name in ("aa", "a"))
+    expected = 16 / 24 * agreement_loss(*own)
+    torch.testing.assert_close(method.metrics["agreement/aa"], expected.detach())

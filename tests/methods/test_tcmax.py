@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from evenly import Output
 from evenly.chance import stream
 from evenly.methods.tcmax import TCMax, partition, sampled_partition
-from support import NAMES, Run, batch_of, forward, loaders, net, same
+from support import NAMES, Run, batch_of, forward, lacking, loaders, net, same
 
 
 class TestFormulas:
@@ -157,3 +158,41 @@ class TestMessages:
         text = r"TCMax takes .*`Output\.unimodal` does not add up .*or pass pairs=1024"
         with pytest.raises(ValueError, match=text):
             TCMax(model.encoders).loss(output, target)
+
+
+def test_a_sample_is_paired_in_what_it_has():
+    model, here = net().double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    w, v = model.head.linear.weight.detach().split(6, dim=1)
+    a, aa = (x.detach() for x in output.features.values())
+    excess = 0.0
+    for has in (True, False):
+        pairs = list(product(here.nonzero().flatten().tolist() if has else [None], range(24)))
+        logits = torch.stack(
+            [v @ aa[k] + (0 if j is None else w @ a[j]) + model.head.linear.bias for j, k in pairs]
+        )
+        excess += (16 if has else 8) / 24 * float(sampled_partition(logits.detach()))
+    excess -= float(output.logits.logsumexp(1).mean().detach())
+    method = TCMax(model.encoders)
+    method.loss(output, target)
+    assert float(method.metrics["excess"]) == pytest.approx(excess, rel=1e-10)
+
+
+def test_pairings_are_drawn_among_those_that_have_the_modality():
+    model, here = net(head="gated").double().eval(), torch.arange(24) % 3 > 0
+    output, target = lacking(model, {"a": here})
+    method, seen = TCMax(model.encoders, pairs=96), {}
+
+    def fuse(features):
+        seen.update(features)
+        return output.fuse(features)
+
+    method.loss(replace(output, fuse=fuse), target)
+    assert len(seen["a"]) == 96
+    assert seen["a"].any(1).all()
+    parts = output.fuse(seen).detach().unflatten(0, (4, 24))
+    expected = sum(
+        rows.sum() / 24 * sampled_partition(parts[:, rows].flatten(0, 1)) for rows in (here, ~here)
+    )
+    expected = expected - output.logits.logsumexp(1).mean().detach()
+    torch.testing.assert_close(method.metrics["excess"], expected)

@@ -16,6 +16,7 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
+from evenly.presence import having, parts, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 from evenly.targets import SINGLE
@@ -132,7 +133,7 @@ class AMCo(Method):
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z) + Σ_m CE(z_m), with z made of masked logits; without gradients, of all."""
         unimodal = self._unimodal(output)
-        self._mass.add(self._counted(unimodal), output)
+        self._mass.add(self._counted(output, unimodal), output)
         loss = self.criterion(self._fused(output, unimodal), target)
         for logits in unimodal.values():
             loss = loss + self.criterion(logits, target)
@@ -162,7 +163,7 @@ class AMCo(Method):
 
     def _fused(self, output: Output, unimodal: dict[str, Tensor]) -> Tensor:
         classes = output.logits.shape[1]
-        # A modality that is alone in its batch has no other that could be fitted instead; a
+        # A modality that a sample has alone has no other that could be fitted instead; a
         # validation asks for the loss of the prediction, which is made without a mask.
         alone = len(unimodal) == 1
         if self.share is None or not self.dropped(classes) or alone or not torch.is_grad_enabled():
@@ -175,13 +176,19 @@ class AMCo(Method):
         fused: Tensor = self.head.combined(  # type: ignore[operator]
             {name: masked(logits, drop, applies[name]) for name, logits in unimodal.items()}
         )
+        for rows, names, _ in parts(output, unimodal):
+            if len(names) < 2:
+                single = torch.zeros_like(fused[:, :1], dtype=torch.bool)
+                single[rows] = True
+                fused = fused.where(~single, output.logits.to(fused))
         return fused
 
     @torch.no_grad()
-    def _counted(self, unimodal: dict[str, Tensor]) -> Tensor:
-        """The mass of each modality and the number of samples; zeros if one is missing."""
-        some = next(iter(unimodal.values()))
+    def _counted(self, output: Output, unimodal: dict[str, Tensor]) -> Tensor:
+        """The mass of each modality and the number of samples, of those that lack none."""
         if len(unimodal) < len(self.encoders):
-            return full(some).new_zeros(len(self.encoders) + 1)
-        total = mass(torch.stack(list(unimodal.values())))
-        return torch.cat([total, total.new_full((1,), len(some))])
+            return full(output.logits).new_zeros(len(self.encoders) + 1)
+        here = having(output, *self.encoders)
+        logits = torch.stack([those(z, here) for z in unimodal.values()])
+        total = mass(logits)
+        return torch.cat([total, total.new_full((1,), logits.shape[1])])

@@ -14,6 +14,7 @@ from torch import Tensor
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, discrepancy, full, kept, scores
 from evenly.output import Output
+from evenly.presence import having, only, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 
@@ -165,7 +166,7 @@ class AUG(Method):
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """Σ_m [CE(z_m) + CE(z_m') + CE(y - λ y softmax(z_m'), h_m)]."""
         unimodal = self._unimodal(output)
-        self._step_scores.add(self._scores(unimodal, target), output)
+        self._step_scores.add(self._scores(output, unimodal, target), output)
         loss = sum(
             (self.criterion(logits, target) for logits in unimodal.values()),
             start=output.logits.new_zeros(()),
@@ -175,8 +176,9 @@ class AUG(Method):
             for name, features in self._features(output).items()
             if self.head.active(name)
         }
-        for before, last in self.head.parts(grown).values():
+        for name, (before, last) in self.head.parts(grown).items():
             assert last is not None
+            before, last = (only(x, having(output, name)) for x in (before, last))
             loss = loss + self.criterion(before, target)
             loss = loss + residual_loss(full(last), full(before), target, self.residual)
         return loss
@@ -189,20 +191,20 @@ class AUG(Method):
 
     @torch.no_grad()
     def _scores(
-        self, unimodal: Mapping[str, Float[Tensor, "n c"]], target: Int[Tensor, " n"]
+        self,
+        output: Output,
+        unimodal: Mapping[str, Float[Tensor, "n c"]],
+        target: Int[Tensor, " n"],
     ) -> Float[Tensor, "2 m"]:
         """Of each encoder's modality the score in this pass, and of how many samples it is."""
-        found = dict(
-            zip(unimodal, scores(torch.stack(list(unimodal.values())), target), strict=True)
-        )
-        some = next(iter(found.values()))
-        none, count = torch.zeros_like(some), some.new_full((), len(target))
-        return torch.stack(
-            [
-                torch.stack([found.get(name, none) for name in self.encoders]),
-                torch.stack([count if name in found else none for name in self.encoders]),
-            ]
-        )
+        found = full(output.logits).new_zeros(2, len(self.encoders))
+        for m, name in enumerate(self.encoders):
+            if name in unimodal:
+                here = having(output, name)
+                true = those(target, here)
+                found[0, m] = scores(those(unimodal[name], here)[None], true)[0]
+                found[1, m] = len(true)
+        return found
 
     def _assign(self, found: Float[Tensor, "2 m"]) -> None:
         score, count = found

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evenly import criteria
 from evenly.chance import stream
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.presence import parts
 from evenly.ranges import check_range
 
 
@@ -99,24 +101,35 @@ class CML(Method):
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The mean loss of all sets in the chain, and the penalties between neighbours."""
-        losses = [super().loss(output, target)]
-        fuse = self._need(output, "fuse")
-        mine = self._features(output)
-        kept = dict(output.features)
-        larger = output.logits
-        found: dict[str, Tensor] = {}
-        for name in [name for name in self.order() if name in mine][:-1]:
-            del kept[name]
-            smaller = fuse(kept)
-            losses.append(self.criterion(smaller, target))
-            found[f"penalty/{name}"] = penalties(larger, smaller, target).mean()
-            larger = smaller
-        loss: Tensor = sum(losses[1:], losses[0]) / len(losses)
+        order = [name for name in self.order() if name in self._features(output)]
+        without = self._without(output, order[:-1])
+        loss: Tensor = output.logits[:0].sum()
+        found = {name: torch.zeros_like(loss) for name in without}
+        weight = criteria.weights(self.criterion, target).to(full(output.logits))
+        for part in parts(output, order):
+            larger, true = part.of(output.logits), part.of(target)
+            losses = [self.criterion(larger, true)]
+            for name in part.names[:-1]:
+                smaller = part.of(without[name])
+                losses.append(self.criterion(smaller, true))
+                found[name] = found[name] + part.share * penalties(larger, smaller, true).mean()
+                larger = smaller
+            counts = part.of(weight).sum() / weight.sum()
+            loss = loss + counts * sum(losses[1:], losses[0]) / len(losses)
         for penalty in found.values():
             loss = loss + self.penalty * penalty
         if torch.is_grad_enabled():
-            self.metrics = {name: penalty.detach() for name, penalty in found.items()}
+            self.metrics = {f"penalty/{name}": x.detach() for name, x in found.items()}
         return loss
+
+    def _without(self, output: Output, order: list[str]) -> dict[str, Tensor]:
+        """By modality, the fused logits without it and those that are removed before it."""
+        fuse = self._need(output, "fuse")
+        kept, found = dict(output.features), {}
+        for name in order:
+            del kept[name]
+            found[name] = fuse(kept)
+        return found
 
     def before_step(self) -> None:
         """Goes on to the next order."""

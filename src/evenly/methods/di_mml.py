@@ -4,6 +4,7 @@ Fan, Xu, Wang, Liu, Guo, "Detached and Interactive Multimodal Learning", ACM Mul
 https://arxiv.org/abs/2407.19514.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import permutations
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.presence import having, only, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 
@@ -28,7 +30,7 @@ def effective(
 
     By each dimension alone a sample is of the class whose mean value there is nearest; those
     that are right more often than all dimensions are on average are effective. A sample whose
-    features float16 cannot hold is left out.
+    features are not finite is left out: float16 cannot hold them, or they are none.
 
     Args:
         features: Of one modality, on the whole training split.
@@ -164,8 +166,14 @@ class DIMML(Method):
             return output.features
 
         found = self._probe(probe).features("train", of)
+        held = {
+            name: x.masked_fill(~found.present[name].to(x.device)[:, None], math.nan)
+            if name in found.present
+            else x
+            for name, x in found.features.items()
+        }
         self.effective = {
-            name: effective(found.features[name], found.target, sharded=found.sharded)
+            name: effective(held[name], found.target, sharded=found.sharded)
             for name in self.encoders
         }
 
@@ -177,16 +185,18 @@ class DIMML(Method):
         """Σ_m (CE(z_m) + align · CE(h(f_m))) + Σ DUC + CE(g(f))."""
         unimodal = self._unimodal(output)
         features = self._features(output)
-        loss = self.criterion(full(self.head.joined(output.features)), target)
+        held = {name: only(x, having(output, name)) for name, x in output.features.items()}
+        loss = self.criterion(full(self.head.joined(held)), target)
         for logits in unimodal.values():
             loss = loss + self.criterion(logits, target)
-        for logits in self.head.aligned(features).values():
-            loss = loss + self.align * self.criterion(full(logits), target)
+        for name, logits in self.head.aligned(features).items():
+            own = only(full(logits), having(output, name))
+            loss = loss + self.align * self.criterion(own, target)
         if self.effective:
-            loss = loss + self._transfer({name: full(value) for name, value in features.items()})
+            loss = loss + self._transfer(output, features)
         return loss
 
-    def _transfer(self, features: Mapping[str, Tensor]) -> Tensor:
+    def _transfer(self, output: Output, features: Mapping[str, Tensor]) -> Tensor:
         """Σ over ordered pairs (m, j) of `transfer`, on what is effective in j and not in m."""
         device = next(iter(features.values())).device
         # moved once, where a state was loaded onto another device
@@ -195,7 +205,12 @@ class DIMML(Method):
         metrics = {}
         for name, other in permutations(features, 2):
             dimensions = self.effective[other] & ~self.effective[name]
-            found = transfer(features[name], features[other], dimensions, self.temperature)
+            here = having(output, name, other)
+            learner, guide = (full(those(features[key], here)) for key in (name, other))
+            if not len(learner):
+                continue
+            found = transfer(learner, guide, dimensions, self.temperature)
+            found = len(learner) / len(output.logits) * found
             metrics[f"transfer/{other}/{name}"] = found.detach()
             total = total + found
         if torch.is_grad_enabled():

@@ -15,6 +15,7 @@ from evenly import distributed
 from evenly.method import Criterion, Encoders, Info
 from evenly.modulation import StepSum, full, scale_, scores
 from evenly.output import Output
+from evenly.presence import having, only, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 from evenly.teachers import Taught, squared_error
@@ -92,8 +93,8 @@ class G2D(Taught):
         "two or more. Its teachers are of the epoch with the best test accuracy; here of the last "
         "one, so that no split decides, at the learning rate that the student starts with. "
         "Teachers are looked at once, in evaluation mode and without augmentation, and the "
-        "student starts from the weights that the teachers started from. That pass must hold "
-        "every modality of every sample, though a training batch may lack one. The tables are "
+        "student starts from the weights that the teachers started from. No batch "
+        "of that pass may lack a modality, though one of training may. The tables are "
         "part of every checkpoint.",
     )
     state: ClassVar[tuple[str, ...]] = ("teachers", "samples", "epoch")
@@ -175,14 +176,19 @@ class G2D(Taught):
         device = output.logits.device
         logits = {name: self._taught(f"logits/{name}", rows, device) for name in self.encoders}
         if self.is_prioritising:
-            self._score.add(scores(torch.stack(list(logits.values())), target))
+            here = having(output, *self.encoders)
+            known = torch.stack([those(z, here) for z in logits.values()])
+            self._score.add(scores(known, those(target, here)))
         for name, features in self._features(output).items():
+            here = having(output, name)
             if self.logit_weight > 0:
-                kl = divergence(output.logits, logits[name], self.temperature)
+                student, teacher = (only(z, here) for z in (output.logits, logits[name]))
+                kl = divergence(student, teacher, self.temperature)
                 loss = loss + self.logit_weight * kl
             if self.feature_weight > 0:
                 teacher = self._taught(f"features/{name}", rows, features.device)
-                loss = loss + self.feature_weight * squared_error(features, teacher)
+                error = squared_error(only(features, here), only(teacher, here))
+                loss = loss + self.feature_weight * error
         return loss
 
     def before_step(self) -> None:

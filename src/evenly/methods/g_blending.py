@@ -17,6 +17,7 @@ from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.optimizers import check_rebuilt, unwrapped
 from evenly.output import Output
+from evenly.presence import having
 from evenly.probe import Probe, Split
 from evenly.ranges import check_range
 
@@ -99,7 +100,7 @@ class GBlending(Method):
         "common, which is the same as one for each as long as they share no parameters: with a "
         "head of the user's own that gives all modalities one layer or one bias, it is not. A "
         "batch of training, in a trial too, may lack a modality; the losses before and after a "
-        "trial are of passes that must hold every modality of every sample. Where w_0 is 0 the "
+        "trial are of passes in which no batch may. Where w_0 is 0 the "
         "fused head learns from detached features in each step; the paper does not say what "
         "becomes of it, and a re-implementation fine-tunes it for 25 epochs afterwards. There "
         "a loss that gains nothing has the weight of its |G|, and by default G and O are what the "
@@ -183,6 +184,15 @@ class GBlending(Method):
         unimodal = {f"unimodal/{name}": z for name, z in self._unimodal(output).items()}
         return {"fused": output.logits, **unimodal}
 
+    def _marked(self, output: Output) -> dict[str, Tensor]:
+        """The same, and in a column more whether a sample has the modality."""
+        found = {}
+        for part, z in self._logits(output).items():
+            here = having(output, part.removeprefix("unimodal/"))
+            mark = torch.ones_like(z[:, :1]) if here is None else here.unsqueeze(1).to(z)
+            found[part] = torch.cat([z, mark], 1)
+        return found
+
     def _tried(
         self, probe: Probe, objective: Callable[[Output, Tensor], Tensor], epoch: int
     ) -> dict[str, tuple[float, float]]:
@@ -201,10 +211,11 @@ class GBlending(Method):
         return {part: (train[part], val[part]) for part in train}
 
     def _means(self, probe: Probe, split: Split) -> dict[str, float]:
-        found = probe.features(split, lambda output, _: self._logits(output))
+        found = probe.features(split, lambda output, _: self._marked(output))
         means = {}
-        for part, logits in found.features.items():
-            target = found.target.to(logits.device)
+        for part, marked in found.features.items():
+            here = marked[:, -1] > 0
+            logits, target = marked[here, :-1], found.target.to(marked.device)[here]
             # Rows count by their class alone, whichever rank has them; one may have none.
             count = criteria.weights(self.criterion, target).sum()
             total = self.criterion(logits, target) * count if len(logits) else 0 * count

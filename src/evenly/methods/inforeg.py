@@ -17,6 +17,7 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, as_real, check_dense, kept, scores
 from evenly.output import Output
+from evenly.presence import having, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 
@@ -214,10 +215,13 @@ class InfoReg(Method):
         """CE(z) + Σ_m CE(z_m); on the way, the scores are taken."""
         unimodal = self._unimodal(output)
         with torch.no_grad():
-            stacked = torch.stack(list(unimodal.values()))
-            # Of a batch that lacks a modality there is nothing to compare.
+            here = having(output, *self.encoders)
+            stacked = torch.stack([those(z, here) for z in unimodal.values()])
+            # Of what lacks a modality there is nothing to compare.
             complete = len(unimodal) == len(self.encoders)
-            score = scores(stacked, target) if complete else stacked.new_zeros(len(self.encoders))
+            score = stacked.new_zeros(len(self.encoders))
+            if complete:
+                score = scores(stacked, those(target, here))
         self._score.add(score.float(), output)
         loss = super().loss(output, target)
         for logits in unimodal.values():

@@ -22,6 +22,7 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import as_real, full
 from evenly.output import Output
+from evenly.presence import parts
 from evenly.probe import Probe
 from evenly.ranges import check_range
 from evenly.suggest import unknown
@@ -215,11 +216,15 @@ class LFM(Method):
         return 2 * self._weighted(*self._losses(output, target))
 
     def _losses(self, output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
-        unimodal = [full(logits) for logits in self._unimodal(output).values()]
+        unimodal = {name: full(logits) for name, logits in self._unimodal(output).items()}
         classification = super().loss(output, target)
-        if len(unimodal) < 2:  # a batch of one modality, which has nothing to agree with
-            return classification, torch.zeros_like(classification)
-        return classification, alignment(unimodal)
+        found = [
+            part.share * alignment([part.of(unimodal[name]) for name in part.names])
+            for part in parts(output, unimodal)
+            if len(part.names) > 1  # of one modality, there is nothing to agree with
+        ]
+        agreement = torch.stack(found).sum() if found else torch.zeros_like(classification)
+        return classification, agreement
 
     def _weighted(self, classification: Tensor, agreement: Tensor) -> Tensor:
         return (1 - self.weight) * classification + self.weight * agreement

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.presence import parts
 from evenly.ranges import check_range
 
 
@@ -97,14 +98,16 @@ class MBSD(Method):
         if self.distillation == 0:
             return loss
         log_probability = {name: full(logits).log_softmax(-1) for name, logits in unimodal.items()}
-        pairs = max(len(unimodal) * (len(unimodal) - 1) // 2, 1)
         taught: dict[str, list[Tensor]] = {name: [] for name in unimodal}
-        for one, other in permutations(log_probability, 2):
-            teacher, student = log_probability[one].detach(), log_probability[other]
-            weight = lead(teacher, student.detach(), target)
-            term = (weight * divergence(teacher, student)).mean()
-            loss = loss + self.distillation / pairs * term
-            taught[other].append(weight.mean())
+        for part in parts(output, unimodal):
+            pairs = max(len(part.names) * (len(part.names) - 1) // 2, 1)
+            for one, other in permutations(part.names, 2):
+                teacher, student = (part.of(log_probability[name]) for name in (one, other))
+                teacher = teacher.detach()
+                weight = lead(teacher, student.detach(), part.of(target))
+                term = (weight * divergence(teacher, student)).mean()
+                loss = loss + self.distillation / pairs * part.share * term
+                taught[other].append(part.share * weight.mean())
         if torch.is_grad_enabled():
             self.metrics = {
                 f"taught/{name}": torch.stack(w).sum() for name, w in taught.items() if w

@@ -22,6 +22,7 @@ from evenly.methods.finetune import pretrain as pretrained
 from evenly.modulation import adds_up, full
 from evenly.optimizers import unwrapped
 from evenly.output import Output
+from evenly.presence import having, parts, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 
@@ -218,7 +219,7 @@ class MCR(Method):
         if self.unimodal:
             loss = loss + self.unimodal * self._unimodal_loss(output, target)
         if self.contrast:
-            found["contrast"] = self._contrast(features, target)
+            found["contrast"] = self._contrast(output, features, target)
             loss = loss + self.contrast * found["contrast"]
         if self.bottleneck:
             found["bottleneck"] = self._bottleneck(output, features)
@@ -234,37 +235,51 @@ class MCR(Method):
     def _game(self, output: Output) -> tuple[Tensor, dict[Names, Tensor]]:
         """-Σ share · JSD(p, p_m) over all games, and what each permutation changes."""
         self._adds_up = self._adds_up or adds_up(output, self)
-        own = {name: full(z) for name, z in self._unimodal(output).items()}
-        logits = full(output.logits)
-        orders = self._orders(logits)
-        total, found = logits.new_zeros(()), {}
-        for moved, players, share in games(tuple(own), self.k):
-            held = {name: z if name in players else z.detach() for name, z in own.items()}
-            # Nothing, but for gradients: what the others add is held still.
-            still = logits + sum((held[name] - z for name, z in own.items()), logits.new_zeros(()))
-            moves = [held[name][orders] - held[name] for name in moved]
-            mixed = still + torch.stack(moves).sum(0)
-            found[moved] = divergence(logits.expand_as(mixed), mixed)
-            total = total - share * found[moved]
+        unimodal = self._unimodal(output)
+        total = full(output.logits[:0]).sum()
+        found: dict[Names, Tensor] = {}
+        for part in parts(output, unimodal):
+            own = {name: full(part.of(unimodal[name])) for name in part.names}
+            logits = full(part.of(output.logits))
+            orders = self._orders(logits)
+            changed: dict[Names, Tensor] = {}
+            for moved, players, share in games(tuple(own), self.k):
+                held = {name: z if name in players else z.detach() for name, z in own.items()}
+                # Nothing, but for gradients: what the others add is held still.
+                still = logits + sum((held[m] - z for m, z in own.items()), logits.new_zeros(()))
+                moves = [held[name][orders] - held[name] for name in moved]
+                mixed = still + torch.stack(moves).sum(0)
+                changed[moved] = part.share * divergence(logits.expand_as(mixed), mixed)
+                total = total - share * changed[moved]
+            for moved, value in changed.items():
+                found[moved] = found[moved] + value if moved in found else value
         return total, found
 
-    def _contrast(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
+    def _contrast(self, output: Output, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         widths = {name: value.shape[1] for name, value in features.items()}
         if len(set(widths.values())) > 1:
             raise UserError(
                 f"MCR: the contrastive loss compares features of one width; found {widths}. Give "
                 "the encoders the same `out_features`, or pass contrast=0."
             )
+        here = {name: having(output, name) for name in features}
         return contrast(
-            torch.cat(list(features.values())), target.repeat(len(features)), self.temperature
+            torch.cat([those(value, here[name]) for name, value in features.items()]),
+            torch.cat([those(target, here[name]) for name in features]),
+            self.temperature,
         )
 
     def _bottleneck(self, output: Output, features: Mapping[str, Tensor]) -> Tensor:
         decoded = self.head.decode(output.logits.detach())
-        return nn.functional.mse_loss(
-            full(torch.cat([decoded[name] for name in features], dim=1)),
-            torch.cat(list(features.values()), dim=1),
-        )
+        loss = full(output.logits[:0]).sum()
+        for part in parts(output, features):
+            if part.names:
+                error = nn.functional.mse_loss(
+                    full(torch.cat([part.of(decoded[name]) for name in part.names], dim=1)),
+                    torch.cat([part.of(features[name]) for name in part.names], dim=1),
+                )
+                loss = loss + part.share * error
+        return loss
 
     def _orders(self, logits: Tensor) -> Int[Tensor, "s n"]:
         """Permutations of the rows: a function of seed and step."""

@@ -16,6 +16,7 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
+from evenly.presence import having, those
 from evenly.probe import Probe
 from evenly.targets import SINGLE
 
@@ -150,8 +151,9 @@ class MLA(Method):
         if self.turn not in unimodal:  # missing from the batch: nothing to learn, and no error
             self._features_sum.add(output.logits.new_zeros(self._layer.in_features + 1), output)
             return output.logits[:0].sum()
-        self._features_sum.add(_sum_and_count(full(features[self.turn])), output)
-        self._is_held |= torch.is_grad_enabled()
+        held = those(full(features[self.turn]), having(output, self.turn))
+        self._features_sum.add(_sum_and_count(held), output)
+        self._is_held |= torch.is_grad_enabled() and len(held) > 0
         loss = self.criterion(unimodal[self.turn], target)
         waiting = (self.encoders[name].parameters() for name in features if name != self.turn)
         return distributed.joined(loss, chain.from_iterable(waiting))

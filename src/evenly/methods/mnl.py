@@ -5,7 +5,6 @@ https://arxiv.org/abs/2510.20877.
 """
 
 import math
-from collections.abc import Mapping
 from itertools import permutations
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
+from evenly.presence import parts
 from evenly.ranges import check_range
 
 
@@ -109,28 +109,20 @@ class MNL(Method):
             return loss
         loss = loss + self._unimodal_loss(output, target)
         unimodal = {name: full(logits) for name, logits in self._unimodal(output).items()}
-        known = self._standings(output, unimodal, target)
         guided = {name: torch.zeros_like(loss) for name in unimodal}
-        for one, other in permutations(unimodal, 2):
-            leads = (known[one] > known[other]).all(0)
-            term = guidance(unimodal[one], unimodal[other], target, self.weight)
-            loss = loss + (leads * term).mean() / (len(unimodal) - 1)
-            guided[other] = guided[other] + leads.float().mean()
+        for part in parts(output, unimodal):
+            true, own = part.of(target), {name: part.of(unimodal[name]) for name in part.names}
+            with torch.no_grad():
+                rival = rivals(full(part.of(output.logits)), true)
+                known = {name: standing(logits, true, rival) for name, logits in own.items()}
+            for one, other in permutations(own, 2):
+                leads = (known[one] > known[other]).all(0)
+                term = guidance(own[one], own[other], true, self.weight)
+                loss = loss + part.share * (leads * term).mean() / (len(own) - 1)
+                guided[other] = guided[other] + part.share * leads.float().mean()
         if torch.is_grad_enabled():
             self.metrics = {f"guided/{name}": share for name, share in guided.items()}
         return loss
-
-    @torch.no_grad()
-    def _standings(
-        self, output: Output, unimodal: Mapping[str, Tensor], target: Tensor
-    ) -> dict[str, Float[Tensor, "2 n"]]:
-        """By modality, how well it knows each sample; NaN, which leads nothing, if it lacks it."""
-        rival = rivals(full(output.logits), target)
-        known = {name: standing(logits, target, rival) for name, logits in unimodal.items()}
-        for name, here in (output.present or {}).items():
-            if name in known:
-                known[name] = known[name].masked_fill(~here, math.nan)
-        return known
 
 
 def _at(x: Float[Tensor, "n c"], column: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -16,6 +16,7 @@ from evenly import distributed
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import Overflow, full
 from evenly.output import Output
+from evenly.presence import having, those
 from evenly.probe import Probe
 from evenly.ranges import check_range
 
@@ -158,11 +159,13 @@ class QMF(Method):
             return loss
         index = self._need(output, "index")
         self._overflow.watch(output)
-        self._note(index, unimodal, target)
+        self._note(output, unimodal, target)
         for name, logits in unimodal.items():
-            if name in self._kappa:
-                w = confidence(logits)
-                found = ranking(w, self._looked_up(name, index).to(w))
+            here = having(output, name)
+            w = confidence(those(logits, here))
+            if name in self._kappa and len(w):
+                found = ranking(w, self._looked_up(name, those(index, here)).to(w))
+                found = len(w) / len(logits) * found
                 self.metrics[f"ranking/{name}"] = found.detach()
                 loss = loss + self.weight * found
         return loss
@@ -180,24 +183,28 @@ class QMF(Method):
             self._passes = []
 
     @torch.no_grad()
-    def _note(self, index: Tensor, unimodal: Mapping[str, Tensor], target: Tensor) -> None:
+    def _note(self, output: Output, unimodal: Mapping[str, Tensor], target: Tensor) -> None:
         """A row for each sample: its index, then its loss in each modality, NaN if it lacks that.
 
         In doubles, of which one has the bits of the index, so that one message carries both.
         """
+        index = self._need(output, "index")
         absent = torch.full(index.shape, math.nan, device=index.device, dtype=torch.float64)
-        losses = [
-            nn.functional.cross_entropy(unimodal[name].double(), target, reduction="none")
-            if name in unimodal
-            else absent
-            for name in self.encoders
-        ]
+        losses = []
+        for name in self.encoders:
+            loss, here = absent, having(output, name)
+            if name in unimodal:
+                loss = nn.functional.cross_entropy(
+                    unimodal[name].double(), target, reduction="none"
+                )
+            losses.append(loss if here is None else loss.where(here.to(loss.device), absent))
         row = torch.stack(
             [index.long().view(torch.float64), *(x.to(index.device) for x in losses)], dim=1
         )
         self._passes.append(row)
         self.metrics = {
-            f"confidence/{name}": confidence(logits).mean() for name, logits in unimodal.items()
+            f"confidence/{name}": confidence(those(logits, having(output, name))).mean()
+            for name, logits in unimodal.items()
         }
 
     def _remember(self, rows: Float[Tensor, "r _"]) -> None:

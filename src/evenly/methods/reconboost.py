@@ -18,6 +18,7 @@ from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.optimizers import forget, unwrapped
 from evenly.output import Output
+from evenly.presence import having, only
 from evenly.probe import Probe
 from evenly.ranges import check_range
 
@@ -183,7 +184,9 @@ class ReconBoost(Method):
         loss = boosting
         previous = self._modality(self.stage - 1)
         if self.stage > 0 and previous != name and previous in unimodal:
-            found["agreement"] = agreement_loss(unimodal[name], unimodal[previous])
+            here = having(output, name, previous)
+            both = (only(unimodal[key], here) for key in (name, previous))
+            found["agreement"] = agreement_loss(*both)
             loss = loss + self.agreement * found["agreement"]
         if torch.is_grad_enabled():
             self.metrics = {f"{key}/{name}": value.detach() for key, value in found.items()}

@@ -20,15 +20,16 @@ from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import adds_up, full
 from evenly.output import Output
+from evenly.presence import Part, having, parts, those
 from evenly.ranges import check_range
 
 
-def partition(parts: Sequence[Float[Tensor, "n c"]]) -> Float[Tensor, ""]:
-    """Log of the mean, over all n^M pairings (j, k, ...), of Σ_c exp(f_1j,c + f_2k,c + ...).
+def partition(addends: Sequence[Float[Tensor, "_ c"]]) -> Float[Tensor, ""]:
+    """Log of the mean, over all pairings (j, k, ...), of Σ_c exp(f_1j,c + f_2k,c + ...).
 
-    The mean over pairings of a product is the product of each part's mean over samples.
+    The mean over pairings of a product is the product of each addend's mean over samples.
     """
-    means = torch.stack(list(parts)).logsumexp(1) - math.log(len(parts[0]))
+    means = torch.stack([z.logsumexp(0) - math.log(len(z)) for z in addends])
     return means.sum(0).logsumexp(0)
 
 
@@ -128,31 +129,50 @@ class TCMax(Method):
         """How far the partition of all pairings is above each sample's own, as these count."""
         own = full(output.logits).logsumexp(1)
         factor = criteria.partitions(self.criterion, full(output.logits), target)
-        if factor is None:
-            return self._partition(output) - own.mean()
-        return factor.sum() * self._partition(output) - factor @ own
+        found = [
+            (part.share if factor is None else part.of(factor).sum()) * together
+            for part, together in self._partitions(output)
+        ]
+        paired = torch.stack(found).sum()
+        return paired - (own.mean() if factor is None else factor @ own)
 
-    def _partition(self, output: Output) -> Float[Tensor, ""]:
+    def _partitions(self, output: Output) -> list[tuple[Part, Float[Tensor, ""]]]:
+        """By the modalities that samples have, the partition of pairings of these."""
         if self.pairs:
-            return sampled_partition(full(self._paired(output)))
+            several = parts(output, self._features(output))
+            paired = full(self._paired(output))  # the batch several times over
+            cut = paired.unflatten(0, (-1, len(output.logits)))
+            return [(part, sampled_partition(cut[:, part.rows].flatten(0, 1))) for part in several]
         self._adds_up = self._adds_up or adds_up(output, self, ", or pass pairs=1024")
-        own = [full(z) for z in self._unimodal(output).values()]
-        rest = full(output.logits) - torch.stack(own).sum(0)
-        return partition([*own, rest])
+        own = {name: full(z) for name, z in self._unimodal(output).items()}
+        rest = full(output.logits) - torch.stack(list(own.values())).sum(0)
+        held = {name: those(z, having(output, name)) for name, z in own.items()}
+        return [
+            (part, partition([*(held[name] for name in part.names), part.of(rest)]))
+            for part in parts(output, own)
+        ]
 
     def _paired(self, output: Output) -> Float[Tensor, "p c"]:
-        """The fused logits of pairings; modalities without an encoder stay together."""
+        """The fused logits of pairings; modalities without an encoder stay together.
+
+        Each pairing has the modalities of the sample in whose place it stands.
+        """
         fuse = self._need(output, "fuse")
         mine = self._features(output)
-        n = len(output.logits)
-        drawn = torch.randint(
-            n,
-            (1 + len(mine), math.ceil(self.pairs / n) * n),
-            generator=stream(output.logits.device, self.seed, self.steps),
-            device=output.logits.device,
-        )
+        n, device = len(output.logits), output.logits.device
+        numbers = stream(device, self.seed, self.steps)
+        length = math.ceil(self.pairs / n) * n
+        drawn = torch.randint(n, (1 + len(mine), length), generator=numbers, device=device)
         rows = dict(zip(mine, drawn[1:], strict=True))
+        for name in mine:
+            here = having(output, name)
+            if here is not None and 0 < (count := int(here.sum())) < n:
+                some = torch.randint(count, (length,), generator=numbers, device=device)
+                rows[name] = here.nonzero().flatten()[some]
+        together = drawn[0]
+        if having(output, *(set(output.features) - set(mine))) is not None:
+            together = torch.arange(length, device=device) % n
         logits: Tensor = fuse(
-            {name: x[rows.get(name, drawn[0])] for name, x in output.features.items()}
+            {name: x[rows.get(name, together)] for name, x in output.features.items()}
         )
         return logits

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from evenly import distributed
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
+from evenly.presence import having, only
 from evenly.ranges import check_range
 from evenly.targets import ANY
 from evenly.teachers import Taught, squared_error
@@ -53,8 +54,8 @@ class UMT(Taught):
         "student, at the learning rate that the student starts with. Teachers are looked at once, "
         "in evaluation mode and without augmentation, and the student starts from the weights "
         "that the teachers started from: under augmentation of the inputs the paper's teachers "
-        "would see what the student sees. That pass must hold every modality of every sample, "
-        "though a training batch may lack one. The tables are part of every checkpoint. The "
+        "would see what the student sees. No batch of that pass may lack a modality, "
+        "though one of training may. The tables are part of every checkpoint. The "
         "student's loss leaves the unimodal heads as they are but for weight decay.",
     )
 
@@ -107,7 +108,8 @@ class UMT(Taught):
         self.metrics = {}
         for name, features in self._features(output).items():
             teacher = self._taught(f"features/{name}", rows, features.device)
-            error = squared_error(features, teacher)
+            here = having(output, name)
+            error = squared_error(only(features, here), only(teacher, here))
             self.metrics[f"error/{name}"] = error.detach()
             loss = loss + self.gamma * error
         return loss
