@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evenly.data.raw import Sample, Source, Spectrogram, Video
+from evenly.data.tasks import Classes
 
 CLASSES = list("abcdef")
 RATE, SECONDS = 16_000, 3

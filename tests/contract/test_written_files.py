@@ -325,7 +325,7 @@ def through_matlab(path, arrays):
 
 # Cells that no model can learn from as they are, each of a kind that tools do write.
 REFUSED = [
-    np.array(["2024-01-02"] * N, "M8[D]"), np.array([1] * N, "m8[s]"), [["a", "b"]] * N,
+    np.array(["2024-01-02"] * N, "M8[D]"), np.array([1] * N, "m8[s]"), [[["a"], ["b"]]] * N,
     [{"a": 1}] * N, [math.nan] * N, [1e300] * N, [b"bytes"] * N, [None] * N,
 ]  # fmt: skip
 

@@ -107,13 +107,13 @@ def hovered(page):
 def test_draws_every_figure_and_asks_for_nothing(desk, small):
     assert desk.said == []
     assert desk.asked == [small.as_uri()]
-    # accuracy, two curves, map, contribution, alone, confusion, and five for each modality
-    assert desk.page.locator(".figure[data-figure]").count() == 17
+    # accuracy, two curves, map, contribution, alone, confusion, and six for each modality
+    assert desk.page.locator(".figure[data-figure]").count() == 19
     counts = desk.page.eval_on_selector_all(
         ".figure",
         "boxes => boxes.map(box => [box.data.length, box.querySelectorAll('svg').length])",
     )
-    assert len(counts) == 17 + 4
+    assert len(counts) == 19 + 4
     assert all(traces > 0 and drawings > 0 for traces, drawings in counts)
     assert [points(desk.page, *panel).count() for panel in ((0, 0), (1, 0), (0, 1), (1, 1))] == [
         40, 40, 40, 40,
@@ -145,7 +145,7 @@ def test_the_legend_hides_a_method_and_its_marks_in_all_lines(page):
     # Only D&R has strengths.
     usual = [1 if name.startswith("strength") else 3 for name in page.eval_on_selector_all(
         LINES, "boxes => boxes.map(box => box.dataset.figure)")]  # fmt: skip
-    assert len(usual) == 13
+    assert len(usual) == 15
     assert shown(page, LINES) == usual
     assert page.eval_on_selector(curve, marks) == 3
     keys.nth(1).click()
@@ -153,7 +153,7 @@ def test_the_legend_hides_a_method_and_its_marks_in_all_lines(page):
     assert page.eval_on_selector(curve, marks) == 0
     keys.nth(1).click()
     keys.nth(1).dblclick()
-    assert shown(page, LINES) == [1] * 13
+    assert shown(page, LINES) == [1] * 15
     assert shown(page, '[data-figure="accuracy"], [data-figure="contribution"]') == [3, 3]
     keys.nth(1).dblclick()
     assert shown(page, LINES) == usual
@@ -290,7 +290,7 @@ def test_print_holds_every_figure_whole(page):
           return [outer.height < 900, within && inner.bottom <= outer.bottom,
             getComputedStyle(panel).breakInside];
         })""")  # fmt: skip
-        assert boxes == [[True, True, "avoid"]] * 21
+        assert boxes == [[True, True, "avoid"]] * 23
     finally:
         page.emulate_media(media="screen")
         page.set_viewport_size({"width": 1280, "height": 900})

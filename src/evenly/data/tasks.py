@@ -338,13 +338,15 @@ def task_of(target: Tensor, names: Sequence[str]) -> Task:
     return Labels(tuple(names)) if target.ndim == 2 else Classes(tuple(names))
 
 
-def restated(known: Mapping[str, Any]) -> Task:
+def restated(known: object) -> Task:
     """The task of what `Task.stated` gave.
 
     Raises:
         ValueError: If it is something else.
         KeyError: If something is missing.
     """
+    if not isinstance(known, Mapping):
+        raise ValueError(f"its task is {known!r}")
     name, names = converted("name", known["name"], Name), known["names"]
     names = tuple(converted("names", names, list[str]))
     if name != "number":

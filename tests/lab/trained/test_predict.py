@@ -199,7 +199,7 @@ def test_a_run_loads_anywhere(run, data, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "moved")
     trained = load_run(tmp_path / "moved")
     assert list(trained.modalities) == ["x", "eye", "steps"]
-    assert trained.task.names == CLASSES
+    assert trained.task.names == tuple(CLASSES)
     before = load_run(run).predict(load(str(data)), "test")
     assert torch.equal(trained.predict(load(str(data)), "test"), before)
 
