@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import evenly
 from evenly.diagnosis.alone import Alone
 from evenly.diagnosis.classes import Classes
+from evenly.diagnosis.estimate import Estimate
 from evenly.diagnosis.interactions import interactions
+from evenly.diagnosis.verdict import Figures, judge
 
 WIDTH = 8
 
@@ -466,3 +468,13 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="needs the encoders by modality"):
         evenly.checkup(case.model, forward, case.train, case.val, {})
+
+
+@pytest.mark.parametrize(
+    ("used", "end"), [(0.1, "and the predictions follow it"), (-0.1, "no better for it")]
+)
+def test_what_is_held_is_said_to_be_followed_only_where_it_helps(used, end):
+    much, nothing, worth = (Estimate.around(value, 0.01, 100) for value in (0.5, 0.0, used))
+    found = judge(Figures(much, much, nothing, nothing, nothing, much, worth))
+    assert found.name == "learnt"
+    assert found.why.endswith(end)

@@ -278,7 +278,8 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
     ("settings", "said"),
     [
         ({}, ""),
-        ({"missing": {"a": 0.3}}, "Modalities are missing: a from 30 % of all samples."),
+        ({"missing": {"a": 0.3, "b": 0}}, "Modalities are missing: a from 30 % of all samples."),
+        ({"missing": {"a": 0}}, ""),
         (
             {"missing": {"a": 0.3, "b": 0.125}, "missing_test": {"a": 0, "b": 1}},
             "Modalities are missing: a from 30 % and b from 12.5 % of the training and validation "

@@ -309,6 +309,11 @@ class _Reader:
                 "class per sample, (N,); or floats to regress on."
             )
         names = self._columns(labels.shape[1], "label")
+        if joined := [name for name in names if ";" in name]:
+            raise self._error(
+                f"'class_names' names a label '{joined[0]}', and predictions join a sample's "
+                "labels with ;. Name it without."
+            )
         target = torch.from_numpy(labels.astype(np.float32))
         return target, task_of(target, names)
 

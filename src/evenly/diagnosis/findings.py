@@ -225,6 +225,7 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         gap=_gap([one.diagnosis for one in several], name, len(rows)),
         lost=difference(_stacked(several, lambda one: one.use.right - one.use.without[name])),
         flipped=share(_stacked(several, lambda one: one.use.flipped[name])),
+        contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
     )
     raw = None
     if all(name in one.raw for one in several):
@@ -235,7 +236,6 @@ def _finding(several: Sequence[Measured], name: str) -> Finding:
         untapped=None if raw is None else difference(raw - there),
         there=share(there),
         learnt=share(learnt),
-        contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
         without=share(_stacked(several, lambda one: one.use.without[name])),
         followed=None if no_votes else share(_stacked(several, lambda one: one.use.followed[name])),
         outvoted=None if no_votes else share(_stacked(several, lambda one: one.use.outvoted[name])),

@@ -72,6 +72,7 @@ class Figures:
             where nobody has looked.
         flipped: Share of predictions that change with it where the others are other samples', too;
             None where nobody has looked.
+        contribution: Its Shapley value in the accuracy of the joint model; likewise.
     """
 
     gain: Estimate
@@ -80,6 +81,7 @@ class Figures:
     gap: Estimate
     lost: Estimate | None = None
     flipped: Estimate | None = None
+    contribution: Estimate | None = None
 
 
 def judge(found: Figures) -> Verdict:
@@ -117,8 +119,10 @@ def judge(found: Figures) -> Verdict:
         return _unclear("it is held back", found.missed, 0.0, Z)
     if found.flipped is not None and is_seen is None:
         return _unclear("the model looks at it", found.flipped, MOVED)
-    why = "the joint model's encoder holds what is there, and the predictions follow it"
-    return Verdict("learnt", why)
+    follows = "and the predictions follow it"
+    if found.contribution is not None and found.contribution.high < 0:
+        follows = "but the predictions are no better for it"
+    return Verdict("learnt", f"the joint model's encoder holds what is there, {follows}")
 
 
 def _above(found: Estimate, threshold: float) -> bool | None:

@@ -54,7 +54,7 @@ def _task(config: Mapping[str, Any]) -> str:
 def _missing(config: Mapping[str, Any]) -> str:
     taken = config.get("missing") or {}
     test = {**taken, **(config.get("missing_test") or {})}
-    test = {name: rate for name, rate in test.items() if rate}
+    taken, test = ({name: x for name, x in rates.items() if x} for rates in (taken, test))
     if test == taken:
         parts = {"all": taken}
     else:

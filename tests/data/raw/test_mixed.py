@@ -77,6 +77,20 @@ def test_an_empty_cell_is_a_category_and_whole_floats_are_whole(tmp_path):
     assert [*source.readers] == ["facts"]
 
 
+@pytest.mark.parametrize("known", [("False", "True"), ("", "0", "1")])
+def test_what_is_true_may_be_written_otherwise(known):
+    reader = Tabular(categories=("flag",), values=(known,))
+    places = {text: reader((text,)).argmax() for text in ("0", "False", "1", "TRUE", "2")}
+    assert places["0"] == places["False"] == len(known) - 1
+    assert places["1"] == places["TRUE"] == len(known)
+    assert places["2"] == 0
+
+
+def test_codes_are_not_what_is_true():
+    reader = Tabular(categories=("code",), values=(("0", "1", "2"),))
+    assert not reader.knows("code", "True")
+
+
 def test_rare_values_beyond_the_first_thousand_are_unknown(tmp_path):
     rows = [(k // 2, k % 2) for k in range(2400)] * 2
     path = csv(tmp_path / "t.csv", rows, "code,label")
@@ -169,6 +183,19 @@ class TestRun:
         as_texts = pd.read_csv(trained / "t.csv").iloc[[int(n[4:]) - 1 for n in named(kept)]]
         as_texts.to_parquet(tmp_path / "same.parquet")
         assert answers(trained, tmp_path / "same.parquet") == pytest.approx(whole, abs=1e-6)
+
+    def test_columns_that_are_not_as_in_training_are_told(self, trained, tmp_path, capsys):
+        rows = [(30 + k, 0, "cork" if k else "Oslo", "so") for k in range(10)]
+        answers(trained, csv(tmp_path / "new.csv", rows, "age,fare,port,said"))
+        said = capsys.readouterr().err
+        assert "9 of 10 values of 'port' of 'facts', such as 'cork', are unknown to" in said
+        assert "which learnt Cork, Oslo." in said
+        assert "scaled" not in said
+        rows = [(1000 * row[0], *row[1:2], "Oslo", "so") for row in rows]
+        answers(trained, csv(tmp_path / "new.csv", rows, "age,fare,port,said"))
+        said = capsys.readouterr().err
+        assert "'age' of 'facts' holds numbers from 30000 to 39000, but" in said
+        assert "unknown" not in said
 
     def test_it_is_exported(self, trained, tmp_path):
         run = load_run(trained / "run")

@@ -56,6 +56,13 @@ def test_what_is_missing_and_who_is_not_made_for_it_are_told():
         assert f"{method}: {odd}" not in notes(method, missing={"m1": 0.5})
     assert f"ogm: {odd}" not in notes("ogm", missing_test={"m1": 0.5})
     assert any("stays zeros" in note for note in notes("joint", missing_token=True))
+    assert notes("joint", missing={"m1": 0.0}, missing_test={"m2": 0.0}) == notes("joint")
+
+
+def test_what_is_never_diagnosed_needs_no_samples():
+    assert notes("joint", missing={"m1": 0.95}, diagnose_every=0)
+    with pytest.raises(ValueError, match="a diagnosis takes 6"):
+        notes("relearn", missing={"m1": 0.95}, diagnose_every=0)
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_criteria_that_there_are_not(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"missing": {"a": 0.0}}, "--missing.a is above 0 and below 1; found 0.0"),
-        ({"missing": {"a": 1.0}}, "--missing.a is above 0 and below 1"),
+        ({"missing": {"a": -0.1}}, "--missing.a is at least 0 and below 1; found -0.1"),
+        ({"missing": {"a": 1.0}}, "--missing.a is at least 0 and below 1"),
         ({"missing_test": {"a": 1.5}}, "--missing_test.a is from 0 to 1; found 1.5"),
     ],
 )

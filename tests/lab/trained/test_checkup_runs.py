@@ -85,6 +85,22 @@ def test_refusals(compared, capsys, tmp_path):
         assert why in err
 
 
+def test_numbers_are_refused(capsys, tmp_path):
+    import numpy as np
+
+    from evenly.data import save_npz
+
+    path, run = tmp_path / "mine.npz", tmp_path / "run"
+    save_npz(path, np.arange(60) / 4, np.repeat([0, 1, 2], 20), {"x": np.eye(60), "y": np.eye(60)})
+    training = ["--data", str(path), "--method", "joint", "--epochs", "1", *SMALL]
+    assert main(["train", *training, "--out", str(run)]) == 0
+    for arguments, who in (([run], "run predicts numbers"), (["--data", path], "mine has numbers")):
+        status, _, err = said(capsys, *arguments, "--out", tmp_path / "out")
+        assert status == 1
+        assert f"{who}" in err
+        assert "a checkup is of classes or labels." in err
+
+
 def test_data_that_have_changed_are_refused(capsys, tmp_path):
     import numpy as np
 

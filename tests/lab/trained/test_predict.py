@@ -123,6 +123,7 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     main(["compare", *common, "--methods", "joint,relearn,unimodal", "--seeds", "2", "--lr", "0.1"])
     text = capsys.readouterr().out
     assert "ranked by the mean absolute error (MAE), in the data's units" in text
+    assert "Test MAE as one modality is missing" in (tmp_path / "report.html").read_text()
     ranked = [line.partition(" ")[0] for line in text.splitlines()[1:5]]
     assert ranked[-1] == "unimodal(modality=noise)"  # the largest error
     with (tmp_path / "summary.csv").open() as file:

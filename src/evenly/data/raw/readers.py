@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -24,6 +25,8 @@ from evenly.spec import Spec
 
 VOCABULARY = 20_000
 """Words of the training texts that are told apart."""
+_TRUTHS = (("False", "false", "FALSE", "0"), ("True", "true", "TRUE", "1"))
+"""How tables write the two."""
 
 
 @runtime_checkable
@@ -491,10 +494,26 @@ class Tabular:
             parts.append(places)
         return np.concatenate(parts).astype(np.float32)
 
+    def knows(self, column: str, value: str) -> bool:
+        """Whether a value of a category column has a place of its own."""
+        return value in _places(self.values)[self.categories.index(column)]
+
 
 @cache
 def _places(values: tuple[tuple[str, ...], ...]) -> list[dict[str, int]]:
-    return [{value: n for n, value in enumerate(known, 1)} for known in values]
+    return [_placed(known) for known in values]
+
+
+def _placed(known: tuple[str, ...]) -> dict[str, int]:
+    """By value, its place; where all are true or false, however these may be written."""
+    found = {value: n for n, value in enumerate(known, 1)}
+    if not set(known) <= {"", *chain(*_TRUTHS)}:
+        return found
+    for spellings in _TRUTHS:
+        place = next((found[text] for text in spellings if text in found), None)
+        if place is not None:
+            found = dict.fromkeys(spellings, place) | found
+    return found
 
 
 READERS: dict[str, Callable[..., Reader]] = {

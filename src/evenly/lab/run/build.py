@@ -49,15 +49,18 @@ def with_missing(data: Data, cell: Cell) -> Data:
     """The data as a run of a cell sees them: with modalities missing as its training asks.
 
     Raises:
-        ValueError: If samples would lose all of theirs, or too few would keep one to be diagnosed.
+        ValueError: If samples would lose all of theirs, or too few would keep one for a diagnosis
+            that is made.
     """
     seen = data.missing(cell.training.lacking, cell.seed)
-    if data.task.name != "classes":
+    every = cell.training.measure_every
+    pulls = any(issubclass(_kind(spec), Relearn) for spec in together(cell.method))
+    if data.task.name != "classes" or not (every or pulls):
         return seen
     for split in (split for split in ("train", "val") if seen.has(split)):
         least, total = 2 * len(data.class_names), len(seen.split(split))
         for name, count in seen.lacks(split).items():
-            if name in cell.training.missing and total - count < least:
+            if cell.training.missing.get(name) and total - count < least:
                 raise UserError(
                     f"--missing.{name} {cell.training.missing[name]:g} leaves '{name}' to "
                     f"{total - count} of {total} samples of the {split} split, and a diagnosis "

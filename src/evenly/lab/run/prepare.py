@@ -121,7 +121,8 @@ def _missing_notes(
     training = cell.training
     called = {"train": "training", "val": "validation", "test": "test"}
     notes = []
-    for name in dict.fromkeys([*training.missing, *training.missing_test]):
+    taken = [name for of in training.lacking.values() for name, rate in of.items() if rate]
+    for name in dict.fromkeys(taken):
         counts = [
             f"{of_split.get(name, 0)} of {len(data.split(split))} {called[split]}"
             for split, of_split in lack.items()

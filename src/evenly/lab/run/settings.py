@@ -213,8 +213,8 @@ class Training:
             if not 0 < level < math.inf:
                 raise UserError(f"--noise.{name} is above 0; found {level}.")
         for name, rate in self.missing.items():
-            if not 0 < rate < 1:
-                raise UserError(f"--missing.{name} is above 0 and below 1; found {rate}.")
+            if not 0 <= rate < 1:
+                raise UserError(f"--missing.{name} is at least 0 and below 1; found {rate}.")
         for name, rate in self.missing_test.items():
             if not 0 <= rate <= 1:
                 raise UserError(f"--missing_test.{name} is from 0 to 1; found {rate}.")

@@ -9,7 +9,7 @@ import torch
 from evenly.diagnosis.checkup import checkup
 from evenly.diagnosis.findings import Checkup
 from evenly.errors import UserError
-from evenly.lab.run.build import build_criterion, info_of
+from evenly.lab.run.build import build_criterion, info_of, load_data
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import joined
 from evenly.lab.run.precision import decided
@@ -19,6 +19,11 @@ from evenly.lab.trained.load import opened
 
 LEAST = 10
 """Epochs of a short training, at least."""
+
+
+_INSTEAD = (
+    "Of numbers, the report of 'evenly compare --methods joint' shows what each modality adds."
+)
 
 
 def short(epochs: int) -> int:
@@ -38,7 +43,8 @@ def runs_opened(
 
     Raises:
         FileNotFoundError: If a folder holds no run.
-        ValueError: If the runs differ in more than their seed, or train one modality alone.
+        ValueError: If the runs differ in more than their seed, train one modality alone, or
+            predict numbers.
     """
     found = []
     for folder in folders:
@@ -52,6 +58,10 @@ def runs_opened(
             )
         if data is not None:
             cell = replace(cell, training=replace(cell.training, data=data))
+        if cell.training.task == "number":
+            raise UserError(
+                f"{folder} predicts numbers, and a checkup is of classes or labels. {_INSTEAD}"
+            )
         _check_data(folder, cell)
         found.append((folder, cell, best["state_dict"]))
     first = found[0][1]
@@ -97,9 +107,19 @@ def of_run(
 
 
 def of_data(cell: Cell, epochs: int, *, interactions: bool = False) -> Checkup:
-    """The checkup of a model that is trained jointly, for as many epochs as its encoders alone."""
-    cell, found, _ = decided(cell, {})
-    data, _ = prepare([cell], found)
+    """The checkup of a model that is trained jointly, for as many epochs as its encoders alone.
+
+    Raises:
+        ValueError: If the data have numbers to regress on.
+    """
+    data = load_data(cell.training)
+    if data.task.name == "number":
+        raise UserError(
+            f"{data.name} has numbers to regress on, and a checkup is of classes or labels. "
+            f"{_INSTEAD}"
+        )
+    cell, _, _ = decided(cell, {}, data)
+    data, _ = prepare([cell], data)
     torch.set_num_threads(cell.training.threads)
     with joined(cell.training) as place:
         return _checked(Parts.of(cell, data, place), None, epochs, interactions)

@@ -1,8 +1,10 @@
 """New data as a run takes them: converted by what the run knows of its own data, or refused."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
@@ -12,6 +14,9 @@ from evenly.data import Padded
 from evenly.data.dataset import dtype_name
 from evenly.errors import UserError
 from evenly.lab.run.stored import Stored, is_picture, is_whole, there, values_of
+
+if TYPE_CHECKING:
+    from evenly.data.raw.readers import Tabular
 
 _FEW = 10
 """One of so many values may lie farther from the run's range than that is wide, unquestioned."""
@@ -175,6 +180,63 @@ class Intake:
         if not self.known.ragged and bool((lengths == longest).all()):
             return values
         return Padded(values, x.length)
+
+
+def odd_columns(
+    run: Path, name: str, known: Stored, reader: "Tabular", cells: Iterable[Sequence[Any] | None]
+) -> list[str]:
+    """What a user should hear of the columns of a `tabular` modality, by how their cells lie.
+
+    Numbers are looked at as `Intake` looks at those of other modalities, in standard deviations of
+    the run's; categories are odd if the run knows less than half of the values.
+
+    Args:
+        run: That takes them.
+        name: Of the modality.
+        known: How the run's data held it.
+        reader: Of the run.
+        cells: Of each sample, what the reader takes; None where it lacks the modality.
+    """
+    columns = list(zip(*(row for row in cells if row is not None), strict=True))
+    if not columns:
+        return []
+    given = [[x for x in column if x is not None] for column in columns]
+    count = len(reader.numbers)
+    return [
+        *_odd_numbers(run, name, known, reader, given[:count]),
+        *_odd_categories(run, name, reader, given[count:]),
+    ]
+
+
+def _odd_numbers(
+    run: Path, name: str, known: Stored, reader: "Tabular", given: Iterable[Sequence[float]]
+) -> Iterator[str]:
+    if known.low == known.high:
+        return
+    least, most = 2 * known.low - known.high, 2 * known.high - known.low
+    kinds = zip(reader.numbers, reader.means, reader.deviations, given, strict=True)
+    for column, mean, std, values in kinds:
+        far = sum(not least <= (x - mean) / std <= most for x in values)
+        if _FEW * far > len(values):
+            yield (
+                f"'{column}' of '{name}' holds numbers from {min(values):g} to {max(values):g}, "
+                f"but {run} was trained on a mean of {mean:g} and a deviation of {std:g}. If they "
+                "are not scaled as those were, its answers mean nothing."
+            )
+
+
+def _odd_categories(
+    run: Path, name: str, reader: "Tabular", given: Iterable[Sequence[str]]
+) -> Iterator[str]:
+    for column, known, values in zip(reader.categories, reader.values, given, strict=True):
+        strange = [value for value in values if not reader.knows(column, value)]
+        if 2 * len(strange) > len(values):
+            learnt = ", ".join(list(filter(None, known))[:5]) + (" ..." if len(known) > 5 else "")
+            yield (
+                f"{len(strange)} of {len(values)} values of '{column}' of '{name}', such as "
+                f"'{strange[0]:.60}', are unknown to {run}, which learnt {learnt}. Write them as "
+                "there, or they count for nothing."
+            )
 
 
 def _blanked(x: Tensor | Padded, here: Bool[Tensor, " n"]) -> Tensor | Padded:

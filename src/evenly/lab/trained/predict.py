@@ -16,7 +16,7 @@ from evenly.data.tabular import columns_of, layout_of
 from evenly.data.tasks import Task
 from evenly.errors import UserError
 from evenly.lab.run.stored import Stored
-from evenly.lab.trained.intake import Intake
+from evenly.lab.trained.intake import Intake, odd_columns
 from evenly.nn import LateFusion
 from evenly.spec import parse
 
@@ -291,7 +291,7 @@ def _of_table(
     from evenly.data.raw import READERS, batches, listed, table
     from evenly.data.raw.columns import RESERVED
     from evenly.data.raw.forms import read_columns
-    from evenly.data.raw.readers import Array
+    from evenly.data.raw.readers import Array, Tabular
     from evenly.data.raw.source import target_of
     from evenly.lab.run.prepare import say  # it loads the training engine
 
@@ -320,6 +320,9 @@ def _of_table(
     say(source.notes)
     for name, found in source.readers.items():
         _check_numbers(run, path, name, found)
+        if isinstance(found, Tabular):
+            cells = (sample.cells[name] for sample in source.samples)
+            say(odd_columns(run.folder, name, run.modalities[name], found, cells))
     intakes = run._intakes(
         [name for name, found in source.readers.items() if not isinstance(found, Array)]
     )
