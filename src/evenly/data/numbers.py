@@ -65,7 +65,8 @@ def blurred(values: Array) -> tuple[int, str] | None:
 
 def shown(number: float) -> str:
     """A number of float32 in the fewest digits that tell it from all others."""
-    return str(np.float32(number)).removesuffix(".0")
+    digits = str(np.float32(number))
+    return str(float(digits)).removesuffix(".0")  # whole up to 1e16, as NumPy does not write it
 
 
 def native(values: Array) -> Array:
