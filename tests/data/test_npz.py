@@ -303,6 +303,24 @@ WRONG = {
         "'labels' holds nan in sample 3, on which nothing can be regressed.",
     ),
     "one number": ({"labels": np.ones(N)}, "in the training split 'number' is 1 in all samples"),
+    "number far from 0": (
+        {"labels": 1e8 + np.arange(N) / 2},
+        "'labels' has the mean 100000003 and the deviation 1.73, and 32-bit floats, 8 apart there, "
+        "cannot tell its values apart. Subtract its mean.",
+    ),
+    "one of several numbers far from 0": (
+        {"labels": np.stack([LABELS / 2, 1e8 + np.arange(N)], 1), "class_names": ["a", "b"]},
+        "column 'b' of 'labels' has the mean 100000006 and",
+    ),
+    "values far from 0": (
+        {"x": 1_700_000_000 + np.arange(N)},
+        "modality 'x' has the mean 1.70000001e+09 and the deviation 3.45, and 32-bit floats, 128 "
+        "apart there, cannot tell its values apart. Subtract its mean.",
+    ),
+    "feature far from 0": (
+        {"x": 0.5 + np.arange(2 * N).reshape(N, 2) + np.array([0, 1e8])},
+        "feature 2 of modality 'x' has the mean",
+    ),
     "sentiments": (
         {"labels": np.stack([LABELS, LABELS], 1) / 2, "labels_kind": "sentiment"},
         "'labels' has 2 columns, and sentiment is one number a sample.",
@@ -713,3 +731,23 @@ def test_what_is_no_text(tmp_path, tokens):
     with pytest.raises(ValueError, match=r"which is no text\. Give whole numbers from 0"):
         save_npz(tmp_path / "b.npz", LABELS, SPLIT, arrays)
     assert not (tmp_path / "b.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(N) - 5.5,  # less its mean
+        np.full(N, 1.7e9 + 0.1),  # constant
+        np.arange(N) * 10**6,
+        1_700_000_000 + 128 * (np.arange(N) % 2) - 1_700_000_000 % 128,  # float32 has all of them
+        (1e8 + np.arange(N)).astype(np.float32),
+    ],
+)
+def test_float32_tells_these_apart(tmp_path, values):
+    np.savez(tmp_path / "a.npz", labels=LABELS, split=SPLIT, x=values)
+    assert load_npz(tmp_path / "a.npz")._inputs["x"].flatten().tolist() == values.tolist()
+
+
+def test_few_samples_to_predict_may_lie_close_together(tmp_path):
+    np.savez(tmp_path / "a.npz", x=1e8 + np.arange(2))
+    assert len(load_npz(tmp_path / "a.npz", labelled=False)._inputs["x"]) == 2

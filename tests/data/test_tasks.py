@@ -258,3 +258,10 @@ def test_the_file_says_what_labels_are(tmp_path):
     assert data.task.scale == "sentiment"
     assert list(data.modalities) == ["x"]
     assert load_npz(tmp_path / "a.npz", task="classes").class_names == ["-2", "-1", "0", "1", "2"]
+
+
+def test_numbers_are_written_so_that_float32_reads_them_back():
+    numbers = torch.tensor([11815268.017, 0.1, 3, -1e20, 1 / 3])
+    said = Numbers(tuple("abcde")).predicted(numbers.tolist())
+    assert said == "11815268;0.1;3;-1e+20;0.33333334"
+    assert torch.tensor([float(text) for text in said.split(";")]).equal(numbers)

@@ -38,6 +38,7 @@ def arguments() -> Parser:
 
 def run(options: Namespace) -> None:
     """Predicts, and prints or writes the lines."""
+    from evenly.data.numbers import shown
     from evenly.files import write_text
     from evenly.lab.trained.load import load_run
     from evenly.lab.trained.predict import predictions
@@ -50,14 +51,15 @@ def run(options: Namespace) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = trained.task.names
-    columns = [] if trained.task.name == "number" and len(names) == 1 else names
+    is_number = trained.task.name == "number"
+    columns = [] if is_number and len(names) == 1 else names
     writer.writerow(["sample", "label", "predicted", *columns])
     said = predictions(
         trained, options.data, options.split, without, skip_broken=options.skip_broken
     )
     for found in said:
         said_of_it = trained.task.predicted(found.answers)
-        rounded = [f"{value:.6g}" for value in found.answers]
+        rounded = [shown(value) if is_number else f"{value:.6g}" for value in found.answers]
         writer.writerow([found.sample, found.label, said_of_it, *rounded[: len(columns)]])
     if options.out:
         write_text(Path(options.out), text.getvalue())

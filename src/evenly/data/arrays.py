@@ -24,7 +24,7 @@ from evenly.data.dataset import (
     lacking,
     stratified,
 )
-from evenly.data.numbers import Array, channels_first, native, spelt, unusable
+from evenly.data.numbers import Array, blurred, channels_first, native, spelt, unusable
 from evenly.data.tasks import Asked, Name, Numbers, Scale, Task, task_of
 from evenly.errors import UserError
 from evenly.files import replacing
@@ -181,11 +181,16 @@ class _Reader:
             raise self._error(
                 f"all labels are '{task.names[int(target[0])]}'. Classification needs two classes."
             )
+        labels = self.arrays["labels"].reshape(self.count, -1)
+        if task.name == "number" and (wrong := blurred(labels)):
+            which = f"column '{task.names[wrong[0]]}' of " if labels.shape[1] > 1 else ""
+            raise self._error(f"{which}'labels' {wrong[1]}.")
         notes: list[str] = []
         rows = self._rows(target, task, notes)
         for split, members in rows.items():
             CHECKS[task.name](self.path, split, target[members], task.names)
         inputs, present = self._inputs()
+        self._check_blurred(inputs)
         notes += [
             f"{self.path.name}: the array '{name}' is an index of the samples, and no modality. "
             f"Add '{name}_kind' if it is one."
@@ -199,6 +204,17 @@ class _Reader:
         if isinstance(data.task, Numbers):
             data.notes.append(self._found(data.task))
         return data
+
+    def _check_blurred(self, inputs: Mapping[str, Tensor | Ragged]) -> None:
+        """Raises if float32 cannot tell the numbers of a modality apart."""
+        for name, stored in inputs.items():
+            values = stored.values if isinstance(stored, Ragged) else stored
+            if values.dim() == 1:  # a text
+                continue
+            features = values.movedim(-3, -1) if values.dim() > 3 else values
+            if wrong := blurred(features.numpy()):
+                which = f"feature {wrong[0] + 1} of " if features.shape[-1] > 1 else ""
+                raise self._error(f"{which}modality '{name}' {wrong[1]}.")
 
     def unlabelled(self) -> Data:
         self.count = self._count() if "labels" in self.arrays else self._rows_of_modalities()

@@ -34,6 +34,41 @@ def spelt(value: Any) -> str:
     return f"{value!s} ({of} ends at {end:.2g})"
 
 
+def blurred(values: Array) -> tuple[int, str] | None:
+    """The first feature that float32 blurs, and what is to be said of it; None if there is none.
+
+    It is blurred if it varies, rounding to float32 changes it, and there the numbers of float32 lie
+    farther apart than a hundredth of its standard deviation.
+
+    Args:
+        values: (..., d) that are not `unusable`.
+    """
+    if np.can_cast(values.dtype, np.float32):
+        return None
+    axes = tuple(range(values.ndim - 1))
+    low, high = values.min(axes), values.max(axes)
+    varies = low != high
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    step = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32)).astype(np.float64)
+    # A deviation is never less than this share of the range, so that few have to be computed.
+    least = (high - low) / np.sqrt(2 * values[..., 0].size)
+    for feature in np.flatnonzero(varies & (step > least / 100)).tolist():
+        found = values[..., feature]
+        mean, std = found.mean(dtype=np.float64), found.std(dtype=np.float64)
+        if step[feature] > std / 100 and (found.astype(np.float32) != found).any():
+            return feature, (
+                f"has the mean {mean:.9g} and the deviation {std:.3g}, and 32-bit floats, "
+                f"{step[feature]:.3g} apart there, cannot tell its values apart. Subtract its mean"
+            )
+    return None
+
+
+def shown(number: float) -> str:
+    """A number of float32 in the fewest digits that tell it from all others."""
+    digits = str(np.float32(number))
+    return str(float(digits)).removesuffix(".0")  # whole up to 1e16, as NumPy does not write it
+
+
 def native(values: Array) -> Array:
     """Numbers in memory order and native bytes, and of a type that torch can index.
 

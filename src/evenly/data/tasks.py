@@ -16,6 +16,7 @@ from torch.nn.functional import (
 )
 
 from evenly import targets
+from evenly.data.numbers import shown
 from evenly.modulation import full
 from evenly.spec import converted
 
@@ -326,7 +327,7 @@ class Numbers(Task):
 
     def predicted(self, answers: Sequence[float]) -> str:
         """The numbers."""
-        return ";".join(f"{number:.6g}" for number in answers)
+        return ";".join(map(shown, answers))
 
     def called(self, target: Tensor) -> str:
         """The numbers."""

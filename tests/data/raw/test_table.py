@@ -414,3 +414,37 @@ class TestMessages:
     def test_an_unknown_setting(self, folder):
         with pytest.raises(ValueError, match="'frame' is no setting of video"):
             table(folder / "all.csv", ["clip"], {"clip": "video(frame=2)"})
+
+
+class TestFarFromZero:
+    """Numbers that float32 cannot tell apart."""
+
+    @pytest.mark.parametrize("start", [1_700_000_000, 1_700_000_000.5])
+    def test_a_column(self, tmp_path, start):
+        path = write(tmp_path, "t,label\n" + rows(*(start + k for k in range(20))))
+        with pytest.raises(ValueError, match=r"32-bit floats, 128 apart there") as caught:
+            table(path)
+        assert "the column 't' has the mean 1.70000001e+09 and the deviation 5.77" in str(
+            caught.value
+        )
+        option, reader = str(caught.value).split("--readers.")[1].rstrip(".").split(" ")
+        source = table(path, None, {option: reader.strip("'")})
+        read = source.readers[option]
+        found = [float(read(sample.cells[option])[0]) for sample in source.samples]
+        train = [x for x, s in zip(found, source.samples, strict=True) if s.split == "train"]
+        assert [np.mean(train), np.std(train)] == pytest.approx([0, 1], abs=1e-6)
+        assert len(set(found)) == 20
+        assert len(table(path, labelled=False).samples) == 20
+
+    def test_a_list(self, tmp_path):
+        cells = [[k / 2, 1e9 + k] for k in range(20)]
+        pq.write_table(pa.table({"v": cells, "label": ["a", "b"] * 10}), tmp_path / "t.parquet")
+        with pytest.raises(
+            ValueError, match=r"number 2 of the column 'v' has .* Subtract its mean.$"
+        ):
+            table(tmp_path / "t.parquet")
+
+    @pytest.mark.parametrize("cells", [range(-10, 10), [1_700_000_001], range(0, 10**6, 50_000)])
+    def test_what_is_taken(self, tmp_path, cells):
+        source = table(write(tmp_path, "t,label\n" + rows(*cells)))
+        assert source.samples[1].cells["t"].tolist() == [cells[1 % len(cells)]]

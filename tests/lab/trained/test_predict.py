@@ -147,7 +147,7 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     main(["predict", str(folder), "--data", str(path)])
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head == "sample,label,predicted"
-    assert first.split(",") == ["0", f"{degrees[60]:.6g}", f"{said[0, 0]:.6g}"]
+    assert first.split(",") == ["0", str(degrees[60]), str(said[0, 0])]
     export(load_run(folder), tmp_path / "a.pt2")
     program = torch.export.load(tmp_path / "a.pt2").module()
     found = program({name: torch.from_numpy(values[60:]) for name, values in arrays.items()})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evenly.data.numbers import spelt, unusable
+from evenly.data.numbers import blurred, spelt, unusable
 from evenly.data.raw.columns import LABEL, Columns
 from evenly.data.raw.figures import alone
 from evenly.data.tasks import Asked, Classes, Labels, Numbers, Task
@@ -110,7 +110,7 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
         return _numbered(path, cells, names, needed=needed)
     if asked == "number" or (asked == "auto" and _are_numbers(given)):
         found = _numbers(path, "label", cells, needed=needed)
-        return _to_regress(path, found[:, None], ["number"], asked)
+        return _to_regress(path, found[:, None], ["number"], asked, needed=needed)
     if asked != "classes" and (mark := _mark(path, cells, asked)):
         return _joined(path, cells, mark)
     return _classes(path, cells, needed=needed)
@@ -189,7 +189,12 @@ def _numbers(path: Path, name: str, cells: Sequence[Any], *, needed: bool) -> np
     return found
 
 
-def _to_regress(path: Path, values: np.ndarray, names: Sequence[str], asked: Asked) -> Target:
+def _to_regress(
+    path: Path, values: np.ndarray, names: Sequence[str], asked: Asked, *, needed: bool
+) -> Target:
+    if needed and (wrong := blurred(values)):
+        which = "the label" if len(names) == 1 else f"'{names[wrong[0]]}' of the labels"
+        raise UserError(f"{path}: {which} {wrong[1]}.")
     task = Numbers(tuple(names))
     how = "" if asked == "number" else "; --task says otherwise"
     listed = ", ".join(map(repr, names))
@@ -215,7 +220,7 @@ def _of_columns(path: Path, columns: Columns, asked: Asked, *, needed: bool) -> 
     )
     odd = ~np.isin(found, (0, 1)) & ~np.isnan(found)
     if asked == "number" or (asked == "auto" and odd.any()):
-        return _to_regress(path, found, names, asked)
+        return _to_regress(path, found, names, asked, needed=needed)
     if needed and odd.any():
         row, column = np.argwhere(odd)[0]
         raise UserError(
@@ -244,7 +249,7 @@ def _of_lists(
             )
     floats = any(isinstance(x, float) for cell in cells for x in cell or [])
     if asked == "number" or (asked == "auto" and floats):
-        return _lists_of_numbers(path, cells, asked)
+        return _lists_of_numbers(path, cells, asked, needed=needed)
     given = [
         None if cell is None else _checked(path, row, cell, names)
         for row, cell in enumerate(cells, 1)
@@ -283,7 +288,7 @@ def _width(given: Sequence[list[Any] | None]) -> int:
     return lengths.pop() if only_marks and len(lengths) == 1 else 0
 
 
-def _lists_of_numbers(path: Path, cells: Sequence[Any], asked: Asked) -> Target:
+def _lists_of_numbers(path: Path, cells: Sequence[Any], asked: Asked, *, needed: bool) -> Target:
     """Of as many numbers in every list."""
     width = next(len(cell) for cell in cells if cell is not None)
     found = np.full((len(cells), width), np.nan)
@@ -302,7 +307,7 @@ def _lists_of_numbers(path: Path, cells: Sequence[Any], asked: Asked) -> Target:
                     "regress on. Leave such rows out."
                 )
     names = ["number"] if width == 1 else [f"number {n}" for n in range(width)]
-    return _to_regress(path, found, names, asked)
+    return _to_regress(path, found, names, asked, needed=needed)
 
 
 def _mark(path: Path, cells: Sequence[Any], asked: Asked) -> str:

@@ -17,6 +17,7 @@ from evenly.data.dataset import SplitName, check_names, stratified
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
+from evenly.data.numbers import blurred, unusable
 from evenly.data.raw.columns import RESERVED, Column, Columns
 from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
 from evenly.data.raw.forms import read_columns
@@ -177,6 +178,10 @@ def table(
             cells[name], found[name] = mixed_cells(path, columns, name, mixed[name]), mixed[name]
         else:
             cells[name], found[name] = _modality(path, columns, name, own.get(name), notes)
+    if labelled:
+        for name, reader in found.items():
+            if isinstance(reader, Array):
+                _check_blurred(path, name, cells[name])
     if not modalities:
         notes += [
             f"{path.name}: the column '{name}' {why}."
@@ -321,6 +326,25 @@ def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.
     if reader.kind != "sequence":
         return values
     return [x[:, None] if x is not None and x.ndim == 1 else x for x in values]
+
+
+def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
+    """Raises if float32 cannot tell the numbers of a column apart; files are not looked at."""
+    given = [x for x in cells if isinstance(x, np.ndarray) and 1 <= x.ndim <= 2 and x.size]
+    if len({x.shape[-1] for x in given}) != 1:
+        return
+    rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in given])
+    rows = rows[~unusable(rows).any(1)]
+    if not len(rows) or not (wrong := blurred(rows)):
+        return
+    several = rows.shape[1] > 1
+    which = f"number {wrong[0] + 1} of the column '{name}'" if several else f"the column '{name}'"
+    if not several and given[0].ndim == 1:
+        raise UserError(
+            f"{path}: {which} {wrong[1]}, or have it standardised in 64 bits: "
+            f"--readers.{name}_standard 'tabular(numbers=[{name}])'."
+        )
+    raise UserError(f"{path}: {which} {wrong[1]}.")
 
 
 def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
