@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from evenly.data import Data, Padded, Ragged, collate, stratified
-from evenly.data.dataset import described
+from evenly.data.dataset import check_classes, described
 from evenly.data.store import mapped
 
 
@@ -214,3 +214,9 @@ def test_a_small_class_is_in_the_first_part_too():
     val, rest = stratified(torch.tensor([0, 0, 0, 0, 1, 1]), (0.15,))
     assert sorted(torch.tensor([0, 0, 0, 0, 1, 1])[val].tolist()) == [0, 1]
     assert len(rest) == 4
+
+
+@pytest.mark.parametrize("target", [[0, 2], [0, 0, 2]])
+def test_numbers_that_are_no_classes(target):
+    with pytest.raises(ValueError, match="or, if they are numbers to regress on, say --task num"):
+        check_classes("t", "train", torch.tensor(target), ["3", "-4", "5"])

@@ -21,8 +21,9 @@ from evenly.data.dataset import (
     SplitName,
     check_names,
     described,
+    drawn,
+    if_numbers,
     lacking,
-    stratified,
 )
 from evenly.data.numbers import Array, blurred, channels_first, native, spelt, unusable
 from evenly.data.tasks import Asked, Name, Numbers, Scale, Task, task_of
@@ -417,19 +418,26 @@ class _Reader:
                 )
         if not len(rows["val"]):
             train = rows["train"]
-            group = task.fitted(target[train]).groups(target[train])
-            counts = group.bincount(minlength=len(task.names))
-            alone = torch.nonzero(counts == 1) if task.name == "classes" else counts[:0]
-            for number in alone.flatten().tolist():
+            if task.name == "classes":
+                counts = target[train].bincount(minlength=len(task.names))
+                for number in torch.nonzero(counts == 1).flatten().tolist():
+                    raise self._error(
+                        f"has no validation split, and class '{task.names[number]}' has a single "
+                        "training sample, so none can be drawn. Mark a validation split in 'split'"
+                        f"{if_numbers(task.names)}."
+                    )
+            val = drawn(task.fitted(target[train]), target[train], VALIDATION)
+            if not len(val):
                 raise self._error(
-                    f"has no validation split, and class '{task.names[number]}' has a single "
-                    "training sample, so none can be drawn. Mark a validation split in 'split'."
+                    "has no validation split, and too few training samples that are alike to draw "
+                    "one from. Mark a validation split in 'split'."
                 )
-            val, rest = stratified(group, (VALIDATION,))
-            rows["val"], rows["train"] = train[val], train[rest]
+            is_val = torch.zeros(len(train), dtype=torch.bool)
+            is_val[val] = True
+            rows["val"], rows["train"] = train[is_val], train[~is_val]
             notes.append(
                 f"{self.path.name} has no validation split: {len(val)} of the {len(train)} "
-                f"training samples ({VALIDATION:.0%}, stratified, seed 0) serve as one."
+                f"training samples ({len(val) / len(train):.0%}, stratified, seed 0) serve as one."
             )
         return rows
 

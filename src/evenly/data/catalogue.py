@@ -129,9 +129,11 @@ def load(spec: str, task: Asked = "auto") -> Data:
     """
     data = _loaded(spec, task)
     if task not in ("auto", data.task.name):
+        path = data_file(spec)
+        is_store = path is not None and path.is_dir()
         raise UserError(
-            f"{data.name} has {in_words([data.task.takes])}, and --task asks for {task}. Leave "
-            "--task out."
+            f"{data.name} has {in_words([data.task.takes])}, and --task asks for {task}. "
+            f"{f'Prepare it again with --task {task}, or leave' if is_store else 'Leave'} it out."
         )
     return data
 

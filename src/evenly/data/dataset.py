@@ -423,6 +423,35 @@ def stratified(
     return [torch.cat(part).sort().values for part in parts]
 
 
+def drawn(task: Task, target: Tensor, share: float) -> Int[Tensor, " k"]:
+    """Draws a share of samples, with seed 0, that is like all of them in what is predicted.
+
+    Of classes each is cut by itself, and gives one sample at least. Numbers and labels have more
+    groups than samples may suffice for: the share is of all samples, taken evenly along the groups.
+    A label, or a lack of any, that is the rarest of a single sample is not drawn.
+
+    Args:
+        task: Of the samples.
+        target: Of each.
+        share: In (0, 1).
+
+    Returns:
+        Positions in ascending order; one at least, unless there are no two samples to part.
+    """
+    group = task.groups(target)
+    if task.name == "classes":
+        return stratified(group, (share,))[0]
+    order = torch.randperm(len(group), generator=torch.Generator().manual_seed(0))
+    if task.name == "labels":
+        order = order[group.bincount()[group[order]] > 1]
+    if len(order) < 2:
+        return order[:0]
+    order = order[group[order].argsort(stable=True)]
+    count = max(1, round(share * len(order)))
+    # The middles of as many parts of equal length, in whole numbers.
+    return order[(2 * torch.arange(count) + 1) * len(order) // (2 * count)].sort().values
+
+
 def _tensors(stored: Tensor | Ragged) -> tuple[Tensor, ...]:
     return tuple(stored) if isinstance(stored, Ragged) else (stored,)
 
@@ -480,6 +509,12 @@ def dtype_name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
+def if_numbers(names: Sequence[str]) -> str:
+    """What a refusal of classes says next where they could be numbers; empty elsewhere."""
+    whole = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return ", or, if they are numbers to regress on, say --task number" if whole else ""
+
+
 def check_classes(
     where: object, split: SplitName, target: Int[Tensor, " n"], class_names: Sequence[str]
 ) -> None:
@@ -494,7 +529,8 @@ def check_classes(
     if len(target) < len(class_names):
         raise UserError(
             f"{where}: the {split} split has {len(target)} of the {len(class_names)} "
-            "samples that it needs at least, one of each class. Move some to it, or merge classes."
+            "samples that it needs at least, one of each class. Move some to it, or merge classes"
+            f"{if_numbers(class_names)}."
         )
     counts = target.bincount(minlength=len(class_names))
     missing = [class_names[number] for number in torch.nonzero(counts == 0).flatten()]
@@ -503,7 +539,7 @@ def check_classes(
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
             f"{where}: the {split} split has no sample of class {listed}{more}. Split again so "
-            "that every class is in every split, or leave the class out."
+            f"that every class is in every split, or leave the class out{if_numbers(class_names)}."
         )
 
 

@@ -59,7 +59,22 @@ def test_several_labels(tmp_path, form):
     assert source.target[:, order].tolist() == TARGET
     assert [*source.readers] == ["v"]
     splits = [sample.split for sample in source.samples]
-    assert [splits.count(name) for name in ("train", "val", "test")] == [20, 4, 6]
+    assert [splits.count(name) for name in ("train", "val", "test")] == [22, 4, 4]
+
+
+def test_a_note_says_that_labels_are_lists(tmp_path):
+    assert (
+        "t.parquet: a label is a list of the labels of a sample, of which there are 3; 5 samples "
+        "have none."
+    ) in table(as_lists(tmp_path)).notes
+
+
+def test_of_few_numbers_the_share_is_drawn(tmp_path):
+    source = table(csv(tmp_path, ["x", "label"], [(k, k + 0.5) for k in range(30)]))
+    drawn = {n: [s.label[0] for s in source.samples if s.split == n] for n in ("val", "test")}
+    assert [*map(len, drawn.values())] == [4, 4]
+    assert all(min(x) < 9 and max(x) > 20 for x in drawn.values())
+    assert "4 of 30 samples (13%, stratified, seed 0)" in "".join(source.notes)
 
 
 def test_a_store_holds_them(tmp_path):

@@ -274,8 +274,12 @@ def test_a_name_that_a_column_has(tmp_path):
         table(path, None, {"facts": "tabular(numbers=[facts])"})
 
 
-def test_lists_are_no_categories(tmp_path):
-    cells = {"x": [["a"]] * 8, "y": [{"a": 1}] * 8, "label": [0, 1] * 4}
+@pytest.mark.parametrize(
+    ("cell", "what"),
+    [([{"a": 1}], "lists"), ({"a": 1}, "structures"), (pd.Timestamp("2020-01-02"), "dates")],
+)
+def test_what_is_no_category(tmp_path, cell, what):
+    cells = {"x": [["a"]] * 8, "y": [cell] * 8, "label": [0, 1] * 4}
     pd.DataFrame(cells).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="'y' of 'facts' holds lists, which are no categories"):
+    with pytest.raises(ValueError, match=f"'y' of 'facts' holds {what}, which are no categories"):
         table(tmp_path / "t.parquet", None, {"facts": "tabular(categories=[y])"})

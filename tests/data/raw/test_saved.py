@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import ClassLabel, DatasetDict, Features, Image, IterableDataset, Value
+from datasets import Sequence as Several
 
 from evenly.data import from_datasets, open_store
 from evenly.data.raw import Array, Spectrogram, Text, prepare, table
@@ -240,3 +241,22 @@ class TestInPython:
             from_datasets(found, tmp_path / "store")
         data = from_datasets(found, tmp_path / "store", label="b", workers=1)
         assert data.class_names == ["cat", "dog"]
+
+
+def test_each_part_names_its_classes_in_its_own_order(tmp_path):
+    kinds = {"age": Value("float32"), "tags": Several(ClassLabel(names=["cat", "dog"]))}
+    swapped = {"age": Value("float32"), "tags": Several(ClassLabel(names=["dog", "cat"]))}
+    kinds |= {"label": ClassLabel(names=["cat", "dog"]), "sort": ClassLabel(names=["cat", "dog"])}
+    swapped |= {"label": ClassLabel(names=["dog", "cat"]), "sort": ClassLabel(names=["dog", "cat"])}
+    one, two = [k % 2 for k in range(8)], [1 - k % 2 for k in range(8)]
+    parts = DatasetDict(
+        train=dataset(range(8), Features(kinds), label=one, sort=one, tags=[[k] for k in one]),
+        test=dataset(range(8), Features(swapped), label=two, sort=two, tags=[[k] for k in two]),
+    )
+    parts.save_to_disk(tmp_path / "pets")
+    source = table(tmp_path / "pets", ["age", "sort"], label="label", labelled=False)
+    assert [s.label for s in source.samples] == one * 2
+    assert [s.cells["sort"].tolist() for s in source.samples] == [[k] for k in one * 2]
+    source = table(tmp_path / "pets", ["age"], label="tags", labelled=False)
+    assert source.classes == ["cat", "dog"]
+    assert [s.label for s in source.samples] == [(1.0 - k, float(k)) for k in one * 2]

@@ -383,7 +383,7 @@ class TestMessages:
             ("x,y\n1,2\n", r"needs a column 'label' and one for each modality, it has x, y\."),
             ("label\na\n", "needs a column 'label' and one for each modality"),
             ("x,label\n1,a\n2,\n", "row 2 has the label None"),
-            ("x,label\n1,0.5\n2,1\n", "has no test split, and too few samples that are alike"),
+            ("x,label\n1,0.5\n2,1\n", "has no val split, and too few samples that are alike"),
             ("x,label\n1,0.5\n2,a\n", "class '0.5' has too few samples to draw one from"),
             (
                 "x,label,split\n1,a,other\n",

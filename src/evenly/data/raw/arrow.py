@@ -112,13 +112,17 @@ def rows_columns(
     check_apart(path, shards[0].schema.names)
     schema = _common(shards)
     features = _features(schema.metadata)
+    classes = _classes(shards)
     files = [field.name for field in schema if holds_files(field.type)]
     others = [name for name in schema.names if name not in files]
     tables = [shard.table(others) for shard in shards]
     names, cells = [name.strip() for name in schema.names], list[Any]()
     for field in schema:
         if field.name in others:
-            cells.append(_joined([plain(table.column(field.name)) for table in tables]))
+            parts = [plain(table.column(field.name)) for table in tables]
+            if field.name in classes:
+                parts = _renumbered(shards, field.name, parts, classes[field.name])
+            cells.append(_joined(parts))
         elif not is_file(field.type):
             refused = "holds several files in a cell: make a column of each"
             cells.append(Files([None] * sum(map(len, shards)), refused=refused))
@@ -137,11 +141,7 @@ def rows_columns(
         names.append("split")
         pairs = zip(shards, splits, strict=True)
         cells.append([split for rows, split in pairs for _ in range(len(rows))])
-    classes = {
-        name.strip(): called
-        for name, feature in features.items()
-        if (called := _class_names(feature))
-    }
+    classes = {name.strip(): called for name, called in classes.items()}
     why = "holds class numbers, too, and is no modality unless --modalities names it"
     return columns_of(
         path,
@@ -188,6 +188,66 @@ def _bare(kind: Any) -> Any:
     import pyarrow as pa
 
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _classes(shards: Sequence[Rows]) -> dict[str, list[str]]:
+    """By column of class numbers, the names of its classes in all tables, each once."""
+    found: dict[str, list[str]] = {}
+    for rows in shards:
+        for name, feature in _features(rows.schema.metadata).items():
+            if called := _class_names(feature):
+                found[name] = list(dict.fromkeys([*found.get(name, []), *called]))
+    return found
+
+
+def _renumbered(
+    shards: Sequence[Rows], column: str, parts: Sequence[Any], names: Sequence[str]
+) -> list[Any]:
+    """Class numbers of tables that may each name the classes in another order, as of one list.
+
+    Args:
+        shards: The tables.
+        column: Of class numbers.
+        parts: The column in each of the tables; one that says no names has those of the others.
+        names: Of the classes in all tables.
+
+    Raises:
+        ValueError: If a table says no names and others disagree, or has a number without a name.
+    """
+    import pyarrow as pa
+
+    called = [_class_names(_features(x.schema.metadata).get(column, {})) for x in shards]
+    named = [n for n, own in enumerate(called) if own]
+    if all(called[n] == names for n in named):
+        return list(parts)
+    found = []
+    for rows, part, own in zip(shards, parts, called, strict=True):
+        if pa.types.is_null(part.type):
+            found.append(part)
+            continue
+        if not own:
+            other = next(n for n in named if called[n] != called[named[0]])
+            one, two = _place(shards[named[0]]), _place(shards[other])
+            raise UserError(
+                f"{_place(rows)}: does not say what the class numbers in the column '{column}' "
+                f"stand for, on which {one} and {two} disagree. Write it again with "
+                "the names of its classes."
+            )
+        number = {n: names.index(name) for n, name in enumerate(own)} | {-1: -1, None: None}
+        try:
+            cells = [_by(number, cell) for cell in part.to_pylist()]
+        except KeyError as error:
+            raise UserError(
+                f"{_place(rows)}: holds {error} in the column '{column}', and names are known of "
+                f"the classes 0 to {len(own) - 1} only. Mend the row, or the names."
+            ) from error
+        found.append(pa.chunked_array([pa.array(cells, part.type)]))
+    return found
+
+
+def _by(number: Mapping[Any, Any], cell: Any) -> Any:
+    """Another number for one, or for each in a list."""
+    return [_by(number, x) for x in cell] if isinstance(cell, list) else number[cell]
 
 
 def _joined(parts: Sequence[Any]) -> Any:

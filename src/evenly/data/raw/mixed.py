@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,11 @@ def _categories(path: Path, columns: Columns, column: str, name: str) -> list[st
     """The values of a column as texts; None where a cell is empty."""
     held, texts = columns.modality(column), columns.texts(column)
     if texts is None or held.holds == "others":
+        first = next((x for x in held.values if x is not None), None)
+        kinds = {list: "lists", date: "dates", time: "times", timedelta: "times"}
+        what = next((word for kind, word in kinds.items() if isinstance(first, kind)), "structures")
         raise UserError(
-            f"{path}: '{column}' of '{name}' holds {'files' if texts is None else 'lists'}, which "
+            f"{path}: '{column}' of '{name}' holds {'files' if texts is None else what}, which "
             "are no categories. Leave it out."
         )
     # 1.0 is what pandas makes of 1 in a column of which some cells are empty.

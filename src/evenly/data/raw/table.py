@@ -13,7 +13,7 @@ import torch
 
 from evenly.data.arrays import VALIDATION
 from evenly.data.catalogue import stem_of
-from evenly.data.dataset import SplitName, check_names, stratified
+from evenly.data.dataset import SplitName, check_names, drawn, if_numbers
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
@@ -163,6 +163,11 @@ def table(
                 f"{', '.join(names)} that were asked for."
             )
     if not names or (labelled and not several and "label" not in columns.cells):
+        if dotted := [name for name in columns.cells if name.endswith("_cls")]:
+            raise UserError(
+                f"{path}: has no .cls, but '{dotted[0]}', as a WebDataset's key ends at the first "
+                "dot of a file's name. Leave dots out of the keys, or name the labels by --label."
+            )
         raise UserError(
             f"{path}: needs a column 'label' and one for each modality, it has "
             f"{', '.join(columns.cells)}. Another column of labels is named by --label."
@@ -231,33 +236,31 @@ def _split(
                 )
             split.append(name)
     values = torch.from_numpy(target.values)
-    drawn: tuple[tuple[SplitName, float], ...] = (("test", TEST), ("val", VALIDATION))
-    for name, share in drawn:
+    shares: tuple[tuple[SplitName, float], ...] = (("test", TEST), ("val", VALIDATION))
+    for name, share in shares:
         if name in split:
             continue
         rest = torch.tensor([row for row, mark in enumerate(split) if mark == "train"]).long()
-        group = target.task.groups(values[rest])
-        counts = group.bincount(minlength=len(target.task.names))
-        if target.task.name != "classes":
-            rest, group = rest[counts[group] > 1], group[counts[group] > 1]
-        elif scarce := (counts < 2).nonzero().flatten().tolist():
+        if target.task.name == "classes":
             names = target.task.names
-            more = " --task number regresses on them." * all(map(str.isdecimal, names))
-            raise UserError(
-                f"{path}: has no {name} split, and class '{names[scarce[0]]}' has too few samples "
-                f"to draw one from. Add a column 'split', or leave the class out.{more}"
-            )
-        if not len(rest):
+            counts = values[rest].bincount(minlength=len(names))
+            if scarce := (counts < 2).nonzero().flatten().tolist():
+                raise UserError(
+                    f"{path}: has no {name} split, and class '{names[scarce[0]]}' has too few "
+                    "samples to draw one from. Add a column 'split', or leave the class out"
+                    f"{if_numbers(names)}."
+                )
+        part = drawn(target.task, values[rest], share)
+        if not len(part):
             raise UserError(
                 f"{path}: has no {name} split, and too few samples that are alike to draw one "
                 "from. Add a column 'split'."
             )
-        part, _ = stratified(group, (share,))
         for row in rest[part].tolist():
             split[row] = name
         notes.append(
-            f"{path.name} has no {name} split: {len(part)} of {len(rest)} samples ({share:.0%}, "
-            "stratified, seed 0) serve as one."
+            f"{path.name} has no {name} split: {len(part)} of {len(rest)} samples "
+            f"({len(part) / len(rest):.0%}, stratified, seed 0) serve as one."
         )
     return split
 

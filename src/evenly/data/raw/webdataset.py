@@ -100,7 +100,14 @@ def tar_columns(path: Path, shards: Sequence[Path]) -> Columns:
         kind = _kind(endings[0])
         parts = [next((s.parts[e] for e in endings if e in s.parts), None) for s in samples]
         if kind == "fields":
-            fields |= _fields(path, samples, parts)
+            found = _fields(path, samples, parts)
+            if twice := next((name for name in found if name in fields), None):
+                raise UserError(
+                    f"{path}: '{twice}' is a field of .json of several extensions, such as "
+                    f".{endings[0]}, as a key ends at its first dot. Leave dots out of the keys, "
+                    "or rename the field."
+                )
+            fields |= found
         elif kind in ("text", "class"):
             pairs = zip(samples, parts, strict=True)
             cells[column] = [part and (_text(path, s, part).strip() or None) for s, part in pairs]
