@@ -11,6 +11,7 @@ from datasets import Sequence as Several
 from pyarrow import parquet
 
 from evenly.data import open_store
+from evenly.data.catalogue import load
 from evenly.data.raw import prepare, table
 from evenly.data.store import describe
 from evenly.lab.run.run import run_cell
@@ -274,3 +275,10 @@ def test_texts_are_classes_as_a_whole_if_asked_for(tmp_path):
 def test_several_labels_are_no_classes(tmp_path, form):
     with pytest.raises(ValueError, match="which are no classes"):
         table(form(tmp_path), task="classes")
+
+
+def test_a_store_of_classes_is_prepared_again_for_numbers(tmp_path):
+    path = csv(tmp_path, ["x", "label"], [(k, k % 2) for k in range(30)])
+    prepare(table(path), tmp_path / "store", workers=1)
+    with pytest.raises(ValueError, match=r"Prepare it again with --task number, or leave it out"):
+        load(str(tmp_path / "store"), "number")

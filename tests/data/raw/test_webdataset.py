@@ -266,3 +266,10 @@ class TestMessages:
         path = tmp_path / "a.tar.gz"
         path.touch()
         assert "is compressed, so that no place in it can be read alone" in said(path)
+
+
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_keys_with_dots(tmp_path, ending):
+    members = [(f"img.{k:02}.{ending}", json.dumps({"label": k % 2})) for k in range(8)]
+    with pytest.raises(ValueError, match=r"key ends at (the|its) first dot.*Leave dots out"):
+        table(pack(tmp_path / "a.tar", members))

@@ -264,13 +264,13 @@ def _of_lists(
             f"{path}: row {twice[0]} has a label twice, {given[twice[0] - 1]}. Name each once, or "
             "give as many 0 and 1 in every row as there are labels."
         )
-    found = _several(given, names)
+    target = _several(given, names)
     none = sum(labels == [] for labels in given)
     note = (
         f"{path.name}: a label is a list of the labels of a sample, of which there are "
-        f"{len(found.task.names)}; {none} samples have none."
+        f"{len(target.task.names)}; {none} samples have none."
     )
-    return replace(found, notes=[note])
+    return replace(target, notes=[note])
 
 
 def _checked(path: Path, row: int, cell: list[Any], names: Sequence[str] | None) -> list[Any]:
