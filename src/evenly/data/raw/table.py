@@ -334,6 +334,7 @@ def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.
 def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
     """Raises if float32 cannot tell the numbers of a column apart; files are not looked at."""
     given = [x for x in cells if isinstance(x, np.ndarray) and 1 <= x.ndim <= 2 and x.size]
+    given = [x for x in given if x.dtype.kind in "iuf"]
     if len({x.shape[-1] for x in given}) != 1:
         return
     rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in given])
