@@ -31,6 +31,30 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there" / "x.csv")
+    for text in ("one", "two"):
+        with replacing(tmp_path / "link.csv") as made:
+            made.write_text(text)
+        assert (tmp_path / "link.csv").is_symlink()
+        assert (tmp_path / "there" / "x.csv").read_text() == text
+    assert [*tmp_path.rglob(".*")] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    """As a device does: /dev/null must not become a file."""
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+    with replacing(pipe) as made:
+        made.write_text("a,b\n")
+    assert reader.communicate()[0] == "a,b\n"
+    assert pipe.is_fifo()
+    assert [*tmp_path.iterdir()] == [pipe]
+
+
 def test_an_error_that_has_a_name_keeps_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nothing'"), naming(tmp_path):
         Path("nothing").read_text()

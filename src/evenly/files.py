@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -54,19 +55,30 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, put in its place when the block ends without an error.
 
+    A link stays one, and what it leads to is replaced. Pipes and devices are written to: to replace
+    /dev/null, as root may, would take it from the whole machine.
+
     Raises:
         UserError: If `path` is a folder, before anything is computed for it.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give the name of a file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        with TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            yield made
+            with path.open("wb") as file:
+                file.write(made.read_bytes())
+        return
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    real.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, as writers such as numpy's go by it. Processes of two machines that
     # share a folder may have the same number.
-    temporary = path.with_name(f".{path.stem}.{token_hex(4)}{path.suffix}")
+    temporary = real.with_name(f".{real.stem}.{token_hex(4)}{real.suffix}")
     try:
         with naming(path, temporary):
             yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, real)
     finally:
         temporary.unlink(missing_ok=True)
 
