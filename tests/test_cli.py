@@ -108,10 +108,13 @@ def test_import_costs_next_to_nothing():
         "heavy = {'lightning', 'transformers', 'sklearn', 'plotly', 'matplotlib', 'pandas'}; "
         "print(sorted(heavy & sys.modules.keys()))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, heavy = ran.stdout.splitlines()
-    assert float(seconds) < 0.3
-    assert heavy == "[]"
+    command = [sys.executable, "-c", code]
+    ran = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        for _ in range(3)
+    ]
+    assert min(float(seconds) for seconds, _ in ran) < 0.3  # other work makes some slower
+    assert {heavy for _, heavy in ran} == {"[]"}
 
 
 def test_version():
