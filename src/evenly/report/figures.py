@@ -140,46 +140,30 @@ def _size(worth: float, all_of_them: list[float]) -> float:
 
 def noise_figure(comparison: Comparison, modality: str) -> Figure:
     """The main metric on test as one modality is given more and more noise, and without it."""
-    mark, metric = marks(comparison.methods), comparison.metric
+    metric = comparison.metric
     levels = comparison.noise_levels
     data = []
     for number, method in enumerate(comparison.methods):
-        metrics = [comparison.main, *(f"noise_{level:g}/{modality}" for level in levels)]
-        values = [comparison.estimate(method, metric).mean for metric in metrics]
+        columns = [comparison.main, *(f"noise_{level:g}/{modality}" for level in levels)]
+        values = [comparison.estimate(method, column).mean for column in columns]
         if any(value is None for value in values[1:]) or not levels:
             continue
         values.append(comparison.estimate(method, f"without/{modality}").mean)
-        colour, dash, symbol = mark[method]
         data.append(
             {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plain(method),
-                "meta": number,
+                **_line(comparison, number),
                 "x": ["none", *(f"{level:g}" for level in levels), "missing"],
                 "y": [None if value is None else rounded(metric.scale * value) for value in values],
-                "line": {"color": colour, "width": 2, "dash": dash},
-                "marker": {"color": colour, "size": 7, "symbol": symbol},
                 "hovertemplate": HOVER + "%{x}: %{y}" + metric.unit,
-                "showlegend": False,
             }
         )
-    return {
-        "data": data,
-        "layout": {
-            "height": 270,
-            "xaxis": {"title": {"text": "noise, deviations", "standoff": 6}, "type": "category"}
-            | axis(),
-            "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": metric.unit}
-            | metric_axis(metric),
-            "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
-        },
-    }
+    title = {"text": "noise, deviations", "standoff": 6}
+    return _small(comparison, data, {"title": title, "type": "category"})
 
 
 def missing_figure(comparison: Comparison, modality: str) -> Figure:
     """The main metric on test as one modality is missing from more samples, with 95 % intervals."""
-    mark, metric = marks(comparison.methods), comparison.metric
+    metric = comparison.metric
     rates = comparison.missing_rates
     at = [100 * rate for rate in (0, *rates, 1)]
     apart = min(1.5, 8 / max(len(comparison.methods), 1))  # so that all intervals are seen
@@ -196,41 +180,53 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
             for each, mean in zip(found, means, strict=True)
             for end in (each.low, each.high)
         ]
-        colour, dash, symbol = mark[method]
+        line = _line(comparison, number)
         interval = {
             "type": "data",
             "symmetric": False,
             "array": [rounded(high - y) for high, y in zip(ends[1::2], means, strict=True)],
             "arrayminus": [rounded(y - low) for low, y in zip(ends[::2], means, strict=True)],
-            "color": colour,
+            "color": line["line"]["color"],
             "thickness": 1,
             "width": 3,
         }
         data.append(
             {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": plain(method),
-                "meta": number,
+                **line,
                 "x": [x + apart * (number - (len(comparison.methods) - 1) / 2) for x in at],
                 "y": [rounded(mean) for mean in means],
                 "text": [f"missing from {x:g} %" for x in at],
                 "error_y": interval,
-                "line": {"color": colour, "width": 2, "dash": dash},
-                "marker": {"color": colour, "size": 7, "symbol": symbol},
                 "hovertemplate": HOVER + "%{text}: %{y}" + metric.unit,
-                "showlegend": False,
             }
         )
+    title = {"text": "missing from, % of the samples", "standoff": 6}
+    return _small(comparison, data, {"title": title, "tickvals": at})
+
+
+def _line(comparison: Comparison, number: int) -> dict[str, Any]:
+    """How the line of a method with its marks is drawn."""
+    method = comparison.methods[number]
+    colour, dash, symbol = marks(comparison.methods)[method]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": plain(method),
+        "meta": number,
+        "line": {"color": colour, "width": 2, "dash": dash},
+        "marker": {"color": colour, "size": 7, "symbol": symbol},
+        "showlegend": False,
+    }
+
+
+def _small(comparison: Comparison, data: list[Figure], across: Figure) -> Figure:
+    """A small figure of the main metric, by what the axis across says."""
+    metric = comparison.metric
     return {
         "data": data,
         "layout": {
             "height": 270,
-            "xaxis": {
-                "title": {"text": "missing from, % of the samples", "standoff": 6},
-                "tickvals": at,
-                **axis(),
-            },
+            "xaxis": across | axis(),
             "yaxis": {"automargin": True, "nticks": 6, "ticksuffix": metric.unit}
             | metric_axis(metric),
             "margin": {"l": 8, "r": 12, "t": 8, "b": 44},
