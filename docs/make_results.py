@@ -1,8 +1,9 @@
 """Writes the tables of docs/results.md: the comparison on real data, with its commands.
 
-    python docs/make_results.py [--data ../shared/data] [--work runs/results]
+    python docs/make_results.py [--data ../shared/data] [--work runs/results] [--only htad leaves]
 
-Stopped and started again it goes on where it was. Takes about four hours on two cores.
+Stopped and started again it goes on where it was. Takes about four hours on two cores. With
+`--only` the other sets keep what the page says of them.
 """
 
 import argparse
@@ -51,14 +52,14 @@ SETS = [
     (
         "cremad_votes",
         [],
-        ["--epochs", "60"],
+        ["--epochs", "30"],
         "What listeners heard and viewers saw in CREMA-D's clips (votes, not sound and video), on "
         "the paper's split: 5,954 / 744 / 744, six emotions.",
     ),
     (
         "watch_exercises",
         [],
-        ["--epochs", "15", "--width", "16"],
+        ["--epochs", "12", "--width", "16"],
         "Accelerometer and gyroscope of a smartwatch, windows of 128 steps, seven shoulder "
         "exercises, subjects apart: 1,044 / 397 / 392. Only two subjects test: they differ more "
         "than methods do.",
@@ -66,44 +67,57 @@ SETS = [
     (
         "emoji_tags",
         [],
-        ["--epochs", "12", "--width", "32", "--lr", "0.03"],
+        ["--epochs", "10", "--width", "32", "--lr", "0.03"],
         "Pictures of emoji and the words that describe them, without those that name a category, "
         "nine categories, variants apart: 1,334 / 190 / 382.",
     ),
     (
         "ravdess_av",
         [],
-        ["--epochs", "20", "--width", "16"],
+        ["--epochs", "15", "--width", "16"],
         "Speech spectrogram and facial action units, eight emotions, actors apart: "
         "944 / 240 / 240. One standard error of the test split is 3.2 points.",
     ),
     (
         "av_digits",
         ["--snr", "-5"],
-        ["--epochs", "12", "--width", "16", "--limit_samples", "2000"],
+        ["--epochs", "10", "--width", "16", "--limit_samples", "2000"],
         "Spoken digits with white noise at -5 dB and handwritten digits, ten classes: "
         "2,000 of 6,000 / 1,000 / 1,500.",
     ),
 ]
+METRICS = ("accuracy", "macro_f1", "loss")
 METHODS = "all,relearn(gap=stable)"
 SHOWN = ("joint", "relearn")  # whose purities are shown
 SEEDS = 5
 # What stands before this line is written by hand, what follows by this program.
 MARK = "<!-- tables: make results -->"
+PAGE = HERE / "results.md"
+NUMBERS = HERE / "results"  # a file of numbers for each set, of which the overview is made
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "results")
+    names = [name for name, *_ in SETS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SET")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    parts = [section(arguments, *one) for one in SETS]
-    parts.insert(0, glance([arguments.work / name for name, *_ in SETS]))
-    page = HERE / "results.md"
-    written, _, _ = page.read_text(encoding="utf-8").partition(MARK)
-    page.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
-    print(page)
+    for one in SETS:
+        if one[0] in arguments.only:
+            write(one[0], section(arguments, *one))
+    print(PAGE)
+
+
+def write(name, text):
+    """Puts what is said of a data set in its place on the page, and makes the overview anew."""
+    written, _, tables = PAGE.read_text(encoding="utf-8").partition(MARK)
+    said = {part.partition("\n")[0]: f"## {part}" for part in tables.split("\n## ")[1:]}
+    said[name] = text
+    parts = [glance(), *(said[one] for one, *_ in SETS if one in said)]
+    page = written + MARK + "\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
+    PAGE.write_text(page, encoding="utf-8")
 
 
 def section(arguments, name, options, training, about):
@@ -112,6 +126,7 @@ def section(arguments, name, options, training, about):
     out = arguments.work / name
     command = ["compare", "--methods", METHODS, "--seeds", str(SEEDS), *training]
     compared([EVENLY, *command, "--data", file, "--out", out], out)
+    keep(out / "summary.csv", NUMBERS / f"{name}.csv")
     shown = [
         shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options]),
         shlex.join(["evenly", *command, "--data", f"{name}.npz", "--out", name]),
@@ -145,13 +160,26 @@ def compared(command, out):
         raise SystemExit(f"evenly compare ended with {done.returncode}, see above")
 
 
-def glance(folders):
+def keep(summary, path):
+    """Writes the rows of a summary.csv that the page is made of."""
+    with summary.open(encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    split, metric = head.index("split"), head.index("metric")
+    shown = [row for row in rows if row[split] == "test" and row[metric].startswith(METRICS)]
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *shown])
+
+
+def glance():
     """Every method that uses all modalities on every set, the best mean rank first."""
+    found = {path.stem: summary(path) for path in NUMBERS.glob("*.csv")}
+    names = [name for name, *_ in SETS if name in found]
+    methods = {method for rows in found.values() for method, _ in rows}
+    methods = sorted(name for name in methods if not name.startswith("unimodal"))
     ranks, cells = {}, {}
-    for out in folders:
-        found = summary(out)
-        methods = [name for name in settings(out)["methods"] if not name.startswith("unimodal")]
-        rows = [found.get((method, "accuracy")) for method in methods]
+    for name in names:
+        rows = [found[name].get((method, "accuracy")) for method in methods]
         # Ties share a rank; what diverged is last.
         places = rankdata([-round(float(row["mean"]), 6) if row else 0 for row in rows])
         for method, rank, row in zip(methods, places, rows, strict=True):
@@ -160,11 +188,12 @@ def glance(folders):
     lines = ["## At a glance", ""]
     lines += [
         "Points of test accuracy against joint training, the best mean rank first. Bold: the 95 % "
-        "interval, which is not corrected, is away from 0. †: p is below .05 after correction.",
+        "interval, which is not corrected, is away from 0. †: p is below .05 after correction. "
+        f"As files: {', '.join(f'[{name}](results/{name}.csv)' for name in names)}.",
         "",
     ]
-    lines += [f"| method | {' | '.join(out.name for out in folders)} | above, below | mean rank |"]
-    lines += ["|" + " --- |" * (len(folders) + 3)]
+    lines += [f"| method | {' | '.join(names)} | above, below | mean rank |"]
+    lines += ["|" + " --- |" * (len(names) + 3)]
     for method in sorted(ranks, key=lambda method: sum(ranks[method])):
         signs = [sum(text.startswith(f"**{sign}") for text in cells[method]) for sign in "+-"]
         ends = [f"{signs[0]}, {signs[1]}", f"{statistics.mean(ranks[method]):.1f}"]
@@ -187,17 +216,16 @@ def settings(out):
     return yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
 
 
-def summary(out):
-    """By method and metric, the rows of summary.csv on the test split, of all seeds only."""
-    with (out / "summary.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    rows = [row for row in rows if int(row["seeds"]) == SEEDS]
+def summary(path):
+    """By method and metric, the rows of a file of numbers, of all seeds only."""
+    with path.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["seeds"]) == SEEDS]
     return {(row["method"], row["metric"]): row for row in rows}
 
 
 def table(out, config):
     """The test metrics of each method, as Markdown."""
-    found = summary(out)
+    found = summary(NUMBERS / f"{out.name}.csv")
     modalities = config["modalities"]
     seconds = times(out)
     head = ["method", "accuracy", "95 % interval", "macro-F1"]
