@@ -1,12 +1,14 @@
 """Writes docs/studies.md: the paper's experiments on real data, with their commands and pictures.
 
-    python docs/make_studies.py [--data ../shared/data] [--work runs/studies] [--only figure4]
+    python docs/make_studies.py [--data ../shared/data] [--work runs/studies] [--only htad leaves]
 
 Stopped and started again it goes on where it was, and takes the runs that `make results` has made
-beside it (../results). Takes hours on two cores, fewer after these.
+beside it (../results). Takes hours on two cores, fewer after these. With `--only` the other sets
+keep what the page says of them.
 """
 
 import argparse
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -17,25 +19,25 @@ from make_results import EVENLY, HERE, SEEDS, SETS, converted, precision, run
 from evenly.lab.many.studies import STUDIES
 
 ALL = [name for name, *_ in SETS]
+CHEAP = ["cmu_mosi", "htad", "leaves", "cremad_votes"]
 # By study, the data sets and what each asks for beyond the set's own options.
 PLAN = {
-    "diagnosis": {name: [] for name in ALL},
+    "diagnosis": {name: [] for name in [*CHEAP, "ravdess_av"]},
     "figure4": {name: [] for name in ALL},
-    "figure5": {name: [] for name in ALL},
+    "figure5": {name: [] for name in CHEAP},
     "figure1": {name: [] for name in ALL},
-    "figure3": {"cremad_votes": [], "cmu_mosi": [], "av_digits": []},
+    "figure3": {name: [] for name in ("cmu_mosi", "cremad_votes", "av_digits")},
     "table": {name: [] for name in ALL},
     "scarce": {
-        "cremad_votes": ["--noise.audio", "4"],
         "cmu_mosi": ["--noise.video", "4"],
-        "av_digits": ["--noise.speech", "2"],
         "htad": ["--noise.audio", "4"],
-        "watch_exercises": ["--noise.gyroscope", "4"],
+        "cremad_votes": ["--noise.audio", "4"],
     },
     "modalities": {"cmu_mosi": [], "leaves": [], "breast_cancer": []},
-    "transformers": {"cmu_mosi_words": [], "ravdess_av": ["--seeds", "3"], "av_digits": []},
+    "transformers": {"cmu_mosi_words": [], "ravdess_av": ["--seeds", "3"]},
 }
 OWN_FOLDER = ("scarce", "transformers")  # trained otherwise than the rest
+PAGE = HERE / "studies.md"
 MARK = "<!-- studies: make studies -->"
 
 
@@ -43,36 +45,43 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "studies")
-    parser.add_argument("--only", choices=PLAN, help="run this study and write no page")
+    names = [name for name, *_ in [*SETS, *MORE]]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SET")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.only:
-        section(arguments, arguments.only)
-        return
-    parts = [data(), *(section(arguments, study) for study in PLAN)]
-    page = HERE / "studies.md"
-    written, _, _ = page.read_text(encoding="utf-8").partition(MARK)
-    page.write_text(written + MARK + "\n\n" + "\n".join(parts), encoding="utf-8")
-    print(page)
+    for name in arguments.only:
+        for study in (study for study, sets in PLAN.items() if name in sets):
+            write(name, study, of_set(arguments, study, name, PLAN[study][name]))
+    print(PAGE)
 
 
-def data():
+def write(name, study, text):
+    """Puts what a study says of a data set in its place on the page."""
+    written, _, shown = PAGE.read_text(encoding="utf-8").partition(MARK)
+    blocks = re.findall(r"^### (.+: .+)\n((?:(?!##).*\n)*)", shown, re.MULTILINE)
+    said = {title: f"### {title}\n{block}".strip() for title, block in blocks}
+    said[f"{name}: {study}"] = text
+    parts = [data({title.partition(":")[0] for title in said})]
+    for study, sets in PLAN.items():
+        of_sets = [said[title] for name in sets if (title := f"{name}: {study}") in said]
+        parts += [heading(study), *of_sets] if of_sets else []
+    page = written + MARK + "\n\n" + "\n\n".join(parts) + "\n"
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def data(names):
     """What the data sets are, and how each is made."""
     lines = ["## The data", ""]
     for name, options, _, about in [*SETS, *MORE]:
         convert = shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options])
-        lines += [f"- `{name}`, by `{convert}`: {about}"]
-    return "\n".join([*lines, ""])
+        lines += [f"- `{name}`, by `{convert}`: {about}"] if name in names else []
+    return "\n".join(lines)
 
 
-def section(arguments, study):
-    """A study on each of its data sets."""
+def heading(study):
     known = STUDIES[study]
-    lines = [f"## {known.title[0].upper()}{known.title[1:]}", "", f"`evenly study {study}` shows "]
-    lines[-1] += f"{known.shows}."
-    for name, own in PLAN[study].items():
-        lines += ["", *of_set(arguments, study, name, own)]
-    return "\n".join([*lines, ""])
+    title = known.title[0].upper() + known.title[1:]
+    return f"## {title}\n\n`evenly study {study}` shows {known.shows}."
 
 
 def of_set(arguments, study, name, own):
@@ -94,8 +103,9 @@ def of_set(arguments, study, name, own):
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     machine = f"{config['hardware']}; torch {config['versions']['torch']}; {precision(out)}."
     alt = f"{STUDIES[study].title}, {name}"
-    return [f"### {name}: {study}", "", "```sh", shown, "```", "",
-            f"![{alt}](studies/{picture.name})", "", table, "", machine]  # fmt: skip
+    lines = [f"### {name}: {study}", "", "```sh", shown, "```", ""]
+    lines += [f"![{alt}](studies/{picture.name})", "", table.strip(), "", machine]
+    return "\n".join(lines)
 
 
 # As make_results.SETS, of data that only studies use.
