@@ -9,16 +9,19 @@ Stopped and started again it goes on where it was. Takes four to five hours on t
 import argparse
 import csv
 import json
+import math
 import shlex
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 from scipy.stats import rankdata
 
 from evenly.data import load
+from evenly.lab.statistics.paired import holm
 
 HERE = Path(__file__).parent
 EVENLY = Path(sys.executable).with_name("evenly")
@@ -88,6 +91,7 @@ SETS = [
 ]
 METRICS = ("accuracy", "macro_f1", "loss")
 METHODS = "all,relearn(gap=stable)"
+RULE = ("remedy", "relearn", "relearn(gap=stable)", "multi_loss")
 SHOWN = ("joint", "relearn")  # whose purities are shown
 SEEDS = 5
 # What stands before this line is written by hand, what follows by this program.
@@ -115,7 +119,8 @@ def write(name, text):
     written, _, tables = PAGE.read_text(encoding="utf-8").partition(MARK)
     said = {part.partition("\n")[0]: f"## {part}" for part in tables.split("\n## ")[1:]}
     said[name] = text
-    parts = [glance(), *(said[one] for one, *_ in SETS if one in said)]
+    found = {one: summary(kept(one)) for one, *_ in SETS if kept(one).exists()}
+    parts = [glance(found), rule(found), *(said[one] for one, *_ in SETS if one in said)]
     page = written + MARK + "\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
     PAGE.write_text(page, encoding="utf-8")
 
@@ -126,7 +131,7 @@ def section(arguments, name, options, training, about):
     out = arguments.work / name
     command = ["compare", "--methods", METHODS, "--seeds", str(SEEDS), *training]
     compared([EVENLY, *command, "--data", file, "--out", out], out)
-    keep(out / "summary.csv", NUMBERS / f"{name}.csv")
+    keep(out / "summary.csv", kept(name))
     shown = [
         shlex.join(["python", f"examples/convert_{name}.py", f"{name}.npz", *options]),
         shlex.join(["evenly", *command, "--data", f"{name}.npz", "--out", name]),
@@ -160,6 +165,11 @@ def compared(command, out):
         raise SystemExit(f"evenly compare ended with {done.returncode}, see above")
 
 
+def kept(name):
+    """The file of a set's numbers."""
+    return NUMBERS / f"{name}.csv"
+
+
 def keep(summary, path):
     """Writes the rows of a summary.csv that the page is made of."""
     with summary.open(encoding="utf-8") as file:
@@ -171,20 +181,9 @@ def keep(summary, path):
         csv.writer(file, lineterminator="\n").writerows([head, *shown])
 
 
-def glance():
+def glance(found):
     """Every method that uses all modalities on every set, the best mean rank first."""
-    found = {path.stem: summary(path) for path in NUMBERS.glob("*.csv")}
-    names = [name for name, *_ in SETS if name in found]
-    methods = {method for rows in found.values() for method, _ in rows}
-    methods = sorted(name for name in methods if not name.startswith("unimodal"))
-    ranks, cells = {}, {}
-    for name in names:
-        rows = [found[name].get((method, "accuracy")) for method in methods]
-        # Ties share a rank; what diverged is last.
-        places = rankdata([-round(float(row["mean"]), 6) if row else 0 for row in rows])
-        for method, rank, row in zip(methods, places, rows, strict=True):
-            ranks.setdefault(method, []).append(rank)
-            cells.setdefault(method, []).append(cell(row) if row else "diverged")
+    names = list(found)
     lines = ["## At a glance", ""]
     lines += [
         "Points of test accuracy against joint training, the best mean rank first. Bold: the 95 % "
@@ -194,15 +193,74 @@ def glance():
     ]
     lines += [f"| method | {' | '.join(names)} | above, below | mean rank |"]
     lines += ["|" + " --- |" * (len(names) + 3)]
-    for method in sorted(ranks, key=lambda method: sum(ranks[method])):
-        signs = [sum(text.startswith(f"**{sign}") for text in cells[method]) for sign in "+-"]
-        ends = [f"{signs[0]}, {signs[1]}", f"{statistics.mean(ranks[method]):.1f}"]
-        lines.append(f"| {' | '.join([method, *cells[method], *ends])} |")
-    return "\n".join([*lines, ""])
+    for method, rank in mean_ranks(found).items():
+        cells = [cell(found[name].get((method, "accuracy"))) for name in names]
+        signs = [sum(text.startswith(f"**{sign}") for text in cells) for sign in "+-"]
+        ends = [f"{signs[0]}, {signs[1]}", f"{rank:.1f}"]
+        lines.append(f"| {' | '.join([method, *cells, *ends])} |")
+    return "\n".join(lines)
+
+
+def mean_ranks(found):
+    """By method, its rank in accuracy, averaged over the sets; the best first."""
+    methods = {method for rows in found.values() for method, _ in rows}
+    methods = sorted(name for name in methods if not name.startswith("unimodal"))
+    places = []
+    for rows in found.values():
+        of_set = [rows.get((method, "accuracy")) for method in methods]
+        # Ties share a rank; what diverged is last.
+        places.append(rankdata([-round(float(row["mean"]), 6) if row else 0 for row in of_set]))
+    means = zip(methods, np.mean(places, 0), strict=True)
+    return dict(sorted(means, key=lambda pair: pair[1]))
+
+
+def rule(found):
+    """The rule that follows from the verdicts, beside what it is made of and the best others."""
+    best = [name for name in mean_ranks(found) if name not in ("joint", *RULE)][:3]
+    rows = {name: of_few(of_set, [*RULE, *best]) for name, of_set in found.items()}
+    lines = ["## Re-learning that uses its diagnosis", ""]
+    lines += [
+        f"Of the same runs, `remedy`, what it is made of, and the three methods of the best mean "
+        f"ranks ({', '.join(f'`{name}`' for name in best)}), which are chosen by these results. "
+        f"Marked as above, with p corrected over these {len(RULE) + 3} methods.",
+        "",
+        f"| method | {' | '.join(found)} | mean |",
+        "|" + " --- |" * (len(found) + 2),
+    ]
+    for method in [*RULE, *best]:
+        of_method = [rows[name].get(method) for name in found]
+        mean = statistics.mean(float(row["difference"]) if row else math.nan for row in of_method)
+        cells = [method, *map(cell, of_method), f"{100 * mean:+.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    cells = [cell(rows[name]["remedy"]) for name in found]
+    above = sum(text.startswith("**+") for text in cells)
+    below = sum(text.startswith(("-", "**-")) for text in cells)
+    beaten = sum("-" in text and "†" in text for text in cells)
+    lines += [
+        "",
+        f"`remedy` is above joint training by an interval away from 0 on {above} of {len(cells)} "
+        f"sets, below it by any amount on {below} and significantly on {beaten}. We said "
+        "beforehand that we would recommend it if it were significantly below on none and above "
+        f"on half: {'it is' if not beaten and 2 * above >= len(cells) else 'it is not'}.",
+    ]
+    return "\n".join(lines)
+
+
+def of_few(of_set, methods):
+    """The accuracies of some methods, their p corrected over these alone."""
+    rows = {method: of_set.get((method, "accuracy")) for method in methods}
+    rows = {method: row for method, row in rows.items() if row}
+    corrected = holm([float(row["p_value"]) for row in rows.values()])
+    return {
+        method: {**row, "p_holm": p}
+        for (method, row), p in zip(rows.items(), corrected, strict=True)
+    }
 
 
 def cell(row):
     """A difference to joint training, marked by how sure it is."""
+    if not row:
+        return "diverged"
     if not row["difference"]:
         return ""
     mark = "†" if float(row["p_holm"]) < 0.05 else ""
@@ -225,7 +283,7 @@ def summary(path):
 
 def table(out, config):
     """The test metrics of each method, as Markdown."""
-    found = summary(NUMBERS / f"{out.name}.csv")
+    found = summary(kept(out.name))
     modalities = config["modalities"]
     seconds = times(out)
     head = ["method", "accuracy", "95 % interval", "macro-F1"]
