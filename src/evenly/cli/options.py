@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,7 @@ def _typed(given: Sequence[str]) -> set[str]:
     return found
 
 
-def _check_files(
-    files: Mapping[str, Mapping[str, Any]], asked: Collection[str], typed: Collection[str]
-) -> None:
+def _check_files(files: Mapping[str, Mapping[str, Any]], asked: Set[str], typed: Set[str]) -> None:
     """Raises if code from elsewhere is asked for that only a file names."""
     for path, settings in files.items():
         for name in NAMING & settings.keys():

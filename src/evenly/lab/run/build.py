@@ -554,4 +554,6 @@ def _head(text: str) -> str | HeadMaker:
             f"'{spec.name}' is of the type {type(kind).__name__}, and a fusion is a class that "
             "derives from evenly.nn.Head. Give the path of such a class."
         )
-    return partial(kind.on, **spec.settings)
+    if not spec.settings:
+        return kind.on
+    return lambda _, widths, count: kind(widths, count, **spec.settings)

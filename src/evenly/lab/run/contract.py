@@ -148,14 +148,14 @@ def _check_stream(parts: Parts, before: torch.Tensor, hook: str) -> None:
 def _written(spec: Spec, state: dict[str, Any]) -> Any:
     """A state as a checkpoint gives it back."""
     file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
     try:
+        torch.save(state, file)
+        file.seek(0)
         return torch.load(file, weights_only=True)
     except Exception as error:
         raise _broken(
             spec,
-            "its `state` cannot be read back from a checkpoint "
+            "its `state` cannot be written to a checkpoint and read back "
             f"({str(error).strip().partition(chr(10))[0][:200]})",
             "Keep tensors, numbers, texts, and lists and dicts of these",
         ) from error

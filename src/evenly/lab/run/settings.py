@@ -304,7 +304,7 @@ def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         By import path, what it is to be.
     """
-    found = {}
+    found: dict[str, str] = {}
     for key in ("method", "methods"):
         texts = settings.get(key) or []
         for text in [texts] if isinstance(texts, str) else texts:

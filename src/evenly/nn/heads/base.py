@@ -98,21 +98,10 @@ class Head(nn.Module):
 
     @classmethod
     def on(
-        cls,
-        encoders: Mapping[str, nn.Module],
-        widths: Mapping[str, int],
-        num_classes: int,
-        **settings: Any,
+        cls, encoders: Mapping[str, nn.Module], widths: Mapping[str, int], num_classes: int
     ) -> "Head":
-        """The head for some encoders; one that reaches into them looks at what they are.
-
-        Args:
-            encoders: By modality.
-            widths: By modality, the width of its features.
-            num_classes: How many classes to tell apart.
-            settings: Of the head, as its class takes them.
-        """
-        return cls(widths, num_classes, **settings)
+        """The head for some encoders; one that reaches into them looks at what they are."""
+        return cls(widths, num_classes)
 
     def encoded(
         self,
