@@ -88,5 +88,5 @@ def test_what_is_no_data_set(name, message):
 
 
 def test_arrays_that_cannot_be_written(tmp_path):
-    with pytest.raises(ValueError, match="data set 'x.y': .*holds Python objects"):
+    with pytest.raises(ValueError, match=r"data set 'x\.y': .*holds Python objects"):
         written("x.y", objects(), tmp_path / "arrays.npz")

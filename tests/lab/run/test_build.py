@@ -364,9 +364,10 @@ def test_an_own_method(data):
 )
 def test_what_is_no_method(data, name, message):
     cell = Cell(Training(), f"test_build.{name}", 0)
+    model = build_model(data, Cell(Training(), "joint", 0))
+    optimizer, sampler = build_optimizer(model, cell.training), build_sampler(data, cell)
     with pytest.raises(ValueError, match=message):
-        model = build_model(data, cell)
-        build_method(cell, model, build_optimizer(model, cell.training), build_sampler(data, cell))
+        build_method(cell, model, optimizer, sampler)
 
 
 def test_the_folder_where_one_stands_is_looked_into_last(data, tmp_path, monkeypatch):
