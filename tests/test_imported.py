@@ -44,7 +44,10 @@ def test_the_current_folder_is_looked_into(here):
         ),
         ("broken.Part", r"the module broken fails \(SyntaxError: .*Run 'python -c \"import broken"),
         ("leaves.Part", r"the module leaves fails \(SystemExit: 3\)"),
-        ("whole.Prat", r"'Prat' is no name in the module whole\. Did you mean Part\?"),
+        (
+            "whole.Prat",
+            r"the module whole has no 'Prat' to be the part\. Did you mean whole\.Part\?",
+        ),
     ],
 )
 def test_what_cannot_be_imported_is_a_sentence(name, message, here):

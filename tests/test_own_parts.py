@@ -111,7 +111,7 @@ def test_all_parts_together(here, capsys):
     compare = ["compare", *PARTS, *SHORT, "--seeds", 1, "--out", "out"]
     evenly(*compare, "--methods", "joint,my_parts.Damped(damp=0.3)")
     said = capsys.readouterr()
-    assert "my_parts.Damped(damp=0.3): keeps the contract of methods" in said.err
+    assert "my_parts.Damped(damp=0.3): passes the contract checks" in said.err
     assert "surprise" in said.out
     run = Path("out/runs/my_parts.Damped_damp=0.3-0")
     settings = yaml.safe_load((run / "config.yaml").read_text())

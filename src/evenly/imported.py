@@ -7,6 +7,7 @@ a file that the user trusts (`evenly.lab.run.settings.check_trusted`).
 import os
 import sys
 import sysconfig
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 from evenly.errors import UserError
 from evenly.files import sha256
-from evenly.suggest import unknown
 
 
 def is_own(name: str) -> bool:
@@ -51,8 +51,11 @@ def imported(what: str, name: str) -> Any:
     try:
         return getattr(module, last)
     except AttributeError as error:
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise unknown(f"name in the module {place}", last, public) from error
+        near = get_close_matches(last, vars(module), n=1)
+        raise UserError(
+            f"the module {place} has no '{last}' to be the {what}. "
+            f"{f'Did you mean {place}.{near[0]}?' if near else 'Check the name.'}"
+        ) from error
 
 
 def _broken(what: str, name: str, place: str, error: BaseException) -> UserError:

@@ -61,10 +61,10 @@ def _note(spec: Spec, cell: Cell, data: Data) -> str:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return (
-            f"{spec.text}: the contract of methods is not checked, as it fails on made-up vectors "
+            f"{spec.text}: its contract could not be checked, as it fails on made-up vectors "
             f"({type(error).__name__}: {error}; {where.filename}, line {where.lineno})."
         )
-    return f"{spec.text}: keeps the contract of methods on made-up vectors: {'; '.join(kept)}."
+    return f"{spec.text}: passes the contract checks on made-up vectors: {'; '.join(kept)}."
 
 
 def _kept(cell: Cell, data: Data) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _kept(cell: Cell, data: Data) -> Iterator[str]:
     weights = whole.weights()
     if not all(x.isfinite().all() for x in weights.values() if x.is_floating_point()):
         raise _broken(spec, "weights are no finite numbers after a few steps", "Look at the loss")
-    yield "random numbers of others are left alone"
+    yield "it leaves the global random stream alone"
     if isinstance(neutral, Mapping) and neutral:
         still = Cell(cell.training, Spec(spec.name, {**spec.settings, **neutral}).text, 0)
         one, joint = _begun(still, data), _begun(still, data)

@@ -306,8 +306,9 @@ def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for key in ("method", "methods"):
-        texts = settings.get(key) or []
-        for text in [texts] if isinstance(texts, str) else texts:
+        texts = settings.get(key)
+        texts = [texts] if isinstance(texts, str) else texts
+        for text in texts if isinstance(texts, list) else ():
             for each in split(str(text)):
                 found |= {spec.name: "method" for spec in together(each.text)}
     encoders = settings.get("encoders")
