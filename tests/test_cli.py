@@ -594,7 +594,7 @@ SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
         ),
         ("no module 'not_there' to import", ["compare", "--methods", "not_there.Mine", *SMALL]),
         ("no module 'not_there' to import", ["compare", "--data", "not_there.load"]),
-        ("'squared' is no fusion. Did", ["train", "--fusion", "squared", *SMALL]),
+        ("'squared' is no fusion. There is concat", ["train", "--fusion", "squared", *SMALL]),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence_and_leaves_nothing(
