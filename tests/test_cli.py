@@ -592,8 +592,8 @@ SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
             "encoder 'm1' (Linear) cannot take its input, of shape (32,)",
             ["train", "--encoders.m1", "torch.nn.Linear(in_features=7,out_features=4)", *SMALL],
         ),
-        ("no module 'not_there' to import", ["compare", "--methods", "not_there.Mine", *SMALL]),
-        ("no module 'not_there' to import", ["compare", "--data", "not_there.load"]),
+        ("there is no module 'not_there'", ["compare", "--methods", "not_there.Mine", *SMALL]),
+        ("there is no module 'not_there'", ["compare", "--data", "not_there.load"]),
         ("'squared' is no fusion. There is concat", ["train", "--fusion", "squared", *SMALL]),
     ],
 )

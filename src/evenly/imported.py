@@ -43,8 +43,8 @@ def imported(what: str, name: str) -> Any:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
             raise _broken(what, name, place, error) from error
         raise UserError(
-            f"there is no module '{error.name}' to import the {what} '{name}' from. Check the "
-            "name, or start the command in the folder that holds it, or set PYTHONPATH."
+            f"'{name}' cannot be imported as the {what}, because there is no module "
+            f"'{error.name}'. Check the name, or start the command in its folder, or set PYTHONPATH."
         ) from error
     except (Exception, SystemExit) as error:
         raise _broken(what, name, place, error) from error
@@ -61,7 +61,7 @@ def imported(what: str, name: str) -> Any:
 def _broken(what: str, name: str, place: str, error: BaseException) -> UserError:
     said = str(error).partition("\n")[0]
     return UserError(
-        f"the {what} '{name}' cannot be imported, because the module {place} fails "
+        f"'{name}' cannot be imported as the {what}, because the module {place} fails "
         f"({type(error).__name__}: {said}). Run 'python -c \"import {place}\"' to see where."
     )
 
