@@ -44,7 +44,7 @@ def imported(what: str, name: str) -> Any:
             raise _broken(what, name, place, error) from error
         raise UserError(
             f"'{name}' cannot be imported as the {what}, because there is no module "
-            f"'{error.name}'. Check the name, or start the command in its folder, or set PYTHONPATH."
+            f"'{error.name}'. Check the name, start the command in its folder, or set PYTHONPATH."
         ) from error
     except (Exception, SystemExit) as error:
         raise _broken(what, name, place, error) from error

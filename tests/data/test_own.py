@@ -42,7 +42,7 @@ def test_what_is_a_function(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert is_function("my.module.load(seed=1)")
     (tmp_path / "a.store").mkdir()
-    for text in ("digits", "digits(noise=2)", "my.npz", "./my.load", "a.csv", "a.store"):
+    for text in ("digits", "digits(noise=2)", "my.npz", "./my.load", "a.csv", "a.store", "./a(b"):
         assert not is_function(text)
 
 

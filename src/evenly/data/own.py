@@ -20,7 +20,7 @@ from evenly.spec import parse
 
 def is_function(spec: str) -> bool:
     """Whether data are asked for by the import path of a function, and not by a name or a file."""
-    return is_own(parse(spec).name) and data_file(spec) is None
+    return is_own(spec.partition("(")[0].strip()) and data_file(spec) is None
 
 
 def given_by(spec: str) -> Any:

@@ -318,7 +318,8 @@ def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
         found[parse(fusion).name] = "fusion"
     if isinstance(metrics := settings.get("metrics"), str) and metrics:
         found |= {spec.name: "metric" for spec in split(metrics)}
-    if isinstance(data := settings.get("data"), str) and is_own(name := parse(data).name):
+    data = settings.get("data")  # which may be any path
+    if isinstance(data, str) and is_own(name := data.partition("(")[0].strip()):
         from evenly.data import data_file  # loads torch, for which the command's help cannot wait
 
         if data_file(data) is None:

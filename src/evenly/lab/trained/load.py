@@ -66,7 +66,14 @@ def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
         result.check(path)
     if not trust:
         said = "add --trust (in Python: load_run(folder, trust=True))"
-        check_trusted(settings, folder / "config.yaml", said)
+        try:
+            check_trusted(settings, path.with_name("config.yaml"), said)
+        except UserError as error:
+            if str(folder) in str(error):
+                raise
+            raise UserError(
+                f"{folder / 'config.yaml'}: is not as the run wrote it: {error} Train again."
+            ) from error
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -138,8 +145,11 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     }
     encoders: dict[str, Any] = made_encoders(modalities, cell)
     for name, width in about.widths.items():
-        if not isinstance(getattr(encoders[name], "out_features", None), int):
+        known = getattr(encoders[name], "out_features", None)
+        if not isinstance(known, int):
             encoders[name].out_features = width  # which own ones need not say
+        elif known != width:
+            raise ValueError(f"the features of '{name}' are {known} wide, not {width}")
     model = fused(encoders, len(about.task.names), cell)
     model.load_state_dict(about.state_dict)
     known = {name: about.modalities[name] for name in model.encoders}
