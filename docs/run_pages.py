@@ -6,8 +6,9 @@
 The ```python blocks of a page run in order, in one namespace and one empty folder. What a block
 prints stands in the ```text block that follows it. The `evenly` commands of a ```sh block run in
 the same folder where a ```text block follows; those of the others must be such that it
-understands them. Blocks that are a file, with the fence ```{.python}, are left out:
-tests/test_examples.py runs those files.
+understands them. A block with the fence ```python title="NAME.py" is written to that file, for the
+blocks after it. Blocks that are a file of the repository, with the fence ```{.python}, are left
+out: tests/test_examples.py runs those files.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$\n?", re.MULTILINE | re.DOTALL)
+TITLE = re.compile(r'^ *```python title="([\w.]+)"\n')
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 FOLDERS = ("benchmarks/", "docs/", "examples/", "tests/")
 # Sums in another order, as on another processor, end in other digits, and a training on them
@@ -45,6 +47,7 @@ class Block:
         indent: Of the fence.
         shown: What the page shows as its output; None where it shows nothing.
         shown_end: Position in the page behind that.
+        title: Of the file that it is; None where it is run.
     """
 
     language: str
@@ -54,6 +57,7 @@ class Block:
     indent: str
     shown: str | None
     shown_end: int
+    title: str | None
 
 
 def blocks(text: str) -> list[Block]:
@@ -77,6 +81,7 @@ def blocks(text: str) -> list[Block]:
                 indent,
                 textwrap.dedent(shown[3]) if shown else None,
                 shown.end() if shown else fence.end(),
+                titled[1] if (titled := TITLE.match(fence[0])) else None,
             )
         )
     return found
@@ -102,7 +107,9 @@ def outputs(page: Path) -> Iterator[tuple[Block, str]]:
     namespace = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for block in blocks(page.read_text(encoding="utf-8")):
-            if block.language == "python":
+            if block.title:
+                Path(block.title).write_text(block.code, encoding="utf-8")
+            elif block.language == "python":
                 yield block, _python(block, page, namespace)
             elif runs(block):
                 yield block, "".join(_evenly(words) for words in commands(block))

@@ -403,8 +403,18 @@ class TestTrust:
             ["--encoders", '{"m1": "exp.yaml(depth=3)"}'],
         ],
     )
-    def test_what_is_said_is_imported_and_no_function_is_called(self, received, said):
-        fails("'exp.yaml' is of the type function, so it is not called", "train", *received, *said)
+    def test_what_is_said_is_imported(self, received, said):
+        fails("'exp.yaml(depth=3)' cannot be built (division by zero)", "train", *received, *said)
+        assert Path("imported").exists()
+
+    @pytest.mark.parametrize("key", ["methods", "fusion", "metrics", "data"])
+    def test_any_part_that_a_file_names(self, received, key):
+        Path("exp.yaml").write_text(f"{key}: 'exp.load(depth=3)'\n")
+        given = [text for text in received if "synthetic" not in text and text != "--data"]
+        said = f"add --trust, or --{key} 'exp.load(depth=3)'."
+        fails(said, "compare", *given)
+        assert not Path("imported").exists()
+        fails("the module exp has no 'load'", "compare", *given, "--trust")
         assert Path("imported").exists()
 
 
@@ -582,7 +592,9 @@ SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
             "encoder 'm1' (Linear) cannot take its input, of shape (32,)",
             ["train", "--encoders.m1", "torch.nn.Linear(in_features=7,out_features=4)", *SMALL],
         ),
-        ("has no `out_features`", ["compare", "--encoders.m1", "torch.nn.Identity", *SMALL]),
+        ("there is no module 'not_there'", ["compare", "--methods", "not_there.Mine", *SMALL]),
+        ("there is no module 'not_there'", ["compare", "--data", "not_there.load"]),
+        ("'squared' is no fusion. There is concat", ["train", "--fusion", "squared", *SMALL]),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence_and_leaves_nothing(

@@ -1,6 +1,6 @@
 """What is measured of predictions: when it is better, and how it is shown."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -56,7 +56,7 @@ class Metric:
         return f"{value:{form}.3f}" if self.is_share else self.shown(value, form, like=like)
 
 
-METRICS: Mapping[str, Metric] = {
+METRICS: dict[str, Metric] = {
     "loss": Metric("loss", -1, 1),
     "accuracy": Metric("accuracy"),
     "balanced_accuracy": Metric("balanced accuracy"),
@@ -74,10 +74,19 @@ METRICS: Mapping[str, Metric] = {
     "f1": Metric("weighted F1"),
     "f1_nonzero": Metric("weighted F1 without zeros"),
 }
-"""By name, all that is measured of the predictions of any task."""
+"""By name, all that is measured of the predictions of any task; `know` adds the user's own."""
 
 MAINS = ("accuracy", "mae")
 """Those by which the methods of a task are ranked."""
+
+
+BUILT_IN = tuple(METRICS)
+
+
+def know(name: str, metric: Metric) -> None:
+    """Has a metric of the user's own shown by what it declares."""
+    if name not in BUILT_IN:
+        METRICS[name] = metric
 
 
 def metric_of(name: str) -> Metric:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from evenly.errors import UserError
+from evenly.imported import is_own
 from evenly.suggest import unknown
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ def together(text: str) -> list[Spec]:
     """
     parts = [part.strip() for part in _parts(text, "+")] if "+" in text else [text]
     names = [part.partition("(")[0].strip() for part in parts]
-    if len(parts) < 2 or not all(name.isidentifier() for name in names):
+    if len(parts) < 2 or not all(name.isidentifier() or is_own(name) for name in names):
         return [_one(text)]
     return sorted(map(_one, parts), key=lambda spec: spec.text)
 

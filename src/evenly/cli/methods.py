@@ -5,7 +5,6 @@ import textwrap
 from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser
-from evenly.suggest import unknown
 
 HELP = "list every method, or show one"
 
@@ -13,7 +12,9 @@ HELP = "list every method, or show one"
 def arguments() -> Parser:
     """What it takes."""
     one = Parser("Lists every method, or shows one.")
-    one.add_argument("name", nargs="?", help="a method to show")
+    one.add_argument(
+        "name", nargs="?", help="a method to show, by name or by the import path of your own"
+    )
     return one
 
 
@@ -21,7 +22,7 @@ def run(options: Namespace) -> None:
     """Prints the list, or one method."""
     from evenly.lab.many.space import METHOD
     from evenly.lab.run.describe import about, defaults, facts
-    from evenly.methods import METHODS
+    from evenly.methods import METHODS, method_named
 
     if options.name is None:
         width = max(map(len, METHODS))
@@ -30,9 +31,7 @@ def run(options: Namespace) -> None:
             print(f"{name:{width}}  {info.year or '':4}  {info.category:12}  {info.title}")
         print("\n'evenly methods NAME' shows a method's paper, settings and limits.")
         return
-    if options.name not in METHODS:
-        raise unknown("method", options.name, METHODS)
-    info = METHODS[options.name].info
+    info = method_named(options.name).info
     print(f"{options.name}: {info.title}\n")
     print(about(options.name), "\n")
     for heading, text in facts(options.name).items():
@@ -43,8 +42,8 @@ def run(options: Namespace) -> None:
         )
         print(fill)
     settings = defaults(options.name)
-    if METHOD[options.name]:
-        ranges = "; ".join(f"{name} {found}" for name, found in METHOD[options.name].items())
+    if tried := METHOD.get(options.name):
+        ranges = "; ".join(f"{name} {found}" for name, found in tried.items())
         line = f"searched by 'evenly tune': {ranges}"
         print(textwrap.fill(line, 92, subsequent_indent="  "))
     print("\nsettings and their defaults:")

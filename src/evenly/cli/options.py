@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from jsonargparse import Namespace
 from evenly.cli.commands import parser
 from evenly.cli.training import RECIPES
 from evenly.errors import UserError
-from evenly.lab.run.settings import check_trusted
-from evenly.spec import converted, load_yaml, numbers, parse
+from evenly.lab.run.settings import check_trusted, own_parts
+from evenly.spec import converted, load_yaml, numbers
 from evenly.suggest import unknown
 
 PATHS = ("out", "data", "folder", "run", "file", "figure", "projection_figure")
 """Options that are paths, or may be."""
+NAMING = {"data", "encoders", "fusion", "method", "methods", "metrics"}
+"""Options that may name parts of the user's own by import path."""
 
 
 def parsed(arguments: Sequence[str]) -> Namespace:
@@ -52,7 +54,8 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
     one.set_defaults(settings)
     options = top.parse_args(given)
     if files and not options[given[0]].trust:
-        _check_files(files, options[given[0]].encoders, _named(given))
+        asked = own_parts({name: options[given[0]].get(name) for name in NAMING})
+        _check_files(files, asked.keys(), _typed(given))
     return options
 
 
@@ -105,25 +108,27 @@ def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, A
     return settings
 
 
-def _named(given: Sequence[str]) -> set[str]:
-    """The encoders that the command line itself names."""
-    texts: list[Any] = []
+def _typed(given: Sequence[str]) -> set[str]:
+    """The import paths that the command line itself names."""
+    found: set[str] = set()
     for at, text in enumerate(given):
         option, equals, value = text.partition("=")
-        if option.startswith("--encoders"):
-            value = value if equals else "".join(given[at + 1 : at + 2])
-            asked = value if "." in option else load_yaml(value)
-            texts += asked.values() if isinstance(asked, dict) else [asked]
-    return {parse(str(text)).name for text in texts}
+        name, dot, key = option.removeprefix("--").partition(".")
+        if not option.startswith("--") or name not in NAMING:
+            continue
+        value = value if equals else "".join(given[at + 1 : at + 2])
+        asked = load_yaml(value) if name == "encoders" and not dot else value
+        found |= own_parts({name: {key: asked} if dot else asked}).keys()
+    return found
 
 
-def _check_files(
-    files: Mapping[str, Mapping[str, Any]], encoders: Mapping[str, str], named: Collection[str]
-) -> None:
-    """Raises if an encoder that only a file names is code from elsewhere."""
+def _check_files(files: Mapping[str, Mapping[str, Any]], asked: Set[str], typed: Set[str]) -> None:
+    """Raises if code from elsewhere is asked for that only a file names."""
     for path, settings in files.items():
-        theirs = settings.get("encoders", {})
-        for name, text in encoders.items():
-            if theirs.get(name) == text and parse(text).name not in named:
-                typed = shlex.join([f"--encoders.{name}", text])
-                check_trusted({name: text}, path, f"add --trust, or {typed}")
+        for name in NAMING & settings.keys():
+            each = settings[name] if name == "encoders" else {"": settings[name]}
+            for key, text in each.items():
+                one = {name: {key: text} if key else text}
+                if own_parts(one).keys() & asked - typed:
+                    option = f"--{name}.{key}" if key else f"--{name}"
+                    check_trusted(one, path, f"add --trust, or {shlex.join([option, text])}")

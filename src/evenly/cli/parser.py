@@ -63,6 +63,6 @@ def add_trust(one: ArgumentParser, place: str) -> None:
     one.add_argument(
         "--trust",
         action="store_true",
-        help=f"import the encoders that {place} names by import path, which runs their code; "
+        help=f"import what {place} names by import path, such as encoders, which runs its code; "
         "say so only of what is your own, or what you have looked at",
     )

@@ -2,16 +2,17 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from evenly.errors import UserError
 from evenly.hidden import hidden_argument
 from evenly.lab.run.settings import Training, check_counts
+from evenly.spec import parse
 from evenly.suggest import unknown
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ def check_reading(text: str, options: Namespace) -> None:
 def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "Source":
     """A data set in the folder where the user has it, for a task if it has several."""
     from evenly.data.raw.sets import SETS
-    from evenly.spec import parse
 
     spec = parse(text)
     if spec.name not in SETS:
@@ -149,7 +149,7 @@ def prepared(
     options: Namespace,
     methods: Callable[[Iterable[str]], list[str]],
 ) -> Training:
-    """The same training; of a table or a folder, it reads a store made beside its results.
+    """The same training, on what is made beside its results of a table, a folder or a function.
 
     Args:
         training: As asked for.
@@ -159,8 +159,24 @@ def prepared(
             anything is decoded.
     """
     from evenly.data.catalogue import is_raw
+    from evenly.data.datasets import source_of as datasets_source
+    from evenly.data.own import given_by, is_arrays, is_function
 
-    if options.folder is not None:
+    given: Any = None
+    if options.folder is None and is_function(training.data):
+        given = given_by(training.data)
+        if is_arrays(given):
+            return _written(training, given, out, options)
+    if given is not None:
+        source = datasets_source(
+            given,
+            modalities=options.modalities.split(",") if options.modalities else None,
+            readers=options.readers,
+            label=options.label,
+            splits=options.splits,
+            task=training.task,
+        )
+    elif options.folder is not None:
         source = source_of(options.source, options, training.task)
     elif is_raw(training.data):
         source = source_of(training.data, options, training.task)
@@ -173,15 +189,35 @@ def prepared(
         check_reading(training.data, options)
         return training
     _check_asked(training, source, options, methods)
+    _check_alone(options)
+    if training.limit_samples is not None:
+        source = source.limited(training.limit_samples)
+    make_store(source, out / "store", None, options.skip_broken)
+    return replace(training, data=str(out / "store"))
+
+
+def _written(
+    training: Training,
+    given: Mapping[str, Any],
+    out: Path,
+    options: Namespace,
+) -> Training:
+    """The same training, which reads a file of the arrays that a function gave."""
+    from evenly.data.own import written
+
+    check_reading(training.data, options)
+    _check_alone(options)
+    name = parse(training.data).name.rpartition(".")[2]
+    return replace(training, data=str(written(training.data, given, out / f"{name}.npz")))
+
+
+def _check_alone(options: Namespace) -> None:
+    """Raises if several commands would each make what all of them read."""
     if getattr(options, "storage", None):
         raise UserError(
             "those that share a --storage read one store: make it first, with 'evenly prepare', "
             "and give it as --data."
         )
-    if training.limit_samples is not None:
-        source = source.limited(training.limit_samples)
-    make_store(source, out / "store", None, options.skip_broken)
-    return replace(training, data=str(out / "store"))
 
 
 def _check_asked(

@@ -1,6 +1,7 @@
 """evenly tune: the best settings of each method, with equal budgets."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -16,7 +17,8 @@ from evenly.cli.training import (
     pool_of,
     training_of,
 )
-from evenly.spec import parse, split
+from evenly.lab.run.settings import own_parts
+from evenly.spec import split
 
 HELP = "the best settings of each method, equal budgets"
 
@@ -95,8 +97,8 @@ def run(options: Namespace) -> None:
     search = Search(training, methods, options.trials, options.seeds, options.seed, out, logs)
     print(tune(search, pool, options.storage))
     best = ["--config", str(out / "best.yaml"), "--out", str(out / "compare")]
-    if any("." in parse(text).name for text in training.encoders.values()):
-        best.append("--trust")  # of the encoders, whose code has just run
+    if own_parts({**asdict(training), "methods": options.methods}):
+        best.append("--trust")  # of code that has just run
     print(f"\nevery trial: {out / 'tune.csv'}, {out / 'tune.html'}")
     print("the best of each method against each other, on the test split:")
     print(f"evenly compare {shlex.join(best)} --seeds 5")

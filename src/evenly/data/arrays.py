@@ -111,7 +111,7 @@ def save_npz(
     given = {"labels": labels, "split": split, **modalities}
     if class_names is not None:
         given["class_names"] = class_names
-    arrays = {name: _writable(name, value) for name, value in given.items()}
+    arrays = {name: writable(name, value) for name, value in given.items()}
     _Reader(path, (), arrays).check()
     with (
         replacing(path) as unfinished,
@@ -123,7 +123,7 @@ def save_npz(
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _writable(name: str, value: npt.ArrayLike) -> Array:
+def writable(name: str, value: npt.ArrayLike) -> Array:
     """An array as it can be written without pickling."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()

@@ -1,5 +1,7 @@
 """One file per method, one method per file."""
 
+from evenly.errors import UserError
+from evenly.imported import imported, is_own
 from evenly.method import Method
 from evenly.methods.agm import AGM
 from evenly.methods.amco import AMCo
@@ -48,6 +50,7 @@ from evenly.methods.smv import SMV
 from evenly.methods.tcmax import TCMax
 from evenly.methods.umt import UMT
 from evenly.methods.unimodal import Unimodal
+from evenly.suggest import unknown
 
 METHODS: dict[str, type[Method]] = {
     # reference rows
@@ -102,3 +105,27 @@ METHODS: dict[str, type[Method]] = {
     "remedy": Remedy,
 }
 """By the name that the command uses. Every method in here goes through the contract tests."""
+
+
+def method_named(name: str) -> type[Method]:
+    """A method by its name in `METHODS`, or by the import path of a class of the user's own.
+
+    Raises:
+        ValueError: If there is none of that name, or it is no method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if not is_own(name):
+        raise unknown("method", name, METHODS, "or the import path of a class, my.module.Name")
+    found = imported("method", name)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(
+            f"'{name}' is of the type {type(found).__name__}, and a method is a class that derives "
+            "from evenly.Method. Give the path of such a class."
+        )
+    if found.info is Method.info:
+        raise UserError(
+            f"'{name}' declares no `info`, so nobody knows what it writes and needs. Give it "
+            "`info = evenly.Info(title=..., writes=...)`."
+        )
+    return found

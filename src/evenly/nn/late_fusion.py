@@ -12,7 +12,7 @@ from evenly.data.dataset import Padded
 from evenly.distributed import world_size
 from evenly.errors import UserError
 from evenly.nn.encoders import Staged, Stages, Standardise, resumed, with_a_step
-from evenly.nn.heads import HEADS
+from evenly.nn.heads import HEADS, Head
 from evenly.nn.presence import scattered, taken
 from evenly.nn.tokens import Tokened, Tokens
 from evenly.output import Output
@@ -20,6 +20,8 @@ from evenly.suggest import unknown
 
 Inputs = Mapping[str, Shaped[Tensor, "n ..."] | Padded]
 Encoder = Callable[[Any], Tensor]
+HeadMaker = Callable[[Mapping[str, nn.Module], Mapping[str, int], int], Head]
+"""Makes a head of encoders, the widths of their features, and the number of classes."""
 
 
 class LateFusion(nn.Module):
@@ -37,7 +39,7 @@ class LateFusion(nn.Module):
         self,
         encoders: Mapping[str, nn.Module],
         num_classes: int,
-        head: str = "concat",
+        head: str | HeadMaker = "concat",
         *,
         missing_token: bool = False,
     ) -> None:
@@ -46,8 +48,9 @@ class LateFusion(nn.Module):
         Args:
             encoders: By modality; each has `out_features`, the width of the vectors it returns.
             num_classes: How many classes the head tells apart.
-            head: By its name in `HEADS`; a linear layer on the concatenated features by default.
-                `METHODS[name].info.head` says which one a method is made for.
+            head: By its name in `HEADS`, a linear layer on the concatenated features by default;
+                `METHODS[name].info.head` says which one a method is made for. Or what makes one of
+                your own, such as `MyHead.on` of a class that derives from `Head`.
             missing_token: Whether the head learns a vector for each modality, zeros at first, that
                 it fuses in place of the features of a sample that lacks it.
 
@@ -58,11 +61,12 @@ class LateFusion(nn.Module):
         super().__init__()
         if not encoders:
             raise UserError("LateFusion needs an encoder for each modality; found none.")
-        if head not in HEADS:
+        if isinstance(head, str) and head not in HEADS:
             raise unknown("head", head, HEADS)
         widths = {name: feature_width(name, encoder) for name, encoder in encoders.items()}
         self.encoders = nn.ModuleDict(dict(encoders))
-        self.head = HEADS[head].on(encoders, widths, num_classes)
+        make = HEADS[head].on if isinstance(head, str) else head
+        self.head = make(encoders, widths, num_classes)
         if missing_token:
             self.head.learn_missing()
 

@@ -252,10 +252,11 @@ class Comparison:
     @cached_property
     def others(self) -> list[str]:
         """The metrics that stand beside it in a ranking."""
+        own = list(self.config.get("measures") or ())
         if self.main == "accuracy":
-            return ["macro_f1"]
+            return ["macro_f1", *own]
         found = {metric for _, _, metric in self.summary}
-        return ["pearson", *(name for name in ("acc_2", "acc_7") if name in found)]
+        return ["pearson", *(name for name in ("acc_2", "acc_7") if name in found), *own]
 
     @cached_property
     def ranking(self) -> list[str]:

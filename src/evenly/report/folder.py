@@ -12,8 +12,9 @@ import numpy as np
 
 from evenly.errors import UserFileNotFoundError
 from evenly.files import check_written, read_npz, read_sealed, reading
+from evenly.metrics import Metric, know
 from evenly.report.comparison import Comparison, Estimate, Projected, Projection, Run
-from evenly.spec import converted, load_yaml
+from evenly.spec import Spec, converted, load_yaml, made
 
 
 def read_comparison(directory: Path) -> Comparison:
@@ -60,6 +61,7 @@ _CONFIG = {
     "missing_test": dict[str, float] | None,
     "missing_token": bool | None,
     "tuned_seeds": int | None,
+    "measures": dict[str, dict[str, Any]] | None,
 }
 """What is read of a comparison's config.yaml, and its types."""
 
@@ -79,6 +81,8 @@ def read_config(directory: Path) -> dict[str, Any]:
             if isinstance(config, dict):
                 for name, hint in _CONFIG.items():
                     converted(name, config.get(name), hint)
+                for name, shown in (config.get("measures") or {}).items():
+                    know(name, made("metric", Spec(name, shown), {name: Metric}))
     if not isinstance(config, dict):
         raise UserFileNotFoundError(
             f"'{directory}' holds no comparison: there is no config.yaml of one in it. "

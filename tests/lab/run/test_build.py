@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from evenly import Info, Method
 from evenly.criteria import BinaryCrossEntropy, CrossEntropy, Focal, SigmoidFocal
 from evenly.data import load, load_npz, save_npz
 from evenly.data.tasks import Numbers
@@ -15,11 +16,13 @@ from evenly.lab.run.build import (
     build_optimizer,
     build_sampler,
     expanded,
+    info_of,
     left_out,
     method_settings,
 )
 from evenly.lab.run.settings import Cell, Training
 from evenly.methods import METHODS
+from evenly.nn import Head
 from evenly.spec import split
 
 
@@ -66,8 +69,8 @@ def test_an_encoder_by_import_path(data):
     ("encoders", "message"),
     [
         ({"sound": "test_build.Mine"}, r"--encoders names \['sound'\].*modalities \['m1', 'm2'\]"),
-        ({"m1": "no.such.Net"}, r"no encoder 'no\.such\.Net' can be imported \(No module"),
-        ({"m1": "test_build.Nobody"}, "no encoder 'test_build.Nobody' can be imported"),
+        ({"m1": "no.such.Net"}, "there is no module 'no'"),
+        ({"m1": "test_build.Nobody"}, "the module test_build has no 'Nobody' to be the encoder"),
         ({"m1": "Mine"}, "'Mine' is no encoder"),
     ],
 )
@@ -227,27 +230,144 @@ def test_a_modality_alone_that_the_data_lack(data):
         build(data, "unimodal(modality=m3)")
 
 
-def test_what_is_no_module_is_not_called(data, tmp_path, monkeypatch):
-    (tmp_path / "harmless_parts.py").write_text(
-        "called = []\ndef make(**settings): called.append(settings)\nclass Plain:\n"
-        "    def __init__(self): called.append('plain')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, kind in (("make", "function"), ("Plain", "type"), ("called", "list")):
-        with pytest.raises(ValueError, match=f"'harmless_parts.{name}' is of the type {kind}"):
-            build(data, encoders={"m1": f"harmless_parts.{name}"})
-    import harmless_parts
-
-    assert harmless_parts.called == []
+def made(wide=5):
+    return nn.Sequential(nn.LazyLinear(wide))
 
 
-@pytest.mark.parametrize("name", ["..x.Net", ".x.Net", "a..b", "a.", "broken_part.Net", "ends.Net"])
-def test_what_cannot_be_imported_is_a_sentence(data, name, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "broken_part.py").write_text("class Net(:")
-    (tmp_path / "ends.py").write_text("raise SystemExit(0)")
-    with pytest.raises(ValueError, match="can be imported"):
+def nothing():
+    return None
+
+
+class Steps(Mine):
+    out_features = None
+
+    def forward(self, x):
+        return super().forward(x)[:, None]
+
+
+class Knowing(nn.Module):
+    """An encoder that is told what its input is."""
+
+    def __init__(self, modality):
+        super().__init__()
+        self.net = nn.Linear(*modality.shape, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Half(Head):
+    """A head with a setting, of which a modality may be missing."""
+
+    def __init__(self, widths, num_classes, share=0.5):
+        super().__init__(widths, num_classes)
+        self.own, self.share = self.unimodal_heads(), share
+
+    def logits(self, features):
+        own = {name: self.own[name](x) for name, x in features.items()}
+        return self.share * sum(own.values()), own
+
+
+class Needy(Half):
+    def logits(self, features):
+        features["m1"]
+        return super().logits(features)
+
+
+class Narrow(Half):
+    def logits(self, features):
+        fused, own = super().logits(features)
+        return fused[:, :2], {name: z[:, :2] for name, z in own.items()}
+
+
+THREE = [1, 2, 3]
+
+
+@pytest.mark.parametrize(("name", "width"), [("made(wide=7)", 7), ("made", 5), ("Knowing", 3)])
+def test_the_width_of_an_encoder_is_found(data, name, width):
+    model = build(data, encoders={"m1": f"test_build.{name}"})
+    assert model.encoders["m1"].out_features == width
+    assert model.head.widths["m1"] == width
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "encoder 'test_build.nothing' is of the type NoneType. Give a class"),
+        ("THREE", "'test_build.THREE' is of the type list. An encoder is a class"),
+        ("Steps", r"returns \(2, 1, 5\) for 2 samples, which does not say how wide"),
+        ("Miine", r"the module test_build has no 'Miine' .*\. Did you mean test_build\.Mine\?"),
+    ],
+)
+def test_what_is_no_encoder(data, name, message):
+    with pytest.raises(ValueError, match=message):
+        build(data, encoders={"m1": f"test_build.{name}"})
+
+
+@pytest.mark.parametrize("name", ["..x.Net", ".x.Net", "a..b", "a."])
+def test_what_is_no_import_path(data, name):
+    with pytest.raises(ValueError, match="is no encoder"):
         build(data, encoders={"m1": name})
+
+
+def test_a_head_by_import_path(data):
+    model = build(data, fusion="test_build.Half(share=0.25)")
+    assert (type(model.head), model.head.share) == (Half, 0.25)
+    assert model.training
+    assert type(build(data, fusion="test_build.Half").head) is Half
+    assert not isinstance(build(data, "ogm_ge", fusion="sum").head, Half)
+    kept = build(data, "mmcosine", fusion="test_build.Half")  # it is made for a head of its own
+    assert not isinstance(kept.head, Half)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Mine", "is of the type type, and a fusion is a class that derives from evenly.nn.Head"),
+        ("Half(rank=3)", r"fusion 'test_build.Half\(rank=3\)' cannot be built .*'rank'"),
+        ("Needy", r"fusion 'test_build.Needy' without 'm1' fails \(KeyError"),
+        ("Narrow", r"returns logits \(2, 2\) .* for 2 samples and 3 classes"),
+    ],
+)
+def test_what_is_no_head(data, name, message):
+    with pytest.raises(ValueError, match=message):
+        build(data, fusion=f"test_build.{name}")
+
+
+class Own(Method):
+    info = Info(title="Own", writes="nothing")
+
+    def __init__(self, encoders, *, rate=0.5, criterion=None):
+        super().__init__(encoders, criterion=criterion)
+        if rate > 1:
+            raise ValueError("too fast")
+
+
+class Mute(Method):
+    pass
+
+
+def test_an_own_method(data):
+    assert info_of("test_build.Own(rate=1)").title == "Own"
+    assert info_of("relearn+test_build.Own").writes == "weights"
+    assert method_settings(Cell(Training(), "test_build.Own(rate=1)", 0)) == {"rate": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Mine", "is of the type type, and a method is a class that derives from evenly.Method"),
+        ("Mute", "declares no `info`"),
+        ("Own(speed=3)", "'speed' is no setting of test_build.Own. There is rate"),
+        ("Own(rate=3)", r"method 'test_build.Own\(rate=3\)' cannot be built \(too fast\)"),
+    ],
+)
+def test_what_is_no_method(data, name, message):
+    cell = Cell(Training(), f"test_build.{name}", 0)
+    model = build_model(data, Cell(Training(), "joint", 0))
+    optimizer, sampler = build_optimizer(model, cell.training), build_sampler(data, cell)
+    with pytest.raises(ValueError, match=message):
+        build_method(cell, model, optimizer, sampler)
 
 
 def test_the_folder_where_one_stands_is_looked_into_last(data, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from evenly.lab.run.settings import (
     check_folder,
     check_same,
     check_trusted,
+    own_parts,
     read_settings,
     write_settings,
 )
@@ -161,8 +162,37 @@ def test_a_folder_that_would_be_taken_for_two(tmp_path):
 
 
 def test_built_in_encoders_need_no_trust():
-    check_trusted({"a": "ast(pretrained=x/y.z)", "b": "mlp"}, "file", "do so")
+    encoders = {"a": "ast(pretrained=x/y.z)", "b": "mlp"}
+    check_trusted({"encoders": encoders, "data": "my.npz", "method": "ogm"}, "file", "do so")
     with pytest.raises(
         ValueError, match=r"^file asks for 'my.Net' as the encoder of 'b'.* do so\.$"
     ):
-        check_trusted({"a": "mlp", "b": "my.Net(depth=3)"}, "file", "do so")
+        check_trusted({"encoders": {"a": "mlp", "b": "my.Net(depth=3)"}}, "file", "do so")
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"method": "joint+my.Mine(damp=0.3)"}, "method"),
+        ({"methods": "joint,my.Mine"}, "method"),
+        ({"methods": ["joint", "my.Mine+relearn"]}, "method"),
+        ({"fusion": "my.Mine(rank=2)"}, "fusion"),
+        ({"data": "my.Mine(seed=2)"}, "data set"),
+        ({"metrics": "my.Mine(k=2)"}, "metric"),
+    ],
+)
+def test_what_is_named_by_import_path_is_found(settings, what):
+    assert own_parts(settings) == {"my.Mine": what}
+
+
+def test_a_changed_module_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "changing.py").write_text("class Part: pass\n")
+    cell = Cell(Training(fusion="changing.Part"), "joint", 0)
+    before = cell.as_dict()
+    assert [*before["code"]] == ["changing"]
+    check_same(tmp_path, before, cell.as_dict())
+    (tmp_path / "changing.py").write_text("class Part: changed = True\n")
+    with pytest.raises(ValueError, match="the module changing as it was before: it has changed"):
+        check_same(tmp_path, before, cell.as_dict())
+    assert "code" not in Cell(Training(), "joint", 0).as_dict()

@@ -5,7 +5,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -28,10 +28,12 @@ from evenly.lab.run.settings import (
     check_folder,
     check_same,
     read_settings,
+    with_code,
     write_settings,
 )
 from evenly.lab.statistics.projection import project, project_meanwhile
 from evenly.lab.statistics.tables import write_tables
+from evenly.metrics import METRICS
 from evenly.spec import Spec, split
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class Comparison:
 
     def settings(self) -> dict[str, Any]:
         """What all runs share, for config.yaml; runs of other settings must not be mixed."""
-        return self.training.as_dict() | (self.own.shared if self.own else {})
+        return with_code(self.training.as_dict() | (self.own.shared if self.own else {}))
 
     def differing(self) -> dict[str, dict[str, Any]]:
         """By method as it runs, what is its own in its training; empty if all share it."""
@@ -213,6 +215,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
         The same comparison, all of whose runs have one task and one precision.
     """
     from evenly.data import data_file
+    from evenly.lab.run.measures import measures
     from evenly.lab.run.precision import decided
     from evenly.lab.run.prepare import prepare, say
 
@@ -226,10 +229,12 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     differing = plan.differing()
     before = {name: each for name, each in found.get("own", {}).items() if name in differing}
     check_same(plan.out, before, differing)
+    _check_code(plan)
     data, notes = prepare(plan.cells()[: len(plan.methods)], data)
     notes += decision
     say(notes)
     plan.logs.prepare()
+    shown = {name: asdict(METRICS[name]) for name in measures(plan.training.metrics)}
     # Tables and report hold every run in the folder, so its settings name them all, too.
     write_settings(
         path,
@@ -243,9 +248,19 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
             "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
             "modalities": list(data.modalities),
+            **({"measures": shown} if shown else {}),
         },
     )
     return plan
+
+
+def _check_code(plan: Comparison) -> None:
+    """Raises if runs of the folder were done with an own method as it was before."""
+    for job in plan.jobs():
+        now = with_code({"method": job.cell.method})
+        if "code" in now:
+            found = read_settings(job.folder / "config.yaml", "method")
+            check_same(job.folder, found, {"code": now["code"]})
 
 
 def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:

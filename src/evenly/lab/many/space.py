@@ -16,7 +16,7 @@ from evenly.lab.many.tuned import Tuned
 from evenly.lab.run.build import in_run, method_settings
 from evenly.lab.run.describe import defaults
 from evenly.lab.run.settings import Cell, Training
-from evenly.methods import METHODS
+from evenly.methods import method_named
 from evenly.spec import Spec, parse, together
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ METHOD: dict[str, dict[str, Range]] = {
     "awc": {"strong": log(1e3, 1e5), "weak": log(1e3, 1e5), "window": Range(5, 30)},
     "balm": {"rho": Range(1.0, 2.0), "tau": log(0.03, 1.0)},  # its code: 1.1 to 1.6, 0.2 to 0.8
 }
-"""Each method's own settings, around what its paper and code have."""
+"""Each method's own settings, around what its paper and code have; of others there are none."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Space:
                 f"'evenly tune' searches the settings of one method; found '{method}'. Tune each "
                 "by itself, and give the composition what was found."
             )
-        info = METHODS[spec.name].info
+        info = method_named(spec.name).info
         optimizer = parse(training.optimizer).name
         if optimizer not in TRAINING:
             raise UserError(
@@ -211,7 +211,7 @@ class Space:
                 f"{', '.join(TRAINING)}."
             )
         ranges = dict(TRAINING[optimizer])
-        for name, found in METHOD[spec.name].items():
+        for name, found in METHOD.get(spec.name, {}).items():
             if name in spec.settings:
                 continue
             if name in info.in_epochs:

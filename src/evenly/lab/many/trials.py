@@ -30,7 +30,7 @@ from evenly.lab.many.space import Space
 from evenly.lab.many.tuned import Tuned
 from evenly.lab.many.worker import has_died, this_worker
 from evenly.lab.run.logs import Logs
-from evenly.lab.run.settings import Precision, Training, fingerprint
+from evenly.lab.run.settings import Precision, Training, fingerprint, with_code
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Search:
         """What all trials share but the precision, for a file; others must not be mixed with it."""
         settings = {**self.training.as_dict(), "seeds": self.seeds, "seed": self.seed}
         del settings["precision"]  # which the search itself may have to find
-        return settings
+        return with_code(settings)
 
     @cached_property
     def name(self) -> str:
@@ -87,7 +87,8 @@ class Search:
     def study(self, method: str) -> str:
         """Name of a method's study."""
         ranges = {name: str(found) for name, found in self.spaces[method].ranges.items()}
-        return f"{self.name} {method} {fingerprint(ranges)}"
+        code = with_code({"method": method}).get("code", {})
+        return f"{self.name} {method} {fingerprint({**ranges, **code})}"
 
 
 @dataclass(frozen=True)

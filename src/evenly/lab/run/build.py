@@ -1,12 +1,8 @@
 """Model, optimiser and method of a run, from its settings."""
 
 import inspect
-import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 import torch
@@ -23,16 +19,18 @@ from evenly.criteria import (
 from evenly.data import Data, Modality, load
 from evenly.data.tasks import Classes, Task, criterion_of_labels
 from evenly.errors import UserError
+from evenly.imported import imported, is_own
 from evenly.lab.run.augment import check_changes
 from evenly.lab.run.optimizer import optimizer_of
 from evenly.lab.run.settings import Cell, Training
 from evenly.method import Criterion, Info, Method
-from evenly.methods import METHODS
+from evenly.methods import METHODS, method_named
 from evenly.methods.composed import Composed, combined
 from evenly.methods.relearn import Relearn
-from evenly.nn import ENCODERS, LateFusion, encoder_for
-from evenly.nn.late_fusion import feature_width
+from evenly.nn import ENCODERS, Head, LateFusion, encoder_for
+from evenly.nn.late_fusion import HeadMaker
 from evenly.nn.pretrained import ResNet18
+from evenly.nn.vision import without_classifier
 from evenly.resampling import Resampler
 from evenly.spec import Spec, converted, parse, together
 from evenly.suggest import unknown
@@ -75,7 +73,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
     The head is the one that the method is made for; heads of one kind start equal, too.
 
     Raises:
-        ValueError: If an encoder of the user's own cannot be built or does not fit the data.
+        ValueError: If an encoder or a head of the user's own cannot be built or does not fit the
+            data.
     """
     training = cell.training
     check_names(cell, data.name, data.modalities)
@@ -86,6 +85,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # must be the same whatever the method's head and modality are.
         _try_encoders(encoders, data, training.encoders)
         model = fused(encoders, len(data.task.names), cell)
+        if is_own(parse(training.fusion).name):
+            _try_head(model, data, training.fusion)
     for encoder in model.encoders.values():
         # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels
         # oneDNN's channels-last gradients in bf16 write beyond their memory (torch 2.13).
@@ -121,7 +122,8 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
             f"{sorted(modalities)}."
         )
     for text in training.encoders.values():
-        _named(parse(text).name)
+        _encoder(parse(text).name)
+    _head(training.fusion)
     check_changes(training.augment, modalities)
 
 
@@ -142,13 +144,25 @@ def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> La
     if info.alone:
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
-    head = cell.training.fusion if info.head == "concat" else info.head
-    return LateFusion(encoders, num_classes, head, missing_token=cell.training.missing_token)
+    text = cell.training.fusion if info.head == "concat" else info.head
+    head, token = _head(text), cell.training.missing_token
+    if isinstance(head, str):
+        return LateFusion(encoders, num_classes, head, missing_token=token)
+    try:
+        return LateFusion(encoders, num_classes, head, missing_token=token)
+    except Exception as error:
+        raise UserError(
+            f"fusion '{text}' cannot be built ({error}). Check its settings."
+        ) from error
 
 
 @torch.no_grad()
 def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection[str]) -> None:
-    """Passes two samples through the user's own encoders, which gives lazy layers their weights."""
+    """Passes two samples through the user's own encoders.
+
+    Lazy layers have their weights from then on, and `out_features` is set where an encoder does not
+    say it.
+    """
     inputs = data.split("train").__getitems__([0, 1])["inputs"]
     for name in (name for name in encoders if name in own):
         encoder = encoders[name].eval()
@@ -160,12 +174,46 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
                 f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
                 f"sample ({error}). Give an encoder, or settings of it, for that shape."
             ) from error
-        shape, width = getattr(features, "shape", None), feature_width(name, encoder)
+        shape = tuple(getattr(features, "shape", ()))
+        width = getattr(encoder, "out_features", None)
+        if not isinstance(width, int) and len(shape) == 2 and shape[0] == 2:
+            width = encoder.out_features = shape[1]
+        if not isinstance(width, int):
+            raise UserError(
+                f"{what} returns {shape or type(features).__name__} for 2 samples, which does not "
+                "say how wide its features are. Return one vector for each sample, (2, width)."
+            )
         if shape != (2, width):
             raise UserError(
-                f"{what} returns {type(features).__name__ if shape is None else tuple(shape)} for "
-                f"2 samples, but its `out_features` says (2, {width}). Return one vector of that "
-                "width for each sample."
+                f"{what} returns {shape or type(features).__name__} for 2 samples, but its "
+                f"`out_features` says (2, {width}). Return one vector of that width for each "
+                "sample."
+            )
+
+
+@torch.no_grad()
+def _try_head(model: LateFusion, data: Data, text: str) -> None:
+    """Passes two samples through a head of the user's own, also without a modality."""
+    batch, c = data.split("train").__getitems__([0, 1]), len(data.task.names)
+    names = list(model.encoders)
+    model.eval()
+    for left_out in ("", *(names if len(names) > 1 else ())):
+        inputs = {name: x for name, x in batch["inputs"].items() if name != left_out}
+        given = [name for name in names if name != left_out]
+        said = f"fusion '{text}'" + (f" without '{left_out}'" if left_out else "")
+        try:
+            found = model(inputs)
+            shapes = {name: tuple(x.shape) for name, x in (found.unimodal or {}).items()}
+            shape = tuple(found.logits.shape)
+        except Exception as error:
+            raise UserError(
+                f"{said} fails ({type(error).__name__}: {error}). Its `logits(features)` takes the "
+                "features of any modalities, by name; `self.filled(features)` has zeros for others."
+            ) from error
+        if shape != (2, c) or shapes != dict.fromkeys(given, (2, c)):
+            raise UserError(
+                f"{said} returns logits {shape} and {shapes} for 2 samples and {c} classes. Return "
+                f"from `logits(features)` fused ones, (2, {c}), and as many of each modality given."
             )
 
 
@@ -267,26 +315,32 @@ def info_of(method: str) -> Info:
 
 
 def _kind(spec: Spec) -> type[Method]:
-    if spec.name not in METHODS:
-        raise unknown("method", spec.name, METHODS)
-    return METHODS[spec.name]
+    return method_named(spec.name)
 
 
 def _settings(spec: Spec, training: Training) -> dict[str, Any]:
     kind = _kind(spec)
     known = inspect.signature(kind).parameters
     names = settings_of(kind)
-    hints = get_type_hints(kind.__init__)
+    hints = get_type_hints(kind.__init__) if spec.name in METHODS else _hints(kind)
     given = {}
     for name, value in spec.settings.items():
         if name not in names:
             raise unknown(f"setting of {spec.name}", name, names)
-        given[name] = converted(f"{spec.name}: {name}", value, hints[name])
+        given[name] = converted(f"{spec.name}: {name}", value, hints.get(name, Any))
     scaled = {
         name: in_run(known[name].default, kind.info.epochs, training)
         for name in kind.info.in_epochs
     }
     return {**scaled, **given}
+
+
+def _hints(kind: type[Method]) -> dict[str, Any]:
+    """The types of an own method's settings, as far as its class tells them."""
+    try:
+        return get_type_hints(kind.__init__)
+    except NameError:  # of what is imported for type checkers alone
+        return {}
 
 
 def in_run(epochs: int, paper: int, training: Training) -> int:
@@ -327,8 +381,22 @@ def build_method(
         settings |= {name: part for name, part in parts.items() if name in takes}
         if "seed" in takes:  # its chance is part of what varies from seed to seed
             settings.setdefault("seed", cell.seed)
-        found.append(kind(_acted_on(spec.name, kind, model), **settings))
+        found.append(_made(spec, kind, _acted_on(spec.name, kind, model), settings))
     return Composed(*found) if len(found) > 1 else found[0]
+
+
+def _made(
+    spec: Spec, kind: type[Method], encoders: dict[str, nn.Module], settings: Mapping[str, Any]
+) -> Method:
+    if spec.name in METHODS:
+        return kind(encoders, **settings)
+    try:
+        return kind(encoders, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"method '{spec.text}' cannot be built ({error}). It is called as {kind.__name__}("
+            "encoders, criterion=..., and its settings by name)."
+        ) from error
 
 
 def frozen(encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> list[str]:
@@ -433,48 +501,59 @@ def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[
 
 def _own(text: str, modality: Modality) -> nn.Module:
     """The encoder that the user asks for, by name or by import path."""
-    name = parse(text).name
-    kind = _named(name)
-    return _called(text, partial(kind, modality) if name in ENCODERS else kind)
-
-
-def _named(name: str) -> Callable[..., nn.Module]:
-    """What makes the encoder of that name."""
-    if "." in name:
-        return _imported(name)
-    if name not in ENCODERS:
-        raise unknown("encoder", name, ENCODERS, "or an import path")
-    return ENCODERS[name]
-
-
-def _imported(name: str) -> type[nn.Module]:
-    """The class of that name, before any of it is called; the import runs its module.
-
-    Who calls this trusts the name: `check_trusted` is for those that files bring along.
-    """
-    place, _, last = name.rpartition(".")
+    spec = parse(text)
+    make = _encoder(spec.name)
+    if spec.name in ENCODERS:
+        make = partial(make, modality)
+    elif "modality" in _parameters(make):
+        make = partial(make, modality=modality)
     try:
-        if find_spec(place.partition(".")[0]) is None and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # as `python -m` has it: it may lie beside the data
-        found = getattr(import_module(place), last)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"no encoder '{name}' can be imported ({error}). Give the full path, such as "
-            "'package.module.Class(setting=value)', and see that it is on PYTHONPATH."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(
-            f"'{name}' is of the type {type(found).__name__}, so it is not called. An encoder is a "
-            "class that derives from torch.nn.Module."
-        )
-    return found
-
-
-def _called(text: str, kind: Callable[..., nn.Module]) -> nn.Module:
-    try:
-        encoder = kind(**parse(text).settings)
+        encoder = make(**spec.settings)
     except Exception as error:
         raise UserError(
             f"encoder '{text}' cannot be built ({error}). Check its settings."
         ) from error
-    return encoder
+    if not isinstance(encoder, nn.Module):
+        raise UserError(
+            f"encoder '{text}' is of the type {type(encoder).__name__}. Give a class that derives "
+            "from torch.nn.Module, or a function that returns such a module."
+        )
+    return encoder if spec.name in ENCODERS else without_classifier(encoder, modality)
+
+
+def _encoder(name: str) -> Callable[..., nn.Module]:
+    """What makes the encoder of that name."""
+    if name in ENCODERS:
+        return ENCODERS[name]
+    if not is_own(name):
+        raise unknown("encoder", name, ENCODERS, "or an import path")
+    found: Callable[..., nn.Module] = imported("encoder", name)
+    if not callable(found):
+        raise UserError(
+            f"'{name}' is of the type {type(found).__name__}. An encoder is a class that derives "
+            "from torch.nn.Module, or a function that returns such a module."
+        )
+    return found
+
+
+def _parameters(make: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(make).parameters
+    except ValueError:  # of what is compiled
+        return ()
+
+
+def _head(text: str) -> str | HeadMaker:
+    """A head by name, or what makes one of the user's own."""
+    spec = parse(text)
+    if not is_own(spec.name):
+        return text
+    kind = imported("fusion", spec.name)
+    if not (isinstance(kind, type) and issubclass(kind, Head)):
+        raise UserError(
+            f"'{spec.name}' is of the type {type(kind).__name__}, and a fusion is a class that "
+            "derives from evenly.nn.Head. Give the path of such a class."
+        )
+    if not spec.settings:
+        return kind.on
+    return lambda _, widths, count: kind(widths, count, **spec.settings)

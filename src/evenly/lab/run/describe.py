@@ -8,7 +8,7 @@ from typing import Any
 
 from evenly.lab.run.build import settings_of
 from evenly.method import Info, Method
-from evenly.methods import METHODS
+from evenly.methods import method_named
 from evenly.targets import in_words
 
 _PARTS = {
@@ -21,12 +21,12 @@ _PARTS = {
 
 def about(name: str) -> str:
     """What a method does: its class's text without the list of attributes."""
-    return inspect.cleandoc(METHODS[name].__doc__ or "").partition("\n\nAttributes:")[0]
+    return inspect.cleandoc(method_named(name).__doc__ or "").partition("\n\nAttributes:")[0]
 
 
 def facts(name: str) -> dict[str, str]:
     """What a user should know of a method before choosing it, by heading."""
-    kind = METHODS[name]
+    kind = method_named(name)
     info = kind.info
     return {
         "paper": info.paper or "-",
@@ -69,7 +69,7 @@ def neutral(info: Info) -> str:
 
 def cost(name: str) -> str:
     """What a step computes beyond joint training's, and what that was measured to take."""
-    info = METHODS[name].info
+    info = method_named(name).info
     found = measured().get("methods", {}).get(name)
     if found is None:
         return info.cost
@@ -95,7 +95,7 @@ def fidelity(name: str) -> str:
         return f"{found['none']}{where}"
     where = ", ".join(part for part in (found["repository"], found.get("commit")) if part)
     difference = f"within {x:.0e}" if (x := found["difference"]) else "to the last bit"
-    aside = " but for what the doubts say" if METHODS[name].info.doubts else ""
+    aside = " but for what the doubts say" if method_named(name).info.doubts else ""
     return f"equal to {found['of']} ({where}) {difference}{aside}: {ran(found)}"
 
 
@@ -120,8 +120,9 @@ def _noted(name: str) -> dict[str, Any]:
 
 def defaults(name: str) -> dict[str, Any]:
     """The settings of a method and their defaults; '...' where one must be given."""
-    parameters = inspect.signature(METHODS[name]).parameters
-    found = {key: parameters[key].default for key in settings_of(METHODS[name])}
+    kind = method_named(name)
+    parameters = inspect.signature(kind).parameters
+    found = {key: parameters[key].default for key in settings_of(kind)}
     return {
         key: "..." if value is inspect.Parameter.empty else value for key, value in found.items()
     }

@@ -1,5 +1,6 @@
 """The metrics of a model on one split."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.data.tasks import Task
+from evenly.lab.run.measures import Measure, measured
 from evenly.output import Output
 
 
@@ -16,9 +18,11 @@ class Evaluation:
 
     Attributes:
         task: What is predicted.
+        own: Metrics of the user's own, by name.
     """
 
     task: Task
+    own: Mapping[str, Measure] = field(default_factory=dict)
     _logits: list[Tensor] = field(default_factory=list)
     _unimodal: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
     _target: list[Tensor] = field(default_factory=list)
@@ -43,7 +47,7 @@ class Evaluation:
         """
         if distributed.world_size() == 1:
             return self
-        whole = Evaluation(self.task)
+        whole = Evaluation(self.task, self.own)
 
         def joined(parts: list[Tensor]) -> Tensor:
             shares = distributed.gather(torch.cat(parts))
@@ -57,11 +61,13 @@ class Evaluation:
         return whole
 
     def metrics(self) -> dict[str, float]:
-        """Those of the task, and the main one of each modality's own logits.
+        """Those of the task and of the user, and the main one of each modality's own logits.
 
         The loss is the task's plain one, whatever the criterion of the training is.
         """
-        found = self.task.measured(torch.cat(self._logits), torch.cat(self._target))
+        logits, targets = torch.cat(self._logits), torch.cat(self._target)
+        found = self.task.measured(logits, targets)
+        found |= measured(self.own, self.task.answers(logits), targets)
         for name, parts in self._unimodal.items():
             own, of_those, here = (torch.cat(column) for column in zip(*parts, strict=True))
             if here.any():

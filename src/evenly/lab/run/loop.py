@@ -66,7 +66,7 @@ def fit(parts: Parts, record: Record) -> None:
 
 def evaluated(parts: Parts, split: SplitName) -> Evaluation:
     """The predictions of the model for a split."""
-    found, wanted = Evaluation(parts.data.task), _targets(parts, split)
+    found, wanted = Evaluation(parts.data.task, parts.measures), _targets(parts, split)
     parts.model.eval()
     with torch.no_grad():
         for batch in parts.in_order(split, shared=True):
@@ -77,7 +77,7 @@ def evaluated(parts: Parts, split: SplitName) -> Evaluation:
 
 def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
     """The same and the features, from one pass."""
-    found, wanted = Evaluation(parts.data.task), _targets(parts, split)
+    found, wanted = Evaluation(parts.data.task, parts.measures), _targets(parts, split)
 
     def noted(output: Output, _: Tensor) -> Mapping[str, Tensor]:
         found.add(output, wanted[output.index])

@@ -27,6 +27,7 @@ from evenly.lab.run.build import (
     with_missing,
 )
 from evenly.lab.run.kept import Noised, with_features
+from evenly.lab.run.measures import Measure, measures
 from evenly.lab.run.place import Place
 from evenly.lab.run.schedule import Schedule
 from evenly.lab.run.settings import Cell
@@ -104,6 +105,7 @@ class Parts:
         train: Batches of the training split, of this process's share.
         stepped: The same, of the samples of a step each.
         noised: Features of noisy inputs that are known already, see `with_features`.
+        measures: Metrics of the user's own, by name.
     """
 
     cell: Cell
@@ -120,6 +122,7 @@ class Parts:
     train: DataLoader[Batch]
     stepped: DataLoader[Batch]
     noised: Noised
+    measures: Mapping[str, Measure]
     _splits: dict[SplitName, Split] = field(default_factory=dict)
 
     @staticmethod
@@ -170,6 +173,7 @@ class Parts:
             loader(training.batch_size),
             loader(training.batch_size * training.accumulate),
             noised,
+            measures(training.metrics),
             {"train": train},
         )
 

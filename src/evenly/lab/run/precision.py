@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from evenly.lab.run.augment import Augment
 from evenly.lab.run.build import build_criterion, build_model, build_optimizer, load_data
 from evenly.lab.run.parts import Forward
 from evenly.lab.run.place import Place
-from evenly.lab.run.settings import Cell, Select, Training
+from evenly.lab.run.settings import Cell, Training
 
 Found = Literal["bf16", "32"]
 STEPS = 10
@@ -61,7 +61,7 @@ def decided(
 
 def of_task(training: Training, data: Data) -> Training:
     """The same training with the task that data have, and with what selects if nothing does."""
-    select = training.select or cast(Select, data.task.main)
+    select = training.select or data.task.main
     return replace(training, task=data.task.name, select=select)
 
 

@@ -24,7 +24,9 @@ from evenly.lab.run.build import (
     method_settings,
     with_missing,
 )
+from evenly.lab.run.contract import contract_notes
 from evenly.lab.run.kept import keeps
+from evenly.lab.run.measures import check_measures, measures
 from evenly.lab.run.settings import Cell
 from evenly.method import Method
 from evenly.methods.composed import parts
@@ -64,8 +66,10 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
             f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
             "beside the runs."
         )
-    if training.select not in (None, *data.task.metrics):
-        listed = ", ".join(data.task.metrics)
+    own = measures(training.metrics)
+    check_measures(own, data.task, data.split("val").target)
+    if training.select not in (None, *data.task.metrics, *own):
+        listed = ", ".join([*data.task.metrics, *own])
         raise UserError(
             f"--select {training.select} is not measured of {data.name}, but {listed}. Choose one."
         )
@@ -74,6 +78,7 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         optimizer = build_optimizer(model, training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell), criterion)
         notes += _method_notes(cell, method, divides_size(optimizer))
+        notes += contract_notes(cell, data)
         if lack["train"] and not method.info.missing:
             notes.append(
                 f"{cell.method}: is not made for samples that lack a modality, and takes their "

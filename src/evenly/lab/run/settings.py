@@ -7,38 +7,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from evenly.errors import UserError
 from evenly.files import sha256, write_text
-from evenly.metrics import METRICS
-from evenly.spec import load_yaml, parse
+from evenly.imported import checksums, is_own
+from evenly.metrics import BUILT_IN, METRICS
+from evenly.spec import load_yaml, parse, split, together
+from evenly.suggest import unknown
 
 if TYPE_CHECKING:
     from evenly.data import SplitName
 
 Precision = Literal["auto", "bf16", "32"]
 Strategy = Literal["auto", "ddp", "fsdp"]
-Select = Literal[
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "micro_f1",
-    "mean_average_precision",
-    "mae",
-    "rmse",
-    "pearson",
-    "concordance",
-    "acc_2",
-    "acc_2_nonzero",
-    "acc_5",
-    "acc_7",
-    "f1",
-    "f1_nonzero",
-    "loss",
-]
 Protocol = Literal["fair", "paper"]
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 
@@ -86,16 +70,21 @@ class Training:
             standard deviations of the training split.
         select: The metric by which the epoch is selected, and the trial of a search: the highest,
             or the lowest loss or error; by default accuracy, or of numbers their mean absolute
-            error, mae.
+            error, mae. Of classes loss, accuracy, balanced_accuracy and macro_f1; of labels
+            micro_f1 and mean_average_precision, too; of numbers rmse, pearson and concordance; of
+            sentiment acc_2, acc_2_nonzero, acc_5, acc_7, f1 and f1_nonzero; or one of --metrics.
+        metrics: Metrics of your own that are measured as well, functions by import path with
+            settings, separated by commas: 'my.metrics.top_k(k=3)'.
         precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
             take less time here. What was chosen is written down, and stays when a run goes on.
         width: Features per modality.
         fusion: How the features become logits, for the methods that are not made for a head of
-            their own.
+            their own: concat, sum, film, gated, lowrank, attention, mbt, mult, or a head by import
+            path with settings, such as 'my.heads.Bilinear(rank=4)'.
         encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec;
-            'auto(pretrained=FOLDER)' for any of Transformers) or an nn.Module by import path with
-            settings, such as '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by the
-            shape of the data.
+            'auto(pretrained=FOLDER)' for any of Transformers) or, by import path with settings,
+            what makes an nn.Module: '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by
+            the shape of the data.
         noise: By modality, white noise on its inputs in all three splits, in standard deviations
             of the training split, drawn once: '{"audio": 2}' makes it scarcely informative.
         missing: By modality, the share of training and validation samples that it is taken from,
@@ -142,10 +131,11 @@ class Training:
     label_smoothing: float = 0.0
     focal: float = 0.0
     loss: Literal["mae", "mse"] = "mae"
-    select: Select | None = None
+    select: str | None = None
+    metrics: str = ""
     precision: Precision = "auto"
     width: int = 64
-    fusion: Fusion = "concat"
+    fusion: str = "concat"
     encoders: dict[str, str] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
     missing: dict[str, float] = field(default_factory=dict)
@@ -218,6 +208,18 @@ class Training:
         for name, rate in self.missing_test.items():
             if not 0 <= rate <= 1:
                 raise UserError(f"--missing_test.{name} is from 0 to 1; found {rate}.")
+        own = [spec.name.rpartition(".")[2] for spec in split(self.metrics)] if self.metrics else []
+        for spec in split(self.metrics) if self.metrics else ():
+            if not is_own(spec.name):
+                raise UserError(
+                    f"--metrics takes import paths, such as my.metrics.top_k; found '{spec.name}'. "
+                    "All that is built in is measured without it."
+                )
+        if self.select is not None and self.select not in (*BUILT_IN, *own):
+            raise unknown("metric", self.select, BUILT_IN, "or the name of one of --metrics")
+        fusion = parse(self.fusion)
+        if not is_own(fusion.name) and (self.fusion not in get_args(Fusion)):
+            raise unknown("fusion", self.fusion, get_args(Fusion), "or a head by import path")
         if self.diagnose_every is not None and self.diagnose_every < 0:
             raise UserError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
 
@@ -235,7 +237,7 @@ class Training:
     def selected_by(self) -> tuple[str, int]:
         """The metric by which the epoch is selected, and 1 if more of it is better, else -1."""
         metric = self.select or ("mae" if self.task == "number" else "accuracy")
-        return metric, METRICS[metric].sign
+        return metric, METRICS[metric].sign  # own ones are known once `measures` has imported them
 
     @property
     def lacking(self) -> "dict[SplitName, dict[str, float]]":
@@ -288,23 +290,62 @@ class Cell:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings, for the run's config.yaml."""
-        return {"method": self.method, "seed": self.seed, **self.training.as_dict()}
+        named = {"method": self.method, "seed": self.seed}
+        return with_code({**named, **self.training.as_dict()})
 
 
-def check_trusted(encoders: Mapping[str, str], place: object, trusting: str) -> None:
-    """Raises if encoders are code outside this package, whose import alone would run it.
+def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What settings name by import path: the user's own code, whose import alone runs it.
 
     Args:
-        encoders: By modality, as a file has them that may be somebody else's.
+        settings: Of a run, a comparison or a search, or as a file has them that may be somebody
+            else's.
+
+    Returns:
+        By import path, what it is to be.
+    """
+    found: dict[str, str] = {}
+    for key in ("method", "methods"):
+        texts = settings.get(key)
+        texts = [texts] if isinstance(texts, str) else texts
+        for text in texts if isinstance(texts, list) else ():
+            for each in split(str(text)):
+                found |= {spec.name: "method" for spec in together(each.text)}
+    encoders = settings.get("encoders")
+    for modality, text in encoders.items() if isinstance(encoders, dict) else ():
+        found[parse(str(text)).name] = f"encoder of '{modality}'"
+    if isinstance(fusion := settings.get("fusion"), str):
+        found[parse(fusion).name] = "fusion"
+    if isinstance(metrics := settings.get("metrics"), str) and metrics:
+        found |= {spec.name: "metric" for spec in split(metrics)}
+    data = settings.get("data")  # which may be any path
+    if isinstance(data, str) and is_own(name := data.partition("(")[0].strip()):
+        from evenly.data import data_file  # loads torch, for which the command's help cannot wait
+
+        if data_file(data) is None:
+            found[name] = "data set"
+    return {name: what for name, what in found.items() if is_own(name)}
+
+
+def with_code(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, with the checksums of the user's own modules that they name, if any."""
+    code = checksums(own_parts(settings))
+    return {**settings, "code": code} if code else dict(settings)
+
+
+def check_trusted(settings: Mapping[str, Any], place: object, trusting: str) -> None:
+    """Raises if settings name code outside this package, whose import alone would run it.
+
+    Args:
+        settings: As a file has them that may be somebody else's.
         place: The file.
         trusting: What to type in order to run the code nevertheless.
     """
-    for modality, text in encoders.items():
-        if "." in (name := parse(text).name):
-            raise UserError(
-                f"{place} asks for '{name}' as the encoder of '{modality}'. To import it is to run "
-                f"its code, whatever that does. If you trust whoever made it, {trusting}."
-            )
+    for name, what in own_parts(settings).items():
+        raise UserError(
+            f"{place} asks for '{name}' as the {what}. To import it is to run its code, whatever "
+            f"that does. If you trust whoever made it, {trusting}."
+        )
 
 
 def check_counts(**counts: int | None) -> None:
@@ -361,7 +402,12 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         before = found.get(name, usual.get(name, value))
         if not found or before == value:
             continue
-        if name == "data_sha256":
+        if name == "code":
+            changed = [module for module in value if before.get(module, "") != value[module]]
+            if not changed:
+                continue
+            what = f"the module {' and '.join(changed)} as it was before: it has changed since"
+        elif name == "data_sha256":
             what = f"{settings['data']} as it was before: the file has changed since"
         else:
             what = f"{name} = {before!r}, but {value!r} is asked for now"

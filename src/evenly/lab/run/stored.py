@@ -10,6 +10,7 @@ from torch import Tensor
 from evenly.data import Data, Modality, Padded
 from evenly.data.dataset import Kind, dtype_name
 from evenly.nn import LateFusion
+from evenly.nn.late_fusion import feature_width
 from evenly.nn.pretrained import configurations
 
 SAMPLES = 256
@@ -22,6 +23,7 @@ def about(data: Data, model: LateFusion) -> dict[str, Any]:
     return {
         "modalities": {name: asdict(known) for name, known in stored(data).items()},
         "configurations": configurations(model.encoders),
+        "widths": {name: feature_width(name, x) for name, x in model.encoders.items()},
         "task": data.task.stated(),
         "read": dict(data.read),
     }

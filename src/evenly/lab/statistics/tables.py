@@ -262,7 +262,8 @@ def table(out: Path) -> str:
     rows = [row for row in found if row["split"] == "test"]
     config = read_config(out)
     known = dict.fromkeys(row["metric"] for row in rows)
-    metrics = [name for name in known if is_headline(name) or name == config.get("select")]
+    asked = (config.get("select"), *(config.get("measures") or ()))
+    metrics = [name for name in known if is_headline(name) or name in asked]
     cells = {(row["method"], row["metric"]): row for row in rows}
     main = main_of(known)
     sign = METRICS[main].sign

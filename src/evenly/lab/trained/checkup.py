@@ -39,7 +39,7 @@ def runs_opened(
     Args:
         folders: Of runs that differ in their seed at most.
         data: Where their data are now, if they have moved.
-        trust: Whether encoders that are named by import path are imported.
+        trust: Whether what is named by import path is imported.
 
     Raises:
         FileNotFoundError: If a folder holds no run.

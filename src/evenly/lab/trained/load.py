@@ -23,12 +23,12 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
 
     Args:
         folder: Of the run.
-        trust: Whether encoders that its settings name by import path are imported, which runs their
-            code. Say so only of a folder whose settings are your own, or that you have looked at.
+        trust: Whether what its settings name by import path is imported, which runs its code. Say
+            so only of a folder whose settings are your own, or that you have looked at.
 
     Raises:
         FileNotFoundError: If the folder holds no run with a best checkpoint.
-        ValueError: If its files are damaged, an encoder by import path is not trusted or cannot be
+        ValueError: If its files are damaged, a part by import path is not trusted or cannot be
             imported, or weights are not in the folder itself.
     """
     cell, best = opened(folder, trust=trust)
@@ -64,13 +64,16 @@ def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
     result = Result.read(folder)
     if result is not None:
         result.check(path)
-    encoders = settings.get("encoders")
-    if not trust and isinstance(encoders, dict):
-        check_trusted(
-            {str(name): str(text) for name, text in encoders.items()},
-            folder / "config.yaml",
-            "add --trust (in Python: load_run(folder, trust=True))",
-        )
+    if not trust:
+        said = "add --trust (in Python: load_run(folder, trust=True))"
+        try:
+            check_trusted(settings, path.with_name("config.yaml"), said)
+        except UserError as error:
+            if str(folder) in str(error):
+                raise
+            raise UserError(
+                f"{folder / 'config.yaml'}: is not as the run wrote it: {error} Train again."
+            ) from error
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -100,6 +103,7 @@ class _About:
     state_dict: Mapping[str, Any]
     modalities: Mapping[str, Stored]
     configurations: Mapping[str, Mapping[str, Any]]
+    widths: Mapping[str, int]
     task: Task
     read: Mapping[str, str]
 
@@ -119,6 +123,7 @@ def _about(path: Path, best: Any) -> _About:
             best["state_dict"],
             modalities,
             converted("configurations", best["configurations"], dict[str, dict[str, Any]]),
+            converted("widths", best["widths"], dict[str, int]),
             restated(best["task"]),
             converted("read", best["read"], dict[str, str]),
         )
@@ -138,7 +143,14 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
         name: known.modality(name, about.read.get(name, ""))
         for name, known in about.modalities.items()
     }
-    model = fused(made_encoders(modalities, cell), len(about.task.names), cell)
+    encoders: dict[str, Any] = made_encoders(modalities, cell)
+    for name, width in about.widths.items():
+        known = getattr(encoders[name], "out_features", None)
+        if not isinstance(known, int):
+            encoders[name].out_features = width  # which own ones need not say
+        elif known != width:
+            raise ValueError(f"the features of '{name}' are {known} wide, not {width}")
+    model = fused(encoders, len(about.task.names), cell)
     model.load_state_dict(about.state_dict)
     known = {name: about.modalities[name] for name in model.encoders}
     return Trained(

@@ -1,0 +1,90 @@
+"""Parts of the user's own, by import path: `my.module.Name`.
+
+An import runs a module's code. Whoever calls `imported` has the name from the user: typed, or from
+a file that the user trusts (`evenly.lab.run.settings.check_trusted`).
+"""
+
+import os
+import sys
+import sysconfig
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from evenly.errors import UserError
+from evenly.files import sha256
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is an import path, `module.Name`, and not one of evenly's own or a file's."""
+    first, *others = name.split(".")
+    return bool(others) and all(part.isidentifier() for part in (first, *others))
+
+
+def imported(what: str, name: str) -> Any:
+    """What an import path leads to. The current folder is looked into last.
+
+    Args:
+        what: Kind of thing, as errors should call it.
+        name: `module.Name` or `package.module.Name`.
+
+    Raises:
+        ValueError: If there is no such module, its code fails, or it has nothing of that name.
+    """
+    place, _, last = name.rpartition(".")
+    top = place.partition(".")[0]
+    try:
+        if top not in sys.modules and find_spec(top) is None and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # as `python -m` has it: it may lie beside the data
+        module = import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise _broken(what, name, place, error) from error
+        raise UserError(
+            f"'{name}' cannot be imported as the {what}, because there is no module "
+            f"'{error.name}'. Check the name, start the command in its folder, or set PYTHONPATH."
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _broken(what, name, place, error) from error
+    try:
+        return getattr(module, last)
+    except AttributeError as error:
+        near = get_close_matches(last, vars(module), n=1)
+        raise UserError(
+            f"the module {place} has no '{last}' to be the {what}. "
+            f"{f'Did you mean {place}.{near[0]}?' if near else 'Check the name.'}"
+        ) from error
+
+
+def _broken(what: str, name: str, place: str, error: BaseException) -> UserError:
+    said = str(error).partition("\n")[0]
+    return UserError(
+        f"'{name}' cannot be imported as the {what}, because the module {place} fails "
+        f"({type(error).__name__}: {said}). Run 'python -c \"import {place}\"' to see where."
+    )
+
+
+def checksums(names: dict[str, str]) -> dict[str, str]:
+    """By module, the SHA-256 of the file that defines a part of the user's own.
+
+    What is installed, and what has no file, is left out: its version tells. So are modules that
+    the file imports.
+
+    Args:
+        names: By import path, the kind of thing, as errors should call it.
+    """
+    installed = [
+        Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib", "stdlib")
+    ]
+    found = {}
+    for name, what in names.items():
+        part = imported(what, name)
+        module = sys.modules.get(getattr(part, "__module__", None) or name.rpartition(".")[0])
+        path = Path(getattr(module, "__file__", None) or os.devnull).resolve()
+        if module is None or not path.is_file():
+            continue
+        if not any(path.is_relative_to(folder) for folder in installed):
+            found[module.__name__] = sha256(path)
+    return dict(sorted(found.items()))

@@ -1,0 +1,75 @@
+"""Metrics of the user's own: functions by import path."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from evenly.data.tasks import Task
+from evenly.errors import UserError
+from evenly.imported import imported
+from evenly.metrics import BUILT_IN, Metric, know
+from evenly.spec import split
+
+Measure = Callable[[Tensor, Tensor], Any]
+"""Takes the probabilities (n, c), or numbers, that a model gives for a split, and the targets."""
+
+
+def measures(text: str) -> dict[str, Measure]:
+    """By the name of its function, each metric of the user's own.
+
+    Args:
+        text: Import paths with settings if wanted, separated by commas; empty for none.
+
+    Raises:
+        ValueError: If one cannot be imported or is no function, or two have one name.
+    """
+    found: dict[str, Measure] = {}
+    for spec in split(text) if text else ():
+        name = spec.name.rpartition(".")[2]
+        function = imported("metric", spec.name)
+        if not callable(function):
+            raise UserError(
+                f"'{spec.name}' is of the type {type(function).__name__}. A metric is a function "
+                "of what is predicted and of the targets, which returns a number."
+            )
+        if name in found or name in BUILT_IN:
+            raise UserError(
+                f"there is a metric '{name}' already. Give the function of '{spec.name}' another "
+                "name."
+            )
+        known = getattr(function, "metric", None) or Metric(name.replace("_", " "), scale=1)
+        if not isinstance(known, Metric):
+            raise UserError(
+                f"'{spec.name}' has a `metric` of the type {type(known).__name__}. It is an "
+                "evenly.metrics.Metric, or left out."
+            )
+        know(name, known)
+        found[name] = partial(function, **spec.settings)
+    return found
+
+
+def measured(own: Mapping[str, Measure], answers: Tensor, target: Tensor) -> dict[str, float]:
+    """The value of each metric of the user's own.
+
+    Raises:
+        ValueError: If one fails, or gives no finite number.
+    """
+    found = {}
+    for name, measure in own.items():
+        try:
+            found[name] = float(measure(answers, target))
+        except Exception as error:
+            raise UserError(
+                f"the metric '{name}' fails ({type(error).__name__}: {error}). It takes what is "
+                f"predicted, {tuple(answers.shape)}, and the targets, {tuple(target.shape)}, and "
+                "returns a number."
+            ) from error
+    return found
+
+
+def check_measures(own: Mapping[str, Measure], task: Task, target: Tensor) -> None:
+    """Raises if a metric fails on some targets, with predictions of who knows no input."""
+    logits = task.uninformed(target).expand(len(target), -1)
+    measured(own, task.answers(logits), target)

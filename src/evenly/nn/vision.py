@@ -1,0 +1,45 @@
+"""Models of timm and torchvision as encoders."""
+
+from torch import nn
+
+from evenly.data.dataset import Modality
+from evenly.errors import UserError
+from evenly.nn.encoders import Standardise
+
+CLASSIFIERS = ("fc", "classifier", "head", "heads")
+"""What torchvision's models call what turns features into classes."""
+
+
+def without_classifier(encoder: nn.Module, modality: Modality) -> nn.Module:
+    """A model of timm or torchvision that returns features of standardised inputs; any other as is.
+
+    Their models return scores of classes and take floats. The last layer that makes the scores is
+    taken off: of timm's by `reset_classifier`, of torchvision's the last linear layer of `fc`,
+    `classifier`, `head` or `heads`. Inputs are standardised by the training split.
+
+    Raises:
+        ValueError: If a model has no such layer.
+    """
+    package = type(encoder).__module__.partition(".")[0]
+    if package == "timm":
+        encoder.reset_classifier(0)  # type: ignore[operator]
+    elif package == "torchvision":
+        _cut(encoder)
+    else:
+        return encoder
+    return nn.Sequential(Standardise(modality), encoder)
+
+
+def _cut(encoder: nn.Module) -> None:
+    """Puts nothing in the place of the last linear layer of the classifier."""
+    layers = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and name.partition(".")[0] in CLASSIFIERS
+    ]
+    if not layers:
+        raise UserError(
+            f"{type(encoder).__name__} has no linear layer in {', '.join(CLASSIFIERS)} to "
+            "take off. Wrap it in a module of your own that returns features."
+        )
+    encoder.set_submodule(layers[-1], nn.Identity())
