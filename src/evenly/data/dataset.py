@@ -736,11 +736,11 @@ def _chunks(
     longest = 1 if length is None else int(length.max())
     values = longest * prod(_row(stored))
     for part in rows.split(max(1, min(1024, 2**20 // max(values, 1)))):
-        held, places = _held(opened(), part)
-        if isinstance(held, Ragged):
-            chunk = held.values[_steps(held.start[places], held.length[places])]
+        stored, places = _held(opened(), part)
+        if isinstance(stored, Ragged):
+            chunk = stored.values[_steps(stored.start[places], stored.length[places])]
         else:
-            chunk = held.index_select(0, places).movedim(feature, -1).flatten(0, -2)
+            chunk = stored.index_select(0, places).movedim(feature, -1).flatten(0, -2)
         yield chunk.double()
 
 

@@ -273,18 +273,19 @@ class Journal:
         )
         shards = list(dict.fromkeys(self._shards()))
         fields, arrays = {}, {}
+        opened: Callable[[], Stored]
         train = torch.from_numpy(np.flatnonzero(split == 0))
         for name, part in self.parts.items():
             self._check_found(name, part)
             own = self._places(name, part, shards)
             if name in self.streamed:
-                stored = self._in_shards(name, part, own, shards, decoders)
-                fields[name] = self._field(name, part, train, lambda stored=stored: stored)
+                opened = partial(self._in_shards, name, part, own, shards, decoders)
             else:
                 part.close(part.used if part.reader.ragged else count)
                 values = part.mapped()
                 arrays[f"inputs/{self.files[name]}"] = (values.dtype, tuple(values.shape))
-                fields[name] = self._field(name, part, train, partial(self._mapped, part, own))
+                opened = partial(self._mapped, part, own)
+            fields[name] = self._field(name, part, train, opened)
             small |= own
         for name, array in small.items():
             path = self.out / f"{name}.memmap"

@@ -4,12 +4,15 @@ The same processes decode as when a store is made, one thread each, so that a sa
 the same bit for bit.
 """
 
+import os
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,10 @@ class Sealed(Part):
 
 
 class Decoders:
-    """Processes that decode samples; they start with the first one."""
+    """Processes that decode samples; they start with the first one.
+
+    The workers of a `DataLoader`, which may start no processes, decode what they read themselves.
+    """
 
     def __init__(
         self, readers: Mapping[str, Reader], where: object, count: int | None = None
@@ -70,6 +76,10 @@ class Decoders:
         """
         self._readers, self._where, self._count = dict(readers), where, count
         self._submit: Any = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_submit": None}
 
     def __call__(self, name: str, cells: Sequence[Part]) -> list[np.ndarray]:
         """The arrays of some files of a modality.
@@ -77,26 +87,35 @@ class Decoders:
         Raises:
             ValueError: If one is gone or has changed.
         """
-        futures = [self._submitted({name: cell}) for cell in cells]
-        return [self._array(name, future.result) for future in futures]
+        if current_process().daemon:
+            return [self._array(name, self._read({name: cell})) for cell in cells]
+        if self._process != os.getpid():  # not those of the process that this one was forked from
+            self._start()
+        futures = [self._submit({name: cell}) for cell in cells]
+        return [self._array(name, self._result(name, future)) for future in futures]
 
-    def _submitted(self, cells: Mapping[str, Part]) -> Any:
-        if self._submit is None:
-            opened = ExitStack()
-            call = partial(decode.read_alone, self._readers)
-            count = self._count or _share()
-            self._submit = opened.enter_context(pool(call, count, decode.__name__))
-            weakref.finalize(self, opened.close)
-        return self._submit(cells)
+    @property
+    def _read(self) -> Callable[[Mapping[str, Part]], decode.Decoded]:
+        return partial(decode.read_alone, self._readers)
 
-    def _array(self, name: str, result: Any) -> np.ndarray:
+    def _start(self) -> None:
+        opened = ExitStack()
+        self._submit = opened.enter_context(
+            pool(self._read, self._count or _share(), decode.__name__)
+        )
+        self._process = os.getpid()
+        weakref.finalize(self, opened.close).atexit = False  # at the end the pool ends by itself
+
+    def _result(self, name: str, future: "Future[decode.Decoded]") -> decode.Decoded:
         try:
-            found: decode.Decoded = result()
+            return future.result()
         except Lost as error:
             raise UserRuntimeError(
                 f"{self._where}: a process that decoded '{name}' was killed, perhaps for want of "
                 "memory. The same command goes on from the last checkpoint."
             ) from error
+
+    def _array(self, name: str, found: decode.Decoded) -> np.ndarray:
         if isinstance(found, str):
             raise UserError(
                 f"{self._where}: is not of these files any more: {found}. Bring back what was "
