@@ -104,3 +104,10 @@ def test_killed_and_resumed_from_shards(tmp_path):
     finish(train(killed, "--stream", "--resume"))
     assert not (killed / "store" / "inputs" / "png.memmap").exists()
     assert_same(tmp_path / "held", killed)
+
+
+def test_what_is_no_shard_is_not_streamed(tmp_path):
+    ran = forked.run(forked.evenly, "train", "--data", "digits", "--stream", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "--stream goes with .tar shards; found digits. Leave it out" in ran.stderr
+    assert not list(tmp_path.iterdir())
