@@ -71,14 +71,14 @@ def test_statistics_of_many_rows_equal_those_of_the_whole():
 
 
 def test_statistics_open_a_map_anew_for_every_few_samples(tmp_path):
-    values = torch.randn(40, 3, 128, 128)
+    values = torch.randn(40, 3, 192, 192)
     values.numpy().tofile(tmp_path / "x.memmap")
     opened = []
 
     def again():
         # All but the first and the last are let go, or memory would hold what they read.
         assert sum(kept() is not None for kept in opened) <= 2
-        found = mapped(tmp_path / "x.memmap", torch.float32, (40, 3, 128, 128))
+        found = mapped(tmp_path / "x.memmap", torch.float32, (40, 3, 192, 192))
         opened.append(weakref.ref(found))
         return found
 

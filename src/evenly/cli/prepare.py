@@ -73,15 +73,15 @@ def run(options: Namespace) -> None:
             "another name."
         )
     check_counts(workers=options.workers)
-    about = make_store(
-        source_of(options.source, options, options.task), out, options.workers, options.skip_broken
-    )
+    source = source_of(options.source, options, options.task)
+    about = make_store(source, out, options.workers, options)
     for note in about.notes:
         print(f"note: {note}", file=sys.stderr)
     for name, field in about.modalities.items():
         lack = f", missing in {field.missing}" if field.missing else ""
         units = f", {field.units}" if field.units else ""
-        print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}{units}{lack}")
+        stays = ", streamed" if field.streamed else ""
+        print(f"{name:12} {field.kind} {tuple(field.shape)} {field.dtype}{units}{lack}{stays}")
     counts = ", ".join(f"{name} {count}" for name, count in about.splits.items())
     count = len(about.task["names"])
     numbers = f"number{'s' * (count > 1)} to regress on"

@@ -47,6 +47,12 @@ def add_reading(one: ArgumentParser) -> None:
         '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'; see "evenly prepare --help"',
     )
     add_skipping(one)
+    one.add_argument(
+        "--stream",
+        action="store_true",
+        help="leave the files of .tar shards where they are, and decode them in every epoch, where "
+        "a store of what they hold would not fit on the disk; results are the same",
+    )
 
 
 def add_skipping(one: ArgumentParser) -> None:
@@ -110,9 +116,16 @@ def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "S
 
 
 def make_store(
-    source: "Source", out: Path, workers: int | None, skip_broken: bool
+    source: "Source", out: Path, workers: int | None, options: Namespace
 ) -> "Description":
-    """Prepares a store, and says how it is read."""
+    """Prepares a store, and says how it is read.
+
+    Args:
+        source: What is read.
+        out: The store's folder.
+        workers: Processes that decode; by default as many as there are cores.
+        options: What to do about broken files, and whether shards are streamed.
+    """
     from evenly.child import cores
     from evenly.data.raw import prepare, spelled
 
@@ -122,7 +135,12 @@ def make_store(
     print(f"note: read: {read}.", file=sys.stderr)
     made_by = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
     return prepare(
-        source, out, workers=workers or cores(), skip_broken=skip_broken, made_by=made_by
+        source,
+        out,
+        workers=workers or cores(),
+        skip_broken=options.skip_broken,
+        stream=options.stream,
+        made_by=made_by,
     )
 
 
@@ -187,12 +205,17 @@ def prepared(
         )
     else:
         check_reading(training.data, options)
+        if options.stream:
+            raise UserError(
+                f"--stream goes with .tar shards; found {training.data}. Leave it out: a store "
+                "that was prepared with it is streamed without being told so."
+            )
         return training
     _check_asked(training, source, options, methods)
     _check_alone(options)
     if training.limit_samples is not None:
         source = source.limited(training.limit_samples)
-    make_store(source, out / "store", None, options.skip_broken)
+    make_store(source, out / "store", None, options)
     return replace(training, data=str(out / "store"))
 
 

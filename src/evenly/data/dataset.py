@@ -1,9 +1,11 @@
 """A data set, in memory or mapped into it, and how batches are read from it."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset
 from evenly.data.missing import lost
 from evenly.data.noise import noisy
 from evenly.data.tasks import Task, task_of
-from evenly.errors import UserError
+from evenly.errors import UserError, UserRuntimeError
 from evenly.suggest import unknown
 
 Kind = Literal["vector", "sequence", "image", "video", "text"]
@@ -52,6 +54,32 @@ class Ragged(NamedTuple):
     values: Tensor
     start: Tensor
     length: Tensor
+
+
+class Streamed(ABC):
+    """A modality that is not held: its samples are decoded whenever they are read.
+
+    Attributes:
+        row: The shape of a sample, or of a time step where lengths are unequal.
+        dtype: Of the values.
+        length: (n,) time steps of each sample; None where all have one shape.
+    """
+
+    row: tuple[int, ...]
+    dtype: torch.dtype
+    length: Int[Tensor, " n"] | None
+
+    @abstractmethod
+    def read(self, rows: Int[Tensor, " k"]) -> Tensor | Ragged:
+        """These samples, in this order, as they would be held.
+
+        Raises:
+            ValueError: If a file is gone, or is not as it was.
+        """
+
+
+Stored = Tensor | Ragged | Streamed
+"""All samples of a modality."""
 
 
 class Batch(TypedDict):
@@ -118,7 +146,7 @@ class Data:
     def __init__(
         self,
         name: str,
-        inputs: Mapping[str, Tensor | Ragged],
+        inputs: Mapping[str, Stored],
         target: Shaped[Tensor, "n *c"],
         rows: Mapping[SplitName, Int[Tensor, " _"]],
         class_names: Sequence[str],
@@ -135,7 +163,7 @@ class Data:
         Args:
             name: Of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
-                sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos.
+                sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos; or `Streamed`.
             target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0; of
                 numbers (n, c) floats in any unit.
             rows: By split, which samples it holds.
@@ -258,7 +286,12 @@ class Data:
 
     def is_ragged(self, name: str) -> bool:
         """Whether the sequences of a modality are of unequal lengths."""
-        return isinstance(self._inputs[name], Ragged)
+        return _length(self._inputs[name]) is not None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether some modality is decoded whenever it is read."""
+        return any(isinstance(stored, Streamed) for stored in self._inputs.values())
 
     def encoded(self, name: str, features: Mapping[SplitName, Float[Tensor, "n d"]]) -> "Data":
         """The same data with vectors in place of a modality's inputs, without noise.
@@ -280,16 +313,21 @@ class Data:
 
     @property
     def nbytes(self) -> int:
-        """Size of all inputs."""
+        """Size of all inputs that are held."""
         return sum(x.nbytes for stored in self._inputs.values() for x in _tensors(stored))
 
     def to(self, device: torch.device) -> "Data":
         """The same data on a device, from which batches are then read without a transfer.
 
         Which samples have which modality stays on the CPU, where a model looks at it.
-        """
 
-        def moved(stored: Tensor | Ragged) -> Tensor | Ragged:
+        Raises:
+            RuntimeError: If a modality is streamed, which is decoded on the CPU.
+        """
+        if self.is_streamed:
+            raise UserRuntimeError(f"{self.name}: is streamed, so it cannot be put on a device.")
+
+        def moved(stored: Stored) -> Stored:
             parts = [x.to(device) for x in _tensors(stored)]
             return Ragged(*parts) if isinstance(stored, Ragged) else parts[0]
 
@@ -325,7 +363,7 @@ class Split(Dataset[Batch]):
 
     def __init__(
         self,
-        inputs: Mapping[str, Tensor | Ragged],
+        inputs: Mapping[str, Stored],
         target: Tensor,
         rows: Int[Tensor, " n"],
         present: Mapping[str, Tensor],
@@ -338,9 +376,9 @@ class Split(Dataset[Batch]):
         self.target = target[rows]
         # What decides on shapes is looked up on the CPU, without waiting for a GPU.
         self._seats = rows.cpu()
-        ragged = {name: x for name, x in inputs.items() if isinstance(x, Ragged)}
-        self._lengths = {name: stored.length.cpu() for name, stored in ragged.items()}
-        for name in taken.keys() & ragged.keys():
+        lengths = {name: _length(stored) for name, stored in inputs.items()}
+        self._lengths = {name: x.cpu() for name, x in lengths.items() if x is not None}
+        for name in taken.keys() & self._lengths.keys():
             self._lengths[name] = self._lengths[name].masked_fill(taken[name], 0)
 
     def __len__(self) -> int:
@@ -366,11 +404,12 @@ class Split(Dataset[Batch]):
         rows = self.rows[index]
         inputs: dict[str, Tensor | Padded] = {}
         for name, stored in self._inputs.items():
-            if isinstance(stored, Ragged):
-                inputs[name] = _padded(stored, rows, int(self._lengths[name][seats].max()))
+            held, places = _held(stored, rows)
+            if isinstance(held, Ragged):
+                inputs[name] = _padded(held, places, int(self._lengths[name][seats].max()))
             else:
-                # For bytes six times as fast as stored[rows].
-                inputs[name] = stored.index_select(0, rows)
+                # For bytes six times as fast as held[places].
+                inputs[name] = held.index_select(0, places)
         for name, spread in self._noise.items():
             inputs[name] = with_noise(inputs[name], spread, seats)
         for name, gone in self._taken.items():
@@ -452,8 +491,23 @@ def drawn(task: Task, target: Tensor, share: float) -> Int[Tensor, " k"]:
     return order[(2 * torch.arange(count) + 1) * len(order) // (2 * count)].sort().values
 
 
-def _tensors(stored: Tensor | Ragged) -> tuple[Tensor, ...]:
+def _tensors(stored: Stored) -> tuple[Tensor, ...]:
+    """What is held of a modality."""
+    if isinstance(stored, Streamed):
+        return ()
     return tuple(stored) if isinstance(stored, Ragged) else (stored,)
+
+
+def _length(stored: Stored) -> Int[Tensor, " n"] | None:
+    """Time steps of each sample of a modality; None where all have one shape."""
+    return None if isinstance(stored, Tensor) else stored.length
+
+
+def _held(stored: Stored, rows: Int[Tensor, " k"]) -> tuple[Tensor | Ragged, Int[Tensor, " k"]]:
+    """Values of which some are those of these samples, and the places of these."""
+    if isinstance(stored, Streamed):
+        return stored.read(rows), torch.arange(len(rows))
+    return stored, rows
 
 
 def spread(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
@@ -616,9 +670,9 @@ def _zeroed(x: Tensor, gone: Bool[Tensor, " n"]) -> Tensor:
 
 def described(
     name: str,
-    stored: Tensor | Ragged,
+    stored: Stored,
     train: Int[Tensor, " n"],
-    again: Callable[[], Tensor | Ragged] | None = None,
+    again: Callable[[], Stored] | None = None,
 ) -> Modality:
     """What an encoder must know of a modality, measured on the training split.
 
@@ -629,56 +683,64 @@ def described(
         again: Opens a memory map of `stored` anew. It is called for every few samples, since what
             was read of a map counts as this process's memory for as long as the map is open.
     """
-    kind: Kind
-    if isinstance(stored, Ragged) and stored.values.dim() == 1:
+    row, length = _row(stored), _length(stored)
+    if isinstance(stored, Ragged) and not row:
         longest, tokens = int(stored.length.max()), int(stored.values.max()) + 1
         return Modality(name, "text", (longest, tokens), torch.zeros(0), torch.zeros(0))
-    if isinstance(stored, Ragged):
-        kind = "sequence"
-        shape: tuple[int, ...] = (int(stored.length.max()), stored.values.shape[1])
-    else:
-        kinds: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image", 5: "video"}
-        kind = kinds[stored.dim()]
-        shape = tuple(stored.shape[1:])
+    shape = row if length is None else (int(length.max()), *row)
+    kinds: dict[int, Kind] = {1: "vector", 2: "sequence", 3: "image", 4: "video"}
+    kind = kinds[len(shape)]
     feature = -3 if kind in ("image", "video") else -1
     mean, std = _moments(again or (lambda: stored), train, feature)
     return Modality(name, kind, shape, mean, std)
 
 
+def _row(stored: Stored) -> tuple[int, ...]:
+    """The shape of a sample, or of a time step where lengths are unequal."""
+    if isinstance(stored, Streamed):
+        return stored.row
+    return tuple((stored.values if isinstance(stored, Ragged) else stored).shape[1:])
+
+
 def _moments(
-    opened: Callable[[], Tensor | Ragged], rows: Int[Tensor, " n"], feature: int
+    opened: Callable[[], Stored], rows: Int[Tensor, " n"], feature: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Mean and standard deviation along all axes but `feature`, in two passes of chunks."""
-    total, count = _sum(_chunks(opened, rows, feature))
+    """Mean and standard deviation along all axes but `feature`, in one pass of chunks.
+
+    The squares are those about the mean of each chunk, put together as Chan, Golub and LeVeque do
+    (COMPSTAT 1982, equation 2.1): nothing cancels out, however far the values are from 0.
+    """
+    total, squares, count = torch.zeros(()), torch.zeros(()), 0
+    for chunk in _chunks(opened, rows, feature):
+        added, size = chunk.sum(0), len(chunk)
+        if not size:
+            continue
+        squares = squares + (chunk - added / size).square_().sum(0)
+        if count:
+            apart = added / size - total / count
+            squares = squares + apart.square() * (count * size / (count + size))
+        total, count = total + added, count + size
     mean = total / max(count, 1)
-    squares, _ = _sum((chunk - mean).square_() for chunk in _chunks(opened, rows, feature))
     std = (squares / max(count, 1)).sqrt()
     # What rounding leaves of a constant's deviation is no deviation.
     std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
     return mean.float(), std.float()
 
 
-def _sum(chunks: Iterator[Float[Tensor, "n d"]]) -> tuple[Float[Tensor, " d"], int]:
-    total, count = torch.zeros(()), 0
-    for chunk in chunks:
-        total = total + chunk.sum(0)
-        count += len(chunk)
-    return total, count
-
-
 def _chunks(
-    opened: Callable[[], Tensor | Ragged], rows: Int[Tensor, " n"], feature: int
+    opened: Callable[[], Stored], rows: Int[Tensor, " n"], feature: int
 ) -> Iterator[Float[Tensor, "n d"]]:
     """The values of these samples in float64, with the feature last, a few samples at a time."""
     stored = opened()
-    longest = int(stored.length.max()) if isinstance(stored, Ragged) else 1
-    values = longest * (stored.values if isinstance(stored, Ragged) else stored)[:1].numel()
+    length = _length(stored)
+    longest = 1 if length is None else int(length.max())
+    values = longest * prod(_row(stored))
     for part in rows.split(max(1, min(1024, 2**20 // max(values, 1)))):
-        stored = opened()
+        stored, places = _held(opened(), part)
         if isinstance(stored, Ragged):
-            chunk = stored.values[_steps(stored.start[part], stored.length[part])]
+            chunk = stored.values[_steps(stored.start[places], stored.length[places])]
         else:
-            chunk = stored.index_select(0, part).movedim(feature, -1).flatten(0, -2)
+            chunk = stored.index_select(0, places).movedim(feature, -1).flatten(0, -2)
         yield chunk.double()
 
 

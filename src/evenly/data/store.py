@@ -5,6 +5,8 @@ It holds
 - a raw file for each array, `label.memmap`, `split.memmap`, and by modality `inputs/NAME.memmap`
   and, where they apply, `start/`, `length/` and `present/NAME.memmap`, where `file_names` gives the
   NAME; with tensordict's `meta.json`, so that `TensorDict.load_memmap(folder)` opens them, too;
+- of a modality that is streamed, `index/NAME.memmap` in place of its inputs: where in which shard
+  each sample lies, see `evenly.data.raw.streamed`;
 - `dataset.json`, which says what the arrays are and is written last: a folder without it is no
   store, or one that is still being made. It has checksums of itself and of all arrays but the
   inputs, which a store is known to hold whole by their size.
@@ -14,7 +16,7 @@ import json
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from evenly.data.dataset import (
     Modality,
     Ragged,
     SplitName,
+    Stored,
+    Streamed,
     check_names,
     lacking,
 )
@@ -58,6 +62,7 @@ class Field:
         ragged: Whether its sequences are of unequal lengths.
         missing: How many samples lack it.
         read: How its files were read, with every setting.
+        streamed: Whether its samples stay in their shards, and are decoded when they are read.
     """
 
     kind: str
@@ -71,6 +76,7 @@ class Field:
     ragged: bool = False
     missing: int = 0
     read: str = ""
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Description:
         splits: By split, how many samples it holds.
         sources: By source file, its size in bytes.
         checksums: By array, of its file; inputs have none.
+        shards: By the path of each file that streamed modalities are in, its size in bytes.
         made_by: The command that made the store.
         version: Of evenly.
         notes: Sentences that a user of the data should see.
@@ -100,6 +107,7 @@ class Description:
     splits: dict[str, int]
     sources: dict[str, int] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
     made_by: str = ""
     version: str = ""
     notes: list[str] = field(default_factory=list)
@@ -159,16 +167,21 @@ def open_store(folder: Path) -> Data:
 
     Raises:
         FileNotFoundError: If the folder is no store.
-        ValueError: If a file of it is missing or of another size, or a split lacks a class.
+        ValueError: If a file of it, or a shard that it reads, is missing or of another size, or a
+            split lacks a class.
     """
     about = describe(folder)
     check_names(folder, about.modalities)
+    _check_shards(folder, about.shards)
     files = file_names(about.modalities)
     arrays = _Arrays(folder, about)
-    inputs: dict[str, Tensor | Ragged] = {}
+    inputs: dict[str, Stored] = {}
+    streamed = _streamed(folder, about, arrays)
     for name, known in about.modalities.items():
         dtype = getattr(torch, known.dtype)
-        if known.ragged:
+        if known.streamed:
+            inputs[name] = streamed[name]
+        elif known.ragged:
             start, length = (arrays.rows(f"{end}/{files[name]}", torch.int64) for end in RAGGED)
             width = () if known.kind == "text" else (known.shape[1],)
             total = int((start + length).max())
@@ -189,19 +202,72 @@ def open_store(folder: Path) -> Data:
         CHECKS[task.name](folder, name, target[members], task.names)
     missing = {name: known.missing for name, known in about.modalities.items() if known.missing}
     count = sum(about.splits.values())
+    notes = [lacking(name, few, count) for name, few in missing.items()]
+    if streamed:
+        notes.append(
+            f"{folder}: holds where {', '.join(streamed)} of its samples are, not their values. "
+            f"They are decoded in every epoch, from {_in_shards(about.shards)}."
+        )
     return Data(
         about.name,
         inputs,
         target,
         rows,
         task.names,
-        [*about.notes, *(lacking(name, few, count) for name, few in missing.items())],
+        [*about.notes, *notes],
         modalities={name: _modality(name, known) for name, known in about.modalities.items()},
         present={name: arrays.rows(f"present/{files[name]}", torch.bool) for name in missing},
         read={name: known.read for name, known in about.modalities.items()},
         names=about.names,
         task=task,
     )
+
+
+def _streamed(folder: Path, about: Description, arrays: "_Arrays") -> dict[str, Streamed]:
+    """By name, the modalities that stay in their shards."""
+    names = [name for name, known in about.modalities.items() if known.streamed]
+    if not names:
+        return {}
+    # Its readers of media take seconds to import.
+    from evenly.data.raw.streamed import INDEX, Decoders, InShards, reader_of
+
+    files = file_names(about.modalities)
+    decoders = Decoders({name: reader_of(about.modalities[name].read) for name in names}, folder)
+    found: dict[str, Streamed] = {}
+    for name in names:
+        known = about.modalities[name]
+        index = arrays.rows(f"index/{files[name]}", torch.int64, len(INDEX))
+        length = arrays.rows(f"length/{files[name]}", torch.int64) if known.ragged else None
+        row, dtype = tuple(known.shape[known.ragged :]), getattr(torch, known.dtype)
+        found[name] = InShards(name, decoders, list(about.shards), index, row, dtype, length)
+    return found
+
+
+def _in_shards(shards: Collection[str]) -> str:
+    """Which files, in words."""
+    first = next(iter(shards))
+    return first if len(shards) == 1 else f"{len(shards)} shards such as {first}"
+
+
+def _check_shards(folder: Path, shards: Mapping[str, int]) -> None:
+    """Raises if a file that a store reads is gone or has another size.
+
+    Args:
+        folder: Of the store, for the message.
+        shards: By path, the size that each had.
+    """
+    for name, size in shards.items():
+        path = Path(name)
+        if not path.is_file():
+            raise UserFileNotFoundError(
+                f"{name}: there is no such file, of which {folder} decodes samples. Bring it back, "
+                "or remove the folder and prepare again."
+            )
+        if (found := path.stat().st_size) != size:
+            raise UserError(
+                f"{name}: has {found:,} bytes, and had {size:,} when {folder} was made of it. "
+                "Bring back what was there, or remove the folder and prepare again."
+            )
 
 
 def file_names(modalities: Iterable[str]) -> dict[str, str]:

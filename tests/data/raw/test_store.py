@@ -17,7 +17,7 @@ from tensordict import TensorDict
 
 import forked
 from clips import write_video
-from evenly.data.dataset import Data, Padded
+from evenly.data.dataset import Data
 from evenly.data.raw.decode import batches
 from evenly.data.raw.journal import Journal
 from evenly.data.raw.prepare import prepare
@@ -26,6 +26,7 @@ from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 from evenly.data.tasks import Classes
 from full import no_file_above
+from stores import assert_same
 from vectors import Killed, Slow
 
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 6
@@ -57,21 +58,6 @@ def make(folder, count=15, **readers):
 def rows(data, split, name):
     part = data.split(split)
     return part.__getitems__(range(len(part)))["inputs"][name]
-
-
-def assert_same(one, two):
-    for split in ("train", "val", "test"):
-        x, y = (d.split(split).__getitems__(range(len(d.split(split)))) for d in (one, two))
-        assert torch.equal(x["target"], y["target"])
-        for name in x["inputs"]:
-            a, b = x["inputs"][name], y["inputs"][name]
-            pairs = zip(a, b, strict=True) if isinstance(a, Padded) else [(a, b)]
-            assert all(torch.equal(p, q) for p, q in pairs)
-    for name, modality in one.modalities.items():
-        other = two.modalities[name]
-        assert (modality.kind, modality.shape) == (other.kind, other.shape)
-        assert torch.equal(modality.mean, other.mean)
-        assert torch.equal(modality.std, other.std)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +97,7 @@ class TestStore:
         assert about["modalities"]["picture"]["shape"] == [3, 8, 12]
         assert about["modalities"]["steps"] == {
             "kind": "sequence", "shape": [15, 2], "dtype": "float32", "units": "", "rate": None,
-            "sample_rate": None, "ragged": True, "missing": 0,
+            "sample_rate": None, "ragged": True, "missing": 0, "streamed": False,
             "read": 'array(kind=sequence,ragged=true,rate=null,units="")',
             "mean": about["modalities"]["steps"]["mean"],
             "std": about["modalities"]["steps"]["std"],

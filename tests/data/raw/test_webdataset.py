@@ -14,24 +14,7 @@ from clips import write_video
 from evenly.data import open_store
 from evenly.data.raw import Array, Image, Spectrogram, Text, Video, prepare, table
 from hubs import picture, tone
-
-
-def npy(values):
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
-def pack(path, members):
-    """An archive of members, in order, as pairs of a name and bytes or text."""
-    path.parent.mkdir(exist_ok=True, parents=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            content = content.encode() if isinstance(content, str) else content
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            archive.addfile(about, io.BytesIO(content))
-    return path
+from stores import npy, pack
 
 
 def sample(k, **more):
@@ -45,6 +28,10 @@ def sample(k, **more):
         **more,
     }
     return [(f"{k:06}.{ending}", x) for ending, x in files.items() if x is not None]
+
+
+def parted(k):
+    return [(name.partition("."), x) for name, x in sample(k)]
 
 
 def packed(path, rows=range(16), **more):
@@ -189,6 +176,31 @@ class TestShards:
         text = said(tmp_path / "a-{0..3}.tar")
         assert "a-1.tar: there is no such file, of 4 that" in text
         assert "the range {3..0} ends before it begins" in said(tmp_path / "a-{3..0}.tar")
+
+    def test_the_same_samples_in_two(self, tmp_path):
+        packed(tmp_path / "a-0.tar", range(12))
+        packed(tmp_path / "a-1.tar", range(8, 20))
+        (note,) = [x for x in table(tmp_path / "a-{0..1}.tar").notes if "the very files" in x]
+        assert note.startswith(
+            "a-{0..1}.tar: 4 of 24 samples have the very files of another, such as 'a-1/000008' "
+            "those of 'a-0/000008'. Of two that are alike, one may be"
+        )
+
+    def test_the_same_under_another_key(self, tmp_path):
+        members = [(f"9{n:05}.{end}", x) for n in range(3) for (_, _, end), x in parted(2)]
+        path = pack(tmp_path / "a.tar", [m for k in range(16) for m in sample(k)] + members)
+        notes = [x for x in table(path).notes if "the very files" in x]
+        assert "a.tar: 3 of 19 samples have the very files of another, such as '900000'" in notes[0]
+
+    def test_other_samples_of_the_same_keys_and_sizes(self, tmp_path):
+        packed(tmp_path / "a-0.tar")
+        packed(tmp_path / "a-1.tar", png=picture(200))
+        notes = table(tmp_path / "a-{0..1}.tar").notes
+        assert not [x for x in notes if "the very files" in x]
+        assert (
+            "a-{0..1}.tar: 16 keys are in more than one shard, such as '000000', with other files. "
+            "They are taken for different samples."
+        ) in notes
 
 
 class TestMessages:

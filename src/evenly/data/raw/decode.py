@@ -34,7 +34,7 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
     processes = min(workers, len(waiting))
     ahead: deque[tuple[int, Future[Decoded]]] = deque()
     left, turn = iter(waiting), Turn()
-    with pool(partial(_read_alone, dict(source.readers)), processes, __name__) as submit:
+    with pool(partial(read_alone, dict(source.readers)), processes, __name__) as submit:
         while True:
             while len(ahead) < 4 * workers and (number := next(left, None)) is not None:
                 ahead.append((number, submit(turn(source.samples[number].cells))))
@@ -51,7 +51,7 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
                 ) from error
 
 
-def _read_alone(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
+def read_alone(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
     """The same as `read`, in a process of which there is one for each core."""
     _keep_to_one_thread()
     return read(readers, cells)

@@ -2,29 +2,32 @@
 
 A journal in its folder says which samples are in it, with checksums of their values. It is written
 after them, so that a killed run, started again, goes on where it was; a sample is decoded again
-only if the machine was lost before its values were on the disk.
+only if the machine was lost before its values were on the disk. Of modalities that are streamed it
+notes where their samples lie, and keeps no values.
 """
 
 import json
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evenly.data.dataset import SPLITS, Ragged, described, dtype_name
+from evenly.data.dataset import SPLITS, Ragged, Stored, Streamed, described
 from evenly.data.raw.decode import Decoded, unlike
 from evenly.data.raw.readers import Reader, spelled
 from evenly.data.raw.source import Source
+from evenly.data.raw.streamed import INDEX, Decoders, InShards
 from evenly.data.store import (
     DESCRIPTION,
     FORMAT,
@@ -86,14 +89,35 @@ class _Part:
         return self.dtype.itemsize * int(np.prod(self.shape))
 
 
+class _Place(NamedTuple):
+    """Where the values of a sample are.
+
+    Attributes:
+        start: The row of the modality's file, or the first of its time steps.
+        length: How many time steps; 1 where all samples have one shape.
+        checksum: Of the values; of the bytes in their shard where they are not in the store.
+    """
+
+    start: int
+    length: int
+    checksum: int
+
+
 class Journal:
     """The store while it is made."""
 
-    def __init__(self, source: Source, out: Path) -> None:
-        self.source, self.out = source, out
+    def __init__(self, source: Source, out: Path, streamed: Collection[str] = ()) -> None:
+        """Prepares it.
+
+        Args:
+            source: The data set.
+            out: The store's folder.
+            streamed: The modalities whose samples stay in their shards.
+        """
+        self.source, self.out, self.streamed = source, out, streamed
         self.done: set[int] = set()
         self.broken: dict[int, str] = {}
-        self.places: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in source.readers}
+        self.places: dict[str, dict[int, _Place]] = {name: {} for name in source.readers}
         self.files = file_names(source.readers)
         self.parts = {
             name: _Part(reader, out / "inputs" / f"{self.files[name]}.memmap")
@@ -103,6 +127,8 @@ class Journal:
     def __enter__(self) -> "Journal":
         path = self.out / JOURNAL
         head = {"prepares": _fingerprint(self.source), "format": FORMAT}
+        if self.streamed:
+            head["streamed"] = list(self.streamed)
         self.out.mkdir(parents=True, exist_ok=True)
         begun = path.is_file() and path.stat().st_size
         if not begun and any(file != path for file in self.out.iterdir()):
@@ -114,8 +140,9 @@ class Journal:
             self.file = opened.enter_context(path.open("a+b"))
             _lock(self.file, self.out)
             lines = self._lines(head)
-            for part in self.parts.values():
-                opened.enter_context(part.open())
+            for name, part in self.parts.items():
+                if name not in self.streamed:
+                    opened.enter_context(part.open())
             self.finished = is_whole(self.out)
             for line in lines:
                 if "broken" not in line:  # else it is tried again: the file may have been mended
@@ -161,16 +188,22 @@ class Journal:
         for name, (start, length, shape, dtype, checksum) in places.items():
             part = self.parts[name]
             part.shape, part.dtype = tuple(shape), np.dtype(dtype)
-            if not self.finished and part.checksum(start, length) != checksum:
+            if not self.finished and self._checksum(name, number, start, length) != checksum:
                 return
-        for name, (start, length, *_) in places.items():
-            self._place(name, number, start, length)
+        for name, (start, length, _, _, checksum) in places.items():
+            self._place(name, number, _Place(start, length, checksum))
         self.done.add(number)
 
-    def _place(self, name: str, number: int, start: int, length: int) -> None:
+    def _checksum(self, name: str, number: int, start: int, length: int) -> int:
+        """Of a sample's values as they are in the store, or of its bytes in their shard."""
+        if name in self.streamed:
+            return zlib.crc32(self.source.samples[number].cells[name].read())
+        return self.parts[name].checksum(start, length)
+
+    def _place(self, name: str, number: int, place: "_Place") -> None:
         part = self.parts[name]
-        part.used = max(part.used, start + length)
-        self.places[name][number] = (start, length)
+        part.used = max(part.used, place.start + place.length)
+        self.places[name][number] = place
 
     def _note(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -205,16 +238,24 @@ class Journal:
             part = self.parts[name]
             length = len(value) if part.reader.ragged else 1
             start = part.used if part.reader.ragged else number
-            part.write(start, value)
-            self._place(name, number, start, length)
+            if name in self.streamed:
+                checksum = self._checksum(name, number, start, length)
+            else:
+                part.write(start, value)
+                checksum = zlib.crc32(value.data)
+            self._place(name, number, _Place(start, length, checksum))
             assert part.shape is not None
             assert part.dtype is not None
-            checksum = zlib.crc32(value.data)
             places[name] = (start, length, list(part.shape), part.dtype.str, checksum)
         return places
 
-    def finish(self, made_by: str) -> Description:
-        """Checks the counts, writes the small arrays and, last of all, the description."""
+    def finish(self, made_by: str, workers: int) -> Description:
+        """Checks the counts, writes the small arrays and, last of all, the description.
+
+        Args:
+            made_by: The command that makes the store.
+            workers: Processes that decode streamed modalities again, for their mean and deviation.
+        """
         source, count = self.source, len(self.source.samples)
         if left := count - len(self.done) - len(self.broken):
             raise UserRuntimeError(
@@ -227,14 +268,25 @@ class Journal:
             split[number] = SPLITS.index(source.samples[number].split)
         small: dict[str, np.ndarray] = {"split": split}
         small["label"] = source.target.numpy()
+        decoders = Decoders(
+            {name: source.readers[name] for name in self.streamed}, self.out, workers
+        )
+        shards = list(dict.fromkeys(self._shards()))
         fields, arrays = {}, {}
+        opened: Callable[[], Stored]
         train = torch.from_numpy(np.flatnonzero(split == 0))
         for name, part in self.parts.items():
-            self._close(name, part)
-            values = part.mapped()
-            arrays[f"inputs/{self.files[name]}"] = (values.dtype, tuple(values.shape))
-            small |= self._places(name, part)
-            fields[name] = self._field(name, part, train)
+            self._check_found(name, part)
+            own = self._places(name, part, shards)
+            if name in self.streamed:
+                opened = partial(self._in_shards, name, part, own, shards, decoders)
+            else:
+                part.close(part.used if part.reader.ragged else count)
+                values = part.mapped()
+                arrays[f"inputs/{self.files[name]}"] = (values.dtype, tuple(values.shape))
+                opened = partial(self._mapped, part, own)
+            fields[name] = self._field(name, part, train, opened)
+            small |= own
         for name, array in small.items():
             path = self.out / f"{name}.memmap"
             path.parent.mkdir(exist_ok=True)
@@ -253,6 +305,7 @@ class Journal:
             splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
             sources={str(path): size_of(path) for path in source.files()},
             checksums={name: zlib.crc32(array.data) for name, array in small.items()},
+            shards={path: size_of(Path(path)) for path in shards},
             made_by=made_by,
             version=version("evenly"),
             notes=notes,
@@ -263,15 +316,20 @@ class Journal:
         open_store(self.out)  # every file has the size that the description speaks of
         return description
 
-    def _close(self, name: str, part: _Part) -> None:
-        """Gives a modality's file its final length: samples at the end may be missing or broken."""
+    def _shards(self) -> Iterator[str]:
+        """The paths of the files that streamed samples are in."""
+        for name in self.streamed:
+            for number in self.places[name]:
+                yield os.path.abspath(self.source.samples[number].cells[name].path)
+
+    def _check_found(self, name: str, part: _Part) -> None:
+        """Raises if no sample has a modality."""
         if part.shape is None or part.dtype is None:
             raise UserError(
                 f"{self.source.name}: no sample has '{name}': its cells are empty, or their files "
                 f"hold nothing that {spelled(part.reader).partition('(')[0]} reads. Leave it out, "
                 "or read it otherwise."
             )
-        part.close(part.used if part.reader.ragged else len(self.source.samples))
 
     def _here(self, name: str) -> np.ndarray:
         """Which samples have a modality."""
@@ -279,35 +337,64 @@ class Journal:
         here[list(self.places[name])] = True
         return here
 
-    def _places(self, name: str, part: _Part) -> dict[str, np.ndarray]:
+    def _places(self, name: str, part: _Part, shards: Sequence[str]) -> dict[str, np.ndarray]:
         """The small arrays that belong to a modality."""
         found = {}
-        here = self._here(name)
+        here, file = self._here(name), self.files[name]
         if part.reader.ragged:
-            place = np.zeros((len(here), 2), np.int64)
-            for number, at in self.places[name].items():
-                place[number] = at
-            for column, end in enumerate(RAGGED):
-                found[f"{end}/{self.files[name]}"] = np.ascontiguousarray(place[:, column])
+            for end in ("length",) if name in self.streamed else RAGGED:
+                found[f"{end}/{file}"] = np.zeros(len(here), np.int64)
+                for number, place in self.places[name].items():
+                    found[f"{end}/{file}"][number] = getattr(place, end)
+        if name in self.streamed:
+            number_of = {path: number for number, path in enumerate(shards)}
+            index = found[f"index/{file}"] = np.full((len(here), len(INDEX)), -1, np.int64)
+            for number, place in self.places[name].items():
+                cell = self.source.samples[number].cells[name]
+                shard = number_of[os.path.abspath(cell.path)]
+                index[number] = shard, cell.start, cell.size, place.checksum
         if not here[sorted(self.done)].all():
-            found[f"present/{self.files[name]}"] = here
+            found[f"present/{file}"] = here
         return found
 
-    def _field(self, name: str, part: _Part, train: Tensor) -> Field:
-        places, file = self._places(name, part), self.files[name]
+    def _mapped(self, part: _Part, own: Mapping[str, np.ndarray]) -> Tensor | Ragged:
+        """A modality whose values are in the store."""
+        if not part.reader.ragged:
+            return part.mapped()
+        ends = (torch.from_numpy(own[f"{end}/{part.path.stem}"]) for end in RAGGED)
+        return Ragged(part.mapped(), *ends)
 
-        def opened() -> Tensor | Ragged:
-            if not part.reader.ragged:
-                return part.mapped()
-            ends = (torch.from_numpy(places[f"{end}/{file}"]) for end in RAGGED)
-            return Ragged(part.mapped(), *ends)
+    def _in_shards(
+        self,
+        name: str,
+        part: _Part,
+        own: Mapping[str, np.ndarray],
+        shards: Sequence[str],
+        decoders: Decoders,
+    ) -> Streamed:
+        """A modality whose samples stay in their shards."""
+        assert part.shape is not None
+        assert part.dtype is not None
+        index = torch.from_numpy(own[f"index/{self.files[name]}"])
+        length = own.get(f"length/{self.files[name]}")
+        return InShards(
+            name,
+            decoders,
+            shards,
+            index,
+            part.shape,
+            getattr(torch, part.dtype.name),
+            None if length is None else torch.from_numpy(length),
+        )
 
+    def _field(self, name: str, part: _Part, train: Tensor, opened: Callable[[], Stored]) -> Field:
+        assert part.dtype is not None
         here = self._here(name)
         known = described(name, opened(), train[torch.from_numpy(here)[train]], opened)
         return Field(
             kind=part.reader.kind,
             shape=list(known.shape),
-            dtype=dtype_name(part.mapped()),
+            dtype=part.dtype.name,
             mean=known.mean.tolist(),
             std=known.std.tolist(),
             units=part.reader.units,
@@ -316,6 +403,7 @@ class Journal:
             ragged=part.reader.ragged,
             missing=int(len(self.done) - here.sum()),
             read=spelled(part.reader, whole=True),
+            streamed=name in self.streamed,
         )
 
 

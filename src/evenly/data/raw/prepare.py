@@ -11,6 +11,7 @@ from evenly.data.dataset import CHECKS, SPLITS, check_names
 from evenly.data.raw.decode import decoded, listed, read, unlike
 from evenly.data.raw.journal import Journal, is_whole, size_of
 from evenly.data.raw.readers import Array
+from evenly.data.raw.rows import Part
 from evenly.data.raw.source import Source, target_of
 from evenly.data.store import Description, describe
 from evenly.errors import UserError
@@ -18,7 +19,13 @@ from evenly.files import naming
 
 
 def prepare(
-    source: Source, out: Path, *, workers: int, skip_broken: bool = False, made_by: str = ""
+    source: Source,
+    out: Path,
+    *,
+    workers: int,
+    skip_broken: bool = False,
+    stream: bool = False,
+    made_by: str = "",
 ) -> Description:
     """Decodes a data set into a store, or goes on where an earlier call stopped.
 
@@ -28,10 +35,13 @@ def prepare(
         workers: Processes that decode.
         skip_broken: Leave out samples whose files are missing or broken, and say so in the
             store's notes.
+        stream: Leave what lies in shards there, to be decoded whenever it is read: each sample is
+            decoded once to be looked at, and those of the training split once more to be measured.
         made_by: The command, to be noted down.
 
     Raises:
-        ValueError: If files are missing or broken, with a list of them and their reasons; if the
+        ValueError: If files are missing or broken, with a list of them and their reasons; if
+            nothing lies in shards that is to stay there; if the
             folder holds another store or other files, or another process writes to it; if what
             was written does not add up.
     """
@@ -39,7 +49,7 @@ def prepare(
     _check_splits(source)
     if not skip_broken and (wrong := _unfit(source)):
         raise UserError(_broken(source, wrong))
-    with naming(out), Journal(source, out) as journal:
+    with naming(out), Journal(source, out, _in_shards(source) if stream else ()) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished:
             _check_unchanged(source, journal.done, out)
@@ -57,7 +67,26 @@ def prepare(
         if journal.broken and not (skip_broken and journal.done):
             raise UserError(_broken(source, journal.broken))
         # What is still broken changes nothing: runs that were made of the store go on with it.
-        return describe(out) if is_whole(out) else journal.finish(made_by)
+        return describe(out) if is_whole(out) else journal.finish(made_by, workers)
+
+
+def _in_shards(source: Source) -> list[str]:
+    """The modalities whose samples are parts of files that they share.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = [
+        name
+        for name in source.readers
+        if any(isinstance(sample.cells.get(name), Part) for sample in source.samples)
+    ]
+    if not found:
+        raise UserError(
+            f"{source.name}: has no files in .tar shards, of which alone --stream reads in every "
+            "epoch. Leave it out."
+        )
+    return found
 
 
 def _unfit(source: Source) -> dict[int, str]:

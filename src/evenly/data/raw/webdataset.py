@@ -8,8 +8,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class _Sample:
     """The members of one key, by their extensions."""
 
     name: str
+    key: str
     parts: dict[str, Part] = field(default_factory=dict)
 
 
@@ -93,7 +96,7 @@ def tar_columns(path: Path, shards: Sequence[Path]) -> Columns:
     by_shard = [_samples(shard, several=several) for shard in shards]
     samples = [sample for found in by_shard for sample in found]
     named = named_splits(_root(shards), shards) if several else None
-    notes: list[str] = []
+    notes = _repeated(path, samples)
     cells: dict[str, Any] = {"name": [sample.name for sample in samples]}
     fields: dict[str, Any] = {}
     for column, endings in _columns(path, samples, notes).items():
@@ -156,7 +159,7 @@ def _samples(shard: Path, *, several: bool) -> list[_Sample]:
             continue  # such as .DS_Store, or a README
         key, ending = f"{folder}{slash}{stem}", ending.lower()
         ending = re.sub(r"jpeg$", "jpg", re.sub(r"tiff$", "tif", ending))
-        sample = found.setdefault(key, _Sample(f"{shard.stem}/{key}" if several else key))
+        sample = found.setdefault(key, _Sample(f"{shard.stem}/{key}" if several else key, key))
         if ending in sample.parts:
             raise UserError(
                 f"{shard}: holds two files '{key}.{ending}'. Give each sample a key of its own."
@@ -204,6 +207,51 @@ def _members(shard: Path) -> Iterator[tuple[str, Part]]:
                     f"{shard}: goes on after its end, perhaps as several archives in one. Join "
                     "archives by: tar --concatenate."
                 )
+
+
+def _repeated(path: Path, samples: Sequence[_Sample]) -> list[str]:
+    """Notes on samples that are there twice, and on keys that name several."""
+    groups = [list(samples)]
+    for look in (_sizes, _beginnings, _contents):  # each at few bytes but those before leave alike
+        groups = [alike for group in groups for alike in _grouped(group, look) if len(alike) > 1]
+    notes = []
+    if spare := [sample.name for group in groups for sample in group[1:]]:
+        first, second = (sample.name for sample in groups[0][:2])
+        notes.append(
+            f"{path.name}: {len(spare):,} of {len(samples):,} samples have the very files of "
+            f"another, such as '{second}' those of '{first}'. Of two that are alike, one may be in "
+            "the training split and one in the test split: leave one out."
+        )
+    left = Counter(sample.key for sample in samples) - Counter(
+        sample.key for group in groups for sample in group[1:]
+    )
+    if shared := [key for key, count in left.items() if count > 1]:
+        notes.append(
+            f"{path.name}: {len(shared):,} keys are in more than one shard, such as '{shared[0]}', "
+            "with other files. They are taken for different samples."
+        )
+    return notes
+
+
+def _grouped(samples: Sequence[_Sample], look: Callable[[Part], object]) -> Iterable[list[_Sample]]:
+    """Samples that a look at their files does not tell apart, together."""
+    found: dict[object, list[_Sample]] = {}
+    for sample in samples:
+        seen = frozenset((ending, look(part)) for ending, part in sample.parts.items())
+        found.setdefault(seen, []).append(sample)
+    return found.values()
+
+
+def _sizes(part: Part) -> int:
+    return part.size
+
+
+def _beginnings(part: Part) -> bytes:
+    return _contents(replace(part, size=min(part.size, 4096)))
+
+
+def _contents(part: Part) -> bytes:
+    return blake2b(part.read()).digest()
 
 
 def _columns(

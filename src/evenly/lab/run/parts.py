@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from evenly import chance, distributed
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.data.tasks import Task
+from evenly.lab.run.ahead import Ahead
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.average import Average
 from evenly.lab.run.build import (
@@ -156,7 +157,7 @@ class Parts:
             # BatchNorm can make nothing of a last batch of one.
             lonely = len(sampler) % size == 1 and len(sampler) > 1
             batches = Repeated(sampler, size, lonely, method.repeats)
-            return DataLoader(train, batch_sampler=batches, collate_fn=collate)
+            return _reads(data)(train, batch_sampler=batches, collate_fn=collate)
 
         return Parts(
             cell,
@@ -232,7 +233,7 @@ class Parts:
             most = min(AT_ONCE // max(numbers, 1), 4096)
             batch_size = max(self.cell.training.batch_size, most)
         rows = (distributed.share(len(part)) % len(part)).tolist() if shared else range(len(part))
-        return DataLoader(part, batch_size, sampler=rows, collate_fn=collate)
+        return _reads(self.data)(part, batch_size, sampler=rows, collate_fn=collate)
 
     def weights(self) -> dict[str, Any]:
         """Those of the model, whole; every process must call."""
@@ -292,9 +293,17 @@ class Parts:
         return {**state, "state": found}
 
 
+def _reads(data: Data) -> type[DataLoader[Batch]]:
+    """What reads batches of some data."""
+    return Ahead if data.is_streamed else DataLoader
+
+
 def placed(data: Data, device: torch.device) -> Data:
-    """The data on the device, if that is a GPU and they take no more than half of what is free."""
-    if device.type != "cuda":
+    """The data on the device, if that is a GPU and they take no more than half of what is free.
+
+    Data that are streamed are decoded on the CPU, and stay there.
+    """
+    if device.type != "cuda" or data.is_streamed:
         return data
     free, _ = torch.cuda.mem_get_info(device)
     return data.to(device) if data.nbytes <= free / 2 else data

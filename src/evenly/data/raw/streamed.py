@@ -1,0 +1,186 @@
+"""Modalities that stay in the files that samples share, and are decoded whenever they are read.
+
+The same processes decode as when a store is made, one thread each, so that a sample's values are
+the same bit for bit.
+"""
+
+import os
+import weakref
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import current_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from evenly.child import cores
+from evenly.data.dataset import Ragged, Streamed
+from evenly.data.raw import decode
+from evenly.data.raw.readers import READERS, Reader
+from evenly.data.raw.rows import Part
+from evenly.errors import UserError, UserRuntimeError
+from evenly.pool import Lost, pool
+from evenly.spec import made, parse
+
+INDEX = ("shard", "start", "size", "checksum")
+"""What is kept of each sample of a modality: the number of its shard, -1 where it has none, its
+first byte there, how many bytes they are, and their CRC-32."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Sealed(Part):
+    """Bytes within a file that are known by a checksum."""
+
+    checksum: int
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            ValueError: If they are gone, or others.
+        """
+        try:
+            # Not super(), which dataclasses with slots do not know (Python's issue 90562).
+            found = Part.read(self)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if zlib.crc32(found) != self.checksum:
+            raise UserError(f"{self.path}: has changed since")
+        return found
+
+
+class Decoders:
+    """Processes that decode samples; they start with the first one.
+
+    The workers of a `DataLoader`, which may start no processes, decode what they read themselves.
+    """
+
+    def __init__(
+        self, readers: Mapping[str, Reader], where: object, count: int | None = None
+    ) -> None:
+        """Prepares them.
+
+        Args:
+            readers: By modality.
+            where: The store, for messages.
+            count: How many; by default as many as this process has threads, or with a GPU its
+                share of the cores.
+        """
+        self._readers, self._where, self._count = dict(readers), where, count
+        self._submit: Any = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_submit": None}
+
+    def __call__(self, name: str, cells: Sequence[Part]) -> list[np.ndarray]:
+        """The arrays of some files of a modality.
+
+        Raises:
+            ValueError: If one is gone or has changed.
+        """
+        if current_process().daemon:
+            return [self._array(name, self._read({name: cell})) for cell in cells]
+        if self._process != os.getpid():  # not those of the process that this one was forked from
+            self._start()
+        futures = [self._submit({name: cell}) for cell in cells]
+        return [self._array(name, self._result(name, future)) for future in futures]
+
+    @property
+    def _read(self) -> Callable[[Mapping[str, Part]], decode.Decoded]:
+        return partial(decode.read_alone, self._readers)
+
+    def _start(self) -> None:
+        opened = ExitStack()
+        self._submit = opened.enter_context(
+            pool(self._read, self._count or _share(), decode.__name__)
+        )
+        self._process = os.getpid()
+        weakref.finalize(self, opened.close).atexit = False  # at the end the pool ends by itself
+
+    def _result(self, name: str, future: "Future[decode.Decoded]") -> decode.Decoded:
+        try:
+            return future.result()
+        except Lost as error:
+            raise UserRuntimeError(
+                f"{self._where}: a process that decoded '{name}' was killed, perhaps for want of "
+                "memory. The same command goes on from the last checkpoint."
+            ) from error
+
+    def _array(self, name: str, found: decode.Decoded) -> np.ndarray:
+        if isinstance(found, str):
+            raise UserError(
+                f"{self._where}: is not of these files any more: {found}. Bring back what was "
+                "there, or remove the folder and prepare again."
+            )
+        value = found[name]
+        assert value is not None  # else it would be said what is wrong
+        return value
+
+
+def _share() -> int:
+    """Processes that decode for this one."""
+    if torch.cuda.is_available():
+        return max(torch.get_num_threads(), cores() // torch.cuda.device_count())
+    return torch.get_num_threads()
+
+
+class InShards(Streamed):
+    """A modality whose samples are parts of files."""
+
+    def __init__(
+        self,
+        name: str,
+        decoders: Decoders,
+        shards: Sequence[str],
+        index: Int[Tensor, "n 4"],
+        row: tuple[int, ...],
+        dtype: torch.dtype,
+        length: Int[Tensor, " n"] | None = None,
+    ) -> None:
+        """Takes note of where samples are.
+
+        Args:
+            name: Of the modality.
+            decoders: That know it.
+            shards: The paths of the files.
+            index: Of each sample, as `INDEX` says.
+            row: The shape of a sample, or of a time step.
+            dtype: Of the values.
+            length: Time steps of each sample, where lengths are unequal.
+        """
+        self.row, self.dtype, self.length = row, dtype, length
+        self._name, self._decoders = name, decoders
+        self._shards, self._index = shards, index
+
+    def read(self, rows: Int[Tensor, " k"]) -> Tensor | Ragged:
+        """As in `Streamed`."""
+        some, place = rows.cpu().unique(return_inverse=True)
+        found = self._index[some].tolist()
+        there = [n for n, (shard, *_) in enumerate(found) if shard >= 0]
+        cells = [
+            Sealed(Path(self._shards[shard]), start, size, checksum)
+            for shard, start, size, checksum in (found[n] for n in there)
+        ]
+        arrays = dict(zip(there, self._decoders(self._name, cells), strict=True))
+        shape = self.row if self.length is None else (0, *self.row)
+        blank = torch.zeros(shape, dtype=self.dtype)
+        values = [torch.from_numpy(arrays[n]) if n in arrays else blank for n in range(len(found))]
+        if self.length is None:
+            return torch.stack(values)[place]
+        length = torch.tensor([len(x) for x in values])
+        start = length.cumsum(0) - length
+        return Ragged(torch.cat(values), start[place], length[place])
+
+
+def reader_of(text: str) -> Reader:
+    """The reader that is spelled so."""
+    return made("reader", parse(text), READERS)
