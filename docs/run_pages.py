@@ -171,8 +171,11 @@ def problems(page: Path) -> list[str]:
 
 def _not_understood(words: list[str]) -> str:
     """What the command line has against some arguments; empty where they are fine."""
+    from evenly.cli.commands import introduced
     from evenly.cli.options import parsed
 
+    if introduced(words):
+        return ""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):

@@ -246,7 +246,7 @@ class TestSample:
     def test_errors(self):
         with pytest.raises(ValueError, match="the loader of the 'val' split gave no batch"):
             evenly.Probe(net(), forward, [], []).sample("val", 3)
-        with pytest.raises(ValueError, match="'count' is at least 1; found 0"):
+        with pytest.raises(ValueError, match="'count' must be at least 1; found 0"):
             evenly.Probe(net(), forward, *loaders()).sample("val", 0)
 
 

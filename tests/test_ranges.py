@@ -31,5 +31,5 @@ def test_a_setting_out_of_its_range_is_named(allowed, inside, outside):
 
 def test_a_setting_that_is_none_of_its_values_is_named():
     check_choice(Model(), ("a", "b", "c"), kind="b")
-    with pytest.raises(ValueError, match=r"^Model: 'kind' is 'a', 'b' or 'c'; found 'd'\.$"):
+    with pytest.raises(ValueError, match=r"^Model: 'kind' must be 'a', 'b' or 'c'; found 'd'\.$"):
         check_choice(Model(), ("a", "b", "c"), kind="d")

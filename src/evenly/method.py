@@ -1,5 +1,6 @@
 """The protocol: four hooks that a training loop calls, and the facts that a method declares."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 Encoders = Mapping[str, nn.Module] | nn.ModuleDict
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
+_PARTS = ("encoders", "criterion", "optimizer", "head", "sampler")
+"""What a method takes of the training; the rest are settings."""
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
+"""The types of settings that `repr` shows."""
 _FUSED = ""  # beside the modalities, none of which a ModuleDict lets have this name
 
 
@@ -169,6 +174,14 @@ class Method:
             self, begins=overrides(self, "before_epoch"), steps=overrides(self, "before_step")
         )
         self._check_encoders()
+
+    def __repr__(self) -> str:
+        """The class with its encoders and settings."""
+        names = [name for name in inspect.signature(type(self)).parameters if name not in _PARTS]
+        known = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        plain = {name: value for name, value in known.items() if _is_plain(value)}
+        settings = [f"{name}={value!r}" for name, value in plain.items()]
+        return f"{type(self).__name__}({', '.join([f'encoders={[*self.encoders]}', *settings])})"
 
     def is_due(self, epoch: int) -> bool:
         """Whether the method does anything before or in this epoch, from 0, by its schedule.
@@ -347,6 +360,13 @@ watched(Method)
 def overrides(method: Method, hook: str) -> bool:
     """Whether a method has a hook of its own in place of joint training's."""
     return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a setting is short enough to show."""
+    if isinstance(value, dict):
+        return all(isinstance(entry, _PLAIN) for entry in value.values())
+    return isinstance(value, _PLAIN)
 
 
 def _pack(value: Any) -> Any:

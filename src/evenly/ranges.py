@@ -1,4 +1,4 @@
-"""What settings may be, and what is said of one that may not."""
+"""The ranges of settings, and the errors of values outside them."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def check_range(who: object, allowed: str, /, **settings: float | int) -> None:
     """
     for name, value in settings.items():
         if not _RANGES[allowed](value):
-            raise UserError(f"{type(who).__name__}: '{name}' is {allowed}; found {value}.")
+            raise UserError(f"{type(who).__name__}: '{name}' must be {allowed}; found {value}.")
 
 
 def check_choice(who: object, allowed: tuple[str, ...], /, **settings: str) -> None:
@@ -35,5 +35,6 @@ def check_choice(who: object, allowed: tuple[str, ...], /, **settings: str) -> N
         if value not in allowed:
             *most, last = (f"'{one}'" for one in allowed)
             raise UserError(
-                f"{type(who).__name__}: '{name}' is {', '.join(most)} or {last}; found '{value}'."
+                f"{type(who).__name__}: '{name}' must be {', '.join(most)} or {last}; found "
+                f"'{value}'."
             )

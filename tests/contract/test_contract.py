@@ -13,7 +13,22 @@ import evenly
 import evenly.lab.run.build
 import evenly.nn
 from evenly import METHODS, chance
-from support import CASES, EXACT, NAMES, Run, Toy, forward, info, loaders, make, net, same, weights
+from evenly.lab.run.build import settings_of
+from support import (
+    CASES,
+    EXACT,
+    NAMES,
+    Run,
+    Toy,
+    forward,
+    info,
+    loaders,
+    make,
+    net,
+    parts,
+    same,
+    weights,
+)
 
 
 def cases(holds=lambda info: True):
@@ -332,7 +347,7 @@ def test_a_step_that_leaves_unimodal_heads_without_a_gradient_is_partial(name, c
 
 @pytest.mark.parametrize("name", ["amco", "aug", "balm", "di_mml", "mcr", "rolling_q"])
 def test_who_calls_a_method_of_the_head_tells_that_it_may_not_be_sharded_alone(name):
-    assert "FSDP2 must not shard the head by itself" in METHODS[name].info.doubts
+    assert "FSDP2 must shard the head together" in METHODS[name].info.doubts
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -340,3 +355,13 @@ def test_every_setting_is_documented(name):
     text = METHODS[name].__init__.__doc__
     for setting in evenly.lab.run.build.settings_of(METHODS[name]):
         assert f"{setting}: " in text, setting
+
+
+@cases()
+def test_its_text_shows_encoders_and_settings(case):
+    text = repr(make(case, net(head=info(case).head)))
+    for one in case.split("+"):
+        name, given = parts(one)
+        assert f"{METHODS[name].__name__}(encoders=['a'" in text
+        assert all(f", {setting}=" in text for setting in settings_of(METHODS[name]))
+        assert all(f", {setting}={value!r}" in text for setting, value in given.items())

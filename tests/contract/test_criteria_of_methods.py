@@ -39,9 +39,7 @@ def losses(case, criterion=None, epochs=3):
 @pytest.mark.parametrize("case", SINGLE)
 def test_a_method_has_the_criterion_it_is_given(case, name):
     if case.startswith("tcmax") and name == "focal":
-        with pytest.raises(
-            ValueError, match=r"TCMax puts the partition .* the focal loss has none"
-        ):
+        with pytest.raises(ValueError, match=r"TCMax replaces .* the focal loss does not have"):
             Run(case, criterion=CRITERIA[name]())
         return
     found = losses(case, CRITERIA[name]())

@@ -42,21 +42,21 @@ def test_whole_numbers_pass_for_numbers():
         (
             "digit",
             ValueError,
-            "'digit' is no data set. Did you mean digits? "
-            "There is digits, synthetic, cremad, kinetics_sounds, ave, vggsound, food101, mvsa, "
-            "mm_imdb, ucf101, mosi, mosei, sims, av_mnist, or the path of an .npz file, a table, a "
-            "folder or a store.",
+            "unknown data set 'digit'. Did you mean digits? "
+            "Choose from: digits, synthetic, cremad, kinetics_sounds, ave, vggsound, food101, "
+            "mvsa, mm_imdb, ucf101, mosi, mosei, sims, av_mnist, or the path of an .npz file, a "
+            "table, a folder or a store.",
         ),
-        ("qqq", ValueError, "'qqq' is no data set. There is digits, synthetic, cremad,"),
+        ("qqq", ValueError, "unknown data set 'qqq'. Choose from: digits, synthetic, cremad,"),
         (
             "cremad",
             ValueError,
-            "cremad: is prepared from its files first: evenly prepare 'cremad' --folder",
+            "cremad: prepare its files first: evenly prepare 'cremad' --folder",
         ),
         (
             "digits(nois=1)",
             ValueError,
-            "'nois' is no setting of digits. Did you mean noise? There is noise, seed.",
+            "unknown setting 'nois' of digits. Did you mean noise? Choose from: noise, seed.",
         ),
         ("digits(noise=loud)", ValueError, "digits: noise takes a number, found 'loud'."),
         ("digits(noise=true)", ValueError, "digits: noise takes a number, found True."),
@@ -69,7 +69,7 @@ def test_whole_numbers_pass_for_numbers():
         ("synthetic(speed=[1,x])", ValueError, "synthetic: speed takes a number, found 'x'."),
         ("nowhere.npz", FileNotFoundError, "nowhere.npz: there is no such file. Check the path."),
         ("a/b", FileNotFoundError, "a/b: there is no such file. Check the path."),
-        ("x.npz(a=1)", ValueError, "'x.npz' is a file and takes no settings, found ['a']."),
+        ("x.npz(a=1)", ValueError, "'x.npz' is a file and takes no settings; found ['a']."),
         ("", ValueError, "has no name before its settings"),
     ],
 )
@@ -105,5 +105,5 @@ def test_endings_in_any_letters(tmp_path):
     _save(tmp_path / "X.NPZ")
     assert list(load(str(tmp_path / "X.NPZ")).modalities) == ["x"]
     for name in ("T.CSV", "t.Parquet", "t.tsv"):
-        with pytest.raises(ValueError, match="a table is prepared first: evenly prepare"):
+        with pytest.raises(ValueError, match="prepare a table first: evenly prepare"):
             load(str(tmp_path / name))

@@ -218,5 +218,5 @@ def test_a_small_class_is_in_the_first_part_too():
 
 @pytest.mark.parametrize("target", [[0, 2], [0, 0, 2]])
 def test_numbers_that_are_no_classes(target):
-    with pytest.raises(ValueError, match="or, if they are numbers to regress on, say --task num"):
+    with pytest.raises(ValueError, match="or use --task number to regress on them"):
         check_classes("t", "train", torch.tensor(target), ["3", "-4", "5"])

@@ -71,5 +71,7 @@ def test_the_accuracies_in_the_documentation():
 
 
 def test_negative_noise_is_refused():
-    with pytest.raises(ValueError, match=r"digits: noise is a standard deviation, found -1"):
+    with pytest.raises(
+        ValueError, match=r"digits: noise is a standard deviation of at least 0; found -1"
+    ):
         digits(noise=-1.0)

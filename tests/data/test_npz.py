@@ -170,7 +170,7 @@ def test_numbers_of_the_samples_are_no_modality(tmp_path):
     file = _write(tmp_path / "a.npz", id=np.arange(N)[::-1])
     data = load_npz(file)
     assert list(data.modalities) == ["x"]
-    assert "'id' is an index of the samples, and no modality" in " ".join(data.notes)
+    assert "'id' numbers the samples, so it is not a modality" in " ".join(data.notes)
     data = load_npz(_write(tmp_path / "words.npz", index=np.array([f"s{n}" for n in range(N)])))
     assert list(data.modalities) == ["x"]
     for given in ({"id": np.arange(N) // 2}, {"id": np.arange(N), "id_kind": "vector"}):
@@ -240,7 +240,7 @@ class TestWithoutLabels:
 
     def test_labels_alone_are_no_modality(self, tmp_path):
         np.savez(tmp_path / "a.npz", class_names=np.array(["a", "b"]))
-        with pytest.raises(ValueError, match="holds no modality"):
+        with pytest.raises(ValueError, match="has no modality"):
             load_npz(tmp_path / "a.npz", labelled=False)
 
 
@@ -286,21 +286,21 @@ WRONG = {
     "no split": ({"split": None}, "has no array 'split', it holds labels, x. Add 'split'"),
     "label columns": (
         {"labels": LABELS[:, None]},
-        "'labels' holds int64 values in the shape (12, 1), which are not several labels",
+        "'labels' holds int64 values of shape (12, 1), which are not sets of labels",
     ),
     "no samples": ({"labels": LABELS[:0]}, "'labels' has the shape (0,)"),
     "labels of no kind": ({"labels_kind": "mood"}, "'labels_kind' is 'mood'. Use classes, labels"),
     "halves": (
         {"labels": LABELS / 2, "labels_kind": "classes"},
-        "'labels' holds float64 values in the shape (12,), which are no classes.",
+        "'labels' holds float64 values of shape (12,), which are not classes.",
     ),
     "words": (
         {"labels": np.array(["a", "b"])[LABELS], "labels_kind": "number"},
-        "'labels' holds <U1 values, which are no numbers to regress on.",
+        "'labels' holds <U1 values, which cannot be regressed on.",
     ),
     "number that is none": (
         {"labels": np.where(np.arange(N) == 3, np.nan, LABELS)},
-        "'labels' holds nan in sample 3, on which nothing can be regressed.",
+        "'labels' holds nan in sample 3, which cannot be regressed on.",
     ),
     "one number": ({"labels": np.ones(N)}, "in the training split 'number' is 1 in all samples"),
     "number far from 0": (
@@ -323,7 +323,7 @@ WRONG = {
     ),
     "sentiments": (
         {"labels": np.stack([LABELS, LABELS], 1) / 2, "labels_kind": "sentiment"},
-        "'labels' has 2 columns, and sentiment is one number a sample.",
+        "'labels' has 2 columns, but sentiment is one number per sample.",
     ),
     "names of numbers": (
         {"labels": LABELS / 2, "class_names": ["a", "b"]},
@@ -342,10 +342,10 @@ WRONG = {
     "no test": ({"split": SPLIT.clip(0, 1)}, "'split' marks no sample as test. Mark some"),
     "lost arrays": (
         {"y": VECTOR[:7], "rate": 8000, "z_offset": OFFSET},
-        "of 12 samples, these arrays fit nothing: 'y' (7, 3), 'rate' (), 'z_offset' (13,). "
+        "these arrays do not match the 12 samples: 'y' (7, 3), 'rate' (), 'z_offset' (13,). "
         "Give a modality 12 rows, or a 'NAME_offset' with 13, or leave it out.",
     ),
-    "no modality": ({"x": None}, "holds no modality. Add an array with 12 rows"),
+    "no modality": ({"x": None}, "has no modality. Add an array with 12 rows"),
     "text": (
         {"words": np.array(["a"] * N)},
         "modality 'words' holds <U1 values. Turn them into numbers, or leave the array out.",
@@ -365,24 +365,24 @@ WRONG = {
     "dates": ({"x": VECTOR.astype("M8[s]")}, "'x' holds datetime64[s] values. Turn them into"),
     "words without number": (
         {"said": np.full((N, 2), 10**12), "said_kind": "text"},
-        "modality 'said' numbers its words up to 1,000,000,000,000, and an encoder keeps a vector "
-        "for each number. Number them from 1 on, without gaps, below 10,000,000.",
+        "modality 'said' uses word numbers up to 1,000,000,000,000, and an encoder keeps a vector "
+        "for each. Number words from 1, without gaps, below 10,000,000.",
     ),
     "bytes": (
         {"labels": np.array([b"caf\xe9", b"tea"])[LABELS]},
-        "'labels' holds bytes that are no UTF-8. Give strings instead of bytes.",
+        "'labels' holds bytes that are not UTF-8. Give strings instead.",
     ),
-    "bytes of a kind": ({"x_kind": np.array(b"\xff")}, "'x_kind' holds bytes that are no UTF-8"),
-    "long name": ({"x" * 81: VECTOR}, "which is too long for a file's name. Give it a name of 80"),
+    "bytes of a kind": ({"x_kind": np.array(b"\xff")}, "'x_kind' holds bytes that are not UTF-8"),
+    "long name": ({"x" * 81: VECTOR}, "is too long for a file name. Use at most 80"),
     "nothing in a sample": (
         {"x": None, "s": np.zeros(22), "s_offset": np.append(0, 2 * OFFSET[:-1])},
-        "sample 0 has none of the modalities. Leave it out.",
+        "sample 0 has no modality. Leave it out.",
     ),
     "ragged nan": (
         {"s": np.append(np.zeros(23), np.nan), "s_offset": 2 * OFFSET},
         "modality 's' holds nan in sample 11 (1 time steps in all)",
     ),
-    "no width": ({"x": VECTOR[:, :0]}, "modality 'x' is empty, its shape is (12, 0)"),
+    "no width": ({"x": VECTOR[:, :0]}, "modality 'x' is empty (shape (12, 0))"),
     "five axes": (
         {"x": np.zeros((N, 2, 3, 4, 5, 6))},
         "a sample of modality 'x' has the shape (2, 3, 4, 5, 6), which cannot be read as a vector, "
@@ -397,14 +397,14 @@ WRONG = {
         "'x_kind' is 'sound'. Use vector, sequence, image, video, text.",
     ),
     "no kind": ({"x_kind": np.array([], "U1")}, "'x_kind' is ''. Use vector"),
-    "dot": ({"a.b": VECTOR}, "a modality cannot be called 'a.b'"),
-    "slash": ({"a/b": VECTOR}, "a modality cannot be called 'a/b'"),
+    "dot": ({"a.b": VECTOR}, "rename the modality 'a.b'"),
+    "slash": ({"a/b": VECTOR}, "rename the modality 'a/b'"),
     "line break": (
         {"a\nb": VECTOR},
-        r"a modality cannot be called 'a\nb', as tables could not show it. Rename it",
+        r"rename the modality 'a\nb', without line breaks",
     ),
-    "tab": ({"a\tb": VECTOR}, r"a modality cannot be called 'a\tb'"),
-    "attribute": ({"float": VECTOR}, "a modality cannot be called 'float'"),
+    "tab": ({"a\tb": VECTOR}, r"rename the modality 'a\tb'"),
+    "attribute": ({"float": VECTOR}, "rename the modality 'float'"),
     "offset falls": (
         {"s": VECTOR, "s_offset": np.array([0, 1, 3, 2, *range(4, 13)])},
         "'s_offset' does not ascend: row 3 holds 2 after 3. Sample i must be s[offset[i]",
@@ -440,7 +440,7 @@ WRONG = {
     ),
     "fewer samples than classes": (
         {"labels": np.arange(N) % 3},
-        "the val split has 2 of the 3 samples that it needs at least, one of each class.",
+        "the val split has 2 of the 3 classes",
     ),
     "class in no training sample": (
         {"labels": np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 2]), "split": SPLIT.clip(0, 1) * 2},
@@ -453,11 +453,11 @@ WRONG = {
     "names twice": ({"class_names": ["a", "a"]}, "'class_names' holds a name twice: a, a."),
     "names too few": (
         {"labels": LABELS + 5, "class_names": ["a", "b", "c"]},
-        "'class_names' has 3 names, but 'labels' holds 2 classes, 5 to 6. Give one name for each",
+        "'class_names' has 3 names, but 'labels' holds 2 classes, 5 to 6. Give one name per class",
     ),
     "strange label": (
         {"labels": np.array(["no", "yes"])[LABELS], "class_names": ["no", "oui"]},
-        "'labels' holds 'yes', which 'class_names' (no, oui) does not. Add it there",
+        "'labels' holds 'yes', which is missing from 'class_names' (no, oui). Add it there",
     ),
     "objects": (
         {"x": np.array([None] * N)},
@@ -497,14 +497,14 @@ def test_another_format(tmp_path):
     path = tmp_path / "a.npz"
     with path.open("wb") as file:
         np.save(file, VECTOR)
-    with pytest.raises(ValueError, match=r"a\.npz: is no \.npz file, or part of one"):
+    with pytest.raises(ValueError, match=r"a\.npz: is not a complete \.npz file"):
         load_npz(path)
 
 
 def test_half_a_file(tmp_path):
     path = _write(tmp_path / "a.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"a\.npz: is no \.npz file, or part of one"):
+    with pytest.raises(ValueError, match=r"a\.npz: is not a complete \.npz file"):
         load_npz(path)
 
 
@@ -568,7 +568,7 @@ def test_an_array_of_a_type_that_numpy_lacks(tmp_path):
     [
         ("a.mat", r"is a MATLAB file\. Write its arrays to an \.npz file in Python"),
         ("a.npy", r"is a single array\. Write labels, split and modalities to one \.npz"),
-        ("a.pkl", r"is no \.npz file, or part of one\. Write it with numpy\.savez"),
+        ("a.pkl", r"is not a complete \.npz file\. Write it with numpy\.savez"),
     ],
 )
 def test_files_of_other_kinds(tmp_path, name, said):
@@ -604,7 +604,7 @@ def test_an_empty_sequence_is_a_missing_modality(tmp_path):
         assert present["said"].tolist() == [True, True, True, False, True, True]
         assert "x" not in present
     notes = load_npz(tmp_path / "a.npz").notes
-    assert notes[0].startswith("2 of 12 samples lack 's': their features of it are zeros")
+    assert notes[0].startswith("2 of 12 samples lack 's': its encoder skips them")
 
 
 class TestSaving:
@@ -726,9 +726,9 @@ def test_texts_and_videos(tmp_path):
 @pytest.mark.parametrize("tokens", [np.ones((12, 3)), -np.ones((12, 3), int), np.ones(12, int)])
 def test_what_is_no_text(tmp_path, tokens):
     arrays = {"said": tokens, "said_kind": "text"}
-    with pytest.raises(ValueError, match=r"which is no text\. Give whole numbers from 0"):
+    with pytest.raises(ValueError, match=r"which is not text\. Give whole numbers from 0"):
         load_npz(_write(tmp_path / "a.npz", **arrays))
-    with pytest.raises(ValueError, match=r"which is no text\. Give whole numbers from 0"):
+    with pytest.raises(ValueError, match=r"which is not text\. Give whole numbers from 0"):
         save_npz(tmp_path / "b.npz", LABELS, SPLIT, arrays)
     assert not (tmp_path / "b.npz").exists()
 

@@ -84,7 +84,7 @@ def test_nothing_is_taken_where_nothing_is_asked_for():
 
 
 def test_rates_that_leave_nothing_are_refused():
-    with pytest.raises(ValueError, match=r"add up to 1\.2 in the val split, and with 2 modalities"):
+    with pytest.raises(ValueError, match=r"add up to 1\.2 in the val split; with 2 modalities"):
         data().missing({"val": {"x": 0.6, "steps": 0.6}}, 0)
-    with pytest.raises(ValueError, match="'ear' is no modality"):
+    with pytest.raises(ValueError, match="unknown modality 'ear'"):
         data().missing({"train": {"ear": 0.5}}, 0)

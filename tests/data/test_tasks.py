@@ -122,12 +122,12 @@ def test_a_validation_split_of_labels_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "arrays", "message"),
     [
-        (2 * LABELS, {}, "which are not several labels. Give a column for each, 1 where"),
+        (2 * LABELS, {}, "which are not sets of labels. Give a column per label, 1 where"),
         (LABELS, {"class_names": np.array(["a"])}, "1 different names for 2 columns"),
         (LABELS, {"class_names": np.array(["a", "a"])}, "1 different names for 2 columns"),
-        (LABELS, {"class_names": np.array(["a", "b;c"])}, "names a label 'b;c', and predictions"),
+        (LABELS, {"class_names": np.array(["a", "b;c"])}, "contains ';' in 'b;c'"),
         (LABELS[None], {}, r"Give one label per sample, \(N,\), or a column"),
-        (1 | LABELS, {}, "the label 'label 0' is there in all samples or in none"),
+        (1 | LABELS, {}, "all samples or none have the label 'label 0'"),
     ],
 )
 def test_labels_that_cannot_be(labels, arrays, message, tmp_path):

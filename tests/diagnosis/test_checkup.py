@@ -241,7 +241,7 @@ def test_a_class_that_the_validation_split_lacks_has_no_gap():
     rare = evenly.checkup(
         case.model, wider, case.train, case.val, case.model.encoders, epochs=1, progress=False
     )
-    assert rare.notes[-1] == "Of classes that one split lacks there is no gap: 2."
+    assert rare.notes[-1] == "Classes missing from one split have no gap: 2."
     assert found.notes == ()
 
 
@@ -266,7 +266,7 @@ def test_several_trainings_make_one_checkup():
     assert there[2] == pytest.approx(sum(there[:2]) / 2)
     assert len(both.measured) == 2
     another = Case(plain=1.0, epochs=1).checkup(epochs=1)
-    with pytest.raises(ValueError, match="no checkup to pool"):
+    with pytest.raises(ValueError, match="no checkups to pool"):
         evenly.Checkup.pooled([])
     with pytest.raises(ValueError, match="same validation split and modalities"):
         evenly.Checkup.pooled([one, another])
@@ -431,7 +431,7 @@ class TestLabels:
         assert found.verdict["rare"] == "unused"
 
     def test_numbers_and_bits_are_refused(self):
-        with pytest.raises(ValueError, match="a sample has several labels here"):
+        with pytest.raises(ValueError, match="these samples have several labels"):
             self.checkup(interactions=True)
         with pytest.raises(ValueError, match=r"checkup takes class numbers.*several labels a s"):
             self.checkup(criterion=nn.functional.mse_loss)
@@ -439,9 +439,9 @@ class TestLabels:
 
 def test_refusals():
     case = Case(plain=1.0, noise=0.0, epochs=0)
-    with pytest.raises(ValueError, match="'epochs' is at least 1"):
+    with pytest.raises(ValueError, match="'epochs' must be at least 1"):
         case.checkup(epochs=0)
-    with pytest.raises(ValueError, match="'initial' is the model as it is now"):
+    with pytest.raises(ValueError, match="'initial' equals the current model"):
         case.checkup(initial=case.model.state_dict())
     trained = copy.deepcopy(case.model.state_dict())
     with pytest.raises(ValueError, match="'initial' is not the state of this model"):
@@ -460,7 +460,7 @@ def test_refusals():
         features = {**output.features, "plain": output.features["plain"] + output.features["noise"]}
         return evenly.Output(output.logits, features), target
 
-    with pytest.raises(ValueError, match="'plain' depend on the encoder of 'noise' too"):
+    with pytest.raises(ValueError, match="'plain' also depend on the encoder of 'noise'"):
         evenly.checkup(case.model, mixed, case.train, case.val, case.model.encoders)
     with pytest.raises(ValueError, match="there is an encoder 'sound'"):
         evenly.checkup(

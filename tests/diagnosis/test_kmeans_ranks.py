@@ -85,7 +85,7 @@ def test_every_rank_raises_the_same(tmp_path):
     assert first == second
     assert first[0].startswith("kmeans: row 10 of x holds NaN")
     assert first[1].startswith("kmeans: fewer samples than clusters: 1 rows for k = 2")
-    assert first[2].startswith("purity: there is no sample")
+    assert first[2].startswith("purity: no samples")
     assert first[3].startswith("purity: cluster must be numbered from 0; found -1")
 
 

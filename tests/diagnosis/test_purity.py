@@ -96,7 +96,7 @@ def test_what_is_no_number_of_a_cluster():
 
 def test_no_sample():
     empty = torch.empty(0, dtype=torch.int64)
-    with pytest.raises(ValueError, match="purity: there is no sample"):
+    with pytest.raises(ValueError, match="purity: no samples"):
         purity(empty, empty)
 
 

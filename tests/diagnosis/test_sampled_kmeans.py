@@ -129,7 +129,7 @@ def test_fewer_distinct_rows_than_clusters_in_a_sample():
 
 def test_too_small_a_sample():
     x, y = overlapping(500)
-    text = "'sample' is at least 20 rows a cluster, which is 120 for 6 clusters; found 119"
+    text = "'sample' must be at least 20 rows per cluster, which is 120 for 6 clusters; found 119"
     with pytest.raises(ValueError, match=text):
         kmeans(x, K, sample=119)
     split = Features({"m": x}, y)

@@ -216,11 +216,11 @@ def test_gradients_are_clipped_where_a_number_in_the_heads_is_above(factor, clip
 class TestMessages:
     @pytest.mark.parametrize("name", ["alpha", "cap"])
     def test_negative(self, name):
-        with pytest.raises(ValueError, match=rf"AGM: '{name}' is not negative; found -1\."):
+        with pytest.raises(ValueError, match=rf"AGM: '{name}' must be not negative; found -1\."):
             AGM(net().encoders, head=nn.Linear(2, 2), **{name: -1.0})
 
     def test_a_norm_of_nothing(self):
-        with pytest.raises(ValueError, match=r"AGM: 'clip' is above 0; found 0\."):
+        with pytest.raises(ValueError, match=r"AGM: 'clip' must be above 0; found 0\."):
             AGM(net().encoders, head=nn.Linear(2, 2), clip=0.0)
 
     def test_too_many_modalities(self):

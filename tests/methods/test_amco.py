@@ -213,17 +213,17 @@ def test_passes_that_lack_a_modality_say_nothing_about_dependence():
 class TestMessages:
     @pytest.mark.parametrize("sigma", [-0.1, 1.1, math.nan])
     def test_sigma_out_of_range(self, sigma):
-        with pytest.raises(ValueError, match=r"AMCo: 'sigma' is from 0 to 1; found "):
+        with pytest.raises(ValueError, match=r"AMCo: 'sigma' must be from 0 to 1; found "):
             build(sigma=sigma)
 
     @pytest.mark.parametrize("eps", [0.0, -1.0, math.inf])
     def test_eps_out_of_range(self, eps):
-        with pytest.raises(ValueError, match=r"AMCo: 'eps' is finite and above 0; found "):
+        with pytest.raises(ValueError, match=r"AMCo: 'eps' must be finite and above 0; found "):
             build(eps=eps)
 
     def test_a_head_that_cannot_fuse_logits(self):
         net = LateFusion({"a": nn.Linear(3, 2)}, 4)
-        with pytest.raises(ValueError, match=r"found a ConcatHead without it\. Build the model"):
+        with pytest.raises(ValueError, match=r"which this ConcatHead lacks\. Build the model"):
             AMCo(net.encoders, head=net.head)
 
     def test_a_head_of_ones_own(self):

@@ -105,6 +105,6 @@ def test_one_modality_is_not_scaled():
     ],
 )
 def test_settings_out_of_range(name, value):
-    text = rf"ARL: '{name}' is finite and not negative; found {value}\."
+    text = rf"ARL: '{name}' must be finite and not negative; found {value}\."
     with pytest.raises(ValueError, match=text):
         ARL(net().encoders, **{name: value})

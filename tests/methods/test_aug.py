@@ -271,11 +271,11 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"residual": 1.5}, r"'residual' is from 0 to 1; found 1\.5"),
-            ({"residual": -0.5}, r"'residual' is from 0 to 1; found -0\.5"),
-            ({"every": 0}, r"'every' is at least 1; found 0"),
-            ({"tolerance": -0.5}, r"'tolerance' is not negative; found -0\.5"),
-            ({"tolerance": math.nan}, r"'tolerance' is not negative; found nan"),
+            ({"residual": 1.5}, r"'residual' must be from 0 to 1; found 1\.5"),
+            ({"residual": -0.5}, r"'residual' must be from 0 to 1; found -0\.5"),
+            ({"every": 0}, r"'every' must be at least 1; found 0"),
+            ({"tolerance": -0.5}, r"'tolerance' must be not negative; found -0\.5"),
+            ({"tolerance": math.nan}, r"'tolerance' must be not negative; found nan"),
         ],
     )
     def test_settings(self, settings, message):
@@ -288,7 +288,7 @@ class TestMessages:
             "from evenly.nn.heads import LateHead\n"
             "AUG({}, head=LateHead({'a': 2}, 2))"
         )
-        assert "the head can be given more classifiers; LateHead cannot" in error_of(code)
+        assert "needs a head that can grow classifiers; LateHead cannot" in error_of(code)
 
     def test_a_step_without_a_loss(self):
         model = net(NAMES[:2], head="configurable")

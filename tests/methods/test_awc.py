@@ -210,9 +210,9 @@ def test_a_sum_that_overflows_constrains_nothing():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"strong": -1.0}, r"AWC: 'strong' is finite and not negative; found -1\.0"),
-        ({"weak": math.inf}, "AWC: 'weak' is finite and not negative; found inf"),
-        ({"window": -1}, "AWC: 'window' is not negative; found -1"),
+        ({"strong": -1.0}, r"AWC: 'strong' must be finite and not negative; found -1\.0"),
+        ({"weak": math.inf}, "AWC: 'weak' must be finite and not negative; found inf"),
+        ({"window": -1}, "AWC: 'window' must be not negative; found -1"),
         ({"implicit": True}, "AWC: 'implicit' needs the learning rate; found no optimizer"),
         (
             {"implicit": True, "optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())},

@@ -167,8 +167,8 @@ def test_one_modality_is_trained_jointly():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"rho": 0.0}, r"BALM: 'rho' is finite and above 0; found 0\.0"),
-        ({"tau": -0.1}, r"BALM: 'tau' is finite and not negative; found -0\.1"),
+        ({"rho": 0.0}, r"BALM: 'rho' must be finite and above 0; found 0\.0"),
+        ({"tau": -0.1}, r"BALM: 'tau' must be finite and not negative; found -0\.1"),
         ({"head": nn.Linear(2, 2)}, "BALM compares the head's last layers, but Linear has no"),
     ],
 )

@@ -190,10 +190,10 @@ def test_a_loader_that_draws_from_another_sampler():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"fused": -1.0}, r"BSS: 'fused' is finite and not negative; found -1\.0"),
-        ({"unimodal": math.nan}, "BSS: 'unimodal' is finite and not negative; found nan"),
-        ({"start": 1.5}, r"BSS: 'start' is from 0 to 1; found 1\.5"),
-        ({"grow": 0}, "BSS: 'grow' is at least 1; found 0"),
+        ({"fused": -1.0}, r"BSS: 'fused' must be finite and not negative; found -1\.0"),
+        ({"unimodal": math.nan}, "BSS: 'unimodal' must be finite and not negative; found nan"),
+        ({"start": 1.5}, r"BSS: 'start' must be from 0 to 1; found 1\.5"),
+        ({"grow": 0}, "BSS: 'grow' must be at least 1; found 0"),
     ],
 )
 def test_messages(settings, text):

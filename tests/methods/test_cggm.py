@@ -204,10 +204,10 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"rho": 0.0}, r"CGGM: 'rho' is finite and above 0; found 0\.0\."),
-            ({"rate": -0.1}, r"CGGM: 'rate' is finite and above 0; found -0\.1\."),
-            ({"lam": -1.0}, r"CGGM: 'lam' is finite and not negative; found -1\.0\."),
-            ({"lam": float("inf")}, r"CGGM: 'lam' is finite and not negative; found inf\."),
+            ({"rho": 0.0}, r"CGGM: 'rho' must be finite and above 0; found 0\.0\."),
+            ({"rate": -0.1}, r"CGGM: 'rate' must be finite and above 0; found -0\.1\."),
+            ({"lam": -1.0}, r"CGGM: 'lam' must be finite and not negative; found -1\.0\."),
+            ({"lam": float("inf")}, r"CGGM: 'lam' must be finite and not negative; found inf\."),
         ],
     )
     def test_settings(self, settings, text):

@@ -121,5 +121,5 @@ def test_modalities_without_an_encoder_stay():
 
 @pytest.mark.parametrize("penalty", [-0.5, float("inf"), float("nan")])
 def test_a_penalty_out_of_range(penalty):
-    with pytest.raises(ValueError, match=r"CML: 'penalty' is finite and not negative; found "):
+    with pytest.raises(ValueError, match=r"CML: 'penalty' must be finite and not negative; found "):
         CML({"a": nn.Linear(1, 1)}, penalty=penalty)

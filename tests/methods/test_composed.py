@@ -91,16 +91,16 @@ def test_two_that_write_the_same_are_refused(one, other, what):
 
 def test_other_refusals():
     model = net()
-    with pytest.raises(ValueError, match="takes two methods or more; found 1"):
+    with pytest.raises(ValueError, match="takes at least two methods; found 1"):
         Composed(OGM(model.encoders))
     with pytest.raises(ValueError, match="have different criteria"):
         Composed(OGM(model.encoders), Relearn(model.encoders, criterion=nn.MSELoss()))
-    with pytest.raises(ValueError, match="other encoders of one name"):
+    with pytest.raises(ValueError, match="different encoders under the same name"):
         Composed(OGM(model.encoders), Relearn(net().encoders))
     infos = [evenly.METHODS[name].info for name in ("mla", "mmcosine")]
     with pytest.raises(ValueError, match="are made for different heads, cosine and shared"):
         combined(infos)
-    with pytest.raises(ValueError, match="one trains a single modality"):
+    with pytest.raises(ValueError, match="one of them trains a single modality"):
         combined([evenly.METHODS[name].info for name in ("unimodal", "relearn")])
     state = Composed(OGM(model.encoders), Relearn(model.encoders)).state_dict()
     assert list(state) == ["OGM", "Relearn"]
@@ -153,14 +153,14 @@ class TestLab:
     def test_what_a_user_should_know(self):
         _, notes = prepare([Cell(self.training, "relearn(every=50)+ogm_ge", 0)])
         assert any(
-            note.startswith("relearn(every=50): its schedule acts in none of") for note in notes
+            note.startswith("relearn(every=50): its schedule does nothing in") for note in notes
         )
         assert any(note.startswith("ogm_ge: end=2, its schedule of 100") for note in notes)
 
     @pytest.mark.parametrize(
         ("method", "text"),
         [
-            ("relearn+ogm_gee", "'ogm_gee' is no method. Did you mean ogm_ge"),
+            ("relearn+ogm_gee", "unknown method 'ogm_gee'. Did you mean ogm_ge"),
             ("relearn+finetune", "Finetune and Relearn both write weights"),
             ("mla+mmcosine", "are made for different heads"),
         ],

@@ -133,5 +133,5 @@ def test_frozen_encoders_need_no_gradient():
 
 @pytest.mark.parametrize("alpha", [-1.0, float("inf"), float("nan")])
 def test_alpha_out_of_range(alpha):
-    with pytest.raises(ValueError, match=r"DGL: 'alpha' is finite and not negative; found "):
+    with pytest.raises(ValueError, match=r"DGL: 'alpha' must be finite and not negative; found "):
         DGL({"a": nn.Linear(1, 1)}, alpha=alpha)

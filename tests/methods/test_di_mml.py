@@ -205,10 +205,13 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"align": 0.0}, r"DIMML: 'align' is finite and above 0; found 0\.0\."),
-            ({"align": math.inf}, r"DIMML: 'align' is finite and above 0; found inf\."),
-            ({"temperature": -1.0}, r"DIMML: 'temperature' is finite and above 0; found -1\.0\."),
-            ({"start": -1}, r"DIMML: 'start' is not negative; found -1\."),
+            ({"align": 0.0}, r"DIMML: 'align' must be finite and above 0; found 0\.0\."),
+            ({"align": math.inf}, r"DIMML: 'align' must be finite and above 0; found inf\."),
+            (
+                {"temperature": -1.0},
+                r"DIMML: 'temperature' must be finite and above 0; found -1\.0\.",
+            ),
+            ({"start": -1}, r"DIMML: 'start' must be not negative; found -1\."),
         ],
     )
     def test_settings(self, settings, text):

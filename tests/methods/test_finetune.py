@@ -103,5 +103,5 @@ class TestMessages:
             method.before_epoch(3, probe)
 
     def test_negative(self):
-        with pytest.raises(ValueError, match="'pretrain' is not negative; found -1"):
+        with pytest.raises(ValueError, match="'pretrain' must be not negative; found -1"):
             prepared(pretrain=-1)

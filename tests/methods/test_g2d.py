@@ -244,11 +244,19 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("setting", "value", "text"),
         [
-            ("feature_weight", -1.0, r"'feature_weight' is finite and not negative; found -1\.0\."),
-            ("logit_weight", math.inf, r"'logit_weight' is finite and not negative; found inf\."),
-            ("temperature", 0.0, r"'temperature' is finite and above 0; found 0\.0\."),
-            ("prioritise", -1, r"'prioritise' is not negative; found -1\."),
-            ("teacher_epochs", 0, r"'teacher_epochs' is at least 1; found 0\."),
+            (
+                "feature_weight",
+                -1.0,
+                r"'feature_weight' must be finite and not negative; found -1\.0\.",
+            ),
+            (
+                "logit_weight",
+                math.inf,
+                r"'logit_weight' must be finite and not negative; found inf\.",
+            ),
+            ("temperature", 0.0, r"'temperature' must be finite and above 0; found 0\.0\."),
+            ("prioritise", -1, r"'prioritise' must be not negative; found -1\."),
+            ("teacher_epochs", 0, r"'teacher_epochs' must be at least 1; found 0\."),
         ],
     )
     def test_settings(self, setting, value, text):

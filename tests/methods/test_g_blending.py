@@ -259,7 +259,9 @@ def test_a_trial_whose_batches_lack_a_modality(online):
 class TestMessages:
     @pytest.mark.parametrize("setting", ["trial_epochs", "super_epoch"])
     def test_lengths(self, setting):
-        with pytest.raises(ValueError, match=rf"GBlending: '{setting}' is at least 1; found 0\."):
+        with pytest.raises(
+            ValueError, match=rf"GBlending: '{setting}' must be at least 1; found 0\."
+        ):
             GBlending(net().encoders, optimizer=sgd(net()), **{setting: 0})
 
     def test_a_loss_before_any_trial(self):

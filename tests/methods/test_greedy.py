@@ -347,7 +347,9 @@ class TestMessages:
     @pytest.mark.parametrize(("name", "value"), [("epsilon", -0.5), ("window", -1), ("start", -2)])
     def test_negative_settings(self, name, value):
         model = linear()
-        with pytest.raises(ValueError, match=rf"Greedy: '{name}' is not negative; found {value}"):
+        with pytest.raises(
+            ValueError, match=rf"Greedy: '{name}' must be not negative; found {value}"
+        ):
             Greedy(model.encoders, head=model.head, **{name: value})
 
     def test_a_head_without_blocks(self):

@@ -246,10 +246,10 @@ def test_a_batch_that_lacks_a_modality_compares_nothing():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"strength": -1.0}, r"InfoReg: 'strength' is finite and not negative; found -1\.0"),
-        ({"strength": math.inf}, r"InfoReg: 'strength' is finite and not negative; found inf"),
+        ({"strength": -1.0}, r"InfoReg: 'strength' must be finite and not negative; found -1\.0"),
+        ({"strength": math.inf}, r"InfoReg: 'strength' must be finite and not negative; found inf"),
         ({"threshold": math.nan}, r"InfoReg: 'threshold' is a number; found nan"),
-        ({"window": 0}, r"InfoReg: 'window' is at least 1; found 0"),
+        ({"window": 0}, r"InfoReg: 'window' must be at least 1; found 0"),
     ],
 )
 def test_settings_out_of_range(settings, text):

@@ -310,10 +310,10 @@ class TestMessages:
         ("settings", "message"),
         [
             ({"weight": 0.96}, r"'weight' is from 0\.05 to 0\.95; found 0\.96"),
-            ({"rate": -1.0}, r"'rate' is finite and not negative; found -1\.0"),
-            ({"epochs": 0}, "'epochs' is at least 1; found 0"),
-            ({"halve": 0}, r"'halve' is at least 1; found 0"),
-            ({"samples": 0}, r"'samples' is at least 1; found 0"),
+            ({"rate": -1.0}, r"'rate' must be finite and not negative; found -1\.0"),
+            ({"epochs": 0}, "'epochs' must be at least 1; found 0"),
+            ({"halve": 0}, r"'halve' must be at least 1; found 0"),
+            ({"samples": 0}, r"'samples' must be at least 1; found 0"),
         ],
     )
     def test_settings(self, settings, message):
@@ -322,4 +322,4 @@ class TestMessages:
 
     def test_a_schedule_that_is_none(self):
         code = "import evenly; evenly.methods.LFM({}, head=None, schedule='replay')"
-        assert "'replay' is no schedule of LFM. Did you mean replayed?" in error_of(code)
+        assert "unknown schedule 'replay' of LFM. Did you mean replayed?" in error_of(code)

@@ -94,5 +94,5 @@ def test_a_head_of_ones_own():
 
 
 def test_a_probability_out_of_range():
-    with pytest.raises(ValueError, match=r"MaskedTransformer: 'p' is from 0 to 1; found 1\.5"):
+    with pytest.raises(ValueError, match=r"MaskedTransformer: 'p' must be from 0 to 1; found 1\.5"):
         build(p=1.5)

@@ -106,5 +106,5 @@ def test_metrics_tell_who_is_taught():
 
 @pytest.mark.parametrize("value", [-0.5, float("inf"), float("nan")])
 def test_a_weight_out_of_range(value):
-    with pytest.raises(ValueError, match=r"'distillation' is finite and not negative; found "):
+    with pytest.raises(ValueError, match=r"'distillation' must be finite and not negative; found "):
         method_of(("a",), distillation=value)

@@ -239,16 +239,22 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"strength": -0.1}, r"MCR: 'strength' is finite and not negative; found -0\.1\."),
-            ({"contrast": -1.0}, r"MCR: 'contrast' is finite and not negative; found -1\.0\."),
-            ({"bottleneck": math.inf}, r"MCR: 'bottleneck' is finite and not negative; found inf"),
-            ({"unimodal": -1.0}, r"MCR: 'unimodal' is finite and not negative; found -1\.0\."),
-            ({"pretrain": -1}, r"MCR: 'pretrain' is finite and not negative; found -1\."),
+            ({"strength": -0.1}, r"MCR: 'strength' must be finite and not negative; found -0\.1\."),
+            ({"contrast": -1.0}, r"MCR: 'contrast' must be finite and not negative; found -1\.0\."),
+            (
+                {"bottleneck": math.inf},
+                r"MCR: 'bottleneck' must be finite and not negative; found inf",
+            ),
+            ({"unimodal": -1.0}, r"MCR: 'unimodal' must be finite and not negative; found -1\.0\."),
+            ({"pretrain": -1}, r"MCR: 'pretrain' must be finite and not negative; found -1\."),
             ({"pretrain": 1}, r"'pretrain' trains the encoders alone .*Pass optimizer=optimizer"),
             ({"k": 2}, r"MCR: 'k' is -1, 0 or 1; found 2\."),
-            ({"samples": 0}, r"MCR: 'samples' is at least 1; found 0\."),
-            ({"temperature": 0.0}, r"MCR: 'temperature' is finite and above 0; found 0\.0\."),
-            ({"temperature": math.inf}, r"MCR: 'temperature' is finite and above 0; found inf\."),
+            ({"samples": 0}, r"MCR: 'samples' must be at least 1; found 0\."),
+            ({"temperature": 0.0}, r"MCR: 'temperature' must be finite and above 0; found 0\.0\."),
+            (
+                {"temperature": math.inf},
+                r"MCR: 'temperature' must be finite and above 0; found inf\.",
+            ),
         ],
     )
     def test_settings(self, settings, text):

@@ -194,6 +194,6 @@ def test_one_modality_is_trained_jointly():
 @pytest.mark.parametrize("given", [{"weight": -1.0}, {"rate": math.inf}, {"warmup": -1}])
 def test_message(given):
     ((name, value),) = given.items()
-    text = f"MIDAS: '{name}' is finite and not negative; found {value}"
+    text = f"MIDAS: '{name}' must be finite and not negative; found {value}"
     with pytest.raises(ValueError, match=text):
         MIDAS(net().encoders, **given)

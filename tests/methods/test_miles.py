@@ -152,10 +152,13 @@ def test_one_modality_is_trained_jointly():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"threshold": -0.1}, r"MILES: 'threshold' is finite and not negative; found -0\.1"),
-        ({"unimodal": float("inf")}, "MILES: 'unimodal' is finite and not negative; found inf"),
-        ({"reduction": 0.0}, r"MILES: 'reduction' is above 0 and at most 1; found 0\.0"),
-        ({"reduction": 1.5}, r"MILES: 'reduction' is above 0 and at most 1; found 1\.5"),
+        ({"threshold": -0.1}, r"MILES: 'threshold' must be finite and not negative; found -0\.1"),
+        (
+            {"unimodal": float("inf")},
+            "MILES: 'unimodal' must be finite and not negative; found inf",
+        ),
+        ({"reduction": 0.0}, r"MILES: 'reduction' must be above 0 and at most 1; found 0\.0"),
+        ({"reduction": 1.5}, r"MILES: 'reduction' must be above 0 and at most 1; found 1\.5"),
     ],
 )
 def test_messages(settings, text):

@@ -77,11 +77,11 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"alpha": -0.1}, r"MLB: 'alpha' is finite and not negative; found -0\.1\."),
-            ({"alpha": math.inf}, r"MLB: 'alpha' is finite and not negative; found inf\."),
-            ({"beta": 0.0}, r"MLB: 'beta' is finite and above 0; found 0\.0\."),
-            ({"beta": math.inf}, r"MLB: 'beta' is finite and above 0; found inf\."),
-            ({"weight": -1.0}, r"MLB: 'weight' is finite and not negative; found -1\.0\."),
+            ({"alpha": -0.1}, r"MLB: 'alpha' must be finite and not negative; found -0\.1\."),
+            ({"alpha": math.inf}, r"MLB: 'alpha' must be finite and not negative; found inf\."),
+            ({"beta": 0.0}, r"MLB: 'beta' must be finite and above 0; found 0\.0\."),
+            ({"beta": math.inf}, r"MLB: 'beta' must be finite and above 0; found inf\."),
+            ({"weight": -1.0}, r"MLB: 'weight' must be finite and not negative; found -1\.0\."),
         ],
     )
     def test_settings(self, settings, text):

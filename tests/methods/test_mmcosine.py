@@ -101,12 +101,12 @@ class TestMessages:
 
     def test_another_head(self):
         net = LateFusion({"a": nn.Linear(3, 2)}, 4)
-        with pytest.raises(ValueError, match=r"found a ConcatHead without a number `scale`\. "):
+        with pytest.raises(ValueError, match=r"with a number `scale`; found ConcatHead\. "):
             MMCosine(net.encoders, head=net.head)
 
     def test_a_head_of_ones_own(self):
         head, encoder, target = nn.Linear(2, 4), nn.Linear(3, 2), torch.tensor([0, 1, 2, 3, 0])
-        text = r"found a Linear without a number `scale`\. "
+        text = r"with a number `scale`; found Linear\. "
         with pytest.raises(ValueError, match=text):
             MMCosine({"a": encoder}, head=head)
         head.scale = 12

@@ -371,18 +371,18 @@ class TestSharded:
 
 class TestMessages:
     def test_gamma(self):
-        with pytest.raises(ValueError, match=r"MMPareto: 'gamma' is above 0; found 0\.0\."):
+        with pytest.raises(ValueError, match=r"MMPareto: 'gamma' must be above 0; found 0\.0\."):
             MMPareto(net().encoders, gamma=0.0)
 
     def test_a_backward_of_the_loops_own(self):
         model = model_of()
         method = MMPareto(model.encoders)
         method.loss(*forward(model, batch_of())).backward()
-        with pytest.raises(RuntimeError, match=r"method\.backward\(loss\) in place of"):
+        with pytest.raises(RuntimeError, match=r"method\.backward\(loss\) instead of"):
             method.before_step()
 
     def test_a_backward_without_a_loss(self):
-        with pytest.raises(RuntimeError, match=r"without a call of MMPareto\.loss"):
+        with pytest.raises(RuntimeError, match=r"called before MMPareto\.loss"):
             MMPareto(net().encoders).backward(torch.ones((), requires_grad=True))
 
     def test_encoders_that_are_sharded_in_part(self, monkeypatch):
@@ -395,7 +395,7 @@ class TestMessages:
     def test_encoders_that_are_cut_in_several_ways(self, monkeypatch):
         monkeypatch.setattr(distributed, "is_sharded", lambda x: True)
         monkeypatch.setattr(distributed, "cut", id)
-        with pytest.raises(RuntimeError, match=r"are cut over ranks in several ways"):
+        with pytest.raises(RuntimeError, match=r"are sharded in several ways"):
             MMPareto(net().encoders).before_epoch(0)
 
     def test_shards_that_came_after_the_epoch_began(self, monkeypatch):

@@ -103,6 +103,6 @@ def test_one_modality_is_trained_jointly():
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_message(weight):
     with pytest.raises(
-        ValueError, match=f"MNL: 'weight' is finite and not negative; found {weight}"
+        ValueError, match=f"MNL: 'weight' must be finite and not negative; found {weight}"
     ):
         MNL(net().encoders, weight=weight)

@@ -120,5 +120,5 @@ def test_shares_kept_are_told():
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])
 def test_a_probability_out_of_range(p):
-    with pytest.raises(ValueError, match=rf"ModalityDropout: 'p' is from 0 to 1; found {p}\."):
+    with pytest.raises(ValueError, match=rf"ModalityDropout: 'p' must be from 0 to 1; found {p}\."):
         ModalityDropout(net().encoders, p=p)

@@ -386,10 +386,13 @@ def test_all_rates_at_one_equal_joint_training():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"window": 0}, r"MSLR: 'window' is at least 1; found 0"),
+        ({"window": 0}, r"MSLR: 'window' must be at least 1; found 0"),
         ({"rates": {"b": 1.0}}, r"'rates' names \['b'\], but the encoders are \['a', 'aa'\]"),
-        ({"rates": {"a": 0.0}}, r"MSLR: the rate of 'a' is finite and above 0; found 0\.0"),
-        ({"rates": {"a": math.inf}}, r"MSLR: the rate of 'a' is finite and above 0; found inf"),
+        ({"rates": {"a": 0.0}}, r"MSLR: the rate of 'a' must be finite and above 0; found 0\.0"),
+        (
+            {"rates": {"a": math.inf}},
+            r"MSLR: the rate of 'a' must be finite and above 0; found inf",
+        ),
     ],
 )
 def test_settings_out_of_range(settings, text):

@@ -49,6 +49,6 @@ def test_a_modality_missing_from_a_batch_has_no_loss():
 
 @pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
 def test_a_weight_out_of_range(weight):
-    text = rf"MultiLoss: 'weight' is finite and not negative; found {weight}\."
+    text = rf"MultiLoss: 'weight' must be finite and not negative; found {weight}\."
     with pytest.raises(ValueError, match=text):
         MultiLoss(net(head="multi").encoders, weight=weight)

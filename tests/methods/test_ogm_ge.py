@@ -187,11 +187,11 @@ class TestMessages:
             method.before_step()
 
     def test_an_end_before_the_start(self):
-        with pytest.raises(ValueError, match="'end' is not before 'start' = 5; found 4"):
+        with pytest.raises(ValueError, match="'end' must not be before 'start' = 5; found 4"):
             OGMGE(net().encoders, start=5, end=4)
 
     @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])
     def test_alpha_out_of_range(self, alpha):
-        text = rf"OGMGE: 'alpha' is finite and not negative; found {alpha}\."
+        text = rf"OGMGE: 'alpha' must be finite and not negative; found {alpha}\."
         with pytest.raises(ValueError, match=text):
             OGMGE(net().encoders, alpha=alpha)

@@ -142,10 +142,12 @@ def test_a_modality_without_an_encoder_here_is_never_dropped():
 class TestMessages:
     @pytest.mark.parametrize("name", ["base", "probability"])
     def test_no_probability(self, name):
-        with pytest.raises(ValueError, match=rf"OPM: '{name}' is from 0 to 1; found 1\.5\."):
+        with pytest.raises(ValueError, match=rf"OPM: '{name}' must be from 0 to 1; found 1\.5\."):
             OPM(net().encoders, **{name: 1.5})
 
     @pytest.mark.parametrize(("name", "value"), [("strength", -0.5), ("start", -1)])
     def test_negative(self, name, value):
-        with pytest.raises(ValueError, match=rf"OPM: '{name}' is not negative; found {value}\."):
+        with pytest.raises(
+            ValueError, match=rf"OPM: '{name}' must be not negative; found {value}\."
+        ):
             OPM(net().encoders, **{name: value})

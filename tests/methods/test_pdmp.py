@@ -123,7 +123,7 @@ def test_the_ranking_is_made_once():
 def test_a_step_before_the_ranking():
     run = Run("pdmp")
     run.method.backward(run.method.loss(*forward(run.model, next(iter(run.train_loader)))))
-    with pytest.raises(RuntimeError, match=r"PDMP\.before_step came before .* were ranked"):
+    with pytest.raises(RuntimeError, match=r"PDMP\.before_step was called before .* were ranked"):
         run.method.before_step()
 
 
@@ -135,11 +135,11 @@ def test_one_modality_is_trained_jointly():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"prioritised": 0.9}, r"PDMP: 'prioritised' is finite and at least 1; found 0\.9"),
-        ({"prioritised": math.inf}, "PDMP: 'prioritised' is finite and at least 1; found inf"),
-        ({"rest": 1.1}, r"PDMP: 'rest' is from 0 to 1; found 1\.1"),
-        ({"dominant": "sound"}, r"PDMP: 'dominant' is one of \['a', 'aa'\]; found 'sound'"),
-        ({"ranking_epochs": 0}, "PDMP: 'ranking_epochs' is at least 1; found 0"),
+        ({"prioritised": 0.9}, r"PDMP: 'prioritised' must be finite and at least 1; found 0\.9"),
+        ({"prioritised": math.inf}, "PDMP: 'prioritised' must be finite and at least 1; found inf"),
+        ({"rest": 1.1}, r"PDMP: 'rest' must be from 0 to 1; found 1\.1"),
+        ({"dominant": "sound"}, r"PDMP: 'dominant' must be one of \['a', 'aa'\]; found 'sound'"),
+        ({"ranking_epochs": 0}, "PDMP: 'ranking_epochs' must be at least 1; found 0"),
     ],
 )
 def test_messages(settings, text):

@@ -167,12 +167,12 @@ def test_one_modality_is_trained_jointly():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"alpha": -1.0}, r"PGGB: 'alpha' is finite and not negative; found -1\.0"),
-        ({"unimodal": math.inf}, "PGGB: 'unimodal' is finite and not negative; found inf"),
-        ({"every": 0}, "PGGB: 'every' is at least 1; found 0"),
-        ({"beta": 0.0}, r"PGGB: 'beta' is above 0 and at most 1; found 0\.0"),
-        ({"mu": 1.5}, r"PGGB: 'mu' is above 0 and at most 1; found 1\.5"),
-        ({"rate": 0.0}, r"PGGB: 'rate' is finite and above 0; found 0\.0"),
+        ({"alpha": -1.0}, r"PGGB: 'alpha' must be finite and not negative; found -1\.0"),
+        ({"unimodal": math.inf}, "PGGB: 'unimodal' must be finite and not negative; found inf"),
+        ({"every": 0}, "PGGB: 'every' must be at least 1; found 0"),
+        ({"beta": 0.0}, r"PGGB: 'beta' must be above 0 and at most 1; found 0\.0"),
+        ({"mu": 1.5}, r"PGGB: 'mu' must be above 0 and at most 1; found 1\.5"),
+        ({"rate": 0.0}, r"PGGB: 'rate' must be finite and above 0; found 0\.0"),
     ],
 )
 def test_messages(settings, text):

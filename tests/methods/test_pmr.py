@@ -243,17 +243,19 @@ def test_the_entropy_is_of_early_epochs():
 class TestMessages:
     @pytest.mark.parametrize("name", ["alpha", "entropy"])
     def test_negative(self, name):
-        with pytest.raises(ValueError, match=rf"PMR: '{name}' is not negative; found -1\."):
+        with pytest.raises(ValueError, match=rf"PMR: '{name}' must be not negative; found -1\."):
             PMR(net().encoders, **{name: -1.0})
 
     def test_momentum(self):
-        with pytest.raises(ValueError, match=r"PMR: 'momentum' is from 0 to 1; found 1\.2\."):
+        with pytest.raises(ValueError, match=r"PMR: 'momentum' must be from 0 to 1; found 1\.2\."):
             PMR(net().encoders, momentum=1.2)
 
     def test_fraction(self):
-        with pytest.raises(ValueError, match=r"'fraction' is above 0 and at most 1; found 0\.0"):
+        with pytest.raises(
+            ValueError, match=r"'fraction' must be above 0 and at most 1; found 0\.0"
+        ):
             PMR(net().encoders, fraction=0.0)
 
     def test_an_end_before_the_start(self):
-        with pytest.raises(ValueError, match="'end' is not before 'start' = 5; found 4"):
+        with pytest.raises(ValueError, match="'end' must not be before 'start' = 5; found 4"):
             PMR(net().encoders, start=5, end=4)

@@ -212,7 +212,9 @@ def test_the_history_is_that_of_all_ranks(tmp_path):
 
 @pytest.mark.parametrize("weight", [-1.0, nan, math.inf])
 def test_a_weight_out_of_range(weight):
-    with pytest.raises(ValueError, match=rf"'weight' is finite and not negative; found {weight}"):
+    with pytest.raises(
+        ValueError, match=rf"'weight' must be finite and not negative; found {weight}"
+    ):
         QMF(net().encoders, weight=weight)
 
 

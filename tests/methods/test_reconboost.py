@@ -245,7 +245,9 @@ class TestMessages:
         ],
     )
     def test_negative_settings(self, name, value):
-        with pytest.raises(ValueError, match=rf"ReconBoost: '{name}' is not negative; found -"):
+        with pytest.raises(
+            ValueError, match=rf"ReconBoost: '{name}' must be not negative; found -"
+        ):
             make("reconboost", net(head="boosted"), **{name: value})
 
     def test_no_epochs(self):

@@ -296,12 +296,12 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ({"every": 0}, "'every' is at least 1; found 0"),
-            ({"first": 0}, "'first' is at least 1; found 0"),
-            ({"times": -1}, "'times' is not negative; found -1"),
-            ({"restarts": 0}, "'restarts' is at least 1; found 0"),
-            ({"strength": -1.0}, r"'strength' is finite and not negative; found -1\.0"),
-            ({"strength": math.nan}, "'strength' is finite and not negative; found nan"),
+            ({"every": 0}, "'every' must be at least 1; found 0"),
+            ({"first": 0}, "'first' must be at least 1; found 0"),
+            ({"times": -1}, "'times' must be not negative; found -1"),
+            ({"restarts": 0}, "'restarts' must be at least 1; found 0"),
+            ({"strength": -1.0}, r"'strength' must be finite and not negative; found -1\.0"),
+            ({"strength": math.nan}, "'strength' must be finite and not negative; found nan"),
             ({"moments": "cleared"}, "needs the optimizer"),
         ],
     )
@@ -312,9 +312,9 @@ class TestMessages:
     def test_words_that_are_no_choice(self):
         """In a process of its own, where annotations are not checked, as a user's is."""
         for setting, message in (
-            ("gap='mine'", "'mine' is no gap. There is paper, matched, shared, stable."),
-            ("moments='new'", "'moments' is 'kept' or 'cleared'; found 'new'"),
-            ("batchnorm='new'", "'batchnorm' is 'kept' or 'reestimated'; found 'new'"),
+            ("gap='mine'", "unknown gap 'mine'. Choose from: paper, matched, shared, stable."),
+            ("moments='new'", "'moments' must be 'kept' or 'cleared'; found 'new'"),
+            ("batchnorm='new'", "'batchnorm' must be 'kept' or 'reestimated'; found 'new'"),
         ):
             code = (
                 f"import torch, evenly; evenly.Relearn({{'a': torch.nn.Linear(1, 1)}}, {setting})"
@@ -393,7 +393,7 @@ class TestMessages:
         model = net()
         method = Relearn(model.encoders, every=1, times=1, restarts=2)
         train(model, method, sgd(model), 3)
-        with pytest.raises(RuntimeError, match=r"has come to epoch 2.*Make a new one"):
+        with pytest.raises(RuntimeError, match=r"has reached epoch 2.*Make a new one"):
             train(model, method, sgd(model), 3)
 
     def test_a_state_of_another_architecture(self):

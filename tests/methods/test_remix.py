@@ -199,7 +199,7 @@ def test_the_warm_up_is_multi_loss_bit_for_bit():
 @pytest.mark.parametrize("name", ["warmup", "alpha", "gamma"])
 def test_settings_out_of_range(name):
     sampler = evenly.Resampler(Toy(3), 1, 0)
-    with pytest.raises(ValueError, match=rf"DataRemixing: '{name}' is not negative; found -1"):
+    with pytest.raises(ValueError, match=rf"DataRemixing: '{name}' must be not negative; found -1"):
         DataRemixing(net().encoders, sampler=sampler, **{name: -1 if name == "warmup" else -1.0})
 
 

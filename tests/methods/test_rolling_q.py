@@ -229,16 +229,16 @@ def test_without_rotations_no_probe_is_needed():
 
 class TestMessages:
     def test_a_head_without_a_query(self):
-        with pytest.raises(TypeError, match=r"a query that can be rotated; ConcatHead has none\."):
+        with pytest.raises(TypeError, match=r"a query to rotate; ConcatHead has none\."):
             RollingQ(net().encoders, head=net().head)
 
     @pytest.mark.parametrize(
         ("settings", "text"),
         [
-            ({"beta": 2.5}, r"RollingQ: 'beta' is from 0 to 2; found 2\.5"),
-            ({"rho": -1.0}, r"RollingQ: 'rho' is finite and not negative; found -1\.0"),
-            ({"rho": math.inf}, "RollingQ: 'rho' is finite and not negative; found inf"),
-            ({"times": -1}, "RollingQ: 'times' is not negative; found -1"),
+            ({"beta": 2.5}, r"RollingQ: 'beta' must be from 0 to 2; found 2\.5"),
+            ({"rho": -1.0}, r"RollingQ: 'rho' must be finite and not negative; found -1\.0"),
+            ({"rho": math.inf}, "RollingQ: 'rho' must be finite and not negative; found inf"),
+            ({"times": -1}, "RollingQ: 'times' must be not negative; found -1"),
         ],
     )
     def test_settings_out_of_range(self, settings, text):

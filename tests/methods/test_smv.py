@@ -362,10 +362,10 @@ def test_epochs_keep_their_length():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"warmup": -1}, r"SMV: 'warmup' is not negative; found -1"),
-        ({"alpha": -0.5}, r"SMV: 'alpha' is not negative; found -0\.5"),
-        ({"part_ratio": 0.0}, r"SMV: 'part_ratio' is above 0 and at most 1; found 0\.0"),
-        ({"part_ratio": 1.5}, r"SMV: 'part_ratio' is above 0 and at most 1; found 1\.5"),
+        ({"warmup": -1}, r"SMV: 'warmup' must be not negative; found -1"),
+        ({"alpha": -0.5}, r"SMV: 'alpha' must be not negative; found -0\.5"),
+        ({"part_ratio": 0.0}, r"SMV: 'part_ratio' must be above 0 and at most 1; found 0\.0"),
+        ({"part_ratio": 1.5}, r"SMV: 'part_ratio' must be above 0 and at most 1; found 1\.5"),
     ],
 )
 def test_settings_out_of_range(settings, text):

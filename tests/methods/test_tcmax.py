@@ -149,7 +149,7 @@ def test_a_first_batch_that_lacks_a_modality_is_no_reason_to_refuse():
 
 class TestMessages:
     def test_settings(self):
-        with pytest.raises(ValueError, match="TCMax: 'pairs' is not negative; found -1"):
+        with pytest.raises(ValueError, match="TCMax: 'pairs' must be not negative; found -1"):
             TCMax(net().encoders, pairs=-1)
 
     def test_logits_that_are_no_sum(self):

@@ -112,9 +112,11 @@ def test_teachers_are_due_before_the_first_epoch_only():
 class TestMessages:
     @pytest.mark.parametrize("gamma", [-1.0, float("inf"), float("nan")])
     def test_gamma(self, gamma):
-        with pytest.raises(ValueError, match=rf"UMT: 'gamma' is finite and.*found {gamma}\."):
+        with pytest.raises(ValueError, match=rf"UMT: 'gamma' must be finite and.*found {gamma}\."):
             UMT(net().encoders, optimizer=sgd(net()), gamma=gamma)
 
     def test_teacher_epochs(self):
-        with pytest.raises(ValueError, match=r"UMT: 'teacher_epochs' is at least 1; found 0\."):
+        with pytest.raises(
+            ValueError, match=r"UMT: 'teacher_epochs' must be at least 1; found 0\."
+        ):
             UMT(net().encoders, optimizer=sgd(net()), teacher_epochs=0)

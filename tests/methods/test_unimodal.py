@@ -61,5 +61,5 @@ def test_a_batch_may_lack_a_modality():
 
 
 def test_an_unknown_modality():
-    with pytest.raises(ValueError, match=r"'modality' is one of \['a', 'aa'\]; found 'b'"):
+    with pytest.raises(ValueError, match=r"'modality' must be one of \['a', 'aa'\]; found 'b'"):
         Unimodal(net().encoders, modality="b")

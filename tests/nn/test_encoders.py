@@ -45,7 +45,7 @@ def test_the_width_is_64_unless_set():
 
 
 def test_a_width_that_is_too_small_is_refused():
-    with pytest.raises(ValueError, match=r"encoder_for: found the width 3\. Give 4 or more\."):
+    with pytest.raises(ValueError, match=r"encoder_for: the width must be at least 4; found 3\."):
         encoder_for(_modality("vector", 12), width=3)
 
 

@@ -68,7 +68,7 @@ def test_fuse_and_ablate_keep_the_precision_of_the_pass():
 
 
 def test_an_unknown_head_is_explained():
-    with pytest.raises(ValueError, match=r"'cocat' is no head\. Did you mean concat"):
+    with pytest.raises(ValueError, match=r"unknown head 'cocat'\. Did you mean concat"):
         two("cocat")
 
 

@@ -71,7 +71,7 @@ class TestBlock:
         assert not torch.allclose(whole["a"], alone["a"])
 
     def test_a_ratio_below_one(self):
-        with pytest.raises(ValueError, match=r"MMTM: 'ratio' is at least 1; found 0\."):
+        with pytest.raises(ValueError, match=r"MMTM: 'ratio' must be at least 1; found 0\."):
             MMTM({"a": 3}, ratio=0)
 
     def test_no_modality(self):

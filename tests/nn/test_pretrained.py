@@ -155,7 +155,7 @@ def test_weights_from_a_folder(case, tmp_path):
 
 
 def test_no_weights_there(tmp_path):
-    with pytest.raises(ValueError, match=r"there are no weights at .*none"):
+    with pytest.raises(ValueError, match=r"no weights found at .*none"):
         ViT(modality("image", 3, 32, 32), pretrained=str(tmp_path / "none"))
 
 
@@ -165,7 +165,7 @@ def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(text, monkeypatch, 
 
     monkeypatch.setattr(AutoModel, "from_pretrained", None)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"there are no weights at '{text}' \(no such folder\)"):
+    with pytest.raises(ValueError, match=rf"no weights found at '{text}' \(no such folder\)"):
         BERT(modality("text", 6, 20), pretrained=text)
 
 
@@ -181,7 +181,9 @@ def test_names_and_folders_are_opened(text, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "weights").mkdir()
     place = text.replace("~", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"no weights at '{text}' \(nothing in {place}\)\. Give"):
+    with pytest.raises(
+        ValueError, match=rf"no weights found at '{text}' \(nothing in {place}\)\. Give"
+    ):
         BERT(modality("text", 6, 20), pretrained=text)
 
 
@@ -219,7 +221,7 @@ def test_another_kind_of_modality_is_refused(kind, wrong):
 
 
 def test_a_width_that_heads_do_not_divide():
-    with pytest.raises(ValueError, match="width 12 is no multiple of twice 4 heads"):
+    with pytest.raises(ValueError, match="width 12 is not a multiple of twice the 4 heads"):
         Transformer(modality("sequence", 5, 3), width=12)
 
 
@@ -241,7 +243,7 @@ def test_by_name_in_the_lab(tmp_path):
     run_cell(Cell(training, "joint", 0), tmp_path)
     kinds = {name: type(e).__name__ for name, e in load_run(tmp_path).model.encoders.items()}
     assert kinds == {"top": "ViT", "bottom": "ResNet18"}
-    with pytest.raises(ValueError, match=r"'vitt' is no encoder\. Did you mean vit\?"):
+    with pytest.raises(ValueError, match=r"unknown encoder 'vitt'\. Did you mean vit\?"):
         prepare([Cell(Training("digits", encoders={"top": "vitt"}), "joint", 0)])
     assert set(ENCODERS) >= {"resnet18", "ast", "bert", "wav2vec"}
 
@@ -290,7 +292,7 @@ def test_weights_for_another_length_are_fitted(tmp_path):
 def test_a_configuration_has_its_own_settings_alone(setting, guess, pretrained, monkeypatch):
     """Transformers takes others, some of which run code of the hub, or drops them in silence."""
     monkeypatch.setattr("transformers.AutoModel.from_pretrained", None)
-    said = f"'{setting}' is no setting of bert's configuration. {guess}"
+    said = f"unknown setting '{setting}' of bert's configuration. {guess}"
     with pytest.raises(ValueError, match=said):
         BERT(modality("text", 6, 20), pretrained=pretrained, config={setting: "true"})
 

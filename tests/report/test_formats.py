@@ -67,6 +67,6 @@ def test_json_holds_the_settings_and_every_number(folder):
 
 
 def test_an_unknown_format_writes_nothing(folder):
-    with pytest.raises(ValueError, match="'pdf' is no format"):
+    with pytest.raises(ValueError, match="unknown format 'pdf'"):
         write_formats(folder, ["md", "pdf"])
     assert not (folder / "table.md").exists()

@@ -133,7 +133,7 @@ def test_a_plane_of_many_classes_and_modalities(tmp_path, write):
 
 def test_what_has_no_place_in_the_plane_is_said(folder, tmp_path):
     path = tmp_path / "plane.svg"
-    with pytest.raises(ValueError, match=r"'jont' is no method in '.*'\. Did you mean joint"):
+    with pytest.raises(ValueError, match=r"unknown method 'jont' of '.*'\. Did you mean joint"):
         write_projection_picture(folder, path, ["jont"])
     with pytest.raises(ValueError, match=r"holds no UMAP of any method\. 'evenly report .* umap'"):
         write_projection_picture(folder, path, projection="umap")

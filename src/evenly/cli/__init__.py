@@ -1,4 +1,4 @@
-"""The command `evenly`. Torch and all else load when a command needs them, so help is instant."""
+"""The command `evenly`. Torch and the rest load when a command needs them, so help is instant."""
 
 import atexit
 import gc
@@ -10,47 +10,46 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-try:
-    from evenly.cli.commands import COMMANDS
-    from evenly.cli.options import parsed
-    from evenly.errors import UserError
-    from evenly.files import FULL
-    from evenly.hidden import hidden
-    from evenly.stop import Stopped, stoppable
-except ModuleNotFoundError as missing:
-    if missing.name is None or missing.name.startswith("evenly"):
-        raise
-    sys.exit(f"evenly: the command needs {missing.name}: pip install 'evenly[lab]'")
+from evenly.cli.commands import command, introduced
+from evenly.errors import UserError
+from evenly.files import FULL
+from evenly.hidden import hidden
+from evenly.stop import Stopped, stoppable
 
 CONTINUED = {
-    "compare": " The same command continues where this one was.",
-    "tune": " The same command continues where this one was.",
-    "study": " The same command continues where this one was.",
-    "prepare": " The same command continues where this one was.",
-    "train": " The same command with --resume continues where this one was.",
+    "compare": " Run the same command again to continue.",
+    "tune": " Run the same command again to continue.",
+    "study": " Run the same command again to continue.",
+    "prepare": " Run the same command again to continue.",
+    "train": " Run the same command again with --resume to continue.",
 }
 
 
 SELDOM = (100_000, 50, 100)
-"""How often Python looks for objects that nothing needs: what a command imports is needed to its
-end, and to go through it takes a third of the time of imports, and again at the end."""
+"""Thresholds of the garbage collector. What a command imports is needed until it ends; with the
+usual thresholds, a third of the time of imports goes into looking through it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    command = ""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    name = given[0] if given else ""
     if arguments is None:  # in a process of its own
         sys.excepthook = _print_traceback
         gc.set_threshold(*SELDOM)
         atexit.register(gc.freeze)
     try:
         with stoppable():
-            options = parsed(sys.argv[1:] if arguments is None else arguments)
-            command = options.command
-            COMMANDS[command].run(options[command])
+            if said := introduced(given):
+                print(said)
+                return 0
+            one = command(name)
+            from evenly.cli.options import parsed  # takes longer to load than help may take
+
+            one.run(parsed(given))
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)  # a library's
-        print(f"\nevenly: {stopped}.{CONTINUED.get(command, '')}", file=sys.stderr)
+        print(f"\nevenly: {stopped}.{CONTINUED.get(name, '')}", file=sys.stderr)
         return stopped.status
     except BrokenPipeError:
         if not _has_no_reader():
@@ -60,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("evenly"):
             raise
-        print(f"evenly: this needs {error.name}: pip install 'evenly[lab]'", file=sys.stderr)
+        needs = f"this needs {error.name}. Install it with pip install 'evenly[lab]'."
+        print(f"evenly: {needs}", file=sys.stderr)
         return 1
     except UserError as error:
         print(f"evenly: {hidden(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
-        said = hidden(_sentence(error, CONTINUED.get(command, "")))
+        said = hidden(_sentence(error, CONTINUED.get(name, "")))
         print(f"evenly: {said}", file=sys.stderr)
         return 1
     return 0
@@ -96,5 +96,5 @@ def _sentence(error: OSError, continued: str) -> str:
     path = error.filename2 or error.filename  # the second is where a file was to be moved to
     place = f" ({path})" if path else ""
     if error.errno in FULL:
-        return f"{error.strerror}{place}. Make room for what is to be written.{continued}"
-    return f"{error.strerror}{place}. Check the path, and that you may read and write there."
+        return f"{error.strerror}{place}. Free some space.{continued}"
+    return f"{error.strerror}{place}. Check the path and your permissions there."

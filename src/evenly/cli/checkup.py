@@ -1,4 +1,4 @@
-"""evenly checkup: what is the matter with each modality, and what to try."""
+"""evenly checkup: what is wrong with each modality, and what to try."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from evenly.cli.parser import Parser
+from evenly.cli.parser import Parser, dashed
 from evenly.cli.sources import prepared
 from evenly.cli.training import add_training, folder_name, out_folder, training_of
 from evenly.errors import UserError
@@ -15,40 +15,36 @@ from evenly.lab.run.settings import Training, check_counts, check_folder
 if TYPE_CHECKING:
     from evenly.diagnosis.findings import Checkup
 
-HELP = "what is the matter with each modality, and what to try"
-
 
 def arguments() -> Parser:
     """What it takes."""
     one = Parser(
-        "What is the matter with each modality of a model: whether there is anything in it, "
-        "whether\nthe model has learnt it and uses it, or has learnt it by heart; and what to try."
-        "\n\n"
-        "  evenly checkup runs/digits/runs/joint-0   a trained run; several that differ in their "
-        "seed\n"
-        "  evenly checkup --data my.npz              data, before anything else is trained on them"
+        "Examines each modality of a model: is it informative, has the model learnt it, does the "
+        "model\nuse it, or has it only memorised it? Then suggests what to try.\n\n"
+        "  evenly checkup runs/digits/runs/joint-0   a trained run, or several seeds of it\n"
+        "  evenly checkup --data my.npz              data; the model is trained for you"
     )
     one.add_argument("runs", nargs="*", help="folders of runs, such as runs/digits/runs/joint-0")
-    one.add_argument("--seed", type=int, default=0, help="of the model of --data")
+    one.add_argument("--seed", type=int, default=0, help="seed of the model trained on --data")
     one.add_argument(
         "--budget",
         type=int | None,
-        help="epochs of each short training (default: of a run a third of its own, 10 at least; "
-        "of --data, --epochs)",
+        help="epochs of each short training (default: a third of the run's own, at least 10; with "
+        "--data, --epochs)",
     )
     one.add_argument(
         "--interactions",
         action="store_true",
-        help="say of each pair of modalities what they say of the class in common, each by itself, "
-        "and only together",
+        help="for each pair of modalities, measure what both tell about the class, what only one "
+        "tells, and what only both together tell",
     )
     one.add_argument(
         "--out",
         type=str | None,
-        help="folder of checkup.html and checkup.json (default: the first run's, or "
+        help="folder of checkup.html and checkup.json (default: the folder of the first run, or "
         "runs/DATA/checkup)",
     )
-    one.add_argument("--figure", type=str | None, help="a picture of it as well, .svg or .png")
+    one.add_argument("--figure", type=str | None, help="also draw a figure here: .svg or .png")
     add_training(one)
     return one
 
@@ -78,8 +74,8 @@ def _check_places(options: Namespace) -> None:
         check_drawing(Path(options.figure))
     if options.runs and (given := _changed(options)):
         raise UserError(
-            f"a run has its own settings; {', '.join(given)} would change nothing. Leave out what "
-            "is of --data alone."
+            f"a run keeps its own settings, so {', '.join(given)} would have no effect. Leave out "
+            "options that only apply to --data."
         )
 
 
@@ -87,7 +83,7 @@ def _changed(options: Namespace) -> list[str]:
     """The settings of a training that are given beside runs, which have theirs."""
     usual = Training()
     given = [
-        f"--{name}"
+        dashed(name)
         for name in Training.__dataclass_fields__
         if name != "data" and getattr(options, name) != getattr(usual, name)
     ]
@@ -114,7 +110,7 @@ def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     out = _made(out_folder(options, folders[0]))
     epochs = options.budget or short(cell.training.epochs)
     each = f" for each of {len(opened)} runs" if len(opened) > 1 else ""
-    say([f"trains the modalities alone, at the same time, for {epochs} epochs{each}."])
+    say([f"training each modality alone for {epochs} epochs{each}."])
     found = Checkup.pooled(
         [
             of_run(one, weights, epochs, interactions=options.interactions)
@@ -141,7 +137,7 @@ def _of_data(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
     training = prepared(training, out, options, lambda _: ["joint"])
     _made(out)
     epochs = options.budget or training.epochs
-    say([f"trains them jointly and alone, for {epochs} epochs each."])
+    say([f"training jointly and each modality alone, for {epochs} epochs each."])
     cell = Cell(training, "joint", options.seed)
     found = of_data(cell, epochs, interactions=options.interactions)
     about = [("data", training.data), ("trainings", f"{epochs} epochs each, seed {options.seed}")]

@@ -1,78 +1,85 @@
 """The commands there are, by name: each is the module of that name beside this one."""
 
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
-from jsonargparse import Namespace
+from evenly.errors import UserError
+from evenly.suggest import unknown
 
-from evenly.cli import (
-    checkup,
-    compare,
-    datasets,
-    diagnose,
-    export,
-    methods,
-    predict,
-    prepare,
-    report,
-    study,
-    train,
-    tune,
-)
-from evenly.cli.parser import Parser
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
-DESCRIPTION = """Balanced multimodal learning: train, diagnose and compare models that learn from
-several modalities.
+    from evenly.cli.parser import Parser
 
-  evenly compare                       three methods on built-in data, two minutes
-  evenly compare --data my.npz --methods joint,relearn,ogm_ge --seeds 5
-  evenly compare --methods 'joint,relearn,relearn(gap=shared)'
-  evenly compare --methods all --seeds 5
-  evenly prepare clips.csv --out clips   files and labels to a store; then compare --data clips
-  evenly study figure4 --data my.npz   an experiment of the paper, on any data
-  evenly checkup runs/my/runs/joint-0    what is the matter with each modality, what to try
-  evenly diagnose features.npz         how well each encoder is learnt, no training
-  evenly COMMAND --help                what a command takes
-"""
+ABOUT = """Balanced multimodal learning: find out how well a model learns each of its modalities,
+and improve those it neglects."""
+
+EXAMPLES = """Three ways to begin:
+
+  evenly compare                    compare three methods on built-in data, in two minutes
+  evenly checkup --data my.npz      see what each modality of your data is worth
+  evenly prepare clips.csv --out clips && evenly compare --data clips
+                                    train on files and labels"""
+
+COMMANDS = {
+    "compare": "compare methods over several seeds, and write a report",
+    "checkup": "find out what is wrong with each modality, and what to try",
+    "tune": "search for the best settings of each method, on equal budgets",
+    "study": "repeat an experiment of the paper, with table and figure",
+    "train": "train one model, with checkpoints",
+    "prepare": "decode raw files once, into a store that training reads fast",
+    "predict": "write the predictions of a trained run as CSV",
+    "export": "save a trained run as a program that needs only torch",
+    "diagnose": "measure how well the encoders of any model have learnt",
+    "report": "rebuild the tables and the report of a comparison",
+    "methods": "list the methods, or show one",
+    "datasets": "list the data sets, or show one",
+    "completion": "print a script that completes commands in the shell",
+}
+"""By name, what each does."""
 
 
+@runtime_checkable
 class Command(Protocol):
     """What a module of a command has."""
 
-    HELP: str
-    """What it does, in a few words."""
-
-    def arguments(self) -> Parser:
+    def arguments(self) -> "Parser":
         """What it takes."""
 
-    def run(self, options: Namespace) -> None:
+    def run(self, options: "Namespace") -> None:
         """Does it, and prints what came of it."""
 
 
-COMMANDS: dict[str, Command] = {
-    "compare": compare,
-    "checkup": checkup,
-    "tune": tune,
-    "study": study,
-    "train": train,
-    "prepare": prepare,
-    "predict": predict,
-    "export": export,
-    "diagnose": diagnose,
-    "report": report,
-    "methods": methods,
-    "datasets": datasets,
-}
+def command(name: str) -> Command:
+    """The module of a command, which loads when it is needed.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name.startswith("-"):
+        raise UserError(f"{name} needs a command before it: evenly COMMAND {name}.")
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    return cast(Command, import_module(f"evenly.cli.{name}"))
 
 
-def parser() -> Parser:
-    """The command line."""
-    top = Parser(DESCRIPTION)
-    top.add_argument("--version", action="version", version=f"evenly {version('evenly')}")
-    subcommands = top.add_subcommands(required=True, dest="command")
-    for name, command in COMMANDS.items():
-        one = command.arguments()
-        subcommands.add_subcommand(name, one, help=command.HELP)
-        one.prog = f"evenly {name}"  # as it is typed
-        top.commands[name] = one
-    return top
+def parser(name: str) -> "Parser":
+    """What parses the arguments of a command."""
+    one = command(name).arguments()
+    one.prog = f"evenly {name}"  # as it is typed
+    return one
+
+
+def introduced(given: Sequence[str]) -> str:
+    """The answer where no command is given; empty where one is."""
+    if not given:
+        return f"{ABOUT}\n\n{EXAMPLES}\n\n'evenly --help' lists all commands."
+    if given[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        listed = "\n".join(f"  {name:{width}}  {does}" for name, does in COMMANDS.items())
+        more = "'evenly COMMAND --help' lists the options of a command."
+        usage = "usage: evenly COMMAND [options]"
+        return "\n\n".join([usage, ABOUT, EXAMPLES, f"Commands:\n\n{listed}", more])
+    return f"evenly {version('evenly')}" if given[0] == "--version" else ""

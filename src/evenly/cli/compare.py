@@ -21,41 +21,45 @@ from evenly.cli.training import (
 from evenly.errors import UserError
 from evenly.spec import converted, load_yaml
 
-HELP = "the main job: methods over seeds, with a report"
-
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser("Trains every method over the seeds, selects by validation, tests once, reports.")
+    one = Parser(
+        "Trains every method with every seed, selects epochs on validation data, tests once, "
+        "and writes\na report. Run the same command again to continue after a stop.\n\n"
+        "  evenly compare --data my.npz --methods joint,relearn,ogm_ge --seeds 5\n"
+        "  evenly compare --data my.npz --methods 'joint,relearn,relearn(gap=shared)'\n"
+        "  evenly compare --data my.npz --methods all"
+    )
     one.add_argument(
         "--methods",
         default="joint,relearn,ogm_ge",
-        help="names, with settings if wanted: 'joint,relearn(every=10,gap=shared)' (every=10 acts "
-        "before epochs 11, 21 and 31, from 0; first=10 before 10, 20 and 30); 'evenly "
-        "methods' lists them; 'all' is every one, 'unimodal' each modality alone; "
-        "'relearn+ogm_ge' runs both in one training, as those may that write different things",
+        help="methods to compare, with settings if you like: 'joint,relearn(every=10,gap=shared)'. "
+        "'all' is every method, 'unimodal' each modality alone, 'relearn+ogm_ge' both in one "
+        "training (if they change different things). See 'evenly methods'",
     )
     one.add_argument(
         "--seeds",
         type=int | None,
-        help="how many seeds: 0, 1, ... (default: 3, or 1 by --protocol paper)",
+        help="number of seeds: 0, 1, ... (default: 3; 1 with --protocol paper)",
     )
-    one.add_argument("--out", type=str | None, help="folder for everything (default: runs/DATA)")
+    one.add_argument("--out", type=str | None, help="folder of all results (default: runs/DATA)")
     add_pool(one)
     one.add_argument(
         "--tuned",
         type=_Mapping(),
-        help="learning rate, weight decay and own settings by method: not to be written by hand, "
-        "but given with all else as --config FOLDER/best.yaml, the file that 'evenly tune' writes",
+        help="learning rate, weight decay and own settings by method, from the best.yaml that "
+        "'evenly tune' writes",
     )
+    one.unlisted.add("tuned")
     one.hints["tuned"] = dict[str, Any] | None
     one.add_argument(
         "--settings",
         type=Literal["common", "published"],
         default="common",
-        help="common: all methods train alike, with the defaults of their own settings; published: "
-        "each as its authors publish it for this data set (CREMA-D, Kinetics-Sounds), and as given "
-        "here where they do not",
+        help="common: all methods share one training, with their own settings at the defaults; "
+        "published: each method uses its authors' settings for this data set (CREMA-D, "
+        "Kinetics-Sounds), and the common ones where they publish none",
     )
     add_training(one)
     return one
@@ -84,7 +88,7 @@ def run(options: Namespace) -> None:
         own = Tuning.read(options.tuned)
     if options.settings == "published":
         if own is not None:
-            raise UserError("--settings published goes without --tuned, which names others.")
+            raise UserError("--settings published and --tuned exclude each other. Leave one out.")
         own = "published"
     report = compare(options.methods, seeds, training, out, pool, own, logs)
     print(table(out))

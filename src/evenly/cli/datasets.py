@@ -1,4 +1,4 @@
-"""evenly datasets: lists every data set, shows one, or looks whether a folder holds it."""
+"""evenly datasets: lists the data sets, shows one, or checks a folder for its files."""
 
 import sys
 from typing import Any
@@ -11,22 +11,21 @@ from evenly.errors import UserFileNotFoundError
 from evenly.spec import parse
 from evenly.suggest import unknown
 
-HELP = "list every data set, or show one"
-
-NPZ = """The .npz form: 'labels' (N), 'split' (N; train, val, test or 0, 1, 2), and every other
-array whose first axis is N is a modality; NAME with NAME_offset (N + 1) is a modality of unequal
-lengths; 'class_names' is optional. The shape of a sample tells what a modality is: (d) a vector,
-(time, features) a sequence, (channels, height, width) or 8-bit integers in (height, width) an
-image, (time, channels, height, width) a video. 'NAME_kind' says otherwise: 'image', for a
-spectrogram of floats, (bands, frames), which would be taken for a sequence; 'text', for the numbers
-of words, 0 after the last; 'vector', 'sequence' or 'video'."""
+NPZ = """A .npz file holds 'labels' (N), 'split' (N; train, val, test or 0, 1, 2), optionally
+'class_names', and one array per modality whose first axis is N. For variable lengths, concatenate
+the samples and store N + 1 start positions in 'NAME_offset'.
+The shape of a sample tells the kind of a modality: (d) is a vector, (time, features) a sequence,
+(channels, height, width) or 8-bit (height, width) an image, (time, channels, height, width) a
+video. Set 'NAME_kind' where the shape misleads: 'image' for a spectrogram of floats, (bands,
+frames), which looks like a sequence; 'text' for word numbers, padded with 0; or 'vector',
+'sequence', 'video'."""
 
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser("Lists every data set, or shows one.")
-    one.add_argument("name", nargs="?", help="a data set to show")
-    one.add_argument("folder", nargs="?", help="a folder, to see if the files are there")
+    one = Parser("Lists the data sets, shows one, or checks a folder for its files.")
+    one.add_argument("name", nargs="?", help="the data set to show")
+    one.add_argument("folder", nargs="?", help="the folder to check for its files")
     return one
 
 
@@ -39,10 +38,10 @@ def run(options: Namespace) -> None:
         print("built in, for --data:")
         for name, known in DATASETS.items():
             print(f"  {name:16}  {known.title} ({known.samples})")
-        print("\nfrom their official downloads, for 'evenly prepare NAME --folder DIR':")
+        print("\nfrom official downloads, for 'evenly prepare NAME --folder DIR':")
         for name, official in SETS.items():
             print(f"  {name:16}  {official.title}")
-        print(f"\n'evenly datasets NAME' shows one. --data also takes your own file:\n{NPZ}")
+        print(f"\n'evenly datasets NAME' shows one. --data also takes your own files:\n\n{NPZ}")
         return
     name = parse(options.name).name
     if options.folder is not None:
@@ -56,7 +55,7 @@ def run(options: Namespace) -> None:
         print(f"{fact}: {getattr(info, fact)}")
     if name in SETS:
         print("\nthe folder holds:", *info.layout, sep="\n  ")
-        print(f"\nevenly datasets {name} DIR             looks whether it does")
+        print(f"\nevenly datasets {name} DIR             checks that it does")
         print(f"evenly prepare {name} --folder DIR --out STORE")
         print(f"\nsettings, as in '{name}(name=value)':")
     else:
@@ -74,7 +73,7 @@ def _check(text: str, folder: str) -> None:
     for note in source.notes:
         print(f"note: {note}", file=sys.stderr)
     for split, (whole, count) in found.splits.items():
-        print(f"{split:6} {whole:,} of {count:,} samples that are listed or found are whole")
+        print(f"{split:6} {whole:,} of {count:,} samples are complete")
     if found.missing:
         listed = "".join(f"\n  {path}" for path in found.missing[:5])
         more = f"\n  and {len(found.missing) - 5:,} more" if len(found.missing) > 5 else ""

@@ -1,4 +1,4 @@
-"""evenly diagnose: purity, gap and strength of features from any model."""
+"""evenly diagnose: purity, gap and strength of the features of any model."""
 
 import sys
 from pathlib import Path
@@ -10,24 +10,24 @@ from evenly.cli.datasets import NPZ
 from evenly.cli.parser import Parser
 from evenly.errors import UserError
 
-HELP = "how well the encoders of any model are learnt"
-
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser(f"Purity, gap and strength of features from any model. No training.\n\n{NPZ}")
-    one.add_argument("file", help=".npz of features, one vector per sample and modality")
+    about = "Measures purity, gap and strength of the features of any model; trains nothing."
+    one = Parser(f"{about}\n\n{NPZ}")
+    one.add_argument("file", help="a .npz file of features, one vector per sample and modality")
     one.add_argument(
         "--gap",
         default="paper",
         choices=("paper", "matched", "shared", "stable"),
-        help="the estimator; stable leaves out what is within its error, sizes and class shares",
+        help="the estimator of the gap; stable corrects for the sizes and class shares of the "
+        "splits, and counts a gap within its error as none",
     )
-    one.add_argument("--restarts", type=int, default=10, help="of each k-means")
+    one.add_argument("--restarts", type=int, default=10, help="restarts of each k-means")
     one.add_argument(
-        "--sample", type=int | None, help="rows that the restarts see, where a split has more"
+        "--sample", type=int | None, help="rows used by the restarts, if a split has more"
     )
-    one.add_argument("--seed", type=int, default=0, help="of the clusterings")
+    one.add_argument("--seed", type=int, default=0, help="seed of the clusterings")
     return one
 
 
@@ -41,8 +41,8 @@ def run(options: Namespace) -> None:
     for name, modality in data.modalities.items():
         if modality.kind != "vector":
             raise UserError(
-                f"'{name}' in {options.file} holds samples of shape {modality.shape}, but a "
-                "diagnosis is of features, one vector per sample. Save the encoder's pooled "
+                f"a diagnosis takes features, one vector per sample, but '{name}' in "
+                f"{options.file} has samples of shape {modality.shape}. Save the encoder's pooled "
                 "output, (samples, width)."
             )
 

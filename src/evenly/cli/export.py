@@ -1,4 +1,4 @@
-"""evenly export: a trained run as a program that needs torch alone."""
+"""evenly export: a trained run as a program that needs only torch."""
 
 from pathlib import Path
 
@@ -6,14 +6,12 @@ from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser, add_trust
 
-HELP = "a trained run as a program for torch alone"
-
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser("Writes a trained run as a torch.export program, which needs torch alone.")
-    one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
-    one.add_argument("--out", default="model.pt2", help="the program")
+    one = Parser("Saves a trained run as a torch.export program, which needs only torch.")
+    one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
+    one.add_argument("--out", default="model.pt2", help="file of the program")
     add_trust(one, "the run")
     return one
 

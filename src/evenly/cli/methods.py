@@ -1,58 +1,98 @@
-"""evenly methods: lists every method, or shows one."""
+"""evenly methods: lists the methods, or shows one."""
 
 import textwrap
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser
+from evenly.imported import is_own
+from evenly.lab.run.noted import catalogue, measured
+from evenly.suggest import unknown
 
-HELP = "list every method, or show one"
+CATEGORIES = {
+    "data": "which samples are drawn, and how they are mixed",
+    "forward": "the forward pass: features, fusion and head",
+    "objective": "the loss",
+    "optimisation": "gradients, weights and learning rates",
+}
+"""By category, what its methods change."""
+
+START = """Start with joint, unimodal and multi_loss, the baselines to beat, and relearn and ogm_ge.
+'evenly methods NAME' shows a paper, settings and limits; 'og*' and the like list what matches.
+Cost: time of a training step, as a multiple of joint training's (a pair of ResNet-18s)."""
 
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser("Lists every method, or shows one.")
+    one = Parser("Lists the methods by what they change, or shows one.")
     one.add_argument(
-        "name", nargs="?", help="a method to show, by name or by the import path of your own"
+        "name",
+        nargs="?",
+        help="a method to show, by name or the import path of your own, or a pattern such as 'og*'",
     )
     return one
 
 
 def run(options: Namespace) -> None:
     """Prints the list, or one method."""
+    known = catalogue()
+    name = options.name or "*"
+    if name in known or is_own(name):
+        _show(name)
+        return
+    found = [each for each in known if fnmatchcase(each, name.lower())]
+    if not found:
+        raise unknown("method", name, known)
+    print("\n\n".join([*_listed(found), START]))
+
+
+def _listed(names: Iterable[str]) -> list[str]:
+    """By category, a line for each method."""
+    known, costs = catalogue(), measured().get("methods", {})
+    width = max(map(len, known))
+    parts = []
+    for category, changes in CATEGORIES.items():
+        lines = [f"{category}: {changes}"]
+        for name in names:
+            method = known[name]
+            if method["category"] == category:
+                cost = f"{costs[name]['time']:.2f}x" if name in costs else ""
+                year = method["year"] or ""
+                lines.append(f"  {name:{width}}  {cost:>5}  {year:4}  {method['title']}")
+        parts += ["\n".join(lines)] if len(lines) > 1 else []
+    return parts
+
+
+def _show(name: str) -> None:
+    """Prints all that is known of a method."""
     from evenly.lab.many.space import METHOD
     from evenly.lab.run.describe import about, defaults, facts
-    from evenly.methods import METHODS, method_named
+    from evenly.methods import method_named
 
-    if options.name is None:
-        width = max(map(len, METHODS))
-        for name, kind in METHODS.items():
-            info = kind.info
-            print(f"{name:{width}}  {info.year or '':4}  {info.category:12}  {info.title}")
-        print("\n'evenly methods NAME' shows a method's paper, settings and limits.")
-        return
-    info = method_named(options.name).info
-    print(f"{options.name}: {info.title}\n")
-    print(about(options.name), "\n")
-    for heading, text in facts(options.name).items():
+    info = method_named(name).info
+    print(f"{name}: {info.title}\n")
+    print(about(name), "\n")
+    for heading, text in facts(name).items():
         line = f"{heading}: {text}"
         # addresses stay whole
         fill = textwrap.fill(
             line, 92, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         print(fill)
-    settings = defaults(options.name)
-    if tried := METHOD.get(options.name):
-        ranges = "; ".join(f"{name} {found}" for name, found in tried.items())
+    settings = defaults(name)
+    if tried := METHOD.get(name):
+        ranges = "; ".join(f"{setting} {found}" for setting, found in tried.items())
         line = f"searched by 'evenly tune': {ranges}"
         print(textwrap.fill(line, 92, subsequent_indent="  "))
     print("\nsettings and their defaults:")
     for setting, value in settings.items():
         print(f"  {setting}={value}")
     if "seed" in settings:
-        print("  (seed: 'compare' and 'train' take that of the run unless you give it)")
+        print("  (seed: 'compare' and 'train' use the run's seed unless you set it)")
     if info.in_epochs:
         print(
-            f"  ({', '.join(info.in_epochs)} for {info.epochs} epochs of training; 'compare', "
-            "'tune' and 'train' scale them to --epochs unless you give them)"
+            f"  ({', '.join(info.in_epochs)}: defaults for {info.epochs} epochs of training; "
+            "'compare', 'tune' and 'train' scale them to --epochs unless you set them)"
         )

@@ -1,4 +1,4 @@
-"""The options of a command: those typed, and where they say nothing, those of files."""
+"""The options of a command: those typed, then those of files."""
 
 import os
 import shlex
@@ -22,39 +22,36 @@ NAMING = {"data", "encoders", "fusion", "method", "methods", "metrics"}
 
 
 def parsed(arguments: Sequence[str]) -> Namespace:
-    """The options of a command: those given, and where they say nothing, those of files.
+    """The options of a command, whose name comes first: those given, then those of files.
 
-    A `~` is the home, which a shell leaves to the program in --out=~/runs, and a file does.
+    A `~` is the home: shells leave it as it is in --out=~/runs, and so do files.
     """
-    options = _parsed(arguments)
-    one = options[options.command]
+    options = _parsed(arguments[0], _underscored(arguments[1:]))
     for name in PATHS:
-        if isinstance(text := one.get(name), str):
-            one[name] = os.path.expanduser(text)
+        if isinstance(text := options.get(name), str):
+            options[name] = os.path.expanduser(text)
     return options
 
 
-def _parsed(arguments: Sequence[str]) -> Namespace:
-    given = _underscored(arguments)
+def _parsed(command: str, given: Sequence[str]) -> Namespace:
     for text in given:
         if text != text.encode(errors="replace").decode():
-            raise UserError(f"{text!r} is no text in UTF-8. Give what it names another name.")
-    top = parser()
-    one = top.commands.get(given[0]) if given else None
-    if one is None or "config" not in one.hints:
-        return top.parse_args(given)
+            raise UserError(f"{text!r} is not valid UTF-8. Rename what it refers to.")
+    one = parser(command)
+    if "config" not in one.hints:
+        return one.parse_args(given)
     given, paths = _taken("--config", given)
-    files = {path: _settings(Path(path).expanduser(), given[0], one.hints) for path in paths}
+    files = {path: _settings(Path(path).expanduser(), command, one.hints) for path in paths}
     settings = {name: value for each in files.values() for name, value in each.items()}
     recipes = [*filter(None, [settings.get("recipe")]), *_taken("--recipe", given)[1]]
     if recipes:
         if recipes[-1] not in RECIPES:
             raise unknown("recipe", recipes[-1], sorted(RECIPES))
-        settings = _settings(RECIPES[recipes[-1]], given[0], one.hints) | settings
+        settings = _settings(RECIPES[recipes[-1]], command, one.hints) | settings
     one.set_defaults(settings)
-    options = top.parse_args(given)
-    if files and not options[given[0]].trust:
-        asked = own_parts({name: options[given[0]].get(name) for name in NAMING})
+    options = one.parse_args(given)
+    if files and not options.trust:
+        asked = own_parts({name: options.get(name) for name in NAMING})
         _check_files(files, asked.keys(), _typed(given))
     return options
 
@@ -90,10 +87,12 @@ def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, A
     try:
         found = load_yaml(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} holds no settings: {error}. Write YAML, 'name: value'.") from error
+        raise UserError(
+            f"cannot read settings from {path}: {error}. Write YAML, 'name: value'."
+        ) from error
     if not isinstance(found, dict):
         kind = "a list" if isinstance(found, list) else "nothing" if found is None else "a value"
-        raise UserError(f"{path} holds {kind} in place of settings. Write YAML, 'name: value'.")
+        raise UserError(f"{path} holds {kind} instead of settings. Write YAML, 'name: value'.")
     known = sorted(hints.keys() - {"help", "config", "print_config"})
     settings = {}
     for key, value in found.items():
@@ -101,10 +100,10 @@ def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, A
         if name not in known:
             raise UserError(f"{path}: {unknown(f'setting of evenly {command}', str(key), known)}")
         if name in settings:
-            raise UserError(f"{path} has '{name}' twice, with a dash and without. Give it once.")
+            raise UserError(f"{path} sets '{name}' twice, with a dash and without. Set it once.")
         settings[name] = converted(f"{path}: {name}", numbers(value, hints[name]), hints[name])
     if settings.get("trust"):
-        raise UserError(f"{path} asks to be trusted. Only --trust, typed by yourself, does that.")
+        raise UserError(f"{path} sets 'trust', which only the command line may: --trust.")
     return settings
 
 

@@ -1,4 +1,4 @@
-"""evenly predict: predictions of a trained run, as CSV."""
+"""evenly predict: the predictions of a trained run, as CSV."""
 
 import csv
 import io
@@ -10,29 +10,30 @@ from evenly.cli.parser import Parser, add_trust
 from evenly.cli.sources import add_skipping
 from evenly.suggest import unknown
 
-HELP = "predictions of a trained run, as CSV"
-
 
 def arguments() -> Parser:
     """What it takes."""
     one = Parser(
-        "Predictions of a trained run: a line for each sample, with the probability of each class "
-        "or label, or with its numbers."
+        "Writes the predictions of a trained run: one line per sample, with the probability of "
+        "each class\nor label, or the predicted numbers."
     )
-    one.add_argument("run", help="folder of a run, such as runs/digits/runs/joint-0")
+    one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument(
         "--data",
         required=True,
-        help="what 'evenly compare --data' takes; labels may be missing from a table or .npz file, "
-        "and so may modalities",
+        help="data as for 'evenly compare --data'. In a table or .npz file, labels and modalities "
+        "may be missing",
     )
     one.add_argument(
-        "--split", default="test", choices=("train", "val", "test"), help="of data that have one"
+        "--split",
+        default="test",
+        choices=("train", "val", "test"),
+        help="the split, if the data has any",
     )
     one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
     add_skipping(one)
     add_trust(one, "the run")
-    one.add_argument("--out", type=str | None, help="a .csv file (default: the screen)")
+    one.add_argument("--out", type=str | None, help="a .csv file (default: print to the screen)")
     return one
 
 

@@ -1,4 +1,4 @@
-"""evenly report: tables and report of a comparison, made again."""
+"""evenly report: rebuilds the tables and the report of a comparison."""
 
 from pathlib import Path
 
@@ -6,31 +6,30 @@ from jsonargparse import Namespace
 
 from evenly.cli.parser import Parser
 
-HELP = "rebuild tables and report of a comparison"
-
 
 def arguments() -> Parser:
     """What it takes."""
     one = Parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
-    one.add_argument("folder", help="what 'evenly compare --out' wrote")
+    one.add_argument("folder", help="the folder that 'evenly compare --out' wrote")
     one.add_argument("--figure", type=str | None, help="draw the main figure here: .svg or .png")
     one.add_argument(
         "--projection",
         default="tsne",
         choices=("tsne", "umap"),
-        help="how the report lays the encoders' features out in the plane; umap needs "
-        "'evenly[umap]'",
+        help="how the report projects the encoders' features to two dimensions; umap needs "
+        "pip install 'evenly[umap]'",
     )
     one.add_argument(
         "--projection_figure",
         type=str | None,
-        help="draw the features of joint training and the first method that re-learns here: .svg "
-        "or .png",
+        help="draw the features of joint training and of the first method that re-learns here: "
+        ".svg or .png",
     )
     one.add_argument(
         "--format",
         type=str | None,
-        help="for papers and programs, into the folder: md,latex,csv,json,png,svg",
+        help="also write tables and figures for papers and programs into the folder: "
+        "md,latex,csv,json,png,svg",
     )
     return one
 

@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 def add_reading(one: ArgumentParser) -> None:
     """How raw files are read."""
-    one.add_argument("--folder", type=str | None, help="where the data set's files are")
+    one.add_argument("--folder", type=str | None, help="the folder of the data set's files")
     one.add_argument(
         "--modalities",
         type=str | None,
-        help="the columns of a table that are modalities (default: all)",
+        help="columns of a table to use as modalities: audio,text (default: all)",
     )
     one.add_argument(
-        "--label", type=str | None, help="the column of a table's labels (default: label)"
+        "--label", type=str | None, help="the column of a table with the labels (default: label)"
     )
     one.add_argument(
         "--splits",
         type=dict[str, str],
         default={},
-        help="a table's own names of its splits, where they are not as found out, joined by +; "
-        'others are left out: \'{"train": "train", "test": "validation"}\'',
+        help="which splits of a table to use, if the detected ones are wrong: "
+        '\'{"train": "train", "test": "validation"}\'. Join several by +; the others are left out',
     )
     one.add_argument(
         "--readers",
         type=dict[str, str],
         default={},
-        help="how a column of a table is read, where it is not as found out: "
-        '\'{"audio": "spectrogram(front=mel,seconds=5)"}\'; see "evenly prepare --help"',
+        help="how to read a column of a table, if the detected way is wrong: "
+        "'{\"audio\": \"spectrogram(front=mel,seconds=5)\"}'. See 'evenly prepare --help'",
     )
     add_skipping(one)
     one.add_argument(
@@ -58,7 +58,7 @@ def add_reading(one: ArgumentParser) -> None:
 def add_skipping(one: ArgumentParser) -> None:
     """What to do about broken files."""
     one.add_argument(
-        "--skip-broken", action="store_true", help="leave out samples whose files are broken"
+        "--skip-broken", action="store_true", help="leave out samples with broken files"
     )
 
 
@@ -70,7 +70,7 @@ def source_of(text: str, options: Namespace, task: "Asked" = "auto") -> "Source"
 
     if text.partition("(")[0] not in SETS and is_raw(text):
         if options.folder:
-            raise UserError("--folder goes with a data set by name; a table knows its files.")
+            raise UserError("--folder needs a data set by name; a table names its own files.")
         modalities = options.modalities.split(",") if options.modalities else None
         return table(
             Path(text),
@@ -83,7 +83,7 @@ def source_of(text: str, options: Namespace, task: "Asked" = "auto") -> "Source"
     check_reading(text, options)
     source = official_source(text, options.folder, task)
     if task not in ("auto", source.task.name):
-        raise UserError(f"{source.name} is of {source.task.name}, not {task}. Leave --task out.")
+        raise UserError(f"{source.name} has the task {source.task.name}. Leave --task {task} out.")
     return source
 
 
@@ -92,8 +92,8 @@ def check_reading(text: str, options: Namespace) -> None:
     for option in ("modalities", "label", "splits", "readers"):
         if options[option]:
             raise UserError(
-                f"--{option} goes with a table or a folder of files; found '{text}'. A data set "
-                "by name has settings instead: 'evenly datasets NAME' lists them."
+                f"--{option} needs a table or a folder of files; found '{text}'. Data sets by name "
+                "have settings instead: 'evenly datasets NAME' lists them."
             )
 
 
@@ -103,11 +103,11 @@ def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "S
 
     spec = parse(text)
     if spec.name not in SETS:
-        raise unknown("data set with files", spec.name, SETS, "or the path of a table or folder")
+        raise unknown("official data set", spec.name, SETS, "or the path of a table or folder")
     if folder is None:
         raise UserError(
-            f"{spec.name}: say where its files are, with --folder. 'evenly datasets {spec.name}' "
-            "tells where to get them."
+            f"{spec.name} needs --folder, the folder of its files. 'evenly datasets {spec.name}' "
+            "tells you where to get them."
         )
     known = SETS[spec.name]
     if task != "auto" and "task" in known.settings:
@@ -150,14 +150,15 @@ def check_source(training: Training, options: Namespace) -> None:
 
     if options.source is not None and options.source.lower().endswith(TABLES):
         raise UserError(
-            f"--source is a data set by name; found {options.source}. Give a table as --data."
+            f"--source takes the name of a data set; found {options.source}. Give a table "
+            "as --data."
         )
     if options.folder is not None and options.source is None:
-        raise UserError("--folder goes with --source, or with a --recipe that names one.")
+        raise UserError("--folder needs --source, or a --recipe that names one.")
     if options.folder is not None and training.data != Training.data:
         raise UserError(
-            f"--folder asks for the files of {options.source}, and --data for {training.data}. "
-            "Give one of them."
+            f"--folder selects {options.source}, but --data selects {training.data}. Give only one "
+            "of them."
         )
 
 
@@ -200,8 +201,8 @@ def prepared(
         source = source_of(training.data, options, training.task)
     elif options.source is not None and training.data == Training.data:
         raise UserError(
-            f"{options.source}: say where its files are, with --folder, or give the store that "
-            "'evenly prepare' made of them, with --data."
+            f"{options.source} needs its files: give their folder with --folder, or a store made "
+            "by 'evenly prepare' with --data."
         )
     else:
         check_reading(training.data, options)
@@ -238,8 +239,8 @@ def _check_alone(options: Namespace) -> None:
     """Raises if several commands would each make what all of them read."""
     if getattr(options, "storage", None):
         raise UserError(
-            "those that share a --storage read one store: make it first, with 'evenly prepare', "
-            "and give it as --data."
+            "commands that share a --storage must share one store. Make it first with 'evenly "
+            "prepare', and pass it as --data."
         )
 
 

@@ -1,4 +1,4 @@
-"""evenly study: an experiment of the paper, on any data."""
+"""evenly study: repeats an experiment of the paper on any data."""
 
 import textwrap
 from pathlib import Path
@@ -19,19 +19,19 @@ from evenly.cli.training import (
 )
 from evenly.suggest import unknown
 
-HELP = "an experiment of the paper: table and picture"
-
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser("Repeats an experiment of the paper on any data: table, picture and report.")
-    one.add_argument("name", nargs="?", help="a study; without one, all are listed")
+    one = Parser("Repeats an experiment of the paper on any data, with table, figure and report.")
+    one.add_argument("name", nargs="?", help="the study; leave it out to list all")
     one.add_argument(
         "--seeds",
         type=int | None,
-        help="how many seeds: 0, 1, ... (default: 5, or 1 by --protocol paper)",
+        help="number of seeds: 0, 1, ... (default: 5; 1 with --protocol paper)",
     )
-    one.add_argument("--out", type=str | None, help="folder (default: runs/DATA-STUDY)")
+    one.add_argument(
+        "--out", type=str | None, help="folder of all results (default: runs/DATA-STUDY)"
+    )
     add_pool(one)
     add_training(one)
     return one
@@ -49,7 +49,7 @@ def run(options: Namespace) -> None:
         for name, known in STUDIES.items():
             print(f"{name:13} {known.title}")
             print(textwrap.indent(textwrap.fill(f"{known.shows}.", 78), " " * 14))
-        print("\n'evenly study NAME --data D' makes its table and picture of any data.")
+        print("\n'evenly study NAME --data D' runs one on any data.")
         return
     if options.name not in STUDIES:
         raise unknown("study", options.name, STUDIES)

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from evenly.lab.many.job import Job
     from evenly.lab.run.result import Result
 
-HELP = "one run, with checkpoints"
-
 
 def arguments() -> Parser:
     """What it takes."""
-    one = Parser("One run, with checkpoints.")
-    one.add_argument("--method", default="relearn", help="name, with settings if wanted")
-    one.add_argument("--seed", type=int, default=0, help="of weights and order of the data")
-    one.add_argument("--out", type=str | None, help="its folder (default: runs/DATA/METHOD-SEED)")
-    one.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    one = Parser("Trains one model, with checkpoints.")
+    one.add_argument(
+        "--method",
+        default="relearn",
+        help="a method, with settings if you like, such as 'relearn(every=10)'",
+    )
+    one.add_argument(
+        "--seed", type=int, default=0, help="seed of the initial weights and the order of the data"
+    )
+    one.add_argument(
+        "--out", type=str | None, help="folder of the run (default: runs/DATA/METHOD-SEED)"
+    )
+    one.add_argument("--resume", action="store_true", help="continue the run in that folder")
     add_training(one)
     return one
 
@@ -79,7 +85,7 @@ def run(options: Namespace) -> None:
     chosen = CALLED[cell.training.selects_on]
     asked, (select, _) = cell.training.epochs, cell.training.selected_by
     if result.epochs < asked:
-        print(f"ended after {result.epochs} of {asked} epochs, by --patience")
+        print(f"stopped by --patience after {result.epochs} of {asked} epochs")
     print(
         f"best epoch {result.best_epoch} of {result.epochs}, chosen by {chosen} {in_words(select)}"
     )
@@ -103,7 +109,8 @@ def _on_devices(job: "Job") -> "Result":
     if source.failures:
         ((name, why),) = source.failures.items()
         raise UserRuntimeError(
-            f"{name}: {why}. The same command with --resume goes on from its last checkpoint."
+            f"{name}: {why}. Run the same command again with --resume to continue from its last "
+            "checkpoint."
         )
     result = Result.read(job.folder)
     assert result is not None

@@ -1,4 +1,4 @@
-"""The options of commands that train, and what they come to."""
+"""The options of commands that train, and what they add up to."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,38 +17,55 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parents[1] / "lab" / "recipes"
 RECIPES = {path.stem: path for path in _FOLDER.glob("*.yaml")}
 """By name, files of published settings."""
+GROUPS = {
+    "data": (
+        *("data", "task", "recipe", "source", "folder", "modalities", "label", "splits"),
+        *("readers", "skip_broken", "noise", "missing", "missing_test", "limit_samples"),
+    ),
+    "model": ("encoders", "width", "fusion", "missing_token"),
+    "training": (
+        *("epochs", "patience", "batch_size", "accumulate", "optimizer", "lr", "schedule"),
+        *("lr_step", "warmup", "lr_scale", "clip", "ema", "weight_decay", "class_weights"),
+        *("label_smoothing", "focal", "loss", "augment", "precision", "threads"),
+    ),
+    "evaluation": ("select", "protocol", "diagnose_every"),
+    "output": ("out", "figure", "logger", "checkpoint_every", "resume"),
+    "cluster": ("jobs", "runs_per_device", "cluster", "storage", "devices", "nodes", "strategy"),
+}
+"""By heading of the help text, the options that commands with a training share."""
 
 
 def add_training(one: Parser) -> None:
-    """The settings of a training, and where they, their data and their logs are."""
+    """The settings of a training, and where its data and logs are."""
+    one.sections = GROUPS
     one.add_class_arguments(Training, as_group=False)
     one.hints |= get_type_hints(Training)
     one.add_argument(
         "--config",
         action="config",
-        help="a YAML file of these settings, which other options change, such as what "
-        "--print_config prints",
+        help="a YAML file of settings, such as --print-config prints. Options override it",
     )
+    (printing,) = (action for action in one._actions if action.dest == "print_config")
+    printing.help = "print all settings as YAML, and exit"
     add_trust(one, "the file of --config")
     one.add_argument(
         "--logger",
         default="tensorboard",
-        help="tensorboard, wandb, mlflow, or several with commas: settings, metrics of each epoch "
-        "and what a run ends with. Weights & Biases stays offline, in the folder's wandb "
-        "('wandb sync' sends it), unless WANDB_MODE=online; MLflow writes the folder's mlflow.db, "
-        "unless MLFLOW_TRACKING_URI is another place",
+        help="where to log: tensorboard, wandb or mlflow, or several joined by commas. Weights & "
+        "Biases stays offline in the output folder unless WANDB_MODE=online ('wandb sync' uploads "
+        "it). MLflow writes mlflow.db there unless MLFLOW_TRACKING_URI is set",
     )
     one.add_argument(
         "--recipe",
         type=str | None,
-        help="published settings of a data set, which other options change: "
-        f"{', '.join(sorted(RECIPES))}; with --folder, or with --data and a store",
+        help="published settings for a data set; use it with --folder, or with --data and a "
+        f"store. Options override it. One of {', '.join(sorted(RECIPES))}",
     )
     one.add_argument(
         "--source",
         type=str | None,
-        help="a data set by name, as 'evenly prepare' takes it; it and a table as --data are "
-        "prepared into a store beside the results",
+        help="a data set to prepare, by name, with its files in --folder. The store is kept with "
+        "the results",
     )
     add_reading(one)
 
@@ -58,20 +75,20 @@ def add_pool(one: ArgumentParser) -> None:
     one.add_argument(
         "--jobs",
         type=int | None,
-        help="runs at the same time; figures do not depend on it (default: on this machine one for "
-        "each GPU, or else for each core and thread; as many as a cluster has room for)",
+        help="runs at a time; the results do not depend on it (default: one per GPU; without GPUs "
+        "as many as the cores allow; on a cluster as many as it has room for)",
     )
     one.add_argument(
         "--cluster",
         default="",
-        help="address of a Dask cluster, such as tcp://HOST:8786, whose workers do the runs; they "
-        "see --out and the data under the same paths",
+        help="address of a Dask cluster whose workers do the runs, such as tcp://HOST:8786. The "
+        "workers must see --out and the data under the same paths",
     )
     one.add_argument(
         "--runs_per_device",
         type=int,
         default=1,
-        help="runs at the same time on each GPU, where they are small",
+        help="runs at a time on each GPU, for small models",
     )
 
 
@@ -102,7 +119,7 @@ def pool_of(options: Namespace) -> "Callable[[Training], Pool]":
 
 
 def seeds_of(options: Namespace, training: Training, usual: int) -> int:
-    """Those asked for; published tables have one."""
+    """How many were asked for; published tables have one."""
     if options.seeds is not None:
         return int(options.seeds)
     return 1 if training.protocol == "paper" else usual

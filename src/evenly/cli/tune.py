@@ -1,4 +1,4 @@
-"""evenly tune: the best settings of each method, with equal budgets."""
+"""evenly tune: searches for the best settings of each method, on equal budgets."""
 
 import shlex
 from dataclasses import asdict
@@ -20,22 +20,19 @@ from evenly.cli.training import (
 from evenly.lab.run.settings import own_parts
 from evenly.spec import split
 
-HELP = "the best settings of each method, equal budgets"
+TUNE = """Searches for the best settings of each method, with the same number of trials for all, by
+validation accuracy or the metric of --select. It never reads the test split.
 
-TUNE = """Tries settings of every method, as many trials for each, and keeps the best by validation
-accuracy, or what --select says. The test split is not read.
+The search covers learning rates from 1e-4 to 0.1 and weight decays from 1e-6 to 0.01 (for Adam and
+its relatives rates from 1e-5 to 0.01; for AdamW and Muon also decays from 1e-4 to 1), and settings
+of the methods themselves, which 'evenly methods NAME' lists. The first trial uses your settings. At
+the end, it prints the command that compares the tuned methods on the test split.
 
-All methods are tried with learning rates from 1e-4 to 0.1 and weight decays from 1e-6 to 0.01
-(Adam and its kin: rates from 1e-5 to 0.01; AdamW and Muon: also decays from 1e-4 to 1), and with
-settings of their own, which 'evenly methods NAME' lists. The first trial of each is what you give.
-At the end stands the command that compares the methods at their best, on the test split.
-
-Stopped or killed, the same command goes on. With --cluster the runs are done on other machines. Or
-the same command is started on each of them, with the same --storage, and takes its share of the
-trials: one that is killed loses the trial that it was at, and another takes its place. Each writes
-the trials that it does into its own folder, and the same tables in the end. Of the trials, metrics
-and logs stay, checkpoints do not. With --jobs 1 and one command, the same search tries the same
-settings again.
+Run the same command again to continue after a stop. To use several machines, give --cluster, or
+start the same command on each of them with the same --storage: each takes a share of the trials,
+writes them to its own folder, and ends with the same tables. If one is killed, its trial is lost
+and another replaces it. Metrics and logs of trials are kept, checkpoints are not. With one command
+and --jobs 1, a search can be repeated exactly.
 
   evenly tune --data my.npz --methods joint,relearn,ogm_ge --trials 20
   evenly tune --data my.npz --methods all --storage postgresql://me:secret@host/tuning
@@ -48,29 +45,28 @@ def arguments() -> Parser:
     one.add_argument(
         "--methods",
         default="joint,relearn,ogm_ge",
-        help="as 'evenly compare' takes them; settings given, as in 'relearn(every=5)', stay",
+        help="methods as for 'evenly compare'; settings you give, 'relearn(every=5)', stay fixed",
     )
-    one.add_argument("--trials", type=int, default=20, help="of each method")
+    one.add_argument("--trials", type=int, default=20, help="trials per method")
     one.add_argument(
         "--seeds",
         type=int,
         default=1,
-        help="runs of each trial, with seeds from 0 on, whose mean counts",
+        help="runs per trial, with seeds 0, 1, ...; their mean counts",
     )
-    one.add_argument("--seed", type=int, default=0, help="of the search")
+    one.add_argument("--seed", type=int, default=0, help="seed of the search")
     one.add_argument(
         "--out",
         type=str | None,
-        help="folder for everything, whose name is that of the search in the database (default: "
+        help="folder of all results; its name is the name of the search in the database (default: "
         "runs/DATA-tune)",
     )
     add_pool(one)
     one.add_argument(
         "--storage",
         type=str | None,
-        help="address of the database of the search, such as postgresql://USER:PASSWORD@HOST/NAME, "
-        "which commands on other machines share (default: FOLDER/tune.db, of SQLite, for commands "
-        "on one machine)",
+        help="database of the search, such as postgresql://USER:PASSWORD@HOST/NAME, to share it "
+        "between machines (default: an SQLite file in the output folder, for one machine)",
     )
     add_training(one)
     return one
@@ -99,6 +95,6 @@ def run(options: Namespace) -> None:
     best = ["--config", str(out / "best.yaml"), "--out", str(out / "compare")]
     if own_parts({**asdict(training), "methods": options.methods}):
         best.append("--trust")  # of code that has just run
-    print(f"\nevery trial: {out / 'tune.csv'}, {out / 'tune.html'}")
-    print("the best of each method against each other, on the test split:")
+    print(f"\nall trials: {out / 'tune.csv'}, {out / 'tune.html'}")
+    print("to compare the tuned methods on the test split:")
     print(f"evenly compare {shlex.join(best)} --seeds 5")

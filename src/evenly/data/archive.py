@@ -14,7 +14,7 @@ from evenly.errors import UserError, UserFileNotFoundError
 
 _MOST = 1032
 """Bytes that a byte can stand for in a file that is compressed as NumPy does."""
-_NO_NPZ = "is no .npz file, or part of one. Write it with numpy.savez."
+_NO_NPZ = "is not a complete .npz file. Write it with numpy.savez."
 _FOREIGN = {
     ".npy": "is a single array. Write labels, split and modalities to one .npz file with save_npz.",
     ".mat": (
@@ -44,7 +44,7 @@ def read_archive(path: Path) -> dict[str, Array]:
         members = archive.infolist()
         names = [info.filename.removesuffix(".npy") for info in members]
         if len(set(names)) < len(names):
-            raise wrong(path, "holds two arrays of one name. Write it again.")
+            raise wrong(path, "holds two arrays with the same name. Write it again.")
         return {
             name: _array(path, archive, info, name)
             for name, info in zip(names, members, strict=True)
@@ -61,7 +61,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise wrong(path, f"{what} is larger than the memory.") from error
+        raise wrong(path, f"{what} does not fit into memory.") from error
     except Exception as error:  # whatever damaged bytes bring about in those who read them
         raise wrong(path, f"{what} is damaged ({error}). Write it again.") from error
 

@@ -62,7 +62,7 @@ def load_npz(
       or 4) or a video (4-D: t, c, h, w; or t, h, w, c likewise). `NAME_kind`, a string, says
       otherwise: `vector`, `sequence`, `image`, `video`, or `text`, which is whole numbers, one
       for each token, and 0 after the last one;
-    - `NAME` with `NAME_offset` (N + 1): sequences of unequal lengths, end to end; sample i is
+    - `NAME` with `NAME_offset` (N + 1): concatenated sequences of different lengths; sample i is
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
     - `class_names` (C), optional: in the order of the classes or columns, also of one column.
 
@@ -131,12 +131,12 @@ def writable(name: str, value: npt.ArrayLike) -> Array:
         value = value.float() if unknown else value
     if np.ma.is_masked(value):
         raise TypeError(
-            f"save_npz: '{name}' holds masked values. Fill them, or leave those samples out."
+            f"save_npz: '{name}' holds masked values. Fill them, or leave out those samples."
         )
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise TypeError(f"save_npz: '{name}' is no array ({error}).") from error
+        raise TypeError(f"save_npz: '{name}' is not an array ({error}).") from error
     if array.dtype.kind in "TO" and array.size and all(isinstance(x, str) for x in array.flat):
         return np.array(array.tolist(), np.str_)
     if array.dtype.hasobject:
@@ -173,8 +173,8 @@ class _Reader:
         for name in ("labels", "split"):
             if name not in self.arrays:
                 raise self._error(
-                    f"has no array '{name}', it holds {', '.join(self.arrays) or 'nothing'}. "
-                    f"Add '{name}', one entry per sample."
+                    f"has no array '{name}', only {', '.join(self.arrays) or 'nothing'}. Add "
+                    f"'{name}', one entry per sample."
                 )
         self.count = self._count()
         target, task = self._target()
@@ -193,8 +193,8 @@ class _Reader:
         inputs, present = self._inputs()
         self._check_blurred(inputs)
         notes += [
-            f"{self.path.name}: the array '{name}' is an index of the samples, and no modality. "
-            f"Add '{name}_kind' if it is one."
+            f"{self.path.name}: the array '{name}' numbers the samples, so it is not a "
+            f"modality. Add '{name}_kind' if it is one."
             for name in self.arrays
             if self._is_index(name)
         ]
@@ -250,7 +250,7 @@ class _Reader:
         if len(present) == len(inputs):
             nothing = torch.nonzero(~torch.stack(list(present.values())).any(0)).flatten().tolist()
             for row in nothing:
-                raise self._error(f"sample {row} has none of the modalities. Leave it out.")
+                raise self._error(f"sample {row} has no modality. Leave it out.")
         return inputs, present
 
     def _rows_of_modalities(self) -> int:
@@ -263,7 +263,7 @@ class _Reader:
         ]
         plain = [len(x) for name, x in others.items() if not self._belongs(name) and x.ndim]
         if not plain:
-            raise self._error("holds no modality. Add an array with a row for each sample.")
+            raise self._error("has no modality. Add an array with one row per sample.")
         return (offsets or plain)[0]
 
     def _error(self, what: str) -> UserError:
@@ -303,9 +303,9 @@ class _Reader:
         )
         if labels.ndim != 1 or not whole:
             raise self._error(
-                f"'labels' holds {labels.dtype} values in the shape {labels.shape}, which are no "
-                "classes. Give one whole number or string per sample, (N,), or floats to regress "
-                "on."
+                f"'labels' holds {labels.dtype} values of shape {labels.shape}, which are not "
+                "classes. Give one whole number or string per sample, (N,), or floats to "
+                "regress on."
             )
         if labels.dtype.kind == "f":
             labels = labels.astype(np.int64)
@@ -321,15 +321,15 @@ class _Reader:
         fits = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iubf"
         if not fits or not np.isin(labels, (0, 1)).all():
             raise self._error(
-                f"'labels' holds {labels.dtype} values in the shape {labels.shape}, which are not "
-                "several labels. Give a column for each, 1 where a sample has it and else 0; one "
-                "class per sample, (N,); or floats to regress on."
+                f"'labels' holds {labels.dtype} values of shape {labels.shape}, which are not "
+                "sets of labels. Give a column per label, 1 where a sample has it and 0 "
+                "elsewhere; one class per sample, (N,); or floats to regress on."
             )
         names = self._columns(labels.shape[1], "label")
         if joined := [name for name in names if ";" in name]:
             raise self._error(
-                f"'class_names' names a label '{joined[0]}', and predictions join a sample's "
-                "labels with ;. Name it without."
+                f"'class_names' contains ';' in '{joined[0]}', which separates labels in "
+                "predictions. Rename it."
             )
         target = torch.from_numpy(labels.astype(np.float32))
         return target, task_of(target, names)
@@ -338,20 +338,20 @@ class _Reader:
         """Numbers to regress on, a column for each."""
         if labels.dtype.kind not in "iubf":
             raise self._error(
-                f"'labels' holds {labels.dtype} values, which are no numbers to regress on. Leave "
+                f"'labels' holds {labels.dtype} values, which cannot be regressed on. Leave "
                 "--task and 'labels_kind' out, or give numbers."
             )
         bad = np.argwhere(unusable(labels))
         if len(bad):
             raise self._error(
-                f"'labels' holds {spelt(labels[tuple(bad[0])])} in sample {bad[0][0]}, on which "
-                "nothing can be regressed. Leave such samples out."
+                f"'labels' holds {spelt(labels[tuple(bad[0])])} in sample {bad[0][0]}, which "
+                "cannot be regressed on. Leave out such samples."
             )
         labels = labels.reshape(len(labels), -1).astype(np.float32)
         if scale and labels.shape[1] > 1:
             raise self._error(
-                f"'labels' has {labels.shape[1]} columns, and sentiment is one number a sample. "
-                "Leave 'labels_kind' out, or give one column."
+                f"'labels' has {labels.shape[1]} columns, but sentiment is one number per "
+                "sample. Leave 'labels_kind' out, or give one column."
             )
         names = self._columns(labels.shape[1], "number")
         return torch.from_numpy(labels), Numbers(tuple(names), scale=scale)
@@ -377,8 +377,8 @@ class _Reader:
         kind = "sentiment, numbers from -3 to 3" if task.scale else "numbers"
         more = f" and {len(task.names) - 5} more" if len(task.names) > 5 else ""
         return (
-            f"{self.path.name}: 'labels' are taken for {kind} to regress on: {of_each}{more}. "
-            "--task says otherwise."
+            f"{self.path.name}: 'labels' look like {kind} to regress on: {of_each}{more}. Use "
+            "--task if they are not."
         )
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
@@ -391,8 +391,8 @@ class _Reader:
             if not strange:
                 return np.array([names.index(str(label)) for label in found])[target], names
             raise self._error(
-                f"'labels' holds '{strange[0]}', which 'class_names' ({', '.join(names)}) does "
-                "not. Add it there, or leave 'class_names' out."
+                f"'labels' holds '{strange[0]}', which is missing from 'class_names' "
+                f"({', '.join(names)}). Add it there, or leave 'class_names' out."
             )
         if found[0] >= 0 and found[-1] < len(names):
             return found.astype(np.int64)[target], names
@@ -400,7 +400,7 @@ class _Reader:
             return target, names
         raise self._error(
             f"'class_names' has {len(names)} names, but 'labels' holds {len(found)} classes, "
-            f"{found[0]} to {found[-1]}. Give one name for each class in ascending order."
+            f"{found[0]} to {found[-1]}. Give one name per class, in ascending order."
         )
 
     def _rows(self, target: Tensor, task: Task, notes: list[str]) -> dict[SplitName, Tensor]:
@@ -413,8 +413,8 @@ class _Reader:
         for name in self.needed:
             if not len(rows[name]):
                 raise self._error(
-                    f"'split' marks no sample as {name}. Mark some: without it nothing can be "
-                    f"{'learnt' if name == 'train' else 'measured'}."
+                    f"'split' marks no sample as {name}. Mark some, or nothing can be "
+                    f"{('learnt' if name == 'train' else 'measured')}."
                 )
         if not len(rows["val"]):
             train = rows["train"]
@@ -429,15 +429,16 @@ class _Reader:
             val = drawn(task.fitted(target[train]), target[train], VALIDATION)
             if not len(val):
                 raise self._error(
-                    "has no validation split, and too few training samples that are alike to draw "
-                    "one from. Mark a validation split in 'split'."
+                    "has no validation split, and too few similar training samples to draw one "
+                    "from. Mark a validation split in 'split'."
                 )
             is_val = torch.zeros(len(train), dtype=torch.bool)
             is_val[val] = True
             rows["val"], rows["train"] = train[is_val], train[~is_val]
             notes.append(
                 f"{self.path.name} has no validation split: {len(val)} of the {len(train)} "
-                f"training samples ({len(val) / len(train):.0%}, stratified, seed 0) serve as one."
+                f"training samples ({len(val) / len(train):.0%}, stratified, seed 0) become "
+                "one."
             )
         return rows
 
@@ -471,12 +472,12 @@ class _Reader:
         if lost:
             listed = ", ".join(f"'{name}' {self.arrays[name].shape}" for name in lost)
             raise self._error(
-                f"of {self.count} samples, these arrays fit nothing: {listed}. Give a modality "
+                f"these arrays do not match the {self.count} samples: {listed}. Give a modality "
                 f"{self.count} rows, or a 'NAME_offset' with {self.count + 1}, or leave it out."
             )
         if not names:
             raise self._error(
-                f"holds no modality. Add an array with {self.count} rows, one per sample."
+                f"has no modality. Add an array with {self.count} rows, one per sample."
             )
         check_names(self.path, names)
         return names
@@ -504,9 +505,7 @@ class _Reader:
         offset = self._offset(name)
         self._check_numbers(name, offset)
         if 0 in values.shape:
-            raise self._error(
-                f"modality '{name}' is empty, its shape is {values.shape}. Leave it out."
-            )
+            raise self._error(f"modality '{name}' is empty (shape {values.shape}). Leave it out.")
         kind = self._kind(name)
         if offset is not None:
             if kind not in (None, "sequence", "text"):
@@ -539,13 +538,14 @@ class _Reader:
         axes = 1 if f"{name}_offset" in self.arrays else 2
         if values.dtype.kind not in "iu" or values.ndim != axes or values.min() < 0:
             raise self._error(
-                f"modality '{name}' holds {values.dtype} in the shape {values.shape}, which is no "
-                "text. Give whole numbers from 0, (samples, longest), or end to end with offsets."
+                f"modality '{name}' holds {values.dtype} of shape {values.shape}, which is not "
+                "text. Give whole numbers from 0, (samples, longest), or concatenated with "
+                "offsets."
             )
         if (most := int(values.max())) >= WORDS:
             raise self._error(
-                f"modality '{name}' numbers its words up to {most:,}, and an encoder keeps a "
-                f"vector for each number. Number them from 1 on, without gaps, below {WORDS:,}."
+                f"modality '{name}' uses word numbers up to {most:,}, and an encoder keeps a "
+                f"vector for each. Number words from 1, without gaps, below {WORDS:,}."
             )
         return _tensor(values)
 
@@ -556,8 +556,8 @@ class _Reader:
         values = self.arrays[name]
         if values.ndim not in (1, 2):
             raise self._error(
-                f"modality '{name}' has offsets and the shape {values.shape}. Sequences end to "
-                "end have the shape (total,) or (total, features)."
+                f"modality '{name}' has offsets and the shape {values.shape}. Concatenated "
+                "sequences have the shape (total,) or (total, features)."
             )
         total = len(values)
         if offset.shape != (self.count + 1,) or offset.dtype.kind not in "iu":
@@ -589,8 +589,8 @@ class _Reader:
         row = bad[0][0] if offset is None else np.searchsorted(offset, bad[0][0], "right") - 1
         rows = f"{len(np.unique(bad[:, 0]))} {'samples' if offset is None else 'time steps'} in all"
         raise self._error(
-            f"modality '{name}' holds {spelt(found)} in sample {row} ({rows}). "
-            "Replace such values, for example by 0, or leave those samples out."
+            f"modality '{name}' holds {spelt(found)} in sample {row} ({rows}). Replace such "
+            "values, for example by 0, or leave out those samples."
         )
 
     def _text(self, name: str) -> Array:
@@ -600,7 +600,7 @@ class _Reader:
             array = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
         except UnicodeDecodeError as error:
             raise self._error(
-                f"'{name}' holds bytes that are no UTF-8. Give strings instead of bytes."
+                f"'{name}' holds bytes that are not UTF-8. Give strings instead."
             ) from error
         return np.asarray(np.char.strip(array)) if array.dtype.kind == "U" else array
 

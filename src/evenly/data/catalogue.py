@@ -132,8 +132,9 @@ def load(spec: str, task: Asked = "auto") -> Data:
         path = data_file(spec)
         is_store = path is not None and path.is_dir()
         raise UserError(
-            f"{data.name} has {in_words([data.task.takes])}, and --task asks for {task}. "
-            f"{f'Prepare it again with --task {task}, or leave' if is_store else 'Leave'} it out."
+            f"{data.name} has {in_words([data.task.takes])}, but --task asks for {task}. "
+            f"{(f'Prepare it again with --task {task}, or leave' if is_store else 'Leave')} it "
+            "out."
         )
     return data
 
@@ -142,15 +143,15 @@ def _loaded(spec: str, task: Asked) -> Data:
     if (path := data_file(spec)) is not None:
         if spec.lower().endswith(TABLES):
             raise UserError(
-                f"{path}: a table is prepared first: evenly prepare {path} --out STORE, and then "
+                f"{path}: prepare a table first: evenly prepare {path} --out STORE; then use "
                 "--data STORE."
             )
         return open_store(path) if path.is_dir() else load_npz(path, task=task)
     asked = parse(spec)
     if asked.name.lower().endswith(".npz"):
         raise UserError(
-            f"'{asked.name}' is a file and takes no settings, found {sorted(asked.settings)}. "
-            "Give the path alone."
+            f"'{asked.name}' is a file and takes no settings; found {sorted(asked.settings)}. "
+            "Give only the path."
         )
     if "/" in asked.name:
         return load_npz(Path(spec).expanduser(), task=task)
@@ -166,8 +167,9 @@ def _unknown(spec: str, name: str) -> UserError:
 
     if name in SETS:
         return UserError(
-            f"{name}: is prepared from its files first: evenly prepare '{spec}' --folder FOLDER "
-            f"--out STORE, and then --data STORE. 'evenly datasets {name}' tells where to get them."
+            f"{name}: prepare its files first: evenly prepare '{spec}' --folder FOLDER --out "
+            f"STORE; then use --data STORE. 'evenly datasets {name}' tells you where to get "
+            "them."
         )
     known = [*DATASETS, *SETS]
     return unknown(

@@ -225,7 +225,7 @@ class Data:
             if name not in self.modalities:
                 raise unknown("modality", name, self.modalities)
             if self.modalities[name].kind == "text":
-                raise UserError(f"'{name}' is a text, to which no noise can be added.")
+                raise UserError(f"'{name}' is text; noise cannot be added to it.")
         spread = {name: level * self.modalities[name].spread for name, level in levels.items()}
         return self._with(_noise=spread, bayes=None if levels else self.bayes)
 
@@ -253,9 +253,9 @@ class Data:
         for split, of_split in rates.items():
             if sum(of_split.values()) > len(names) - 1 + 1e-9:
                 raise UserError(
-                    f"the rates of missing modalities add up to {sum(of_split.values()):g} in the "
-                    f"{split} split, and with {len(names)} modalities to {len(names) - 1} at most, "
-                    "as a sample keeps one. Lower them."
+                    f"the rates of missing modalities add up to {sum(of_split.values()):g} in "
+                    f"the {split} split; with {len(names)} modalities at most {len(names) - 1} "
+                    "is possible, since every sample keeps one. Lower them."
                 )
             if split in self._rows:
                 rows = self._rows[split].cpu()
@@ -534,27 +534,23 @@ def check_names(where: object, names: Iterable[str]) -> None:
         # ModuleDict, which holds the encoders, refuses names of its own attributes.
         if not name or "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
             raise UserError(
-                f"{where}: a modality cannot be called '{name}', as torch could not store its "
-                "encoder under that name: it takes no dots, slashes or names that a ModuleDict has "
-                "itself. Rename it."
+                f"{where}: rename the modality '{name}': torch cannot store an encoder under "
+                "that name, which has dots or slashes or belongs to ModuleDict itself."
             )
         if not name.isprintable():
-            raise UserError(
-                f"{where}: a modality cannot be called {name!r}, as tables could not show it. "
-                "Rename it, without line breaks and tabs."
-            )
+            raise UserError(f"{where}: rename the modality {name!r}, without line breaks and tabs.")
         if len(name.encode()) > LONGEST_NAME:
             raise UserError(
-                f"{where}: a modality cannot be called '{name[:30]}...', which is too long for a "
-                f"file's name. Give it a name of {LONGEST_NAME} bytes at most."
+                f"{where}: the modality name '{name[:30]}...' is too long for a file name. Use "
+                f"at most {LONGEST_NAME} bytes."
             )
 
 
 def lacking(name: str, missing: int, samples: int) -> str:
     """What a user should know of a modality that some samples do not have."""
     return (
-        f"{missing} of {samples} samples lack '{name}': their features of it are zeros, and its "
-        "encoder does not see them."
+        f"{missing} of {samples} samples lack '{name}': its encoder skips them, and their "
+        "features are zeros."
     )
 
 
@@ -566,7 +562,7 @@ def dtype_name(x: Tensor) -> str:
 def if_numbers(names: Sequence[str]) -> str:
     """What a refusal of classes says next where they could be numbers; empty elsewhere."""
     whole = all(re.fullmatch(r"-?\d+", name) for name in names)
-    return ", or, if they are numbers to regress on, say --task number" if whole else ""
+    return ", or use --task number to regress on them" if whole else ""
 
 
 def check_classes(
@@ -582,9 +578,9 @@ def check_classes(
     """
     if len(target) < len(class_names):
         raise UserError(
-            f"{where}: the {split} split has {len(target)} of the {len(class_names)} "
-            "samples that it needs at least, one of each class. Move some to it, or merge classes"
-            f"{if_numbers(class_names)}."
+            f"{where}: the {split} split has {len(target)} samples for {len(class_names)} "
+            "classes; it needs at least one of each. Move some to it, or merge "
+            f"classes{if_numbers(class_names)}."
         )
     counts = target.bincount(minlength=len(class_names))
     missing = [class_names[number] for number in torch.nonzero(counts == 0).flatten()]
@@ -593,7 +589,8 @@ def check_classes(
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
             f"{where}: the {split} split has no sample of class {listed}{more}. Split again so "
-            f"that every class is in every split, or leave the class out{if_numbers(class_names)}."
+            "that every split has every class, or leave the class "
+            f"out{if_numbers(class_names)}."
         )
 
 
@@ -614,8 +611,8 @@ def check_labels(
     if split == "train" and one_sided.any():
         name = names[int(one_sided.nonzero()[0])]
         raise UserError(
-            f"{where}: in the training split the label '{name}' is there in all samples or in "
-            "none, so it cannot be learnt. Split again, or leave it out."
+            f"{where}: in the training split, all samples or none have the label '{name}', so "
+            "it cannot be learnt. Split again, or leave it out."
         )
 
 

@@ -76,7 +76,7 @@ def source_of(dataset: Any, **options: Any) -> "Source":
                 "Dataset.from_dict."
             )
     if not parts:
-        raise UserError("from_datasets: the DatasetDict has no splits. Give it one at least.")
+        raise UserError("from_datasets: the DatasetDict has no splits. Add at least one.")
     shards = [DatasetRows.of(part) for part in parts.values()]
     first = next(iter(parts.values()))
     path = Path(getattr(first.info, "dataset_name", None) or "dataset")

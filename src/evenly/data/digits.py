@@ -36,7 +36,7 @@ def digits(noise: float = 8.0, seed: int = 0) -> Data:
     Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0).
     """
     if noise < 0:
-        raise UserError(f"digits: noise is a standard deviation, found {noise}. Give 0 or more.")
+        raise UserError(f"digits: noise is a standard deviation of at least 0; found {noise}.")
     images, target = _read()
     generator = torch.Generator().manual_seed(seed)
     bottom = images[:, :, 4:]
@@ -60,8 +60,8 @@ def _read() -> tuple[Float[Tensor, "n 1 8 8"], Int[Tensor, " n"]]:
     found = find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
-            "the digits come with scikit-learn, which is not installed. "
-            "Run: pip install 'evenly[lab]'."
+            "the digits come with scikit-learn, which is not installed. Install it with pip "
+            "install 'evenly[lab]'."
         )
     file = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     with gzip.open(file, "rt") as lines:

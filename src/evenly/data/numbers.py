@@ -76,7 +76,7 @@ def native(values: Array) -> Array:
         ValueError: If they are no numbers, or complex ones.
     """
     if values.dtype.kind not in "iufb":
-        raise ValueError(f"holds {values.dtype} values, which are no numbers that can be stored")
+        raise ValueError(f"holds {values.dtype} values, which cannot be stored as numbers")
     wider = {"uint16": "int32", "uint32": "int64", "uint64": "int64", "float128": "float64"}
     dtype = wider.get(values.dtype.name, values.dtype.newbyteorder("="))
     return np.require(values, dtype, "C")  # unlike ascontiguousarray, it adds no axis

@@ -104,8 +104,8 @@ class Alone:
         known = _rates(optimizer)
         if not any(known.get(id(p)) for p in self.probe.model.parameters()):
             raise UserError(
-                "the optimizer trains nothing of the model: its parameters are another model's, or "
-                "its learning rates are 0. Pass the one that trains the model."
+                "the optimizer trains nothing of the model: its parameters belong to another "
+                "model, or its learning rates are 0. Pass the one that trains the model."
             )
         return {name: _rate(encoder, known) for name, encoder in self.encoders.items()}
 
@@ -178,9 +178,9 @@ def check_apart(probe: Probe, encoders: Mapping[str, nn.Module]) -> None:
         for (other, _), slope in zip(others, slopes, strict=True):
             if slope is not None and bool(slope.any()):
                 raise UserError(
-                    f"the features of '{name}' depend on the encoder of '{other}' too, so what "
-                    "either holds by itself cannot be told. Let Output.features be what leaves "
-                    "each encoder, before they exchange anything."
+                    f"the features of '{name}' also depend on the encoder of '{other}', so the "
+                    "two cannot be told apart. Let Output.features be what leaves each "
+                    "encoder, before they exchange anything."
                 )
 
 

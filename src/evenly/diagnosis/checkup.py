@@ -114,15 +114,15 @@ def checkup(
     trained = copy.deepcopy(probe.model.state_dict())
     if initial is not None and _same(initial, trained):
         raise UserError(
-            "'initial' is the model as it is now. Take a copy of it before training: initial = "
-            "copy.deepcopy(model.state_dict()). Of a model that is not trained, leave it out."
+            "'initial' equals the current model. Take a copy of it before training: initial = "
+            "copy.deepcopy(model.state_dict()). If the model is not trained, leave it out."
         )
     check_apart(probe, named)
     work = _Work(probe, named, optimizer_of(probe.model, optimizer), epochs, criterion, seed)
     if interactions and isinstance(work.classes, Labels):
         raise UserError(
-            "checkup: what pairs of modalities have in common is told in bits of one class, and a "
-            "sample has several labels here. Leave interactions out."
+            "checkup: interactions of modalities are measured for one class per sample, but "
+            "these samples have several labels. Leave interactions out."
         )
     with _bar(work, joint=initial is None, shown=progress) as tell:
         joint = work.looked_at() if initial is not None else work.trained_jointly(tell)
@@ -324,14 +324,14 @@ class _Work:
         if int(both.sum()) < 2:
             raise UserError(
                 f"the validation split has {int((counts[1] > 0).sum())} of the training split's "
-                f"{int((counts[0] > 0).sum())} classes, so there is nothing to tell apart. Draw it "
+                f"{int((counts[0] > 0).sum())} classes, so nothing can be compared. Draw it "
                 "stratified by class."
             )
         lacking = (counts[0] > 0) != (counts[1] > 0)
         note: tuple[str, ...] = ()
         if bool(lacking.any()):
             few = ", ".join(map(str, lacking.nonzero()[:, 0].tolist()))
-            note = (f"Of classes that one split lacks there is no gap: {few}.",)
+            note = (f"Classes missing from one split have no gap: {few}.",)
             train, val = (split.where(both[split.target]) for split in (train, val))
         found = diagnose(train, val, gap="stable", seed=self.seed)
         return replace(found, notes=(*self.notes, *found.notes, *note))

@@ -152,11 +152,11 @@ class Checkup:
         """
         measured = [one for checkup in several for one in checkup.measured]
         if not measured:
-            raise UserError("there is no checkup to pool. Pass those of several trainings.")
+            raise UserError("no checkups to pool. Pass those of several trainings.")
         kinds = {(len(one.right), *one.there) for one in measured}
         if len(kinds) != 1:
             raise UserError(
-                "checkups go together if they are of the same validation split and modalities; "
+                "checkups can be pooled if they have the same validation split and modalities; "
                 f"found {' and '.join(map(str, sorted(kinds)))}."
             )
         return concluded(measured)
@@ -307,7 +307,7 @@ def _together(checkup: Checkup) -> str:
         return f"All together are WORSE than {checkup.best} alone, by {less}. {both}."
     if found.low > 0:
         return f"{both}: {100 * found.value:.0f} points better together."
-    return f"{both}: whether together they are better cannot be told ({found})."
+    return f"{both}: cannot tell whether they are better together ({found})."
 
 
 def _of_modality(name: str, found: Finding) -> Iterator[str]:

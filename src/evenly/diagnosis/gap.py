@@ -570,7 +570,7 @@ def in_classes(train: Features, val: Features) -> Numbered:
     count = len(edges) + 1
     note = f"The regression target is cut into {count} equal-count bins."
     if are_classes:
-        note = f"The target's {count} values are taken for classes."
+        note = f"The target's {count} values count as classes."
     return Numbered(train, val, _check_classes(train, val, whole=are_classes), (note,))
 
 
@@ -587,12 +587,12 @@ def _of_labels(train: Features, val: Features) -> Numbered:
         sizes.append(int(size))
     if not told.any():
         raise UserError(
-            "no label is there in some samples of both splits and not in others, so there is "
-            "nothing to tell apart. Draw the validation split anew, or pass a larger one."
+            "no label is present in some samples and absent from others in both splits, so "
+            "nothing can be compared. Draw the validation split again, or pass a larger one."
         )
     k = max(min(int(told.sum()), *sizes), 2)
     lacking = ", ".join(map(str, (~told).nonzero()[:, 0].tolist()))
-    note = f"Labels that a split has in no sample, or in all, are left out: {lacking}."
+    note = f"Labels that all samples of a split have, or none, are left out: {lacking}."
     labels = torch.cat([train.target, val.target.to(told.device)])[:, told]
     sets, number = LabelSets.of(labels, sharded=train.sharded)
     train = replace(train, target=number[: len(train.target)])
@@ -634,8 +634,8 @@ def _check_values(train: Features, val: Features) -> None:
     low, high = extent(_values(train)[:, None], sharded=train.sharded)
     if bool(low == high):
         raise UserError(
-            f"every target of the training split is {float(low):g}, so there is nothing to tell "
-            "apart. Pass a split with at least two values."
+            f"every target of the training split is {float(low):g}, so nothing can be compared. "
+            "Pass a split with at least two values."
         )
 
 
@@ -663,8 +663,8 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> int
         raise UserError("the training split has no sample with a label. Pass one that has some.")
     if k < 2:
         raise UserError(
-            f"the training split has one class only ({int(of_train.argmax())}), so there is "
-            "nothing to tell apart. Pass a split with at least two classes."
+            f"the training split has only class {int(of_train.argmax())}, so nothing can be "
+            "compared. Pass a split with at least two classes."
         )
     lacking = (of_train > 0) != (of_val > 0)
     if whole and bool(lacking.any()):
@@ -697,7 +697,7 @@ def _check_modalities(train: Features, val: Features) -> None:
     for name, x in train.features.items():
         if x.shape[1] != val.features[name].shape[1]:
             raise UserError(
-                f"the features of '{name}' are {x.shape[1]} wide in the training split and "
+                f"the features of '{name}' are {x.shape[1]} wide in the training split but "
                 f"{val.features[name].shape[1]} in the validation split. Take both from one "
                 "encoder."
             )
@@ -714,8 +714,8 @@ def _counts(train: Tensor, val: Tensor, *, sharded: bool) -> tuple[Tensor, Tenso
     size = _largest(torch.cat([train, val]), sharded=sharded) + 1
     if size > MOST:
         raise UserError(
-            f"a label is {size - 1}, but classes are numbered from 0. Of any other numbers "
-            "target.unique(return_inverse=True)[1] makes such."
+            f"a label is {size - 1}, but classes are numbered from 0. Number other values with "
+            "target.unique(return_inverse=True)[1]."
         )
     of_train, of_val = (torch.bincount(y, minlength=size) for y in (train, val))
     return distributed.sum_(of_train, sharded=sharded), distributed.sum_(of_val, sharded=sharded)

@@ -154,8 +154,8 @@ def check_sample(sample: int | None, k: int) -> None:
     """Raises if so few rows cannot stand for all when they go into `k` clusters."""
     if sample is not None and sample < _LEAST * k:
         raise UserError(
-            f"'sample' is at least {_LEAST} rows a cluster, which is {_LEAST * k} for {k} "
-            f"clusters; found {sample}."
+            f"'sample' must be at least {_LEAST} rows per cluster, which is {_LEAST * k} for "
+            f"{k} clusters; found {sample}."
         )
 
 

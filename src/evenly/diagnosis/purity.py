@@ -56,15 +56,15 @@ def purity(
         distributed.min_(lowest)
     clusters, classes = highest.clamp_min(0).tolist()
     if clusters == 0:
-        raise UserError("purity: there is no sample. Pass at least one.")
+        raise UserError("purity: no samples. Pass at least one.")
     for name, value in zip(("cluster", "target"), lowest.tolist(), strict=True):
         if value < 0:
             raise UserError(f"purity: {name} must be numbered from 0; found {value}.")
     for name, count in (("cluster", clusters), ("target", classes)):
         if count > MOST:
             raise UserError(
-                f"purity: {name} must be numbered from 0; found {count - 1}. Of any other numbers "
-                "x.unique(return_inverse=True)[1] makes such."
+                f"purity: {name} must be numbered from 0; found {count - 1}. Number other "
+                "values with x.unique(return_inverse=True)[1]."
             )
     return of_table(counted(cluster, target, clusters, classes, sharded=sharded), sets)
 

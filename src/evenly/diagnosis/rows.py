@@ -190,8 +190,8 @@ def check_finite(
     first = int(distributed.min_(bad) if sharded else bad)
     if first < torch.iinfo(torch.int64).max:
         raise UserError(
-            f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find out where "
-            "it comes from: an encoder that diverged gives such rows."
+            f"{name}: row {first} of x holds NaN or infinity. Leave it out, or find its source, "
+            "such as an encoder that diverged."
         )
 
 
@@ -207,13 +207,13 @@ def check_rows(x: object, caller: str) -> None:
     """Raises if something is no tensor of real numbers."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{caller}: x is a {type(x).__name__}, but a tensor is needed. torch.as_tensor makes "
-            "one of an array."
+            f"{caller}: x must be a tensor; found {type(x).__name__}. Use torch.as_tensor for "
+            "an array."
         )
     if x.is_complex():
         raise TypeError(
-            f"{caller}: x holds complex numbers, which are not compared with one another. Pass "
-            "real and imaginary parts as columns of their own: torch.cat([x.real, x.imag], 1)."
+            f"{caller}: x holds complex numbers. Pass real and imaginary parts as separate "
+            "columns: torch.cat([x.real, x.imag], 1)."
         )
 
 

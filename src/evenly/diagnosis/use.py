@@ -112,8 +112,8 @@ def use(
         probe.each(split, take, seed=seed)
         if tally.is_empty:
             raise UserError(
-                "to see what a model uses, samples of a batch change places, and each batch of the "
-                "validation loader holds one sample. Give it a batch_size above 1."
+                "the checkup swaps samples within a batch, but each batch of the validation "
+                "loader holds one sample. Use a batch_size above 1."
             )
         return {frozenset(names) - swap: right for swap, right in tally.right().items()}
 

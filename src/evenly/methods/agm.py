@@ -105,13 +105,14 @@ class AGM(Method):
         budget=2.4,
         scales_gradients=True,
         by_pass=True,
-        doubts="As in the released code, the running means do not hold the step that is compared "
-        "with them, start at 0, and f of no input counts as zeros. It clips where a weight of its "
-        "last layer has a gradient above 1, here any parameter of the head; for URFunny it clips "
-        "at 5, for AVE not at all. Its cap is 10 for CREMA-D, 7 for three modalities and none for "
-        "AVE and AV-MNIST; its author gives α = 1.5 for CREMA-D. With BatchNorm, the zeroed "
-        "passes see running statistics and the full one its batch's, so their gradients do not "
-        "quite make up a non-negative sum over modalities: a model can come to be worse in "
+        doubts="As in the released code, the running means exclude the step that is compared "
+        "with them, start at 0, and f of no input counts as zeros. That code clips if a "
+        "weight of its last layer has a gradient above 1; here it is any parameter of "
+        "the head. For URFunny it clips at 5, for AVE not at all. Its cap is 10 for "
+        "CREMA-D, 7 for three modalities and none for AVE and AV-MNIST; its author "
+        "gives α = 1.5 for CREMA-D. With BatchNorm, the zeroed passes use running "
+        "statistics but the full pass uses its batch's, so their gradients do not quite "
+        "form a non-negative sum over modalities: a model can become worse in "
         "evaluation mode than in training mode, the more so at high learning rates.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps", "running")
@@ -147,8 +148,9 @@ class AGM(Method):
         check_range(self, "above 0", clip=clip)
         if len(self.encoders) > MOST:
             raise UserError(
-                f"AGM looks at each subset of the modalities; found {len(self.encoders)} "
-                f"encoders, so {2 ** len(self.encoders)} passes a step. Pass {MOST} at most."
+                f"AGM needs a pass for each subset of modalities, and {len(self.encoders)} "
+                f"encoders make {2 ** len(self.encoders)} passes a step. Pass at most {MOST} "
+                "encoders."
             )
         self.head = head
         self.alpha, self.cap, self.clip = alpha, cap, clip

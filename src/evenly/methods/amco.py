@@ -73,14 +73,15 @@ class AMCo(Method):
         cost="M unimodal heads, and the fusion of their logits once more",
         budget=1.05,
         missing=True,
-        doubts="Unverified: no code was released, and the schedule of the mask (by which all "
-        "logits of a dependent modality are masked some steps after the start of every epoch "
-        "but the first) is a re-implementation's. The mask is over classes and one for all "
-        "samples and dependent modalities of a step; that the unimodal losses see no mask is "
-        "taken from the abstract, by which they keep the dependent modality from degrading. A "
-        "modality is dependent by the step before alone; the re-implementation never takes the "
-        "mark back. A method of the head is called outside of its forward pass, so FSDP2 must not "
-        "shard the head by itself, only with the whole model.",
+        doubts="Unverified: no code was released, and the schedule of the mask (it masks all "
+        "logits of a dependent modality some steps into every epoch but the first) "
+        "follows a re-implementation. The mask covers classes and is the same for all "
+        "samples and dependent modalities of a step. That the unimodal losses see no "
+        "mask is taken from the abstract, where they keep the dependent modality from "
+        "degrading. A modality is dependent according to the previous step only; the "
+        "re-implementation never takes the mark back. Because a method of the head is "
+        "called outside its forward pass, FSDP2 must shard the head together with the "
+        "whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "batches", "steps", "share")
 
@@ -114,9 +115,9 @@ class AMCo(Method):
         check_range(self, "finite and above 0", eps=eps)
         if not callable(getattr(head, "combined", None)):
             raise UserError(
-                "AMCo masks unimodal logits and fuses them again by `head.combined(unimodal)`; "
-                f"found a {type(head).__name__} without it. Build the model with "
-                "LateFusion(..., head='amco'), or give your head that method."
+                "AMCo masks unimodal logits and fuses them again with "
+                f"`head.combined(unimodal)`, which this {type(head).__name__} lacks. Build the "
+                "model with LateFusion(..., head='amco'), or add that method to your head."
             )
         self.head = head
         self.sigma, self.eps, self.seed = sigma, eps, seed

@@ -58,8 +58,8 @@ class ARL(Method):
         category="optimisation",
         writes="gradients",
         targets=SINGLE,
-        modalities="the paper has two; with more, the others' share is their mean and the floor "
-        "of the entropy's share is 0.6 / M, which for two is its 0.3; with one, nothing is scaled",
+        modalities="the paper uses two; with more, the others' share is their mean and the floor "
+        "of the entropy's share is 0.6 / M, which for two is its 0.3; with one, it scales nothing",
         neutral={"gamma": 0.0, "start": 1_000_000},
         epochs=100,
         in_epochs=("start",),
@@ -68,12 +68,13 @@ class ARL(Method):
         budget=1.05,
         scales_gradients=True,
         multiplies=True,
-        doubts="The rule is unverified: the released code computes these weights, but never "
-        "keeps or applies them, and its backward pass raises an error from PyTorch 2.0 on. How "
-        "dependence and variance are measured is as it has them, not checked against the paper's "
-        "text. Its unimodal losses have weight 1 up to `start`, whatever gamma is (here gamma "
-        "throughout). Its scripts have T = 8 for CREMA-D and 4 for AVE, Kinetics-Sounds and "
-        "VGGSound, and clip gradients to the norm 40, which is left to the loop.",
+        doubts="The rule is unverified: the released code computes these weights but never "
+        "stores or applies them, and its backward pass fails from PyTorch 2.0 on. "
+        "Dependence and variance are measured as in that code, not checked against the "
+        "paper's text. Its unimodal losses have weight 1 up to `start`, whatever gamma "
+        "is (here always gamma). Its scripts use T = 8 for CREMA-D and 4 for AVE, "
+        "Kinetics-Sounds and VGGSound, and clip gradients to the norm 40, which is left "
+        "to the loop.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch",)
 

@@ -82,8 +82,8 @@ class AUG(Method):
         url="https://arxiv.org/abs/2502.20120",
         category="objective",
         writes="loss",
-        modalities="the paper has two; with more, the weakest is compared with the mean of the "
-        "others; with one, nothing is added",
+        modalities="the paper uses two; with more, the weakest is compared with the mean of the "
+        "others; with one, it adds nothing",
         neutral="it trains each modality's own logits, and joint training their mean",
         epochs=200,
         in_epochs=("every",),
@@ -93,16 +93,17 @@ class AUG(Method):
         budget=1.1,
         partial=True,
         missing=True,
-        doubts="In the released code the optimiser is made once, before any layer is added, so "
-        "that added layers never train; here they do. It steps for one modality after the other, "
-        "which for the encoders is the same, but moves the shared output layer twice for a "
-        "batch; here one step is taken on the sum. λ is 0.5 for CREMA-D and 0.2 for "
-        "Kinetics-Sounds, whose script also learns a weight for the added layers, which is not "
-        "built. Its prediction weighs CREMA-D's modalities by 0.4 and 0.6; here they are "
-        "averaged. A second modality that is ahead is compared with 1 - tolerance there, and "
-        "with 1 / (1 + tolerance) here. After as many layers as the head holds, no more are "
-        "added. A method of the head is called outside of its forward pass, so FSDP2 must not "
-        "shard the head by itself, only with the whole model.",
+        doubts="The released code creates the optimiser before any layer is added, so added "
+        "layers never train; here they do. It steps for one modality after the other, "
+        "which makes no difference to the encoders but moves the shared output layer "
+        "twice per batch; here one step is taken on the sum. λ is 0.5 for CREMA-D and "
+        "0.2 for Kinetics-Sounds, whose script also learns a weight for the added "
+        "layers, which is not built. Its prediction weighs CREMA-D's modalities by 0.4 "
+        "and 0.6; here they are averaged. If the second modality is ahead, the ratio is "
+        "compared with 1 - tolerance there, and with 1 / (1 + tolerance) here. No "
+        "layers are added beyond those the head holds. Because a method of the head is "
+        "called outside its forward pass, FSDP2 must shard the head together with the "
+        "whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "scores")
 
@@ -135,8 +136,8 @@ class AUG(Method):
         super().__init__(encoders, criterion=criterion)
         if not isinstance(head, Configurable):
             raise TypeError(
-                f"AUG: the head can be given more classifiers; {type(head).__name__} cannot. "
-                "Use the head 'configurable' of evenly.nn."
+                f"AUG needs a head that can grow classifiers; {type(head).__name__} cannot. Use "
+                "the head 'configurable' of evenly.nn."
             )
         check_range(self, "from 0 to 1", residual=residual)
         check_range(self, "at least 1", every=every)

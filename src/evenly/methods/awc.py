@@ -137,7 +137,7 @@ class AWC(Method):
         keeps_loss=True,
         targets=ANY,
         modalities="any number, by the Shapley value over all 2^M sets, of more than six by an "
-        "estimate of it; with one, nothing is changed",
+        "estimate of it; with one, it does nothing",
         neutral={"strong": 0.0, "weak": 0.0},
         epochs=50,
         in_epochs=("window",),
@@ -148,17 +148,18 @@ class AWC(Method):
         "step compares them with",
         budget=1.05,
         missing=True,
-        doubts="Unverified: known from digests of the paper; its released code could not be read. "
-        "It is made for regression. Of classes they say that the cross-entropy serves as the "
-        "worth; here it is the accuracy. By them F is found anew at the start of each epoch, and "
-        "so are, here, contributions and θ_0; one has the weights that training began with for "
-        "θ_0, but then F would be that of others. F is of the loader's batches, on whose size it "
-        "depends; the formula is of single samples, which take a backward pass each and give a "
-        "larger F. The paper trains by Adam. By SGD with the command's defaults training on digits "
-        "diverges within a few epochs for two seeds of three; with `implicit`, which is not the "
-        "paper's, it does not. F is looked up in evaluation mode, "
-        "so in the first epoch with BatchNorm's initial statistics. A parameter that gets no "
-        "gradient in a step is not drawn back either.",
+        doubts="Unverified: known from summaries of the paper; its released code could not be "
+        "read. It is made for regression. For classes, the summaries use cross-entropy "
+        "as the worth; here it is accuracy. They recompute F at the start of each "
+        "epoch, as happens here, also for contributions and θ_0; one takes the weights "
+        "at the start of training as θ_0, but F would then belong to other weights. F "
+        "is computed on the loader's batches and depends on their size; the formula "
+        "uses single samples, which need a backward pass each and give a larger F. The "
+        "paper trains with Adam. With SGD and the command's defaults, training on "
+        "digits diverges within a few epochs for two of three seeds; with `implicit`, "
+        "which is not in the paper, it does not. F is computed in evaluation mode, so "
+        "in the first epoch with BatchNorm's initial statistics. A parameter without a "
+        "gradient in a step is not drawn back.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "contribution", "strength", "fisher", "start")
 
@@ -204,6 +205,7 @@ class AWC(Method):
                 "trains the model."
             )
         self.strong, self.weak, self.window, self.seed = strong, weak, window, seed
+        self.implicit = implicit
         self.optimizer = unwrapped(optimizer) if implicit else None
         if self.optimizer is not None:
             check_trains(self.optimizer, self.encoders, "AWC")

@@ -63,7 +63,7 @@ class BALM(Method):
         category="optimisation",
         writes="gradients",
         targets=SINGLE,
-        modalities="any number, three in the paper; with one, nothing is changed",
+        modalities="any number, three in the paper; with one, it does nothing",
         neutral="the coefficients of all encoders add up to ρ (M - 1), so for more than two "
         "modalities or unequal progress no setting makes each of them 1",
         epochs=80,
@@ -74,24 +74,25 @@ class BALM(Method):
         scales_gradients=True,
         multiplies=True,
         missing=True,
-        doubts="Read in the released code; the paper is known from digests. The code lets the "
-        "coefficients grow without bound, and change sign, as progress and regress cancel, and "
-        "clips gradients to the norm 2; here a Δ_m below 0 counts as 0, "
-        "and where none came nearer all get 1, as in CGGM, and clipping is left to the loop. "
-        "In the first step Δ_m is D_m, as "
-        "there. Its D is KL(ŷ ‖ ŷ_m), the reverse of the paper's. By a digest the part of a "
-        "modality's gradient that conflicts with the fused prediction's is projected out. No "
-        "such projection is in the code, nor could there be: a layer of a head and an encoder "
-        "have gradients of different spaces, and the unimodal predictions send encoders none. "
-        "What is there, and here, is the last term, of weights where the paper speaks of "
-        "gradients; there of those of the step before. The factors are 2σ there, 1 + σ by the "
-        "digests. They are made of the means over the utterances of a conversation, and calibrate "
-        "the inputs of encoders. Inputs are of any kind, so here it is features, and each sample "
-        "is a conversation of one utterance. The networks have an optimiser of their own there, "
-        "Adam like the model's. Its scripts add noise of each gradient's own spread, which is not "
-        "built. Defaults are those for IEMOCAP with MMGCN; for MOSEI ρ is 1.6 and τ 0.4. A method "
-        "of the head is called outside of its forward pass, so FSDP2 must not shard the head by "
-        "itself, only with the whole model.",
+        doubts="Read in the released code; the paper is known from summaries. The code lets "
+        "the coefficients grow without bound and change sign as progress and regress "
+        "cancel, and clips gradients to the norm 2; here a Δ_m below 0 counts as 0, all "
+        "get 1 if none improved, as in CGGM, and clipping is left to the loop. As in "
+        "the code, Δ_m is D_m in the first step. Its D is KL(ŷ ‖ ŷ_m), the reverse of "
+        "the paper's. According to a summary, the part of a modality's gradient that "
+        "conflicts with the fused prediction's is projected out. The code has no such "
+        "projection, nor could it: a layer of a head and an encoder have gradients of "
+        "different spaces, and the unimodal predictions send encoders none. The code, "
+        "and this class, have the last term, on weights where the paper speaks of "
+        "gradients; the code uses those of the previous step. The factors are 2σ in the "
+        "code, 1 + σ in the summaries. The code computes them from means over the "
+        "utterances of a conversation, and they calibrate the inputs of encoders. "
+        "Inputs here are of any kind, so they calibrate features, and each sample is a "
+        "conversation of one utterance. The code's networks have an optimiser of their "
+        "own, Adam like the model's. Its scripts add noise with each gradient's own "
+        "spread, which is not built. Defaults are those for IEMOCAP with MMGCN; for "
+        "MOSEI ρ is 1.6 and τ 0.4. Because a method of the head is called outside its "
+        "forward pass, FSDP2 must shard the head together with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("distance", "shares")
 
@@ -125,8 +126,8 @@ class BALM(Method):
         if not callable(getattr(head, "last_layers", None)):
             raise UserError(
                 f"BALM compares the head's last layers, but {type(head).__name__} has no method "
-                "'last_layers'. Build the model with the head 'balm', or give one's own that "
-                "method: the weights of the fused layer, and by modality of its own."
+                "'last_layers'. Build the model with the head 'balm', or add that method to "
+                "your own: it gives the weights of the fused layer, and of each modality's."
             )
         self.head, self.rho, self.tau = head, rho, tau
         self.distance: Float[Tensor, " m"] = torch.zeros(len(self.encoders))

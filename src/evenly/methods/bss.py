@@ -111,20 +111,21 @@ class BSS(Method):
         needs=("unimodal", "index"),
         needs_probe=True,
         head="total",
-        cost="M unimodal heads; a look at the training split before each epoch, for a curriculum "
+        cost="M unimodal heads; a pass over the training split before each epoch, for a curriculum "
         "before the first alone",
         budget=1.05,
-        doubts="Read in the released code; of the paper, the abstract. Epochs keep their length: "
-        "while a curriculum has reached a share of the samples, these come several times in an "
-        "epoch, where the released code's epoch is that much shorter. It measures in training "
-        "mode, so that BatchNorm takes each batch's statistics and notes them; here the model is "
-        "in evaluation mode and stays as it is. The order of a curriculum is that of the untrained "
-        "model, here as there, so that it tells little without pre-trained encoders. The weights "
-        "of the losses, 0.1 and 0.9, are those for CREMA-D; for the other data sets that were "
-        "looked at both are 1, which is uniform multi-loss training. There it predicts with "
-        "z + Σ_m z_m, for CREMA-D with Σ_m z_m alone. For NVGesture it leaves out the 0.01. It "
-        "leaves out a last batch that is not full, which in a self-paced order holds hard samples. "
-        "What is hard is told by cross-entropy, whatever the criterion.",
+        doubts="Read in the released code, and in the paper's abstract. Epochs keep their "
+        "length: while a curriculum has reached only a share of the samples, these come "
+        "several times per epoch, where the released code has a shorter epoch. It "
+        "measures in training mode, so that BatchNorm uses and records each batch's "
+        "statistics; here the model is in evaluation mode and stays unchanged. As in "
+        "that code, the untrained model orders the curriculum, which says little "
+        "without pre-trained encoders. The weights of the losses, 0.1 and 0.9, are "
+        "those for CREMA-D; for the other data sets that we looked at both are 1, which "
+        "is uniform multi-loss training. It predicts with z + Σ_m z_m, for CREMA-D with "
+        "Σ_m z_m alone. For NVGesture it leaves out the 0.01. It drops an incomplete "
+        "last batch, which in a self-paced order holds hard samples. Cross-entropy "
+        "decides what is hard, whatever the criterion.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "order")
 

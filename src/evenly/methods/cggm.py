@@ -89,7 +89,7 @@ class CGGM(Method):
         url="https://arxiv.org/abs/2411.01409",
         category="optimisation",
         writes="gradients",
-        modalities="two or more as in the paper; with one, nothing is changed",
+        modalities="two or more as in the paper; with one, it does nothing",
         neutral="the coefficients of all encoders add up to ρ (M - 1), so for more than two "
         "modalities or unequal progress no setting makes each of them 1",
         epochs=30,
@@ -99,19 +99,21 @@ class CGGM(Method):
         multiplies=True,
         within_batch=True,
         doubts="The released code takes the cosine of parameters where the paper speaks of "
-        "gradients; here it is that of the gradients. Of the last step's term, which it adds to "
-        "the next step's loss, only the layer of the fused logits gets a gradient; here the "
-        "shares are the last step's and the cosines this batch's, which is this library's "
-        "reading, and head and encoders learn from it. Its classifiers are small transformers on "
-        "sequences of features; here linear layers on vectors. It lets the coefficients grow "
-        "without bound, and change sign, as the accuracies' changes cancel; here losses of "
-        "accuracy count as 0; where none gained or lost all get 1, as there. Its scripts clip "
-        "gradients to the norm 0.8 afterwards, which is left to the loop. The settings are those "
-        "of its scripts for IEMOCAP and MOSI (30 epochs, Adam for the classifiers, too); that for "
-        "Food-101 has lam = 0.05, 60 epochs and AdamW, which decays the classifiers' weights; "
-        "here plain Adam. The direction loss has the cosine of the gradients of one pass's batch, "
-        "on its own rank, and that of summed gradients is no mean of these: with gradient "
-        "accumulation or on several ranks the result is not that of one large batch.",
+        "gradients; here it is that of the gradients. The code adds the last step's "
+        "term to the next step's loss, so only the layer of the fused logits gets a "
+        "gradient from it. Here the shares come from the last step and the cosines from "
+        "this batch, which is our reading, and head and encoders learn from it. Its "
+        "classifiers are small transformers on sequences of features; here they are "
+        "linear layers on vectors. The code lets the coefficients grow without bound "
+        "and change sign as the changes of accuracy cancel; here losses of accuracy "
+        "count as 0. As in the code, all get 1 if none gained or lost. Its scripts clip "
+        "gradients to the norm 0.8 afterwards, which is left to the loop. The settings "
+        "are those of its scripts for IEMOCAP and MOSI (30 epochs, Adam for the "
+        "classifiers, too); the script for Food-101 uses lam = 0.05, 60 epochs and "
+        "AdamW, which decays the classifiers' weights; here it is plain Adam. The "
+        "direction loss uses the cosine of the gradients of one pass's batch, on its "
+        "own rank, and the cosine of summed gradients is not their mean: with gradient "
+        "accumulation or on several ranks, the result is not that of one large batch.",
     )
     state: ClassVar[tuple[str, ...]] = (
         "classifiers",

@@ -64,14 +64,14 @@ class CML(Method):
         cost="the head once more for each modality but one",
         budget=1.05,
         missing=True,
-        doubts="The released code has no late fusion, only CPM-Nets and MIWAE. Its CPM-Nets "
-        "divide the classification loss by the number of sets and not the penalty, as here; both "
-        "are added up over samples, and here means, which leaves their ratio as it is. There the "
-        "classification loss is one of distances in the latent space, beside one of "
-        "reconstruction; here the cross-entropy alone, so a weight need not mean the same. There "
-        "each sample has an order of removal of its own, drawn once; here one for all samples of "
-        "a step, drawn anew in each. The paper searches the weight among 0, 5, ..., 100; the "
-        "default is the least of them that acts.",
+        doubts="The released code has no late fusion, only CPM-Nets and MIWAE. Like here, its "
+        "CPM-Nets divide the classification loss by the number of sets but not the "
+        "penalty; both are sums over samples, here means, which leaves their ratio "
+        "unchanged. Its classification loss uses distances in the latent space, beside "
+        "a reconstruction loss; here it is cross-entropy alone, so a weight may not "
+        "mean the same. It draws an order of removal once per sample; here one order "
+        "for all samples of a step is drawn anew in each step. The paper searches the "
+        "weight among 0, 5, ..., 100; the default is the smallest that acts.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps",)
 

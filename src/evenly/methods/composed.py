@@ -50,7 +50,8 @@ def combined(infos: Sequence[Info]) -> Info:
         )
     if any(info.alone for info in infos):
         raise UserError(
-            f"{_listed(infos)}: one trains a single modality, and leaves the others nothing to do."
+            f"{_listed(infos)}: one of them trains a single modality, so the others have "
+            "nothing to do."
         )
     writes = [info.writes for info in infos if info.writes != "nothing"]
     order = ("gradients", "loss", "learning rates", "weights")
@@ -95,7 +96,7 @@ class Composed(Method):
             ValueError: If two of them write the same, or they are of different trainings.
         """
         if len(methods) < 2:
-            raise UserError(f"Composed takes two methods or more; found {len(methods)}.")
+            raise UserError(f"Composed takes at least two methods; found {len(methods)}.")
         for one, other in combinations(methods, 2):
             if what := clash(one, other):
                 raise UserError(
@@ -104,18 +105,26 @@ class Composed(Method):
                 )
             if one.criterion is not other.criterion:
                 raise UserError(
-                    f"{_name(one)} and {_name(other)} have different criteria. Give both the same."
+                    f"{_name(one)} and {_name(other)} have different criteria. Give both the "
+                    "same one."
                 )
         self.methods = methods
         self.info = combined([method.info for method in methods])
         encoders = {name: x for method in methods for name, x in method.encoders.items()}
         for method in methods:
             if any(encoders[name] is not x for name, x in method.encoders.items()):
-                raise UserError("the methods have other encoders of one name. Give all the same.")
+                raise UserError(
+                    "the methods have different encoders under the same name. Give "
+                    "all the same encoders."
+                )
         super().__init__(encoders, criterion=methods[0].criterion)
         own = [method for method in methods if not _keeps_loss(method)]
         self._of_loss = own[0] if own else methods[0]
         self._of_backward = next((m for m in methods if overrides(m, "backward")), self._of_loss)
+
+    def __repr__(self) -> str:
+        """The methods with their settings."""
+        return f"Composed({', '.join(map(repr, self.methods))})"
 
     @property
     def state(self) -> tuple[str, ...]:  # type: ignore[override]

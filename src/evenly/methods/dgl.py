@@ -72,9 +72,9 @@ class DGL(Method):
         cost="the head M + 1 times more, and its backward",
         budget=1.05,
         missing=True,
-        doubts="The released code clips gradients to the norm 40, which is left to the loop, and "
-        "has α at 4 or 5 by data set, at 2 and 3 for Kinetics-Sounds. Encoders that are not "
-        "handed over get no gradient.",
+        doubts="The released code clips gradients to the norm 40, which is left to the loop. "
+        "Its α is 4 or 5 depending on the data set, and 2 and 3 for Kinetics-Sounds. "
+        "Encoders that are not passed in get no gradient.",
     )
 
     def __init__(

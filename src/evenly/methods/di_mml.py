@@ -104,16 +104,16 @@ class DIMML(Method):
         needs=("unimodal",),
         needs_probe=True,
         head="certainty",
-        cost="M + 2 linear layers, and one look at the training split",
+        cost="M + 2 linear layers, and one pass over the training split",
         budget=1.05,
         within_batch=True,
         missing=True,
-        doubts="The paper trains the layer on all features afterwards, for 20 epochs, with the "
-        "encoders frozen; here alongside, on detached features, so that every epoch has a "
-        "prediction. The encoders are trained by the same loss either way. The temperature is "
-        "that of the released script for CREMA-D; its default is 1. That of its fusion is 3 for "
-        "AVE and ModelNet. A method of the head is called "
-        "outside of its forward pass, so FSDP2 must not shard the head by itself, only with the "
+        doubts="The paper trains the layer on all features afterwards, for 20 epochs with "
+        "frozen encoders; here it trains alongside, on detached features, so that every "
+        "epoch has a prediction. The encoders have the same loss either way. The "
+        "temperature is that of the released script for CREMA-D, whose default is 1; "
+        "that of its fusion is 3 for AVE and ModelNet. Because a method of the head is "
+        "called outside its forward pass, FSDP2 must shard the head together with the "
         "whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("effective",)
@@ -149,7 +149,7 @@ class DIMML(Method):
         check_range(self, "not negative", start=start)
         if not (hasattr(head, "aligned") and hasattr(head, "joined")):
             raise UserError(
-                "DIMML needs a head with a layer in common and one on all features; found "
+                "DIMML needs a head with a shared layer and one on all features; found "
                 f"{type(head).__name__}. Build the model with the head 'certainty'."
             )
         self.head: Any = head

@@ -35,8 +35,8 @@ class Ensemble(Method):
         head="ensemble",
         budget=1.05,
         missing=True,
-        doubts="Clipping the norm of all gradients together ties the modalities to one another; "
-        "unimodal models trained separately would be clipped by themselves.",
+        doubts="Clipping the norm of all gradients together couples the modalities; separately "
+        "trained unimodal models would be clipped separately.",
     )
 
     def __init__(self, encoders: Encoders, *, criterion: Criterion | None = None) -> None:

@@ -49,10 +49,10 @@ class Finetune(Method):
         head="multi",
         missing=True,
         cost="none in a step; the pre-training comes before the first epoch",
-        doubts="Papers that compare with it say little of the pre-training; that it is as long as "
-        "the joint training, with the same optimiser and a constant learning rate, is a decision "
-        "made here. The layers of the pre-training are not kept: the "
-        "model's unimodal logits are those of layers that were never trained.",
+        doubts="Papers that compare with it say little about the pre-training. We chose the "
+        "length of the joint training, the same optimiser and a constant learning rate. "
+        "The layers used for pre-training are discarded: the model's unimodal logits "
+        "come from layers that were never trained.",
     )
     state: ClassVar[tuple[str, ...]] = ("is_pretrained",)
 

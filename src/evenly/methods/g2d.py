@@ -86,16 +86,17 @@ class G2D(Taught):
         "training of the teachers (`teacher_epochs` epochs) and one pass over the training split",
         budget=1.05,
         missing=True,
-        doubts="The order of three or more modalities is our reading: the released code has two. "
-        "It compares the teachers in each batch, as is done here (in a tie it fails; here none is "
-        "held back), and prioritises from epoch 0 to 150 inclusive, here 150 epochs. It changes "
-        "tensors of four dimensions only (the convolutions of its ResNets); here all weights of "
-        "two or more. Its teachers are of the epoch with the best test accuracy; here of the last "
-        "one, so that no split decides, at the learning rate that the student starts with. "
-        "Teachers are looked at once, in evaluation mode and without augmentation, and the "
-        "student starts from the weights that the teachers started from. No batch "
-        "of that pass may lack a modality, though one of training may. The tables are "
-        "part of every checkpoint.",
+        doubts="The released code has two modalities; the order of three or more is our "
+        "reading. As in that code, teachers are compared in each batch; in a tie it "
+        "fails, while here none is held back. It prioritises from epoch 0 to 150 "
+        "inclusive, here for 150 epochs. It changes only four-dimensional tensors (the "
+        "convolutions of its ResNets); here all weights of two or more dimensions. Its "
+        "teachers come from the epoch with the best test accuracy; here from the last "
+        "one, so that no split decides, at the student's starting learning rate. "
+        "Teachers are evaluated once, without augmentation, and the student starts from "
+        "the weights that the teachers started from. No batch of that pass may lack a "
+        "modality, though training batches may. The tables are part of every "
+        "checkpoint.",
     )
     state: ClassVar[tuple[str, ...]] = ("teachers", "samples", "epoch")
 

@@ -89,22 +89,23 @@ class GBlending(Method):
         "for the fused one",
         budget=1.05,
         missing=True,
-        doubts="The paper holds a part of the training split out to measure the gap; here it is "
-        "the probe's validation split, which then has a say in the weights and not only in the "
-        "choice of the epoch. Weights add up to 1, as in the weights that the authors publish; the "
-        "paper's formula leaves the constant to a normalisation. A negative gain has weight 0 "
-        "(the paper's assumes a gain), O² has a floor of 1e-4, and all weights are equal if no "
-        "loss has a gain; these three are not in the paper. Its lengths (45 epochs, super-epochs "
-        "of 10) are not verified. Trials run in the settings that the optimiser has at that "
-        "moment, without a schedule of the learning rate. The unimodal losses have one trial in "
-        "common, which is the same as one for each as long as they share no parameters: with a "
-        "head of the user's own that gives all modalities one layer or one bias, it is not. A "
-        "batch of training, in a trial too, may lack a modality; the losses before and after a "
-        "trial are of passes in which no batch may. Where w_0 is 0 the "
-        "fused head learns from detached features in each step; the paper does not say what "
-        "becomes of it, and a re-implementation fine-tunes it for 25 epochs afterwards. There "
-        "a loss that gains nothing has the weight of its |G|, and by default G and O are what the "
-        "losses are afterwards, not what they have changed by.",
+        doubts="The paper holds out part of the training split to measure the gap. Here it is "
+        "the probe's validation split, which thus influences the weights and not only "
+        "the choice of the epoch. Weights add up to 1, like those the authors publish; "
+        "the paper's formula leaves the constant to a normalisation. Three rules are "
+        "not in the paper: a negative gain gets weight 0 (the paper assumes a gain), O² "
+        "is at least 1e-4, and all weights are equal if no loss gains. The lengths (45 "
+        "epochs, super-epochs of 10) are not verified. Trials use the optimiser's "
+        "current settings, without a learning-rate schedule. The unimodal losses share "
+        "one trial, which equals one trial each as long as they share no parameters; a "
+        "head of your own with one layer or bias for all modalities breaks that. A "
+        "training batch may lack a modality, also in a trial; the losses before and "
+        "after a trial come from passes in which no batch may. Where w_0 is 0, the "
+        "fused head learns from detached features in each step; the paper does not say "
+        "what becomes of it, and a re-implementation fine-tunes it for 25 epochs "
+        "afterwards. In that re-implementation a loss that gains nothing has the weight "
+        "of its |G|, and by default G and O are the losses afterwards, not their "
+        "changes.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "weights")
 

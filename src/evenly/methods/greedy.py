@@ -71,7 +71,7 @@ class Greedy(Method):
         category="forward",
         writes="loss",
         targets=ANY,
-        modalities="the paper has two; with more, a modality is compared with the mean of the "
+        modalities="the paper uses two; with more, a modality is compared with the mean of the "
         "others, which for two is the paper's rule; with one, it is joint training",
         neutral="its objective is the sum of the modalities' losses, while joint training's is "
         "the loss of their mean; with window=0 nothing but this objective is left",
@@ -82,21 +82,23 @@ class Greedy(Method):
         cost="cross-modal blocks; norms of all weights and gradients",
         budget=1.15,
         missing=True,
-        doubts="As in the released code, the modality cut off is the one whose by-pass learns the "
-        "faster, the main parameters include its linear layer, what squeezes all modalities counts "
-        "in each by-pass, and the step that ends a curation decides nothing. Departures from it: "
-        "there the second modality's running average is updated from the first one's gates, here "
-        "each is its own; it is taken over the samples of training before this step, there over "
-        "all passes, validation and the present batch included; validation takes the gates as "
-        "they are, there as a curation under way has them; a step whose gradients overflow counts "
-        "for nothing; gates are 2σ as in the MMTM paper, there σ. More than two modalities are not "
-        "in the paper. The paper's model of images is a pair of ResNet-18 with blocks after their "
-        "last three stages. The lab's has them between the stages of its own, smaller encoders "
-        "and on their features, which for the ResNet is the same as after its last stage, for "
-        "the other two kinds is after their normalisation and pooling. With an encoder of the "
-        "user's own, which does not name its stages, there is only the block on the features. "
-        "Encoders that run in lockstep cannot be sharded (FSDP2) one by one, only with the whole "
-        "model.",
+        doubts="As in the released code, the modality cut off is the one whose by-pass learns "
+        "faster, the main parameters include its linear layer, what squeezes all "
+        "modalities counts in each by-pass, and the step that ends a curation decides "
+        "nothing. Differences: in the code, the second modality's running average is "
+        "updated from the first one's gates, here each has its own. The code averages "
+        "over all passes, including validation and the present batch; here over the "
+        "training samples before this step. In the code, validation takes the gates as "
+        "a curation in progress has them; here as they are. A step whose gradients "
+        "overflow counts for nothing. Gates are 2σ as in the MMTM paper; in the code "
+        "they are σ. More than two modalities are not in the paper. For images, the "
+        "paper uses a pair of ResNet-18s with blocks after their last three stages. The "
+        "lab puts them between the stages of its own, smaller encoders and on their "
+        "features; for its ResNet this is the same as after its last stage, for the "
+        "other two kinds it is after their normalisation and pooling. An encoder of "
+        "your own that does not name its stages has only the block on the features. "
+        "Encoders that run in lockstep must be sharded (FSDP2) together with the whole "
+        "model, not one by one.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "main", "bypass", "curated", "left")
 

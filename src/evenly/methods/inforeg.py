@@ -133,14 +133,14 @@ class InfoReg(Method):
         cost="M unimodal losses and a copy of the encoders' weights",
         budget=1.05,
         missing=True,
-        doubts="The released code's β is 0.95 where sound is ahead and 0.1 where vision is, tuned "
-        "for its data; here it is one number. It takes the window of both modalities from the "
-        "trace of sound; here each has its own. Scores are sums over the batch, so they depend "
-        "on its size. As there, the trace is of gradients that have received the pull, of batches "
-        "and not of single samples, and of weights of two or more dimensions, which in its "
-        "encoders are those of convolutions. One of its versions has logits of separate heads "
-        "and a threshold of 0.04. It runs on two GPUs or more; on fewer it multiplies None by "
-        "None.",
+        doubts="The released code's β is 0.95 where sound is ahead and 0.1 where vision is, "
+        "tuned for its data; here it is one number. It takes the window of both "
+        "modalities from the trace of sound; here each has its own. Scores are sums "
+        "over the batch, so they depend on its size. As in that code, the trace uses "
+        "gradients after the pull, of batches rather than samples, and of weights of "
+        "two or more dimensions (in its encoders, the convolutions). One of its "
+        "versions uses logits of separate heads and a threshold of 0.04. It needs two "
+        "GPUs or more; with fewer it multiplies None by None.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "change", "traces", "running", "start")
 

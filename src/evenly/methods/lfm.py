@@ -122,7 +122,7 @@ class LFM(Method):
         category="objective",
         writes="loss",
         targets=SINGLE,
-        modalities="the paper has two; with more, the sum over all pairs, as the author advises; "
+        modalities="the paper uses two; with more, the sum over all pairs, as the author advises; "
         "with one, joint training",
         neutral="agreement is in the loss at least at first, whatever the schedule",
         epochs=EPOCHS,
@@ -133,21 +133,23 @@ class LFM(Method):
         "samples)",
         budget=1.05,
         missing=True,
-        doubts="The author says that the uploaded scripts are a simplified version, and that the "
-        "paper's alignment is a contrast of cosines; neither is published, and this is the "
-        "scripts' rule. The documented run replays a₁ as a polynomial that was fitted to one "
-        "training of 200 epochs on CREMA-D; it is slightly negative in epochs 177 to 188 (here "
-        "0), and its script selects models on the test split. The first release, whose schedule "
-        "is `heuristic`, also had a contrastive loss and unimodal pre-training, which are not "
-        "built. The released divergence is ½ KL(m ‖ p) + ½ KL(m ‖ q); here it is "
-        "Jensen-Shannon's, as named. `learnt`: the released code takes the mean of H v over the "
-        "first parameter tensor alone, with the model in training mode, on 8 of 16 samples that "
-        "it takes out of the training split; here over all parameters, in evaluation mode, on "
-        "samples of the validation split. In both the mean is so small that a₁ stays at 0.95. "
-        "That it is the derivative that the paper derives could not be verified. Every layer must "
-        "be twice differentiable there: fused attention and cuDNN are switched off for that "
-        "pass. It cannot train parameters that FSDP2 has sharded: the model then runs on whole "
-        "copies of them, so the losses have no derivative by the shards, and there is no H v.",
+        doubts="The author says that the uploaded scripts are a simplified version, and that "
+        "the paper's alignment is a contrast of cosines; neither is published, so this "
+        "follows the scripts. The documented run replays a₁ as a polynomial fitted to "
+        "one training of 200 epochs on CREMA-D; it is slightly negative in epochs 177 "
+        "to 188 (here 0), and the script selects models on the test split. The first "
+        "release, whose schedule is `heuristic`, also had a contrastive loss and "
+        "unimodal pre-training, which are not built. The released divergence is ½ KL(m "
+        "‖ p) + ½ KL(m ‖ q); here it is Jensen-Shannon's, as its name says. For "
+        "`learnt`, the released code takes the mean of H v over the first parameter "
+        "tensor only, in training mode, on 8 of 16 samples taken out of the training "
+        "split; here over all parameters, in evaluation mode, on samples of the "
+        "validation split. In both, the mean is so small that a₁ stays at 0.95. Whether "
+        "it is the derivative that the paper derives could not be verified. Every layer "
+        "must be twice differentiable for it: fused attention and cuDNN are switched "
+        "off for that pass. It cannot train parameters sharded by FSDP2: the model then "
+        "runs on whole copies of them, so the losses have no derivative with respect to "
+        "the shards, and there is no H v.",
     )
     state: ClassVar[tuple[str, ...]] = ("weight", "history")
 

@@ -38,20 +38,20 @@ class MaskedTransformer(ModalityDropout):
         category="forward",
         writes="loss",
         targets=ANY,
-        modalities="any number; with one, nothing is masked",
+        modalities="any number; with one, it masks nothing",
         neutral={"p": 0.0},
         needs=("index",),
         head="attention",
         cost="a transformer layer over M + 1 tokens, passed 2 (M + 1) times",
         budget=1.1,
         missing=True,
-        doubts="The paper's baseline (SimBaMM) was read in summaries and in the branch of its code "
-        "for UK Biobank, which masks what a sample lacks and nothing else: with p = 0 this is that "
-        "row, and masking at random, for which no p is published, is a reference row of our own. "
-        "0.5 is that of `modality_dropout`, so that the two differ in the fusion alone. There the "
-        "transformer is tuned for each data set (layers, width, heads, dropout), is post-norm and "
-        "has sinusoidal positions; here it is one pre-norm layer without dropout, with learnt "
-        "positions.",
+        doubts="The paper's baseline (SimBaMM) was read in summaries and in its code for UK "
+        "Biobank, which only masks what a sample lacks: p = 0 is that baseline. Random "
+        "masking, for which no p is published, is a reference of our own; its 0.5 is "
+        "that of `modality_dropout`, so that the two differ only in the fusion. The "
+        "paper tunes its transformer per data set (layers, width, heads, dropout), with "
+        "post-norm and sinusoidal positions; here it is one pre-norm layer without "
+        "dropout, with learnt positions.",
     )
 
     def __init__(

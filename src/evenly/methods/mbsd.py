@@ -60,12 +60,12 @@ class MBSD(Method):
         cost="M unimodal heads",
         budget=1.05,
         missing=True,
-        doubts="Unverified: no code was released, and only the paper's idea is built, that the "
-        "dominant modality's knowledge is passed on to the weaker one, for classification and "
-        "not for the pre-training tasks of the paper. That it goes sample by sample, its weight "
-        "and the unit λ are re-implementations' reading. Theirs also pulls logits together "
-        "by their squared distance, and lets a wrong teacher teach if the student is right; "
-        "neither is done here.",
+        doubts="Unverified: no code was released. Only the paper's idea is built, that the "
+        "dominant modality passes its knowledge on to the weaker one, for "
+        "classification and not for the paper's pre-training tasks. That this happens "
+        "sample by sample, with this weight and the unit λ, follows re-implementations. "
+        "They also pull logits together by their squared distance, and let a wrong "
+        "teacher teach if the student is right; neither is done here.",
     )
 
     def __init__(

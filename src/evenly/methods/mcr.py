@@ -106,17 +106,18 @@ class MCR(Method):
         budget=1.2,
         within_batch=True,
         missing=True,
-        doubts="The terms are as in the released code, its model by itself, with the unimodal "
-        "losses of its trainer; there features are encoded again in evaluation mode for the game. "
-        "The permuted predictions hold still the logits of those who look on, W_m f_m; here with "
-        "their share of the bias, which for k = 0 has a smaller gradient. Three modalities are "
-        "permuted in pairs, all with weight 1, as in the code for three; more, likewise, are in "
-        "no code. The defaults are those of the run on CREMA-D with Conformers, which begins with "
-        "encoders pre-trained alone: set `pretrain` for that. With ResNets `bottleneck` is 0. "
-        "The temperature is the default of its trainer. The head must add up the modalities' "
-        "logits, as a linear one on concatenated features does. A method of the head is called "
-        "outside of its forward pass, so FSDP2 must not shard the head by itself, only with the "
-        "whole model.",
+        doubts="The terms follow the released code (its model, with the unimodal losses of its "
+        "trainer), which encodes features a second time, in evaluation mode, for the "
+        "game. The permuted predictions detach the logits W_m f_m of the modalities "
+        "that look on; here also their share of the bias, which for k = 0 has a smaller "
+        "gradient. As in the code for three modalities, three are permuted in pairs, "
+        "all with weight 1; no code has more, which are treated alike. The defaults are "
+        "those of the run on CREMA-D with Conformers, which begins with encoders "
+        "pre-trained alone: set `pretrain` for that. With ResNets, `bottleneck` is 0. "
+        "The temperature is the default of its trainer. The head must add up the "
+        "modalities' logits, as a linear one on concatenated features does. Because a "
+        "method of the head is called outside its forward pass, FSDP2 must shard the "
+        "head together with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps", "is_pretrained")
 

@@ -100,17 +100,18 @@ class MIDAS(Method):
         budget=1.05,
         within_batch=True,
         missing=True,
-        doubts="Written from the paper, not checked against the released code. The length of the "
-        "warm-up could not be found: the default, 5 of 70 epochs, is this library's. How pairs are "
-        "drawn, that c and s have no gradient, that L_mis is the mean over samples with a partner "
-        "of another class, and all of it for more than two modalities, are this library's "
-        "reading. Features are exchanged in place of inputs, which is the same where encoders "
-        "neither see each other nor normalise over the batch. The defaults are those for "
-        "CREMA-D; λ is 5 for Kinetics-Sounds. Samples that lack a modality, and batches that do, "
-        "have no part in L_mis. In the warm-up the fused head gets gradients of zero, so it is "
-        "decayed. α has no upper bound: where a modality cannot become surer it climbs, on the "
-        "votes of CREMA-D to about 10, and the prediction follows that modality too much (one "
-        "seed: 72 %, with η = 0 79 %, joint training 80 %).",
+        doubts="Written from the paper, not checked against the released code. The length of "
+        "the warm-up could not be found; the default, 5 of 70 epochs, is ours. Our "
+        "reading is also how pairs are drawn, that c and s have no gradient, that L_mis "
+        "is the mean over samples whose partner has another class, and everything for "
+        "more than two modalities. Features are exchanged instead of inputs, which is "
+        "the same if encoders neither see each other nor normalise over the batch. The "
+        "defaults are those for CREMA-D; λ is 5 for Kinetics-Sounds. Samples and "
+        "batches that lack a modality do not enter L_mis. During the warm-up the fused "
+        "head gets zero gradients, so weight decay acts on it. α has no upper bound: if "
+        "a modality cannot become surer, α climbs, on the votes of CREMA-D to about 10, "
+        "and the prediction follows that modality too much (one seed: 72 %; with η = 0 "
+        "79 %, joint training 80 %).",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "steps", "alpha")
 

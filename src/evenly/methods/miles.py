@@ -73,22 +73,23 @@ class MILES(Paced):
         url="https://arxiv.org/abs/2510.17394",
         category="optimisation",
         writes="learning rates",
-        modalities="the paper has two; with more, acc_B is the mean of the others' accuracies, and "
-        "an encoder is slowed if its u_m is more than τ above the mean of the others', which for "
-        "two is the paper's rule; with one, training is joint training",
+        modalities="the paper uses two; with more, acc_B is the mean of the others' accuracies, "
+        "and an encoder is slowed if its u_m is more than τ above the mean of the others', which "
+        "for two is the paper's rule; with one, training is joint training",
         neutral={"reduction": 1.0, "unimodal": 0.0},
         needs=("unimodal",),
         needs_probe=True,
         head="multi",
-        cost="M unimodal heads; before each epoch a look at the validation split",
+        cost="M unimodal heads; before each epoch a pass over the validation split",
         budget=1.05,
         missing=True,
-        doubts="No code of the authors' is known, and the paper's full text could not be read: "
-        "rule and settings are as PGGB's authors re-implement it, by the paper's algorithm as they "
-        "say. There accuracies are of the test split, here of the validation split, so that a "
-        "choice of the best epoch is by what the rates were chosen by. That factors do not "
-        "compound, that the head keeps its rate, and the weight of the unimodal losses are from "
-        "there, too. It trains with Adam, as the paper is said to.",
+        doubts="No code by the authors is known, and the paper's full text could not be read: "
+        "rule and settings follow the re-implementation by PGGB's authors, who say that "
+        "they follow the paper's algorithm. They use accuracies of the test split; here "
+        "it is the validation split, so the data that selects the best epoch has also "
+        "chosen the rates. That factors do not compound, that the head keeps its rate, "
+        "and the weight of the unimodal losses also come from there. It trains with "
+        "Adam, as the paper is said to.",
     )
     state: ClassVar[tuple[str, ...]] = ("factor", "epoch")
 

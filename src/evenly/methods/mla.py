@@ -82,16 +82,16 @@ class MLA(Method):
         budget=1.1,
         partial=True,
         missing=True,
-        doubts="The paper projects with the features of the modality before, as is done here. "
-        "The released code first updates P with the current modality's own features, and divides "
-        "element by element by α + k r, a matrix, where the paper has the number α + rᵀ k; and it "
-        "projects only if the head is wrapped in DataParallel, as it looks for a parameter of "
-        "another name. Its entropy in the fusion of tests is taken over the batch. α falls from "
-        "0.1 to 0.01 within each epoch, whose length is taken from the epoch before; in the first "
-        "it stays at 0.1. Dividing P by its Frobenius norm makes the head's gradient smaller, by "
-        "about √d at the start, as published. Encoders that a loop feeds out of turn still update "
-        "BatchNorm's running statistics. The paper's other inference rule, fixed weights, is not "
-        "built.",
+        doubts="As in the paper, the projection uses the features of the previous modality. "
+        "The released code first updates P with the current modality's own features, "
+        "and divides elementwise by the matrix α + k r, where the paper has the number "
+        "α + rᵀ k; it projects only if the head is wrapped in DataParallel, because it "
+        "looks for a parameter of another name. Its test-time entropy is taken over the "
+        "batch. α falls from 0.1 to 0.01 within each epoch, whose length is that of the "
+        "previous one; in the first it stays at 0.1. Dividing P by its Frobenius norm "
+        "makes the head's gradient smaller, by about √d at the start, as published. "
+        "Encoders that a loop feeds out of turn still update BatchNorm's running "
+        "statistics. The paper's other inference rule, fixed weights, is not built.",
     )
     state: ClassVar[tuple[str, ...]] = ("projection", "epoch", "step", "length")
 

@@ -49,7 +49,7 @@ class MLB(MultiLoss):
         category="optimisation",
         writes="gradients",
         modalities="any number: a score is compared with the mean of the others, as in the "
-        "released code for three; for two that is the paper's rule; with one, nothing is scaled",
+        "released code for three; for two that is the paper's rule; with one, it scales nothing",
         neutral={"alpha": 0.0, "weight": 0.0},
         needs=("unimodal",),
         head="multi",
@@ -58,11 +58,12 @@ class MLB(MultiLoss):
         scales_gradients=True,
         multiplies=True,
         doubts="The released code also scales the modality's slice of the fused layer and its "
-        "unimodal classifier; here the encoders alone. Its scripts tune alpha and beta for each "
-        "data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without beta, 2 and 1 for AVE, 2 "
-        "and 0.5 for UCF; with Conformers (alpha 3 and 5) and for Something-Something (2) they "
-        "leave beta out, which is beta = 2. Its class raises an error when it is made, which is "
-        "mended here. A beta below 1 damps an encoder that is behind, too.",
+        "unimodal classifier; here only the encoders are scaled. Its scripts tune alpha "
+        "and beta per data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without "
+        "beta; 2 and 1 for AVE; 2 and 0.5 for UCF. With Conformers (alpha 3 and 5) and "
+        "for Something-Something (2) they leave beta out, which means beta = 2. Its "
+        "class raises an error when it is constructed, which is fixed here. A beta "
+        "below 1 also damps an encoder that is behind.",
     )
 
     def __init__(

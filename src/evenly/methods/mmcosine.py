@@ -34,9 +34,9 @@ class MMCosine(Method):
         cost="norms of features and class weights",
         budget=1.05,
         missing=True,
-        doubts="The noise-contrastive term that the released code adds with the weight 0 by "
-        "default is left out, and it validates by the plain linear head, which was trained "
-        "through the cosines alone; here the prediction is the cosines'. The scale is 10 for all "
+        doubts="The released code adds a noise-contrastive term with weight 0 by default, "
+        "which is left out. It validates with the plain linear head, which was trained "
+        "only through the cosines; here the cosines predict. The scale is 10 for all "
         "data; the paper tunes it from 5 to 20, for which the head takes `scale`.",
     )
 
@@ -58,7 +58,7 @@ class MMCosine(Method):
         super().__init__(encoders, criterion=criterion)
         if not isinstance(getattr(head, "scale", None), int | float):
             raise UserError(
-                "MMCosine is its head, which sums scaled cosines; found a "
-                f"{type(head).__name__} without a number `scale`. Build the model with "
-                "LateFusion(..., head='cosine'), or set `scale` on a cosine head of your own."
+                "MMCosine needs a head that sums scaled cosines, with a number `scale`; found "
+                f"{type(head).__name__}. Build the model with LateFusion(..., head='cosine'), "
+                "or set `scale` on a cosine head of your own."
             )

@@ -73,14 +73,14 @@ class MMPareto(Method):
         budget=2.1,
         scales_gradients=True,
         missing=True,
-        doubts="γ is part of what keeps the method apart from plain multi-loss training and is "
-        "divided out by Adam, the direction is not. Conflict is judged on a whole encoder, the "
-        "size of the result tensor by tensor, both as in the released code. The inner products "
-        "are non-negative before the tensors are enlarged one by one. Where FSDP2 shards the "
-        "parameters, the unimodal losses have a backward pass of their own, and then the rest; a "
-        "unimodal prediction that reads another modality's encoder, too, would there add to what "
-        "counts as that encoder's own, and gradients must be synchronised in every pass of an "
-        "accumulation.",
+        doubts="γ is part of what distinguishes the method from plain multi-loss training. "
+        "Adam divides γ out, but not the direction. As in the released code, conflict "
+        "is judged on a whole encoder and the size of the result tensor by tensor. The "
+        "inner products are non-negative before the tensors are enlarged one by one. If "
+        "FSDP2 shards the parameters, the unimodal losses have their own backward pass, "
+        "and the rest follows; a unimodal prediction that also reads another modality's "
+        "encoder would then add to that encoder's own gradient, and gradients must be "
+        "synchronised in every pass of an accumulation.",
     )
 
     def __init__(
@@ -126,8 +126,8 @@ class MMPareto(Method):
             )
         if len(set(map(distributed.cut, self._shards))) > 1:
             raise UserRuntimeError(
-                "MMPareto: the encoders' parameters are cut over ranks in several ways. Shard all "
-                "of them on one mesh."
+                "MMPareto: the encoders' parameters are sharded in several ways. Shard all of "
+                "them on one mesh."
             )
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
@@ -149,8 +149,8 @@ class MMPareto(Method):
         passes, self._passes = self._passes, []
         if not passes:
             raise UserRuntimeError(
-                "MMPareto.backward came without a call of MMPareto.loss before it. Compute the "
-                "loss with method.loss(output, target)."
+                "MMPareto.backward was called before MMPareto.loss. Compute the loss with "
+                "method.loss(output, target)."
             )
         # What the loop multiplied each pass with, from the graph itself.
         sums = [total for total, _ in passes]
@@ -178,9 +178,9 @@ class MMPareto(Method):
         """
         if self._norm is None:
             raise UserRuntimeError(
-                "MMPareto.before_step came without a call of MMPareto.backward since the last "
-                "step, so it knows no unimodal gradients. Call method.backward(loss) in place of "
-                "loss.backward()."
+                "MMPareto.before_step was called without MMPareto.backward since the last "
+                "step, so there are no unimodal gradients. Call method.backward(loss) instead "
+                "of loss.backward()."
             )
         plain = self._gradient_norms()
         # Gradients may have been unscaled (AMP) since the last backward pass, ours were not.

@@ -65,7 +65,7 @@ class MNL(Method):
         url="https://arxiv.org/abs/2510.20877",
         category="objective",
         writes="loss",
-        modalities="the paper has two; with more, all that are ahead of one guide it, each with a "
+        modalities="the paper uses two; with more, all that are ahead of one guide it, each with a "
         "weight of 1 / (M - 1); with one, training is joint training",
         neutral="without what guides say of other classes, their samples' labels and the unimodal "
         "losses remain",
@@ -74,10 +74,10 @@ class MNL(Method):
         cost="M unimodal losses, and M (M - 1) more on the logits",
         budget=1.05,
         missing=True,
-        doubts="The released code is for text and images (MVSA) alone, from which the weight is. "
-        "Where both are level there in p[y] and margin, images guide text; here nobody guides. As "
-        "there, the guidance is a mean over samples and classes, so that it weighs 1 / C of a "
-        "cross-entropy.",
+        doubts="The released code covers only text and images (MVSA), which is where the "
+        "weight comes from. If p[y] and margin are level, images guide text there; here "
+        "nobody guides. As in that code, the guidance is a mean over samples and "
+        "classes, so it weighs 1 / C of a cross-entropy.",
     )
 
     def __init__(

@@ -46,16 +46,17 @@ class ModalityDropout(Method):
         category="forward",
         writes="loss",
         targets=ANY,
-        modalities="any number; with one, nothing is dropped",
+        modalities="any number; with one, it drops nothing",
         neutral={"p": 0.0},
         needs=("index", "fuse"),
         cost="a second pass of the head",
         budget=1.05,
         missing=True,
-        doubts="The paper drops input channels of a network that is pre-trained by modality; here "
-        "the features that enter the fusion, of any network. Its probability could not be "
-        "verified: 0.5 is a guess. It may drop all modalities of a sample; here one always stays, "
-        "as in later use of the method. What stays is not scaled up.",
+        doubts="The paper drops input channels of a network pre-trained by modality; here, "
+        "features are dropped as they enter the fusion of any network. The probability "
+        "could not be verified: 0.5 is a guess. The paper may drop all modalities of a "
+        "sample; here one always stays, as in later uses of the method. What stays is "
+        "not scaled up.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps",)
 

@@ -63,14 +63,14 @@ class MSLR(Paced):
         needs=("unimodal",),
         needs_probe=True,
         head="late",
-        cost="none; before each epoch a look at the validation split (`dynamic` only)",
+        cost="none; before each epoch a pass over the validation split (`dynamic` only)",
         missing=True,
-        doubts="No code of the authors' is known. The paper takes the rates from a search over "
-        "unimodal models; here they are given, and without `rates` all are 1, so that `keep` and "
-        "`smooth` equal joint training. What `smooth` does is unverified. `dynamic` and its window "
-        "of 5 are as both known re-implementations have them, by AGM's authors and by AMST's. The "
-        "paper adds the modalities' logits; the head takes their mean. "
-        "A modality's layer in the head keeps the common rate.",
+        doubts="No code by the authors is known. The paper finds the rates by a search over "
+        "unimodal models; here you give them, and without `rates` all are 1, so that "
+        "`keep` and `smooth` equal joint training. What `smooth` does is unverified. "
+        "`dynamic` and its window of 5 follow both known re-implementations, by the "
+        "authors of AGM and of AMST. The paper adds the modalities' logits; the head "
+        "takes their mean. A modality's layer in the head keeps the common rate.",
     )
     state: ClassVar[tuple[str, ...]] = ("factor", "history")
 
@@ -111,8 +111,8 @@ class MSLR(Paced):
         for name, rate in rates.items():
             if not 0 < rate < math.inf:
                 raise UserError(
-                    f"MSLR: the rate of '{name}' is finite and above 0; found {rate}. Freeze an "
-                    "encoder that is not to be trained."
+                    f"MSLR: the rate of '{name}' must be finite and above 0; found {rate}. "
+                    "Freeze an encoder that should not train."
                 )
         self.strategy, self.window = strategy, window
         if strategy == "smooth":

@@ -39,8 +39,8 @@ class OGM(Method):
         category="optimisation",
         writes="gradients",
         keeps_loss=True,
-        modalities="the paper has two; with more, a score is compared with the mean of the "
-        "others, which for two is the paper's rule; with one, nothing is changed",
+        modalities="the paper uses two; with more, a score is compared with the mean of the "
+        "others, which for two is the paper's rule; with one, it does nothing",
         neutral={"alpha": 0.0},
         epochs=100,
         in_epochs=("start", "end"),
@@ -48,11 +48,11 @@ class OGM(Method):
         budget=1.05,
         scales_gradients=True,
         multiplies=True,
-        doubts="For three modalities and more the authors advise the mean of the pair-wise ratios "
-        "(2.25 for scores of 30, 20 and 10), here the ratio to the mean of the others (2.0). The "
-        "released code changes tensors of four dimensions only (the convolutions of "
-        "its ResNets); here all weights of two or more, so that encoders of linear layers are "
-        "not left out.",
+        doubts="For three or more modalities the authors advise the mean of the pairwise "
+        "ratios (2.25 for scores of 30, 20 and 10); here it is the ratio to the mean of "
+        "the others (2.0). The released code changes only four-dimensional tensors (the "
+        "convolutions of its ResNets); here all weights of two or more dimensions "
+        "change, so that encoders of linear layers are included.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch",)
 
@@ -82,7 +82,7 @@ class OGM(Method):
         name = type(self).__name__
         check_range(self, "finite and not negative", alpha=alpha)
         if end < start:
-            raise UserError(f"{name}: 'end' is not before 'start' = {start}; found {end}.")
+            raise UserError(f"{name}: 'end' must not be before 'start' = {start}; found {end}.")
         self.alpha, self.start, self.end = alpha, start, end
         self.epoch = -1
         self._score = StepSum()

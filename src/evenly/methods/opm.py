@@ -71,9 +71,9 @@ class OPM(Method):
         url="https://arxiv.org/abs/2410.11582",
         category="forward",
         writes="loss",
-        modalities="the paper has two; with more, a score is compared with the mean of the "
+        modalities="the paper uses two; with more, a score is compared with the mean of the "
         "others, which for two is the paper's rule; the weakest is never dropped, so no sample is "
-        "left empty; with one, nothing is dropped",
+        "left empty; with one, it drops nothing",
         neutral={"base": 0.0},
         epochs=100,
         in_epochs=("start",),
@@ -81,8 +81,8 @@ class OPM(Method):
         cost="a second pass through the head",
         budget=1.05,
         by_pass=True,
-        doubts="The probability that a step is modulated and the defaults are those of the "
-        "released code; its class has a base rate of 0.4, its command 0.5. There the drop rate "
+        doubts="The probability that a step is modulated and the defaults follow the released "
+        "code, whose class has a base rate of 0.4 and whose command 0.5. Its drop rate "
         "has a gradient, through the scores; here it is a number.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "steps")

@@ -66,21 +66,22 @@ class PDMP(Method):
         needs=("unimodal",),
         needs_probe=True,
         cost="none in a step; before the first epoch, the training of the unimodal models "
-        "(`ranking_epochs` epochs) and a look at the validation split, unless `dominant` is given",
+        "(`ranking_epochs` epochs) and a pass over the validation split, unless `dominant` is "
+        "given",
         keeps_loss=True,
         multiplies=True,
         scales_gradients=True,
         missing=True,
         doubts="The full text could not be read and no released code was found: the ranking by "
-        "unimodal performance, γ_p > 1 and γ_r < 1 are from its abstract and from digests of it. "
-        "Their values, which it tunes by data set, are not known; those here are chosen so that "
-        "for two modalities their mean is 1, as in joint training. That they hold for the whole "
-        "training and for all of an encoder's parameters is our reading. So is how the unimodal "
-        "models are trained: they are the encoders under the model's own unimodal logits, which "
-        "have a bias in common where the head is linear, and more where it mixes features; by "
-        "default for as many epochs as the lab trains the multimodal model (100 in a schedule that "
-        "is ours), on top of these, at the learning rate that it starts with; and they are "
-        "compared after the last epoch.",
+        "unimodal performance, γ_p > 1 and γ_r < 1 come from the abstract and from "
+        "summaries. The paper tunes their values per data set, and we do not know them; "
+        "ours have a mean of 1 for two modalities, as in joint training. That they "
+        "apply to the whole training and to all of an encoder's parameters is our "
+        "reading. So is the training of the unimodal models: they are the encoders "
+        "under the model's own unimodal logits, which share a bias if the head is "
+        "linear, and more if it mixes features. By default they train as long as the "
+        "lab trains the multimodal model (100 epochs in our schedule), before it, at "
+        "its starting learning rate, and are compared after the last epoch.",
     )
     state: ClassVar[tuple[str, ...]] = ("ranked",)
 
@@ -114,11 +115,13 @@ class PDMP(Method):
         """
         super().__init__(encoders, criterion=criterion)
         if not 1 <= prioritised < math.inf:
-            raise UserError(f"PDMP: 'prioritised' is finite and at least 1; found {prioritised}.")
+            raise UserError(
+                f"PDMP: 'prioritised' must be finite and at least 1; found {prioritised}."
+            )
         check_range(self, "from 0 to 1", rest=rest)
         if dominant is not None and dominant not in self.encoders:
             raise UserError(
-                f"PDMP: 'dominant' is one of {sorted(self.encoders)}; found '{dominant}'."
+                f"PDMP: 'dominant' must be one of {sorted(self.encoders)}; found '{dominant}'."
             )
         check_range(self, "at least 1", ranking_epochs=ranking_epochs)
         self.optimizer = unwrapped(optimizer)
@@ -171,8 +174,9 @@ class PDMP(Method):
         dominant = self.dominant or self.ranked
         if dominant is None:
             raise UserRuntimeError(
-                "PDMP.before_step came before the modalities were ranked. Call before_epoch before "
-                "the first batch of an epoch, load the method's state, or give 'dominant'."
+                "PDMP.before_step was called before the modalities were ranked. Call "
+                "before_epoch before the first batch of an epoch, load the method's state, or "
+                "give 'dominant'."
             )
         found = coefficients(self.encoders, dominant, self.prioritised, self.rest)
         for name, encoder in self.encoders.items():

@@ -78,14 +78,15 @@ class PGGB(Method):
         budget=1.05,
         scales_gradients=True,
         multiplies=True,
-        doubts="Read in the manuscript and code of the authors' repository; a published version "
-        "could not be checked. w_m is normalised, so that the worst probe's encoder is boosted by "
-        "1 + α however small its distance from the best; the paper says that it fades as "
-        "modalities come level, which it does only at distances of about ε. It boosts a modality "
-        "of noise likewise. The paper leaves open where P begins, and ε. There the halves are the "
-        "first and the second of a batch, here drawn by sample, so that they do not depend on "
-        "ranks and passes. Its best results are with α = 0.75 on top of OGM-GE: here both in one "
-        "training, `pggb(alpha=0.75)+ogm_ge`.",
+        doubts="Read in the manuscript and code of the authors' repository; a published "
+        "version could not be checked. w_m is normalised, so the worst probe's encoder "
+        "is boosted by 1 + α however small its distance from the best. The paper says "
+        "that the boost fades as modalities draw level, which happens only at distances "
+        "of about ε. A modality of pure noise is boosted as well. The paper leaves ε "
+        "and the starting P open. In the code, the halves are the first and second half "
+        "of a batch; here they are drawn by sample, independent of ranks and passes. "
+        "Its best results use α = 0.75 on top of OGM-GE: here `pggb(alpha=0.75)+ogm_ge` "
+        "in one training.",
     )
     state: ClassVar[tuple[str, ...]] = (
         "probes",

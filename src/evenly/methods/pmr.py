@@ -112,8 +112,8 @@ class PMR(Method):
         url="https://arxiv.org/abs/2211.07089",
         category="objective",
         writes="loss",
-        modalities="the paper has two; with more, each that is behind the best is pulled by how "
-        "far it is behind, which for two is the paper's rule; with one, nothing is changed",
+        modalities="the paper uses two; with more, each that is behind the best is pulled by how "
+        "far it is behind, which for two is the paper's rule; with one, it does nothing",
         neutral={"alpha": 0.0, "entropy": 0.0},
         epochs=150,
         in_epochs=("start", "end", "entropy_end"),
@@ -121,12 +121,13 @@ class PMR(Method):
         cost="a tenth of an epoch's forward passes between epochs, M distances to C prototypes",
         budget=1.05,
         by_pass=True,
-        doubts="Weight and length of the entropy term could not be verified, as the released "
-        "code lacks it and the two defaults here are guesses; nor could the clipped weights, "
-        "which are the paper's as remembered: the released code gives the slower modality alpha "
-        "however little it is behind. As in the released code, the prototypes of the untrained "
-        "encoders are not averaged in. A class that is absent from the part looked at keeps its "
-        "last prototype; one that never had any is left out, where the released code gets NaN.",
+        doubts="Weight and length of the entropy term could not be verified: the released code "
+        "lacks it, and both defaults are guesses. Nor could the clipped weights, which "
+        "follow our memory of the paper: the released code gives the slower modality "
+        "alpha however little it is behind. As in the released code, prototypes of the "
+        "untrained encoders are not averaged in. A class absent from the part looked at "
+        "keeps its last prototype; one that never had any is left out, where the "
+        "released code gets NaN.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "prototypes", "known")
 
@@ -167,7 +168,7 @@ class PMR(Method):
         check_range(self, "from 0 to 1", momentum=momentum)
         check_range(self, "above 0 and at most 1", fraction=fraction)
         if end < start:
-            raise UserError(f"PMR: 'end' is not before 'start' = {start}; found {end}.")
+            raise UserError(f"PMR: 'end' must not be before 'start' = {start}; found {end}.")
         self.alpha, self.momentum, self.fraction = alpha, momentum, fraction
         self.entropy, self.entropy_end = entropy, entropy_end
         self.start, self.end, self.seed = start, end, seed

@@ -90,15 +90,16 @@ class QMF(Method):
         budget=1.1,
         within_batch=True,
         missing=True,
-        doubts="The ranking is that of the released code: it allows a wrong order up to the "
-        "margin |κ_i - κ_j|, where the loss that it is built on (correctness ranking, Moon et "
-        "al., ICML 2020) demands the margin; the equation of the paper could not be checked. The "
-        "weight 0.1 and the gradient through w_m are those of the code for scenes, whose runs on "
-        "SUN RGB-D have the weight 1; its code for text and images has the weight 1 and detaches "
-        "w_m. There the first batch, without a history, is 0/0; here it has no ranking. Its "
-        "history is a running sum updated in each step; here a mean, updated between epochs, "
-        "which orders samples alike where each comes once an epoch. A confidence can be negative, "
-        "as published.",
+        doubts="The ranking follows the released code: it tolerates a wrong order up to the "
+        "margin |κ_i - κ_j|, whereas the loss it builds on (correctness ranking, Moon "
+        "et al., ICML 2020) demands that margin. The paper's equation could not be "
+        "checked. The weight 0.1 and the gradient through w_m follow the code for "
+        "scenes, whose runs on SUN RGB-D use the weight 1; the code for text and images "
+        "uses the weight 1 and detaches w_m. In that code the first batch, without a "
+        "history, is 0/0; here it has no ranking. Its history is a running sum updated "
+        "in each step; here it is a mean updated between epochs, which orders samples "
+        "alike if each comes once per epoch. As published, a confidence can be "
+        "negative.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "samples", "total", "count", "pending")
 

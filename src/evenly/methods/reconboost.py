@@ -83,14 +83,15 @@ class ReconBoost(Method):
         budget=1.1,
         partial=True,
         missing=True,
-        doubts="The released code detaches both sides of its agreement term, which therefore has "
-        "no gradient; here that of the modality in training is kept, as the paper means it. The "
-        "released code goes on for 1001 stages; 800 epochs are the 100 stages after which its "
-        "best model for CREMA-D was kept. Its best results start from unimodally trained "
-        "encoders; without them it adds each modality to the sum only after its first stage, "
-        "while here all are in the sum from the start, as the prediction is. Its learning rate "
-        "is cut by ten every 30 stages, which is the loop's to do. Encoders that are not trained "
-        "stay in training mode, as in the released code.",
+        doubts="The released code detaches both sides of its agreement term, which therefore "
+        "has no gradient; here the gradient of the modality in training is kept, as the "
+        "paper intends. The released code runs for 1001 stages; 800 epochs are the 100 "
+        "stages after which its best model for CREMA-D was kept. Its best results start "
+        "from unimodally trained encoders; without them, it adds a modality to the sum "
+        "only after the modality's first stage, while here all are in the sum from the "
+        "start, as in the prediction. It divides its learning rate by ten every 30 "
+        "stages, which is left to the loop. As in the released code, encoders that are "
+        "not being trained stay in training mode.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch",)
 
@@ -138,12 +139,12 @@ class ReconBoost(Method):
         if alternation + rectification == 0:
             raise UserError(
                 "ReconBoost: 'alternation' and 'rectification' are both 0, so a stage has no "
-                "epoch. Make one of them at least 1."
+                "epochs. Make one of them at least 1."
             )
         rate = getattr(head, "boost_rate", None)
         if not isinstance(rate, nn.Parameter):
             raise TypeError(
-                f"ReconBoost: the head has its rate as the parameter 'boost_rate'; "
+                "ReconBoost needs a head with the parameter 'boost_rate'; "
                 f"{type(head).__name__} has none. Use the head 'boosted' of evenly.nn."
             )
         self.optimizer, self.head = unwrapped(optimizer), head

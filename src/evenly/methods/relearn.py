@@ -73,14 +73,14 @@ class Relearn(Method):
         category="optimisation",
         writes="weights",
         targets=("classes", "ignored", "labels", "logit", "number"),
-        modalities="any number; each is diagnosed by itself",
+        modalities="any number; each is diagnosed separately",
         neutral={"strength": 0.0},
         epochs=90,
         in_epochs=("every",),
         needs_probe=True,
         missing=True,
-        doubts="k-means has 10 restarts, scikit-learn's default when the paper was written; the "
-        "released code leaves them to the installed version.",
+        doubts="k-means uses 10 restarts, scikit-learn's default when the paper was written; "
+        "the released code leaves the number to the installed version.",
     )
     state: ClassVar[tuple[str, ...]] = ("initial", "history")
 
@@ -146,6 +146,7 @@ class Relearn(Method):
         self.gap: Gap = gap
         self.restarts, self.sample, self.seed = restarts, sample, seed
         self.batchnorm = batchnorm
+        self.moments = moments
         self.optimizer = unwrapped(optimizer) if moments == "cleared" else None
         if self.optimizer is not None:
             check_trains(self.optimizer, self.encoders, "Relearn")
@@ -157,8 +158,8 @@ class Relearn(Method):
         """Takes the initial weights in the first epoch; re-learns where it is due."""
         if epoch == 0 and self.history:
             raise UserRuntimeError(
-                f"this Relearn belongs to a training that has come to epoch {max(self.history)}, "
-                "and its initial weights are that training's. Make a new one for a new training."
+                f"this Relearn belongs to a training that has reached epoch {max(self.history)} "
+                "and keeps its initial weights. Make a new one for a new training."
             )
         if self.initial is None:
             self._take_initial(epoch)

@@ -59,7 +59,7 @@ class Remedy(Relearn):
         category="optimisation",
         writes="weights",
         targets=("classes", "ignored", "labels"),
-        modalities="any number; each has a verdict of its own",
+        modalities="any number; each gets its own verdict",
         neutral={"strength": 0.0, "weight": 0.0},
         epochs=90,
         in_epochs=("every", "alone_epochs"),
@@ -68,9 +68,9 @@ class Remedy(Relearn):
         cost="before the first epoch, one training of `alone_epochs` epochs",
         budget=1.05,
         missing=True,
-        doubts="It is of no paper: the thresholds of its verdicts were set on synthetic cases "
-        "(benchmarks/verdicts.py), its period is half of D&R's, and it has not been compared with "
-        "other methods on real data yet.",
+        doubts="It is not from a paper: the thresholds of its verdicts were set on synthetic "
+        "cases (benchmarks/verdicts.py), its period is half of D&R's, and it has not "
+        "yet been compared with other methods on real data.",
     )
     state: ClassVar[tuple[str, ...]] = (*Relearn.state, "there", "helped", "verdicts")
 

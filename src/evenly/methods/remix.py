@@ -67,10 +67,11 @@ class DataRemixing(Method):
         "training split",
         budget=1.05,
         doubts="The released code trains all batches of one modality, then all of the other; "
-        "here their order is random. What is left over of each modality's samples shares its "
-        "last batches, where the released code makes a smaller one for each. A modality's own "
-        "head gets a gradient of zeros in the batches of others, where the released code's gets "
-        "none and so no weight decay. Its divergence is in bits, here in nats, which orders alike.",
+        "here their order is random. Leftover samples of the modalities share the last "
+        "batches, where the released code makes a smaller batch for each. In the "
+        "batches of other modalities, a modality's own head gets a gradient of zeros; "
+        "in the released code it gets none and so no weight decay. Its divergence is in "
+        "bits, here in nats, which gives the same order.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "assigned", "samples", "batch_size")
 

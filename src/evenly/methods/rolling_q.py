@@ -101,29 +101,30 @@ class RollingQ(Method):
         category="forward",
         writes="weights",
         targets=ANY,
-        modalities="the paper has two; with more, the greatest and the least cosine are compared, "
+        modalities="the paper uses two; with more, the greatest and the least cosine are compared, "
         "and the shares are a softmax, which for two is the paper's rule; with one, nothing is "
         "rotated",
         neutral={"times": 0},
         needs_probe=True,
         head="rolling",
-        cost="attention of a token, passed M + 1 times; a look at the training split before each "
+        cost="attention of a token, passed M + 1 times; a pass over the training split before each "
         "epoch until the rotations are made",
         budget=1.05,
         missing=True,
-        doubts="Read in the released code and in summaries of the paper. Both leave open β and ρ, "
-        "which are tuned for each data set (the code's command line has 0 for either): 0.2 and 1 "
-        "are guesses. The published rule acts after "
-        "an epoch, by the AIR of its last batch; here before the next, by all of the training "
-        "split in evaluation mode, so that what is validated has been trained, and none comes "
-        "after the last epoch. The paper's anchor has mean keys of length 1, as here; the code's "
-        "has them as they are. The decomposition of a matrix of rank one that gives the published "
-        "rotation is not unique, and differs with the last bits of its input; here the rotation "
-        "is the one in the plane of query and anchor. The head is the paper's single attention "
-        "without dropout, in which a modality is one token, its features; there it is all tokens "
-        "of a ViT, of whose keys the mean counts. Several layers, trained one after the other, "
-        "are not built. A method of the head is called outside of its forward pass, so FSDP2 must "
-        "not shard the head by itself, only with the whole model.",
+        doubts="Read in the released code and in summaries of the paper. Both leave β and ρ "
+        "open, which are tuned per data set (the code's command line has 0 for both): "
+        "0.2 and 1 are guesses. The published rule acts after an epoch, by the AIR of "
+        "its last batch. Here it acts before the next epoch, by the whole training "
+        "split in evaluation mode, so that what is validated has been trained; nothing "
+        "comes after the last epoch. As here, the paper's anchor uses mean keys of "
+        "length 1; the code does not normalise them. The published rotation comes from "
+        "a decomposition of a rank-one matrix, which is not unique and depends on the "
+        "last bits of its input; here it is the rotation in the plane of query and "
+        "anchor. The head is the paper's single attention without dropout, and a "
+        "modality is one token, its features; in the paper it is all tokens of a ViT, "
+        "and the mean of their keys counts. Several layers, trained one after the "
+        "other, are not built. Because a method of the head is called outside its "
+        "forward pass, FSDP2 must shard the head together with the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "turns")
 
@@ -157,11 +158,11 @@ class RollingQ(Method):
         super().__init__(encoders, criterion=criterion)
         if not isinstance(head, Rolling):
             raise TypeError(
-                f"RollingQ: the head has a query that can be rotated; {type(head).__name__} has "
-                "none. Use the head 'rolling' of evenly.nn."
+                f"RollingQ needs a head with a query to rotate; {type(head).__name__} has none. "
+                "Use the head 'rolling' of evenly.nn."
             )
         if not 0 <= beta <= 2:
-            raise UserError(f"RollingQ: 'beta' is from 0 to 2; found {beta}.")
+            raise UserError(f"RollingQ: 'beta' must be from 0 to 2; found {beta}.")
         check_range(self, "finite and not negative", rho=rho)
         check_range(self, "not negative", times=times)
         self.head: Rolling = head

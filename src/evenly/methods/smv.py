@@ -85,23 +85,23 @@ class SMV(Method):
         writes="loss",
         modalities="Shapley values over all 2^M sets; a sample comes 2 (1 - φ) times more, "
         "rounded, for each modality, or a share of all samples for each modality behind the "
-        "best; for two this is the paper's rule; with one, nothing is changed",
+        "best; for two this is the paper's rule; with one, it does nothing",
         neutral={"warmup": 1000},
         variants=({}, {"level": "modality"}),
         epochs=60,
         in_epochs=("warmup",),
         needs=("index", "fuse"),
         needs_probe=True,
-        cost="the head once more; before each epoch a look at the training split, with the head "
+        cost="the head once more; before each epoch a pass over the training split, with the head "
         "run 2^M - 1 times",
         budget=1.05,
-        doubts="Epochs keep their length: as many positions as there are samples are drawn from "
-        "the enlarged pool, where the paper trains on all of it, which makes its epochs up to "
-        "several times longer. Which of its copies a sample is when it comes is drawn anew each "
-        "time. The released code puts a sample of φ between 0.4 and 0.9 in once "
-        "more, between -0.1 and 0.4 twice, below three times; rounding gives the same for all "
-        "values that two modalities can have, and goes on for more. How the paper would treat "
-        "three modalities is unverified.",
+        doubts="Epochs keep their length: as many samples are drawn from the enlarged pool as "
+        "there are in the split. The paper trains on the whole pool, which makes its "
+        "epochs up to several times longer. Which copy of a sample comes is drawn anew "
+        "each time. The released code repeats a sample once for φ between 0.4 and 0.9, "
+        "twice between -0.1 and 0.4, and three times below; rounding gives the same for "
+        "all values that two modalities can have, and extends to more. How the paper "
+        "would treat three modalities is unverified.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "pool", "samples", "steps")
 

@@ -69,11 +69,12 @@ class TCMax(Method):
         within_batch=True,
         missing=True,
         doubts="The partition is a mean over pairings, not a sum, which changes the loss by a "
-        "number and no gradient. The paper has two modalities. What no encoder that is handed over "
-        "gives to the logits, such as the bias of a modality that is missing, is paired as one "
-        "more part. Of a head whose logits are no sum the released code can also fuse all n² "
-        "pairings of two modalities, here only those that are drawn, as there with replacement. "
-        "Its runs have batches of 32 or 64, on whose size the loss depends.",
+        "constant and no gradient. The paper has two modalities. Parts of the logits "
+        "that come from no encoder passed in, such as the bias of a missing modality, "
+        "are paired as one more part. If the logits are not a sum, the released code "
+        "can also fuse all n² pairings of two modalities; here only those drawn, with "
+        "replacement as in that code. Its runs use batches of 32 or 64, on whose size "
+        "the loss depends.",
     )
     state: ClassVar[tuple[str, ...]] = ("steps",)
 
@@ -102,8 +103,8 @@ class TCMax(Method):
         check_range(self, "not negative", pairs=pairs)
         if isinstance(criterion, Focal):
             raise UserError(
-                "TCMax puts the partition of all pairings in the place of cross-entropy's, and the "
-                "focal loss has none. Leave the criterion, or --focal, out, or the method."
+                "TCMax replaces cross-entropy's partition by one over all pairings, which the "
+                "focal loss does not have. Leave out the criterion (--focal), or the method."
             )
         if pairs:
             self.info = replace(self.info, needs=("fuse",))

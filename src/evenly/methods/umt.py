@@ -48,15 +48,15 @@ class UMT(Taught):
         "teachers (`teacher_epochs` epochs) and one pass over the training split",
         budget=1.05,
         missing=True,
-        doubts="No released code was found. γ is that of a later re-implementation, and the mean "
-        "over columns in the squared error is our reading; how long teachers and student are "
-        "trained is not verified: by default teachers train as long as the lab trains the "
-        "student, at the learning rate that the student starts with. Teachers are looked at once, "
-        "in evaluation mode and without augmentation, and the student starts from the weights "
-        "that the teachers started from: under augmentation of the inputs the paper's teachers "
-        "would see what the student sees. No batch of that pass may lack a modality, "
-        "though one of training may. The tables are part of every checkpoint. The "
-        "student's loss leaves the unimodal heads as they are but for weight decay.",
+        doubts="No released code was found. γ is that of a later re-implementation, and the "
+        "mean over columns in the squared error is our reading. How long teachers and "
+        "student train is not verified: by default, teachers train as long as the lab "
+        "trains the student, at its starting learning rate. Teachers are evaluated "
+        "once, without augmentation, and the student starts from the weights that the "
+        "teachers started from; with augmented inputs, the paper's teachers would see "
+        "what the student sees. No batch of that pass may lack a modality, though "
+        "training batches may. The tables are part of every checkpoint. The student's "
+        "loss leaves the unimodal heads unchanged except for weight decay.",
     )
 
     def __init__(

@@ -37,10 +37,10 @@ class Unimodal(Method):
         budget=1.05,
         alone=True,
         missing=True,
-        doubts="In a model of several modalities the head's weights for the others belong to the "
-        "same tensor: their gradient is zero, but weight decay still moves them. Heads with a "
-        "layer for each modality leave layers without a gradient, which "
-        "DistributedDataParallel does not allow: give it a model of the one modality.",
+        doubts="In a model of several modalities, the head's weights for the others are part "
+        "of the same tensor: their gradient is zero, but weight decay still moves them. "
+        "A head with one layer per modality leaves layers without a gradient, which "
+        "DistributedDataParallel does not allow: use a model of the one modality.",
     )
 
     def __init__(
@@ -63,7 +63,7 @@ class Unimodal(Method):
         super().__init__(encoders, criterion=criterion)
         if modality not in self.encoders:
             raise UserError(
-                f"Unimodal: 'modality' is one of {sorted(self.encoders)}; found '{modality}'."
+                f"Unimodal: 'modality' must be one of {sorted(self.encoders)}; found '{modality}'."
             )
         self.modality = modality
 

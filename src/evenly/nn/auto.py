@@ -112,7 +112,7 @@ class Auto(Tokened):
         """
         super().__init__()
         if pool not in (None, *POOLS):
-            raise unknown("way of auto to pool", str(pool), POOLS)
+            raise unknown("pooling of auto", str(pool), POOLS)
         model, self._config = _loaded(pretrained, modality, config or {})
         self.model, is_tower = _taken(model, modality)
         self.pool: str = pool or ("pooler" if is_tower else "mean")
@@ -159,6 +159,10 @@ class Auto(Tokened):
         """What `pretrained` takes in place of the folder."""
         return {"model": self._config, "processor": self.processor.as_dict()}
 
+    def extra_repr(self) -> str:
+        """The settings that `repr` shows."""
+        return f"pool={self.pool}, out_features={self.out_features}"
+
     def forward(self, x: Any) -> Float[Tensor, "n d"]:
         """Encodes samples as they are stored."""
         found: Tensor = self.behind(self.pooled(x))
@@ -174,8 +178,8 @@ class Auto(Tokened):
         if self.pool == "pooler":
             if own is None:
                 raise UserError(
-                    f"{type(self.model).__name__} pools nothing itself. Give pool=mean, cls or "
-                    "last."
+                    f"{type(self.model).__name__} has no pooling of its own. Give pool=mean, "
+                    "cls or last."
                 )
             found = own.flatten(1)
         elif self.pool == "mean":
@@ -376,7 +380,7 @@ def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
         if isinstance(found, nn.ModuleList) and len(found) == count:
             part, layers = key, found
     if not 0 < freeze <= len(layers):
-        has = f"has {len(layers)} layers" if layers else "has no layers that can be counted"
+        has = f"has {len(layers)} layers" if layers else "has no countable layers"
         raise UserError(f"'{name}' {has}, and freeze={freeze} was asked for. Give true, or fewer.")
     last = [f"{part}.{freeze - 1}.{key}" for key, _ in layers[freeze - 1].named_parameters()][-1]
     for key, parameter in model.named_parameters():  # in the order of the forward pass
@@ -389,8 +393,8 @@ def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
     """Puts low-rank adapters on the linear layers, and takes all else out of training."""
     if freeze:
         raise UserError(
-            f"'{name}': lora={rank} trains adapters of a model that is frozen by that alone. Leave "
-            "freeze out."
+            f"'{name}': lora={rank} already freezes the model and trains adapters. Leave freeze "
+            "out."
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -28,7 +28,7 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
         width: Of the vectors that it returns; 4 or more.
     """
     if width < 4:
-        raise UserError(f"encoder_for: found the width {width}. Give 4 or more.")
+        raise UserError(f"encoder_for: the width must be at least 4; found {width}.")
     kinds: dict[str, Callable[[Modality, int], nn.Module]]
     kinds = {
         "vector": MLP,
@@ -55,6 +55,10 @@ class Staged(nn.Module):
 
     out_features: int
     stage_widths: tuple[int, ...]
+
+    def extra_repr(self) -> str:
+        """The settings that `repr` shows."""
+        return f"out_features={self.out_features}"
 
     @abstractmethod
     def staged(self, x: Any) -> Stages:

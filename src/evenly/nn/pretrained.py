@@ -36,6 +36,10 @@ class _Named(nn.Module):
         sizes: Any = self.model.config
         self.out_features: int = getattr(sizes, "hidden_size", None) or sizes.hidden_sizes[-1]
 
+    def extra_repr(self) -> str:
+        """The settings that `repr` shows."""
+        return f"pretrained={self.is_pretrained}, out_features={self.out_features}"
+
     def configuration(self) -> Config | None:
         """What `pretrained` takes in place of a folder; None where there was none."""
         return settings_of(self.model.config) if self.is_pretrained else None
@@ -109,8 +113,8 @@ def opening(pretrained: str) -> Iterator[str]:
         yield place
     except (OSError, ValueError) as error:
         raise UserError(
-            f"there are no weights at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
-            "folder of a model, as model.save_pretrained writes it."
+            f"no weights found at '{pretrained}' ({str(error).splitlines()[0]}). Give the "
+            "folder of a model, as written by model.save_pretrained."
         ) from error
 
 
@@ -392,7 +396,9 @@ class Transformer(Tokened):
         super().__init__()
         _check_kind(self, modality, "sequence", "text")
         if width % (2 * heads):
-            raise UserError(f"Transformer: width {width} is no multiple of twice {heads} heads.")
+            raise UserError(
+                f"Transformer: width {width} is not a multiple of twice the {heads} heads."
+            )
         self.out_features = width
         self.known = modality.shape[1]
         self.embed: nn.Module

@@ -77,9 +77,9 @@ def _loaded(place: str, takes: Takes) -> Any:
         return kind.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"the processor at '{place}' cannot be read ({str(error).splitlines()[0]}). Save it "
-            "anew with processor.save_pretrained, or remove its file: inputs are then standardised "
-            "with the statistics of the training split."
+            f"cannot read the processor at '{place}' ({str(error).splitlines()[0]}). Save it "
+            "again with processor.save_pretrained, or remove its file: inputs are then "
+            "standardised with the statistics of the training split."
         ) from error
 
 

@@ -30,6 +30,10 @@ class Tokened(nn.Module):
 
     out_features: int
 
+    def extra_repr(self) -> str:
+        """The settings that `repr` shows."""
+        return f"out_features={self.out_features}"
+
     @abstractmethod
     def tokens(self, x: Any) -> Tokens:
         """All tokens."""
@@ -40,8 +44,8 @@ def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
     for name, encoder in encoders.items():
         if not isinstance(encoder, Tokened):
             raise UserError(
-                f"'{head}' fuses tokens, but encoder '{name}' ({type(encoder).__name__}) gives "
-                "none. Ask for one that does: transformer, vit, ast, bert, wav2vec or auto."
+                f"'{head}' fuses tokens, but encoder '{name}' ({type(encoder).__name__}) has "
+                "none. Use one that has: transformer, vit, ast, bert, wav2vec or auto."
             )
 
 

@@ -15,8 +15,8 @@ from evenly.report.names import in_words
 REFERENCE = "joint"
 """The method that every other one is compared with."""
 PAPER = (
-    "Protocol: paper. The epoch is selected on the test split, so these test figures are too high: "
-    "compare them with published tables that do the same, and with nothing else."
+    "Protocol: paper. The epoch is selected on the test split, so these test results are too "
+    "high: compare them only with published tables that do the same."
 )
 """What every output of `--protocol paper` says."""
 NONE = "no label"
@@ -40,15 +40,12 @@ def _main(config: Mapping[str, Any]) -> str:
 def _task(config: Mapping[str, Any]) -> str:
     if config.get("task") == "number":
         return (
-            "Samples have numbers: methods are ranked by the mean absolute error (MAE), in the "
-            "data's units, of which less is better."
+            "Methods are ranked by the mean absolute error (MAE), in the data's units; lower "
+            "is better."
         )
     if config.get("task") != "labels":
         return ""
-    return (
-        "Samples have several labels: accuracy is the share of samples of which all labels are "
-        "right."
-    )
+    return "Samples have several labels: accuracy is the share of samples with all labels right."
 
 
 def _missing(config: Mapping[str, Any]) -> str:
@@ -62,7 +59,7 @@ def _missing(config: Mapping[str, Any]) -> str:
     said = [f"{_from(rates)} of {which} samples" for which, rates in parts.items() if rates]
     if not said:
         return ""
-    token = ", and learnt vectors stand in for them" if config.get("missing_token") else ""
+    token = ", with learnt vectors in their place" if config.get("missing_token") else ""
     return f"Modalities are missing: {'; '.join(said)}{token}."
 
 
@@ -91,8 +88,8 @@ def _selection(config: Mapping[str, Any]) -> str:
 def _tuning(config: Mapping[str, Any]) -> str:
     if config.get("settings"):
         return (
-            f"Each method has the settings that its authors {config['settings']}; what they do not "
-            "publish is common to all."
+            f"Each method uses the settings that its authors {config['settings']}; what they do "
+            "not publish is common to all."
         )
     trials, seeds = config.get("tuned_trials"), config.get("tuned_seeds")
     if trials is None:

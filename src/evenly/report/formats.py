@@ -95,8 +95,8 @@ def _about(comparison: Comparison) -> str:
         parts[0] = f"{where}, mean ± standard deviation over {seeds} seeds. {chosen}"
         points = " in points" if comparison.metric.is_share else ""
         parts.append(
-            f"Differences and their intervals{points}, the less sure ones of a paired t over seeds "
-            "and a bootstrap over seeds and test samples; bold where p is below .05 after "
+            f"Differences and intervals{points} are the more cautious of a paired t-test over "
+            "seeds and a bootstrap over seeds and test samples; bold where p is below .05 after "
             "Holm's correction."
         )
     return " ".join(filter(None, parts))

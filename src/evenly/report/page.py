@@ -326,10 +326,10 @@ def _remarks(comparison: Comparison) -> list[str]:
         )  # fmt: skip
     if any(estimate.p_holm is not None for estimate in estimates.values()):
         remarks.append(
-            "Intervals and p of the difference are for other seeds and other test samples: the "
-            "less sure one of a paired t over the seeds and a bootstrap over both. Holm's "
-            f"correction is over the methods. Bold: different from {REFERENCE} at {SIGNIFICANT} "
-            "after correction; nothing else is bold."
+            "We run a paired t-test over seeds and a bootstrap over seeds and test samples, and "
+            "report the interval and p of the more cautious of the two. p is corrected for the "
+            f"number of methods (Holm). Bold: different from {REFERENCE} at {SIGNIFICANT} after "
+            "correction; nothing else is bold."
         )
     elif estimates and REFERENCE not in finished:
         remarks.append(f"Without a finished run of {REFERENCE} there is no difference to test.")

@@ -98,7 +98,7 @@ def write_projection_picture(
     }
     for method in methods or ():
         if method not in comparison.methods:
-            raise unknown(f"method in '{directory}'", method, comparison.methods)
+            raise unknown(f"method of '{directory}'", method, comparison.methods)
     wanted = comparison.pair(list(placed)) if methods is None else methods
     missing = [method for method in wanted if method not in placed]
     if missing or not wanted:

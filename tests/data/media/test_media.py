@@ -247,19 +247,19 @@ class TestMessages:
 
     def test_no_pictures(self, tmp_path):
         path = write_video(tmp_path / "a.mp4", frames=0, sound=0.5)
-        assert self.failing(path, self.pictures) == "holds no pictures"
+        assert self.failing(path, self.pictures) == "has no pictures"
 
     def test_no_sound(self, tmp_path):
-        assert self.failing(write_video(tmp_path / "a.mp4"), read_sound) == "holds no sound"
+        assert self.failing(write_video(tmp_path / "a.mp4"), read_sound) == "has no sound"
 
     def test_no_such_stream(self, tmp_path):
         path = write_video(tmp_path / "a.mp4")
-        with pytest.raises(NoStream, match=r"has 1 stream of pictures.* no number 1"):
+        with pytest.raises(NoStream, match=r"has 1 stream of pictures.* stream 1 was asked for"):
             frames_of(path, 1).times  # noqa: B018
 
     def test_an_empty_sound(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", np.zeros(0), 8_000)
-        assert "holds no sound" in self.failing(tmp_path / "a.wav", read_sound)
+        assert "has no sound" in self.failing(tmp_path / "a.wav", read_sound)
 
     def test_too_short_for_another_rate(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", np.array([0.5]), 44_100)
@@ -270,7 +270,7 @@ class TestMessages:
     def test_a_second_stream_of_a_wav(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", np.zeros(100), 8_000)
         reason = self.failing(tmp_path / "a.wav", lambda path: read_sound(path, stream=1))
-        assert reason == "has 1 stream of sound, so there is no number 1"
+        assert reason == "has 1 stream of sound, but stream 1 was asked for"
 
     def test_samples_that_are_not_finite(self, tmp_path):
         soundfile.write(tmp_path / "a.wav", np.array([0, np.nan]), 8_000, "FLOAT")

@@ -177,7 +177,7 @@ class TestIndices:
         parquet.write_table(parquet.read_table(path).replace_schema_metadata(about), path)
         source = table(path)
         assert list(source.readers) == ["x"]
-        assert "the column 'row' is an index of the rows, and no modality" in source.notes[0]
+        assert "the column 'row' numbers the rows, so it is not a modality" in source.notes[0]
         assert list(table(path, ["row"]).readers) == ["row"]
         assert list(table(path, None, {"row": "array"}).readers) == ["x", "row"]
 

@@ -128,7 +128,7 @@ class TestLabels:
         source = table(path)
         assert source.classes == ["b", "a"]
         assert list(source.readers) == ["photo"]
-        assert source.notes[0] == "t.parquet: the column 'breed' is the label."
+        assert source.notes[0] == "t.parquet: 'breed' is the label column."
 
     def test_another_class_column_is_no_modality(self, tmp_path):
         both = {"fine": ClassLabel(names=["c", "d"]), "coarse": ClassLabel(names=["x", "y"])}
@@ -213,8 +213,8 @@ class TestMessages:
         assert "x" not in table(path, ["photo", "age"]).readers
 
     def test_an_unknown_column(self, hub):
-        assert "'lable' is no column of" in said(hub, label="lable")
-        assert "'image' is no modality of" in said(hub, modalities=["image"])
+        assert "unknown column 'lable' of" in said(hub, label="lable")
+        assert "unknown modality 'image' of" in said(hub, modalities=["image"])
 
     def test_no_parquet_files(self, tmp_path):
         (tmp_path / "x.bin").touch()

@@ -118,7 +118,7 @@ def test_a_column_that_is_asked_for_leaves_the_others_aside(tmp_path):
     source = table(csv(tmp_path, ["v", "label", "label_a", "label_b"], rows), label="label")
     assert source.classes == ["0", "1"]
     assert [*source.readers] == ["v"]
-    noted = "t.csv: the column 'label_a' is a label by its name, and no modality."
+    noted = "t.csv: the column 'label_a' is named like a label, so it is not a modality."
     assert noted in source.notes
 
 
@@ -191,7 +191,9 @@ def test_a_label_that_no_training_sample_has(tmp_path):
     rows = [(k, ("a", "b", "a;b")[k % 3], ("train", "val", "test")[k // 10]) for k in range(30)]
     rows[-1] = (29, "c;a", "test")
     source = table(csv(tmp_path, ["v", "label", "split"], rows))
-    with pytest.raises(ValueError, match="in the training split the label 'c' is there in all"):
+    with pytest.raises(
+        ValueError, match="in the training split, all samples or none have the label 'c'"
+    ):
         prepare(source, tmp_path / "store", workers=1)
 
 
@@ -217,7 +219,7 @@ class TestNumbers:
         batch = data.split("val").__getitems__(range(len(data.split("val"))))
         assert (batch["target"] == batch["inputs"]["v"] / 4 - 2).all()
         assert data.task.mean[0] == data.split("train").target.double().mean()
-        assert "t.csv: the labels are taken for numbers to regress on, 'number'; --task" in "".join(
+        assert "t.csv: the labels look like numbers to regress on, 'number'; use --task" in "".join(
             data.notes
         )
 
@@ -273,7 +275,7 @@ def test_texts_are_classes_as_a_whole_if_asked_for(tmp_path):
 
 @pytest.mark.parametrize("form", [as_lists, as_columns])
 def test_several_labels_are_no_classes(tmp_path, form):
-    with pytest.raises(ValueError, match="which are no classes"):
+    with pytest.raises(ValueError, match="which are not classes"):
         table(form(tmp_path), task="classes")
 
 

@@ -74,11 +74,11 @@ class TestJson:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('{"x": 1, "label": 0}\n{"x": 1, "label"\n', "line 2 is no JSON (Expecting ':'"),
+            ('{"x": 1, "label": 0}\n{"x": 1, "label"\n', "line 2 is not JSON (Expecting ':'"),
             ('[{"x": 1}]', "line 1 holds no fields. Write an object in each line"),
-            ('{\n  "x": 1\n}', "line 1 is no JSON (Expecting property name"),
-            ('{"x": 1, "label": 0, "x": 2}', "line 1 is no JSON (it has the field 'x' twice)"),
-            ("[" * 100_000, "line 1 is no JSON"),
+            ('{\n  "x": 1\n}', "line 1 is not JSON (Expecting property name"),
+            ('{"x": 1, "label": 0, "x": 2}', "line 1 is not JSON (it has the field 'x' twice)"),
+            ("[" * 100_000, "line 1 is not JSON"),
             ("", "has no rows"),
             ('{"x": 1}\n{"x": 2}', "needs a column 'label' and one for each modality, it has x"),
             ('{"x": {"a": 1}, "label": 0}\n' * 2, "column 'x' holds dict values such as"),
@@ -93,7 +93,7 @@ class TestJson:
 
     def test_another_encoding(self, tmp_path):
         (tmp_path / "t.jsonl").write_bytes('{"x": "é"}'.encode("latin-1"))
-        assert "line 1 is no JSON ('utf-8' codec" in said(tmp_path / "t.jsonl")
+        assert "line 1 is not JSON ('utf-8' codec" in said(tmp_path / "t.jsonl")
 
 
 class TestFeather:

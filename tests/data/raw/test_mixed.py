@@ -231,7 +231,7 @@ def named(data):
 @pytest.mark.parametrize(
     ("reader", "message"),
     [
-        ("tabular()", "tabular: names no columns. Give numbers=[age,fare]"),
+        ("tabular()", "tabular: no columns given. Give numbers=[age,fare]"),
         ("tabular(numbers=[age,age])", "tabular: names the column 'age' twice"),
         ("tabular(numbers=[age],categories=[age])", "tabular: names the column 'age' twice"),
         ("tabular(numbers=[year])", "has no column 'year', of which 'facts' is made. It has age"),

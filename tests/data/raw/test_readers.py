@@ -67,5 +67,5 @@ class TestBytes:
         noise, file = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), BytesIO()
         Pillow.fromarray(noise).save(file, "JPEG")
         whole = file.getvalue()
-        with pytest.raises(MediaError, match=r"in memory of .* is no image that can be read"):
+        with pytest.raises(MediaError, match=r"in memory of .* is not a readable, complete image"):
             Image()(whole[: len(whole) // 2])

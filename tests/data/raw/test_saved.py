@@ -171,7 +171,7 @@ class TestMetadata:
         assert "holds both metadata.jsonl and metadata.csv" in said(folder)
         for file in folder.rglob("metadata.csv"):
             file.unlink()
-        assert "metadata.jsonl: line 1 is no JSON" in said(folder)
+        assert "metadata.jsonl: line 1 is not JSON" in said(folder)
         (folder / "metadata.jsonl").write_text("3\n")
         assert "metadata.jsonl: line 1 holds no fields" in said(folder)
 

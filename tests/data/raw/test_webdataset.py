@@ -120,7 +120,7 @@ class TestLabels:
         members = [m for k in range(16) for m in sample(k, cls=("dog", "cat")[k % 2] + "\n")]
         source = table(pack(tmp_path / "a.tar", members))
         assert source.classes == ["cat", "dog"]
-        assert "a.tar: the column 'cls' is the label." in source.notes
+        assert "a.tar: 'cls' is the label column." in source.notes
 
     def fields(self, path, **more):
         about = [{"label": f"c{k % 2}", "age": k / 2, "kind": k % 2} | more for k in range(16)]
@@ -214,7 +214,7 @@ class TestMessages:
         assert "pyd" not in table(path, ["png", "txt"]).readers
         objects = npy(np.array([Evil()], object))
         source = table(packed(tmp_path / "b.tar", npy=objects), ["npy"], {"npy": "array"})
-        with pytest.raises(ValueError, match=r"is no \.npy file of numbers"):
+        with pytest.raises(ValueError, match=r"is not a complete \.npy file of numbers"):
             prepare(source, tmp_path / "store", workers=1)
         assert not (tmp_path / "was opened").exists()
 

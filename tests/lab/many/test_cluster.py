@@ -156,7 +156,7 @@ def test_the_head_is_lost_and_comes_back(dask, alone, tmp_path):
     dask.head()
     dask.worker()  # as a batch system would, where workers end with their head
     said = ended(process, out, alone)
-    assert f"note: the scheduler at {dask.address} is gone; this waits 10 minutes for" in said
+    assert f"note: lost the scheduler at {dask.address}; waiting 10 minutes for" in said
     assert "Traceback" not in said
 
 
@@ -169,7 +169,10 @@ def test_a_stopped_command_leaves_nothing_running(dask, tmp_path, capsys):
     dask.worker()
     until(lambda: pool.room == 1)
     said = capsys.readouterr().err
-    assert said.count(f"note: the cluster has no worker: 'dask worker {dask.address}'") == 1
+    assert (
+        said.count(f"note: the cluster has no workers. Start one with 'dask worker {dask.address}'")
+        == 1
+    )
     job = Job(Cell(training, "joint", 0), folder)
     pool.start(job)
     assert pool.room == 0

@@ -93,7 +93,7 @@ def test_report_and_table_hold_every_method(comparison):
     for name in ("joint", "relearn(every=1,times=1)", "ogm_ge"):
         assert name in page
         assert name in text
-    assert "against joint" in text.splitlines()[0]
+    assert "against joint" in text.split("\n\n", 1)[1].splitlines()[0]
 
 
 def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_model_of_one_modality_has_no_accuracy_of_the_others(tmp_path, monkeyp
     rows += [row("alone", metric, 0.5) for metric in ("accuracy", "accuracy/b")]
     monkeypatch.setattr("evenly.lab.statistics.tables.read_results", lambda out: rows)
     (tmp_path / "config.yaml").write_text("protocol: fair\n")
-    head, joint, alone = table(tmp_path).splitlines()
+    *_, head, joint, alone = table(tmp_path).splitlines()
     assert joint.split() == ["joint", "0.750", "0.750", "0.750"]
     assert alone.split() == ["alone", "0.500", "0.500", "-0.250"]
     assert alone.index("0.500", 15) == head.index("accuracy/b")
@@ -151,32 +151,37 @@ def test_data_that_have_changed_since(tmp_path):
     training = Training(data=str(path), epochs=1, width=4)
     compare("joint", 1, training, out, local(1))
     save_npz(path, labels, split, {"x": np.zeros((60, 3))})
-    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since"):
+    with pytest.raises(ValueError, match=r"a\.npz as it was before; the file has changed since"):
         compare("joint", 2, training, out, local(1))
 
 
 def test_settings_of_another_program_are_left_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("title: mine\n")
-    with pytest.raises(ValueError, match=r"config\.yaml is not what this command writes"):
+    with pytest.raises(ValueError, match=r"config\.yaml was not written by this command"):
         compare("joint", 1, TRAINING, tmp_path, local(1))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "title: mine\n"
 
 
 def test_other_settings_are_refused(comparison):
-    with pytest.raises(ValueError, match=r"holds runs with epochs = 3, but 4 is asked for now"):
+    with pytest.raises(ValueError, match=r"holds runs with epochs = 3, but now 4 is asked for"):
         compare("joint", 1, Training(data=DATA, epochs=4, width=8), comparison, local(1))
 
 
 @pytest.mark.parametrize(
     ("methods", "seeds", "training", "message"),
     [
-        ("jiont", 1, TRAINING, "'jiont' is no method. Did you mean joint?"),
+        ("jiont", 1, TRAINING, "unknown method 'jiont'. Did you mean joint?"),
         ("joint,,relearn", 1, TRAINING, "empty place in its list"),
-        ("joint", 0, TRAINING, "--seeds is at least 1; found 0"),
-        ("joint", 1, Training(data="digit"), "'digit' is no data set. Did you mean digits?"),
-        ("relearn(every=0)", 1, TRAINING, "'every' is at least 1; found 0"),
-        ("joint,tcmax", 1, replace(TRAINING, focal=2.0), "TCMax puts the partition of all"),
+        ("joint", 0, TRAINING, "--seeds must be at least 1; found 0"),
+        ("joint", 1, Training(data="digit"), "unknown data set 'digit'. Did you mean digits?"),
+        ("relearn(every=0)", 1, TRAINING, "'every' must be at least 1; found 0"),
+        (
+            "joint,tcmax",
+            1,
+            replace(TRAINING, focal=2.0),
+            "TCMax replaces cross-entropy's partition",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_training(methods, seeds, training, message, tmp_path):
@@ -222,7 +227,7 @@ def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
     left.write_bytes(b"half")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     assert process.wait(60) == 130, (tmp_path / "log").read_text()
-    assert "The same command continues" in (tmp_path / "log").read_text()
+    assert "Run the same command again to continue" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert (tmp_path / "report.html").exists()
     assert len(list(tmp_path.glob("runs/*/result.json"))) < 4
@@ -247,7 +252,7 @@ def test_ctrl_c_in_the_first_seconds_is_answered_in_one_sentence(tmp_path, momen
         os.killpg(process.pid, signal.SIGINT)
         said = process.stdout.read()  # until the last process of the command has ended
     assert process.returncode == 130, said
-    assert said.strip() == "evenly: stopped. The same command continues where this one was."
+    assert said.strip() == "evenly: stopped. Run the same command again to continue."
 
 
 def test_a_killed_run_is_told_and_taken_up(tmp_path):
@@ -257,7 +262,7 @@ def test_a_killed_run_is_told_and_taken_up(tmp_path):
     command += ["--precision", 32, "--checkpoint_every", 0]
     ran = forked.run(forked.evenly, *command)
     assert ran.returncode == 1
-    assert "joint-0: its process ended with code -9 (killed, perhaps for want of" in ran.stderr
+    assert "joint-0: its process ended with code -9 (killed, perhaps out of" in ran.stderr
     run = tmp_path / "runs" / "joint-0"
     before = (run / "metrics.csv").read_text()
     assert [row["epoch"] for row in read(run / "metrics.csv")] == ["0", "1"]
@@ -409,8 +414,10 @@ def test_every_output_says_how_epochs_are_selected_and_by_what_loss_methods_trai
     shown = table(tmp_path)
     for text in (page, shown, *(x.read_text() for x in write_formats(tmp_path, ["md", "latex"]))):
         assert said in text
-    assert shown.split()[:3] == ["method", "loss", "accuracy"]
-    with pytest.raises(ValueError, match=r"runs with focal = 2\.0, but 0\.0 is asked for now"):
+    found, head = shown.split("\n\n", 1)
+    assert found.startswith("Joint training reaches accuracy ")
+    assert head.split()[:3] == ["method", "loss", "accuracy"]
+    with pytest.raises(ValueError, match=r"runs with focal = 2\.0, but now 0\.0 is asked for"):
         compare("joint", 1, replace(training, focal=0.0), tmp_path, local(1))
 
 

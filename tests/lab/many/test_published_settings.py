@@ -41,11 +41,13 @@ def test_by_hand():
     )
     nothing = Published.of_data("kinetics_sounds").of("joint")
     assert (nothing.method, nothing.of(TRAINING)) == ("joint", TRAINING)
-    assert nothing.changes == {"source": "nothing is published; the common settings"}
+    assert nothing.changes == {"source": "nothing published; common settings"}
 
 
 def test_a_data_set_of_which_nothing_is_known(tmp_path):
-    with pytest.raises(ValueError, match=r"no settings are known for 'digits', but for cremad and"):
+    with pytest.raises(
+        ValueError, match=r"no published settings are known for 'digits', only for cremad and"
+    ):
         compare("joint", 1, TRAINING, tmp_path, local(1), "published")
     assert not any(tmp_path.iterdir())
 
@@ -61,12 +63,12 @@ def test_a_comparison_says_so(tmp_path, monkeypatch):
     training = replace(TRAINING, data=str(tmp_path / "cremad.npz"))
     out = tmp_path / "out"
     page = compare("joint,dgl", 1, training, out, local(1), "published").read_text(encoding="utf-8")
-    said = "Each method has the settings that its authors published for cremad"
+    said = "Each method uses the settings that its authors published for cremad"
     assert said in page
     assert said in table(out)
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["own"]["dgl(alpha=2.0)"] == {"epochs": 1, "source": "here"}
-    assert config["own"]["joint"] == {"source": "nothing is published; the common settings"}
+    assert config["own"]["joint"] == {"source": "nothing published; common settings"}
     runs = {
         path.parent.name: yaml.safe_load(path.read_text())
         for path in out.glob("runs/*/config.yaml")

@@ -159,7 +159,7 @@ def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_pa
     assert type(model.head).__name__ == "BottleneckHead"
     mine, _ = planned(STUDIES["transformers"], replace(asked, encoders={"eye": "vit"}))
     assert mine.encoders == {"eye": "vit"}
-    with pytest.raises(ValueError, match="has vectors only"):
+    with pytest.raises(ValueError, match="has only vectors"):
         planned(STUDIES["transformers"], Training(data=DATA))
 
 
@@ -177,4 +177,4 @@ def test_the_command_lists_and_knows_its_studies(capsys):
     said = capsys.readouterr().out
     assert all(f"{name} " in said and study.title in said for name, study in STUDIES.items())
     assert main(["study", "figure9", "--data", DATA]) == 1
-    assert "'figure9' is no study" in capsys.readouterr().err
+    assert "unknown study 'figure9'" in capsys.readouterr().err

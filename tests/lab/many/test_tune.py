@@ -108,7 +108,7 @@ def test_a_trial_without_a_finite_loss_has_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(Trials, "_value", lambda self, result: math.nan)
     training = replace(TRAINING, select="loss")
     search = replace(SEARCH, training=training, methods=("joint",), trials=1, out=tmp_path)
-    with pytest.raises(RuntimeError, match="its validation loss is no finite number"):
+    with pytest.raises(RuntimeError, match="its validation loss is not finite"):
         tune(search, local(1))
 
 
@@ -257,14 +257,14 @@ def test_a_method_of_which_every_trial_fails(kind, reason, tmp_path):
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        (replace(SEARCH, trials=0), "--trials is at least 1; found 0"),
-        (replace(SEARCH, seeds=0), "--seeds is at least 1; found 0"),
+        (replace(SEARCH, trials=0), "--trials must be at least 1; found 0"),
+        (replace(SEARCH, seeds=0), "--seeds must be at least 1; found 0"),
         (
             replace(SEARCH, training=replace(TRAINING, protocol="paper")),
-            "--protocol is 'fair' in a search, which sees no test split; found 'paper'",
+            "--protocol must be 'fair'; found 'paper'",
         ),
-        (replace(SEARCH, methods=("jiont",)), "'jiont' is no method. Did you mean joint?"),
-        (replace(SEARCH, training=Training(data="digit")), "'digit' is no data set"),
+        (replace(SEARCH, methods=("jiont",)), "unknown method 'jiont'. Did you mean joint?"),
+        (replace(SEARCH, training=Training(data="digit")), "unknown data set 'digit'"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_trial(search, message, tmp_path):
@@ -277,9 +277,9 @@ def test_what_is_wrong_is_said_before_any_trial(search, message, tmp_path):
 def test_trials_of_other_settings_are_refused(finished):
     out, _ = finished
     other = replace(SEARCH, out=out, training=replace(TRAINING, epochs=3))
-    with pytest.raises(ValueError, match="holds runs with epochs = 2, but 3 is asked for now"):
+    with pytest.raises(ValueError, match="holds runs with epochs = 2, but now 3 is asked for"):
         tune(other, local(1))
-    with pytest.raises(ValueError, match="holds runs with seeds = 1, but 2 is asked for now"):
+    with pytest.raises(ValueError, match="holds runs with seeds = 1, but now 2 is asked for"):
         tune(replace(SEARCH, out=out, seeds=2), local(1))
 
 
@@ -301,15 +301,17 @@ def test_all_trials_train_in_the_precision_that_was_found_first(tmp_path, monkey
     notes = [
         yaml.safe_load((each.out / "tune.yaml").read_text())["notes"] for each in (search, other)
     ]
-    assert ["precision: bf16, as it is faster." in each for each in notes] == [True, False]
+    assert ["precision: bf16, because it is faster." in each for each in notes] == [True, False]
     assert Result.read(other.out / "trials" / "joint-1" / "0").precision == "bf16"
 
     asked = replace(other, training=replace(auto, precision="bf16"))
     tune(asked, local(1), storage)
     plain = replace(asked, training=replace(auto, precision="32"))
-    with pytest.raises(ValueError, match="holds runs with precision = 'bf16', but '32' is asked"):
+    with pytest.raises(
+        ValueError, match="holds runs with precision = 'bf16', but now '32' is asked"
+    ):
         tune(plain, local(1), storage)
-    with pytest.raises(ValueError, match="'search' in this database trains with --precision bf16"):
+    with pytest.raises(ValueError, match="'search' in this database uses --precision bf16"):
         tune(replace(plain, out=tmp_path / "three" / "search"), local(1), storage)
 
 
@@ -345,22 +347,24 @@ def test_a_comparison_at_tuned_settings_says_so(tmp_path):
     assert said in latex.read_text(encoding="utf-8")
     assert "tuned, 4 trials each" in svg.read_text(encoding="utf-8")
 
-    with pytest.raises(ValueError, match=r"'relearn' is no tuned method. There is joint, ogm_ge"):
+    with pytest.raises(
+        ValueError, match=r"unknown tuned method 'relearn'. Choose from: joint, ogm_ge"
+    ):
         compare("joint,relearn", 1, TRAINING, tmp_path, local(1), best())
     with pytest.raises(
-        ValueError, match=r"holds runs with lr = 'tuned', but 0\.05 is asked for now"
+        ValueError, match=r"holds runs with lr = 'tuned', but now 0\.05 is asked for"
     ):
         compare("joint", 1, TRAINING, tmp_path, local(1))
     with pytest.raises(ValueError, match=r"holds runs with joint = \{'lr': 0.02, .*'lr': 0.5"):
         compare("joint", 1, TRAINING, tmp_path, local(1), best(lr=0.5))
-    with pytest.raises(ValueError, match="holds runs with tuned_trials = 4, but 5"):
+    with pytest.raises(ValueError, match="holds runs with tuned_trials = 4, but now 5"):
         compare("joint", 1, TRAINING, tmp_path, local(1), replace(best(), trials=5))
 
 
 def test_a_tuning_is_read_as_it_was_written():
     assert Tuning.read(best().as_dict()) == best()
     for broken in ({}, {"methods": []}, {"trials": 1, "seeds": 1, "methods": {"a": {"lr": 1.0}}}):
-        with pytest.raises(ValueError, match=r"--tuned is not what 'evenly tune' writes"):
+        with pytest.raises(ValueError, match=r"--tuned was not written by 'evenly tune'"):
             Tuning.read(broken)
 
 
@@ -368,7 +372,7 @@ def test_values_of_other_types_are_no_tuning():
     good = best().as_dict()
     for key, value in (("lr", "fast"), ("method", 5), ("weight_decay", [1])):
         broken = {**good, "methods": {"joint": {**good["methods"]["joint"], key: value}}}
-        with pytest.raises(ValueError, match=rf"is not what 'evenly tune' writes.*{key} takes"):
+        with pytest.raises(ValueError, match=rf"was not written by 'evenly tune'.*{key} takes"):
             Tuning.read(broken)
     with pytest.raises(ValueError, match=r"trials takes a whole number, found 'many'"):
         Tuning.read({**good, "trials": "many"})

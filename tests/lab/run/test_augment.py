@@ -136,10 +136,10 @@ def test_teachers_are_augmented(data, drawn, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "wanted"),
     [
-        ({"ey": "picture"}, "'ey' is no modality. Did you mean eye"),
-        ({"eye": "flip"}, "'flip' is no augmentation. There is picture, spectrum"),
-        ({"x": "picture"}, "--augment picture is for images and videos, but 'x' is vector"),
-        ({"x": "spectrum"}, "--augment spectrum is for spectrograms, but 'x' is vector"),
+        ({"ey": "picture"}, "unknown modality 'ey'. Did you mean eye"),
+        ({"eye": "flip"}, "unknown augmentation 'flip'. Choose from: picture, spectrum"),
+        ({"x": "picture"}, "--augment picture needs images and videos, but 'x' is vector"),
+        ({"x": "spectrum"}, "--augment spectrum needs spectrograms, but 'x' is vector"),
     ],
 )
 def test_what_cannot_be_is_said_before_training(data, asked, wanted):

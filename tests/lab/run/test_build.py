@@ -71,7 +71,7 @@ def test_an_encoder_by_import_path(data):
         ({"sound": "test_build.Mine"}, r"--encoders names \['sound'\].*modalities \['m1', 'm2'\]"),
         ({"m1": "no.such.Net"}, "there is no module 'no'"),
         ({"m1": "test_build.Nobody"}, "the module test_build has no 'Nobody' to be the encoder"),
-        ({"m1": "Mine"}, "'Mine' is no encoder"),
+        ({"m1": "Mine"}, "unknown encoder 'Mine'"),
     ],
 )
 def test_encoders_that_cannot_be(data, encoders, message):
@@ -98,9 +98,9 @@ def test_what_the_user_wrote_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("relern", r"'relern' is no method\. Did you mean relearn\?"),
-        ("relearn(evry=2)", r"'evry' is no setting of relearn\. Did you mean every\?"),
-        ("relearn(encoders=1)", "'encoders' is no setting of relearn"),
+        ("relern", r"unknown method 'relern'\. Did you mean relearn\?"),
+        ("relearn(evry=2)", r"unknown setting 'evry' of relearn\. Did you mean every\?"),
+        ("relearn(encoders=1)", "unknown setting 'encoders' of relearn"),
         ("relearn(every=x)", "relearn: every takes a whole number, found 'x'"),
         ("relearn(every=1.5)", r"relearn: every takes a whole number, found 1\.5"),
         (
@@ -170,7 +170,7 @@ def test_muon_takes_the_matrices_of_hidden_layers(data):
 def test_muon_without_a_matrix():
     pictures = load("digits")
     model = build(pictures, encoders=dict.fromkeys(pictures.modalities, "test_build.Convolution"))
-    with pytest.raises(ValueError, match=r"takes the matrices of hidden layers, .* have none"):
+    with pytest.raises(ValueError, match=r"trains the matrices of hidden layers, .* have none"):
         build_optimizer(model, Training(optimizer="muon"))
 
 
@@ -226,7 +226,7 @@ def test_names_are_taken_once_and_as_they_are():
 
 
 def test_a_modality_alone_that_the_data_lack(data):
-    with pytest.raises(ValueError, match=r"'m3' is no modality\. There is m1, m2\."):
+    with pytest.raises(ValueError, match=r"unknown modality 'm3'\. Choose from: m1, m2\."):
         build(data, "unimodal(modality=m3)")
 
 
@@ -306,7 +306,7 @@ def test_what_is_no_encoder(data, name, message):
 
 @pytest.mark.parametrize("name", ["..x.Net", ".x.Net", "a..b", "a."])
 def test_what_is_no_import_path(data, name):
-    with pytest.raises(ValueError, match="is no encoder"):
+    with pytest.raises(ValueError, match="unknown encoder"):
         build(data, encoders={"m1": name})
 
 

@@ -113,7 +113,7 @@ def test_a_lost_process_ends_the_run_which_is_taken_up(strategy, tmp_path):
     started = time.monotonic()
     while not (said := [news for news in pool.news(0.1) if hasattr(news, "error")]):
         assert time.monotonic() - started < 60
-    assert said[0].error == "its process ended with code -9 (killed, perhaps for want of memory)"
+    assert said[0].error == "its process ended with code -9 (killed, perhaps out of memory)"
     source = Listed([killed, whole])
     carry(source, pool)
     assert source.failures == {}
@@ -167,7 +167,7 @@ def test_processes_of_torchrun_go_on_after_a_failure_of_all(tmp_path):
 def test_processes_of_torchrun_end_after_a_failure_of_one(tmp_path):
     """The others may wait for it within the run, for half an hour."""
     first, second = on_ranks(fails, tmp_path, ("no", ""))
-    assert first.startswith("joint-0, process 0: no. Not all processes failed")
+    assert first.startswith("joint-0, process 0: no. Other processes did not fail")
     assert second == ""
 
 
@@ -212,9 +212,9 @@ def test_what_the_starters_say(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"devices": 3}, "3 of them cannot share 32 samples evenly. Give a multiple of 3."),
-        ({"strategy": "ddp"}, "--strategy ddp is for several devices. Give --devices."),
-        ({"nodes": 0}, "--nodes is at least 1; found 0"),
+        ({"devices": 3}, "3 devices cannot share 32 evenly. Use a multiple of 3."),
+        ({"strategy": "ddp"}, "--strategy ddp needs several devices. Give --devices."),
+        ({"nodes": 0}, "--nodes must be at least 1; found 0"),
     ],
 )
 def test_what_cannot_be(settings, message):
@@ -233,8 +233,8 @@ def test_what_is_another_training_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     several = replace(TRAINING, devices=2, encoders={"m1": "test_devices.Normed"})
     _, notes = prepare([Cell(several, "qmf", 0)])
-    assert "BatchNorm takes its statistics of each process's share of a batch." in notes
-    assert any(note.startswith("qmf: compares the samples of a batch with one") for note in notes)
+    assert "BatchNorm uses the statistics of each process's share of a batch." in notes
+    assert any(note.startswith("qmf: compares samples within a batch") for note in notes)
     _, notes = prepare([Cell(TRAINING, "qmf", 0)])
     assert not any("share" in note for note in notes)
     with pytest.raises(ValueError, match=r"lfm\(.* does not work on parameters that are sharded"):

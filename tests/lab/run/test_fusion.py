@@ -38,5 +38,5 @@ def test_the_option_names_every_fusion():
 
 def test_a_head_of_its_own_is_kept_and_said():
     _, notes = prepare([cell("qmf", "film"), cell("joint", "film")])
-    assert "qmf: keeps the head it is made for, 'energy'." in notes
+    assert "qmf: keeps its own head, 'energy'." in notes
     assert not any(note.startswith("joint") for note in notes)

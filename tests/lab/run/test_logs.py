@@ -143,11 +143,13 @@ def test_wandb_stays_offline(alone, tmp_path):
 def test_what_is_wrong_is_said(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("evenly.lab.run.logs.find_spec", lambda asked: None if asked == name else 1)
-    with pytest.raises(RuntimeError, match=f"--logger {name} needs a package: pip install {name}"):
+    with pytest.raises(
+        RuntimeError, match=f"--logger {name} needs a package. Install it with pip install {name}"
+    ):
         Logs.of(f"tensorboard,{name}", tmp_path)
-    with pytest.raises(ValueError, match=r"--logger names none\. Give .*, or leave it out"):
+    with pytest.raises(ValueError, match=r"--logger is empty\. Give .*, or leave it out"):
         Logs.of("", Path())
-    with pytest.raises(ValueError, match=r"'wanbd' is no logger. Did you mean wandb\?"):
+    with pytest.raises(ValueError, match=r"unknown logger 'wanbd'. Did you mean wandb\?"):
         Logs.of("wanbd", tmp_path)
     assert Logs.of("tensorboard,tensorboard", Path("a")) == Logs(("tensorboard",), Path("a"))
 

@@ -160,7 +160,7 @@ class TestRates:
 
     def test_a_modality_that_there_is_not(self):
         cell = Cell(replace(TRAINING, lr_scale={"m3": 0.1}), "joint", 0)
-        with pytest.raises(ValueError, match=r"'m3' is no modality\. There is m1, m2"):
+        with pytest.raises(ValueError, match=r"unknown modality 'm3'\. Choose from: m1, m2"):
             build_model(load(DATA), cell)
 
 
@@ -203,4 +203,4 @@ class TestAccumulation:
             with pytest.raises(ValueError, match=f"{method} acts on each backward pass .* a batch"):
                 prepare([Cell(training, method, 0)])
         _, notes = prepare([Cell(training, "qmf", 0)])
-        assert any("qmf: compares the samples" in note and "each pass" in note for note in notes)
+        assert any("qmf: compares samples" in note and "each pass" in note for note in notes)

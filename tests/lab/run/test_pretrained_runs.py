@@ -74,13 +74,13 @@ def test_relearning_says_that_it_has_nothing_to_pull_back(place, tmp_path):
     asked = cell(place, "relearn(every=1,first=1)", freeze="true")
     notes = prepare([asked])[1]
     assert any("Auto, frozen; x, vector (3,): MLP" in note for note in notes)
-    assert "has nothing to pull back in eye, whose encoder is frozen." in str(notes)
+    assert "does nothing to eye, whose encoder is frozen." in str(notes)
     run_cell(asked, tmp_path / "run")
     row = (tmp_path / "run" / "metrics.csv").read_text().partition("\n")[0]
     assert "relearn_strength/x" in row
     assert "relearn_strength/eye" not in row
     learns = prepare([cell(place, "relearn", freeze="true", width=4)])[1]
-    assert "nothing to pull back" not in str(learns)
+    assert "does nothing to" not in str(learns)
 
 
 def test_adapters_re_learn_and_are_loaded(place, tmp_path):
@@ -97,7 +97,9 @@ def test_adapters_re_learn_and_are_loaded(place, tmp_path):
 
 @pytest.mark.parametrize("method", ["ogm_ge", "multi_loss", "ogm_ge+relearn"])
 def test_methods_that_act_on_an_encoder_refuse_one_that_is_frozen(method, place):
-    with pytest.raises(ValueError, match=r"acts on what encoders learn, but that of 'eye' is fro"):
+    with pytest.raises(
+        ValueError, match=r"acts on what encoders learn, but the encoder of 'eye' is fro"
+    ):
         prepare([cell(place, method, freeze="true")])
     prepare([cell(place, method, freeze="true", width=4)])
 
@@ -220,5 +222,5 @@ def test_a_damaged_file_is_made_anew(place, tmp_path):
 
 def test_a_note_says_what_is_made_once(place):
     notes = str(prepare([cell(place, **FROZEN)])[1])
-    assert "the features of eye, whose encoder is frozen, are made once" in notes
+    assert "the encoder of eye is frozen, so its features are computed once" in notes
     assert "made once" not in str(prepare([cell(place, freeze=1)])[1])

@@ -67,11 +67,11 @@ class TestMessages:
 
     def test_without_its_files(self, capsys, tmp_path):
         assert main(["compare", "--recipe=cremad-resnet18", "--out", str(tmp_path / "o")]) == 1
-        assert "say where its files are, with --folder" in capsys.readouterr().err
+        assert "needs its files: give their folder with --folder" in capsys.readouterr().err
 
     def test_a_folder_without_a_source(self, capsys, tmp_path):
         assert main(["train", "--folder", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
-        assert "--folder goes with --source" in capsys.readouterr().err
+        assert "--folder needs --source" in capsys.readouterr().err
 
 
 def test_limited_data_keep_every_class():

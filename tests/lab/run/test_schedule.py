@@ -75,10 +75,10 @@ def test_plateaus_are_remembered():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "cosine", "lr_step": 3}, "--lr_step is for --schedule step and plateau"),
-        ({"schedule": "plateau"}, "--schedule plateau takes --lr_step"),
-        ({"warmup": 30}, "--warmup is at least 0 and below --epochs, 30; found 30"),
-        ({"warmup": -1}, "--warmup is at least 0 and below"),
+        ({"schedule": "cosine", "lr_step": 3}, "--lr-step applies to --schedule step and plateau"),
+        ({"schedule": "plateau"}, "--schedule plateau needs --lr-step"),
+        ({"warmup": 30}, "--warmup must be at least 0 and below --epochs, 30; found 30"),
+        ({"warmup": -1}, "--warmup must be at least 0 and below"),
     ],
 )
 def test_what_cannot_be(settings, message):

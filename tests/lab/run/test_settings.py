@@ -26,18 +26,18 @@ def test_measures_ten_times_in_a_run():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"epochs": 0}, "--epochs is at least 1; found 0"),
-        ({"batch_size": 0}, "--batch_size is at least 1; found 0"),
-        ({"lr": 0.0}, r"--lr is above 0; found 0\.0"),
-        ({"lr": float("nan")}, "--lr is above 0; found nan"),
-        ({"ema": 1.0}, r"--ema is between 0 and 1; found 1\.0"),
-        ({"accumulate": 0}, "--accumulate is at least 1; found 0"),
-        ({"patience": 0}, "--patience is at least 1; found 0"),
-        ({"lr_scale": {"m1": 0.0}}, r"--lr_scale\.m1 is above 0; found 0\.0"),
-        ({"clip": 0.0}, r"--clip is above 0; found 0\.0"),
-        ({"clip": float("nan")}, "--clip is above 0; found nan"),
-        ({"weight_decay": -1.0}, r"--weight_decay is at least 0; found -1\.0"),
-        ({"diagnose_every": -1}, "--diagnose_every is at least 0; found -1"),
+        ({"epochs": 0}, "--epochs must be at least 1; found 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1; found 0"),
+        ({"lr": 0.0}, r"--lr must be above 0; found 0\.0"),
+        ({"lr": float("nan")}, "--lr must be above 0; found nan"),
+        ({"ema": 1.0}, r"--ema must be between 0 and 1; found 1\.0"),
+        ({"accumulate": 0}, "--accumulate must be at least 1; found 0"),
+        ({"patience": 0}, "--patience must be at least 1; found 0"),
+        ({"lr_scale": {"m1": 0.0}}, r"--lr-scale\.m1 must be above 0; found 0\.0"),
+        ({"clip": 0.0}, r"--clip must be above 0; found 0\.0"),
+        ({"clip": float("nan")}, "--clip must be above 0; found nan"),
+        ({"weight_decay": -1.0}, r"--weight-decay must be at least 0; found -1\.0"),
+        ({"diagnose_every": -1}, "--diagnose-every must be at least 0; found -1"),
     ],
 )
 def test_settings_out_of_range(setting, message):
@@ -75,21 +75,23 @@ def test_settings_are_read_as_they_were_written(tmp_path):
 def test_the_settings_of_another_program(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"config\.yaml is not what this command writes.*--out"):
+    with pytest.raises(ValueError, match=r"config\.yaml was not written by this command.*--out"):
         read_settings(path, "methods")
 
 
 def test_the_same_file_by_another_path(tmp_path):
     here = {"data": "a.npz", "data_sha256": "1"}
     check_same(tmp_path, here, {"data": "./a.npz", "data_sha256": "1"})
-    with pytest.raises(ValueError, match=r"data = 'a\.npz', but 'b\.npz' is asked for now"):
+    with pytest.raises(ValueError, match=r"data = 'a\.npz', but now 'b\.npz' is asked for"):
         check_same(tmp_path, here, {"data": "b.npz", "data_sha256": "2"})
 
 
 def test_other_settings_do_not_mix(tmp_path):
     check_same(tmp_path, {}, {"lr": 0.1})
     check_same(tmp_path, {"lr": 0.1, "seeds": 3}, {"lr": 0.1, "new": 1})
-    with pytest.raises(ValueError, match=r"holds runs with lr = 0\.1, but 0\.2 is asked.*--out"):
+    with pytest.raises(
+        ValueError, match=r"holds runs with lr = 0\.1, but now 0\.2 is asked.*--out"
+    ):
         check_same(tmp_path, {"lr": 0.1}, {"lr": 0.2})
 
 
@@ -97,16 +99,16 @@ def test_settings_younger_than_a_folder_were_as_by_default(tmp_path):
     now = Training(task="classes", select="accuracy").as_dict()
     before = {name: value for name, value in now.items() if name not in ("select", "task")}
     check_same(tmp_path, before, now)
-    with pytest.raises(ValueError, match="runs with select = 'accuracy', but 'loss' is asked for"):
+    with pytest.raises(ValueError, match="runs with select = 'accuracy', but now 'loss' is asked"):
         check_same(tmp_path, before, Training(task="classes", select="loss").as_dict())
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_smoothing": 1.0}, "--label_smoothing is at least 0 and below 1"),
-        ({"focal": -1.0}, "--focal is at least 0"),
-        ({"focal": 2.0, "label_smoothing": 0.1}, "do not go together"),
+        ({"label_smoothing": 1.0}, "--label-smoothing must be at least 0 and below 1"),
+        ({"focal": -1.0}, "--focal must be at least 0"),
+        ({"focal": 2.0, "label_smoothing": 0.1}, "exclude each other"),
     ],
 )
 def test_criteria_that_there_are_not(settings, message):
@@ -117,9 +119,9 @@ def test_criteria_that_there_are_not(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"missing": {"a": -0.1}}, "--missing.a is at least 0 and below 1; found -0.1"),
-        ({"missing": {"a": 1.0}}, "--missing.a is at least 0 and below 1"),
-        ({"missing_test": {"a": 1.5}}, "--missing_test.a is from 0 to 1; found 1.5"),
+        ({"missing": {"a": -0.1}}, "--missing.a must be at least 0 and below 1; found -0.1"),
+        ({"missing": {"a": 1.0}}, "--missing.a must be at least 0 and below 1"),
+        ({"missing_test": {"a": 1.5}}, "--missing-test.a must be from 0 to 1; found 1.5"),
     ],
 )
 def test_rates_that_there_are_not(settings, message):
@@ -141,7 +143,7 @@ def test_the_fingerprint_of_a_file_stands_beside_its_path(tmp_path):
     assert settings["data_sha256"] == hashlib.sha256(b"one").hexdigest()
     assert "data_sha256" not in Training().as_dict()
     path.write_bytes(b"two")
-    with pytest.raises(ValueError, match=r"a\.npz as it was before: the file has changed since\."):
+    with pytest.raises(ValueError, match=r"a\.npz as it was before; the file has changed since\."):
         check_same(tmp_path, settings, Training(data=str(path)).as_dict())
 
 
@@ -151,13 +153,15 @@ def test_what_cannot_be_a_folder(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for path in (file, file / "below" / "it"):
-        with pytest.raises(UserError, match=r"cannot be a folder, as .*/file is a file"):
+        with pytest.raises(UserError, match=r"cannot be a folder, because .*/file is a file"):
             check_folder(path)
 
 
 def test_a_folder_that_would_be_taken_for_two(tmp_path):
     check_folder(tmp_path / "a%20b{c}?#&:é")
-    with pytest.raises(ValueError, match=r"a::b/c: '::' in a path joins two file systems"):
+    with pytest.raises(
+        ValueError, match=r"a::b/c: checkpoints cannot be written to a path with '::'"
+    ):
         check_folder(tmp_path / "a::b" / "c")
 
 

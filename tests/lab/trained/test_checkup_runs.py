@@ -29,7 +29,7 @@ def test_of_a_run(compared, capsys):
     before = {path: path.read_bytes() for path in run.glob("*.ckpt")}
     status, out, err = said(capsys, run)
     assert status == 0
-    assert "note: trains the modalities alone, at the same time, for 10 epochs." in err
+    assert "note: training each modality alone for 10 epochs." in err
     assert "m1 is " in out
     found = json.loads((run / "checkup.json").read_text())
     assert set(found["findings"]) == {"m1", "m2"}
@@ -61,7 +61,7 @@ def test_of_data(capsys, tmp_path):
         capsys, "--data", DATA, *SMALL, "--epochs", 3, "--interactions", "--out", tmp_path / "new"
     )
     assert status == 0
-    assert "trains them jointly and alone, for 3 epochs each" in err
+    assert "training jointly and each modality alone, for 3 epochs each" in err
     assert "only together" in out
     assert (tmp_path / "new" / "checkup.html").is_file()
 
@@ -69,13 +69,13 @@ def test_of_data(capsys, tmp_path):
 def test_refusals(compared, capsys, tmp_path):
     runs = compared / "runs"
     for arguments, why in (
-        ([compared], "holds a comparison. Give one of its runs"),
-        ([tmp_path], "holds no run"),
-        ([next(runs.glob("unimodal*m1-0"))], "is of one modality alone"),
+        ([compared], "is a comparison. Give one of its runs"),
+        ([tmp_path], "is not a run"),
+        ([next(runs.glob("unimodal*m1-0"))], "uses only one modality"),
         ([runs / "joint-0", runs / "multi_loss-0"], "differs from"),
         ([runs / "joint-0", runs / "joint-0"], "are the same run"),
-        ([runs / "joint-0", "--budget", 0], "--budget is at least 1"),
-        ([runs / "joint-0", "--epochs", 5, "--lr", 1], "--epochs, --lr would change nothing"),
+        ([runs / "joint-0", "--budget", 0], "--budget must be at least 1"),
+        ([runs / "joint-0", "--epochs", 5, "--lr", 1], "--epochs, --lr would have no effect"),
         ([runs / "joint-0", "--figure", "x.pdf"], "ends in .svg or .png"),
         ([runs / "joint-0", "--out", runs / "joint-0" / "config.yaml"], "cannot be a folder"),
         ([runs / "joint-0" / "config.yaml"], "Give data as --data"),
@@ -98,7 +98,7 @@ def test_numbers_are_refused(capsys, tmp_path):
         status, _, err = said(capsys, *arguments, "--out", tmp_path / "out")
         assert status == 1
         assert f"{who}" in err
-        assert "a checkup is of classes or labels." in err
+        assert "a checkup needs classes or labels." in err
 
 
 def test_data_that_have_changed_are_refused(capsys, tmp_path):

@@ -40,13 +40,13 @@ def picture(*values, dtype=torch.float32):
         (UNIT, torch.zeros(1, 1, 2, 3), r"the shape \(1, 2, 3\), but RUN was trained on \(1, 2, 2"),
         (UNIT, torch.zeros(1, 2), r"the shape \(2,\)"),
         (WORDS, Padded(torch.tensor([[3, 9]]), torch.tensor([2])), "token 9, .* tokens 0 to 8"),
-        (WORDS, Padded(torch.tensor([[3, -1]]), torch.tensor([2])), "no numbers of tokens"),
-        (WORDS, Padded(torch.tensor([[3.0]]), torch.tensor([1])), "float32 values that are no num"),
+        (WORDS, Padded(torch.tensor([[3, -1]]), torch.tensor([2])), "which are not token numbers"),
+        (WORDS, Padded(torch.tensor([[3.0]]), torch.tensor([1])), "float32 values, which"),
         (intake("text", (4, 9), "int32", ragged=True, longest=3),
-         Padded(torch.ones(2, 5).int(), torch.tensor([2, 4])), "a sample of 4 steps, .* takes 3"),
-        (intake("vector", (2,), "uint8", 0, 255), torch.tensor([[0, 300]]), "300, which is no num"),
-        (intake("vector", (2,), "float16"), torch.tensor([[0, 1e6]]), "1e.06, which is no number"),
-        (intake("vector", (2,), "bool"), torch.tensor([[0, 2]]).byte(), "2, which is no number"),
+         Padded(torch.ones(2, 5).int(), torch.tensor([2, 4])), "a sample of 4 steps, .* takes at"),
+        (intake("vector", (2,), "uint8", 0, 255), torch.tensor([[0, 300]]), "300, which does not"),
+        (intake("vector", (2,), "float16"), torch.tensor([[0, 1e6]]), "1e.06, which does not fit"),
+        (intake("vector", (2,), "bool"), torch.tensor([[0, 2]]).byte(), "2, which does not fit"),
         (intake("vector", (2,), "float32"), torch.zeros(1, 3), r"the shape \(3,\)"),
         (intake("sequence", (9, 2), "float32"), torch.zeros(1, 9, 3), r"the shape \(9, 3\)"),
     ],
@@ -232,7 +232,7 @@ class TestPredict:
         ("name", "values", "fault"),
         [
             ("text", np.full((3, 5), 9), "holds the token 9, but .* tokens 0 to 8"),
-            ("text", np.full((3, 5), 0.5), "which is no text"),
+            ("text", np.full((3, 5), 0.5), "which is not text"),
             ("sound", np.ones((3, 6, 7), np.uint8), "pictures of uint8 values"),
             ("sound", 90 * np.ones((3, 6, 7)), "from 90 to 90"),
             ("sound", np.ones((3, 7, 6)), r"shape \(1, 7, 6\)"),
@@ -265,7 +265,7 @@ class TestPredict:
         training = ["--data", str(tmp_path / "t.csv"), "--epochs", "1", "--width", "8"]
         assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
         np.savez(tmp_path / "new.npz", text=np.ones((3, 2), np.int64))
-        with pytest.raises(ValueError, match=r"holds numbers of tokens, but .* on texts"):
+        with pytest.raises(ValueError, match=r"holds token numbers, but .* on texts"):
             list(predictions(load_run(tmp_path / "run"), str(tmp_path / "new.npz")))
 
     def test_labels_of_other_names_are_told_once(self, run, capsys):
@@ -274,5 +274,5 @@ class TestPredict:
         found = list(predictions(load_run(run / "run"), str(run / "new.npz")))
         assert [p.label for p in found] == ["0", "1", "1"]
         said = capsys.readouterr().err
-        assert said.count("some labels, such as '0', are none of the classes") == 1
+        assert said.count("some labels, such as '0', are not among the classes") == 1
         assert "no, yes" in said

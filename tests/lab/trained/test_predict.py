@@ -79,7 +79,7 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
     main(["compare", *common, *more, *weighed])
     text = capsys.readouterr().out
     assert "mean_average_precision" in text
-    assert "accuracy is the share of samples of which all labels are right" in text
+    assert "accuracy is the share of samples with all labels right" in text
     with (tmp_path / "summary.csv").open() as file:
         tested = {row["metric"]: row["test"] for row in csv.DictReader(file) if row["test"]}
     for metric in ("accuracy", "macro_f1", "micro_f1"):
@@ -159,11 +159,14 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     [
         (
             ("--methods", "joint,ogm_ge"),
-            "ogm_ge takes class numbers.*; mine has numbers to regress",
+            "ogm_ge takes class numbers.*, but mine has numbers to regress",
         ),
-        (("--methods", "joint", "--focal", "2"), "there is no --class_weights, no --focal and no"),
-        (("--methods", "joint", "--select", "accuracy"), "not measured of mine, but loss, mae"),
-        (("--methods", "joint", "--task", "classes"), "which are no classes"),
+        (("--methods", "joint", "--focal", "2"), "so --class-weights, --focal and"),
+        (
+            ("--methods", "joint", "--select", "accuracy"),
+            "does not apply to mine. Choose from: loss, mae",
+        ),
+        (("--methods", "joint", "--task", "classes"), "which are not classes"),
     ],
 )
 def test_what_numbers_do_not_go_with_is_said_before_training(options, message, tmp_path, capsys):
@@ -176,10 +179,13 @@ def test_what_numbers_do_not_go_with_is_said_before_training(options, message, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--methods", "joint,ogm_ge"), "ogm_ge takes class numbers.*; mine has several labels a"),
+        (
+            ("--methods", "joint,ogm_ge"),
+            "ogm_ge takes class numbers.*, but mine has several labels a",
+        ),
         (
             ("--methods", "joint", "--select", "balanced_accuracy"),
-            "--select balanced_accuracy is not measured of mine, but loss, accuracy, macro_f1",
+            "--select balanced_accuracy does not apply to mine. Choose from: loss, accuracy",
         ),
     ],
 )
@@ -209,7 +215,9 @@ def test_a_modality_that_the_data_lack_is_told(run, data, tmp_path, capsys):
     with np.load(data) as file:
         np.savez(tmp_path / "few.npz", **{k: file[k] for k in file.files if k[:3] != "eye"})
     assert len(rows(run, str(tmp_path / "few.npz"), "test")) == 30
-    assert "few.npz holds no eye: taken as missing from all samples." in capsys.readouterr().err
+    assert (
+        "few.npz lacks eye, which counts as missing from every sample." in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("without", [["x"], ["steps"], ["eye", "steps"]])
@@ -247,7 +255,7 @@ def test_labels_and_splits_are_taken_one_without_the_other(run, data, tmp_path):
     del whole["labels"]
     np.savez(tmp_path / "splits.npz", **whole, split=split)
     assert {r.label for r in rows(run, str(tmp_path / "splits.npz"), "val")} == {""}
-    with pytest.raises(ValueError, match="its val split holds no sample"):
+    with pytest.raises(ValueError, match="its val split is empty"):
         rows(run, str(tmp_path / "all_test.npz"), "val")
 
 
@@ -259,7 +267,7 @@ def test_a_table_without_labels(tmp_path, capsys):
     assert main(["train", *training, "--method", "joint", "--out", str(tmp_path / "run")]) == 0
     (tmp_path / "new.csv").write_text("name,x\nfirst,-2\nsecond,2\nthird,\nfourth,1.5\n")
     new = str(tmp_path / "new.csv")
-    with pytest.raises(ValueError, match=r"1 of 4 rows .*:\n  third: has none of the modalities"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows .*:\n  third: has no modality"):
         rows(tmp_path / "run", new)
     (tmp_path / "new.csv").write_text("name,x,y\nfirst,-2,\nsecond,2,\nthird,,3\n")
     found = rows(tmp_path / "run", new)
@@ -271,9 +279,9 @@ def test_a_table_without_labels(tmp_path, capsys):
     (tmp_path / "new.csv").write_text("x,Y\n-2,1\n2,3\n,\n,\n")
     assert len(rows(tmp_path / "run", new)) == 2
     said = capsys.readouterr().err
-    assert "new.csv holds no y: taken as missing from all samples." in said
-    assert "new.csv: the run knows nothing of Y: not read." in said
-    assert "new.csv: 2 rows at the end without anything in them: left out." in said
+    assert "new.csv lacks y, which counts as missing from every sample." in said
+    assert "new.csv: the run does not use Y: ignored." in said
+    assert "new.csv: 2 rows empty at the end: left out." in said
 
 
 def test_a_folder_as_the_hub_has_it(tmp_path):
@@ -308,7 +316,7 @@ def test_rows_of_other_shapes_and_files_read_otherwise_are_refused(tmp_path, cap
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "2 rows were left out as broken:\n  two: x: has the shape (2, 1)" in said.err
+    assert "2 broken rows were left out:\n  two: x: has the shape (2, 1)" in said.err
     assert [row["sample"] for row in csv.DictReader(io.StringIO(said.out))] == ["one", "one"]
     trained = load_run(tmp_path / "run")
     official = replace(trained, read={"x": "steps(units=GloVe)"})
@@ -440,7 +448,7 @@ class TestEditedRuns:
 
 class TestMessages:
     def test_no_run(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="holds no run"):
+        with pytest.raises(FileNotFoundError, match="is not a run"):
             load_run(tmp_path)
 
     def test_a_damaged_checkpoint(self, run, tmp_path):
@@ -518,7 +526,7 @@ def test_an_odd_first_row_does_not_condemn_the_others(tmp_path):
     np.save(tmp_path / "odd.npy", np.ones((2, 9), np.int64))
     (tmp_path / "new.csv").write_text("name,x\nodd,odd.npy\nfine,1.npy\n")
     with pytest.raises(
-        ValueError, match=r"1 of 2 rows .*\n  odd: x: .* where all must have \(any, 4\)\n"
+        ValueError, match=r"1 of 2 rows .*\n  odd: x: .* but all samples must have \(any, 4\)\n"
     ):
         rows(tmp_path / "run", str(tmp_path / "new.csv"))
     trained = load_run(tmp_path / "run")
@@ -528,10 +536,10 @@ def test_an_odd_first_row_does_not_condemn_the_others(tmp_path):
 
 def test_a_comparison_is_not_a_run_and_files_of_two_runs_are_none(run, tmp_path):
     shutil.copytree(run, tmp_path / "out" / "runs" / "joint-0")
-    with pytest.raises(FileNotFoundError, match=r"holds a comparison.*runs/joint-0"):
+    with pytest.raises(FileNotFoundError, match=r"is a comparison.*runs/joint-0"):
         load_run(tmp_path / "out")
     mixed = tmp_path / "out" / "runs" / "joint-0"
     text = (mixed / "config.yaml").read_text().replace("width: 8", "width: 16")
     (mixed / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match="no model can be made of its config"):
+    with pytest.raises(ValueError, match="cannot build a model from its config"):
         load_run(mixed)

@@ -119,8 +119,8 @@ def _frames(container: InputContainer, stream: Stream) -> Iterator[Any]:
 
 def _chosen(file: File, streams: Sequence[Stream], stream: int, what: str) -> Stream:
     if not streams:
-        raise NoStream(file, f"holds no {what}")
+        raise NoStream(file, f"has no {what}")
     if not 0 <= stream < len(streams):
         count = f"{len(streams)} stream{'s' if len(streams) > 1 else ''} of {what}"
-        raise NoStream(file, f"has {count}, so there is no number {stream}")
+        raise NoStream(file, f"has {count}, but stream {stream} was asked for")
     return streams[stream]

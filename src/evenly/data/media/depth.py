@@ -44,7 +44,7 @@ def colours(name: str, image: ImageFile.ImageFile) -> Image.Image:
     try:
         found = image.convert("RGB")
     except ValueError as error:
-        raise MediaError(name, f"has colours of a kind ({image.mode}) that is not read") from error
+        raise MediaError(name, f"has an unsupported colour mode ({image.mode})") from error
     if deep:
         eight_bits(name, np.asarray(found), 255)
     return found

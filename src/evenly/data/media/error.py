@@ -37,7 +37,7 @@ def named(file: File) -> str:
 def check_file(file: File) -> None:
     """Raises `MediaError` if there is no file, or nothing in it."""
     if isinstance(file, Path) and not file.exists():
-        raise MediaError(file, "there is no such file")
+        raise MediaError(file, "file not found")
     if not file if isinstance(file, bytes) else file.is_file() and not file.stat().st_size:
         raise MediaError(file, "the file is empty")
 

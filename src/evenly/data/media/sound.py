@@ -36,7 +36,7 @@ def read_sound(file: File, rate: int | None = None, stream: int = 0) -> tuple[Sa
     """
     samples, found = (stream == 0 and _wav(file)) or _stream(file, stream)
     if not len(samples):
-        raise MediaError(file, "holds no sound that can be decoded")
+        raise MediaError(file, "has no sound that can be decoded")
     if not np.isfinite(samples).all():
         raise MediaError(file, "holds samples that are not finite")
     if rate is None or rate == found:
@@ -80,7 +80,7 @@ def _stream(file: File, stream: int) -> tuple[Samples, int]:
     for frame, time in sounds(file, stream):
         if rate and frame.sample_rate != rate:
             raise MediaError(
-                file, f"changes from {rate} to {frame.sample_rate} samples a second in its course"
+                file, f"changes from {rate} to {frame.sample_rate} samples a second midway"
             )
         rate = frame.sample_rate
         piece = _mono(frame)
@@ -90,7 +90,7 @@ def _stream(file: File, stream: int) -> tuple[Samples, int]:
                 origin -= late
             elif not length or abs(late) > JITTER * rate:
                 if late > LONGEST * rate:
-                    raise MediaError(file, f"has no sound for {late // rate:,} seconds on end")
+                    raise MediaError(file, f"has no sound for {late // rate:,} seconds in a row")
                 parts.append(np.zeros(max(late, 0), np.float32))
                 piece = piece[max(-late, 0) :]
                 length += max(late, 0)

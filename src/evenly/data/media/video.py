@@ -111,7 +111,7 @@ class Video(Frames):
         in which they are stored (.avi) may stamp them in that one: the stamps are sorted.
         """
         if None in self._stamps:
-            raise MediaError(self.name, f"does not say when its frames are shown; {WITHOUT}")
+            raise MediaError(self.name, f"has no time stamps for its frames; {WITHOUT}")
         stamps = np.array(self._stamps, np.float64)
         back = np.maximum.accumulate(stamps) - stamps
         if back.max() > REORDERED:
@@ -134,7 +134,7 @@ class Video(Frames):
             if size > KEPT:
                 kept.clear()
         if not stamps:
-            raise MediaError(self.name, "holds no pictures that can be decoded")
+            raise MediaError(self.name, "has no pictures that can be decoded")
         self.kept = kept if size <= KEPT else []
         return stamps
 
@@ -248,9 +248,9 @@ def _still(file: File, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w
                     raise MediaError(file, f"holds {count} pictures; give one, or a folder of them")
                 return _planes(colours(named(file), image), size)
         except Image.DecompressionBombError as error:
-            raise MediaError(file, "has more pixels than are read") from error
+            raise MediaError(file, "has too many pixels") from error
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise MediaError(file, "is no image that can be read, or part of one") from error
+            raise MediaError(file, "is not a readable, complete image") from error
 
 
 def _planes(image: Image.Image, size: tuple[int, int] | None) -> UInt8[np.ndarray, "3 h w"]:
@@ -264,5 +264,5 @@ def _stacked(
 ) -> UInt8[np.ndarray, "k 3 h w"]:
     kept = list(frames)
     if len({frame.shape for frame in kept}) > 1:
-        raise MediaError(name, "its frames differ in size; give the size they are scaled to")
+        raise MediaError(name, "its frames differ in size; set the size to scale them to")
     return np.stack(kept)

@@ -28,7 +28,8 @@ def check_whole(file: File) -> None:
             end = begin + size
             if end > length + SLACK:
                 raise MediaError(
-                    file, f"is cut off: it has {length:,} bytes, and its header speaks of {end:,}"
+                    file,
+                    f"is cut off: it has {length:,} of the {end:,} bytes that its header gives",
                 )
             if name in (b"data", b"SSND") and (more := _more(source, end, length)):
                 raise MediaError(

@@ -167,7 +167,7 @@ def columns_of(
         or _INDEX.fullmatch(name)
         or (NUMBERING.fullmatch(name) and _counts(found[name]))
     ]
-    noted = dict.fromkeys(indices, "is an index of the rows, and no modality")
+    noted = dict.fromkeys(indices, "numbers the rows, so it is not a modality")
     return Columns(found, aside={**(aside or {}), **noted}, **more)
 
 
@@ -189,7 +189,7 @@ def check_apart(path: Path, names: Sequence[str]) -> None:
     """Raises if two columns have one name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path}: has two columns of one name, '{twice}'. Rename one.")
+        raise UserError(f"{path}: two columns are named '{twice}'. Rename one.")
 
 
 def named_columns(names: Sequence[str]) -> list[str]:
@@ -246,7 +246,7 @@ def csv_columns(path: Path) -> Columns:
     notes = []
     if left_out:
         some = f"{left_out} row{'s' * (left_out > 1)}"
-        notes = [f"{path.name}: {some} at the end without anything in them: left out."]
+        notes = [f"{path.name}: {some} empty at the end: left out."]
     return columns_of(
         path,
         named_columns(names),

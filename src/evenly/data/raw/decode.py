@@ -45,9 +45,9 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
                 yield number, future.result()
             except Lost as error:
                 raise UserRuntimeError(
-                    f"{source.name}: the process that decoded '{source.samples[number].name}' was "
-                    "killed, perhaps for want of memory. The same command goes on from there; "
-                    "give it fewer --workers."
+                    f"{source.name}: the process that decoded '{source.samples[number].name}' "
+                    "was killed, perhaps out of memory. Run the same command again to "
+                    "continue, with fewer --workers."
                 ) from error
 
 
@@ -82,7 +82,7 @@ def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
         except Exception as error:  # whatever one file brings about, the others are read
             return f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
     if all(value is None for value in found.values()):
-        return "; ".join(lacking) or "has none of the modalities"
+        return "; ".join(lacking) or "has no modality"
     return found
 
 
@@ -163,8 +163,8 @@ def unlike(
             if readers[name].kind == "vector" and dtype in (None, value.dtype):
                 hint = "; sequences of unequal lengths are read by array(kind=sequence,ragged=true)"
             return (
-                f"{name}: has the shape {value.shape} of {value.dtype}, where all must have "
-                f"{each}{of}{hint}"
+                f"{name}: has the shape {value.shape} of {value.dtype}, but all samples must "
+                f"have {each}{of}{hint}"
             )
         new[name] = shape, value.dtype
     first |= new

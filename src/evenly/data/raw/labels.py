@@ -74,7 +74,7 @@ def labelled(
             f"--label {name} that it is this one, or leave it out."
         )
     if several and name in columns.cells:
-        others = dict.fromkeys(several, "is a label by its name, and no modality")
+        others = dict.fromkeys(several, "is named like a label, so it is not a modality")
         columns = replace(columns, aside={**columns.aside, **others})
     if name == "label":
         return columns, []
@@ -83,7 +83,7 @@ def labelled(
     classes = {other: x for other, x in columns.classes.items() if other not in (name, "label")}
     if name in columns.classes:
         classes["label"] = columns.classes[name]
-    note = f"{path.name}: the column '{name}' is the label."
+    note = f"{path.name}: '{name}' is the label column."
     return replace(columns, cells=cells, classes=classes), [note]
 
 
@@ -196,9 +196,9 @@ def _to_regress(
         which = "the label" if len(names) == 1 else f"'{names[wrong[0]]}' of the labels"
         raise UserError(f"{path}: {which} {wrong[1]}.")
     task = Numbers(tuple(names))
-    how = "" if asked == "number" else "; --task says otherwise"
+    how = "" if asked == "number" else "; use --task if they are not"
     listed = ", ".join(map(repr, names))
-    note = f"{path.name}: the labels are taken for numbers to regress on, {listed}{how}."
+    note = f"{path.name}: the labels look like numbers to regress on, {listed}{how}."
     return Target(values.astype(np.float32), task, [note])
 
 

@@ -65,7 +65,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row = json.loads(text, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 raise UserError(
-                    f"{path}: line {number} is no JSON ({error}). Write an object in each line."
+                    f"{path}: line {number} is not JSON ({error}). Write one object per line."
                 ) from error
             if not isinstance(row, dict):
                 raise UserError(

@@ -113,7 +113,7 @@ def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
     changed = [path for path in files if path.exists() and size_of(path) != known[str(path)]]
     if changed:
         raise UserError(
-            f"{out}: was made of files of which {len(changed)} have changed since, such as "
+            f"{out}: {len(changed)} of its files have changed since it was made, such as "
             f"{changed[0]}. Remove the folder and prepare again, or choose another --out."
         )
 
@@ -121,8 +121,8 @@ def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
 def _check_splits(source: Source) -> None:
     if source.task.name == "labels" and len(source.classes) < 2:
         raise UserError(
-            f"{source.name}: has the label '{''.join(source.classes)}' and no other. Several "
-            "labels are two at least."
+            f"{source.name}: has only the label '{''.join(source.classes)}'. A task with "
+            "several labels needs at least two."
         )
     if source.task.name == "classes" and len(source.classes) < 2:
         raise UserError(
@@ -133,7 +133,7 @@ def _check_splits(source: Source) -> None:
         target = target_of([sample for sample in source.samples if sample.split == split])
         if not len(target):
             raise UserError(
-                f"{source.name}: no sample is in the {split} split. Training needs all of "
+                f"{source.name}: the {split} split is empty. Training needs all of "
                 f"{', '.join(SPLITS)}."
             )
         CHECKS[source.task.name](source.name, split, target, source.classes)
@@ -142,8 +142,7 @@ def _check_splits(source: Source) -> None:
 def _broken(source: Source, broken: dict[int, str]) -> str:
     named = [(source.samples[n].name, broken[n]) for n in sorted(broken)]
     return (
-        f"{source.name}: {len(broken)} of {len(source.samples)} samples cannot be used:\n"
-        f"{listed(named)}\n"
-        "Mend these files and run the same command again, which decodes nothing else anew; or "
-        "leave the samples out with --skip-broken."
+        f"{source.name}: {len(broken)} of {len(source.samples)} samples cannot be "
+        f"used:\n{listed(named)}\nRepair these files and run the same command again, which "
+        "decodes only them; or leave the samples out with --skip-broken."
     )

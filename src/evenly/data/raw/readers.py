@@ -67,7 +67,7 @@ def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
         least = min(value) if isinstance(value, tuple) else value
         if least < 0 or (least == 0 and name != "stream"):
             bound = "at least 0" if name == "stream" else "above 0"
-            raise UserError(f"{reader}: {name} is {bound}; found {value}.")
+            raise UserError(f"{reader}: {name} must be {bound}; found {value}.")
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Flow:
         """The flows of one file."""
         found = frames_of(cell, self.stream)
         if len(found) < 2:
-            raise MediaError(cell, "has one frame, and flow is from a frame to the next")
+            raise MediaError(cell, "has one frame, but optical flow needs two")
         first = sampling.uniform(len(found) - 1, self.frames)
         ends = np.stack([first, first + 1], 1).ravel()
         pairs = found.read(ends, self.size).reshape(self.frames, 2, 3, *self.size)
@@ -307,8 +307,8 @@ class Array:
     def __post_init__(self) -> None:
         if self.ragged and self.kind != "sequence":
             raise UserError(
-                f"array: only sequences are of unequal lengths, and the kind is {self.kind}. Give "
-                "kind=sequence, or leave ragged out."
+                f"array: only sequences can have unequal lengths, but the kind is {self.kind}. "
+                "Set kind=sequence, or leave ragged out."
             )
 
     def __call__(self, cell: Any) -> np.ndarray:
@@ -318,7 +318,7 @@ class Array:
             found = found[None]
         axes = {"vector": 1, "sequence": 2, "image": 3, "video": 4}[self.kind]
         if found.ndim != axes or not found.size:
-            raise ValueError(f"holds an array of shape {found.shape}, which is no {self.kind}")
+            raise ValueError(f"holds an array of shape {found.shape}, which is not a {self.kind}")
         return channels_first(found) if self.kind in ("image", "video") else found
 
 
@@ -332,7 +332,7 @@ def numbers(file: File) -> np.ndarray:
         try:
             found = np.load(source, allow_pickle=False)
         except (ValueError, EOFError, OSError, MemoryError) as error:
-            raise MediaError(file, "is no .npy file of numbers, or part of one") from error
+            raise MediaError(file, "is not a complete .npy file of numbers") from error
         if isinstance(found, np.ndarray) and source.read(1):
             raise MediaError(file, "holds more than one array, or something after it")
     if not isinstance(found, np.ndarray):
@@ -409,8 +409,8 @@ def _tokenizer(name: str) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give the folder of "
-            "one, as tokenizer.save_pretrained writes it."
+            f"there is no tokenizer '{name}' ({str(error).splitlines()[0]}). Give its folder, "
+            "as written by tokenizer.save_pretrained."
         ) from error
 
 
@@ -449,7 +449,7 @@ class Tabular:
         names = self.columns
         if not names:
             raise UserError(
-                "tabular: names no columns. Give numbers=[age,fare], categories=[port], or both."
+                "tabular: no columns given. Give numbers=[age,fare], categories=[port], or both."
             )
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"tabular: names the column '{twice[0]}' twice. Name it once.")

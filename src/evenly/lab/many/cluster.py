@@ -85,7 +85,7 @@ class Cluster:
             self._return()
             return 0
         if not threads and not self._is_told:
-            say([f"the cluster has no worker: 'dask worker {self._address}' starts one."])
+            say([f"the cluster has no workers. Start one with 'dask worker {self._address}'."])
             self._is_told = True
         return (self._jobs or threads) - len(self._orders)
 
@@ -132,8 +132,8 @@ class Cluster:
             client = Client(self._address, timeout=ANSWER, set_as_default=False, name="evenly")
         except (OSError, ValueError, TimeoutError) as error:
             raise UserRuntimeError(
-                f"no Dask scheduler answers at {hidden_address(self._address)} ({error}). Start "
-                "one, 'dask scheduler', and workers, 'dask worker ADDRESS', or check the address."
+                f"no Dask scheduler answers at {hidden_address(self._address)} ({error}). Check "
+                "the address, or start 'dask scheduler' and 'dask worker ADDRESS'."
             ) from error
         client.subscribe_topic(self._topic, self._told)
         return client
@@ -178,7 +178,7 @@ class Cluster:
 
     def _outcome(self, job: Job, future: "Future[Any]", error: BaseException | None) -> str:
         if type(error).__name__ == "KilledWorker":
-            return "every worker that began it was lost, perhaps for want of memory"
+            return "every worker that started it was lost, perhaps out of memory"
         if error is not None:
             return f"{type(error).__name__}: {error}"
         said: tuple[str, str] = future.result()
@@ -189,8 +189,8 @@ class Cluster:
         while Result.read(job.folder) is None:
             if time.monotonic() > end:
                 return (
-                    f"{host} has finished it, but {job.folder} has no result here. Do all workers "
-                    "see the same folder?"
+                    f"{host} has finished it, but {job.folder} holds no result here. Check that "
+                    "all workers see the same folder."
                 )
             time.sleep(0.2)
         return ""
@@ -201,7 +201,7 @@ class Cluster:
             self._client.close(timeout=PAUSE)
         minutes = f"{PATIENCE / 60:g} minutes"
         where = hidden_address(self._address)
-        say([f"the scheduler at {where} is gone; this waits {minutes} for one to come back there."])
+        say([f"lost the scheduler at {where}; waiting {minutes} for it to come back."])
         end = time.monotonic() + PATIENCE
         while True:
             try:
@@ -237,7 +237,7 @@ def carried(order: Order) -> tuple[str, str]:
     key = worker.get_current_task()
     host = socket.gethostname()
     if (ours := versions()) != order.versions:
-        return f"{host} has {ours}, and the command {order.versions}. Install the same.", host
+        return f"{host} has {ours}, not {order.versions}. Install the same versions.", host
     # A nanny's worker is a daemon, whom multiprocessing forbids children; these end with it.
     multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     pool = Local(1)

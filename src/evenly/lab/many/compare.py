@@ -185,8 +185,8 @@ def compare(
             f"{len(source.failures)} of {len(plan.jobs())} runs failed; the others are in "
             f"{report}.\n"
             + "\n".join(lines)
-            + f"\nThe details are in {details} of each folder under {out / 'runs'}. The same "
-            "command tries them again."
+            + f"\nSee {details} in each folder under {out / 'runs'} for details. Run the same "
+            "command again to retry them."
         )
     return report
 
@@ -204,7 +204,7 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
         return tuple(expanded(methods, ())), None
     if any(spec.name == "all" for spec in methods) and (left := left_out(data.task)):
         words = in_words([data.task.takes])
-        say([f"'all' is without those that do not take {words}: {', '.join(left)}."])
+        say([f"'all' leaves out the methods that do not take {words}: {', '.join(left)}."])
     return tuple(expanded(methods, data.modalities, data.task)), data
 
 

@@ -56,7 +56,7 @@ def reached(url: str | URL) -> URL:
         engine.dispose()
     except NoSuchModuleError as error:
         raise UserError(
-            f"there is no kind of database '{address.drivername}'. Write sqlite:///FILE or "
+            f"unknown kind of database '{address.drivername}'. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
     except ImportError as error:
@@ -72,8 +72,7 @@ def reached(url: str | URL) -> URL:
         for secret in filter(None, (address.password, *address.query.values())):
             said = said.replace(str(secret), "***")
         raise UserRuntimeError(
-            f"the database {shown} cannot be opened ({said}). Check the address, and that it can "
-            "be reached from here."
+            f"cannot open the database {shown} ({said}). Check the address and the connection."
         ) from error
     return address
 
@@ -93,13 +92,13 @@ def _address(url: str) -> URL:
         plain = "://" in url or not {"@", "="} & set(url)
         shown = hidden_address(url) if plain else "what is given"
         raise UserError(
-            f"'{shown}' is no address of a database. Write sqlite:///FILE or "
+            f"'{shown}' is not a database address. Write sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/NAME."
         ) from error
     if torn and address.get_backend_name() != "sqlite":
         raise UserError(
-            f"the address {hidden_address(url)} has a '@' in its host or database. Within a name "
-            "or a password, write %40 for '@' and %2F for '/'."
+            f"the address {hidden_address(url)} has a '@' in its host or database. In names and "
+            "passwords, write %40 for '@' and %2F for '/'."
         )
     if address.drivername in ("postgres", "postgresql"):
         return address.set(drivername="postgresql+psycopg")
@@ -169,8 +168,7 @@ def patiently(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T
         return call()
     except DBAPIError as error:
         raise UserRuntimeError(
-            f"the database does not do as asked ({_first_line(error)}). The same command goes on "
-            "where this one was."
+            f"the database failed ({_first_line(error)}). Run the same command again to continue."
         ) from error
 
 

@@ -131,7 +131,7 @@ class _Running:
             wait([process.sentinel for process in self.processes], MOMENT)
         for process in self.processes:
             if process.exitcode:
-                killed = " (killed, perhaps for want of memory)" if process.exitcode < 0 else ""
+                killed = " (killed, perhaps out of memory)" if process.exitcode < 0 else ""
                 return f"its process ended with code {process.exitcode}{killed}"
         if self._error:
             return self._error

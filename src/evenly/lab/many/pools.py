@@ -37,12 +37,12 @@ def check(training: Training, cluster: str = "") -> None:
 
     if training.nodes > 1 and (cluster or told_rank(training) is None):
         raise UserError(
-            f"--nodes {training.nodes}: start this command on each of them, by torchrun or srun, "
-            "with a process for each device."
+            f"--nodes {training.nodes}: start this command on each node with torchrun or srun, "
+            "one process per device."
         )
     if cluster:
         if find_spec("distributed") is None:
-            raise UserError("--cluster needs Dask: pip install 'evenly[cluster]'.")
+            raise UserError("--cluster needs Dask. Install it with pip install 'evenly[cluster]'.")
         from evenly.lab.many.cluster import Cluster
 
         Cluster(cluster).close()

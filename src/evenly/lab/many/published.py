@@ -29,7 +29,7 @@ class Own:
     @property
     def changes(self) -> dict[str, Any]:
         """What is the method's own in its training, for config.yaml."""
-        source = self.source or "nothing is published; the common settings"
+        source = self.source or "nothing published; common settings"
         return {**self.training, "source": source}
 
     def of(self, training: Training) -> Training:
@@ -64,7 +64,7 @@ class Published:
             if name == data or name.startswith((f"{data}(", f"{data}-")):
                 return Published(data, methods)
         raise UserError(
-            f"--settings published: no settings are known for '{name}', but for "
+            f"--settings published: no published settings are known for '{name}', only for "
             f"{' and '.join(known)}. Use --settings common, or 'evenly tune'."
         )
 

@@ -200,14 +200,14 @@ class Space:
         spec, *others = together(method)
         if others:
             raise UserError(
-                f"'evenly tune' searches the settings of one method; found '{method}'. Tune each "
-                "by itself, and give the composition what was found."
+                f"'evenly tune' searches one method at a time; found '{method}'. Tune each "
+                "method, then combine them with the settings it found."
             )
         info = method_named(spec.name).info
         optimizer = parse(training.optimizer).name
         if optimizer not in TRAINING:
             raise UserError(
-                f"'evenly tune' knows no range of learning rates for '{optimizer}'. Give one of "
+                f"'evenly tune' has no range of learning rates for '{optimizer}'. Use one of "
                 f"{', '.join(TRAINING)}."
             )
         ranges = dict(TRAINING[optimizer])

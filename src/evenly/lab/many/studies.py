@@ -70,8 +70,8 @@ class Study:
 def _three(training: Training, data: Data) -> Training:
     if len(data.modalities) < 3:
         raise UserError(
-            f"{data.name} has the modalities {', '.join(data.modalities)}: this study is of three "
-            "or more. 'evenly study table' takes any number."
+            f"this study needs three or more modalities; {data.name} has "
+            f"{', '.join(data.modalities)}. 'evenly study table' takes any number."
         )
     return training
 
@@ -80,8 +80,8 @@ def _noisy(training: Training, data: Data) -> Training:
     if not training.noise:
         some = next(iter(data.modalities))
         raise UserError(
-            "say which modality is to be scarcely informative, and how much noise it is given, in "
-            f"standard deviations of its inputs: --noise.{some} 2. {data.name} has the modalities "
+            "choose the modality to make hardly informative, and its noise in standard "
+            f"deviations: --noise.{some} 2. {data.name} has the modalities "
             f"{', '.join(data.modalities)}."
         )
     return training
@@ -95,7 +95,7 @@ def _transformers(training: Training, data: Data) -> Training:
     encoders = {name: text for name, text in found.items() if text}
     if not encoders:
         raise UserError(
-            f"{data.name} has vectors only, which have no steps for a transformer. Give data with "
+            f"{data.name} has only vectors, and a transformer needs steps. Use data with "
             "sequences, texts, images or videos."
         )
     usual = Training()
@@ -137,68 +137,71 @@ def _sensitivity(training: Training) -> str:
 
 STUDIES: dict[str, Study] = {
     "table": Study(
-        title="Tables 1 and 2: joint training and the methods for imbalance",
-        shows="accuracy and macro-F1 of each method, of each modality alone, and the differences "
-        "to joint training with their intervals. With --recipe or --encoders on any backbone",
+        title="Tables 1 and 2: joint training and the balancing methods",
+        shows="accuracy and macro-F1 of each method and of each modality alone, with "
+        "differences from joint training and their intervals. Change the backbone with "
+        "--recipe or --encoders",
         methods=lambda training: TABLE,
         draw=accuracy,
     ),
     "transformers": Study(
-        title="the table of transformers",
-        shows="the same with a transformer for each modality that has steps or patches, which "
-        "meet in bottleneck tokens (MBT) if all have, trained by AdamW at 3e-4",
+        title="Table of transformers",
+        shows="the same table with a transformer per modality that has steps or patches, "
+        "joined by bottleneck tokens (MBT) if all have, trained by AdamW at 3e-4",
         methods=lambda training: TABLE,
         draw=accuracy,
         asked=_transformers,
     ),
     "modalities": Study(
-        title="the table of three and more modalities",
-        shows="the same, for data with at least three modalities",
+        title="Table of three or more modalities",
+        shows="the same table for data with at least three modalities",
         methods=lambda training: TABLE,
         draw=accuracy,
         asked=_three,
     ),
     "scarce": Study(
-        title="the scarcely informative modality",
-        shows="whether each method stays above joint training where a modality carries noise, of "
-        "--noise.MODALITY LEVEL",
+        title="A hardly informative modality",
+        shows="whether each method stays above joint training when one modality is noisy; give "
+        "the noise with --noise.MODALITY LEVEL",
         methods=lambda training: TABLE,
         draw=accuracy,
         asked=_noisy,
     ),
     "figure1": Study(
         title="Figure 1: what each encoder has learnt",
-        shows="the accuracy of each method beside the accuracies of a new linear classifier on "
-        "its encoders, one modality against the other; a larger spot is a better model. What "
-        "panel a of the paper shows is not known to us",
+        shows="the accuracy of each method against linear classifiers trained on its frozen "
+        "encoders, one modality against the other; a larger dot is a better model. The "
+        "paper does not say what its panel a shows",
         methods=lambda training: "unimodal,joint,g_blending,ogm_ge,greedy,pmr,agm,relearn",
         draw=figure1,
     ),
     "figure3": Study(
         title="Figure 3: t-SNE of each modality's representations",
-        shows="the test samples as each encoder places them, by joint training and by D&R",
+        shows="the test samples in the feature space of each encoder, for joint training and "
+        "for D&R",
         methods=lambda training: "joint,relearn",
         draw=figure3,
     ),
     "figure4": Study(
         title="Figure 4: gap, purity and accuracy along training",
-        shows="whether re-learning closes the gap of an over-trained encoder, and what becomes of "
-        "purity and accuracy",
+        shows="whether re-learning closes the gap of an over-trained encoder, and how purity "
+        "and accuracy change",
         methods=lambda training: "joint,relearn",
         draw=figure4,
     ),
     "figure5": Study(
         title="Figure 5: the strength λ and the period",
-        shows="test accuracy by λ and by the epochs between two re-learnings, beside joint "
-        "training. There are three of them at most, so that short periods end early",
+        shows="test accuracy by λ and by the number of epochs between re-learnings, compared "
+        "with joint training. There are at most three re-learnings, so short periods end "
+        "early",
         methods=_sensitivity,
         draw=figure5,
     ),
     "diagnosis": Study(
-        title="what the diagnosis is worth",
-        shows="D&R as published against other estimators of the gap (matched, shared, stable), one "
-        "start of k-means in place of ten, BatchNorm's statistics taken anew, and the optimiser's "
-        "momentum cleared; differences are to D&R",
+        title="What the diagnosis is worth",
+        shows="published D&R against other estimators of the gap (matched, shared, stable), a "
+        "single start of k-means instead of ten, re-estimated BatchNorm statistics, and "
+        "cleared optimiser moments; differences are from D&R",
         methods=lambda training: ",".join(["joint", "relearn", *VARIANTS]),
         draw=accuracy,
         reference="relearn",
@@ -216,7 +219,7 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
     data = load_data(training)
     if data.task.name == "number":
         raise UserError(
-            f"{data.name} has numbers to regress on, and a study is of classes. 'evenly compare "
+            f"studies need classes, but {data.name} has numbers to regress on. 'evenly compare "
             "--methods all' compares the methods that take numbers."
         )
     methods = expanded(split(study.methods(training)), data.modalities)

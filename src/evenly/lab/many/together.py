@@ -84,8 +84,8 @@ class _Member:
                 dist.barrier(self._failed)
             except RuntimeError as alone:
                 raise UserRuntimeError(
-                    f"{job.cell.folder}, process {self._rank.number}: {error}. Not all processes "
-                    "failed of themselves, so the command ends; the same one goes on."
+                    f"{job.cell.folder}, process {self._rank.number}: {error}. Other processes "
+                    "did not fail, so the command stops. Run it again to continue."
                 ) from alone
         return error
 

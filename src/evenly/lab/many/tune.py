@@ -75,8 +75,8 @@ def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None =
     check_counts(trials=search.trials, seeds=search.seeds)
     if search.training.protocol != "fair":
         raise UserError(
-            f"--protocol is 'fair' in a search, which sees no test split; found "
-            f"'{search.training.protocol}'. Give it to 'evenly compare' afterwards."
+            "a search never sees the test split, so --protocol must be 'fair'; found "
+            f"'{search.training.protocol}'. Use it with 'evenly compare' afterwards."
         )
     # What is wrong with it is said before anything is written.
     address = None if storage is None else reached(storage)
@@ -138,8 +138,8 @@ def _decided(studies: Studies, found: Mapping[str, Any], data: Data) -> tuple[Tr
     precision = studies.precision(decide)
     if asked not in ("auto", precision):
         raise UserError(
-            f"the search '{search.out.name}' in this database trains with --precision {precision}; "
-            f"found '{asked}'. Leave it out, or give the folder of --out another name."
+            f"the search '{search.out.name}' in this database uses --precision {precision}; "
+            f"found '{asked}'. Leave it out, or choose another name for --out."
         )
     check_same(search.out, found, {"precision": precision})
     return replace(search.training, precision=precision), notes
@@ -169,8 +169,8 @@ def _best(studies: Studies) -> dict[str, Trial]:
         finished = [trial for trial in trials if trial.value is not None]
         if not finished:
             raise UserRuntimeError(
-                f"{method}: all of its {search.trials} trials failed, the last one so: "
-                f"{trials[-1].reason}. tune.csv in {search.out} has them all."
+                f"{method}: all {search.trials} trials failed, the last with: "
+                f"{trials[-1].reason}. See tune.csv in {search.out}."
             )
         best[method] = max(finished, key=lambda trial: search.sign * (trial.value or 0.0))
     return best
@@ -339,7 +339,7 @@ class Trials:
         values = [self._value(each) for each in running.results]
         if not isfinite(fmean(values)):
             select = in_words(self._training.selected_by[0])
-            return self._end(running, None, reason=f"its validation {select} is no finite number")
+            return self._end(running, None, reason=f"its validation {select} is not finite")
         found = {
             "values": values,
             "best_epochs": [each.best_epoch for each in running.results],

@@ -74,7 +74,7 @@ class Tuning:
             return Tuning(trials, seeds, methods)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
-                "--tuned is not what 'evenly tune' writes. Give its file with --config "
+                "--tuned was not written by 'evenly tune'. Give its file with --config "
                 f"FOLDER/best.yaml ({type(error).__name__}: {error})."
             ) from error
 

@@ -76,8 +76,7 @@ def _stretch(x: Tensor, axis: int) -> Tensor:
 
 def _misfit(name: str, what: str, modality: Modality) -> UserError:
     return UserError(
-        f"--augment {name} is for {what}, but '{modality.name}' is {modality.kind} "
-        f"{modality.shape}."
+        f"--augment {name} needs {what}, but '{modality.name}' is {modality.kind} {modality.shape}."
     )
 
 

@@ -60,9 +60,9 @@ def with_missing(data: Data, cell: Cell) -> Data:
         for name, count in seen.lacks(split).items():
             if cell.training.missing.get(name) and total - count < least:
                 raise UserError(
-                    f"--missing.{name} {cell.training.missing[name]:g} leaves '{name}' to "
-                    f"{total - count} of {total} samples of the {split} split, and a diagnosis "
-                    f"takes {least}, two for each class. Lower it."
+                    f"--missing.{name} {cell.training.missing[name]:g} leaves '{name}' in "
+                    f"{total - count} of {total} samples of the {split} split, but a diagnosis "
+                    f"needs {least}, two per class. Lower it."
                 )
     return seen
 
@@ -109,7 +109,7 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
     if info_of(cell.method).alone:
         if "modality" not in settings:
             listed = ", ".join(modalities)
-            raise UserError(f"{cell.method}(modality=...) takes one of {listed}. Say which.")
+            raise UserError(f"{cell.method}(modality=...) must name one of {listed}.")
         if settings["modality"] not in modalities:
             raise unknown("modality", str(settings["modality"]), modalities)
     lacking = (*training.missing, *training.missing_test)
@@ -171,8 +171,8 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
             features = encoder(inputs[name])
         except Exception as error:
             raise UserError(
-                f"{what} cannot take its input, of shape {data.modalities[name].shape} for each "
-                f"sample ({error}). Give an encoder, or settings of it, for that shape."
+                f"{what} cannot take its input, of shape {data.modalities[name].shape} per "
+                f"sample ({error}). Choose an encoder, or settings, for that shape."
             ) from error
         shape = tuple(getattr(features, "shape", ()))
         width = getattr(encoder, "out_features", None)
@@ -185,9 +185,8 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
             )
         if shape != (2, width):
             raise UserError(
-                f"{what} returns {shape or type(features).__name__} for 2 samples, but its "
-                f"`out_features` says (2, {width}). Return one vector of that width for each "
-                "sample."
+                f"{what} returns {shape or type(features).__name__} for 2 samples, but "
+                f"`out_features` promises (2, {width}). Return one vector of that width per sample."
             )
 
 
@@ -244,8 +243,8 @@ def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dic
             kept.update(module.parameters())
     if not any(p.ndim == 2 and p not in kept for p in model.parameters()):
         raise UserError(
-            "--optimizer muon takes the matrices of hidden layers, of which these encoders have "
-            "none. Give another, such as adamw."
+            "--optimizer muon trains the matrices of hidden layers, but these encoders have "
+            "none. Use another, such as adamw."
         )
     found = []
     for group in groups:
@@ -261,14 +260,14 @@ def build_criterion(data: Data, training: Training) -> nn.Module | None:
     if data.task.name == "number":
         if balanced or training.focal or training.label_smoothing:
             raise UserError(
-                f"{data.name} has numbers to regress on, for which there is no --class_weights, "
-                "no --focal and no --label_smoothing. Leave them out."
+                f"{data.name} has numbers to regress on, so --class-weights, --focal and "
+                "--label-smoothing do not apply. Leave them out."
             )
         return nn.L1Loss() if training.loss == "mae" else nn.MSELoss()
     if training.loss != "mae":
         raise UserError(
-            f"--loss {training.loss} is of numbers to regress on, and {data.name} has "
-            f"{data.task.name}. Leave it out."
+            f"--loss {training.loss} is for regression, but {data.name} has {data.task.name}. "
+            "Leave it out."
         )
     if data.task.name == "labels":
         plain = criterion_of_labels(data.split("train").target, balanced=balanced)
@@ -418,9 +417,9 @@ def _acted_on(name: str, kind: type[Method], model: LateFusion) -> dict[str, nn.
     left = {key: encoder for key, encoder in model.encoders.items() if key not in still}
     if still and not (left and issubclass(kind, Relearn)):
         raise UserError(
-            f"{name} acts on what encoders learn, but that of {', '.join(map(repr, still))} is "
-            "frozen. Have a layer behind it learn, auto(pretrained=FOLDER,freeze=true,width=64), "
-            "or leave the method out."
+            f"{name} acts on what encoders learn, but the encoder of "
+            f"{', '.join(map(repr, still))} is frozen. Train a layer behind it, "
+            "auto(pretrained=FOLDER,freeze=true,width=64), or leave the method out."
         )
     return left
 
@@ -488,8 +487,8 @@ def check_task(cell: Cell, data: Data) -> None:
         if task.takes in kind.info.targets:
             takes, has = "one number a sample", str(len(task.names))
         raise UserError(
-            f"{spec.name} takes {takes}; {data.name} has {has}. Leave the method out; 'evenly "
-            "methods NAME' says what each takes."
+            f"{spec.name} takes {takes}, but {data.name} has {has}. Leave the method out; "
+            "'evenly methods NAME' lists what each takes."
         )
 
 

@@ -1,19 +1,18 @@
-"""A method in words, for `evenly methods` and the page made of it."""
+"""A method in words, for `evenly methods` and the page of methods."""
 
 import inspect
-import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from evenly.lab.run.build import settings_of
+from evenly.lab.run.noted import measured, noted
 from evenly.method import Info, Method
 from evenly.methods import method_named
 from evenly.targets import in_words
 
 _PARTS = {
-    "unimodal": "logits of each modality",
-    "index": "positions of the samples",
+    "unimodal": "unimodal logits",
+    "index": "sample positions",
     "fuse": "fused logits of changed features",
     "ablate": "fused logits without some inputs",
 }
@@ -38,7 +37,7 @@ def facts(name: str) -> dict[str, str]:
         "head": info.head,
         "cost of a step": cost(name),
         "modalities": info.modalities,
-        "a modality may be missing from a batch": "yes" if info.missing else "no",
+        "batches with missing modalities": "yes" if info.missing else "no",
         "sharded parameters (FSDP2)": "yes" if info.sharded else "no",
         "equals joint training with": neutral(info),
         "fidelity": fidelity(name),
@@ -54,10 +53,10 @@ def needs(kind: type[Method]) -> str:
     parts += ["the optimiser"] * ("optimizer" in takes)
     parts += ["the head"] * ("head" in takes)
     parts += ["a Resampler"] * ("sampler" in takes)
-    parts += ["a look at whole splits between epochs"] * info.needs_probe
-    parts += ["each batch once for each modality"] * (kind.repeats is not Method.repeats)
+    parts += ["a pass over whole splits between epochs"] * info.needs_probe
+    parts += ["each batch once per modality"] * (kind.repeats is not Method.repeats)
     parts += ["find_unused_parameters=True under DDP"] * info.partial
-    return ", ".join(parts) or "nothing beyond a loss"
+    return ", ".join(parts) or "only a loss"
 
 
 def neutral(info: Info) -> str:
@@ -76,26 +75,21 @@ def cost(name: str) -> str:
     whole = found.get("time_at_224")
     again = f" ({whole:.2f}x at 224 x 224)" if whole else ""
     return (
-        f"{info.cost}; measured on a ResNet-18 pair at 112 x 112 pixels: {found['time']:.2f}x the "
-        f"time{again} and {found['memory']:.2f}x the memory of joint training, on a pair of small "
+        f"{info.cost}; measured against joint training, two ResNet-18s at 112 x 112 pixels take "
+        f"{found['time']:.2f}x the time{again} and {found['memory']:.2f}x the memory, two small "
         f"MLPs {found['mlp_time']:.2f}x the time"
     )
 
 
-def measured() -> Mapping[str, Any]:
-    """What `benchmarks/overhead.py` last wrote down: `methods` by name, and how it was measured."""
-    return _noted("overhead.json")
-
-
 def fidelity(name: str) -> str:
     """How far a method is from its authors' code, as `docs/make_fidelity.py` last measured it."""
-    found = _noted("fidelity.json").get(name, {"none": "not compared"})
+    found = noted("fidelity.json").get(name, {"none": "not compared"})
     if "none" in found:
         where = f" ({found['repository']})" if "repository" in found else ""
         return f"{found['none']}{where}"
     where = ", ".join(part for part in (found["repository"], found.get("commit")) if part)
     difference = f"within {x:.0e}" if (x := found["difference"]) else "to the last bit"
-    aside = " but for what the doubts say" if method_named(name).info.doubts else ""
+    aside = " apart from the doubts below" if method_named(name).info.doubts else ""
     return f"equal to {found['of']} ({where}) {difference}{aside}: {ran(found)}"
 
 
@@ -103,19 +97,10 @@ def ran(found: Mapping[str, Any]) -> str:
     """What was run, of an entry of `fidelity.json` that was compared."""
     parts = list(found["ran"])
     if found.get("given"):
-        parts.append(f"with {' and '.join(found['given'])} put in")
+        parts.append(f"with {' and '.join(found['given'])} supplied")
     if "by_hand" in found:
-        parts.append(f"measured on {found['by_hand']}, arrays not kept")
+        parts.append(f"measured by hand on {found['by_hand']}")
     return "; ".join(parts)
-
-
-def _noted(name: str) -> dict[str, Any]:
-    """What a program last wrote down beside this module; nothing if it has not."""
-    file = files("evenly.lab.run").joinpath(name)
-    if not file.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def defaults(name: str) -> dict[str, Any]:

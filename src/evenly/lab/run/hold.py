@@ -31,7 +31,7 @@ class Hold:
     def check(self) -> None:
         """Raises if another process has taken it over."""
         if not self._path.exists() or self._path.read_text(encoding="utf-8") != self._mark:
-            raise TakenOver(f"{self._path.parent}: another process has taken this run over.")
+            raise TakenOver(f"{self._path.parent}: another process has taken over this run.")
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:

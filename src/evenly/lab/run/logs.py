@@ -53,15 +53,15 @@ class Logs:
         names = tuple(dict.fromkeys(text.split(",")))
         if not text:
             raise UserError(
-                f"--logger names none. Give {', '.join(PACKAGES)}, or leave it out, which is "
-                "tensorboard."
+                f"--logger is empty. Give {', '.join(PACKAGES)}, or leave it out for tensorboard."
             )
         for name in names:
             if name not in PACKAGES:
                 raise unknown("logger", name, PACKAGES)
             if find_spec(name) is None:
                 raise UserRuntimeError(
-                    f"--logger {name} needs a package: pip install {PACKAGES[name]}"
+                    f"--logger {name} needs a package. Install it with pip install "
+                    f"{PACKAGES[name]}."
                 )
         return Logs(names, folder)
 

@@ -15,7 +15,7 @@ from evenly.suggest import unknown
 
 _REFUSED = {
     "lbfgs": "evaluates the loss several times in a step, but a method acts on one backward pass",
-    "sparseadam": "takes sparse gradients alone, which no encoder or head here has",
+    "sparseadam": "takes only sparse gradients, which no encoder or head here has",
 }
 _USUAL: Mapping[str, Mapping[str, Any]] = {"sgd": {"momentum": 0.9}}
 """Settings that differ from torch's own."""
@@ -51,7 +51,9 @@ def optimizer_of(text: str, groups: Iterable[Any], lr: float, weight_decay: floa
     settings = dict(_USUAL.get(spec.name, {}))
     for name, value in spec.settings.items():
         if name in _OPTIONS:
-            raise UserError(f"--optimizer {text}: '{name}' is an option. Give --{name} {value}.")
+            raise UserError(
+                f"--optimizer {text}: set '{name}' by its own option, --{name} {value}."
+            )
         if name not in takes or name in _NOT_OURS:
             known = [known for known in takes if known not in _NOT_OURS]
             raise unknown(f"setting of {spec.name}", name, known)
@@ -59,12 +61,14 @@ def optimizer_of(text: str, groups: Iterable[Any], lr: float, weight_decay: floa
     if "weight_decay" in takes:
         settings["weight_decay"] = weight_decay
     elif weight_decay:
-        raise UserError(f"--optimizer {spec.name} has no weight decay. Give --weight_decay 0.")
+        raise UserError(f"--optimizer {spec.name} has no weight decay. Give --weight-decay 0.")
     try:
         return kind(groups, lr=lr, **settings)
     except (ValueError, RuntimeError) as error:
         said = str(error).rstrip(".")
-        raise UserError(f"--optimizer {text} cannot be made: {said}. Change that.") from error
+        raise UserError(
+            f"--optimizer {text} cannot be built: {said}. Change its settings."
+        ) from error
 
 
 def _kinds() -> dict[str, Callable[..., Optimizer]]:
@@ -119,9 +123,9 @@ class MuonAdamW(Optimizer):
         """
         for name, value in (("momentum", momentum), *zip(("beta 1", "beta 2"), betas, strict=True)):
             if not 0 <= value < 1:
-                raise ValueError(f"{name} is from 0 to below 1, found {value}")
+                raise ValueError(f"{name} must be at least 0 and below 1, found {value}")
         if not 1 <= ns_steps < 100:
-            raise ValueError(f"ns_steps is from 1 to 99, found {ns_steps}")
+            raise ValueError(f"ns_steps must be from 1 to 99, found {ns_steps}")
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,

@@ -55,7 +55,9 @@ def decided(
     if precision == "auto":
         data = load_data(training) if data is None else data
         precision, why = faster(cell, data)
-        notes = [f"precision: {'bf16' if precision == 'bf16' else '32-bit floats'}, as {why}."]
+        notes = [
+            f"precision: {('bf16' if precision == 'bf16' else '32-bit floats')}, because {why}."
+        ]
     return replace(cell, training=replace(training, precision=precision)), data, notes
 
 

@@ -63,15 +63,15 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     notes.append(_encoder_note(widest, data))
     if once := keeps(widest, data, training):
         notes.append(
-            f"the features of {', '.join(once)}, whose encoder is frozen, are made once and kept "
-            "beside the runs."
+            f"the encoder of {', '.join(once)} is frozen, so its features are computed once and "
+            "kept with the runs."
         )
     own = measures(training.metrics)
     check_measures(own, data.task, data.split("val").target)
     if training.select not in (None, *data.task.metrics, *own):
         listed = ", ".join([*data.task.metrics, *own])
         raise UserError(
-            f"--select {training.select} is not measured of {data.name}, but {listed}. Choose one."
+            f"--select {training.select} does not apply to {data.name}. Choose from: {listed}."
         )
     criterion = build_criterion(data, training)
     for cell, model in zip(cells, models, strict=True):
@@ -81,23 +81,21 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         notes += contract_notes(cell, data)
         if lack["train"] and not method.info.missing:
             notes.append(
-                f"{cell.method}: is not made for samples that lack a modality, and takes their "
-                "zeros for features of it."
+                f"{cell.method}: is not designed for missing modalities; it treats their zeros "
+                "as features."
             )
         if training.accumulate > 1:
             notes += _pass_notes(cell, method)
         still = frozen(model.encoders)
         if still and any(isinstance(part, Relearn) for part in parts(method)):
             listed = ", ".join(still)
-            notes.append(
-                f"{cell.method}: has nothing to pull back in {listed}, whose encoder is frozen."
-            )
+            notes.append(f"{cell.method}: does nothing to {listed}, whose encoder is frozen.")
         if training.world > 1:
             notes += _share_notes(cell, method)
     if training.world > 1 and not torch.cuda.is_available() and _normed(widest.encoders):
-        notes.append("BatchNorm takes its statistics of each process's share of a batch.")
+        notes.append("BatchNorm uses the statistics of each process's share of a batch.")
     if training.accumulate > 1 and _normed(widest.encoders):
-        notes.append("BatchNorm takes its statistics of each pass of --accumulate.")
+        notes.append("BatchNorm uses the statistics of each pass of --accumulate.")
     return data, notes
 
 
@@ -134,13 +132,12 @@ def _missing_notes(
         ]
         *others, last = counts
         notes.append(
-            f"'{name}' is missing from {', '.join(others)} and {last} samples (seed {cell.seed}; "
-            "other seeds draw others)."
+            f"'{name}' is missing from {', '.join(others)} and {last} samples (drawn with seed "
+            f"{cell.seed}; other seeds draw others)."
         )
     if training.missing_token and not lack["train"]:
         notes.append(
-            "--missing_token: no training sample lacks a modality, so that what stands in for one "
-            "stays zeros."
+            "--missing-token: no training sample lacks a modality, so the vectors stay zero."
         )
     return notes
 
@@ -152,7 +149,7 @@ def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
     for name, spec, part in zip(said, specs, parts(method), strict=True):
         notes += _notes_of(name, spec, part, cell, size_is_lost)
     if cell.training.fusion != "concat" and method.info.head != "concat":
-        notes.append(f"{cell.method}: keeps the head it is made for, '{method.info.head}'.")
+        notes.append(f"{cell.method}: keeps its own head, '{method.info.head}'.")
     return notes
 
 
@@ -171,17 +168,19 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
     if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
-        notes.append(f"{name}: its schedule acts in none of the {epochs} epochs{more}.")
+        notes.append(f"{name}: its schedule does nothing in these {epochs} epochs{more}.")
     if (
         isinstance(method, Relearn)
         and method.batchnorm == "reestimated"
         and not _normed(method.encoders)
     ):
-        notes.append(f"{name}: no encoder has a BatchNorm whose statistics it could take anew.")
+        notes.append(
+            f"{name}: no encoder has BatchNorm, so there are no statistics to re-estimate."
+        )
     if info.scales_gradients and size_is_lost:
         notes.append(
-            f"{name} acts by the size of gradients, which {cell.training.optimizer} divides "
-            "out again: use --optimizer sgd to compare it."
+            f"{name} acts through the size of gradients, which {cell.training.optimizer} "
+            "divides out: compare it with --optimizer sgd."
         )
     return notes
 
@@ -190,29 +189,24 @@ def _share_notes(cell: Cell, method: Method) -> list[str]:
     """What is another training where several processes share a batch."""
     if cell.training.strategy == "fsdp" and not method.info.sharded:
         raise UserError(
-            f"{cell.method} does not work on parameters that are sharded, as --strategy fsdp makes "
-            "them. Use ddp."
+            f"{cell.method} does not work on sharded parameters (--strategy fsdp). Use ddp."
         )
     if not method.info.within_batch:
         return []
-    return [
-        f"{cell.method}: compares the samples of a batch with one another, those of each process's "
-        "own share."
-    ]
+    return [f"{cell.method}: compares samples within a batch; here, within each process's share."]
 
 
 def _pass_notes(cell: Cell, method: Method) -> list[str]:
     """What is another training where several passes make a step."""
     if method.info.by_pass:
         raise UserError(
-            f"{cell.method} acts on each backward pass by what its own samples tell, so that with "
-            "--accumulate each pass would be a batch. Leave it out, and give --batch_size."
+            f"{cell.method} acts on each backward pass by the samples in it, so --accumulate "
+            "would turn each pass into a batch. Leave it out, and lower --batch-size."
         )
     if not method.info.within_batch:
         return []
     return [
-        f"{cell.method}: compares the samples of a batch with one another, those of each pass of "
-        "--accumulate."
+        f"{cell.method}: compares samples within a batch; here, within each pass of --accumulate."
     ]
 
 

@@ -78,7 +78,7 @@ class Record:
             remembered = [(name, state["record"][name]) for name in _REMEMBERED]
         except Exception as error:
             raise UserError(
-                f"{self._last} is damaged ({type(error).__name__}). Remove it, and the run starts "
+                f"{self._last} is damaged ({type(error).__name__}). Remove it to start the run "
                 "anew."
             ) from error
         self.parts.load_state_dict(state)

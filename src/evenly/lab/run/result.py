@@ -76,7 +76,7 @@ class Result:
             result = Result(**given)
             for split, metrics in result.metrics.items():
                 if not metrics.keys() & {*MAINS}:
-                    raise ValueError(f"it has no {' or '.join(MAINS)} of the {split} split")
+                    raise ValueError(f"it has no {' or '.join(MAINS)} for the {split} split")
         return result
 
     def check(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a run, typed and documented once: the command's help is made of them."""
+"""The settings of a run, typed and documented once: the help of commands comes from here."""
 
 import hashlib
 import json
@@ -32,84 +32,81 @@ class Training:
     """What every method of a comparison shares.
 
     Args:
-        data: A built-in name with settings if wanted, such as 'digits' or 'digits(noise=2)'; a
-            store that 'evenly prepare' made; what it makes one of, such as a table, .csv, .tsv,
-            .parquet, .feather or .jsonl, or a folder of files; or a .npz file. 'evenly datasets'
-            lists them.
-        task: What labels are: classes, one of several for each sample; labels, any number of them;
-            number, to regress on; by default what the data hold, see the page of tasks.
+        data: A built-in data set, with settings if you like, such as 'digits(noise=2)'; a store
+            made by 'evenly prepare'; a table (.csv, .tsv, .parquet, .feather, .jsonl) or a folder
+            of files; or a .npz file. See 'evenly datasets'.
+        task: What the labels are: classes (one per sample), labels (any number per sample), or
+            number (a number to regress on); auto decides by the data.
         epochs: Passes over the training split.
-        patience: Epochs without a better one, by the metric that selects, after which a run ends;
-            by default it goes on to the last.
-        batch_size: Samples per step; with --accumulate, per pass.
-        accumulate: Batches whose gradients make a step, of the mean loss over all their samples;
-            where one batch does not fit into memory.
-        optimizer: Any of torch.optim's by name, with settings if wanted: sgd, with momentum 0.9
-            unless it is given; 'sgd(nesterov=true)'; 'adamw(betas=[0.9,0.98])'; muon, which trains
-            the matrices of hidden layers, and AdamW all else.
+        patience: Stop a run after N epochs without a better value of the selecting metric
+            (default: never).
+        batch_size: Samples per step; with --accumulate, samples per pass.
+        accumulate: Batches per step, whose gradients are averaged over all their samples. Use it
+            where one large batch does not fit into memory.
+        optimizer: An optimiser of torch.optim, with settings if you like: sgd (momentum 0.9 unless
+            given), 'sgd(nesterov=true)', 'adamw(betas=[0.9,0.98])', or muon, which trains the
+            matrices of hidden layers and leaves the rest to AdamW.
         lr: Learning rate.
-        schedule: How the learning rate goes on: step, divided by ten every --lr_step epochs;
-            cosine, from --lr to 0 over the epochs, a little with each step; plateau, divided by ten
-            after --lr_step epochs without a lower validation loss.
-        lr_step: Epochs after which the learning rate is divided by ten, see --schedule; 0 is never.
-        warmup: Epochs before the schedule begins, in which the learning rate rises from 0 to --lr,
-            a little with each step.
-        lr_scale: By modality, the learning rate of its encoder over --lr: '{"audio": 0.1}'; of the
-            others it is 1. A method that changes learning rates itself multiplies them by its own.
-        clip: The total norm to which gradients are cut down, after what the method does to them and
-            of all parameters, on several devices of all of them together; by default they are left.
-        ema: Decay of an exponential moving average of the weights, such as 0.999, which is judged,
-            selected and kept in their place; by default there is none.
+        schedule: step divides the learning rate by 10 every --lr-step epochs; cosine lowers it to 0
+            over the run, step by step; plateau divides it by 10 after --lr-step epochs without a
+            lower validation loss.
+        lr_step: Divide the learning rate by 10 every N epochs (0: never). With --schedule plateau,
+            the epochs without improvement.
+        warmup: Raise the learning rate from 0 to --lr over the first N epochs; the schedule begins
+            after them.
+        lr_scale: By modality, a factor on its encoder's learning rate: '{"audio": 0.1}'. Factors
+            that a method sets come on top.
+        clip: Clip the total gradient norm of all parameters, over all devices, after the method has
+            changed the gradients (default: no clipping).
+        ema: Decay of an exponential moving average of the weights, such as 0.999. The average is
+            evaluated, selected and kept in place of the weights (default: no averaging).
         weight_decay: Weight decay.
-        class_weights: balanced, n / (k n_c) of the k classes of the training split, n_c of whose n
-            samples are of class c, so that rare classes count as much as common ones; or equal.
-            The mean of a batch divides by the sum of its weights.
+        class_weights: balanced weighs class c by n / (k n_c), for n training samples in k classes,
+            n_c of them in c, so that rare classes count as much as common ones. A batch's loss is
+            divided by the sum of its weights.
         label_smoothing: Share of each label that is spread evenly over all classes.
-        focal: γ of the focal loss, in which what is known already counts less; 0 is cross-entropy.
-        loss: Of numbers, mae, the mean absolute error, or mse, the mean squared one, both in
-            standard deviations of the training split.
-        select: The metric by which the epoch is selected, and the trial of a search: the highest,
-            or the lowest loss or error; by default accuracy, or of numbers their mean absolute
-            error, mae. Of classes loss, accuracy, balanced_accuracy and macro_f1; of labels
-            micro_f1 and mean_average_precision, too; of numbers rmse, pearson and concordance; of
-            sentiment acc_2, acc_2_nonzero, acc_5, acc_7, f1 and f1_nonzero; or one of --metrics.
-        metrics: Metrics of your own that are measured as well, functions by import path with
-            settings, separated by commas: 'my.metrics.top_k(k=3)'.
-        precision: bf16 autocast, 32-bit floats, or auto: the one in which a few steps of the model
-            take less time here. What was chosen is written down, and stays when a run goes on.
+        focal: Gamma of the focal loss, which gives less weight to easy samples (0: cross-entropy).
+        loss: For regression, mae (mean absolute error) or mse (mean squared error), in standard
+            deviations of the training split.
+        select: The metric that selects the epoch, and the best trial of a search (default:
+            accuracy, or mae for regression), built in or one of --metrics.
+        metrics: Metrics of your own to measure as well: functions by import path with settings,
+            separated by commas: 'my.metrics.top_k(k=3)'.
+        precision: bf16 autocast, 32-bit floats, or auto, which times a few steps of both and takes
+            the faster. The choice is kept when a run resumes.
         width: Features per modality.
-        fusion: How the features become logits, for the methods that are not made for a head of
-            their own: concat, sum, film, gated, lowrank, attention, mbt, mult, or a head by import
-            path with settings, such as 'my.heads.Bilinear(rank=4)'.
-        encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec;
-            'auto(pretrained=FOLDER)' for any of Transformers) or, by import path with settings,
-            what makes an nn.Module: '{"audio": "my.models.Net(depth=3)"}'; the others are chosen by
-            the shape of the data.
-        noise: By modality, white noise on its inputs in all three splits, in standard deviations
-            of the training split, drawn once: '{"audio": 2}' makes it scarcely informative.
-        missing: By modality, the share of training and validation samples that it is taken from,
-            beside those that lack it, drawn once for a seed: '{"audio": 0.3}'. A sample keeps one.
-        missing_test: Likewise of test samples, where it is another share: '{"audio": 0}'.
-        missing_token: Whether a vector is learnt for each modality, zeros at first, that is fused
-            in place of the features that are missing, which are passed over otherwise.
-        augment: By modality, 'picture' (a random part of images or frames, mirrored every second
-            time) or 'spectrum' (SpecAugment for spectrograms), for training batches only:
-            '{"visual": "picture"}'.
-        threads: CPU threads of each run. Sums in another order differ in their last bits, so
-            figures depend on it slightly (and not on the number of jobs).
-        devices: Processes that train a run together, on a GPU each if there are any. They share
-            the samples of each batch, whose size is that of all of them.
-        nodes: Machines with so many devices each; torchrun or srun starts the command on them.
-        strategy: ddp, a copy of the model in each process; fsdp, a part of it; auto is ddp.
-        checkpoint_every: Seconds between two checkpoints, after an epoch each; a run that is killed
-            does the epochs since the last one again, and they come out as before.
-        diagnose_every: Epochs between two measurements of purity and gap, for the figures; 0 is
-            never, by default ten in a run.
-        limit_samples: Samples of each split at most, of each class as many, and one of each class
-            at least: to try things out.
-        protocol: fair selects the epoch on the validation split and reads the test split once,
-            after that; paper selects it on the test split, as most published tables do, for a
-            comparison with those alone: every output says so.
+        fusion: How features become logits, unless a method brings a head of its own: concat, sum,
+            film, gated, lowrank, attention, mbt, mult, or a head by import path with settings, such
+            as 'my.heads.Bilinear(rank=4)'.
+        encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec,
+            or 'auto(pretrained=FOLDER)' for any of Transformers) or, by import path, what makes an
+            nn.Module:
+            '{"audio": "my.models.Net(depth=3)"}'. The others follow from the shape of the data.
+        noise: By modality, white noise added to its inputs in all splits, in standard deviations of
+            the training split: '{"audio": 2}' leaves it hardly informative.
+        missing: By modality, the share of training and validation samples to take it from, drawn
+            once per seed: '{"audio": 0.3}'. Every sample keeps at least one modality.
+        missing_test: The same for test samples, if their share differs: '{"audio": 0}'.
+        missing_token: Learn a vector per modality, initially zero, to stand in for missing
+            features; by default they are skipped.
+        augment: By modality, 'picture' (random crops and mirroring of images or frames) or
+            'spectrum' (SpecAugment of spectrograms), in training batches only: '{"visual":
+            "picture"}'.
+        threads: CPU threads per run. The order of sums depends on it, so results may differ in
+            the last digits.
+        devices: Processes that share one run, each on a GPU if there are any. They split every
+            batch of --batch-size samples.
+        nodes: Machines with that many devices each; start the command on each with torchrun or
+            srun.
+        strategy: ddp keeps a copy of the model in each process, fsdp shards it; auto is ddp.
+        checkpoint_every: Seconds between checkpoints, which are written at the end of an epoch. A
+            killed run repeats the epochs since its last one, with the same results.
+        diagnose_every: Epochs between measurements of purity and gap, for the figures (0: never;
+            default: ten times per run).
+        limit_samples: At most N samples per split, balanced over classes (at least one per class).
+        protocol: fair selects the epoch on the validation split and reads the test split once
+            afterwards. paper selects on the test split, as most published tables do; every output
+            then says so.
     """
 
     data: str = "digits"
@@ -157,57 +154,62 @@ class Training:
         check_counts(**{name: getattr(self, name) for name in counted})
         if self.batch_size % self.world:
             raise UserError(
-                f"--batch_size is of all devices together, and {self.world} of them cannot share "
-                f"{self.batch_size} samples evenly. Give a multiple of {self.world}."
+                f"--batch-size counts the samples of all devices, and {self.world} devices "
+                f"cannot share {self.batch_size} evenly. Use a multiple of {self.world}."
             )
         if self.strategy != "auto" and self.world == 1:
-            raise UserError(f"--strategy {self.strategy} is for several devices. Give --devices.")
+            raise UserError(f"--strategy {self.strategy} needs several devices. Give --devices.")
         if not self.checkpoint_every >= 0:
-            raise UserError(f"--checkpoint_every is at least 0; found {self.checkpoint_every}.")
+            raise UserError(
+                f"--checkpoint-every must be at least 0; found {self.checkpoint_every}."
+            )
         if self.lr_step < 0:
-            raise UserError(f"--lr_step is at least 0; found {self.lr_step}.")
+            raise UserError(f"--lr-step must be at least 0; found {self.lr_step}.")
         if self.schedule == "cosine" and self.lr_step:
-            raise UserError("--lr_step is for --schedule step and plateau, not cosine. Leave it 0.")
+            raise UserError(
+                "--lr-step applies to --schedule step and plateau, not cosine. Leave it out."
+            )
         if self.schedule == "plateau" and not self.lr_step:
             raise UserError(
-                "--schedule plateau takes --lr_step, the epochs without a lower validation loss "
-                "after which the learning rate falls. Give it, such as --lr_step 5."
+                "--schedule plateau needs --lr-step, the epochs without a lower validation "
+                "loss after which the learning rate falls, such as --lr-step 5."
             )
         if not 0 <= self.warmup < self.epochs:
             raise UserError(
-                f"--warmup is at least 0 and below --epochs, {self.epochs}; found {self.warmup}."
+                f"--warmup must be at least 0 and below --epochs, {self.epochs}; found "
+                f"{self.warmup}."
             )
         if not 0 < self.lr < math.inf:
-            raise UserError(f"--lr is above 0; found {self.lr}.")
+            raise UserError(f"--lr must be above 0; found {self.lr}.")
         for name, scale in self.lr_scale.items():
             if not 0 < scale < math.inf:
-                raise UserError(f"--lr_scale.{name} is above 0; found {scale}.")
+                raise UserError(f"--lr-scale.{name} must be above 0; found {scale}.")
         if self.clip is not None and not 0 < self.clip < math.inf:
-            raise UserError(f"--clip is above 0; found {self.clip}.")
+            raise UserError(f"--clip must be above 0; found {self.clip}.")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"--ema is between 0 and 1; found {self.ema}.")
+            raise UserError(f"--ema must be between 0 and 1; found {self.ema}.")
         if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"--weight_decay is at least 0; found {self.weight_decay}.")
+            raise UserError(f"--weight-decay must be at least 0; found {self.weight_decay}.")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(
-                f"--label_smoothing is at least 0 and below 1; found {self.label_smoothing}."
+                f"--label-smoothing must be at least 0 and below 1; found {self.label_smoothing}."
             )
         if not 0 <= self.focal < math.inf:
-            raise UserError(f"--focal is at least 0; found {self.focal}.")
+            raise UserError(f"--focal must be at least 0; found {self.focal}.")
         if self.focal and self.label_smoothing:
             raise UserError(
-                "--focal and --label_smoothing do not go together, as the focal loss is of whole "
-                "labels. Leave one of them out."
+                "--focal and --label-smoothing exclude each other: the focal loss needs hard "
+                "labels. Leave one out."
             )
         for name, level in self.noise.items():
             if not 0 < level < math.inf:
-                raise UserError(f"--noise.{name} is above 0; found {level}.")
+                raise UserError(f"--noise.{name} must be above 0; found {level}.")
         for name, rate in self.missing.items():
             if not 0 <= rate < 1:
-                raise UserError(f"--missing.{name} is at least 0 and below 1; found {rate}.")
+                raise UserError(f"--missing.{name} must be at least 0 and below 1; found {rate}.")
         for name, rate in self.missing_test.items():
             if not 0 <= rate <= 1:
-                raise UserError(f"--missing_test.{name} is from 0 to 1; found {rate}.")
+                raise UserError(f"--missing-test.{name} must be from 0 to 1; found {rate}.")
         own = [spec.name.rpartition(".")[2] for spec in split(self.metrics)] if self.metrics else []
         for spec in split(self.metrics) if self.metrics else ():
             if not is_own(spec.name):
@@ -221,7 +223,7 @@ class Training:
         if not is_own(fusion.name) and (self.fusion not in get_args(Fusion)):
             raise unknown("fusion", self.fusion, get_args(Fusion), "or a head by import path")
         if self.diagnose_every is not None and self.diagnose_every < 0:
-            raise UserError(f"--diagnose_every is at least 0; found {self.diagnose_every}.")
+            raise UserError(f"--diagnose-every must be at least 0; found {self.diagnose_every}.")
 
     @property
     def world(self) -> int:
@@ -247,7 +249,7 @@ class Training:
 
     @property
     def measure_every(self) -> int:
-        """Epochs between two measurements of purity and gap; 0 is never."""
+        """Epochs between measurements of purity and gap (0: never)."""
         if self.diagnose_every is None:
             return max(1, self.epochs // 10)
         return self.diagnose_every
@@ -343,8 +345,8 @@ def check_trusted(settings: Mapping[str, Any], place: object, trusting: str) -> 
     """
     for name, what in own_parts(settings).items():
         raise UserError(
-            f"{place} asks for '{name}' as the {what}. To import it is to run its code, whatever "
-            f"that does. If you trust whoever made it, {trusting}."
+            f"{place} asks for '{name}' as the {what}. Importing it runs its code. If you trust "
+            f"its author, {trusting}."
         )
 
 
@@ -352,7 +354,7 @@ def check_counts(**counts: int | None) -> None:
     """Raises if an option that counts something, and is given, is below 1."""
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise UserError(f"--{name} is at least 1; found {value}.")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1; found {value}.")
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -378,7 +380,7 @@ def read_settings(path: Path, mark: str) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict) or not {"data", "epochs", mark} <= found.keys():
         raise UserError(
-            f"{path} is not what this command writes, so it is left as it is. Choose another "
+            f"{path} was not written by this command, so it is left untouched. Choose another "
             "folder with --out."
         )
     return found
@@ -406,14 +408,14 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
             changed = [module for module in value if before.get(module, "") != value[module]]
             if not changed:
                 continue
-            what = f"the module {' and '.join(changed)} as it was before: it has changed since"
+            what = f"the module {' and '.join(changed)} as it was before; it has changed since"
         elif name == "data_sha256":
-            what = f"{settings['data']} as it was before: the file has changed since"
+            what = f"{settings['data']} as it was before; the file has changed since"
         else:
-            what = f"{name} = {before!r}, but {value!r} is asked for now"
+            what = f"{name} = {before!r}, but now {value!r} is asked for"
         raise UserError(
-            f"{folder} holds runs with {what}. Ask for the same, choose another folder with --out, "
-            "or remove this one."
+            f"{folder} holds runs with {what}. Use the same settings, choose another folder "
+            "with --out, or remove this one."
         )
 
 
@@ -428,10 +430,10 @@ def check_folder(folder: Path) -> None:
     place = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if place is not None and not place.is_dir():
         raise UserError(
-            f"{folder} cannot be a folder, as {place} is a file. Choose another with --out."
+            f"{folder} cannot be a folder, because {place} is a file. Choose another with --out."
         )
     if "::" in str(folder.absolute()):
         raise UserError(
-            f"{folder}: '::' in a path joins two file systems for those who write checkpoints. "
-            "Choose another with --out."
+            f"{folder}: checkpoints cannot be written to a path with '::'. Choose another with "
+            "--out."
         )

@@ -53,7 +53,7 @@ class Stored:
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"'{self.dtype}' is no type of numbers")
+            raise ValueError(f"'{self.dtype}' is not a numeric type")
 
     @property
     def type(self) -> torch.dtype:

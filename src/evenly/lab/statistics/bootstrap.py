@@ -1,6 +1,6 @@
-"""How sure a difference between two methods is, over other seeds and other test samples.
+"""How certain a difference between two methods is, over other seeds and other test samples.
 
-Two tests, of which the less sure one counts.
+We run two tests and report the more cautious one.
 
 The pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007,
 https://arxiv.org/abs/0712.1111): a table of seeds by test samples is drawn anew by its rows and by

@@ -112,8 +112,8 @@ def _placed(features: Sequence[np.ndarray], kind: Projected) -> Iterator[np.ndar
                 yield future.result()
             except Lost as error:
                 raise UserRuntimeError(
-                    "A process that laid features out in the plane was killed, perhaps for want of "
-                    "memory. The same command goes on from there."
+                    "a process that projected features was killed, perhaps out of memory. Run "
+                    "the same command again to continue."
                 ) from error
 
 
@@ -152,8 +152,8 @@ def _umap() -> Any:
             from umap import UMAP
     except ModuleNotFoundError as error:
         raise UserRuntimeError(
-            "UMAP needs the package umap-learn: pip install 'evenly[umap]'. t-SNE, the default, "
-            "needs nothing more."
+            "UMAP needs the package umap-learn. Install it with pip install 'evenly[umap]', or "
+            "use t-SNE, the default."
         ) from error
     return UMAP
 
@@ -181,7 +181,7 @@ def _kept(folder: Path) -> dict[str, np.ndarray]:
         return found if str(found["source"]) == sha256(folder / "features.npz") else {}
     except Exception as error:  # whatever a damaged archive brings about
         tqdm.write(
-            f"note: {path} is damaged ({error or type(error).__name__}), so it is made anew.",
+            f"note: {path} is damaged ({error or type(error).__name__}) and will be rebuilt.",
             file=sys.stderr,
         )
         path.unlink()

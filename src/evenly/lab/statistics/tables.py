@@ -1,5 +1,6 @@
 """The tables of a comparison: results.csv, summary.csv, and the text that the command prints."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from evenly.files import read_npz, reading, write_csv
 from evenly.lab.run.result import Result, is_headline
 from evenly.lab.statistics import bootstrap
+from evenly.lab.statistics.finding import what_was_found
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
 from evenly.metrics import METRICS, main_of, metric_of
 from evenly.report import Projected, write_report
@@ -257,7 +259,7 @@ _ANEW: Mapping[str, Callable[[np.ndarray, np.ndarray, Answers], np.ndarray]] = {
 
 
 def table(out: Path) -> str:
-    """The test metrics of a comparison as text, best main metric first."""
+    """What a comparison found, in words, and its test metrics, best main metric first."""
     found = summary(read_results(out), read_answers(out))
     rows = [row for row in found if row["split"] == "test"]
     config = read_config(out)
@@ -286,7 +288,9 @@ def table(out: Path) -> str:
         for line in [head, *body]
     ]
     said = [PAPER] if config.get("protocol") == "paper" else []
-    return "\n".join([*lines, *(f"\n{text}" for text in [*said, conditions(config)] if text)])
+    begin = textwrap.fill(what_was_found(found), 100, break_on_hyphens=False)
+    after = [f"\n{text}" for text in [*said, conditions(config)] if text]
+    return "\n".join([begin, "", *lines, *after])
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:

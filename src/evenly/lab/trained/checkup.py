@@ -22,7 +22,7 @@ LEAST = 10
 
 
 _INSTEAD = (
-    "Of numbers, the report of 'evenly compare --methods joint' shows what each modality adds."
+    "For regression, the report of 'evenly compare --methods joint' shows what each modality adds."
 )
 
 
@@ -49,18 +49,18 @@ def runs_opened(
     found = []
     for folder in folders:
         if folder.is_file():
-            raise UserError(f"{folder} is a file, and a run is a folder. Give data as --data.")
+            raise UserError(f"{folder} is a file, but a run is a folder. Give data as --data.")
         cell, best = opened(folder, trust=trust)
         if info_of(cell.method).alone:
             raise UserError(
-                f"{folder} is of one modality alone, of which there is nothing to compare. Give a "
-                "run of all of them, such as joint-0."
+                f"{folder} uses only one modality, so there is nothing to compare. Give a run "
+                "that uses all, such as joint-0."
             )
         if data is not None:
             cell = replace(cell, training=replace(cell.training, data=data))
         if cell.training.task == "number":
             raise UserError(
-                f"{folder} predicts numbers, and a checkup is of classes or labels. {_INSTEAD}"
+                f"{folder} predicts numbers, but a checkup needs classes or labels. {_INSTEAD}"
             )
         _check_data(folder, cell)
         found.append((folder, cell, best["state_dict"]))
@@ -70,8 +70,7 @@ def runs_opened(
             raise UserError(f"{folder} and {found[0][0]} are the same run. Give each once.")
         if replace(cell, seed=first.seed) != first:
             raise UserError(
-                f"{folder} differs from {found[0][0]} in more than its seed. Check them up one by "
-                "one."
+                f"{folder} differs from {found[0][0]} in more than its seed. Check them one by one."
             )
     return found
 
@@ -81,8 +80,8 @@ def _check_data(folder: Path, cell: Cell) -> None:
     known = read_settings(folder / "config.yaml", "method").get("data_sha256")
     if known != cell.as_dict().get("data_sha256"):
         raise UserError(
-            f"{cell.training.data} is not what {folder} was trained on, or has changed since. Say "
-            "where its data are, with --data."
+            f"{cell.training.data} is not what {folder} was trained on, or has changed since. "
+            "Give its data with --data."
         )
 
 
@@ -115,7 +114,7 @@ def of_data(cell: Cell, epochs: int, *, interactions: bool = False) -> Checkup:
     data = load_data(cell.training)
     if data.task.name == "number":
         raise UserError(
-            f"{data.name} has numbers to regress on, and a checkup is of classes or labels. "
+            f"{data.name} has numbers to regress on, but a checkup needs classes or labels. "
             f"{_INSTEAD}"
         )
     cell, _, _ = decided(cell, {}, data)
@@ -130,9 +129,9 @@ def _checked(
 ) -> Checkup:
     if parts.model.head.meets:
         raise UserError(
-            f"in the fusion of {parts.cell.method} ({parts.cell.training.fusion}) encoders see "
-            "each other before their features are taken, so what each holds by itself cannot be "
-            "told. A checkup is of fusions of features, such as concat."
+            f"the fusion of {parts.cell.method} ({parts.cell.training.fusion}) mixes modalities "
+            "inside the encoders, so a checkup cannot separate them. Use a fusion of features, "
+            "such as concat."
         )
     return checkup(
         parts.model,

@@ -39,7 +39,7 @@ def export(run: Trained, path: Path) -> None:
         RuntimeError: If an encoder of the user's own decides by values, which no program can.
     """
     if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{path}: no file can be written there. Give the name of a new one.")
+        raise UserError(f"{path}: cannot write a file there. Give the name of a new file.")
     example = {name: _example(known) for name, known in run.modalities.items()}
     n = torch.export.Dim("n")
     shapes: dict[str, Any] = {name: {0: n} for name in example}
@@ -60,8 +60,9 @@ def export(run: Trained, path: Path) -> None:
         kinds = ", ".join(type(encoder).__name__ for encoder in run.model.encoders.values())
         said = str(error).strip().partition("\n")[0]
         raise UserRuntimeError(
-            f"{run.folder}: torch.export cannot trace its model, of the encoders {kinds} "
-            f"({type(error).__name__}: {said[:200]}). 'evenly predict' needs no export."
+            f"{run.folder}: torch.export cannot trace its model, with the encoders {kinds} "
+            f"({type(error).__name__}: {said[:200]}). Use 'evenly predict', which needs no "
+            "export."
         ) from error
     _drop_guesses(program.graph_module)
     with replacing(path) as new:

@@ -83,7 +83,7 @@ class Intake:
             f"{self.run} was trained on {self.known.dtype}, {low:g} to {high:g}."
         )
         if scaled and 2 * self._far > self._count:
-            raise UserError(f"{held} Scale them as those were.")
+            raise UserError(f"{held} Scale them the same way.")
         return f"{held} If they are not scaled as those were, its answers mean nothing."
 
     def _look(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
@@ -110,38 +110,38 @@ class Intake:
         if not same:
             raise UserError(
                 f"'{self.name}' has the shape {found}, but {self.run} was trained on {known}. "
-                "Prepare the data as those it was trained on."
+                "Prepare the data the same way."
             )
         if self.longest is None:
             return
         steps = int(x.length.max()) if isinstance(x, Padded) else found[0]
         if steps > self.longest:
             raise UserError(
-                f"'{self.name}' has a sample of {steps} steps, but its encoder in {self.run} takes "
-                f"{self.longest} at most. Cut it off there."
+                f"'{self.name}' has a sample of {steps} steps, but its encoder in {self.run} "
+                f"takes at most {self.longest}. Cut it there."
             )
 
     def _check_tokens(self, values: Tensor) -> None:
         count = self.known.shape[1]
         if not is_whole(values.dtype) or (values.numel() and int(values.min()) < 0):
             raise UserError(
-                f"'{self.name}' holds {dtype_name(values)} values that are no numbers of tokens, "
+                f"'{self.name}' holds {dtype_name(values)} values, which are not token numbers, "
                 f"but {self.run} was trained on texts. Give whole numbers from 0."
             )
         most = int(values.max()) if values.numel() else 0
         if not self.alike and most >= count:
             raise UserError(
-                f"'{self.name}' holds the token {most}, but {self.run} was trained on tokens 0 to "
-                f"{count - 1}. Number tokens as those that it was trained on."
+                f"'{self.name}' holds the token {most}, but {self.run} was trained on tokens 0 "
+                f"to {count - 1}. Number tokens the same way."
             )
 
     def _check_picture(self, values: Tensor) -> None:
         found, known = values.dtype, self.known.type
         if found != known and not (found.is_floating_point and known.is_floating_point):
             raise UserError(
-                f"'{self.name}' holds pictures of {dtype_name(values)} values, but {self.run} was "
-                f"trained on {self.known.dtype}, {self.known.low:g} to {self.known.high:g}. Give "
-                "that type, and that scale."
+                f"'{self.name}' holds pictures of {dtype_name(values)} values, but {self.run} "
+                f"was trained on {self.known.dtype}, {self.known.low:g} to {self.known.high:g}. "
+                "Use that type and scale."
             )
 
     def _typed(self, values: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Intake:
         if not kept:
             worst = float(values.abs().max())
             raise UserError(
-                f"'{self.name}' holds {worst:g}, which is no number of the type that {self.run} "
+                f"'{self.name}' holds {worst:g}, which does not fit the type that {self.run} "
                 f"was trained on, {self.known.dtype}."
             )
         return typed
@@ -234,8 +234,8 @@ def _odd_categories(
             learnt = ", ".join(list(filter(None, known))[:5]) + (" ..." if len(known) > 5 else "")
             yield (
                 f"{len(strange)} of {len(values)} values of '{column}' of '{name}', such as "
-                f"'{strange[0]:.60}', are unknown to {run}, which learnt {learnt}. Write them as "
-                "there, or they count for nothing."
+                f"'{strange[0]:.60}', are unknown to {run}, which learnt {learnt}. Spell them "
+                "the same way, or they have no effect."
             )
 
 

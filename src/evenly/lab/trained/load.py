@@ -38,8 +38,8 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
     except Exception as error:  # whatever settings and weights of different runs bring about
         said = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{folder}: no model can be made of its config.yaml and best.ckpt ({said[:300]}). If "
-            "they are not of one run, train again."
+            f"{folder}: cannot build a model from its config.yaml and best.ckpt ({said[:300]}). "
+            "Unless both are from one run, train again."
         ) from error
 
 
@@ -49,17 +49,17 @@ def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
     if (folder / "runs").is_dir() and not path.is_file():
         some = min((folder / "runs").glob("*/"), default=folder / "runs" / "joint-0")
         raise UserFileNotFoundError(
-            f"{folder}: holds a comparison. Give one of its runs, such as {some}."
+            f"{folder}: is a comparison. Give one of its runs, such as {some}."
         )
     try:
         settings = read_settings(folder / "config.yaml", "method")
     except ValueError as error:
         raise UserError(
-            f"{folder / 'config.yaml'}: is damaged, or not of a run. Train again."
+            f"{folder / 'config.yaml'}: is damaged, or does not belong to a run. Train again."
         ) from error
     if not settings or not path.is_file():
         raise UserFileNotFoundError(
-            f"{folder}: holds no run. Give the folder of one, such as runs/digits/runs/joint-0."
+            f"{folder}: is not a run. Give the folder of a run, such as runs/digits/runs/joint-0."
         )
     result = Result.read(folder)
     if result is not None:
@@ -93,7 +93,9 @@ def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
         parse(method)
         return Cell(Training(**given), method, seed)
     except ValueError as error:
-        raise UserError(f"{path}: is not as the run wrote it: {error} Train again.") from error
+        raise UserError(
+            f"{path}: has changed since the run wrote it: {error} Train again."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _about(path: Path, best: Any) -> _About:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not as the run wrote it ({type(error).__name__}: {error}). Train again."
+            f"{path}: has changed since the run wrote it ({type(error).__name__}: {error}). "
+            "Train again."
         ) from error
 
 
@@ -177,8 +180,8 @@ def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]
             found[name] = Spec(spec.name, {**spec.settings, "pretrained": known[name]}).text
         elif spec.name in ENCODERS and isinstance(spec.settings.get("pretrained") or {}, str):
             raise UserError(
-                f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights elsewhere "
-                f"({text[:90]}), of which best.ckpt knows nothing. A run is loaded from its own "
-                "folder alone; train again."
+                f"{folder / 'config.yaml'} starts the encoder of '{name}' from weights "
+                f"elsewhere ({text[:90]}), which best.ckpt does not mention. A run loads only "
+                "from its own folder; train again."
             )
     return found

@@ -78,7 +78,7 @@ class Trained:
         names = [name for name in inputs if name in self.modalities]
         if not names:
             raise UserError(
-                f"{self.folder} was trained on {', '.join(self.modalities)}; the data have "
+                f"{self.folder} was trained on {', '.join(self.modalities)}; the data has "
                 f"{', '.join(inputs) or 'none'}. Give at least one of its modalities."
             )
         here = {name: mask for name, mask in present.items() if name in names}
@@ -91,8 +91,8 @@ class Trained:
             if not own:
                 raise
             raise UserError(
-                f"{self.folder}: its model, with the encoders {', '.join(sorted(own))} of your "
-                f"own, cannot take these data ({type(error).__name__}: {error})."
+                f"{self.folder}: its model, with your own encoders {', '.join(sorted(own))}, "
+                f"cannot take this data ({type(error).__name__}: {error})."
             ) from error
         return self.task.answers(logits)
 
@@ -131,23 +131,23 @@ class Trained:
             if theirs and ours and theirs != ours:
                 raise UserError(
                     f"{data.name}: '{name}' was read as {theirs[:90]}, but {self.folder} was "
-                    f"trained on {ours[:90]}. Give the table of the files itself, which is read as "
-                    "the run's were."
+                    f"trained on {ours[:90]}. Give the table of the original files, so that "
+                    "they are read the same way."
                 )
             if kind != known:
                 raise UserError(
-                    f"{data.name}: '{name}' is of the kind {kind}, but {self.folder} was trained "
-                    f"on the kind {known}. Give it as that."
+                    f"{data.name}: '{name}' has the kind {kind}, but {self.folder} was trained "
+                    f"on the kind {known}. Use that kind."
                 )
             if ours and kind == "text" and not theirs and not parse(ours).settings["tokenizer"]:
                 raise UserError(
-                    f"{data.name}: '{name}' holds numbers of tokens, but {self.folder} was trained "
-                    "on texts, whose words it numbers itself. Give a table of the texts."
+                    f"{data.name}: '{name}' holds token numbers, but {self.folder} was trained "
+                    "on texts and numbers words itself. Give a table of the texts."
                 )
             if ours and not theirs and layout_of(ours):
                 raise UserError(
-                    f"{data.name}: '{name}' is an array, but {self.folder} was trained on columns "
-                    "of a table, which it standardises itself. Give a table of them."
+                    f"{data.name}: '{name}' is an array, but {self.folder} was trained on "
+                    "columns of a table and standardises them itself. Give a table of them."
                 )
             if theirs and ours and parse(ours).name != "array":
                 alike.append(name)
@@ -216,7 +216,7 @@ def predictions(
     noisy = [name for name in run.noise if name in run.modalities and name not in without]
     say(
         f"'{name}' of {run.folder} was trained with noise of {run.noise[name]:g} standard "
-        "deviations (--noise), of which these data get none."
+        "deviations (--noise); this data gets none."
         for name in noisy
     )
     known = {"", *run.task.names}
@@ -233,8 +233,8 @@ def _strange(run: Trained, label: str) -> str:
     names = run.task.names
     known = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
     return (
-        f"some labels, such as '{label}', are none of the classes that {run.folder} was trained "
-        f"on, {known}. They are written down as they are."
+        f"some labels, such as '{label}', are not among the classes that {run.folder} was "
+        f"trained on, {known}. They are written unchanged."
     )
 
 
@@ -255,7 +255,7 @@ def _of_data(
     intakes = run._intakes(run._fit(found, without))
     part = found.split(split)
     if not len(part):
-        raise UserError(f"{data}: its {split} split holds no sample. Choose another with --split.")
+        raise UserError(f"{data}: its {split} split is empty. Choose another with --split.")
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
     samples = zip(names, part.target, strict=True)
     for inputs, present in _batches(found, split, without):
@@ -278,9 +278,11 @@ def _differing(
     unknown = [name for name in given if name not in run.modalities]
     notes = []
     if lacking:
-        notes.append(f"{data} holds no {', '.join(lacking)}: taken as missing from all samples.")
+        notes.append(
+            f"{data} lacks {', '.join(lacking)}, which counts as missing from every sample."
+        )
     if unknown:
-        notes.append(f"{data}: the run knows nothing of {', '.join(unknown)}: not read.")
+        notes.append(f"{data}: the run does not use {', '.join(unknown)}: ignored.")
     return notes
 
 
@@ -302,15 +304,15 @@ def _of_table(
     if not names:
         wanted = ", ".join(column for parts in made_of.values() for column in parts)
         raise UserError(
-            f"{path}: has none of the columns {wanted}, which {run.folder} was trained on."
+            f"{path}: has none of the columns {wanted} that {run.folder} was trained on."
         )
     readers = {name: run.read[name] for name in names if name in run.read}
     for name, reader in readers.items():
         if parse(reader).name not in READERS:
             raise UserError(
                 f"{path}: '{name}' of {run.folder} was read as {reader[:90]}, from files of its "
-                "data set that no table can name. Prepare a store of such files with 'evenly "
-                "prepare', and give it as --data."
+                "data set, which a table cannot name. Prepare a store of such files with "
+                "'evenly prepare', and give it as --data."
             )
     known = (*RESERVED, *columns.aside, *columns.several)
     parts = {column: name for name in there for column in made_of[name]}
@@ -337,11 +339,12 @@ def _of_table(
             yield Prediction(sample.name, task.called(target_of([sample])[0]), answers)
     if broken and not skip_broken:
         raise UserError(
-            f"{path}: {len(broken)} of {len(source.samples)} rows cannot be predicted:\n"
-            f"{listed(broken)}\nMend these files, or leave the rows out with --skip-broken."
+            f"{path}: {len(broken)} of {len(source.samples)} rows cannot be "
+            f"predicted:\n{listed(broken)}\nRepair these files, or leave the rows out with "
+            "--skip-broken."
         )
     if broken:
-        say([f"{len(broken)} rows were left out as broken:\n{listed(broken)}"])
+        say([f"{len(broken)} broken rows were left out:\n{listed(broken)}"])
     say(_doubts(intakes))
 
 
@@ -357,6 +360,6 @@ def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> Non
         return
     found = reader.kind if isinstance(reader, Array) else spelled(reader).partition("(")[0]
     raise UserError(
-        f"{path}: '{name}' is read as {found}, but {run.folder} was trained on arrays, of the kind "
-        f"{known.kind} and the shape {tuple(known.shape)}. Give such arrays, in an .npz file."
+        f"{path}: '{name}' is read as {found}, but {run.folder} was trained on arrays of kind "
+        f"{known.kind} and shape {tuple(known.shape)}. Give such arrays in an .npz file."
     )

@@ -133,8 +133,9 @@ class Head(nn.Module):
         first, *others = self.widths.values()
         if any(width != first for width in others):
             raise UserError(
-                f"{type(self).__name__} has a layer in common, which needs features of one width; "
-                f"found {self.widths}. Give the encoders the same `out_features`."
+                f"{type(self).__name__} shares a layer between modalities, so their features "
+                f"need one width; found {self.widths}. Give the encoders the same "
+                "`out_features`."
             )
         return first
 

@@ -353,7 +353,7 @@ class TestMosi:
                 return print, ("run",)
 
         (tmp_path / "unaligned_50.pkl").write_bytes(pickle.dumps({"train": Evil()}))
-        with pytest.raises(ValueError, match=r"is no pickle of plain arrays .*builtins\.print"):
+        with pytest.raises(ValueError, match=r"is not a pickle of plain arrays .*builtins\.print"):
             opened(tmp_path, "mosi")
 
     def test_plain_pickles_of_every_protocol(self, tmp_path):
@@ -483,7 +483,7 @@ class TestMosi:
     def test_an_empty_pickle_and_a_part_of_one(self, tmp_path, left):
         path = trees.mosi_pickle(tmp_path / "tree") / "unaligned_50.pkl"
         path.write_bytes(path.read_bytes()[:left])
-        with pytest.raises(ValueError, match="is no pickle of plain arrays"):
+        with pytest.raises(ValueError, match="is not a pickle of plain arrays"):
             opened(tmp_path / "tree", "mosi")
 
     def test_a_pickle_comes_before_other_files(self, tmp_path):
@@ -597,7 +597,7 @@ class TestAVE:
 
     def test_a_list_that_is_none(self, tmp_path):
         (trees.ave(tmp_path, ("Bark",)) / "valSet.txt").write_bytes(b"\xff\xfe\0")
-        with pytest.raises(ValueError, match=r"valSet\.txt: is no list in UTF-8, or part of one"):
+        with pytest.raises(ValueError, match=r"valSet\.txt: is not a complete list in UTF-8"):
             opened(tmp_path, "ave")
 
 
@@ -834,19 +834,19 @@ class TestAVMnist:
     def test_half_a_file(self, tmp_path):
         path = trees.av_mnist(tmp_path / "tree") / "train-images-idx3-ubyte"
         path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(ValueError, match="is no idx file, or part of one"):
+        with pytest.raises(ValueError, match="is not a complete idx file"):
             opened(tmp_path / "tree", "av_mnist")
 
     @pytest.mark.parametrize("left", [0, 30])
     def test_a_damaged_archive(self, tmp_path, left):
         path = trees.av_mnist(tmp_path / "tree") / "t10k-images-idx3-ubyte.gz"
         path.write_bytes(path.read_bytes()[:left])
-        with pytest.raises(ValueError, match=r"ubyte\.gz: is no idx file, or part of one"):
+        with pytest.raises(ValueError, match=r"ubyte\.gz: is not a complete idx file"):
             opened(tmp_path / "tree", "av_mnist")
         whole = bytearray(gzip.compress(bytes(range(256)) * 9))
         whole[20:40] = bytes(20)
         path.write_bytes(whole)
-        with pytest.raises(ValueError, match=r"ubyte\.gz: is no idx file, or part of one"):
+        with pytest.raises(ValueError, match=r"ubyte\.gz: is not a complete idx file"):
             opened(tmp_path / "tree", "av_mnist")
 
     def test_images_and_labels_of_unequal_number(self, tmp_path):
@@ -887,5 +887,7 @@ def test_no_folder(tmp_path):
 
 
 def test_an_unknown_setting(tmp_path):
-    with pytest.raises(ValueError, match=r"'frame' is no setting of cremad\. Did you mean frames"):
+    with pytest.raises(
+        ValueError, match=r"unknown setting 'frame' of cremad\. Did you mean frames"
+    ):
         opened(tmp_path, "cremad(frame=2)")

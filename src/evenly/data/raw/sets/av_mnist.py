@@ -110,4 +110,4 @@ def _idx(path: Path) -> np.ndarray:
             raise ValueError(f"holds values of type {kind}, not bytes")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (struct.error, zlib.error, ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: is no idx file, or part of one ({error}).") from error
+        raise UserError(f"{path}: is not a complete idx file ({error}).") from error

@@ -65,8 +65,8 @@ class Official:
         """
         if not folder.is_dir():
             raise UserFileNotFoundError(
-                f"{folder}: there is no such folder. It should hold {'; '.join(self.layout)}, to "
-                f"be had from {self.source}."
+                f"{folder}: no such folder. It should hold {'; '.join(self.layout)}, which you "
+                f"get from {self.source}."
             )
         return made("data set", spec, {spec.name: partial(self.build, folder)})
 
@@ -142,7 +142,7 @@ def rows(
             if any(cell.strip() for cell in row):
                 yield found.line_num, [cell.strip() for cell in row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is no list in UTF-8, or part of one ({error}).") from error
+        raise UserError(f"{path}: is not a complete list in UTF-8 ({error}).") from error
 
 
 def misread(path: Path, line: int, row: Sequence[str], form: str) -> UserError:

@@ -34,6 +34,6 @@ def read_pickle(path: Path) -> Any:
         raise
     except Exception as error:
         raise UserError(
-            f"{path}: is no pickle of plain arrays ({error}). Others could run code, and are not "
-            "read."
+            f"{path}: is not a pickle of plain arrays ({error}). Other pickles could run code "
+            "and are not read."
         ) from error

@@ -1,0 +1,196 @@
+"""What a comparison found, in a few plain sentences: they head the table and the report."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from evenly.metrics import Metric, main_of, metric_of
+from evenly.spec import parse
+
+SIGNIFICANT = 0.05
+ENOUGH = 3
+"""Seeds from which on a difference is called one: with two, t has one degree of freedom."""
+CARRIES = 2 / 3
+"""The share of all contributions from which on a modality carries the prediction."""
+NAMED = 3
+"""Methods that a sentence names; it counts the others."""
+_WORDS = re.compile(r"^(?=joint training|no m)\w")
+"""The first letter of a sentence that does not begin with a name."""
+
+
+def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = "joint") -> str:
+    """What a comparison found on its test split, in words.
+
+    The best method, whether any differs from the reference, which modality carries the prediction,
+    and whether one modality alone is better. Methods differ where the p-value, corrected for the
+    number of methods, is below 0.05.
+
+    Args:
+        rows: The rows of summary.csv, as `summary` makes them; other splits are passed over.
+        reference: The method that they are compared with.
+
+    Returns:
+        A few sentences; empty where nothing has finished.
+    """
+    seen = _Table([row for row in rows if row["split"] == "test"], reference)
+    if not seen.lines:
+        return ""
+    said = [_best(seen), *_worse(seen), *_carrying(seen), *_alone(seen)]
+    # A name stays as it is typed.
+    return " ".join(_WORDS.sub(lambda start: start[0].upper(), text) for text in said)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The test rows of a comparison."""
+
+    rows: Sequence[Mapping[str, Any]]
+    reference: str
+
+    @cached_property
+    def metrics(self) -> set[str]:
+        return {row["metric"] for row in self.rows}
+
+    @cached_property
+    def metric(self) -> Metric:
+        return metric_of(main_of(self.metrics))
+
+    @cached_property
+    def lines(self) -> dict[str, Mapping[str, Any]]:
+        """By method, its row of the main metric, best first."""
+        main = main_of(self.metrics)
+        known = [row for row in self.rows if row["metric"] == main and row["mean"] is not None]
+        known.sort(key=lambda row: -self.metric.sign * row["mean"])
+        return {row["method"]: row for row in known}
+
+    @cached_property
+    def alone(self) -> dict[str, Mapping[str, Any]]:
+        """By modality, the row of the model of that one alone, best first."""
+        specs = {name: parse(name) for name in self.lines}
+        return {
+            str(spec.settings["modality"]): self.lines[name]
+            for name, spec in specs.items()
+            if spec.name == "unimodal" and "modality" in spec.settings
+        }
+
+    @cached_property
+    def fused(self) -> dict[str, Mapping[str, Any]]:
+        """By method, the rows of those that take all modalities; of all where none does."""
+        single = {row["method"] for row in self.alone.values()}
+        fused = {name: row for name, row in self.lines.items() if name not in single}
+        return fused or self.lines
+
+    @cached_property
+    def few(self) -> int | None:
+        """The number of seeds where they are too few to tell; None where they are enough."""
+        seeds = [row["seeds"] for name, row in self.lines.items() if name != self.reference]
+        count = min(max(seeds, default=0), self.lines[self.reference]["seeds"])
+        return count if count < ENOUGH else None
+
+    def differs(self, row: Mapping[str, Any]) -> int:
+        """1 if a method is better than the reference, -1 if it is worse, 0 if it cannot be told."""
+        p, difference = row.get("p_holm"), row.get("difference")
+        if self.few or p is None or difference is None or p >= SIGNIFICANT:
+            return 0
+        return 1 if self.metric.sign * difference > 0 else -1
+
+    def value(self, row: Mapping[str, Any]) -> str:
+        return f"{self.metric.shown(row['mean'])}{self.metric.unit}"
+
+    def measured(self, row: Mapping[str, Any]) -> str:
+        """The main metric of a method by name."""
+        several = "mean_average_precision" in self.metrics or "micro_f1" in self.metrics
+        which = " on whole label sets" if several and self.metric.is_share else ""
+        lower = ", lower is better" if self.metric.sign < 0 else ""
+        return f"{self.metric.words}{which} {self.value(row)}{lower}"
+
+
+def _called(method: str) -> str:
+    return "joint training" if method == "joint" else method
+
+
+def _best(seen: _Table) -> str:
+    """The best method, and whether it or any other is better than the reference."""
+    best, row = next(iter(seen.fused.items()))
+    if seen.reference not in seen.lines:
+        more = f"; {_called(seen.reference)}, which to compare with, is not among the methods"
+        return f"{_called(best)} has the best mean: {seen.measured(row)}{more}."
+    theirs = seen.lines[seen.reference]
+    usual = _called(seen.reference)
+    if len(seen.fused) == 1:
+        return f"{usual} reaches {seen.measured(row)}."
+    if seen.few:
+        seeds = f"{seen.few} seed{'s are' if seen.few > 1 else ' is'}"
+        against = "" if best == seen.reference else f", {usual} {seen.value(theirs)}"
+        tell = f"{seeds} too few to tell whether methods differ"
+        return f"{_called(best)} has the best mean ({seen.measured(row)}{against}), but {tell}."
+    better = [name for name, each in seen.fused.items() if seen.differs(each) > 0]
+    if better:
+        first = seen.fused[better[0]]
+        said = f"{better[0]} is better than {usual}: {seen.measured(first)}, {usual} "
+        said += seen.value(theirs)
+        said += f". {_several(better[1:])} also better" if better[1:] else ""
+        unsure = f". {best} has the best mean, {seen.value(row)}, but does not differ from {usual}"
+        return said + (unsure if best not in better else "") + "."
+    has = "its mean is the best" if best == seen.reference else f"{best} has the best mean, "
+    mean = "" if best == seen.reference else seen.value(row)
+    differ = any(seen.differs(each) for each in seen.fused.values())
+    none = f"is better than {usual}" if differ else f"differs from {usual} significantly"
+    return f"no method {none} ({seen.measured(theirs)}); {has}{mean}."
+
+
+def _worse(seen: _Table) -> list[str]:
+    """The methods that are worse than the reference."""
+    if seen.reference not in seen.lines:
+        return []
+    worse = [name for name, row in seen.fused.items() if seen.differs(row) < 0]
+    return [f"{_several(worse)} worse than {_called(seen.reference)}."] if worse else []
+
+
+def _several(names: Sequence[str]) -> str:
+    """Names with their verb."""
+    if len(names) == 1:
+        return f"{names[0]} is"
+    shown = list(names) if len(names) <= NAMED + 1 else list(names[:NAMED])
+    if len(names) > len(shown):
+        return f"{', '.join(shown)} and {len(names) - len(shown)} others are"
+    return f"{', '.join(shown[:-1])} and {shown[-1]} are"
+
+
+def _carrying(seen: _Table) -> list[str]:
+    """Which modality the prediction of the reference rests on, by the Shapley values."""
+    method = seen.reference if seen.reference in seen.lines else next(iter(seen.fused))
+    worth = {
+        row["metric"].removeprefix("contribution/"): row["mean"]
+        for row in seen.rows
+        if row["method"] == method and row["metric"].startswith("contribution/")
+    }
+    worth = {name: value for name, value in worth.items() if value is not None}
+    if len(worth) < 2:
+        return []
+    first, *others = sorted(worth, key=lambda name: -worth[name])
+    metric, whole = seen.metric, sum(max(value, 0.0) for value in worth.values())
+    if not whole:
+        return [f"no modality contributes to the prediction of {_called(method)}."]
+    unit = metric.points or f" of {metric.words}"
+    rest = ", ".join(f"{name} {metric.shown(worth[name])}" for name in others)
+    does = "carries the prediction" if worth[first] >= CARRIES * whole else "contributes most"
+    of = f" of {_called(method)}" if "carries" in does else f" to {_called(method)}"
+    return [f"{first} {does}{of} ({metric.shown(worth[first])}{unit}; {rest})."]
+
+
+def _alone(seen: _Table) -> list[str]:
+    """Whether a model of one modality alone is better than the reference."""
+    if not seen.alone or seen.reference not in seen.lines:
+        return []
+    name, row = next(iter(seen.alone.items()))
+    theirs, usual = seen.lines[seen.reference], _called(seen.reference)
+    value, verdict = seen.value(row), seen.differs(row)
+    if verdict > 0:
+        return [f"{name} alone is better than {usual}: {value}, {usual} {seen.value(theirs)}."]
+    if seen.metric.sign * (row["mean"] - theirs["mean"]) > 0:
+        sure = "too few seeds to tell" if seen.few else "the difference is not significant"
+        return [f"{name} alone has a better mean than {usual}, {value}, but {sure}."]
+    return [f"no modality alone is better: the best, {name}, reaches {value}."]

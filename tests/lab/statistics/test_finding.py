@@ -1,0 +1,168 @@
+"""Sentences of small tables, each written out by hand."""
+
+import pytest
+
+from evenly.lab.statistics.finding import what_was_found
+from evenly.lab.statistics.tables import summary
+
+
+def row(method, mean, difference=None, p=None, metric="accuracy", seeds=5, split="test"):
+    return {
+        "method": method,
+        "split": split,
+        "metric": metric,
+        "mean": mean,
+        "seeds": seeds,
+        "difference": difference,
+        "p_holm": p,
+    }
+
+
+JOINT = row("joint", 0.9)
+
+
+def test_nothing_has_finished():
+    assert what_was_found([]) == ""
+    assert what_was_found([row("joint", 0.9, split="val")]) == ""
+
+
+def test_one_method():
+    assert what_was_found([JOINT]) == "Joint training reaches accuracy 90.0 %."
+
+
+def test_nothing_differs():
+    rows = [JOINT, row("relearn", 0.92, 0.02, 0.3), row("pmr", 0.88, -0.02, 0.05)]
+    assert what_was_found(rows) == (
+        "No method differs from joint training significantly (accuracy 90.0 %); relearn has the "
+        "best mean, 92.0 %."
+    )
+    assert what_was_found([JOINT, row("pmr", 0.88, -0.02, None)]) == (
+        "No method differs from joint training significantly (accuracy 90.0 %); its mean is the "
+        "best."
+    )
+
+
+def test_one_is_better():
+    rows = [row("relearn", 0.931, 0.031, 0.049), JOINT, row("pmr", 0.91, 0.01, 0.2)]
+    assert what_was_found(rows) == (
+        "relearn is better than joint training: accuracy 93.1 %, joint training 90.0 %."
+    )
+
+
+def test_one_is_better_and_another_has_the_best_mean():
+    rows = [row("pmr", 0.95, 0.05, 0.2), row("relearn", 0.93, 0.03, 0.01), JOINT]
+    assert what_was_found(rows) == (
+        "relearn is better than joint training: accuracy 93.0 %, joint training 90.0 %. pmr has "
+        "the best mean, 95.0 %, but does not differ from joint training."
+    )
+
+
+def test_some_are_better_and_some_worse():
+    better = [row(name, 0.95 - 0.01 * k, 0.04, 0.01) for k, name in enumerate(("a", "b", "c"))]
+    worse = [row(f"w{k}", 0.8 - 0.01 * k, -0.1, 0.01) for k in range(5)]
+    assert what_was_found([JOINT, *worse, *better]) == (
+        "a is better than joint training: accuracy 95.0 %, joint training 90.0 %. b and c are also "
+        "better. w0, w1, w2 and 2 others are worse than joint training."
+    )
+
+
+def test_one_is_worse():
+    assert what_was_found([JOINT, row("ogm", 0.8, -0.1, 0.001)]) == (
+        "No method is better than joint training (accuracy 90.0 %); its mean is the best. ogm is "
+        "worse than joint training."
+    )
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "1 seed is"), (2, "2 seeds are")])
+def test_too_few_seeds(seeds, said):
+    rows = [row("joint", 0.9, seeds=seeds), row("pmr", 0.95, 0.05, 0.001, seeds=seeds)]
+    assert what_was_found(rows) == (
+        "pmr has the best mean (accuracy 95.0 %, joint training 90.0 %), but "
+        f"{said} too few to tell whether methods differ."
+    )
+    alone = row("unimodal(modality=audio)", 0.99, 0.09, 0.001, seeds=seeds)
+    assert what_was_found([*rows, alone]).endswith(
+        "audio alone has a better mean than joint training, 99.0 %, but too few seeds to tell."
+    )
+
+
+def test_a_modality_alone():
+    rows = [JOINT, row("pmr", 0.89, -0.01, 0.4)]
+    begin = (
+        "No method differs from joint training significantly (accuracy 90.0 %); its mean is the "
+        "best. "
+    )
+    for mean, p, said in (
+        (0.95, 0.01, "audio alone is better than joint training: 95.0 %, joint training 90.0 %."),
+        (0.95, 0.2, "audio alone has a better mean than joint training, 95.0 %, but the "
+                    "difference is not significant."),
+        (0.70, 0.01, "No modality alone is better: the best, audio, reaches 70.0 %."),
+    ):  # fmt: skip
+        audio = row("unimodal(modality=audio)", mean, mean - 0.9, p)
+        visual = row("unimodal(modality=visual)", 0.5, -0.4, 0.01)
+        assert what_was_found([*rows, visual, audio]) == begin + said
+
+
+def test_the_modality_that_carries_the_prediction():
+    def said(audio, visual):
+        worth = [
+            row("joint", audio, metric="contribution/audio"),
+            row("joint", visual, metric="contribution/visual"),
+            row("pmr", 0.9, metric="contribution/visual"),
+        ]
+        return what_was_found([JOINT, *worth]).removeprefix(
+            "Joint training reaches accuracy 90.0 %. "
+        )
+
+    assert said(0.4, 0.2) == (
+        "audio carries the prediction of joint training (40.0 points; visual 20.0)."
+    )
+    assert said(0.3, -0.02).startswith("audio carries")
+    assert said(0.3, 0.31) == "visual contributes most to joint training (31.0 points; audio 30.0)."
+    assert said(0.0, -0.1) == "No modality contributes to the prediction of joint training."
+
+
+def test_numbers():
+    """A lower error is better."""
+    joint = row("joint", 0.8, metric="mae")
+    assert what_was_found(
+        [joint, row("pmr", 0.7, -0.1, 0.01, "mae"), row("joint", 0.5, metric="rmse")]
+    ) == ("pmr is better than joint training: MAE 0.700, lower is better, joint training 0.800.")
+    worth = [row("joint", x, metric=f"contribution/{m}") for m, x in (("text", 0.3), ("au", 0.1))]
+    assert what_was_found([joint, *worth]) == (
+        "Joint training reaches MAE 0.800, lower is better. text carries the prediction of joint "
+        "training (0.300 of MAE; au 0.100)."
+    )
+
+
+def test_several_labels():
+    rows = [JOINT, row("pmr", 0.91, 0.01, 0.3), row("joint", 0.8, metric="micro_f1")]
+    assert what_was_found(rows) == (
+        "No method differs from joint training significantly (accuracy on whole label sets "
+        "90.0 %); pmr has the best mean, 91.0 %."
+    )
+
+
+def test_without_the_reference():
+    assert what_was_found([row("pmr", 0.9), row("ogm", 0.8)]) == (
+        "pmr has the best mean: accuracy 90.0 %; joint training, which to compare with, is not "
+        "among the methods."
+    )
+
+
+def test_one_modality_alone_is_all_there_is():
+    assert what_was_found([row("unimodal(modality=a)", 0.5), row("unimodal(modality=b)", 0.6)]) == (
+        "unimodal(modality=b) has the best mean: accuracy 60.0 %; joint training, which to compare "
+        "with, is not among the methods."
+    )
+
+
+def test_the_rows_of_a_summary():
+    results = [
+        {"method": method, "seed": seed, "split": "test", "metric": "accuracy", "value": value}
+        for method, values in {"joint": (0.5, 0.51, 0.52), "pmr": (0.7, 0.72, 0.71)}.items()
+        for seed, value in enumerate(values)
+    ]
+    assert what_was_found(summary(results)) == (
+        "pmr is better than joint training: accuracy 71.0 %, joint training 51.0 %."
+    )
