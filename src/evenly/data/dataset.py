@@ -32,7 +32,8 @@ class Padded(NamedTuple):
     """Sequences of unequal lengths in one tensor.
 
     Attributes:
-        values: (n, t, d), or (n, t) for tokens; zero beyond each sequence's length.
+        values: (n, t, d), or (n, t) for tokens, or (n, t, c, h, w) for pictures; zero beyond each
+            sequence's length.
         length: (n,) time steps of each sequence.
     """
 
@@ -44,7 +45,8 @@ class Ragged(NamedTuple):
     """Sequences of unequal lengths as they are stored: one after another, in any order.
 
     Attributes:
-        values: (total, d) time steps of all samples; (total,) whole numbers where they are text.
+        values: (total, d) time steps of all samples; (total,) whole numbers where they are text;
+            (total, c, h, w) pictures, of which each sample has as many as it has.
         start: (n,) where each sample begins.
         length: (n,) its time steps; sample i is `values[start[i]:start[i] + length[i]]`.
     """
@@ -79,8 +81,9 @@ class Modality:
         name: As the data set calls it.
         kind: How a sample is laid out.
         shape: Of one sample: (d,) for a vector, (t, d) with t the longest for a sequence,
-            (c, h, w) for an image, (t, c, h, w) for a video, (t, v) with v the number of
-            tokens there are for a text; a spectrogram is an image with c = 1.
+            (c, h, w) for an image, (t, c, h, w) with t the most for a video or several pictures,
+            (t, v) with v the number of tokens there are for a text; a spectrogram is an image with
+            c = 1.
         mean: Over the training split, per feature (vector, sequence) or channel (image, video);
             empty for a text.
         std: Over the training split likewise; 1 where the feature is constant.
@@ -135,7 +138,7 @@ class Data:
         Args:
             name: Of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
-                sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos.
+                sequences, (n, c, h, w) for images, (n, t, c, h, w) or `Ragged` for videos.
             target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0; of
                 numbers (n, c) floats in any unit.
             rows: By split, which samples it holds.
@@ -634,8 +637,8 @@ def described(
         longest, tokens = int(stored.length.max()), int(stored.values.max()) + 1
         return Modality(name, "text", (longest, tokens), torch.zeros(0), torch.zeros(0))
     if isinstance(stored, Ragged):
-        kind = "sequence"
-        shape: tuple[int, ...] = (int(stored.length.max()), stored.values.shape[1])
+        kind = "sequence" if stored.values.dim() == 2 else "video"
+        shape: tuple[int, ...] = (int(stored.length.max()), *stored.values.shape[1:])
     else:
         kinds: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image", 5: "video"}
         kind = kinds[stored.dim()]
@@ -678,8 +681,8 @@ def _chunks(
         if isinstance(stored, Ragged):
             chunk = stored.values[_steps(stored.start[part], stored.length[part])]
         else:
-            chunk = stored.index_select(0, part).movedim(feature, -1).flatten(0, -2)
-        yield chunk.double()
+            chunk = stored.index_select(0, part)
+        yield chunk.movedim(feature, -1).flatten(0, -2).double()
 
 
 def _steps(start: Int[Tensor, " n"], length: Int[Tensor, " n"]) -> Shaped[Tensor, " t"]:

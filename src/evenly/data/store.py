@@ -170,7 +170,7 @@ def open_store(folder: Path) -> Data:
         dtype = getattr(torch, known.dtype)
         if known.ragged:
             start, length = (arrays.rows(f"{end}/{files[name]}", torch.int64) for end in RAGGED)
-            width = () if known.kind == "text" else (known.shape[1],)
+            width = () if known.kind == "text" else known.shape[1:]
             total = int((start + length).max())
             values = arrays.read(f"inputs/{files[name]}", dtype, (total, *width))
             inputs[name] = Ragged(values, start, length)

@@ -383,6 +383,8 @@ def _identity(cell: Any) -> Any:
     """A cell as text: a file by its path, wherever one stands; numbers by their bytes."""
     if isinstance(cell, Path):
         return os.path.abspath(cell)
+    if isinstance(cell, tuple):
+        return [_identity(part) for part in cell]
     if isinstance(cell, np.ndarray):
         return [str(cell.dtype), list(cell.shape), sha256(cell.tobytes()).hexdigest()]
     if isinstance(cell, bytes):

@@ -105,8 +105,8 @@ class Intake:
         same = found == known
         if self.known.kind == "text":  # of any length
             same = len(found) == 1
-        elif self.known.kind == "sequence":
-            same = len(found) == 2 and found[1:] == known[1:]
+        elif self.known.kind == "sequence" or self.known.ragged:
+            same = len(found) == len(known) and found[1:] == known[1:]
         if not same:
             raise UserError(
                 f"'{self.name}' has the shape {found}, but {self.run} was trained on {known}. "
@@ -172,7 +172,8 @@ class Intake:
             if not self.known.ragged:
                 return values
             steps = torch.arange(1, values.shape[1] + 1, device=values.device)
-            used = values != 0 if self.known.kind == "text" else torch.ones_like(values[..., 0])
+            used = torch.ones_like(values[:, :, None].flatten(2)[..., 0], dtype=torch.bool)
+            used = values != 0 if self.known.kind == "text" else used
             return Padded(values, (used * steps).amax(1).long())
         longest = int(x.length.max())
         values = values[:, :longest]
