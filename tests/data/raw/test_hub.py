@@ -207,9 +207,12 @@ class TestMessages:
         cells = [[{"bytes": picture(k), "path": None}] * 2 for k in range(16)]
         found = dataset(range(16)).data.table.append_column("x", pa.array(cells, pa.list_(FILE)))
         parquet.write_table(found, path)
-        assert "column 'x' holds several files in a cell: make a column of each, or leave" in said(
-            path
-        )
+        source = table(path)
+        assert source.readers["x"] == ImageReader(several=True)
+        assert Turn()(source.samples[3].cells)["x"] == (picture(3), picture(3))
+        cells = pa.array([[[cell] for cell in row] for row in cells], pa.list_(pa.list_(FILE)))
+        parquet.write_table(dataset(range(16)).data.table.append_column("x", cells), path)
+        assert "column 'x' holds files within lists of lists or structures: make" in said(path)
         assert "x" not in table(path, ["photo", "age"]).readers
 
     def test_an_unknown_column(self, hub):

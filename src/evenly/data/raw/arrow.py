@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ def rows_columns(
         names.append("split")
         pairs = zip(shards, splits, strict=True)
         cells.append([split for rows, split in pairs for _ in range(len(rows))])
+    notes = [*more.pop("notes", ()), *_twice(path, shards, tables)]
     classes = {name.strip(): called for name, called in classes.items()}
     why = "holds class numbers, too, and is no modality unless --modalities names it"
     return columns_of(
@@ -153,8 +155,41 @@ def rows_columns(
         dict.fromkeys(classes, why),
         labels=["label"] if "label" in names else list(classes),
         classes=classes,
+        notes=notes,
         **more,
     )
+
+
+def _twice(path: Path, shards: Sequence[Rows], tables: Sequence[Any]) -> list[str]:
+    """What a user should hear of tables that hold the same rows.
+
+    They are the same if all that is no file is, and so are the files of their first rows.
+
+    Args:
+        path: What they are called together.
+        shards: The tables.
+        tables: Of each, all that is no file.
+    """
+    known: dict[str, list[int]] = {}
+    notes = []
+
+    @cache
+    def first(number: int) -> Any:
+        _, batch = next(shards[number].batches(shards[number].schema.names, 0))
+        return batch.slice(0, 1)
+
+    for number, table in enumerate(tables if len(tables) > 1 else ()):
+        if not len(shards[number]):
+            continue
+        ends = [table.slice(n, 1).to_pylist() for n in (0, len(shards[number]) - 1)]
+        alike = known.setdefault(repr([len(shards[number]), ends]), [])
+        equal = (n for n in alike if tables[n].equals(table) and first(n) == first(number))
+        if (same := next(equal, None)) is None:
+            alike.append(number)
+        else:
+            one, two = (_place(shards[n]) for n in (same, number))
+            notes.append(f"{path.name}: {one} and {two} hold the same rows.")
+    return notes
 
 
 def _common(shards: Sequence[Rows]) -> Any:

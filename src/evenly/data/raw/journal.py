@@ -36,6 +36,7 @@ from evenly.data.store import (
     open_store,
     write_meta,
 )
+from evenly.data.tasks import Numbers
 from evenly.errors import UserError, UserRuntimeError
 
 JOURNAL = "journal.jsonl"
@@ -244,12 +245,15 @@ class Journal:
         notes = list(source.notes)
         if self.broken:
             notes.append(f"{len(self.broken)} of {count} samples were left out as broken.")
+        task = source.task.fitted(source.target[train])
+        if isinstance(task, Numbers) and (remark := task.remark()):
+            notes.append(remark)
         description = Description(
             name=source.name,
             samples=count,
             names=[sample.name for sample in source.samples],
             modalities=fields,
-            task=source.task.fitted(source.target[train]).stated(),
+            task=task.stated(),
             splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
             sources={str(path): size_of(path) for path in source.files()},
             checksums={name: zlib.crc32(array.data) for name, array in small.items()},

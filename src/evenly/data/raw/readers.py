@@ -4,7 +4,7 @@ import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from hashlib import sha256
 from itertools import chain
@@ -20,10 +20,13 @@ from evenly.data.media.error import File, MediaError, NoStream, opened
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import Frames, frames_of
 from evenly.data.numbers import channels_first
+from evenly.data.raw.rows import Part
 from evenly.data.tabular import NAME
 from evenly.errors import UserError
 from evenly.spec import Spec
 
+HEADER = 4096
+"""Bytes that hold the header of a `.npy` file of numbers."""
 VOCABULARY = 20_000
 """Words of the training texts that are told apart."""
 _TRUTHS = (("False", "false", "FALSE", "0"), ("True", "true", "TRUE", "1"))
@@ -384,6 +387,24 @@ def numbers(file: File) -> np.ndarray:
         found.close()
         raise MediaError(file, "is an .npz file of several arrays, not a .npy file of one")
     return found
+
+
+def dtype_of(file: File | Part) -> np.dtype[Any]:
+    """The type of the numbers of a `.npy` file, of which only the beginning is read.
+
+    Raises:
+        MediaError: If the file is missing or empty.
+        ValueError: If it is another one.
+    """
+    if isinstance(file, Part):
+        file = replace(file, size=min(file.size, HEADER)).read()
+    with opened(file) as source:
+        version = np.lib.format.read_magic(source)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        dtype: np.dtype[Any] = read(source)[2]
+        return dtype
 
 
 @dataclass(frozen=True)

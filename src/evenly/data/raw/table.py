@@ -18,7 +18,7 @@ from evenly.data.dataset import SplitName, check_names, drawn, if_numbers
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
-from evenly.data.numbers import blurred, unusable
+from evenly.data.numbers import Blur, blurred, unusable
 from evenly.data.raw.columns import RESERVED, Column, Columns
 from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
 from evenly.data.raw.forms import read_columns
@@ -34,11 +34,12 @@ from evenly.data.raw.readers import (
     Tabular,
     Text,
     Video,
+    dtype_of,
     numbers,
     spelled,
     vocabulary,
 )
-from evenly.data.raw.rows import Files, Part, Turn
+from evenly.data.raw.rows import Entry, Files, Part, Turn
 from evenly.data.raw.source import Sample, Source, several_of
 from evenly.data.raw.splits import chosen, meant
 from evenly.data.tasks import Asked
@@ -92,8 +93,9 @@ def table(
     - `label_NAME`, several in place of `label`: 1 where a sample has the label NAME and 0 where
       not, or other numbers, to regress on;
     - `split`, optional: `train`, `val` (or `validation`), `test`. The files of a folder say it by
-      their names. Without it, or without a validation or test split, stratified 15 % each are
-      drawn from the rest (seed 0), and a note says so;
+      their names. Where it, or its validation or test split, is lacking, 15 % of the rest are drawn
+      for each (seed 0), see `evenly.data.dataset.drawn`: of every class, or evenly along labels or
+      numbers. A note says so;
     - `name`, optional: of the sample, for messages and predictions;
     - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
       Python, NumPy or PyTorch print them, or apart by commas, semicolons or blanks), a text, the
@@ -188,6 +190,7 @@ def table(
         for name, reader in found.items():
             if isinstance(reader, Array):
                 _check_blurred(path, name, cells[name])
+                _check_files_blurred(path, name, cells[name], reader)
     if not modalities:
         notes += [
             f"{path.name}: the column '{name}' {why}."
@@ -377,7 +380,7 @@ def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.
 
 
 def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
-    """Raises if float32 cannot tell the numbers of a column apart; files are not looked at."""
+    """Raises if float32 cannot tell the numbers of a column's own cells apart."""
     given = [x for x in cells if isinstance(x, np.ndarray) and 1 <= x.ndim <= 2 and x.size]
     given = [x for x in given if x.dtype.kind in "iuf"]
     if len({x.shape[-1] for x in given}) != 1:
@@ -394,6 +397,33 @@ def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
             f"--readers.{name}_standard 'tabular(numbers=[{name}])'."
         )
     raise UserError(f"{path}: {which} {wrong[1]}.")
+
+
+def _check_files_blurred(path: Path, name: str, cells: Sequence[Any], reader: Array) -> None:
+    """Raises if float32 cannot tell the numbers of a column's `.npy` files apart.
+
+    Only those of a type that loses by it are read, which most are not. What is broken is left to
+    be told when all are.
+    """
+    blur, turn, width = Blur(), Turn(), None
+    for cell in cells:
+        if not isinstance(cell, Path | Part | bytes | Entry):
+            continue
+        with suppress(MediaError, OSError, ValueError):
+            file = turn({name: cell})[name] if isinstance(cell, Entry) else cell
+            if np.can_cast(dtype_of(file), np.float32):
+                if isinstance(cell, Entry):
+                    return  # as all are, or reading them twice would take its time
+                continue
+            values = reader(file.read() if isinstance(file, Part) else file)
+            if reader.kind in ("image", "video"):
+                values = np.moveaxis(values, -3, -1)
+            if width in (None, values.shape[-1]) and not unusable(values).any():
+                width = values.shape[-1]
+                blur.add(values)
+    if wrong := blur.found():
+        which = f"number {wrong[0] + 1} of the column" if width != 1 else "the column"
+        raise UserError(f"{path}: {which} '{name}' {wrong[1]}.")
 
 
 def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
