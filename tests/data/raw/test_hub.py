@@ -215,6 +215,18 @@ class TestMessages:
         assert "column 'x' holds files within lists of lists or structures: make" in said(path)
         assert "x" not in table(path, ["photo", "age"]).readers
 
+    def test_parts_with_the_same_rows_are_told(self, hub):
+        assert not [note for note in table(hub).notes if "the same rows" in note]
+        train, test = hub / "data/train-00001-of-00002.parquet", hub / "data/test-00000-of-00001"
+        parquet.write_table(parquet.read_table(train), f"{test}.parquet", compression="NONE")
+        found = [note for note in table(hub).notes if "the same rows" in note]
+        assert found == [f"cats: {test}.parquet and {train} hold the same rows."]
+
+    def test_parts_that_differ_by_files_alone_are_not(self, tmp_path):
+        features = Features({"photo": Image(), "label": ClassLabel(names=["cat", "dog"])})
+        parts = [dataset(rows, features) for rows in (range(8), range(8, 16))]
+        assert not [x for x in table(on_the_hub(tmp_path, train=parts)).notes if "same rows" in x]
+
     def test_an_unknown_column(self, hub):
         assert "'lable' is no column of" in said(hub, label="lable")
         assert "'image' is no modality of" in said(hub, modalities=["image"])

@@ -318,7 +318,7 @@ def _files(rows: Rows, column: str, several: bool) -> list[Any]:
             for row, (here, path) in enumerate(_held(cells, whole), first):
                 found.append(Entry(rows, column, row) if here else path or None)
             continue
-        held = iter(_held(cells.flatten(), whole))
+        held = iter(_held(compute.list_flatten(cells), whole))
         for row, count in enumerate(compute.list_value_length(cells).to_pylist(), first):
             own = list(islice(held, count or 0))
             paths = tuple(path for _, path in own if path)
