@@ -37,7 +37,8 @@ otherwise, with the names and settings
   tabular(numbers=[a,b],categories=[c])         columns that are one modality together, under a
                                                 name of its own
 
-Of a file that has several, stream=1 takes the second (video, image, flow, spectrogram, wave)."""
+Of a file that has several, stream=1 takes the second (video, image, flow, spectrogram, wave).
+Of a cell that has several files, several=true takes all (image, spectrogram)."""
 
 
 def arguments() -> Parser:
