@@ -243,7 +243,8 @@ class Auto(Tokened):
                 f"'{name}' takes pictures of {wanted[0]} x {wanted[1]}, but '{modality.name}' has "
                 f"{height} x {width}. Prepare it with {reader}(size=[{wanted[0]},{wanted[1]}])."
             )
-        if self.takes == "clips" and modality.read and "several" in parse(modality.read).settings:
+        read = parse(modality.read).settings if modality.read else {}
+        if self.takes == "clips" and read.get("several"):
             raise UserError(
                 f"'{name}' takes clips of {sizes['num_frames']} frames, but '{modality.name}' has "
                 "as many pictures as lie in a cell. Give an encoder of pictures."

@@ -104,6 +104,14 @@ def test_sequences_are_given_as_they_were():
     found = ragged(x, None)
     assert torch.equal(found.values, x)
     assert found.length.tolist() == [3, 3]
+    waves = intake("sequence", (9, 1), "float16", ragged=True)(torch.ones(1, 3001, 1).half(), None)
+    assert waves.length.tolist() == [3001]  # which 16-bit floats do not have
+    several = intake("video", (2, 3, 4, 5), "uint8", 0, 255, ragged=True)
+    shown = torch.ones(2, 6, 3, 4, 5, dtype=torch.uint8)  # more than the run has seen
+    assert several(shown, None).length.tolist() == [6, 6]
+    assert several(Padded(shown, torch.tensor([6, 1])), None).length.tolist() == [6, 1]
+    with pytest.raises(ValueError, match=r"the shape \(6, 3, 4, 4\)"):
+        several(shown[..., :4], None)
     lacking = torch.tensor([3, 0])
     assert torch.equal(plain(Padded(x, lacking), torch.tensor([True, False]))[0], x[0])
     assert plain(Padded(x, torch.tensor([3, 2])), None).length.tolist() == [3, 2]

@@ -146,8 +146,8 @@ class Journal:
             return []
         elif whole[:1] != [head]:
             raise UserError(
-                f"{self.out}: holds a store of other files or settings. Choose another --out, or "
-                "remove the folder."
+                f"{self.out}: holds another store, or one of other files or settings. Choose "
+                "another --out, or remove the folder."
             )
         elif len(whole) < len(lines):
             self.file.truncate(sum(map(len, lines[: len(whole)])))
