@@ -1,5 +1,6 @@
 """What is measured of predictions: when it is better, and how it is shown."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Metric:
     def shown(
         self, value: float, form: str = "", places: int = 1, like: float | None = None
     ) -> str:
-        """A value without its unit.
+        """A value without its unit; a dash where it is not defined.
 
         Args:
             value: As it is measured.
@@ -44,6 +45,8 @@ class Metric:
             places: Of a share; other metrics may be of any size, and have theirs by that.
             like: A value that has the same number of places, such as the mean of a deviation.
         """
+        if math.isnan(value):
+            return "–"
         if not self.is_share:
             size = abs(value if like is None else like)
             if 0 < size < 0.0005:
@@ -53,7 +56,9 @@ class Metric:
 
     def written(self, value: float, form: str = "", like: float | None = None) -> str:
         """The same where a share is a fraction."""
-        return f"{value:{form}.3f}" if self.is_share else self.shown(value, form, like=like)
+        if self.is_share and not math.isnan(value):
+            return f"{value:{form}.3f}"
+        return self.shown(value, form, like=like)
 
 
 METRICS: dict[str, Metric] = {

@@ -1,5 +1,7 @@
 """What a target is: metrics of labels and numbers against scikit-learn's and SciPy's."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -179,15 +181,39 @@ def test_several_numbers_have_the_mean_of_their_metrics():
     assert Numbers(("a",)).details(SAID, VALUES) == {}
 
 
-def test_of_a_constant_no_correlation_is_told():
-    constant = torch.full((5, 1), 1 / 3)
-    found = Numbers(("n",), (0.1,), (0.7,)).measured(constant, VALUES)
-    assert found["pearson"] == 0
-    assert found["concordance"] == pytest.approx(0, abs=1e-6)
+CONSTANT = torch.full((5, 1), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "wanted"),
+    [
+        # Lin's formula has a value for constant predictions, Pearson's has none.
+        (CONSTANT, VALUES, {"pearson": math.nan, "concordance": 0}),
+        (VALUES, CONSTANT, {"pearson": math.nan, "concordance": math.nan}),
+        (CONSTANT, CONSTANT, {"pearson": math.nan, "concordance": math.nan}),
+        # A column of which nothing can be told does not enter the mean.
+        (
+            torch.cat([VALUES, VALUES], 1),
+            torch.cat([CONSTANT, VALUES], 1),
+            {"pearson": 1, "concordance": 1},
+        ),
+    ],
+)
+def test_of_a_constant_no_correlation_is_told(said, truth, wanted):
+    task = Numbers(("n", "m")[: said.shape[1]], (0.1,) * said.shape[1], (0.7,) * said.shape[1])
+    found = task.measured(task.encoded(said), truth)
+    assert {kind: found[kind] for kind in wanted} == pytest.approx(wanted, abs=1e-6, nan_ok=True)
     drawn = np.full((1, 5), 0.2, np.float32)
-    for kind in ("pearson", "concordance"):
-        repeats = bootstrap.correlation(drawn, constant[None].numpy(), VALUES.numpy(), kind)
-        assert repeats[0, 0] == pytest.approx(0, abs=1e-6)
+    for kind, value in wanted.items():
+        repeats = bootstrap.correlation(drawn, said[None].numpy(), truth.numpy(), kind)
+        assert repeats[0, 0] == pytest.approx(value, abs=1e-6, nan_ok=True)
+
+
+def test_means_over_columns_of_unlike_size_are_told():
+    assert Numbers(("a", "b"), (0.0, 0.0), (1.0, 2.9)).remark() == ""
+    assert Numbers(("a",), (0.0,), (300.0,)).remark() == ""
+    found = Numbers(("a", "b", "c"), (0.0,) * 3, (2.0, 300.0, 0.1)).remark()
+    assert "'b' (deviation 300) counts for more than 'c' (0.1). --select loss counts" in found
 
 
 def test_sentiment_by_hand():

@@ -147,6 +147,30 @@ def test_clips(folder):
         Auto(of("video", 2, 3, 32, 32), place)
     with pytest.raises(ValueError, match="but 'x' is image"):
         Auto(of("image", 3, 32, 32), place)
+    read = "image(size=[32,32],several={})"
+    Auto(of("video", 4, 3, 32, 32, read=read.format("false")), place)
+    with pytest.raises(ValueError, match=r"of 4 frames, but 'x' has as many pictures as lie in a"):
+        Auto(of("video", 4, 3, 32, 32, read=read.format("true")), place)
+
+
+def test_several_pictures(folder):
+    """Unequal numbers of them, whatever pads them; and features in their place have one blank."""
+    place, _ = folder("clip", CLIP_PICTURES)
+    x, length = pictures(3, 3, 3, 32, 32), torch.tensor([1, 3, 0])
+    for pool, behind in (("pooler", 0), ("mean", 8)):
+        encoder = Auto(of("video", 3, 3, 32, 32), place, pool=pool, width=behind).eval()
+        found = encoder.pooled(Padded(x, length))
+        own = torch.stack([encoder.pooled(x[:, [t]]) for t in range(3)])
+        same(found[:2], torch.stack([own[0, 0], own[:, 1].mean(0)]))
+        assert not found[2].any()
+    tokens = encoder.tokens(Padded(x, length))
+    assert tokens.there.sum(1).tolist() == [5, 15, 0]
+    same(tokens.steps[0, :5], encoder.tokens(x[:1, :1]).steps[0])
+    blank = encoder.pooled(encoder.standardise.mean.expand(1, 1, 3, 32, 32))
+    for first in (Padded(x[:1], length[:1]), Padded(x[2:, :0], length[2:])):
+        encoder.blank = None
+        encoder.take_features(first)
+        same(encoder.blank, blank)
 
 
 @pytest.mark.parametrize("name", ["clip", "bert", "roberta", "modernbert", "t5"])

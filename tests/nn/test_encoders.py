@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from evenly.data import Modality, Padded
 from evenly.nn import MLP, FrameMean, ResNet, Standardise, TemporalConv, encoder_for
+from evenly.nn.encoders import resumed
 
 
 def _modality(kind, *shape, mean=0.0, std=1.0):
@@ -38,6 +39,39 @@ def test_each_kind_has_an_encoder_that_gives_vectors(modality, kind):
     assert features.shape == (3, 16)
     features.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+class TestSeveralPictures:
+    """Samples of unequal numbers of pictures."""
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_features_are_the_mean_over_those_that_are_there(self, training):
+        encoder = FrameMean(_modality("video", 3, 1, 4, 8), 16).train(training)
+        x = torch.randn(3, 3, 1, 4, 8)
+        x[0, 1:], x[2, 2:] = 1e6, torch.nan  # padding, whatever it holds
+        length = torch.tensor([1, 3, 2])
+        norm = encoder.frame.layers[2]
+        found = encoder(Padded(x, length))
+        counted = norm.running_mean.clone()
+        norm.running_mean.zero_()
+        one, *rest = encoder.frame(torch.cat([x[0, :1], x[1], x[2, :2]])).split(1)
+        wanted = torch.cat([one, sum(rest[:3]) / 3, sum(rest[3:]) / 2])
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(norm.running_mean, counted)
+
+    def test_none_at_all_are_zeros(self):
+        encoder = FrameMean(_modality("video", 3, 1, 4, 8), 16).eval()
+        assert not encoder(Padded(torch.zeros(2, 0, 1, 4, 8), torch.zeros(2).long())).any()
+
+    def test_stops_change_nothing_by_themselves(self):
+        encoder = FrameMean(_modality("video", 3, 1, 4, 8), 16).eval()
+        x = Padded(torch.randn(3, 3, 1, 4, 8), torch.tensor([1, 3, 2]))
+        run = encoder.staged(x)
+        found = next(run)
+        for width in encoder.stage_widths:
+            assert found.shape == (3, width)
+            found = resumed(run, torch.ones(3, width))
+        torch.testing.assert_close(found, encoder(x))
 
 
 def test_the_width_is_64_unless_set():

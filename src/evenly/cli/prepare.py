@@ -35,7 +35,8 @@ readers and settings:
                                                 Transformers
   tabular(numbers=[a,b],categories=[c])         several columns as one modality, under a new name
 
-If a file has several streams, stream=1 takes the second (video, image, flow, spectrogram, wave)."""
+If a file has several streams, stream=1 takes the second (video, image, flow, spectrogram, wave).
+If a cell has several files, several=true takes all of them (image, spectrogram)."""
 
 
 def arguments() -> Parser:

@@ -54,8 +54,9 @@ def load_npz(
       (N, C) of booleans or 0 and 1: several labels a sample, a column for each; or (N) or (N, C)
       other floats: numbers to regress on. `labels_kind`, a string, says otherwise: `classes`,
       `labels`, `number`, or `sentiment`, numbers from -3 to 3 that are measured as MMSA does it;
-    - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split a stratified
-      15 % of train becomes one (seed 0), and a note says so, unless one is needed;
+    - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split 15 % of train are
+      drawn for one (seed 0), see `evenly.data.dataset.drawn`: of every class, or evenly along
+      labels or numbers. A note says so, unless one is needed;
     - every other array whose first axis is N: a modality of that name. One sample of it is a
       vector (1-D), an image of one channel (2-D, 8-bit integers), a sequence (any other 2-D:
       time, features), an image (3-D: c, h, w; or h, w, c where only the last axis is 1, 3
@@ -203,7 +204,7 @@ class _Reader:
             self.path.stem, inputs, target, rows, task.names, notes, present=present, task=task
         )
         if isinstance(data.task, Numbers):
-            data.notes.append(self._found(data.task))
+            data.notes += filter(None, [self._found(data.task), data.task.remark()])
         return data
 
     def _check_blurred(self, inputs: Mapping[str, Tensor | Ragged]) -> None:

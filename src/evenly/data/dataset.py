@@ -34,7 +34,8 @@ class Padded(NamedTuple):
     """Sequences of unequal lengths in one tensor.
 
     Attributes:
-        values: (n, t, d), or (n, t) for tokens; zero beyond each sequence's length.
+        values: (n, t, d), or (n, t) for tokens, or (n, t, c, h, w) for pictures; zero beyond each
+            sequence's length.
         length: (n,) time steps of each sequence.
     """
 
@@ -46,7 +47,8 @@ class Ragged(NamedTuple):
     """Sequences of unequal lengths as they are stored: one after another, in any order.
 
     Attributes:
-        values: (total, d) time steps of all samples; (total,) whole numbers where they are text.
+        values: (total, d) time steps of all samples; (total,) whole numbers where they are text;
+            (total, c, h, w) pictures, of which each sample has as many as it has.
         start: (n,) where each sample begins.
         length: (n,) its time steps; sample i is `values[start[i]:start[i] + length[i]]`.
     """
@@ -107,8 +109,9 @@ class Modality:
         name: As the data set calls it.
         kind: How a sample is laid out.
         shape: Of one sample: (d,) for a vector, (t, d) with t the longest for a sequence,
-            (c, h, w) for an image, (t, c, h, w) for a video, (t, v) with v the number of
-            tokens there are for a text; a spectrogram is an image with c = 1.
+            (c, h, w) for an image, (t, c, h, w) with t the most for a video or several pictures,
+            (t, v) with v the number of tokens there are for a text; a spectrogram is an image with
+            c = 1.
         mean: Over the training split, per feature (vector, sequence) or channel (image, video);
             empty for a text.
         std: Over the training split likewise; 1 where the feature is constant.
@@ -163,7 +166,8 @@ class Data:
         Args:
             name: Of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
-                sequences, (n, c, h, w) for images, (n, t, c, h, w) for videos; or `Streamed`.
+                sequences, (n, c, h, w) for images, (n, t, c, h, w) or `Ragged` for videos; or
+                `Streamed`.
             target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0; of
                 numbers (n, c) floats in any unit.
             rows: By split, which samples it holds.
@@ -737,8 +741,8 @@ def _chunks(
         if isinstance(stored, Ragged):
             chunk = stored.values[_steps(stored.start[places], stored.length[places])]
         else:
-            chunk = stored.index_select(0, places).movedim(feature, -1).flatten(0, -2)
-        yield chunk.double()
+            chunk = stored.index_select(0, places)
+        yield chunk.movedim(feature, -1).flatten(0, -2).double()
 
 
 def _steps(start: Int[Tensor, " n"], length: Int[Tensor, " n"]) -> Shaped[Tensor, " t"]:

@@ -56,11 +56,54 @@ def blurred(values: Array) -> tuple[int, str] | None:
         found = values[..., feature]
         mean, std = found.mean(dtype=np.float64), found.std(dtype=np.float64)
         if step[feature] > std / 100 and (found.astype(np.float32) != found).any():
-            return feature, (
-                f"has the mean {mean:.9g} and the deviation {std:.3g}, and 32-bit floats, "
-                f"{step[feature]:.3g} apart there, cannot tell its values apart. Subtract its mean"
-            )
+            return feature, _blur(mean, std, step[feature])
     return None
+
+
+def _blur(mean: float, std: float, step: float) -> str:
+    return (
+        f"has the mean {mean:.9g} and the deviation {std:.3g}, and 32-bit floats, {step:.3g} apart "
+        "there, cannot tell its values apart. Subtract its mean"
+    )
+
+
+class Blur:
+    """Finds out what `blurred` says of numbers that are not all at hand.
+
+    Moments are merged as in Chan, Golub and LeVeque, "Algorithms for computing the sample
+    variance", The American Statistician 1983.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._least = self._most = self._mean = self._squares = np.zeros(0)
+        self._changed = np.zeros(0, bool)
+
+    def add(self, values: Array) -> None:
+        """Takes note of (..., d) numbers that are not `unusable`, d as before."""
+        rows = values.reshape(-1, values.shape[-1])
+        changed = (rows.astype(np.float32) != rows).any(0)
+        wide = rows.astype(np.float64)
+        low, high, mean, count = wide.min(0), wide.max(0), wide.mean(0), len(wide)
+        squares = np.square(wide - mean).sum(0)
+        if self._count:
+            low, high = np.minimum(low, self._least), np.maximum(high, self._most)
+            whole, apart = self._count + count, mean - self._mean
+            squares = squares + self._squares + apart**2 * self._count * count / whole
+            mean, count = self._mean + apart * count / whole, whole
+            changed = changed | self._changed
+        self._count, self._mean, self._squares = count, mean, squares
+        self._least, self._most, self._changed = low, high, changed
+
+    def found(self) -> tuple[int, str] | None:
+        """The first feature that float32 blurs, and what is to be said of it."""
+        largest = np.maximum(np.abs(self._least), np.abs(self._most)).astype(np.float32)
+        step = np.spacing(largest).astype(np.float64)
+        std = np.sqrt(self._squares / max(self._count, 1))
+        varies = self._least != self._most
+        for feature in np.flatnonzero(varies & self._changed & (step > std / 100)).tolist():
+            return feature, _blur(self._mean[feature], std[feature], step[feature])
+        return None
 
 
 def shown(number: float) -> str:

@@ -183,7 +183,7 @@ def open_store(folder: Path) -> Data:
             inputs[name] = streamed[name]
         elif known.ragged:
             start, length = (arrays.rows(f"{end}/{files[name]}", torch.int64) for end in RAGGED)
-            width = () if known.kind == "text" else (known.shape[1],)
+            width = () if known.kind == "text" else known.shape[1:]
             total = int((start + length).max())
             values = arrays.read(f"inputs/{files[name]}", dtype, (total, *width))
             inputs[name] = Ragged(values, start, length)

@@ -25,6 +25,8 @@ Asked = Literal["auto", "classes", "labels", "number"]
 Scale = Literal["", "sentiment"]
 BINS = 15
 """Of confidence, for the calibration error."""
+UNLIKE = 3
+"""Times that one deviation is another, from which on a mean over both is said to be uneven."""
 GROUPS = 10
 """Of numbers, of as many samples each."""
 
@@ -274,9 +276,9 @@ class Numbers(Task):
 
         - `loss`: the mean absolute error in standard deviations of the training split.
         - `mae`, `rmse`: mean absolute and root mean squared error, in the data's units.
-        - `pearson`: ρ, the correlation of predictions and targets; 0 where either is constant.
+        - `pearson`: ρ, the correlation of predictions and targets; NaN where either is constant.
         - `concordance`: 2 cov / (var + var + (difference of means)²), Lin's, which is 1 where
-          predictions are right and not only in proportion.
+          predictions are right and not only in proportion; NaN where the targets are constant.
         """
         answers = self.answers(logits)
         found = {
@@ -309,6 +311,22 @@ class Numbers(Task):
             return self
         mean, std = target.double().mean(0), target.double().std(0, correction=0)
         return replace(self, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    def remark(self) -> str:
+        """What a user should know of means over columns of unlike size; empty where there are none.
+
+        They are unlike where the deviation of one over the training split is `UNLIKE` times that of
+        another.
+        """
+        pairs = sorted(zip(self.std, self.names, strict=True))
+        (least, small), (most, large) = pairs[0], pairs[-1]
+        if most < UNLIKE * least:
+            return ""
+        return (
+            f"MAE and RMSE are means over columns in their own units: '{large}' (deviation "
+            f"{most:.3g}) counts for more than '{small}' ({least:.3g}). --select loss counts all "
+            "alike, and results.csv has the error of each."
+        )
 
     def stated(self) -> dict[str, Any]:
         """With mean, deviation and scale."""
@@ -448,23 +466,26 @@ def calibration_error(confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"]
 
 
 def pearson(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> float:
-    """The correlation of predictions and targets, the mean over columns; 0 of a constant."""
+    """The correlation of predictions and targets: the mean over the columns of which both vary.
+
+    NaN where there is no such column.
+    """
     one, other, both = _moments(answers, target)
-    size = (one * other).sqrt()
     varies = (one > _rounding(answers)) & (other > _rounding(target))
-    return float(torch.where(varies, both / size.where(varies, 1), 0.0).mean())
+    return float((both / (one * other).sqrt())[varies].mean())
 
 
 def concordance(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> float:
-    """Lin's concordance correlation coefficient, the mean over columns.
+    """Lin's concordance correlation coefficient: the mean over the columns whose targets vary.
 
     Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 1989:
-    2 cov / (var + var + (difference of means)²), of all samples (not n - 1).
+    2 cov / (var + var + (difference of means)²), of all samples (not n - 1). It is 0 where the
+    predictions are constant, and NaN where all targets are, whatever is predicted.
     """
     one, other, both = _moments(answers, target)
     apart = (answers.double().mean(0) - target.double().mean(0)).square()
-    size = one + other + apart
-    return float(torch.where(size > 0, 2 * both / size.where(size > 0, 1), 1.0).mean())
+    varies = other > _rounding(target)
+    return float((2 * both / (one + other + apart))[varies].mean())
 
 
 def _moments(x: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evenly.data.dataset import Modality, Padded
 from evenly.errors import UserError
-from evenly.nn.encoders import Standardise, with_a_step
+from evenly.nn.encoders import Frames, Standardise, with_a_step
 from evenly.nn.late_fusion import blank
 from evenly.nn.pretrained import (
     Config,
@@ -174,7 +174,8 @@ class Auto(Tokened):
             given: Tensor = x
             return given
         found: Tensor
-        (steps, there), own = self._made(x)
+        frames = self._frames(x)
+        (steps, there), own = self._made(x if frames is None else frames.pictures)
         if self.pool == "pooler":
             if own is None:
                 raise UserError(
@@ -189,21 +190,28 @@ class Auto(Tokened):
         else:
             rows = torch.arange(steps.shape[0], device=steps.device)
             found = steps[rows, there.sum(1).clamp_min(1) - 1]
-        if self.takes == "pictures" and x.dim() == 5:
-            found = found.unflatten(0, x.shape[:2]).mean(1)
-        return found
+        return found if frames is None else frames.mean(found)
 
     def take_features(self, x: Any) -> None:
         """From now on `forward` takes what `pooled` gives, in place of inputs like `x`."""
+        if isinstance(x, Padded):  # a blank has a step, of which a mean can be taken
+            x = with_a_step(x)
+            x = Padded(x.values, x.length.clamp_min(1))
         self.blank = self.pooled(blank(x, self))
 
     def tokens(self, x: Any) -> Tokens:
         """The tokens; of a video, one frame's after the other's."""
-        (steps, there), _ = self._made(x)
-        if self.takes == "pictures" and x.dim() == 5:
-            steps = steps.unflatten(0, x.shape[:2]).flatten(1, 2)
-            there = there.unflatten(0, x.shape[:2]).flatten(1, 2)
+        frames = self._frames(x)
+        (steps, there), _ = self._made(x if frames is None else frames.pictures)
+        if frames is not None:
+            steps, there = frames.tokens(steps)
         return Tokens(self.behind(steps), there)
+
+    def _frames(self, x: Any) -> Frames | None:
+        """The pictures of samples that have several each; None of all else."""
+        if self.takes != "pictures" or (isinstance(x, Tensor) and x.dim() == 4):
+            return None
+        return Frames(x, training=self.training)
 
     def _made(self, x: Any) -> _Made:
         if self.takes == "tokens":
@@ -215,8 +223,7 @@ class Auto(Tokened):
         values = self.standardise(x)
         if self.takes == "spectrogram":
             return _made(self.model(values[:, 0].transpose(1, 2)))
-        frames = values.flatten(0, -4) if self.takes == "pictures" else values
-        return _made(self.model(pixel_values=frames))
+        return _made(self.model(pixel_values=values))
 
     # Pictures
 
@@ -239,6 +246,12 @@ class Auto(Tokened):
             raise UserError(
                 f"'{name}' takes pictures of {wanted[0]} x {wanted[1]}, but '{modality.name}' has "
                 f"{height} x {width}. Prepare it with {reader}(size=[{wanted[0]},{wanted[1]}])."
+            )
+        read = parse(modality.read).settings if modality.read else {}
+        if self.takes == "clips" and read.get("several"):
+            raise UserError(
+                f"'{name}' takes clips of {sizes['num_frames']} frames, but '{modality.name}' has "
+                "as many pictures as lie in a cell. Give an encoder of pictures."
             )
         if self.takes == "clips" and modality.shape[0] != sizes["num_frames"]:
             raise UserError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from evenly.data.dataset import Modality, Padded
 from evenly.data.tabular import layout_of
 from evenly.errors import UserError
+from evenly.nn.tokens import Tokens
 
 
 def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
@@ -335,8 +336,60 @@ class ResNet(Staged):
         return features
 
 
+class Frames:
+    """The frames of a batch one after another, and what is made of each put back together.
+
+    Padding is left out, so that no BatchNorm counts it. Only a program that is traced in evaluation
+    takes it along, as its sizes must not depend on lengths.
+
+    Attributes:
+        pictures: (k, c, h, w), sample by sample.
+    """
+
+    def __init__(self, x: Shaped[Tensor, "n t c h w"] | Padded, *, training: bool) -> None:
+        self._there: Bool[Tensor, "n t 1"] | None = None
+        self._seats: Int[Tensor, " k"] | None = None
+        if isinstance(x, Padded):
+            x, length = with_a_step(x)
+            self._there = _valid(x, length)
+            if training or not torch.compiler.is_compiling():
+                self._seats = self._there.flatten().nonzero().flatten()
+        self._shape = x.shape[:2]
+        self.pictures: Shaped[Tensor, "k c h w"] = self._seated(x.flatten(0, 1))
+
+    def mean(self, found: Float[Tensor, "k d"]) -> Float[Tensor, "n d"]:
+        """The mean over the frames of each sample; that of none is 0."""
+        steps = self._placed(found)
+        return steps.mean(1) if self._there is None else _mean(steps, self._there)
+
+    def shared(self, of_sample: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
+        """What a sample has, for each of its frames."""
+        return self._seated(of_sample.repeat_interleave(self._shape[1], 0))
+
+    def tokens(self, found: Float[Tensor, "k p w"]) -> Tokens:
+        """The tokens of each sample, those of one frame after those of the other."""
+        steps = self._placed(found)
+        there = steps.new_ones(self._shape, dtype=torch.bool)
+        if self._there is not None:
+            there = self._there[..., 0]
+        return Tokens(steps.flatten(1, 2), there.repeat_interleave(found.shape[1], 1))
+
+    def _seated(self, whole: Shaped[Tensor, "nt ..."]) -> Shaped[Tensor, "k ..."]:
+        return whole if self._seats is None else whole[self._seats]
+
+    def _placed(self, found: Float[Tensor, "k ..."]) -> Float[Tensor, "n t ..."]:
+        n, t = self._shape
+        if self._seats is not None:
+            blank = found.new_zeros(n * t, *found.shape[1:])
+            found = blank.index_put((self._seats,), found)
+        return found.reshape(n, t, *found.shape[1:])
+
+
 class FrameMean(Staged):
-    """A `ResNet` on each frame of a video, and the mean of their features."""
+    """A `ResNet` on each frame of a video, and the mean of their features.
+
+    Samples may have unequal numbers of frames, as several pictures in a cell of a table are.
+    """
 
     def __init__(self, modality: Modality, width: int) -> None:
         super().__init__()
@@ -344,23 +397,20 @@ class FrameMean(Staged):
         self.out_features = width
         self.stage_widths = self.frame.stage_widths
 
-    def forward(self, x: Shaped[Tensor, "n t c h w"]) -> Float[Tensor, "n d"]:
+    def forward(self, x: Shaped[Tensor, "n t c h w"] | Padded) -> Float[Tensor, "n d"]:
         """Encodes videos."""
-        features: Tensor = self.frame(x.flatten(0, 1))
-        return _over_frames(features, x.shape[1])
+        frames = Frames(x, training=self.training)
+        return frames.mean(self.frame(frames.pictures))
 
-    def staged(self, x: Shaped[Tensor, "n t c h w"]) -> Stages:
+    def staged(self, x: Shaped[Tensor, "n t c h w"] | Padded) -> Stages:
         """Encodes videos; at the stops, frames are averaged and share the factors."""
-        frames = self.frame.staged(x.flatten(0, 1))
-        found = next(frames)
+        frames = Frames(x, training=self.training)
+        run = self.frame.staged(frames.pictures)
+        found = next(run)
         for _ in self.stage_widths:
-            factor = yield _over_frames(found, x.shape[1])
-            found = resumed(frames, factor.repeat_interleave(x.shape[1], 0))
-        return _over_frames(found, x.shape[1])
-
-
-def _over_frames(by_frame: Float[Tensor, "nt d"], frames: int) -> Float[Tensor, "n d"]:
-    return by_frame.reshape(-1, frames, by_frame.shape[1]).mean(1)
+            factor = yield frames.mean(found)
+            found = resumed(run, frames.shared(factor))
+        return frames.mean(found)
 
 
 class _BasicBlock(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from evenly.data.dataset import Kind, Modality, Padded
 from evenly.errors import UserError
-from evenly.nn.encoders import Standardise, with_a_step
+from evenly.nn.encoders import Frames, Standardise, with_a_step
 from evenly.nn.tokens import Tokened, Tokens
 from evenly.suggest import unknown
 
@@ -131,13 +131,12 @@ class _Pictures(_Named):
         super().__init__(name, pretrained, config)
         self.standardise = Standardise(modality)
 
-    def forward(self, x: Shaped[Tensor, "n ..."]) -> Float[Tensor, "n d"]:
+    def forward(self, x: Shaped[Tensor, "n ..."] | Padded) -> Float[Tensor, "n d"]:
         """Encodes images or videos."""
-        images = self.standardise(x)
-        if x.dim() == 4:
-            return self._encoded(images)
-        features = self._encoded(images.flatten(0, 1))
-        return features.reshape(x.shape[0], x.shape[1], -1).mean(1)
+        if isinstance(x, Tensor) and x.dim() == 4:
+            return self._encoded(self.standardise(x))
+        frames = Frames(x, training=self.training)
+        return frames.mean(self._encoded(self.standardise(frames.pictures)))
 
     def _encoded(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         found: Tensor = self.model(images).pooler_output
@@ -174,11 +173,12 @@ class ViT(_Pictures, Tokened):
         found: Tensor = self.model(images).last_hidden_state[:, 0]
         return found
 
-    def tokens(self, x: Shaped[Tensor, "n ..."]) -> Tokens:
+    def tokens(self, x: Shaped[Tensor, "n ..."] | Padded) -> Tokens:
         """The patches' tokens after a class token; of a video, one frame's after the other's."""
-        images = self.standardise(x)
-        steps: Tensor = self.model(images.flatten(0, -4)).last_hidden_state
-        return all_there(steps.reshape(x.shape[0], -1, steps.shape[2]))
+        if isinstance(x, Tensor) and x.dim() == 4:
+            return all_there(self.model(self.standardise(x)).last_hidden_state)
+        frames = Frames(x, training=self.training)
+        return frames.tokens(self.model(self.standardise(frames.pictures)).last_hidden_state)
 
 
 class AST(_Named, Tokened):

@@ -83,7 +83,8 @@ class TestFolders:
 
     def test_names_that_say_no_split(self, tmp_path):
         for number in range(2):
-            dataset(range(8)).to_parquet(tmp_path / f"part{number}.parquet")
+            rows = range(8 * number, 8 * number + 8)
+            dataset(rows).to_parquet(tmp_path / f"part{number}.parquet")
         source = table(tmp_path)
         assert {s.split for s in source.samples} == {"train", "val", "test"}
         assert len(source.notes) == 2
@@ -207,10 +208,25 @@ class TestMessages:
         cells = [[{"bytes": picture(k), "path": None}] * 2 for k in range(16)]
         found = dataset(range(16)).data.table.append_column("x", pa.array(cells, pa.list_(FILE)))
         parquet.write_table(found, path)
-        assert "column 'x' holds several files in a cell: make a column of each, or leave" in said(
-            path
-        )
+        source = table(path)
+        assert source.readers["x"] == ImageReader(several=True)
+        assert Turn()(source.samples[3].cells)["x"] == (picture(3), picture(3))
+        cells = pa.array([[[cell] for cell in row] for row in cells], pa.list_(pa.list_(FILE)))
+        parquet.write_table(dataset(range(16)).data.table.append_column("x", cells), path)
+        assert "column 'x' holds files within lists of lists or structures: make" in said(path)
         assert "x" not in table(path, ["photo", "age"]).readers
+
+    def test_parts_with_the_same_rows_are_told(self, hub):
+        assert not [note for note in table(hub).notes if "the same rows" in note]
+        train, test = hub / "data/train-00001-of-00002.parquet", hub / "data/test-00000-of-00001"
+        parquet.write_table(parquet.read_table(train), f"{test}.parquet", compression="NONE")
+        found = [note for note in table(hub).notes if "the same rows" in note]
+        assert found == [f"cats: {test}.parquet and {train} hold the same rows."]
+
+    def test_parts_that_differ_by_files_alone_are_not(self, tmp_path):
+        features = Features({"photo": Image(), "label": ClassLabel(names=["cat", "dog"])})
+        parts = [dataset(rows, features) for rows in (range(8), range(8, 16))]
+        assert not [x for x in table(on_the_hub(tmp_path, train=parts)).notes if "same rows" in x]
 
     def test_an_unknown_column(self, hub):
         assert "unknown column 'lable' of" in said(hub, label="lable")

@@ -171,7 +171,20 @@ class TestSeveralInOneRow:
             "t.jsonl: the texts in a cell of 'body' are one, with blanks between." in source.notes
         )
 
-    def test_files_in_a_list_are_refused(self, tmp_path):
-        rows = [{"pages": ["1.png", "2.png"], "label": k % 2} for k in range(4)]
-        found = said(written(tmp_path / "t.jsonl", rows))
-        assert "column 'pages' holds several files in a cell, such as '1.png 2.png'. Make" in found
+    def test_files_in_a_list_are_paths(self, tmp_path):
+        for n in (1, 2):
+            (tmp_path / f"{n}.png").write_bytes(picture(n))
+        pages = [["1.png", "2.png"], [" 2.png ", None, ""], [], None]
+        rows = [{"pages": pages[k % 4], "x": k, "label": k // 4 % 2} for k in range(24)]
+        source = table(written(tmp_path / "t.jsonl", rows))
+        one, two = tmp_path / "1.png", tmp_path / "2.png"
+        assert source.readers["pages"] == Image(several=True)
+        assert [s.cells["pages"] for s in source.samples[:4]] == [(one, two), (two,), None, None]
+        assert {one, two} < set(source.files())
+
+    def test_lists_of_one_file_are_a_file(self, tmp_path):
+        (tmp_path / "1.png").write_bytes(picture(1))
+        rows = [{"page": ["1.png"], "label": k % 2} for k in range(24)]
+        source = table(written(tmp_path / "t.jsonl", rows))
+        assert source.readers["page"] == Image()
+        assert source.samples[0].cells["page"] == tmp_path / "1.png"

@@ -104,7 +104,8 @@ class TestStore:
         }  # fmt: skip
         sound = about["modalities"]["sound"]
         assert (sound["rate"], sound["sample_rate"]) == (8_000 / 353, 8_000)
-        assert sound["read"] == "spectrogram(front=stft,sample_rate=8000,seconds=0.25,stream=0)"
+        settings = "front=stft,sample_rate=8000,seconds=0.25,several=false,stream=0"
+        assert sound["read"] == f"spectrogram({settings})"
         sizes = {k.rpartition("/")[2]: v for k, v in about["sources"].items()}
         assert len(sizes) == 30
         assert sizes["3.wav"] > 16_000

@@ -1,3 +1,6 @@
+import io
+import tarfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -416,6 +419,27 @@ class TestMessages:
             table(folder / "all.csv", ["clip"], {"clip": "video(frame=2)"})
 
 
+def npy_table(folder, form, arrays):
+    """A table of `.npy` files, by their paths, or as they lie in Parquet or an archive."""
+    names = [f"{n}.npy" for n in range(len(arrays))]
+    for name, array in zip(names, arrays, strict=True):
+        np.save(folder / name, array)
+    if form == "csv":
+        return write(folder, "v,label\n" + rows(*names))
+    if form == "parquet":
+        contents = [(folder / name).read_bytes() for name in names]
+        labels = ["a", "b"] * (len(names) // 2)
+        pq.write_table(pa.table({"v": contents, "label": labels}), folder / "t.parquet")
+        return folder / "t.parquet"
+    with tarfile.open(folder / "t.tar", "w") as archive:
+        for n, name in enumerate(names):
+            archive.add(folder / name, name)
+            label = tarfile.TarInfo(f"{n}.cls")
+            label.size = 1
+            archive.addfile(label, io.BytesIO(b"ab"[n % 2 : n % 2 + 1]))
+    return folder / "t.tar"
+
+
 class TestFarFromZero:
     """Numbers that float32 cannot tell apart."""
 
@@ -443,6 +467,42 @@ class TestFarFromZero:
             ValueError, match=r"number 2 of the column 'v' has .* Subtract its mean.$"
         ):
             table(tmp_path / "t.parquet")
+
+    @pytest.mark.parametrize(
+        ("shape", "which"),
+        [
+            ((2,), "number 2 of the column 'v'"),
+            ((1,), "the column 'v'"),
+            ((3, 2), "number 2 of the column 'v'"),
+            ((2, 3, 5, 6), "number 3 of the column 'v'"),
+        ],
+    )
+    @pytest.mark.parametrize("form", ["csv", "parquet", "tar"])
+    def test_files(self, tmp_path, shape, which, form):
+        """One by one, each would be rounded without a word."""
+        axis = -3 if len(shape) > 2 else -1
+        far = np.zeros(shape)
+        np.moveaxis(far, axis, -1)[..., -1] = 1.7e9
+        files = [far + k for k in range(20)]
+        with pytest.raises(
+            ValueError, match=r"mean 1.70000001e\+09 .* 128 apart there, c"
+        ) as found:
+            table(npy_table(tmp_path, form, files))
+        assert f"{which.replace('v', 'npy') if form == 'tar' else which} has the mean" in str(
+            found.value
+        )
+
+    @pytest.mark.parametrize("form", ["csv", "parquet", "tar"])
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+    def test_files_that_are_taken(self, tmp_path, form, dtype):
+        files = [np.array([k, 5 + k]).astype(dtype) for k in range(20)]
+        assert len(table(npy_table(tmp_path, form, files)).samples) == 20
+
+    def test_broken_files_are_told_with_the_others(self, tmp_path):
+        path = npy_table(tmp_path, "csv", [np.array([float(k)]) for k in range(20)])
+        (tmp_path / "3.npy").write_bytes(b"\x93NUMPY\1\0")
+        (tmp_path / "4.npy").unlink()
+        assert len(table(path).samples) == 20
 
     @pytest.mark.parametrize("cells", [range(-10, 10), [1_700_000_001], range(0, 10**6, 50_000)])
     def test_what_is_taken(self, tmp_path, cells):

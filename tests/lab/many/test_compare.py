@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import resource
 import signal
@@ -14,12 +15,15 @@ import yaml
 from torch import nn
 
 import forked
+import trees
+from evenly.cli import main
 from evenly.data import save_npz
 from evenly.files import held
 from evenly.lab.many.compare import compare
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import summary, table, write_tables
 from evenly.methods import METHODS
+from evenly.metrics import METRICS
 from evenly.report import write_formats, write_picture
 from pools import local
 
@@ -378,6 +382,56 @@ def test_summary_by_hand():
     assert by_method["a"]["p_permutation"] == 0.25  # two of the eight ways to flip the signs
     # t(0.975, 2) = 4.3027, and .01 / √3 is the standard error
     assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
+
+
+def test_what_is_not_defined_does_not_count(capsys):
+    """Such as the correlation of a constant, in one seed or in all."""
+
+    def row(method, seed, value, metric="pearson"):
+        base = {"split": "test", "metric": metric}
+        return {"method": method, "seed": seed, "value": value, **base}
+
+    nan = math.nan
+    rows = summary(
+        [
+            *(row("joint", seed, value) for seed, value in enumerate([0.2, 0.4, 0.9])),
+            *(row("a", seed, value) for seed, value in enumerate([0.5, 0.7, nan])),
+            *(row("b", seed, nan) for seed in range(3)),
+        ]
+    )
+    by_method = {row["method"]: row for row in rows}
+    assert (by_method["a"]["mean"], by_method["a"]["seeds"]) == (pytest.approx(0.6), 2)
+    assert by_method["a"]["difference"] == pytest.approx(0.3)  # of the seeds that both have
+    assert math.isnan(by_method["b"]["mean"])
+    assert by_method["b"]["seeds"] == 0
+    assert "difference" not in by_method["b"]
+    assert METRICS["pearson"].written(nan) == METRICS["accuracy"].written(nan) == "–"
+    assert METRICS["pearson"].shown(nan) == METRICS["accuracy"].shown(nan) == "–"
+
+
+TEN = [
+    "joint", "multi_loss", "g_blending", "umt", "greedy", "relearn", "mmpareto", "dgl", "awc",
+    "remedy",
+]  # fmt: skip
+
+
+def test_ten_methods_on_the_genres_of_movies(tmp_path, capsys):
+    """Several labels, from the files of MM-IMDb to the table, with no failed cell."""
+    trees.mm_imdb(tmp_path / "movies")
+    arguments = ("--source", "mm_imdb(size=[8,8])", "--folder", str(tmp_path / "movies"))
+    quick = ("--epochs", "1", "--width", "8", "--batch_size", "23", "--seeds", "1")
+    out = tmp_path / "out"
+    assert main(["compare", *arguments, *quick, "--methods", ",".join(TEN), "--out", str(out)]) in (
+        None,
+        0,
+    )
+    said = capsys.readouterr().out.splitlines()
+    ends = [line.split()[0] for line in said if line.split() and line.split()[0] in TEN]
+    assert sorted(ends) == sorted(TEN)
+    found = {(row["method"], row["metric"]): row["value"] for row in read(out / "results.csv")}
+    for method in TEN:
+        assert not (out / "runs" / f"{method}-0" / "error.txt").exists()
+        assert 0 <= float(found[method, "mean_average_precision"]) <= 1
 
 
 def test_runs_that_end_early_say_so(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenly.data import Modality, save_npz
+from evenly.data import Modality, Padded, save_npz
 from evenly.lab.run.augment import Augment
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.run import run_cell
@@ -60,6 +60,21 @@ def test_frames_of_a_video_are_cut_alike():
     for frame in range(1, 4):
         torch.testing.assert_close(found[:, frame], found[:, 0])
     assert not torch.allclose(found[0], found[1])
+
+
+def test_several_pictures_are_cut_alike_and_padding_stays_zero():
+    modality = Modality("x", "video", (3, 3, 8, 10), torch.zeros(3), torch.ones(3))
+    change = Augment({"x": "picture"}, {"x": modality}, seed=0)
+    x = torch.rand(1, 3, 8, 10).expand(2, 3, 3, 8, 10).clone()
+    x[1, 1:] = 0
+    length = torch.tensor([3, 1])
+    values, kept = change({"x": Padded(x, length)}, 0, 0)["x"]
+    assert kept is length
+    torch.testing.assert_close(values[0, 1], values[0, 0])
+    assert values[1, 0].any()
+    assert not values[1, 1:].any()
+    none = Padded(x[:, :0], torch.zeros(2).long())
+    assert change({"x": none}, 0, 0)["x"] is none
 
 
 def test_a_stretch_of_bands_and_of_frames_is_blanked():

@@ -39,6 +39,13 @@ EVERY = {
     "spectrum": ("image", (1, 40, 32), "float16", False, ""),
     "video": ("video", (2, 3, 8, 8), "uint8", False, ""),
     "resnet18 of a video": ("video", (2, 1, 20, 20), "uint8", False, "resnet18"),
+    "pictures": ("video", (4, 3, 8, 8), "uint8", True, ""),
+    "resnet18 of pictures": ("video", (4, 1, 20, 20), "uint8", True, "resnet18"),
+    "vit of pictures": (
+        "video", (4, 3, 32, 32), "uint8", True, f"vit(config={{{SMALL},patch_size: 16}})"
+    ),
+    "clip of pictures": ("video", (4, 3, 32, 32), "uint8", True,
+                         auto("clip_vision_model", f"{SMALL},image_size: 32,patch_size: 16")),
     "transformer": ("sequence", (6, 3), "float32", False, "transformer(width=32,layers=1)"),
     "transformer of texts": ("text", (6, 40), "int64", True, "transformer(width=32,layers=1)"),
     "ast": ("image", (1, 32, 40), "float16", False, f"ast(config={{{SMALL}}})"),
@@ -114,6 +121,7 @@ def agrees(trained, tmp_path, sizes):
     [
         ("vector", "facts", "steps", "my steps", "text", "image", "spectrum", "video"),
         ("resnet18 of a video",),
+        ("pictures", "resnet18 of pictures", "vit of pictures", "clip of pictures"),
         ("transformer", "transformer of texts"),
         ("ast", "vit", "vit of a video", "bert"),
         ("wav2vec",),

@@ -8,10 +8,11 @@ import torch
 
 from evenly.cli import main
 from evenly.data import Data, Padded, load, save_npz
+from evenly.data.raw.readers import Tabular
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.run.stored import Stored, stored
-from evenly.lab.trained.intake import Intake
+from evenly.lab.trained.intake import Intake, odd_columns
 from evenly.lab.trained.load import load_run
 from evenly.lab.trained.predict import predictions
 
@@ -103,6 +104,14 @@ def test_sequences_are_given_as_they_were():
     found = ragged(x, None)
     assert torch.equal(found.values, x)
     assert found.length.tolist() == [3, 3]
+    waves = intake("sequence", (9, 1), "float16", ragged=True)(torch.ones(1, 3001, 1).half(), None)
+    assert waves.length.tolist() == [3001]  # which 16-bit floats do not have
+    several = intake("video", (2, 3, 4, 5), "uint8", 0, 255, ragged=True)
+    shown = torch.ones(2, 6, 3, 4, 5, dtype=torch.uint8)  # more than the run has seen
+    assert several(shown, None).length.tolist() == [6, 6]
+    assert several(Padded(shown, torch.tensor([6, 1])), None).length.tolist() == [6, 1]
+    with pytest.raises(ValueError, match=r"the shape \(6, 3, 4, 4\)"):
+        several(shown[..., :4], None)
     lacking = torch.tensor([3, 0])
     assert torch.equal(plain(Padded(x, lacking), torch.tensor([True, False]))[0], x[0])
     assert plain(Padded(x, torch.tensor([3, 2])), None).length.tolist() == [3, 2]
@@ -149,6 +158,31 @@ def test_numbers_far_away_are_doubted(known, x, said):
         takes = intake(**known, alike=alike)
         takes(x, here)
         assert takes.doubt() == ""
+
+
+@pytest.mark.parametrize(
+    ("width", "count", "doubted"),
+    [(0.04, 12, True), (0.04, 9, False), (0.5, 12, False), (0.0, 12, False)],
+)
+def test_numbers_that_hardly_differ_are_doubted_if_they_are_several(width, count, doubted):
+    """Metres where the run had kilometres: none is far from what it knows."""
+    takes = intake("vector", (1,), "float32", -20, 20)
+    for part in torch.linspace(0, width, count)[:, None].split(5):
+        takes(part, None)
+    assert bool(takes.doubt()) is doubted
+    if doubted:
+        assert "values from 0 to 0.04, but RUN was trained on float32, -20 to 20." in takes.doubt()
+
+
+@pytest.mark.parametrize(("scale", "count", "doubted"), [(1e-3, 12, 1), (1e-3, 9, 0), (0.5, 12, 0)])
+def test_columns_of_a_table_that_hardly_differ_are_doubted(scale, count, doubted):
+    reader = Tabular(numbers=("a", "b"), means=(30.0, 0.0), deviations=(10.0, 1.0))
+    known = Stored("vector", [2], 2, "float32", False, -3.0, 3.0)
+    cells = [(scale * (20 + 2 * k), float(k % 3)) for k in range(count)]
+    found = odd_columns(Path("RUN"), "facts", known, reader, cells)
+    assert len(found) == doubted
+    for said in found:
+        assert said.startswith("'a' of 'facts' holds numbers from 0.02 to 0.042, but RUN was train")
 
 
 def test_scale_is_judged_by_most_values_of_all_batches():

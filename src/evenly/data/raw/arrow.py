@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from evenly.data.raw.columns import (
     columns_of,
     holds_files,
     is_file,
+    is_list,
+    item_of,
     named_columns,
     plain,
 )
@@ -123,15 +126,15 @@ def rows_columns(
             if field.name in classes:
                 parts = _renumbered(shards, field.name, parts, classes[field.name])
             cells.append(_joined(parts))
-        elif not is_file(field.type):
-            refused = "holds several files in a cell: make a column of each"
+        elif not is_file(item_of(field.type)):
+            refused = "holds files within lists of lists or structures: make a column of each"
             cells.append(Files([None] * sum(map(len, shards)), refused=refused))
         else:
             found = chain.from_iterable(
                 _files(rows, field.name, len(shards) > 1) for rows in shards
             )
-            kind = _MEDIA.get(features.get(field.name, {}).get("_type", ""), "")
-            cells.append(Files(list(found), kind))
+            holds = _MEDIA.get(_item(features.get(field.name, {})).get("_type", ""), "")
+            cells.append(Files(list(found), holds, several=is_list(field.type)))
     if splits is not None:
         if "split" in names:
             raise UserError(
@@ -141,6 +144,7 @@ def rows_columns(
         names.append("split")
         pairs = zip(shards, splits, strict=True)
         cells.append([split for rows, split in pairs for _ in range(len(rows))])
+    notes = [*more.pop("notes", ()), *_twice(path, shards, tables)]
     classes = {name.strip(): called for name, called in classes.items()}
     why = "holds class numbers, too, and is no modality unless --modalities names it"
     return columns_of(
@@ -151,8 +155,41 @@ def rows_columns(
         dict.fromkeys(classes, why),
         labels=["label"] if "label" in names else list(classes),
         classes=classes,
+        notes=notes,
         **more,
     )
+
+
+def _twice(path: Path, shards: Sequence[Rows], tables: Sequence[Any]) -> list[str]:
+    """What a user should hear of tables that hold the same rows.
+
+    They are the same if all that is no file is, and so are the files of their first rows.
+
+    Args:
+        path: What they are called together.
+        shards: The tables.
+        tables: Of each, all that is no file.
+    """
+    known: dict[str, list[int]] = {}
+    notes = []
+
+    @cache
+    def first(number: int) -> Any:
+        _, batch = next(shards[number].batches(shards[number].schema.names, 0))
+        return batch.slice(0, 1)
+
+    for number, table in enumerate(tables if len(tables) > 1 else ()):
+        if not len(shards[number]):
+            continue
+        ends = [table.slice(n, 1).to_pylist() for n in (0, len(shards[number]) - 1)]
+        alike = known.setdefault(repr([len(shards[number]), ends]), [])
+        equal = (n for n in alike if tables[n].equals(table) and first(n) == first(number))
+        if (same := next(equal, None)) is None:
+            alike.append(number)
+        else:
+            one, two = (_place(shards[n]) for n in (same, number))
+            notes.append(f"{path.name}: {one} and {two} hold the same rows.")
+    return notes
 
 
 def _common(shards: Sequence[Rows]) -> Any:
@@ -262,33 +299,54 @@ def _joined(parts: Sequence[Any]) -> Any:
 def _files(rows: Rows, column: str, several: bool) -> list[Any]:
     """The cells of a column of files: entries, paths, or None where there is neither.
 
+    Of lists of files: entries, tuples of paths where there are no bytes at all, or None.
+
     Args:
         rows: The table.
         column: Of it.
         several: Whether there are more tables, in other folders perhaps, so that paths are whole.
     """
-    import pyarrow as pa
     from pyarrow import compute
 
     if rows.complete(column):
         return [Entry(rows, column, row) for row in range(len(rows))]
+    whole = rows.path.parent.absolute() if several and rows.path else None
     found: list[Any] = []
     for first, batch in rows.batches([column], 0):
         cells = batch.column(column)
-        fields = [field.name for field in cells.type] if pa.types.is_struct(cells.type) else []
-        stored = compute.struct_field(cells, "bytes") if "bytes" in fields else cells
-        has = [False] * len(cells)
-        if not fields or "bytes" in fields:
-            sizes = compute.binary_length(stored.cast(pa.large_binary()))
-            has = [bool(size) for size in sizes.to_pylist()]
-        paths: list[Any] = [None] * len(cells)
-        if "path" in fields:
-            paths = compute.struct_field(cells, "path").to_pylist()
-        for row, (here, path) in enumerate(zip(has, paths, strict=True), first):
-            if path and several and rows.path:
-                path = str(rows.path.parent.absolute() / path)
-            found.append(Entry(rows, column, row) if here else path or None)
+        if not is_list(cells.type):
+            for row, (here, path) in enumerate(_held(cells, whole), first):
+                found.append(Entry(rows, column, row) if here else path or None)
+            continue
+        held = iter(_held(compute.list_flatten(cells), whole))
+        for row, count in enumerate(compute.list_value_length(cells).to_pylist(), first):
+            own = list(islice(held, count or 0))
+            paths = tuple(path for _, path in own if path)
+            found.append(Entry(rows, column, row) if any(x for x, _ in own) else paths or None)
     return found
+
+
+def _held(cells: Any, whole: Path | None) -> list[tuple[bool, str | None]]:
+    """Whether each of some files is there by its bytes, and its path.
+
+    Args:
+        cells: Of Arrow.
+        whole: The folder from which paths lead, if they are to be whole.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    fields = [field.name for field in cells.type] if pa.types.is_struct(cells.type) else []
+    has, paths = [False] * len(cells), [None] * len(cells)
+    if not fields or "bytes" in fields:
+        stored = compute.struct_field(cells, "bytes") if fields else cells
+        sizes = compute.binary_length(stored.cast(pa.large_binary()))
+        has = [bool(size) for size in sizes.to_pylist()]
+    if "path" in fields:
+        paths = compute.struct_field(cells, "path").to_pylist()
+    if whole:
+        paths = [path and str(whole / path) for path in paths]
+    return list(zip(has, paths, strict=True))
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
@@ -302,11 +360,17 @@ def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any
 
 def _class_names(feature: Mapping[str, Any]) -> list[str]:
     """Of a column of class numbers, or of lists of them; none of any other."""
-    inner = feature.get("feature")
-    if feature.get("_type") in _LISTS and isinstance(inner, dict):
+    inner = _item(feature)
+    if inner is not feature:
         return _class_names(inner)
     is_class = feature.get("_type") == "ClassLabel"
     return list(map(str, feature.get("names") or [])) if is_class else []
+
+
+def _item(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The feature of what is in lists; of what is no list, itself."""
+    inner = feature.get("feature")
+    return inner if feature.get("_type") in _LISTS and isinstance(inner, dict) else feature
 
 
 def _indices(metadata: Mapping[bytes, bytes] | None) -> list[str]:

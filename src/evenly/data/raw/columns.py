@@ -48,13 +48,14 @@ class Column:
             which nothing can be made.
         texts: The same as they are written; None if they are not written as texts.
         holds: Which of them.
-        joined: Whether a cell may hold several texts, which are one with blanks between them.
+        lists: The texts of each cell, where a cell may hold several; `texts` are these with blanks
+            between them.
     """
 
     values: Sequence[Any]
     texts: Sequence[str | None] | None = None
     holds: Literal["numbers", "texts", "files", "others"] = "numbers"
-    joined: bool = False
+    lists: Sequence[tuple[str, ...] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -352,9 +353,11 @@ def _of_arrow(cells: Any) -> Column:
     values = cells.to_pylist()
     if all(isinstance(value, str | None) for value in values):
         return _of_texts([None if x is None else x.strip() or None for x in values], comma=False)
-    if _is_list(kind) and all(_is_texts(value) for value in values):
-        texts = [" ".join(map(str.strip, filter(None, x or []))) or None for x in values]
-        return Column(texts, texts, "texts", joined=any(x and len(x) > 1 for x in values))
+    if is_list(kind) and all(_is_texts(value) for value in values):
+        stripped = [tuple(text for y in x or [] if y and (text := y.strip())) for x in values]
+        lists = [x or None for x in stripped]
+        texts = [" ".join(x) or None for x in stripped]
+        return Column(texts, texts, "texts", lists if any(len(x) > 1 for x in stripped) else None)
     return Column([None if value == [] else value for value in values], None, "others")
 
 
@@ -387,16 +390,22 @@ def is_file(kind: Any) -> bool:
     return any(test(kind) for test in tests) or str(kind) == "binary_view"
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether cells of one of Arrow's types are lists."""
     from pyarrow import types
 
     tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     return any(test(kind) for test in tests) or "list_view" in str(kind).partition("<")[0]
 
 
+def item_of(kind: Any) -> Any:
+    """The type of what is in lists; of what is no list, itself."""
+    return kind.value_type if is_list(kind) else kind
+
+
 def _innermost(kind: Any) -> Any:
     """The type of what is in lists, in lists of lists, and so on."""
-    return _innermost(kind.value_type) if _is_list(kind) else kind
+    return _innermost(kind.value_type) if is_list(kind) else kind
 
 
 def _numbers(cells: Any) -> np.ndarray:
@@ -421,7 +430,7 @@ def _block(cell: Any) -> np.ndarray | None:
         return None
     if isinstance(cell.type, pa.FixedShapeTensorType):
         found: np.ndarray = cell.to_numpy()
-    elif _is_list(cell.values.type):
+    elif is_list(cell.values.type):
         nothing = np.zeros(0)
         blocks = [nothing if (x := _block(part)) is None else x for part in cell.values]
         found = np.stack(blocks or [nothing])

@@ -39,6 +39,7 @@ from evenly.data.store import (
     open_store,
     write_meta,
 )
+from evenly.data.tasks import Numbers
 from evenly.errors import UserError, UserRuntimeError
 
 JOURNAL = "journal.jsonl"
@@ -172,8 +173,8 @@ class Journal:
             return []
         elif whole[:1] != [head]:
             raise UserError(
-                f"{self.out}: holds another store, or one of other files or settings, that is "
-                "being made. Choose another --out, or remove the folder."
+                f"{self.out}: holds another store, or one of other files or settings. Choose "
+                "another --out, or remove the folder."
             )
         elif len(whole) < len(lines):
             self.file.truncate(sum(map(len, lines[: len(whole)])))
@@ -296,12 +297,15 @@ class Journal:
         notes = list(source.notes)
         if self.broken:
             notes.append(f"{len(self.broken)} of {count} samples were left out as broken.")
+        task = source.task.fitted(source.target[train])
+        if isinstance(task, Numbers) and (remark := task.remark()):
+            notes.append(remark)
         description = Description(
             name=source.name,
             samples=count,
             names=[sample.name for sample in source.samples],
             modalities=fields,
-            task=source.task.fitted(source.target[train]).stated(),
+            task=task.stated(),
             splits={name: int((split == n).sum()) for n, name in enumerate(SPLITS)},
             sources={str(path): size_of(path) for path in source.files()},
             checksums={name: zlib.crc32(array.data) for name, array in small.items()},
@@ -471,6 +475,8 @@ def _identity(cell: Any) -> Any:
     """A cell as text: a file by its path, wherever one stands; numbers by their bytes."""
     if isinstance(cell, Path):
         return os.path.abspath(cell)
+    if isinstance(cell, tuple):
+        return [_identity(part) for part in cell]
     if isinstance(cell, np.ndarray):
         return [str(cell.dtype), list(cell.shape), sha256(cell.tobytes()).hexdigest()]
     if isinstance(cell, bytes):

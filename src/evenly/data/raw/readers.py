@@ -1,9 +1,10 @@
 """What becomes of one cell of a data set, a file mostly, when the set is prepared."""
 
 import re
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from hashlib import sha256
 from itertools import chain
@@ -15,14 +16,17 @@ from jaxtyping import Float16, Float32, Int32, UInt8
 
 from evenly.data.dataset import Kind
 from evenly.data.media import flow, sampling, spectra
-from evenly.data.media.error import File, MediaError, opened
+from evenly.data.media.error import File, MediaError, NoStream, opened
 from evenly.data.media.sound import read_sound
 from evenly.data.media.video import Frames, frames_of
 from evenly.data.numbers import channels_first
+from evenly.data.raw.rows import Part
 from evenly.data.tabular import NAME
 from evenly.errors import UserError
 from evenly.spec import Spec
 
+HEADER = 4096
+"""Bytes that hold the header of a `.npy` file of numbers."""
 VOCABULARY = 20_000
 """Words of the training texts that are told apart."""
 _TRUTHS = (("False", "false", "FALSE", "0"), ("True", "true", "TRUE", "1"))
@@ -128,28 +132,72 @@ class Video:
         return padded
 
 
+class _Several:
+    """What reads one file of a cell, or any number of them, as a video of as many frames.
+
+    Attributes:
+        several: Whether a cell holds any number.
+    """
+
+    several: bool
+
+    @property
+    def kind(self) -> Kind:
+        """An image, or a video whose frames have no order."""
+        return "video" if self.several else "image"
+
+    @property
+    def ragged(self) -> bool:
+        """Whether samples have unequal numbers of files."""
+        return self.several
+
+    def __call__(self, cell: File | Sequence[File]) -> np.ndarray:
+        """The array of one file, or those of several; files without the modality are left out.
+
+        Raises:
+            ValueError: If a file is broken.
+            NoStream: If no file has the modality.
+        """
+        if not self.several:
+            assert isinstance(cell, File)
+            return self.one(cell)
+        found, lacking = [], None
+        for file in [cell] if isinstance(cell, File) else cell:
+            try:
+                found.append(self.one(file))
+            except NoStream as error:
+                lacking = lacking or error
+        if lacking and not found:
+            raise lacking
+        return np.stack(found)
+
+    @abstractmethod
+    def one(self, file: File) -> np.ndarray:
+        """The array of one file."""
+
+
 @dataclass(frozen=True)
-class Image:
+class Image(_Several):
     """One picture: a still image, or the middle frame of a video, in RGB.
 
     Args:
         size: Height and width that it is scaled to.
         stream: Which stream of pictures, from 0, where a file has several.
+        several: Whether a cell holds any number of files, each of which is a picture.
     """
 
     size: tuple[int, int] = (224, 224)
     stream: int = 0
-    kind: ClassVar[Kind] = "image"
+    several: bool = False
     units: ClassVar[str] = "RGB, 0 to 255"
-    ragged: ClassVar[bool] = False
     rate: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         _check("image", size=self.size, stream=self.stream)
 
-    def __call__(self, cell: File) -> UInt8[np.ndarray, "3 h w"]:
+    def one(self, file: File) -> UInt8[np.ndarray, "3 h w"]:
         """The picture of one file."""
-        found: np.ndarray = Video(1, self.size, stream=self.stream)(cell)[0]
+        found: np.ndarray = Video(1, self.size, stream=self.stream)(file)[0]
         return found
 
 
@@ -203,7 +251,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Spectrogram:
+class Spectrogram(_Several):
     """A picture of sound, bands by frames, in half precision.
 
     Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders. It begins
@@ -214,14 +262,14 @@ class Spectrogram:
         seconds: Of sound.
         sample_rate: Samples a second that the sound is brought to first.
         stream: Which stream of sound, from 0, where a file has several.
+        several: Whether a cell holds any number of files, each of which is a sound.
     """
 
     front: Literal["stft", "mel", "fbank"] = "fbank"
     seconds: float = 3.0
     sample_rate: int = 16_000
     stream: int = 0
-    kind: ClassVar[Kind] = "image"
-    ragged: ClassVar[bool] = False
+    several: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -240,9 +288,9 @@ class Spectrogram:
             self.front
         ]
 
-    def __call__(self, cell: File) -> Float16[np.ndarray, "1 bands frames"]:
+    def one(self, file: File) -> Float16[np.ndarray, "1 bands frames"]:
         """The spectrogram of one file's sound."""
-        samples, rate = read_sound(cell, self.sample_rate, self.stream)
+        samples, rate = read_sound(file, self.sample_rate, self.stream)
         whole = np.resize(samples, round(self.seconds * rate))
         found = {
             "stft": spectra.log_stft,
@@ -339,6 +387,24 @@ def numbers(file: File) -> np.ndarray:
         found.close()
         raise MediaError(file, "is an .npz file of several arrays, not a .npy file of one")
     return found
+
+
+def dtype_of(file: File | Part) -> np.dtype[Any]:
+    """The type of the numbers of a `.npy` file, of which only the beginning is read.
+
+    Raises:
+        MediaError: If the file is missing or empty.
+        ValueError: If it is another one.
+    """
+    if isinstance(file, Part):
+        file = replace(file, size=min(file.size, HEADER)).read()
+    with opened(file) as source:
+        version = np.lib.format.read_magic(source)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        dtype: np.dtype[Any] = read(source)[2]
+        return dtype
 
 
 @dataclass(frozen=True)

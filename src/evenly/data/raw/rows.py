@@ -60,7 +60,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Entry:
-    """A file that is a cell of a table: its bytes alone, or its `bytes` and its `path`."""
+    """A file that is a cell of a table: its bytes alone, or its `bytes` and its `path`.
+
+    Also a list of them.
+    """
 
     rows: Rows
     column: str
@@ -101,11 +104,14 @@ class Files(Sequence[Any]):
         cells: From the first row.
         kind: What the data set says that they hold, 'image', 'audio' or 'video'; empty if nothing.
         refused: Why they cannot be read, and what to do about it; empty if they can.
+        several: Whether a cell is any number of files: an entry that is a list, or a tuple of
+            paths.
     """
 
     cells: Sequence[Any]
     kind: str = ""
     refused: str = ""
+    several: bool = False
 
     def __getitem__(self, row: Any) -> Any:
         return self.cells[row]
@@ -124,6 +130,8 @@ class Turn:
 
     def __call__(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same cells of a sample; of an entry its bytes, its path, or None if it has neither.
+
+        Of an entry that is a list, a tuple of them.
 
         Raises:
             ValueError: If a file is broken.
@@ -147,7 +155,9 @@ class Turn:
         return {name: self._batch.column(name)[at].as_py() for name in wanted[1]}
 
 
-def _file(value: Any, entry: Entry) -> File | None:
+def _file(value: Any, entry: Entry) -> File | tuple[File, ...] | None:
+    if isinstance(value, list):
+        return tuple(file for x in value if isinstance(file := _file(x, entry), File)) or None
     if isinstance(value, dict):
         path = value.get("path")
         folder = entry.path.parent if entry.path else Path()

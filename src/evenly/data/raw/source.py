@@ -21,7 +21,8 @@ class Sample:
         name: Of the sample, for messages.
         label: Its class; of several labels 1 or 0 for each; or its numbers.
         split: That it belongs to.
-        cells: By modality, what its reader takes; None, or no entry, where it is missing.
+        cells: By modality, what its reader takes, a tuple of several files; None, or no entry,
+            where it is missing.
     """
 
     name: str
@@ -32,9 +33,15 @@ class Sample:
     def files(self) -> Iterator[Path]:
         """The files and folders that its cells are read from."""
         for cell in self.cells.values():
-            path = getattr(cell, "path", cell)
-            if isinstance(path, Path):
-                yield path
+            for part in several_of(cell):
+                path = getattr(part, "path", part)
+                if isinstance(path, Path):
+                    yield path
+
+
+def several_of(cell: Any) -> tuple[Any, ...]:
+    """The files of a cell, which may be one or a tuple of several."""
+    return cell if isinstance(cell, tuple) else (cell,)
 
 
 def target_of(samples: Sequence[Sample]) -> Tensor:

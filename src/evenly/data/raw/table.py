@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from evenly.data.dataset import SplitName, check_names, drawn, if_numbers
 from evenly.data.media.container import pictures, sounds
 from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
-from evenly.data.numbers import blurred, unusable
+from evenly.data.numbers import Blur, blurred, unusable
 from evenly.data.raw.columns import RESERVED, Column, Columns
 from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
 from evenly.data.raw.forms import read_columns
-from evenly.data.raw.labels import Target, target_of
+from evenly.data.raw.labels import MARKS, Target, target_of
 from evenly.data.raw.labels import labelled as with_label
 from evenly.data.raw.mixed import fitted, mixed_cells
 from evenly.data.raw.readers import (
@@ -33,12 +34,13 @@ from evenly.data.raw.readers import (
     Tabular,
     Text,
     Video,
+    dtype_of,
     numbers,
     spelled,
     vocabulary,
 )
-from evenly.data.raw.rows import Files, Part, Turn
-from evenly.data.raw.source import Sample, Source
+from evenly.data.raw.rows import Entry, Files, Part, Turn
+from evenly.data.raw.source import Sample, Source, several_of
 from evenly.data.raw.splits import chosen, meant
 from evenly.data.tasks import Asked
 from evenly.errors import UserError
@@ -91,8 +93,9 @@ def table(
     - `label_NAME`, several in place of `label`: 1 where a sample has the label NAME and 0 where
       not, or other numbers, to regress on;
     - `split`, optional: `train`, `val` (or `validation`), `test`. The files of a folder say it by
-      their names. Without it, or without a validation or test split, stratified 15 % each are
-      drawn from the rest (seed 0), and a note says so;
+      their names. Where it, or its validation or test split, is lacking, 15 % of the rest are drawn
+      for each (seed 0), see `evenly.data.dataset.drawn`: of every class, or evenly along labels or
+      numbers. A note says so;
     - `name`, optional: of the sample, for messages and predictions;
     - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
       Python, NumPy or PyTorch print them, or apart by commas, semicolons or blanks), a text, the
@@ -187,6 +190,7 @@ def table(
         for name, reader in found.items():
             if isinstance(reader, Array):
                 _check_blurred(path, name, cells[name])
+                _check_files_blurred(path, name, cells[name], reader)
     if not modalities:
         notes += [
             f"{path.name}: the column '{name}' {why}."
@@ -268,7 +272,7 @@ def _split(
 def _modality(
     path: Path, columns: Columns, name: str, reader: Reader | None, notes: list[str]
 ) -> tuple[Sequence[Any], Reader]:
-    """The cells of a modality as its reader takes them, and the reader.
+    """The cells of a modality as its reader takes them, tuples of several files, and the reader.
 
     Args:
         path: Of the table.
@@ -287,9 +291,9 @@ def _modality(
         raise UserError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
     if column.holds == "files" and not isinstance(reader, Text):
         cells = _files(path, root, name, column.values)
-        declared = column.values.kind if isinstance(column.values, Files) else ""
-        known = _DECLARED[declared]() if declared else None
-        return cells, reader or known or _sniffed(path, name, cells)
+        files = column.values if isinstance(column.values, Files) else Files(cells)
+        known = reader or (_DECLARED[files.kind]() if files.kind else _sniffed(path, name, cells))
+        return cells, _of_several(path, name, known, reader) if files.several else known
     reads_files = reader is not None and not isinstance(reader, Text | Array)
     if column.texts is None and (reads_files or isinstance(reader, Text)):
         assert reader is not None
@@ -301,12 +305,15 @@ def _modality(
         )
     if isinstance(reader, Text):
         return column.texts or [], reader
-    if column.joined and (reads_files or _holds_paths(root, column)):
-        raise UserError(
-            f"{path}: column '{name}' holds several files in a cell, such as '{first:.60}'. Make a "
-            "column of each, or leave it out with --modalities."
-        )
-    if column.joined:
+    lists = column.lists if reads_files or _holds_paths(root, column) else None
+    if column.lists is None and (mark := _mark(root, column)):
+        lists = [None if x is None else _parts(x, mark) for x in column.texts or []]
+        notes.append(f"{path.name}: '{mark}' joins several files in a cell of '{name}'.")
+    if lists is not None:
+        cells = _files(path, root, name, lists)
+        known = reader or _sniffed(path, name, cells)
+        return cells, _of_several(path, name, known, reader)
+    if column.lists is not None:
         notes.append(f"{path.name}: the texts in a cell of '{name}' are one, with blanks between.")
     if column.holds == "texts" and not reads_files and not _holds_paths(root, column):
         _check_words(path, name, column.values)
@@ -324,6 +331,47 @@ def _modality(
     return _shaped(column.values, reader or found), reader or found
 
 
+def _of_several(path: Path, name: str, reader: Reader, asked: Reader | None) -> Reader:
+    """The reader of a column, for several files in a cell.
+
+    Args:
+        path: Of the table.
+        name: Of the column.
+        reader: Of one file.
+        asked: The same, if the user asks for it.
+
+    Raises:
+        ValueError: If it reads one file only.
+    """
+    if isinstance(reader, Image | Spectrogram) and (asked is None or reader.several):
+        return replace(reader, several=True)
+    raise UserError(
+        f"{path}: column '{name}' holds several files in a cell, of which "
+        f"{spelled(reader).partition('(')[0]} reads one. Pictures are read by "
+        "image(several=true) and sounds by spectrogram(several=true); of others make a column of "
+        "each, or leave it out with --modalities."
+    )
+
+
+def _mark(root: Path, column: Column) -> str:
+    """What joins the paths of several files in any cell of a column; empty if nothing does."""
+    if column.holds != "texts":
+        return ""
+    for mark in MARKS:
+        joined = [text for text in column.texts or [] if text and mark in text][:PROBED]
+        for text in joined:
+            parts = _parts(text, mark)
+            there = [_exists(root, part) for part in parts]
+            paths = all(map(_MEDIA.search, parts)) or all(there)
+            if len(parts) > 1 and paths and any(there) and not _exists(root, text):
+                return mark
+    return ""
+
+
+def _parts(text: str, mark: str) -> tuple[str, ...]:
+    return tuple(part for x in text.split(mark) if (part := x.strip()))
+
+
 def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.ndarray | None]:
     """Numbers as a reader takes them: one alone at each step is a sequence, too."""
     if reader.kind != "sequence":
@@ -332,7 +380,7 @@ def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.
 
 
 def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
-    """Raises if float32 cannot tell the numbers of a column apart; files are not looked at."""
+    """Raises if float32 cannot tell the numbers of a column's own cells apart."""
     given = [x for x in cells if isinstance(x, np.ndarray) and 1 <= x.ndim <= 2 and x.size]
     given = [x for x in given if x.dtype.kind in "iuf"]
     if len({x.shape[-1] for x in given}) != 1:
@@ -349,6 +397,33 @@ def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
             f"--readers.{name}_standard 'tabular(numbers=[{name}])'."
         )
     raise UserError(f"{path}: {which} {wrong[1]}.")
+
+
+def _check_files_blurred(path: Path, name: str, cells: Sequence[Any], reader: Array) -> None:
+    """Raises if float32 cannot tell the numbers of a column's `.npy` files apart.
+
+    Only those of a type that loses by it are read, which most are not. What is broken is left to
+    be told when all are.
+    """
+    blur, turn, width = Blur(), Turn(), None
+    for cell in cells:
+        if not isinstance(cell, Path | Part | bytes | Entry):
+            continue
+        with suppress(MediaError, OSError, ValueError):
+            file = turn({name: cell})[name] if isinstance(cell, Entry) else cell
+            if np.can_cast(dtype_of(file), np.float32):
+                if isinstance(cell, Entry):
+                    return  # as all are, or reading them twice would take its time
+                continue
+            values = reader(file.read() if isinstance(file, Part) else file)
+            if reader.kind in ("image", "video"):
+                values = np.moveaxis(values, -3, -1)
+            if width in (None, values.shape[-1]) and not unusable(values).any():
+                width = values.shape[-1]
+                blur.add(values)
+    if wrong := blur.found():
+        which = f"number {wrong[0] + 1} of the column" if width != 1 else "the column"
+        raise UserError(f"{path}: {which} '{name}' {wrong[1]}.")
 
 
 def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
@@ -375,7 +450,10 @@ def _holds_paths(root: Path, column: Column) -> bool:
     Texts do if any of the first is one, even if others are missing: taken for a text, a path would
     be learnt by heart. Numbers do, such as 0001, if all of the first are.
     """
-    probed = [text for text in column.texts or [] if text is not None][:PROBED]
+    cells = (
+        column.texts if column.lists is None else chain.from_iterable(filter(None, column.lists))
+    )
+    probed = list(islice((text for text in cells or [] if text is not None), PROBED))
     there = [_exists(root, text) for text in probed]
     if column.holds != "texts":
         return bool(there) and all(there)
@@ -398,8 +476,8 @@ def _is_slashed(text: str) -> bool:
 
 
 def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]:
-    """The cells, whose texts are paths from a folder, if any of them leads anywhere."""
-    given = [cell for cell in cells if isinstance(cell, str)]
+    """The cells, whose texts, also in tuples, are paths from a folder, if any leads anywhere."""
+    given = [text for cell in cells for text in several_of(cell) if isinstance(text, str)]
     if given and not any(_exists(root, text) for text in given[:PROBED]):
         raise UserError(
             f"{path}: column '{name}' holds paths such as '{given[0][:100]}', but there is no such "
@@ -407,7 +485,14 @@ def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]
             "looked for. Give paths from there or whole ones; text, if it is that, is read with "
             f"--readers.{name}=text."
         )
-    return [root / cell if isinstance(cell, str) else cell for cell in cells]
+    return [
+        tuple(root / text for text in cell)
+        if isinstance(cell, tuple)
+        else root / cell
+        if isinstance(cell, str)
+        else cell
+        for cell in cells
+    ]
 
 
 def _sniffed(path: Path, name: str, cells: Sequence[Any]) -> Reader:
@@ -415,10 +500,11 @@ def _sniffed(path: Path, name: str, cells: Sequence[Any]) -> Reader:
     given = [cell for cell in cells if cell is not None][:PROBED]
     turn, first = Turn(), None
     for cell in given:
-        file = cell.read() if isinstance(cell, Part) else turn({name: cell})[name]
-        if file is not None and (found := _reader_of(name, file)):
-            return found
-        first = first or file
+        held = cell.read() if isinstance(cell, Part) else turn({name: cell})[name]
+        for file in several_of(held):
+            if file is not None and (found := _reader_of(name, file)):
+                return found
+            first = first or file
     if first is None:
         raise UserError(f"{path}: column '{name}' is empty. Leave it out with --modalities.")
     raise UserError(

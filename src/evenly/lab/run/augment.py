@@ -16,6 +16,7 @@ from torch import Tensor
 from evenly import chance
 from evenly.data import Modality, Padded
 from evenly.errors import UserError
+from evenly.lab.run.stored import values_of
 from evenly.suggest import unknown
 
 Change = Callable[[Tensor], Tensor]
@@ -131,7 +132,15 @@ class Augment:
             if name not in inputs:
                 continue
             x = inputs[name]
-            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            device = values_of(x).device
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(chance.mixed(chance.mixed(self.seed, epoch), batch) + place)
-                found[name] = change(x)
+                found[name] = _changed(change, x)
         return found
+
+
+def _changed(change: Change, x: Tensor | Padded) -> Tensor | Padded:
+    """Inputs, changed; of several pictures, padding stays zero as it is cut and mirrored."""
+    if isinstance(x, Tensor):
+        return change(x)
+    return Padded(change(x.values), x.length) if x.values.shape[1] else x

@@ -78,8 +78,8 @@ def stored(data: Data) -> dict[str, Stored]:
     first = part.__getitems__([0])["inputs"]
     ranges = {
         name: (float(torch.iinfo(x.dtype).min), float(torch.iinfo(x.dtype).max))
-        for name, x in first.items()
-        if isinstance(x, Tensor) and is_picture(data.modalities[name].kind) and is_whole(x.dtype)
+        for name, x in ((name, values_of(x)) for name, x in first.items())
+        if is_picture(data.modalities[name].kind) and is_whole(x.dtype)
     }
     read = {name for name in first if name not in ranges}
     places = torch.linspace(0, len(part) - 1, min(SAMPLES, len(part)), dtype=torch.float64)

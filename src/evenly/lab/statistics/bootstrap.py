@@ -25,6 +25,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from evenly.lab.statistics.paired import CONFIDENCE, paired_p, summarise
 
+CONSTANT = 1e-6
+"""The variance up to which numbers are constant, in that of the whole test split."""
 REPEATS = 5_000
 
 
@@ -134,8 +136,8 @@ def correlation(
 ) -> Float[np.ndarray, "b s"]:
     """The correlation of numbers with their target of each seed in every repeat.
 
-    By the weighted moments of the samples of a repeat; the mean over columns. It is 0 where either
-    is constant.
+    By the weighted moments of the samples of a repeat; the mean over the columns for which it is
+    defined, see `evenly.data.tasks`, NaN where there is none.
     """
     y, size = _centred(target)
     mean_y = samples @ y
@@ -148,12 +150,15 @@ def correlation(
         both = samples @ (x * y) - mean_x * mean_y
         if kind == "pearson":
             below = np.sqrt(var_x * var_y)
+            defined = (var_x > CONSTANT) & (var_y > CONSTANT)
         else:  # in units of the target
             ratio = scale / size
             apart = ratio * mean_x - mean_y + (one.mean(0) - target.mean(0)) / size
             both, below = 2 * ratio * both, ratio**2 * var_x + var_y + apart**2
-        found = np.divide(both, below, out=np.zeros_like(both), where=below > 0)
-        columns.append(found.mean(1))
+            defined = var_y > CONSTANT
+        found = np.divide(both, below, out=np.zeros_like(both), where=defined).sum(1)
+        count = defined.sum(1)
+        columns.append(np.divide(found, count, out=np.full_like(found, np.nan), where=count > 0))
     return np.stack(columns, 1)
 
 
@@ -186,13 +191,16 @@ def difference(
         by_seed: The metrics of both on the test split as it is, by seed.
     """
     repeats = (drawn.seeds * (ours - theirs)).sum(1)
+    repeats = repeats[~np.isnan(repeats)]  # in few samples all targets may be one
+    of_seeds = summarise([one - other for one, other in zip(*by_seed, strict=True)])
+    assert of_seeds.low is not None
+    assert of_seeds.high is not None
+    if not len(repeats):
+        return Difference(of_seeds.low, of_seeds.high, paired_p(*by_seed) or 1.0)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(repeats, [tail, 1 - tail])
     beyond = min(int((repeats <= 0).sum()), int((repeats >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (len(repeats) + 1))
-    of_seeds = summarise([one - other for one, other in zip(*by_seed, strict=True)])
-    assert of_seeds.low is not None
-    assert of_seeds.high is not None
     return Difference(
         min(float(low), of_seeds.low),
         max(float(high), of_seeds.high),

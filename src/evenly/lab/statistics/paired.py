@@ -1,5 +1,6 @@
 """Mean, interval and paired test over seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ class Summary:
     """A metric over seeds.
 
     Attributes:
-        mean: Over the seeds.
+        mean: Over the seeds; NaN of none.
         std: Standard deviation over the seeds (n - 1); None for one seed.
         low: Lower end of the 95 % interval of the mean (Student's t); None for one seed.
         high: Its upper end.
@@ -33,7 +34,7 @@ class Summary:
 
 def summarise(values: Sequence[float]) -> Summary:
     """Mean and 95 % interval over seeds."""
-    mean = float(np.mean(values))
+    mean = float(np.mean(values)) if values else math.nan
     if len(values) < 2:
         return Summary(mean, None, None, None, len(values))
     std = float(np.std(values, ddof=1))

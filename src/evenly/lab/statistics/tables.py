@@ -1,5 +1,6 @@
 """The tables of a comparison: results.csv, summary.csv, and the text that the command prints."""
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -130,6 +131,7 @@ def summary(
 ) -> list[dict[str, Any]]:
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
+    Seeds of which a metric is not defined, such as the correlation of a constant, do not count.
     Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy, F1,
     errors and correlations on the test split are also drawn anew over seeds and samples (see
     `bootstrap`), all else is tested over the seeds alone. p-values are corrected by Holm over the
@@ -144,7 +146,9 @@ def summary(
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in results:
         by_method = values.setdefault((row["split"], row["metric"]), {})
-        by_method.setdefault(row["method"], {})[row["seed"]] = row["value"]
+        by_seed = by_method.setdefault(row["method"], {})
+        if not math.isnan(row["value"]):
+            by_seed[row["seed"]] = row["value"]
     rows = []
     for (name, metric), by_method in values.items():
         baseline = by_method.get(reference, {})

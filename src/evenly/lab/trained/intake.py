@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _FEW = 10
 """One of so many values may lie farther from the run's range than that is wide, unquestioned."""
+_NARROW = 100
+"""Times that the run's values are spread as widely, from which on new ones are in question."""
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Intake:
     alike: bool
     _dtype: str = field(default="", init=False)
     _retyped: bool = field(default=False, init=False)
+    _samples: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
     _far: int = field(default=0, init=False)
     _least: float = field(default=inf, init=False)
@@ -75,7 +79,8 @@ class Intake:
         """
         low, high = self.known.low, self.known.high
         scaled = is_picture(self.known.kind) or self._retyped
-        narrow = scaled and 0 < self._most - self._least < (high - low) / 100
+        told = scaled or self._samples >= _FEW  # two samples may happen to be alike
+        narrow = told and 0 < self._most - self._least < (high - low) / _NARROW
         if _FEW * self._far <= self._count and not narrow:
             return ""
         held = (
@@ -95,6 +100,7 @@ class Intake:
             return
         self._dtype = dtype_name(values)
         self._retyped = _is_narrow(values.dtype) != _is_narrow(self.known.type)
+        self._samples += len(values_of(x)) if here is None else int(here.sum())
         self._count += values.numel()
         self._far += int(((values < 2 * low - high) | (values > 2 * high - low)).sum())
         self._least = min(self._least, float(values.min()))
@@ -105,8 +111,8 @@ class Intake:
         same = found == known
         if self.known.kind == "text":  # of any length
             same = len(found) == 1
-        elif self.known.kind == "sequence":
-            same = len(found) == 2 and found[1:] == known[1:]
+        elif self.known.kind == "sequence" or self.known.ragged:
+            same = len(found) == len(known) and found[1:] == known[1:]
         if not same:
             raise UserError(
                 f"'{self.name}' has the shape {found}, but {self.run} was trained on {known}. "
@@ -172,7 +178,8 @@ class Intake:
             if not self.known.ragged:
                 return values
             steps = torch.arange(1, values.shape[1] + 1, device=values.device)
-            used = values != 0 if self.known.kind == "text" else torch.ones_like(values[..., 0])
+            used = torch.ones_like(values[:, :, None].flatten(2)[..., 0], dtype=torch.bool)
+            used = values != 0 if self.known.kind == "text" else used
             return Padded(values, (used * steps).amax(1).long())
         longest = int(x.length.max())
         values = values[:, :longest]
@@ -217,7 +224,8 @@ def _odd_numbers(
     kinds = zip(reader.numbers, reader.means, reader.deviations, given, strict=True)
     for column, mean, std, values in kinds:
         far = sum(not least <= (x - mean) / std <= most for x in values)
-        if _FEW * far > len(values):
+        narrow = len(values) >= _FEW and 0 < float(np.ptp(values)) < std / _NARROW
+        if _FEW * far > len(values) or narrow:
             yield (
                 f"'{column}' of '{name}' holds numbers from {min(values):g} to {max(values):g}, "
                 f"but {run} was trained on a mean of {mean:g} and a deviation of {std:g}. If they "
