@@ -172,6 +172,6 @@ def add_trust(one: ArgumentParser, place: str) -> None:
     one.add_argument(
         "--trust",
         action="store_true",
-        help=f"import what {place} names by import path, such as encoders. Importing runs the code, "
-        "so trust only your own files and those you have read",
+        help=f"import what {place} names by import path, such as encoders. Importing runs code, so "
+        "trust only your own files and those you have read",
     )
