@@ -131,7 +131,8 @@ def write(name, text):
     said = {part.partition("\n")[0]: f"## {part}" for part in tables.split("\n## ")[1:]}
     said[name] = text
     found = {one: summary(kept(one)) for one, *_ in SETS if kept(one).exists()}
-    parts = [glance(found), rule(found), *(said[one] for one, *_ in SETS if one in said)]
+    decided = [rule(found)] if len(found) == len(SETS) else []  # which is of all sets
+    parts = [glance(found), *decided, *(said[one] for one, *_ in SETS if one in said)]
     page = written + MARK + "\n\n" + "\n\n".join(part.strip() for part in parts) + "\n"
     PAGE.write_text(page, encoding="utf-8")
 

@@ -204,7 +204,7 @@ class Data:
         self._taken: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
-        """The same data with so many samples of each split at most, of each class as many.
+        """The same data, with at most so many samples per split, balanced over classes.
 
         Means and deviations stay those of all samples.
         """

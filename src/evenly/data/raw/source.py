@@ -82,7 +82,7 @@ class Source:
         return list(self.task.names)
 
     def limited(self, count: int) -> "Source":
-        """So many samples of each split at most, of each class as many, that have all their files.
+        """At most so many samples per split, balanced over classes, that have all their files.
 
         For a trial: of a data set that is there in part, what is there.
         """
