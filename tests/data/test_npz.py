@@ -147,7 +147,7 @@ def test_without_validation_a_part_of_train_is_drawn_and_said(tmp_path):
     assert torch.equal(rows, torch.arange(300))
     assert data.notes == [
         "a.npz has no validation split: 45 of the 300 training samples (15%, stratified, seed 0) "
-        "serve as one."
+        "become one."
     ]
     again = load_npz(tmp_path / "a.npz")
     assert torch.equal(again.split("val").rows, val.rows)
@@ -282,8 +282,8 @@ INFINITE = VECTOR.astype("f2")
 INFINITE[[3, 9]] = -np.inf
 
 WRONG = {
-    "no labels": ({"labels": None}, "has no array 'labels', it holds split, x. Add 'labels'"),
-    "no split": ({"split": None}, "has no array 'split', it holds labels, x. Add 'split'"),
+    "no labels": ({"labels": None}, "has no array 'labels', only split, x. Add 'labels'"),
+    "no split": ({"split": None}, "has no array 'split', only labels, x. Add 'split'"),
     "label columns": (
         {"labels": LABELS[:, None]},
         "'labels' holds int64 values of shape (12, 1), which are not sets of labels",
@@ -440,7 +440,7 @@ WRONG = {
     ),
     "fewer samples than classes": (
         {"labels": np.arange(N) % 3},
-        "the val split has 2 of the 3 classes",
+        "the val split has 2 samples for 3 classes",
     ),
     "class in no training sample": (
         {"labels": np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 2]), "split": SPLIT.clip(0, 1) * 2},
@@ -665,7 +665,7 @@ class TestSaving:
         ("wrong", "said"),
         [
             (np.ma.masked_greater(VECTOR, 1), "'x' holds masked values. Fill them"),
-            ([[1, 2], [3]] * 6, "'x' is no array"),
+            ([[1, 2], [3]] * 6, "'x' is not an array"),
         ],
     )
     def test_what_is_no_array(self, tmp_path, wrong, said):

@@ -118,7 +118,7 @@ def test_a_validation_split_of_labels_is_drawn(tmp_path):
     val, train = data.split("val"), data.split("train")
     assert len(val) + len(train) == 32
     assert val.target[:, 0].mean() == pytest.approx(0.5, abs=0.2)
-    assert "serve as one" in data.notes[0]
+    assert "become one" in data.notes[0]
 
 
 @pytest.mark.parametrize(

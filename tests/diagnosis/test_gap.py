@@ -451,7 +451,7 @@ class TestMessages:
     def test_other_widths(self):
         split = blobs(60, 0.5, 1)
         narrow = features(split.features["m"][:, :5], split.target)
-        self.raises("'m' are 128 wide in the training split and 5", split, narrow)
+        self.raises("'m' are 128 wide in the training split but 5", split, narrow)
 
     @pytest.mark.parametrize(
         ("x", "message"),

@@ -482,5 +482,5 @@ def test_what_is_no_tensor_of_real_numbers():
         kmeans(torch.ones(3, 2) * 1j, 2)
     with pytest.raises(TypeError, match="assign: x holds complex numbers"):
         assign(torch.ones(3, 2) * 1j, torch.zeros(2, 2))
-    with pytest.raises(TypeError, match="kmeans: x is a ndarray, but a tensor is needed"):
+    with pytest.raises(TypeError, match="kmeans: x must be a tensor; found ndarray"):
         inspect.unwrap(kmeans)(np.zeros((3, 2)), 2)

@@ -110,5 +110,5 @@ class TestArrays:
     def test_cut_off(self):
         file = BytesIO()
         np.save(file, np.zeros(30))
-        with pytest.raises(MediaError, match="or part of one"):
+        with pytest.raises(MediaError, match="is not a complete"):
             Array()(file.getvalue()[:-8])

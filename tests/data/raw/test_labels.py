@@ -199,7 +199,7 @@ def test_a_label_that_no_training_sample_has(tmp_path):
 
 def test_one_label_is_none_of_several(tmp_path):
     of_lists([["a"], []] * 12)(tmp_path)
-    with pytest.raises(ValueError, match="has the label 'a' and no other"):
+    with pytest.raises(ValueError, match="has only the label 'a'"):
         prepare(table(tmp_path / "t.parquet"), tmp_path / "store", workers=1)
 
 

@@ -210,7 +210,7 @@ class TestRun:
                 [(1, "a", "b")],
                 "row 1 holds 'a' in the column 'fare', which 'facts'",
             ),
-            ("x,y", [(1, 2)], "has none of the columns said, age, fare, port, which"),
+            ("x,y", [(1, 2)], "has none of the columns said, age, fare, port that"),
         ],
     )
     def test_other_tables_are_refused(self, trained, tmp_path, names, rows, message):

@@ -1,9 +1,9 @@
 """Shards that are decoded whenever they are read, against the store that is made of them."""
 
 import json
-import multiprocessing
 import pickle
 import resource
+import subprocess
 import sys
 
 import numpy as np
@@ -102,17 +102,28 @@ def files_of(folder):
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
+LOADED = """
+import sys
+import torch
+from torch.utils.data import DataLoader
+from evenly.data import collate, open_store
+
+if __name__ == "__main__":
+    held, part = (open_store(f"{sys.argv[1]}/{x}").split("train") for x in ("store", "streamed"))
+    whole = part.__getitems__(range(len(part)))["inputs"]["png"]  # the pool has started
+    assert torch.equal(whole, held.__getitems__(range(len(held)))["inputs"]["png"])
+    loader = DataLoader(part, 5, num_workers=int(sys.argv[2]), collate_fn=collate)
+    assert torch.equal(torch.cat([batch["inputs"]["png"] for batch in loader]), whole)
+"""
+
+
 class TestLoaders:
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_workers_of_a_loader_decode_themselves(self, both, workers):
-        held, part = (open_store(both / x).split("train") for x in ("store", "streamed"))
-        whole = part.__getitems__(range(len(part)))["inputs"]["png"]  # the pool has started
-        assert torch.equal(whole, held.__getitems__(range(len(held)))["inputs"]["png"])
-        context = multiprocessing.get_context("fork") if workers else None
-        loader = DataLoader(
-            part, 5, num_workers=workers, collate_fn=collate, multiprocessing_context=context
-        )
-        assert torch.equal(torch.cat([batch["inputs"]["png"] for batch in loader]), whole)
+    def test_workers_of_a_loader_decode_themselves(self, both, workers, tmp_path):
+        # In a program of its own: the workers are forked, and other tests have left threads.
+        (tmp_path / "loaded.py").write_text(LOADED, encoding="utf-8")
+        command = [sys.executable, tmp_path / "loaded.py", both, str(workers)]
+        subprocess.run(command, check=True, timeout=100)
 
     def test_a_copy_has_processes_of_its_own(self, both):
         part = open_store(both / "streamed").split("val")

@@ -28,7 +28,7 @@ def test_a_cluster_goes_before_who_started_the_command(monkeypatch):
 
 
 def test_several_nodes_need_a_starter():
-    with pytest.raises(ValueError, match="--nodes 2: start this command on each of them"):
+    with pytest.raises(ValueError, match="--nodes 2: start this command on each node"):
         check(Training(nodes=2))
 
 

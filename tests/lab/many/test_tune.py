@@ -248,7 +248,7 @@ def test_a_trial_that_fails_has_had_its_place(tmp_path):
 )
 def test_a_method_of_which_every_trial_fails(kind, reason, tmp_path):
     search = Search(failing(tmp_path, False, kind), ("joint",), 1, 1, 0, tmp_path / "out")
-    with pytest.raises(RuntimeError, match=f"joint: all of its 1 trials failed, the .*: {reason}"):
+    with pytest.raises(RuntimeError, match=f"joint: all 1 trials failed, the last .*: {reason}"):
         tune(search, local(1))
     assert read(search.out / "tune.csv")[0]["state"] == "failed"
     assert not (search.out / "best.yaml").exists()

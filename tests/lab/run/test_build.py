@@ -358,7 +358,7 @@ def test_an_own_method(data):
     [
         ("Mine", "is of the type type, and a method is a class that derives from evenly.Method"),
         ("Mute", "declares no `info`"),
-        ("Own(speed=3)", "'speed' is no setting of test_build.Own. There is rate"),
+        ("Own(speed=3)", "unknown setting 'speed' of test_build.Own. Choose from: rate"),
         ("Own(rate=3)", r"method 'test_build.Own\(rate=3\)' cannot be built \(too fast\)"),
     ],
 )

@@ -237,7 +237,7 @@ def test_what_is_another_training_is_said(monkeypatch):
     assert any(note.startswith("qmf: compares samples within a batch") for note in notes)
     _, notes = prepare([Cell(TRAINING, "qmf", 0)])
     assert not any("share" in note for note in notes)
-    with pytest.raises(ValueError, match=r"lfm\(.* does not work on parameters that are sharded"):
+    with pytest.raises(ValueError, match=r"lfm\(.* does not work on sharded parameters"):
         prepare([Cell(replace(TRAINING, devices=2, strategy="fsdp"), "lfm(schedule=learnt)", 0)])
 
 

@@ -56,7 +56,7 @@ def test_what_is_missing_and_who_is_not_made_for_it_are_told():
 
 def test_what_is_never_diagnosed_needs_no_samples():
     assert notes("joint", missing={"m1": 0.95}, diagnose_every=0)
-    with pytest.raises(ValueError, match="a diagnosis takes 6"):
+    with pytest.raises(ValueError, match="a diagnosis needs 6"):
         notes("relearn", missing={"m1": 0.95}, diagnose_every=0)
 
 

@@ -197,6 +197,6 @@ def test_a_changed_module_is_noticed(tmp_path, monkeypatch):
     assert [*before["code"]] == ["changing"]
     check_same(tmp_path, before, cell.as_dict())
     (tmp_path / "changing.py").write_text("class Part: changed = True\n")
-    with pytest.raises(ValueError, match="the module changing as it was before: it has changed"):
+    with pytest.raises(ValueError, match="the module changing as it was before; it has changed"):
         check_same(tmp_path, before, cell.as_dict())
     assert "code" not in Cell(Training(), "joint", 0).as_dict()

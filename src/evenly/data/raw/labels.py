@@ -209,7 +209,7 @@ def _of_columns(path: Path, columns: Columns, asked: Asked, *, needed: bool) -> 
     """Of a column for each label, of 0 and 1, or for each number."""
     if asked == "classes":
         raise UserError(
-            f"{path}: has labels in {', '.join(columns.several)}, which are no classes. Name one "
+            f"{path}: has labels in {', '.join(columns.several)}, which are not classes. Name one "
             "of them with --label, or leave --task out."
         )
     names = [name[len(LABEL) :] for name in columns.several]
@@ -238,7 +238,7 @@ def _of_lists(
     """Of lists of labels, of 0 and 1 for each, or of numbers."""
     if asked == "classes":
         raise UserError(
-            f"{path}: its labels are lists, which are no classes. Give each sample one, or leave "
+            f"{path}: its labels are lists, which are not classes. Give each sample one, or leave "
             "--task out."
         )
     for row, cell in enumerate(cells, 1):

@@ -86,14 +86,14 @@ def data():
 
 
 def found(data, name, **training):
-    cell = Cell(Training(**training), f"test_contract.{name}", 0)
+    cell = Cell(Training(**training), f"test_own_contract.{name}", 0)
     return contract_notes(cell, data)
 
 
 def test_what_is_kept_is_said(data):
     (said,) = found(data, "Damped(damp=0.3)")
     assert said == (
-        "test_contract.Damped(damp=0.3): passes the contract checks on made-up vectors: it leaves "
+        "test_own_contract.Damped(damp=0.3): passes the contract checks on made-up vectors: it leaves "
         "the global random stream alone; damp=0.0 is joint training; a resumed run equals an "
         "uninterrupted one."
     )
@@ -101,9 +101,9 @@ def test_what_is_kept_is_said(data):
 
 
 def test_each_of_several_and_none_of_our_own(data):
-    cell = Cell(Training(), "relearn+test_contract.Damped", 0)
+    cell = Cell(Training(), "relearn+test_own_contract.Damped", 0)
     (said,) = contract_notes(cell, data)
-    assert said.startswith("test_contract.Damped: passes")
+    assert said.startswith("test_own_contract.Damped: passes")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_fails_on_made_up_vectors_is_told_with_its_place(data):
         "could not be checked, as it fails on made-up vectors (ZeroDivisionError: division by"
         in said
     )
-    assert "test_contract.py, line " in said
+    assert "test_own_contract.py, line " in said
 
 
 def test_the_global_random_stream_is_left_as_found(data):
