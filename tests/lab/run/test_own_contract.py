@@ -93,9 +93,9 @@ def found(data, name, **training):
 def test_what_is_kept_is_said(data):
     (said,) = found(data, "Damped(damp=0.3)")
     assert said == (
-        "test_own_contract.Damped(damp=0.3): passes the contract checks on made-up vectors: it leaves "
-        "the global random stream alone; damp=0.0 is joint training; a resumed run equals an "
-        "uninterrupted one."
+        "test_own_contract.Damped(damp=0.3): passes the contract checks on made-up vectors: it "
+        "leaves the global random stream alone; damp=0.0 is joint training; a resumed run equals "
+        "an uninterrupted one."
     )
     assert found(data, "Remembers")
 
