@@ -653,7 +653,7 @@ SMALL = ("--data", DATA, "--epochs", 1, "--width", 8)
         ),
         ("there is no module 'not_there'", ["compare", "--methods", "not_there.Mine", *SMALL]),
         ("there is no module 'not_there'", ["compare", "--data", "not_there.load"]),
-        ("'squared' is no fusion. There is concat", ["train", "--fusion", "squared", *SMALL]),
+        ("unknown fusion 'squared'. Choose from: concat", ["train", "--fusion", "squared", *SMALL]),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence_and_leaves_nothing(

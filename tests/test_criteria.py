@@ -134,7 +134,7 @@ def test_focal_takes_class_numbers_alone(logits, target):
     ],
 )
 def test_settings_out_of_range(make):
-    with pytest.raises(ValueError, match=r"'(gamma|label_smoothing)' is"):
+    with pytest.raises(ValueError, match=r"'(gamma|label_smoothing)' must be"):
         make()
 
 

@@ -168,7 +168,7 @@ class Probe:
             ValueError: If the split is empty or the count is below 1.
         """
         if count < 1:
-            raise UserError(f"Probe.sample: 'count' is at least 1; found {count}.")
+            raise UserError(f"Probe.sample: 'count' must be at least 1; found {count}.")
         loader = self.loaders[split]
         with self._looking(), torch.enable_grad():
             draw = loaders.drawn(loader)

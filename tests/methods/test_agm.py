@@ -225,7 +225,7 @@ class TestMessages:
 
     def test_too_many_modalities(self):
         encoders = {str(n): nn.Linear(2, 2) for n in range(7)}
-        with pytest.raises(ValueError, match=r"found 7 encoders, so 128 passes a step\. Pass 6"):
+        with pytest.raises(ValueError, match=r"7 encoders make 128 passes a step\. Pass at most 6"):
             AGM(encoders, head=nn.Linear(2, 2))
 
     def test_a_step_without_a_loss(self):

@@ -124,13 +124,14 @@ class TestText:
         assert parse(text).text == "ogm_ge+relearn(every=5,times=2)"
         assert parse(parse(text).text).text == parse(text).text
         assert [spec.name for spec in split("joint,relearn+ogm")] == ["joint", "ogm+relearn"]
+        assert [spec.name for spec in together("b.C+a.B")] == ["a.B", "b.C"]
 
     def test_either_order_is_one_row_and_one_folder(self):
         assert expanded(split("relearn+ogm,ogm+relearn"), ()) == ["ogm+relearn"]
         folders = {Cell(Training(), text, 0).folder for text in ("relearn+ogm", "ogm+relearn")}
         assert folders == {"ogm+relearn-0"}
 
-    @pytest.mark.parametrize("text", ["data/c++/x.npz", "a.B+b.C", "relearn(every=1+2)"])
+    @pytest.mark.parametrize("text", ["data/c++/x.npz", "relearn(every=1+2)"])
     def test_a_plus_elsewhere_joins_nothing(self, text):
         assert len(together(text)) == 1
 

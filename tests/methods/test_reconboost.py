@@ -78,7 +78,7 @@ class TestHead:
         assert head.boost_rate.tolist() == [1.0]
 
     def test_it_needs_one_width(self):
-        with pytest.raises(ValueError, match=r"features of one width; found \{'a': 2, 'b': 1\}"):
+        with pytest.raises(ValueError, match=r"features need one width; found \{'a': 2, 'b': 1\}"):
             BoostedHead({"a": 2, "b": 1}, 2)
 
 

@@ -90,7 +90,7 @@ def test_shared_weights_samples_by_certainty():
 
 
 def test_shared_needs_one_width():
-    with pytest.raises(ValueError, match=r"features of one width; found \{'a': 2, 'b': 1\}"):
+    with pytest.raises(ValueError, match=r"features need one width; found \{'a': 2, 'b': 1\}"):
         SharedHead({"a": 2, "b": 1}, 2)
 
 

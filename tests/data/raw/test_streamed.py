@@ -104,12 +104,13 @@ def files_of(folder):
 
 LOADED = """
 import sys
+from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from evenly.data import collate, open_store
 
 if __name__ == "__main__":
-    held, part = (open_store(f"{sys.argv[1]}/{x}").split("train") for x in ("store", "streamed"))
+    held, part = (open_store(Path(sys.argv[1], x)).split("train") for x in ("store", "streamed"))
     whole = part.__getitems__(range(len(part)))["inputs"]["png"]  # the pool has started
     assert torch.equal(whole, held.__getitems__(range(len(held)))["inputs"]["png"])
     loader = DataLoader(part, 5, num_workers=int(sys.argv[2]), collate_fn=collate)

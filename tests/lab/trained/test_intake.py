@@ -281,7 +281,7 @@ class TestPredict:
 
     def test_an_array_that_says_it_is_another_kind(self, run):
         np.savez(run / "new.npz", sound=np.ones((3, 6, 7)), sound_kind=np.array("sequence"))
-        with pytest.raises(ValueError, match=r"is of the kind sequence, .* on the kind image"):
+        with pytest.raises(ValueError, match=r"has the kind sequence, .* on the kind image"):
             list(predictions(load_run(run / "run"), str(run / "new.npz")))
 
     def test_texts_and_files_where_arrays_were_learnt(self, run, tmp_path):

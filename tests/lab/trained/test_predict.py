@@ -124,7 +124,8 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "ranked by the mean absolute error (MAE), in the data's units" in text
     assert "Test MAE as one modality is missing" in (tmp_path / "report.html").read_text()
-    ranked = [line.partition(" ")[0] for line in text.splitlines()[1:5]]
+    table = text[text.index("\nmethod ") :].splitlines()
+    ranked = [line.partition(" ")[0] for line in table[2:6]]
     assert ranked[-1] == "unimodal(modality=noise)"  # the largest error
     with (tmp_path / "summary.csv").open() as file:
         tested = {row["metric"]: row["test"] for row in csv.DictReader(file) if row["test"]}
@@ -462,7 +463,7 @@ class TestMessages:
         (tmp_path / "t.csv").write_text("z\n1\n2\n")
         with pytest.raises(ValueError, match="has none of the columns x, eye, steps"):
             rows(run, str(tmp_path / "t.csv"))
-        with pytest.raises(ValueError, match="was trained on x, eye, steps; the data have top"):
+        with pytest.raises(ValueError, match="was trained on x, eye, steps; the data has top"):
             rows(run, "digits")
 
     def test_another_shape(self, run, tmp_path):
