@@ -138,11 +138,11 @@ def test_an_unknown_option_names_the_nearest(given, nearest):
 
 
 def test_import_costs_next_to_nothing():
-    """At most 0.3 s over torch, and none of the heavy parts."""
+    """A fraction of torch's own import, whatever the processor, and none of the heavy parts."""
     code = (
-        "import time, torch; start = time.process_time(); import evenly; evenly.Relearn, "
-        "evenly.Probe, evenly.OGMGE, evenly.diagnose, evenly.capture; "
-        "print(time.process_time() - start); import sys; "
+        "import time; begun = time.process_time(); import torch; start = time.process_time(); "
+        "import evenly; evenly.Relearn, evenly.Probe, evenly.OGMGE, evenly.diagnose, evenly.capture; "
+        "print((time.process_time() - start) / (start - begun)); import sys; "
         "heavy = {'lightning', 'transformers', 'sklearn', 'plotly', 'matplotlib', 'pandas'}; "
         "print(sorted(heavy & sys.modules.keys()))"
     )
@@ -151,7 +151,7 @@ def test_import_costs_next_to_nothing():
         subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         for _ in range(3)
     ]
-    assert min(float(seconds) for seconds, _ in ran) < 0.3  # other work makes some slower
+    assert min(float(share) for share, _ in ran) < 0.3  # other work makes some slower
     assert {heavy for _, heavy in ran} == {"[]"}
 
 

@@ -25,7 +25,8 @@ class Model: ...
 def test_a_setting_out_of_its_range_is_named(allowed, inside, outside):
     check_range(Model(), allowed, **{f"x{n}": value for n, value in enumerate(inside)})
     for value in (*outside, math.nan):
-        with pytest.raises(ValueError, match=rf"^Model: 'rate' must be {allowed}; found {value}\.$"):
+        said = rf"^Model: 'rate' must be {allowed}; found {value}\.$"
+        with pytest.raises(ValueError, match=said):
             check_range(Model(), allowed, weight=1, rate=value)
 
 

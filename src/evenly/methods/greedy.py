@@ -15,7 +15,6 @@ from evenly import distributed
 from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
-from evenly.nn.mmtm import blocks_of
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.ranges import check_range
@@ -128,6 +127,8 @@ class Greedy(Method):
             ValueError: If a setting is negative, or the head has no cross-modal blocks for the
                 encoders.
         """
+        from evenly.nn.mmtm import blocks_of  # half of what `import evenly` would take
+
         super().__init__(encoders, criterion=criterion)
         check_range(self, "not negative", epsilon=epsilon, window=window, start=start)
         self.epsilon, self.window, self.start = epsilon, window, start
