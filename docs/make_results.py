@@ -32,7 +32,7 @@ SETS = [
     (
         "cmu_mosi",
         [],
-        ["--epochs", "60"],
+        "--epochs 60",
         "Text, audio and video vectors of 2,199 utterances, two classes: 1,447 / 255 / 497. The "
         "text and video vectors were learnt with labels on the training videos, so validation is "
         "taken from the test videos, by video.",
@@ -40,7 +40,7 @@ SETS = [
     (
         "htad",
         [],
-        ["--epochs", "60", "--diagnose_every", "20"],
+        "--epochs 60 --diagnose_every 20",
         "Statistics of sound and of a wrist's acceleration in windows of seven home tasks: "
         "831 / 207 / 348, contiguous parts of each recording. One standard error of the test "
         "split is 2.2 points.",
@@ -48,21 +48,21 @@ SETS = [
     (
         "leaves",
         [],
-        ["--epochs", "60", "--diagnose_every", "30"],
+        "--epochs 60 --diagnose_every 30",
         "Margin, shape and texture of the leaves of 100 species: 1,000 / 200 / 400, ten leaves of "
         "each to learn from. The three say different things.",
     ),
     (
         "cremad_votes",
         [],
-        ["--epochs", "30", "--diagnose_every", "10"],
+        "--epochs 30 --diagnose_every 10",
         "What listeners heard and viewers saw in CREMA-D's clips (votes, not sound and video), on "
         "the paper's split: 5,954 / 744 / 744, six emotions.",
     ),
     (
         "watch_exercises",
         [],
-        ["--epochs", "12", "--width", "16", "--diagnose_every", "4"],
+        "--epochs 12 --width 16 --diagnose_every 4",
         "Accelerometer and gyroscope of a smartwatch, windows of 128 steps, seven shoulder "
         "exercises, subjects apart: 1,044 / 397 / 392. Only two subjects test: they differ more "
         "than methods do.",
@@ -70,32 +70,21 @@ SETS = [
     (
         "emoji_tags",
         [],
-        ["--epochs", "10", "--width", "32", "--lr", "0.03", "--diagnose_every", "3"],
+        "--epochs 10 --width 32 --lr 0.03 --diagnose_every 3",
         "Pictures of emoji and the words that describe them, without those that name a category, "
         "nine categories, variants apart: 1,334 / 190 / 382.",
     ),
     (
         "ravdess_av",
         [],
-        ["--epochs", "10", "--width", "32", "--lr", "0.03", "--diagnose_every", "3"],
+        "--epochs 10 --width 32 --lr 0.03 --diagnose_every 3",
         "Speech spectrogram and facial action units, eight emotions, actors apart: "
         "944 / 240 / 240. One standard error of the test split is 3.2 points.",
     ),
     (
         "av_digits",
         ["--snr", "-5"],
-        [
-            "--epochs",
-            "6",
-            "--width",
-            "32",
-            "--lr",
-            "0.03",
-            "--limit_samples",
-            "2000",
-            "--diagnose_every",
-            "2",
-        ],
+        "--epochs 6 --width 32 --lr 0.03 --limit_samples 2000 --diagnose_every 2",
         "Spoken digits with white noise at -5 dB and handwritten digits, ten classes: "
         "2,000 of 6,000 / 1,000 / 1,500.",
     ),
@@ -141,7 +130,7 @@ def section(arguments, name, options, training, about):
     """Converts, compares, and puts one data set's table into words."""
     file = converted(arguments.data, arguments.work, name, options)
     out = arguments.work / name
-    command = ["compare", "--methods", METHODS, "--seeds", str(SEEDS), *training]
+    command = ["compare", "--methods", METHODS, "--seeds", str(SEEDS), *training.split()]
     compared([EVENLY, *command, "--data", file, "--out", out], out)
     keep(out / "summary.csv", kept(name))
     shown = [

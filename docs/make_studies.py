@@ -93,7 +93,7 @@ def of_set(arguments, study, name, own):
     if study not in OWN_FOLDER and done.exists() and not out.exists():
         shutil.copytree(done, out)
     seeds = [] if "--seeds" in own else ["--seeds", str(SEEDS)]
-    command = ["study", study, *seeds, *training, *own]
+    command = ["study", study, *seeds, *training.split(), *own]
     run([EVENLY, *command, "--data", file, "--out", out])
     picture = HERE / "studies" / f"{study}-{name}.svg"
     picture.parent.mkdir(exist_ok=True)
@@ -113,14 +113,14 @@ MORE = [
     (
         "breast_cancer",
         [],
-        ["--epochs", "60"],
+        "--epochs 60",
         "Ten measurements of cell nuclei: their means, deviations and worst values as three "
         "modalities of 569 tumours, two classes (scikit-learn's copy of the Wisconsin data).",
     ),
     (
         "cmu_mosi_words",
         [],
-        ["--epochs", "20", "--width", "32"],
+        "--epochs 20 --width 32",
         "Words and sound of CMU-MOSI on its standard folds, 1,284 / 229 / 686 utterances, two "
         "classes: neither has seen a label before.",
     ),

@@ -52,7 +52,7 @@ def test_the_current_folder_is_looked_into(here):
         ("leaves.Part", r"the module leaves fails \(SystemExit: 3\)"),
         (
             "whole.Prat",
-            r"the module whole has no 'Prat' to be the part\. Did you mean whole\.Part\?",
+            r"the module whole has no 'Prat' to be the part\. Did you mean Part\?",
         ),
     ],
 )

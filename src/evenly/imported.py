@@ -7,7 +7,6 @@ a file that the user trusts (`evenly.lab.run.settings.check_trusted`).
 import os
 import sys
 import sysconfig
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from evenly.errors import UserError
 from evenly.files import sha256
+from evenly.suggest import nearest
 
 
 def is_own(name: str) -> bool:
@@ -51,11 +51,8 @@ def imported(what: str, name: str) -> Any:
     try:
         return getattr(module, last)
     except AttributeError as error:
-        near = get_close_matches(last, vars(module), n=1)
-        raise UserError(
-            f"the module {place} has no '{last}' to be the {what}. "
-            f"{f'Did you mean {place}.{near[0]}?' if near else 'Check the name.'}"
-        ) from error
+        guess = nearest(last, vars(module)).strip() or "Check the name."
+        raise UserError(f"the module {place} has no '{last}' to be the {what}. {guess}") from error
 
 
 def _broken(what: str, name: str, place: str, error: BaseException) -> UserError:

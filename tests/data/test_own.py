@@ -64,7 +64,7 @@ def test_other_data_than_before_are_refused(changed, tmp_path):
     path = written("x.y", arrays(), tmp_path / "arrays.npz")
     other = arrays()
     other[changed] = other[changed][::-1]
-    with pytest.raises(ValueError, match=f"gives other data than what .* in '{changed}'"):
+    with pytest.raises(ValueError, match=f"now returns other data than .* in '{changed}'"):
         written("x.y", other, path)
     with pytest.raises(ValueError, match="in 'c'"):
         written("x.y", arrays() | {"c": arrays()["a"]}, path)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from evenly.data.missing import lost
 from evenly.data.noise import noisy
+from evenly.data.numbers import pooled
 from evenly.data.tasks import Task, task_of
 from evenly.errors import UserError, UserRuntimeError
 from evenly.suggest import unknown
@@ -706,22 +707,12 @@ def _row(stored: Stored) -> tuple[int, ...]:
 def _moments(
     opened: Callable[[], Stored], rows: Int[Tensor, " n"], feature: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Mean and standard deviation along all axes but `feature`, in one pass of chunks.
-
-    The squares are those about the mean of each chunk, put together as Chan, Golub and LeVeque do
-    (COMPSTAT 1982, equation 2.1): nothing cancels out, however far the values are from 0.
-    """
-    total, squares, count = torch.zeros(()), torch.zeros(()), 0
-    for chunk in _chunks(opened, rows, feature):
-        added, size = chunk.sum(0), len(chunk)
-        if not size:
-            continue
-        squares = squares + (chunk - added / size).square_().sum(0)
-        if count:
-            apart = added / size - total / count
-            squares = squares + apart.square() * (count * size / (count + size))
-        total, count = total + added, count + size
-    mean = total / max(count, 1)
+    """Mean and standard deviation along all axes but `feature`, in one pass of chunks."""
+    found = (0, torch.zeros(()), torch.zeros(()))
+    for chunk in filter(len, _chunks(opened, rows, feature)):
+        mean = chunk.mean(0)
+        found = pooled(found, (len(chunk), mean, (chunk - mean).square_().sum(0)))
+    count, mean, squares = found
     std = (squares / max(count, 1)).sqrt()
     # What rounding leaves of a constant's deviation is no deviation.
     std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)

@@ -67,12 +67,27 @@ def _blur(mean: float, std: float, step: float) -> str:
     )
 
 
-class Blur:
-    """Finds out what `blurred` says of numbers that are not all at hand.
+def pooled(one: tuple[int, Any, Any], other: tuple[int, Any, Any]) -> tuple[int, Any, Any]:
+    """The moments of two groups of numbers together: nothing cancels out, however far from 0.
 
-    Moments are merged as in Chan, Golub and LeVeque, "Algorithms for computing the sample
-    variance", The American Statistician 1983.
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+    variances", COMPSTAT 1982, equation 2.1.
+
+    Args:
+        one: How many, their means, and the sums of squares about these, arrays or tensors.
+        other: Of the other group; both together have a number.
     """
+    (n, mean, squares), (k, its_mean, its_squares) = one, other
+    apart = its_mean - mean
+    return (
+        n + k,
+        mean + apart * (k / (n + k)),
+        squares + its_squares + apart**2 * (n * k / (n + k)),
+    )
+
+
+class Blur:
+    """Finds out what `blurred` says of numbers that are not all at hand."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -84,15 +99,13 @@ class Blur:
         rows = values.reshape(-1, values.shape[-1])
         changed = (rows.astype(np.float32) != rows).any(0)
         wide = rows.astype(np.float64)
-        low, high, mean, count = wide.min(0), wide.max(0), wide.mean(0), len(wide)
-        squares = np.square(wide - mean).sum(0)
+        low, high, mean = wide.min(0), wide.max(0), wide.mean(0)
+        found = (len(wide), mean, np.square(wide - mean).sum(0))
         if self._count:
             low, high = np.minimum(low, self._least), np.maximum(high, self._most)
-            whole, apart = self._count + count, mean - self._mean
-            squares = squares + self._squares + apart**2 * self._count * count / whole
-            mean, count = self._mean + apart * count / whole, whole
+            found = pooled((self._count, self._mean, self._squares), found)
             changed = changed | self._changed
-        self._count, self._mean, self._squares = count, mean, squares
+        self._count, self._mean, self._squares = found
         self._least, self._most, self._changed = low, high, changed
 
     def found(self) -> tuple[int, str] | None:

@@ -96,7 +96,7 @@ def written(spec: str, found: Mapping[str, Any], path: Path) -> Path:
     ]
     if differ:
         raise UserError(
-            f"data set '{spec}' gives other data than what {path} holds of it, in "
+            f"data set '{spec}' now returns other data than {path} holds, in "
             f"'{differ[0]}'. Draw what is random from a seed, or choose another folder with --out."
         )
     return path

@@ -200,7 +200,7 @@ class TestChanges:
         (tmp_path / "a.csv").write_text(
             "x,label\n" + "".join(f"{k / 3},{k % 2}\n" for k in range(40))
         )
-        with pytest.raises(ValueError, match=r"^a: has no files in \.tar shards, of which alone"):
+        with pytest.raises(ValueError, match=r"^a: --stream needs files in \.tar shards"):
             prepare(table(tmp_path / "a.csv"), tmp_path / "store", workers=1, stream=True)
 
     def test_a_store_is_not_made_where_one_is_streamed(self, both):

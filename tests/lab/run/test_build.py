@@ -296,7 +296,7 @@ def test_the_width_of_an_encoder_is_found(data, name, width):
         ("nothing", "encoder 'test_build.nothing' is of the type NoneType. Give a class"),
         ("THREE", "'test_build.THREE' is of the type list. An encoder is a class"),
         ("Steps", r"returns \(2, 1, 5\) for 2 samples, which does not say how wide"),
-        ("Miine", r"the module test_build has no 'Miine' .*\. Did you mean test_build\.Mine\?"),
+        ("Miine", r"the module test_build has no 'Miine' .*\. Did you mean Mine( or \w+)*\?"),
     ],
 )
 def test_what_is_no_encoder(data, name, message):

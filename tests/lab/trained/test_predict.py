@@ -343,7 +343,8 @@ def test_the_command(run, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["qmf", "unimodal(modality=x)", "greedy"])
-def test_every_head_and_encoders_of_ones_own(data, tmp_path, method):
+def test_every_head_and_encoders_of_ones_own(data, tmp_path, method, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "run")
     encoders = {"x": "test_run.Lazy"}
     training = Training(str(data), epochs=1, batch_size=10, width=8, encoders=encoders)
     run_cell(Cell(training, method, 0), tmp_path)

@@ -83,8 +83,7 @@ def _in_shards(source: Source) -> list[str]:
     ]
     if not found:
         raise UserError(
-            f"{source.name}: has no files in .tar shards, of which alone --stream reads in every "
-            "epoch. Leave it out."
+            f"{source.name}: --stream needs files in .tar shards, and there are none. Leave it out."
         )
     return found
 

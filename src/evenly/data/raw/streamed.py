@@ -112,14 +112,14 @@ class Decoders:
         except Lost as error:
             raise UserRuntimeError(
                 f"{self._where}: a process that decoded '{name}' was killed, perhaps for want of "
-                "memory. The same command goes on from the last checkpoint."
+                "memory. Run the same command again to continue from the last checkpoint."
             ) from error
 
     def _array(self, name: str, found: decode.Decoded) -> np.ndarray:
         if isinstance(found, str):
             raise UserError(
-                f"{self._where}: is not of these files any more: {found}. Bring back what was "
-                "there, or remove the folder and prepare again."
+                f"{self._where}: its shards have changed: {found}. Bring them back as they "
+                "were, or remove the folder and prepare again."
             )
         value = found[name]
         assert value is not None  # else it would be said what is wrong
