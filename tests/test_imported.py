@@ -8,7 +8,7 @@ from evenly.imported import checksums, imported, is_own
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A current folder with modules, which no other test finds."""
+    """A current folder with modules of names that no other folder on the path has (own_)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [path for path in sys.path if path])
     before = set(sys.modules)
@@ -41,35 +41,38 @@ def test_the_current_folder_is_looked_into(here):
             r"^'nowhere_at_all.Part' .* as the part, .* no module 'nowhere_at_all'\.",
         ),
         (
-            "packed.inner.Part",
-            r"there is no module 'packed\.inner'\. .* start the command in its folder",
+            "own_packed.inner.Part",
+            r"there is no module 'own_packed\.inner'\. .* start the command in its folder",
         ),
         (
-            "lacks.Part",
-            r"the module lacks fails \(ModuleNotFoundError: No module named 'not_there'",
+            "own_lacks.Part",
+            r"the module own_lacks fails \(ModuleNotFoundError: No module named 'not_there'",
         ),
-        ("broken.Part", r"the module broken fails \(SyntaxError: .*Run 'python -c \"import broken"),
-        ("leaves.Part", r"the module leaves fails \(SystemExit: 3\)"),
         (
-            "whole.Prat",
-            r"the module whole has no 'Prat' to be the part\. Did you mean Part\?",
+            "own_broken.Part",
+            r"the module own_broken fails \(SyntaxError: .*Run 'python -c \"import own_broken",
+        ),
+        ("own_leaves.Part", r"the module own_leaves fails \(SystemExit: 3\)"),
+        (
+            "own_whole.Prat",
+            r"the module own_whole has no 'Prat' to be the part\. Did you mean Part\?",
         ),
     ],
 )
 def test_what_cannot_be_imported_is_a_sentence(name, message, here):
-    (here / "packed").mkdir()
-    (here / "packed" / "__init__.py").touch()
-    (here / "lacks.py").write_text("import not_there\n")
-    (here / "broken.py").write_text("class Part(:\n")
-    (here / "leaves.py").write_text("raise SystemExit(3)\n")
-    (here / "whole.py").write_text("class Part: pass\n_hidden = 1\n")
+    (here / "own_packed").mkdir()
+    (here / "own_packed" / "__init__.py").touch()
+    (here / "own_lacks.py").write_text("import not_there\n")
+    (here / "own_broken.py").write_text("class Part(:\n")
+    (here / "own_leaves.py").write_text("raise SystemExit(3)\n")
+    (here / "own_whole.py").write_text("class Part: pass\n_hidden = 1\n")
     with pytest.raises(ValueError, match=message) as raised:
         imported("part", name)
     assert "\n" not in str(raised.value)
 
 
 def test_checksums_are_of_the_file_that_defines_a_part(here):
-    (here / "front.py").write_text("from behind import Part\nfrom torch.nn import Linear\n")
-    (here / "behind.py").write_text("class Part: pass\n")
-    found = checksums({"front.Part": "part", "front.Linear": "part", "math.sin": "part"})
-    assert found == {"behind": hashlib.sha256(b"class Part: pass\n").hexdigest()}
+    (here / "own_front.py").write_text("from own_behind import Part\nfrom torch.nn import Linear\n")
+    (here / "own_behind.py").write_text("class Part: pass\n")
+    found = checksums({"own_front.Part": "part", "own_front.Linear": "part", "math.sin": "part"})
+    assert found == {"own_behind": hashlib.sha256(b"class Part: pass\n").hexdigest()}
