@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shlex
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import nn
 
 import forked
 from evenly import METHODS
+from evenly.cli import main
+from hubs import dataset, on_the_hub, picture, tone
+from stores import pack
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -99,6 +103,48 @@ def test_the_code_of_the_readme_runs():
     assert said.startswith("All together")
     table = [line.split()[0] for line in said[said.rindex("modality") :].splitlines()[:3]]
     assert table == ["modality", "audio", "visual"]
+
+
+def test_the_commands_on_files_of_the_readme_run(tmp_path, monkeypatch):
+    """Each but those that need CREMA-D, in order, on files of the names that they give."""
+    monkeypatch.chdir(tmp_path)
+    on_the_hub(Path("pets"), train=[dataset(range(12)), dataset(range(12, 24))])
+    clips = ["look,sound,label"]
+    guests = ["age,fare,port,remark,label"]
+    for row in range(20):
+        member = {"png": picture(row), "wav": tone(row / 100), "cls": str(row % 2)}
+        for ending, value in member.items():
+            Path(f"{row}.{ending}").write_bytes(value.encode() if ending == "cls" else value)
+        clips.append(f"{row}.png,{row}.wav,{'ab'[row % 2]}")
+        guests.append(f"{20 + row},{row / 2},{('Cork', 'Oslo')[row % 2]},fine,{'ab'[row % 2]}")
+    for shard in range(10):
+        rows = range(2 * shard, 2 * shard + 2)
+        endings = ("png", "wav", "cls")
+        members = [
+            (f"{row}.{end}", Path(f"{row}.{end}").read_bytes()) for row in rows for end in endings
+        ]
+        pack(Path(f"pets-{shard:06}.tar"), members)
+    Path("clips.csv").write_text("\n".join(clips))
+    Path("new.csv").write_text("\n".join(clips[:5]))
+    Path("guests.csv").write_text("\n".join(guests))
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## I have files")[2]
+    lines = [
+        line for b in run_pages.blocks(text) if b.language == "sh" for line in b.code.splitlines()
+    ]
+    ran = []
+    for line in lines:
+        command = shlex.split(line, comments=True)
+        if command[0] != "evenly" or "cremad" in line:
+            continue
+        if command[1] == "compare":
+            command += ["--seeds", "1", "--methods", "relearn", "--epochs", "2", "--width", "4"]
+        command += ["--workers", "1"] if command[1] == "prepare" else []
+        assert main(command[1:]) in (0, None), line
+        ran.append(command[1])
+    assert ran == ["prepare", "compare", "predict", "export", *["prepare"] * 3]
+    assert len(Path("found.csv").read_text().splitlines()) == 5
+    for store in ("clips", "pets-store", "pets-shards", "guests"):
+        assert Path(store, "dataset.json").exists()
 
 
 def test_the_readme_names_every_method_under_its_category():
