@@ -1,7 +1,7 @@
 """Files shaped like CREMA-D's: clips of two JPEG frames and a WAV of three seconds, of six classes.
 
-The class decides how a picture's stripes lie and which tone sounds, under noise: a small ResNet
-learns it in a few epochs, and not at once.
+The class decides the direction of a picture's stripes and the tone, under noise: a small ResNet
+learns it in a few epochs, but not immediately.
 """
 
 import wave
@@ -23,7 +23,7 @@ class Clip(NamedTuple):
     """One sample.
 
     Attributes:
-        folder: With 0.jpg, 1.jpg and sound.wav.
+        folder: The folder with 0.jpg, 1.jpg and sound.wav.
         label: Its class, from 0.
         split: train, val or test.
     """
@@ -34,7 +34,7 @@ class Clip(NamedTuple):
 
 
 def write(folder: Path, counts: dict[str, int]) -> list[Clip]:
-    """Writes so many clips of each split, classes in turn."""
+    """Writes this many clips of each split, with alternating classes."""
     clips = []
     for split, count in counts.items():
         for n in range(count):
@@ -45,7 +45,7 @@ def write(folder: Path, counts: dict[str, int]) -> list[Clip]:
 
 
 def source(clips: list[Clip], size: int) -> Source:
-    """What `evenly prepare` makes a store of."""
+    """The source from which `evenly prepare` makes a store."""
     readers = {"audio": Spectrogram("fbank", SECONDS), "visual": Video(2, (size, size))}
     samples = [
         Sample(

@@ -1,12 +1,12 @@
-"""What Ray and Dask cost as the engine that carries many runs: size, start, tasks, losses.
+"""The costs of Ray and Dask as the engine for many runs: size, start, tasks, losses.
 
     python benchmarks/engines.py dask    # in an environment with `distributed`
     python benchmarks/engines.py ray     # in an environment with `ray`
 
-prints JSON; results/engines.json has both, and docs/scale.md the table. Each measurement is made in
-an interpreter of its own, several times; figures are medians. Clusters are real processes on
-127.0.0.1, started by the engine's own commands: a head without a slot and two workers with one slot
-each. Linux only (it reads /proc).
+prints JSON; results/engines.json has both, and docs/scale.md the table. Each measurement runs in
+its own interpreter, several times; figures are medians. Clusters are real processes on 127.0.0.1,
+started by the engine's own commands: a head without a slot and two workers with one slot each.
+Linux only (it reads /proc).
 """
 
 import argparse
@@ -31,11 +31,11 @@ from typing import Any, ClassVar
 HOST = "127.0.0.1"
 WORKERS = 2
 LASTING = 2.0
-"""Seconds of a task that is killed or frozen in its middle."""
+"""Seconds of a task that is killed or frozen halfway."""
 PATIENCE = 120.0
-"""Seconds after which a result is taken for lost."""
+"""Seconds after which a result counts as lost."""
 TTL = 15
-"""Seconds of silence after which Dask takes a worker for lost (its own default: 300)."""
+"""Seconds of silence after which Dask considers a worker lost (its own default: 300)."""
 NOT_COUNTED = {"torch", "numpy", "pip", "setuptools"}
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of prctl(2)."""
@@ -48,7 +48,7 @@ def empty() -> None:
 
 
 def lasting(diary: str, seconds: float) -> str:
-    """A run that notes its begin and its end, each with the process, and gives back its diary."""
+    """A run that records its start and end, each with the process, and returns its diary."""
 
     def note(word: str) -> None:
         with open(diary, "a") as file:
@@ -100,7 +100,7 @@ class Dask:
         self.client = Client(f"tcp://{HOST}:{port}", timeout=5)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Hands in a run."""
+        """Submits a run."""
         return self.client.submit(function, *arguments, pure=False)
 
     def result(self, run: Any, seconds: float) -> Any:
@@ -126,7 +126,7 @@ class Ray:
     environment: ClassVar = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 
     def prepare(self, folder: Path) -> None:
-        """Makes a token, in a home of our own: the head listens on all addresses."""
+        """Makes a token, in a separate home folder: the head listens on all addresses."""
         os.environ["HOME"] = str(folder)
         program = Path(sys.executable).with_name("ray")
         subprocess.run([program, "get-auth-token", "--generate"], check=True, capture_output=True)
@@ -137,7 +137,7 @@ class Ray:
         return ["ray", "start", "--head", f"--port={port}", "--num-cpus=0", *quiet, "--block"]
 
     def worker(self, port: int, _folder: Path, index: int) -> list[str]:
-        """Command that starts a worker with one slot, at an address of its own as in a cluster."""
+        """Command that starts a worker with one slot, at its own address as in a cluster."""
         where = [f"--address={HOST}:{port}", f"--node-ip-address=127.0.0.{2 + index}"]
         return ["ray", "start", *where, "--num-cpus=1", "--block"]
 
@@ -157,7 +157,7 @@ class Ray:
         ray.init(address=f"{HOST}:{port}", log_to_driver=False)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Hands in a run."""
+        """Submits a run."""
         import ray
 
         return ray.remote(function).remote(*arguments)
@@ -212,7 +212,7 @@ def tell(processes: list[int], message: signal.Signals) -> None:
 
 
 def megabytes(processes: list[int]) -> Figures:
-    """Memory of the processes together: resident, and with shared pages shared out (PSS)."""
+    """Memory of the processes together: resident, and with shared pages divided (PSS)."""
     total = {"Rss": 0, "Pss": 0}
     for pid in processes:
         with suppress(OSError):
@@ -263,15 +263,16 @@ class Cluster:
         return pid
 
     def start_head(self) -> int:
-        """Starts a head that knows of none before it.
+        """Starts a head without knowledge of earlier ones.
 
-        In a folder of its own, since Ray takes workers on the same machine for a head there.
+        It has its own folder, since Ray would otherwise assign workers on the same machine to a
+        head there.
         """
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=""))
         return self.start(self.engine.head(self.port, folder))
 
     def up(self) -> int:
-        """How many commands have said that they are up."""
+        """The number of commands that have reported being up."""
         return len(re.findall(self.engine.ready, Path(self.log.name).read_text()))
 
     def join(self) -> None:
@@ -282,8 +283,8 @@ class Cluster:
 
 @contextmanager
 def workplace(engine: Engine) -> Iterator[tuple[Engine, Path]]:
-    """A folder, and an end to every process that was started meanwhile."""
-    ctypes.CDLL(None).prctl(SUBREAPER, 1)  # orphans become ours, so that we find and end them
+    """A folder, with an end to every process started meanwhile."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)  # we adopt orphans, to find and end them
     os.environ |= engine.environment
     with tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name:
         try:
@@ -298,7 +299,7 @@ def workplace(engine: Engine) -> Iterator[tuple[Engine, Path]]:
 
 
 def size(engine: Engine, _folder: Path) -> Figures:
-    """Disk space and count of what is installed for the engine, itself included."""
+    """Disk space and number of packages installed for the engine, including itself."""
     from packaging.requirements import Requirement
 
     names, found = [engine.package], {}
@@ -325,7 +326,7 @@ def imported(engine: Engine, _folder: Path) -> Figures:
 
 
 def start(engine: Engine, folder: Path) -> Figures:
-    """From nothing to the first run's end with two workers here, then empty runs once warm."""
+    """From nothing to the end of the first run with two local workers; then warm, empty runs."""
     importlib.import_module(engine.module)
     begin = time.monotonic()
     engine.local(folder)
@@ -350,7 +351,7 @@ def start(engine: Engine, folder: Path) -> Figures:
 
 
 def join(engine: Engine, folder: Path) -> Figures:
-    """From the call that joins a warm cluster to the first run's end; and with the import."""
+    """From the call that joins a warm cluster to the end of the first run; also with the import."""
     cluster = Cluster(engine, folder)
     with client(engine, cluster.port, "empty") as warm_up:
         warm_up.wait("done")
@@ -361,7 +362,7 @@ def join(engine: Engine, folder: Path) -> Figures:
 
 
 def memory(engine: Engine, folder: Path) -> Figures:
-    """Of the head, of an idle node with one slot that has run once, and of a client."""
+    """Memory of the head, of an idle node with one slot that has run once, and of a client."""
     cluster = Cluster(engine, folder)
     cluster.join()
     for run in [engine.submit(lasting, os.devnull, 1.0) for _ in range(WORKERS)]:
@@ -388,7 +389,7 @@ def count(diaries: list[Path], word: str) -> str:
 def lose(
     engine: Engine, folder: Path, strike: Callable[[Cluster, int], list[int]], after: float
 ) -> Figures:
-    """Strikes the first of two lasting runs in its middle; wakes what still lives; counts."""
+    """Strikes the first of two lasting runs halfway; wakes what is still alive; counts."""
     cluster = Cluster(engine, folder)
     cluster.join()
     diaries = [folder / f"diary{index}" for index in range(WORKERS)]
@@ -410,7 +411,7 @@ def lose(
 
 
 def killed(engine: Engine, folder: Path) -> Figures:
-    """A worker process is killed (-9) in the middle of its run: seconds until its result."""
+    """A worker process is killed (-9) halfway through its run: seconds until its result."""
 
     def strike(_cluster: Cluster, pid: int) -> list[int]:
         tell([pid], signal.SIGKILL)
@@ -420,7 +421,7 @@ def killed(engine: Engine, folder: Path) -> Figures:
 
 
 def frozen(engine: Engine, folder: Path) -> Figures:
-    """A whole node stops (SIGSTOP) in the middle of its run, and wakes when the result is there."""
+    """A whole node stops (SIGSTOP) halfway through its run, and wakes when the result is there."""
 
     def strike(cluster: Cluster, pid: int) -> list[int]:
         node = next(found for found in map(family, cluster.workers) if pid in found)
@@ -431,7 +432,7 @@ def frozen(engine: Engine, folder: Path) -> Figures:
 
 
 def head(engine: Engine, folder: Path) -> Figures:
-    """The head is killed (-9) with a run under way, and starts at its address two seconds later."""
+    """The head is killed (-9) during a run, and restarts at its address two seconds later."""
     cluster = Cluster(engine, folder)
     diary = folder / "diary"
     with client(engine, cluster.port, "head", str(diary)) as old:
@@ -453,13 +454,13 @@ def head(engine: Engine, folder: Path) -> Figures:
 
 
 class Spoken:
-    """A client process that says in lines of JSON how it fares."""
+    """A client process that reports in lines of JSON."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
     def wait(self, event: str, or_end: bool = False) -> Figures:
-        """The next thing said, which is the event, or the end of the process where allowed."""
+        """The next report, which must be the event, or the end of the process if allowed."""
         for line in self.process.stdout or []:
             if line.startswith("{"):
                 said: Figures = json.loads(line)
@@ -487,12 +488,12 @@ def client(engine: Engine, port: int, task: str, diary: str = "") -> Iterator[Sp
 
 
 def say(event: str, **what: Any) -> None:
-    """Tells the measuring process."""
+    """Reports to the measuring process."""
     print(json.dumps({"event": event, "at": time.monotonic(), **what}), flush=True)
 
 
 def be_client(engine: Engine, port: int, task: str, diary: str) -> None:
-    """Joins; then an empty run, or a long one and, when it is lost, another."""
+    """Joins; then does an empty run, or a long one and, if it is lost, another."""
     importlib.import_module(engine.module)
     begin = time.monotonic()
     engine.join(port)
@@ -539,7 +540,7 @@ MEASUREMENTS: dict[str, Callable[[Engine, Path], Figures]] = {
 
 
 def measure(name: str, measurement: str) -> Figures:
-    """One measurement in an interpreter of its own, with the load that it met."""
+    """One measurement in its own interpreter, with the machine's load."""
     load = os.getloadavg()[0]
     command = [sys.executable, __file__, name, "--one", measurement]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -550,7 +551,7 @@ def measure(name: str, measurement: str) -> Figures:
 
 
 def summary(runs: list[Figures]) -> Figures:
-    """Median of each figure; of words, all that came."""
+    """Median of each figure; all values of words."""
     whole: Figures = {"repeats": len(runs)}
     for key in dict.fromkeys(key for run in runs for key in run):
         found = [run[key] for run in runs if key in run]

@@ -1,10 +1,10 @@
-"""What evenly computes in a form of its own, against the plain form that it replaces.
+"""evenly's own forms of computation against the plain forms that they replace.
 
     python benchmarks/forms.py
 
-Each line is a piece of work of the size that a run on CREMA-D has (5,952 training and 744 test
-samples, features of 512, a ResNet-18 pair), on one thread; both sides give the same result, which
-is checked first. None may be slower than its plain form.
+Each line is work of the size of a run on CREMA-D (5,952 training and 744 test samples, 512
+features, a pair of ResNet-18s), on one thread. Both sides give the same result, which is checked
+first. None may be slower than its plain form.
 """
 
 import argparse
@@ -26,7 +26,7 @@ N, WIDTH, CLASSES, TESTED, BATCH = 5_952, 512, 6, 744, 64
 
 
 def forms():
-    """By what they do, the plain form and ours, each giving what can be compared."""
+    """The plain form and ours, by purpose, each with a comparable result."""
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(N, WIDTH, generator=draws)
     centers = torch.randn(CLASSES, WIDTH, generator=draws)
@@ -98,7 +98,7 @@ def forms():
 
 
 def network(seed):
-    """As many tensors as a ResNet-18 has, and parameters."""
+    """As many tensors and parameters as in a ResNet-18."""
     torch.manual_seed(seed)
     layers = [nn.Linear(512, 512) for _ in range(42)]
     return nn.Sequential(*layers)
@@ -164,7 +164,7 @@ def weighted(correct):
 
 
 def same(one, other):
-    """Whether two forms agree: to rounding, and where they draw at random to a tenth."""
+    """Whether two forms agree: up to rounding, or to a tenth if they are random."""
     one, other = (torch.as_tensor(value).detach().double() for value in (one, other))
     return torch.allclose(one, other, 0.1 if one.shape == (5,) else 1e-4, 1e-6)
 

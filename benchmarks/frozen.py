@@ -1,10 +1,10 @@
-"""What the second method of a comparison costs on a frozen encoder, over the first.
+"""The cost of a comparison's second method relative to the first, with a frozen encoder.
 
     python benchmarks/frozen.py
 
 The encoder is a ViT-B/32 with random weights (88 million, CLIP's size), the data are random
-pictures of 224 x 224. The first run makes features and keeps them, the second reads them; both are
-whole runs, from building the model to its test split, with inspection.
+pictures of 224 x 224. The first run computes features and keeps them, the second reads them; both
+are whole runs, from building the model to the test split, with inspection.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Whether the `stable` gap is one to act on: steady, none without over-fitting, its error true.
+"""Whether you can act on the `stable` gap: steady, 0 without over-fitting, with a true error.
 
     python benchmarks/gap.py               # eight minutes on two cores
     python benchmarks/gap.py --only real   # one of the four questions
 
-1. seeds: how much other seeds of k-means change the strength tanh(3 · gap), on the inputs of the
-   sets in ../shared/data and on what a small joint model makes of them;
-2. null: the strength where both splits are of one source, whatever their sizes and class shares;
-3. real: the strength where the classes of the training split stand further apart;
+1. seeds: how much different seeds of k-means change the strength tanh(3 · gap), on the inputs of
+   the sets in ../shared/data and on a small joint model's features;
+2. null: the strength if both splits have the same source, for any sizes and class shares;
+3. real: the strength if the classes of the training split are further apart;
 4. errors: the standard error over the standard deviation of the gap from draw to draw.
 
-Beside each what the published gap says.
+Each is shown beside the published gap.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from evenly.data import Padded, load_npz
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[1] / "shared" / "data"
-SETS = (  # those that take longest first
+SETS = (  # the longest first
     "leaves",
     "av_digits",
     "cremad_votes",
@@ -45,25 +45,25 @@ SETS = (  # those that take longest first
     "htad",
 )
 GAPS = ("stable", "paper")
-SEEDS, STEADY = 10, 0.03  # seeds of k-means, and their standard deviation at most
-GRID = 16  # to which sequences are averaged, and both sides of images
-HALF, WELL = 3, {True: 20, False: 60}  # epochs, of sets with many samples fewer
+SEEDS, STEADY = 10, 0.03  # seeds of k-means, and their maximum standard deviation
+GRID = 16  # length that sequences, and both sides of images, are averaged to
+HALF, WELL = 3, {True: 20, False: 60}  # epochs; fewer for sets with many samples
 MANY = 3000
 
-CELLS, NONE = 100, 0.05  # cells of the grid, and the strength at most
+CELLS, NONE = 100, 0.05  # cells of the grid, and the maximum strength
 SIZES = (60, 300, 1500, 6000)
 CLASSES = (2, 6, 30)
 SHARES = (("equal", "equal"), ("skewed", "skewed"), ("skewed", "reversed"))
 APART = {"none": 0.0, "half": 3.0, "full": 8.0}  # class means, in standard deviations
 WIDTHS = (8, 64, 512)
 
-# Separations of training and validation split, and the strength at least; as in CREMA-D there are
+# Separations of training and validation split, and the minimum strength; as in CREMA-D, there are
 # 5,954 and 744 rows of 6 classes, in 128 dimensions.
 OVER_TRAINED = ((0.4, 0.3, 0.15), (0.3, 0.2, 0.45), (0.4, 0.2, 0.55), (0.6, 0.15, 0.8))
 ROUNDS = 3
 
 DRAWS = 20
-TRUE = 0.7, 1.3  # the told error over the true one, at least and at most
+TRUE = 0.7, 1.3  # minimum and maximum of the stated error over the true one
 # Rows of both splits, width, classes, shares of both, separation of both.
 SITUATIONS = {
     "not separated": (1200, 300, 64, 6, "equal", "equal", 0.0, 0.0),
@@ -78,7 +78,7 @@ SITUATIONS = {
 
 
 def counts(size, classes, shares):
-    """Samples of each class, one at least; skewed ones fall as 1, 1/2, 1/3, ..."""
+    """Samples of each class, at least one; skewed ones decrease as 1, 1/2, 1/3, ......"""
     share = torch.ones(classes) if shares == "equal" else 1 / torch.arange(1.0, classes + 1)
     if shares == "reversed":
         share = share.flip(0)
@@ -100,7 +100,7 @@ def measured(train, val, gap, seed=0):
 
 
 def flat(x, modality):
-    """One vector a sample: words that are in it, or values averaged to a grid."""
+    """One vector per sample: the words in it, or values averaged to a grid."""
     if modality.kind == "text":
         words = x.values.long()
         return torch.zeros(len(words), modality.shape[1]).scatter_(1, words, 1.0)[:, 1:]
@@ -116,7 +116,7 @@ def flat(x, modality):
 
 
 def read(name):
-    """Standardised inputs of a set, by modality of training and validation split, and classes."""
+    """Standardised inputs of a set by modality, for training and validation split, and classes."""
     with tempfile.TemporaryDirectory() as folder:
         program, file = HERE.parent / "examples" / f"convert_{name}.py", Path(folder, "set.npz")
         command = [sys.executable, program, SHARED / name, file]
@@ -134,7 +134,7 @@ def read(name):
 
 
 def learnt(inputs, y):
-    """By state and modality, features of both splits: inputs, half learnt, well learnt."""
+    """Features of both splits by state (inputs, half learnt, well learnt) and modality."""
     torch.manual_seed(0)
     encoders = nn.ModuleDict(
         {
@@ -162,7 +162,7 @@ def learnt(inputs, y):
 
 
 def of_set(name):
-    """By state and modality and by gap: strength, its deviation over seeds, and the gap's; cost.
+    """Strength, its deviation over seeds, and the gap's, by state, modality and gap; and the cost.
 
     The cost is the CPU time of the stable gaps, over that of the paper's.
     """
@@ -185,7 +185,7 @@ def of_set(name):
 
 
 def seeds(pool):
-    """Prints what other seeds do on the sets that are here."""
+    """Prints the effect of different seeds on the available sets."""
     here = [name for name in SETS if (SHARED / name).is_dir()]
     for name in SETS:
         if name not in here:
@@ -212,7 +212,7 @@ def cells():
 
 
 def of_cell(cell):
-    """Strength, gap and error by gap, of two splits of one source."""
+    """Strength, gap and error by estimator, for two splits of one source."""
     size, val_size, classes, shares, apart, width = cell
     separation = APART[apart] / math.sqrt(2 * width)
     train = drawn(counts(size, classes, shares[0]), separation, width, 1)
@@ -221,7 +221,7 @@ def of_cell(cell):
 
 
 def null(pool):
-    """Prints the strengths where nothing is over-fitted."""
+    """Prints the strengths without over-fitting."""
     found = list(zip(cells(), pool.map(of_cell, cells()), strict=True))
     print(f"\nstrength in {CELLS} cells without over-fitting")
     print("classes apart    cells  stable: mean     most   paper: mean     most")
@@ -256,7 +256,7 @@ def of_row(row):
 
 
 def real(pool):
-    """Prints the strengths where over-fitting is real."""
+    """Prints the strengths with real over-fitting."""
     print(f"\nstrength where over-fitting is real, mean of {ROUNDS} draws (least)")
     print(f"{'separations':<12} {'stable':>14} {'paper':>14} {'shared':>14}")
     promises = []
@@ -270,7 +270,7 @@ def real(pool):
 
 
 def of_situation(name):
-    """By gap, its mean, and the errors, true and told, over fresh draws."""
+    """The mean of each gap, and the true and stated errors, over fresh draws."""
     size, val_size, width, classes, shares, val_shares, apart, val_apart = SITUATIONS[name]
     found = {"stable": [], "paper": []}
     for n in range(DRAWS):
@@ -289,7 +289,7 @@ def of_situation(name):
 
 
 def errors(pool):
-    """Prints told and true errors."""
+    """Prints stated and true errors."""
     print(f"\nstandard error of the gap, {DRAWS} draws of both splits")
     head = f"{'gap':>7}{'true':>8}{'told':>8}{'told / true':>13}"
     print(f"{'':<26}{'stable:':>9}{head}{'paper:':>9}{head}")

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py
 
-What it times waits for the device. Before the promises it shows the ways to take a step of
-train_step.py, those that the lab leaves out among them.
+Timings wait for the device. Before the promises, it shows train_step.py's ways of taking a step,
+including those that the lab does not use.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def clustering(device):
 
 
 def busy(device, pair, batches):
-    """The rate of a run over that of its step on a batch which is on the device already."""
+    """The rate of a run over that of its step on a batch already on the device."""
     shapes, size, _ = PAIRS[pair]
     data = random_data(shapes, batches * size, size)
     encoders = {} if pair == "mlp" else dict.fromkeys(shapes, "resnet18")
@@ -67,7 +67,7 @@ def busy(device, pair, batches):
 
 
 def waits(trainer):
-    """Prints where a step, its batch read from the GPU, waits for it; it should not."""
+    """Prints where a step, with its batch on the GPU, waits for the GPU; it should not."""
     split = trainer.loader.dataset
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -78,7 +78,7 @@ def waits(trainer):
 
 
 def waited(found, device):
-    """What was found, once the device has done it."""
+    """The result, once the device has finished."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return found

@@ -5,11 +5,11 @@
     python benchmarks/growth.py --write                           # and keep the results
     python benchmarks/growth.py --figure docs/assets/growth.svg   # of the kept results
 
-Rows of 512 values in float16 lie in a file that is mapped, not read; each clustering is made in a
-process of its own. Memory is what that process holds in RAM beyond files (resident less shared
-pages, looked at every 5 ms) at its most, less what it held before: pages of the mapped file are the
-system's cache, which it takes back as it needs. The purity is compared with that of the exact
-clustering, where all rows take part in all restarts, of as many rows as time allows.
+Rows of 512 float16 values are in a memory-mapped file; each clustering runs in its own process.
+Memory is the peak RAM of that process beyond files (resident minus shared pages, sampled every 5
+ms), minus what it held before: pages of the mapped file are the system's cache, which it reclaims
+as needed. The purity is compared with that of the exact clustering, in which all rows take part in
+all restarts, for as many rows as time allows.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from evenly import kmeans, purity
 
 WIDTH, LATENT = 512, 32
 RESULTS = Path(__file__).parent / "results" / "growth.json"
-# By number of classes their spread, where the class means have 1: they overlap, as an encoder's do,
-# but so that seeds agree on a best clustering. With 16 latent dimensions exact clusterings into 31
-# differ by 0.02 in purity from seed to seed, and no other could be said to be off by 0.01.
+# Spread of the classes by their number, with class means of spread 1: they overlap like an
+# encoder's, but so that seeds agree on a best clustering. With 16 latent dimensions, exact
+# clusterings into 31 differ by 0.02 in purity between seeds, so none could be called off by 0.01.
 SPREAD = {6: 1.6, 31: 1.6, 1000: 1.2}
-# By clusters: rows; up to how many of them the exact clustering is made; sample and restarts.
+# By clusters: rows; the largest number of rows with an exact clustering; sample and restarts.
 FULL = {
     6: ([10**4, 10**5, 10**6, 10**7], 10**6, 100_000, 10),
     31: ([10**4, 10**5, 10**6, 10**7], 10**6, 100_000, 10),
@@ -48,7 +48,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def allowed(n, sample):
-    """Bytes that the docstring of `kmeans` states."""
+    """The limit in bytes from the docstring of `kmeans`."""
     return 10 * min(n, sample) * WIDTH + 1.5e8 + 40 * n
 
 
@@ -67,7 +67,7 @@ def write(folder, n, k):
 
 
 class Peak:
-    """The most memory beyond files that this process holds while the block runs."""
+    """The peak memory beyond files of this process within the block."""
 
     def __enter__(self):
         self.before = self.bytes = self._now()
@@ -91,10 +91,10 @@ class Peak:
 
 
 def one(folder, n, k, sample, restarts):
-    """Prints what one clustering took, as JSON; a sample of 0 is the exact one."""
+    """Prints the cost of one clustering as JSON; a sample of 0 means the exact one."""
     x = torch.from_file(str(folder / "x"), True, n * WIDTH, dtype=torch.float16).view(n, WIDTH)
     y = torch.from_file(str(folder / "y"), True, n, dtype=torch.int64)
-    kmeans(x[:1000], 6, restarts=2)  # libraries are loaded, threads started
+    kmeans(x[:1000], 6, restarts=2)  # loads libraries, starts threads
     with Peak() as peak:
         start = time.perf_counter()
         labels = kmeans(x, k, sample=sample or None, restarts=restarts).labels
@@ -127,13 +127,13 @@ def measured(folder, plan):
 
 
 def promises(runs, slope):
-    """What the runs are to show."""
+    """The promises about the runs."""
     found = []
     sampled = {(run["k"], run["rows"]): run for run in runs if run["sample"]}
     exact = {(run["k"], run["rows"]): run for run in runs if not run["sample"]}
     for k in dict.fromkeys(run["k"] for run in runs):
         counts = [n for clusters, n in sampled if clusters == k]
-        first, last = counts[-2:]  # where fewer rows would show what is paid for any number
+        first, last = counts[-2:]  # fewer rows would show mostly fixed costs
         ratio = sampled[k, last]["seconds"] / sampled[k, first]["seconds"]
         grown = math.log(ratio) / math.log(last / first)
         what = f"k = {k:,}: slope of log time, {first:,} to {last:,} rows"
@@ -189,8 +189,8 @@ def draw(results):
 
 
 def _name_ends(axes, ends):
-    """Writes each line's name at its end (x, y, colour), one above the other where they meet."""
-    axes.autoscale_view()  # now, not when it is drawn: names need their places
+    """Writes each line's name at its end (x, y, colour), one above another where they meet."""
+    axes.autoscale_view()  # now rather than when drawn, since names need positions
     free = {}
     for text, (x, y, colour) in sorted(ends.items(), key=lambda item: item[1][1]):
         own = axes.transData.transform((x, y))[1] * 72 / axes.figure.dpi

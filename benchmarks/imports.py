@@ -1,11 +1,11 @@
-"""What it costs to import Lightning Fabric beside torch, which a run imports anyway.
+"""The cost of importing Lightning Fabric besides torch, which a run imports anyway.
 
     pip install lightning-fabric lightning transformers
     python benchmarks/imports.py
 
-Fabric looks whether torchmetrics is there by importing it, and torchmetrics imports Transformers.
-So one line hides the one, and the next the other. Each line is imported in processes of its own, in
-turns; medians of the processor's time in user mode and of the peak of resident memory.
+Fabric checks for torchmetrics by importing it, and torchmetrics imports Transformers. So one line
+hides the former, and the next the latter. Each line is imported in separate processes, in turns;
+figures are medians of user-mode processor time and of peak resident memory.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 
 CASES = {
     "torch": ("torch", ()),
-    "torch, torch._dynamo": ("torch, torch._dynamo", ()),  # as torch's optimisers do
+    "torch, torch._dynamo": ("torch, torch._dynamo", ()),  # like torch's optimisers
     "lightning_fabric, no torchmetrics": ("lightning_fabric", ("torchmetrics",)),
     "lightning_fabric, no Transformers": ("lightning_fabric", ("transformers",)),
     "lightning_fabric": ("lightning_fabric", ()),
@@ -24,7 +24,7 @@ CASES = {
 
 
 def measured(modules: str, hidden: tuple[str, ...]) -> tuple[float, float]:
-    """Seconds and megabytes of a process that imports modules, while others cannot be."""
+    """Seconds and megabytes of a process that imports modules while others are hidden."""
     program = (
         f"import sys; sys.modules |= dict.fromkeys({hidden}); import {modules}; import resource; "
         "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime, used.ru_maxrss)"

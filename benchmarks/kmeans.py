@@ -2,11 +2,11 @@
 
     python benchmarks/kmeans.py
 
-`KMeans(n_init=10)` of scikit-learn and of scikit-learn-intelex, and faiss's as it comes, all on all
-cores and in turn, on rectified Gaussians with class structure in 512 dimensions, as an encoder that
-ends in a ReLU gives them. The ratio is the median over the pairs of runs, so that other work on the
-machine weighs on both sides. Then, where classes stand apart, how many of 20 seeds find all, and
-the purity where they stand apart by two thirds of that.
+It compares `KMeans(n_init=10)` of scikit-learn and of scikit-learn-intelex, and faiss's default,
+all on all cores and in turn, on rectified Gaussians with class structure in 512 dimensions, like
+the output of an encoder that ends in a ReLU. The ratio is the median over pairs of runs, so that
+other work on the machine affects both sides. Then it shows how many of 20 seeds find all classes if
+these are separated, and the purity at two thirds of that separation.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from promise import Promise, report
 from evenly import kmeans, purity
 
 WIDTH = 512
-SEPARATION, HALF = 0.3, 0.2  # scale of the class means, where the unit is the noise
+SEPARATION, HALF = 0.3, 0.2  # scale of the class means, in units of the noise
 # Rows, clusters, how many times faster than scikit-learn-intelex and than scikit-learn.
 PROMISES = [(5_954, 6, 3.5, 20.0), (15_000, 31, 3.5, 12.0)]
-ROUNDING = 1e-5  # by how much inertia may be above
+ROUNDING = 1e-5  # how far inertia may be above
 SEEDS = 20
-PURE = 0.9  # at least, where classes stand half apart
+PURE = 0.9  # minimum for half-separated classes
 PEERS = ("sklearnex", "sklearn", "faiss")
 
 
 def features(n, k, separation=SEPARATION):
     """Rectified Gaussians around `k` class means, and their classes.
 
-    They are filled in place, so memory has no peak.
+    They are filled in place, so memory use has no peak.
     """
     generator = torch.Generator().manual_seed(0)
     means = separation * torch.randn(k, WIDTH, generator=generator)
@@ -47,7 +47,7 @@ def features(n, k, separation=SEPARATION):
 
 
 def peer(name, x, k, seed):
-    """Inertia of another k-means, and what gives its labels."""
+    """Inertia of another k-means, and a function that returns its labels."""
     if name == "faiss":
         from faiss import Kmeans
 
@@ -64,7 +64,7 @@ def peer(name, x, k, seed):
 
 
 def ours(x, k, seed):
-    """The same of ours."""
+    """The same for ours."""
     found = kmeans(x, k, seed=seed)
     return found.inertia, found.labels
 
@@ -78,7 +78,7 @@ def turn(x, k, seed):
 
 
 def seconds(work):
-    time.sleep(0.2)  # the other side's threads stay awake for a while and hold the cores
+    time.sleep(0.2)  # the other side's threads stay awake for a while and occupy the cores
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result

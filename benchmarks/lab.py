@@ -1,4 +1,4 @@
-"""The lab against a plain loop, and against the build before it had an engine of its own.
+"""The lab against a plain loop, and against the build before it had its own engine.
 
     python benchmarks/lab.py                  # three quarters of an hour on two idle cores
     python benchmarks/lab.py --only train     # a few minutes
@@ -10,8 +10,8 @@
   compared where both train in 32-bit floats. Memory is that of a joint run.
 - demo: `evenly compare`, what `make demo` runs once it is installed.
 
-CMU-MOSI and CREMA-D are made from ../shared/data, the build before from the repository's history;
-what is absent is left out, and said.
+CMU-MOSI and CREMA-D are made from ../shared/data, the earlier build from the repository's history;
+anything missing is left out, with a note.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def plain(data, precision):
 
 
 def evenly(command, out, *, source=None, **options):
-    """Seconds that the command takes, of a folder of sources if one is given."""
+    """Seconds that the command takes, from a folder of sources if one is given."""
     line = [sys.executable, "-m", "evenly.cli", command, "--out", out]
     line += [text for name, value in options.items() for text in (f"--{name}", value)]
     paths = {} if source is None else {"PYTHONPATH": str(source)}
@@ -97,7 +97,7 @@ def timed(line, variables):
 
 
 def converted(folder):
-    """By set that is here, what --data takes."""
+    """What --data takes, for each available set."""
     found = {"digits": "digits"}
     for name in SETS[1:]:
         if not (SHARED / name).is_dir():
@@ -110,7 +110,7 @@ def converted(folder):
 
 
 def earlier(folder):
-    """The sources of the build before; None where the history does not reach so far."""
+    """The sources of the earlier build; None if the history does not go back that far."""
     root = HERE.parent
     known = subprocess.run(
         ["git", "archive", "--format=tar", f"--output={folder / 'before.tar'}", BEFORE, "src"],
@@ -127,7 +127,7 @@ def earlier(folder):
 
 
 def of_train(data, folder, rounds):
-    """How long a run of the command takes, over that of a plain script."""
+    """The time of a run of the command over that of a plain script."""
     promises = []
     for name, path in data.items():
         taken = {"evenly": [], "32": [], "bf16": []}
@@ -187,7 +187,7 @@ def of_compare(data, before, folder, methods):
 
 
 def accuracies(out):
-    """By method and seed, the accuracy on the test split."""
+    """The test accuracy by method and seed."""
     return {
         f"{row['method']}, seed {row['seed']}": row["value"]
         for row in _rows(out)
@@ -196,7 +196,7 @@ def accuracies(out):
 
 
 def peak(out):
-    """MB of the joint runs, at most."""
+    """Peak MB of the joint runs."""
     return max(
         float(row["value"])
         for row in _rows(out)

@@ -5,16 +5,15 @@
     python benchmarks/overhead.py --write            # and note it down for `evenly methods`
                                                      # (what is not measured stays noted)
 
-The models are a pair of ResNet-18 (a sound of one channel, a picture of three; 64 samples in a
-batch as in the papers, at a quarter of their pixels; a method that is over its budget there, which
-work on the parameters alone can bring about, again at all of them and in more pairs) and a pair of
-MLPs. A step is what the lab does with one batch: forward and loss, under bf16 autocast where the
-processor is fast at it, backward, the method's hooks and the optimiser; what comes between epochs
-is not part of it.
-Steps of the method and of joint training alternate, and the ratio is the median over the pairs, so
-that other work on the machine weighs on both sides; of the phases that a method goes through, the
-dearest counts. Memory is the peak of a process that trains with the method alone, beyond what it
-held before it made the model.
+The models are a pair of ResNet-18 (a sound of one channel, a picture of three; 64 samples per batch
+as in the papers, at a quarter of their pixels) and a pair of MLPs. A method over its budget on the
+ResNets, which may only come from work on parameters, is measured again at full size and with more
+pairs. A step is what the lab does with one batch: forward and loss, under bf16 autocast if the
+processor is fast at it, backward, the method's hooks and the optimiser; work between epochs is not
+included. Steps of the method and of joint training alternate, and the ratio is the median over
+pairs, so that other work on the machine affects both sides; of a method's phases, the most
+expensive counts. Memory is the peak of a process that trains only with the method, beyond what it
+held before creating the model.
 """
 
 import argparse
@@ -41,22 +40,22 @@ from evenly.lab.run.precision import decided
 from evenly.lab.run.settings import Cell, Training
 from evenly.spec import parse, split
 
-EPOCHS = 4  # a short training, to which the lab scales a method's schedule
+EPOCHS = 4  # a short training, for which the lab scales a method's schedule
 CLASSES = 6
 PAIRS = {
-    # modalities with the shape of a sample, samples in a batch, batches in an epoch
+    # shapes of a sample by modality, samples per batch, batches per epoch
     "resnet": ({"sound": (1, 112, 112), "picture": (3, 112, 112)}, 64, 2),
     "whole": ({"sound": (1, 224, 224), "picture": (3, 224, 224)}, 64, 2),
     "paper": ({"sound": (1, 128, 298), "picture": (2, 3, 224, 224)}, 64, 2),
     "mlp": ({"first": (1024,), "second": (1024,)}, 256, 10),
 }
-NOISE = 1.05  # that a few pairs of steps leave
+NOISE = 1.05  # noise that remains with a few pairs of steps
 NOTED = Path(__file__).parents[1] / "src" / "evenly" / "lab" / "run" / "overhead.json"
 
 
 @cache
 def precision(pair):
-    """That of the lab, for joint training of a pair."""
+    """The lab's precision for joint training of a pair."""
     cell, data = _asked("joint", pair)
     return decided(cell, {}, data)[0].training.precision
 
@@ -69,7 +68,7 @@ def _asked(case, pair):
 
 
 class Trainer:
-    """One training, step by step, as the lab builds it."""
+    """One training, built like the lab's, step by step."""
 
     def __init__(self, case, pair, device="cpu"):
         cell, data = _asked(case, pair)
@@ -88,7 +87,7 @@ class Trainer:
         return list(self.loader)[:: self.method.repeats]
 
     def step(self, whole, *, wait=True):
-        """Seconds of one batch; of a GPU that is not waited for, nothing."""
+        """Seconds of one batch; meaningless for a GPU without waiting."""
         start = time.perf_counter()
         for _ in range(self.method.repeats):
             batch = whole
@@ -105,7 +104,7 @@ class Trainer:
         return time.perf_counter() - start
 
     def wait(self):
-        """Until a GPU has done what it was given."""
+        """Waits until a GPU has finished its work."""
         if self.cuda:
             torch.cuda.synchronize()
 
@@ -122,12 +121,12 @@ def random_data(shapes, train, val):
 
 
 def time_ratio(case, pair, rounds):
-    """The dearest phase's median of pairs of steps."""
+    """The median ratio of pairs of steps in the most expensive phase."""
     joint, other = Trainer("joint", pair), Trainer(case, pair)
     medians = []
     for epoch in range(EPOCHS):
         batches = list(zip(joint.begin(epoch), other.begin(epoch), strict=True)) * rounds
-        if epoch == 0:  # the first steps make the optimiser's state and fill caches
+        if epoch == 0:  # the first steps create the optimiser's state and fill caches
             joint.step(batches[0][0])
             other.step(batches[0][1])
         ratios = []
@@ -142,7 +141,7 @@ def time_ratio(case, pair, rounds):
 
 
 def memory(case, pair):
-    """Bytes at the peak of a training with this method alone."""
+    """Peak bytes of a training with this method alone."""
     before = peak()
     trainer = Trainer(case, pair)
     for epoch in range(EPOCHS):
@@ -151,7 +150,7 @@ def memory(case, pair):
 
 
 def child(case, pair, rounds):
-    """Time over joint training's and bytes at the peak, taken in a process of their own."""
+    """Time relative to joint training's and peak bytes, measured in a separate process."""
     command = [sys.executable, __file__, "--one", case, pair, str(rounds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     ratio, size = map(float, done.stdout.split())
@@ -159,7 +158,7 @@ def child(case, pair, rounds):
 
 
 def table(cases, rounds):
-    """Prints a line for each method; what was found, and the time of each over its budget."""
+    """Prints a line for each method; returns the results, and each time over its budget."""
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     if not 1 / NOISE < (level := child("joint", "resnet", 2)[0]) < NOISE:
         sys.exit(f"joint training takes {level:.2f} times its own time: this machine is busy")
@@ -201,7 +200,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.one:
         case, pair, rounds = arguments.one
-        size = memory(case, pair)  # first: what comes after it is not in the peak
+        size = memory(case, pair)  # first, so that the peak excludes what follows
         print(time_ratio(case, pair, int(rounds)), size)
         return
     cases = [c for c in expanded(split(arguments.methods), ["first"]) if not alone(c)]
@@ -222,7 +221,7 @@ def main():
 
 
 def alone(case):
-    """A model of one modality does less than joint training; there is nothing to compare."""
+    """Whether a method trains one modality alone: less work, so there is nothing to compare."""
     return METHODS[parse(case).name].info.alone
 
 

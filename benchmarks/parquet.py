@@ -1,12 +1,12 @@
-"""Preparing a Parquet file of the Hugging Face Hub: time beside `datasets`, and peak memory.
+"""Preparing a Parquet file from the Hugging Face Hub: time against `datasets`, and peak memory.
 
     python benchmarks/parquet.py
 
 Speed: 2,000 pictures and sounds (JPEG of 320 x 240, two seconds of FLAC), read by `evenly prepare`
 with two workers, and by `datasets` in NumPy format under a DataLoader with two, to the same arrays:
-pictures decoded by `datasets` itself and scaled as ours, sounds decoded and made spectrograms by
-the same code. Memory: a file of 2 GB, pictures of 1 MB; what the command and its decoders hold
-together at their most, of which the pages of the file system's cache are no part.
+pictures decoded by `datasets` itself and scaled like ours, sounds decoded and turned into
+spectrograms by the same code. Memory: a file of 2 GB, with pictures of 1 MB; the peak of the
+command and its decoders together, without the file system's cache.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def sound():
 
 
 def written(path, count, make, group=100):
-    """A Parquet file as the Hub has it, of `count` rows in row groups."""
+    """A Parquet file as on the Hub, with `count` rows in row groups."""
     label = np.arange(count) % 4
     split = np.array(["train", "train", "train", "validation", "test"])[np.arange(count) % 5]
     kept = {name: [one() for _ in range(20)] for name, one in make.items()}
@@ -65,14 +65,14 @@ def written(path, count, make, group=100):
         cells |= {"label": label[rows.start : rows.stop], "split": split[rows.start : rows.stop]}
         part = pa.table(cells)
         if writer is None:
-            # Without a dictionary each cell stands in the file, as different pictures do.
+            # Without a dictionary, each cell is in the file, as with different pictures.
             writer = pq.ParquetWriter(path, part.schema, use_dictionary=False, compression="NONE")
         writer.write_table(part, row_group_size=group)
     writer.close()
 
 
 def prepared(path, out, *options):
-    """Runs the command; the bytes that it and its decoders held together at their most."""
+    """Runs the command; returns the peak bytes of it and its decoders together."""
     command = ["-m", "evenly.cli", "prepare", path, "--out", out, "--workers", WORKERS, *options]
     process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
     most = 0
@@ -85,7 +85,7 @@ def prepared(path, out, *options):
 
 
 def held(process):
-    """Bytes of a process and its children, shared pages by share."""
+    """Bytes of a process and its children, with shared pages divided."""
     total = 0
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
@@ -119,7 +119,7 @@ class Both:
 
 
 def iterated(path, cache):
-    """Reads all samples by `datasets`, once."""
+    """Reads all samples once with `datasets`."""
     from torch.utils.data import DataLoader
 
     rows = Both(path, cache)

@@ -1,12 +1,12 @@
-"""Diagnosing & Re-learning as the field's released code runs it: the baseline of `whole.py`.
+"""Diagnosing & Re-learning as in the field's released code: the baseline of `whole.py`.
 
-Written from the published description, with the habits of that code and none of its mistakes: each
-sample's JPEG frames and sound are decoded anew in every epoch, by the workers of a DataLoader;
-32-bit floats in the default layout; the loss read from the device in each step; predictions counted
-sample by sample in Python; scikit-learn's k-means with ten starts.
+It is written from the published description, with the habits of that code but none of its mistakes:
+a DataLoader's workers decode each sample's JPEG frames and sound again in every epoch; 32-bit
+floats in the default layout; the loss read from the device in each step; predictions counted sample
+by sample in Python; scikit-learn's k-means with ten starts.
 
-It takes nothing of evenly's but the networks, which standardise their inputs themselves, so that
-both sides have the same model.
+From evenly it uses only the networks, which standardise their inputs themselves, so that both sides
+have the same model.
 """
 
 import copy
@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.audio_utils import mel_filter_bank
 
-with warnings.catch_warnings():  # of the lowest bands, which hold no frequency
+with warnings.catch_warnings():  # about the lowest bands, which contain no frequency
     warnings.simplefilter("ignore")
     BANDS = mel_filter_bank(257, 128, 20, RATE / 2, RATE, None, "kaldi", True)
 FILTERS = torch.tensor(BANDS, dtype=torch.float32)
@@ -43,7 +43,7 @@ def spectrogram(path):
 
 
 class Files(Dataset):
-    """A sample at a time from its files."""
+    """Reads one sample at a time from its files."""
 
     def __init__(self, clips, size):
         self.clips, self.size = clips, size
@@ -76,7 +76,7 @@ class Model(nn.Module):
 
 
 def train(clips, encoders, *, epochs, every, size, batch, lr, device, workers):
-    """Trains, re-learns every so many epochs once, and tests the epoch that validates best.
+    """Trains, re-learns after `every` epochs, and tests the epoch with the best validation.
 
     Returns:
         Accuracy on the test split, optimiser steps, seconds.
@@ -91,7 +91,7 @@ def train(clips, encoders, *, epochs, every, size, batch, lr, device, workers):
         for name in ("train", "val", "test")
     }
     loaders = {
-        # Workers stay, as epochs here are far shorter than those of the field's data sets.
+        # Workers stay alive, since epochs here are far shorter than those of the field's data sets.
         name: DataLoader(
             split,
             batch,
@@ -155,7 +155,7 @@ def relearn(model, initial, splits, batch, device, workers):
 
 
 def purity_of(model, loader, device):
-    """Of each modality, the purity of k-means on its features."""
+    """The purity of k-means on each modality's features."""
     features, labels = {"audio": [], "visual": []}, []
     model.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is promised of a benchmark and what it found, one line each, and a file for `make bench`."""
+"""A benchmark's promises and results, one line each, and a file for `make bench`."""
 
 import json
 import os
@@ -16,22 +16,22 @@ AMX = {
     "here": torch.cpu._is_amx_tile_supported(),
     "why": "promised with AMX, which this processor lacks",
 }
-"""Of promises that rest on fast bf16 products."""
+"""Reason for promises that depend on fast bf16 products."""
 FILE = "EVENLY_PROMISES"
 """Environment variable with the file that `report` appends to, a line of JSON for each promise."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A figure against what is promised of it.
+    """A figure against its promise.
 
     Attributes:
-        what: In words, as it stands in the table.
-        found: The figure, a ratio mostly.
-        target: What is promised.
-        at_least: Whether the figure is to be that at least; else at most.
-        here: Whether it is promised of this machine; else it is said why, where it is not met.
-        why: Why it is not.
+        what: The promise in words, for the table.
+        found: The figure, usually a ratio.
+        target: The promised value.
+        at_least: Whether the target is a minimum; otherwise a maximum.
+        here: Whether the promise covers this machine; if not, a missed target shows the reason.
+        why: The reason.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Promise:
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """Promise, figure, target, and whether it is met: as a table shows them."""
+        """Promise, figure, target, and whether it is met, for a table."""
         sign = "≥" if self.at_least else "≤"
         missed = "NOT met" if self.here else f"({self.why})"
         verdict = "met" if self.met else missed
@@ -56,9 +56,9 @@ class Promise:
 
 
 def ratio(theirs: Callable[[], object], ours: Callable[[], object], pairs: int = 7) -> float:
-    """How many times as long the first takes: the median over pairs of runs, in turn.
+    """How many times as long the first takes: the median over pairs of alternating runs.
 
-    In pairs, so that other work on the machine weighs on both sides; each runs once before.
+    Pairs let other work on the machine affect both sides; each runs once beforehand.
     """
     theirs()
     ours()
@@ -66,14 +66,14 @@ def ratio(theirs: Callable[[], object], ours: Callable[[], object], pairs: int =
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """That one call takes; work on a GPU is waited for by whoever calls."""
+    """Seconds of one call; the caller waits for work on a GPU."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def peak() -> int:
-    """Bytes that this process held at its most."""
+    """Peak bytes of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,13 +1,13 @@
-"""What a diagnosis costs on several ranks: memory of each rank, bytes exchanged, time.
+"""The cost of a diagnosis on several ranks: memory of each rank, bytes exchanged, time.
 
     python benchmarks/ranks.py   # on one, two and four gloo processes of this machine: two minutes
 
-A process stands for a device: it has one thread and its own rows, and all of them call
-`evenly.diagnose`. Memory is the peak of a rank beyond what it held before it made its features;
-"of share" is that over its share of what one process needs. Bytes are those handed to collectives,
+Each process represents a device: it has one thread and its own rows, and all call
+`evenly.diagnose`. Memory is the peak of a rank beyond what it held before creating its features;
+"of share" is that over its share of what one process needs. Bytes are those passed to collectives,
 counted at `torch.distributed`, against `exchanged`, the formula of docs/scale.md. Neither depends
-on what else the machine does; seconds do and have no target. The further lines have more clusters
-that lie closer together, which takes k-means more rounds.
+on other work on the machine; seconds do, so they have no target. The further lines have more
+clusters that are closer together, so k-means takes more rounds.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from promise import Promise, peak, report
 
 import evenly
 
-BLOCK = 1_000  # rows that are drawn at a time, and lie on one rank
+BLOCK = 1_000  # rows drawn at a time, on one rank
 RESTARTS = 10
-MEMORY = 1.25  # of share, at most
-APART = 0.01  # count and formula, at most
+MEMORY = 1.25  # maximum of share
+APART = 0.01  # maximum difference of count and formula
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is diagnosed: rows of two splits, columns, classes and the scale of their means."""
+    """What to diagnose: rows of two splits, columns, classes and the scale of their means."""
 
     train: int
     val: int
@@ -55,21 +55,21 @@ LINK = 2**23  # bytes of a reduction that shows the rate of a link
 
 
 def exchanged(width, clusters, passes, ranks, restarts=RESTARTS, trials=0, drafts=0):
-    """Bytes that a rank hands to collectives for the diagnosis of a modality by the paper's gap.
+    """Bytes that a rank passes to collectives to diagnose a modality by the paper's gap.
 
     Args:
         width: Columns of the features.
         clusters: k, the number of classes.
         passes: Lloyd's iterations, added up over restarts and both splits.
-        ranks: How many.
-        restarts: Of each k-means.
-        trials: Of jumps of centres, over both splits.
-        drafts: How many of the splits had more rows than the restarts see.
+        ranks: Number of ranks.
+        restarts: Restarts of each k-means.
+        trials: Trials of jumping centres, over both splits.
+        drafts: Number of splits with more rows than the restarts see.
     """
     candidates = restarts * (1 + (clusters - 1) * (2 + int(math.log(clusters))))
     of_split = (
         16 * width  # extent and mean of each column
-        + candidates * (4 * ranks + 4 * width + 8)  # keys of a draw, its rows, what they would gain
+        + candidates * (4 * ranks + 4 * width + 8)  # keys of a draw, its rows, their gains
         + 8 * clusters * clusters  # the table of purity
     )
     of_trial = clusters * (36 * (width + 1) + 12)  # sums of clusters, of three cuts, a row of each
@@ -83,14 +83,14 @@ def exchanged(width, clusters, passes, ranks, restarts=RESTARTS, trials=0, draft
 
 
 def collectives(clusters, rounds, groups=1, trials=0, drafts=0):
-    """How many there are in it.
+    """The number of collectives in it.
 
     Args:
         clusters: k.
-        rounds: Lloyd's iterations, restarts of a group going side by side.
-        groups: Into how many the restarts are cut.
-        trials: Of jumps of centres, over both splits.
-        drafts: How many of the splits had more rows than the restarts see.
+        rounds: Lloyd's iterations, with the restarts of a group side by side.
+        groups: Number of groups of restarts.
+        trials: Trials of jumping centres, over both splits.
+        drafts: Number of splits with more rows than the restarts see.
     """
     return 6 * clusters * groups + 2 * rounds + 11 * trials + 3 * drafts + 25
 
@@ -106,11 +106,11 @@ class Counted:
     def clear(self):
         """Counts from 0."""
         self.calls = self.bytes = self.largest = self.passes = self.rounds = self.trials = 0
-        self.drafts = -4  # so often a diagnosis gathers how many rows ranks have, without drafts
+        self.drafts = -4  # a diagnosis without drafts gathers numbers of rows this often
         self.seconds = 0.0
 
     def all_reduce(self, x, *args, **kwargs):
-        """Counts, and does what it is to do."""
+        """Counts, and performs the collective."""
         if x.ndim == 3 and x.dtype == torch.float64:  # sums of each running restart's clusters
             self.passes += len(x)
             self.rounds += 1
@@ -118,7 +118,7 @@ class Counted:
         return self._timed(self.reduce, x.nbytes, x.nbytes, x, *args, **kwargs)
 
     def all_gather(self, parts, x, *args, **kwargs):
-        """Counts, and does what it is to do."""
+        """Counts, and performs the collective."""
         received = sum(part.nbytes for part in parts)
         self.drafts += x.dtype == torch.int64 and x.shape == (1,)
         return self._timed(self.gather, x.nbytes, received, parts, x, *args, **kwargs)
@@ -134,7 +134,7 @@ class Counted:
 
 
 def share(case, count, first, rank, world):
-    """This rank's blocks of a split, the same rows whatever the number of ranks."""
+    """This rank's blocks of a split, the same rows for any number of ranks."""
     stream = torch.Generator().manual_seed(0)
     means = case.separation * torch.randn(case.classes, case.width, generator=stream)
     blocks = range(rank, count // BLOCK, world)
@@ -181,7 +181,7 @@ FIGURES = (
 
 
 def reduced(size, times=15):
-    """Seconds of a reduction of so many bytes, the median of several."""
+    """Seconds of a reduction of this many bytes, the median of several."""
     x = torch.zeros(size // 8, dtype=torch.float64)
     took = []
     for _ in range(times):
@@ -198,7 +198,7 @@ def one(rank, world, port, case):
     wait = timedelta(minutes=10)
     dist.init_process_group("gloo", f"tcp://localhost:{port}", wait, world, rank)
     counted = Counted()
-    diagnosed(Case(BLOCK * world, BLOCK * world, 8, 2, 1.0))  # loads what a first run does
+    diagnosed(Case(BLOCK * world, BLOCK * world, 8, 2, 1.0))  # does the loading of a first run
     counted.clear()
     before = peak()
     found, seconds, own = diagnosed(case)
@@ -220,11 +220,11 @@ def one(rank, world, port, case):
     )
     print(*figures, flush=True)
     dist.barrier()
-    os._exit(0)  # torch's own threads can abort a process that takes its modules down
+    os._exit(0)  # torch's own threads can abort a process that unloads its modules
 
 
 def on(world, case):
-    """The figures of the rank that needs or waits most; what they exchange is the same on each."""
+    """The figures of the rank that needs or waits most; exchanged bytes are the same on each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -287,7 +287,7 @@ def table():
 
 
 def formulas(case, world, found):
-    """Bytes, collectives, and the largest tensor of one: the sums of all restarts' clusters."""
+    """Bytes, collectives, and the largest tensor in one: the sums of all restarts' clusters."""
     return (
         exchanged(
             case.width,

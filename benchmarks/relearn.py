@@ -1,12 +1,12 @@
-"""What Diagnosing & Re-learning adds to a whole run of the paper's settings.
+"""What Diagnosing & Re-learning adds to a whole run with the paper's settings.
 
     python benchmarks/relearn.py
 
 The run is CREMA-D's: 5,952 training and 744 validation samples of the paper's shape, 90 epochs, a
-look before the first epoch and three rounds. Ninety epochs take a day on a CPU, so the parts are
-measured and the run is added up: a training step for each batch (joint training's, without its
-validation passes, which would make the share smaller), a sample's part of a look at both splits,
-and k-means of both modalities on features of the full number. Steps and looks alternate.
+look before the first epoch and three rounds. Ninety epochs take a day on a CPU, so the run is added
+up from measured parts: a training step for each batch (joint training's, without validation passes,
+which would reduce the share), a sample's part of a look at both splits, and k-means of both
+modalities on the full number of features. Steps and looks alternate.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def looked(trainer):
 
 
 def clustered(device):
-    """A diagnosis of features as a half-trained encoder has them, of the full number."""
+    """A diagnosis of the full number of features, like those of a half-trained encoder."""
     draws = torch.Generator().manual_seed(0)
     means = torch.randn(CLASSES, WIDTH, generator=draws)
     splits = []
@@ -47,7 +47,7 @@ def clustered(device):
 
 
 def share(pair, pairs, device="cpu"):
-    """How many times joint training's time the whole run takes, and the parts in seconds."""
+    """The time of the whole run over joint training's, and the parts in seconds."""
     trainer = Trainer("joint", pair, device)
     batches = trainer.begin(0)
     size = len(batches[0]["target"])

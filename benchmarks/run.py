@@ -4,7 +4,7 @@
     python benchmarks/run.py --write    # and note it down, in results/ and docs/performance.md
     python benchmarks/run.py --only lab --write    # what is noted of the others stays
 
-Where there is a GPU, its own benchmarks run, gpu.py, and none of those of the processor.
+With a GPU, only its own benchmarks run, gpu.py, and none of the processor's.
 """
 
 import argparse
@@ -44,7 +44,7 @@ MARK = "<!-- benchmarks: make bench-write -->"
 
 
 def promises_of(program: str, options: list[str]) -> list[Promise]:
-    """Runs a benchmark; what is promised of it, with what it found."""
+    """Runs a benchmark; returns its promises with the results."""
     print(f"\n== {program}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "promises"
@@ -57,12 +57,12 @@ def promises_of(program: str, options: list[str]) -> list[Promise]:
 
 
 def noted(found: dict[str, dict], results: Path, page: Path) -> None:
-    """Writes what programs found on this machine, and what is known of all machines to the page.
+    """Writes the results on this machine, and the known results of all machines to the page.
 
     Args:
-        found: By program, its promises, and when and where they were measured.
-        results: The folder of what is known.
-        page: Its last part is written anew.
+        found: Promises by program, and when and where they were measured.
+        results: The folder of known results.
+        page: The page whose last part is rewritten.
     """
     file = results / ("gpu.json" if torch.cuda.is_available() else "cpu.json")
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -104,7 +104,7 @@ def main() -> None:
     }
     promises = []
     for program in programs:
-        keep = arguments.write and program == "growth"  # whose figures are drawn, too
+        keep = arguments.write and program == "growth"  # its results are drawn, too
         of_it = promises_of(program, ["--write"] if keep else [])
         promises += of_it
         if arguments.write:

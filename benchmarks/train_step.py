@@ -1,15 +1,15 @@
-"""A training step as the lab takes it, and as plain PyTorch takes it by default.
+"""A training step in the lab, and in plain PyTorch by default.
 
     python benchmarks/train_step.py
 
 The model is the paper's for CREMA-D: a ResNet-18 over two frames of 224 x 224 and one over a
-spectrogram of 257 x 300. The lab trains it with bf16 autocast where the machine is fast at it, and
-with this encoder laid out channels-last; the plain side is the same model in fp32 and the default
-layout. Steps alternate in one process, and the ratio is of the medians. What is promised is
-promised for processors with AMX; elsewhere the ratio is shown and nothing is demanded.
+spectrogram of 257 x 300. The lab trains it with bf16 autocast if the machine is fast at it, and
+with this encoder in channels-last layout; the plain side is the same model in fp32 and the default
+layout. Steps alternate in one process, and the ratio uses medians. The promise holds for processors
+with AMX; elsewhere the ratio is shown without a target.
 
-The last two sides are what the lab leaves out, `torch.compile` and the optimiser in one kernel: it
-is for these lines to say whether they pay.
+The last two sides are what the lab does not use, `torch.compile` and the optimiser in one kernel:
+these lines show whether they would pay.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CLASSES, LEAST_RATIO = 6, 3.5
 
 
 class Way(NamedTuple):
-    """How a step is taken."""
+    """A way to take a step."""
 
     autocast: bool = True
     layout: torch.memory_format = torch.channels_last
@@ -93,20 +93,20 @@ def random_data(batch_size):
 
 
 def measured(device, batch_size, rounds):
-    """Prints each way's samples a second; how many times the plain one's the lab's are."""
-    data = random_data(batch_size)  # models are built beside it, on the processor
+    """Prints each way's samples per second; returns the lab's over the plain one's."""
+    data = random_data(batch_size)  # models are built from it, on the processor
     there = data.to(torch.device(device))
     batch = there.split("train").__getitems__(list(range(batch_size)))
     sides = {name: Side(data, batch_size, device, way) for name, way in WAYS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 2):  # the first two compile, and make the optimiser's state
+    for _ in range(rounds + 2):  # the first two compile and create the optimiser's state
         for name, side in list(sides.items()):
             try:
                 seconds[name].append(side.step(batch))
             except RuntimeError as error:
-                # Of a missing compiler, or of a fused kernel, which on a GPU refuses a gradient of
-                # other strides than its parameter's, even where they differ in a dimension of
-                # size 1 (PyTorch's issue 106951).
+                # From a missing compiler, or from a fused kernel, which on a GPU refuses a gradient
+                # whose strides differ from its parameter's, even in a dimension of size 1
+                # (PyTorch's issue 106951).
                 if name in (PLAIN, LAB):
                     raise
                 print(f"{name}: {str(error).splitlines()[0]}")

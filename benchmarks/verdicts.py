@@ -1,10 +1,10 @@
-"""How often `evenly.checkup` is right: cases whose truth is known, and what it says of them.
+"""How often `evenly.checkup` is right, on cases with known truth.
 
     python benchmarks/verdicts.py               # those that no rule was chosen on
     python benchmarks/verdicts.py --set dev     # those that rules are chosen on
     python benchmarks/verdicts.py --keep held.jsonl --write    # all figures, and the page's tables
 
-Beside it what others say of the same modalities, where they are to name the suppressed ones.
+It also shows how well other measures name the suppressed modalities.
 """
 
 import argparse
@@ -39,25 +39,25 @@ PEERS = {
     "a probe of the joint encoder": "less that of the best other modality, below",
     "OGM's score": "as a ratio to the others' mean, below",
 }
-"""What names suppressed modalities, and which it names."""
+"""Measures that name suppressed modalities, and which ones they name."""
 THRESHOLDS = dict(zip(PEERS, (0.10, -0.09, 0.88), strict=True))
-"""Those that tell suppressed modalities from others best on the development cases."""
+"""Thresholds that best separate suppressed modalities from others on the development cases."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of a candidate; all but the first four are of confirmed cases only.
+    """The results of a candidate; all but the first five only for confirmed cases.
 
     Attributes:
-        name: Of the case.
-        plan: By modality, what it was built for and how.
-        oracle: By modality, what the oracle measured.
+        name: Name of the case.
+        plan: By modality, the intended verdict and the means.
+        oracle: The oracle's measures by modality.
         built: Seconds of the joint training and the oracle.
-        confirmed: Whether the oracle found of all modalities what they were built for.
-        seconds: Of the checkup.
-        verdict: By modality, the checkup's.
+        confirmed: Whether the oracle confirmed the intended verdicts of all modalities.
+        seconds: Seconds of the checkup.
+        verdict: The checkup's verdicts by modality.
         checkup: All that it found.
-        peers: By name and modality, what others measure.
+        peers: Other measures, by name and modality.
     """
 
     name: str
@@ -72,17 +72,17 @@ class Record:
 
     @property
     def truth(self) -> dict[str, str]:
-        """By modality."""
+        """The true verdicts by modality."""
         return {name: part["truth"] for name, part in self.plan.items()}
 
     @property
     def is_synthetic(self) -> bool:
-        """Or of a real set."""
+        """Whether it is synthetic rather than from a real set."""
         return self.name.startswith("synthetic")
 
 
 def recorded(case: Case) -> Record:
-    """What becomes of a candidate; an error says of which."""
+    """The results of a candidate; errors name it."""
     try:
         return _recorded(case)
     except Exception as error:
@@ -91,7 +91,7 @@ def recorded(case: Case) -> Record:
 
 
 def _recorded(case: Case) -> Record:
-    """Trains it, asks the oracle and, if that confirms it, the checkup and the others."""
+    """Trains it, runs the oracle and, if that confirms it, the checkup and the other measures."""
     start = time.perf_counter()
     built = case.build()
     known = oracle.measured(case, built)
@@ -120,7 +120,7 @@ def _recorded(case: Case) -> Record:
 
 
 def peers(built: Built) -> dict[str, dict[str, float]]:
-    """What others measure, by modality: the lower, the more likely it is suppressed."""
+    """Other measures by modality: the lower, the more likely it is suppressed."""
     probe = evenly.Probe(built.model, built.forward, built.train, built.val)
     train, val = probe.features("train"), probe.features("val")
     gap = evenly.diagnose(train, val, gap="paper").gap
@@ -153,10 +153,10 @@ def _own(output: evenly.Output) -> dict[str, torch.Tensor]:
 
 
 def split_best(values: list[tuple[float, bool]]) -> float:
-    """The threshold below which most suppressed and fewest other modalities lie.
+    """The threshold below which there are most suppressed and fewest other modalities.
 
     Args:
-        values: Of each modality, with whether it is suppressed.
+        values: The value of each modality, and whether it is suppressed.
     """
     at = sorted({value for value, _ in values if math.isfinite(value)})
     borders = [(a + b) / 2 for a, b in itertools.pairwise(at)]
@@ -176,12 +176,12 @@ def pairs(records: list[Record]) -> list[tuple[str, str]]:
 
 
 def right(found: list[tuple[str, str]]) -> float:
-    """The share of verdicts that are right; one that is unclear counts half."""
+    """The share of correct verdicts; an unclear one counts half."""
     return sum((a == b) + 0.5 * (b == UNCLEAR) for a, b in found) / max(len(found), 1)
 
 
 def false(found: list[tuple[str, str]]) -> float:
-    """The share of modalities that are not suppressed and called so."""
+    """The share of modalities that are not suppressed but called so."""
     others = [verdict for truth, verdict in found if truth != "suppressed"]
     return others.count("suppressed") / max(len(others), 1)
 
@@ -217,7 +217,7 @@ def _row(who: str, found: list[tuple[float, bool]], border: float) -> str:
 
 
 def values(records: list[Record], peer: str) -> list[tuple[float, bool]]:
-    """What a peer measures of each modality, with whether it is suppressed."""
+    """A peer's measure of each modality, and whether it is suppressed."""
     return [
         (one.peers[peer][name], truth == "suppressed")
         for one in records
@@ -226,7 +226,7 @@ def values(records: list[Record], peer: str) -> list[tuple[float, bool]]:
 
 
 def tables(candidates: list[Record], thresholds: dict[str, float]) -> Iterator[str]:
-    """All that is said of a set of cases."""
+    """All tables for a set of cases."""
     records = [one for one in candidates if one.confirmed]
     found = pairs(records)
     drawn = sum(one.is_synthetic for one in records)
@@ -242,7 +242,7 @@ def tables(candidates: list[Record], thresholds: dict[str, float]) -> Iterator[s
 
 
 def left_out(candidates: list[Record]) -> Iterator[str]:
-    """What the modalities of unconfirmed cases were built for, and what became of them."""
+    """The intended and actual verdicts of modalities in unconfirmed cases."""
     count: Counter[tuple[str, str, str]] = Counter()
     for one in candidates:
         for name, part in one.plan.items():

@@ -5,10 +5,10 @@
 Both train two ResNet-18 on the same clips of CREMA-D's shape (two frames of 224 x 224, three
 seconds of sound), diagnose and re-learn once, validate after each epoch and test the best one: the
 same model, number of steps, batch size and learning rate. evenly's run is `evenly train` on a store
-that `evenly prepare` made, with all that the command measures in the end beyond the baseline
-(contributions, robustness, probes), but without the diagnoses along training that it draws, which
-the baseline has none of; the second ratio counts the preparation, too, which is done once for all
-methods and seeds. With several rounds the sides alternate, and ratios are of the medians.
+made by `evenly prepare`, with everything that the command measures at the end beyond the baseline
+(contributions, robustness, probes), but without diagnoses for figures during training, which the
+baseline lacks. The second ratio includes the preparation, which is done once for all methods and
+seeds. With several rounds the sides alternate, and ratios use medians.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def cores():
 
 
 def promised(arguments):
-    """Runs both sides; what is promised of them."""
+    """Runs both sides; returns the promises about them."""
     torch.set_num_threads(cores())
     counts = {"train": arguments.train, "val": arguments.train // 8, "test": arguments.train // 8}
     with tempfile.TemporaryDirectory() as name:
@@ -99,7 +99,7 @@ def promised(arguments):
     target = TARGETS["cuda" if gpu else "cpu"]
     here = {} if gpu else AMX
     where = "on the GPU" if gpu else f"on {cores()} cores"
-    # Two standard errors of the difference, were both models as accurate as they are on average.
+    # Two standard errors of the difference, if both models had the average accuracy.
     common = statistics.mean(accuracies)
     noise = 2 * math.sqrt(2 * common * (1 - common) / counts["test"])
     return [

@@ -1,4 +1,4 @@
-"""What the converters share: their command line, and reading their source."""
+"""What the converters share: their command line and the reading of their source."""
 
 import argparse
 from collections.abc import Sequence

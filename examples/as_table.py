@@ -4,9 +4,9 @@
     python examples/as_table.py cmu_mosi.npz cmu_mosi.parquet
     evenly compare --data cmu_mosi.parquet
 
-Any of the converters beside this file will do. Vectors and sequences become lists in the cells;
-pictures are written as .npy files beside the table, and the cells hold their paths. Classes go by
-their names, and the splits stay as they are.
+It works after any of the converters beside this file. Vectors and sequences become lists in cells;
+pictures are written as .npy files beside the table, and cells hold their paths. Classes become
+names, and the splits stay the same.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from evenly.data import Padded, load_npz
 
 
 def cells(name, split, kind, folder):
-    """One modality of a split, a cell for each sample."""
+    """The cells of one modality in a split."""
     for row, position in enumerate(split.rows.tolist()):
         x = split.__getitems__([row])["inputs"][name]
         value = (x.values[0, : x.length[0]] if isinstance(x, Padded) else x[0]).numpy()

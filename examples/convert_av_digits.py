@@ -1,9 +1,9 @@
 """Spoken and handwritten digits to one .npz file: modalities `speech` and `image`, 10 digits.
 
 `speech` is the log-mel spectrogram of the recording at 8 kHz (32 bands, a frame every 16 ms), a
-sequence as long as the recording; `image` the 28×28 pixels. The balanced pairs of the source
-are kept with their split: recordings and images never cross it. The pairing is artificial,
-different people wrote and spoke. --snr adds white noise to the sound, to make it the weak side.
+sequence as long as the recording; `image` has the 28×28 pixels. The source's balanced pairs and
+split are kept: no recording or image is in two splits. The pairing is artificial: different people
+wrote and spoke. --snr adds white noise to the sound, to make it the weak modality.
 """
 
 import math

@@ -1,10 +1,10 @@
 """Measurements of cell nuclei to one .npz file: three modalities of ten values, two classes.
 
-Of each of 569 tumours, benign or malignant, ten properties of the nuclei in an image (radius,
-texture, ...): their means, their standard errors and their worst values. The three go together as
-modalities that say nearly the same, where balancing has least to gain. scikit-learn brings the
-data (Wolberg, Street, Mangasarian, UCI 1995, CC BY 4.0); nothing is downloaded. The split,
-60/20/20 %, is drawn here, stratified, seed 0.
+For each of 569 tumours, benign or malignant, ten properties of the nuclei in an image (radius,
+texture, ...): means, standard errors and worst values. These three modalities tell almost the same,
+so balancing has the least to gain. scikit-learn includes the data (Wolberg, Street, Mangasarian,
+UCI 1995, CC BY 4.0); nothing is downloaded. The stratified split, 60/20/20 %, is drawn here with
+seed 0.
 """
 
 import argparse

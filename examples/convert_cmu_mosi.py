@@ -1,16 +1,16 @@
 """CMU-MOSI to one .npz file: modalities `text`, `audio` and `video`, negative or positive.
 
-With `--task number` labels are the sentiment itself, from -3 to 3, of which 0 is else positive.
+With `--task number`, labels are the sentiment itself, from -3 to 3; as a class, 0 is positive.
 
 One vector per utterance (text CNN, openSMILE, C3D). The text and video vectors were learnt with
-labels on the 62 training videos of the bc-LSTM split, so this split is used and no other: on the
-official one they leak.
+labels on the 62 training videos of the bc-LSTM split, so use only this split: on the official one
+they leak.
 
-The split has no validation part, and none can be taken from its training part: the networks that
-made the vectors saw those labels too (logistic regression: text .996 on training videos that it
-was not fitted on, .762 on test videos; video .933 against .527), so such a validation part could
-not choose between epochs, and a gap measured on it would be next to nothing. It is taken from the
-31 test videos: whole videos, so that no speaker is on both sides, up to a third of the utterances.
+The split has no validation part, and none can be taken from its training part, because the networks
+that made the vectors saw those labels too (logistic regression: text .996 on training videos that
+it was not fitted on, .762 on test videos; video .933 against .527). Such a validation part could
+not choose between epochs, and a gap measured on it would be close to zero. So validation uses up to
+a third of the utterances of the 31 test videos: whole videos, so that no speaker is on both sides.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ def hold_out_videos(split: np.ndarray, video: np.ndarray, share: float, seed: in
 
     Args:
         split: (n) 0 for train, 1 for test.
-        video: (n) which video the utterance is from.
-        share: Of the test utterances.
-        seed: Of the order in which videos are taken.
+        video: (n) the video of each utterance.
+        share: Share of the test utterances.
+        seed: Seed of the order in which videos are taken.
 
     Returns:
         (n) 0 train, 1 validation, 2 test.

@@ -1,9 +1,9 @@
 """CMU-MOSI's words and sound to one .npz file: modalities `text` and `audio`, negative or positive.
 
-`text` is the transcript as numbers of words, up to 50 of them, for a network that learns them
-itself; `audio` one vector of openSMILE statistics per utterance. Neither has seen a label, unlike
-the vectors of convert_cmu_mosi.py, so that the standard folds of 52, 10 and 31 videos can be used.
-Video is left out: its vectors were learnt with labels on videos that these folds test on.
+`text` is the transcript as up to 50 word numbers, for a network that learns its own embeddings;
+`audio` is one vector of openSMILE statistics per utterance. Unlike the vectors of
+convert_cmu_mosi.py, neither has seen a label, so you can use the standard folds of 52, 10 and 31
+videos. Video is left out: its vectors were learnt with labels on videos that these folds test on.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """CREMA-D human ratings to one .npz file: modalities `audio` and `visual`, 6 emotions.
 
-What people thought who only heard the voice, or only saw the face: of each emotion the share of
-the votes and the mean level (0 to 100), 12 values per modality. Where nobody voted for an emotion
-its level is missing in the source and 0 here. The split is that of the D&R paper; all actors are
-in every part. The ratings of people who both heard and saw are left out: they are the answer of
-the two together, not a third modality.
+The ratings of people who only heard the voice, or only saw the face: for each emotion, its share of
+the votes and its mean level (0 to 100), 12 values per modality. If nobody voted for an emotion, its
+level is missing in the source and 0 here. The split is that of the D&R paper; all actors are in
+every split. The ratings of people who both heard and saw are left out: they answer for the two
+together, not for a third modality.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from evenly.data import save_npz
 
 
 def votes_and_levels(votes: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """(n, 12): shares of the votes, then levels with 0 for none."""
+    """(n, 12): shares of the votes, then levels, 0 if missing."""
     shares = votes / votes.sum(1, keepdims=True)
     return np.hstack([shares, np.nan_to_num(levels)]).astype(np.float32)
 

@@ -1,8 +1,8 @@
 """Emoji to one .npz file: modalities `image` and `tags`, 9 categories.
 
-`image` is the picture, 64×64 pixels in colour; `tags` the words that describe it, as numbers, for a
-network that learns them itself. Variants of one emoji are in one part of the split. Words that name
-a category, such as "flag", are taken out; --named leaves them in.
+`image` is the picture, 64×64 pixels in colour; `tags` are the numbers of words that describe it,
+for a network that learns its own embeddings. Variants of one emoji are in the same split. Words
+that name a category, such as "flag", are removed; --named keeps them.
 """
 
 from collections.abc import Sequence

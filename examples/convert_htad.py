@@ -1,9 +1,9 @@
 """HTAD home tasks to one .npz file: modalities `audio` and `accelerometer`, 7 tasks.
 
-36 statistics of the sound (MFCCs) and 16 of a wrist's acceleration for each window. The first 60 %
-of each recording train, the next 15 % validate, the rest tests: neighbouring windows are alike, so
-rows drawn at random would be on both sides. The parts still share persons and rooms. The data's own
-terms forbid commercial use without its author's permission.
+36 statistics of sound (MFCCs) and 16 of a wrist's acceleration for each window. The first 60 % of
+each recording are for training, the next 15 % for validation, the rest for testing: neighbouring
+windows are alike, so a random split would leak. The splits still share persons and rooms. The
+data's terms forbid commercial use without the author's permission.
 """
 
 from collections.abc import Sequence

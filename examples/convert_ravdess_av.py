@@ -1,9 +1,9 @@
 """RAVDESS speech to one .npz file: modalities `voice` and `face`, 8 emotions.
 
 `voice` is a log-mel spectrogram (64 bands, 176 frames, 8 bit), `face` the 35 action units of the
-video, averaged over the clip. Actors 1-16 train, 17-20 validate, 21-24 test: no actor is in two
-parts. The 16 clips without sound are left out: all are of two actors and two emotions, so an
-empty spectrogram would give the emotion away.
+video, averaged over the clip. Actors 1-16 are for training, 17-20 for validation, 21-24 for
+testing: no actor is in two splits. The 16 clips without sound are left out: all are from two actors
+and two emotions, so an empty spectrogram would reveal the emotion.
 """
 
 from collections.abc import Sequence

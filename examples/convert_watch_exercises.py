@@ -1,8 +1,8 @@
 """Shoulder exercises to one .npz file: modalities `accelerometer` and `gyroscope`, 7 exercises.
 
-Two sensors of a smartwatch at 50 Hz, three axes, windows of 128 steps. Subjects 1-6 train, 7-8
-validate, 9-10 test: windows of one recording are near repeats of each other, and subjects differ
-more than methods do.
+Two smartwatch sensors at 50 Hz, three axes, windows of 128 steps. Subjects 1-6 are for training,
+7-8 for validation, 9-10 for testing: windows of one recording almost repeat each other, and
+subjects differ more than methods do.
 """
 
 from collections.abc import Sequence

@@ -15,13 +15,13 @@ import evenly
 epochs = 25
 batch_size = 32  # of each process
 learning_rate = 0.05
-noise = 1.0  # on the lower half only: the modality that is hard to learn
-every = 8  # epochs: re-learning is before epochs 9 and 17, from 0; the paper has 20, in 90
+noise = 1.0  # only on the lower half, the modality that is hard to learn
+every = 8  # epochs: re-learns before epochs 9 and 17, from 0; the paper has 20, of 90
 
 dist.init_process_group("gloo")
-torch.manual_seed(0)  # every process makes the same data
+torch.manual_seed(0)  # every process creates the same data
 
-# Two modalities from handwritten digits of 8 x 8 pixels: the upper half and the lower half.
+# Two modalities from handwritten digits of 8 x 8 pixels: the upper and the lower half.
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32) / 16
 top, bottom = images[:, :4].flatten(1), images[:, 4:].flatten(1)
@@ -43,7 +43,7 @@ class TwoHalves(nn.Module):
     def forward(self, top, bottom):
         features = {"top": self.top(top), "bottom": self.bottom(bottom)}
         logits = self.head(torch.cat([features["top"], features["bottom"]], dim=1))
-        return evenly.Output(logits, features)  # evenly: what a method may look at
+        return evenly.Output(logits, features)  # evenly: what a method may see
 
 
 def forward(model, batch):
@@ -59,10 +59,10 @@ probe = evenly.Probe(model, forward, train_loader, val_loader)  # evenly: each r
 
 for epoch in range(epochs):
     sampler.set_epoch(epoch)
-    method.before_epoch(epoch, probe)  # evenly: on every rank, as it decides with all of them
+    method.before_epoch(epoch, probe)  # evenly: on every rank, since all decide together
     for batch in train_loader:
         output, target = forward(model, batch)
-        method.backward(method.loss(output, target))  # evenly: in place of loss.backward()
+        method.backward(method.loss(output, target))  # evenly: instead of loss.backward()
         method.before_step()  # evenly: gradients are averaged over ranks; clip them after this
         optimizer.step()
         optimizer.zero_grad()

@@ -1,11 +1,11 @@
-"""A table of the GRID corpus: clips of people who say a sentence, labelled by its first word.
+"""A table of the GRID corpus: clips of people saying a sentence, labelled by its first word.
 
     python examples/grid_table.py CLIPS grid.csv
     evenly prepare grid.csv --out grid
     evenly compare --data grid
 
 The first letter of a clip's name is the command: bin, lay, place or set. A command with fewer than
-three clips is left out, as each split needs one.
+three clips is left out, since each split needs one.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """Diagnosing & Re-learning with Lightning on several processes, whole (DDP) or sharded (FSDP2).
 
-Run `torchrun --nproc-per-node 2 examples/lightning_ranks.py`, with `fsdp` behind it for FSDP2: a
-few seconds on a CPU, no download.
+Run `torchrun --nproc-per-node 2 examples/lightning_ranks.py`, followed by `fsdp` for FSDP2: a few
+seconds on a CPU, no download.
 """
 
 import sys
@@ -20,12 +20,12 @@ devices = 2  # processes on each node
 epochs = 25
 batch_size = 32  # of each process
 learning_rate = 0.05
-noise = 1.0  # on the lower half only: the modality that is hard to learn
-every = 8  # epochs: re-learning is before epochs 9 and 17, from 0; the paper has 20, in 90
+noise = 1.0  # only on the lower half, the modality that is hard to learn
+every = 8  # epochs: re-learns before epochs 9 and 17, from 0; the paper has 20, of 90
 
-lightning.seed_everything(0)  # every process makes the same data and the same weights
+lightning.seed_everything(0)  # every process creates the same data and weights
 
-# Two modalities from handwritten digits of 8 x 8 pixels: the upper half and the lower half.
+# Two modalities from handwritten digits of 8 x 8 pixels: the upper and the lower half.
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32) / 16
 top, bottom = images[:, :4].flatten(1), images[:, 4:].flatten(1)
@@ -45,7 +45,7 @@ class TwoHalves(lightning.LightningModule):
         self.top = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         self.bottom = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         self.head = nn.Linear(128, 10)
-        # evenly: the method knows the encoders by identity, sharded or not
+        # evenly: the method finds the encoders by identity, sharded or not
         self.method = evenly.Relearn({"top": self.top, "bottom": self.bottom}, every=every)
 
     def configure_model(self):
@@ -56,11 +56,11 @@ class TwoHalves(lightning.LightningModule):
     def forward(self, top, bottom):
         features = {"top": self.top(top), "bottom": self.bottom(bottom)}
         logits = self.head(torch.cat([features["top"], features["bottom"]], dim=1))
-        return evenly.Output(logits, features)  # evenly: what a method may look at
+        return evenly.Output(logits, features)  # evenly: what a method may see
 
     def training_step(self, batch, batch_idx):
         output, target = forward(self, batch)
-        return self.method.loss(output, target)  # evenly: the loss is the method's
+        return self.method.loss(output, target)  # evenly: the method's loss
 
     def validation_step(self, batch, batch_idx):
         output, target = forward(self, batch)
@@ -79,7 +79,7 @@ trainer = lightning.Trainer(
     strategy=ModelParallelStrategy(devices, 1) if "fsdp" in sys.argv else "ddp",
     callbacks=[evenly.Balance(model.method, forward)],  # evenly: calls every hook
     logger=False,
-    enable_checkpointing=False,  # with checkpoints the method's state is saved in each
+    enable_checkpointing=False,  # checkpoints would include the method's state
     enable_progress_bar=False,
 )
 trainer.fit(model, DataLoader(train, batch_size, shuffle=True), DataLoader(val, batch_size))

@@ -14,12 +14,12 @@ import evenly
 epochs = 25
 batch_size = 64
 learning_rate = 0.05
-noise = 1.0  # on the lower half only: the modality that is hard to learn
-every = 8  # epochs: re-learning is before epochs 9 and 17, from 0; the paper has 20, in 90
+noise = 1.0  # only on the lower half, the modality that is hard to learn
+every = 8  # epochs: re-learns before epochs 9 and 17, from 0; the paper has 20, of 90
 
 lightning.seed_everything(0)
 
-# Two modalities from handwritten digits of 8 x 8 pixels: the upper half and the lower half.
+# Two modalities from handwritten digits of 8 x 8 pixels: the upper and the lower half.
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32) / 16
 top, bottom = images[:, :4].flatten(1), images[:, 4:].flatten(1)
@@ -39,17 +39,17 @@ class TwoHalves(lightning.LightningModule):
         self.top = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         self.bottom = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
         self.head = nn.Linear(128, 10)
-        # evenly: the method knows the encoders by identity, whatever they are called
+        # evenly: the method finds the encoders by identity, whatever their names
         self.method = evenly.Relearn({"top": self.top, "bottom": self.bottom}, every=every)
 
     def forward(self, top, bottom):
         features = {"top": self.top(top), "bottom": self.bottom(bottom)}
         logits = self.head(torch.cat([features["top"], features["bottom"]], dim=1))
-        return evenly.Output(logits, features)  # evenly: what a method may look at
+        return evenly.Output(logits, features)  # evenly: what a method may see
 
     def training_step(self, batch, batch_idx):
         output, target = forward(self, batch)
-        return self.method.loss(output, target)  # evenly: the loss is the method's
+        return self.method.loss(output, target)  # evenly: the method's loss
 
     def validation_step(self, batch, batch_idx):
         output, target = forward(self, batch)
@@ -64,7 +64,7 @@ trainer = lightning.Trainer(
     max_epochs=epochs,
     callbacks=[evenly.Balance(model.method, forward)],  # evenly: calls every hook
     logger=False,
-    enable_checkpointing=False,  # with checkpoints the method's state is saved in each
+    enable_checkpointing=False,  # checkpoints would include the method's state
     enable_progress_bar=False,
 )
 trainer.fit(

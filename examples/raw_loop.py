@@ -1,7 +1,7 @@
-"""Diagnosing & Re-learning in a training loop of one's own: the five lines marked "evenly".
+"""Diagnosing & Re-learning in your own training loop: the five lines marked "evenly".
 
-Run `python examples/raw_loop.py`: a few seconds, no download. A run that was stopped goes on from
-raw_loop.pt with `--resume`.
+Run `python examples/raw_loop.py`: a few seconds, no download. To continue a stopped run from
+raw_loop.pt, add `--resume`.
 """
 
 import sys
@@ -17,13 +17,13 @@ import evenly
 epochs = 25
 batch_size = 64
 learning_rate = 0.05
-noise = 1.0  # on the lower half only: the modality that is hard to learn
-every = 8  # epochs: re-learning is before epochs 9 and 17, from 0; the paper has 20, in 90
+noise = 1.0  # only on the lower half, the modality that is hard to learn
+every = 8  # epochs: re-learns before epochs 9 and 17, from 0; the paper has 20, of 90
 checkpoint = Path("raw_loop.pt")
 
 torch.manual_seed(0)
 
-# Two modalities from handwritten digits of 8 x 8 pixels: the upper half and the lower half.
+# Two modalities from handwritten digits of 8 x 8 pixels: the upper and the lower half.
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32) / 16
 top, bottom = images[:, :4].flatten(1), images[:, 4:].flatten(1)
@@ -44,7 +44,7 @@ class TwoHalves(nn.Module):
     def forward(self, top, bottom):
         features = {"top": self.top(top), "bottom": self.bottom(bottom)}
         logits = self.head(torch.cat([features["top"], features["bottom"]], dim=1))
-        return evenly.Output(logits, features)  # evenly: what a method may look at
+        return evenly.Output(logits, features)  # evenly: what a method may see
 
 
 def forward(model, batch):
@@ -71,15 +71,15 @@ if "--resume" in sys.argv:
     state = torch.load(checkpoint, weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    method.load_state_dict(state["method"])  # the initial weights are in here: they must survive
-    torch.set_rng_state(state["rng"])  # the loader shuffles by it
+    method.load_state_dict(state["method"])  # includes the initial weights, which must survive
+    torch.set_rng_state(state["rng"])  # decides the loader's shuffling
     first = state["epoch"] + 1
 
 for epoch in range(first, epochs):
-    method.before_epoch(epoch, probe)  # evenly: here weights may change
+    method.before_epoch(epoch, probe)  # evenly: may change weights
     for batch in train_loader:
         output, target = forward(model, batch)
-        method.backward(method.loss(output, target))  # evenly: in place of loss.backward()
+        method.backward(method.loss(output, target))  # evenly: instead of loss.backward()
         method.before_step()  # evenly: gradients are complete; clip them after this
         optimizer.step()
         optimizer.zero_grad()

@@ -16,13 +16,13 @@ from evenly.integrations.transformers import BalancedTrainer
 
 epochs = 25
 batch_size = 64
-learning_rate = 3e-3  # of AdamW, the Trainer's optimiser
-noise = 1.0  # on the lower half only: the modality that is hard to learn
-every = 8  # epochs: re-learning is before epochs 9 and 17, from 0; the paper has 20, in 90
+learning_rate = 3e-3  # for AdamW, the Trainer's optimiser
+noise = 1.0  # only on the lower half, the modality that is hard to learn
+every = 8  # epochs: re-learns before epochs 9 and 17, from 0; the paper has 20, of 90
 
 torch.manual_seed(0)
 
-# Two modalities from handwritten digits of 8 x 8 pixels: the upper half and the lower half.
+# Two modalities from handwritten digits of 8 x 8 pixels: the upper and the lower half.
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32) / 16
 top, bottom = images[:, :4].flatten(1), images[:, 4:].flatten(1)
@@ -46,7 +46,7 @@ class TwoHalves(nn.Module):
     def forward(self, top, bottom):
         features = {"top": self.top(top), "bottom": self.bottom(bottom)}
         logits = self.head(torch.cat([features["top"], features["bottom"]], dim=1))
-        return evenly.Output(logits, features)  # evenly: what a method may look at
+        return evenly.Output(logits, features)  # evenly: what a method may see
 
 
 def forward(model, inputs):
@@ -73,7 +73,7 @@ with tempfile.TemporaryDirectory() as folder:
         disable_tqdm=True,
         seed=0,
     )
-    trainer = BalancedTrainer(  # evenly: in place of Trainer, with the next two arguments
+    trainer = BalancedTrainer(  # evenly: instead of Trainer, with the next two arguments
         method=method,  # evenly: its hooks are called
         forward=forward,  # evenly: (model, inputs) -> (Output, target)
         model=model,

@@ -1,8 +1,8 @@
-"""Small trainings of which it is known what each modality's verdict should be.
+"""Small trainings for which each modality's correct verdict is known.
 
 A case is built so that each of its modalities is scarce, over-trained, suppressed, unused or
-learnt; the oracle (oracle.py) then looks with many fresh samples whether it came out so.
+learnt; the oracle (oracle.py) then checks with many fresh samples whether it turned out so.
 
-Two modalities that tell the class together alone, each by itself at chance, are `learnt` where the
-model has learnt them: nobody could leave one out.
+Two modalities that tell the class only together, each at chance alone, are `learnt` if the model
+has learnt them, since neither can be left out.
 """

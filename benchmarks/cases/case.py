@@ -1,4 +1,4 @@
-"""A case: what it is called, what is true of it, and its training."""
+"""A case: its name, its truth, and its training."""
 
 import copy
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from cases.sources import bayes
 from cases.synthetic import drawn, synthetic
 
 FIRST = {"dev": 0, "held": 1_000_000}
-"""The first seed of each set; they have none in common."""
+"""The first seed of each set; sets do not overlap."""
 SYNTHETIC, REAL = 300, 60
-"""Candidates in each set; the oracle leaves out some."""
+"""Candidates in each set; the oracle rejects some."""
 
 
 class Built(NamedTuple):
-    """What `evenly.checkup` is given, and the number of epochs."""
+    """The arguments of `evenly.checkup`, and the number of epochs."""
 
     model: nn.Module
     forward: Callable[..., tuple[evenly.Output, Tensor]]
@@ -37,7 +37,7 @@ class Built(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A training with known truth; the same seed gives the same, bit for bit."""
+    """A training with known truth, reproducible bit for bit from its seed."""
 
     name: str
     seed: int
@@ -45,17 +45,17 @@ class Case:
 
     @property
     def truth(self) -> dict[str, str]:
-        """By modality, the verdict that it is built for."""
+        """The intended verdict of each modality."""
         return {name: part.truth for name, part in self.plan.parts.items()}
 
     def rows(self, split: str) -> Batch:
-        """Inputs by modality, and classes: of `train`, `val`, or `fresh` ones that no one saw."""
+        """Inputs by modality, and classes, of `train`, `val`, or unseen `fresh` samples."""
         if self.plan.real is not None:
             return altered(self.plan, self.seed)[split]
         return drawn(self.plan, self.seed, split)
 
     def bayes(self) -> dict[str, float]:
-        """By modality, its best reader's accuracy, where it is known; of copies before noise."""
+        """The accuracy of each modality's best reader, if known; for copies, before noise."""
         shares = self.plan.shares[0]
         stream = torch.Generator().manual_seed(self.seed + 9)
         return {

@@ -72,7 +72,7 @@ class Joint(nn.Module):
             self.gate = nn.Linear(total, len(parts))
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
-        """The logits of some features; modalities that are left out are zeros."""
+        """The logits of some features, with zeros for missing modalities."""
         some = next(iter(features.values()))
         whole = {
             name: features[name]
@@ -96,7 +96,7 @@ class Joint(nn.Module):
         return {name: encoder(x) for (name, encoder), x in named}
 
     def blocks(self, name: str) -> list[Tensor]:
-        """The weights by which the fusion reads a modality."""
+        """The fusion's weights on a modality."""
         start = list(self.widths).index(name)
         first = sum(list(self.widths.values())[:start])
         columns = slice(first, first + self.widths[name])
@@ -109,7 +109,7 @@ class Joint(nn.Module):
 
 
 def forward(model: Joint, batch: list[Tensor]) -> tuple[evenly.Output, Tensor]:
-    """As a user writes it."""
+    """The forward function as a user writes it."""
     *inputs, target = batch
     features = model.encode(inputs)
     own = None
@@ -126,7 +126,7 @@ def optimizer_of(model: Joint, plan: Plan) -> torch.optim.Optimizer:
         how = plan.parts[name].how
         rate = plan.rate * (SLOW if how in ("slow", "group") else 1)
         group = {"params": list(encoder.parameters()), "lr": rate}
-        # A schedule leaves in the group what it started from.
+        # A schedule stores its initial rate in the group.
         groups.append({**group, "initial_lr": plan.rate} if how == "slow" else group)
     mine = {id(p) for p in model.encoders.parameters()}
     groups.append({"params": [p for p in model.parameters() if id(p) not in mine]})

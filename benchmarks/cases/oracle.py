@@ -1,4 +1,4 @@
-"""What is true of a case, by many samples that nobody was trained on."""
+"""The truth of a case, from many samples unseen in training."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -13,46 +13,47 @@ from evenly.diagnosis.linear_probe import linear_probe
 from evenly.features import Features
 
 NOTHING, SOMETHING = 0.01, 0.12
-"""Above chance at most, where a modality is scarce, and at least, where it is not."""
+"""Accuracy above chance: maximum if a modality is scarce, and minimum if it is not."""
 NEEDLESS = 0.05
-"""Accuracy that is lost without what is scarce, at most; where more is, it tells with another."""
+"""Maximum accuracy lost without a scarce modality; if more, it tells together with another."""
 READ = 0.10
-"""Above chance at least: what is learnt, and what an encoder alone learns of what is there."""
+"""Minimum above chance: of learnt modalities, and of what an encoder learns alone."""
 SOUND, MEMORISED = 0.12, 0.25
-"""How much better an encoder separates its training rows than fresh ones, at most and at least."""
+"""How much better an encoder separates training rows than fresh ones: maximum and minimum."""
 CAUGHT_UP, BEHIND = 0.04, 0.12
-"""How far it stays behind itself trained alone, at most and at least."""
+"""How far it falls short of itself trained alone: maximum and minimum."""
 IGNORED, FOLLOWED = 0.02, 0.10
-"""Predictions that change with the modality, at most and at least."""
+"""Share of predictions that change with the modality: maximum and minimum."""
 FIT = 5_000
-"""Fresh samples that a probe is fitted on; it is judged on the others."""
+"""Fresh samples to fit a probe on; it is evaluated on the others."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one modality; accuracies on fresh samples."""
+    """Measures of one modality; accuracies on fresh samples."""
 
     chance: float
     """The share of the largest class."""
     there: float
-    """Bayes accuracy; of real data, as `alone`."""
+    """Bayes accuracy; for real data, that of `alone`."""
     alone: float
     """A probe on its encoder trained alone."""
     learnt: float
     """A probe on the joint model's encoder."""
     memorised: float
-    """Accuracy of probes among training rows, less the same among as many fresh ones."""
+    """Accuracy of probes among training rows, minus the same among as many fresh ones."""
     followed: float
-    """Predictions that change when it comes from another sample, while every other modality does
-    so too, each from one of its own: a copy is followed where its twin says another class."""
+    """Predictions that change when it comes from another sample, while every other modality also
+    does, each from a different one: so a copy shows its effect when its twin tells another
+    class."""
     fall: float
-    """Accuracy that is lost when it alone comes from another sample."""
+    """Accuracy lost when it alone comes from another sample."""
 
     @property
     def verdict(self) -> str | None:
-        """What is true of it, with a margin; None where it is near a border."""
+        """The true verdict, with a margin; None if near a border."""
         if self.there - self.chance <= NOTHING:
-            # Two that tell the class together are at chance each, and cannot be left out.
+            # Two that tell the class only together are each at chance, and cannot be left out.
             return "scarce" if self.fall <= NEEDLESS else "learnt" if self.fall >= READ else None
         if self.there - self.chance < SOMETHING or self.alone - self.chance < READ:
             return None
@@ -70,7 +71,7 @@ class Measures:
 
 
 def measured(case: Case, built: Built) -> dict[str, Measures]:
-    """By modality, what the oracle finds."""
+    """The oracle's measures by modality."""
     with torch.random.fork_rng([]):
         torch.manual_seed(case.seed + 77)
         return _measured(case, built)
@@ -120,7 +121,7 @@ def _guess(model: nn.Module, features: dict[str, Tensor]) -> Tensor:
 
 
 def alone(encoder: nn.Module, x: Tensor, y: Tensor, built: Built) -> nn.Module:
-    """A copy of an encoder, trained by itself as the joint model was, at the full rate."""
+    """A copy of an encoder, trained alone like the joint model, at the full rate."""
     encoder = copy.deepcopy(encoder).requires_grad_(True)
     with torch.no_grad():
         width = encoder(x[:2]).shape[1]
@@ -142,7 +143,7 @@ def alone(encoder: nn.Module, x: Tensor, y: Tensor, built: Built) -> nn.Module:
 def probed(encoder: nn.Module, x: Tensor, y: Tensor) -> float:
     """The accuracy of a linear probe on fresh samples.
 
-    Fitted on some and judged on the others; of few, each is judged by a probe of other parts.
+    It is fitted on some and evaluated on the others; with few samples, by cross-validation.
     """
     if len(y) < 2 * FIT:
         return crossed(encoder, x, y, folds=5)
@@ -152,7 +153,7 @@ def probed(encoder: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def crossed(encoder: nn.Module, x: Tensor, y: Tensor, folds: int = 2) -> float:
-    """The accuracy of probes among a few samples, each judged by one fitted on other parts."""
+    """The cross-validated accuracy of probes on a few samples."""
     with torch.no_grad():
         features = encoder(x)
     fold, right = torch.arange(len(y)) % folds, 0.0
@@ -168,12 +169,12 @@ def _of(features: Tensor, y: Tensor) -> Features:
 
 
 def as_dict(found: dict[str, Measures]) -> dict[str, dict[str, float]]:
-    """For a line of JSON."""
+    """The form for a line of JSON."""
     return {name: asdict(measures) for name, measures in found.items()}
 
 
 def margins() -> list[str]:
-    """What the oracle takes for what, in words; what lies between is left out."""
+    """The oracle's criteria in words; cases in between are left out."""
     return [
         f"scarce: at most {NOTHING} above chance, and at most {NEEDLESS} of accuracy lost without;",
         f"there: at least {SOMETHING} above chance, and {READ} by its encoder alone;",

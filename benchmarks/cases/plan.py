@@ -41,15 +41,15 @@ class Part:
 
     Attributes:
         truth: The verdict that it is built for.
-        how: By what: `plain`, or a key of `SUPPRESSED` or `UNUSED`.
+        how: The means: `plain`, or a key of `SUPPRESSED` or `UNUSED`.
         encoder: `mlp`, `conv` or `gru`.
         hidden: Units of an MLP's hidden layer.
-        width: Of the features.
-        own: Weight of a loss of its own, by a head of its own.
-        source: What its inputs are drawn from; None of real data.
-        agree: How often it shows the class; of real data 0 where it is shuffled across samples.
-        copy: The part whose inputs it shows too, by position.
-        noise: Added to the inputs of a copy.
+        width: Width of the features.
+        own: Weight of its own loss, with its own head.
+        source: The source of its inputs; None for real data.
+        agree: How often it shows the class; 0 for real data shuffled across samples.
+        copy: The part whose inputs it copies, by position.
+        noise: Noise added to the inputs of a copy.
         input: The modality of a real set that it shows, or `noise`.
     """
 
@@ -68,20 +68,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a case but its weights and samples.
+    """Everything about a case except its weights and samples.
 
     Attributes:
-        parts: By modality.
+        parts: Parts by modality.
         classes: Number of classes.
         fusion: `concat`, `sum`, `gated` or `mlp`.
         optimizer: `sgd` or `adam`.
         rate: Its learning rate.
-        epochs: Of the joint training.
-        sizes: Training and validation samples.
-        shares: Of the classes, in training and in validation.
-        flipped: Share of the training labels that are drawn anew.
-        together: Whether the first two modalities tell the class together alone.
-        real: The data set, with what is done to it; None of a synthetic case.
+        epochs: Epochs of the joint training.
+        sizes: Numbers of training and validation samples.
+        shares: Shares of the classes, in training and in validation.
+        flipped: Share of training labels that are redrawn.
+        together: Whether the first two modalities tell the class only together.
+        real: The data set, with its alterations; None for a synthetic case.
     """
 
     parts: Mapping[str, Part]
@@ -98,5 +98,5 @@ class Plan:
 
 
 def pick(rng: np.random.Generator, *options: Any) -> Any:
-    """One of some."""
+    """A random choice."""
     return options[rng.integers(len(options))]

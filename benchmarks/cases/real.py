@@ -1,4 +1,4 @@
-"""Cases of real sets, some of whose modalities are altered."""
+"""Cases from real sets with some altered modalities."""
 
 import os
 from dataclasses import replace
@@ -15,7 +15,7 @@ DATA = Path(os.environ.get("EVENLY_DATA", Path(__file__).parents[3] / "shared" /
 
 
 def real(seed: int) -> Plan:
-    """A real set with some of its modalities altered, drawn by the seed."""
+    """A real set with some altered modalities, drawn by the seed."""
     rng = np.random.default_rng([seed, 19])
     theme, names = VERDICTS[seed % 5], real_sets()
     if theme in ("suppressed", "over-trained"):
@@ -33,7 +33,7 @@ def real(seed: int) -> Plan:
         mine = order[position] if position < len(order) else None
         parts.append(_real_part(rng, name, truth, mine, order[0], parts))
     adam = rng.random() < 0.5
-    train = int(rng.integers(250, 400)) if few else 10**9  # all that there are
+    train = int(rng.integers(250, 400)) if few else 10**9  # all of them
     plan = Plan(
         dict(zip("abcd", parts, strict=False)),
         classes,
@@ -58,7 +58,7 @@ def _real_part(
     first: str,
     before: list[Part],
 ) -> Part:
-    """An alteration of a modality; where the set has no more of them, of a copy or of noise."""
+    """An alteration of a modality, or of a copy or noise if the set has no more modalities."""
     if truth == "scarce":
         what = pick(rng, "noise", mine or first)
         return Part(truth, hidden=pick(rng, 16, 64), input=what, agree=0.0)
@@ -69,7 +69,7 @@ def _real_part(
     else:
         part = Part(truth, input=mine, agree=1.0)
     if truth == "suppressed":
-        # A wide encoder keeps the class untrained; through a few units it is lost.
+        # A wide untrained encoder keeps the class; a few units lose it.
         hows = [how for how in HELD_BACK if how != "dropped"]
         return replace(part, how=pick(rng, *hows), hidden=pick(rng, 8, 12), width=pick(rng, 4, 6))
     if truth == "unused":
@@ -77,7 +77,7 @@ def _real_part(
     if truth == "over-trained":
         return replace(part, hidden=256, width=64, own=1.0)
     if name == "cremad_votes" and rng.random() < 0.2:
-        return replace(part, how="frozen", hidden=512, width=128)  # which keeps it all
+        return replace(part, how="frozen", hidden=512, width=128)  # this keeps everything
     return replace(part, hidden=pick(rng, 16, 32), own=pick(rng, 0.0, 0.5))
 
 
@@ -85,11 +85,11 @@ EASY = {
     "suppressed": ("digits", "cremad_votes", "leaves"),
     "over-trained": ("digits", "cremad_votes"),
 }
-"""Where an untrained encoder of few units loses the class; where few rows are learnt by heart."""
+"""Sets in which a narrow untrained encoder loses the class; sets small enough to memorise."""
 
 
 def real_sets() -> list[str]:
-    """Those that are here: scikit-learn's always, others where there is a folder with them."""
+    """The available sets: scikit-learn's always, others if there is a folder with them."""
     shared = {"cremad_votes", "htad", "leaves"}
     return ["digits", "breast_cancer", *sorted(n for n in shared if (DATA / n).is_dir())]
 
@@ -101,7 +101,7 @@ def _modalities(name: str) -> tuple[list[str], int]:
 
 @cache
 def _read(name: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
-    """Inputs by modality, classes, and where a split is given, 0, 1, 2 for train, val, test."""
+    """Inputs by modality, classes, and if there is a split, 0, 1, 2 for train, val, test."""
     if name == "digits":
         images, y = load_digits(return_X_y=True)
         return {"top": images[:, :32], "bottom": images[:, 32:]}, y, None

@@ -1,9 +1,9 @@
-"""Distributions of inputs given a class, with densities: what can be known of a class is known.
+"""Distributions of inputs given a class, with densities, so that the best accuracy is known.
 
-A modality shows a label of its own, which is the sample's class in a known share of samples, so
-that its Bayes accuracy follows from the density. Of most, a linear reader of the input, or of an
-encoder that has learnt nothing, sees little: the class is no direction but a sign, a distance, or
-something that happens somewhere in a sequence.
+A modality shows its own label, which is the sample's class in a known share of samples, so its
+Bayes accuracy follows from the density. In most distributions, a linear reader of the input, or of
+an untrained encoder, sees little: the class is not a direction but a sign, a distance, or an event
+somewhere in a sequence.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """Inputs given labels; both are exact, so that one can be held against the other."""
+    """Inputs given labels; draws and densities are exact, so each can check the other."""
 
     shape: tuple[int, ...]
 
@@ -24,23 +24,23 @@ class Source(Protocol):
         """One input for each label."""
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """(n, classes), up to what is the same for all classes of a sample."""
+        """(n, classes), up to a constant for each sample."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """Each class is one or several Gaussian clusters, seen rotated among dimensions of noise.
+    """Each class is one or several Gaussian clusters, rotated among noise dimensions.
 
-    One cluster a class is a linear problem; two at opposite points (`signs`), or several corners
-    of a cube (`corners`), are none.
+    One cluster per class is a linear problem; two at opposite points (`signs`), or several corners
+    of a cube (`corners`), are not.
     """
 
     centers: Tensor
-    """(classes, clusters, dimensions); all clusters of a class are as likely."""
+    """(classes, clusters, dimensions); all clusters of a class are equally likely."""
     rotation: Tensor
-    """(d, d) with d at least those dimensions: the others are noise."""
+    """(d, d) with d at least the number of these dimensions; the rest are noise."""
     unit: float = field(init=False)
-    """The spread of an input's entries, by which it is divided."""
+    """The spread of an input's entries, which divides it."""
     shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,12 +65,12 @@ class Clusters:
 
 @dataclass(frozen=True, eq=False)
 class Rings:
-    """The class is the distance from the origin, in some dimensions among others of noise."""
+    """The class is the distance from the origin, in some dimensions among noise."""
 
     radii: Tensor
     spread: float
     inner: int
-    """Dimensions in which the distance is."""
+    """Dimensions of the distance."""
     rotation: Tensor
     shape: tuple[int, ...] = field(init=False)
 
@@ -87,7 +87,7 @@ class Rings:
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """See `Source`."""
-        # A radius drawn below 0 points the other way, at the distance without its sign.
+        # A radius drawn below 0 points the other way, at the absolute distance.
         radius = (x @ self.rotation.T)[:, : self.inner].norm(dim=1, keepdim=True)
         both = torch.stack([radius - self.radii, radius + self.radii])
         return (-(both / self.spread).square() / 2).logsumexp(0)
@@ -127,13 +127,13 @@ def rotation(size: int, stream: torch.Generator) -> Tensor:
 
 
 def blobs(classes: int, inner: int, noise: int, scale: float, stream: torch.Generator) -> Clusters:
-    """One cluster a class: a linear reader sees it, a random encoder keeps much of it."""
+    """One cluster per class: a linear reader sees it, and a random encoder keeps much of it."""
     centers = scale * torch.randn(classes, 1, inner, generator=stream)
     return Clusters(centers, rotation(inner + noise, stream))
 
 
 def signs(classes: int, inner: int, noise: int, scale: float, stream: torch.Generator) -> Clusters:
-    """Two opposite clusters a class: the means of all classes are one."""
+    """Two opposite clusters per class: the means of all classes coincide."""
     center = scale * torch.randn(classes, 1, inner, generator=stream)
     return Clusters(torch.cat([center, -center], 1), rotation(inner + noise, stream))
 
@@ -141,10 +141,10 @@ def signs(classes: int, inner: int, noise: int, scale: float, stream: torch.Gene
 def corners(
     classes: int, inner: int, noise: int, scale: float, stream: torch.Generator
 ) -> Clusters:
-    """Each class is as many corners of a cube as there are for all; XOR with two of a square."""
+    """Each class has an equal share of a cube's corners; XOR with two on a square."""
     cube = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * inner)
     each = min(4, len(cube) // classes)
-    if classes == 2:  # parity, of which no corner's neighbour has the same
+    if classes == 2:  # parity: a corner's neighbours are of the other class
         odd = cube.prod(1) > 0
         centers = torch.stack([cube[odd], cube[~odd]])
     else:
@@ -154,7 +154,7 @@ def corners(
 
 
 def rings(classes: int, inner: int, noise: int, scale: float, stream: torch.Generator) -> Rings:
-    """Radii that grow by the scale; a random encoder keeps much of a distance."""
+    """Radii that grow with the scale; a random encoder keeps much of a distance."""
     radii = scale * torch.arange(1.0, classes + 1)
     return Rings(radii, 0.4, inner, rotation(inner + noise, stream))
 
@@ -165,21 +165,21 @@ def bayes(
     """The accuracy of the best reader of a source that shows the class in a share of samples.
 
     Args:
-        source: Of which labels are shown.
-        agree: How often the label is the sample's class; else it is drawn by the shares anew.
-        shares: Of the classes.
-        stream: For the samples over which the largest posterior is averaged.
-        count: How many.
+        source: The source that shows labels.
+        agree: How often the label is the sample's class; otherwise it is drawn again by the shares.
+        shares: Shares of the classes.
+        stream: Random stream of the samples over which the largest posterior is averaged.
+        count: Number of these samples.
     """
     label = shown(torch.multinomial(shares, count, True, generator=stream), agree, shares, stream)
     log = source.log_likelihood(source.draw(label, stream)) + shares.log()
-    given_x = log.softmax(1)  # of the label, whose shares are the classes' own
+    given_x = log.softmax(1)  # of the label, with the same shares as the classes
     posterior = agree * given_x + (1 - agree) * shares
     return posterior.amax(1).mean().item()
 
 
 def shown(label: Tensor, agree: float, shares: Tensor, stream: torch.Generator) -> Tensor:
-    """The label that a modality shows: the class, or by chance any."""
+    """The label that a modality shows: the class, or a random one."""
     other = torch.multinomial(shares, len(label), True, generator=stream)
     keep = torch.rand(len(label), generator=stream) < agree
     return torch.where(keep, label, other)

@@ -1,4 +1,4 @@
-"""Cases of which the distribution is known, so that there are fresh samples without end."""
+"""Cases with known distributions, and so with unlimited fresh samples."""
 
 import math
 from dataclasses import replace
@@ -45,7 +45,7 @@ def drawn(plan: Plan, seed: int, split: str) -> Batch:
 
 
 def synthetic(seed: int) -> Plan:
-    """A case drawn by its seed; the verdict that it is about goes by turns."""
+    """A random case by its seed; seeds take turns over the intended verdicts."""
     rng = np.random.default_rng([seed, 18])
     if seed % 30 == 29:
         return _together(rng)
@@ -55,12 +55,12 @@ def synthetic(seed: int) -> Plan:
 
 
 def _separate(rng: np.random.Generator, theme: str) -> Plan:
-    """Modalities that are told the class each by itself, or by a copy."""
+    """Modalities that each receive the class by themselves, or through a copy."""
     count = int(rng.choice([2, 3, 4], p=[0.5, 0.3, 0.2]))
     others = rng.choice(VERDICTS, count - 1, p=[0.1, 0.2, 0.35, 0.15, 0.2])
     truths = [theme, *map(str, others)]
     if not {"learnt", "over-trained"} & set(truths):
-        truths[-1] = "learnt"  # something leads
+        truths[-1] = "learnt"  # at least one leads
     few = "over-trained" in truths
     classes = pick(rng, 2, 3, 4, 5, 6, 8, 10)
     train = _log_uniform(rng, 300, 700 if few else 3000)
@@ -86,7 +86,7 @@ def _separate(rng: np.random.Generator, theme: str) -> Plan:
 
 
 def _together(rng: np.random.Generator) -> Plan:
-    """Two modalities of which one is turned by the other: each is at chance alone."""
+    """Two modalities, one rotated by the other: each is at chance alone."""
     classes, stream = pick(rng, 2, 3), _torch_stream(rng)
     made = [MAKERS["blobs"](classes, 3, 2, 3.0, stream) for _ in range(3)]
     parts = {
@@ -103,7 +103,7 @@ def _together(rng: np.random.Generator) -> Plan:
 
 
 def _eclipsed(rng: np.random.Generator) -> Plan:
-    """A modality that tells the class at once, and one that takes time to read."""
+    """A modality that tells the class immediately, and one that takes time to read."""
     classes, stream = pick(rng, 2, 3, 4, 5, 6), _torch_stream(rng)
     leader = MAKERS["blobs"](classes, 8, 0, 4.0, stream)
     behind = MAKERS["signs"](classes, 6, int(rng.integers(10, 24)), 2.5, stream)
@@ -147,7 +147,7 @@ def _learnt(
 def _suppressed(
     rng: np.random.Generator, classes: int, train: int, adam: bool, stream: torch.Generator
 ) -> Part:
-    # Adam divides by the size of gradients: what is seen seldom is learnt as fast.
+    # Adam divides by the size of gradients, so rare signals are learnt just as fast.
     how = pick(rng, *(one for one in HELD_BACK if not (adam and one == "dropped")))
     part = Part("suppressed", how, agree=rng.uniform(0.92, 1.0))
     if train > 800 and rng.random() < 0.25:
@@ -173,7 +173,7 @@ def _unused(
 def _scarce(
     rng: np.random.Generator, classes: int, train: int, adam: bool, stream: torch.Generator
 ) -> Part:
-    # Clusters that have nothing to do with the class, or none.
+    # Clusters unrelated to the class, or none.
     kind, scale = pick(rng, "blobs", "signs"), pick(rng, 0.0, 2.0)
     source = _made(rng, kind, classes, (0, 30), scale, stream)
     own = pick(rng, 0.0, 0.0, 1.0)
@@ -218,7 +218,7 @@ def _made(
 def _with_pattern(
     rng: np.random.Generator, part: Part, classes: int, stream: torch.Generator
 ) -> Part:
-    """In a sequence: a shape for a convolution, or one moment's direction for a GRU."""
+    """A pattern in a sequence: a shape for a convolution, or one moment's direction for a GRU."""
     encoder = pick(rng, "conv", "gru")
     channels, length = (2, 4) if encoder == "conv" else (8, 1)
     shape = torch.randn(classes, channels, length, generator=stream)

@@ -1,7 +1,6 @@
 """Balanced multimodal learning: how well each modality is learnt, and how to repair it.
 
-The names load when they are first used, so `import evenly` costs nothing and the command
-answers at once.
+Names load on first use, so `import evenly` costs nothing and the command answers at once.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""Random numbers that are a function of seed and step, or of a sample: a resumed run repeats them.
+"""Random numbers as a function of seed and step, or of a sample: a resumed run repeats them.
 
-Those of samples are the same in any batch, on any rank, in any order.
+A sample's numbers are the same in any batch, on any rank, in any order.
 """
 
 import torch
@@ -11,17 +11,17 @@ _MASK = (1 << 64) - 1
 
 
 def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
-    """A number from [0, 1) for each sample, which is a function of its position and the salt.
+    """A number in [0, 1) for each sample, as a function of its position and the salt.
 
     It is a multiple of 2⁻²⁴, which a float holds exactly: the upper bits of a hash.
 
-    A method that masks samples draws so, as then the mask neither depends on how samples are cut
-    into batches, passes and ranks, nor touches a random stream.
+    Methods that mask samples use it, so that a mask neither depends on how samples are split into
+    batches, passes and ranks, nor touches a random stream.
 
     Args:
         index: Position of each sample in its data set.
-        salt: What else the number depends on, such as seed and step; another salt gives numbers
-            that are independent of these.
+        salt: Anything else the number depends on, such as seed and step; other salts give
+            independent numbers.
     """
     state = 0
     for number in salt:
@@ -31,24 +31,24 @@ def uniform(index: Int[Tensor, " n"], *salt: int) -> Float[Tensor, " n"]:
 
 
 def mixed(seed: int, step: int) -> int:
-    """A seed for one step (or epoch) of a run; runs of other seeds meet others."""
+    """A seed for one step (or epoch) of a run; runs with other seeds get other ones."""
     return seed * 1_000_003 + step
 
 
 def stream(device: torch.device, seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step, equal on all ranks, apart from the global random stream.
+    """The random stream of one step, the same on all ranks and separate from the global one.
 
     Args:
-        device: Where they are drawn.
-        seed: Of the run.
-        step: Which step (or part of a model) they are for, below 1 000 003: from there on a seed
-            has the streams of the next.
+        device: Where numbers are drawn.
+        seed: Seed of the run.
+        step: The step (or part of a model), below 1 000 003, where the streams of the next seed
+            begin.
     """
     return torch.Generator(device).manual_seed(mixed(seed, step))
 
 
 def orders(count: int, length: int, numbers: torch.Generator) -> Int[Tensor, "s n"]:
-    """Several permutations of as many rows, on the device of the stream they are drawn from."""
+    """Several permutations of `length` rows, on the device of the stream that draws them."""
     drawn = torch.rand(count, length, generator=numbers, device=numbers.device, dtype=torch.float64)
     return drawn.argsort(1)
 

@@ -1,4 +1,4 @@
-"""Processes that work for a command: how they are started and how they behave."""
+"""Processes that work for a command: how they start and behave."""
 
 import multiprocessing
 import os
@@ -13,18 +13,18 @@ Context = ForkServerContext | SpawnContext
 
 
 def context(*preload: str) -> Context:
-    """A process that has imported modules once, and forks for each that is started.
+    """A process that imports modules once, and forks for each process to start.
 
     Args:
-        preload: Names of modules that are installed: CPython before 3.12.8 passes over what only
-            this process's `sys.path` leads to (its issue 117378). What was preloaded first stays.
+        preload: Names of installed modules: CPython before 3.12.8 skips those that only this
+            process's `sys.path` leads to (its issue 117378). The first preload is final.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(preload))
-    # What stops the command is sent to every process of it by terminals and schedulers, and is the
-    # command's own affair: it ends the others. The mask is inherited, by the runs' processes, too.
+    # Terminals and schedulers send stop signals to all processes of a command, but the command
+    # itself handles them and ends the others. The runs' processes inherit the mask, too.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         resource_tracker.ensure_running()
@@ -36,7 +36,7 @@ def context(*preload: str) -> Context:
 
 
 def cores() -> int:
-    """How many cores this process may use: fewer than the machine's, in a container say."""
+    """How many cores this process may use: in a container, for example, not all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -50,7 +50,7 @@ def serve() -> None:
 
 
 def _end_with_the_command() -> None:
-    """Waits for the end of the process that started this one, then ends it too, without a word."""
+    """Waits until the process that started this one ends, then ends this one silently."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

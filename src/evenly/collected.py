@@ -1,4 +1,4 @@
-"""Rows that come batch by batch, kept once: in memory, or beyond a limit in a file."""
+"""Rows that arrive batch by batch, kept once: in memory, or beyond a limit in a file."""
 
 import math
 import mmap
@@ -10,25 +10,25 @@ from torch import Tensor
 
 from evenly.errors import UserError
 
-_CHUNK = 2**14  # rows that are moved at a time
+_CHUNK = 2**14  # rows moved at a time
 
 
 class Collected:
-    """Rows that are one tensor in the end, with no second copy on the way.
+    """Rows that end up in one tensor, without a second copy on the way.
 
-    All batches go to one place. Small tensors kept one by one, between the large ones that a model
-    frees, would leave holes in the memory that nothing fits into, as large as all of those.
+    All batches go to one place. Keeping small tensors one by one, between large ones that a model
+    frees, would fragment memory, by as much as those large ones take.
 
     The file is in the system's temporary folder (`tempfile.gettempdir`, which `TMPDIR` sets). It
-    has no name there, so that it is gone with the last tensor on it, even if the process is killed.
+    has no name there, so it vanishes with the last tensor on it, even if the process is killed.
     """
 
     def __init__(self, expected: int | None = None, memory: int | None = None) -> None:
-        """Holds nothing yet.
+        """Starts empty.
 
         Args:
-            expected: How many rows there will be, where that is known.
-            memory: Bytes beyond which the rows go to a file; by default they never do.
+            expected: The number of rows, if known.
+            memory: Bytes beyond which rows go to a file; by default, they never do.
         """
         self._expected = expected or 0
         self._memory = math.inf if memory is None else memory
@@ -37,10 +37,10 @@ class Collected:
         self._file: IO[bytes] | None = None
 
     def add(self, part: Tensor) -> None:
-        """Takes up the rows of a batch.
+        """Adds the rows of a batch.
 
         Raises:
-            ValueError: If they are of another shape than those before.
+            ValueError: If their shape differs from earlier rows'.
         """
         part = part.detach()
         count = self._count + len(part)
@@ -65,7 +65,7 @@ class Collected:
         self._count = count
 
     def take(self, keep: Tensor | None = None) -> Tensor:
-        """The rows, or those that are marked (n); this ends the collection."""
+        """The rows, or only marked ones (n); this ends the collection."""
         assert self._rows is not None
         rows = self._rows[: self._count]
         if self._file is not None:
@@ -84,7 +84,7 @@ class Collected:
         return rows[:end]
 
     def close(self) -> None:
-        """Lets go of the rows; a tensor that was taken keeps its own."""
+        """Releases the rows; a tensor that was taken keeps its own."""
         self._rows = None
         if self._file is not None:
             self._file.close()

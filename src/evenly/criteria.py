@@ -1,4 +1,4 @@
-"""Losses of unbalanced classes and labels, for any loop: the `criterion` of a method."""
+"""Losses for unbalanced classes and labels, for any loop: the `criterion` of a method."""
 
 from functools import partial
 from typing import Any
@@ -14,16 +14,16 @@ from evenly.targets import ignored_by
 
 
 def balanced_weights(target: Int[Tensor, " n"], classes: int) -> Float[Tensor, " k"]:
-    """Weights of classes that count alike in sum, however many samples each has: n / (k n_c).
+    """Class weights that make all classes count the same in total: n / (k n_c).
 
-    They are scikit-learn's `balanced`: their mean over the samples is 1.
+    They equal scikit-learn's `balanced`: their mean over the samples is 1.
 
     Args:
         target: Class of each sample of the training split, from 0.
-        classes: How many there are, k.
+        classes: k, the number of classes.
 
     Raises:
-        ValueError: If a class has no sample, so that no weight is right for it.
+        ValueError: If a class has no sample, so no weight is right for it.
     """
     counts = target.long().bincount(minlength=classes)
     if missing := torch.nonzero(counts == 0).flatten().tolist():
@@ -36,10 +36,10 @@ def balanced_weights(target: Int[Tensor, " n"], classes: int) -> Float[Tensor, "
 
 
 class CrossEntropy(nn.CrossEntropyLoss):
-    """Torch's cross-entropy, of logits of any precision: weights are converted to theirs.
+    """Torch's cross-entropy for logits of any precision, to which it converts the weights.
 
-    The mean of a batch divides by the sum of its samples' weights, so that only the ratios of
-    weights count.
+    The mean of a batch divides by the sum of its samples' weights, so only the ratios of weights
+    matter.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
         """Prepares the loss.
 
         Args:
-            weight: Of each class, such as those of `balanced_weights`.
+            weight: Weight of each class, for example from `balanced_weights`.
             label_smoothing: Share of the label that is spread evenly over all classes, from 0 to 1.
 
         Raises:
@@ -67,12 +67,12 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
 
 class Focal(nn.Module):
-    """Cross-entropy in which what is known already counts less: -w_y (1 - p_y)^γ log p_y.
+    """Cross-entropy in which well-classified samples count less: -w_y (1 - p_y)^γ log p_y.
 
     Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017,
-    https://arxiv.org/abs/1708.02002, equation 5, with the softmax of several classes and their
-    weights w for α. The mean of a batch divides by the sum of its samples' weights, as torch's
-    cross-entropy does, which this is where γ = 0.
+    https://arxiv.org/abs/1708.02002, equation 5, with a softmax over several classes and class
+    weights w for α. The mean of a batch divides by the sum of its samples' weights, as in torch's
+    cross-entropy, which this equals for γ = 0.
 
     Attributes:
         ignore_index: The class number of samples without a label.
@@ -85,7 +85,7 @@ class Focal(nn.Module):
 
         Args:
             gamma: γ, how much less; not negative, 2 in the paper.
-            weight: Of each class, such as those of `balanced_weights`.
+            weight: Weight of each class, for example from `balanced_weights`.
 
         Raises:
             ValueError: If γ is negative or not finite.
@@ -112,13 +112,13 @@ class Focal(nn.Module):
         weight = weights(self, target).to(full(logits))
         true = target.long().where(weight > 0, 0).unsqueeze(1)
         log_p = full(logits).log_softmax(1).gather(1, true).squeeze(1)
-        # At 0 the power has no finite slope, where γ is below 1.
+        # If γ is below 1, the power has no finite slope at 0.
         unknown = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)
         return -(weight * unknown**self.gamma * log_p).sum() / weight.sum()
 
 
 class BinaryCrossEntropy(nn.BCEWithLogitsLoss):
-    """Torch's loss of several labels, of logits of any precision, with label smoothing."""
+    """Torch's loss for several labels, for logits of any precision, with label smoothing."""
 
     def __init__(
         self, pos_weight: Float[Tensor, " c"] | None = None, *, label_smoothing: float = 0.0
@@ -126,7 +126,7 @@ class BinaryCrossEntropy(nn.BCEWithLogitsLoss):
         """Prepares the loss.
 
         Args:
-            pos_weight: Of each label, how much having it counts beside not having it.
+            pos_weight: For each label, the weight of having it relative to not having it.
             label_smoothing: Share of each 0 and 1 that is spread evenly over both, from 0 to 1.
 
         Raises:
@@ -145,12 +145,12 @@ class BinaryCrossEntropy(nn.BCEWithLogitsLoss):
 
 
 class SigmoidFocal(nn.BCEWithLogitsLoss):
-    """Binary cross-entropy in which what is known already counts less: -w (1 - p)^γ log p.
+    """Binary cross-entropy in which well-classified labels count less: -w (1 - p)^γ log p.
 
     Lin, Goyal, Girshick, He, Dollár, "Focal Loss for Dense Object Detection", ICCV 2017,
-    https://arxiv.org/abs/1708.02002, equation 5, with p the probability of what is so of a label,
-    and a weight w of having it for α / (1 - α). The mean is over all labels of a batch, where the
-    paper's sum divides by the number of objects.
+    https://arxiv.org/abs/1708.02002, equation 5, with p the probability of a label's true state,
+    and the weight w of having a label for α / (1 - α). The mean is over all labels of a batch,
+    while the paper's sum divides by the number of objects.
     """
 
     def __init__(self, gamma: float = 2.0, pos_weight: Float[Tensor, " c"] | None = None) -> None:
@@ -158,7 +158,7 @@ class SigmoidFocal(nn.BCEWithLogitsLoss):
 
         Args:
             gamma: γ, how much less; not negative, 2 in the paper.
-            pos_weight: Of each label, how much having it counts beside not having it.
+            pos_weight: For each label, the weight of having it relative to not having it.
 
         Raises:
             ValueError: If γ is negative or not finite.
@@ -183,19 +183,19 @@ class SigmoidFocal(nn.BCEWithLogitsLoss):
         target = target.to(logits)
         weight = 1.0 if self.pos_weight is None else self.pos_weight.to(logits)
         has, lacks = (nn.functional.logsigmoid(x) for x in (logits, -logits))
-        # Powers of p as exponentials: at 0 those with a small γ have no finite slope.
+        # Powers of p as exponentials: with a small γ, plain powers have no finite slope at 0.
         of_one = weight * (self.gamma * lacks).exp() * has
         of_none = (self.gamma * has).exp() * lacks
         return -(target * of_one + (1 - target) * of_none).mean()
 
 
 def weights(criterion: Any, target: Tensor) -> Float[Tensor, " n"]:
-    """By how much each sample counts in a criterion's mean, which divides by their sum.
+    """The weight of each sample in a criterion's mean, which divides by their sum.
 
     Args:
-        criterion: Cross-entropy or `Focal`, with whose class weights that is. Of any other, and of
-            targets that are no class numbers, all samples count alike.
-        target: Of a batch.
+        criterion: Cross-entropy or `Focal`, whose class weights apply. With any other criterion,
+            and with targets that are not class numbers, all samples weigh the same.
+        target: Target of a batch.
     """
     one = torch.ones(len(target), device=target.device)
     if not _is_of_classes(criterion) or target.ndim != 1 or target.is_floating_point():
@@ -212,12 +212,12 @@ def partitions(
 ) -> Float[Tensor, " n"] | None:
     """The factor a_i of each sample's log Σ_k exp z_ik in a cross-entropy; None if all are 1 / n.
 
-    The rest of the loss is linear in the logits, so that a method may put another partition in
-    place of a sample's own.
+    The rest of the loss is linear in the logits, so a method may replace a sample's own partition
+    function with another.
 
     Args:
         criterion: Cross-entropy, with class weights and label smoothing if wanted.
-        logits: Of a batch.
+        logits: Logits of a batch.
         target: Class numbers, or shares of the classes.
     """
     weight = _setting(criterion, "weight") if _is_of_classes(criterion) else None

@@ -1,8 +1,8 @@
 """The only file that knows about ranks.
 
-Every function is a no-op on one process, and where `sharded=False` says that each rank holds
-all the data. What decides a change of weights or gradients goes through here, so that it is
-computed from all ranks' data and is the same on each rank.
+Every function is a no-op on one process, and if `sharded=False` says that each rank holds all the
+data. Whatever decides a change of weights or gradients goes through here, so that it is computed
+from all ranks' data and is the same on each rank.
 """
 
 from collections.abc import Iterable, Sequence
@@ -66,8 +66,8 @@ def gather(x: Tensor, *, sharded: bool = True) -> list[Tensor]:
 def stack(x: Tensor) -> Tensor:
     """`x` of every rank (ranks ...), of the same shape on each; for small tensors.
 
-    It is a sum of zeros and one part: that takes as many steps as the logarithm of the ranks,
-    where a gather takes as many as there are ranks.
+    It sums zeros and one part each. That takes a number of steps logarithmic in the ranks, while a
+    gather takes as many steps as there are ranks.
     """
     parts = x.new_zeros((world_size(), *x.shape))
     parts[rank()] = x
@@ -75,10 +75,10 @@ def stack(x: Tensor) -> Tensor:
 
 
 def share(count: int) -> Tensor:
-    """This rank's share of `count` positions: rank, rank + world, ... and equally many on each.
+    """This rank's share of `count` positions: rank, rank + world, ..., equally many on each.
 
-    Positions from `count` on are there to even out the ranks, as a model's own collectives
-    (FSDP) need the same number of forward passes on each; the caller drops their rows.
+    Positions from `count` on pad the shares, since a model's own collectives (FSDP) need the same
+    number of forward passes on each rank; the caller drops their rows.
     """
     even = -(-count // world_size()) * world_size()
     return torch.arange(rank(), even, world_size())
@@ -87,7 +87,7 @@ def share(count: int) -> Tensor:
 def reshard(model: nn.Module) -> None:
     """Gives FSDP2 its shards back after a forward pass without a backward.
 
-    Until then the root's parameters are whole copies, and what is written to them is lost.
+    Until then the root's parameters are whole copies, and anything written to them is lost.
     """
     if world_size() == 1:
         return
@@ -99,10 +99,10 @@ def reshard(model: nn.Module) -> None:
 
 
 def joined(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The loss, with zeros for the gradients of parameters that it does not depend on.
+    """The loss, with zero gradients for parameters that it does not depend on.
 
-    DistributedDataParallel waits for a gradient of whatever a model's output can be traced to,
-    and fails in the next step without; here nothing is passed back through the model for it.
+    DistributedDataParallel waits for a gradient of everything a model's output depends on, and
+    fails in the next step without one. This sends nothing back through the model.
     """
     if world_size() > 1:
         for parameter in parameters:
@@ -112,16 +112,16 @@ def joined(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def idle(outputs: Iterable[Tensor]) -> Tensor:
-    """Zero, by way of outputs that a loss has no other use for, at least one.
+    """Zero, computed from one or more outputs that a loss has no other use for.
 
-    DistributedDataParallel waits for a gradient of whatever a model's output can be traced to. The
-    sum is of no element: 0 times that of all is NaN where they add up to more than float16 holds.
+    DistributedDataParallel waits for a gradient of everything a model's output depends on. The sum
+    is over no elements, since 0 times the sum of all is NaN if float16 overflows.
     """
     return torch.stack([x[:0].sum() for x in outputs]).sum()
 
 
 def is_sharded(x: Tensor) -> bool:
-    """Whether `x` is a DTensor, as FSDP2 and tensor parallelism make of a parameter."""
+    """Whether `x` is a DTensor, which FSDP2 and tensor parallelism make of a parameter."""
     if not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -138,9 +138,9 @@ def local(x: Tensor) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """A sharded tensor brought together, on every rank; any other as it is.
+    """A sharded tensor gathered on every rank; any other as it is.
 
-    The ranks that hold the parts must all call.
+    All ranks that hold parts must call this.
     """
     if is_sharded(x):
         full: Tensor = x.full_tensor()  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def sharded_like(full: Tensor, reference: Tensor) -> Tensor:
-    """`full` as a DTensor that is cut as `reference` is; `full` itself if that is whole.
+    """`full` as a DTensor sharded like `reference`; `full` itself if the reference is whole.
 
     `full` must be the same on every rank; nothing is communicated.
     """
@@ -183,11 +183,11 @@ def sum_shards_(x: Tensor, reference: Tensor) -> Tensor:
 def std(x: Tensor) -> Tensor:
     """The standard deviation over all elements of `x`, sharded or not (n - 1 in the divisor).
 
-    For values whose mean is not far above their deviation, as gradients' is not: in float32 the
-    relative error is 4e-4 where the mean is a hundred deviations.
+    Use it for values whose mean is not far above their deviation, such as gradients: in float32,
+    the relative error is 4e-4 if the mean is a hundred deviations.
     """
     part = local(x)
-    # torch's own takes one element after the other on a CPU, and many times as long.
+    # On a CPU, torch's own goes element by element and takes many times as long.
     sums = torch.stack([part.sum(), torch.linalg.vector_norm(part)]).double()
     total, squares = sum_shards_(torch.stack([sums[0], sums[1].square()]), x)
     n = x.numel()
@@ -196,9 +196,9 @@ def std(x: Tensor) -> Tensor:
 
 
 def square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
-    """Of each group of tensors the sum of all squared elements, sharded or not.
+    """The sum of all squared elements of each group of tensors, sharded or not.
 
-    The result is on `device`, in float32 or what of the tensors is more precise.
+    The result is on `device`, in float32 or the most precise type of the tensors.
     """
     found = _square_sums([[x for x in group if not is_sharded(x)] for group in groups], device)
     for place in dict.fromkeys(cut(x) for group in groups for x in group if is_sharded(x)):
@@ -212,9 +212,9 @@ def square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Ten
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The norm of each tensor, of this rank's part; a sparse one is to be coalesced.
+    """The norm of this rank's part of each tensor; sparse tensors must be coalesced.
 
-    In float32 at least: in float16 that of finite numbers may be infinite.
+    At least in float32, since in float16 the norm of finite numbers may be infinite.
     """
     narrow = [x for x in tensors if x.dtype.itemsize < 4]
     wide = [x for x in tensors if x.dtype.itemsize >= 4]
@@ -224,7 +224,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def cut(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """The mesh of a sharded tensor, and its dimensions that the tensor is cut over."""
+    """The mesh of a sharded tensor, and the mesh dimensions that shard it."""
     placed: Sequence[Any] = x.placements  # type: ignore[attr-defined]
     dims = tuple(dim for dim, placement in enumerate(placed) if placement.is_shard())
     return x.device_mesh, dims  # type: ignore[attr-defined]
@@ -234,7 +234,7 @@ def _square_sums(groups: Sequence[Sequence[Tensor]], device: torch.device) -> Te
     flat = [x for group in groups for x in group]
     if not flat:
         return torch.zeros(len(groups), device=device)
-    # Of a sparse gradient, each row once.
+    # Each row of a sparse gradient once.
     flat = [x.coalesce().values() if x.is_sparse else x for x in flat]
     squares = torch.stack([norm.to(device) for norm in norms(flat)]).square()
     return torch.stack([part.sum() for part in squares.split([len(group) for group in groups])])

@@ -1,17 +1,17 @@
-"""What goes wrong through no fault of this package."""
+"""Errors that are not this package's fault."""
 
 
 class UserError(ValueError):
-    """What the user can mend, told in one sentence.
+    """A problem that the user can fix, explained in one sentence.
 
-    The command prints the sentence. Anything else but an error of the system is our own mistake and
-    keeps its traceback.
+    The command prints the sentence. Anything else, except a system error, is our own bug and keeps
+    its traceback.
     """
 
 
 class UserRuntimeError(UserError, RuntimeError):
-    """The same of a call out of turn, or of something else that is lacking or does not answer."""
+    """The same for a call out of turn, or for something that is missing or does not respond."""
 
 
-class UserFileNotFoundError(FileNotFoundError, UserError):  # as its `__new__` is the one to call
-    """The same of a file or folder that is not there."""
+class UserFileNotFoundError(FileNotFoundError, UserError):  # first, for its `__new__`
+    """The same for a file or folder that does not exist."""

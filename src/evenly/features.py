@@ -1,4 +1,4 @@
-"""The features of a split, and the table in which a look at a model brings them together."""
+"""The features of a split, and the table that collects them during a look at a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,15 +21,13 @@ class Features:
     Attributes:
         features: By modality, one row per sample, of any real type.
         target: Class of each sample (integers of any type, kept as int64), or a value to regress on
-            (floats); with more dimensions several of them, which a diagnosis does not take.
-        index: Position of each sample in its split: the canonical order, which makes a
-            clustering independent of the order of rows and of the number of ranks. Row number
-            by default.
-        sharded: Whether these rows are one rank's share, the others being on the other ranks.
-        present: By modality, which samples have it; those it does not name are complete. The
-            others do not count in a diagnosis.
-        number: What the model's `Output.index` gives each sample, where it does; it may be any
-            number that no other sample has.
+            (floats). With more dimensions, several per sample, which a diagnosis does not accept.
+        index: Position of each sample in its split; row numbers by default. This canonical order
+            makes a clustering independent of the order of rows and the number of ranks.
+        sharded: Whether these rows are only one rank's share.
+        present: By modality, which samples have it; modalities not named are complete. Samples
+            without a modality do not count in its diagnosis.
+        number: The model's `Output.index` of each sample, if it has one; any unique numbers.
     """
 
     features: Mapping[str, Shaped[Tensor, "n _"]]
@@ -43,7 +41,7 @@ class Features:
         """Checks that rows, labels and positions belong together.
 
         Raises:
-            TypeError: If something is no tensor, or of numbers that it cannot be of.
+            TypeError: If something is not a tensor, or has the wrong type of numbers.
             ValueError: If the shapes do not fit.
         """
         if not self.features:
@@ -53,7 +51,7 @@ class Features:
         if self.index is not None:
             parts["index"] = self.index
         parts |= {f"present of '{name}'": here for name, here in self.present.items()}
-        for name, x in reversed(parts.items()):  # the target before what has to fit it
+        for name, x in reversed(parts.items()):  # the target before what must match it
             if not isinstance(x, Tensor):
                 raise TypeError(
                     f"Features: {name}: an object of type {type(x).__name__}, but a tensor is "
@@ -91,7 +89,7 @@ class Features:
         self._take("present", {name: here.bool() for name, here in self.present.items()})
 
     def where(self, here: Bool[Tensor, " n"]) -> "Features":
-        """Those of some samples, which keep their positions."""
+        """The features of some samples, which keep their positions."""
 
         def some(x: Tensor) -> Tensor:
             return x[here.to(x.device)]
@@ -109,7 +107,7 @@ class Features:
         )
 
     def whole(self) -> "Features":
-        """Those of all ranks, in canonical order; every rank must call."""
+        """The features of all ranks, in canonical order; every rank must call this."""
         if not self.sharded:
             return self
         assert self.index is not None
@@ -138,17 +136,17 @@ def _real(name: str, value: Tensor) -> Tensor:
 
 
 class Table:
-    """What a look brings together, batch by batch."""
+    """Collects what a look finds, batch by batch."""
 
     def __init__(
         self, rows: Tensor | None, memory: int | None = None, keeps_order: bool = True
     ) -> None:
-        """Holds nothing yet.
+        """Starts empty.
 
         Args:
-            rows: Of the data set, in the order in which they come; None where that is not known.
+            rows: Rows of the data set, in the order in which they come; None if unknown.
             memory: Bytes that the features of a modality may take in memory.
-            keeps_order: Whether the rows are in this order within a batch, too.
+            keeps_order: Whether rows keep this order within a batch, too.
         """
         self.rows, self.memory, self.keeps_order = rows, memory, keeps_order
         self.count = 0
@@ -160,7 +158,7 @@ class Table:
         self._numbered = 0
 
     def add(self, output: Output, target: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Takes up a batch."""
+        """Adds a batch."""
         for name, value in values.items():
             self._collected(self._values, name, self.memory).add(_real(name, value))
         for name, here in (output.present or {}).items():
@@ -173,7 +171,7 @@ class Table:
         self.count += len(target)
 
     def features(self) -> Features:
-        """All of it, each row once over all ranks; the table is empty then."""
+        """All features, each row once over all ranks; this empties the table."""
         index, number = self._position.take(), None
         if self._numbered == self.count:
             number = self._number.take()
@@ -197,7 +195,7 @@ class Table:
         )
 
     def close(self) -> None:
-        """Lets go of the rows."""
+        """Releases the rows."""
         for values in self._values.values():
             values.close()
 
@@ -220,7 +218,7 @@ class Table:
             return torch.arange(self.count, self.count + size)
         rows = self.rows[self.count : self.count + size]
         if number is not None and not self.keeps_order:
-            # A collate function may sort a batch by length: positions in the data set tell.
+            # A collate function may sort a batch by length, so positions in the data set decide.
             number = number.to(rows)
             if torch.equal(number.sort().values, rows.sort().values):
                 return number
@@ -228,7 +226,7 @@ class Table:
 
 
 def _check_repeats(number: Tensor, target: Tensor) -> None:
-    """Raises if samples of two classes have one number: they are not the same sample then."""
+    """Raises if samples of two classes share a number, so they cannot be the same sample."""
     if target.is_floating_point() or target.ndim != 1:
         return
     numbers, targets = (torch.cat(distributed.gather(x)) for x in (number, target))

@@ -1,4 +1,4 @@
-"""Writes that a kill cannot leave half done."""
+"""Writes that a kill cannot leave half finished."""
 
 import csv
 import errno
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of disks, quotas and `ulimit -f` that have no room."""
+"""Errors of full disks, quotas and `ulimit -f`."""
 
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Names what was to be written where the system does not, as of a disk that is full.
+    """Names the file being written in errors that do not, such as that of a full disk.
 
     Args:
-        path: What the user knows it by.
-        temporary: What it is called as long as it is unfinished.
+        path: The name that the user knows.
+        temporary: The file's name while it is unfinished.
     """
     try:
         yield
     except Exception as error:
         found: BaseException | None = error
         while found is not None and not isinstance(found, OSError):
-            found = found.__context__  # torch hides what it met in errors of its own
+            found = found.__context__  # torch hides the cause behind its own errors
         if found is None or found.errno is None:
             raise
-        # A sentence of our own that follows from another error says more than that error.
+        # Our own sentence about another error says more than that error.
         if found is not error and found.errno not in FULL:
             raise
         if found.filename is not None and str(temporary) not in (found.filename, found.filename2):
@@ -53,10 +53,10 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, put in its place when the block ends without an error.
+    """A temporary file beside `path`, moved to it when the block ends without an error.
 
-    A link stays one, and what it leads to is replaced. Pipes and devices are written to: to replace
-    /dev/null, as root may, would take it from the whole machine.
+    A link stays a link, and its target is replaced. Pipes and devices are written to directly:
+    replacing /dev/null, as root can, would take it from the whole machine.
 
     Raises:
         UserError: If `path` is a folder, before anything is computed for it.
@@ -72,8 +72,8 @@ def replacing(path: Path) -> Iterator[Path]:
         return
     real = Path(os.path.realpath(path)) if path.is_symlink() else path
     real.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, as writers such as numpy's go by it. Processes of two machines that
-    # share a folder may have the same number.
+    # The suffix stays last, since writers such as numpy's depend on it. Processes on two machines
+    # that share a folder may have the same number.
     temporary = real.with_name(f".{real.stem}.{token_hex(4)}{real.suffix}")
     try:
         with naming(path, temporary):
@@ -88,8 +88,8 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Keeps other commands from working in a folder until the block ends, however it ends.
 
     Args:
-        folder: Made if need be; if nothing is written into it, it does not stay.
-        shared: Whether it is held together with those that share it, too.
+        folder: Created if needed, and removed again if nothing is written into it.
+        shared: Whether others that also share it may hold it at the same time.
 
     Raises:
         ValueError: If another command holds it.
@@ -114,7 +114,7 @@ def _locked(folder: Path, shared: bool) -> Iterator[None]:
 
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of file systems that have no locks
+        with suppress(OSError):  # some file systems have no locks
             try:
                 fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -135,7 +135,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """What tells the content of a file from any other."""
+    """The checksum of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -144,8 +144,8 @@ def check_written(path: Path, known: Mapping[str, str]) -> None:
     """Raises if a file of a run is not as the run wrote it.
 
     Args:
-        path: Of the file.
-        known: By name, what `sha256` gave of the files of its folder.
+        path: Path of the file.
+        known: Checksums of the folder's files by name, from `sha256`.
     """
     if path.name not in known:
         return
@@ -162,17 +162,17 @@ def remedy(path: Path) -> str:
 
 @contextmanager
 def reading(path: Path, what_to_do: str = "") -> Iterator[None]:
-    """Says which file it is, whatever a damaged one brings about in those who read it.
+    """Names the file in any error that reading a damaged one causes.
 
     Args:
-        path: Of the file.
-        what_to_do: What the user can do; by default what goes for the files of a run.
+        path: Path of the file.
+        what_to_do: What the user can do; by default, the advice for files of a run.
     """
     try:
         yield
     except FileNotFoundError:
         raise
-    except Exception as error:  # as many kinds as there are parts that read files
+    except Exception as error:  # each reader raises its own kinds
         said = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{path} is damaged ({said[:200]}). {what_to_do or remedy(path)}"
@@ -180,9 +180,9 @@ def reading(path: Path, what_to_do: str = "") -> Iterator[None]:
 
 
 def read_npz(path: Path) -> dict[str, "np.ndarray"]:
-    """The arrays of an .npz file that a run wrote, each by its checksum.
+    """The arrays of an .npz file that a run wrote, each checked by its checksum.
 
-    Unlike `numpy.load`, it leaves nothing open where the file is damaged.
+    Unlike `numpy.load`, it leaves nothing open if the file is damaged.
     """
     import numpy as np
 
@@ -193,12 +193,12 @@ def read_npz(path: Path) -> dict[str, "np.ndarray"]:
                 found[name.removesuffix(".npy")] = np.lib.format.read_array(
                     file, allow_pickle=False
                 )
-                file.read(1)  # at the end the checksum is compared
+                file.read(1)  # reading to the end compares the checksum
     return found
 
 
 def write_sealed(path: Path, found: Mapping[str, Any]) -> None:
-    """Writes what JSON knows with a checksum of it, whole or not at all."""
+    """Writes JSON values with their checksum, whole or not at all."""
     write_text(path, json.dumps({**found, "sha256": _seal(found)}, indent=2) + "\n")
 
 
@@ -206,13 +206,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote.
 
     Raises:
-        ValueError: If it is not that any more.
+        ValueError: If it has changed since.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no mapping")
-        # One that was written by hand has none.
+        # A file written by hand has no checksum.
         if found.pop("sha256", _seal(found)) != _seal(found):
             raise ValueError("it is not as the run wrote it")
     except (ValueError, RecursionError) as error:
@@ -231,7 +231,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a CSV whole or not at all; what a row lacks stays empty."""
+    """Writes a CSV whole or not at all; cells that a row lacks stay empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -240,10 +240,10 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def file_address(path: Path) -> "URL":
-    """The address of a database of SQLite's in a file, whatever characters its path has."""
+    """The address of an SQLite database in a file, whatever characters its path has."""
     from sqlalchemy.engine import URL
 
-    # As a URI of SQLite's in which every odd character is a number, the slash as well: SQLAlchemy
-    # 2.0 and 2.1 differ in what they unquote, and MLflow makes the folders up to the last slash.
+    # An SQLite URI with every special character escaped, even the slash: SQLAlchemy 2.0 and 2.1
+    # differ in what they unquote, and MLflow creates the folders up to the last slash.
     place = f"file:{quote(bytes(path.absolute()), safe='')}"
     return URL.create("sqlite", database=place, query={"uri": "true"})

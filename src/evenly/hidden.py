@@ -1,28 +1,28 @@
-"""Passwords that stand in addresses, kept out of whatever is written or shown."""
+"""Keeps passwords in addresses out of whatever is written or shown."""
 
 import re
 
 _END = r"(?=[)\]}>'\",.:;]*(?:\s|$))"
-"""Where an address in a sentence ends: before the marks that end the sentence, too."""
+"""The end of an address in a sentence, which may be before final punctuation."""
 _ADDRESS = re.compile(rf"([\w+.-]+://)(\S*?){_END}")
 _COLLAPSED = re.compile(rf"(?<![\w/+.-])([\w+.-]+:/)(?!/)(\S*?){_END}")
-"""An address that was taken for a path, which has lost one of its slashes."""
+"""An address that was mistaken for a path and lost one of its slashes."""
 _BARE = re.compile(r"(?<![\w/:])([\w.+-]+):[^\s/]+@(?=[\w.-])")
 """NAME:PASSWORD@HOST."""
 _SETTING = re.compile(
     r"\b(\w*(?:password|passwd|pwd)=)('[^']*'|\"[^\"]*\"|[^\s&,;)'\"]+)", re.IGNORECASE
 )
 _LOGIN = re.compile(r"([\w.@-]*:)[^@]*(@[^@?]*)(\?.*)?", re.DOTALL)
-"""NAME:PASSWORD@PLACE?SETTINGS, which can be read in one way alone."""
+"""NAME:PASSWORD@PLACE?SETTINGS, if it can be read in one way only."""
 
 
 def hidden(text: str) -> str:
-    """A text in which no address shows a password; nothing else of it is changed.
+    """A text without passwords in addresses, otherwise unchanged.
 
-    Known are `scheme://NAME:PASSWORD@HOST` up to the next blank, the same with one slash or no
-    scheme, and `password=PASSWORD`. Of an address with a scheme the settings behind its question
-    mark are hidden, too. Where the text is one argument of a command, an address goes on to its
-    end: `hidden_argument`.
+    It finds `scheme://NAME:PASSWORD@HOST` up to the next blank, the same with one slash or no
+    scheme, and `password=PASSWORD`. In addresses with a scheme, it also hides the settings after
+    the question mark. If the text is a single argument of a command, an address extends to its end:
+    see `hidden_argument`.
     """
     text = _BARE.sub(r"\1:***@", text)
     text = _ADDRESS.sub(lambda found: found[1] + _place(found[2]), text)
@@ -31,7 +31,7 @@ def hidden(text: str) -> str:
 
 
 def hidden_argument(text: str) -> str:
-    """An argument of a command, which may hold an address with any characters in it."""
+    """An argument of a command, with any address in it, whatever its characters, hidden."""
     start = re.search(r"[\w+.-]+://", text)
     if start is None:
         return hidden(text)
@@ -39,9 +39,9 @@ def hidden_argument(text: str) -> str:
 
 
 def hidden_address(address: str) -> str:
-    """An address without its password and the settings behind its question mark.
+    """An address without its password and the settings after its question mark.
 
-    Where a password was written so that it is read as something else, all is hidden.
+    If a password is written so that it reads as something else, everything is hidden.
     """
     scheme, slashes, rest = address.partition("://")
     return scheme + slashes + _place(rest)
@@ -67,7 +67,7 @@ def _login(rest: str) -> str:
 
 
 def is_torn(address: str) -> bool:
-    """Whether a character of a name or password may have been taken for the end of it."""
+    """Whether a character within a name or password may have been taken for its end."""
     from sqlalchemy.engine import make_url
 
     url = make_url(address)

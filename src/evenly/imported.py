@@ -1,7 +1,7 @@
-"""Parts of the user's own, by import path: `my.module.Name`.
+"""The user's own parts, by import path: `my.module.Name`.
 
-An import runs a module's code. Whoever calls `imported` has the name from the user: typed, or from
-a file that the user trusts (`evenly.lab.run.settings.check_trusted`).
+An import runs a module's code. Callers of `imported` get the name from the user, who typed it or
+trusts the file it is in (`evenly.lab.run.settings.check_trusted`).
 """
 
 import os
@@ -24,10 +24,10 @@ def is_own(name: str) -> bool:
 
 
 def imported(what: str, name: str) -> Any:
-    """What an import path leads to. The current folder is looked into last.
+    """What an import path leads to. The current folder is searched last.
 
     Args:
-        what: Kind of thing, as errors should call it.
+        what: Kind of thing, for error messages.
         name: `module.Name` or `package.module.Name`.
 
     Raises:
@@ -37,7 +37,7 @@ def imported(what: str, name: str) -> Any:
     top = place.partition(".")[0]
     try:
         if top not in sys.modules and find_spec(top) is None and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # as `python -m` has it: it may lie beside the data
+            sys.path.append(os.getcwd())  # like `python -m`: the module may be beside the data
         module = import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
@@ -64,13 +64,13 @@ def _broken(what: str, name: str, place: str, error: BaseException) -> UserError
 
 
 def checksums(names: dict[str, str]) -> dict[str, str]:
-    """By module, the SHA-256 of the file that defines a part of the user's own.
+    """The SHA-256 of each file that defines one of the user's own parts, by module.
 
-    What is installed, and what has no file, is left out: its version tells. So are modules that
-    the file imports.
+    Installed modules are left out, since their version identifies them, and so are modules without
+    a file. Modules that the file imports are not followed.
 
     Args:
-        names: By import path, the kind of thing, as errors should call it.
+        names: By import path, the kind of thing, for error messages.
     """
     installed = [
         Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib", "stdlib")

@@ -1,4 +1,4 @@
-"""A loop's loaders, read in another order than the loop reads them, and in the same form."""
+"""Reads a loop's loaders in an order of our own, with batches in the same form."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ from evenly.resampling import Repeated, Resampler
 
 # Where accelerate and Fabric keep the loader whose batches they put on a device.
 _WITHIN = ("base_dataloader", "_dataloader")
-# Their samplers give the rows of those that they derive from; another's may give any.
+# Their samplers give the same rows as the classes they derive from; others may give any.
 _TRUSTED = {
     *("torch", "torchdata", "accelerate", "evenly"),
     *("lightning", "lightning_fabric", "pytorch_lightning"),
@@ -42,10 +42,10 @@ class Draw:
     """What a sampler gives in an epoch.
 
     Attributes:
-        rows: Of the data set, each as often as it stands among those that are drawn from.
-        count: How many are drawn.
-        replacement: Whether a row may be drawn again before the others are.
-        weights: How likely each row is; all alike by default.
+        rows: Rows of the data set to draw from, repeated as often as the sampler has them.
+        count: The number of rows drawn.
+        replacement: Whether to draw with replacement.
+        weights: How likely each row is; all the same by default.
     """
 
     rows: Int[Tensor, " r"]
@@ -69,16 +69,16 @@ class Draw:
 
 
 def drawn(loader: Iterable[Any], *, every: bool = False) -> Draw | None:
-    """What the sampler of a loader gives; None where that cannot be told.
+    """What the sampler of a loader gives; None if unknown.
 
     Args:
         loader: Whatever the loop reads.
-        every: Whether a sampler of one's own stands for all rows of the data set.
+        every: Whether a custom sampler stands for all rows of the data set.
     """
     core = _core(loader)
     if core is None or isinstance(core.dataset, IterableDataset):
         return None
-    if hasattr(loader, "_fetch_batches"):  # accelerate's, of which one rank reads for all
+    if hasattr(loader, "_fetch_batches"):  # accelerate's, in which one rank reads for all
         return None
     batches, _ = _batches(core)
     if not _is_theirs(batches, BatchSampler | Repeated):
@@ -90,7 +90,7 @@ def drawn(loader: Iterable[Any], *, every: bool = False) -> Draw | None:
 
 
 def share(rows: Int[Tensor, " r"], fraction: float, seed: int) -> Int[Tensor, " s"]:
-    """Each row once, in the order of the data set; a part of them is drawn at random."""
+    """Each row once, in the order of the data set; a fraction of them is drawn at random."""
     rows = rows.unique()
     if fraction < 1 and len(rows):
         stream = torch.Generator().manual_seed(seed)
@@ -103,7 +103,7 @@ class Reading:
     """Batches of given rows, as the loop's own loader makes them.
 
     Attributes:
-        is_followed: Whether the loader took these rows: one with an order of its own does not.
+        is_followed: Whether the loader took these rows: one with its own order does not.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class Reading:
         """Prepares the reading.
 
         Args:
-            loader: One whose sampler `drawn` can tell.
-            rows: Gives those of a pass.
-            count: How many they are.
-            size: Of a batch; the loader's own by default.
-            drop_last: Whether a last batch that is not full is left out.
+            loader: A loader whose sampler `drawn` recognises.
+            rows: Returns the rows of a pass.
+            count: The number of rows.
+            size: Batch size; the loader's own by default.
+            drop_last: Whether to leave out an incomplete last batch.
         """
         self._given = _Given(rows, count, size or batch_size(loader), drop_last)
         self._loader = _like(loader, self._given)
@@ -137,7 +137,7 @@ class Reading:
 
 
 class _Given(BatchSampler):
-    """Batches of rows, and whether anyone asked for them."""
+    """Batches of rows, and whether anyone has read them."""
 
     def __init__(self, rows: Callable[[], Tensor], count: int, size: int, drop_last: bool) -> None:
         super().__init__(range(count), size, drop_last)  # of this length in each pass
@@ -150,7 +150,7 @@ class _Given(BatchSampler):
 
 
 def as_it_comes(loader: Iterable[Any], fraction: float = 1.0) -> Iterator[Any]:
-    """The first batches of a loader; all of them where it does not know how many it has."""
+    """The first batches of a loader; all of them if it does not know its length."""
     try:
         known = fraction < 1 and isinstance(loader, Sized)
         count = _part(fraction, len(loader)) if known else None  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
         mine = torch.arange(distributed.rank(), each * world, world)
         return found[mine % len(found)] if len(found) else found  # equally many on each rank
 
-    # BatchNorm can make nothing of a last batch of one.
+    # BatchNorm cannot train on a last batch of one.
     core = cast(DataLoader[Any], _core(loader))
     drop = _batches(core)[0].drop_last or (each > 1 and each % size == 1)
     reading = Reading(loader, rows, each, drop_last=drop)
@@ -185,20 +185,20 @@ def shuffled(loader: Iterable[Any], epochs: int, seed: int) -> Iterator[Any]:
 
 
 def batch_size(loader: Iterable[Any]) -> int:
-    """Samples in a batch, of a loader whose sampler `drawn` can tell."""
+    """The batch size of a loader whose sampler `drawn` recognises."""
     batches, ranks = _batches(cast(DataLoader[Any], _core(loader)))
     return max(int(batches.batch_size) // ranks, 1)
 
 
 def keeps_order(loader: Iterable[Any]) -> bool:
-    """Whether the rows of a batch are sure to be in the order in which they were drawn."""
+    """Whether the rows of a batch are guaranteed to be in the order of the draw."""
     core = _core(loader)
     return core is not None and core.collate_fn is default_collate
 
 
 @contextmanager
 def untouched(*loaders: Iterable[Any]) -> Iterator[None]:
-    """Leaves what a pass over loaders changes as it was: random streams, epochs, counters."""
+    """Restores what a pass over loaders changes: random streams, epochs, counters."""
     parts = list(_parts(loaders))
     counters = [
         (part, {name: x for name, x in vars(part).items() if isinstance(x, int | float | str)})
@@ -221,7 +221,7 @@ def untouched(*loaders: Iterable[Any]) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds the streams that `untouched` brings back, and no other device's."""
+    """Seeds the streams that `untouched` restores, and no other device's."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -230,17 +230,17 @@ def seed_all(seed: int) -> None:
 
 
 def _cuda() -> list[int]:
-    """The CUDA device in use; none before CUDA has started, which this must not cause."""
+    """The CUDA device in use; none before CUDA has started, and this must not start it."""
     return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
 
 
 def _part(fraction: float, count: int) -> int:
-    """A share of a count, rounded up; 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats."""
+    """A fraction of a count, rounded up; 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats."""
     return max(1, math.ceil(round(fraction * count, 6)))
 
 
 def _core(loader: Any) -> DataLoader[Any] | None:
-    """The `DataLoader` that makes the batches, which may be within another."""
+    """The `DataLoader` that makes the batches, which may be inside another."""
     for name in _WITHIN:
         if isinstance(inner := getattr(loader, "__dict__", {}).get(name), DataLoader):
             return _core(inner)
@@ -248,7 +248,7 @@ def _core(loader: Any) -> DataLoader[Any] | None:
 
 
 def _batches(core: DataLoader[Any]) -> tuple[Any, int]:
-    """What makes the batches of all ranks, and how many ranks share each of them."""
+    """The batch sampler of all ranks, and how many ranks share each batch."""
     batches: Any = core.batch_sampler
     ranks = 1
     while hasattr(batches, "batch_sampler"):  # accelerate's share of a rank
@@ -259,7 +259,7 @@ def _batches(core: DataLoader[Any]) -> tuple[Any, int]:
 
 
 def _like(loader: Any, batches: BatchSampler) -> Any:
-    """A loader that differs in its batches alone: device, workers and a class of its own stay."""
+    """A loader that differs only in its batches: device, workers and class stay."""
     found = copy.copy(loader)
     vars(found).update(  # a DataLoader forbids to set these
         {name: _like(x, batches) for name, x in vars(found).items() if name in _WITHIN},
@@ -273,7 +273,7 @@ def _like(loader: Any, batches: BatchSampler) -> Any:
 def _draw(sampler: Any) -> Draw | None:
     try:
         return _told(sampler)
-    except (TypeError, ValueError, RuntimeError):  # rows that are no numbers, for example
+    except (TypeError, ValueError, RuntimeError):  # rows that are not numbers, for example
         return None
 
 
@@ -300,8 +300,8 @@ def _told(sampler: Any) -> Draw | None:
     inner = getattr(sampler.dataset, "_sampler", None)
     if isinstance(inner, Sampler):
         return _draw(inner)
-    # One of a single rank gives all rows, which accelerate shares by batches; another number of
-    # ranks is a share that this process group does not have.
+    # A sampler of one rank gives all rows, which accelerate shares by batches. Any other number of
+    # ranks does not match this process group.
     shares = (1, distributed.world_size())
     if not isinstance(sampler, Resampler) and sampler.num_replicas not in shares:
         return None
@@ -310,13 +310,13 @@ def _told(sampler: Any) -> Draw | None:
 
 
 def _is_theirs(sampler: Any, kinds: Any) -> bool:
-    """Whether what a sampler gives is what one of these kinds does, no subclass's order."""
+    """Whether a sampler gives rows as one of these kinds does, without a subclass's own order."""
     maker = next((cls for cls in type(sampler).__mro__ if "__iter__" in vars(cls)), object)
     return isinstance(sampler, kinds) and maker.__module__.split(".")[0] in _TRUSTED
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    """Has samplers that shuffle by the epoch give another order in each."""
+    """Tells samplers that shuffle by epoch which epoch it is."""
     for part in _parts([loader]):
         if isinstance(part, Sampler) and callable(set_epoch := getattr(part, "set_epoch", None)):
             set_epoch(epoch)
@@ -341,7 +341,7 @@ def _parts(loaders: Iterable[Any]) -> Iterator[Any]:
 
 
 def _state(x: Any) -> Any:
-    """That of a random stream; None of anything else."""
+    """The state of a random stream; None for anything else."""
     if isinstance(x, torch.Generator | np.random.RandomState):
         return x.get_state()
     if isinstance(x, np.random.Generator):

@@ -22,21 +22,21 @@ Encoders = Mapping[str, nn.Module] | nn.ModuleDict
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 _PARTS = ("encoders", "criterion", "optimizer", "head", "sampler")
-"""What a method takes of the training; the rest are settings."""
+"""What a method takes from the training; the rest are settings."""
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 """The types of settings that `repr` shows."""
-_FUSED = ""  # beside the modalities, none of which a ModuleDict lets have this name
+_FUSED = ""  # a key beside the modalities': a ModuleDict allows no empty name
 
 
 @dataclass(frozen=True)
 class Info:
-    """What is known of a method, for people and for the tests that every method goes through.
+    """Facts about a method, for people and for the tests that every method must pass.
 
     Attributes:
-        title: What it is called in its paper.
+        title: Its name in the paper.
         paper: Authors, title and place; empty for plain training.
-        year: Of publication.
-        url: Where the paper is.
+        year: Year of publication.
+        url: Address of the paper.
         category: What it works on: data, forward pass, objective or optimisation.
         writes: What it changes during training.
         modalities: How it extends beyond two modalities.
@@ -44,35 +44,34 @@ class Info:
             why there are none.
         variants: Settings that make the methods of its paper; a comparison of all methods runs
             each.
-        epochs: Length of the training that its schedule is for, in epochs: the paper's where that
-            is known; 0 where it has no schedule.
-        in_epochs: Settings counted in epochs; the lab scales their defaults with the length
-            of training, the library never does.
-        targets: Which targets it takes; of the others its first loss says that it does not.
+        epochs: Length in epochs of the training that its schedule is made for: the paper's if
+            known; 0 without a schedule.
+        in_epochs: Settings counted in epochs. The lab scales their defaults with the length of
+            training; the library never does.
+        targets: Which targets it accepts; its first loss refuses all others.
         needs: Which optional parts of the `Output` it reads.
-        needs_probe: Whether its `before_epoch` looks at whole splits.
-        head: The head that it is made for, by its name in `evenly.nn.HEADS`: the lab builds its
-            models with it. In one's own model, any that fills the `Output` in the same way does.
-        cost: Time of a training step over joint training's in words, beyond which nothing more
-            is computed.
-        budget: The same as a number for two modalities, at most.
-        keeps_loss: Whether its `loss`, where it has one of its own, is joint training's and only
-            takes note of the batch.
-        multiplies: Whether all that it does to gradients is to multiply an encoder's by a number,
-            which may be done to those that another method has written.
-        scales_gradients: Whether it acts by the size of gradients, which Adam and its kin divide
-            out again.
-        alone: Whether it trains only the modality that its setting `modality` names; the lab
-            builds a model of that one alone.
+        needs_probe: Whether its `before_epoch` passes over whole splits.
+        head: The head it is made for, by its name in `evenly.nn.HEADS`: the lab builds its models
+            with it. In your own model, any head will do that fills the `Output` in the same way.
+        cost: In words, all that a training step costs beyond joint training's.
+        budget: At most how many times as long a step takes as joint training's, for two modalities.
+        keeps_loss: Whether its own `loss`, if any, equals joint training's and only observes the
+            batch.
+        multiplies: Whether it only multiplies an encoder's gradients by a number, so that another
+            method may have written them.
+        scales_gradients: Whether it acts through the size of gradients, which Adam and its kin
+            cancel.
+        alone: Whether it trains only the modality named by its setting `modality`; the lab then
+            builds a model of that modality alone.
         partial: Whether a step leaves some parameters without a gradient, for which
             DistributedDataParallel must be told find_unused_parameters=True.
-        within_batch: Whether its loss compares samples of a batch with one another; on several
-            ranks, those of each rank's own share.
-        by_pass: Whether it acts on each backward pass by what the samples of that pass tell, over
-            all ranks: with gradient accumulation each pass is a batch of its own.
+        within_batch: Whether its loss compares samples within a batch; on several ranks, within
+            each rank's share.
+        by_pass: Whether it decides for each backward pass from that pass's samples, over all ranks.
+            With gradient accumulation, each pass is then a batch of its own.
         missing: Whether a batch may lack a modality, or samples of it.
         sharded: Whether it works on parameters sharded by FSDP2.
-        doubts: What could not be verified, or where it departs from the released code.
+        doubts: What could not be verified, or where it differs from the released code.
     """
 
     title: str
@@ -107,7 +106,7 @@ class Info:
 class Method:
     """Plain joint training, and the base of every method.
 
-    A method is called from a training loop; it never owns one:
+    A training loop calls the method; the method never owns a loop:
 
     ```python
     for epoch in range(epochs):
@@ -121,20 +120,20 @@ class Method:
     ```
 
     Each hook writes one kind of thing: `before_epoch` weights, data order and own state; `loss`
-    a scalar; `backward` and `before_step` the gradients. What a method remembers is named in
-    `state` and goes through `state_dict`, so that a resumed run equals the uninterrupted one.
+    a scalar; `backward` and `before_step` the gradients. `state` names what a method remembers and
+    `state_dict` saves it, so that a resumed run equals the uninterrupted one.
 
-    A loop that leaves a hook out, or a target that the method does not take, is an error in the
-    first steps; see `evenly.watch`.
+    A loop that leaves out a hook, or a target that the method does not accept, raises an error in
+    the first steps; see `evenly.watch`.
 
     Attributes:
-        info: The facts that the method declares; those of an object may depend on its settings.
+        info: The facts that the method declares; an object's may depend on its settings.
         state: Names of the attributes that `state_dict` saves, beside the metrics.
         metrics: What the method did last, for a logger; tensors stay on their device.
-        repeats: How often the loop runs each batch, with a step of the optimiser each time; see
+        repeats: How often the loop runs each batch, with an optimiser step each time; see
             `Repeated`.
-        turn: The one modality that the next pass is about; the forward pass may leave the others
-            out. None where it takes all of them.
+        turn: The one modality that the next pass trains; the forward pass may leave out the others.
+            None if it takes all of them.
     """
 
     info: Info = Info(title="Joint training", targets=ANY, missing=True)
@@ -143,7 +142,7 @@ class Method:
     turn: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Has the hooks of each method watched."""
+        """Puts a watch on the hooks of each method."""
         super().__init_subclass__(**kwargs)
         watched(cls)
 
@@ -153,14 +152,14 @@ class Method:
         """Prepares the method.
 
         Args:
-            encoders: By modality, the modules whose weights or gradients the method changes,
-                found by identity. Plain joint training needs none.
-            criterion: `criterion(logits, target)` gives the loss; cross-entropy by default.
+            encoders: The modules whose weights or gradients the method changes, by modality; it
+                finds them by identity. Plain joint training needs none.
+            criterion: `criterion(logits, target)` returns the loss; cross-entropy by default.
 
         Raises:
             TypeError: If the encoders are not given by modality.
-            ValueError: If two encoders share parameters, or one that the method should write
-                to has none that are trained.
+            ValueError: If two encoders share parameters, or an encoder that the method should
+                change has no trainable ones.
         """
         if not isinstance(encoders, Mapping | nn.ModuleDict | None):
             raise TypeError(
@@ -184,9 +183,9 @@ class Method:
         return f"{type(self).__name__}({', '.join([f'encoders={[*self.encoders]}', *settings])})"
 
     def is_due(self, epoch: int) -> bool:
-        """Whether the method does anything before or in this epoch, from 0, by its schedule.
+        """Whether the method's schedule has it do anything before or in this epoch (from 0).
 
-        A loss that it has in every epoch alike does not count.
+        A loss that is the same in every epoch does not count.
         """
         return True
 
@@ -212,13 +211,13 @@ class Method:
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers: tensors and plain values, for `torch.save`.
 
-        Copies of sharded parameters are brought together in it, so that it can be saved by one
-        rank and loaded by any number: under FSDP2, as for the model's, every rank must call.
+        It gathers copies of sharded parameters, so that one rank can save it and any number can
+        load it. Under FSDP2 every rank must call it, as with the model's state.
         """
         return {name: _pack(getattr(self, name)) for name in ("metrics", *self.state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave.
+        """Restores what `state_dict` returned.
 
         Raises:
             ValueError: If the state belongs to another method.
@@ -235,7 +234,7 @@ class Method:
                 current.set_state(value.cpu())
             else:
                 setattr(self, name, value)
-        self.metrics = dict(self.metrics)  # to be written to, where the state is not
+        self.metrics = dict(self.metrics)  # writable, unlike the state
 
     def _need(self, output: Output, part: str) -> Any:
         """A part of the output that a model need not fill, but this method reads."""
@@ -245,7 +244,7 @@ class Method:
         return value
 
     def _probe(self, probe: "Probe | None") -> "Probe":
-        """The probe, which a loop need not pass, but this method looks through."""
+        """The probe, which a loop need not pass, but this method needs."""
         if probe is None:
             raise UserError(
                 f"{type(self).__name__} looks at the training and validation split between "
@@ -257,7 +256,7 @@ class Method:
     def _check_sampler(self, probe: "Probe", sampler: Any) -> None:
         """Raises if the training loader does not draw from the sampler that the method writes."""
         loader = probe.loaders["train"]
-        if not isinstance(loader, DataLoader):  # its order is the user's own business
+        if not isinstance(loader, DataLoader):  # its order is the user's business
             return
         batches = loader.batch_sampler
         if sampler not in (loader.sampler, getattr(batches, "sampler", None)):
@@ -268,22 +267,22 @@ class Method:
             )
 
     def _unimodal(self, output: Output) -> dict[str, Tensor]:
-        """The logits of each encoder's modality that the batch holds, in the encoders' order."""
+        """Logits of each modality in the batch that has an encoder, in the encoders' order."""
         unimodal = self._need(output, "unimodal")
         return self._mine(unimodal, "Output.unimodal", present=output.features)
 
     def _unimodal_loss(self, output: Output, target: Tensor) -> Tensor:
-        """Σ_m CE(z_m), of the modalities that the batch holds."""
+        """Σ_m CE(z_m) over the modalities in the batch."""
         self.watch.check_target(self, output, target)
         unimodal = self._unimodal(output)
         return torch.stack([self.criterion(z, target) for z in unimodal.values()]).sum()
 
     def _right(self, probe: "Probe") -> tuple[float, dict[str, float], int]:
-        """How many of the validation split the prediction and each modality by itself get right.
+        """How many validation samples the prediction and each modality alone get right.
 
         Returns:
-            Of the prediction, of each encoder's modality by its own logits, which is wrong where
-            the modality is not there, and how many samples there are, over all ranks.
+            The count of the prediction, that of each encoder's modality by its own logits (wrong if
+            the modality is missing), and the number of samples, over all ranks.
         """
 
         def of(output: Output, target: Tensor) -> dict[str, Tensor]:
@@ -306,13 +305,13 @@ class Method:
         return by_name.pop(_FUSED), by_name, int(rows)
 
     def _features(self, output: Output) -> dict[str, Tensor]:
-        """The features of each encoder's modality that the batch holds, in the encoders' order."""
+        """Features of each modality in the batch that has an encoder, in the encoders' order."""
         return self._mine(output.features, "Output.features", present=output.features)
 
     def _mine(
         self, found: Mapping[str, Tensor], where: str, present: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The entries of the encoders handed over, and no other."""
+        """The entries of this method's encoders, and no others."""
         lacking = set(self.encoders) - set(found)
         if self.info.missing and set(self.encoders) & set(present):
             lacking &= set(present)
@@ -324,7 +323,7 @@ class Method:
         return {name: found[name] for name in self.encoders if name in found}
 
     def _per_modality(self, **found: Iterable[Tensor]) -> dict[str, Tensor]:
-        """Metrics named 'what/modality', of a number for each encoder."""
+        """Metrics named 'what/modality', from a number for each encoder."""
         return {
             f"{what}/{name}": value
             for what, values in found.items()
@@ -358,7 +357,7 @@ watched(Method)
 
 
 def overrides(method: Method, hook: str) -> bool:
-    """Whether a method has a hook of its own in place of joint training's."""
+    """Whether a method overrides a hook of joint training."""
     return getattr(type(method), hook) is not getattr(Method, hook)
 
 
@@ -372,8 +371,8 @@ def _is_plain(value: Any) -> bool:
 def _pack(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state()
-    if isinstance(value, dict):  # a snapshot: what the method adds to a table later is not in it
+    if isinstance(value, dict):  # a snapshot: later additions to the table are not in it
         return {key: _pack(entry) for key, entry in value.items()}
     if isinstance(value, Tensor) and distributed.is_sharded(value):
-        return distributed.whole(value).cpu()  # one after the other: a device has no room for all
+        return distributed.whole(value).cpu()  # one by one: a device may lack the room for all
     return value

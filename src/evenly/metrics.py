@@ -1,4 +1,4 @@
-"""What is measured of predictions: when it is better, and how it is shown."""
+"""The metrics of predictions: which direction is better, and how to show them."""
 
 import math
 from collections.abc import Collection
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is read.
+    """How to read a metric.
 
     Attributes:
-        words: What it is called in a sentence.
-        sign: 1 if more of it is better, else -1.
-        scale: 100 for a share, which is shown in per cent, else 1.
+        words: Its name in a sentence.
+        sign: 1 if higher is better, else -1.
+        scale: 100 for a share, shown in per cent, else 1.
     """
 
     words: str
@@ -21,29 +21,29 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether it is from 0 to 1, and shown in per cent."""
+        """Whether it ranges from 0 to 1 and is shown in per cent."""
         return self.scale == 100
 
     @property
     def unit(self) -> str:
-        """What stands behind its values."""
+        """The unit after its values."""
         return " %" if self.is_share else ""
 
     @property
     def points(self) -> str:
-        """What stands behind a difference of two."""
+        """The unit after a difference of two values."""
         return " points" if self.is_share else ""
 
     def shown(
         self, value: float, form: str = "", places: int = 1, like: float | None = None
     ) -> str:
-        """A value without its unit; a dash where it is not defined.
+        """A value without its unit; a dash if it is undefined.
 
         Args:
-            value: As it is measured.
-            form: `+` if a plus is to be shown, too.
-            places: Of a share; other metrics may be of any size, and have theirs by that.
-            like: A value that has the same number of places, such as the mean of a deviation.
+            value: The value as measured.
+            form: `+` to show a plus sign, too.
+            places: Decimal places of a share; other metrics may have any size, which sets theirs.
+            like: A value whose number of places to use, such as the mean for a deviation.
         """
         if math.isnan(value):
             return "–"
@@ -55,7 +55,7 @@ class Metric:
         return f"{self.scale * value:{form}.{places}f}"
 
     def written(self, value: float, form: str = "", like: float | None = None) -> str:
-        """The same where a share is a fraction."""
+        """The same, with a share as a fraction."""
         if self.is_share and not math.isnan(value):
             return f"{value:{form}.3f}"
         return self.shown(value, form, like=like)
@@ -79,26 +79,26 @@ METRICS: dict[str, Metric] = {
     "f1": Metric("weighted F1"),
     "f1_nonzero": Metric("weighted F1 without zeros"),
 }
-"""By name, all that is measured of the predictions of any task; `know` adds the user's own."""
+"""All metrics of any task's predictions, by name; `know` adds the user's own."""
 
 MAINS = ("accuracy", "mae")
-"""Those by which the methods of a task are ranked."""
+"""The metrics that rank the methods of a task."""
 
 
 BUILT_IN = tuple(METRICS)
 
 
 def know(name: str, metric: Metric) -> None:
-    """Has a metric of the user's own shown by what it declares."""
+    """Registers a user's metric, shown as it declares."""
     if name not in BUILT_IN:
         METRICS[name] = metric
 
 
 def metric_of(name: str) -> Metric:
-    """How a metric is read, also a modality's own, `NAME/M`; one that is not known is a share."""
+    """How to read a metric, including a modality's own, `NAME/M`; an unknown one is a share."""
     return METRICS.get(name.partition("/")[0], METRICS["accuracy"])
 
 
 def main_of(names: Collection[str]) -> str:
-    """Of the names of metrics the one by which methods are ranked."""
+    """The metric, among these names, that ranks methods."""
     return next((name for name in MAINS if name in names), MAINS[0])

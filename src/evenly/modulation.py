@@ -1,4 +1,4 @@
-"""What methods that compare modalities in each step have in common."""
+"""What methods that compare modalities in each step share."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from evenly.output import Output, lacking
 
 
 def scores(unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
-    """What each modality gives the true class: s_m = Σ_i softmax(z_m,i)[y_i]."""
+    """The probability that each modality gives the true classes: s_m = Σ_i softmax(z_m,i)[y_i]."""
     probability = full(unimodal).softmax(-1)
     true = target.expand(len(unimodal), -1).unsqueeze(-1)
     return probability.gather(-1, true).sum((1, 2))
@@ -26,17 +26,17 @@ def discrepancy(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 
 
 def full(x: Tensor) -> Tensor:
-    """The tensor in single precision at least, as a loss is asked for outside of autocast."""
+    """The tensor in at least single precision, since losses are computed outside autocast."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def adds_up(output: Output, method: Any, instead: str = "") -> bool:
-    """Raises if the logits are no sum of the modalities' own; whether a pass could tell.
+    """Raises if the logits are not the modalities' sum; returns whether a pass could tell.
 
     Args:
-        output: Of one pass. One that lacks a modality, or is not finite, does not tell.
-        method: That takes the prediction apart.
-        instead: What else may be done, for the message.
+        output: Output of one pass. A pass that lacks a modality, or is not finite, cannot tell.
+        method: The method that takes the prediction apart.
+        instead: An alternative, for the error message.
     """
     own = output.unimodal
     if own is None:
@@ -60,10 +60,10 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
 
 @torch.no_grad()
 def scale_(encoder: nn.Module, coefficient: Tensor | float, *, least: int = 2) -> None:
-    """Multiplies the gradients of an encoder's weights, those of `least` or more dimensions.
+    """Multiplies the gradients of an encoder's weights that have `least` or more dimensions.
 
-    A tensor that is not finite changes nothing: a gradient scaler (AMP in float16) has looked at
-    the gradients already, and would let the optimiser take what is written here.
+    A coefficient tensor that is not finite changes nothing: a gradient scaler (AMP in float16) has
+    already checked the gradients, and would let the optimiser use what is written here.
     """
     if isinstance(coefficient, Tensor):
         coefficient = coefficient.nan_to_num(1.0, 1.0, 1.0)
@@ -76,12 +76,12 @@ def scale_(encoder: nn.Module, coefficient: Tensor | float, *, least: int = 2) -
 
 
 def as_real(x: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers, in the same memory; any other as it is."""
+    """A complex tensor as pairs of real numbers in the same memory; any other as it is."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def check_dense(encoder: nn.Module, method: object) -> None:
-    """Raises if a gradient is sparse, before a method writes all of its numbers."""
+    """Raises if a gradient is sparse, before a method overwrites all of its numbers."""
     for name, parameter in encoder.named_parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             raise UserError(
@@ -91,11 +91,11 @@ def check_dense(encoder: nn.Module, method: object) -> None:
 
 
 class Overflow:
-    """Tells the steps that a gradient scaler (AMP in float16) skips, as they overflowed.
+    """Detects steps that a gradient scaler (AMP in float16) skips because they overflowed.
 
-    It skips a step in which any gradient is not finite. Looked at are those of the encoders, and
-    of what else the logits of an epoch's first pass can be traced to. What a method remembers is
-    to be as if the step had not been, see `kept`; nothing waits for the device.
+    The scaler skips a step if any gradient is not finite. This checks the gradients of the
+    encoders, and of everything else that the logits of an epoch's first pass depend on. After a
+    skipped step, a method must remember nothing of it; see `kept`. Nothing waits for the device.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
@@ -103,11 +103,11 @@ class Overflow:
         self._parameters: list[nn.Parameter] | None = None
 
     def clear(self) -> None:
-        """Has the parameters looked up anew."""
+        """Forgets the parameters, so that they are looked up again."""
         self._parameters = None
 
     def watch(self, output: Output) -> None:
-        """Looks up the parameters of a pass, if those of the epoch are not known."""
+        """Looks up the parameters of a pass, if those of the epoch are unknown."""
         if self._parameters is None and output.logits.requires_grad:
             own = [p for encoder in self.encoders.values() for p in encoder.parameters()]
             seen = [output.logits, *(output.unimodal or {}).values()]
@@ -116,39 +116,40 @@ class Overflow:
             self._parameters = list(dict.fromkeys([*own, *found]))
 
     def counts(self, found: Tensor) -> Bool[Tensor, ""]:
-        """Whether a step counts: its gradients, and what all ranks found in it, are finite."""
+        """Whether a step counts: its gradients and all ranks' findings in it are finite."""
         squares = distributed.square_sums([self.gradients()], found.device)
         return squares.isfinite().all() & found.isfinite().all()
 
     def gradients(self) -> list[Tensor]:
-        """The gradients that are looked at."""
+        """The gradients to check."""
         grads = [p.grad for p in self._parameters or () if p.grad is not None]
         return [g._values() if g.is_sparse else g for g in grads]
 
 
 def kept(counts: Bool[Tensor, ""], new: Tensor, old: Tensor) -> Tensor:
-    """What a method remembers after a step: the new if the step counts and it is finite."""
+    """What a method remembers after a step: the new value if the step counts and it is finite."""
     return torch.where(counts & new.isfinite().all(), new, old.to(new))
 
 
 class StepSum(Overflow):
     """Adds up what the passes of one step find, over gradient accumulation and ranks.
 
-    Passes without gradients are no training steps (a validation that asks for the loss) and are
-    not counted; nor is one that overflowed beside others, as a loop may leave its loss out.
+    Passes without gradients (a validation that computes the loss) are not training steps and do not
+    count. Neither does a pass that overflowed beside others, since a loop may leave out its loss.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module] | None = None) -> None:
-        """Holds nothing yet.
+        """Starts empty.
 
         Args:
-            encoders: Of a method that remembers what it finds, and asks whether a step `counts`.
+            encoders: Encoders of a method that remembers its findings and asks whether a step
+                `counts`.
         """
         super().__init__(encoders or {})
         self.value: Tensor | None = None
 
     def clear(self) -> None:
-        """Forgets what an unfinished step left."""
+        """Discards what an unfinished step left behind."""
         super().clear()
         self.value = None
 
@@ -164,11 +165,11 @@ class StepSum(Overflow):
         """The sum since the last step, over all ranks.
 
         Args:
-            method: That asks, for errors.
-            sharded: Whether each rank added its own; else each has added what all found.
+            method: The calling method, for error messages.
+            sharded: Whether each rank added its own findings; otherwise each added those of all.
 
         Raises:
-            RuntimeError: If the loss was not asked for in this step.
+            RuntimeError: If no loss was computed in this step.
         """
         name = type(method).__name__
         if self.value is None:
@@ -181,14 +182,14 @@ class StepSum(Overflow):
 
 
 def _sum_of_finite(one: Tensor, other: Tensor) -> Tensor:
-    """The sum, of which a part is left out that is not finite."""
+    """The sum, without any part that is not finite."""
     total = one + other
     either = torch.where(one.isfinite().all(), one, other)
     return torch.where(total.isfinite().all(), total, either)
 
 
 def nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
-    """The nodes of the graph that a backward pass from the roots would go through, each once."""
+    """The graph nodes that a backward pass from the roots would visit, each once."""
     todo, seen = [root.grad_fn for root in roots], set()
     while todo:
         node = todo.pop()

@@ -1,4 +1,4 @@
-"""The samples of a training split, found again by the number that `Output.index` gives them."""
+"""Finds the samples of a training split again by their `Output.index`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,18 +14,18 @@ from evenly.loaders import keeps_order
 from evenly.output import lacking
 
 Samples = dict[str, Tensor]
-"""Of each sample its `number`, in increasing order, its `position` in the split, its `target`."""
+"""Each sample's `number`, in increasing order, its `position` in the split, and its `target`."""
 
 
 def samples(found: Features, who: str) -> tuple[Samples, dict[str, Tensor]]:
-    """All samples that a look saw, and what it found of each in the same order, on each rank.
+    """All samples that a look saw, and its findings on each in the same order, on all ranks.
 
     Args:
-        found: What a look brought, with the numbers.
-        who: The method that asks, for errors.
+        found: What the look found, with the numbers.
+        who: The calling method, for error messages.
 
     Raises:
-        ValueError: If two samples have one number, or there are no numbers.
+        ValueError: If two samples share a number, or there are no numbers.
     """
     if found.number is None or found.index is None:
         raise lacking("index", who)
@@ -50,12 +50,12 @@ def samples(found: Features, who: str) -> tuple[Samples, dict[str, Tensor]]:
 
 
 def rows(known: Samples, index: Int[Tensor, " n"], target: Tensor, who: str) -> Int[Tensor, " n"]:
-    """Where the samples of a batch are among those known, on the device of their numbers.
+    """Where the samples of a batch are among the known ones, on the device of their numbers.
 
-    On a CPU this raises at once. A device is not waited for: its next kernel fails.
+    On a CPU this raises at once. It does not wait for a device, whose next kernel fails.
 
     Raises:
-        ValueError: If there are others, or they have another class than the samples had before.
+        ValueError: If there are unknown samples, or their classes differ from before.
     """
     index = index.long().to(target.device)
     for name in known:
@@ -75,13 +75,13 @@ def rows(known: Samples, index: Int[Tensor, " n"], target: Tensor, who: str) -> 
 
 
 def check_positions(known: Samples, count: int, who: str, loader: Iterable[Any]) -> None:
-    """Raises if the samples are not those that a sampler of so many draws from.
+    """Raises if the samples are not those that a sampler of this size draws from.
 
     Args:
         known: What a look found.
-        count: How many the sampler draws from.
-        who: The method that asks, for errors.
-        loader: That was looked through.
+        count: The number of samples that the sampler draws from.
+        who: The calling method, for error messages.
+        loader: The loader that the look used.
     """
     if not keeps_order(loader) and not torch.equal(known["number"], known["position"]):
         raise UserError(

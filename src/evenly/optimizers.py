@@ -1,4 +1,4 @@
-"""Optimisers as libraries hand them out: what is inside, one like it, and what it does to sizes."""
+"""Optimisers as libraries wrap them: unwrapping, making a similar one, and whether sizes matter."""
 
 import copy
 import inspect
@@ -11,17 +11,17 @@ from torch.optim import Optimizer
 
 from evenly.errors import UserError
 
-_STEPS = 10  # to try: some optimisers do something else in the first
-_GROWTH = 10**0.5  # of a step, for a gradient ten times as large: half way, in orders of magnitude
+_STEPS = 10  # to try: some optimisers behave differently in the first
+_GROWTH = 10**0.5  # of a step, for a gradient ten times as large: halfway, in orders of magnitude
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """The optimiser inside those that only pass calls on, as accelerate, Lightning and Fabric do.
+    """The optimiser inside wrappers that only pass calls on, such as accelerate's or Lightning's.
 
-    One that works with another, such as SAM or Lookahead, is an optimiser of its own.
+    One that builds on another, such as SAM or Lookahead, counts as an optimiser itself.
 
     Raises:
-        TypeError: If it is no optimiser.
+        TypeError: If it is not an optimiser.
     """
     if not isinstance(getattr(optimizer, "param_groups", None), list):
         raise TypeError(
@@ -38,11 +38,11 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
     """A new optimiser of the same kind and settings, without state.
 
     Args:
-        optimizer: The one that it is like, which stays as it is.
+        optimizer: The model for it, which stays unchanged.
         groups: Parameter groups like its own, with other parameters or settings.
 
     Raises:
-        TypeError: If it is no optimiser.
+        TypeError: If it is not an optimiser.
         ValueError: If no other of its kind can be made, or it cannot step without a closure.
     """
     real = unwrapped(optimizer)
@@ -67,18 +67,18 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
 
 
 def finish(optimizer: Optimizer) -> None:
-    """Has an optimiser that trains with other weights than its result (schedule-free) write it."""
+    """Makes a schedule-free optimiser, which trains with other weights, write its result."""
     _set_mode(optimizer, "eval")
 
 
 def all_of(optimizer: Any) -> list[Optimizer]:
-    """The real optimiser, and those that it works with."""
+    """The real optimiser, and those that it builds on."""
     real = unwrapped(optimizer)
     return [real, *_held(real)]
 
 
 def forget(optimizer: Any, parameters: Iterable[Tensor]) -> None:
-    """Clears what an optimiser, and any that it works with, remembers of parameters."""
+    """Clears what an optimiser, and any that it builds on, remembers about parameters."""
     parameters = list(parameters)
     for one in all_of(optimizer):
         for parameter in parameters:
@@ -86,7 +86,7 @@ def forget(optimizer: Any, parameters: Iterable[Tensor]) -> None:
 
 
 def check_trains(optimizer: Optimizer, encoders: Mapping[str, nn.Module], who: str) -> None:
-    """Raises if an optimiser trains no parameter of an encoder: it is another model's."""
+    """Raises if an optimiser trains no parameter of an encoder, so belongs to another model."""
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     for name, encoder in encoders.items():
         if trained.isdisjoint(encoder.parameters()):
@@ -97,10 +97,10 @@ def check_trains(optimizer: Optimizer, encoders: Mapping[str, nn.Module], who: s
 
 
 def divides_size(optimizer: Any) -> bool:
-    """Whether the size of gradients has no part in the steps, as with Adam and its kin.
+    """Whether the size of gradients does not affect the steps, as with Adam and its kin.
 
-    A new optimiser of the kind is tried on small parameters of its own, with a gradient and with
-    ten times that. Where this is not possible, the answer is no.
+    This tries a new optimiser of the kind on small parameters, with a gradient and with ten times
+    that gradient. If that is impossible, the answer is no.
     """
     real = unwrapped(optimizer)
     held = list(_held(real))
@@ -110,15 +110,15 @@ def divides_size(optimizer: Any) -> bool:
     try:
         with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
             once, tenfold = _steps(real, 1.0), _steps(real, 10.0)
-    except Exception:  # whatever a stranger's optimiser raises on parameters that it did not expect
+    except Exception:  # whatever a third-party optimiser raises on unexpected parameters
         return False
     return any(a > 0 and b < _GROWTH * a for a, b in zip(once, tenfold, strict=True))
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether a step cannot be taken without a function that computes the loss anew."""
+    """Whether a step needs a function that recomputes the loss."""
     try:
-        # The class's, as schedulers put one of their own in the place of an object's.
+        # The class's own, since schedulers replace that of an object.
         inspect.signature(type(optimizer).step).bind(optimizer)
     except TypeError:
         return True
@@ -126,12 +126,12 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 
 def check_rebuilt(optimizer: Any) -> None:
-    """Raises what `rebuilt` would, on small parameters: before work is spent on what fails."""
+    """Raises what `rebuilt` would, on small parameters, before work is wasted."""
     rebuilt(optimizer, _small(unwrapped(optimizer)))
 
 
 def _steps(real: Optimizer, size: float) -> list[float]:
-    """How far a step goes under a gradient of some size, for each group's settings."""
+    """How far a step goes with a gradient of some size, for each group's settings."""
     groups = _small(real)
     toys = [group["params"][0] for group in groups]
     new = rebuilt(real, groups)
@@ -144,8 +144,8 @@ def _steps(real: Optimizer, size: float) -> list[float]:
 
 
 def _small(real: Optimizer) -> list[dict[str, Any]]:
-    """Groups like an optimiser's, of a small parameter each."""
-    # A schedule may stand at 0 now, and decay is no gradient's.
+    """Groups like an optimiser's, with one small parameter each."""
+    # A schedule may be at 0 now, and decay does not come from the gradient.
     plain = {"lr": 1.0, "weight_decay": 0.0}
     return [
         {name: x if x is None else plain.get(name, x) for name, x in group.items()}
@@ -155,13 +155,13 @@ def _small(real: Optimizer) -> list[dict[str, Any]]:
 
 
 def _toy(parameters: list[Tensor]) -> nn.Parameter:
-    """Not 0, as some optimisers step by the size of the weights."""
+    """Values other than 0, since some optimisers step in proportion to the weights."""
     device = parameters[0].device if parameters else None
     return nn.Parameter(torch.full((2, 2), 0.01, device=device))
 
 
 def _settings(real: Optimizer) -> dict[str, Any]:
-    """What to call the constructor with, besides the groups."""
+    """The constructor's arguments, besides the groups."""
     known = {name.removeprefix("_"): value for name, value in vars(real).items()}
     known |= vars(real) | real.defaults
     found = {name: known[name] for name in _arguments(real) if name in known}
@@ -172,7 +172,7 @@ def _settings(real: Optimizer) -> dict[str, Any]:
 
 
 def _arguments(real: Optimizer) -> set[str]:
-    """What its constructor takes by name; a class with **settings hands them on to its base's."""
+    """What its constructor accepts by name; a class with **settings passes them to its base's."""
     names: set[str] = set()
     for cls in type(real).__mro__:
         if cls is Optimizer:
@@ -186,7 +186,7 @@ def _arguments(real: Optimizer) -> set[str]:
 
 
 def _of_constructor(cls: type) -> tuple[set[str], bool]:
-    """The names that a class's constructor takes after the first; whether any others, too."""
+    """The names that a constructor accepts after the first, and whether it accepts others."""
     _, *taken = inspect.signature(cls).parameters.values()
     names = {p.name for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return names, any(p.kind == p.VAR_KEYWORD for p in taken)
@@ -195,7 +195,8 @@ def _of_constructor(cls: type) -> tuple[set[str], bool]:
 def _fresh(real: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
     """A group with its settings only.
 
-    Some optimisers keep state in groups, too: what no constructor takes is at its default again.
+    Some optimisers keep state in groups, too: whatever the constructor does not accept returns to
+    its default.
     """
     settings = _arguments(real).union(
         *(_of_constructor(cls)[0] for cls in type(real).__mro__ if issubclass(cls, Optimizer))
@@ -210,7 +211,7 @@ def _fresh(real: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _held(real: Optimizer) -> Iterator[Optimizer]:
-    """Other optimisers that one works with."""
+    """Other optimisers that one builds on."""
     for value in vars(real).values():
         several = value.values() if isinstance(value, dict) else value
         for one in several if isinstance(value, dict | list | tuple) else [value]:

@@ -1,4 +1,4 @@
-"""What one forward pass shows a method."""
+"""What a method sees of one forward pass."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ class Output:
 
     Attributes:
         logits: The fused prediction.
-        features: By modality, the vectors as they enter the fusion. A modality that is missing
-            from the batch is missing here.
-        unimodal: By modality, the logits of that modality alone, where a method needs them;
-            for a linear head on concatenated features `split_linear` gives them.
-        index: A whole number for each sample that no other has, the same in each epoch, where a
-            method needs it: its position in the data set, for example. Masks that a method draws
-            for samples are functions of it.
-        fuse: `fuse(features)` gives the fused logits of other features of the same shapes: for a
-            method that masks, swaps or detaches them. A modality that is left out counts as
-            missing; features may be those of the batch several times over, one after another.
-        present: By modality, which samples of the batch have it, where some lack it: their
-            features and unimodal logits are zeros. Modalities that it does not name are complete.
-        ablate: `ablate(keep)` gives the fused logits of another pass over the same batch, in
-            which the inputs of all modalities but `keep` are zeros: for a method that must see
-            the encoders without them. The model is in evaluation mode meanwhile; gradients flow.
+        features: By modality, the vectors that enter the fusion. A modality missing from the batch
+            is missing here.
+        unimodal: By modality, the logits of that modality alone, if a method needs them;
+            `split_linear` computes them for a linear head on concatenated features.
+        index: A unique whole number for each sample, the same in each epoch, if a method needs it:
+            for example, its position in the data set. A method's random masks for samples depend on
+            it.
+        fuse: `fuse(features)` returns the fused logits of other features of the same shapes, for a
+            method that masks, swaps or detaches them. A modality left out counts as missing;
+            features may repeat the batch several times, one copy after another.
+        present: By modality, which samples of the batch have it, if some lack it: their features
+            and unimodal logits are zeros. Modalities not named are complete.
+        ablate: `ablate(keep)` returns the fused logits of another pass over the same batch, with
+            zeros as the inputs of all modalities but `keep`, for a method that must see the
+            encoders without them. The pass runs in evaluation mode; gradients flow.
     """
 
     logits: Float[Tensor, "n c"]
@@ -50,7 +50,7 @@ class Output:
         """Checks that the samples have numbers.
 
         Raises:
-            TypeError: If the index holds no whole numbers.
+            TypeError: If the index does not hold whole numbers.
             ValueError: If it has another shape.
         """
         index: Any = self.index
@@ -74,8 +74,8 @@ def split_linear(
 ) -> dict[str, Float[Tensor, "n c"]]:
     """The share of each modality in the logits of a linear head on concatenated features.
 
-    With the head's weight cut as W = [W_1 .. W_M], modality m gets z_m = W_m f_m + b / M, so
-    that the shares add up to the fused logits (OGM-GE, Peng et al., CVPR 2022).
+    With the head's weight split into W = [W_1 .. W_M], modality m gets z_m = W_m f_m + b / M, so
+    the shares add up to the fused logits (OGM-GE, Peng et al., CVPR 2022).
 
     Args:
         head: The linear layer that takes the concatenated features.
@@ -99,7 +99,7 @@ def split_linear(
 
 
 def lacking(part: str, who: str) -> UserError:
-    """That a method needs a part of the output that a model need not fill."""
+    """The error that a method needs a part of the output that the model did not fill."""
     return UserError(f"{who} needs `Output.{part}`; found None. {_PARTS[part]}")
 
 

@@ -1,4 +1,4 @@
-"""What methods that set learning rates have in common: rates by encoder, within each step alone."""
+"""What methods that set learning rates share: rates by encoder, only within each step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,15 +17,15 @@ Group = dict[str, Any]
 def split(
     groups: Sequence[Group], owner: Mapping[Tensor, str], factor: Mapping[str, float]
 ) -> list[tuple[Group, Group]]:
-    """Each group in parts: what belongs to no modality, then each modality at a rate of its own.
+    """Each group in parts: what belongs to no modality, then each modality at its own rate.
 
     Args:
-        groups: An optimiser's parameter groups, which stay as they are.
+        groups: An optimiser's parameter groups, which stay unchanged.
         owner: The modality of each parameter that belongs to one.
         factor: By modality, its rate over the group's.
 
     Returns:
-        Each part with the group that it is of.
+        Each part with its group.
     """
     found = []
     for group in groups:
@@ -43,23 +43,23 @@ def split(
 
 
 class Paced(Method):
-    """A method that trains each encoder with r_m times the learning rate of the optimiser.
+    """A method that trains each encoder at r_m times the learning rate of the optimiser.
 
-    In each step of the optimiser, an encoder's parameters have r_m times the rate of the group that
-    they are in, with all its other options: within the step they are groups of their own, after it
-    the groups are as they were. So any scheduler, made before or after the method, moves the common
-    rate, and the encoders' follow; and a state of the optimiser is what it is without the method.
-    Of several such methods for one optimiser, the last one made acts. The optimiser trains
-    parameters of every encoder, at rates that its groups give.
+    In each optimiser step, an encoder's parameters get r_m times the rate of their group, with all
+    its other options. Within the step they form their own groups; afterwards the groups are
+    restored. So any scheduler, created before or after the method, moves the common rate, and the
+    encoders' rates follow; the optimiser's state is the same as without the method. If an optimiser
+    has several such methods, the latest acts. The optimiser must train parameters of every encoder,
+    with rates given by its groups.
 
     Attributes:
-        factor: By modality, r_m as it is now.
+        factor: The current r_m, by modality.
     """
 
     state: ClassVar[tuple[str, ...]] = ("factor",)
 
     def __init__(self, encoders: Encoders, *, criterion: Criterion | None) -> None:
-        """Begins with the common rate for all; `_pace` is to follow."""
+        """Begins with the common rate for all; call `_pace` next."""
         super().__init__(encoders, criterion=criterion)
         self.factor = dict.fromkeys(self.encoders, 1.0)
         self._owner: dict[Tensor, str] = {
@@ -67,18 +67,18 @@ class Paced(Method):
         }
 
     def _pace(self, optimizer: Optimizer) -> None:
-        """Has the optimiser's steps use rates by modality, once the method's settings are known.
+        """Makes the optimiser's steps use rates by modality, once the method's settings are known.
 
         Raises:
-            TypeError: If the optimizer is none.
-            ValueError: If it trains no parameter of an encoder, or has but one rate for all.
+            TypeError: If `optimizer` is not an optimiser.
+            ValueError: If it trains no parameter of an encoder, or has only one rate for all.
         """
         self._check_optimizer(unwrapped(optimizer))
         for one in all_of(optimizer):
             if one not in _LAST:
                 one.register_step_pre_hook(_split)
                 one.register_step_post_hook(_join)
-                one.register_state_dict_pre_hook(_join)  # of a step that broke off
+                one.register_state_dict_pre_hook(_join)  # after a step that broke off
                 one.register_load_state_dict_pre_hook(_join)
             _LAST[one] = ref(self)
 
@@ -99,7 +99,7 @@ class Paced(Method):
         return split(groups, self._owner, self.factor)
 
 
-_OWN = ("params", "param_names", "lr")  # what a part of a group does not share with it
+_OWN = ("params", "param_names", "lr")  # what part of a group does not share with the group
 _LAST: WeakKeyDictionary[Optimizer, "ref[Paced]"] = WeakKeyDictionary()
 _SPLIT: WeakKeyDictionary[Optimizer, tuple[list[Group], list[tuple[Group, Group]]]] = (
     WeakKeyDictionary()
@@ -107,8 +107,8 @@ _SPLIT: WeakKeyDictionary[Optimizer, tuple[list[Group], list[tuple[Group, Group]
 
 
 def _split(optimizer: Optimizer, *_: Any) -> None:
-    """Before a step: has the optimiser see groups by modality, while the method lives."""
-    _join(optimizer)  # a step that failed has left them so
+    """Before a step: splits the optimiser's groups by modality, while the method exists."""
+    _join(optimizer)  # a failed step may have left them split
     last = _LAST.get(optimizer)
     method = None if last is None else last()
     if method is not None:
@@ -118,7 +118,7 @@ def _split(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _join(optimizer: Optimizer, *_: Any) -> None:
-    """After a step: gives the optimiser its groups back."""
+    """After a step: restores the optimiser's groups."""
     groups, parts = _SPLIT.pop(optimizer, (None, []))
     if groups is None:
         return

@@ -1,7 +1,7 @@
-"""Processes that call a function, each with a pipe of its own.
+"""Processes that call a function, each with its own pipe.
 
-A queue that all of them write to, as that of `concurrent.futures` is, is never done with what a
-process was sending when it was killed, and whoever reads it waits for ever.
+With a queue that all of them write to, as in `concurrent.futures`, a process killed while sending
+leaves its reader waiting forever.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,28 +19,28 @@ from evenly.stop import unstopped
 
 
 class Lost(Exception):
-    """The process that was at a call was killed."""
+    """The process that was running a call was killed."""
 
 
 @contextmanager
 def pool(
     function: Callable[[Any], Any], processes: int, preload: str
 ) -> Iterator[Callable[[Any], "Future[Any]"]]:
-    """Starts processes, and ends them with the block, whatever they are at.
+    """Starts processes, and ends them with the block, whatever they are doing.
 
     Args:
-        function: Of one argument.
-        processes: How many.
-        preload: The module that they have imported.
+        function: Function of one argument.
+        processes: Number of processes.
+        preload: The module that they have already imported.
 
     Yields:
-        What has a call done, in the order of asking; its future raises `Lost` if its process is
-        killed, as do all that come to the same process after it.
+        A function that submits a call, handled in order; its future raises `Lost` if its process is
+        killed, and so do all later calls to that process.
     """
     context = child.context(preload)
     started: list[BaseProcess] = []
     pipes: SimpleQueue[Connection] = SimpleQueue()
-    own = local()  # a thread attends to each process
+    own = local()  # one thread serves each process
 
     def begin() -> None:
         own.pipe = pipes.get()
@@ -61,12 +61,12 @@ def pool(
                 process.join()
 
     threads = ThreadPoolExecutor(processes, initializer=begin)
-    # Also when the interpreter ends within the block, as in a generator that somebody still has.
+    # Also if the interpreter exits within the block, such as in a generator that is still alive.
     ending = Finalize(None, end, exitpriority=0)
     try:
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            with unstopped():  # a signal could come between the start and the note of it
+            with unstopped():  # a signal could come between the start and its record
                 process = context.Process(target=_work, args=(theirs, function))
                 process.start()
                 started.append(process)

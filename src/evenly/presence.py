@@ -1,8 +1,8 @@
 """Which samples of a batch have which modalities, for a method that compares or averages them.
 
-A loss is the mean over the samples of a batch, of what each has: as if samples that have the same
-modalities were a batch of their own, which lacks the others. So a sample counts alike whatever its
-neighbours have, and passes and ranks add up.
+A loss is a mean over samples, each with the modalities it has, as if all samples with the same
+modalities formed a batch without the others. So a sample counts the same whatever its neighbours
+have, and passes and ranks add up.
 """
 
 from collections.abc import Collection
@@ -16,12 +16,12 @@ from evenly.output import Output
 
 
 class Part(NamedTuple):
-    """The samples of a batch that have the same of some modalities.
+    """The samples of a batch that have the same subset of some modalities.
 
     Attributes:
-        rows: Of the batch.
+        rows: Their rows in the batch.
         names: The modalities that they have.
-        share: Of the batch's samples.
+        share: Their share of the batch's samples.
     """
 
     rows: Int[Tensor, " k"] | slice
@@ -29,18 +29,18 @@ class Part(NamedTuple):
     share: float
 
     def of(self, x: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "k ..."]:
-        """Their rows; all rows are `x` itself, as through a slice gradients add up otherwise."""
+        """Their rows; for all, `x` itself, since gradients add up differently through a slice."""
         return x if isinstance(self.rows, slice) else x[self.rows]
 
 
 def parts(output: Output, names: Collection[str]) -> list[Part]:
-    """The samples of a batch by which of these modalities they have; one part where all have all.
+    """The samples of a batch, grouped by which modalities they have; one part if all have all.
 
-    Masks that lie on a device are waited for, as the parts are of sizes that only they tell.
+    This waits for masks on a device, since they determine the sizes of the parts.
 
     Args:
-        output: Of one pass.
-        names: Modalities that the batch holds.
+        output: Output of one pass.
+        names: Modalities in the batch.
     """
     masks = [mask for name, mask in (output.present or {}).items() if name in names]
     if not masks:
@@ -57,18 +57,18 @@ def parts(output: Output, names: Collection[str]) -> list[Part]:
 
 
 def having(output: Output, *names: str) -> Bool[Tensor, " n"] | None:
-    """Which samples have all of these modalities; None where no mask says that some do not."""
+    """Which samples have all of these modalities; None if no mask says that some do not."""
     masks = [mask for name, mask in (output.present or {}).items() if name in names]
     return torch.stack(masks).all(0).to(output.logits.device) if masks else None
 
 
 def those(x: Shaped[Tensor, "n ..."], here: Bool[Tensor, " n"] | None) -> Shaped[Tensor, "k ..."]:
-    """The rows of the samples that are marked, of all where nothing is."""
+    """The rows of marked samples; all rows without a mask."""
     return x if here is None else x[here.to(x.device)]
 
 
 def only(x: Shaped[Tensor, "n _"], here: Bool[Tensor, " n"] | None) -> Shaped[Tensor, "n _"]:
-    """The rows of the samples that are marked, and zeros, which teach nothing, for the others."""
+    """The rows of marked samples, with zeros, which teach nothing, for the others."""
     if here is None:
         return x
     return x.where(here.to(x.device).unsqueeze(1), x.new_zeros(()))

@@ -1,4 +1,4 @@
-"""A look at a model on whole splits between epochs, which leaves no trace on training."""
+"""A look at a model on whole splits between epochs that leaves no trace on training."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class Probe:
-    """Runs a model over its training and validation split, as a method asks for it.
+    """Runs a model over its training and validation splits when a method needs it.
 
-    The model is in evaluation mode and records no gradient meanwhile; modes, the global random
-    streams and those of the loaders are left as found, so that training with and without a
-    look is the same bit for bit. On several ranks each looks at its own share of the rows.
+    The model runs in evaluation mode and records no gradient. Modes, the global random streams and
+    those of the loaders are restored, so that training with and without a look is the same bit for
+    bit. On several ranks, each looks at its own share of the rows.
     """
 
     def __init__(
@@ -37,23 +37,22 @@ class Probe:
         *,
         memory: int | None = None,
     ) -> None:
-        """Keeps what is needed for a look; nothing runs yet.
+        """Stores what a look needs; nothing runs yet.
 
         Args:
-            model: The model, as the loop trains it (DistributedDataParallel is seen through).
-            forward: `forward(model, batch)` gives an `Output` and the target, and moves the
-                batch to the model's device if the loop does so itself.
-            train: Loader of the training split, as the loop reads it: its batches come in the
-                same form. With one of PyTorch's samplers every row that it draws from is seen
-                once, in the order of the data set; a loader whose rows cannot be told, by a
-                sampler of one's own for example, and any other iterable of batches are taken as
-                they come.
+            model: The model as the loop trains it (DistributedDataParallel is unwrapped).
+            forward: `forward(model, batch)` returns an `Output` and the target, and moves the batch
+                to the model's device if the loop does so itself.
+            train: Loader of the training split, as the loop reads it: batches have the same form.
+                With one of PyTorch's samplers, the probe sees every row that it draws from once, in
+                the order of the data set. It takes a loader with unknown rows, such as one with a
+                custom sampler, and any other iterable of batches as they come.
             val: Loader of the validation split. Never the test split.
-            memory: Bytes that the features of one modality on one split may take in memory
-                (4 a value). What is larger lies in a temporary file, in the folder that
-                `tempfile` chooses (`TMPDIR` sets it), which is deleted with the features; it
-                is on the CPU, and so is their diagnosis, for which `Relearn` and `diagnose`
-                have `sample`. No limit by default.
+            memory: Bytes that the features of one modality on one split may take in memory (4 per
+                value); no limit by default. Larger ones go to a temporary file in the folder that
+                `tempfile` chooses (`TMPDIR` sets it), which is deleted with the features. They are
+                on the CPU, and so is their diagnosis, which `sample` in `Relearn` and `diagnose`
+                speeds up.
 
         Raises:
             TypeError: If a loader can be read only once.
@@ -88,14 +87,14 @@ class Probe:
         Those beyond the probe's `memory` are on the CPU, in a file.
 
         Args:
-            split: To look at.
-            of: `of(output, target)` gives something else instead, by name, with one row for each
+            split: Split to look at.
+            of: `of(output, target)` returns something else instead, by name, with one row for each
                 sample of the batch: for example the logits of each modality.
-            fraction: Share of the samples to look at, drawn at random; above 0, at most 1. Of a
-                loader that is no ordinary `DataLoader`, its first batches.
-            seed: Of that draw.
-            every: Whether to see all rows of a data set also where a sampler of one's own gives
-                but some of them in an epoch: for what is looked up later.
+            fraction: Share of the samples to look at, drawn at random; above 0, at most 1. For a
+                loader that is not an ordinary `DataLoader`, its first batches.
+            seed: Seed of that draw.
+            every: Whether to see all rows of a data set, even if a custom sampler gives only some
+                of them in an epoch, for results to be looked up later.
 
         Raises:
             ValueError: If the split is empty or the fraction is out of range.
@@ -117,18 +116,18 @@ class Probe:
         fraction: float,
         seed: int,
     ) -> Features | None:
-        """Rows in the order of the data set; None of a loader that gives fewer or more."""
+        """Rows in the order of the data set; None for a loader that gives fewer or more."""
         loader = self.loaders[split]
         rows = loaders.share(draw.rows, fraction, seed)
         if not len(rows):
             raise _empty(split)
-        mine = rows[distributed.share(len(rows)) % len(rows)]  # some twice, to even out the ranks
+        mine = rows[distributed.share(len(rows)) % len(rows)]  # some twice, for equal shares
         reading = loaders.Reading(loader, lambda: mine, len(mine))
         table = Table(mine, self.memory, loaders.keeps_order(loader))
         try:
             for batch in reading:
                 output, target = self._run(batch)
-                if not reading.is_followed:  # an iterator that it keeps gives the batches
+                if not reading.is_followed:  # its batches come from an iterator that it keeps
                     table.rows = None
                 table.add(output, target, of(output, target))
             astray = table.rows is not None and table.count != len(mine)
@@ -159,10 +158,10 @@ class Probe:
         """One pass over samples drawn at random, with gradients recorded.
 
         Args:
-            split: To draw from.
-            count: How many samples, at most; of a loader that is no ordinary `DataLoader`, the
-                first batch is taken.
-            seed: Of the draw. All ranks draw the same samples.
+            split: Split to draw from.
+            count: Maximum number of samples. A loader that is not an ordinary `DataLoader` gives
+                its first batch.
+            seed: Seed of the draw. All ranks draw the same samples.
 
         Raises:
             ValueError: If the split is empty or the count is below 1.
@@ -184,15 +183,15 @@ class Probe:
     def each(
         self, split: Split, take: Callable[[Any, Output, Tensor], None], *, seed: int = 0
     ) -> None:
-        """Shows batches of a split in random order: each is passed through the model once.
+        """Passes the batches of a split through the model once, in random order.
 
-        Samples that happen to share a batch are then a fair draw, also where the data set is sorted
-        by class. The batches of a loader whose rows cannot be told come as they come.
+        Samples that share a batch are then a fair draw, even if the data set is sorted by class. A
+        loader with unknown rows gives its batches as they come.
 
         Args:
-            split: To look at.
-            take: `take(batch, output, target)` is called after each.
-            seed: Of the order.
+            split: Split to look at.
+            take: `take(batch, output, target)` is called after each batch.
+            seed: Seed of the order.
 
         Raises:
             ValueError: If the split is empty.
@@ -221,33 +220,32 @@ class Probe:
         optimizer: torch.optim.Optimizer,
         seed: int = 0,
     ) -> Iterator[None]:
-        """Trains the model from where it stands; in the end all is as it was.
+        """Trains the model from its current state, and restores everything at the end.
 
-        ```python
-        with probe.trained(objective, epochs=10, optimizer=optimizer):
-            teacher = probe.features("train")  # of the model trained so
+        ```python with probe.trained(objective, epochs=10, optimizer=optimizer):
+            teacher = probe.features("train")  # of the trained model
         ```
 
-        Within, the model is the trained one. Afterwards weights, buffers, modes, gradients and
-        random streams are those from before. On several ranks gradients are averaged, and each
-        ends with the same weights.
+        Within the block, the model is the trained one. Afterwards weights, buffers, modes,
+        gradients and random streams are restored. On several ranks gradients are averaged, and all
+        ranks end with the same weights.
 
-        The model trains in the modes that it is in, so that a BatchNorm which the loop keeps in
-        evaluation mode stays so; only if it is in evaluation mode as a whole is it put into
-        training mode.
+        The model trains in its current modes, so a BatchNorm that the loop keeps in evaluation mode
+        stays that way. Only if the whole model is in evaluation mode is it switched to training
+        mode.
 
         Args:
-            objective: `objective(output, target)` gives the loss of one batch.
+            objective: `objective(output, target)` returns the loss of one batch.
             epochs: Passes over the training split.
-            optimizer: The one that the model is trained with: a new one of its kind and settings
-                (its learning rate before any schedule) does the work, itself it stays as it is.
-            seed: Of the order of the samples, of dropout and of augmentation.
+            optimizer: The model's optimiser, which stays unchanged: a new one of its kind with its
+                settings (its learning rate before any schedule) does the work.
+            seed: Seed of the order of samples, of dropout and of augmentation.
         """
         distributed.reshard(self.model)
         before = {name: value.clone() for name, value in self._tensors()}
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         modes = [(module, module.training) for module in self.model.modules()]
-        # A schedule that warms up may stand near 0 now: the rate is the one that it is made of.
+        # A warm-up may be near 0 now, so take the rate that the schedule starts from.
         groups = [
             {**group, "lr": group.get("initial_lr", group["lr"])}
             for group in optimizer.param_groups
@@ -264,7 +262,7 @@ class Probe:
                     self._train_step(batch, objective, trial)
                 finish(trial)
             for value in self.model.buffers():
-                if value.is_floating_point():  # BatchNorm's are of a rank's own rows
+                if value.is_floating_point():  # BatchNorm's cover only a rank's own rows
                     distributed.mean_(value)
             yield
         finally:
@@ -291,14 +289,14 @@ class Probe:
     def gradients(
         self, objective: Callable[[Output, Tensor], Tensor], take: Callable[[], None]
     ) -> None:
-        """Shows the gradients of each batch of the training split; nothing is trained.
+        """Computes the gradients of each batch of the training split, without training.
 
-        The model is in evaluation mode meanwhile; in the end all is as it was, gradients included.
-        On several ranks gradients are averaged, so that a batch is that of all ranks together. A
-        last batch of one sample is left out.
+        The model runs in evaluation mode; at the end everything is restored, including gradients.
+        On several ranks gradients are averaged, so a batch is that of all ranks together. A last
+        batch of one sample is left out.
 
         Args:
-            objective: `objective(output, target)` gives the loss of one batch.
+            objective: `objective(output, target)` returns the loss of one batch.
             take: Called after each batch, when the parameters' `.grad` are that batch's.
         """
         distributed.reshard(self.model)
@@ -316,16 +314,16 @@ class Probe:
                 parameter.grad = gradient
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What training can move: all but a quantised base, of which a copy would be large."""
+        """What training can change: everything but a quantised base, whose copy would be large."""
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
             if not (isinstance(value, nn.Parameter) and is_fixed(value)):
                 yield name, value.detach()
 
     def reestimate_batchnorm(self, modules: Iterable[nn.Module]) -> None:
-        """Takes BatchNorm's running statistics anew from the training split.
+        """Recomputes BatchNorm's running statistics on the training split.
 
         Args:
-            modules: Where to look for BatchNorm layers; the rest of the model keeps its own.
+            modules: Where to look for BatchNorm layers; the rest of the model keeps its statistics.
         """
         layers: list[nn.modules.batchnorm._BatchNorm] = [
             layer
@@ -352,9 +350,9 @@ class Probe:
             distributed.mean_(cast(Tensor, layer.running_var))
 
     def _training_batches(self) -> Iterable[Any]:
-        """This rank's share of the training split, but for a last batch of one.
+        """This rank's share of the training split, without a last batch of one.
 
-        BatchNorm can make nothing of that.
+        BatchNorm cannot train on one sample.
         """
         loader = self.loaders["train"]
         draw = loaders.drawn(loader)
@@ -401,11 +399,11 @@ def _empty(split: Split) -> UserError:
 
 
 def _average(parameters: list[nn.Parameter]) -> None:
-    """Averages gradients over ranks, as DistributedDataParallel does; FSDP2 has done so itself."""
+    """Averages gradients over ranks, as DistributedDataParallel does; FSDP2 already has."""
     whole = [p for p in parameters if p.requires_grad and not distributed.is_sharded(p)]
     if distributed.world_size() == 1 or not whole:
         return
-    # The rows of one rank may lack a modality that another's hold.
+    # One rank's rows may lack a modality that another's have.
     some = torch.tensor([p.grad is not None for p in whole], device=whole[0].device).int()
     for parameter, used in zip(whole, distributed.max_(some).tolist(), strict=True):
         if used:

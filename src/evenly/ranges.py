@@ -1,4 +1,4 @@
-"""The ranges of settings, and the errors of values outside them."""
+"""The ranges of settings, and the errors for values outside them."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 
 
 def check_range(who: object, allowed: str, /, **settings: float | int) -> None:
-    """Raises if a setting is out of its range, of which NaN is out of any.
+    """Raises if a setting is out of its range; NaN is out of any range.
 
     Args:
-        who: Whose settings they are.
+        who: The owner of the settings.
         allowed: Their range, in words.
-        settings: By name.
+        settings: Settings by name.
     """
     for name, value in settings.items():
         if not _RANGES[allowed](value):
@@ -30,7 +30,7 @@ def check_range(who: object, allowed: str, /, **settings: float | int) -> None:
 
 
 def check_choice(who: object, allowed: tuple[str, ...], /, **settings: str) -> None:
-    """Raises if a setting is none of the values that it may have, two or more."""
+    """Raises if a setting is not one of its two or more allowed values."""
     for name, value in settings.items():
         if value not in allowed:
             *most, last = (f"'{one}'" for one in allowed)

@@ -1,8 +1,8 @@
-"""Pulls a module back to its initial weights, by what it computes with them.
+"""Pulls a module back to its initial weights, according to what it computes with them.
 
-A layer's own parameters are pulled one by one. Where a layer computes its weight from several
+A layer's own parameters are pulled one by one. If a layer computes its weight from several
 parameters (low-rank adapters, weight and spectral norm, torch's parametrizations), pulling each of
-them would pull their product too far: there it is the weight that is pulled.
+them would pull their product too far. Then the weight itself is pulled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ _FACTORS = (
     ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     ("vera_lambda_b", "vera_lambda_d"),
 )
-"""What adapters whose weight is a product call its factors: LoRA in four libraries, its kin."""
+"""Names of an adapter's factors: LoRA's in four libraries, and those of its kin."""
 
 
 @torch.no_grad()
@@ -38,32 +38,32 @@ def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float
     """Pulls every parameter of a module back to its initial value, in place.
 
     θ ← (1 - w) θ + w θ₀. Frozen parameters are included; buffers, such as BatchNorm's running
-    statistics, are not. Sharded parameters (FSDP2) are changed on each rank's own part. Where
-    parameters have fewer bits than float32, the sum is taken in float32 and rounded once.
+    statistics, are not. For sharded parameters (FSDP2), each rank changes its own part. If
+    parameters have fewer bits than float32, the sum is computed in float32 and rounded once.
 
-    Where a layer computes its weight W from several parameters, it is W that is pulled, and w = 1
-    brings each of them back:
+    If a layer computes its weight W from several parameters, W is pulled, and w = 1 restores each
+    parameter:
 
     - Low-rank adapters (PEFT's LoRA, with DoRA on linear layers, and other libraries'): the product
-      B A goes to (1 - w) B A + w B₀ A₀. One of the initial factors is zero as a rule: then that
-      one is pulled, and the other stays. Where none is (PiSSA), it is the product of the same rank
-      that comes nearest.
-    - Weight norm and other parametrizations of torch: (1 - w) W + w W₀ where they can make it.
-      An orthogonal weight stays orthogonal: what it is made from is pulled.
-    - Spectral norm: as for any weight, then the norm is 1 again. The vectors of its power iteration
-      are put back at w = 1 where `initial` holds them, and else made to fit.
+      B A goes to (1 - w) B A + w B₀ A₀. Usually one of the initial factors is zero; then that
+      factor is pulled, and the other stays. If neither is (PiSSA), the result is the nearest
+      product of the same rank.
+    - Weight norm and other parametrizations of torch: (1 - w) W + w W₀ if they can produce it. An
+      orthogonal weight stays orthogonal: the parameter it is made from is pulled.
+    - Spectral norm: as for any weight, after which the norm is 1 again. At w = 1, the vectors of
+      its power iteration are restored if `initial` has them; otherwise they are recomputed.
 
     Frozen integers, such as a quantised base, stay as they are.
 
     Args:
         module: The encoder.
         initial: θ₀ by parameter name, as `named_parameters` writes it; other names, such as the
-            buffers of a whole state dict, are passed over.
+            buffers of a whole state dict, are ignored.
         weight: w, from 0 (nothing happens) to 1 (the initial weights, exactly).
 
     Raises:
         ValueError: If the weight is out of range, a parameter has no initial value of its
-            shape, or one cannot be pulled; then nothing has changed.
+            shape, or one cannot be pulled; nothing is changed then.
     """
     if not 0 <= weight <= 1:
         raise UserError(f"the weight of a re-initialisation is from 0 to 1; found {weight}.")
@@ -74,7 +74,7 @@ def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float
     start = _Start(module, initial)
     done: set[Tensor] = set()
     for part in _parts(module):
-        if done.isdisjoint(part.parameters):  # else they are tied to what was pulled already
+        if done.isdisjoint(part.parameters):  # else they are tied to something already pulled
             part.pull_(start, weight)
             done.update(part.parameters)
     for parameter in start.parameters.values():
@@ -83,7 +83,7 @@ def soft_reinit_(module: nn.Module, initial: Mapping[str, Tensor], weight: float
 
 
 def initial_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of what `soft_reinit_` can bring a module back to, by name."""
+    """A copy, by name, of what `soft_reinit_` can restore a module to."""
     kept = {buffer for part in _parts(module) for buffer in part.buffers}
     return {
         name: value.detach().clone()
@@ -93,10 +93,10 @@ def initial_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def cut_like(initial: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Initial weights, sharded over the ranks as the module's parameters are."""
+    """Initial weights, sharded over ranks like the module's parameters."""
     named = {_plain(name): p for name, p in module.named_parameters(remove_duplicate=False)}
     return {
-        # A part is a view of the whole, which only a copy of it lets go.
+        # A part is a view of the whole, which only a copy can release.
         name: distributed.sharded_like(value, named[_plain(name)]).clone()
         if _plain(name) in named and distributed.is_sharded(named[_plain(name)])
         else value
@@ -131,14 +131,14 @@ def check_initial(module: nn.Module, initial: Mapping[str, Tensor], what: str = 
 
 @torch.no_grad()
 def check_kinds(module: nn.Module, initial: Mapping[str, Tensor], what: str = "module") -> None:
-    """Raises if a parameter of the module is of a kind that cannot be pulled part of the way."""
+    """Raises if a parameter of the module is of a kind that cannot be pulled partway."""
     start = _Start(module, initial)
     for name, parameter in start.parameters.items():
         if reason := _unfit(parameter, start.find(parameter)):
             raise UserError(f"'{name}' of the {what} {reason}")
     for name, layer in module.named_modules():
         for adapter in _adapters(layer) if _is_merged(layer) else ():
-            # Else weight and factors are pulled by the same share, and part again as they should.
+            # Else weight and factors are pulled by the same share, and separate again correctly.
             if adapter.base is None or adapter.magnitude is not None or adapter.zero(start) is None:
                 raise UserError(
                     f"the adapter of '{name}' of the {what} is merged into the weight below it, "
@@ -148,7 +148,7 @@ def check_kinds(module: nn.Module, initial: Mapping[str, Tensor], what: str = "m
 
 
 def _unfit(parameter: Tensor, start: Tensor | None) -> str | None:
-    """Why a parameter cannot be pulled, if so."""
+    """Why a parameter cannot be pulled, if it cannot."""
     if parameter.is_meta and parameter.requires_grad:
         return (
             "is trained on the device 'meta': its values are kept elsewhere (offloaded), where "
@@ -177,20 +177,20 @@ def _unfit(parameter: Tensor, start: Tensor | None) -> str | None:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    """Whether the values lie in memory as they are, as those of a quantised tensor do not."""
+    """Whether memory holds the values as they are, unlike a quantised tensor's."""
     data = distributed.local(parameter.data)
     is_wrapped = data.is_meta or is_traceable_wrapper_subclass(data)
     return data.layout == torch.strided and not is_wrapped
 
 
 def is_fixed(parameter: Tensor) -> bool:
-    """Whether no training moves a parameter, and it could not be moved back either."""
+    """Whether a parameter neither moves in training nor could be moved back."""
     is_number = parameter.is_floating_point() or parameter.is_complex()
     return not is_number or not (parameter.requires_grad or _is_plain(parameter))
 
 
 def _plain(name: str) -> str:
-    """A name without what torch.compile adds to it."""
+    """A name without what torch.compile adds."""
     return name.replace("_orig_mod.", "")
 
 
@@ -198,15 +198,15 @@ class _Start:
     """The initial values of a module's parameters and buffers, by the tensors themselves.
 
     Attributes:
-        parameters: Of the module, each once.
+        parameters: The module's parameters, each once.
     """
 
     def __init__(self, module: nn.Module, initial: Mapping[str, Tensor]) -> None:
         self._initial = {_plain(name): value for name, value in initial.items()}
         self.parameters: dict[str, nn.Parameter] = {}
-        # A tied parameter has several names, of which a file may hold any.
+        # A tied parameter has several names, and a file may hold any of them.
         self._names: dict[Tensor, list[str]] = {}
-        # Asked once: PEFT's attention makes a new Parameter of its base each time.
+        # Read once: PEFT's attention makes a new Parameter from its base each time.
         for name, parameter in module.named_parameters(remove_duplicate=False):
             if parameter not in self._names:
                 self.parameters[name] = parameter
@@ -215,18 +215,18 @@ class _Start:
             self._names.setdefault(buffer, []).append(_plain(name))
 
     def find(self, tensor: Tensor) -> Tensor | None:
-        """The initial value, if it is known."""
+        """The initial value, if known."""
         names = self._names[tensor]
         return next((self._initial[name] for name in names if name in self._initial), None)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The initial value of a parameter; that there is one was checked."""
+        """The initial value of a parameter, which was checked to exist."""
         found = self.find(tensor)
         assert found is not None
         return found
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """The same, brought together if it is sharded, as precise as it is pulled."""
+        """The same, gathered if sharded, in the precision of the pull."""
         found = distributed.whole(self.of(tensor))
         return found.to(tensor.device, _wide(tensor.dtype))
 
@@ -254,17 +254,17 @@ def _lerp_(parameter: Tensor, start: Tensor, weight: float) -> None:
     if weight == 1:
         part.copy_(start)
     elif part.dtype == wide and bool(start.sum().isfinite()):
-        # An infinity or NaN makes the sum one, at a fifth of the cost of looking at each number.
-        # lerp, as it leaves θ = θ₀ untouched to the last bit
+        # An infinity or NaN spreads to the sum, at a fifth of the cost of checking each number.
+        # lerp leaves θ = θ₀ untouched to the last bit
         part.lerp_(start.to(part), weight)
     else:
         before, start = part.to(wide), start.to(wide)
-        # An infinity that stands still, as in a mask, would become NaN.
+        # An infinity that does not change, as in a mask, would become NaN.
         part.copy_(torch.where(before == start, before, torch.lerp(before, start, weight)))
 
 
 def _parts(module: nn.Module) -> Iterator["_Adapter | _Computed | _Spectral"]:
-    """What computes weights from several parameters."""
+    """The parts of a module that compute weights from several parameters."""
     for layer in module.modules():
         if isinstance(layer, torch.jit.ScriptModule):  # which compiles neither of them
             continue
@@ -281,7 +281,7 @@ class _Adapter:
     """An adapter whose weight is the product of its factors."""
 
     layer: nn.Module
-    name: str | None  # among the layer's adapters, if it can have several
+    name: str | None  # of the layer's adapter, if it can have several
     factors: tuple[nn.Parameter, ...]
     buffers: tuple[Tensor, ...] = ()
 
@@ -291,13 +291,13 @@ class _Adapter:
 
     @property
     def magnitude(self) -> nn.Parameter | None:
-        """DoRA's length of each row of the weight."""
+        """DoRA's magnitude: the length of each row of the weight."""
         vectors = getattr(self.layer, "lora_magnitude_vector", None)
         return _weight_of(_child(vectors, self.name))
 
     @property
     def base(self) -> nn.Parameter | None:
-        """The weight that the adapter changes, if it is a parameter that can be read."""
+        """The weight that the adapter changes, if it is a readable parameter."""
         found = _weight_of(self._below)
         return None if found is None or is_fixed(found) else found
 
@@ -323,11 +323,11 @@ class _Adapter:
             _lerp_(parameter, start.of(parameter), weight)
 
     def zero(self, start: _Start) -> nn.Parameter | None:
-        """The factor that is zero at first, and with it the product."""
+        """The factor that starts at zero, and with it the product."""
         return next((p for p in self.factors if not bool(start.whole(p).any())), None)
 
     def _is_matrix(self) -> bool:
-        """Whether the factors are A and B, and B A is what the weight is changed by."""
+        """Whether the factors are A and B, and B A is what changes the weight."""
         if len(self.factors) != 2 or getattr(self._below, "groups", 1) != 1:
             return False
         a, b = (p.flatten(1) for p in self.factors)
@@ -351,7 +351,7 @@ class _Adapter:
         now = now / _norms(below + scale * _product(_whole(a), _whole(b)))
         then = weight * start.whole(magnitude).flatten()
         then = then / _norms(below + scale * _product(start.whole(a), start.whole(b)))
-        both = now + then  # what the base enters with, and what B A and B₀ A₀ are shares of
+        both = now + then  # the base's coefficient, of which B A and B₀ A₀ have shares
         self._write_(start, (now / both)[:, None], (then / both)[:, None], weight)
         length = both * _norms(below + scale * _product(_whole(a), _whole(b)))
         _write_(magnitude, length.view(magnitude.shape))
@@ -359,7 +359,7 @@ class _Adapter:
     def _write_(
         self, start: _Start, now: Tensor | float, then: Tensor | float, weight: float
     ) -> None:
-        """Makes the product now · B A + then · B₀ A₀, or what comes nearest of its rank."""
+        """Makes the product now · B A + then · B₀ A₀, or the nearest one of its rank."""
         a, b = (_whole(p).flatten(1) for p in self.factors)
         a_0, b_0 = (start.whole(p).flatten(1) for p in self.factors)
         if self.zero(start) is not None:
@@ -378,16 +378,16 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def nearest(
     left: Float[Tensor, "m k"], right: Float[Tensor, "k n"], like: Float[Tensor, "r n"]
 ) -> tuple[Float[Tensor, "r n"], Float[Tensor, "m r"]]:
-    """Factors A and B of fewer columns, whose product comes nearest to `left @ right`.
+    """Factors A and B of fewer columns whose product is nearest to `left @ right`.
 
-    Of all that have that product, A is as near to `like` as can be, so that an optimiser's
-    momentum still means the same.
+    Among all factors with that product, A is as near as possible to `like`, so that an optimiser's
+    momentum keeps its meaning.
     """
     r = len(like)
     (q, r_left), (p, r_right) = torch.linalg.qr(left), torch.linalg.qr(right.mH)
     u, s, vh = torch.linalg.svd(r_left @ r_right.mH, full_matrices=False)
     root = s[:r].sqrt()
-    short = r - len(root)  # columns of zeros, where the matrix has fewer than the factors
+    short = r - len(root)  # columns of zeros, if the matrix has fewer than the factors
     b = nn.functional.pad(q @ u[:, :r] * root, (0, short))
     a = nn.functional.pad(root[:, None] * (vh[:r] @ p.mH), (0, 0, 0, short))
     turn = like @ torch.linalg.pinv(a)
@@ -416,7 +416,7 @@ def _adapters(layer: nn.Module) -> Iterator[_Adapter]:
 
 
 def _child(x: Any, name: str | None) -> Any:
-    """A parameter or module that a module holds itself, if so."""
+    """A parameter or module that a module itself holds, if any."""
     if not isinstance(x, nn.Module) or name is None:
         return None
     return x._parameters.get(name, x._modules.get(name))
@@ -429,7 +429,7 @@ def _weight_of(x: Any) -> nn.Parameter | None:
 
 
 def _is_merged(layer: nn.Module) -> bool:
-    """Whether a layer's adapters are in the weight below for the moment."""
+    """Whether a layer's adapters are currently merged into the weight below."""
     return bool(getattr(layer, "merged", False))
 
 
@@ -438,13 +438,13 @@ def _is_merged(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Computed:
-    """A weight that a layer makes of parameters in several steps.
+    """A weight that a layer computes from parameters in several steps.
 
     Attributes:
         parameters: What the first step takes.
-        steps: From the first to the last.
-        inverses: Of the steps that have one, from the last to the first.
-        buffers: Of the steps.
+        steps: The steps, from first to last.
+        inverses: Inverses of the steps that have one, from last to first.
+        buffers: Buffers of the steps.
     """
 
     parameters: tuple[nn.Parameter, ...]
@@ -463,7 +463,7 @@ class _Computed:
     def _between(self, start: _Start, weight: float) -> Sequence[Tensor]:
         now, then = [_whole(p) for p in self.parameters], [start.whole(p) for p in self.parameters]
         each = [torch.lerp(*pair, weight) for pair in zip(now, then, strict=True)]
-        if self.buffers:  # which belong to the parameters as they are
+        if self.buffers:  # they belong to the current parameters
             return each
         wanted = torch.lerp(self._made(now), self._made(then), weight)
         other = self._inverted(wanted)
@@ -487,18 +487,18 @@ class _Computed:
         try:
             for inverse in self.inverses:
                 value = inverse(value)  # type: ignore[arg-type]
-        except (RuntimeError, ValueError, AssertionError):  # a weight that they cannot make
+        except (RuntimeError, ValueError, AssertionError):  # a weight that they cannot produce
             return None
         return (value,) if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)
 class _Spectral:
-    """A weight that is divided by its largest singular value, uᵀ W v.
+    """A weight divided by its largest singular value, uᵀ W v.
 
     Attributes:
-        parameters: The weight before.
-        buffers: u and v, which a layer moves on with each pass in training.
+        parameters: The weight before division.
+        buffers: u and v, which each training pass of the layer updates.
         dim: The dimension of the rows.
     """
 
@@ -514,7 +514,7 @@ class _Spectral:
             now, then = _whole(self.parameters[0]), start.whole(self.parameters[0])
             sigma = self._sigma(now, *self.buffers), self._sigma_then(then, start)
             between = torch.lerp(now / sigma[0], then / sigma[1], weight)
-            # Of any length in the eyes of the layer, but not of its optimiser.
+            # Its length does not matter to the layer, but it does to the optimiser.
             between = between * torch.lerp(*sigma, weight)
             _write_(self.parameters[0], between)
             self._fit_(between)
@@ -539,7 +539,7 @@ class _Spectral:
 
 
 def _restore_(part: _Computed | _Spectral, start: _Start) -> bool:
-    """Brings parameters and buffers back; False if the buffers' initial values are not known."""
+    """Restores parameters and buffers; False if the buffers' initial values are unknown."""
     for parameter in part.parameters:
         _lerp_(parameter, start.of(parameter), 1.0)
     known = [start.find(buffer) for buffer in part.buffers]
@@ -550,12 +550,12 @@ def _restore_(part: _Computed | _Spectral, start: _Start) -> bool:
 
 
 def _stands_still(part: _Computed | _Spectral, start: _Start) -> bool:
-    """Whether the parameters are the initial ones, which are then left alone to the last bit."""
+    """Whether the parameters are the initial ones, to be left alone to the last bit."""
     return all(torch.equal(_whole(p), start.whole(p)) for p in part.parameters)
 
 
 def _hooked(layer: nn.Module) -> Iterator[_Computed | _Spectral]:
-    """What torch's weight_norm and spectral_norm of old make, which are hooks."""
+    """The weights that torch's old, hook-based weight_norm and spectral_norm make."""
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             g, v = (layer.get_parameter(f"{hook.name}_{part}") for part in "gv")
@@ -575,7 +575,7 @@ def _cut(dim: int, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _parametrized(layer: nn.Module) -> Iterator[_Computed | _Spectral]:
-    """The weights that torch's parametrizations make, where these have no parameters themselves."""
+    """The weights that torch's parametrizations make, if these have no parameters themselves."""
     if not parametrize.is_parametrized(layer):
         return
     for chain in cast(nn.ModuleDict, layer.parametrizations).values():

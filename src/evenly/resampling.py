@@ -1,4 +1,4 @@
-"""Orders of samples that a method may write: a sampler, and batches that come several times."""
+"""Orders of samples that a method may set: a sampler, and batches that come several times."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,22 +21,20 @@ class Resampler(DistributedSampler[Any]):
     method = evenly.methods.SMV(encoders, sampler=sampler)
     ```
 
-    As long as no method has written `pool`, it is PyTorch's `DistributedSampler`, and like it
-    takes part of the samples on each rank and needs `set_epoch` before each epoch.
+    As long as no method has set `pool`, it works like PyTorch's `DistributedSampler`: each rank
+    takes part of the samples, and you call `set_epoch` before each epoch.
 
-    Of the data set's n samples, an entry i of the pool means sample i % n, and i // n in which
-    variant it is to come, which the method knows; the data set is asked for sample i % n, so that
-    any will do. Epochs keep their length: as many entries as there are samples are drawn from the
-    pool, each as often as it stands there (once more for all if the pool is shorter than an
-    epoch). What they are drawn with is a function of seed and epoch, so that a resumed run
-    repeats it.
+    With n samples in the data set, entry i of the pool means sample i % n in variant i // n, which
+    the method interprets. The data set itself only sees i % n, so any will do. Epochs keep their
+    length: an epoch draws as many entries from the pool as there are samples, each as often as the
+    pool holds it (all of them again if the pool is shorter than an epoch). The draw depends on seed
+    and epoch, so that a resumed run repeats it.
 
     Attributes:
         pool: Entries to draw from, the same on each rank; None for every sample once.
-        batch_size: Where given, batches of this size (over all ranks) hold one variant each, but
-            for what is left over, which comes last.
-        passes: How many batches make a step (gradient accumulation): so many in a row hold one
-            variant then.
+        batch_size: If given, batches of this size (over all ranks) hold one variant each, except
+            for the remainder, which comes last.
+        passes: Batches per step (gradient accumulation): that many in a row then hold one variant.
         in_order: Whether entries come in the pool's order rather than in random order.
     """
 
@@ -50,13 +48,13 @@ class Resampler(DistributedSampler[Any]):
         *,
         seed: int = 0,
     ) -> None:
-        """Prepares the order; it is that of `DistributedSampler` with the same seed.
+        """Prepares the order, which equals that of `DistributedSampler` with the same seed.
 
         Args:
-            dataset: To be sampled.
+            dataset: The data set to sample.
             num_replicas: Number of ranks; the process group's by default.
             rank: This rank; the process group's by default.
-            seed: Of the order.
+            seed: Seed of the order.
         """
         world = distributed.world_size() if num_replicas is None else num_replicas
         super().__init__(
@@ -69,7 +67,7 @@ class Resampler(DistributedSampler[Any]):
 
     @property
     def count(self) -> int:
-        """How many samples there are: n."""
+        """The number of samples, n."""
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
@@ -95,7 +93,7 @@ class Resampler(DistributedSampler[Any]):
         return order if self.batch_size is None else self._grouped(order, stream)
 
     def _grouped(self, order: Tensor, stream: torch.Generator) -> Tensor:
-        """Whole batches of one variant in random order, then what is left over."""
+        """Whole batches of one variant in random order, then the remainder."""
         assert self.batch_size is not None
         size = self.batch_size * self.passes
         whole: list[Tensor] = []
@@ -124,9 +122,9 @@ class Repeated(BatchSampler):
         """Prepares the batches.
 
         Args:
-            sampler: Of the samples.
+            sampler: Sampler of the samples.
             batch_size: Samples in a batch.
-            drop_last: Whether a last batch that is not full is left out.
+            drop_last: Whether to leave out an incomplete last batch.
             repeats: How often each batch comes.
         """
         super().__init__(sampler, batch_size, drop_last)
@@ -149,9 +147,9 @@ def kept_alone(
     """The features with all but one modality zeroed, sample by sample.
 
     Args:
-        features: By modality.
+        features: Features by modality.
         names: The modalities in order.
-        variant: Of each sample: 0 leaves it whole, v keeps the v-th modality alone, from 1.
+        variant: Variant of each sample: 0 keeps all modalities, v from 1 only the v-th.
     """
     found = dict(features)
     for number, name in enumerate(names, start=1):

@@ -22,18 +22,19 @@ from evenly.suggest import unknown
 T = TypeVar("T")
 
 DEPTH = 30
-"""Lists and mappings within each other, in YAML that is read."""
+"""Nesting depth of lists and mappings in YAML."""
 VALUES = 100_000
-"""In all, in YAML that is read: far more than a comparison of a thousand methods has."""
+"""Total values in YAML: far more than a comparison of a thousand methods has."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What to build: a method or a data set by name, with settings that differ from the defaults.
+    """What to build: a method or data set by name, with settings that differ from the defaults.
 
     Attributes:
-        name: Of the method or data set, or a path.
-        settings: By name; numbers, strings, booleans, None, and lists and mappings of these.
+        name: Name of the method or data set, or a path.
+        settings: Settings by name: numbers, strings, booleans, None, and lists and mappings of
+            these.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Spec:
 def parse(text: str) -> Spec:
     """Reads `name` or `name(setting=value,...)`; values are YAML, so `0.1`, `true`, `[1,2]`, `x`.
 
-    Several that go together, `ogm_ge+relearn(every=5)`, have one name and no settings; `together`
-    takes them apart.
+    Several combined, `ogm_ge+relearn(every=5)`, count as one name without settings; `together`
+    splits them.
 
     Raises:
         ValueError: If the text does not have that form.
@@ -62,9 +63,9 @@ def parse(text: str) -> Spec:
 
 
 def together(text: str) -> list[Spec]:
-    """The parts of `name(setting=value)+name`, which a plus joins; one where there is none.
+    """The parts of `name(setting=value)+name`, joined by a plus; just one without a plus.
 
-    They are in the order of their texts, so that `a+b` and `b+a` are one.
+    They are sorted as texts, so that `a+b` and `b+a` are the same.
 
     Raises:
         ValueError: If a part does not have the form that `parse` reads.
@@ -77,7 +78,7 @@ def together(text: str) -> list[Spec]:
 
 
 def split(text: str) -> list[Spec]:
-    """Reads several specs, `joint,relearn(every=5,times=2)`, cut at the commas outside brackets.
+    """Reads several specs, `joint,relearn(every=5,times=2)`, split at commas outside brackets.
 
     Raises:
         ValueError: If there is none, or one does not have the form that `parse` reads.
@@ -91,13 +92,13 @@ def split(text: str) -> list[Spec]:
 
 
 def converted(what: str, value: Any, hint: Any) -> Any:
-    """A setting's value as its annotation has it; whole numbers pass for floats, nothing else.
+    """A setting's value in the type of its annotation; the only conversion is from int to float.
 
     Args:
-        what: The setting, as the error should call it.
-        value: As `parse` read it.
-        hint: Made of int, float, bool, str, None, lists, tuples, dicts, literals and unions; what
-            else is in a union cannot be written in a text and is passed over.
+        what: The setting, for error messages.
+        value: The value as `parse` read it.
+        hint: Made of int, float, bool, str, None, lists, tuples, dicts, literals and unions;
+            anything else in a union cannot be written as text and is ignored.
 
     Raises:
         ValueError: If the value is of another type.
@@ -109,7 +110,7 @@ def converted(what: str, value: Any, hint: Any) -> Any:
             return value
         if get_origin(option) is Literal:
             for known in get_args(option):
-                if str(known) == str(value):  # YAML takes the word 32 for a number
+                if str(known) == str(value):  # YAML reads the word 32 as a number
                     return known
         if get_origin(option) is list and isinstance(value, list):
             return [converted(what, item, *get_args(option)) for item in value]
@@ -129,7 +130,7 @@ def converted(what: str, value: Any, hint: Any) -> Any:
 
 
 def numbers(value: Any, hint: Any) -> Any:
-    """The same value, in which 1e-3 is a number where one is wanted; plain YAML has it as text."""
+    """The same value, with 1e-3 as a number where one is expected; plain YAML reads it as text."""
     for option in _options(hint):
         if isinstance(value, dict) and (option is Any or get_origin(option) is dict):
             item = Any if option is Any else get_args(option)[1]
@@ -140,7 +141,7 @@ def numbers(value: Any, hint: Any) -> Any:
 
 
 def wanted(hint: Any) -> str:
-    """In words, what `converted` takes for an annotation."""
+    """What `converted` accepts for an annotation, in words."""
     return " or ".join(filter(None, map(_in_words, _options(hint))))
 
 
@@ -149,12 +150,12 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def made(what: str, spec: Spec, makers: Mapping[str, Callable[..., T]]) -> T:
-    """What a spec asks for.
+    """Makes what a spec describes.
 
     Args:
-        what: Kind of thing, as errors should call it.
+        what: Kind of thing, for error messages.
         spec: Name and settings.
-        makers: By name, functions or dataclasses; every parameter is a setting, with an annotation
+        makers: Functions or dataclasses by name; every parameter is a setting, with an annotation
             that `converted` knows.
 
     Raises:
@@ -227,7 +228,7 @@ def _one(text: str) -> Spec:
 
 
 def _parts(text: str, at_each: str = ",") -> list[str]:
-    """Cuts at the commas, or others, outside brackets; an empty text has no parts."""
+    """Splits at commas, or other characters, outside brackets; an empty text has no parts."""
     cuts = [at for at, character, depth in _scan(text) if character == at_each and depth == 0]
     starts = [0, *(cut + 1 for cut in cuts)]
     ends = [*cuts, len(text)]
@@ -237,7 +238,7 @@ def _parts(text: str, at_each: str = ",") -> list[str]:
 
 
 def _scan(text: str) -> Iterator[tuple[int, str, int]]:
-    """Each character outside quotes, with its place and the brackets open after it."""
+    """Each character outside quotes, with its position and the brackets open after it."""
     pairs = {")": "(", "]": "[", "}": "{"}
     inside: list[str] = []
     quote = ""
@@ -248,7 +249,7 @@ def _scan(text: str) -> Iterator[tuple[int, str, int]]:
             escaped = quote == '"' and (at - len(text[:at].rstrip("\\"))) % 2
             quote = "" if character == quote and not escaped else quote
             continue
-        if character in "\"'" and before in "([{,=:":  # an apostrophe within a word is none
+        if character in "\"'" and before in "([{,=:":  # an apostrophe within a word is not a quote
             quote = character
             continue
         if character in "([{":
@@ -262,7 +263,7 @@ def _scan(text: str) -> Iterator[tuple[int, str, int]]:
 
 
 class _Plain(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML as a person writes it: dates are text, no key stands twice, and it is of a size."""
+    """YAML as a person writes it: dates are text, no key repeats, and its size is limited."""
 
     def get_single_node(self) -> Any:
         """The one document."""
@@ -291,7 +292,7 @@ class _Plain(yaml.SafeLoader):  # type: ignore[misc]
 
 
 class _Loader(_Plain):
-    """The same in which 1e-3 is a number (YAML 1.1 wants 1.0e-3)."""
+    """The same, with 1e-3 as a number (YAML 1.1 wants 1.0e-3)."""
 
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -307,10 +308,10 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(content: bytes | str, loader: type[yaml.SafeLoader] = _Plain) -> Any:
-    """What a YAML file holds, of plain values.
+    """The plain values in a YAML file.
 
     Raises:
-        ValueError: If it is no such file; the error says what is wrong, not where.
+        ValueError: If it is not such a file; the error says what is wrong, not where.
     """
     try:
         return yaml.load(content, loader)
@@ -319,7 +320,7 @@ def load_yaml(content: bytes | str, loader: type[yaml.SafeLoader] = _Plain) -> A
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
         raise ValueError(f"{error.problem}{line}") from error
-    except (yaml.YAMLError, ValueError) as error:  # such as that of a number of 5,000 digits
+    except (yaml.YAMLError, ValueError) as error:  # such as a number of 5,000 digits
         raise ValueError(str(error)) from error
 
 

@@ -13,14 +13,14 @@ from types import FrameType
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 SIGNALS = {getattr(signal, name) for name in NAMES if hasattr(signal, name)}  # Windows has two
 PAUSE = 1.0
-"""Seconds after which a signal that went under comes again."""
+"""Seconds after which a lost signal is sent again."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The command is to stop; whatever ends at Ctrl-C ends at this.
+    """The command has to stop; whatever Ctrl-C ends, this ends.
 
     Attributes:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,7 +29,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """What the command ends with, as shells count."""
+        """The command's exit status, as shells count it."""
         return 128 + self.number
 
     def __str__(self) -> str:
@@ -39,22 +39,22 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raises `Stopped` within the block when a signal says so.
+    """Raises `Stopped` within the block when a stop signal arrives.
 
-    Ctrl-C counts even where the command was started with SIGINT ignored, as scripts do with `&`.
-    Where SIGHUP is ignored it stays so: that is what nohup is for.
+    Ctrl-C works even if the command was started with SIGINT ignored, as scripts do with `&`. If
+    SIGHUP is ignored, it stays ignored: that is what nohup is for.
     """
     if current_thread() is not main_thread():  # none come here
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard: SimpleQueue[int] = SimpleQueue()  # which a handler may write to at any moment
+    heard: SimpleQueue[int] = SimpleQueue()  # a handler may write to it at any moment
     first = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal first
         _leave_lost_terminal()
-        # Schedulers and terminals send several: they must not cut short what the first one began.
+        # Schedulers and terminals send several: later ones must not interrupt what the first began.
         if number != signal.SIGINT and _behind(sys.exception()):
             return
         first = first or number
@@ -84,7 +84,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def unstopped() -> Iterator[None]:
-    """Has signals wait until the block ends, which must not be cut short."""
+    """Delays signals until the block, which must not be interrupted, ends."""
     if current_thread() is not main_thread():  # none come here
         yield
         return
@@ -107,9 +107,9 @@ END = 0
 
 
 def _insist(heard: "SimpleQueue[int]") -> None:
-    """Sends a signal again until the command is at its end: what it raises may go under.
+    """Sends a signal again until the command ends, since what it raises may get lost.
 
-    It does where it meets Python clearing an object away, or code that catches whatever comes.
+    That happens while Python deletes an object, or in code that catches everything.
     """
     pause = None
     while True:
@@ -122,7 +122,7 @@ def _insist(heard: "SimpleQueue[int]") -> None:
 
 
 def _send(number: int) -> None:
-    """Has the main thread hear a signal; on Windows, `os.kill` would end the process at once."""
+    """Delivers a signal to the main thread; on Windows, `os.kill` would end the process at once."""
     main = main_thread().ident
     if main is not None and hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, number)
@@ -131,14 +131,14 @@ def _send(number: int) -> None:
 
 
 def _behind(error: BaseException | None) -> Stopped | None:
-    """The signal that an error comes of: code in C++ and clean-up raise their own."""
+    """The signal behind an error: C++ code and clean-up raise their own errors."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__context__
     return error
 
 
 def _leave_lost_terminal() -> None:
-    """Keeps last words from failing where the terminal that they went to is closed."""
+    """Keeps final messages from failing if their terminal is closed."""
     if not hasattr(select, "poll"):  # Windows
         return
     for stream in (1, 2):

@@ -1,4 +1,4 @@
-"""What to say of a name that nobody knows."""
+"""What to say about an unknown name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,9 +11,9 @@ def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> UserE
 
     Args:
         what: Kind of thing, such as 'method' or 'setting of relearn'.
-        name: As it was given.
-        known: The names there are.
-        more: What else would do, such as 'or the path of a file'.
+        name: The name as given.
+        known: The existing names.
+        more: What else would work, such as 'or the path of a file'.
     """
     names = list(known)
     kind, of, place = what.partition(" of ")
@@ -25,12 +25,12 @@ def unknown(what: str, name: str, known: Iterable[str], more: str = "") -> UserE
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The question whether one of the nearest names was meant; empty if none is near.
+    """Asks whether the nearest names were meant; empty if none is near.
 
     Args:
-        name: As it was given.
-        known: The names there are.
-        cutoff: How alike they must be at least, from 0 to 1.
+        name: The name as given.
+        known: The existing names.
+        cutoff: Minimum similarity, from 0 to 1.
     """
     near = get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"Did you mean {' or '.join(near)}? " if near else ""

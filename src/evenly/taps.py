@@ -1,4 +1,4 @@
-"""Features of a model as it stands, taken by forward hooks, so that the model need not change."""
+"""Takes the features of an existing model by forward hooks, so that the model need not change."""
 
 import copy
 import inspect
@@ -18,26 +18,26 @@ from evenly.errors import UserError, UserRuntimeError
 Pool = Callable[[Any], Tensor]
 
 _POOLED = ("pooler_output", "text_embeds", "image_embeds", "audio_embeds", "sentence_embedding")
-"""What libraries call the vector of a whole sample in an output of several parts."""
+"""Names that libraries give the vector of a whole sample in an output of several parts."""
 
 _PADDING = ("src_key_padding_mask", "key_padding_mask")
-"""What torch calls a mask that is True at padding; Transformers' attention_mask is 1 elsewhere."""
+"""torch's name of a mask that is True at padding; Transformers' attention_mask is 1 elsewhere."""
 
 
 class Taps:
     """Forward hooks on the encoders of a model; `capture` makes one.
 
     Attributes:
-        encoders: By modality, the modules that are listened to, as a method takes them.
+        encoders: The hooked modules by modality, as a method takes them.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], pools: Mapping[str, Pool]) -> None:
-        """Starts to listen.
+        """Adds the hooks.
 
         Args:
-            encoders: By modality, the modules whose outputs are the features.
-            pools: By modality, what makes (n, width) vectors of an output; of those that it does
-                not name, `vectors`.
+            encoders: The modules whose outputs are the features, by modality.
+            pools: By modality, a function from an output to (n, width) vectors; `vectors` for
+                modalities not named.
         """
         self.encoders = dict(encoders)
         self._pools = dict(pools)
@@ -50,9 +50,9 @@ class Taps:
         ]
 
     def features(self) -> dict[str, Float[Tensor, "n _"]]:
-        """By modality, the features of the last forward pass, still attached to its graph.
+        """The features of the last forward pass by modality, still attached to its graph.
 
-        They are handed out once, so that a training pass that missed an encoder is noticed.
+        They are returned only once, so that a training pass that skipped an encoder is noticed.
 
         Raises:
             RuntimeError: If an encoder did not run since the last call.
@@ -70,12 +70,12 @@ class Taps:
         return {name: last[name] for name in self.encoders}
 
     def remove(self) -> None:
-        """Takes the hooks off the model."""
+        """Removes the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Taps":
-        """Of a copied model (EMA, a teacher), whose features nobody may ever ask for."""
+        """For a copied model (EMA, a teacher), whose features may never be read."""
         made = Taps.__new__(Taps)
         memo[id(self)] = made
         empty = {"_last": {}, "_trained": set(), "_is_asked": False}
@@ -113,7 +113,7 @@ class Taps:
         self._last[name] = pooled
 
 
-# What torch.compiler.disable notes on a function, without importing the compiler for it.
+# What torch.compiler.disable sets on a function, without importing the compiler.
 Taps._listen._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
@@ -123,7 +123,7 @@ def capture(
     *,
     pool: Pool | Mapping[str, Pool] | None = None,
 ) -> Taps:
-    """Listens to the encoders of an existing model by their module paths.
+    """Takes features from the encoders of an existing model, given their module paths.
 
     ```python
     taps = evenly.capture(model, {"audio": "audio_net", "visual": "video.backbone"})
@@ -135,20 +135,20 @@ def capture(
     ```
 
     Args:
-        model: The model, unchanged but for the hooks.
+        model: The model, unchanged except for the hooks.
         modules: By modality, the path of its encoder, as `model.named_modules()` writes it.
-        pool: What makes (samples, width) vectors of an encoder's output, for all or by
-            modality. By default vectors are taken as they are, maps of four or five dimensions
-            are averaged over space and time, and of a Transformers output the pooled vector or
-            else the mean over the sequence is taken. The mean leaves padding out: what the
-            encoder is given as `attention_mask` or, with torch's own layers,
-            `src_key_padding_mask`, or the lengths of a packed sequence.
+        pool: A function from an encoder's output to (samples, width) vectors, for all or by
+            modality. By default, vectors stay as they are, maps of four or five dimensions are
+            averaged over space and time, and a Transformers output gives its pooled vector or else
+            the mean over the sequence. The mean leaves out padding, as marked by the encoder's
+            `attention_mask` or, with torch's own layers, `src_key_padding_mask`, or by the lengths
+            of a packed sequence.
 
     Raises:
-        ValueError: If a path names no module of the model; the nearest paths are named.
+        ValueError: If a path names no module of the model; the error suggests the nearest paths.
     """
     named = dict(model.named_modules())
-    if (inner := _unwrapped(model)) is not model:  # its own paths are good, too
+    if (inner := _unwrapped(model)) is not model:  # its own paths work, too
         named = {**dict(inner.named_modules()), **named}
     for name, path in modules.items():
         if path not in named:
@@ -162,7 +162,7 @@ def capture(
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """What torch.compile, DistributedDataParallel or PEFT was given."""
+    """The module inside torch.compile, DistributedDataParallel or PEFT."""
     inner = getattr(module, "_orig_mod", None)
     if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
         inner = module.module
@@ -173,7 +173,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Call:
-    """What an encoder was called with, where its padding is found."""
+    """An encoder's arguments, which tell where padding is."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -181,7 +181,7 @@ class Call:
     name: str
 
     def arguments(self) -> dict[str, Any]:
-        """All of them by name, those in a dictionary of inputs included."""
+        """All arguments by name, including those in a dictionary of inputs."""
         signature = inspect.signature(_unwrapped(self.module).forward)
         try:
             bound = signature.bind_partial(*self.args, **self.kwargs)
@@ -196,7 +196,7 @@ class Call:
     def steps(
         self, sequence: Float[Tensor, "n t d"], mask: str = "attention_mask"
     ) -> Bool[Tensor, "n t"] | None:
-        """Which steps of each sample are no padding; None where no mask says so.
+        """Which steps of each sample are not padding; None without a mask.
 
         Raises:
             ValueError: If there is a mask that cannot tell.
@@ -218,13 +218,13 @@ class Call:
         mask = given
         shorten = getattr(_unwrapped(self.module), "_get_feature_vector_attention_mask", None)
         if mask.shape != sequence.shape[:2] and callable(shorten):
-            mask = shorten(sequence.shape[1], mask)  # encoders of sound: of samples, of frames
+            mask = shorten(sequence.shape[1], mask)  # for audio encoders: from samples to frames
         if mask.shape != sequence.shape[:2]:
             steps = f"but the output has {sequence.shape[1]} steps"
             raise self._unclear(name, mask, f"{steps} for {len(sequence)} samples")
         mask = mask.to(sequence.device)
         if name in _PADDING:
-            # True at padding, or what is added to the attention before its softmax
+            # True at padding, or a term that is added to attention before its softmax
             padding = mask.exp() == 0 if mask.is_floating_point() else mask.bool()
             return padding.logical_not()
         if mask.is_floating_point() and bool((mask < 0).any()):
@@ -242,7 +242,7 @@ class Call:
 
 
 def vectors(output: Any, call: Call) -> Tensor:
-    """The (samples, width) vectors in what an encoder returned, where that is unambiguous."""
+    """The (samples, width) vectors in an encoder's output, if unambiguous."""
     if isinstance(output, PackedSequence):
         padded, lengths = pad_packed_sequence(output, batch_first=True)
         steps = torch.arange(padded.shape[1], device=padded.device)
@@ -277,7 +277,7 @@ def vectors(output: Any, call: Call) -> Tensor:
 
 
 def _of_sequence(output: Tensor, call: Call) -> Tensor:
-    """The mean over the steps, where something says which dimension they are."""
+    """The mean over steps, if something tells which dimension they are."""
     layer = _unwrapped(call.module)
     if isinstance(layer, nn.TransformerEncoder):
         layer = layer.layers[0]
@@ -293,11 +293,11 @@ def _part(output: Any, name: str) -> Any:
 
 
 def _mean(sequence: Float[Tensor, "n t d"], steps: Bool[Tensor, "n t"] | None) -> Tensor:
-    """The mean over steps, or over those of them; zeros where a sample has none."""
+    """The mean over all or the given steps; zeros if a sample has none."""
     if steps is None:
         return sequence.mean(1)
     keep = steps[..., None]
-    # Padding may hold NaN, which no factor of zero takes away.
+    # Padding may hold NaN, which a factor of zero does not remove.
     total = torch.where(keep, sequence, 0.0).sum(
         1, dtype=torch.promote_types(sequence.dtype, torch.float32)
     )

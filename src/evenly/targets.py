@@ -1,4 +1,4 @@
-"""What a target is, told from its form and from that of the logits."""
+"""Recognises the kind of a target from its form and that of the logits."""
 
 from collections.abc import Collection
 from functools import partial
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 Kind = Literal["classes", "ignored", "soft", "labels", "logit", "number"]
 
 ANY: tuple[Kind, ...] = get_args(Kind)
-"""Of a method that hands the target to its criterion and does nothing else with it."""
+"""For a method that only passes the target to its criterion."""
 
 SINGLE: tuple[Kind, ...] = ("classes", "ignored", "soft")
-"""Of a method that takes the softmax of its logits for the probabilities of classes."""
+"""For a method that takes the softmax of its logits as class probabilities."""
 
 _IN_WORDS: dict[Kind, str] = {
     "classes": "class numbers",
@@ -49,29 +49,29 @@ _CRITERIA: dict[Kind, tuple[Any, ...]] = {
         nn.functional.huber_loss,
     ),
 }
-"""By what a row of targets is to them, torch's criteria as modules and as functions."""
+"""torch's criteria, as modules and functions, by what a row of targets means to them."""
 
 
 def in_words(kinds: Collection[Kind]) -> str:
-    """The kinds as a sentence names them; 'any' where it is all of them."""
+    """The kinds as words in a sentence; 'any' for all of them."""
     if set(kinds) == set(ANY):
         return "any"
     return ", ".join(_IN_WORDS[kind] for kind in ANY if kind in kinds)
 
 
 def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, ...]:
-    """What the target of a batch may be; several where their forms are the same.
+    """What kinds the target of a batch may be; several if their forms are the same.
 
     Args:
         logits: (n, c), the fused prediction.
-        target: Of the batch, in any form.
-        criterion: It tells what numbers are where it is one of torch's modules, else their values
-            do, as far as they can. Its `ignore_index` marks rows that do not count, -100 by
-            default; of a function that hides it, a number that is no class. Values are looked at,
-            for which a device is waited for.
+        target: Target of the batch, in any form.
+        criterion: If it is one of torch's modules, it decides what numbers mean; otherwise their
+            values do, as far as possible. Its `ignore_index` marks rows that do not count, -100 by
+            default; for a function that hides it, any number that is not a class. Reading values
+            waits for a device.
 
     Returns:
-        Nothing, where the form is none of the known ones.
+        Empty if the form is unknown.
     """
     one = logits.ndim == 2 and logits.shape[1] == 1
     if target.ndim == 2 and target.shape == logits.shape:
@@ -88,20 +88,20 @@ def kinds(logits: Tensor, target: Tensor, criterion: Any = None) -> tuple[Kind, 
 
 
 def plain(target: Tensor) -> Tensor:
-    """Class numbers in bytes, which as an index would be a mask, as int64."""
+    """Class numbers as int64, since bytes used as an index would be a mask."""
     return target.long() if target.dtype == torch.uint8 and target.ndim == 1 else target
 
 
 def counted(target: Integer[Tensor, " n"], classes: int, criterion: Any) -> Bool[Tensor, " n"]:
-    """Which samples of class numbers the criterion counts."""
+    """Which samples with class numbers the criterion counts."""
     here = target != ignored_by(criterion)
-    if not _tells_ignored(criterion):  # then what is no class is what it ignores
+    if not _tells_ignored(criterion):  # then it ignores whatever is not a class
         here &= (target >= 0) & (target < classes)
     return here
 
 
 def ignored_by(criterion: Any) -> int:
-    """The class number that says that a sample has no label; cross-entropy's own is -100."""
+    """The class number of samples without a label; cross-entropy's default is -100."""
     found = getattr(criterion, "ignore_index", None)
     if isinstance(criterion, partial):
         found = criterion.keywords.get("ignore_index", ignored_by(criterion.func))
@@ -116,7 +116,7 @@ def _tells_ignored(criterion: Any) -> bool:
 
 
 def _column(target: Tensor, criterion: Any) -> tuple[Kind, ...]:
-    if _told(criterion) == "labels":  # smoothed ones are no 0 and 1
+    if _told(criterion) == "labels":  # smoothed labels are not 0 and 1
         return ("logit",)
     if _told(criterion) == "number" or not ((target == 0) | (target == 1)).all():
         return ("number",)
@@ -145,7 +145,7 @@ def _told(criterion: Any) -> Kind | None:
 def refusal(
     name: str, takes: Collection[Kind], found: Collection[Kind], logits: Tensor, target: Tensor
 ) -> str:
-    """Why a method does not take a target, in a sentence."""
+    """Why a method does not accept a target, in a sentence."""
     what = " or ".join(_IN_WORDS[kind] for kind in found) or "a form that evenly does not know"
     dtype = str(target.dtype).removeprefix("torch.")
     return (

@@ -1,7 +1,7 @@
-"""What methods that learn from unimodal teachers have in common: the teachers, as tables.
+"""What methods that learn from unimodal teachers share: the teachers, as tables.
 
-A teacher does not change during training, so what it gives for a sample is computed once, for the
-whole training split, and looked up from then on: no step runs a teacher.
+A teacher does not change during training, so its outputs are computed once, for the whole training
+split, and looked up from then on: no step runs a teacher.
 """
 
 from typing import ClassVar
@@ -23,21 +23,21 @@ from evenly.ranges import check_range
 def squared_error(
     features: Float[Tensor, "n d"], teacher: Float[Tensor, "n d"]
 ) -> Float[Tensor, ""]:
-    """How far features are from a teacher's: MSE = mean over samples and columns of (f - f')²."""
+    """Distance of features to a teacher's: MSE = mean over samples and columns of (f - f')²."""
     return (features - teacher).square().mean()
 
 
 class Taught(Method):
     """A method with a teacher for each modality.
 
-    Before the first epoch encoders and unimodal heads are trained for Σ_m CE(z_m) alone, in
-    which every modality learns by itself, and are then set back to where they stood: the
-    student starts from there. What the teachers gave for the training split stays.
+    Before the first epoch, encoders and unimodal heads are trained by Σ_m CE(z_m) alone, in which
+    every modality learns by itself. Then they are reset, and the student starts from there. The
+    teachers' outputs for the training split are kept.
 
     Attributes:
         teachers: By 'features/' or 'logits/' and modality, one row for each sample of the
             training split, in the order of `samples`.
-        samples: Which they are, by the number that `Output.index` gives each.
+        samples: The samples in the tables, by their `Output.index`.
     """
 
     state: ClassVar[tuple[str, ...]] = ("teachers", "samples")
@@ -54,14 +54,14 @@ class Taught(Method):
         """Prepares the teachers.
 
         Args:
-            encoders: By modality, what is taught.
-            optimizer: The one of the training; the teachers' is of its kind and settings.
-            teacher_epochs: How long teachers are trained, in epochs.
-            seed: Of the teachers' training.
+            encoders: The modules to teach, by modality.
+            optimizer: The training's optimiser; teachers use another of its kind with its settings.
+            teacher_epochs: Epochs that teachers are trained for.
+            seed: Seed of the teachers' training.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
+            TypeError: If `optimizer` is not an optimiser.
             ValueError: If teachers have no epoch.
         """
         super().__init__(encoders, criterion=criterion)
@@ -73,15 +73,15 @@ class Taught(Method):
 
     @property
     def needs_teachers(self) -> bool:
-        """Whether the settings leave anything to be learnt from a teacher."""
+        """Whether the settings leave anything to learn from a teacher."""
         return True
 
     def is_due(self, epoch: int) -> bool:
-        """Whether teachers are trained before this epoch, from 0: before the first."""
+        """Whether teachers are trained before this epoch (from 0): before the first."""
         return epoch == 0 and self.needs_teachers
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Trains the teachers once, before the first epoch that this is called for."""
+        """Trains the teachers once, before the first epoch it is called for."""
         if self.teachers or not self.needs_teachers:
             return
         probe = self._probe(probe)
@@ -99,12 +99,12 @@ class Taught(Method):
         self.samples, self.teachers = samples, teachers
 
     def _objective(self, output: Output, target: Tensor) -> Tensor:
-        """Σ_m CE(z_m); a model that cannot be taught is refused before the training."""
+        """Σ_m CE(z_m); refuses a model that cannot be taught, before the training."""
         self._need(output, "index")
         return self._unimodal_loss(output, target)
 
     def _given(self, output: Output) -> dict[str, Tensor]:
-        """What to keep of the teachers."""
+        """What to keep from the teachers."""
         return {f"features/{name}": value for name, value in self._features(output).items()}
 
     def _check_finite(self, key: str, table: Float[Tensor, "n _"]) -> None:
@@ -130,7 +130,7 @@ class Taught(Method):
     def _taught(
         self, key: str, rows: Int[Tensor, " n"], device: torch.device
     ) -> Float[Tensor, "n _"]:
-        """What a teacher gave for the samples of a batch."""
+        """A teacher's outputs for the samples of a batch."""
         table = self.teachers[key]
         if table.device != device:  # after a checkpoint was loaded
             table = self.teachers[key] = table.to(device)

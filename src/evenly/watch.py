@@ -1,8 +1,8 @@
-"""A watch on the hooks of a method: what a loop forgot is an error, not a quietly other training.
+"""Watches the hooks of a method, so that a loop that forgets one fails instead of training wrongly.
 
-The hooks of every `Method` are wrapped when its class is made. The wrappers note which of them a
-loop has called, and one hook on all of torch's optimisers tells when a step was taken. A step costs
-a few attribute look-ups; a device is waited for once, for the first targets of each form.
+The hooks of every `Method` are wrapped when its class is created. The wrappers record which hooks a
+loop has called, and one hook on all of torch's optimisers detects steps. Each step costs a few
+attribute look-ups; it waits for a device only once, for the first targets of each form.
 """
 
 import warnings
@@ -33,21 +33,21 @@ class Watch:
     """What one method's loop has done so far.
 
     Attributes:
-        inside: Whether a hook runs, which may call another (a base's, by `super()`).
+        inside: Whether a hook is running, which may call another (a base's, by `super()`).
     """
 
     def __init__(self, info: "Info", *, begins: bool, steps: bool) -> None:
         self.inside = False
         self._begins, self._steps = begins, steps  # hooks that a loop must not forget
-        # To a method that writes neither, encoders are but names.
+        # If a method writes neither weights nor gradients, encoders are only names.
         self._places = info.writes in ("weights", "gradients")
         self._begun = False  # before_epoch was called, or a state was loaded
-        self._losses = 0  # with gradients, before that
-        self._pending = False  # there was a backward pass, and no before_step since
-        self._told: set[str] = set()  # modalities whose features are known to be the encoder's
+        self._losses = 0  # computed with gradients, before that
+        self._pending = False  # a backward pass, without before_step since
+        self._told: set[str] = set()  # modalities whose features do come from the encoder
         self._model: frozenset[int] | None = None  # ids of the parameters of the probe's model
-        self._optimizer_seen = not info.scales_gradients  # else there is nothing to tell
-        self._forms: set[tuple[Any, ...]] = set()  # of targets that the method takes
+        self._optimizer_seen = not info.scales_gradients  # else there is nothing to report
+        self._forms: set[tuple[Any, ...]] = set()  # of targets that the method accepts
 
     def before_epoch(self, method: "Method", epoch: int, probe: "Probe | None" = None) -> None:
         """An epoch begins."""
@@ -58,7 +58,7 @@ class Watch:
             self._model = frozenset(map(id, probe.model.parameters()))
 
     def loss(self, method: "Method", output: Output, target: Tensor) -> None:
-        """The loss of a batch is asked for."""
+        """The loss of a batch is computed."""
         self.check_target(method, output, target)
         if not torch.is_grad_enabled():
             return
@@ -74,15 +74,15 @@ class Watch:
             )
 
     def backward(self, method: "Method", loss: Tensor) -> None:
-        """Gradients are asked for; where none were, a loss was looked at and no more."""
+        """Gradients are computed; without this, a loss was only looked at."""
         self._pending = True
         _ALIVE.add(method)  # it may be a copy
-        for other in _ALIVE:  # one whose training broke off knows nothing of the steps that follow
+        for other in _ALIVE:  # one whose training broke off must not see the steps that follow
             if other is not method and other.watch._pending and _share(other, method):
                 other.watch._pending = False
 
     def lost(self, method: "Method", loss: Tensor) -> None:
-        """A loss is given, whose backward pass a loop may call itself."""
+        """A loss is returned; the loop may call its backward pass itself."""
         if loss.requires_grad:
             loss.register_hook(lambda _: self.backward(method, loss=_))
 
@@ -91,7 +91,7 @@ class Watch:
         self._pending = False
 
     def load_state_dict(self, method: "Method", state: Mapping[str, Any]) -> None:
-        """A state is loaded, of a run that may be within an epoch."""
+        """A state is loaded, from a run that may be mid-epoch."""
         self._begun = True
         self._pending = False
 
@@ -117,12 +117,12 @@ class Watch:
                 )
 
     def check_target(self, method: "Method", output: Output, target: Tensor) -> None:
-        """Raises a ValueError if the method does not take such a target."""
+        """Raises a ValueError if the method does not accept such a target."""
         takes = method.info.targets
         if takes == targets.ANY:
             return
         form = (target.dtype, target.shape[1:], output.logits.shape[1:])
-        # On a CPU a look at the values makes nothing wait, so that no row goes unnoticed.
+        # On a CPU, checking values waits for nothing, so every row is checked.
         if form in self._forms and target.device.type != "cpu":
             return
         found = targets.kinds(output.logits, target, method.criterion)
@@ -140,7 +140,7 @@ def watched(kind: type["Method"]) -> None:
 
 
 def watch(method: "Method", *, begins: bool, steps: bool) -> Watch:
-    """A watch for a new method, which may have a `before_epoch` and a `before_step` of its own."""
+    """A watch for a new method, which may have its own `before_epoch` and `before_step`."""
     _ALIVE.add(method)
     return Watch(method.info, begins=begins, steps=steps)
 
@@ -188,18 +188,18 @@ def _check_model(method: "Method", model: nn.Module) -> None:
 def _comes_from(
     method: "Method", name: str, features: Mapping[str, Tensor], model: frozenset[int]
 ) -> bool:
-    """Raises if the features of a modality are another encoder's; whether that could be told.
+    """Raises if the features come from another encoder; returns whether one could tell.
 
     Args:
-        method: Whose encoder they should come from.
+        method: The method whose encoder they should come from.
         name: The modality.
-        features: Of a batch.
-        model: Ids of the parameters of the model that has the encoders, where it is known.
+        features: Features of a batch.
+        model: Ids of the parameters of the encoders' model, if known.
     """
     mine = set(method.encoders[name].parameters())
     if not any(p.requires_grad for p in mine):  # frozen for the first epochs
         return False
-    # The graph of a sharded encoder ends at the parameters that FSDP puts together for it.
+    # The graph of a sharded encoder ends at the parameters that FSDP gathers for it.
     if name not in features or any(distributed.is_sharded(p) for p in mine):
         return True
     leaves = _leaves(features[name])
@@ -207,7 +207,7 @@ def _comes_from(
         return True
     others = {p for encoder in method.encoders.values() for p in encoder.parameters()}
     if not leaves & others and all(id(leaf) in model for leaf in leaves):
-        return False  # layers behind it, while the encoder itself ran under no_grad
+        return False  # later layers have a graph, but the encoder itself ran under no_grad
     raise UserError(
         f"the features of '{name}' do not come from the encoder '{name}' of {_name(method)}: none "
         "of its parameters has a part in them. Make the method of the encoders of the model that "

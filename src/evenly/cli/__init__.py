@@ -26,8 +26,8 @@ CONTINUED = {
 
 
 SELDOM = (100_000, 50, 100)
-"""Thresholds of the garbage collector. What a command imports is needed until it ends; with the
-usual thresholds, a third of the time of imports goes into looking through it."""
+"""Thresholds of the garbage collector. A command needs what it imports until it ends; with the
+usual thresholds, a third of import time goes into scanning it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(said)
                 return 0
             one = command(name)
-            from evenly.cli.options import parsed  # takes longer to load than help may take
+            from evenly.cli.options import parsed  # loads too slowly for help
 
             one.run(parsed(given))
     except KeyboardInterrupt as error:
@@ -73,17 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_traceback(kind: Any, error: BaseException, frames: Any) -> None:
-    """As Python prints it, without passwords: it is what people send around."""
+    """Prints it like Python, but without passwords, since people share tracebacks."""
     print(hidden("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def _has_no_reader() -> bool:
-    """Whether the reader of our output, such as head, has enough of it."""
+    """Whether the reader of our output, such as head, has stopped reading."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         return True
-    # Where nothing is left to flush, the pipe itself tells.
+    # If nothing is left to flush, ask the pipe itself.
     watched = select.poll()
     watched.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & select.POLLERR for _, event in watched.poll(0))
@@ -93,7 +93,7 @@ def _sentence(error: OSError, continued: str) -> str:
     """What is wrong with a file, in the words of the system or a library."""
     if error.errno is None:
         return str(error)
-    path = error.filename2 or error.filename  # the second is where a file was to be moved to
+    path = error.filename2 or error.filename  # the second is the target of a move
     place = f" ({path})" if path else ""
     if error.errno in FULL:
         return f"{error.strerror}{place}. Free some space.{continued}"

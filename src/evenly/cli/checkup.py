@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser(
         "Examines each modality of a model: is it informative, has the model learnt it, does the "
         "model\nuse it, or has it only memorised it? Then suggests what to try.\n\n"
@@ -80,7 +80,7 @@ def _check_places(options: Namespace) -> None:
 
 
 def _changed(options: Namespace) -> list[str]:
-    """The settings of a training that are given beside runs, which have theirs."""
+    """The training settings given together with runs, which have their own."""
     usual = Training()
     given = [
         dashed(name)
@@ -98,7 +98,7 @@ def _made(out: Path) -> Path:
 
 
 def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
-    """The checkup of runs, its folder, its title and what it is of."""
+    """The checkup of runs, its folder, its title and its subject."""
     from evenly.diagnosis.findings import Checkup
     from evenly.lab.run.prepare import say
     from evenly.lab.trained.checkup import of_run, runs_opened, short
@@ -127,7 +127,7 @@ def _of_runs(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, s
 
 
 def _of_data(options: Namespace) -> "tuple[Checkup, Path, str, list[tuple[str, str]]]":
-    """The same of data, on which a model is trained."""
+    """The same for data, on which a model is trained."""
     from evenly.lab.run.prepare import say
     from evenly.lab.run.settings import Cell
     from evenly.lab.trained.checkup import of_data

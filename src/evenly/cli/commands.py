@@ -1,4 +1,4 @@
-"""The commands there are, by name: each is the module of that name beside this one."""
+"""The commands by name: each is the module of that name beside this one."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,22 +38,22 @@ COMMANDS = {
     "datasets": "list the data sets, or show one",
     "completion": "print a script that completes commands in the shell",
 }
-"""By name, what each does."""
+"""What each command does, by name."""
 
 
 @runtime_checkable
 class Command(Protocol):
-    """What a module of a command has."""
+    """What a command's module provides."""
 
     def arguments(self) -> "Parser":
-        """What it takes."""
+        """The command's arguments."""
 
     def run(self, options: "Namespace") -> None:
-        """Does it, and prints what came of it."""
+        """Does the work, and prints the result."""
 
 
 def command(name: str) -> Command:
-    """The module of a command, which loads when it is needed.
+    """The module of a command, loaded when needed.
 
     Raises:
         ValueError: If there is none of that name.
@@ -66,14 +66,14 @@ def command(name: str) -> Command:
 
 
 def parser(name: str) -> "Parser":
-    """What parses the arguments of a command."""
+    """The parser of a command's arguments."""
     one = command(name).arguments()
-    one.prog = f"evenly {name}"  # as it is typed
+    one.prog = f"evenly {name}"  # as typed
     return one
 
 
 def introduced(given: Sequence[str]) -> str:
-    """The answer where no command is given; empty where one is."""
+    """The text shown without a command; empty if there is one."""
     if not given:
         return f"{ABOUT}\n\n{EXAMPLES}\n\n'evenly --help' lists all commands."
     if given[0] in ("-h", "--help"):

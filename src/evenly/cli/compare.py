@@ -23,7 +23,7 @@ from evenly.spec import converted, load_yaml
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser(
         "Trains every method with every seed, selects epochs on validation data, tests once, "
         "and writes\na report. Run the same command again to continue after a stop.\n\n"
@@ -66,7 +66,7 @@ def arguments() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Trains, and prints the table and where the report is."""
+    """Trains, and prints the table and the report's path."""
     from evenly.lab.many.compare import compare
     from evenly.lab.many.local import forker
     from evenly.lab.many.pools import followed
@@ -96,7 +96,7 @@ def run(options: Namespace) -> None:
 
 
 class _Mapping:
-    """A mapping of any values; where the type says so, jsonargparse imports classes named in it."""
+    """A mapping of any values; with a type, jsonargparse would import classes named in it."""
 
     def __call__(self, given: Any) -> Any:
         try:
@@ -105,5 +105,5 @@ class _Mapping:
         except ValueError as error:
             raise ArgumentTypeError(str(error)) from error
 
-    def __repr__(self) -> str:  # as --help shows it
+    def __repr__(self) -> str:  # shown by --help
         return "mapping"

@@ -33,7 +33,7 @@ complete -o default -F _evenly evenly"""
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     return Parser(
         "Prints a script that lets bash complete commands, options, their values and the names of "
         "methods.\nTo install it:\n\n"
@@ -72,7 +72,7 @@ def script() -> str:
 
 
 def _values(action: Action, one: Parser) -> str:
-    """What sets the words that an option may be given; empty where there is no list of them."""
+    """Code that sets the values of an option; empty if they are not a list."""
     if action.dest in ("method", "methods"):
         several = "list=1 " if action.dest == "methods" else ""
         return f'{several}words="{" ".join(catalogue())}"'

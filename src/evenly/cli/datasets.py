@@ -22,7 +22,7 @@ frames), which looks like a sequence; 'text' for word numbers, padded with 0; or
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser("Lists the data sets, shows one, or checks a folder for its files.")
     one.add_argument("name", nargs="?", help="the data set to show")
     one.add_argument("folder", nargs="?", help="the folder to check for its files")
@@ -30,7 +30,7 @@ def arguments() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Prints the list, one data set, or what of it is in a folder."""
+    """Prints the list, one data set, or how much of it is in a folder."""
     from evenly.data import DATASETS
     from evenly.data.raw.sets import SETS
 
@@ -65,7 +65,7 @@ def run(options: Namespace) -> None:
 
 
 def _check(text: str, folder: str) -> None:
-    """Prints what of a data set is in a folder."""
+    """Prints how much of a data set is in a folder."""
     from evenly.data.raw.sets.official import check
 
     source = official_source(text, folder)

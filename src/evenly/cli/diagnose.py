@@ -12,7 +12,7 @@ from evenly.errors import UserError
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     about = "Measures purity, gap and strength of the features of any model; trains nothing."
     one = Parser(f"{about}\n\n{NPZ}")
     one.add_argument("file", help="a .npz file of features, one vector per sample and modality")

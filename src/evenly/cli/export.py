@@ -8,7 +8,7 @@ from evenly.cli.parser import Parser, add_trust
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser("Saves a trained run as a torch.export program, which needs only torch.")
     one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument("--out", default="model.pt2", help="file of the program")

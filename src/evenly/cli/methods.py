@@ -17,7 +17,7 @@ CATEGORIES = {
     "objective": "the loss",
     "optimisation": "gradients, weights and learning rates",
 }
-"""By category, what its methods change."""
+"""What methods change, by category."""
 
 START = """Start with joint, unimodal and multi_loss, the baselines to beat, and relearn and ogm_ge.
 'evenly methods NAME' shows a paper, settings and limits; 'og*' and the like list what matches.
@@ -25,7 +25,7 @@ Cost: time of a training step, as a multiple of joint training's (a pair of ResN
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser("Lists the methods by what they change, or shows one.")
     one.add_argument(
         "name",
@@ -49,7 +49,7 @@ def run(options: Namespace) -> None:
 
 
 def _listed(names: Iterable[str]) -> list[str]:
-    """By category, a line for each method."""
+    """A line for each method, by category."""
     known, costs = catalogue(), measured().get("methods", {})
     width = max(map(len, known))
     parts = []
@@ -66,7 +66,7 @@ def _listed(names: Iterable[str]) -> list[str]:
 
 
 def _show(name: str) -> None:
-    """Prints all that is known of a method."""
+    """Prints everything known about a method."""
     from evenly.lab.many.space import METHOD
     from evenly.lab.run.describe import about, defaults, facts
     from evenly.methods import method_named

@@ -1,4 +1,4 @@
-"""The options of a command: those typed, then those of files."""
+"""The options of a command: typed ones, then those from files."""
 
 import os
 import shlex
@@ -18,13 +18,13 @@ from evenly.suggest import unknown
 PATHS = ("out", "data", "folder", "run", "file", "figure", "projection_figure")
 """Options that are paths, or may be."""
 NAMING = {"data", "encoders", "fusion", "method", "methods", "metrics"}
-"""Options that may name parts of the user's own by import path."""
+"""Options that may name the user's own parts by import path."""
 
 
 def parsed(arguments: Sequence[str]) -> Namespace:
-    """The options of a command, whose name comes first: those given, then those of files.
+    """The options of a command, whose name comes first: typed ones, then those from files.
 
-    A `~` is the home: shells leave it as it is in --out=~/runs, and so do files.
+    `~` means the home folder: shells do not expand it in --out=~/runs, nor do files.
     """
     options = _parsed(arguments[0], _underscored(arguments[1:]))
     for name in PATHS:
@@ -57,33 +57,33 @@ def _parsed(command: str, given: Sequence[str]) -> Namespace:
 
 
 def _underscored(arguments: Sequence[str]) -> list[str]:
-    """Options as they are registered: '--limit-samples' is '--limit_samples'."""
+    """Options as registered: '--limit-samples' becomes '--limit_samples'."""
     found = []
     for text in arguments:
         name, equals, value = text.partition("=")
         plain = name.startswith("--")
-        option, dot, key = name[2:].partition(".")  # a key is a modality, and stays as it is
+        option, dot, key = name[2:].partition(".")  # a key is a modality, and stays unchanged
         option = option.replace("-", "_").replace("skip_broken", "skip-broken")
         found.append(f"--{option}{dot}{key}{equals}{value}" if plain else text)
     return found
 
 
 def _taken(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without an option, and the values that it is given."""
+    """The arguments without an option, and the option's values."""
     rest, values = [], []
     arguments = iter(given)
     for text in arguments:
         name, equals, value = text.partition("=")
         follows = name == option and not equals
         if name != option or (follows and (value := next(arguments, "")) == ""):
-            rest.append(text)  # where it lacks a value, the parser says so
+            rest.append(text)  # the parser reports a missing value
         else:
             values.append(value)
     return rest, values
 
 
 def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a command that a file holds."""
+    """The options of a command in a file."""
     try:
         found = load_yaml(path.read_bytes())
     except ValueError as error:
@@ -108,7 +108,7 @@ def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, A
 
 
 def _typed(given: Sequence[str]) -> set[str]:
-    """The import paths that the command line itself names."""
+    """The import paths named on the command line itself."""
     found: set[str] = set()
     for at, text in enumerate(given):
         option, equals, value = text.partition("=")
@@ -122,7 +122,7 @@ def _typed(given: Sequence[str]) -> set[str]:
 
 
 def _check_files(files: Mapping[str, Mapping[str, Any]], asked: Set[str], typed: Set[str]) -> None:
-    """Raises if code from elsewhere is asked for that only a file names."""
+    """Raises if third-party code is requested only by a file."""
     for path, settings in files.items():
         for name in NAMING & settings.keys():
             each = settings[name] if name == "encoders" else {"": settings[name]}

@@ -16,9 +16,9 @@ from evenly.spec import wanted
 from evenly.suggest import nearest
 
 GENERAL = ("config", "print_config", "trust", "help")
-"""Options that stand last in a help text."""
+"""Options shown last in a help text."""
 METAVARS = {int: "N", float: "X", bool: "true|false", dict: "MAPPING"}
-"""By type, what stands for the value of an option in a help text."""
+"""Placeholder for an option's value in a help text, by type."""
 PLACES = {
     "out": "PATH",
     "figure": "PATH",
@@ -29,9 +29,9 @@ PLACES = {
     "cluster": "ADDRESS",
     "storage": "ADDRESS",
 }
-"""The same by name, where its type does not tell."""
+"""The same by name, if the type does not tell."""
 FEW = 8
-"""Choices that are listed beside an option; more are listed in its text."""
+"""Most choices listed beside an option; longer lists go into its text."""
 
 
 class Parser(ArgumentParser):
@@ -39,9 +39,9 @@ class Parser(ArgumentParser):
 
     Attributes:
         hints: The type of each option, by its name.
-        sections: By heading, the names of the options that the help text lists under it; the others
-            are the command's own.
-        unlisted: Names of options that the help text leaves out, as nobody types them.
+        sections: Names of the options under each heading of the help text; the others are the
+            command's own.
+        unlisted: Names of options left out of the help text, since nobody types them.
     """
 
     def __init__(self, description: str = "", **settings: Any) -> None:
@@ -51,7 +51,7 @@ class Parser(ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> Any:
-        """As argparse has it."""
+        """Like argparse's."""
         added = super().add_argument(*names, **settings)
         usual: Any = str | None if settings.get("nargs") == "?" else str
         flag = settings.get("action") == "store_true"
@@ -59,7 +59,7 @@ class Parser(ArgumentParser):
         return added
 
     def listed(self) -> dict[str, list[Action]]:
-        """By heading, the arguments as the help text lists them."""
+        """The arguments in the help text, by heading."""
         found: dict[str, list[Action]] = {"arguments": [], "options": []}
         found |= {heading: [] for heading in (*self.sections, "general")}
         places = {name: heading for heading, names in self.sections.items() for name in names}
@@ -99,7 +99,7 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
     def _unknown(self, given: str) -> str:
-        """What to say of an argument that the command does not take."""
+        """The error for an argument that the command does not have."""
         if not given.startswith("-"):
             return f"unexpected argument {hidden_argument(given)!r}. See '{self.prog} --help'."
         given = given.partition(".")[0].replace("_", "-")
@@ -108,22 +108,22 @@ class Parser(ArgumentParser):
 
 
 def dashed(name: str) -> str:
-    """The option of a setting as it is shown: `batch_size` is `--batch-size`."""
+    """A setting's option as shown: `batch_size` is `--batch-size`."""
     return f"--{name.replace('_', '-')}"
 
 
 def choices(action: Action, hint: Any) -> list[str]:
-    """The values that an argument is chosen from; empty where any will do."""
+    """The allowed values of an argument; empty if any will do."""
     literals = [option for option in _members(hint) if get_origin(option) is Literal]
     found = [value for literal in literals for value in get_args(literal)] or action.choices or ()
     return [str(value) for value in found]
 
 
 def helped(action: Action, hint: Any) -> str:
-    """What an argument is for, with its choices where they are many, and its default."""
+    """An argument's help, with its choices if there are many, and its default."""
     known = choices(action, hint)
     said = " ".join((action.help or "").split()).rstrip(".")
-    if re.split(r"\W", said)[0] not in known:  # a value stays as it is typed
+    if re.split(r"\W", said)[0] not in known:  # a value stays as typed
         said = said[:1].upper() + said[1:]
     if len(known) > FEW:
         said += f". One of {', '.join(known)}"
@@ -134,12 +134,12 @@ def helped(action: Action, hint: Any) -> str:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type that it is."""
+    """The types of a union, or the single type."""
     return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
 
 
 def _place(action: Action) -> str:
-    """An argument without a name, in square brackets where it may be left out."""
+    """A positional argument, in square brackets if optional."""
     name = action.dest.upper()
     return {"?": f"[{name}]", "*": f"[{name} ...]"}.get(str(action.nargs), name)
 
@@ -168,7 +168,7 @@ def _metavar(action: Action, hint: Any) -> str:
 
 
 def add_trust(one: ArgumentParser, place: str) -> None:
-    """Whether code that is named in files may run."""
+    """Adds the option that lets code named in files run."""
     one.add_argument(
         "--trust",
         action="store_true",

@@ -12,7 +12,7 @@ from evenly.suggest import unknown
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser(
         "Writes the predictions of a trained run: one line per sample, with the probability of "
         "each class\nor label, or the predicted numbers."

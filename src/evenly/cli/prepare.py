@@ -40,7 +40,7 @@ If a cell has several files, several=true takes all of them (image, spectrogram)
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser(f"Decodes raw files once, into a store that training reads fast.\n\n{TABLE}")
     one.add_argument(
         "source",

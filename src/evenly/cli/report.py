@@ -8,7 +8,7 @@ from evenly.cli.parser import Parser
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser("Rebuilds results.csv, summary.csv and report.html from the finished runs.")
     one.add_argument("folder", help="the folder that 'evenly compare --out' wrote")
     one.add_argument("--figure", type=str | None, help="draw the main figure here: .svg or .png")
@@ -35,7 +35,7 @@ def arguments() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Makes all anew, draws what is asked for, and prints the table and the files."""
+    """Rebuilds everything, draws the requested figures, and prints the table and the files."""
     from evenly.lab.statistics.projection import project
     from evenly.lab.statistics.tables import table, write_tables
 

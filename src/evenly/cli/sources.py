@@ -1,4 +1,4 @@
-"""Raw files that a command reads, and the store that it makes of them."""
+"""Raw files that a command reads, and the store that it makes from them."""
 
 import shlex
 import sys
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_reading(one: ArgumentParser) -> None:
-    """How raw files are read."""
+    """Adds the options for reading raw files."""
     one.add_argument("--folder", type=str | None, help="the folder of the data set's files")
     one.add_argument(
         "--modalities",
@@ -56,14 +56,14 @@ def add_reading(one: ArgumentParser) -> None:
 
 
 def add_skipping(one: ArgumentParser) -> None:
-    """What to do about broken files."""
+    """Adds the option for broken files."""
     one.add_argument(
         "--skip-broken", action="store_true", help="leave out samples with broken files"
     )
 
 
 def source_of(text: str, options: Namespace, task: "Asked" = "auto") -> "Source":
-    """What raw files to read, and how: of a table, or of a data set in the user's folder."""
+    """Which raw files to read, and how: from a table, or a data set in the user's folder."""
     from evenly.data.catalogue import is_raw
     from evenly.data.raw import table
     from evenly.data.raw.sets import SETS
@@ -88,7 +88,7 @@ def source_of(text: str, options: Namespace, task: "Asked" = "auto") -> "Source"
 
 
 def check_reading(text: str, options: Namespace) -> None:
-    """Raises if it is said how a table is read where there is none."""
+    """Raises if options for reading a table are given without one."""
     for option in ("modalities", "label", "splits", "readers"):
         if options[option]:
             raise UserError(
@@ -98,7 +98,7 @@ def check_reading(text: str, options: Namespace) -> None:
 
 
 def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "Source":
-    """A data set in the folder where the user has it, for a task if it has several."""
+    """A data set in the user's folder, for a task if it has several."""
     from evenly.data.raw.sets import SETS
 
     spec = parse(text)
@@ -118,13 +118,13 @@ def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "S
 def make_store(
     source: "Source", out: Path, workers: int | None, options: Namespace
 ) -> "Description":
-    """Prepares a store, and says how it is read.
+    """Prepares a store, and prints how it is read.
 
     Args:
-        source: What is read.
+        source: What to read.
         out: The store's folder.
         workers: Processes that decode; by default as many as there are cores.
-        options: What to do about broken files, and whether shards are streamed.
+        options: What to do about broken files, and whether to stream shards.
     """
     from evenly.child import cores
     from evenly.data.raw import prepare, spelled
@@ -145,7 +145,7 @@ def make_store(
 
 
 def check_source(training: Training, options: Namespace) -> None:
-    """Raises if data, source and folder do not go together."""
+    """Raises if data, source and folder do not fit together."""
     from evenly.data.catalogue import TABLES
 
     if options.source is not None and options.source.lower().endswith(TABLES):
@@ -168,14 +168,14 @@ def prepared(
     options: Namespace,
     methods: Callable[[Iterable[str]], list[str]],
 ) -> Training:
-    """The same training, on what is made beside its results of a table, a folder or a function.
+    """The training, on the data prepared beside its results from a table, a folder or a function.
 
     Args:
-        training: As asked for.
+        training: The requested training.
         out: The folder of the results.
         options: How raw files are read.
-        methods: What is to be trained on data of some modalities; the names are looked at before
-            anything is decoded.
+        methods: The methods to train, given modalities; their names are checked before anything is
+            decoded.
     """
     from evenly.data.catalogue import is_raw
     from evenly.data.datasets import source_of as datasets_source
@@ -226,7 +226,7 @@ def _written(
     out: Path,
     options: Namespace,
 ) -> Training:
-    """The same training, which reads a file of the arrays that a function gave."""
+    """The training, reading a file of the arrays that a function returned."""
     from evenly.data.own import written
 
     check_reading(training.data, options)
@@ -236,7 +236,7 @@ def _written(
 
 
 def _check_alone(options: Namespace) -> None:
-    """Raises if several commands would each make what all of them read."""
+    """Raises if several commands would each prepare data that all of them read."""
     if getattr(options, "storage", None):
         raise UserError(
             "commands that share a --storage must share one store. Make it first with 'evenly "
@@ -250,7 +250,7 @@ def _check_asked(
     options: Namespace,
     methods: Callable[[Iterable[str]], list[str]],
 ) -> None:
-    """Raises if a method, an encoder or the like is unknown, or a number cannot be."""
+    """Raises if a method, an encoder or the like is unknown, or a number is invalid."""
     from evenly.lab.run.build import check_names
     from evenly.lab.run.settings import Cell
 

@@ -21,7 +21,7 @@ from evenly.suggest import unknown
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser("Repeats an experiment of the paper on any data, with table, figure and report.")
     one.add_argument("name", nargs="?", help="the study; leave it out to list all")
     one.add_argument(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser("Trains one model, with checkpoints.")
     one.add_argument(
         "--method",

@@ -1,4 +1,4 @@
-"""The options of commands that train, and what they add up to."""
+"""The options of commands that train, and the settings they make."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parents[1] / "lab" / "recipes"
 RECIPES = {path.stem: path for path in _FOLDER.glob("*.yaml")}
-"""By name, files of published settings."""
+"""Files of published settings, by name."""
 GROUPS = {
     "data": (
         *("data", "task", "recipe", "source", "folder", "modalities", "label", "splits"),
@@ -32,11 +32,11 @@ GROUPS = {
     "output": ("out", "figure", "logger", "checkpoint_every", "resume"),
     "cluster": ("jobs", "runs_per_device", "cluster", "storage", "devices", "nodes", "strategy"),
 }
-"""By heading of the help text, the options that commands with a training share."""
+"""The options that commands with a training share, by heading of the help text."""
 
 
 def add_training(one: Parser) -> None:
-    """The settings of a training, and where its data and logs are."""
+    """Adds the settings of a training, and of its data and logs."""
     one.sections = GROUPS
     one.add_class_arguments(Training, as_group=False)
     one.hints |= get_type_hints(Training)
@@ -71,7 +71,7 @@ def add_training(one: Parser) -> None:
 
 
 def add_pool(one: ArgumentParser) -> None:
-    """Where the runs are done, and how many at a time."""
+    """Adds the options for where runs are done, and how many at a time."""
     one.add_argument(
         "--jobs",
         type=int | None,
@@ -93,7 +93,7 @@ def add_pool(one: ArgumentParser) -> None:
 
 
 def training_of(options: Namespace) -> Training:
-    """The settings that a command is given."""
+    """The settings given to a command."""
     names = Training.__dataclass_fields__
     training = Training(**{name: getattr(options, name) for name in names})
     check_source(training, options)
@@ -106,7 +106,7 @@ def out_folder(options: Namespace, usual: Path) -> Path:
 
 
 def pool_of(options: Namespace) -> "Callable[[Training], Pool]":
-    """Makes what the runs of a training are done in."""
+    """Makes the pool for the runs of a training."""
     from evenly.lab.many.pools import pool
 
     check_counts(jobs=options.jobs, runs_per_device=options.runs_per_device)
@@ -119,14 +119,14 @@ def pool_of(options: Namespace) -> "Callable[[Training], Pool]":
 
 
 def seeds_of(options: Namespace, training: Training, usual: int) -> int:
-    """How many were asked for; published tables have one."""
+    """The requested number of seeds; published tables have one."""
     if options.seeds is not None:
         return int(options.seeds)
     return 1 if training.protocol == "paper" else usual
 
 
 def methods_in(text: str) -> Callable[[Iterable[str]], list[str]]:
-    """The methods that a text asks for, of data with some modalities."""
+    """The methods that a text requests, given the data's modalities."""
 
     def methods(modalities: Iterable[str]) -> list[str]:
         from evenly.lab.run.build import expanded
@@ -140,7 +140,7 @@ def methods_in(text: str) -> Callable[[Iterable[str]], list[str]]:
 def folder_name(options: Namespace, training: Training) -> str:
     """A folder name: the recipe's, or the data set's, or that of its file or folder.
 
-    A trial on few samples has a folder of its own.
+    A trial on few samples has its own folder.
     """
     from evenly.data.catalogue import stem_of
 

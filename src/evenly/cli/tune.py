@@ -40,7 +40,7 @@ and --jobs 1, a search can be repeated exactly.
 
 
 def arguments() -> Parser:
-    """What it takes."""
+    """The command's arguments."""
     one = Parser(TUNE)
     one.add_argument(
         "--methods",
@@ -73,7 +73,7 @@ def arguments() -> Parser:
 
 
 def run(options: Namespace) -> None:
-    """Searches; prints what was best, and the command that compares the methods with it."""
+    """Searches; prints the best settings, and the command that compares the methods with them."""
     from evenly.lab.many.compare import named
     from evenly.lab.many.local import forker
     from evenly.lab.many.pools import followed
@@ -94,7 +94,7 @@ def run(options: Namespace) -> None:
     print(tune(search, pool, options.storage))
     best = ["--config", str(out / "best.yaml"), "--out", str(out / "compare")]
     if own_parts({**asdict(training), "methods": options.methods}):
-        best.append("--trust")  # of code that has just run
+        best.append("--trust")  # for code that has just run
     print(f"\nall trials: {out / 'tune.csv'}, {out / 'tune.html'}")
     print("to compare the tuned methods on the test split:")
     print(f"evenly compare {shlex.join(best)} --seeds 5")

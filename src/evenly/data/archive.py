@@ -1,4 +1,4 @@
-"""The arrays in an `.npz` file, each read only if it is what its header says."""
+"""The arrays in an `.npz` file, each read only if it matches its header."""
 
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from evenly.data.numbers import Array
 from evenly.errors import UserError, UserFileNotFoundError
 
 _MOST = 1032
-"""Bytes that a byte can stand for in a file that is compressed as NumPy does."""
+"""Most bytes that one byte can stand for under NumPy's compression."""
 _NO_NPZ = "is not a complete .npz file. Write it with numpy.savez."
 _FOREIGN = {
     ".npy": "is a single array. Write labels, split and modalities to one .npz file with save_npz.",
@@ -26,11 +26,11 @@ _FOREIGN = {
 
 
 def read_archive(path: Path) -> dict[str, Array]:
-    """The arrays by name; none that holds Python objects.
+    """The arrays by name, without any Python objects.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is another file, or damaged.
+        ValueError: If it is another kind of file, or damaged.
     """
     if path.is_dir():
         raise wrong(path, "is a folder. Give the path of an .npz file.")
@@ -52,7 +52,7 @@ def read_archive(path: Path) -> dict[str, Array]:
 
 
 def wrong(path: Path, what: str) -> UserError:
-    """The error of a file, in one line, whatever names stand in it."""
+    """The error for a file, on one line, whatever names it contains."""
     return UserError(f"{path}: {' '.join(what.split())}")
 
 
@@ -62,12 +62,12 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise wrong(path, f"{what} does not fit into memory.") from error
-    except Exception as error:  # whatever damaged bytes bring about in those who read them
+    except Exception as error:  # damaged bytes can cause any error in readers
         raise wrong(path, f"{what} is damaged ({error}). Write it again.") from error
 
 
 def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Array:
-    """One array, if it is as long as its header and the directory say."""
+    """One array, if its length matches its header and the directory."""
     if not info.filename.endswith(".npy"):
         raise wrong(path, f"'{name}' is not an array. Write the file with numpy.savez.")
     with _reading(path, f"array '{name}'"), archive.open(info) as file:
@@ -83,12 +83,12 @@ def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: st
         if prod(shape) * dtype.itemsize != length or not _fits(info, path):
             raise EOFError(f"{shape} of {dtype} is not what {length:,} bytes can hold")
         found: Array = np.lib.format.read_array(file, allow_pickle=False)
-        file.read(1)  # at the end the checksum is compared
+        file.read(1)  # reading to the end compares the checksum
     return found
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array, as its file begins."""
+    """Shape and type of an array, from the start of its file."""
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -101,7 +101,7 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _fits(info: zipfile.ZipInfo, path: Path) -> bool:
-    """Whether the length of an array can be in the bytes that a file has for it."""
+    """Whether the bytes that a file has for an array can hold its length."""
     most = 1 if info.compress_type == zipfile.ZIP_STORED else _MOST
     inside = info.compress_size <= path.stat().st_size
     return inside and info.file_size <= most * (info.compress_size + 1)

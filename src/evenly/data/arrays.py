@@ -1,4 +1,4 @@
-"""Data sets of one's own, as arrays in one `.npz` file."""
+"""Your own data sets, as arrays in one `.npz` file."""
 
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -32,9 +32,9 @@ from evenly.files import replacing
 
 VALIDATION = 0.15
 WORDS = 10_000_000
-"""Numbers of words in texts; encoders keep a vector for each."""
+"""Limit of token numbers in texts; encoders keep a vector for each."""
 _FLOATS = (torch.float16, torch.float32, torch.float64)
-"""That NumPy has, too."""
+"""Types that NumPy has, too."""
 _RESERVED = ("labels", "split", "class_names")
 
 
@@ -50,33 +50,33 @@ def load_npz(
 
     The file holds
 
-    - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order; or
-      (N, C) of booleans or 0 and 1: several labels a sample, a column for each; or (N) or (N, C)
-      other floats: numbers to regress on. `labels_kind`, a string, says otherwise: `classes`,
-      `labels`, `number`, or `sentiment`, numbers from -3 to 3 that are measured as MMSA does it;
-    - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split 15 % of train are
-      drawn for one (seed 0), see `evenly.data.dataset.drawn`: of every class, or evenly along
+    - `labels` (N): whole numbers or strings, mapped to classes from 0 in ascending order; or (N, C)
+      of booleans or 0 and 1: several labels per sample, one per column; or (N) or (N, C) other
+      floats: numbers to regress on. The string `labels_kind` overrides this: `classes`, `labels`,
+      `number`, or `sentiment`, numbers from -3 to 3 measured as in MMSA;
+    - `split` (N): `train`, `val`, `test` or 0, 1, 2. Without a validation split, 15 % of train is
+      drawn for one (seed 0; see `evenly.data.dataset.drawn`), from every class, or evenly along
       labels or numbers. A note says so, unless one is needed;
     - every other array whose first axis is N: a modality of that name. One sample of it is a
       vector (1-D), an image of one channel (2-D, 8-bit integers), a sequence (any other 2-D:
-      time, features), an image (3-D: c, h, w; or h, w, c where only the last axis is 1, 3
-      or 4) or a video (4-D: t, c, h, w; or t, h, w, c likewise). `NAME_kind`, a string, says
-      otherwise: `vector`, `sequence`, `image`, `video`, or `text`, which is whole numbers, one
-      for each token, and 0 after the last one;
-    - `NAME` with `NAME_offset` (N + 1): concatenated sequences of different lengths; sample i is
+      time, features), an image (3-D: c, h, w; or h, w, c if only the last axis is 1, 3 or 4) or a
+      video (4-D: t, c, h, w; or t, h, w, c likewise). The string `NAME_kind` overrides this:
+      `vector`, `sequence`, `image`, `video`, or `text`, which is whole numbers, one for each token,
+      and 0 after the last one;
+    - `NAME` with `NAME_offset` (N + 1): concatenated sequences of different lengths. Sample i is
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
-    - `class_names` (C), optional: in the order of the classes or columns, also of one column.
+    - `class_names` (C), optional: in the order of the classes or columns, even for one column.
 
-    An array `id` or `index` (N) of whole numbers or words that all differ numbers the samples and
-    is no modality, unless `id_kind` says what it is. A note says so.
+    An array `id` or `index` (N) of distinct whole numbers or words numbers the samples. It is not a
+    modality, unless `id_kind` says what it is. A note says so.
 
     Args:
-        path: Of the file.
-        needed: The splits that must be in it. Others are left out, but for `val`.
-        labelled: Without, nothing is asked of labels and splits, which need not be there: the
-            target of samples without labels is -1, and samples without a split are in test.
-        kinds: By modality, as what an array is read where the file says nothing else.
-        task: As what `labels` are read, whatever the file says.
+        path: Path of the file.
+        needed: The splits that must be in it. Others are left out, except `val`.
+        labelled: If false, labels and splits are optional: the target of samples without labels is
+            -1, and samples without a split are in test.
+        kinds: By modality, the kind of an array if the file does not say.
+        task: How to read `labels`, whatever the file says.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -97,16 +97,16 @@ def save_npz(
     """Writes the file that `load_npz` reads: whole, or not at all.
 
     Args:
-        path: Where to; an existing file is replaced.
+        path: Where to write; an existing file is replaced.
         labels: (N) class of each sample; (N, C) of 0 and 1 for several labels; (N) or (N, C)
             floats to regress on.
         split: (N) `train`, `val`, `test` or 0, 1, 2.
-        modalities: By name; also `NAME_offset`, `NAME_kind` and `labels_kind` where they apply.
-            Types that NumPy has no files for, such as bfloat16, are widened to float32.
+        modalities: Arrays by name, with `NAME_offset`, `NAME_kind` and `labels_kind` if they apply.
+            Types that NumPy cannot store, such as bfloat16, are widened to float32.
         class_names: In the order of the classes or columns.
 
     Raises:
-        TypeError: If something is no array of numbers or strings.
+        TypeError: If something is not an array of numbers or strings.
         ValueError: If `load_npz` would not read it.
     """
     given = {"labels": labels, "split": split, **modalities}
@@ -119,13 +119,13 @@ def save_npz(
         zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for name, array in arrays.items():
-            # Not by NumPy's savez, for which some names are its own arguments.
+            # Not with NumPy's savez, which takes some names as its own arguments.
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def writable(name: str, value: npt.ArrayLike) -> Array:
-    """An array as it can be written without pickling."""
+    """An array in a form that can be written without pickling."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         unknown = value.is_floating_point() and value.dtype not in _FLOATS
@@ -145,7 +145,7 @@ def writable(name: str, value: npt.ArrayLike) -> Array:
             f"save_npz: '{name}' holds Python objects, which would have to be pickled. Give "
             "numbers, or strings as a fixed-width array."
         )
-    if array.dtype.isbuiltin == 2:  # of another package, such as ml_dtypes
+    if array.dtype.isbuiltin == 2:  # from another package, such as ml_dtypes
         return array.astype(np.int8 if "int" in array.dtype.name else np.float32)
     return array
 
@@ -153,8 +153,8 @@ def writable(name: str, value: npt.ArrayLike) -> Array:
 class _Reader:
     """The arrays of one file, and what is wrong with them."""
 
-    kinds: Mapping[str, Kind] = {}  # of those that the file says nothing of
-    asked: Asked = "auto"  # what labels are read as
+    kinds: Mapping[str, Kind] = {}  # for arrays whose kind the file does not say
+    asked: Asked = "auto"  # how to read labels
 
     def __init__(
         self, path: Path, needed: Collection[SplitName], arrays: dict[str, Array] | None = None
@@ -164,7 +164,7 @@ class _Reader:
         self.arrays = read_archive(path) if arrays is None else arrays
 
     def check(self) -> None:
-        """Raises if anything is wrong, but with how many samples there are of a split or class."""
+        """Raises if anything is wrong, except for the sizes of splits and classes."""
         self.count = self._count()
         self._target()
         self._split_numbers()
@@ -208,7 +208,7 @@ class _Reader:
         return data
 
     def _check_blurred(self, inputs: Mapping[str, Tensor | Ragged]) -> None:
-        """Raises if float32 cannot tell the numbers of a modality apart."""
+        """Raises if float32 cannot distinguish the numbers of a modality."""
         for name, stored in inputs.items():
             values = stored.values if isinstance(stored, Ragged) else stored
             if values.dim() == 1:  # a text
@@ -241,7 +241,7 @@ class _Reader:
         )
 
     def _inputs(self) -> tuple[dict[str, Tensor | Ragged], dict[str, Tensor]]:
-        """The modalities, and which samples have those that not all have."""
+        """The modalities, and which samples have the incomplete ones."""
         inputs = {name: self._modality(name) for name in self._names()}
         present = {
             name: stored.length > 0
@@ -255,7 +255,7 @@ class _Reader:
         return inputs, present
 
     def _rows_of_modalities(self) -> int:
-        """How many samples there are by the arrays alone."""
+        """The number of samples, from the arrays alone."""
         others = {name: x for name, x in self.arrays.items() if name not in _RESERVED}
         offsets = [
             len(x) - 1
@@ -280,7 +280,7 @@ class _Reader:
         return len(labels)
 
     def _target(self) -> tuple[Tensor, Task]:
-        """The targets and what they are, by what is asked for, by the file or by their form."""
+        """The targets and their task, from the request, the file or their form."""
         labels, asked = self._text("labels"), str(self.asked)
         scale: Scale = ""
         if "labels_kind" in self.arrays:
@@ -298,7 +298,7 @@ class _Reader:
         return self._several(labels) if asked == "labels" else self._classes(labels)
 
     def _classes(self, labels: Array) -> tuple[Tensor, Task]:
-        """One class a sample."""
+        """One class per sample."""
         whole = labels.dtype.kind in "iuUb" or (
             labels.dtype.kind == "f" and bool((labels == np.round(labels)).all())
         )
@@ -318,7 +318,7 @@ class _Reader:
         return target, task_of(target, names)
 
     def _several(self, labels: Array) -> tuple[Tensor, Task]:
-        """Several labels a sample."""
+        """Several labels per sample."""
         fits = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iubf"
         if not fits or not np.isin(labels, (0, 1)).all():
             raise self._error(
@@ -370,7 +370,7 @@ class _Reader:
         return names
 
     def _found(self, task: Numbers) -> str:
-        """What labels were taken for, which numbers may not be."""
+        """A note on how labels were read, if they could also be numbers."""
         of_each = ", ".join(
             f"{name} (mean {mean:.4g}, deviation {std:.4g})"
             for name, mean, std in zip(task.names[:5], task.mean, task.std, strict=False)
@@ -383,7 +383,7 @@ class _Reader:
         )
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:
-        """Classes in the order of `class_names`, which may name a class that no sample has."""
+        """Classes in the order of `class_names`, which may include classes without samples."""
         names = [str(name) for name in self._text("class_names").reshape(-1)]
         if len(set(names)) < len(names):
             raise self._error(f"'class_names' holds a name twice: {', '.join(names)}.")
@@ -595,7 +595,7 @@ class _Reader:
         )
 
     def _text(self, name: str) -> Array:
-        """An array, its byte strings as strings; without blanks around them."""
+        """An array with byte strings as strings, without surrounding blanks."""
         array = self.arrays[name]
         try:
             array = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
@@ -615,7 +615,7 @@ class _Reader:
 
 
 def _task_name(labels: Array) -> Name:
-    """What targets are by their form alone."""
+    """The task of targets, from their form alone."""
     if labels.dtype.kind != "f" and labels.ndim == 1:
         return "classes"
     columns = labels.ndim == 2 and labels.shape[1] > 1
@@ -625,7 +625,7 @@ def _task_name(labels: Array) -> Name:
 
 
 def _shape(values: Array, kind: Kind | None) -> Array | None:
-    """The values as a `Data` takes them: vectors, sequences, images, videos; None if unfit."""
+    """The values in the form `Data` takes: vectors, sequences, images, videos; None if unfit."""
     axes = values.ndim - 1
     if kind is None:
         byte = values.dtype.kind in "iu" and values.dtype.itemsize == 1

@@ -20,21 +20,21 @@ from evenly.suggest import unknown
 from evenly.targets import in_words
 
 PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
-"""Endings of archives that are no tables until they are unpacked."""
+"""Endings of archives that must be unpacked before they are tables."""
 TABLES = (".csv", ".tsv", ".parquet", ".feather", ".jsonl", ".ndjson", ".tar", *PACKED)
-"""Endings of tables, in letters of any case; they are data once they are prepared."""
+"""Endings of tables, in any case; they become data when prepared."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a built-in data set.
+    """Facts about a built-in data set.
 
     Attributes:
-        title: In a few words.
-        modalities: Their names.
-        samples: How many, in words where it depends on settings.
-        licence: Of the data.
-        source: Where they come from.
+        title: The title, in a few words.
+        modalities: Names of the modalities.
+        samples: Number of samples, in words if it depends on settings.
+        licence: Licence of the data.
+        source: Where the data come from.
         settings: What each setting means.
         build: Makes the data set from settings.
     """
@@ -88,11 +88,11 @@ DATASETS: dict[str, DatasetInfo] = {
         build=synthetic,
     ),
 }
-"""What `load` knows by name."""
+"""The data sets that `load` knows by name."""
 
 
 def data_file(spec: str) -> Path | None:
-    """The file or folder that `load` reads for a spec; None where it is a name."""
+    """The file or folder that `load` reads for a spec; None if it is a name."""
     path = os.path.expanduser(spec)
     if spec not in DATASETS and (spec.lower().endswith((".npz", *TABLES)) or os.path.exists(path)):
         return Path(path)
@@ -100,7 +100,7 @@ def data_file(spec: str) -> Path | None:
 
 
 def is_raw(spec: str) -> bool:
-    """Whether a spec is what is prepared first: a table, or a folder that is no store."""
+    """Whether a spec must be prepared first: a table, or a folder that is not a store."""
     if spec.lower().endswith(TABLES):
         return True
     path = data_file(spec)
@@ -108,24 +108,24 @@ def is_raw(spec: str) -> bool:
 
 
 def stem_of(path: Path) -> str:
-    """What a table's file or folder is called, without its ending and ranges in braces."""
+    """The name of a table's file or folder, without its ending and ranges in braces."""
     if not path.name.lower().endswith(TABLES):
         return path.name
     return re.sub(r"[-_.]?\{[^{}]*\}", "", path.stem) or "shards"
 
 
 def load(spec: str, task: Asked = "auto") -> Data:
-    """A data set by name, by name with settings, from an `.npz` file or a prepared store.
+    """Loads a data set by name, with or without settings, or from an `.npz` file or a store.
 
     Args:
         spec: `digits`, `digits(noise=4)`, `synthetic(modalities=3,speed=[1,1,0.2])`, or the path
             of an `.npz` file or a store.
-        task: What its labels are read as; of anything but an `.npz` file that is settled.
+        task: How to read its labels; only for an `.npz` file.
 
     Raises:
         FileNotFoundError: If a path leads nowhere.
-        ValueError: If the name or a setting is unknown, a setting cannot be, a file does not have
-            the form that `load_npz` reads, or it is of another task.
+        ValueError: If the name or a setting is unknown, a setting is invalid, a file does not have
+            the form that `load_npz` reads, or it has another task.
     """
     data = _loaded(spec, task)
     if task not in ("auto", data.task.name):
@@ -162,7 +162,7 @@ def _loaded(spec: str, task: Asked) -> Data:
 
 
 def _unknown(spec: str, name: str) -> UserError:
-    """What to say of a name that is none of the built-in data sets'."""
+    """The error for a name that is not a built-in data set's."""
     from evenly.data.raw.sets import SETS
 
     if name in SETS:

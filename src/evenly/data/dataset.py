@@ -1,4 +1,4 @@
-"""A data set, in memory or mapped into it, and how batches are read from it."""
+"""A data set, in memory or memory-mapped, and how to read batches from it."""
 
 import re
 from abc import ABC, abstractmethod
@@ -24,11 +24,11 @@ Kind = Literal["vector", "sequence", "image", "video", "text"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 LONGEST_NAME = 80
-"""Bytes of a modality's name; a file's may have three times as many."""
+"""Maximum bytes of a modality's name; a file's may have three times as many."""
 NUMBERING = re.compile(
     r"index|idx|id|row|(row|sample)_?(id|idx|index|number)|level_\d+", re.IGNORECASE
 )
-"""Names of whole numbers or words that number the samples, if they all differ."""
+"""Names of columns that number the samples, if their whole numbers or words all differ."""
 
 
 class Padded(NamedTuple):
@@ -45,13 +45,13 @@ class Padded(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Sequences of unequal lengths as they are stored: one after another, in any order.
+    """Sequences of unequal lengths as stored: one after another, in any order.
 
     Attributes:
-        values: (total, d) time steps of all samples; (total,) whole numbers where they are text;
-            (total, c, h, w) pictures, of which each sample has as many as it has.
+        values: (total, d) time steps of all samples; (total,) whole numbers for text; (total, c, h,
+            w) pictures, of which samples have different numbers.
         start: (n,) where each sample begins.
-        length: (n,) its time steps; sample i is `values[start[i]:start[i] + length[i]]`.
+        length: (n,) time steps of each sample; sample i is `values[start[i]:start[i] + length[i]]`.
     """
 
     values: Tensor
@@ -60,12 +60,12 @@ class Ragged(NamedTuple):
 
 
 class Streamed(ABC):
-    """A modality that is not held: its samples are decoded whenever they are read.
+    """A modality that is not stored: its samples are decoded whenever they are read.
 
     Attributes:
-        row: The shape of a sample, or of a time step where lengths are unequal.
-        dtype: Of the values.
-        length: (n,) time steps of each sample; None where all have one shape.
+        row: The shape of a sample, or of a time step if lengths differ.
+        dtype: Type of the values.
+        length: (n,) time steps of each sample; None if all have one shape.
     """
 
     row: tuple[int, ...]
@@ -74,10 +74,10 @@ class Streamed(ABC):
 
     @abstractmethod
     def read(self, rows: Int[Tensor, " k"]) -> Tensor | Ragged:
-        """These samples, in this order, as they would be held.
+        """These samples, in this order, as they would be stored.
 
         Raises:
-            ValueError: If a file is gone, or is not as it was.
+            ValueError: If a file is gone or has changed.
         """
 
 
@@ -89,9 +89,9 @@ class Batch(TypedDict):
     """One batch.
 
     Attributes:
-        inputs: By modality, in the stored dtype; the encoder converts and standardises.
-        present: By modality, (n,) which samples have it; those it does not name are complete.
-            Where a sample lacks a modality, its input is zeros. On the CPU.
+        inputs: Inputs by modality, in the stored dtype; the encoder converts and standardises.
+        present: By modality, (n,) which samples have it; modalities not named are complete. The
+            input of a missing modality is zeros. On the CPU.
         target: (n,) class of each sample; (n, c) of several labels, 1 or 0, or of numbers.
         index: (n,) position of each sample in its split.
     """
@@ -104,19 +104,18 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Modality:
-    """What an encoder must know of its input.
+    """What an encoder must know about its input.
 
     Attributes:
-        name: As the data set calls it.
-        kind: How a sample is laid out.
-        shape: Of one sample: (d,) for a vector, (t, d) with t the longest for a sequence,
-            (c, h, w) for an image, (t, c, h, w) with t the most for a video or several pictures,
-            (t, v) with v the number of tokens there are for a text; a spectrogram is an image with
-            c = 1.
-        mean: Over the training split, per feature (vector, sequence) or channel (image, video);
-            empty for a text.
-        std: Over the training split likewise; 1 where the feature is constant.
-        read: How its files were read, as a reader is asked for; empty where that is not known.
+        name: Its name in the data set.
+        kind: The layout of a sample.
+        shape: Shape of one sample: (d,) for a vector, (t, d) with t the longest for a sequence, (c,
+            h, w) for an image, (t, c, h, w) with t the most for a video or several pictures, (t, v)
+            with v the number of tokens for a text; a spectrogram is an image with c = 1.
+        mean: Mean over the training split, per feature (vector, sequence) or channel (image,
+            video); empty for a text.
+        std: Standard deviation likewise; 1 if the feature is constant.
+        read: How its files were read, in the form that requests a reader; empty if unknown.
     """
 
     name: str
@@ -128,23 +127,23 @@ class Modality:
 
     @property
     def spread(self) -> Float[Tensor, "..."]:
-        """The standard deviation, as it is multiplied with a sample: channels come first there."""
+        """The standard deviation in a shape to multiply samples by: channels come first."""
         return self.std.reshape((-1, 1, 1) if self.kind in ("image", "video") else (-1,))
 
 
 class Data:
-    """A whole data set; its arrays may be maps of files, of which only what is read is loaded.
+    """A whole data set; its arrays may be memory maps, which load only what is read.
 
     Attributes:
-        name: Of the data set.
-        modalities: By name.
-        task: What is to be predicted.
-        class_names: By class number; the names of labels, or of columns of numbers.
+        name: Name of the data set.
+        modalities: Modalities by name.
+        task: What to predict.
+        class_names: Names by class number, or of labels, or of columns of numbers.
         notes: Sentences that a user of the data should see.
-        bayes: The best accuracy that any model can have, by modality and for "all" together,
-            where the data are generated and it is known.
-        read: By modality, how its files were read, where the data came from files.
-        names: Of all samples, where they have names; those of a split are at its `rows`.
+        bayes: The best accuracy that any model can have, by modality and for "all" together, if
+            known because the data are generated.
+        read: By modality, how its files were read, if the data came from files.
+        names: Names of all samples, if they have any; those of a split are at its `rows`.
     """
 
     def __init__(
@@ -165,22 +164,21 @@ class Data:
         """Takes the arrays as they are.
 
         Args:
-            name: Of the data set.
+            name: Name of the data set.
             inputs: By modality, all samples: (n, d) for vectors, (n, t, d) or `Ragged` for
                 sequences, (n, c, h, w) for images, (n, t, c, h, w) or `Ragged` for videos; or
                 `Streamed`.
-            target: Class of each sample, from 0; of several labels (n, c) floats, 1 or 0; of
-                numbers (n, c) floats in any unit.
-            rows: By split, which samples it holds.
-            class_names: By class number.
+            target: Class of each sample, from 0; (n, c) floats, 1 or 0, for several labels; (n, c)
+                floats in any unit for numbers.
+            rows: The samples of each split.
+            class_names: Names by class number.
             notes: Sentences that a user of the data should see.
             bayes: Known best accuracies.
-            modalities: What is known of the inputs; by default it is measured on the training
-                split.
-            present: By modality, which samples have it; all do where it is not named.
+            modalities: Facts about the inputs; by default measured on the training split.
+            present: By modality, which samples have it; modalities not named are complete.
             read: By modality, how its files were read.
-            names: Of all samples.
-            task: What is to be predicted; by default classes, or labels where a target is a row.
+            names: Names of all samples.
+            task: What to predict; by default classes, or labels if a target is a row.
         """
         self.name = name
         self.names = names
@@ -205,7 +203,7 @@ class Data:
         self._taken: dict[str, Tensor] = {}
 
     def limited(self, count: int) -> "Data":
-        """The same data, with at most so many samples per split, balanced over classes.
+        """The same data, with at most `count` samples per split, balanced over classes.
 
         Means and deviations stay those of all samples.
         """
@@ -216,12 +214,12 @@ class Data:
         return self._with(_rows=rows)
 
     def noisy(self, levels: Mapping[str, float]) -> "Data":
-        """The same data with white noise on some modalities, the same whenever a sample is read.
+        """The same data with white noise on some modalities, the same each time a sample is read.
 
-        Means and deviations stay those of the data without it.
+        Means and deviations stay those without noise.
 
         Args:
-            levels: By modality, in standard deviations of its training split.
+            levels: Noise by modality, in standard deviations of its training split.
 
         Raises:
             ValueError: If there is no such modality, or it is a text.
@@ -235,13 +233,13 @@ class Data:
         return self._with(_noise=spread, bayes=None if levels else self.bayes)
 
     def missing(self, rates: Mapping[SplitName, Mapping[str, float]], seed: int) -> "Data":
-        """The same data, from some of whose samples modalities are taken, beside what they lack.
+        """The same data, with modalities removed from some samples, besides those already missing.
 
-        Their inputs of it are zeros then. Means and deviations stay those of all samples.
+        Removed inputs are zeros. Means and deviations stay those of all samples.
 
         Args:
             rates: By split and modality, the share of its samples, see `lost`; 0 if not named.
-            seed: Of the draw.
+            seed: Seed of the draw.
 
         Raises:
             ValueError: If there is no such modality, or samples would have none.
@@ -275,35 +273,35 @@ class Data:
         )
 
     def without(self, name: SplitName) -> "Data":
-        """The same data without a split, which nobody can then read."""
+        """The same data without a split, which then cannot be read."""
         rows = {split: members for split, members in self._rows.items() if split != name}
         return self._with(_rows=rows)
 
     def lacks(self, name: SplitName) -> dict[str, int]:
-        """By modality, how many samples of a split lack it; those that none lacks are left out."""
+        """The number of samples of a split that lack each modality, without complete modalities."""
         rows = self._rows[name].cpu()
         counts = {key: int((~here[rows]).sum()) for key, here in self._present.items()}
         return {key: count for key, count in counts.items() if count}
 
     def has(self, name: SplitName) -> bool:
-        """Whether there is such a split; `without` takes one away."""
+        """Whether there is such a split; `without` removes one."""
         return name in self._rows
 
     def is_ragged(self, name: str) -> bool:
-        """Whether the sequences of a modality are of unequal lengths."""
+        """Whether the sequences of a modality have unequal lengths."""
         return _length(self._inputs[name]) is not None
 
     @property
     def is_streamed(self) -> bool:
-        """Whether some modality is decoded whenever it is read."""
+        """Whether any modality is decoded whenever it is read."""
         return any(isinstance(stored, Streamed) for stored in self._inputs.values())
 
     def encoded(self, name: str, features: Mapping[SplitName, Float[Tensor, "n d"]]) -> "Data":
-        """The same data with vectors in place of a modality's inputs, without noise.
+        """The same data with vectors instead of a modality's inputs, without noise.
 
         Args:
-            name: Of the modality.
-            features: By split.
+            name: Name of the modality.
+            features: Vectors by split.
         """
         width = features["train"].shape[1]
         whole = features["train"].new_zeros(len(self._target), width)
@@ -318,16 +316,16 @@ class Data:
 
     @property
     def nbytes(self) -> int:
-        """Size of all inputs that are held."""
+        """Size of all stored inputs."""
         return sum(x.nbytes for stored in self._inputs.values() for x in _tensors(stored))
 
     def to(self, device: torch.device) -> "Data":
-        """The same data on a device, from which batches are then read without a transfer.
+        """The same data on a device, so that reading batches needs no transfer.
 
-        Which samples have which modality stays on the CPU, where a model looks at it.
+        The masks of present modalities stay on the CPU, where a model reads them.
 
         Raises:
-            RuntimeError: If a modality is streamed, which is decoded on the CPU.
+            RuntimeError: If a modality is streamed, since it is decoded on the CPU.
         """
         if self.is_streamed:
             raise UserRuntimeError(f"{self.name}: is streamed, so it cannot be put on a device.")
@@ -343,7 +341,7 @@ class Data:
         )
 
     def _with(self, **parts: Any) -> "Data":
-        """The same data, but for these parts."""
+        """The same data, except for these parts."""
         other = copy(self)
         for name, part in parts.items():
             setattr(other, name, part)
@@ -379,7 +377,7 @@ class Split(Dataset[Batch]):
         self._noise, self._taken = noise, taken
         self.rows = rows
         self.target = target[rows]
-        # What decides on shapes is looked up on the CPU, without waiting for a GPU.
+        # Whatever decides shapes is looked up on the CPU, without waiting for a GPU.
         self._seats = rows.cpu()
         lengths = {name: _length(stored) for name, stored in inputs.items()}
         self._lengths = {name: x.cpu() for name, x in lengths.items() if x is not None}
@@ -390,7 +388,7 @@ class Split(Dataset[Batch]):
         return len(self.rows)
 
     def of(self, name: str) -> "Split":
-        """The same split, of which one modality is read."""
+        """The same split, but reading only one modality."""
         other = copy(self)
         other._inputs = {name: self._inputs[name]}
         other._noise = {key: level for key, level in self._noise.items() if key == name}
@@ -402,7 +400,7 @@ class Split(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these positions, by one indexing per modality."""
+        """The batch of these positions, with one indexing operation per modality."""
         asked = torch.tensor(indices)
         seats = self._seats[asked]
         index = asked.to(self.rows.device, non_blocking=True)
@@ -413,7 +411,7 @@ class Split(Dataset[Batch]):
             if isinstance(held, Ragged):
                 inputs[name] = _padded(held, places, int(self._lengths[name][seats].max()))
             else:
-                # For bytes six times as fast as held[places].
+                # For bytes, six times as fast as held[places].
                 inputs[name] = held.index_select(0, places)
         for name, spread in self._noise.items():
             inputs[name] = with_noise(inputs[name], spread, seats)
@@ -434,7 +432,7 @@ def with_noise(
 
 
 def collate(batch: Any) -> Batch:
-    """Passes on the batch that `Split` has read whole."""
+    """Passes on the batch that `Split` has already read."""
     whole: Batch = batch
     return whole
 
@@ -442,16 +440,16 @@ def collate(batch: Any) -> Batch:
 def stratified(
     target: Int[Tensor, " n"], fractions: Sequence[float], seed: int = 0
 ) -> list[Int[Tensor, " _"]]:
-    """Cuts samples into parts in which every class has the same share.
+    """Splits samples into parts in which every class has the same share.
 
     Args:
         target: Class of each sample.
-        fractions: Of each class that goes to each part but the last, which takes the rest. A
-            part gets at least one sample of each class while there are any.
-        seed: Of the draw.
+        fractions: Fraction of each class for each part but the last, which takes the rest. A part
+            gets at least one sample of each class while there are any.
+        seed: Seed of the draw.
 
     Returns:
-        The positions of each part in ascending order, one part more than fractions.
+        The positions of each part in ascending order, with one more part than fractions.
     """
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
@@ -468,19 +466,19 @@ def stratified(
 
 
 def drawn(task: Task, target: Tensor, share: float) -> Int[Tensor, " k"]:
-    """Draws a share of samples, with seed 0, that is like all of them in what is predicted.
+    """Draws a share of samples, with seed 0, whose targets resemble those of all samples.
 
-    Of classes each is cut by itself, and gives one sample at least. Numbers and labels have more
-    groups than samples may suffice for: the share is of all samples, taken evenly along the groups.
-    A label, or a lack of any, that is the rarest of a single sample is not drawn.
+    Each class is drawn from separately, and gives at least one sample. Numbers and labels may have
+    too many groups for that: the share is taken from all samples, evenly along the groups. If a
+    label, or having none, is the rarest of only one sample, that sample is not drawn.
 
     Args:
-        task: Of the samples.
-        target: Of each.
-        share: In (0, 1).
+        task: Task of the samples.
+        target: Target of each sample.
+        share: Share in (0, 1).
 
     Returns:
-        Positions in ascending order; one at least, unless there are no two samples to part.
+        Positions in ascending order; at least one, unless there are fewer than two samples.
     """
     group = task.groups(target)
     if task.name == "classes":
@@ -492,33 +490,33 @@ def drawn(task: Task, target: Tensor, share: float) -> Int[Tensor, " k"]:
         return order[:0]
     order = order[group[order].argsort(stable=True)]
     count = max(1, round(share * len(order)))
-    # The middles of as many parts of equal length, in whole numbers.
+    # The middles of equally long parts, in whole numbers.
     return order[(2 * torch.arange(count) + 1) * len(order) // (2 * count)].sort().values
 
 
 def _tensors(stored: Stored) -> tuple[Tensor, ...]:
-    """What is held of a modality."""
+    """The stored tensors of a modality."""
     if isinstance(stored, Streamed):
         return ()
     return tuple(stored) if isinstance(stored, Ragged) else (stored,)
 
 
 def _length(stored: Stored) -> Int[Tensor, " n"] | None:
-    """Time steps of each sample of a modality; None where all have one shape."""
+    """Time steps of each sample of a modality; None if all have one shape."""
     return None if isinstance(stored, Tensor) else stored.length
 
 
 def _held(stored: Stored, rows: Int[Tensor, " k"]) -> tuple[Tensor | Ragged, Int[Tensor, " k"]]:
-    """Values of which some are those of these samples, and the places of these."""
+    """Values that include those of these samples, and where they are."""
     if isinstance(stored, Streamed):
         return stored.read(rows), torch.arange(len(rows))
     return stored, rows
 
 
 def spread(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
-    """Positions of `count` samples at most: the first of each class, the second of each, ...
+    """Positions of at most `count` samples: the first of each class, the second of each, ...
 
-    Every class has one, also where there are more classes than that.
+    Every class has one, even if there are more than `count` classes.
     """
     count = max(count, len(target.unique()))
     turn = torch.zeros_like(target)
@@ -529,14 +527,14 @@ def spread(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
 
 
 def check_names(where: object, names: Iterable[str]) -> None:
-    """Raises if a modality has a name that cannot be used.
+    """Raises if a modality has an unusable name.
 
     Args:
         where: The file or data set, for the message.
-        names: Of the modalities.
+        names: Names of the modalities.
     """
     for name in names:
-        # ModuleDict, which holds the encoders, refuses names of its own attributes.
+        # ModuleDict, which holds the encoders, refuses its own attributes' names.
         if not name or "." in name or "/" in name or hasattr(nn.ModuleDict(), name):
             raise UserError(
                 f"{where}: rename the modality '{name}': torch cannot store an encoder under "
@@ -552,7 +550,7 @@ def check_names(where: object, names: Iterable[str]) -> None:
 
 
 def lacking(name: str, missing: int, samples: int) -> str:
-    """What a user should know of a modality that some samples do not have."""
+    """What a user should know about a modality that some samples lack."""
     return (
         f"{missing} of {samples} samples lack '{name}': its encoder skips them, and their "
         "features are zeros."
@@ -560,12 +558,12 @@ def lacking(name: str, missing: int, samples: int) -> str:
 
 
 def dtype_name(x: Tensor) -> str:
-    """The type of a tensor's numbers, as torch names it, without the prefix."""
+    """The type of a tensor's numbers by torch's name, without the prefix."""
     return str(x.dtype).removeprefix("torch.")
 
 
 def if_numbers(names: Sequence[str]) -> str:
-    """What a refusal of classes says next where they could be numbers; empty elsewhere."""
+    """What the refusal of classes adds if they could be numbers; otherwise empty."""
     whole = all(re.fullmatch(r"-?\d+", name) for name in names)
     return ", or use --task number to regress on them" if whole else ""
 
@@ -577,9 +575,9 @@ def check_classes(
 
     Args:
         where: The file or data set, for the message.
-        split: Which one.
+        split: Name of the split.
         target: Class of each of its samples.
-        class_names: By class number.
+        class_names: Names by class number.
     """
     if len(target) < len(class_names):
         raise UserError(
@@ -606,9 +604,9 @@ def check_labels(
 
     Args:
         where: The file or data set, for the message.
-        split: Which one.
+        split: Name of the split.
         target: 1 or 0 for each label of each of its samples.
-        names: Of the labels.
+        names: Names of the labels.
     """
     if not len(target):
         raise UserError(f"{where}: the {split} split has no sample. Move some to it.")
@@ -624,13 +622,13 @@ def check_labels(
 def check_numbers(
     where: object, split: SplitName, target: Float[Tensor, "n c"], names: Sequence[str]
 ) -> None:
-    """Raises if a split lacks samples, or the numbers of the training split do not differ.
+    """Raises if a split lacks samples, or all numbers of the training split are equal.
 
     Args:
         where: The file or data set, for the message.
-        split: Which one.
+        split: Name of the split.
         target: The numbers of each of its samples.
-        names: Of the columns.
+        names: Names of the columns.
     """
     if not len(target):
         raise UserError(f"{where}: the {split} split has no sample. Move some to it.")
@@ -644,14 +642,14 @@ def check_numbers(
 
 
 CHECKS = {"classes": check_classes, "labels": check_labels, "number": check_numbers}
-"""By task, what raises if a split of it cannot be learnt or measured."""
+"""By task, a check that raises if a split cannot be learnt or measured."""
 
 
 def _padded(stored: Ragged, rows: Int[Tensor, " n"], longest: int) -> Padded:
     start, length = stored.start[rows], stored.length[rows]
     step = torch.arange(longest, device=length.device)
     beyond = step >= length[:, None]
-    # Steps beyond a sequence's end point at the first row and are blanked: no loop over samples.
+    # Steps beyond a sequence's end refer to the first row and are zeroed: no loop over samples.
     place = (start[:, None] + step).masked_fill_(beyond, 0)
     values = stored.values[place]
     values.masked_fill_(beyond.reshape(*beyond.shape, *[1] * (values.dim() - 2)), 0)
@@ -659,7 +657,7 @@ def _padded(stored: Ragged, rows: Int[Tensor, " n"], longest: int) -> Padded:
 
 
 def _emptied(x: Tensor | Padded, gone: Bool[Tensor, " n"]) -> Tensor | Padded:
-    """Inputs that are zeros where a sample has lost the modality."""
+    """Inputs with zeros for samples that have lost the modality."""
     if isinstance(x, Padded):
         gone = gone.to(x.length.device, non_blocking=True)
         return Padded(_zeroed(x.values, gone), x.length.masked_fill(gone, 0))
@@ -676,14 +674,14 @@ def described(
     train: Int[Tensor, " n"],
     again: Callable[[], Stored] | None = None,
 ) -> Modality:
-    """What an encoder must know of a modality, measured on the training split.
+    """What an encoder must know about a modality, measured on the training split.
 
     Args:
-        name: Of the modality.
+        name: Name of the modality.
         stored: Its values.
         train: Rows of the training split.
-        again: Opens a memory map of `stored` anew. It is called for every few samples, since what
-            was read of a map counts as this process's memory for as long as the map is open.
+        again: Reopens a memory map of `stored`. It is called every few samples, since pages read
+            from a map count as this process's memory while the map is open.
     """
     row, length = _row(stored), _length(stored)
     if isinstance(stored, Ragged) and not row:
@@ -698,7 +696,7 @@ def described(
 
 
 def _row(stored: Stored) -> tuple[int, ...]:
-    """The shape of a sample, or of a time step where lengths are unequal."""
+    """The shape of a sample, or of a time step if lengths differ."""
     if isinstance(stored, Streamed):
         return stored.row
     return tuple((stored.values if isinstance(stored, Ragged) else stored).shape[1:])
@@ -714,7 +712,7 @@ def _moments(
         found = pooled(found, (len(chunk), mean, (chunk - mean).square_().sum(0)))
     count, mean, squares = found
     std = (squares / max(count, 1)).sqrt()
-    # What rounding leaves of a constant's deviation is no deviation.
+    # What rounding leaves of a constant's deviation is not a deviation.
     std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
     return mean.float(), std.float()
 
@@ -737,6 +735,6 @@ def _chunks(
 
 
 def _steps(start: Int[Tensor, " n"], length: Int[Tensor, " n"]) -> Shaped[Tensor, " t"]:
-    """Which of all time steps belong to these samples."""
+    """The time steps that belong to these samples."""
     begins = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
     return begins + torch.arange(len(begins))

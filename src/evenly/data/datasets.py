@@ -25,26 +25,26 @@ def from_datasets(
     workers: int | None = None,
     skip_broken: bool = False,
 ) -> Data:
-    """Prepares a store of a data set that is at hand in Python, or goes on with it, and opens it.
+    """Prepares a store from a data set in Python, or continues one, and opens it.
 
-    Pictures, sound and video are decoded once, from their files as they are stored in the data set,
-    whatever its format or transform. `--data` takes the store, too.
+    Pictures, sound and video are decoded once, from the files stored in the data set, whatever its
+    format or transform. `--data` takes the store, too.
 
     Args:
         dataset: A `datasets.Dataset`, or a `datasets.DatasetDict` by split.
         out: The store's folder.
         modalities: The columns that are modalities; by default all but the label and other classes.
-        readers: By modality, how it is read, such as 'image(size=[64,64])'; the others by their
-            features, or as found out.
-        label: The column of the labels; by default `label`, or the only one of class numbers.
-        splits: By `train`, `val` and `test`, the data set's own name of a split, or several joined
-            by +; by default those that are called so.
-        task: What the labels are; by default it is found out.
-        workers: Processes that decode; by default one for each core.
+        readers: By modality, how to read it, such as 'image(size=[64,64])'; the others are read
+            according to their features or content.
+        label: The column of the labels; by default `label`, or the only column of class numbers.
+        splits: For `train`, `val` and `test`, the data set's own name of the split, or several
+            joined by +; by default the splits with these names.
+        task: What the labels are; by default, this is detected.
+        workers: Processes that decode; by default one per core.
         skip_broken: Leave out samples whose files are missing or broken, and say so in the notes.
 
     Raises:
-        ValueError: If it is no such data set, or cannot be prepared, with the reason.
+        ValueError: If it is not such a data set, or cannot be prepared, with the reason.
     """
     from evenly.child import cores
     from evenly.data.raw import prepare
@@ -57,11 +57,11 @@ def from_datasets(
 
 
 def source_of(dataset: Any, **options: Any) -> "Source":
-    """What a data set holds, before it is prepared.
+    """A data set's source, before it is prepared.
 
     Args:
         dataset: As above.
-        options: As `table` has them.
+        options: See `table`.
     """
     from evenly.data.raw import table
     from evenly.data.raw.arrow import rows_columns

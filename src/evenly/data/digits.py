@@ -1,4 +1,4 @@
-"""Handwritten digits, cut into a clear upper and a noisy lower half; nothing to download."""
+"""Handwritten digits, divided into a clear upper and a noisy lower half; nothing to download."""
 
 import gzip
 from importlib.util import find_spec
@@ -16,8 +16,8 @@ from evenly.errors import UserError
 def digits(noise: float = 8.0, seed: int = 0) -> Data:
     """The 1,797 handwritten digits of scikit-learn (8×8), as `top` and `bottom`, 1×4×8 each.
 
-    Without noise both halves tell the digit equally well; at the default the lower half says
-    little, and still something that the upper half does not. Test accuracy of scikit-learn's
+    Without noise, both halves tell the digit equally well; at the default, the lower half tells
+    little, but still something that the upper half does not. Test accuracy of scikit-learn's
     logistic regression (C = 0.1) on standardised pixels, seed 0, 360 test samples (standard error
     about 2 points):
 
@@ -31,7 +31,7 @@ def digits(noise: float = 8.0, seed: int = 0) -> Data:
     Args:
         noise: Standard deviation of the Gaussian noise on `bottom`, in grey levels (the pixels
             run from 0 to 16). Drawn once: every reader sees the same pixels.
-        seed: Of the noise and of the stratified split: 60 % train, 20 % validation, 20 % test.
+        seed: Seed of the noise and of the stratified split: 60 % train, 20 % validation, 20 % test.
 
     Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0).
     """
@@ -54,7 +54,7 @@ def digits(noise: float = 8.0, seed: int = 0) -> Data:
 def _read() -> tuple[Float[Tensor, "n 1 8 8"], Int[Tensor, " n"]]:
     """The images, and the digit of each.
 
-    From scikit-learn's file: to import scikit-learn for it would take every run half a second and
+    From scikit-learn's file: importing scikit-learn for it would cost every run half a second and
     80 MB.
     """
     found = find_spec("sklearn")

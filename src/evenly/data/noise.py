@@ -1,4 +1,4 @@
-"""White noise on a modality: to make it say less, or to see how much of it a model bears."""
+"""White noise on a modality: to make it less informative, or to see how much a model tolerates."""
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -17,14 +17,14 @@ def noisy(
     seed: int = 0,
     length: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n ..."]:
-    """Inputs with normal noise, that of a sample a function of seed and row alone.
+    """Inputs with normal noise that depends only on the seed and a sample's row.
 
     Args:
         values: One modality of a batch.
-        spread: Standard deviation of the noise, as it is multiplied with a sample.
-        row: Which sample of the data set each is.
-        seed: Of the noise.
-        length: Of sequences, their time steps: padding stays as it is.
+        spread: Standard deviation of the noise, in a shape to multiply samples by.
+        row: Row of each sample in the data set.
+        seed: Seed of the noise.
+        length: Time steps of sequences: padding stays unchanged.
     """
     shape = values.shape[1:]
     steps = [None] * len(row) if length is None else length.tolist()

@@ -1,4 +1,4 @@
-"""Numbers as data hold them: finite, of types and axes that torch can index."""
+"""Numbers as data store them: finite, with types and axes that torch can index."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def channels_first(values: Array) -> Array:
-    """Images (..., c, h, w), turned if they are (..., h, w, c): if only the last is 1, 3 or 4."""
+    """Images (..., c, h, w), transposed from (..., h, w, c) if only the last axis is 1, 3 or 4."""
     channels = (1, 3, 4)
     turned = values.shape[-1] in channels and values.shape[-3] not in channels
     return np.moveaxis(values, -1, -3) if turned else values
@@ -19,15 +19,15 @@ def channels_first(values: Array) -> Array:
 def unusable(values: Array) -> Array:
     """Which numbers no model can learn from: not finite, or beyond what float32 can hold."""
     if values.dtype.kind == "f":
-        # In float16 and float32, all that is finite fits.
+        # In float16 and float32, everything finite fits.
         wide = values.dtype.itemsize > 4
         return ~(np.abs(values) <= LARGEST) if wide else ~np.isfinite(values)
-    # Torch indexes no unsigned integers; the largest of them have no signed ones.
+    # Torch does not index unsigned integers, and the largest have no signed equivalent.
     return values > np.iinfo(np.int64).max
 
 
 def spelt(value: Any) -> str:
-    """A number that is `unusable`, for a message."""
+    """An `unusable` number as text, for a message."""
     if not np.isfinite(value):
         return str(value)
     of, end = ("float32", LARGEST) if isinstance(value, np.floating) else ("int64", 2.0**63)
@@ -35,10 +35,10 @@ def spelt(value: Any) -> str:
 
 
 def blurred(values: Array) -> tuple[int, str] | None:
-    """The first feature that float32 blurs, and what is to be said of it; None if there is none.
+    """The first feature that float32 blurs, and a sentence about it; None if there is none.
 
-    It is blurred if it varies, rounding to float32 changes it, and there the numbers of float32 lie
-    farther apart than a hundredth of its standard deviation.
+    A feature is blurred if it varies, rounding to float32 changes it, and the spacing of float32
+    numbers there exceeds a hundredth of its standard deviation.
 
     Args:
         values: (..., d) that are not `unusable`.
@@ -50,7 +50,7 @@ def blurred(values: Array) -> tuple[int, str] | None:
     varies = low != high
     low, high = low.astype(np.float64), high.astype(np.float64)
     step = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32)).astype(np.float64)
-    # A deviation is never less than this share of the range, so that few have to be computed.
+    # A deviation is never below this share of the range, so few have to be computed.
     least = (high - low) / np.sqrt(2 * values[..., 0].size)
     for feature in np.flatnonzero(varies & (step > least / 100)).tolist():
         found = values[..., feature]
@@ -68,14 +68,14 @@ def _blur(mean: float, std: float, step: float) -> str:
 
 
 def pooled(one: tuple[int, Any, Any], other: tuple[int, Any, Any]) -> tuple[int, Any, Any]:
-    """The moments of two groups of numbers together: nothing cancels out, however far from 0.
+    """The moments of two groups of numbers together, without cancellation even far from 0.
 
     Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", COMPSTAT 1982, equation 2.1.
 
     Args:
-        one: How many, their means, and the sums of squares about these, arrays or tensors.
-        other: Of the other group; both together have a number.
+        one: Count, means, and sums of squares about the means, as arrays or tensors.
+        other: The same for the other group; the groups must not both be empty.
     """
     (n, mean, squares), (k, its_mean, its_squares) = one, other
     apart = its_mean - mean
@@ -87,7 +87,7 @@ def pooled(one: tuple[int, Any, Any], other: tuple[int, Any, Any]) -> tuple[int,
 
 
 class Blur:
-    """Finds out what `blurred` says of numbers that are not all at hand."""
+    """Computes `blurred` for numbers that arrive in parts."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -95,7 +95,7 @@ class Blur:
         self._changed = np.zeros(0, bool)
 
     def add(self, values: Array) -> None:
-        """Takes note of (..., d) numbers that are not `unusable`, d as before."""
+        """Adds (..., d) numbers that are not `unusable`, with the same d as before."""
         rows = values.reshape(-1, values.shape[-1])
         changed = (rows.astype(np.float32) != rows).any(0)
         wide = rows.astype(np.float64)
@@ -109,7 +109,7 @@ class Blur:
         self._least, self._most, self._changed = low, high, changed
 
     def found(self) -> tuple[int, str] | None:
-        """The first feature that float32 blurs, and what is to be said of it."""
+        """The first feature that float32 blurs, and a sentence about it."""
         largest = np.maximum(np.abs(self._least), np.abs(self._most)).astype(np.float32)
         step = np.spacing(largest).astype(np.float64)
         std = np.sqrt(self._squares / max(self._count, 1))
@@ -120,16 +120,16 @@ class Blur:
 
 
 def shown(number: float) -> str:
-    """A number of float32 in the fewest digits that tell it from all others."""
+    """A float32 number in the fewest digits that identify it."""
     digits = str(np.float32(number))
-    return str(float(digits)).removesuffix(".0")  # whole up to 1e16, as NumPy does not write it
+    return str(float(digits)).removesuffix(".0")  # whole up to 1e16, unlike NumPy
 
 
 def native(values: Array) -> Array:
-    """Numbers in memory order and native bytes, and of a type that torch can index.
+    """Numbers in memory order and native bytes, with a type that torch can index.
 
     Raises:
-        ValueError: If they are no numbers, or complex ones.
+        ValueError: If they are not numbers, or complex.
     """
     if values.dtype.kind not in "iufb":
         raise ValueError(f"holds {values.dtype} values, which cannot be stored as numbers")

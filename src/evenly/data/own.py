@@ -1,7 +1,7 @@
-"""Data sets of the user's own: a function, by import path, that gives arrays or a Dataset.
+"""The user's own data sets: a function, by import path, that returns arrays or a Dataset.
 
-What it gives is written beside the results: every run reads the same, also on other machines, and a
-function that draws anew each time is found out.
+Its result is written beside the runs, so that every run reads the same data, also on other
+machines, and a function whose result varies is detected.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from evenly.spec import parse
 
 
 def is_function(spec: str) -> bool:
-    """Whether data are asked for by the import path of a function, and not by a name or a file."""
+    """Whether data are given by the import path of a function, not by a name or a file."""
     return is_own(spec.partition("(")[0].strip()) and data_file(spec) is None
 
 
 def given_by(spec: str) -> Any:
-    """What a function gives: arrays by name, or a `datasets.Dataset` or `DatasetDict`.
+    """What a function returns: arrays by name, or a `datasets.Dataset` or `DatasetDict`.
 
     Args:
         spec: `my.module.function`, with settings if wanted.
 
     Raises:
-        ValueError: If there is no such function, or it fails or gives something else.
+        ValueError: If there is no such function, or it fails or returns something else.
     """
     asked = parse(spec)
     function = imported("data set", asked.name)
@@ -72,10 +72,10 @@ def _is_dataset(found: Any) -> bool:
 
 
 def written(spec: str, found: Mapping[str, Any], path: Path) -> Path:
-    """Writes arrays as an `.npz` file, unless it holds them already.
+    """Writes arrays as an `.npz` file, unless it already holds them.
 
     Raises:
-        ValueError: If they have not the form that `load_npz` reads, or the file holds others.
+        ValueError: If they do not have the form that `load_npz` reads, or the file holds others.
     """
     known = {"labels", "split", "class_names"}
     modalities = {name: value for name, value in found.items() if name not in known}

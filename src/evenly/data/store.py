@@ -5,11 +5,11 @@ It holds
 - a raw file for each array, `label.memmap`, `split.memmap`, and by modality `inputs/NAME.memmap`
   and, where they apply, `start/`, `length/` and `present/NAME.memmap`, where `file_names` gives the
   NAME; with tensordict's `meta.json`, so that `TensorDict.load_memmap(folder)` opens them, too;
-- of a modality that is streamed, `index/NAME.memmap` in place of its inputs: where in which shard
-  each sample lies, see `evenly.data.raw.streamed`;
-- `dataset.json`, which says what the arrays are and is written last: a folder without it is no
-  store, or one that is still being made. It has checksums of itself and of all arrays but the
-  inputs, which a store is known to hold whole by their size.
+- for a streamed modality, `index/NAME.memmap` instead of its inputs: where each sample is in which
+  shard, see `evenly.data.raw.streamed`;
+- `dataset.json`, which describes the arrays and is written last: a folder without it is not a
+  store, or one in the making. It has checksums of itself and of all arrays except the inputs, whose
+  size shows that they are complete.
 """
 
 import json
@@ -47,20 +47,20 @@ FORMAT = 4
 
 @dataclass(frozen=True)
 class Field:
-    """What is known of one modality of a store.
+    """Facts about one modality of a store.
 
     Attributes:
         kind: As in `Modality`.
         shape: As in `Modality`.
-        dtype: Of its values, torch's name without the prefix.
-        mean: Over the training split, as in `Modality`.
-        std: Likewise.
-        units: Of its values, in words.
-        rate: Samples, frames or time steps a second; None where they have no common distance, as
-            frames that are picked by the length of each clip.
-        sample_rate: Samples a second of the sound that it was made of; None of all else.
-        ragged: Whether its sequences are of unequal lengths.
-        missing: How many samples lack it.
+        dtype: Type of its values, torch's name without the prefix.
+        mean: Mean over the training split, as in `Modality`.
+        std: Standard deviation likewise.
+        units: Units of its values, in words.
+        rate: Samples, frames or time steps per second; None if their spacing varies, as for frames
+            picked by the length of each clip.
+        sample_rate: Samples per second of the sound it was made from; None for all else.
+        ragged: Whether its sequences have unequal lengths.
+        missing: Number of samples that lack it.
         read: How its files were read, with every setting.
         streamed: Whether its samples stay in their shards, and are decoded when they are read.
     """
@@ -81,22 +81,22 @@ class Field:
 
 @dataclass(frozen=True)
 class Description:
-    """All of `dataset.json`.
+    """The content of `dataset.json`.
 
     Attributes:
-        name: Of the data set.
-        samples: Rows of every array; those in no split were left out.
-        names: Of the samples.
-        modalities: By name.
-        task: What is to be predicted, as `Task.stated` says it.
-        splits: By split, how many samples it holds.
-        sources: By source file, its size in bytes.
-        checksums: By array, of its file; inputs have none.
-        shards: By the path of each file that streamed modalities are in, its size in bytes.
+        name: Name of the data set.
+        samples: Rows of every array; rows in no split were left out.
+        names: Names of the samples.
+        modalities: Modalities by name.
+        task: What to predict, as from `Task.stated`.
+        splits: Number of samples by split.
+        sources: Size of each source file in bytes.
+        checksums: Checksum of each array's file; inputs have none.
+        shards: Size in bytes of each file with streamed samples, by path.
         made_by: The command that made the store.
-        version: Of evenly.
+        version: Version of evenly.
         notes: Sentences that a user of the data should see.
-        format: Of this file.
+        format: Format of this file.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Description:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Makes a folder with all its arrays a store."""
+        """Turns a folder with all its arrays into a store."""
         known = asdict(self)
         whole = known | {"checksum": _checksum(known)}
         text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
@@ -122,7 +122,7 @@ class Description:
 
 
 def _checksum(description: Mapping[str, Any]) -> int:
-    """Of what a description says, however it is laid out."""
+    """The checksum of a description's content, however it is formatted."""
     return zlib.crc32(json.dumps(description, sort_keys=True).encode())
 
 
@@ -132,10 +132,10 @@ def is_store(folder: Path) -> bool:
 
 
 def describe(folder: Path) -> Description:
-    """What a store says of itself.
+    """A store's description.
 
     Raises:
-        FileNotFoundError: If the folder is no store.
+        FileNotFoundError: If the folder is not a store.
         ValueError: If its description is damaged or of another format.
     """
     path = folder / DESCRIPTION
@@ -163,12 +163,12 @@ def describe(folder: Path) -> Description:
 
 
 def open_store(folder: Path) -> Data:
-    """A data set from its store; what is read of it is loaded, the rest stays on the disk.
+    """A data set from its store; only what is read is loaded, and the rest stays on disk.
 
     Raises:
-        FileNotFoundError: If the folder is no store.
-        ValueError: If a file of it, or a shard that it reads, is missing or of another size, or a
-            split lacks a class.
+        FileNotFoundError: If the folder is not a store.
+        ValueError: If one of its files, or a shard that it reads, is missing or has another size,
+            or a split lacks a class.
     """
     about = describe(folder)
     check_names(folder, about.modalities)
@@ -224,11 +224,11 @@ def open_store(folder: Path) -> Data:
 
 
 def _streamed(folder: Path, about: Description, arrays: "_Arrays") -> dict[str, Streamed]:
-    """By name, the modalities that stay in their shards."""
+    """The modalities that stay in their shards, by name."""
     names = [name for name, known in about.modalities.items() if known.streamed]
     if not names:
         return {}
-    # Its readers of media take seconds to import.
+    # Its media readers take seconds to import.
     from evenly.data.raw.streamed import INDEX, Decoders, InShards, reader_of
 
     files = file_names(about.modalities)
@@ -253,8 +253,8 @@ def _check_shards(folder: Path, shards: Mapping[str, int]) -> None:
     """Raises if a file that a store reads is gone or has another size.
 
     Args:
-        folder: Of the store, for the message.
-        shards: By path, the size that each had.
+        folder: The store's folder, for the message.
+        shards: The original size of each shard, by path.
     """
     for name, size in shards.items():
         path = Path(name)
@@ -271,9 +271,9 @@ def _check_shards(folder: Path, shards: Mapping[str, int]) -> None:
 
 
 def file_names(modalities: Iterable[str]) -> dict[str, str]:
-    """By modality, what its files are called on every system: other characters as ~ and numbers.
+    """The file name of each modality, valid on every system: other characters as ~ and numbers.
 
-    Names that some systems take for one, such as 'A' and 'a', are told apart by a number.
+    A number distinguishes names that some systems treat as equal, such as 'A' and 'a'.
     """
     found: dict[str, str] = {}
     taken: set[str] = set()
@@ -289,7 +289,7 @@ def file_names(modalities: Iterable[str]) -> dict[str, str]:
 
 
 RAGGED = ("start", "length")
-"""What is stored of a modality of unequal lengths, besides its values."""
+"""What is stored for a modality of unequal lengths, besides its values."""
 
 
 class _Arrays:
@@ -320,16 +320,16 @@ class _Arrays:
 
 
 def mapped(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A file's bytes as a tensor that is loaded where it is read."""
+    """A file's bytes as a tensor that loads only what is read."""
     from tensordict import MemoryMappedTensor  # takes a second to import
 
     found: Tensor = MemoryMappedTensor.from_filename(path, dtype, torch.Size(shape))
-    # As a plain tensor it is indexed without a detour through Python for each call.
+    # Indexing a plain tensor avoids a detour through Python for each call.
     return found.as_subclass(Tensor)
 
 
 def write_meta(folder: Path, arrays: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-    """Writes tensordict's own description of the arrays beside them, which stay as they are."""
+    """Writes tensordict's own description beside the arrays, which stay unchanged."""
     from tensordict import MemoryMappedTensor, TensorDict
 
     found = TensorDict({}, batch_size=[])

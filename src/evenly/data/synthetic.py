@@ -1,4 +1,4 @@
-"""Generated classes of which the best possible accuracy is known exactly."""
+"""Generated classes for which the best possible accuracy is known exactly."""
 
 import math
 
@@ -24,27 +24,27 @@ def synthetic(
 ) -> Data:
     """Vectors `m1`, `m2`, ... with one Gaussian cloud per class and modality.
 
-    Of modality m a sample of class y is
+    In modality m, a sample of class y is
 
         x = R · [ speed · (information · e_y + noise · ε) ,  noise · ε′ ]
 
     with e_y the y-th of `classes` unit vectors, ε and ε′ standard normal, and R a random
-    rotation. The first part holds all there is to know of y. Given y, modalities are independent.
+    rotation. The first part holds all information about y. Given y, modalities are independent.
 
-    Clouds lie equally far apart, so the Bayes accuracy depends on d = information / noise alone,
-    the chance that a standard normal shifted by d exceeds `classes` − 1 others; for all
-    modalities together d is the root of the sum of squares. Integrated numerically, to 1e-9.
+    Clouds are equally far apart, so the Bayes accuracy depends only on d = information / noise: it
+    is the chance that a standard normal shifted by d exceeds `classes` − 1 others. For all
+    modalities together, d is the root of the sum of squares. Integrated numerically, to 1e-9.
 
-    `speed` is an invertible scaling of that first part and changes no accuracy that can be
-    reached, only the way there: the variance of the inputs along the directions that tell the
-    class is speed² times as large, and gradient descent learns along a direction at a rate in
-    proportion to its variance. Standardising each feature does not undo it, as R mixes the parts.
+    `speed` is an invertible scaling of that first part. It does not change the achievable accuracy,
+    only how fast it is reached: the variance of the inputs along the directions that tell the class
+    is speed² times as large, and gradient descent learns along a direction at a rate proportional
+    to its variance. Standardising each feature does not undo it, since R mixes the parts.
 
     A setting by modality is one number for all, or a list with one for each.
 
     Args:
-        modalities: How many.
-        classes: How many, equally frequent in each split.
+        modalities: Number of modalities.
+        classes: Number of classes, equally frequent in each split.
         train: Samples of the training split.
         val: Samples of the validation split.
         test: Samples of the test split.
@@ -53,7 +53,7 @@ def synthetic(
         information: By modality, length of the class vectors; 0 carries none.
         speed: By modality, above 0; 1 is even, smaller learns more slowly.
         noise: By modality, standard deviation, above 0.
-        seed: Of all that is drawn.
+        seed: Seed of everything random.
     """
     sizes: dict[SplitName, int] = {"train": train, "val": val, "test": test}
     _check(modalities, classes, dim, sizes)

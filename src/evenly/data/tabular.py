@@ -1,20 +1,20 @@
-"""Columns of a table as one modality: what its vectors hold, told from how it was read."""
+"""Columns of a table as one modality: the layout of its vectors, from how it was read."""
 
 from typing import NamedTuple
 
 from evenly.spec import parse
 
 NAME = "tabular"
-"""Of the reader."""
+"""Name of the reader."""
 
 
 class Layout(NamedTuple):
     """What a vector of several columns holds, in this order.
 
     Attributes:
-        numbers: How many numbers, and marks of those that are missing.
-        places: By category column, how many places it has, of which one is 1: the first for values
-            that the training split did not have, then one for each that it had.
+        numbers: How many numbers, including marks of missing ones.
+        places: Number of places of each category column, one of which is 1: the first for values
+            not in the training split, then one for each that is.
     """
 
     numbers: int
@@ -22,7 +22,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(read: str) -> Layout | None:
-    """The layout of a modality by how it was read; None of any that is not several columns."""
+    """The layout of a modality, from how it was read; None if it is not several columns."""
     if not read.startswith(f"{NAME}("):
         return None
     known = parse(read).settings
@@ -31,7 +31,7 @@ def layout_of(read: str) -> Layout | None:
 
 
 def columns_of(name: str, read: str) -> list[str]:
-    """The columns of a table that make a modality, by how it was read."""
+    """The columns of a table that make a modality, from how it was read."""
     if not read.startswith(f"{NAME}("):
         return [name]
     known = parse(read).settings

@@ -1,4 +1,4 @@
-"""What a target is: one class of several, several labels, or numbers; all that differs by it."""
+"""What a target is: one of several classes, several labels, or numbers; and what depends on it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,23 +24,23 @@ Name = Literal["classes", "labels", "number"]
 Asked = Literal["auto", "classes", "labels", "number"]
 Scale = Literal["", "sentiment"]
 BINS = 15
-"""Of confidence, for the calibration error."""
+"""Bins of confidence, for the calibration error."""
 UNLIKE = 3
-"""Times that one deviation is another, from which on a mean over both is said to be uneven."""
+"""Ratio of two deviations from which on a note calls a mean over both uneven."""
 GROUPS = 10
-"""Of numbers, of as many samples each."""
+"""Groups of numbers, with equally many samples each."""
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What a model is to say of each sample, with a logit for each of its names.
+    """What a model predicts for each sample, with a logit for each of its names.
 
     Attributes:
-        names: Of the classes or labels, or of the columns of numbers.
-        name: Of the task.
-        takes: The kind of target that a method must take.
-        main: The metric by which methods are ranked, and epochs selected if nothing else is said.
-        said: What a model says of a sample, `probabilities` or `numbers`.
+        names: Names of the classes or labels, or of the columns of numbers.
+        name: Name of the task.
+        takes: The kind of target that a method must accept.
+        main: The metric that ranks methods and, by default, selects epochs.
+        said: What a model predicts for a sample, `probabilities` or `numbers`.
     """
 
     names: Sequence[str]
@@ -52,11 +52,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """What is measured of predictions, beside the main metric of each modality's own."""
+        """The metrics of predictions, besides each modality's own main metric."""
 
     @abstractmethod
     def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Shaped[Tensor, " n"]:
-        """Of each sample, that of which the main metric is the mean."""
+        """The value of each sample whose mean is the main metric."""
 
     @abstractmethod
     def measured(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
@@ -64,7 +64,7 @@ class Task(ABC):
 
     @abstractmethod
     def details(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
-        """What is worth knowing of the selected model alone, see each task."""
+        """Further metrics, only for the selected model; see each task."""
 
     @abstractmethod
     def answers(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
@@ -72,35 +72,35 @@ class Task(ABC):
 
     @abstractmethod
     def uninformed(self, target: Tensor) -> Float[Tensor, " c"]:
-        """Logits of who knows the targets of the training split and no input."""
+        """The best logits without any input, from the targets of the training split."""
 
     @abstractmethod
     def groups(self, target: Tensor) -> Int[Tensor, " n"]:
-        """A number for each sample, of which every part of a split is to have its share."""
+        """The group of each sample, of which every part of a split should have its share."""
 
     @abstractmethod
     def predicted(self, answers: Sequence[float]) -> str:
-        """What is said of a sample, in words."""
+        """The prediction for a sample, in words."""
 
     @abstractmethod
     def called(self, target: Tensor) -> str:
-        """The target of a sample, in words; empty where it has none."""
+        """The target of a sample, in words; empty if it has none."""
 
     def mean_score(self, logits: Float[Tensor, "n c"], target: Tensor) -> float:
         """The main metric."""
-        # In 64 bits, as a 32-bit quotient would differ from seed to seed by its rounding.
+        # In 64 bits, since rounding would make a 32-bit quotient vary from seed to seed.
         return float(self.scores(logits, target).double().sum()) / len(target)
 
     def fitted(self, target: Tensor) -> "Task":
-        """The task once the targets of its training split are known."""
+        """The task, fitted to the targets of its training split."""
         return self
 
     def encoded(self, target: Tensor) -> Tensor:
-        """The targets of a batch as a criterion compares logits with them."""
+        """The targets of a batch in the form that a criterion compares with logits."""
         return target
 
     def stated(self) -> dict[str, Any]:
-        """What `restated` makes it of again, in plain words and numbers."""
+        """A form in plain words and numbers, from which `restated` recreates it."""
         return {"name": self.name, "names": list(self.names)}
 
 
@@ -113,7 +113,7 @@ class Classes(Task):
     metrics = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
     def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
-        """Whether the class of the highest logit is the sample's."""
+        """Whether the highest logit is that of the sample's class."""
         found: Tensor = logits.argmax(1) == target
         return found
 
@@ -128,7 +128,7 @@ class Classes(Task):
         }
 
     def details(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
-        """By class and of all.
+        """Metrics by class and overall.
 
         - `recall/CLASS`: the accuracy on the samples of a class.
         - `calibration_error`: how far confidence is from accuracy, on average over `BINS` bins of
@@ -152,7 +152,7 @@ class Classes(Task):
         return logits.softmax(1)
 
     def uninformed(self, target: Tensor) -> Float[Tensor, " c"]:
-        """The commonest class is certain."""
+        """The commonest class with certainty."""
         return one_hot(target.mode().values, len(self.names)).float()
 
     def groups(self, target: Tensor) -> Int[Tensor, " n"]:
@@ -177,7 +177,7 @@ class Labels(Task):
     metrics = ("loss", "accuracy", "macro_f1", "micro_f1", "mean_average_precision")
 
     def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Bool[Tensor, " n"]:
-        """Whether all labels of a sample are decided rightly, each at a probability of ½."""
+        """Whether all labels of a sample are decided correctly, each at a probability of ½."""
         found: Tensor = ((logits > 0) == (target > 0)).all(1)
         return found
 
@@ -193,12 +193,12 @@ class Labels(Task):
         }
 
     def details(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
-        """By label and of all.
+        """Metrics by label and overall.
 
-        - `recall/LABEL`: the share of the samples with a label of which it is said; of labels that
-          occur.
-        - `calibration_error`: how far the probability of a label is from how often it is there, on
-          average over `BINS` bins, over all labels of all samples, in [0, 1].
+        - `recall/LABEL`: the share of the samples with a label for which it is predicted; for
+          labels that occur.
+        - `calibration_error`: how far the probability of a label is from its frequency, on average
+          over `BINS` bins, over all labels of all samples, in [0, 1].
         - `brier`: the squared error of the probabilities, the mean over labels, in [0, 1].
         """
         probability, truth = logits.sigmoid(), target > 0
@@ -222,7 +222,7 @@ class Labels(Task):
         return target.float().mean(0).logit(eps=1e-6)
 
     def groups(self, target: Tensor) -> Int[Tensor, " n"]:
-        """The rarest of a sample's labels; one number more for those without any."""
+        """The rarest of a sample's labels; an extra number for samples without any."""
         count = target.sum(0)
         rank = count.masked_fill(count == 0, len(target) + 1).argsort(stable=True)
         sorted_by = target[:, rank] > 0
@@ -230,7 +230,7 @@ class Labels(Task):
         return found.where(sorted_by.any(1), len(self.names))
 
     def predicted(self, answers: Sequence[float]) -> str:
-        """The labels that are as likely as not, or more."""
+        """The labels with a probability of at least ½."""
         pairs = zip(self.names, answers, strict=True)
         return ";".join(name for name, probability in pairs if probability > 0.5)
 
@@ -243,14 +243,14 @@ class Labels(Task):
 
 @dataclass(frozen=True)
 class Numbers(Task):
-    """One number for each sample or several, in any unit; a target is (n, c) floats.
+    """One or several numbers for each sample, in any unit; a target is (n, c) floats.
 
     Logits are in standard deviations of the training split, from its mean.
 
     Attributes:
-        mean: Of each column, over the training split.
-        std: Standard deviation likewise; without a training split 1.
-        scale: `sentiment` for one column from -3 to 3, which is measured as classes, too.
+        mean: Mean of each column over the training split.
+        std: Standard deviation likewise; 1 without a training split.
+        scale: `sentiment` for one column from -3 to 3, also measured as classes.
     """
 
     mean: Sequence[float] = (0.0,)
@@ -263,22 +263,22 @@ class Numbers(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those of numbers, and of sentiment."""
+        """The metrics of numbers, and of sentiment."""
         own = ("acc_2", "acc_2_nonzero", "acc_5", "acc_7", "f1", "f1_nonzero")
         return ("loss", "mae", "rmse", "pearson", "concordance", *(own if self.scale else ()))
 
     def scores(self, logits: Float[Tensor, "n c"], target: Tensor) -> Float[Tensor, " n"]:
-        """The absolute error, the mean over columns, in the data's units."""
+        """The absolute error, averaged over columns, in the data's units."""
         return (self.answers(logits) - target).abs().mean(1)
 
     def measured(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
-        """Errors, correlations, and what is measured of sentiment; means over columns.
+        """Errors, correlations, and the metrics of sentiment; means over columns.
 
         - `loss`: the mean absolute error in standard deviations of the training split.
         - `mae`, `rmse`: mean absolute and root mean squared error, in the data's units.
-        - `pearson`: ρ, the correlation of predictions and targets; NaN where either is constant.
-        - `concordance`: 2 cov / (var + var + (difference of means)²), Lin's, which is 1 where
-          predictions are right and not only in proportion; NaN where the targets are constant.
+        - `pearson`: ρ, the correlation of predictions and targets; NaN if either is constant.
+        - `concordance`: Lin's 2 cov / (var + var + (difference of means)²), which is 1 only if
+          predictions are right, not just proportional; NaN if the targets are constant.
         """
         answers = self.answers(logits)
         found = {
@@ -291,7 +291,7 @@ class Numbers(Task):
         return found | (sentiment(answers[:, 0], target[:, 0]) if self.scale else {})
 
     def details(self, logits: Float[Tensor, "n c"], target: Tensor) -> dict[str, float]:
-        """`error/COLUMN`: the mean absolute error of each column, where there are several."""
+        """`error/COLUMN`: the mean absolute error of each column, if there are several."""
         error = (self.answers(logits) - target).abs().double().mean(0).tolist()
         pairs = zip(self.names, error, strict=True)
         return {f"error/{name}": value for name, value in pairs} if len(error) > 1 else {}
@@ -302,20 +302,20 @@ class Numbers(Task):
         return logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
 
     def encoded(self, target: Tensor) -> Tensor:
-        """Standardised."""
+        """The standardised numbers."""
         return (target - target.new_tensor(self.mean)) / target.new_tensor(self.std)
 
     def fitted(self, target: Tensor) -> "Numbers":
-        """With mean and deviation of the targets; as it is without any."""
+        """The task with mean and deviation of the targets; unchanged without targets."""
         if not len(target):
             return self
         mean, std = target.double().mean(0), target.double().std(0, correction=0)
         return replace(self, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
     def remark(self) -> str:
-        """What a user should know of means over columns of unlike size; empty where there are none.
+        """What a user should know about means over columns of unlike size; otherwise empty.
 
-        They are unlike where the deviation of one over the training split is `UNLIKE` times that of
+        Columns are unlike if the deviation of one over the training split is `UNLIKE` times that of
         another.
         """
         pairs = sorted(zip(self.std, self.names, strict=True))
@@ -329,7 +329,7 @@ class Numbers(Task):
         )
 
     def stated(self) -> dict[str, Any]:
-        """With mean, deviation and scale."""
+        """The plain form, with mean, deviation and scale."""
         own = {"mean": list(self.mean), "std": list(self.std), "scale": self.scale}
         return {**super().stated(), **own}
 
@@ -338,7 +338,7 @@ class Numbers(Task):
         return self.encoded(target.median(0).values)
 
     def groups(self, target: Tensor) -> Int[Tensor, " n"]:
-        """The tenth of the samples that a number is in; of several, their standardised mean."""
+        """The tenth of the samples that a number is in; for several, by standardised mean."""
         place = self.encoded(target).mean(1).double()
         edges = torch.linspace(0, 1, GROUPS + 1, dtype=place.dtype, device=place.device)[1:-1]
         return torch.bucketize(place, place.quantile(edges).unique())
@@ -358,7 +358,7 @@ def task_of(target: Tensor, names: Sequence[str]) -> Task:
 
 
 def restated(known: object) -> Task:
-    """The task of what `Task.stated` gave.
+    """The task from the result of `Task.stated`.
 
     Raises:
         ValueError: If it is something else.
@@ -377,10 +377,10 @@ def restated(known: object) -> Task:
 
 
 def criterion_of_labels(target: Float[Tensor, "n c"], *, balanced: bool) -> nn.BCEWithLogitsLoss:
-    """The loss of several labels; balanced, the samples with a label count as those without it.
+    """The loss for several labels; if balanced, having a label counts as much as not having it.
 
     Args:
-        target: Of the training split, in which each label is there in some samples.
+        target: Target of the training split, in which some samples have each label.
         balanced: Whether samples with label c count (n - n_c) / n_c times as much for it.
     """
     count = target.sum(0)
@@ -388,12 +388,12 @@ def criterion_of_labels(target: Float[Tensor, "n c"], *, balanced: bool) -> nn.B
 
 
 def balanced_accuracy(guess: Int[Tensor, " n"], target: Int[Tensor, " n"], classes: int) -> float:
-    """The mean accuracy on the samples of a class, of the classes that occur.
+    """The accuracy on the samples of each class, averaged over the classes that occur.
 
     Args:
-        guess: Class that each sample is taken for.
-        target: Class that it has.
-        classes: How many there are.
+        guess: Predicted class of each sample.
+        target: Its true class.
+        classes: Number of classes.
     """
     right = target[guess == target].bincount(minlength=classes).double()
     count = target.bincount(minlength=classes).double()
@@ -401,12 +401,12 @@ def balanced_accuracy(guess: Int[Tensor, " n"], target: Int[Tensor, " n"], class
 
 
 def macro_f1(guess: Int[Tensor, " n"], target: Int[Tensor, " n"], classes: int) -> float:
-    """The mean of the classes' F1, 2 TP / (2 TP + FP + FN), of those that occur in either.
+    """The mean F1, 2 TP / (2 TP + FP + FN), over the classes that occur in either.
 
     Args:
-        guess: Class that each sample is taken for.
-        target: Class that it has.
-        classes: How many there are.
+        guess: Predicted class of each sample.
+        target: Its true class.
+        classes: Number of classes.
     """
     right = target[guess == target].bincount(minlength=classes).double()
     both = (guess.bincount(minlength=classes) + target.bincount(minlength=classes)).double()
@@ -419,7 +419,7 @@ def label_f1(
 ) -> float:
     """F1, 2 TP / (2 TP + FP + FN): the mean over labels that occur in either, or of all decisions.
 
-    Where nothing occurs, all is right, and it is 1.
+    If no label occurs, everything is right, and it is 1.
     """
     right = 2 * (guess & truth).sum(0).double()
     both = (guess.sum(0) + truth.sum(0)).double()
@@ -432,8 +432,9 @@ def label_f1(
 def mean_average_precision(score: Float[Tensor, "n c"], truth: Bool[Tensor, "n c"]) -> float:
     """The mean over labels that occur of Σ_t (R_t - R_t-1) P_t, over all thresholds t.
 
-    Precision P and recall R are those of the samples with scores from a threshold on; samples of
-    one score share it. It is scikit-learn's `average_precision_score`. NaN where no label occurs.
+    Precision P and recall R are those of the samples with scores from a threshold on; samples with
+    equal scores share it. It equals scikit-learn's `average_precision_score`. NaN if no label
+    occurs.
     """
     found = []
     for own, here in zip(score.T, truth.T, strict=True):
@@ -441,7 +442,7 @@ def mean_average_precision(score: Float[Tensor, "n c"], truth: Bool[Tensor, "n c
             continue
         order = own.argsort(descending=True)
         hits, ranked = here[order].double().cumsum(0), own[order]
-        is_last = torch.ones_like(here)  # of the samples of one score
+        is_last = torch.ones_like(here)  # of the samples with equal scores
         is_last[:-1] = ranked[:-1] != ranked[1:]
         hits, seen = hits[is_last], (is_last.nonzero().flatten() + 1).double()
         gain = hits.diff(prepend=hits.new_zeros(1)) / hits[-1]
@@ -456,19 +457,19 @@ def calibration_error(confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"]
     https://arxiv.org/abs/1706.04599, equation 3.
 
     Args:
-        confidence: In each decision, from 0 to 1.
-        right: Whether it is right.
+        confidence: Confidence in each decision, from 0 to 1.
+        right: Whether the decision is right.
     """
-    bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # each with its upper end
+    bins = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # with their upper ends
     excess = right.double() - confidence
     by_bin = excess.new_zeros(BINS).index_add_(0, bins, excess)
     return float(by_bin.abs().sum() / len(right))
 
 
 def pearson(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> float:
-    """The correlation of predictions and targets: the mean over the columns of which both vary.
+    """The correlation of predictions and targets: the mean over columns in which both vary.
 
-    NaN where there is no such column.
+    NaN if there is no such column.
     """
     one, other, both = _moments(answers, target)
     varies = (one > _rounding(answers)) & (other > _rounding(target))
@@ -479,8 +480,8 @@ def concordance(answers: Float[Tensor, "n c"], target: Float[Tensor, "n c"]) -> 
     """Lin's concordance correlation coefficient: the mean over the columns whose targets vary.
 
     Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 1989:
-    2 cov / (var + var + (difference of means)²), of all samples (not n - 1). It is 0 where the
-    predictions are constant, and NaN where all targets are, whatever is predicted.
+    2 cov / (var + var + (difference of means)²), over all samples (not n - 1). It is 0 if the
+    predictions are constant, and NaN if all targets are, whatever is predicted.
     """
     one, other, both = _moments(answers, target)
     apart = (answers.double().mean(0) - target.double().mean(0)).square()
@@ -495,19 +496,19 @@ def _moments(x: Float[Tensor, "n c"], y: Float[Tensor, "n c"]) -> tuple[Tensor, 
 
 
 def _rounding(x: Float[Tensor, "n c"]) -> Tensor:
-    """The variance that 32 bits give a constant, by column."""
+    """The variance that 32-bit rounding gives a constant, by column."""
     return (1e-7 * x.double()).square().mean(0)
 
 
 def sentiment(answers: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> dict[str, float]:
-    """What is measured of sentiment from -3 to 3, as MMSA counts it.
+    """The metrics of sentiment from -3 to 3, as computed by MMSA.
 
     Mao et al., "M-SENA", ACL 2022, https://github.com/thuiar/MMSA.
 
     - `acc_2`, `f1`: negative against the rest (from 0 on); `_nonzero`: negative or 0 against
-      positive, of the samples that are not 0. F1 is the mean over both classes, weighted by how
-      often each occurs.
-    - `acc_5`, `acc_7`: of numbers that are cut off at ±2 and ±3 and rounded, halves to even ones.
+      positive, for samples that are not 0. F1 is the mean over both classes, weighted by how often
+      each occurs.
+    - `acc_5`, `acc_7`: for numbers clipped to ±2 and ±3 and rounded, halves to even.
     """
     found = {}
     some = target != 0

@@ -1,4 +1,4 @@
-"""What an encoder can learn by itself: each is trained alone, and the model is put back."""
+"""What an encoder can learn by itself: trains each alone, then restores the model."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,21 +17,21 @@ from evenly.probe import Probe
 from evenly.reinit import is_fixed
 
 FEW = 8
-"""Samples that tell whether encoders see each other."""
+"""Samples used to check whether encoders see each other."""
 
 
 def optimizer_of(model: nn.Module, optimizer: Any | None) -> Optimizer:
-    """What trains a model where the loop gives nothing: AdamW at 0.001."""
+    """The optimiser if the loop gives none: AdamW at 0.001."""
     if optimizer is not None:
         return unwrapped(optimizer)
     return AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 
 
 class Alone:
-    """A training in which each encoder learns by itself, under a linear layer of its own.
+    """A training in which each encoder learns by itself, under its own linear layer.
 
-    Encoders share nothing, so that under the sum of their losses each is trained as if by itself,
-    and one training does for all.
+    Encoders share nothing, so under the sum of their losses each learns as if alone, and one
+    training serves all.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Alone:
         """Prepares the training.
 
         Args:
-            probe: On the model, at the weights that all begin with.
-            encoders: By modality.
-            output: Of some samples.
-            classes: What a target says.
-            seed: Of the linear layers and the order of the samples.
+            probe: Probe of the model, at the weights that all begin with.
+            encoders: Encoders by modality.
+            output: Output of some samples.
+            classes: What a target means.
+            seed: Seed of the linear layers and the order of samples.
         """
         self.probe, self.encoders = probe, dict(encoders)
         self.widths = {name: output.features[name].shape[1] for name in encoders}
@@ -58,14 +58,14 @@ class Alone:
     def trained(
         self, optimizer: Optimizer, epochs: int, tell: Callable[[], None], *, fastest: bool
     ) -> tuple[Features, Features]:
-        """The features of the training and the validation split afterwards.
+        """The features of the training and validation splits afterwards.
 
         Args:
-            optimizer: The one of the joint training; a new one of its kind does the work.
+            optimizer: The joint training's; a new one of its kind does the work.
             epochs: Passes over the training split.
             tell: Called after each batch.
-            fastest: Whether all train at the highest rate that any encoder has, those that are
-                frozen too; else each as it does beside the others.
+            fastest: Whether all train at the highest rate of any encoder, including frozen ones;
+                otherwise each at its own rate in the joint training.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -85,7 +85,7 @@ class Alone:
                     here = here & present[name].to(here.device)
                 if here.any():
                     losses.append(self.classes.loss_alone(head(x[here].float()), target[here]))
-            # In a batch without a label nothing is to be learnt.
+            # A batch without labels has nothing to teach.
             return torch.stack(losses or [0 * p.sum() for p in new]).sum()
 
         new = [p for head in heads.values() for p in head.parameters()]
@@ -96,7 +96,7 @@ class Alone:
             return self.probe.features("train"), self.probe.features("val")
 
     def rates(self, optimizer: Optimizer) -> dict[str, float]:
-        """By modality, the learning rate of its encoder beside the others; 0 if it is frozen.
+        """The learning rate of each encoder in the joint training, by modality; 0 if frozen.
 
         Raises:
             ValueError: If the optimiser trains nothing of the model.
@@ -110,7 +110,7 @@ class Alone:
         return {name: _rate(encoder, known) for name, encoder in self.encoders.items()}
 
     def held_back(self, optimizer: Optimizer) -> dict[str, str]:
-        """What is to be said of encoders that train slower than another, or not at all."""
+        """Notes on encoders that train slower than another, or not at all."""
         own = self.rates(optimizer)
         top = max(own.values())
         return {
@@ -129,7 +129,7 @@ class Alone:
         rates = _rates(optimizer)
         own = {p: None for encoder in self.encoders.values() for p in encoder.parameters()}
         top = max(_rate(encoder, rates) for encoder in self.encoders.values())
-        top = top or max(rates.values())  # where all are frozen, that of what is not
+        top = top or max(rates.values())  # if all are frozen, the highest rate of anything else
         groups = [{**group, "lr": rate_of(group)} for group in optimizer.param_groups]
         like = next((g for g in groups if g["lr"] == top), groups[0])
         frozen: list[nn.Parameter] = []
@@ -153,7 +153,7 @@ def check_apart(probe: Probe, encoders: Mapping[str, nn.Module]) -> None:
     """Raises if the features of one modality depend on the encoder of another.
 
     Raises:
-        ValueError: If so, or if an encoder has no features of its name.
+        ValueError: If so, or if an encoder has no features under its name.
     """
     output, _ = probe.sample("train", FEW)
     for name, encoder in encoders.items():
@@ -190,7 +190,7 @@ def rate_of(group: Mapping[str, Any]) -> float:
 
 
 def _rates(optimizer: Optimizer) -> dict[int, float]:
-    """By parameter that is trained, its learning rate."""
+    """The learning rate of each trained parameter."""
     return {
         id(p): rate_of(group)
         for group in optimizer.param_groups

@@ -1,4 +1,4 @@
-"""A checkup: what is there of each modality, what of it is learnt, used and over-trained."""
+"""A checkup: how much each modality offers, and how much of it is learnt, used and over-trained."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,8 +30,8 @@ from evenly.probe import SPLITS, Forward, Probe, Split
 from evenly.ranges import check_range
 
 KNOWN = 0.1
-"""Accuracy above the commonest class's that a model hardly has before any training."""
-LOGITS = ""  # beside the modalities, none of which a ModuleDict lets have this name
+"""Accuracy above the commonest class's that an untrained model hardly reaches."""
+LOGITS = ""  # a key beside the modalities': a ModuleDict allows no empty name
 
 
 def checkup(
@@ -49,7 +49,7 @@ def checkup(
     interactions: bool = False,
     progress: bool = True,
 ) -> Checkup:
-    """Finds out what is the matter with each modality of a model, and changes nothing.
+    """Finds out what is wrong with each modality of a model, and changes nothing.
 
     ```python
     initial = copy.deepcopy(model.state_dict())
@@ -58,43 +58,43 @@ def checkup(
                          initial=initial, optimizer=optimizer))
     ```
 
-    Of each modality it says how much is there (its encoder is trained alone from the initial
-    weights, for a few epochs), how much of that the joint model's encoder has learnt (a linear
-    probe on it), how much of it the predictions use (samples change places in it), and how
-    over-trained the encoder is (the gap of purities).
+    For each modality it tells how much information it offers (by training its encoder alone from
+    the initial weights, for a few epochs), how much of that the joint model's encoder has learnt
+    (by a linear probe on it), how much of it the predictions use (by swapping it between samples),
+    and how over-trained the encoder is (by the gap of purities).
 
-    Of several labels a sample, accuracy is balanced, and the mean over labels: the mean of the
-    share of the samples with a label that it is said of, and of those without it that it is not
-    said of, so that chance is ½. Else, that rare labels are not there would be most of what is
-    right. Each is decided halfway between the logits of training samples with it and without: at a
-    probability of ½ rare labels are hardly ever said.
+    With several labels per sample, accuracy is balanced and averaged over labels: the mean of the
+    share of samples with a label that get it and the share of samples without it that do not, so
+    chance is ½. Plain accuracy would mostly count the absence of rare labels. The threshold of each
+    label is halfway between the logits of training samples with it and without it, since a
+    probability of ½ would hardly ever predict rare labels.
 
     It costs one short training for all modalities, a second one if some encoders train slower than
-    others, and one of the joint model if `initial` is not given. In the end the model, the
-    loaders and all random streams are as they were.
+    others, and one of the joint model if you do not pass `initial`. At the end the model, the
+    loaders and all random streams are restored.
 
     Args:
-        model: The model. If `initial` is given it is taken as trained; else as it is before
-            training, and is trained for `epochs` epochs as well.
-        forward: `forward(model, batch)` gives an `Output` and the target, as for `Probe`.
+        model: The model. With `initial` it counts as trained; otherwise it counts as untrained, and
+            is trained for `epochs` epochs as well.
+        forward: `forward(model, batch)` returns an `Output` and the target, as for `Probe`.
         train: Loader of the training split.
-        val: Loader of the validation split, of more than one sample a batch. Never the test split.
-        encoders: By modality, the modules whose outputs are the features.
+        val: Loader of the validation split, with more than one sample per batch. Never the test
+            split.
+        encoders: The modules whose outputs are the features, by modality.
         initial: The model's `state_dict()` from before training.
-        optimizer: The one of the training; new ones of its kind and settings do the work. AdamW
-            with a learning rate of 0.001 by default.
+        optimizer: The training's optimiser; new ones of its kind with its settings do the work.
+            AdamW with a learning rate of 0.001 by default.
         epochs: Length of each short training.
-        criterion: Of the joint training, cross-entropy by default, of several labels a sample the
-            binary one; encoders alone are trained by
-            it too, but where one logit tells two classes apart.
-        seed: Of the trainings and clusterings.
-        interactions: Whether to say, of each pair of modalities, how many bits of the class both
-            have in common, each has by itself, and only both together give.
-        progress: Whether a bar is shown, on a terminal.
+        criterion: The joint training's; cross-entropy by default, the binary one for several labels
+            per sample. Encoders alone also train by it, unless one logit tells two classes apart.
+        seed: Seed of the trainings and clusterings.
+        interactions: Whether to measure, for each pair of modalities, how many bits of the class
+            they share, each has alone, and only both together give.
+        progress: Whether to show a bar, on a terminal.
 
     Raises:
-        ValueError: If the targets are no classes or labels, encoders see each other before the
-            features are taken, or several ranks call.
+        ValueError: If the targets are not classes or labels, encoders see each other before the
+            features are taken, or several ranks call it.
     """
     check_range(_Who(), "at least 1", epochs=epochs)
     if not isinstance(initial, Mapping | None):
@@ -144,14 +144,14 @@ _Who.__name__ = "checkup"
 
 @dataclass(frozen=True)
 class _Joint:
-    """What is seen of the joint model.
+    """Observations of the joint model.
 
     Attributes:
         train: Features of the training split.
-        val: Of the validation split.
-        right: Whether each sample of the validation split is predicted rightly, or how far.
-        used: What the predictions make of each modality.
-        raw: Summaries of the encoders' inputs, of both splits, if there are any.
+        val: Features of the validation split.
+        right: Whether, or how far, the prediction of each validation sample is correct.
+        used: How the predictions use each modality.
+        raw: Summaries of the encoders' inputs on both splits, if there are any.
     """
 
     train: Features
@@ -162,7 +162,7 @@ class _Joint:
 
 
 class _Work:
-    """The parts of a checkup, each of which leaves the model as it found it."""
+    """The parts of a checkup, each of which restores the model."""
 
     def __init__(
         self,
@@ -183,14 +183,14 @@ class _Work:
 
     @property
     def rates(self) -> tuple[bool, ...]:
-        """Whether each training is at the highest rate of any encoder."""
+        """For each training, whether it runs at the highest rate of any encoder."""
         own = set(self.alone.rates(self.optimizer).values())
-        if own == {0.0}:  # all are frozen, and would stay as they are
+        if own == {0.0}:  # all are frozen, and would not change
             return (True,)
         return (False, True) if len(own) > 1 else (False,)
 
     def trained_jointly(self, tell: Callable[[], None]) -> _Joint:
-        """What is seen of the model after a short joint training."""
+        """Observations of the model after a short joint training."""
         self._note_trained()
         usual = self.classes.loss if self.criterion is None else self.criterion
 
@@ -204,7 +204,7 @@ class _Work:
             return self.looked_at()
 
     def looked_at(self) -> _Joint:
-        """What is seen of the model as it is."""
+        """Observations of the model as it is."""
         train, val = self._features("train"), self._predicted("val")
         self._check(train, val, "Training has diverged")
         features = {name: x for name, x in val.features.items() if name != LOGITS}
@@ -232,7 +232,7 @@ class _Work:
     def measured(
         self, joint: _Joint, alone: list[tuple[Features, Features]], *, interactions: bool
     ) -> Measured:
-        """What all of it comes to."""
+        """The measurements from all of these."""
         target = joint.val.target
         commonest = self.classes.commonest(joint.train.target)
         learnt, inputs = read(joint.train, joint.val), {}
@@ -247,7 +247,7 @@ class _Work:
         def how_right(found: Read) -> float:
             return float(right(found).double().sum())
 
-        # of the trainings, the one that a linear probe reads best
+        # the training that a linear probe reads best
         there = {
             name: max((found[name] for found in several), key=how_right) for name in self.encoders
         }
@@ -269,7 +269,7 @@ class _Work:
         )
 
     def _check(self, train: Features, val: Features, why: str) -> None:
-        """Raises if features cannot be read, or no sample of a split has a modality."""
+        """Raises if features cannot be read, or a split has no sample with a modality."""
         for name in self.encoders:
             for split, where in ((train, "training"), (val, "validation")):
                 check_finite(split, name, where, why)
@@ -280,7 +280,7 @@ class _Work:
                     )
 
     def _deciding(self) -> Classes:
-        """What targets say, for guesses of the model as it is."""
+        """What targets mean, with thresholds for the model's guesses."""
 
         def train() -> tuple[Tensor, Tensor]:
             found = self._predicted("train")
@@ -289,7 +289,7 @@ class _Work:
         return self.classes.deciding(train)
 
     def _predicted(self, split: Split) -> Features:
-        """The features of a split, with the logits among them."""
+        """The features of a split, including the logits."""
 
         def of(output: Output, target: Tensor) -> dict[str, Tensor]:
             found = {name: output.features[name] for name in self.encoders}
@@ -298,7 +298,7 @@ class _Work:
         return self.classes.among(self.probe.features(split, of))
 
     def _note_trained(self) -> None:
-        """Notes down if a model that is taken as untrained knows the classes."""
+        """Adds a note if a model that counts as untrained knows the classes."""
         val = self._predicted("val")
         guess = self._deciding().guess(val.features[LOGITS])
         commonest = self.classes.commonest(val.target)
@@ -315,7 +315,7 @@ class _Work:
             )
 
     def _diagnosis(self, train: Features, val: Features) -> Diagnosis:
-        """The stable gap, of the classes that both splits have."""
+        """The stable gap over the classes that both splits have."""
         if isinstance(self.classes, Labels):
             found = diagnose(train, val, gap="stable", seed=self.seed)
             return replace(found, notes=(*self.notes, *found.notes))
@@ -340,7 +340,7 @@ class _Work:
         return self._own(self.probe.features(split))
 
     def _own(self, split: Features) -> Features:
-        """Those of the encoders handed over, of samples with a label."""
+        """The given encoders' features, for samples with a label."""
         own = {name: split.features[name] for name in self.encoders}
         present = {name: here for name, here in split.present.items() if name in own}
         return self.classes.among(Features(own, split.target, split.index, present=present))
@@ -356,7 +356,7 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _load(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
-    """Puts the model back to where training started."""
+    """Resets the model to where training started."""
     try:
         model.load_state_dict(initial)
     except RuntimeError as error:
@@ -369,7 +369,7 @@ def _load(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _bar(work: _Work, *, joint: bool, shown: bool) -> Iterator[Callable[[], None]]:
-    """A function to call for each batch of training, which moves a bar where one can be shown."""
+    """A function to call after each training batch, which advances a bar if one can be shown."""
     trainings = len(work.rates) + joint
     try:
         each = len(work.probe.loaders["train"])  # type: ignore[arg-type]

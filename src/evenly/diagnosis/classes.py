@@ -1,4 +1,4 @@
-"""Targets and predictions as class numbers or labels, in whatever form a model has them."""
+"""Targets and predictions as class numbers or labels, whatever form a model gives them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,11 +19,11 @@ from evenly.output import Output
 
 @dataclass(frozen=True)
 class Classes:
-    """What a target says.
+    """What a target means.
 
     Attributes:
-        count: Of the classes.
-        criterion: Of the training, which may ignore some samples.
+        count: Number of classes.
+        criterion: The training's criterion, which may ignore some samples.
         one_logit: Whether one logit tells two classes apart.
     """
 
@@ -33,10 +33,10 @@ class Classes:
 
     @staticmethod
     def told(output: Output, target: Tensor, criterion: Criterion | None) -> "Classes":
-        """What the targets of a batch are.
+        """Recognises the targets of a batch.
 
         Raises:
-            ValueError: If they are no classes or labels.
+            ValueError: If they are not classes or labels.
         """
         found = targets.kinds(output.logits, target, criterion)
         width = output.logits.shape[1]
@@ -53,19 +53,19 @@ class Classes:
 
     @property
     def note(self) -> str:
-        """What a reader must know of the figures; empty where there is nothing."""
+        """What a reader must know about the figures; empty if nothing."""
         return ""
 
     def deciding(self, train: Callable[[], tuple[Tensor, Tensor]]) -> "Classes":
-        """The same, for guesses of a model.
+        """The same, ready for a model's guesses.
 
         Args:
-            train: Gives its logits and the targets of the training split.
+            train: Returns the model's logits and the targets on the training split.
         """
         return self
 
     def of(self, target: Tensor) -> Shaped[Tensor, "n *c"]:
-        """Class of each sample; of one without a label, some number."""
+        """Class of each sample; an arbitrary number for samples without a label."""
         return target.flatten().long() if self.one_logit else target.long()
 
     def labelled(self, target: Tensor) -> Bool[Tensor, " n"]:
@@ -75,42 +75,42 @@ class Classes:
         return targets.counted(target, self.count, self.criterion)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, also of one logit."""
+        """Cross-entropy, also for one logit."""
         if self.one_logit:
             return binary_cross_entropy_with_logits(logits.flatten(), target.flatten().float())
         return cross_entropy(logits, target)
 
     def loss_alone(self, logits: Tensor, target: Tensor) -> Tensor:
-        """That of the training, of logits for each class and labelled samples."""
+        """The training's loss, for labelled samples and one logit per class."""
         usual = None if self.one_logit else self.criterion
         return (usual or cross_entropy)(logits, self.of(target))
 
     def guess(self, logits: Tensor) -> Shaped[Tensor, "n *c"]:
-        """The class that logits name."""
+        """The predicted class."""
         return (logits[:, 0] > 0).long() if self.one_logit else logits.argmax(1)
 
     def right(
         self, guess: Shaped[Tensor, "*g"], target: Shaped[Tensor, "n *c"]
     ) -> Shaped[Tensor, "n *c"]:
-        """Whether guesses, or one for all samples, are right."""
+        """Whether guesses are right; one guess may stand for all samples."""
         return guess.to(target.device) == target
 
     def values(
         self, right: Shaped[Tensor, "n *c"], target: Shaped[Tensor, "n *c"]
     ) -> Shaped[Tensor, " n"]:
-        """Of all samples of a split, values whose mean is the accuracy."""
+        """Values for all samples of a split whose mean is the accuracy."""
         return right
 
     def differ(
         self, one: Shaped[Tensor, "n *c"], other: Shaped[Tensor, "n *c"]
     ) -> Bool[Tensor, " n"]:
-        """Of which samples two guesses or targets are not the same."""
+        """In which samples two guesses or targets differ."""
         return one != other
 
     def changed(
         self, one: Shaped[Tensor, "n *c"], other: Shaped[Tensor, "n *c"]
     ) -> Shaped[Tensor, " n"]:
-        """How much of each guess another one changes, from 0 to 1."""
+        """How far each guess differs in another, from 0 to 1."""
         return self.differ(one, other)
 
     def commonest(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, "*c"]:
@@ -119,7 +119,7 @@ class Classes:
         return found
 
     def among(self, split: Features) -> Features:
-        """The samples of a split that have a label, with their classes for targets."""
+        """The labelled samples of a split, with their classes as targets."""
         here = self.labelled(split.target)
         split = replace(split, target=self.of(split.target))
         return split if bool(here.all()) else split.where(here)
@@ -127,22 +127,22 @@ class Classes:
 
 @dataclass(frozen=True)
 class Labels(Classes):
-    """The same of several labels a sample, 1 or 0 each, of which accuracy is balanced.
+    """The same for several labels per sample, 1 or 0 each, with balanced accuracy.
 
     Attributes:
-        above: (c,) What logits are above where a label is said to be there, see `cut`.
+        above: (c,) The threshold above which a logit predicts its label; see `cut`.
     """
 
     above: Tensor | None = None
 
     def deciding(self, train: Callable[[], tuple[Tensor, Tensor]]) -> Classes:
-        """With each label cut where the training split tells."""
+        """The same, with each label's threshold from the training split."""
         logits, target = train()
         return replace(self, above=cut(logits, target.to(logits.device)))
 
     @property
     def note(self) -> str:
-        """What a share is of."""
+        """What a share refers to."""
         return (
             "Samples have several labels: accuracy is balanced, and the mean over labels, so that "
             "0.5 is chance. Each label is decided halfway between the logits of training samples "
@@ -162,40 +162,40 @@ class Labels(Classes):
         return binary_cross_entropy_with_logits(logits, target.to(logits))
 
     def loss_alone(self, logits: Tensor, target: Tensor) -> Tensor:
-        """That of the training."""
+        """The training's loss."""
         return (self.criterion or self.loss)(logits, target)
 
     def guess(self, logits: Tensor) -> Shaped[Tensor, "n *c"]:
-        """The labels that are said."""
+        """The predicted labels."""
         assert self.above is not None
         return logits > self.above
 
     def right(
         self, guess: Shaped[Tensor, "*g"], target: Shaped[Tensor, "n *c"]
     ) -> Shaped[Tensor, "n *c"]:
-        """Whether each label is."""
+        """Whether each label is right."""
         return guess.to(target.device) == (target > 0)
 
     def values(
         self, right: Shaped[Tensor, "n *c"], target: Shaped[Tensor, "n *c"]
     ) -> Shaped[Tensor, " n"]:
-        """Those of `balanced` accuracy."""
+        """The values of `balanced` accuracy."""
         return balanced(right, target)
 
     def differ(
         self, one: Shaped[Tensor, "n *c"], other: Shaped[Tensor, "n *c"]
     ) -> Bool[Tensor, " n"]:
-        """Of which samples any label is not the same."""
+        """In which samples any label differs."""
         return (one != other).any(1)
 
     def changed(
         self, one: Shaped[Tensor, "n *c"], other: Shaped[Tensor, "n *c"]
     ) -> Shaped[Tensor, " n"]:
-        """The share of labels that the two have not in common, of those that either has."""
+        """Of the labels that either has, the share that only one has."""
         one, other = one > 0, other > 0
         both = (one & other).double().sum(1)
         return 1 - jaccard(both, one.double().sum(1) + other.double().sum(1))
 
     def commonest(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, "*c"]:
-        """None of them; all guesses that are the same for all samples are equally good."""
+        """No label; any guess that is the same for all samples is equally good."""
         return torch.zeros(target.shape[1], dtype=torch.bool, device=target.device)

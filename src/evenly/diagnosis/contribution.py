@@ -1,4 +1,4 @@
-"""What each modality adds: the Shapley value of a figure that any set of modalities has.
+"""What each modality adds: the Shapley value of a figure known for any set of modalities.
 
 Shapley, "A value for n-person games", 1953. As a measure of multimodal models: Hu, Li, Zhou,
 "SHAPE: A Unified Approach to Evaluate the Contribution and Cooperation of Individual Modalities",
@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 V = TypeVar("V")
 
 EXACT = 6
-"""Modalities at most for which all 2^M sets are looked at; above, orders of arrival are drawn."""
+"""Most modalities for which all 2^M sets are evaluated; beyond, orders of arrival are drawn."""
 ORDERS = 32
 
 
 def subsets(names: Sequence[str]) -> list[frozenset[str]]:
-    """All 2^M sets of modalities: number s holds those whose bit is set in s."""
+    """All 2^M sets of modalities: set number s holds those whose bit is set in s."""
     return [
         frozenset(name for m, name in enumerate(names) if s >> m & 1)
         for s in range(2 ** len(names))
@@ -29,10 +29,10 @@ def shapley(value: Mapping[frozenset[str], V], names: Sequence[str]) -> dict[str
     """The Shapley value of each modality.
 
     φ_m = Σ over S without m of |S|! (M - |S| - 1)! / M! · (v(S ∪ m) - v(S)); for two modalities
-    φ_1 = ½ (v(1) - v(∅) + v(1,2) - v(2)). They add up to v of all less v of none.
+    φ_1 = ½ (v(1) - v(∅) + v(1,2) - v(2)). They add up to v of all modalities minus v of none.
 
     Args:
-        value: v of every set of modalities, the empty one included: numbers, or tensors.
+        value: v of every set of modalities, including the empty one: numbers or tensors.
         names: The modalities.
     """
     found = {}
@@ -52,16 +52,16 @@ def contributions(
     *,
     seed: int = 0,
 ) -> dict[str, V]:
-    """The Shapley value of each modality; of more than six, an estimate.
+    """The Shapley value of each modality; for more than six, an estimate.
 
-    The estimate is the mean gain over orders of arrival drawn at random, each also taken
-    backwards. It adds up exactly; its error falls with the root of the number of orders.
+    The estimate is the mean gain over random orders of arrival, each also taken in reverse. The
+    values add up exactly; their error falls with the square root of the number of orders.
 
     Args:
-        values: Gives v of sets of modalities, numbers or tensors; it is asked once, for all that
-            are needed.
+        values: Returns v of sets of modalities, numbers or tensors; called once, for all sets
+            needed.
         names: The modalities.
-        seed: Of the orders.
+        seed: Seed of the orders.
     """
     if len(names) <= EXACT:
         return shapley(values(subsets(names)), names)
@@ -82,8 +82,8 @@ def contributions(
 def imbalance(contribution: Mapping[str, float]) -> float | None:
     """How unevenly modalities contribute: (M · largest share - 1) / (M - 1).
 
-    0 where all contribute the same, 1 where one contributes everything, above 1 where others
-    take away. None for a single modality, and where they add up to nothing or less.
+    0 if all contribute the same, 1 if one contributes everything, above 1 if others do harm. None
+    for a single modality, and if the sum is not positive.
     """
     total, count = sum(contribution.values()), len(contribution)
     if count < 2 or total <= 0:

@@ -1,4 +1,4 @@
-"""A figure with its 95 % interval, from what each sample gave."""
+"""A figure with its 95 % interval, from a value for each sample."""
 
 import math
 from collections.abc import Sequence
@@ -8,26 +8,26 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 Z = 1.959964
-"""How many standard errors lie between a figure and the end of its interval."""
+"""Standard errors between a figure and the end of its interval."""
 
 SHARE = ((0.0, 2.0), (1.0, 2.0))
-"""Of values from 0 to 1, what is added to the samples: of each end two (Agresti and Coull,
-"Approximate is better than exact for interval estimation of binomial proportions", 1998)."""
+"""Samples added to values from 0 to 1: two at each end (Agresti and Coull, "Approximate is better
+than exact for interval estimation of binomial proportions", 1998)."""
 
 DIFFERENCE = ((-1.0, 0.5), (0.0, 1.0), (1.0, 0.5))
-"""Of values from -1 to 1: two in all (Agresti and Min, "Simple improved confidence intervals for
-comparing matched proportions", 2005)."""
+"""Samples added to values from -1 to 1: two in all (Agresti and Min, "Simple improved confidence
+intervals for comparing matched proportions", 2005)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and how sure it is.
+    """A figure and its uncertainty.
 
     Attributes:
-        value: The mean over samples, and over seeds where there are several.
+        value: The mean over samples, and over seeds if there are several.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        count: Of the samples.
+        count: Number of samples.
     """
 
     value: float
@@ -42,13 +42,13 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """The standard error, of which the interval has two on either side."""
+        """The standard error; the interval extends two of them on either side."""
         return (self.high - self.low) / (2 * Z)
 
     def samples_for(self, away: float, errors: float) -> int:
-        """How many samples would make so many standard errors as small as a distance.
+        """How many samples would shrink this many standard errors to a distance.
 
-        The distance counts as 0.01 at least, and they are more than there are now.
+        The distance counts as at least 0.01, and the result exceeds the current number.
         """
         needed = self.count * (errors * self.error / max(away, 0.01)) ** 2
         return max(math.ceil(needed), self.count + 1)
@@ -58,10 +58,10 @@ class Estimate:
 
 
 def share(values: Shaped[Tensor, "*s n"]) -> Estimate:
-    """The mean of values from 0 to 1, such as whether a sample is predicted rightly.
+    """The mean of values from 0 to 1, such as whether a sample is predicted correctly.
 
     Args:
-        values: Of each sample; of several seeds, a row for each.
+        values: Values of each sample; one row per seed if there are several.
     """
     return _mean(values, SHARE, 0.0)
 
@@ -70,16 +70,16 @@ def difference(values: Shaped[Tensor, "*s n"]) -> Estimate:
     """The mean of values from -1 to 1, such as how two predictions of a sample differ.
 
     Args:
-        values: Of each sample; of several seeds, a row for each.
+        values: Values of each sample; one row per seed if there are several.
     """
     return _mean(values, DIFFERENCE, -1.0)
 
 
 def mean(values: Shaped[Tensor, "*s n"]) -> Estimate:
-    """The mean of values without bounds.
+    """The mean of unbounded values.
 
     Args:
-        values: Of each sample; of several seeds, a row for each.
+        values: Values of each sample; one row per seed if there are several.
     """
     return _mean(values, (), -math.inf, math.inf)
 
@@ -87,9 +87,9 @@ def mean(values: Shaped[Tensor, "*s n"]) -> Estimate:
 def _mean(
     values: Tensor, added: Sequence[tuple[float, float]], least: float, most: float = 1.0
 ) -> Estimate:
-    """The mean and its interval; samples and seeds are both drawn, and their variances add up.
+    """The mean and its interval; samples and seeds are both random, and their variances add up.
 
-    A few made-up samples at the ends of the range keep the interval open where all agree.
+    A few artificial samples at the ends of the range keep the interval open if all agree.
     """
     by_seed = values.double().reshape(-1, values.shape[-1])
     of_sample = by_seed.mean(0)

@@ -1,4 +1,4 @@
-"""What a checkup found, from what it measured of each sample; and in words."""
+"""What a checkup found, from its measurements of each sample, and in words."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,23 +19,23 @@ from evenly.errors import UserError
 
 @dataclass(frozen=True)
 class Measured:
-    """What a checkup measures of one training, sample by sample of the validation split.
+    """What a checkup measures of one training, for each sample of the validation split.
 
-    Of several labels a sample, what is right is a value whose mean is the balanced accuracy.
+    With several labels per sample, "right" is a value whose mean is the balanced accuracy.
 
     Attributes:
         rows: By modality, the samples that have it.
         chance: Whether the commonest class of the training split is right.
-        right: Whether the joint model is.
-        raw: By modality, whether a linear probe on a summary of its input is.
-        there: By modality, whether one on the encoder trained alone is.
-        learnt: By modality, whether one on the joint model's encoder is.
-        luck: By modality, how often the last two would be with their guesses dealt out at random.
-        use: What the joint model's predictions make of each modality.
+        right: Whether the joint model is right.
+        raw: By modality, whether a linear probe on a summary of its input is right.
+        there: By modality, whether a probe on the encoder trained alone is right.
+        learnt: By modality, whether a probe on the joint model's encoder is right.
+        luck: By modality, how often the last two would be right with shuffled guesses.
+        use: How the joint model's predictions use each modality.
         diagnosis: Purities of the joint model's encoders.
         has_labels: Whether a sample has several labels.
-        interactions: By pair of modalities, what the joint model's encoders say in common, by
-            themselves and together; empty where that was not asked for.
+        interactions: By pair of modalities, what the joint model's encoders tell in common, alone
+            and together; empty unless requested.
     """
 
     rows: Mapping[str, Int[Tensor, " k"]]
@@ -53,13 +53,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Shared:
-    """What two modalities say of the class, in bits: the means of an `Interaction`.
+    """What two modalities tell about the class, in bits: the means of an `Interaction`.
 
     Attributes:
         modalities: The two.
-        redundant: What both say.
-        unique: By modality, what it says beyond that.
-        synergy: What only both together say.
+        redundant: What both tell.
+        unique: By modality, what it tells beyond that.
+        synergy: What only both together tell.
     """
 
     modalities: tuple[str, str]
@@ -70,28 +70,29 @@ class Shared:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one modality; accuracies are of the validation split.
+    """What is known about one modality; accuracies are on the validation split.
 
     Attributes:
-        chance: Accuracy of naming the commonest class of the training split.
-        raw: Of a linear probe on a summary of the encoder's input; None where there is none.
-        untapped: `raw` less what a probe on the encoder trained alone reads, sample by sample.
-        there: Of one on the encoder trained alone from the weights that training started from.
-        learnt: Of one on the joint model's encoder.
-        gain: `there` less what its guesses would reach if dealt out to the samples at random.
-        held: The same of `learnt`.
-        missed: `there` less `learnt`, sample by sample.
+        chance: Accuracy of always guessing the commonest class of the training split.
+        raw: Accuracy of a linear probe on a summary of the encoder's input; None if there is none.
+        untapped: `raw` minus the accuracy of a probe on the encoder trained alone, by sample.
+        there: Accuracy of a probe on the encoder trained alone from the starting weights.
+        learnt: Accuracy of a probe on the joint model's encoder.
+        gain: `there` minus what its guesses would reach if shuffled over the samples.
+        held: The same for `learnt`.
+        missed: `there` minus `learnt`, sample by sample.
         contribution: Its Shapley value in the accuracy of the joint model.
-        without: Accuracy of the joint model when this modality is another sample's.
-        lost: Accuracy that is lost by that.
-        flipped: Share of its predictions that change with this modality where the others are other
-            samples', too.
-        followed: Where it is of another class: share of predictions of that class; None where
+        without: Accuracy of the joint model with this modality taken from another sample.
+        lost: Accuracy lost by that.
+        flipped: Share of predictions that change with this modality while the others also come from
+            other samples.
+        followed: If it comes from another class, the share of predictions of that class; None if
             samples have several labels.
-        outvoted: The same, of the class of all other modalities.
-        gap: Of purities between training and validation split (`stable`), over-trained where large.
+        outvoted: The same for the class of all other modalities.
+        gap: Gap of purities between training and validation split (`stable`); large if
+            over-trained.
         strength: How far re-learning would pull the encoder back, tanh(3 · gap).
-        verdict: What is the matter with it.
+        verdict: What is wrong with it.
     """
 
     chance: Estimate
@@ -115,21 +116,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What is the matter with each modality of a model. Its text is a readable page.
+    """What is wrong with each modality of a model. Its text is a readable page.
 
     Attributes:
-        findings: By modality.
-        accuracy: Of the joint model, on the validation split.
-        best: The modality that is best by itself.
-        alone: Accuracy of a linear probe on its encoder, trained alone or the joint model's,
-            whichever reads more.
-        together: Accuracy of the joint model less that, sample by sample.
-        synergy: Share of the samples that the joint model gets right and no modality alone; None
-            where a sample has several labels.
-        shared: Of each pair of modalities, if that was asked for.
-        notes: What a reader must know of the numbers.
-        has_labels: Whether a sample has several labels, of which accuracy is balanced.
-        measured: What it rests on, for each training.
+        findings: Findings by modality.
+        accuracy: Accuracy of the joint model on the validation split.
+        best: The modality that is best alone.
+        alone: Accuracy of a linear probe on its encoder, trained alone or jointly, whichever is
+            higher.
+        together: Accuracy of the joint model minus that, sample by sample.
+        synergy: Share of samples that the joint model gets right but no modality alone; None if a
+            sample has several labels.
+        shared: What each pair of modalities shares, if requested.
+        notes: What a reader must know about the numbers.
+        has_labels: Whether a sample has several labels, with balanced accuracy.
+        measured: The underlying measurements, for each training.
     """
 
     findings: Mapping[str, Finding]
@@ -145,10 +146,10 @@ class Checkup:
 
     @staticmethod
     def pooled(several: Sequence["Checkup"]) -> "Checkup":
-        """One checkup of several trainings that differ in their seed, on the same splits.
+        """One checkup from several trainings that differ in their seed, on the same splits.
 
         Raises:
-            ValueError: If they are of other splits or modalities.
+            ValueError: If their splits or modalities differ.
         """
         measured = [one for checkup in several for one in checkup.measured]
         if not measured:
@@ -163,11 +164,11 @@ class Checkup:
 
     @property
     def verdict(self) -> dict[str, str]:
-        """By modality, in a word."""
+        """The verdicts by modality, in a word each."""
         return {name: found.verdict.name for name, found in self.findings.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for `json.dump`."""
+        """Everything as plain values, for `json.dump`."""
         found = asdict(replace(self, measured=()))
         del found["measured"]
         for name, one in self.findings.items():
@@ -179,7 +180,7 @@ class Checkup:
 
 
 def concluded(several: Sequence[Measured]) -> Checkup:
-    """The checkup of one training or, over all of them, of several that differ in their seed."""
+    """The checkup of one training, or of several that differ in their seed."""
     names = list(several[0].there)
     findings = {name: _finding(several, name) for name in names}
     alone = {name: _alone(several, name) for name in names}
@@ -202,7 +203,7 @@ def concluded(several: Sequence[Measured]) -> Checkup:
 
 
 def _alone(several: Sequence[Measured], name: str) -> Float[Tensor, "s k"]:
-    """Whether a modality by itself is read rightly, on the samples that have it."""
+    """Whether a modality alone is read correctly, on the samples that have it."""
     rows = several[0].rows[name]
     both = [
         _stacked(several, lambda one, of=of: of(one)[name][rows])  # type: ignore[misc]
@@ -263,7 +264,7 @@ def _stacked(several: Sequence[Measured], of: Callable[[Measured], Tensor]) -> F
 
 
 def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
-    """The mean gap; its variance is that of each, and of the trainings where there are several."""
+    """The mean gap; its variance combines that of each gap and that between trainings."""
     gaps = torch.tensor([one.gap[name] for one in several], dtype=torch.float64)
     errors = torch.tensor([one.standard_error[name] for one in several])
     variance = errors.double().square().mean()

@@ -1,4 +1,4 @@
-"""How well each encoder is learnt: purity of its clusters on training and validation split.
+"""How well each encoder is trained: the purity of its clusters on both splits.
 
 Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024.
 """
@@ -36,19 +36,19 @@ DRAWS = 5
 """Draws of the training split for the `matched` gap."""
 
 HALVINGS = 10, 120
-"""How often the training split is halved for the `stable` gap, at least and at most."""
+"""Minimum and maximum halvings of the training split for the `stable` gap."""
 
 STEADY = 0.0035
-"""Error of a `stable` gap from the starts of k-means that ends the halvings."""
+"""Error due to the starts of k-means at which the halvings of a `stable` gap end."""
 
 SURE = 3.0
 """Standard errors up to which the strength of a `stable` gap is 0."""
 
 SHUFFLES = 5
-"""Shuffles of the labels for the level of chance."""
+"""Shuffles of the labels for the chance level."""
 
 BINS = 10
-"""Equal-count bins that a regression target is cut into."""
+"""Equal-count bins of a regression target."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,13 @@ class Diagnosis:
     Attributes:
         train: By modality, purity on the training split, in [0, 1].
         val: By modality, purity on the validation split, in [0, 1].
-        gap: By modality, |train - val|, of `stable` train - val: large where an encoder is
-            over-trained, small where it is under-fitted or has little to learn.
-        standard_error: By modality, of the gap; `diagnose` says what it covers.
-        train_chance: By modality, the purity of shuffled labels in the clusters of the training
-            split.
-        val_chance: The same of the validation split.
-        estimator: Which gap it is.
-        notes: What a reader must know of the numbers.
+        gap: By modality, |train - val|, or train - val for `stable`: large if an encoder is
+            over-trained, small if it is under-fitted or has little to learn.
+        standard_error: Standard error of the gap by modality; `diagnose` says what it covers.
+        train_chance: By modality, the purity of shuffled labels in the training split's clusters.
+        val_chance: The same for the validation split.
+        estimator: The estimator of the gap.
+        notes: What a reader must know about the numbers.
     """
 
     train: Mapping[str, float]
@@ -79,10 +78,10 @@ class Diagnosis:
 
     @property
     def used(self) -> dict[str, float]:
-        """By modality, the gap that decides the strength: of `stable` what is beyond its error.
+        """By modality, the gap that decides the strength: for `stable`, the part beyond its error.
 
-        That is gap · max(0, 1 - (3 · standard error / gap)²), and 0 where the gap is below 0; of
-        the other estimators the gap as it is.
+        That is gap · max(0, 1 - (3 · standard error / gap)²), and 0 if the gap is below 0. Other
+        estimators use the gap as it is.
         """
         if self.estimator != "stable":
             return dict(self.gap)
@@ -119,9 +118,9 @@ class _Rows:
     Attributes:
         x: Its features.
         y: Class of each row, or the number of its set of labels.
-        group: What rows are drawn and weighed by: the class, or the rarest label.
-        index: Position of each in the split.
-        sharded: Whether they are this rank's share.
+        group: The group by which rows are drawn and weighted: the class, or the rarest label.
+        index: Position of each row in the split.
+        sharded: Whether they are only this rank's share.
     """
 
     x: Shaped[Tensor, "n d"]
@@ -137,15 +136,15 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Clustering:
-    """How every clustering of a diagnosis is made, and what is made of it.
+    """How every clustering of a diagnosis is computed and used.
 
     Attributes:
-        k: How many clusters.
-        seed: Of the starts.
-        restarts: How many.
-        sample: How many rows they see.
-        sets: What the classes of rows stand for, where these are sets of labels.
-        group: Of each of these, its rarest label.
+        k: Number of clusters.
+        seed: Seed of the starts.
+        restarts: Number of restarts.
+        sample: Number of rows that they see.
+        sets: The sets of labels that the classes of rows stand for, if they do.
+        group: The rarest label of each set.
     """
 
     k: int
@@ -156,23 +155,23 @@ class _Clustering:
     group: Int[Tensor, " m"] | None = None
 
     def rows(self, split: Features, name: str) -> _Rows:
-        """A modality of the samples that have it."""
+        """The rows of a modality, for the samples that have it."""
         x = split.features[name]
         y, index = split.target.to(x.device), _index(split).to(x.device)
         rows = _Rows(x, y, self.group_of(y), index, split.sharded)
         return rows.where(split.present[name].to(x.device)) if name in split.present else rows
 
     def group_of(self, y: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """What rows of some classes are drawn and weighed by."""
+        """The groups by which rows of these classes are drawn and weighted."""
         return y if self.group is None else self.group.to(y.device)[y]
 
     def table(self, rows: _Rows) -> Int[Tensor, "k c"]:
-        """Clusters and classes of a split that is scaled and clustered by itself."""
+        """Clusters and classes of a split scaled and clustered by itself."""
         clusters = self.clustered(rows, *extent(rows.x, sharded=rows.sharded))
         return _table(clusters.labels, rows, self.k)
 
     def clustered(self, rows: _Rows, low: Tensor, high: Tensor) -> Clusters:
-        """Clusters of the rows as they are when [low, high] is mapped to [-1, 1]."""
+        """Clusters of the rows after mapping [low, high] to [-1, 1]."""
         return kmeans(
             rows.x,
             self.k,
@@ -195,59 +194,59 @@ def diagnose(
     restarts: int = 10,
     sample: int | None = None,
 ) -> Diagnosis:
-    """Measures how well each encoder is learnt; changes nothing.
+    """Measures how well each encoder is trained; changes nothing.
 
-    Representations are clustered by k-means with as many clusters as classes, and the purity of
-    the clusters is compared between the splits (the paper's: purity
-    P = (1/N) Σ_cluster max_class |cluster ∩ class|, gap g = |P(train) - P(val)|).
+    k-means clusters the representations, with as many clusters as classes, and the purity of the
+    clusters is compared between the splits (the paper's purity P = (1/N) Σ_cluster max_class
+    |cluster ∩ class|, gap g = |P(train) - P(val)|).
 
-    Four estimators of the gap:
+    There are four estimators of the gap:
 
     - `paper`: each split scaled to [-1, 1] and clustered by itself, as published. k-means
       recovers classes worse from fewer points, so part of this gap is the splits' sizes.
-    - `matched`: the training split drawn down to the validation split's size and class counts,
-      five times; returns the mean and its standard error. Removes most of the size effect.
-    - `shared`: scaling and clusters fitted on the training split, validation rows assigned to
-      them. Near 0 where nothing is over-fitted; half the cost.
-    - `stable`: the training split halved 10 to 120 times, until starts of k-means move the gap by
-      no more than .0035. Each half is scaled and clustered, and each cluster named for its
-      commonest class; the purity is the share of rows in a cluster of their class, of the other
-      half and of the validation split, in the training split's class shares. Where nothing is
-      over-fitted both are new to the clusters, and the gap is 0 on average for any sizes and
-      shares. The strength counts only what is beyond three errors.
+    - `matched`: the training split subsampled to the validation split's size and class counts, five
+      times; gives the mean and its standard error. Removes most of the size effect.
+    - `shared`: scaling and clusters fitted on the training split, and validation rows assigned to
+      them. Near 0 if nothing is over-fitted; half the cost.
+    - `stable`: the training split halved 10 to 120 times, until the starts of k-means change the
+      gap by no more than .0035. Each half is scaled and clustered, and each cluster stands for its
+      commonest class. The purities are the shares of rows in a cluster of their class, for the
+      other half and for the validation split, weighted by the training split's class shares. If
+      nothing is over-fitted, both are new to the clusters, and the gap is 0 on average for any
+      sizes and shares. The strength counts only the part beyond three errors.
 
-    Of several labels a sample there are as many clusters as labels (two at least, and no more than
-    samples), and a purity that no paper defines (`purity`): a cluster stands for a set of labels,
-    and each sample counts by how much its own have in common with them. With one label for each
-    sample, as of one label that a sample has or not, all of it is what it is of classes. The draws
-    of `matched` and the shares of `stable` are then by the rarest label that a sample has.
+    With several labels per sample, there are as many clusters as labels (at least two, and no more
+    than samples), and the purity is evenly's own (`purity`): a cluster stands for a set of labels,
+    and each sample counts by how much its labels overlap with that set. If each sample has exactly
+    one label, or there is one label that a sample has or not, everything equals the case of
+    classes. The draws of `matched` and the shares of `stable` then go by the rarest label of a
+    sample.
 
-    Each comes with the purity of shuffled labels in the same clusters, and a standard error. It
-    covers the draw of the samples, for clusters as they are; with `matched` what the draws
-    change in the clusters, too; with `stable` that and the starts of k-means. With `paper`
-    another draw may give other clusters: of half-separated classes the true error is up to three
-    times as large.
+    Each gap comes with the purity of shuffled labels in the same clusters, and a standard error.
+    This covers the draw of samples for fixed clusters; with `matched` also how the draws change the
+    clusters; with `stable` that and the starts of k-means. With `paper`, another draw may give
+    other clusters: for half-separated classes the true error is up to three times as large.
 
     Args:
-        train: Representations and labels of the training split. A target of floats is cut into
-            ten bins of equal counts; where it has ten values or fewer, each is taken for a class.
-            A target (n, c) is of several labels, 1 or 0; those that one of the splits has in all
-            samples or in none are left out.
-        val: The same of the validation split. Never the test split.
+        train: Representations and labels of the training split. A target of floats is divided into
+            ten bins of equal counts; if it has ten values or fewer, each counts as a class. A
+            target (n, c) holds several labels, 1 or 0; labels that all samples of a split have, or
+            none, are left out.
+        val: The same for the validation split. Never the test split.
         gap: The estimator.
-        seed: Of the clusterings; the global random stream is not used.
-        restarts: Of each k-means, the best by inertia kept; with `stable`, which has
-            many clusterings, a fifth of it, at least one. The released code's result depends
-            on scikit-learn's version here: 10 restarts before 1.4, one since.
-        sample: For splits of more rows, how many of them the restarts see (20 a class at
-            least), as `kmeans` has it: time, and memory beside the features, then stay small,
-            and the purities of features whose classes overlap within 0.01. Features may be
-            of any real type and memory maps. Where some samples lack a modality, and with
-            `matched` and `stable`, those that are clustered are copied.
+        seed: Seed of the clusterings; the global random stream is not used.
+        restarts: Restarts of each k-means, of which the one with the least inertia counts; with
+            `stable`, which has many clusterings, a fifth of it, at least one. The released code's
+            result depends on scikit-learn's version here: 10 restarts before 1.4, one since.
+        sample: For splits with more rows, how many of them the restarts see (at least 20 per
+            class), as in `kmeans`. Time, and memory beside the features, then stay small, and
+            purities change by at most 0.01 if classes overlap. Features may have any real type and
+            be memory maps. If some samples lack a modality, and with `matched` and `stable`, the
+            clustered rows are copied.
 
     Raises:
-        ValueError: If features are not finite, a class is missing from a split, there is one
-            class only, or a split or sample has too few rows for the number of classes.
+        ValueError: If features are not finite, a class is missing from a split, there is only one
+            class, or a split or sample has too few rows for the number of classes.
     """
     check_gap(gap)
     _check_modalities(train, val)
@@ -286,7 +285,7 @@ class _Score:
 
 
 def _doubts(found: Diagnosis) -> tuple[str, ...]:
-    """Notes on gaps that count in full and may be none."""
+    """Notes on gaps that count in full but may not be real."""
     if found.estimator == "stable":
         return ()
     notes: dict[str, list[str]] = {"is no larger than its error": [], "is that of chance": []}
@@ -319,8 +318,8 @@ def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     wanted = torch.minimum(of_train, of_val)
     draws = [clustering.table(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)]
     score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
-    # One draw of the training split varies as the validation split does, which is as large: by the
-    # draw of the rows and what k-means makes of them. Of the same rows a part is in each draw.
+    # One draw of the training split varies like the validation split, which is as large: by the
+    # draw of rows and by k-means. The draws share part of their rows.
     purities = [of_table(x, clustering.sets) for x in draws]
     of_draws = torch.tensor(purities, dtype=torch.float64, device="cpu")
     spread = float(of_draws.var())
@@ -344,7 +343,7 @@ def _table(labels: Tensor, rows: _Rows, k: int) -> Int[Tensor, "k c"]:
 
 
 def _of_tables(clustering: _Clustering, train: list[Tensor], val: Tensor) -> _Score:
-    """Purities and what is known of them, from clusters and classes."""
+    """Purities, chance levels and errors, from clusters and classes."""
     sets = clustering.sets
     purities = [of_table(table, sets) for table in train]
     score, of_val = sum(purities) / len(train), of_table(val, sets)
@@ -363,16 +362,16 @@ def _chance(clustering: _Clustering, table: Tensor) -> float:
 
 
 def _variance(purity: float, table: Tensor, sets: LabelSets | None) -> float:
-    """Of a purity over draws of the rows, in clusters as they are.
+    """The variance of a purity over draws of the rows, for fixed clusters.
 
-    Two rows more, one right and one wrong, keep it from being 0 where all are right.
+    Two extra rows, one right and one wrong, keep it above 0 if all are right.
     """
     count = int(table.sum())
     share = (purity * count + 1) / (count + 2)
     if sets is None:
         return share * (1 - share) / count
     right = sets.fit(table)
-    half = float((table.cpu() * right * (1 - right)).sum()) / (count + 2)  # of what is half right
+    half = float((table.cpu() * right * (1 - right)).sum()) / (count + 2)  # for half-right rows
     return max(share * (1 - share) - half, 0.0) / count
 
 
@@ -396,15 +395,16 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     gaps = []
     for n in range(2 * HALVINGS[1]):
         own = replace(clustering, k=k, seed=mixed(clustering.seed, n), restarts=restarts)
-        if n % 2 == 0:  # each division has two clusterings, of parts that share no row
+        if n % 2 == 0:  # each halving has two clusterings, of parts that share no row
             part = _parts(train, parts, own.seed)
         old = part == n % 2
         some = train.where(old)
         low, high = extent(some.x, sharded=some.sharded)
         clusters = own.clustered(some, low, high)
         table = counted(clusters.labels, some.y, k, len(likely), sharded=some.sharded).cpu()
-        # Validation rows of a class count as often as training rows of it are new to a clustering:
-        # one that has seen few of a small class is asked for many, in both splits.
+        # Validation rows of a class count as often as its training rows are new to a clustering: if
+        # a clustering has seen few rows of a small class, it has to answer for many, in both
+        # splits.
         asked = (of_train.index_add(0, group, table.sum(0), alpha=-1)).to(val.y.device)
         right = fit(table, own.sets)
         lucky = fit(shuffled(table, own.seed, 1)[0], own.sets) @ likely
@@ -414,13 +414,13 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
             rates.append(split.add(labels, right, lucky, times))
         gaps.append(rates[0] - rates[1])
         if n + 1 >= 2 * HALVINGS[0] and n % 2:
-            # The mean of a halving's two clusterings varies by all that other starts change.
+            # The mean of a halving's two clusterings varies by everything that other starts change.
             of_halvings = torch.tensor(gaps, dtype=torch.float64, device="cpu").view(-1, 2).mean(1)
             starts = float(of_halvings.var()) / len(of_halvings)
             if starts <= STEADY**2:
                 break
     spreads = [split.spread() for split in answers]
-    # What a class of few samples is taken to vary by; above 0 where all answers are the same.
+    # The assumed variance of a class with few samples; above 0 even if all answers agree.
     prior = max(float((squares.sum() + 1) / (free.sum() + 1)) for squares, free in spreads)
     draws = sum(
         float(share.square() @ ((squares + 2 * prior) / ((free + 2) * (free + 1))))
@@ -436,10 +436,10 @@ def _stable(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
 
 
 class _Answers:
-    """How often each row of a split is in a cluster that stands for its class or labels."""
+    """How often each row of a split falls in a cluster that stands for its class or labels."""
 
     def __init__(self, rows: _Rows, share: Float[Tensor, " c"]) -> None:
-        """Holds none yet; `share` is what each class counts."""
+        """Starts empty; `share` is the weight of each class."""
         self.rows, self._share = rows, share
         self._wide = torch.float32 if rows.x.device.type == "mps" else torch.float64
         self._asked, self._right, self._guessed = torch.zeros(
@@ -447,13 +447,13 @@ class _Answers:
         )
 
     def add(self, labels: Tensor, fitting: Tensor, lucky: Tensor, times: Tensor) -> float:
-        """Takes up a clustering; returns the share of rows that it has right.
+        """Adds a clustering; returns the share of rows that it gets right.
 
         Args:
             labels: Cluster of each row.
             fitting: (k, m) How well what each cluster stands for fits each class.
-            lucky: (k,) How well it would fit a row at random, had the clustered rows shuffled
-                labels.
+            lucky: (k,) How well it would fit a random row if the clustered rows' labels were
+                shuffled.
             times: How often the answer for each row counts.
         """
         fitting, lucky = (x.to(labels.device, self._wide) for x in (fitting, lucky))
@@ -468,11 +468,11 @@ class _Answers:
         return self._mean(self._right, self._asked)
 
     def chance(self) -> float:
-        """The same of shuffled labels."""
+        """The same for shuffled labels."""
         return self._mean(self._guessed, self._asked)
 
     def spread(self) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """By group, squared differences of its rows' shares, summed, and degrees of freedom."""
+        """By group, the sum of squared differences of its rows' shares, and degrees of freedom."""
         rate = self._right / self._asked.clamp_min(1)
         count, total, squares = (self._sum(x) for x in (torch.ones_like(rate), rate, rate.square()))
         squares = (squares - total.square() / count.clamp_min(1)).clamp_min(0)
@@ -480,7 +480,7 @@ class _Answers:
         return squares * counts, (count - 1).clamp_min(0) * counts
 
     def _mean(self, x: Tensor, times: Tensor) -> float:
-        """Over groups, by what they count."""
+        """The mean over groups, by their weights."""
         return float(self._share @ (self._sum(x) / self._sum(times).clamp_min(1)))
 
     def _sum(self, x: Tensor) -> Float[Tensor, " c"]:
@@ -490,7 +490,7 @@ class _Answers:
 
 
 def _parts(rows: _Rows, parts: int, seed: int) -> Int[Tensor, " n"]:
-    """The part of each row, from 0: as many of each class in each, whatever ranks and row order."""
+    """The part of each row, from 0: equal classes in each part, for any ranks and row order."""
     everyone = distributed.gather(rows.index, sharded=rows.sharded)
     index, y = torch.cat(everyone), torch.cat(distributed.gather(rows.y, sharded=rows.sharded))
     order = index.argsort()
@@ -511,19 +511,19 @@ def extent(
     """Smallest and largest value of each dimension, over all ranks."""
     low = floats(x[:0]).new_full(
         x.shape[1:], math.inf
-    )  # which stays where there are more ranks than rows
+    )  # this stays if there are more ranks than rows
     high = -low
     step = chunk_rows(x.shape[1])
-    for start in range(0, len(x), step):  # so that rows in a file are read once
+    for start in range(0, len(x), step):  # in steps, so that rows in a file are read once
         part = floats(x[start : start + step])
         low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
     return distributed.min_(low, sharded=sharded), distributed.max_(high, sharded=sharded)
 
 
 def unit(low: Float[Tensor, " d"], high: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
-    """What to divide rows by to be as far apart as if [low, high] were mapped to [-1, 1].
+    """The divisor of rows that gives the same distances as mapping [low, high] to [-1, 1].
 
-    That is half the extent of each dimension; the extent of a constant one is taken for 1.
+    That is half the extent of each dimension; that of a constant dimension counts as 1.
     """
     span = high.to(torch.promote_types(high.dtype, torch.float32)) - low
     return torch.where(span > 0, span, 1.0) / 2
@@ -536,10 +536,10 @@ class Numbered:
     Attributes:
         train: The training split; a target is the number of its class or set of labels.
         val: The validation split.
-        k: How many clusters.
-        notes: What was made of the targets.
-        sets: The sets of labels, where a sample has several.
-        group: Of each set, its rarest label.
+        k: Number of clusters.
+        notes: How the targets were treated.
+        sets: The sets of labels, if a sample has several.
+        group: The rarest label of each set.
     """
 
     train: Features
@@ -551,7 +551,7 @@ class Numbered:
 
 
 def in_classes(train: Features, val: Features) -> Numbered:
-    """Both splits with numbers for targets, as `diagnose` takes them.
+    """Both splits with numbers as targets, as `diagnose` uses them.
 
     Raises:
         ValueError: If they cannot be clustered.
@@ -575,7 +575,7 @@ def in_classes(train: Features, val: Features) -> Numbered:
 
 
 def _of_labels(train: Features, val: Features) -> Numbered:
-    """Both splits with the numbers of their sets of labels."""
+    """Both splits with the numbers of their sets of labels as targets."""
     told = torch.ones(train.target.shape[1], dtype=torch.bool, device=train.target.device)
     sizes = []
     for split, where in ((train, "training"), (val, "validation")):
@@ -624,7 +624,7 @@ def check_finite(
 
 
 def _check_values(train: Features, val: Features) -> None:
-    """Raises on every rank if a regression target is NaN or infinite, or one value throughout."""
+    """Raises on every rank if a regression target is NaN or infinite, or constant."""
     for split, where in ((train, "training"), (val, "validation")):
         bad = (~split.target.isfinite()).any().long()
         if int(distributed.max_(bad, sharded=split.sharded)):
@@ -645,7 +645,7 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> int
     Args:
         train: The training split.
         val: The validation split.
-        whole: Whether every class must be in both splits (not so for bins of a regression).
+        whole: Whether every class must be in both splits (not for bins of a regression).
 
     Raises:
         ValueError: If not.
@@ -728,14 +728,15 @@ def _largest(x: Tensor, *, sharded: bool) -> int:
 
 
 def _values(split: Features) -> Float[Tensor, " n"]:
-    """A regression target, precise enough to be told apart."""
+    """A regression target, precise enough to tell values apart."""
     return split.target.to(torch.promote_types(split.target.dtype, torch.float32)).contiguous()
 
 
 def _edges(train: Features, val: Features) -> tuple[Float[Tensor, " edges"], bool]:
     """Edges between bins of the training targets, and whether these are classes.
 
-    Of few values each is a class: class numbers kept as floats, or the 0 and 1 of one logit.
+    If there are few values, each is a class: class numbers stored as floats, or the 0 and 1 of one
+    logit.
     """
     values, others = (
         torch.cat(distributed.gather(_values(split), sharded=split.sharded))
@@ -750,7 +751,7 @@ def _edges(train: Features, val: Features) -> tuple[Float[Tensor, " edges"], boo
 
 
 def _draw(rows: _Rows, wanted: Int[Tensor, " c"], seed: int) -> _Rows:
-    """As many rows of each group as wanted, the same ones whatever the ranks and row order."""
+    """As many rows of each group as wanted, the same for any ranks and row order."""
     everyone = torch.cat(distributed.gather(rows.index, sharded=rows.sharded)).sort().values
     stream = torch.Generator().manual_seed(seed)
     drawn = torch.rand(len(everyone), generator=stream, dtype=torch.float64, device="cpu")

@@ -1,10 +1,10 @@
-"""What two modalities say of the class in common, each by itself, and only together.
+"""What two modalities tell about the class: in common, each alone, and only together.
 
 After Yang, Wang, Hu, "Efficient Quantification of Multimodal Interaction at Sample Level" (LSMI),
 ICML 2025, https://arxiv.org/abs/2506.17248, with linear probes for its discriminators. The paper
-finds the redundancy by entropies of the features; here it is the information of the weaker modality
-(Barrett, "Exploration of synergistic and redundant information sharing in static and dynamical
-Gaussian systems", 2015), so that two different bits count as shared.
+derives the redundancy from entropies of the features. Here it is the information of the weaker
+modality (Barrett, "Exploration of synergistic and redundant information sharing in static and
+dynamical Gaussian systems", 2015), so two different bits count as shared.
 """
 
 import math
@@ -20,17 +20,17 @@ from evenly.diagnosis.linear_probe import Read, read
 from evenly.features import Features
 
 TRUST = 21
-"""Degrees, from 0 to 1, to which the classes' shares are moved towards what a probe says."""
+"""Degrees, from 0 to 1, of moving the classes' shares towards a probe's prediction."""
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """Of two modalities, in bits, for each sample that has both.
+    """The parts for two modalities, in bits, for each sample that has both.
 
     Attributes:
-        redundant: What both say.
-        unique: By modality, what it says beyond that.
-        synergy: What only both together say; below 0 where a probe on both is worse.
+        redundant: What both tell.
+        unique: By modality, what it tells beyond that.
+        synergy: What only both together tell; below 0 if a probe on both is worse.
     """
 
     redundant: Float[Tensor, " k"]
@@ -39,22 +39,22 @@ class Interaction:
 
 
 def interactions(train: Features, val: Features) -> dict[tuple[str, str], Interaction]:
-    """By pair of modalities, the pointwise decomposition of what they say of the class.
+    """The pointwise decomposition of what each pair of modalities tells about the class.
 
-    With i_m = log p(y | x_m) - log p(y), of a linear probe fitted on the training split:
-    r is the i of the modality that says less on average, u_m = i_m - r, s = i_12 - r - u_1 - u_2.
-    A probe is trusted as far as it is right on the other half of the samples: one that is sure of
-    what it has learnt by heart would say less than nothing.
+    With i_m = log p(y | x_m) - log p(y), from a linear probe fitted on the training split: r is the
+    i of the modality that tells less on average, u_m = i_m - r, s = i_12 - r - u_1 - u_2. A probe
+    is trusted as far as it is right on the other half of the samples, since an over-confident probe
+    would tell less than nothing.
 
     Args:
         train: Features of the training split, with classes as targets.
-        val: Of the validation split, for whose samples it is.
+        val: Features of the validation split, whose samples are decomposed.
     """
     shares = train.target.bincount(minlength=int(val.target.max()) + 1).double()
     prior = (shares / shares.sum()).to(val.target.device).log()
 
     def informed(found: Read, rows: Tensor) -> Tensor:
-        """How many bits a probe says of the class of each sample."""
+        """How many bits a probe tells about the class of each sample."""
         log = found.log[torch.searchsorted(found.rows, rows)].double()
         return _bits(log, prior, val.target[rows])
 
@@ -74,11 +74,11 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
 def _bits(
     log: Float[Tensor, "k c"], prior: Float[Tensor, " c"], target: Int[Tensor, " k"]
 ) -> Float[Tensor, " k"]:
-    """log2 of p(y | x) / p(y), with p(y | x) ∝ p(y)^(1 - t) q(y | x)^t of a probe's q.
+    """log2 of p(y | x) / p(y), with p(y | x) ∝ p(y)^(1 - t) q(y | x)^t for a probe's q.
 
-    t is what makes the samples of the other half likeliest.
+    t maximises the likelihood of the other half of the samples.
     """
-    floor = log.clamp_min(-50)  # of a class that the probe has not seen
+    floor = log.clamp_min(-50)  # for a class that the probe has not seen
     trust = torch.linspace(0, 1, TRUST, dtype=torch.float64, device=log.device)[:, None, None]
     likely = ((1 - trust) * prior.clamp_min(-50) + trust * floor).log_softmax(2)
     own = likely[:, torch.arange(len(target)), target] - prior[target]
@@ -91,7 +91,7 @@ def _bits(
 
 
 def _joined(split: Features, one: str, other: str) -> Features:
-    """Both as one modality, which those samples have that have both."""
+    """Both as one modality, for the samples that have both."""
     x = torch.cat([split.features[name].float() for name in (one, other)], 1)
     here = torch.ones_like(split.target, dtype=torch.bool)
     for name in (one, other):

@@ -1,7 +1,8 @@
 """k-means in torch: greedy k-means++ seeds and Lloyd's iterations, all restarts at once.
 
-The restarts see a draft of the rows and end early where they will hardly become the best. The best
-is mended: centres jump from groups that have two into clusters that hold two, where it pays.
+The restarts see a draft of the rows and end early if they are unlikely to become the best. The best
+is then mended: where it pays, centres jump from groups that have two centres into clusters that
+hold two groups.
 
 Sources: Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++",
 SODA 2007, in the greedy form, which draws a few candidates a step and keeps the best; Efraimidis
@@ -23,26 +24,27 @@ from torch import Tensor
 from evenly.diagnosis.rows import CACHED, Rows, check_finite, check_rows, chunk_rows, compared
 from evenly.errors import UserError
 
-_TOLERANCE = 1e-4  # of the mean feature variance: a summed squared shift below it is an end
-# Of the inertia: what an iteration must gain while the best start is looked for, and before it has
-# come to rest. Against 1e-5 throughout, rough ones end at most 0.06 % higher (6 seeds of ten sets).
+_TOLERANCE = 1e-4  # of the mean feature variance: a smaller summed squared shift is the end
+# Shares of the inertia that an iteration must gain: during the search for the best start, and until
+# that has converged. Compared with 1e-5 throughout, rough ones end at most 0.06 % higher (6 seeds
+# of ten sets).
 _ROUGH, _GAIN = 1e-3, 1e-5
 _ITERATIONS = 300
-_TIGHT = 0.05  # of the spread: fast products may not tell rows of clusters of less inertia apart
-_PATIENCE = 3  # times its last gain: by how much a restart may lie behind the best and go on
-_DRAFT = 2**19  # values of the rows that the restarts see, or distances of them if those are more
-_EACH = 128  # rows of these for each cluster at least
-_ENOUGH = 3  # restarts with the same end, for which no better one is looked for
-_TRIALS = 8  # of jumps; one that does not pay is the last
-# Of what a jump costs: what it must gain to be tried, as the other centres come to its help. Of 54
-# single jumps that paid (5 seeds of eight sets) the least gained 0.25; where each class has its
+_TIGHT = 0.05  # of the spread: with less inertia, fast products may not tell rows apart
+_PATIENCE = 3  # times its last gain: how far behind the best a restart may be and still go on
+_DRAFT = 2**19  # values of the rows that the restarts see, or of their distances if those are more
+_EACH = 128  # minimum rows of these for each cluster
+_ENOUGH = 3  # restarts with the same end, after which the search for a better one stops
+_TRIALS = 8  # rounds of jumps; the first that does not pay is the last
+# Share of a jump's cost that it must gain to be tried, since the other centres help it. Of 54
+# single jumps that paid (5 seeds of eight sets), the least gained 0.25. If each class has its
 # centre, the best gained 0.06 to 0.21.
 _HOPE = 0.25
 _TRIED = 8  # sets of jumps side by side
-_FEW = 2**18  # values of rows that are not worth a choice among them
-_CUTS = 3  # of each cluster in two; rows change their half less and less
-_STATE = 2**27  # bytes that all restarts at once may always take
-_LEAST = 20  # rows of a sample for each cluster
+_FEW = 2**18  # values of rows too few to be worth choosing from
+_CUTS = 3  # of each cluster in two; fewer and fewer rows change their half
+_STATE = 2**27  # bytes that simultaneous restarts may always take
+_LEAST = 20  # minimum rows of a sample for each cluster
 
 
 @dataclass(frozen=True)
@@ -75,39 +77,40 @@ def kmeans(
 ) -> Clusters:
     """Groups rows into `k` clusters of least squared distance to their means.
 
-    Works on the device of `x` and in float32 whatever its type, which is any real one, on rows less
-    their mean, so that a large offset costs no precision. Where the hardware has faster products
-    they lead up to the clusters, and float32 products give the labels. A seed gives the same
-    clusters for any order of the rows and any cut over ranks, up to rounding. No global random
-    stream is read.
+    It works on the device of `x`, in float32 for any real type, on rows minus their mean, so a
+    large offset costs no precision. If the hardware has faster products, they are used to find the
+    clusters, and float32 products give the labels. A seed gives the same clusters for any order of
+    the rows and any division over ranks, up to rounding. It reads no global random stream.
 
-    With fewer distinct rows than `k` some clusters stay empty; any other that runs empty goes
-    to the row farthest from its centre.
+    With fewer distinct rows than `k`, some clusters stay empty; any other cluster that becomes
+    empty moves to the row farthest from its centre.
 
-    Where there are more rows than `sample`, the restarts see that many of them, drawn at random,
-    and the best one's centres then move in passes over all rows, until one lowers the inertia by
-    1e-5 of it or less: five to twenty passes for tens of clusters, many more for a thousand. The
-    rows may lie in a file larger than the memory, as `torch.from_file` and NumPy's memory maps
-    read them. Beside them it takes up to 10 bytes of memory for each value of the sample, 40 for
-    each row (labels included) and 0.15 GB.
+    If there are more rows than `sample`, the restarts see that many, drawn at random. The centres
+    of the best then move in passes over all rows, until a pass lowers the inertia by at most 1e-5
+    of it: five to twenty passes for tens of clusters, many more for a thousand. The rows may be in
+    a file larger than memory, read by `torch.from_file` or NumPy's memory maps. Beside them, it
+    takes up to 10 bytes of memory for each value of the sample, 40 for each row (including labels)
+    and 0.15 GB.
 
     Args:
         x: The rows.
         k: Number of clusters, from 1.
         seed: Decides the first centres.
-        restarts: Number of starts, from 1; the one of least inertia counts. Where there are many
-            more rows than tell them apart, they see a part of them, drawn at random.
-        index: Position of each row in a canonical order, each once over all ranks; by default
-            the rows as they are, rank after rank.
-        sharded: Whether the rows are this rank's share. Then every rank must call; what they
-            exchange is sums and a few candidates for centres.
-        unit: Of each dimension, above 0: rows are compared divided by it. 1 by default.
-        sample: About how many rows, over all ranks, the restarts see: 20 a cluster at least,
-            some hundreds a cluster to find clusters as pure as from all. By default all.
+        restarts: Number of starts, from 1; the one with the least inertia counts. If there are many
+            more rows than needed to tell starts apart, they see a random part of them.
+        index: Position of each row in a canonical order, each once over all ranks; by default the
+            order of the rows, rank after rank.
+        sharded: Whether the rows are only this rank's share. Then every rank must call this; they
+            exchange only sums and a few candidate centres.
+        unit: Unit of each dimension, above 0: rows are divided by it before comparison. 1 by
+            default.
+        sample: Approximate number of rows, over all ranks, that the restarts see: at least 20 per
+            cluster, a few hundred per cluster for clusters as pure as from all rows. All by
+            default.
 
     Raises:
-        TypeError: If `x` is no tensor or complex.
-        ValueError: If `x` is no matrix or not finite, if `k`, `restarts`, `unit` or `sample` is
+        TypeError: If `x` is not a tensor, or complex.
+        ValueError: If `x` is not a matrix or not finite, if `k`, `restarts`, `unit` or `sample` is
             too small, or if there are fewer rows than clusters, over all ranks.
     """
     check_rows(x, "kmeans")
@@ -151,7 +154,7 @@ def kmeans(
 
 
 def check_sample(sample: int | None, k: int) -> None:
-    """Raises if so few rows cannot stand for all when they go into `k` clusters."""
+    """Raises if so few rows cannot represent all in `k` clusters."""
     if sample is not None and sample < _LEAST * k:
         raise UserError(
             f"'sample' must be at least {_LEAST} rows per cluster, which is {_LEAST * k} for "
@@ -166,12 +169,12 @@ def assign(
     """The nearest centre of each row, the first of several equally near; in float32.
 
     Args:
-        x: The rows, for instance of another split than that of the clustering.
-        centers: As found by `kmeans`.
-        unit: The one that they were found with.
+        x: The rows, for instance from another split than the clustered one.
+        centers: The centres, from `kmeans`.
+        unit: The unit used to find them.
 
     Raises:
-        TypeError: If `x` is no tensor or complex.
+        TypeError: If `x` is not a tensor, or complex.
         ValueError: If a row is not finite.
     """
     check_rows(x, "assign")
@@ -191,9 +194,9 @@ def _assign(x: Tensor, centers: Tensor, unit: Tensor | None) -> Tensor:
 
 
 def _start(rows: Rows, k: int, seed: int, restarts: int) -> tuple[Tensor, bool]:
-    """Centres (1 k d) near the end, and whether fast products tell rows apart.
+    """Centres (1 k d) close to the result, and whether fast products tell rows apart.
 
-    The restarts see a draft of the rows; the best of them goes on to all.
+    The restarts see a draft of the rows; the best of them continues on all.
     """
     draft = rows
     size = _draft_size(rows.x.shape[1], k, restarts)
@@ -216,12 +219,12 @@ def _start(rows: Rows, k: int, seed: int, restarts: int) -> tuple[Tensor, bool]:
 def _draft(
     rows: Rows, k: int, seed: int, restarts: int, *, fast: bool
 ) -> tuple[Tensor, float, bool]:
-    """Centres (1 k d) and inertia of the restart that ends best, mended unless most agree."""
+    """Centres (1 k d) and inertia of the best restart, mended unless most agree."""
     with _products(fast=fast):
         groups = torch.arange(restarts, device=rows.x.device).split(_at_once(rows, k))
         ends = [_lloyd(rows, _seeds(rows, k, seed, group), gain=_ROUGH) for group in groups]
         explained = torch.cat([explained for _, explained in ends])
-        # Restarts with the same end differ by rounding, and the first of them counts.
+        # Restarts with the same end differ by rounding; the first of them counts.
         best = int((explained >= explained.max() - 1e-7 * rows.spread).nonzero()[0])
         centers = torch.cat([centers for centers, _ in ends])[best : best + 1]
         most = explained[best]
@@ -232,12 +235,12 @@ def _draft(
 
 
 def _draft_size(width: int, k: int, restarts: int) -> int:
-    """Number of rows that the restarts see, where there are many more."""
+    """Number of rows that the restarts see, if there are many more."""
     return max(_DRAFT // max(width, restarts * k), _EACH * k)
 
 
 def _agreed(ends: Tensor, best: Tensor) -> bool:
-    """Whether several restarts ended (r k d) with the centres of the best (k d), give or take."""
+    """Whether several restarts ended (r k d) near the centres of the best (k d)."""
     gap = torch.cdist(best, best).fill_diagonal_(math.inf).amin(1)
     same = (torch.cdist(best, ends).amin(2) < gap / 2).all(1)  # one to one: gaps do not overlap
     return int(same.sum()) >= _ENOUGH
@@ -246,8 +249,8 @@ def _agreed(ends: Tensor, best: Tensor) -> bool:
 def _mended(rows: Rows, centers: Tensor, explained: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Lets centres jump out of groups that have two, into clusters that hold two groups.
 
-    Lloyd's iterations cannot: no centre crosses the void between. It is as in breathing k-means
-    (Fritzke, 2020), but what a jump gains is measured beforehand, by splitting each cluster.
+    Lloyd's iterations cannot: no centre crosses the void in between. This follows breathing k-means
+    (Fritzke, 2020), but measures a jump's gain beforehand, by splitting each cluster.
 
     Args:
         rows: The rows.
@@ -284,7 +287,7 @@ def _jumps(
     k, means = len(centers), parts.means
     gain = (sizes * (halves - means).square().sum(2)).sum(0)
     size = parts.sizes.clamp_min(1)
-    # Less than the rows' ways to the next centre, which moves as well if they join its cluster.
+    # Less than the rows' distances to the next centre, which also moves if they join its cluster.
     merged = torch.cdist(means, means).square_() * (size * size[:, None] / (size + size[:, None]))
     merged[size < size[:, None]] = math.inf  # the smaller joins
     nearest = merged.fill_diagonal_(math.inf).min(1)
@@ -295,7 +298,7 @@ def _jumps(
     at = at[net[at].isfinite()]
     pairs = [(pair % k, pair // k) for pair in at.tolist()]
     heirs = nearest.indices.tolist()
-    busy: set[int] = set()  # each cluster has one part, or what it gains or costs would change
+    busy: set[int] = set()  # each cluster takes part once, or its gain or cost would change
     jumps = []
     for (away, split), pays in zip(pairs, (net[at] > 0).tolist(), strict=True):
         if pays and busy.isdisjoint({split, away, heirs[away]}):
@@ -309,14 +312,14 @@ def _jumps(
 
 @dataclass(frozen=True)
 class _Parts:
-    """The rows by their nearest centre: what is known of each, and of each cluster.
+    """The rows by their nearest centre, with facts about each row and cluster.
 
     Attributes:
         labels: Each row's cluster.
         distance: Each row's squared distance from the centre.
-        means: Of the clusters' rows.
-        sizes: How many.
-        leaving: By how much inertia would rise if the rows of a cluster went to their next centre.
+        means: Means of the clusters' rows.
+        sizes: Numbers of the clusters' rows.
+        leaving: How much inertia would rise if the rows of a cluster went to their next centre.
     """
 
     labels: Int[Tensor, " n"]
@@ -327,7 +330,7 @@ class _Parts:
 
 
 def _parted(rows: Rows, centers: Tensor) -> _Parts:
-    """What is known of the rows by the centres (k d)."""
+    """The rows divided by their nearest centre (k d)."""
     k, n = len(centers), len(rows.x)
     device = rows.x.device
     labels = torch.empty(n, dtype=torch.int64, device=device)
@@ -370,7 +373,7 @@ def _toward(rows: Rows, parts: _Parts, seed: int, trial: int) -> Tensor:
 def _halves(rows: Rows, parts: _Parts, toward: Tensor) -> tuple[Tensor, Tensor]:
     """Means (2 k d) and sizes (2 k) of the halves of each cluster, by Lloyd's iterations within.
 
-    The first cut goes through the mean, across the way to the row that was drawn.
+    The first cut goes through the mean, perpendicular to the direction of the drawn row.
     """
     k, means = len(toward), parts.means
     normal, middle = toward - means, means
@@ -426,8 +429,8 @@ def _seeds(rows: Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
 def _race(ticket: Tensor, weight: Tensor) -> Tensor:
     """Arrival times of a race that row i wins with probability weight_i / sum of weights.
 
-    The first few to arrive are a weighted draw without replacement. A row of weight zero
-    arrives after all others, and never at NaN.
+    The first few arrivals are a weighted draw without replacement. A row of weight zero arrives
+    after all others, but never at NaN.
     """
     uniform = (_mix(ticket) & 0x7FFFFFFF).float().mul_(2.0**-31)
     return uniform.neg_().log1p_().neg_().div_(weight.clamp_min(1e-36))
@@ -446,19 +449,19 @@ def _mix(x: Tensor) -> Tensor:
 def _lloyd(
     rows: Rows, centers: Tensor, *, gain: float, best: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's iterations from `centers` (r k d) until each restart has come to rest.
+    """Lloyd's iterations from `centers` (r k d) until each restart has converged.
 
     Args:
         rows: The rows.
         centers: Where each restart begins.
-        gain: An iteration that lowers the inertia by this share of it or less is the last, even
-            if the centres still move. Rounding can lead in circles, which gain nothing.
-        best: Explained elsewhere: a restart that will hardly get there ends early, as does one
-            that will hardly get to the best of the others.
+        gain: An iteration that lowers the inertia by at most this share of it is the last, even if
+            the centres still move. Rounding can lead in circles, which gain nothing.
+        best: The best spread explained elsewhere: a restart unlikely to reach it ends early, and so
+            does one unlikely to reach the best of the others.
 
     Returns:
-        The centres (r k d) and the spread that they explain (r), which is the spread of the
-        rows less the inertia; both in the wide type.
+        The centres (r k d) and the spread that they explain (r): the spread of the rows minus the
+        inertia; both in the wide type.
     """
     r, k = centers.shape[:2]
     device = rows.x.device
@@ -504,8 +507,9 @@ def _move(part: Tensor, labels: Tensor, centers: Tensor, sums: Tensor, sizes: Te
     before, after = labels, nearest
     moved = (nearest != labels).any(0) if part.numel() > _FEW else labels.new_ones(0)
     some = moved.nonzero()[:, 0]
-    if len(some) < 0.8 * len(moved):  # else copying the rows would cost more than it saves
-        # Rows that stay fill up: oneDNN compiles anew for each shape, as long as a product takes.
+    if len(some) < 0.8 * len(moved):  # otherwise copying the rows would cost more than it saves
+        # Unmoved rows pad the shape: oneDNN compiles for each new one, which takes as long as a
+        # product.
         some = torch.cat([some, (~moved).nonzero()[: -len(some) % 256, 0]])
         part = part.index_select(0, some)
         before, after = labels.index_select(1, some), nearest.index_select(1, some)
@@ -522,9 +526,9 @@ def _refill(rows: Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
         own = means.float().index_select(0, labels[span])
         torch.linalg.vector_norm(part - own, dim=1, out=distance[span])
     distance.square_()
-    # Rows on their centre up to rounding are left there, or equal rows would never settle.
+    # Rows on their centre, up to rounding, stay there, or equal rows would never settle.
     distance[distance <= 1e-12 * rows.norms] = 0
-    # The bits of a float from 0 on are ordered as it is: farthest first, then by position.
+    # The bits of non-negative floats sort like the floats: farthest first, then by position.
     key = distance.view(torch.int32).long().neg_().add_(0x7FFFFFFF)
     key <<= 32
     key |= rows.places(slice(0, len(key)))
@@ -534,7 +538,7 @@ def _refill(rows: Rows, labels: Tensor, means: Tensor, empty: Tensor) -> None:
 
 
 def _scores(centers: Tensor, part: Tensor) -> Tensor:
-    """Squared distance of each row to each centre (r k c), less the row's own square."""
+    """Squared distance of each row to each centre (r k c), minus the row's own square."""
     flat = centers.flatten(0, 1)
     scores = (-2 * flat) @ part.T
     scores += flat.square().sum(1, keepdim=True)
@@ -542,9 +546,9 @@ def _scores(centers: Tensor, part: Tensor) -> Tensor:
 
 
 def _nearest(scores: Tensor) -> Tensor:
-    """The place of the smallest score of each row (r c), the first of equals; eats `scores`."""
+    """The index of each row's smallest score (r c), the first of equals; overwrites `scores`."""
     k = scores.shape[1]
-    # On CPU three times as fast as min(1), which keeps indices as it goes.
+    # On CPU, three times as fast as min(1), which tracks indices.
     rank = torch.arange(k, 0, -1, dtype=scores.dtype, device=scores.device)[:, None]
     return k - scores.eq_(scores.amin(1, keepdim=True)).mul_(rank).amax(1).to(torch.int32)
 
@@ -569,13 +573,13 @@ def _at_once(rows: Rows, k: int) -> int:
 
 @contextmanager
 def _products(*, fast: bool) -> Iterator[None]:
-    """Lets float32 products run in less precision where that is faster, or not at all.
+    """Lets float32 products run at lower precision where that is faster, or never.
 
-    On CUDA that is TF32. On CPU it lets oneDNN choose: bfloat16 with AMX, elsewhere float32 in
-    its own kernels, which are twice as fast as MKL's on AMD.
+    On CUDA that is TF32. On CPU it lets oneDNN choose: bfloat16 with AMX, otherwise float32 in its
+    own kernels, which are twice as fast as MKL's on AMD.
     """
     places = [torch.backends.mkldnn, torch.backends.cuda]
-    # Torch before 2.9 has no setting by backend; there products stay as the user set them.
+    # Torch before 2.9 has no setting by backend, so products stay as the user set them.
     settings = [place.matmul for place in places if hasattr(place, "matmul")]
     settings = [matmul for matmul in settings if hasattr(matmul, "fp32_precision")]
     before = [matmul.fp32_precision for matmul in settings]

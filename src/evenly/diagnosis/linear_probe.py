@@ -16,7 +16,7 @@ from evenly.features import Features
 
 STEPS = 500
 TOLERANCE = 1e-4
-"""Of the gradient of the mean loss, element by element, at which the fit ends."""
+"""Size of each element of the mean loss's gradient at which the fit ends."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Read:
     """What a linear classifier reads from the features of each sample of a split.
 
     Attributes:
-        rows: The samples that have the modality, by their place in the split.
-        log: Of those, the log-probability of each class, up to the highest of either split.
+        rows: The samples that have the modality, by their position in the split.
+        log: Their log-probability of each class, up to the highest class in either split.
     """
 
     rows: Int[Tensor, " k"]
     log: Float[Tensor, "k c"]
 
     def right(self, target: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, " n"]:
-        """Whether each sample of the split is read rightly; one without the modality is not."""
+        """Whether each sample of the split is read correctly; one without the modality is not."""
         found = torch.zeros_like(target, dtype=torch.bool)
         found[self.rows] = self.log.argmax(1) == target[self.rows]
         return found
@@ -40,7 +40,7 @@ class Read:
     def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
         """For each sample, the share of all guesses that name its class.
 
-        That is how often it is read rightly if guesses are dealt out to the samples at random.
+        That is how often it would be read correctly if guesses were shuffled over the samples.
         """
         guesses = self.log.argmax(1).bincount(minlength=self.log.shape[1])
         return (guesses.double() / max(len(self.rows), 1))[target]
@@ -48,10 +48,10 @@ class Read:
 
 @dataclass(frozen=True)
 class ReadLabels(Read):
-    """The same of several labels; `log` has the log-odds of each.
+    """The same for several labels; `log` has the log-odds of each.
 
     Attributes:
-        above: (c,) What the log-odds are above where a label is said to be there, see `cut`.
+        above: (c,) The threshold above which log-odds predict a label; see `cut`.
     """
 
     above: Float[Tensor, " c"]
@@ -64,21 +64,21 @@ class ReadLabels(Read):
         return found
 
     def luck(self, target: Shaped[Tensor, "n *c"]) -> Float[Tensor, " n"]:
-        """½: what guesses that are dealt out at random come to, whatever they are."""
+        """½, which any guesses reach when shuffled."""
         return torch.full((len(target),), 0.5, dtype=torch.float64, device=target.device)
 
 
 def balanced(right: Shaped[Tensor, "n c"], has: Shaped[Tensor, "n c"]) -> Float[Tensor, " n"]:
-    """Values of samples whose mean is the balanced accuracy, the mean over labels.
+    """Values of samples whose mean is the balanced accuracy, averaged over labels.
 
-    That is the mean of two shares: of the samples with a label those that it is said of, and of
-    those without it those that it is not said of. Their spread is what it varies by over draws of
-    the samples: (1/n) of a sample's value is by how much it moves the mean (its influence).
+    For each label, that is the mean of two shares: of the samples with it that get it, and of the
+    samples without it that do not. The values' spread is how it varies over draws of the samples:
+    1/n of a sample's value is how far it moves the mean (its influence).
 
     Args:
-        right: Whether each label of each sample is decided rightly; between 0 and 1 where that is a
-            mean of several decisions.
-        has: Whether it has it. Labels that all samples have, or none, are left out.
+        right: Whether each label of each sample is decided correctly; between 0 and 1 for a mean of
+            several decisions.
+        has: Whether the sample has the label. Labels that all samples have, or none, are left out.
     """
     here, right = (has > 0).double(), right.double()
     count = here.sum(0)
@@ -92,14 +92,14 @@ def balanced(right: Shaped[Tensor, "n c"], has: Shaped[Tensor, "n c"]) -> Float[
 
 
 def cut(log: Float[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tensor, " c"]:
-    """What log-odds are above for a label to be said: halfway between those with it and without.
+    """Thresholds of log-odds for labels: halfway between the samples with a label and without.
 
-    That is where a sample is as often of the ones as of the others if both are as many. At a
-    probability of ½ a rare label is hardly ever said, however well it is told.
+    There, both kinds are equally likely if they are equally many. At a probability of ½, a rare
+    label would hardly ever be predicted, however well it is recognised.
 
     Args:
-        log: Log-odds, or any logits, of the samples of the training split.
-        target: Their labels. One that all have is always said, one that none has never.
+        log: Log-odds, or any logits, of the training samples.
+        target: Their labels. A label that all have is always predicted, one that none has never.
     """
     has = (target > 0).to(log)
     count = has.sum(0)
@@ -110,20 +110,20 @@ def cut(log: Float[Tensor, "n c"], target: Shaped[Tensor, "n c"]) -> Float[Tenso
 
 
 def read(train: Features, test: Features) -> dict[str, Read]:
-    """By modality, logistic regression fitted on one split, applied to another.
+    """Logistic regression by modality, fitted on one split and applied to another.
 
-    Of several labels a sample one is fitted for each (`ReadLabels`).
+    For several labels per sample, one is fitted for each label (`ReadLabels`).
 
-    Each feature is standardised by the training split; the weights have the penalty ½|W|² beside
+    Each feature is standardised by the training split. The weights have the penalty ½|W|² beside
     the sum of all losses, scikit-learn's default (C = 1). Samples that lack the modality count in
     neither split.
 
     Args:
-        train: What the classifier is fitted on, with classes as targets, or (n, c) labels, 1 or 0.
-        test: What it is applied to.
+        train: Features to fit the classifier on, with classes as targets, or (n, c) labels, 1 or 0.
+        test: Features to apply it to.
 
     Returns:
-        Modalities that no sample of a split has are left out.
+        Results by modality, without modalities that no sample of a split has.
     """
     of_labels = train.target.ndim == 2
     classes = int(max(split.target.max() for split in (train, test) if len(split.target))) + 1
@@ -147,16 +147,16 @@ def read(train: Features, test: Features) -> dict[str, Read]:
 def _odds(
     x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"]
 ) -> Float[Tensor, " k"]:
-    """The log-odds of a label for other samples; infinite where all have it or none."""
+    """The log-odds of a label for other samples; infinite if all have it or none."""
     log = _fitted(x, y, unseen, 2)
     return log[:, 1] - log[:, 0]
 
 
 def linear_probe(train: Features, test: Features) -> dict[str, float]:
-    """By modality, the accuracy on one split of logistic regression fitted on another, see `read`.
+    """Accuracy by modality of logistic regression fitted on another split; see `read`.
 
     Returns:
-        Between 0 and 1; modalities that no sample of a split has are left out.
+        Values between 0 and 1, without modalities that no sample of a split has.
     """
     return {
         name: int(found.right(test.target).sum()) / len(found.rows)
@@ -167,7 +167,7 @@ def linear_probe(train: Features, test: Features) -> dict[str, float]:
 def _fitted(
     x: Float[Tensor, "n d"], y: Int[Tensor, " n"], unseen: Float[Tensor, "k d"], count: int
 ) -> Float[Tensor, "k c"]:
-    """The log-probability of each class for other samples; of one that y lacks, minus infinity."""
+    """The log-probability of each class for other samples; minus infinity for classes not in y."""
     classes: Tensor = y.unique()
     found = x.new_full((len(unseen), count), -math.inf)
     if len(classes) == 1:
@@ -176,7 +176,7 @@ def _fitted(
     mean, spread = x.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
     x, unseen = (x - mean) / spread, (unseen - mean) / spread
-    # Of two classes one has the logit 0, so that the penalty is of one vector.
+    # With two classes, one has the logit 0, so the penalty covers one vector.
     free = len(classes) if len(classes) > 2 else 1
     weight, bias = x.new_zeros(free, x.shape[1]), x.new_zeros(free, 1)
     truth = (classes[:, None] == y).to(x)
@@ -186,7 +186,7 @@ def _fitted(
         return found if free > 1 else torch.cat([torch.zeros_like(found), found])
 
     def loss() -> Tensor:
-        """The penalised mean of the losses; its gradient is written beside the weights."""
+        """The penalised mean of the losses; writes its gradient beside the weights."""
         log = logits(x).log_softmax(0)
         excess = (log.exp() - truth)[-free:] / len(x)
         weight.grad, bias.grad = torch.addmm(weight / len(x), excess, x), excess.sum(1, True)

@@ -1,4 +1,4 @@
-"""How well a clustering agrees with the classes, or with several labels a sample."""
+"""How well a clustering agrees with classes, or with several labels per sample."""
 
 from dataclasses import dataclass
 
@@ -11,35 +11,35 @@ from evenly import distributed
 from evenly.errors import UserError
 
 MOST = 10_000_000
-"""Classes or clusters beyond which a number is taken for something else."""
+"""Largest class or cluster number; a larger one must be something else."""
 
-_CHUNK = 2**20  # samples that are counted at a time, so that many of them take no memory
+_CHUNK = 2**20  # samples counted at a time, so that many samples take no memory
 
 
 @torch.no_grad()
 def purity(
     cluster: Shaped[Tensor, " n"], target: Shaped[Tensor, "n *c"], *, sharded: bool = False
 ) -> float:
-    """The share of samples, 0 to 1, that are of their cluster's commonest class.
+    """The share of samples, 0 to 1, that belong to their cluster's commonest class.
 
     (1/N) sum over clusters of the largest overlap with a class (Wei et al., ECCV 2024).
 
-    Of several labels no paper defines it. Here each cluster stands for a set of labels, and the
-    purity is how much a sample's labels and those of its cluster have in common, on average: the
-    Jaccard index |both| / |either|, 1 where neither has any. It counts no agreement on labels that
-    neither has, of which rare labels would have a lot. A cluster stands for its commonest labels,
-    as many as fit best. Where each sample has exactly one label, and of one label that a sample has
-    or not, it is the published purity.
+    No paper defines it for several labels. Here each cluster stands for a set of labels, and the
+    purity is the average overlap of a sample's labels with its cluster's: the Jaccard index
+    |both| / |either|, 1 if neither has any. It ignores agreement on absent labels, which would be
+    high for rare labels. A cluster stands for its commonest labels, as many as fit best. If each
+    sample has exactly one label, or there is one label that a sample has or not, it equals the
+    published purity.
 
     Args:
         cluster: Cluster of each sample, numbered from 0, in integers of any type.
-        target: Class of each sample, the same; or (n, c) of several labels, 1 or 0, of any type.
-        sharded: Whether these samples are this rank's share; every rank must then call.
+        target: Class of each sample, likewise; or (n, c) of several labels, 1 or 0, of any type.
+        sharded: Whether these samples are only this rank's share; then every rank must call this.
 
     Raises:
-        TypeError: If the numbers are no tensors of integers.
-        ValueError: If there is no sample, over all ranks, or a number is below 0 or so large that
-            it numbers nothing.
+        TypeError: If the numbers are not tensors of integers.
+        ValueError: If there is no sample, over all ranks, or a number is below 0 or implausibly
+            large.
     """
     cluster = _whole_numbers("cluster", cluster)
     sets = None
@@ -48,7 +48,7 @@ def purity(
         sets, target = LabelSets.of(target, sharded=sharded)
     target = _whole_numbers("target", target)
     both = (cluster, target)
-    # The extremes decide the size of the table and the errors, the same on every rank.
+    # The extremes decide the table's size and any error, the same on every rank.
     highest = torch.stack([x.max() + 1 if len(x) else x.new_zeros(()) for x in both])
     lowest = torch.stack([x.min() if len(x) else x.new_zeros(()) for x in both])
     if sharded:
@@ -77,7 +77,7 @@ def counted(
     *,
     sharded: bool = False,
 ) -> Int[Tensor, "clusters classes"]:
-    """How many samples of each class each cluster holds, over all ranks."""
+    """The number of samples of each class in each cluster, over all ranks."""
     table = cluster.new_zeros(clusters * classes)
     for mine, own in zip(cluster.split(_CHUNK), target.split(_CHUNK), strict=True):
         table += torch.bincount(mine * classes + own, minlength=len(table))
@@ -86,10 +86,10 @@ def counted(
 
 @dataclass(frozen=True)
 class LabelSets:
-    """The sets of labels that samples have; a sample's target is then the number of its set.
+    """The sets of labels that samples have; a sample's target is the number of its set.
 
     Attributes:
-        has: Which labels each has.
+        has: Which labels each set has.
     """
 
     has: Bool[Tensor, "m c"]
@@ -98,14 +98,14 @@ class LabelSets:
     def of(
         labels: Shaped[Tensor, "n c"], *, sharded: bool = False
     ) -> "tuple[LabelSets, Int[Tensor, ' n']]":
-        """The sets of all ranks, and the number of each sample's."""
+        """The sets over all ranks, and the number of each sample's set."""
         own = (labels > 0).to(torch.uint8)
         every = torch.cat(distributed.gather(own.unique(dim=0), sharded=sharded)).unique(dim=0)
         number = torch.cat([every, own]).unique(dim=0, return_inverse=True)[1]
         return LabelSets(every.bool()), number[len(every) :]
 
     def fit(self, table: Int[Tensor, "k m"]) -> Float[Tensor, "k m"]:
-        """The Jaccard index of the labels that each cluster stands for and each set; on the CPU."""
+        """The Jaccard index of each cluster's labels with each set; on the CPU."""
         has, named = self.has[: table.shape[1]].cpu().double(), self.named(table).double()
         return jaccard(named @ has.T, named.sum(1, True) + has.sum(1))
 
@@ -119,15 +119,15 @@ class LabelSets:
             count = counts[here].double()
             order = (count @ has[here]).argsort(descending=True, stable=True)
             both = has[here][:, order].cumsum(1)
-            both = torch.cat([both.new_zeros(len(both), 1), both], 1)  # with 0, 1, ... labels
+            both = torch.cat([both.new_zeros(len(both), 1), both], 1)  # for 0, 1, ... labels
             found = count @ jaccard(both, size[here, None] + most)
-            # Of a tie, which rounding may hide, the fewest labels.
+            # In a tie, which rounding may hide, the fewest labels.
             fewest = int((found >= found.max() - 1e-6).int().argmax())
             own[order[:fewest]] = True
         return named
 
     def rarest(self, count: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
-        """The rarest label of each set, where it has so many samples; of none one number more."""
+        """Each set's rarest label, given each set's count; for the empty set, one past the last."""
         of_label = (count[:, None] * self.has).sum(0)
         order = of_label.argsort(stable=True)
         ranked = self.has[:, order]
@@ -135,7 +135,7 @@ class LabelSets:
 
 
 def are_labels(target: Shaped[Tensor, "n *c"], *, sharded: bool = False) -> bool:
-    """Whether a target is 0 or 1 for each of several labels, on every rank."""
+    """Whether a target holds 0 or 1 for each of several labels, on every rank."""
     if target.ndim != 2:
         return False
     bad = (~((target == 0) | (target == 1))).any().long()
@@ -143,7 +143,7 @@ def are_labels(target: Shaped[Tensor, "n *c"], *, sharded: bool = False) -> bool
 
 
 def check_labels(where: str, labels: Shaped[Tensor, "n c"], *, sharded: bool = False) -> None:
-    """Raises on every rank if labels are other than 0 and 1."""
+    """Raises on every rank if labels are not 0 and 1."""
     if not are_labels(labels, sharded=sharded):
         raise UserError(
             f"{where} of shape {tuple(labels.shape)} is of several labels a sample, which are 0 or "
@@ -154,7 +154,7 @@ def check_labels(where: str, labels: Shaped[Tensor, "n c"], *, sharded: bool = F
 def fit(table: Int[Tensor, "k m"], sets: LabelSets | None = None) -> Float[Tensor, "k m"]:
     """How well what each cluster stands for fits each class or set of labels, 0 to 1; on the CPU.
 
-    Of classes it is 1 for the cluster's commonest, and 0 for all others.
+    For classes, it is 1 for the cluster's commonest and 0 for all others.
     """
     if sets is not None:
         return sets.fit(table)
@@ -164,7 +164,7 @@ def fit(table: Int[Tensor, "k m"], sets: LabelSets | None = None) -> Float[Tenso
 
 
 def of_table(table: Int[Tensor, "clusters classes"], sets: LabelSets | None = None) -> float:
-    """The purity of clusters that hold so many samples of each class or set of labels."""
+    """The purity of clusters with these numbers of samples of each class or set of labels."""
     if sets is None:
         return int(table.amax(1).sum()) / int(table.sum())
     table = table.cpu()
@@ -172,10 +172,10 @@ def of_table(table: Int[Tensor, "clusters classes"], sets: LabelSets | None = No
 
 
 def jaccard(both: Float[Tensor, "*n"], together: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """The Jaccard index of pairs of sets; 1 where neither has anything.
+    """The Jaccard index of pairs of sets; 1 if both are empty.
 
     Args:
-        both: How many things both have.
+        both: The number of common elements.
         together: The sizes of the two, added.
     """
     either = together - both
@@ -185,9 +185,9 @@ def jaccard(both: Float[Tensor, "*n"], together: Float[Tensor, "*n"]) -> Float[T
 def shuffled(
     table: Int[Tensor, "clusters classes"], seed: int, times: int
 ) -> list[Int[Tensor, "clusters classes"]]:
-    """What the clusters hold after the labels were shuffled, several times; on the CPU.
+    """The clusters' contents after shuffling the labels, several times; on the CPU.
 
-    Each cluster draws as many labels as it has samples from those that are left.
+    Each cluster draws as many labels as it has samples from the remaining ones.
     """
     draw = np.random.default_rng(seed).multivariate_hypergeometric
     table = table.cpu()

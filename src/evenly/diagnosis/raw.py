@@ -1,4 +1,4 @@
-"""What goes into an encoder, as a vector for each sample that a linear classifier can read."""
+"""An encoder's input as a vector for each sample that a linear classifier can read."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,13 +16,13 @@ from evenly.probe import Probe, Split
 
 WIDEST = 2048
 SIDE = 16
-"""Of pictures, in pixels, at most."""
+"""Maximum side of pictures, in pixels."""
 
 
 def raw(probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> Features | None:
-    """By modality, a summary of what goes into its encoder for each sample.
+    """A summary of each encoder's input for each sample, by modality.
 
-    Modalities whose encoder takes nothing with a row for each sample are left out.
+    Modalities whose encoder's input has no row for each sample are left out.
     """
     taken: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
@@ -66,8 +66,8 @@ def _whole(x: Tensor | None, here: Bool[Tensor, " n"]) -> Float[Tensor, "n d"] |
     """The summary of a batch's input; None if it has no row for each sample.
 
     Args:
-        x: What went in: of all samples, or of those that have the modality.
-        here: Which have it.
+        x: The input, for all samples or for those that have the modality.
+        here: Which samples have it.
     """
     if x is None or len(x) not in (len(here), int(here.sum())):
         return None
@@ -80,10 +80,10 @@ def _whole(x: Tensor | None, here: Bool[Tensor, " n"]) -> Float[Tensor, "n d"] |
 
 
 def summary(x: Tensor) -> Float[Tensor, "n d"]:
-    """A vector for each sample, as wide for every batch.
+    """A vector for each sample, equally wide for every batch.
 
-    Numbers of words are counted, by their remainder; of a sequence there are mean and standard
-    deviation over time; pictures are averaged down to 16 x 16, those of a video over time first.
+    Token numbers are counted, by their remainder. Sequences give mean and standard deviation over
+    time. Pictures are averaged down to 16 x 16, those of a video over time first.
     """
     if not x.is_floating_point() and x.ndim == 2:
         counts = torch.zeros(len(x), WIDEST, device=x.device)

@@ -1,4 +1,4 @@
-"""The rows of a clustering, read in chunks, whichever ranks hold them."""
+"""The rows of a clustering, read in chunks, whichever rank holds them."""
 
 import math
 from collections.abc import Iterator
@@ -10,27 +10,27 @@ from evenly import distributed
 from evenly.chance import uniform
 from evenly.errors import UserError
 
-_CHUNK = 2**22  # elements of one chunk's rows, or of its distances if those are more
-CACHED = 8  # times smaller where a chunk's rows are copied: the copy then stays in the cache
-_KEEP = 2**28  # bytes of centred rows that are kept; beyond, each pass centres them anew
-_DRAW = -1  # what tells the draw of a sample from other draws of a seed, whose steps are from 0
+_CHUNK = 2**22  # elements of a chunk's rows, or of its distances if those are more
+CACHED = 8  # times smaller if a chunk's rows are copied: the copy then stays in the cache
+_KEEP = 2**28  # bytes of centred rows to keep; beyond, each pass centres them again
+_DRAW = -1  # the step of a sample's draw, apart from a seed's other draws, whose steps start at 0
 
 
 def compared(x: Tensor, origin: Tensor, unit: Tensor | None) -> Tensor:
-    """Rows from an origin, in units; a new tensor, of float32 or wider."""
+    """Rows relative to an origin, in units; a new tensor, in float32 or wider."""
     x = floats(x) - origin
     return x if unit is None else x.div_(unit)
 
 
 class Rows:
-    """The rows to cluster, read in chunks less their mean; knows of the other ranks' rows.
+    """The rows to cluster, read in chunks minus their mean; knows about other ranks' rows.
 
     Attributes:
         total: Number of rows over all ranks.
         longest: Number of rows of the rank that has most.
-        dtype: What the centres are returned in.
-        wide: What sums run in.
-        offset: Where rows are seen from: the mean of all rows, or zero if that is as good.
+        dtype: Type of the returned centres.
+        wide: Type of the sums.
+        offset: The origin of the rows: the mean of all rows, or zero if that is as good.
         norms: Squared distance of each row from there.
         spread: The sum of `norms` over all ranks.
     """
@@ -50,7 +50,7 @@ class Rows:
         self.wide = torch.float32 if x.device.type == "mps" else torch.float64
 
     def center(self, *, keep: bool = True) -> None:
-        """Finds where to see the rows from, and the spread; may keep them so, if they are few."""
+        """Finds the origin of the rows and their spread; may keep centred rows, if they are few."""
         total = torch.zeros(self.x.shape[1], dtype=self.wide, device=self.x.device)
         for part in self.x.split(chunk_rows(self.x.shape[1], 1)):
             total += floats(part).sum(0, dtype=self.dtype)
@@ -62,8 +62,8 @@ class Rows:
             return
         self._offset = self.offset.to(self.dtype)
         self._kept: Tensor | None = None
-        # Filled in place: small results kept between the freed parts of a loop would leave holes
-        # that glibc cannot use again, as large as all the rows.
+        # Filled in place: small results kept between the freed parts of a loop would leave holes as
+        # large as all the rows, which glibc cannot reuse.
         kept = None
         if keep and self.x.numel() * 4 <= _KEEP:
             kept = torch.empty(self.x.shape, dtype=torch.float32, device=self.x.device)
@@ -80,7 +80,7 @@ class Rows:
             )
 
     def _is_seen_from_zero(self) -> bool:
-        """Takes zero for the mean if that costs no precision, as rows need no copy then."""
+        """Uses zero as the origin if that costs no precision, since rows then need no copy."""
         if self.x.dtype != torch.float32 or self.unit is not None:
             return False
         torch.linalg.vector_norm(self.x, dim=1, out=self.norms)
@@ -103,15 +103,15 @@ class Rows:
             yield self.take(span), span
 
     def take(self, at: Tensor | slice) -> Tensor:
-        """The centred rows at some places."""
+        """The centred rows at some indices."""
         return self.centred(self.x[at]) if self._kept is None else self._kept[at]
 
     def centred(self, x: Tensor) -> Tensor:
-        """What is compared of rows or centres: their distance from the mean, in units."""
+        """Rows or centres in the form to compare: relative to the mean, in units."""
         return compared(x, self._offset, self.unit).float()
 
     def uncentred(self, centers: Tensor) -> Tensor:
-        """The centres that `centred` made these of."""
+        """The original centres, from which `centred` made these."""
         return (centers if self.unit is None else centers * self.unit) + self.offset
 
     def places(self, span: slice) -> Tensor:
@@ -119,7 +119,7 @@ class Rows:
         return _places(self.x, self.index, span, self.before)
 
     def drawn(self, count: int, seed: int) -> "Rows":
-        """About `count` rows over all ranks: the same for any order and any cut over ranks."""
+        """About `count` rows over all ranks: the same for any order and any division over ranks."""
         keep = torch.empty(len(self.x), dtype=torch.bool, device=self.x.device)
         step = chunk_rows(CACHED)
         for start in range(0, len(keep), step):
@@ -130,11 +130,11 @@ class Rows:
         return Rows(self.x[at], index, self.sharded, self.unit)
 
     def first(self, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` rows of smallest key over all ranks, for each restart.
+        """The `count` rows with the smallest keys over all ranks, for each restart.
 
         Args:
-            key: Of each restart and row (r n).
-            count: How many.
+            key: Key for each restart and row (r n).
+            count: Number of rows.
 
         Returns:
             Their keys (r t), from the smallest, and the centred rows (r t d).
@@ -142,7 +142,7 @@ class Rows:
         key, at = key.topk(min(count, key.shape[1]), largest=False)
         if not self.sharded:
             return key, self.take(at)
-        # Every rank's keys, but of the rows only those that win, each from the rank that has it.
+        # Every rank's keys, but only the winning rows, each from the rank that has it.
         none = math.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
         padded = key.new_full((len(key), count), none)
         padded[:, : key.shape[1]] = key
@@ -178,7 +178,7 @@ class Rows:
 
 
 def chunk_rows(*columns: int) -> int:
-    """Number of rows that are worked on at a time when each takes so many values."""
+    """Number of rows to process at a time if each takes this many values."""
     return max(_CHUNK // max(*columns, 1), 1)
 
 
@@ -204,7 +204,7 @@ def floats(x: Tensor) -> Tensor:
 
 
 def check_rows(x: object, caller: str) -> None:
-    """Raises if something is no tensor of real numbers."""
+    """Raises if something is not a tensor of real numbers."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{caller}: x must be a tensor; found {type(x).__name__}. Use torch.as_tensor for "
@@ -222,15 +222,15 @@ def first_not_finite(x: Tensor, index: Tensor | None = None, before: int = 0) ->
 
     Args:
         x: The rows (n d).
-        index: Position of each; by default their number in `x`, counted from `before`.
-        before: Rows of the ranks before this one.
+        index: Position of each row; by default, row numbers from `before` on.
+        before: Number of rows on the ranks before this one.
     """
     bad = torch.full((1,), torch.iinfo(torch.int64).max, device=x.device)
     step = chunk_rows(x.shape[1], 1)
     for start in range(0, len(x), step):
         part = x[start : start + step]
         part = floats(part)
-        # NaN and infinity survive a sum: rows are looked at one by one only if it has them.
+        # NaN and infinity survive a sum, so rows are checked one by one only if it has them.
         if not part.sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite():
             places = _places(x, index, slice(start, start + step), before)
             places = places[~part.isfinite().all(1)]

@@ -1,8 +1,8 @@
-"""What a model makes of each modality: what becomes of its predictions when one is swapped.
+"""How a model uses each modality: how its predictions change when the modality is swapped.
 
-A modality is taken away by giving each sample that of another: what enters the fusion is then as
-likely as before, which zeros or noise are not, and any model can be asked. (Breiman, "Random
-forests", 2001, on permutation; Shapley, 1953, on shares.)
+To remove a modality, each sample gets that of another. The input of the fusion then stays as likely
+as before, unlike zeros or noise, and this works with any model. (Breiman, "Random forests", 2001,
+on permutation; Shapley, 1953, on shares.)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,31 +23,30 @@ from evenly.output import Output
 from evenly.probe import Probe, Split
 
 ROUNDS = 4
-"""Other samples that each one is given a modality of."""
+"""Number of other samples that each sample takes a modality from."""
 
 TRIED = (5, 7)
-"""Samples of the batches that tell where an encoder's output has a row for each."""
+"""Batch sizes used to find where an encoder's output has a row for each sample."""
 
 Subset = frozenset[str]
 
 
 @dataclass(frozen=True)
 class Use:
-    """Of each sample of a split, in random order: means over the swaps.
+    """Means over the swaps for each sample of a split, in random order.
 
-    Of several labels a sample, what is right is a value whose mean is the balanced accuracy
-    (`linear_probe.balanced`), `flipped` the share of labels that change of those that are said
-    before or after, and there are no votes.
+    With several labels per sample, "right" is a value whose mean is the balanced accuracy
+    (`linear_probe.balanced`), `flipped` is the share of labels predicted before or after that
+    change, and there are no votes.
 
     Attributes:
-        right: Whether it is predicted rightly.
-        without: By modality, the same with that of another sample.
-        flipped: By modality, whether the prediction changes with it where each of the others is
-            some other sample's, too: so that one which says what another says as well is not
-            thought idle.
-        contribution: By modality, its Shapley value in whether it is predicted rightly, where those
-            outside of a set are all another sample's.
-        followed: By modality, of each swap with a sample of another class, whether the prediction
+        right: Whether the prediction is correct.
+        without: By modality, the same with the modality of another sample.
+        flipped: By modality, whether the prediction changes with it while the others also come from
+            other samples, so that a modality that repeats another does not look unused.
+        contribution: By modality, its Shapley value in whether the prediction is correct, with all
+            modalities outside a set taken from another sample.
+        followed: By modality, for each swap with a sample of another class, whether the prediction
             is the class of this modality.
         outvoted: The same, whether it is the class of all others.
     """
@@ -70,18 +69,18 @@ def use(
 ) -> Use:
     """How the model's predictions depend on each modality.
 
-    Where the `Output` has `fuse`, features are swapped before the fusion; else what each encoder
-    returned, in another pass of the model.
+    If the `Output` has `fuse`, features are swapped before the fusion; otherwise, another pass of
+    the model swaps the encoders' outputs.
 
     Args:
-        probe: On the model.
-        encoders: By modality.
-        classes: What targets and logits say.
-        split: To look at.
-        seed: Of the swaps.
+        probe: Probe of the model.
+        encoders: Encoders by modality.
+        classes: What targets and logits mean.
+        split: Split to look at.
+        seed: Seed of the swaps.
 
     Raises:
-        ValueError: If each batch has one sample, or what an encoder returns cannot be swapped.
+        ValueError: If each batch has one sample, or an encoder's output cannot be swapped.
     """
     names = list(encoders)
     tally = _Tally(names, classes)
@@ -92,7 +91,7 @@ def use(
         stream = torch.Generator().manual_seed(seed)
 
         def take(batch: Any, output: Output, target: Tensor) -> None:
-            if len(target) < 2:  # such as a last batch, whose sample has nobody to change with
+            if len(target) < 2:  # such as a last batch, whose sample has no partner
                 return
             if output.fuse is None and not places:
                 places.append(_Places(probe, encoders, split))
@@ -121,7 +120,7 @@ def use(
 
 
 class _Tally:
-    """What the swaps of all batches bring about."""
+    """Collects the effects of all batches' swaps."""
 
     def __init__(self, names: Sequence[str], classes: Classes) -> None:
         self.names, self.classes = names, classes
@@ -139,7 +138,7 @@ class _Tally:
         partner: Mapping[str, Tensor],
         here: Tensor,
     ) -> None:
-        """Takes the predictions of a batch under one swap."""
+        """Adds the predictions of a batch under one swap."""
         right = self.classes.right(guess, target)[here].double()
         self._batch.setdefault(("right", swap), []).append(right)
         if len(swap) == 1 and self.votes:
@@ -151,11 +150,11 @@ class _Tally:
                 self._votes.setdefault((what, name), []).append(won)
 
     def flip(self, name: str, turned: Tensor) -> None:
-        """Takes which predictions of a batch a modality has turned."""
+        """Adds which predictions of a batch a modality has changed."""
         self._batch.setdefault(("flipped", frozenset([name])), []).append(turned.double())
 
     def end(self, target: Tensor) -> None:
-        """Ends a batch: of each sample the mean over its swaps is kept, and its target."""
+        """Ends a batch, keeping each sample's mean over its swaps, and its target."""
         self._target.append(target)
         for key, rounds in self._batch.items():
             self._all.setdefault(key, []).append(torch.stack(rounds).mean(0))
@@ -163,11 +162,11 @@ class _Tally:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no batch has been taken."""
+        """Whether no batch was added."""
         return not self._all
 
     def right(self) -> dict[Subset, Tensor]:
-        """By what is swapped, how often each sample is predicted rightly."""
+        """How often each sample is predicted correctly, by what is swapped."""
         target = torch.cat(self._target)
         return {
             swap: self.classes.values(torch.cat(x), target)
@@ -176,7 +175,7 @@ class _Tally:
         }
 
     def use(self, shares: Mapping[str, Tensor]) -> Use:
-        """All of it."""
+        """The result."""
         alone, right = {name: frozenset([name]) for name in self.names}, self.right()
         votes = {
             what: {name: torch.cat(self._votes[what, name]) for name in self.names}
@@ -197,9 +196,9 @@ class _Tally:
 def _partners(
     output: Output, names: Sequence[str], size: int, stream: torch.Generator
 ) -> Iterator[dict[str, Int[Tensor, " n"]]]:
-    """For each round and modality, the place of the sample that each one takes it from.
+    """For each round and modality, the index of the sample that each sample takes it from.
 
-    It is the same for all modalities, but among the samples that have the modality.
+    It is the same for all modalities, except that partners must have the modality.
     """
     for _ in range(ROUNDS):
         part = float(torch.rand((), generator=stream))
@@ -209,7 +208,7 @@ def _partners(
 def _apart(
     output: Output, names: Sequence[str], size: int, stream: torch.Generator
 ) -> dict[str, Int[Tensor, " n"]]:
-    """The same of one round, where each modality is taken from a sample of its own."""
+    """The same for one round, with each modality taken from a different sample."""
     parts = torch.rand(len(names), generator=stream).tolist()
     return {
         name: _partner(output, name, size, part) for name, part in zip(names, parts, strict=True)
@@ -217,7 +216,7 @@ def _apart(
 
 
 def _partner(output: Output, name: str, size: int, part: float) -> Int[Tensor, " n"]:
-    """Who takes a modality from whom, when all that have it move by a part of their number."""
+    """Which sample takes a modality from which, if all that have it shift by a fraction."""
     everyone = torch.arange(size, device=output.logits.device)
     here = (output.present or {}).get(name)
     rows = everyone if here is None else everyone[here.to(everyone.device)]
@@ -234,7 +233,7 @@ def _fusing(
     output: Output,
     *places: "_Places",
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """A function of who takes which modality from whom that gives the logits."""
+    """A function that returns the logits, given who takes which modality from whom."""
     if output.fuse is not None:
         fuse, features = output.fuse, output.features
 
@@ -263,18 +262,18 @@ def _fusing(
 
 
 class _Replay:
-    """Has encoders return again what they returned, with samples swapped."""
+    """Makes encoders return their earlier outputs again, with samples swapped."""
 
     def __init__(self, encoders: Mapping[str, nn.Module], size: int, places: "_Places") -> None:
         self.encoders, self.size, self._places = encoders, size, places
         self._returned: dict[str, list[Any]] = {name: [] for name in encoders}
 
     def place(self, name: str, number: int, x: Any) -> int | None:
-        """Along which dimension of a part of what an encoder returned the samples lie."""
+        """The dimension of the samples in a part of an encoder's output."""
         return self._places(name, number, x, self.size)
 
     def shapes(self) -> dict[tuple[str, int], tuple[int, ...]]:
-        """Of each part of what each encoder returned first."""
+        """The shapes of each part of each encoder's first output."""
         return {
             (name, number): tuple(x.shape)
             for name, returned in self._returned.items()
@@ -284,7 +283,7 @@ class _Replay:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Notes what each returns."""
+        """Records what each encoder returns."""
 
         def note(name: str, _: nn.Module, __: Any, returned: Any) -> None:
             self._returned[name].append(returned)
@@ -301,7 +300,7 @@ class _Replay:
 
     @contextmanager
     def swapped(self, partner: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within, encoders do not run; of those that `partner` names, samples change places."""
+        """Within the block, encoders do not run; those in `partner` return swapped samples."""
         again = {
             name: iter([self._taken(name, x, partner.get(name)) for x in self._returned[name]])
             for name in self.encoders
@@ -338,9 +337,9 @@ class _Replay:
 
 
 class _Places:
-    """Along which dimension of what encoders return the samples of a batch lie.
+    """The dimension of a batch's samples in the outputs of encoders.
 
-    It is the one that is as long as the batch in a batch of five samples and in one of seven.
+    It is the one as long as the batch, for a batch of five samples and for one of seven.
     """
 
     def __init__(self, probe: Probe, encoders: Mapping[str, nn.Module], split: Split) -> None:
@@ -354,7 +353,7 @@ class _Places:
             self._shapes.append(replay.shapes())
 
     def __call__(self, name: str, number: int, x: Any, size: int) -> int | None:
-        """The dimension of a part of what an encoder returned; None if it has no rows."""
+        """The dimension in a part of an encoder's output; None if it has no rows."""
         if not isinstance(x, Tensor):
             return None
         found = [place for place, length in enumerate(x.shape) if length == size]

@@ -1,7 +1,7 @@
-"""From what is measured of a modality to a word for it, and to what may help.
+"""Turns measurements of a modality into a word for its state, and into advice.
 
-The thresholds are set on the development cases of benchmarks/verdicts.py; docs/checkup.md has what
-comes of them on the others.
+The thresholds were set on the development cases of benchmarks/verdicts.py; docs/checkup.md shows
+how they do on the others.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from evenly.diagnosis.estimate import Estimate, Z
 Name = Literal["learnt", "suppressed", "unused", "scarce", "over-trained", "unclear"]
 
 THERE = 0.07
-"""Accuracy above chance from which on there is something in a modality; or that is lost without it,
-where it tells the class only together with another."""
+"""Accuracy above chance at which a modality counts as informative; also accuracy lost without it,
+for one that tells the class only together with another."""
 MISSED = 0.05
-"""Accuracy that an encoder reaches alone and lacks in the joint model, from which on it is held
+"""Accuracy that an encoder reaches alone but not in the joint model, at which it counts as held
 back."""
 GAP = 0.12
-"""Gap of purities from which on an encoder is over-trained."""
+"""Gap of purities above which an encoder counts as over-trained."""
 MOVED = 0.03
-"""Share of predictions that change with a modality, below which the model does not look at it."""
+"""Share of predictions that change with a modality, below which the model ignores it."""
 SURE = 1.0
-"""Standard errors between a figure and a threshold that make it sure enough."""
+"""Standard errors between a figure and a threshold that make a verdict sure enough."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Advice:
     """Something to try.
 
     Attributes:
-        methods: By name in `METHODS`; empty where it is no method.
-        why: What it does about it.
+        methods: Names in `METHODS`; empty if it is not a method.
+        why: How it helps.
     """
 
     methods: tuple[str, ...]
@@ -40,12 +40,12 @@ class Advice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is the matter with a modality.
+    """What is wrong with a modality.
 
     Attributes:
-        name: In a word.
-        why: The figures that it rests on, in a sentence.
-        samples: Validation samples that would settle it, where it is unclear.
+        name: The verdict in a word.
+        why: The figures behind it, in a sentence.
+        samples: Validation samples that would settle it, if it is unclear.
     """
 
     name: Name
@@ -60,19 +60,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a verdict rests on.
+    """The figures behind a verdict.
 
     Attributes:
-        gain: Accuracy of a linear probe on the encoder trained alone, less that of the same
-            guesses dealt out to the samples at random.
-        held: The same of the joint model's encoder.
-        missed: The one less the other, sample by sample.
-        gap: Of purities between training and validation split.
-        lost: Accuracy of the joint model that is lost when the modality is another sample's; None
-            where nobody has looked.
-        flipped: Share of predictions that change with it where the others are other samples', too;
-            None where nobody has looked.
-        contribution: Its Shapley value in the accuracy of the joint model; likewise.
+        gain: Accuracy of a linear probe on the encoder trained alone, minus that of the same
+            guesses shuffled over the samples.
+        held: The same for the joint model's encoder.
+        missed: The former minus the latter, sample by sample.
+        gap: Gap of purities between training and validation split.
+        lost: Accuracy that the joint model loses if the modality comes from another sample; None if
+            not measured.
+        flipped: Share of predictions that change with it while the others also come from other
+            samples; None if not measured.
+        contribution: Its Shapley value in the accuracy of the joint model; None if not measured.
     """
 
     gain: Estimate
@@ -87,14 +87,14 @@ class Figures:
 def judge(found: Figures) -> Verdict:
     """The verdict on a modality: the first of these that holds.
 
-    - scarce: neither alone nor in the joint model does its encoder reach `THERE` above chance, nor
-      is as much lost without it;
+    - scarce: its encoder does not reach `THERE` above chance, alone or in the joint model, and no
+      such accuracy is lost without it;
     - over-trained: its gap is above `GAP`;
-    - suppressed: alone it reaches more than in the joint model, by `MISSED`, and surely more;
-    - unused: no more than `MOVED` of the predictions change with it;
+    - suppressed: alone it reaches significantly more than in the joint model, by over `MISSED`;
+    - unused: at most `MOVED` of the predictions change with it;
     - learnt.
 
-    Where a figure is within `SURE` standard errors of its threshold, the verdict is unclear.
+    If a figure is within `SURE` standard errors of its threshold, the verdict is unclear.
     """
     there = max(found.gain, found.held, key=lambda one: one.value)
     is_there = _above(there, THERE)
@@ -126,7 +126,7 @@ def judge(found: Figures) -> Verdict:
 
 
 def _above(found: Estimate, threshold: float) -> bool | None:
-    """Whether a figure is above a threshold; None where that is not sure."""
+    """Whether a figure is above a threshold; None if that is uncertain."""
     margin = SURE * found.error
     if abs(found.value - threshold) < margin:
         return None
@@ -134,7 +134,7 @@ def _above(found: Estimate, threshold: float) -> bool | None:
 
 
 def _unclear(what: str, found: Estimate, threshold: float, errors: float = SURE) -> Verdict:
-    """That a figure is within so many standard errors of a threshold, and what would settle it."""
+    """An unclear verdict: a figure is too near its threshold; and what would settle it."""
     why = f"whether {what} cannot be told: {found} is too near {threshold:.2f}"
     return Verdict("unclear", why, found.samples_for(abs(found.value - threshold), errors))
 

@@ -1,4 +1,4 @@
-"""A method's course through a training: in which epochs it acts, and that it has only one."""
+"""A method's course through a training: the epochs in which it acts, and that it has only one."""
 
 from weakref import WeakSet
 
@@ -10,17 +10,17 @@ _BEGUN: "WeakSet[Method]" = WeakSet()  # methods whose training has begun
 
 
 def begin(method: Method) -> None:
-    """Notes that the training of a method has begun."""
+    """Records that the training of a method has begun."""
     _BEGUN.add(method)
 
 
 def has_begun(method: Method) -> bool:
-    """Whether a method remembers a training, which a new one must not begin with."""
+    """Whether a method remembers a training, so that it cannot begin a new one."""
     return method in _BEGUN and bool(method.state)
 
 
 def check_new(method: Method) -> None:
-    """Raises if a method remembers another training than the one that begins."""
+    """Raises if a method remembers a training other than the one that begins."""
     if has_begun(method):
         raise UserError(
             f"this {type(method).__name__} remembers {' and '.join(method.state)} of a training "
@@ -30,14 +30,14 @@ def check_new(method: Method) -> None:
 
 
 def too_short(method: Method, epochs: int) -> str | None:
-    """A sentence for the start of a training if a method acts in none of its epochs, else None."""
+    """A warning for the start of a training in whose epochs a method never acts, else None."""
     if epochs > _HORIZON or any(method.is_due(epoch) for epoch in range(epochs)):
         return None
     return _but(method, f"this training has {_count(epochs)}.")
 
 
 def never_acted(method: Method, epochs: int) -> str:
-    """A sentence for the end of a training in which the time of a method did not come."""
+    """A warning for the end of a training in which a method never acted."""
     settings = " and ".join(f"`{setting}`" for setting in method.info.in_epochs)
     remedy = f" Train longer, or change {settings}." if settings else ""
     return _but(method, f"this training ended after {_count(epochs)}.{remedy}")

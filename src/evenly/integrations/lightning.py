@@ -1,4 +1,4 @@
-"""A method in a Lightning `Trainer`: one callback, and a `training_step` that asks for the loss."""
+"""A method in a Lightning `Trainer`: one callback, and a `training_step` that returns its loss."""
 
 import copy
 import logging
@@ -52,53 +52,52 @@ class Balance(Callback):
         return method.loss(output, target)
     ```
 
-    `before_epoch` runs once for every epoch, before its first batch and so before the weights
-    that a `ModelCheckpoint(monitor=...)` judges; it looks at the training loader and at the
-    first validation loader, under the Trainer's precision and on its device. `before_step` sees
-    gradients that are accumulated, averaged over ranks, unscaled and not yet clipped. What the
-    method remembers is saved in the checkpoint and comes back with `fit(..., ckpt_path=...)`.
-    The method's metrics are logged as `method/NAME`, averaged over the epoch's batches.
+    `before_epoch` runs once for every epoch, before its first batch and so before the weights that
+    a `ModelCheckpoint(monitor=...)` judges. It uses the training loader and the first validation
+    loader, in the Trainer's precision and on its device. `before_step` sees gradients that are
+    accumulated, averaged over ranks, unscaled and not yet clipped. The checkpoint saves what the
+    method remembers, and `fit(..., ckpt_path=...)` restores it. The method's metrics are logged as
+    `method/NAME`, averaged over the epoch's batches.
 
-    A resumed run has the batches that the uninterrupted one would have had, where their order is
-    a function of the epoch, as with `evenly.Resampler` and `DistributedSampler`. In the middle of
-    an epoch Lightning itself would begin the data anew; Balance draws the batches that the epoch
-    has had and drops them (of which Lightning's warning that the loader is not resumable knows
-    nothing). A loader that has a `state_dict` goes on by that. An order that is drawn from a
-    random stream (`shuffle=True`) is in no checkpoint: the epoch's data begin anew, and Balance
-    warns.
+    A resumed run gets the same batches as the uninterrupted one if their order is a function of the
+    epoch, as with `evenly.Resampler` and `DistributedSampler`. Mid-epoch, Lightning itself would
+    restart the data; Balance draws the batches already used and drops them (ignore Lightning's
+    warning that the loader is not resumable). A loader with a `state_dict` continues from that. An
+    order drawn from a random stream (`shuffle=True`) is in no checkpoint: the epoch's data restart,
+    and Balance warns.
 
-    Before the first epoch begins, whatever asks for the method's loss gets its plain criterion:
-    Lightning's sanity check, `validate` and `test` before `fit`, and the trials of Lightning's
-    Tuner and `LearningRateFinder`, from which the method learns nothing.
+    Before the first epoch begins, the method's loss is its plain criterion: in Lightning's sanity
+    check, in `validate` and `test` before `fit`, and in the trials of Lightning's Tuner and
+    `LearningRateFinder`, from which the method learns nothing.
 
-    On several ranks every rank saves and loads, as the state of sharded encoders (FSDP2) is
-    brought together and cut again.
+    On several ranks every rank saves and loads, since the state of sharded encoders (FSDP2) is
+    gathered and sharded again.
 
     Raises (before the first optimiser step):
         ValueError: If the method cannot work with this Trainer or module; the text says why.
     """
 
     def __init__(self, method: Method, forward: Forward, *, memory: int | None = None) -> None:
-        """Keeps the method; nothing runs yet.
+        """Stores the method; nothing runs yet.
 
         Args:
-            method: The method, made with the encoders of the module that is trained.
-            forward: `forward(module, batch)` gives an `Output` and the target. The batch is on
-                the module's device already.
+            method: The method, made with the encoders of the trained module.
+            forward: `forward(module, batch)` returns an `Output` and the target. The batch is
+                already on the module's device.
             memory: Bytes of features in memory, see `Probe`.
         """
         self.method = method
         self.forward = forward
         self.memory = memory
         self._epoch = -1  # the last epoch that before_epoch has seen
-        self._resumed = False  # whether a checkpoint was loaded that training goes on from
+        self._resumed = False  # whether training continues from a loaded checkpoint
         self._acted = False  # whether the method had anything to do in an epoch so far
         self._loss_asked = False  # since the last step
         self._loss_ever_asked = False
         self._sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}  # by metric, with batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what cannot work, and takes over the backward pass where the method has one."""
+        """Refuses what cannot work, and takes over the backward pass if the method has one."""
         self._guard_loss(trainer)
         if stage != "fit":
             return
@@ -113,7 +112,7 @@ class Balance(Callback):
             self._guard_backward(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses what is only known once optimisers and loaders are there; resumes."""
+        """Refuses what only optimisers and loaders reveal; resumes."""
         if trainer.current_epoch == 0 and not self._resumed:
             course.check_new(self.method)
         self._check_scaling(trainer)
@@ -143,7 +142,7 @@ class Balance(Callback):
         asked, self._loss_asked = self._loss_asked, False
         self._loss_ever_asked |= asked
         if all(parameter.grad is None for parameter in pl_module.parameters()):
-            # `training_step` gave no loss, so that this step changes nothing.
+            # `training_step` returned no loss, so this step changes nothing.
             self.method.watch.before_step(self.method)
         elif asked or not overrides(self.method, "loss"):
             self.method.before_step()
@@ -157,10 +156,10 @@ class Balance(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds up what the method did; to log it here would cost as much as a small step."""
+        """Adds up what the method did; logging it here would cost as much as a small step."""
         for name, value in self.method.metrics.items():
             total, batches = self._sums.get(name, (0.0, 0))
-            is_finite = value.isfinite()  # not of a step that overflowed (AMP)
+            is_finite = value.isfinite()  # not for a step that overflowed (AMP)
             self._sums[name] = total + value.detach().where(is_finite, 0), batches + is_finite
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,11 +176,11 @@ class Balance(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Gives module and method their own passes back, as Lightning leaves `teardown` out."""
+        """Restores the passes of module and method, since Lightning skips `teardown`."""
         self._release(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives module and method their own passes back."""
+        """Restores the passes of module and method."""
         self._release(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,9 +188,9 @@ class Balance(Callback):
         return {"epoch": self._epoch, "acted": self._acted, "method": self.method.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._epoch, self._acted = state_dict["epoch"], state_dict["acted"]
-        self._resumed = self._epoch >= 0  # Lightning's Tuner brings back the state of no epoch
+        self._resumed = self._epoch >= 0  # Lightning's Tuner restores a state before any epoch
         self.method.load_state_dict(state_dict["method"])
 
     @property
@@ -199,7 +198,7 @@ class Balance(Callback):
         return type(self.method).__name__
 
     def _begin_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A run resumed in the middle of an epoch holds the weights that before_epoch left.
+        # A run resumed mid-epoch has the weights from after before_epoch.
         if trainer.current_epoch != self._epoch:
             self._epoch = trainer.current_epoch
             self._acted |= self.method.is_due(self._epoch)
@@ -207,26 +206,26 @@ class Balance(Callback):
             self.method.before_epoch(self._epoch, self._probe(trainer, pl_module))
 
     def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on with the batch after the checkpoint's.
+        """Continues with the batch after the checkpoint's.
 
-        Lightning has asked the loader for an iterator by now, which may hold batches already:
-        too early for an order that depends on the epoch or on the method. For an epoch that it
-        takes up in the middle, it leaves `on_train_epoch_start` out.
+        By now, Lightning has an iterator from the loader, which may already hold batches: too early
+        for an order that depends on the epoch or the method. If it resumes mid-epoch, it skips
+        `on_train_epoch_start`.
         """
         self._resumed = False
         loop = trainer.fit_loop
         progress: Any = loop.epoch_progress
-        # With max_steps, Lightning counts an epoch twice whose end is in the checkpoint.
+        # With max_steps, Lightning counts an epoch twice if the checkpoint is at its end.
         if progress.current.processed > progress.current.completed:
             progress.current.processed -= 1
             progress.total.processed -= 1
         within = trainer.current_epoch == self._epoch
         if within and loop.epoch_loop._num_ready_batches_reached():
-            return  # nothing of this epoch is left; the next one begins as ever
+            return  # this epoch is over; the next one begins as usual
         self._begin_epoch(trainer, pl_module)
         loader = _train_loader(trainer)
         if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
-            return  # Lightning has brought it back to its place
+            return  # Lightning has restored its position
         order = _order(loader)
         if hasattr(order, "set_epoch"):
             order.set_epoch(trainer.current_epoch)
@@ -245,17 +244,17 @@ class Balance(Callback):
             return
         for _ in range(loop.epoch_loop.batch_progress.current.ready):
             next(batches, None)
-        batches.fetched = 0  # Lightning adds those that the epoch has had itself
+        batches.fetched = 0  # Lightning itself adds those already used
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> Probe | None:
-        """A probe on the loaders as they are in this epoch, as the Trainer may reload them."""
+        """A probe on this epoch's loaders, since the Trainer may reload them."""
         val = _val_loader(trainer)
         if val is None:
             return None
 
         def forward(model: nn.Module, batch: Any) -> tuple[Output, Tensor]:
-            # Validating, so that augmentation which a module applies in training only is off;
-            # a teacher is trained as the model is.
+            # Validating, so that a module's training-only augmentation is off; a teacher trains
+            # like the model.
             trainer.validating = not model.training
             try:
                 batch = _to_device(trainer, batch)
@@ -268,11 +267,11 @@ class Balance(Callback):
         return Probe(pl_module, forward, train, val, memory=self.memory)
 
     def _is_idle(self, trainer: Trainer) -> bool:
-        """Whether what runs is no part of the training: before it, or a trial of the Tuner's."""
+        """Whether this is not part of the training: before it, or a trial of the Tuner."""
         return self._epoch < 0 or trainer.sanity_checking or self not in trainer.callbacks  # type: ignore[attr-defined]
 
     def _guard_loss(self, trainer: Trainer) -> None:
-        """Has the method's loss be plain where it is asked for outside of the training."""
+        """Makes the method's loss plain outside the training."""
         original = self.method.loss
 
         def loss(output: Output, target: Tensor) -> Tensor:
@@ -284,7 +283,7 @@ class Balance(Callback):
         self.method.loss = loss  # type: ignore[method-assign]
 
     def _guard_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the method's backward pass in the place of the module's while it trains."""
+        """Replaces the module's backward pass with the method's during training."""
         original = pl_module.backward
 
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -342,7 +341,7 @@ class Balance(Callback):
             )
 
     def _check_sampler(self, trainer: Trainer) -> None:
-        """The Trainer would put a sampler of its own in the place of the method's."""
+        """Raises if the Trainer would replace the method's sampler with its own."""
         own = hasattr(self.method, "sampler") or self.method.repeats > 1
         if (
             own
@@ -371,7 +370,7 @@ class Balance(Callback):
             )
 
     def _check_shares(self, trainer: Trainer) -> None:
-        """A sampler that was made before the processes were joined knows only one of them."""
+        """Raises for a sampler made before the processes joined, which knows only one of them."""
         batches = getattr(_train_loader(trainer), "batch_sampler", None)
         sampler = getattr(batches, "sampler", None)
         if not isinstance(trainer.strategy, ParallelStrategy) or not isinstance(
@@ -403,7 +402,7 @@ class Balance(Callback):
 
 
 def _to_device(trainer: Trainer, batch: Any) -> Any:
-    """What the Trainer does to each batch before a step: the module's hooks and the transfer."""
+    """Prepares a batch as the Trainer does before a step: the module's hooks and the transfer."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -420,11 +419,11 @@ def _train_loader(trainer: Trainer) -> Iterable[Any]:
 
 
 def _apart(loader: Iterable[Any], batches: int | float) -> Iterable[Any]:
-    """The training loader for a look, which leaves no trace on the iterator that Lightning has.
+    """The training loader for a look that leaves no trace on Lightning's iterator.
 
-    A loader with persistent workers has only one iterator, and begins it anew for whoever asks.
-    Where Lightning takes only the first batches of an order that is always the same, as with
-    `overfit_batches`, nothing else is trained on.
+    A loader with persistent workers has only one iterator, which restarts for every caller. If
+    Lightning takes only the first batches of a fixed order, as with `overfit_batches`, training
+    uses nothing else.
     """
     if not isinstance(loader, DataLoader):
         return loader
@@ -440,7 +439,7 @@ def _apart(loader: Iterable[Any], batches: int | float) -> Iterable[Any]:
 
 
 def _val_loader(trainer: Trainer) -> Iterable[Any] | None:
-    """The first validation loader; the Trainer may not have asked for it yet."""
+    """The first validation loader, which the Trainer may not have created yet."""
     if trainer.val_dataloaders is None and trainer.enable_validation:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
@@ -452,7 +451,7 @@ def _val_loader(trainer: Trainer) -> Iterable[Any] | None:
 
 
 def _epochs(trainer: Trainer) -> int | None:
-    """How many epochs a training has at most; None where nothing tells."""
+    """The maximum number of epochs of a training; None if unknown."""
     limits = []
     if trainer.max_epochs not in (None, -1):
         limits.append(trainer.max_epochs)
@@ -463,7 +462,7 @@ def _epochs(trainer: Trainer) -> int | None:
 
 
 def _order(loader: Any) -> Any:
-    """What decides on the order of a loader's samples."""
+    """What decides the order of a loader's samples."""
     batches = getattr(loader, "batch_sampler", None)
     return (
         getattr(loader, "sampler", None)
@@ -473,9 +472,9 @@ def _order(loader: Any) -> Any:
 
 
 def _random_source(loader: Any) -> str | None:
-    """The name of what draws a loader's order from a random stream; None of one that repeats."""
+    """The name of the random source of a loader's order; None if the order repeats."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None  # taken to give again what it gave
+        return None  # assumed to repeat what it gave
     order = _order(loader)
     repeats = hasattr(order, "set_epoch") or isinstance(order, SequentialSampler | Sequence)
     return None if repeats else type(order).__name__

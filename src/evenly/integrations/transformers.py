@@ -23,7 +23,7 @@ from evenly.resampling import Resampler
 _log = logging.getLogger(__name__)
 
 STATE = "evenly.pt"
-"""The file in a checkpoint's folder that holds what the method remembers."""
+"""The file in a checkpoint's folder with what the method remembers."""
 
 
 class BalancedTrainer(Trainer):  # type: ignore[misc]
@@ -37,20 +37,20 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
     )
     ```
 
-    Everything but `method` and `forward` is the Trainer's and stays as it was. `before_epoch`
-    runs once for every epoch and looks at the training and the (first) evaluation set, in the
-    Trainer's precision. `before_step` sees gradients that are accumulated, averaged over ranks
-    and not yet clipped. What the method remembers is saved in each checkpoint's folder and comes
-    back with `train(resume_from_checkpoint=...)`. A method that writes the order of samples has
-    its sampler used for the training set. Evaluation reports the method's plain criterion as the
-    loss and gives `compute_metrics` the fused logits and the target; `predict` takes data without
-    labels too. The method's metrics are logged as `method/NAME`, with the training loss.
+    Everything but `method` and `forward` is the Trainer's and works as before. `before_epoch` runs
+    once for every epoch and uses the training and the (first) evaluation set, in the Trainer's
+    precision. `before_step` sees gradients that are accumulated, averaged over ranks and not yet
+    clipped. Each checkpoint's folder holds what the method remembers, and
+    `train(resume_from_checkpoint=...)` restores it. If a method sets the order of samples, its
+    sampler is used for the training set. Evaluation reports the method's plain criterion as the
+    loss and passes the fused logits and the target to `compute_metrics`; `predict` takes data
+    without labels, too. The method's metrics are logged as `method/NAME`, with the training loss.
 
-    With `model_init`, and so for `hyperparameter_search`, each training has another model: pass
-    the method as a function of it, `method=lambda model: evenly.Relearn({"audio": model.audio,
+    With `model_init`, and so with `hyperparameter_search`, each training has a new model: pass the
+    method as a function of the model, `method=lambda model: evenly.Relearn({"audio": model.audio,
     "visual": model.visual})`.
 
-    The Trainer drops columns that `model.forward` does not name; where `forward` reads others,
+    The Trainer drops columns that `model.forward` does not name; if your `forward` reads others,
     set `remove_unused_columns=False` in the `TrainingArguments`.
     """
 
@@ -65,11 +65,11 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
 
         Args:
             *args: The Trainer's.
-            method: The method, made with the encoders of the model that is trained; or what makes
-                it of the model, anew for each training.
-            forward: `forward(model, inputs)` gives an `Output` and the target. The inputs, as
-                the collator makes them, are on the model's device already. In `predict` of data
-                without labels those are None, and so is the target.
+            method: The method, made with the encoders of the trained model; or a function that
+                makes it from the model for each training.
+            forward: `forward(model, inputs)` returns an `Output` and the target. The inputs, from
+                the collator, are already on the model's device. In `predict` on data without
+                labels, the labels are None, and so is the target.
             **kwargs: The Trainer's.
 
         Raises:
@@ -91,18 +91,18 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             self.method = method
         elif self.model_init is None:
             self.method = method(self.model)
-        # The loss is a mean over the batch: the Trainer is to divide it when it accumulates.
+        # The loss is a mean over the batch, so the Trainer must divide it when accumulating.
         self.model_accepts_loss_kwargs = False
         self._check()
         self.add_callback(_Epochs(self))
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Makes the accelerator, whose backward pass becomes the method's where it has one."""
+        """Makes the accelerator, whose backward pass becomes the method's if it has one."""
         super().create_accelerator_and_postprocess()
         plain = self.accelerator.backward
 
         def backward(loss: Tensor, **kwargs: Any) -> None:
-            if overrides(self.method, "backward"):  # what the plain one does beside, is refused
+            if overrides(self.method, "backward"):  # the plain one's extras are refused
                 self.method.backward(loss / self.accelerator.gradient_accumulation_steps)
             else:
                 plain(loss, **kwargs)
@@ -137,14 +137,15 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The method's loss for one batch."""
-        # The loss is taken under autocast too, so that bf16 logits are widened as in a raw loop.
+        # The loss is also computed under autocast, so that bf16 logits are widened as in a raw
+        # loop.
         with self.accelerator.autocast():
             output, target = self.forward(model, inputs)
             loss = self.method.loss(output, target)
         return (loss, output) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass, and `before_step` where a step of the optimiser is due."""
+        """One forward and backward pass, and `before_step` if an optimiser step is due."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self.method.before_step()
@@ -166,7 +167,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         return (loss, None, None) if prediction_loss_only else (loss, output.logits, target)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs, and beside the training loss what the method did."""
+        """Logs, including what the method did beside the training loss."""
         if "loss" in logs:
             logs |= {f"method/{name}": float(v) for name, v in self.method.metrics.items()}
         super().log(logs, *args, **kwargs)
@@ -195,7 +196,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         self.method.load_state_dict(state["method"])
 
     def _prepare_input(self, data: Any) -> Any:
-        # The Trainer's own cannot rebuild a NamedTuple, such as a padded sequence.
+        # The Trainer's own version cannot rebuild a NamedTuple, such as a padded sequence.
         return send_to_device(data, self.args.device)
 
     @property
@@ -221,7 +222,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             _log.warning(sentence)
 
     def _begin_epoch(self, epoch: int, train_loader: DataLoader[Any]) -> None:
-        # A run resumed in the middle of an epoch holds the weights that before_epoch left.
+        # A run resumed mid-epoch has the weights from after before_epoch.
         if epoch != self._epoch:
             self._epoch = epoch
             self._acted |= self.method.is_due(epoch)
@@ -233,7 +234,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             warnings.warn(course.never_acted(self.method, self._epoch + 1), stacklevel=2)
 
     def _renew(self) -> None:
-        """Makes a method for another training, which one that remembers a training cannot be."""
+        """Makes a method for another training, since one with a memory cannot be reused."""
         if self._make is not None and course.has_begun(self.method):
             self.method = self._make(self.model)
         course.check_new(self.method)
@@ -255,7 +256,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             return self.forward(model, self._prepare_inputs(inputs))
 
     def _look_unlabelled(self, model: nn.Module, inputs: Any) -> tuple[Output, Tensor | None]:
-        """A pass over inputs that may lack labels, for each of which `forward` finds None."""
+        """A pass over inputs that may lack labels, which `forward` then sees as None."""
         none: list[str] = []
         while True:
             try:
@@ -344,10 +345,10 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]
-    """Tells when a training and each of its epochs begin, which the Trainer's own methods do not.
+    """Signals the beginning of a training and of each epoch, unlike the Trainer's own methods.
 
-    It counts itself: the state's epoch is a fraction of one whose length is not known, and stays
-    behind where a callback ends an epoch early.
+    It counts by itself: the state's epoch is a fraction with an unknown epoch length, and lags if a
+    callback ends an epoch early.
     """
 
     def __init__(self, trainer: BalancedTrainer) -> None:
@@ -355,7 +356,7 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self._coming = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._coming = int(state.epoch or 0)  # 1.5 on resuming in the middle of the second epoch
+        self._coming = int(state.epoch or 0)  # 1.5 on resuming halfway through the second epoch
         self._trainer._begin_training(state)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -374,7 +375,7 @@ def _whole(loader: DataLoader[Any], batch_size: int) -> Iterable[Any]:
     sampler = getattr(batches, "sampler", None)
     shares = isinstance(sampler, DistributedSampler) and not isinstance(sampler, Resampler)
     if shares or type(sampler).__module__.startswith("transformers."):
-        sampler = None  # all samples come, in an order that is of no importance
+        sampler = None  # all samples come, in any order
     return DataLoader(
         loader.dataset,
         batch_size=batch_size,

@@ -104,14 +104,14 @@ METHODS: dict[str, type[Method]] = {
     "balm": BALM,
     "remedy": Remedy,
 }
-"""By the name that the command uses. Every method in here goes through the contract tests."""
+"""Methods by the name that the command uses. Each of them passes the contract tests."""
 
 
 def method_named(name: str) -> type[Method]:
-    """A method by its name in `METHODS`, or by the import path of a class of the user's own.
+    """Returns a method by its name in `METHODS`, or a user's class by its import path.
 
     Raises:
-        ValueError: If there is none of that name, or it is no method.
+        ValueError: If nothing has that name, or it is not a method.
     """
     if name in METHODS:
         return METHODS[name]

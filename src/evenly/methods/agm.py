@@ -22,18 +22,18 @@ from evenly.probe import Probe
 from evenly.ranges import check_range
 
 MOST = 6
-"""Modalities at most: beyond, 2^M passes are more than anyone waits for."""
+"""Most modalities accepted; with more, 2^M passes would take too long."""
 
 
 def responses(
     value: Mapping[frozenset[str], Float[Tensor, "n c"]], names: Sequence[str]
 ) -> Float[Tensor, "m n c"]:
-    """What each modality adds to the logits, its Shapley value.
+    """The Shapley value of each modality: what it adds to the logits.
 
-    Nothing stands for the logits of no input, so what they add up to are the logits of all.
+    The logits without any input count as zero, so the values add up to the logits of all inputs.
 
     Args:
-        value: By subset, for each but the empty one, the logits with the inputs outside zeroed.
+        value: The logits with all other inputs zeroed, for each subset but the empty one.
         names: The modalities, in the order of the result.
     """
     nothing = torch.zeros_like(value[frozenset(names)])
@@ -55,18 +55,18 @@ def shares(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 def coefficients(
     score: Float[Tensor, " m"], running: Float[Tensor, " m"], alpha: float, cap: float
 ) -> Float[Tensor, " m"]:
-    """The factor for each gradient: k_m = exp(α min(τ_m - r_m, cap)), τ of the running means."""
+    """The factor for each gradient: k_m = exp(α min(τ_m - r_m, cap)), τ from the running means."""
     return torch.exp(alpha * (shares(running) - shares(score)).clamp_max(cap))
 
 
 def scaled(response: Float[Tensor, "m n c"], k: Float[Tensor, " m"]) -> Float[Tensor, "m n c"]:
-    """The same values, through which gradients flow k_m times as strong."""
+    """The same values, with the gradients through them multiplied by k_m."""
     value = response.detach()
     return value + k[:, None, None] * (response - value)
 
 
 def clip_factor(peak: Float[Tensor, ""], norm: Float[Tensor, ""], most: float) -> Float[Tensor, ""]:
-    """What brings all gradients to a norm of `most` where the head's largest number is above."""
+    """The factor that clips the norm of all gradients to `most` if the head's peak exceeds it."""
     return torch.where(peak > most, (most / norm).clamp_max(1), 1.0)
 
 
@@ -74,13 +74,13 @@ class AGM(Method):
     """Scales the gradients that flow through each modality's own response.
 
     The response φ_m of a modality is its Shapley value: what it adds to the logits, over passes
-    in which the inputs of the others are zeroed. Its score s_m is the mean of
-    -log softmax(φ_m)[y], its share r_m = exp((mean s - s_m) M / (M - 1)), and τ_m is the same of
-    the scores' running means. The loss is CE(Σ_m φ_m), and the gradient through φ_m, which
-    reaches all encoders, is multiplied by k_m = exp(alpha · min(τ_m - r_m, cap)): a modality that
-    does better than it usually does is held back. The scores are of the batch that is scaled. The
-    zeroed passes are in evaluation mode and have gradients. As k_m can be huge, all gradients are
-    clipped to the norm `clip` where a number in the head's is above it.
+    in which the inputs of the others are zeroed. Its score s_m is the mean of -log softmax(φ_m)[y],
+    its share r_m = exp((mean s - s_m) M / (M - 1)), and τ_m the same share computed from the
+    scores' running means. The loss is CE(Σ_m φ_m), and the gradient through φ_m, which reaches all
+    encoders, is multiplied by k_m = exp(alpha · min(τ_m - r_m, cap)): a modality that does better
+    than usual is held back. The scores come from the same batch that is scaled. The zeroed passes
+    run in evaluation mode, with gradients. As k_m can be huge, all gradients are clipped to the
+    norm `clip` if any number in the head's gradient exceeds it.
 
     Attributes:
         running: Mean of the scores of all steps so far.
@@ -130,12 +130,13 @@ class AGM(Method):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality; their names say which inputs are zeroed. One that is left out
-                is always there.
-            head: What turns features into logits; its gradients tell when to clip.
+            encoders: By modality; their names say which inputs are zeroed. A modality without an
+                encoder here is never zeroed.
+            head: The module that turns features into logits; its gradients decide when to clip.
             alpha: α, not negative: strength of the modulation (the scripts: 1 and 2.5; the author
                 for CREMA-D: 1.5).
-            cap: Of τ_m - r_m, not negative; `inf` for none (the scripts: 10 for CREMA-D).
+            cap: Upper limit of τ_m - r_m, not negative; `inf` for none (the scripts: 10 for
+                CREMA-D).
             clip: Norm to which gradients are clipped, above 0; `inf` for none (the scripts: 1,
                 for URFunny 5, for AVE none).
             criterion: See `Method`.
@@ -160,7 +161,7 @@ class AGM(Method):
         self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets an unfinished step."""
+        """Discards an unfinished step."""
         self._score.clear()
 
     @property
@@ -183,7 +184,7 @@ class AGM(Method):
         return self.criterion(scaled(response, self.coefficient).sum(0), target)
 
     def before_step(self) -> None:
-        """Clips, and moves the running means on."""
+        """Clips, and updates the running means."""
         if not self.is_active:
             return
         self._clip()
@@ -197,7 +198,7 @@ class AGM(Method):
         self.metrics = self._per_modality(coefficient=self.coefficient, score=score)
 
     def _mean(self, like: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """The running means, which begin at 0."""
+        """The running means, initially 0."""
         return torch.zeros_like(like) if self.running is None else self.running.to(like)
 
     @torch.no_grad()
@@ -218,13 +219,13 @@ class AGM(Method):
             distributed.local(grad).mul_(factor.to(grad.device))
 
     def _values(self, output: Output) -> dict[frozenset[str], Tensor]:
-        """The logits by subset of modalities; those of all are there already."""
+        """The logits by subset of modalities; those of all modalities are already known."""
         ablate = self._need(output, "ablate")
         always = set(output.features) - set(self.encoders)
         _, *parts, whole = subsets(list(self.encoders))
         value = {subset: ablate(subset | always) for subset in parts}
         value[whole] = output.logits
-        # Shapley values are small differences of logits, too small for half precision.
+        # Shapley values are small differences between logits, too small for half precision.
         return {subset: full(logits) for subset, logits in value.items()}
 
 

@@ -23,12 +23,12 @@ from evenly.targets import SINGLE
 
 
 def masked_share(grown: float, eps: float) -> float:
-    """The share of logits that are masked: p = sin(π/2 · min(ε, l) / ε)."""
+    """The share of logits to mask: p = sin(π/2 · min(ε, l) / ε)."""
     return math.sin(math.pi / 2 * min(eps, grown) / eps)
 
 
 def mass(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, " m"]:
-    """Σ_i of each modality's part in the softmax over the logits of all modalities together."""
+    """Σ_i of each modality's share in the softmax over all modalities' logits together."""
     m, n, c = unimodal.shape
     joined = full(unimodal).transpose(0, 1).reshape(n, m * c).softmax(-1)
     return joined.view(n, m, c).sum((0, 2))
@@ -49,11 +49,11 @@ def masked(
 class AMCo(Method):
     """Masks part of the logits of the modality that the prediction depends on.
 
-    L = CE(z) + Σ_m CE(z_m), with z = U Σ_m z̃_m + b the fused logits after masking. In each step
-    N = ⌊p C⌋ classes are drawn, and a dependent modality, one whose share in the softmax over
-    all modalities' logits was above σ in the step before, loses its logits of these
-    (z̃_m = z_m · mask), so that the others are fitted as well. p = sin(π/2 · min(ε, l) / ε) grows
-    from 0 in each epoch: l is epoch / 10 times the number of steps that the epoch has made.
+    L = CE(z) + Σ_m CE(z_m), with z = U Σ_m z̃_m + b the fused logits after masking. Each step draws
+    N = ⌊p C⌋ classes. A modality is dependent if its share in the softmax over all modalities'
+    logits was above σ in the step before; it loses its logits of the drawn classes (z̃_m =
+    z_m · mask), so that the others are fitted as well. p = sin(π/2 · min(ε, l) / ε) grows from 0 in
+    each epoch: l is epoch / 10 times the number of steps made so far in the epoch.
     """
 
     info = Info(
@@ -99,12 +99,11 @@ class AMCo(Method):
 
         Args:
             encoders: By modality; their names say which unimodal logits count.
-            head: The model's head, which fuses masked logits: `evenly.nn.heads.AMCoHead`, or
-                one of one's own with its method `combined(unimodal)`, from unimodal logits by
-                modality to fused ones.
-            sigma: σ from 0 to 1, share above which a modality of two is a dependent one (0.5).
+            head: The model's head, which fuses masked logits: `evenly.nn.heads.AMCoHead`, or your
+                own with a method `combined(unimodal)` that fuses unimodal logits given by modality.
+            sigma: σ from 0 to 1, the share above which one of two modalities is dependent (0.5).
             eps: ε > 0, the value of l at which all logits are masked (0.3).
-            seed: Of the mask, which is equal on all ranks and in all passes of a step.
+            seed: Seed of the mask, which is the same on all ranks and in all passes of a step.
             criterion: See `Method`.
 
         Raises:
@@ -126,13 +125,13 @@ class AMCo(Method):
         self._mass = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Notes the epoch; the mask starts to grow anew."""
+        """Notes the epoch; the mask starts growing from nothing."""
         self._mass.clear()
-        if epoch != self.epoch:  # a run resumed within an epoch goes on where it was
+        if epoch != self.epoch:  # a run resumed mid-epoch continues where it was
             self.epoch, self.batches = epoch, 0
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + Σ_m CE(z_m), with z made of masked logits; without gradients, of all."""
+        """CE(z) + Σ_m CE(z_m), with z from masked logits; without gradients, nothing is masked."""
         unimodal = self._unimodal(output)
         self._mass.add(self._counted(output, unimodal), output)
         loss = self.criterion(self._fused(output, unimodal), target)
@@ -145,7 +144,7 @@ class AMCo(Method):
         found = self._mass.take(self)
         total, count = found[:-1], found[-1]
         before = torch.zeros_like(total) if self.share is None else self.share
-        # As it was, if no pass held all modalities.
+        # Unchanged if no pass held all modalities.
         counts = self._mass.counts(found) & (count > 0)
         self.share = share = kept(counts, total / count.clamp_min(1), before)
         self.batches += 1
@@ -158,14 +157,14 @@ class AMCo(Method):
         return torch.randperm(classes, generator=drawn, device=device) < self.dropped(classes)
 
     def dropped(self, classes: int) -> int:
-        """N, the number of classes that are dropped in this step."""
+        """N, the number of classes dropped in this step."""
         grown = max(self.epoch, 0) / 10 * self.batches
         return math.floor(masked_share(grown, self.eps) * classes)
 
     def _fused(self, output: Output, unimodal: dict[str, Tensor]) -> Tensor:
         classes = output.logits.shape[1]
-        # A modality that a sample has alone has no other that could be fitted instead; a
-        # validation asks for the loss of the prediction, which is made without a mask.
+        # If a sample has one modality only, no other could be fitted instead. A validation needs
+        # the loss of the prediction, which is made without a mask.
         alone = len(unimodal) == 1
         if self.share is None or not self.dropped(classes) or alone or not torch.is_grad_enabled():
             return output.logits
@@ -186,7 +185,7 @@ class AMCo(Method):
 
     @torch.no_grad()
     def _counted(self, output: Output, unimodal: dict[str, Tensor]) -> Tensor:
-        """The mass of each modality and the number of samples, of those that lack none."""
+        """The mass of each modality and the number of samples, counting only complete samples."""
         if len(unimodal) < len(self.encoders):
             return full(output.logits).new_zeros(len(self.encoders) + 1)
         here = having(output, *self.encoders)

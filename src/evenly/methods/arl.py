@@ -19,7 +19,7 @@ from evenly.targets import SINGLE
 
 
 def findings(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, "2 m"]:
-    """By modality, Σ_i ‖z_m,i‖₁ and the entropies Σ_i H(softmax(z_m,i)) of one batch."""
+    """Σ_i ‖z_m,i‖₁ and the entropies Σ_i H(softmax(z_m,i)) of one batch, by modality."""
     log_probability = unimodal.log_softmax(-1)
     entropy = -(log_probability.exp() * log_probability).sum((1, 2))
     return torch.stack([unimodal.abs().sum((1, 2)), entropy])
@@ -28,11 +28,11 @@ def findings(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, "2 m"]:
 def weights(
     dependence: Float[Tensor, " m"], entropy: Float[Tensor, " m"], temperature: float
 ) -> Float[Tensor, " m"]:
-    """How much each modality's encoder is to learn beyond the others; they add up to 1.
+    """How much more each modality's encoder should learn than the others; the weights add up to 1.
 
-    With shares d_m of the dependence and h_m of the entropy, which stands for the variance, and
-    u_m ∝ 1 / max(h_m, 0.6 / M): w = softmax over modalities of T · u_m · mean of the others' d.
-    The share of a modality is to be inversely proportional to its variance, so one that is
+    With d_m the share of the dependence, h_m the share of the entropy (a stand-in for the variance)
+    and u_m ∝ 1 / max(h_m, 0.6 / M): w = softmax over modalities of T · u_m · mean of the others' d.
+    A modality's share should be inversely proportional to its variance, so a modality that is
     certain while the model depends on the others learns most.
     """
     count, tiny = len(entropy), torch.finfo(entropy.dtype).tiny
@@ -45,9 +45,9 @@ def weights(
 class ARL(Method):
     """Lets encoders learn unequally, in inverse proportion to their variance.
 
-    L = CE(z) + gamma · Σ_m CE(z_m), where z_m is the prediction of the fusion itself with the
-    features of all other modalities left out: no parameters are added. From epoch start + 1 on
-    the gradient of encoder m is multiplied by 1 + w_m, see `weights`.
+    L = CE(z) + gamma · Σ_m CE(z_m), where the fusion itself predicts z_m from modality m alone, so
+    no parameters are added. From epoch start + 1 on, the gradient of encoder m is multiplied by
+    1 + w_m; see `weights`.
     """
 
     info = Info(
@@ -90,9 +90,9 @@ class ARL(Method):
         """Prepares the scaling.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            temperature: T, how unequal the weights are, not negative; 8 in the paper.
-            gamma: Of each unimodal loss; 1 by default, 4 for CREMA-D.
+            encoders: The modules whose gradients are changed, by modality.
+            temperature: T, which makes the weights more unequal, not negative; 8 in the paper.
+            gamma: Weight of each unimodal loss; 1 by default, 4 for CREMA-D.
             start: Last epoch without scaling, from 0; 5 in the paper.
             criterion: See `Method`.
 
@@ -117,7 +117,7 @@ class ARL(Method):
         return epoch > self.start and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + gamma · Σ_m CE(z_m); on the way, the logits are measured."""
+        """CE(z) + gamma · Σ_m CE(z_m); also measures the logits."""
         loss = super().loss(output, target)
         fuse = self._need(output, "fuse")
         if not self.is_due(self.epoch) and self.gamma == 0:

@@ -1,4 +1,4 @@
-"""AUG: boosting of the weaker modality by classifiers that are added while training.
+"""AUG: boosting the weaker modality with classifiers added during training.
 
 Jiang, Huang, Yang, "Rethinking Multimodal Learning from the Perspective of Mitigating
 Classification Ability Disproportion", NeurIPS 2025, https://arxiv.org/abs/2502.20120.
@@ -25,10 +25,10 @@ def residual_loss(
     target: Int[Tensor, " n"],
     share: float,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the newest classifier with what the ones before it have left over.
+    """Cross-entropy of the newest classifier with what the earlier ones leave over.
 
-    The label is y - λ y q with q = softmax(before), without gradient, and so the loss of a sample
-    is (1 - λ q[target]) · CE(last, target).
+    The label is y - λ y q with q = softmax(before), without gradient, so the loss of a sample is
+    (1 - λ q[target]) · CE(last, target).
     """
     known = before.detach().softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
     error = torch.nn.functional.cross_entropy(last, target, reduction="none")
@@ -36,7 +36,7 @@ def residual_loss(
 
 
 def weakest(score: Float[Tensor, " m"], tolerance: float) -> int | None:
-    """The modality with the lowest score, if the mean of the others is so much ahead of it."""
+    """The modality with the lowest score, if the others' mean is more than `tolerance` ahead."""
     if len(score) < 2:
         return None
     ratio = discrepancy(score)
@@ -51,27 +51,27 @@ class Configurable(Protocol):
     depth: int
 
     def parts(self, features: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor | None]]:
-        """By modality, the logits without its newest classifier, and those of the newest."""
+        """By modality, the logits without the newest classifier, and those of the newest."""
 
     def active(self, name: str) -> int:
-        """How many classifiers were added to a modality."""
+        """The number of classifiers added to a modality."""
 
     def add(self, name: str) -> None:
-        """Adds one."""
+        """Adds a classifier to a modality."""
 
 
 class AUG(Method):
-    """Adds classifiers to the weaker modality, each trained on what the ones before leave over.
+    """Adds classifiers to the weaker modality, each trained on what the earlier ones leave over.
 
-    L = Σ_m [CE(z_m) + CE(z_m') + CE(y - λ y softmax(z_m'), h_m)], with h_m the logits of the
-    classifier that modality m was given last and z_m' = z_m - h_m those of all before it; for a
-    modality without added classifiers L has CE(z_m) alone. After the first epoch, and then
-    before every `every`-th one, the modality with the lowest score, the mean of softmax(z_m) at
-    the true class over the epoch that has gone by, is given one classifier more, if the others
-    are more than `tolerance` ahead of it.
+    L = Σ_m [CE(z_m) + CE(z_m') + CE(y - λ y softmax(z_m'), h_m)], with h_m the logits of modality
+    m's newest classifier and z_m' = z_m - h_m those of all earlier ones; a modality without added
+    classifiers contributes CE(z_m) alone. A modality's score is the mean of softmax(z_m) at the
+    true class over the last epoch. After the first epoch, and then before every `every`-th, the
+    modality with the lowest score gets one more classifier, if the others are more than `tolerance`
+    ahead of it.
 
-    All classifiers are made with the head and switched on there; the head's buffer says how many
-    are on, so a checkpoint of the model alone predicts as it did.
+    The head creates all classifiers at the start and switches them on one by one. Its buffer counts
+    the active ones, so a checkpoint of the model alone predicts the same.
     """
 
     info = Info(
@@ -122,12 +122,12 @@ class AUG(Method):
         Args:
             encoders: By modality.
             head: The head that classifiers are added to.
-            residual: λ, how much of what is known already a new classifier need not learn; from
-                0 to 1.
+            residual: λ, how much of what is already known a new classifier need not learn; from 0
+                to 1.
             every: Period in epochs in which a classifier may be added: with 20, before epochs 1,
                 20, 40, ... counted from 0.
-            tolerance: By how much the others' score must be ahead of the weakest's.
-            criterion: See `Method`; that of z_m and z_m', while the residual has cross-entropy.
+            tolerance: How far the others' score must be ahead of the weakest's.
+            criterion: See `Method`; used for z_m and z_m', while the residual uses cross-entropy.
 
         Raises:
             TypeError: If nothing can be added to the head.
@@ -153,9 +153,9 @@ class AUG(Method):
         return epoch == 1 or (epoch > 0 and epoch % self.every == 0)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Gives the weakest modality a classifier more, where it is due."""
+        """Gives the weakest modality another classifier, if one is due."""
         self._step_scores.clear()
-        if epoch == self.epoch:  # a run resumed within an epoch goes on where it was
+        if epoch == self.epoch:  # a run resumed mid-epoch continues where it was
             return
         if self.is_due(epoch) and self.scores is not None:
             self._assign(self.scores)
@@ -197,7 +197,7 @@ class AUG(Method):
         unimodal: Mapping[str, Float[Tensor, "n c"]],
         target: Int[Tensor, " n"],
     ) -> Float[Tensor, "2 m"]:
-        """Of each encoder's modality the score in this pass, and of how many samples it is."""
+        """Each modality's score in this pass, and the number of samples behind it."""
         found = full(output.logits).new_zeros(2, len(self.encoders))
         for m, name in enumerate(self.encoders):
             if name in unimodal:
@@ -209,7 +209,7 @@ class AUG(Method):
 
     def _assign(self, found: Float[Tensor, "2 m"]) -> None:
         score, count = found
-        if not bool((count > 0).all()):  # a modality that no batch held has no score
+        if not bool((count > 0).all()):  # a modality absent from every batch has no score
             return
         lowest = weakest(score / count, self.tolerance)
         if lowest is None:

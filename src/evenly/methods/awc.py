@@ -25,7 +25,7 @@ from evenly.ranges import check_range
 from evenly.targets import ANY, counted
 
 CONSTANT = 1e-6
-"""Spread over size below which what a model predicts is one number with rounding errors."""
+"""Below this ratio of spread to size, a model's outputs are one number plus rounding errors."""
 
 
 def correlation(
@@ -41,15 +41,15 @@ def correlation(
 
 
 def accuracy(right: Float[Tensor, "n 1"], here: Float[Tensor, "n 1"]) -> Float[Tensor, ""]:
-    """The share of right predictions among the samples that have a label."""
+    """The share of correct predictions among the labelled samples."""
     return right.double().sum() / here.double().sum().clamp_min(1)
 
 
 def strong(contribution: Sequence[float]) -> list[bool]:
-    """Which values are in the upper of two clusters, by 2-means; none where all are equal.
+    """Marks the values in the upper of two clusters (2-means); none if all are equal.
 
-    On a line 2-means cuts the ordered values where their squared distances to the means of both
-    parts add up to the least, so all cuts can be tried; of two it is the larger.
+    In one dimension, 2-means cuts the sorted values where the squared distances to the two means
+    add up to the least, so all cuts can be tried. Of two values, the larger is the upper cluster.
     """
     ordered = sorted(contribution)
     if math.isclose(ordered[0], ordered[-1], abs_tol=1e-9):  # but for rounding
@@ -66,7 +66,7 @@ def strong(contribution: Sequence[float]) -> list[bool]:
 
 @torch.no_grad()
 def squares(encoder: nn.Module) -> dict[str, Tensor]:
-    """g² by name of a parameter; of a complex one those of real and imaginary part, in pairs."""
+    """g² by parameter name; for a complex parameter, pairs for its real and imaginary parts."""
     return {
         name: as_real(full(p.grad)).square()
         for name, p in encoder.named_parameters()
@@ -85,11 +85,11 @@ def constrain_(
     """Adds the gradient of α ½ Σ_i F_ii (θ_i - θ_0,i)²: g ← g + α F (θ - θ_0).
 
     Args:
-        encoder: Whose gradients are there; parameters without one are left out.
-        start: θ_0 by name of a parameter.
-        fisher: F likewise, as `squares` has it; parameters that it lacks are left out.
+        encoder: Module with gradients; parameters without one are left out.
+        start: θ_0 by parameter name.
+        fisher: F likewise, as `squares` returns it; parameters missing from it are left out.
         strength: α.
-        rates: lr of each parameter, for an implicit step, in which the term has its gradient where
+        rates: lr of each parameter, for an implicit step, which evaluates the term's gradient where
             the step ends: g ← (g + α F (θ - θ_0)) / (1 + lr α F).
     """
     for name, p in encoder.named_parameters():
@@ -104,25 +104,25 @@ def constrain_(
 
 
 class AWC(Method):
-    """Holds each encoder near the weights of the epoch's start, the strong ones more firmly.
+    """Keeps each encoder near its weights at the start of the epoch, strong ones more firmly.
 
     In the first `window` epochs the loss is L + Σ_m α_m ½ Σ_i F_ii (θ_i - θ_0,i)², over the
     weights θ of encoder m, with θ_0 those at the start of the epoch and F the diagonal of the
     Fisher information there: the mean over batches of the training split of (∂L/∂θ_i)². α_m is
     `strong` for modalities whose contribution is in the upper of two clusters (2-means), `weak` for
-    the others. A contribution is the Shapley value of what the model is worth with some modalities
-    while the features of the others are zeros: for class numbers its accuracy on the training
-    split, for any other target the sum of its outputs' Pearson correlations with it.
+    the others. A contribution is a Shapley value over sets of modalities, with the features of all
+    others zeroed. A set is worth the model's accuracy on the training split for class numbers, and
+    the sum of its outputs' Pearson correlations with the target for any other target.
 
-    Only the gradient of the term, α F (θ - θ_0), is there; the loss that is returned is L. By
-    plain SGD a step takes a weight back by lr α F of its distance from θ_0, so that it runs away
-    where lr α F is above 2 (with a momentum β, 2 + 2β). Adam and its kin, with which the paper
-    trains, take no longer steps for it; with SGD `implicit` mends that, or a smaller rate or α.
+    The method adds only the term's gradient, α F (θ - θ_0); the returned loss is L. A plain SGD
+    step moves a weight back by lr α F of its distance from θ_0, so the weight diverges where lr α F
+    exceeds 2 (with momentum β, 2 + 2β). Adam and its kin, which the paper uses, take no longer
+    steps because of it. With SGD, set `implicit` or lower the learning rate or α.
 
     Attributes:
         contribution: By modality, the Shapley value at the start of the epoch.
-        strength: α by modality; none outside of the window.
-        fisher: F by modality and name of a parameter.
+        strength: α by modality; empty outside the window.
+        fisher: F by modality and parameter name.
         start: θ_0 likewise.
     """
 
@@ -178,23 +178,22 @@ class AWC(Method):
         """Prepares the constraint.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            strong: α of the modalities that contribute much, not negative; 20,000 in the paper,
-                with Adam and batches of 192.
+            encoders: The modules whose gradients are changed, by modality.
+            strong: α of modalities that contribute a lot, not negative; 20,000 in the paper, with
+                Adam and batches of 192.
             weak: α of the others, not negative; 10,000.
-            window: Epochs, from the first, that are constrained; not negative, 20 of 50 in the
+            window: The number of first epochs that are constrained, not negative; 20 of 50 in the
                 paper.
-            implicit: Whether gradients are those of an implicit step of SGD, see `constrain_`,
-                which is stable for any α.
-            optimizer: The one that trains the model; needed for `implicit`.
-            seed: Of the orders by which the contributions of more than six modalities are
-                estimated.
+            implicit: Whether to take implicit steps of SGD, which are stable for any α; see
+                `constrain_`.
+            optimizer: The optimiser that trains the model; needed for `implicit`.
+            seed: Seed of the orders that estimate the contributions of more than six modalities.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
-            ValueError: If a setting is out of range or not finite, or an optimizer is lacking or
-                another model's.
+            TypeError: If `optimizer` is not an optimiser.
+            ValueError: If a setting is out of range or not finite, or the optimiser is missing or
+                belongs to another model.
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", strong=strong, weak=weak)
@@ -221,8 +220,8 @@ class AWC(Method):
         return epoch < self.window and acts and len(self.encoders) > 1
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Finds who is strong, and notes the weights and the Fisher information."""
-        if epoch == self.epoch:  # a run resumed within an epoch goes on with what it had
+        """Finds the strong modalities, and records the weights and the Fisher information."""
+        if epoch == self.epoch:  # a run resumed mid-epoch continues with what it had
             return
         self.epoch = epoch
         self.contribution, self.strength, self.fisher, self.start = {}, {}, {}, {}
@@ -243,7 +242,7 @@ class AWC(Method):
             constrain_(encoder, self.start[name], self.fisher[name], strength, rates)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave; copies of weights go where the encoders are."""
+        """Restores what `state_dict` returned, with copies of weights on the encoders' devices."""
         super().load_state_dict(state)
         self.fisher, self.start = self._placed(self.fisher), self._placed(self.start)
 
@@ -300,7 +299,7 @@ class AWC(Method):
         }
 
     def _worth(self, probe: Probe, chosen: Sequence[frozenset[str]]) -> dict[frozenset[str], float]:
-        """What the model is worth with each set of modalities; with none of them, nothing."""
+        """What the model is worth with each set of modalities; 0 with none."""
         shown = [some for some in chosen if some]
         is_classes = True
 
@@ -322,7 +321,7 @@ class AWC(Method):
         return {frozenset(): 0.0, **worth}
 
     def _with_each(self, output: Output, shown: Sequence[frozenset[str]]) -> list[Tensor]:
-        """The logits with each set of modalities, the features of the others being zeros."""
+        """The logits with each set of modalities, with the features of the others zeroed."""
         fuse = self._need(output, "fuse")
         own = self._features(output)
         zeros = {name: torch.zeros_like(value) for name, value in own.items()}
@@ -332,7 +331,7 @@ class AWC(Method):
         ]
 
     def _judged(self, logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> Tensor:
-        """By sample, whether it is right and whether it has a label."""
+        """For each sample, whether its prediction is right and whether it has a label."""
         here = counted(target, logits.shape[1], self.criterion)
         return torch.stack([(logits.argmax(1) == target) & here, here], 1).float()
 
@@ -346,11 +345,11 @@ def _are_classes(target: Tensor) -> bool:
 
 
 def _beside(prediction: Float[Tensor, "n c"], target: Tensor) -> Float[Tensor, "n _"]:
-    """By sample, its outputs and then what they should be."""
+    """For each sample, its outputs followed by its targets."""
     return torch.cat([full(prediction), target.reshape(prediction.shape).to(full(prediction))], 1)
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Where a sum overflowed, no constraint."""
+    """The values, with 0 (no constraint) where a sum overflowed."""
     distributed.local(x).nan_to_num_(0.0, 0.0, 0.0)
     return x

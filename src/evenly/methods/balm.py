@@ -21,33 +21,34 @@ from evenly.targets import SINGLE
 
 
 def divergence(unimodal: Float[Tensor, "n c"], fused: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
-    """KL(ŷ_m ‖ ŷ) of each sample, from the logits; not negative."""
+    """KL(ŷ_m ‖ ŷ) of each sample, from logits; not negative."""
     own, whole = full(unimodal).log_softmax(1), full(fused).log_softmax(1)
     return (own.exp() * (own - whole)).sum(1)
 
 
 def progress(before: Float[Tensor, " m"], now: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Δ_m = D_m(t - 1) - D_m(t); where none was known before, which is 0, D_m(t)."""
+    """Δ_m = D_m(t - 1) - D_m(t); if none was known before (0), D_m(t)."""
     return torch.where(before > 0, before - now, now)
 
 
 def alignment(share: Float[Tensor, " m"], cosines: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """1/M Σ_m |c_m cos_m|, from 0 where all are orthogonal."""
+    """1/M Σ_m |c_m cos_m|; 0 if all are orthogonal."""
     return (share * cosines).abs().mean()
 
 
 class BALM(Method):
-    """Slows down encoders whose predictions come near the fused one faster than the others'.
+    """Slows down encoders whose predictions approach the fused one faster than the others'.
 
-    L = CE(z) + Σ_m CE(z_m) + τ/M Σ_m |c_m cos(U, U_m)|. The unimodal predictions are networks of
-    the head on detached features, so that encoders learn from CE(z) alone. In each step, with
-    D_m the mean of KL(softmax z_m ‖ softmax z) over the samples that have modality m and
-    Δ_m = D_m(t - 1) - D_m(t), the gradient of encoder m is multiplied by ρ c_m, where
-    c_m = (Σ_j Δ_j - Δ_m) / Σ_j Δ_j, see `evenly.methods.cggm.coefficients`. The last term is of
-    the weights U of the layer of the fused logits and U_m of the networks' last layers, with the
-    c_m of the last step; U alone learns from it.
+    L = CE(z) + Σ_m CE(z_m) + τ/M Σ_m |c_m cos(U, U_m)|. Networks in the head make the unimodal
+    predictions from detached features, so encoders learn from CE(z) alone. In each step, with D_m
+    the mean of KL(softmax z_m ‖ softmax z) over the samples that have modality m and Δ_m =
+    D_m(t - 1) - D_m(t), the gradient of encoder m is multiplied by ρ c_m, where c_m = (Σ_j
+    Δ_j - Δ_m) / Σ_j Δ_j; see `evenly.methods.cggm.coefficients`. The last term compares U, the
+    weights of the layer that makes the fused logits, with U_m, those of the networks' last layers.
+    It takes c_m from the last step, and U alone learns from it.
 
-    The head calibrates the features by what all modalities show, see `evenly.nn.heads.BALMHead`.
+    The head calibrates each modality's features by those of all modalities; see
+    `evenly.nn.heads.BALMHead`.
 
     Attributes:
         distance: D, in the encoders' order; 0 before the first step.
@@ -108,12 +109,12 @@ class BALM(Method):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            head: The model's head, `evenly.nn.heads.BALMHead`, or one of one's own with its method
-                `last_layers()`, which gives the weights of the fused layer and by modality those
-                of equal shape beside it.
-            rho: ρ, which all coefficients are multiplied by; above 0, between 1.1 and 1.6 in the
-                released code.
+            encoders: The modules whose gradients are changed, by modality.
+            head: The model's head, `evenly.nn.heads.BALMHead`, or your own with a method
+                `last_layers()` that returns the weights of the fused layer and, by modality,
+                unimodal weights of the same shape.
+            rho: ρ, the factor on all coefficients; above 0, between 1.1 and 1.6 in the released
+                code.
             tau: τ, weight of the last term; not negative, between 0.2 and 0.8 there.
             criterion: See `Method`.
 
@@ -135,11 +136,11 @@ class BALM(Method):
         self._found = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets what an unfinished step left."""
+        """Discards what an unfinished step left behind."""
         self._found.clear()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + Σ_m CE(z_m) and the last term; on the way, the distances are taken."""
+        """CE(z) + Σ_m CE(z_m) and the last term; also takes the distances."""
         loss = super().loss(output, target)
         if len(self.encoders) == 1:
             return loss
@@ -158,7 +159,7 @@ class BALM(Method):
         total, count = found
         counts = self._found.counts(found)
         before = self.distance.to(total)
-        now = torch.where(count > 0, total / count.clamp_min(1), before)  # as of a missing one
+        now = torch.where(count > 0, total / count.clamp_min(1), before)  # D of a missing one stays
         shares = coefficients(progress(before, now))
         self.shares = kept(counts, shares, self.shares)
         self.distance = kept(counts, now, before)
@@ -170,7 +171,7 @@ class BALM(Method):
 
     @torch.no_grad()
     def _distances(self, output: Output) -> Float[Tensor, "2 m"]:
-        """Σ_i KL(ŷ_m,i ‖ ŷ_i) of each modality, and of how many samples that is."""
+        """Σ_i KL(ŷ_m,i ‖ ŷ_i) of each modality, and the number of samples."""
         unimodal, present = self._unimodal(output), output.present or {}
         found = full(output.logits).new_zeros(2, len(self.encoders))
         for m, name in enumerate(self.encoders):
@@ -181,6 +182,6 @@ class BALM(Method):
         return found
 
     def _cosines(self) -> Float[Tensor, " m"]:
-        """Of the fused layer's weights, which learn from them, with each network's."""
+        """The cosines of the fused layer's weights, which learn from them, with each network's."""
         fused, own = self.head.last_layers()  # type: ignore[operator]
         return torch.stack([cosine(own[name].detach(), fused) for name in self.encoders])

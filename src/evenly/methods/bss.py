@@ -24,7 +24,7 @@ from evenly.resampling import Resampler
 def similarity(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, " n"]:
     """How alike the modalities' predictions are: the mean of cos(p_k, p_m) over pairs, 0 to 1.
 
-    p_m = softmax(z_m); there are two modalities or more.
+    p_m = softmax(z_m), of two modalities or more.
     """
     unit = nn.functional.normalize(full(unimodal).softmax(-1), dim=-1)
     first, second = torch.triu_indices(len(unit), len(unit), 1)
@@ -32,7 +32,7 @@ def similarity(unimodal: Float[Tensor, "m n c"]) -> Float[Tensor, " n"]:
 
 
 def scaled(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From 0 for the least to 1 for the greatest; 0 where all are equal."""
+    """The values scaled from 0 (the least) to 1 (the greatest); 0 if all are equal."""
     above = x - x.min()
     return above / above.max().clamp_min(torch.finfo(x.dtype).tiny)
 
@@ -58,40 +58,40 @@ def reached(epoch: int, start: float, grow: int) -> float:
 
 
 def weights(difficulty: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """What a self-paced order is drawn by: 1 - (loss - similarity) + 0.01, 0.01 to 2.01."""
+    """Weights that draw a self-paced order: 1 - (loss - similarity) + 0.01, from 0.01 to 2.01."""
     return 1 - (difficulty - 1) + 0.01
 
 
 def drawn(weight: Float[Tensor, " n"], uniform: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """All samples in random order: without replacement, each time in proportion to the weights.
+    """All samples in random order, drawn without replacement in proportion to the weights.
 
-    Of exponential times whose rates are the weights, the next to come is each time one of those
-    left in proportion to its weight.
+    Each sample gets an exponential waiting time with its weight as the rate. Sorted by time, the
+    next sample is always one of the rest, in proportion to its weight.
 
     Args:
         weight: Above 0.
-        uniform: A random number from [0, 1) for each sample.
+        uniform: A random number in [0, 1) for each sample.
     """
     return (-torch.log1p(-uniform) / weight).argsort(stable=True)
 
 
 class BSS(Method):
-    """Trains on samples in an order from balanced and easy to imbalanced and hard.
+    """Orders samples from balanced and easy to imbalanced and hard.
 
-    L = fused · CE(z) + unimodal · Σ_m CE(z_m), for a prediction Z = z + Σ_m z_m, which is the
-    work of the head. A sample is as hard as (1 - cos(p_a, p_v)) + its loss, each scaled to 0 to 1
-    over the training split.
+    L = fused · CE(z) + unimodal · Σ_m CE(z_m), with the prediction Z = z + Σ_m z_m made by the
+    head. The difficulty of a sample is (1 - cos(p_a, p_v)) + its loss, each scaled to [0, 1] over
+    the training split.
 
-    With `pace="self_paced"` that is measured before each epoch, in which every sample comes once,
-    drawn without replacement in proportion to 1 - (loss - cos(p_a, p_v)) + 0.01, so that easy ones
-    tend to come first. With `pace="curriculum"` it is measured before the first epoch; epoch t
+    With `pace="self_paced"`, difficulty is measured before each epoch. Every sample comes once,
+    drawn without replacement in proportion to 1 - (loss - cos(p_a, p_v)) + 0.01, so easy ones tend
+    to come first. With `pace="curriculum"`, it is measured before the first epoch, and epoch t
     draws from the easiest share λ_t of the samples.
 
-    The loader must draw from the sampler that is handed over, see `evenly.Resampler`.
+    The loader must draw from the sampler that you pass; see `evenly.Resampler`.
 
     Attributes:
-        order: Positions of the samples: of a curriculum from the easiest on, else as they were
-            drawn for this epoch.
+        order: Positions of the samples: for a curriculum, from the easiest on; otherwise as drawn
+            for this epoch.
     """
 
     info = Info(
@@ -146,14 +146,14 @@ class BSS(Method):
 
         Args:
             encoders: By modality; their names say which unimodal logits are compared.
-            sampler: The one that the training loader draws from.
-            pace: How samples are chosen, see above.
-            fused: Weight of the fused loss, not negative; the released code: 0.1 for CREMA-D, else
-                1.
+            sampler: The sampler that the training loader draws from.
+            pace: How samples are chosen; see above.
+            fused: Weight of the fused loss, not negative; the released code uses 0.1 for CREMA-D,
+                else 1.
             unimodal: Weight of each unimodal loss, likewise 0.9 or 1.
             start: λ₀ of a curriculum, from 0 to 1; 0.1.
             grow: T, epochs until a curriculum has reached all samples; 40 of 120.
-            seed: Of the draws of a self-paced order.
+            seed: Seed of a self-paced order.
             criterion: See `Method`.
 
         Raises:
@@ -170,16 +170,16 @@ class BSS(Method):
         self.order: Int[Tensor, " n"] | None = None
 
     def is_due(self, epoch: int) -> bool:
-        """Whether the order of this epoch (from 0) is other than joint training's."""
+        """Whether the order of this epoch (from 0) differs from joint training's."""
         if self.pace == "curriculum" and reached(epoch, self.start, self.grow) == 1:
             return False
         return len(self.encoders) > 1
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Measures the samples, and writes the order of the epoch."""
+        """Measures the samples, and sets the order of the epoch."""
         probe = self._probe(probe)
         self._check_sampler(probe, self.sampler)
-        if epoch == self.epoch:  # a run resumed within an epoch has the order that it had
+        if epoch == self.epoch:  # a run resumed mid-epoch keeps its order
             return
         if self.is_due(epoch) and (self.pace == "self_paced" or self.order is None):
             hard = self._difficulty(probe)
@@ -195,24 +195,24 @@ class BSS(Method):
         """L = fused · CE(z) + unimodal · Σ_m CE(z_m), with z = Z - Σ_m z_m."""
         if len(self.encoders) < 2:
             return super().loss(output, target)
-        self._need(output, "index")  # refused in the first step rather than in a look
+        self._need(output, "index")  # fails in the first step rather than in a later pass
         loss = self.fused * self.criterion(self._joint(output), target)
         for logits in self._unimodal(output).values():
             loss = loss + self.unimodal * self.criterion(logits, target)
         return loss
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave, and gives the sampler its order."""
+        """Restores what `state_dict` returned, and with it the sampler's order."""
         super().load_state_dict(state)
         self._write_pool()
 
     def _joint(self, output: Output) -> Float[Tensor, "n c"]:
-        """The logits of the fused layer by itself."""
+        """The logits of the fused layer alone."""
         unimodal = self._need(output, "unimodal")
         return full(output.logits) - full(torch.stack(list(unimodal.values()))).sum(0)
 
     def _difficulty(self, probe: Probe) -> Float[Tensor, " n"]:
-        """Of each training sample by its position, equal on all ranks, on the CPU."""
+        """The difficulty of each training sample by position, the same on all ranks, on the CPU."""
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:
             self.watch.check_target(self, output, target)

@@ -18,15 +18,15 @@ from evenly.probe import Probe
 from evenly.ranges import check_range
 
 TINY = 1e-8
-"""What is added to what was gained, and to each share of it."""
+"""A tiny number added to the total gain, and to each share of it."""
 
 
 def coefficients(improvement: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """The share of the other modalities in what was gained: (Σ_j Δ_j - Δ_m) / Σ_j Δ_j.
+    """The other modalities' share of the total gain: (Σ_j Δ_j - Δ_m) / Σ_j Δ_j.
 
-    A modality that lost counts as one that gained nothing, and where none gained all get 1: as in
-    the released code, a tiny number is added above and below. So the shares stay between 0 and 1,
-    where the plain quotient grows without bound as the sum comes near 0.
+    A modality that lost accuracy counts as one that gained nothing. If none gained, all get 1: as
+    in the released code, a tiny number is added to numerator and denominator. The shares thus stay
+    between 0 and 1, while the plain quotient grows without bound as the sum nears 0.
     """
     gain = improvement.clamp_min(0)
     total = gain.sum()
@@ -34,7 +34,7 @@ def coefficients(improvement: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 
 
 def cosine(one: Float[Tensor, "c d"], other: Float[Tensor, "c d"]) -> Float[Tensor, ""]:
-    """The cosine of two gradients; 0, without a gradient of its own, where one vanishes."""
+    """The cosine of two gradients; a constant 0 if either of them is zero."""
     tiny = torch.finfo(other.dtype).tiny ** 0.5
     units = one / one.norm().clamp_min(tiny), other / other.norm().clamp_min(tiny)
     product: Tensor = (units[0] * units[1]).sum()
@@ -42,7 +42,7 @@ def cosine(one: Float[Tensor, "c d"], other: Float[Tensor, "c d"]) -> Float[Tens
 
 
 def direction_loss(share: Float[Tensor, " m"], cosines: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """(Σ_m |c_m| - Σ_m c_m cos_m) / M, from 0 where all gradients agree."""
+    """(Σ_m |c_m| - Σ_m c_m cos_m) / M; 0 if all gradients agree."""
     return (share.abs() - share * cosines).mean()
 
 
@@ -57,28 +57,28 @@ def adam(
 
 
 def untrained(classes: int, width: int, seed: int, number: int) -> Float[Tensor, "c w"]:
-    """A linear layer's weights as torch's begin, the bias being the last column, on the CPU."""
+    """The initial weights of a linear layer as torch draws them, bias last, on the CPU."""
     bound = (width - 1) ** -0.5
     drawn = stream(torch.device("cpu"), seed, number)
     return torch.empty(classes, width).uniform_(-bound, bound, generator=drawn)
 
 
 class CGGM(Method):
-    """Guides encoders by how fast classifiers of single modalities improve, and to where.
+    """Guides encoders by how fast, and in which direction, unimodal classifiers improve.
 
-    A linear classifier for each modality, of the method's own, learns from the features, to
-    which it sends nothing back. In each step, with Δ_m the change of its accuracy on the batch
-    since the last step, the gradient of encoder m is multiplied by ρ c_m, where
-    c_m = (Σ_j Δ_j - Δ_m) / Σ_j Δ_j, see `coefficients`.
+    The method has its own linear classifier for each modality, which learns from the detached
+    features. In each step, with Δ_m the change of its accuracy on the batch since the last step,
+    the gradient of encoder m is multiplied by ρ c_m, where c_m = (Σ_j Δ_j - Δ_m) / Σ_j Δ_j; see
+    `coefficients`.
 
     The direction loss (Σ_m |c_m| - Σ_m c_m cos(g_m, h_m)) / M, with the shares c_m of the last
-    step, is added with weight λ. There g_m is the gradient of the classifier's weights on this
-    batch and h_m = Σ_i ∂CE(z_i)/∂z_i ⊗ f_m,i that of the fused head's, for a linear one. Both are
-    known from logits and features alone, so the head may be any, and h_m is differentiated again,
-    so the term reaches head and encoders.
+    step, is added with weight λ. Here g_m is the gradient of the classifier's weights on this
+    batch, and h_m = Σ_i ∂CE(z_i)/∂z_i ⊗ f_m,i that of the fused head's if it is linear. Both follow
+    from logits and features alone, so any head will do. h_m is differentiated again, so the term
+    reaches head and encoders.
 
     Attributes:
-        classifiers: By modality, the weights of the classifiers, the bias being the last column.
+        classifiers: By modality, the weights of the classifiers, with the bias in the last column.
     """
 
     info = Info(
@@ -137,12 +137,12 @@ class CGGM(Method):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            rho: ρ, which all coefficients are multiplied by; above 0, 1.3 in the released code.
+            encoders: The modules whose gradients are changed, by modality.
+            rho: ρ, the factor on all coefficients; above 0, 1.3 in the released code.
             lam: λ, weight of the direction loss; not negative, 0.2 for IEMOCAP and MOSI and 0.05
                 for Food-101 in the released code.
             rate: Learning rate of the classifiers (Adam); above 0, 0.0005 in the released code.
-            seed: Of the classifiers' initial weights, which come from a stream of their own.
+            seed: Seed of the classifiers' initial weights, drawn from a separate stream.
             criterion: See `Method`.
 
         Raises:
@@ -161,11 +161,11 @@ class CGGM(Method):
         self._found = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets what an unfinished step left."""
+        """Discards what an unfinished step left behind."""
         self._found.clear()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) and the direction loss; the classifiers take note."""
+        """CE(z) and the direction loss; also records what the classifiers need."""
         loss = super().loss(output, target)
         if len(self.encoders) == 1 or not torch.is_grad_enabled():
             return loss
@@ -205,7 +205,7 @@ class CGGM(Method):
         )
 
     def _slope(self, logits: Tensor, target: Tensor) -> Float[Tensor, "n c"]:
-        """∂CE/∂z of the batch's mean loss, of which gradients can be taken again."""
+        """∂CE/∂z of the batch's mean loss, itself differentiable."""
         logits = full(logits)
         loss = self.criterion(logits, target)
         slope: Tensor = torch.autograd.grad(loss, logits, create_graph=True)[0]
@@ -230,7 +230,7 @@ class CGGM(Method):
         return found
 
     def _classifier(self, name: str, x: Float[Tensor, "n d"], classes: int) -> Float[Tensor, "c d"]:
-        """The weights of a modality's classifier, which begin as a linear layer's do."""
+        """The weights of a modality's classifier, initialised like a linear layer's."""
         if name not in self.classifiers:
             number = list(self.encoders).index(name)
             self.classifiers[name] = untrained(classes, x.shape[1], self.seed, number).to(x)

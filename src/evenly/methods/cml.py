@@ -22,10 +22,10 @@ from evenly.ranges import check_range
 def penalties(
     larger: Float[Tensor, "n c"], smaller: Float[Tensor, "n c"], target: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """What each sample pays for a confidence that rises as a modality is removed.
+    """Each sample's penalty for a confidence that rises when a modality is removed.
 
-    relu(conf(smaller) - conf(larger)), with conf the largest probability; 0 where the smaller
-    set of modalities is right and the larger one wrong, as there the rise is for the better.
+    relu(conf(smaller) - conf(larger)), with conf the largest probability; 0 where the smaller set
+    of modalities is right and the larger one wrong, since the rise is then an improvement.
     """
     confidence, predicted = _confidence(larger)
     confidence_left, predicted_left = _confidence(smaller)
@@ -39,15 +39,15 @@ def _confidence(logits: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " n"], Int[
 
 
 class CML(Method):
-    """Holds the confidence down when modalities are removed.
+    """Keeps confidence from rising when modalities are removed.
 
-    In each step modalities are removed one after the other, in random order, until one is left,
-    which makes K sets of modalities. With z_0 the fused logits and z_k those without the first k
-    of the order,
+    Each step removes modalities one after the other, in random order, until one is left. This makes
+    K sets of modalities. With z_0 the fused logits and z_k those without the first k modalities of
+    the order,
 
         L = Σ_{k ≥ 0} CE(z_k) / K + λ Σ_{k ≥ 1} mean_i sign_i relu(conf_i(z_k) - conf_i(z_{k-1})),
 
-    where sign_i is 0 if z_k is right and z_{k-1} wrong, else 1.
+    where sign_i is 0 if z_k is right and z_{k-1} is wrong, else 1.
     """
 
     info = Info(
@@ -88,7 +88,7 @@ class CML(Method):
         Args:
             encoders: By modality; their names say which modalities may be removed.
             penalty: λ ≥ 0, weight of the penalty, which the paper searches from 0 to 100.
-            seed: Of the order in which modalities are removed; equal on all ranks.
+            seed: Seed of the order in which modalities are removed, the same on all ranks.
             criterion: See `Method`.
 
         Raises:
@@ -123,7 +123,7 @@ class CML(Method):
         return loss
 
     def _without(self, output: Output, order: list[str]) -> dict[str, Tensor]:
-        """By modality, the fused logits without it and those that are removed before it."""
+        """By modality, the fused logits without it and all modalities removed before it."""
         fuse = self._need(output, "fuse")
         kept, found = dict(output.features), {}
         for name in order:
@@ -132,11 +132,11 @@ class CML(Method):
         return found
 
     def before_step(self) -> None:
-        """Goes on to the next order."""
+        """Moves on to the next order."""
         self.steps += 1
 
     def order(self) -> list[str]:
-        """The modalities as they are removed in this step, the one that stays last."""
+        """The modalities in the order of their removal in this step; the last one stays."""
         names = list(self.encoders)
         drawn = stream(torch.device("cpu"), self.seed, self.steps)
         return [names[n] for n in torch.randperm(len(names), generator=drawn).tolist()]

@@ -1,4 +1,4 @@
-"""Several methods in one training, each of which writes something else."""
+"""Several methods in one training, each writing something different."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -14,7 +14,7 @@ from evenly.targets import ANY
 
 
 def clash(one: Method, other: Method) -> str | None:
-    """What two methods would both write, so that one would undo the other; None if nothing."""
+    """What both methods write, so that one would undo the other; None if nothing."""
     both = (one, other)
     if Method in map(type, both):
         return "what joint training does"
@@ -37,7 +37,7 @@ def clash(one: Method, other: Method) -> str | None:
 
 
 def combined(infos: Sequence[Info]) -> Info:
-    """The facts of several methods together.
+    """The combined facts of several methods.
 
     Raises:
         ValueError: If they are made for different heads, or one trains a modality alone.
@@ -77,23 +77,23 @@ def combined(infos: Sequence[Info]) -> Info:
 class Composed(Method):
     """Runs several methods at once: `Composed(Relearn(encoders), OGMGE(encoders))`.
 
-    Methods compose that write different things, as `Info.writes` says: one that writes weights
-    (D&R), or the order of the samples, with one that writes the loss or gradients. One of them may
-    have a loss of its own; the others see each batch and leave its loss alone. What only multiplies
-    an encoder's gradients may do so to those that another has written, and comes after it.
+    Methods can be combined if they write different things (`Info.writes`): a method that writes
+    weights (D&R) or the order of the samples goes with one that writes the loss or gradients. Only
+    one may have its own loss; the others see each batch and leave the loss alone. A method that
+    only multiplies an encoder's gradients may also follow one that writes them.
 
     Attributes:
-        methods: In the order given, in which they begin an epoch.
+        methods: In the order given; they begin an epoch in this order.
     """
 
     def __init__(self, *methods: Method) -> None:
-        """Composes methods of one training.
+        """Combines methods of one training.
 
         Args:
-            methods: Two or more, made of the same encoders and with the same criterion.
+            methods: Two or more, made with the same encoders and the same criterion.
 
         Raises:
-            ValueError: If two of them write the same, or they are of different trainings.
+            ValueError: If two of them write the same thing, or they belong to different trainings.
         """
         if len(methods) < 2:
             raise UserError(f"Composed takes at least two methods; found {len(methods)}.")
@@ -133,12 +133,12 @@ class Composed(Method):
 
     @property
     def repeats(self) -> int:  # type: ignore[override]
-        """Of the method that takes a batch several times."""
+        """The passes over each batch, from the method that takes it several times."""
         return max(method.repeats for method in self.methods)
 
     @property
     def turn(self) -> str | None:  # type: ignore[override]
-        """Of the method whose passes are about one modality."""
+        """The modality of the next pass, from the method whose passes train one modality."""
         return next((m.turn for m in self.methods if m.turn is not None), None)
 
     def is_due(self, epoch: int) -> bool:
@@ -152,16 +152,16 @@ class Composed(Method):
         self._collect()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """The loss of the method that has one of its own; the others see the batch."""
+        """The loss of the method that has its own; the others see the batch."""
         found = {id(method): method.loss(output, target) for method in self.methods}
         return found[id(self._of_loss)]
 
     def backward(self, loss: Tensor) -> None:
-        """As the method does it that has a backward pass of its own."""
+        """The backward pass of the method that has its own."""
         self._of_backward.backward(loss)
 
     def before_step(self) -> None:
-        """Has each method change the gradients, those last that only multiply them."""
+        """Has each method change the gradients; those that only multiply come last."""
         for method in sorted(self.methods, key=lambda method: method.info.multiplies):
             method.before_step()
         self._collect()
@@ -171,10 +171,10 @@ class Composed(Method):
         return {place: method.state_dict() for place, method in self._places().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave.
+        """Restores what `state_dict` returned.
 
         Raises:
-            ValueError: If the state is of other methods.
+            ValueError: If the state belongs to other methods.
         """
         places = self._places()
         if set(state) != set(places):
@@ -187,7 +187,7 @@ class Composed(Method):
         self._collect()
 
     def _places(self) -> dict[str, Method]:
-        """The methods by name, with a number where there are several of one class."""
+        """The methods by name, with a number if there are several of one class."""
         names = [_name(method) for method in self.methods]
         return {
             name if names.count(name) == 1 else f"{name} {n}": method
@@ -199,7 +199,7 @@ class Composed(Method):
 
 
 def parts(method: Method) -> Sequence[Method]:
-    """The methods that are composed; any other method by itself."""
+    """The parts of a composed method; any other method by itself."""
     return method.methods if isinstance(method, Composed) else (method,)
 
 

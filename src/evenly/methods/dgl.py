@@ -21,15 +21,15 @@ def feature_gradients(
     features: Mapping[str, Float[Tensor, "n _"]],
     unimodal_loss: Callable[[Mapping[str, Tensor]], Tensor],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, "n _"]]]:
-    """A loss at detached features and g_m = n ∂loss/∂f_m, which no parameter sees.
+    """A loss at detached features and g_m = n ∂loss/∂f_m, which no parameter receives.
 
-    The factor n makes them those of single samples: a mean's are small enough to be lost in
-    16 bits, where AMP's scaling comes too late for them.
+    The factor n gives the gradients of single samples. Those of a mean are so small that 16 bits
+    lose them before AMP scales the loss.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in features.items()}
     loss = unimodal_loss(leaves)
     n = len(next(iter(leaves.values())))
-    # One that no sample of the batch has is not fused at all.
+    # A modality that no sample of the batch has is not fused at all.
     gradients = torch.autograd.grad(n * loss, list(leaves.values()), materialize_grads=True)
     return loss.detach(), dict(zip(leaves, gradients, strict=True))
 
@@ -37,7 +37,7 @@ def feature_gradients(
 def surrogate(
     features: Mapping[str, Float[Tensor, "n _"]], gradients: Mapping[str, Float[Tensor, "n _"]]
 ) -> Float[Tensor, ""]:
-    """Zero, with the gradient g_m / n for features f_m: Σ_m ⟨f_m, g_m⟩ / n less its own value."""
+    """Zero with the gradient g_m / n for features f_m: Σ_m ⟨f_m, g_m⟩ / n minus its own value."""
     parts = [
         (full(value) * full(gradients[name])).sum() / len(value) for name, value in features.items()
     ]
@@ -46,14 +46,14 @@ def surrogate(
 
 
 class DGL(Method):
-    """Gives the fusion the fused loss's gradient, and each encoder that of its own loss.
+    """Gives the fusion the gradient of the fused loss, and each encoder that of its own loss.
 
     z is fused from detached features, so that CE(z) trains the fusion alone. The encoders learn
-    from α Σ_m CE(z_m), with z_m what the same fusion gives for modality m alone, all others
-    being zeros; of these the fusion gets no gradient.
+    from α Σ_m CE(z_m), where the same fusion makes z_m from modality m alone, all others being
+    zeros. The fusion gets no gradient from these.
 
-    The loss that is returned has the value CE(z) + α Σ_m CE(z_m) and these gradients, so that one
-    backward, scaled or accumulated as the loop likes, does both.
+    The returned loss has the value CE(z) + α Σ_m CE(z_m) and these gradients, so one backward pass
+    does both, however the loop scales or accumulates.
     """
 
     info = Info(
@@ -87,10 +87,9 @@ class DGL(Method):
         """Prepares the loss.
 
         Args:
-            encoders: By modality; their names say which modalities learn from a loss of their
-                own.
-            alpha: α ≥ 0, weight of the unimodal losses (4; 5 for some of the paper's data). As
-                encoders learn from nothing else, Adam and its kin divide it out.
+            encoders: By modality; their names say which modalities learn from their own loss.
+            alpha: α ≥ 0, weight of the unimodal losses (4; 5 for some of the paper's data).
+                Encoders learn from nothing else, so Adam and its kin cancel it.
             criterion: See `Method`.
 
         Raises:

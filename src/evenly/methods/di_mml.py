@@ -28,12 +28,12 @@ def effective(
 ) -> Bool[Tensor, " d"]:
     """The dimensions that tell the classes apart better than the average dimension does.
 
-    By each dimension alone a sample is of the class whose mean value there is nearest; those
-    that are right more often than all dimensions are on average are effective. A sample whose
-    features are not finite is left out: float16 cannot hold them, or they are none.
+    Each dimension alone assigns a sample to the class with the nearest mean value. Dimensions that
+    are right more often than the average dimension are effective. A sample whose features are not
+    finite is left out: either float16 cannot hold them, or they are NaN.
 
     Args:
-        features: Of one modality, on the whole training split.
+        features: Features of one modality on the whole training split.
         target: Classes.
         sharded: Whether these are one rank's rows.
     """
@@ -50,11 +50,11 @@ def effective(
     nearest = torch.full_like(x, torch.inf)
     found = torch.zeros_like(x, dtype=torch.int64)
     for c in range(classes):  # a table of all distances would be too large
-        closer = (x - centre[c]).abs() < nearest  # never so for a class without samples
+        closer = (x - centre[c]).abs() < nearest  # never true for a class without samples
         nearest = torch.where(closer, (x - centre[c]).abs(), nearest)
         found = torch.where(closer, c, found)
     right = distributed.sum_(((found == target[:, None]) & is_held).sum(0), sharded=sharded)
-    # in whole numbers: equal dimensions must not differ by the rounding of their mean
+    # in whole numbers: equal dimensions must not differ by rounding errors of their mean
     return right * len(right) > right.sum()
 
 
@@ -73,16 +73,16 @@ def transfer(
 
 
 class DIMML(Method):
-    """Trains each modality apart, and lets it learn from the others where they know more.
+    """Trains each modality separately, and lets it learn from others that know more.
 
-    L = Σ_m (CE(z_m) + align · CE(h(f_m))) + Σ_{j ≠ m} DUC(m from j) + CE(g(f)), where h is one
-    layer that all modalities share, which gives them a space in common, and g a layer on all
-    features, detached. The prediction is no part of the loss, so modalities cannot compete; it
-    weighs z_m and g(f) by certainty.
+    L = Σ_m (CE(z_m) + align · CE(h(f_m))) + Σ_{j ≠ m} DUC(m from j) + CE(g(f)), where h is a layer
+    that all modalities share, which gives them a common space, and g a layer on all features,
+    detached. The prediction weighs z_m and g(f) by certainty. It is not part of the loss, so
+    modalities cannot compete.
 
     From epoch `start` on, the dimension-decoupled unidirectional contrastive loss DUC pulls the
-    features of m towards those of j on the dimensions that are effective in j and not in m; see
-    `effective`, which is asked once, before that epoch, and `transfer`.
+    features of m towards those of j on the dimensions that are effective in j but not in m; see
+    `transfer`, and `effective`, which is evaluated once, before that epoch.
 
     Attributes:
         effective: By modality, which dimensions are effective; empty until `start`.
@@ -132,12 +132,12 @@ class DIMML(Method):
 
         Args:
             encoders: By modality; their names say whose features and logits count.
-            head: The model's head: `head.aligned(features)` gives the logits of the layer in
-                common by modality, `head.joined(features)` those of the layer on all features,
-                as `evenly.nn.heads.CertaintyHead` does. They are asked outside of autocast, for
-                features that autocast may have narrowed.
-            align: Weight of the losses of the layer in common, above 0; 1 in the paper.
-            temperature: Of the contrastive loss, above 0; 50 for CREMA-D.
+            head: The model's head: `head.aligned(features)` returns the logits of the shared layer
+                by modality, `head.joined(features)` those of the layer on all features, as in
+                `evenly.nn.heads.CertaintyHead`. Both are called outside autocast, with features
+                that autocast may have narrowed.
+            align: Weight of the shared layer's losses, above 0; 1 in the paper.
+            temperature: Temperature of the contrastive loss, above 0; 50 for CREMA-D.
             start: First epoch of the contrastive loss, from 0; 20 in the paper.
             criterion: See `Method`.
 
@@ -197,9 +197,9 @@ class DIMML(Method):
         return loss
 
     def _transfer(self, output: Output, features: Mapping[str, Tensor]) -> Tensor:
-        """Σ over ordered pairs (m, j) of `transfer`, on what is effective in j and not in m."""
+        """Σ of `transfer` over ordered pairs (m, j), on dimensions effective in j but not in m."""
         device = next(iter(features.values())).device
-        # moved once, where a state was loaded onto another device
+        # moved once, if a state was loaded onto another device
         self.effective = {name: there.to(device) for name, there in self.effective.items()}
         total = torch.zeros((), device=device)
         metrics = {}

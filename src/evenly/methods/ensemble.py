@@ -1,4 +1,4 @@
-"""An ensemble of unimodal models: every modality learns alone, their probabilities are averaged.
+"""An ensemble of unimodal models: each modality learns alone, and the probabilities are averaged.
 
 Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao, "On Uni-Modal Feature Learning in Supervised
 Multi-Modal Learning", ICML 2023, https://arxiv.org/abs/2305.01233 (there "uni-modal ensemble",
@@ -14,11 +14,11 @@ from evenly.targets import SINGLE
 
 
 class Ensemble(Method):
-    """Trains every modality alone in one go, and predicts with all.
+    """Trains every modality alone, all in one run, and predicts with all of them.
 
-    L = Σ_m CE(z_m). As no parameter belongs to two modalities, each encoder and its head get the
-    gradient that they would get alone: this is as many unimodal models trained separately. The
-    prediction, the mean of softmax(z_m), is the work of the head.
+    L = Σ_m CE(z_m). No parameter belongs to two modalities, so each encoder and its head get the
+    same gradient as they would alone: the result equals separately trained unimodal models. The
+    head makes the prediction, the mean of softmax(z_m).
     """
 
     info = Info(

@@ -1,4 +1,4 @@
-"""Fine-tuning of encoders that each learnt alone first.
+"""Fine-tuning of encoders that were first trained alone.
 
 Pre-training by modality is among the remedies of Wang, Tran, Feiszli, "What Makes Training
 Multi-Modal Classification Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681.
@@ -25,9 +25,9 @@ class Finetune(Method):
     """Pre-trains each encoder alone, then trains all jointly.
 
     Before the first epoch the encoders are trained for `pretrain` epochs with Σ_m CE(z_m), each
-    through a linear layer of its own: as no parameter belongs to two modalities, this is as many
-    separate trainings. Encoders keep the weights found so, BatchNorm's statistics included; heads
-    and optimiser start afresh. Training itself is joint training, L = CE(z).
+    through its own linear layer. No parameter belongs to two modalities, so this equals separate
+    trainings. Encoders keep the resulting weights, including BatchNorm's statistics; heads and
+    optimiser start afresh. Training itself is joint training, L = CE(z).
     """
 
     info = Info(
@@ -68,16 +68,16 @@ class Finetune(Method):
         """Prepares the pre-training.
 
         Args:
-            encoders: By modality, the modules to pre-train; one that is left out is trained
-                jointly and nothing else.
-            optimizer: The one that the model is trained with; another of its kind and settings
-                does the pre-training.
+            encoders: The modules to pre-train, by modality; those left out are only trained
+                jointly.
+            optimizer: The model's optimiser; another of its kind with its settings does the
+                pre-training.
             pretrain: Epochs of pre-training; 0 is plain joint training.
-            seed: Of the order of the samples in the pre-training.
+            seed: Seed of the order of samples in the pre-training.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
+            TypeError: If `optimizer` is not an optimiser.
             ValueError: If the number of epochs is negative.
         """
         super().__init__(encoders, criterion=criterion)
@@ -107,15 +107,15 @@ class Finetune(Method):
 def pretrain(
     method: Method, probe: Probe, epochs: int, optimizer: Optimizer, seed: int, epoch: int
 ) -> None:
-    """Trains the encoders of a method by Σ_m CE(z_m) and keeps what they learn, but no head.
+    """Trains the encoders of a method by Σ_m CE(z_m) and keeps what they learn, but not the heads.
 
     Args:
-        method: Whose encoders learn.
-        probe: Of the model.
+        method: The method whose encoders learn.
+        probe: Probe of the model.
         epochs: Passes over the training split.
-        optimizer: Another of its kind and settings does the work.
-        seed: Of the order of the samples.
-        epoch: That begins, which must be the first, 0.
+        optimizer: Another of its kind with its settings does the work.
+        seed: Seed of the order of samples.
+        epoch: The epoch that begins, which must be the first, 0.
 
     Raises:
         RuntimeError: If training has begun.
@@ -133,7 +133,7 @@ def pretrain(
 
 
 def _values(method: Method) -> list[Tensor]:
-    """Parameters and buffers of the encoders, but no quantised base."""
+    """Parameters and buffers of the encoders, without any quantised base."""
     return [
         value
         for encoder in method.encoders.values()

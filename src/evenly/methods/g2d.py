@@ -24,16 +24,17 @@ from evenly.teachers import Taught, squared_error
 def divergence(
     student: Float[Tensor, "n c"], teacher: Float[Tensor, "n c"], temperature: float
 ) -> Float[Tensor, ""]:
-    """How far logits are from a teacher's: T² KL(softmax(z' / T) ‖ softmax(z / T)), mean over n."""
+    """Distance of logits to a teacher's: T² KL(softmax(z' / T) ‖ softmax(z / T)), mean over n."""
     ours = (full(student) / temperature).log_softmax(-1)
     theirs = (full(teacher) / temperature).log_softmax(-1)
     return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1).mean()
 
 
 def leading(epoch: int, prioritise: int, modalities: int) -> int:
-    """How many modalities are trained in an epoch: at first one, then one more at a time.
+    """How many modalities are trained in an epoch: first one, then one more at a time.
 
-    The first `prioritise` epochs are cut into M - 1 equal parts; in part j = 1 .. M - 1, j lead.
+    The first `prioritise` epochs are divided into M - 1 equal parts; in part j = 1 .. M - 1, j
+    modalities lead.
     """
     if epoch >= prioritise:
         return modalities
@@ -43,8 +44,8 @@ def leading(epoch: int, prioritise: int, modalities: int) -> int:
 def coefficients(score: Float[Tensor, " m"], lead: int) -> Float[Tensor, " m"]:
     """The factor for each encoder's gradient: 1 for the `lead` weakest teachers', else 0.
 
-    A modality is held back if `lead` or more others score strictly below it, so that none is in a
-    tie.
+    A modality is held back if `lead` or more others score strictly below it, so ties hold none
+    back.
     """
     weaker = (score.unsqueeze(0) < score.unsqueeze(1)).sum(1)
     return (weaker < lead).to(score.dtype)
@@ -53,16 +54,16 @@ def coefficients(score: Float[Tensor, " m"], lead: int) -> Float[Tensor, " m"]:
 class G2D(Taught):
     """Distils unimodal teachers into the fused model, and trains the weak modalities first.
 
-    L = CE(z) + β Σ_m T² KL(softmax(z_m' / T) ‖ softmax(z / T)) + α Σ_m MSE(f_m, f_m'), with
-    logits z_m' and features f_m' of a teacher, a unimodal model of modality m.
+    L = CE(z) + β Σ_m T² KL(softmax(z_m' / T) ‖ softmax(z / T)) + α Σ_m MSE(f_m, f_m'), with logits
+    z_m' and features f_m' from a teacher, a unimodal model of modality m.
 
-    Sequential modality prioritisation: in the first epochs the gradient of an encoder whose
-    teacher gives the true classes more probability than the others' (s_m = Σ_i
-    softmax(z_m,i')[y_i] over the batch) is multiplied by 0, so that the weaker one leads; after
-    that all are trained.
+    Sequential modality prioritisation: in the first epochs, if a modality's teacher gives the true
+    classes more probability than the others' teachers (s_m = Σ_i softmax(z_m,i')[y_i] over the
+    batch), its encoder's gradient is multiplied by 0, so that the weaker modality leads. After
+    that, all are trained.
 
-    Without gradients, as in a validation, the loss is CE(z) alone: teachers know the training
-    split only.
+    Without gradients, as in a validation, the loss is CE(z) alone, since teachers know only the
+    training split.
     """
 
     info = Info(
@@ -116,15 +117,15 @@ class G2D(Taught):
         """Prepares distillation and prioritisation.
 
         Args:
-            encoders: By modality, the modules that are taught and whose gradients are changed.
-            optimizer: The one of the training; the teachers' is of its kind and settings.
+            encoders: The modules that are taught and whose gradients are changed, by modality.
+            optimizer: The training's optimiser; teachers use another of its kind with its settings.
             feature_weight: α, weight of the squared errors of the features.
             logit_weight: β, weight of the divergences of the logits.
             temperature: T, by which logits are divided, above 0.
-            prioritise: In how many epochs, from the first, the weaker modalities lead (the
-                authors: half of the training); 0 for none.
-            teacher_epochs: How long teachers are trained, in epochs.
-            seed: Of the teachers' training.
+            prioritise: The number of first epochs in which the weaker modalities lead (the authors:
+                half of the training); 0 for none.
+            teacher_epochs: Epochs that teachers are trained for.
+            seed: Seed of the teachers' training.
             criterion: See `Method`.
 
         Raises:
@@ -152,7 +153,7 @@ class G2D(Taught):
 
     @property
     def needs_teachers(self) -> bool:
-        """Whether there is a distillation or a prioritisation at all."""
+        """Whether there is any distillation or prioritisation."""
         prioritises = self.prioritise > 0 and len(self.encoders) > 1
         return self.feature_weight > 0 or self.logit_weight > 0 or prioritises
 
@@ -168,7 +169,7 @@ class G2D(Taught):
         self._score.clear()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + β Σ_m T² KL(z_m' ‖ z) + α Σ_m MSE(f_m, f_m'); the scores are taken on the way."""
+        """CE(z) + β Σ_m T² KL(z_m' ‖ z) + α Σ_m MSE(f_m, f_m'); also takes the scores."""
         loss = super().loss(output, target)
         if not self.needs_teachers or not torch.is_grad_enabled():
             return loss

@@ -22,46 +22,45 @@ from evenly.probe import Probe, Split
 from evenly.ranges import check_range
 
 FLOOR = 1e-4
-"""Least O² that is divided by: an overfitting below 0.01 nats cannot be told from none."""
+"""Lower bound of O² as a divisor: overfitting below 0.01 nats cannot be told from none."""
 
 
 def weights(
     before: Float[Tensor, "2 k"], after: Float[Tensor, "2 k"], floor: float = FLOOR
 ) -> Float[Tensor, " k"]:
-    """The share of each loss in the blend, from what a training on it alone does.
+    """The share of each loss in the blend, based on a training on that loss alone.
 
-    G_k = V_k(n) - V_k(n + N) is the generalisation gained, O_k = (V_k - T_k)(n + N) -
-    (V_k - T_k)(n) the overfitting incurred, with training loss T_k and validation loss V_k; the
-    weights are w_k ∝ G_k / O_k², and add up to 1. What does not generalise has weight 0; if
-    nothing does, all are equal.
+    G_k = V_k(n) - V_k(n + N) is the generalisation gained, O_k =
+    (V_k - T_k)(n + N) - (V_k - T_k)(n) the overfitting incurred, with training loss T_k and
+    validation loss V_k; the weights are w_k ∝ G_k / O_k² and add up to 1. A loss that does not
+    generalise gets weight 0; if none does, all are equal.
 
     Args:
         before: T and V of each loss at epoch n.
         after: The same at epoch n + N.
-        floor: Least O².
+        floor: Lower bound of O².
     """
     gain = before[1] - after[1]
     overfitting = (after[1] - after[0]) - (before[1] - before[0])
     ratio = gain / overfitting.square().clamp_min(floor)
-    weight = torch.where(gain > 0, ratio, 0.0)  # 0 also after a trial that diverged
+    weight = torch.where(gain > 0, ratio, 0.0)  # also 0 if a trial diverged
     total = weight.sum()
     return torch.where(total > 0, weight / total, 1 / len(weight))
 
 
 class GBlending(Method):
-    """Weighs the losses of the modalities and the fused one by how well each generalises.
+    """Weighs the fused loss and each modality's by how well it generalises.
 
-    L = w_0 CE(z) + Σ_m w_m CE(z_m), with w_k ∝ G_k / O_k²: the generalisation that a training on
-    loss k alone gains over the square of the overfitting that it incurs (`weights`). They are
-    found by trials from the current weights, which leave no trace. Two are enough: one on the
-    fused loss, one on Σ_m CE(z_m), in which each modality learns by itself, as it would alone,
-    since encoders and unimodal heads share nothing. Losses are means over the samples of a whole
-    split, so they depend on no batches. Where the fused loss gains nothing, w_0 = 0, its head F,
-    which is the one that predicts, learns from the features as they are, + CE(F(sg f)), and moves
-    no encoder.
+    L = w_0 CE(z) + Σ_m w_m CE(z_m), with w_k ∝ G_k / O_k²: the generalisation gained by a training
+    on loss k alone, over the square of the overfitting it incurs (`weights`). Trials from the
+    current weights measure them and leave no trace. Two trials are enough: one on the fused loss
+    and one on Σ_m CE(z_m), in which each modality learns as it would alone, since encoders and
+    unimodal heads share nothing. Losses are means over the samples of a whole split, so batches do
+    not matter. If the fused loss gains nothing, w_0 = 0. Its head F, which makes the prediction,
+    then learns from detached features, + CE(F(sg f)), and moves no encoder.
 
-    Offline, trials are as long as the training and come once, before it; online, they are as long
-    as a super-epoch and come before each one.
+    Offline, trials run once before the training and are as long as the training; online, they run
+    before each super-epoch and are as long as it.
 
     Attributes:
         weights: w by 'fused' or 'unimodal/' and modality.
@@ -124,33 +123,33 @@ class GBlending(Method):
 
         Args:
             encoders: By modality; their names say which unimodal logits count.
-            optimizer: The one of the training; a trial's is of its kind and settings.
-            online: Whether the weights are found anew before each super-epoch; otherwise once,
-                before the first epoch.
-            trial_epochs: Length of the trials in epochs where they come once (the paper: of the
+            optimizer: The training's optimiser; trials use another of its kind with its settings.
+            online: Whether to determine the weights before each super-epoch; otherwise once, before
+                the first epoch.
+            trial_epochs: Length in epochs of trials that run once (the paper: that of the
                 training).
             super_epoch: Length of a super-epoch and of its trials in epochs.
-            seed: Of the trials.
+            seed: Seed of the trials.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
-            ValueError: If a length is below 1, or no second optimiser like it can be made.
+            TypeError: If `optimizer` is not an optimiser.
+            ValueError: If a length is below 1, or no second optimiser of its kind can be made.
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "at least 1", trial_epochs=trial_epochs, super_epoch=super_epoch)
         self.optimizer, self.seed = unwrapped(optimizer), seed
         check_rebuilt(optimizer)
         self.online, self.trial_epochs, self.super_epoch = online, trial_epochs, super_epoch
-        self.epoch = -1  # before which the weights were found
+        self.epoch = -1  # the epoch before which the weights were determined
         self.weights: dict[str, float] = {}
 
     def is_due(self, epoch: int) -> bool:
-        """Whether weights are found before this epoch, from 0."""
+        """Whether weights are determined before this epoch (from 0)."""
         return epoch % self.super_epoch == 0 if self.online else epoch == 0
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Runs the trials where they are due, and have not been run for this epoch."""
+        """Runs the trials if they are due and have not been run for this epoch."""
         if self.weights and (epoch == self.epoch or not self.is_due(epoch)):
             return
         probe = self._probe(probe)
@@ -166,7 +165,7 @@ class GBlending(Method):
         } | {"fused_weight": torch.tensor(self.weights["fused"])}
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """w_0 CE(z) + Σ_m w_m CE(z_m), and CE(F(sg f)) where w_0 = 0."""
+        """w_0 CE(z) + Σ_m w_m CE(z_m), and CE(F(sg f)) if w_0 = 0."""
         logits = self._logits(output)
         fuse = self._need(output, "fuse")
         if not self.weights:
@@ -181,12 +180,12 @@ class GBlending(Method):
         return torch.stack(losses).sum()
 
     def _logits(self, output: Output) -> dict[str, Tensor]:
-        """Of each part of the blend, the fused one first."""
+        """The logits of each part of the blend, the fused ones first."""
         unimodal = {f"unimodal/{name}": z for name, z in self._unimodal(output).items()}
         return {"fused": output.logits, **unimodal}
 
     def _marked(self, output: Output) -> dict[str, Tensor]:
-        """The same, and in a column more whether a sample has the modality."""
+        """The same, with an extra column that tells whether a sample has the modality."""
         found = {}
         for part, z in self._logits(output).items():
             here = having(output, part.removeprefix("unimodal/"))
@@ -207,7 +206,7 @@ class GBlending(Method):
             return self._losses(probe)
 
     def _losses(self, probe: Probe) -> dict[str, tuple[float, float]]:
-        """Of each part, the mean loss over the training and over the validation split."""
+        """The mean loss of each part over the training split and over the validation split."""
         train, val = self._means(probe, "train"), self._means(probe, "val")
         return {part: (train[part], val[part]) for part in train}
 
@@ -217,7 +216,7 @@ class GBlending(Method):
         for part, marked in found.features.items():
             here = marked[:, -1] > 0
             logits, target = marked[here, :-1], found.target.to(marked.device)[here]
-            # Rows count by their class alone, whichever rank has them; one may have none.
+            # Rows count by class alone, whichever rank holds them; a rank may hold none.
             count = criteria.weights(self.criterion, target).sum()
             total = self.criterion(logits, target) * count if len(logits) else 0 * count
             sums = distributed.sum_(torch.stack([total.float(), count]), sharded=found.sharded)

@@ -24,7 +24,7 @@ from evenly.targets import ANY
 def speed(
     gradient: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """How fast a set of parameters learns in a step: μ = ‖g‖² / ‖w‖², from the two squares."""
+    """How fast a set of parameters learns in a step: μ = ‖g‖² / ‖w‖², given both squares."""
     return gradient / weight.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
@@ -40,9 +40,9 @@ def difference(ratio: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 
 
 class Greedy(Method):
-    """Cuts off from the others, for some steps, a modality that is learnt through them.
+    """Isolates, for some steps, a modality that is learnt through the others.
 
-    The model has cross-modal blocks (`evenly.nn.MMTM`), and each modality logits of its own: the
+    The model has cross-modal blocks (`evenly.nn.MMTM`), and each modality has its own logits: the
     loss is L = Σ_m CE(z_m), the prediction the mean of z_m. In each regular step t, with main
     parameters (encoder and linear layer of m) and by-pass parameters (of the blocks, those that
     make m's gate),
@@ -51,14 +51,14 @@ class Greedy(Method):
         d_m = BDR_m - mean of the other modalities' BDR
 
     From epoch `start` on, a modality with d_m > ε is curated in the next `window` steps: its gates
-    are their running averages, so that it must learn from its own input. The step after these is
-    a regular one again.
+    are set to their running averages, so that it must learn from its own input. The step after
+    these is regular again.
 
     Attributes:
-        main: By modality, Σ μ of the main parameters over the regular steps.
+        main: By modality, Σ μ over the regular steps, of the main parameters.
         bypass: The same of the by-pass parameters.
         curated: Which modalities are curated in the next step.
-        left: For how many steps, that one included.
+        left: For how many steps, including the next.
     """
 
     info = Info(
@@ -116,10 +116,10 @@ class Greedy(Method):
         Args:
             encoders: By modality, the modules whose learning speeds are compared.
             head: The module with the cross-modal blocks; with the models of `evenly.nn`,
-                `model.head`. The layers in its `heads`, where it has them, are by modality and
-                count among the main parameters.
-            epsilon: ε, by how many orders of magnitude one speed must be ahead of the others.
-            window: Q, length of a curation in steps; with 0 there is none.
+                `model.head`. If it has `heads`, layers by modality, these count among the main
+                parameters.
+            epsilon: ε, how many orders of magnitude one speed must be ahead of the others.
+            window: Q, length of a curation in steps; 0 for none.
             start: First epoch in which one may begin, from 0 (the authors' code has 2, from 1).
             criterion: See `Method`.
 
@@ -127,7 +127,7 @@ class Greedy(Method):
             ValueError: If a setting is negative, or the head has no cross-modal blocks for the
                 encoders.
         """
-        from evenly.nn.mmtm import blocks_of  # half of what `import evenly` would take
+        from evenly.nn.mmtm import blocks_of  # half of the time `import evenly` would take
 
         super().__init__(encoders, criterion=criterion)
         check_range(self, "not negative", epsilon=epsilon, window=window, start=start)
@@ -157,7 +157,7 @@ class Greedy(Method):
         return self.window > 0 and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """Σ_m CE(z_m); on the way, the gates are noted."""
+        """Σ_m CE(z_m); also records the gates."""
         own = self._unimodal(output).values()
         losses = [self.criterion(full(logits), target) for logits in own]
         if self.is_active:
@@ -183,14 +183,14 @@ class Greedy(Method):
         self.metrics = self._per_modality(dependence=ratio, curated=self.curated.float())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave, and switches curation as it was."""
+        """Restores what `state_dict` returned, including whether curation is on."""
         super().load_state_dict(state)
         self._switch()
 
     def _remember(
         self, counts: Tensor, gradients: Float[Tensor, " g"], weights: Float[Tensor, " g"]
     ) -> None:
-        """Adds the speeds of a regular step, from what `_squares` gives, to the sums."""
+        """Adds the speeds of a regular step to the sums, from what `_squares` returns."""
         several = len(self.encoders)
         both = torch.stack([gradients, weights])
         main, gate, squeeze, _ = both.split([several, several, 1, 1], dim=1)
@@ -199,7 +199,7 @@ class Greedy(Method):
         self.main, self.bypass = kept(counts, before + speeds, before)
 
     def _decide(self, counts: Tensor, regular: Tensor, ahead: Float[Tensor, " m"]) -> None:
-        """Who is curated in the next step: decided anew in a regular one, else until the end."""
+        """Which modality is curated next: decided after a regular step, then kept until the end."""
         left, curated = self.left.to(counts.device), self.curated.to(counts.device)
         chosen = (ahead > self.epsilon) & self.is_due(self.epoch)
         begun = torch.where(chosen.any(), self.window, 0)
@@ -215,8 +215,8 @@ class Greedy(Method):
     def _squares(self, device: torch.device) -> Float[Tensor, "2 g"]:
         """‖g‖² and ‖w‖² of what learns in this step, each parameter once.
 
-        Of the main parameters of each modality, of what makes its gates, of what squeezes all
-        modalities, and of the other gradients that an overflow would show in.
+        They cover the main parameters of each modality, the parameters that make its gates, those
+        that squeeze all modalities, and the other gradients in which an overflow would show.
         """
         groups = [self._main(name) for name in self.encoders]
         groups += [

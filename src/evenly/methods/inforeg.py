@@ -24,7 +24,7 @@ from evenly.ranges import check_range
 
 @torch.no_grad()
 def fisher_trace(encoder: nn.Module) -> Float[Tensor, ""]:
-    """Tr F of an encoder in one step: Σ over weights of two or more dimensions of mean(g²)."""
+    """Tr F of an encoder in one step: Σ mean(g²) over weights of two or more dimensions."""
     weights = [p for p in encoder.parameters() if p.ndim > 1 and p.grad is not None]
     if not weights:
         return distributed.local(next(encoder.parameters())).new_zeros(()).float()
@@ -37,11 +37,11 @@ def change(trace: Sequence[float], window: int) -> float:
     """How much a Fisher trace still grows: k = (T - T') / T; 1 before the first epoch.
 
     T is its sum over the last epochs, T' that over as many before the last one; epochs before
-    training count as 0.
+    training began count as 0.
 
     Args:
-        trace: Of each epoch so far.
-        window: How many epochs T is over.
+        trace: The trace of each epoch so far.
+        window: The number of epochs in T.
     """
     if not trace:
         return 1.0
@@ -67,8 +67,8 @@ def pull_(encoder: nn.Module, start: Mapping[str, Tensor], strength: Float[Tenso
     """Adds the gradient of a proximal term: g ← g + β (φ - φ_start).
 
     Args:
-        encoder: Whose gradients are there; parameters without one are left out.
-        start: φ_start by parameter name; parameters that are not in it are left out.
+        encoder: Module with gradients; parameters without one are left out.
+        start: φ_start by parameter name; parameters missing from it are left out.
         strength: β.
     """
     found = [(p, start[n]) for n, p in encoder.named_parameters() if n in start and _has_grad(p)]
@@ -84,8 +84,8 @@ def pull_(encoder: nn.Module, start: Mapping[str, Tensor], strength: Float[Tenso
 def _pull_in_turn(
     grads: list[Tensor], now: list[Tensor], then: list[Tensor], strength: Tensor
 ) -> None:
-    """Tensor by tensor: on a CPU, where the difference is still in the cache when it is added."""
-    if strength == 0:  # which makes nothing wait here
+    """Tensor by tensor, for a CPU: the difference is still in the cache when it is added."""
+    if strength == 0:  # on a CPU, this test waits for nothing
         return
     for grad, p, s in zip(grads, now, then, strict=True):
         grad.addcmul_(p - s, strength)
@@ -94,25 +94,25 @@ def _pull_in_turn(
 def _pull_at_once(
     grads: list[Tensor], now: list[Tensor], then: list[Tensor], strength: Tensor
 ) -> None:
-    """All tensors in a few kernels: elsewhere, where it is launching them that takes time."""
+    """All tensors in a few kernels, for devices on which kernel launches take most of the time."""
     term = torch._foreach_sub(now, then)
     torch._foreach_mul_(term, strength)
     torch._foreach_add_(grads, term)
 
 
 class InfoReg(Method):
-    """Slows down the modality that is ahead, while it is still taking up information fast.
+    """Slows down the modality that is ahead while it is still acquiring information fast.
 
-    L = CE(z) + Σ_m CE(z_m). An encoder is in its prime learning window as long as the trace of
-    its Fisher information, summed over a window of epochs, grows by more than a threshold from
-    epoch to epoch. While it is, and its modality is ahead by the score s_m = Σ_i
-    softmax(z_m,i)[y_i] of the step, each of its gradients g receives the pull of a proximal
-    term towards the weights at the start of the epoch: g + β exp(tanh(s_m - s)) (φ - φ_start),
-    with s the best score of the others.
+    L = CE(z) + Σ_m CE(z_m). An encoder is in its prime learning window as long as the trace of its
+    Fisher information, summed over a window of epochs, grows by more than a threshold from epoch to
+    epoch. During this window, if its modality has the best score of the step, s_m = Σ_i
+    softmax(z_m,i)[y_i], a proximal term pulls it towards its weights at the start of the epoch.
+    Each gradient g becomes g + β exp(tanh(s_m - s)) (φ - φ_start), with s the best score of the
+    others.
 
     Attributes:
-        change: By modality, how much the trace still grows; above `threshold` in the window.
-        traces: Of each epoch so far, by modality.
+        change: By modality, how much the trace still grows; above `threshold` within the window.
+        traces: Fisher traces of each epoch so far, by modality.
     """
 
     info = Info(
@@ -156,10 +156,10 @@ class InfoReg(Method):
         """Prepares the regulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            strength: β, not negative; the released code's is 0.95 for sound, 0.1 for vision.
-            threshold: Growth of the Fisher trace above which an encoder is in its window; the
-                released code's is 0.05.
+            encoders: The modules whose gradients are changed, by modality.
+            strength: β, not negative; the released code uses 0.95 for sound and 0.1 for vision.
+            threshold: Growth of the Fisher trace above which an encoder is in its window; 0.05 in
+                the released code.
             window: Epochs that the trace is summed over (the paper: 10 of 50).
             criterion: See `Method`.
 
@@ -175,19 +175,19 @@ class InfoReg(Method):
         self.epoch = -1
         self.change: dict[str, float] = dict.fromkeys(self.encoders, 0.0)
         self.traces: dict[str, list[float]] = {name: [] for name in self.encoders}
-        self.running: Tensor | None = None  # this epoch's traces, and of how many steps they are
+        self.running: Tensor | None = None  # this epoch's traces, and the number of steps in them
         self.start: dict[str, dict[str, Tensor]] = {}
         self._score = StepSum(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Closes the traces of the last epoch, and copies the weights of those in their window."""
+        """Closes the last epoch's traces, and copies the weights of encoders in their window."""
         self._score.clear()
-        if epoch == self.epoch:  # a run resumed within an epoch has copied its first weights
+        if epoch == self.epoch:  # a run resumed mid-epoch has already copied its weights
             return
         self.epoch = epoch
         if self.running is not None:
             *found, steps = self.running.tolist()
-            if steps:  # of an epoch whose steps all overflowed nothing is known
+            if steps:  # if all steps of an epoch overflowed, nothing is known of it
                 pairs = zip(self.encoders, found, strict=True)
                 self.traces = {name: [*self.traces[name], trace] for name, trace in pairs}
         self.running = None
@@ -201,9 +201,9 @@ class InfoReg(Method):
         }
 
     def is_due(self, epoch: int) -> bool:
-        """Whether the settings let an encoder be held back: in all epochs, or in none.
+        """Whether the settings ever hold an encoder back: in all epochs, or in none.
 
-        A Fisher trace grows by all of itself at most, so a threshold of 1 is never passed.
+        A Fisher trace grows by at most its whole value, so it never passes a threshold of 1.
         """
         return self.strength > 0 and self.threshold < 1 and len(self.encoders) > 1
 
@@ -212,12 +212,12 @@ class InfoReg(Method):
         return self.change[modality] > self.threshold
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + Σ_m CE(z_m); on the way, the scores are taken."""
+        """CE(z) + Σ_m CE(z_m); also takes the scores."""
         unimodal = self._unimodal(output)
         with torch.no_grad():
             here = having(output, *self.encoders)
             stacked = torch.stack([those(z, here) for z in unimodal.values()])
-            # Of what lacks a modality there is nothing to compare.
+            # A batch that lacks a modality offers nothing to compare.
             complete = len(unimodal) == len(self.encoders)
             score = stacked.new_zeros(len(self.encoders))
             if complete:
@@ -246,7 +246,7 @@ class InfoReg(Method):
         self.running = kept(counts, before + found, before)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave; the copy of the weights goes where the encoders are."""
+        """Restores what `state_dict` returned, with copied weights on the encoders' devices."""
         super().load_state_dict(state)
         place = {name: next(encoder.parameters()) for name, encoder in self.encoders.items()}
         self.start = {

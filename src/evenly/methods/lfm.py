@@ -31,10 +31,10 @@ from evenly.targets import SINGLE
 Schedule = Literal["replayed", "learnt", "heuristic"]
 
 LEAST, MOST = 0.05, 0.95
-"""Bounds of the alignment's weight where it is learnt."""
+"""Bounds of the alignment's weight when it is learnt."""
 
 EPOCHS = 200
-"""Length of the authors' training, in whose epochs their schedules are written."""
+"""Length of the authors' training; their schedules count in its epochs."""
 
 REPLAYED = (
     0.795376296,
@@ -44,7 +44,7 @@ REPLAYED = (
     -2.23835486e-8,
     5.39717505e-11,
 )
-"""Coefficients of the polynomial in the epoch by which the documented run sets a₁, from t⁰ on."""
+"""Coefficients, from t⁰ on, of the polynomial that sets a₁ by epoch in the documented run."""
 
 
 def replayed(epoch: float) -> float:
@@ -66,7 +66,7 @@ def divergence(one: Float[Tensor, "n c"], other: Float[Tensor, "n c"]) -> Float[
 
 
 def alignment(unimodal: Sequence[Float[Tensor, "n c"]]) -> Float[Tensor, ""]:
-    """Σ JS over all pairs of modalities; of two or more."""
+    """Σ JS over all pairs of two or more modalities."""
     pairs = [divergence(one, other) for one, other in combinations(unimodal, 2)]
     return torch.stack(pairs).sum()
 
@@ -76,9 +76,9 @@ def mean_curvature(
     classification: Float[Tensor, ""],
     parameters: Sequence[nn.Parameter],
 ) -> Float[Tensor, ""]:
-    """The mean over all parameters of H v: H the Hessian of one loss, v the other's gradient.
+    """Mean of H v over all parameters: H the Hessian of one loss, v the other's gradient.
 
-    Parameters that one of the losses does not depend on have no part in it.
+    Parameters that do not affect both losses are left out.
     """
     slope = torch.autograd.grad(total, parameters, create_graph=True, allow_unused=True)
     vector = torch.autograd.grad(classification, parameters, retain_graph=True, allow_unused=True)
@@ -92,24 +92,24 @@ def mean_curvature(
 
 
 class LFM(Method):
-    """Balances fitting the labels with agreement of the modalities, by a weight that changes.
+    """Balances fitting the labels and agreement of the modalities with a changing weight.
 
-    L = 2 · (a₀ · CE(Z) + a₁ · JS), with Z the mean of the modalities' logits, JS the
-    Jensen-Shannon divergence of their predictions, summed over all pairs, and a₀ = 1 - a₁.
-    Agreement leads at first. Three schedules of a₁:
+    L = 2 · (a₀ · CE(Z) + a₁ · JS), with Z the mean of the modalities' logits, JS the Jensen-Shannon
+    divergence of their predictions, summed over all pairs, and a₀ = 1 - a₁. Agreement dominates at
+    first. There are three schedules of a₁:
 
     - `replayed`: the authors' documented run on CREMA-D, a polynomial of the epoch that falls from
       0.80 to nearly 0, stretched to a training of `epochs` epochs.
-    - `learnt`: from `weight` on, before each epoch and always on the same few held-out samples,
+    - `learnt`: starts at `weight`. Before each epoch, always on the same few held-out samples,
       a₁ ← clip(a₁ - η · mean(H v), 0.05, 0.95), where H is the Hessian of a₀ · CE + a₁ · JS, v the
-      gradient of CE, and the mean goes over all trained parameters of encoders and head. η is
-      halved every `halve` epochs. With the published rate the weight hardly moves: it stays near
-      0.95, so that cross-entropy has a tenth of its weight throughout.
-    - `heuristic`: of the first release, clip(exp(-0.3 t), 0.05, 0.95), stretched likewise.
+      gradient of CE, and the mean is over all trained parameters of encoders and head. η is halved
+      every `halve` epochs. With the published rate the weight hardly moves: it stays near 0.95, so
+      cross-entropy keeps a tenth of its weight throughout.
+    - `heuristic`: that of the first release, clip(exp(-0.3 t), 0.05, 0.95), stretched likewise.
 
     Attributes:
         weight: a₁.
-        history: a₁ by the epoch before which it was set.
+        history: a₁, by the epoch before which it was set.
     """
 
     info = Info(
@@ -171,14 +171,14 @@ class LFM(Method):
 
         Args:
             encoders: By modality.
-            head: What is on them; its parameters are part of the mean.
-            schedule: Of a₁: `replayed`, `learnt` or `heuristic`, see above.
+            head: The head on the encoders; its parameters are part of the mean.
+            schedule: Schedule of a₁: `replayed`, `learnt` or `heuristic`; see above.
             epochs: Length of the training that `replayed` and `heuristic` are stretched to.
             weight: a₁ at the start of `learnt`, from 0.05 to 0.95.
             rate: η at the start, not negative.
-            halve: After how many epochs η is halved, again and again.
-            samples: How many held-out samples a₁ is learnt on.
-            seed: Of their draw.
+            halve: η is halved every so many epochs.
+            samples: Number of held-out samples on which a₁ is learnt.
+            seed: Seed of their draw.
             criterion: See `Method`.
 
         Raises:
@@ -201,7 +201,7 @@ class LFM(Method):
         self.history: dict[int, float] = {}
 
     def is_due(self, epoch: int) -> bool:
-        """Whether a₁ is set before this epoch: it is before each, if there is a pair."""
+        """Whether a₁ is set before this epoch: before each, if there are two modalities."""
         return len(self.encoders) > 1 and epoch not in self.history
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
@@ -223,7 +223,7 @@ class LFM(Method):
         found = [
             part.share * alignment([part.of(unimodal[name]) for name in part.names])
             for part in parts(output, unimodal)
-            if len(part.names) > 1  # of one modality, there is nothing to agree with
+            if len(part.names) > 1  # one modality has nothing to agree with
         ]
         agreement = torch.stack(found).sum() if found else torch.zeros_like(classification)
         return classification, agreement
@@ -256,6 +256,6 @@ class LFM(Method):
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Keeps away the kernels that have no second derivative."""
+    """Disables kernels that have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield

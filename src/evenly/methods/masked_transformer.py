@@ -19,14 +19,14 @@ from evenly.targets import ANY
 
 
 class MaskedTransformer(ModalityDropout):
-    """Modality dropout in a transformer over modalities, of which what is dropped has no token.
+    """Modality dropout in a transformer over modalities: a dropped modality has no token.
 
-    In each step, each modality of each sample is masked with probability p, never all that the
-    sample has; the loss is CE(z) of the logits that the head finds in the others. It differs from
-    `ModalityDropout` in two things: the fusion is a transformer layer over a token for each
-    modality and a class token, and what is masked is kept from its attention, where features of
-    zeros would still make a token. So a sample is trained on as it would be predicted without what
-    is masked. Predictions are made with whatever modalities there are.
+    In each step, each modality of each sample is masked with probability p, but never all
+    modalities of a sample. The loss is CE(z) of the logits that the head makes from the rest. It
+    differs from `ModalityDropout` in two ways. The fusion is a transformer layer over a class token
+    and a token for each modality, and masked tokens are kept out of its attention, while features
+    of zeros would still make a token. So training treats a sample as prediction does when the
+    masked modalities are missing. Predictions use whatever modalities are there.
     """
 
     info = Info(
@@ -67,12 +67,13 @@ class MaskedTransformer(ModalityDropout):
 
         Args:
             encoders: By modality; their names say which modalities may be masked.
-            head: The model's head, which passes over what samples lack: `head(features, here=here)`
-                gives the fused logits (n, c) and more, with `here` by modality which samples have
-                it (n). Those of `evenly.nn.heads` do; `AttentionHead` is the transformer.
+            head: The model's head, which skips missing modalities: `head(features, here=here)`
+                returns the fused logits (n, c) and more, where `here` tells by modality which
+                samples have it (n). Heads of `evenly.nn.heads` do; `AttentionHead` is the
+                transformer.
             p: Probability that a modality is masked in a sample, from 0 to 1; at 1 each sample
-                keeps one modality. With 0, training is joint training.
-            seed: Of the masks, which are functions of seed, step and the sample's index.
+                keeps one modality. 0 is joint training.
+            seed: Seed of the masks. A mask depends on seed, step and the sample's index.
             criterion: See `Method`.
 
         Raises:
@@ -89,7 +90,7 @@ class MaskedTransformer(ModalityDropout):
         self.head = head
 
     def _masked(self, output: Output, mask: Mapping[str, Bool[Tensor, " n"]]) -> Tensor:
-        """The logits without the tokens of what is masked, or missing."""
+        """The logits without the tokens of masked or missing modalities."""
         here = dict(output.present or {})
         for name, stays in mask.items():
             stays = stays.to(output.logits.device)

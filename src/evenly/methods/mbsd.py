@@ -20,7 +20,7 @@ from evenly.ranges import check_range
 def lead(
     teacher: Float[Tensor, "n c"], student: Float[Tensor, "n c"], target: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """How far a teacher that is right is ahead, from log-probabilities.
+    """How far ahead a teacher that is right is, from log-probabilities.
 
     w_i = relu(p_i[y_i] - q_i[y_i]), with p the teacher's and q the student's probabilities; 0
     where the teacher's most probable class is not the true one.
@@ -36,12 +36,12 @@ def divergence(teacher: Float[Tensor, "n c"], student: Float[Tensor, "n c"]) -> 
 
 
 class MBSD(Method):
-    """Lets the modality that knows a sample better teach the others.
+    """Lets the modality that knows a sample best teach the others.
 
-    L = CE(z) + Σ_m CE(z_m) + λ / P · Σ_{t ≠ s} mean_i w_i KL(p_t,i ‖ p_s,i), over all ordered
-    pairs of a teacher t and a student s and P = M (M - 1) / 2. For each sample, w_i is how far
-    the teacher is ahead in the probability of the true class, if it is right (`lead`). Only the
-    student gets a gradient.
+    L = CE(z) + Σ_m CE(z_m) + λ / P · Σ_{t ≠ s} mean_i w_i KL(p_t,i ‖ p_s,i), over all ordered pairs
+    of a teacher t and a student s, with P = M (M - 1) / 2. For each sample, w_i is the teacher's
+    lead in the probability of the true class, if the teacher is right (`lead`). Only the student
+    gets a gradient.
     """
 
     info = Info(

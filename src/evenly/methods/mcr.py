@@ -55,11 +55,11 @@ def contrast(
 
 
 def games(names: Sequence[str], k: int) -> Iterator[tuple[Names, Names, float]]:
-    """What is permuted, whose logits learn from what it changes, and how strongly.
+    """What is permuted, whose logits learn from the change, and how strongly.
 
-    Two modalities are permuted one by one, three and more in pairs. k = 1, collaborative: all learn
-    together. k = 0, independent: those that are permuted. k = -1, greedy: those that are permuted,
-    and each of the others against it.
+    Two modalities are permuted one at a time, three or more in pairs. With k = 1 (collaborative),
+    all modalities learn. With k = 0 (independent), only the permuted ones do. With k = -1 (greedy),
+    the permuted ones learn, and each of the others learns against them.
     """
     for moved in combinations(names, 2 if len(names) > 2 else 1):
         if k == 1:
@@ -71,22 +71,22 @@ def games(names: Sequence[str], k: int) -> Iterator[tuple[Names, Names, float]]:
 
 
 class MCR(Method):
-    """Lets modalities compete for a say in the prediction, each by what only it can tell.
+    """Lets modalities compete for the prediction, each with what it alone can tell.
 
     L = CE(z) + unimodal · Σ_m CE(z_m) + strength · L_MIPD + contrast · L_Con + bottleneck · L_CEB,
     where the logits z are the sum of the modalities' own, z_m.
 
     The contribution of a modality is J_m = JSD(p, p_m), where p_m is the prediction with z_m
     permuted over the batch, over `samples` permutations, and
-    L_MIPD = -Σ_m (J_m for modality m + k · J_m for the others): a game in which the others help
-    (k = 1), look on (k = 0) or work against it (k = -1). J_m for a modality is that with the
-    logits of the others held still in p_m, and none in p. Of three and more modalities, each pair
-    is permuted jointly. L_Con is the supervised contrastive loss over the features of all
-    modalities, see `contrast`; L_CEB the mean squared error of the features that the head's decoder
-    finds from the (detached) logits, which keeps out of the features what the prediction does not
-    tell.
+    L_MIPD = -Σ_m (J_m for modality m + k · J_m for the others): a game in which the others help (k
+    = 1), watch (k = 0) or work against it (k = -1). J_m for a modality passes gradients through
+    only its own logits in p_m, but through all in p. With three or more modalities, each pair is
+    permuted jointly. L_Con is the supervised contrastive loss over the features of all modalities,
+    see `contrast`; L_CEB the mean squared error of the features that the head's decoder
+    reconstructs from the detached logits, which keeps anything the prediction does not need out of
+    the features.
 
-    Before the first epoch, the encoders may be pre-trained alone, as `Finetune` does it.
+    Before the first epoch, the encoders may be pre-trained alone, as in `Finetune`.
     """
 
     info = Info(
@@ -142,23 +142,22 @@ class MCR(Method):
 
         Args:
             encoders: By modality; their names say whose features count.
-            strength: Of the game, not negative; 0.1 for CREMA-D.
+            strength: Weight of the game, not negative; 0.1 for CREMA-D.
             contrast: Weight of the contrastive loss, not negative; 1 in the paper. It needs
-                features of one width.
+                features of equal width.
             bottleneck: Weight of the bottleneck, not negative; 1.
             unimodal: Weight of the unimodal losses, not negative; 1 in the released runs.
-            k: The game: 1 collaborative, 0 independent, -1 greedy, as in the
-                released runs.
+            k: The game: 1 collaborative, 0 independent, -1 greedy (the released runs).
             samples: Permutations in each step, at least 1; 32 in the paper.
-            temperature: Of the contrastive loss, above 0; 0.5 in the released trainer.
-            pretrain: Epochs for which the encoders are trained alone before the first.
-            seed: Of the permutations, which come from a stream of their own, and of the order of
-                the samples in the pre-training.
-            head: The model's head, for the bottleneck: `head.decode(logits)` gives features by
-                modality, as `evenly.nn.heads.DecodingHead` does. It is asked outside of autocast,
-                for logits that autocast may have narrowed.
-            optimizer: The one that the model is trained with, for the pre-training: another of its
-                kind and settings does it.
+            temperature: Temperature of the contrastive loss, above 0; 0.5 in the released trainer.
+            pretrain: Epochs of training the encoders alone before the first epoch.
+            seed: Seed of the permutations, drawn from a separate stream, and of the order of
+                samples in the pre-training.
+            head: The model's head, for the bottleneck: `head.decode(logits)` returns features by
+                modality, as in `evenly.nn.heads.DecodingHead`. It is called outside autocast, with
+                logits that autocast may have narrowed.
+            optimizer: The model's optimiser; another of its kind with its settings does the
+                pre-training.
             criterion: See `Method`.
 
         Raises:
@@ -201,7 +200,7 @@ class MCR(Method):
         self._adds_up = False
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Pre-trains the encoders before the first epoch, if it should."""
+        """Pre-trains the encoders before the first epoch, if asked to."""
         if not self.pretrain or self.is_pretrained:
             return
         assert self.optimizer is not None
@@ -230,11 +229,11 @@ class MCR(Method):
         return loss
 
     def before_step(self) -> None:
-        """Counts the steps, as each has permutations of its own."""
+        """Counts the steps, since each draws its own permutations."""
         self.steps += 1
 
     def _game(self, output: Output) -> tuple[Tensor, dict[Names, Tensor]]:
-        """-Σ share · JSD(p, p_m) over all games, and what each permutation changes."""
+        """-Σ share · JSD(p, p_m) over all games, and the effect of each permutation."""
         self._adds_up = self._adds_up or adds_up(output, self)
         unimodal = self._unimodal(output)
         total = full(output.logits[:0]).sum()
@@ -246,7 +245,7 @@ class MCR(Method):
             changed: dict[Names, Tensor] = {}
             for moved, players, share in games(tuple(own), self.k):
                 held = {name: z if name in players else z.detach() for name, z in own.items()}
-                # Nothing, but for gradients: what the others add is held still.
+                # Leaves the value as it is, but detaches what the others add.
                 still = logits + sum((held[m] - z for m, z in own.items()), logits.new_zeros(()))
                 moves = [held[name][orders] - held[name] for name in moved]
                 mixed = still + torch.stack(moves).sum(0)
@@ -283,6 +282,6 @@ class MCR(Method):
         return loss
 
     def _orders(self, logits: Tensor) -> Int[Tensor, "s n"]:
-        """Permutations of the rows: a function of seed and step."""
+        """Permutations of the rows, a function of seed and step."""
         numbers = stream(logits.device, self.seed, self.steps)
         return orders(self.samples, len(logits), numbers)

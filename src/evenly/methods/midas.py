@@ -20,7 +20,7 @@ from evenly.ranges import check_range
 
 
 def swapped(x: Shaped[Tensor, "m n"], partner: Int[Tensor, " n"]) -> Shaped[Tensor, "m k n"]:
-    """What belongs to modality m where modality k is a partner's: x_m,j for m = k, else x_m,i."""
+    """Modality m's entry where modality k comes from the partner: x_m,j for m = k, else x_m,i."""
     mine = torch.eye(len(x), dtype=torch.bool, device=x.device).unsqueeze(2)
     return torch.where(mine, x[:, None, partner], x[:, None])
 
@@ -35,9 +35,9 @@ def misaligned_loss(
 
     Args:
         log_p: log p̃[label of m], of the fused prediction.
-        confidence: c_m, which add up to 1 over modalities.
+        confidence: c_m, adding up to 1 over modalities.
         alpha: α_m.
-        similarity: s, the cosine of the features that came and those that they came for.
+        similarity: s, the cosine of the new features and those they replace.
     """
     hardness = 1 + (similarity + 1) / 2
     return -hardness * (alpha[:, None, None] * confidence * log_p).sum(0)
@@ -49,11 +49,11 @@ def weights(
     predicted: Float[Tensor, " m"],
     rate: float,
 ) -> Float[Tensor, " m"]:
-    """α of the next step: of the least confident modality max(1, α + η sign(E c - E p̃)).
+    """α of the next step: for the least confident modality, max(1, α + η sign(E c - E p̃)).
 
     Args:
         alpha: α.
-        confidence: E c_m, over misaligned samples.
+        confidence: E c_m over misaligned samples.
         predicted: E p̃[label of m].
         rate: η.
     """
@@ -62,20 +62,20 @@ def weights(
 
 
 class MIDAS(Method):
-    """Trains also on samples of which one modality is another's, of another class.
+    """Also trains on samples in which one modality comes from a sample of another class.
 
-    In a warm-up, Σ_m CE(z_m) alone. Then L = CE(z) + Σ_m CE(z_m) + λ L_mis, where L_mis is the mean
-    over misaligned samples. These are made of features: with a partner j for each sample i of the
-    batch, drawn as a permutation, each modality of i in turn is replaced by that of j, if
-    y_i ≠ y_j. Each modality speaks for its own sample's class, as far as it is confident:
-    c_m = p_m[its label] / Σ_k p_k[its label], from the unimodal logits, and
+    The warm-up has the loss Σ_m CE(z_m) alone. Then L = CE(z) + Σ_m CE(z_m) + λ L_mis, where L_mis
+    is the mean over misaligned samples. These are mixed from features: a permutation gives each
+    sample i of the batch a partner j, and if y_i ≠ y_j, each modality of i in turn is replaced by
+    that of j. Each modality stands for its own sample's class, in proportion to its confidence: c_m
+    = p_m[its label] / Σ_k p_k[its label], from the unimodal logits, and
 
         L_mis = (1 + (s + 1) / 2) · -Σ_m α_m c_m log p̃[label of m],
 
-    with p̃ the fused prediction and s the cosine of the two features that were exchanged: what looks
-    alike is harder. After each step, of the modality with the least mean confidence α_m becomes
-    max(1, α_m + η) where c_m is on average above p̃[its label], so that the model follows it too
-    little, and max(1, α_m - η) where it is below.
+    with p̃ the fused prediction and s the cosine of the two exchanged features: similar features
+    are harder. After each step, α_m of the modality with the least mean confidence changes. It
+    becomes max(1, α_m + η) if c_m is on average above p̃[its label], since the model then follows
+    that modality too little, and max(1, α_m - η) if it is below.
 
     Attributes:
         alpha: α, in the encoders' order.
@@ -129,11 +129,11 @@ class MIDAS(Method):
 
         Args:
             encoders: By modality; their names say which modalities are exchanged.
-            weight: λ, of the misaligned samples, not negative; 1 in the paper, 5 for
+            weight: λ, weight of the misaligned samples, not negative; 1 in the paper, 5 for
                 Kinetics-Sounds.
-            rate: η, by which α changes in each step, not negative; 0.05 in the paper.
-            warmup: Epochs of unimodal losses alone that come first.
-            seed: Of the partners, which come from a stream of their own.
+            rate: η, the change of α in each step, not negative; 0.05 in the paper.
+            warmup: The number of first epochs with unimodal losses alone.
+            seed: Seed of the partners, drawn from a separate stream.
             criterion: See `Method`.
 
         Raises:
@@ -168,7 +168,7 @@ class MIDAS(Method):
         return super().loss(output, target) + unimodal + self.weight * misaligned
 
     def before_step(self) -> None:
-        """Moves α on."""
+        """Updates α."""
         self.steps += 1
         if not self.is_due(self.epoch):
             return
@@ -178,13 +178,13 @@ class MIDAS(Method):
         alpha = self.alpha.to(found)
         self.alpha = kept(counts, weights(alpha, confidence, predicted, self.rate), alpha)
         latest = self._per_modality(alpha=self.alpha, confidence=confidence, predicted=predicted)
-        self.metrics = {  # as they were, after a step without misaligned samples
+        self.metrics = {  # unchanged after a step without misaligned samples
             key: torch.where(found[0] > 0, value, self.metrics.get(key, value).to(value))
             for key, value in latest.items()
         }
 
     def _misaligned(self, output: Output, target: Tensor) -> tuple[Tensor, Tensor]:
-        """L_mis; how many samples it is of, and the sums of c_m and p̃[label of m] over them."""
+        """L_mis, the number of samples in it, and the sums of c_m and p̃[label of m] over them."""
         features = {name: full(x) for name, x in self._features(output).items()}
         count = len(self.encoders)
         if len(features) < count:
@@ -213,7 +213,7 @@ class MIDAS(Method):
         return (loss * differ).sum() / total.clamp_min(1), torch.cat([total[None], sums.flatten()])
 
     def _mixed(self, output: Output, partner: Int[Tensor, " n"]) -> Float[Tensor, "k n c"]:
-        """The fused logits where each modality in turn is the partner's."""
+        """The fused logits with each modality in turn taken from the partner."""
         names = list(self.encoders)
         features = {
             name: torch.cat([x[partner] if name == moved else x for moved in names])
@@ -226,7 +226,7 @@ class MIDAS(Method):
     def _differ(
         self, output: Output, target: Tensor, partner: Int[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        """Which pairs are of two classes, and have all modalities."""
+        """Which pairs have two classes and all modalities."""
         found = target != target[partner]
         for name, here in (output.present or {}).items():
             if name in self.encoders:
@@ -234,6 +234,6 @@ class MIDAS(Method):
         return found
 
     def _partners(self, logits: Float[Tensor, "n c"]) -> Int[Tensor, " n"]:
-        """A permutation of the samples: a function of seed and step."""
+        """A permutation of the samples, a function of seed and step."""
         numbers = stream(logits.device, self.seed, self.steps)
         return orders(1, len(logits), numbers)[0]

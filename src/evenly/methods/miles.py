@@ -23,8 +23,8 @@ def utilisation(fused: float, unimodal: Sequence[float]) -> list[float]:
     """What each modality adds to the others: u_m = (acc - mean of the others' acc_k) / acc.
 
     Args:
-        fused: acc, accuracy of the prediction; where it is 0, so is each u_m.
-        unimodal: acc_m, accuracy of each modality by itself, two or more.
+        fused: acc, accuracy of the prediction; if it is 0, so is each u_m.
+        unimodal: acc_m, accuracy of each of two or more modalities alone.
     """
     if fused == 0:
         return [0.0] * len(unimodal)
@@ -35,10 +35,11 @@ def utilisation(fused: float, unimodal: Sequence[float]) -> list[float]:
 def factors(rates: Sequence[float], threshold: float, reduction: float) -> list[float]:
     """μ for each modality whose u_m is more than τ above the mean of the others', else 1.
 
-    All are 1 while every u_m is negative: the prediction has learnt less than its modalities have.
+    While every u_m is negative, all factors are 1: the prediction has learnt less than its
+    modalities.
 
     Args:
-        rates: u_m of each modality, two or more.
+        rates: u_m of two or more modalities.
         threshold: τ.
         reduction: μ.
     """
@@ -49,17 +50,16 @@ def factors(rates: Sequence[float], threshold: float, reduction: float) -> list[
 
 
 class MILES(Paced):
-    """Slows the encoder of the modality on which the prediction depends too much.
+    """Slows the encoder of the modality that the prediction depends on too much.
 
-    L = CE(z) + unimodal · Σ_m CE(z_m). Before each epoch but the first, the conditional
-    utilisation of each modality is taken from accuracies on the validation split, for two
-    modalities A and B
+    L = CE(z) + unimodal · Σ_m CE(z_m). Before each epoch but the first, accuracies on the
+    validation split give the conditional utilisation of each modality, for two modalities A and B
 
         u_A = (acc_AB - acc_B) / acc_AB,   u_B = (acc_AB - acc_A) / acc_AB,
 
-    and where |u_A - u_B| > τ, and not both are negative, the encoder with the larger one is trained
-    with μ times the learning rate in this epoch; the factors are taken anew each time, so that they
-    do not compound. The head keeps the common rate.
+    If |u_A - u_B| > τ and not both are negative, the encoder with the larger one trains at μ times
+    the learning rate in this epoch. The factors are computed afresh each time, so they do not
+    compound. The head keeps the common rate.
 
     Attributes:
         epoch: The last that has begun.
@@ -103,20 +103,20 @@ class MILES(Paced):
         unimodal: float = 1.0,
         criterion: Criterion | None = None,
     ) -> None:
-        """Has the optimiser's steps use rates by modality.
+        """Makes the optimiser's steps use learning rates by modality.
 
         Args:
-            encoders: By modality, the modules whose learning rates are set.
-            optimizer: The one that trains them.
+            encoders: The modules whose learning rates are set, by modality.
+            optimizer: The optimiser that trains them.
             threshold: τ, how far apart utilisations may be, not negative.
-            reduction: μ, what the rate of the larger one's encoder is multiplied by, above 0 and at
+            reduction: μ, the factor on the rate of the encoder with the larger one, above 0 and at
                 most 1.
             unimodal: Weight of the unimodal losses, not negative.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
-            ValueError: If a setting is out of range or the optimiser is not one for `Paced`.
+            TypeError: If `optimizer` is not an optimiser.
+            ValueError: If a setting is out of range or the optimiser does not suit `Paced`.
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", threshold=threshold, unimodal=unimodal)
@@ -133,7 +133,7 @@ class MILES(Paced):
         return self.reduction < 1 and len(self.encoders) > 1
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Takes the factors anew from what was learnt so far."""
+        """Recomputes the factors from what has been learnt so far."""
         probe = self._probe(probe)
         if self.is_active and epoch > 0 and epoch != self.epoch:
             self._adapt(probe)
@@ -152,7 +152,7 @@ class MILES(Paced):
         return loss
 
     def _adapt(self, probe: Probe) -> None:
-        fused, right, _ = self._right(probe)  # counts of the same samples: their ratios are those
+        fused, right, _ = self._right(probe)  # counts of the same samples, so their ratios suffice
         rates = utilisation(fused, list(right.values()))
         found = factors(rates, self.threshold, self.reduction)
         self.factor = dict(zip(right, found, strict=True))

@@ -22,14 +22,14 @@ from evenly.targets import SINGLE
 
 
 def damping(progress: float) -> float:
-    """α = 0.1^(1 + progress), with the progress through an epoch from 0 to 1."""
+    """α = 0.1^(1 + progress), with progress through an epoch from 0 to 1."""
     return float(0.1 ** (1 + progress))
 
 
 def updated(
     projection: Float[Tensor, "d d"], mean: Float[Tensor, " d"], alpha: float
 ) -> Float[Tensor, "d d"]:
-    """P - P r rᵀ Pᵀ / (α + rᵀ P r), divided by its Frobenius norm: takes out the direction r."""
+    """P - P r rᵀ Pᵀ / (α + rᵀ P r), divided by its Frobenius norm, which removes direction r."""
     k = projection @ mean
     smaller = projection - torch.outer(k, k) / (alpha + mean @ k)
     return smaller / smaller.square().sum().sqrt()
@@ -43,14 +43,14 @@ def projected(grad: Float[Tensor, "c d"], projection: Float[Tensor, "d d"]) -> F
 class MLA(Method):
     """Trains one modality at a time, on a head that all of them share.
 
-    Each batch comes once for every modality (`repeats`), with a step of the optimiser each time,
-    on the loss of that modality's own logits (`turn`). So that the head does not forget one
-    modality over the next, the gradient G of its weight is replaced by G Pᵀ, where P has lost
-    the directions of the mean features of the modalities before: after each step, with the mean
-    r of the features of its modality, P ← P - P r rᵀ Pᵀ / (α + rᵀ P r), and P ← P / ‖P‖. At the
-    first step of all there is nothing to protect. The encoders whose turn it is not get no
-    gradient at all, so that neither momentum nor weight decay moves them. A step whose modality
-    no batch holds teaches nothing: head and encoders get no gradient, and P stays.
+    Each batch comes once for every modality (`repeats`), each time with an optimiser step on the
+    loss of that modality's own logits (`turn`). So that the head does not forget one modality while
+    it learns the next, the gradient G of its weight is replaced by G Pᵀ, where P has lost the
+    directions of earlier modalities' mean features. After each step, with r the mean of its
+    modality's features, P ← P - P r rᵀ Pᵀ / (α + rᵀ P r), and P ← P / ‖P‖. The very first step has
+    nothing to protect. The other encoders get no gradient at all, so neither momentum nor weight
+    decay moves them. If no batch of a step holds its modality, head and encoders get no gradient,
+    and P stays.
 
     The prediction is the head's: the modalities' logits, weighted for each sample by how certain
     they are.
@@ -58,7 +58,7 @@ class MLA(Method):
     Attributes:
         projection: P; None before the first step.
         step: Steps taken in this epoch.
-        length: Steps that the epoch before this one had; 0 in the first.
+        length: Steps in the previous epoch; 0 in the first.
     """
 
     info = Info(
@@ -98,7 +98,7 @@ class MLA(Method):
     def __init__(
         self, encoders: Encoders, *, head: nn.Module, criterion: Criterion | None = None
     ) -> None:
-        """Prepares the projection; nothing can be set, as in the paper.
+        """Prepares the projection; as in the paper, there are no settings.
 
         Args:
             encoders: By modality, in the order of their turns.
@@ -133,7 +133,7 @@ class MLA(Method):
 
     @property
     def progress(self) -> float:
-        """How much of the epoch's batches have gone by; 0 as long as their number is unknown."""
+        """The share of the epoch's batches seen so far; 0 while their number is unknown."""
         modalities = len(self.encoders)
         batch, batches = self.step // modalities, self.length // modalities
         return min(batch / batches, 1.0) if batches else 0.0
@@ -142,7 +142,7 @@ class MLA(Method):
         """Notes how long the last epoch was."""
         self._features_sum.clear()
         self._is_held = False
-        if epoch != self.epoch:  # a run resumed within an epoch goes on where it was
+        if epoch != self.epoch:  # a run resumed mid-epoch continues where it was
             self.epoch, self.length, self.step = epoch, self.step, 0
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
@@ -160,14 +160,14 @@ class MLA(Method):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Projects the head's gradient, and leaves the other encoders none."""
+        """Projects the head's gradient, and removes the other encoders'."""
         found = self._features_sum.take(self)
         counts = self._features_sum.counts(found)
         total, count = found.tensor_split([-1])
         for name, encoder in self.encoders.items():
             if name != self.turn:
                 encoder.zero_grad(set_to_none=True)
-        if not self._was_held(count):  # by zeros, momentum and decay would move the head
+        if not self._was_held(count):  # with zeros, momentum and decay would move the head
             self.head.zero_grad(set_to_none=True)
         elif len(self.encoders) > 1:
             self._protect(total / count, counts)
@@ -176,13 +176,13 @@ class MLA(Method):
     def _was_held(self, count: Float[Tensor, "1"]) -> bool:
         """Whether a batch of this step, on any rank, held the modality whose turn it is.
 
-        Only a rank whose own batches did not, one of several, has to wait for the count.
+        Only a rank whose own batches lacked it, among several, has to wait for the count.
         """
         mine, self._is_held = self._is_held, False
         return mine or (distributed.world_size() > 1 and bool(count > 0))
 
     def _protect(self, mean: Float[Tensor, " d"], counts: Bool[Tensor, ""]) -> None:
-        """Projects with what the steps before left in P, then takes this step's mean out of it."""
+        """Projects with the P of earlier steps, then removes this step's mean from it."""
         weight = self._layer.weight
         precise = torch.promote_types(weight.dtype, torch.float32)
         mean = mean.to(weight.device, precise)
@@ -197,17 +197,17 @@ class MLA(Method):
     def _project(self, grad: Tensor | None, projection: Float[Tensor, "d d"]) -> None:
         if grad is None:
             return
-        part = distributed.local(grad)  # FSDP2 cuts rows, and each row is projected by itself
+        part = distributed.local(grad)  # FSDP2 splits rows, and each row is projected by itself
         before = part.to(projection.dtype)
         after = projected(before, projection)
         squares = torch.stack([after.norm(), before.norm()]).double().square()
         norms = distributed.sum_shards_(squares, grad).sqrt().to(before.dtype)
         share = norms[0] / norms[1].clamp_min(torch.finfo(before.dtype).tiny)
         self.metrics = {**self.metrics, f"kept/{self.turn}": share}
-        part.copy_(after)  # which `before` may be
+        part.copy_(after)  # `before` may share its memory
 
 
 def _sum_and_count(features: Float[Tensor, "n d"]) -> Float[Tensor, " d1"]:
-    """The sum over samples, and behind it how many they were."""
+    """The sum over samples, followed by their number."""
     count = features.new_full((1,), len(features))
     return torch.cat([features.sum(0), count])

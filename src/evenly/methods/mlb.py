@@ -31,13 +31,13 @@ def modulation(ratio: Float[Tensor, " m"], alpha: float, beta: float) -> Float[T
 
 
 class MLB(MultiLoss):
-    """Trains with a loss for each modality, damps encoders that are ahead and speeds up others.
+    """Trains with a loss for each modality, damps encoders that are ahead and speeds up the others.
 
     L = CE(z) + weight · Σ_m CE(z_m). In each step the gradient of encoder m is multiplied by
     k_m = 1 + tanh(α (ρ_m - 1)), where ρ_m is the mean of the other modalities' scores over its
-    own; a score is the probability that a modality's own logits give the true class. Where the
-    encoder is behind (ρ_m > 1) the tanh is multiplied by β - 1, so that k_m is between 1 and β. As
-    the scores come together, the balancing phases out.
+    own; a score is the probability that a modality's own logits give the true class. If the encoder
+    is behind (ρ_m > 1), the tanh is multiplied by β - 1, so that k_m is between 1 and β. As the
+    scores converge, the balancing phases out.
     """
 
     info = Info(
@@ -78,12 +78,11 @@ class MLB(MultiLoss):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
+            encoders: The modules whose gradients are changed, by modality.
             alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D.
-            beta: β, what the factor of an encoder comes to that is far behind, above 0; 2 is the
-                plain formula, with 1 no encoder is sped up, and below 1 those behind are damped,
-                too.
-            weight: Of each unimodal loss; 1 in the paper.
+            beta: β, the limit of the factor for an encoder far behind, above 0. 2 is the plain
+                formula, 1 speeds up no encoder, and below 1 those behind are damped, too.
+            weight: Weight of each unimodal loss; 1 in the paper.
             criterion: See `Method`.
 
         Raises:
@@ -96,11 +95,11 @@ class MLB(MultiLoss):
         self._score = StepSum()
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets what an unfinished step left."""
+        """Discards what an unfinished step left behind."""
         self._score.clear()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + weight · Σ_m CE(z_m); on the way, the scores are taken."""
+        """CE(z) + weight · Σ_m CE(z_m); also takes the scores."""
         with torch.no_grad():
             score = scores(torch.stack(list(self._unimodal(output).values())), target)
         self._score.add(score)

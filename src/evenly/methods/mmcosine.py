@@ -11,11 +11,11 @@ from evenly.method import Criterion, Encoders, Info, Method
 
 
 class MMCosine(Method):
-    """Joint training on a head that sums cosines instead of inner products.
+    """Joint training with a head that sums cosines instead of inner products.
 
-    z = Σ_m s ⟨f_m / ‖f_m‖, W_m / ‖W_m‖⟩ and L = CE(z): no modality gets ahead by the norm of its
-    features or weights. The rule is the head's, `evenly.nn.heads.CosineHead`; training is joint
-    training, so all that this class adds is to refuse another head.
+    z = Σ_m s ⟨f_m / ‖f_m‖, W_m / ‖W_m‖⟩ and L = CE(z), so no modality gets ahead through the norm
+    of its features or weights. The head, `evenly.nn.heads.CosineHead`, does all of this. Training
+    is joint training, so this class only checks that the head fits.
     """
 
     info = Info(
@@ -47,13 +47,12 @@ class MMCosine(Method):
 
         Args:
             encoders: By modality.
-            head: The model's head: `evenly.nn.heads.CosineHead`, or one of one's own that
-                normalises features and class weights and has the factor of its cosines as
-                attribute `scale`.
+            head: The model's head: `evenly.nn.heads.CosineHead`, or your own that normalises
+                features and class weights and has the factor s as its attribute `scale`.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If the head has no `scale`, so that it is none of cosines.
+            ValueError: If the head has no `scale`, so it does not use cosines.
         """
         super().__init__(encoders, criterion=criterion)
         if not isinstance(getattr(head, "scale", None), int | float):

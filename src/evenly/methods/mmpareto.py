@@ -21,9 +21,9 @@ from evenly.targets import ANY
 def min_norm_share(
     jj: Float[Tensor, ""], jo: Float[Tensor, ""], oo: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """The a that makes ‖a j + (1 - a) o‖ least, from the three inner products of j and o.
+    """The a that minimises ‖a j + (1 - a) o‖, from the three inner products of j and o.
 
-    Where it would be 1 or 0 it is 0.999 or 0.001, so that no gradient is lost altogether.
+    In place of 1 or 0 it is 0.999 or 0.001, so that no gradient is lost altogether.
     """
     between = (oo - jo) / (jj + oo - 2 * jo)
     return torch.where(jo >= jj, 0.999, torch.where(jo >= oo, 0.001, between))
@@ -32,7 +32,7 @@ def min_norm_share(
 def joint_share(
     jj: Float[Tensor, ""], jo: Float[Tensor, ""], oo: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """The weight of the joint gradient j beside o: 1/2 where they agree, else of least norm."""
+    """The weight of the joint gradient j beside o: 1/2 if they agree, else that of least norm."""
     return torch.where(jo > 0, 0.5, min_norm_share(jj, jo, oo))
 
 
@@ -44,13 +44,13 @@ def enlargement(
 
 
 class MMPareto(Method):
-    """Trains the fused and each unimodal prediction, in a direction that serves both.
+    """Trains the fused and each unimodal prediction in a direction that serves both.
 
     L = CE(z) + Σ_m CE(z_m). Encoder m receives two gradients, g of CE(z) and g_m of CE(z_m).
-    Where their inner product is positive, they are added; else they are combined to
-    2 a g + 2 (1 - a) g_m with the a of least norm, which has no negative inner product with
-    either. Each tensor of the result is then multiplied by γ max(1, ‖g + g_m‖ / ‖result‖), as
-    larger gradients find flatter minima. Everything but the encoders gets its plain gradient.
+    If their inner product is positive, they are added. Otherwise they are combined into 2 a g + 2
+    (1 - a) g_m with the a of least norm, whose inner product with neither is negative. Each tensor
+    of the result is then multiplied by γ max(1, ‖g + g_m‖ / ‖result‖), since larger gradients find
+    flatter minima. Everything but the encoders gets its plain gradient.
     """
 
     info = Info(
@@ -93,8 +93,8 @@ class MMPareto(Method):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are combined.
-            gamma: γ, above 0: what the result is multiplied by (the paper: 1.5).
+            encoders: The modules whose gradients are combined, by modality.
+            gamma: γ, the factor on the result, above 0 (the paper: 1.5).
             criterion: See `Method`.
 
         Raises:
@@ -109,13 +109,13 @@ class MMPareto(Method):
         self._shards: list[nn.Parameter] = []
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets an unfinished step, and finds out whether parameters are sharded over ranks.
+        """Discards an unfinished step, and checks whether parameters are sharded over ranks.
 
         Raises:
-            RuntimeError: If the encoders are sharded in part, or in several ways.
+            RuntimeError: If the encoders are only partly sharded, or in several ways.
         """
         self._forget()
-        if probe is not None:  # after a validation of the loop's own, FSDP2's root is still whole
+        if probe is not None:  # after the loop's own validation, FSDP2's root is still whole
             distributed.reshard(probe.model)
         parameters = [p for encoder in self.encoders.values() for p in _trainable(encoder)]
         self._shards = [p for p in parameters if distributed.is_sharded(p)]
@@ -131,7 +131,7 @@ class MMPareto(Method):
             )
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + Σ_m CE(z_m); each CE(z_m) is kept for its own gradient."""
+        """CE(z) + Σ_m CE(z_m); keeps each CE(z_m) for its own gradient."""
         loss = super().loss(output, target)
         own = {name: self.criterion(z, target) for name, z in self._unimodal(output).items()}
         for value in own.values():
@@ -141,10 +141,10 @@ class MMPareto(Method):
         return loss
 
     def backward(self, loss: Tensor) -> None:
-        """Fills the gradients of the sum, and on the side those of each unimodal loss.
+        """Fills in the gradients of the sum, and separately those of each unimodal loss.
 
         Raises:
-            RuntimeError: If the loss is not this method's, or FSDP2 is told not to synchronise.
+            RuntimeError: If the loss is not this method's, or FSDP2 was told not to synchronise.
         """
         passes, self._passes = self._passes, []
         if not passes:
@@ -152,7 +152,7 @@ class MMPareto(Method):
                 "MMPareto.backward was called before MMPareto.loss. Compute the loss with "
                 "method.loss(output, target)."
             )
-        # What the loop multiplied each pass with, from the graph itself.
+        # The factor by which the loop scaled each pass, read from the graph itself.
         sums = [total for total, _ in passes]
         factors = torch.autograd.grad(loss, sums, retain_graph=True, allow_unused=True)
         weighted = [
@@ -183,7 +183,7 @@ class MMPareto(Method):
                 "of loss.backward()."
             )
         plain = self._gradient_norms()
-        # Gradients may have been unscaled (AMP) since the last backward pass, ours were not.
+        # AMP may have unscaled the gradients since the last backward pass, but not ours.
         scale = torch.where(self._norm > 0, _total(plain) / self._norm, 1.0)
         self.metrics = {}
         for name, encoder in self.encoders.items():
@@ -194,11 +194,11 @@ class MMPareto(Method):
                     "and were not before the epoch. Call method.before_epoch(epoch, probe)."
                 )
             own = [self._own_of(p) for p in parameters]
-            if not self._shards:  # FSDP2 averages what it cuts
+            if not self._shards:  # FSDP2 averages what it shards
                 own = _averaged(own)
             pairs = [(p.grad, o) for p, o in zip(parameters, own, strict=True)]
             held = [(grad, o) for grad, o in pairs if grad is not None]
-            if held:  # else the modality was missing from the whole step
+            if held:  # otherwise the whole step lacked the modality
                 grads, others = ([pair[n] for pair in held] for n in (0, 1))
                 self._combine(name, grads, others, scale, plain[name])
         self._forget()
@@ -224,18 +224,18 @@ class MMPareto(Method):
     def _backward_by_turns(
         self, loss: Tensor, weighted: list[tuple[dict[str, Tensor], Tensor]]
     ) -> None:
-        """Fills both gradients by two backward passes: FSDP2 cuts only what these fill.
+        """Fills both gradients with two backward passes, since FSDP2 shards only what these fill.
 
-        The first is of the unimodal losses and the second of the rest, so that what lies outside
-        of the encoders ends with its plain gradient.
+        The first pass takes the unimodal losses and the second the rest, so everything outside the
+        encoders ends with its plain gradient.
         """
         values = [value for own, _ in weighted for value in own.values()]
         factors = [factor.to(value) for own, factor in weighted for value in own.values()]
         before = [p.grad for p in self._shards]
         for parameter in self._shards:
             parameter.grad = None
-        # The loss itself counts nothing in the first, but reaches every parameter that the second
-        # does: where some ranks lack a modality, all must still reduce the same gradients.
+        # The loss itself has weight 0 in the first, but reaches every parameter that the second
+        # does: if some ranks lack a modality, all must still reduce the same gradients.
         alone = [*values, loss], [*factors, torch.zeros_like(loss)]
         torch.autograd.backward(*alone, retain_graph=True)
         found = [p.grad for p in self._shards]
@@ -262,27 +262,27 @@ class MMPareto(Method):
     ) -> None:
         """Writes the combined gradient of an encoder over the plain one, tensor by tensor.
 
-        It is done in place, and `own` is left alone, as tensors of autograd's may share memory.
+        It works in place and leaves `own` alone, since autograd's tensors may share memory.
 
         Args:
-            name: Of the encoder.
-            grads: Its gradients of the sum.
+            name: The encoder's modality.
+            grads: The encoder's gradients of the sum.
             own: Those of its unimodal loss.
-            scale: By how much the loop has scaled `grads` since.
-            plain: The norms of `grads`.
+            scale: The factor by which the loop has scaled `grads` since.
+            plain: Norms of `grads`.
         """
         reference = grads[0]
         grads = [as_real(distributed.local(grad)) for grad in grads]
         own = [as_real(distributed.local(grad)) for grad in own]
         scale = scale.to(grads[0].device)
         jj, jo, oo = distributed.sum_shards_(_products(grads, own, scale), reference)
-        # In float16 the unimodal gradient may overflow where the sum, which a gradient scaler has
-        # looked at, does not: then there is none.
+        # In float16 the unimodal gradient may overflow although the sum, which a gradient scaler
+        # has checked, does not. It is then dropped.
         is_whole = oo.isfinite()
         jj = torch.where(is_whole, jj, plain.square().sum())
         jo, oo = (torch.where(is_whole, x, 0.0) for x in (jo, oo))
         a = joint_share(jj, jo, oo)
-        # 2 a j + 2 (1 - a) o, with j what `own` leaves of `grads`
+        # 2 a j + 2 (1 - a) o, with o the scaled `own` and j = `grads` - o
         weights = 2 * a, (2 - 4 * a) * scale
         norms = _over_shards(_combine_(grads, own, *weights, is_whole), reference)
         factors = enlargement(norms, plain, self.gamma)
@@ -291,7 +291,7 @@ class MMPareto(Method):
         self.metrics[f"cosine/{name}"] = jo / (jj * oo).sqrt().clamp_min(1e-30)
 
     def _gradient_norms(self) -> dict[str, Float[Tensor, " t"]]:
-        """By modality, the norms of its encoder's gradients as they are now; of those it has."""
+        """The current norms of each encoder's existing gradients, by modality."""
         grads = {
             name: [p.grad for p in _trainable(encoder) if p.grad is not None]
             for name, encoder in self.encoders.items()
@@ -312,7 +312,7 @@ def _norms(tensors: list[Tensor]) -> Float[Tensor, " t"]:
 
 
 def _over_shards(norms: list[Tensor], reference: Tensor) -> Float[Tensor, " t"]:
-    """The norms of tensors of which this rank has the parts, if the reference is cut."""
+    """The norms of whole tensors from this rank's parts, if the reference is sharded."""
     found = torch.stack(norms)
     if distributed.is_sharded(reference):
         return distributed.sum_shards_(found.square(), reference).sqrt()
@@ -320,20 +320,20 @@ def _over_shards(norms: list[Tensor], reference: Tensor) -> Float[Tensor, " t"]:
 
 
 def _total(norms: dict[str, Float[Tensor, " t"]]) -> Float[Tensor, ""]:
-    """The norm of all gradients together, from those of the tensors of each encoder."""
+    """The norm of all gradients together, from those of each encoder's tensors."""
     device = next((found.device for found in norms.values()), torch.device("cpu"))
     squares = [found.square().sum().to(device) for found in norms.values()]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
 
 
 def _products(grads: list[Tensor], own: list[Tensor], scale: Tensor) -> Float[Tensor, "3"]:
-    """⟨j, j⟩, ⟨j, o⟩ and ⟨o, o⟩, with o the scaled `own` and j what it leaves of `grads`."""
+    """⟨j, j⟩, ⟨j, o⟩ and ⟨o, o⟩, with o the scaled `own` and j = `grads` - o."""
     own = [full(other) for other in own]  # in float16 a product of finite numbers may be infinite
     joint = [
         torch.addcmul(full(grad), other, -scale) for grad, other in zip(grads, own, strict=True)
     ]
     jj, oo = (torch.stack(distributed.norms(x)).square().sum() for x in (joint, own))
-    # In place of a product of vectors, for which those of channels-last weights are copied.
+    # Not a product of vectors, which would copy the gradients of channels-last weights.
     inner = [j.mul_(o).sum() for j, o in zip(joint, own, strict=True)]
     return torch.stack([jj, torch.stack(inner).sum() * scale, oo * scale.square()])
 
@@ -341,10 +341,10 @@ def _products(grads: list[Tensor], own: list[Tensor], scale: Tensor) -> Float[Te
 def _combine_(
     grads: list[Tensor], own: list[Tensor], weight: Tensor, other: Tensor, is_whole: Tensor
 ) -> list[Tensor]:
-    """Writes the weighted sum over `grads`; the norms of what is written."""
+    """Overwrites `grads` with the weighted sum, and returns its norms."""
     if is_whole.device.type != "cpu":
         own = [torch.where(is_whole, one, one.new_zeros(())) for one in own]
-    elif not is_whole:  # which on a CPU nothing has to wait for
+    elif not is_whole:  # on a CPU, this test waits for nothing
         own = [torch.zeros_like(one) for one in own]
     for grad, one in zip(grads, own, strict=True):
         grad.mul_(weight.to(grad)).addcmul_(one, other.to(grad))
@@ -352,7 +352,7 @@ def _combine_(
 
 
 def _averaged(tensors: list[Tensor]) -> list[Tensor]:
-    """The mean of each over all ranks, by one reduction."""
+    """The mean of each tensor over all ranks, in one reduction."""
     if distributed.world_size() == 1:
         return tensors
     flat = distributed.mean_(torch.cat([x.flatten() for x in tensors]))

@@ -19,7 +19,7 @@ from evenly.ranges import check_range
 
 
 def rivals(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The class that each sample's fused logits hold most likely of those that are wrong."""
+    """The wrong class that each sample's fused logits rate most likely."""
     return logits.scatter(1, target.unsqueeze(1), -math.inf).argmax(1)
 
 
@@ -36,9 +36,9 @@ def guidance(
     target: Int[Tensor, " n"],
     weight: float,
 ) -> Float[Tensor, " n"]:
-    """What a modality learns of a guide: (-log p[y] - λ Σ_{c≠y} q[c] log p[c]) / C.
+    """What a modality learns from a guide: (-log p[y] - λ Σ_{c≠y} q[c] log p[c]) / C.
 
-    With p its own probabilities and q the guide's, which get no gradient.
+    Here p are its own probabilities and q the guide's, which get no gradient.
     """
     label = nn.functional.one_hot(target, guide.shape[1]).to(guide)
     teaching = label + weight * (1 - label) * guide.detach().softmax(1)
@@ -49,12 +49,12 @@ class MNL(Method):
     """Lets the modality that knows a sample better tell the other which classes it is not.
 
     L = CE(z) + Σ_m CE(z_m) + Σ_{g ≠ m} mean_i [g guides m] G_gm / (M - 1), with z the mean of the
-    modalities' logits z_m. Modality g guides m on a sample where both its p[y] and its margin
-    z_g[y] - z_g[j] are the larger ones, with j the wrong class that z holds most likely. Then
+    modalities' logits z_m. Modality g guides m on a sample if both its p[y] and its margin
+    z_g[y] - z_g[j] are larger, with j the wrong class that z rates most likely. Then
 
         G_gm = (-log p_m[y] - λ Σ_{c ≠ y} p_g[c] log p_m[c]) / C,
 
-    so that m learns the label, and of the guide, which gets no gradient, only what the sample is
+    so that m learns the label, but from the guide, which gets no gradient, only what the sample is
     not.
     """
 
@@ -91,8 +91,8 @@ class MNL(Method):
 
         Args:
             encoders: By modality; their names say which modalities learn from each other.
-            weight: λ, of what a guide says of the other classes, not negative; 0.7 in the released
-                code.
+            weight: λ, weight of what a guide says about the other classes, not negative; 0.7 in the
+                released code.
             criterion: See `Method`.
 
         Raises:

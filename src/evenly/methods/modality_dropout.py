@@ -22,8 +22,8 @@ from evenly.targets import ANY
 def kept(drawn: Float[Tensor, "m n"], p: float) -> Bool[Tensor, "m n"]:
     """Which modalities of each sample stay, from numbers drawn uniformly from [0, 1).
 
-    Each is dropped with probability p. Where that would drop all, the one with the largest
-    number stays, which is any of them with equal probability.
+    Each is dropped with probability p. If that would drop all, the one with the largest number
+    stays; each is equally likely to be it.
     """
     return (drawn >= p) | (drawn == drawn.amax(0))
 
@@ -31,10 +31,10 @@ def kept(drawn: Float[Tensor, "m n"], p: float) -> Bool[Tensor, "m n"]:
 class ModalityDropout(Method):
     """Trains the fusion on samples from which modalities are dropped at random.
 
-    In each step, for each sample, the features of each modality are set to zero with probability
-    p, never those of all; the loss is that of the features fused anew, L = CE(fuse(δ_m f_m)). So
-    the fusion cannot rest on one modality, and each encoder learns from the samples in which it
-    is alone. Predictions are made with all modalities.
+    In each step, for each sample, the features of each modality are zeroed with probability p, but
+    never all of them. The rest are fused again for the loss, L = CE(fuse(δ_m f_m)). So the fusion
+    cannot rely on one modality, and each encoder learns from the samples in which it is alone.
+    Predictions are made with all modalities.
     """
 
     info = Info(
@@ -74,7 +74,7 @@ class ModalityDropout(Method):
             encoders: By modality; their names say which modalities may be dropped.
             p: Probability that a modality is dropped from a sample, from 0 to 1; at 1 each
                 sample keeps one modality.
-            seed: Of the masks, which are functions of seed, step and the sample's index.
+            seed: Seed of the masks. A mask depends on seed, step and the sample's index.
             criterion: See `Method`.
 
         Raises:
@@ -86,7 +86,7 @@ class ModalityDropout(Method):
         self.steps = 0
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE of the fusion without what is dropped; without gradients nothing is dropped."""
+        """CE of the fusion without dropped modalities; without gradients, nothing is dropped."""
         if self.p == 0 or not torch.is_grad_enabled():
             return super().loss(output, target)
         mask = self._drawn(output)
@@ -94,7 +94,7 @@ class ModalityDropout(Method):
         return self.criterion(self._masked(output, mask), target)
 
     def before_step(self) -> None:
-        """Counts the steps: the next has other masks."""
+        """Counts the steps, since each draws its own masks."""
         self.steps += 1
 
     def _drawn(self, output: Output) -> dict[str, Bool[Tensor, " n"]]:
@@ -105,13 +105,13 @@ class ModalityDropout(Method):
         for m, name in enumerate(self.encoders):
             if name in features:
                 number = chance.uniform(index, self.seed, self.steps, m)
-                if name in present:  # what a sample lacks is not what it may keep
+                if name in present:  # a missing modality cannot be the one to keep
                     number = number.masked_fill(~present[name].to(number.device), -1.0)
                 drawn.append(number)
         return dict(zip(features, kept(torch.stack(drawn), self.p), strict=True))
 
     def _masked(self, output: Output, mask: Mapping[str, Bool[Tensor, " n"]]) -> Tensor:
-        """The logits without what is dropped."""
+        """The logits without dropped modalities."""
         fuse = self._need(output, "fuse")
         masked = {
             name: value.where(mask[name].to(value.device).unsqueeze(1), value.new_zeros(()))

@@ -21,32 +21,32 @@ from evenly.ranges import check_choice, check_range
 
 
 def smoothed(rate: float) -> float:
-    """Half way, in orders of magnitude, between a rate of its own and the common one: √r."""
+    """Halfway, in orders of magnitude, between an individual rate and the common one: √r."""
     return math.sqrt(rate)
 
 
 def growth(accuracy: Sequence[float], window: int) -> float:
-    """Accuracy now over its mean in the last epochs before; 1 until there are as many.
+    """Current accuracy over its mean in the `window` epochs before; 1 until there are as many.
 
     Args:
-        accuracy: Of one modality on the validation split, one for each epoch, above 0.
-        window: k, how many epochs the mean is over.
+        accuracy: Accuracy of one modality on the validation split in each epoch, above 0.
+        window: k, the number of epochs in the mean.
     """
     before = accuracy[-window - 1 : -1]
     return accuracy[-1] * window / sum(before) if len(before) == window else 1.0
 
 
 class MSLR(Paced):
-    """Trains each encoder with a learning rate of its own: r_m times that of the optimiser.
+    """Trains each encoder at its own learning rate: r_m times that of the optimiser.
 
-    With `keep` r_m stays as it is given, with `smooth` it is √r_m, half way between the
-    modality's own rate and the common one. With `dynamic` it is what is given times the modality's
-    own accuracy on the validation split over its mean in the `window` epochs before, anew for each
-    epoch; it is what is given until there are as many.
+    With `keep`, r_m stays as given. With `smooth`, the factor is √r_m, halfway between the
+    modality's own rate and the common one. With `dynamic`, each epoch multiplies the given r_m by
+    the modality's own accuracy on the validation split over its mean in the `window` epochs before;
+    until there are as many, r_m stays as given.
 
     Attributes:
-        rates: By modality, r_m as it is given, or √ of it.
-        history: By the epoch before which it was measured, and modality: accuracy.
+        rates: By modality, r_m as given, or √r_m.
+        history: Accuracies, by the epoch before which they were measured and by modality.
     """
 
     info = Info(
@@ -59,7 +59,7 @@ class MSLR(Paced):
         writes="learning rates",
         keeps_loss=True,
         neutral={"strategy": "keep", "rates": None},
-        variants=({}, {"strategy": "keep"}),  # without rates of one's own, smooth is the same
+        variants=({}, {"strategy": "keep"}),  # without given rates, smooth is the same
         needs=("unimodal",),
         needs_probe=True,
         head="late",
@@ -84,20 +84,21 @@ class MSLR(Paced):
         window: int = 5,
         criterion: Criterion | None = None,
     ) -> None:
-        """Has the optimiser's steps use rates by modality.
+        """Makes the optimiser's steps use learning rates by modality.
 
         Args:
-            encoders: By modality, the modules whose learning rates are set.
-            optimizer: The one that trains them.
-            strategy: How the rates go on, see above.
-            rates: By modality, its learning rate over the optimiser's, above 0; 1 for those that
-                are left out. The paper takes those with which unimodal models are best.
-            window: k, epochs in the mean of `dynamic`, which acts in none of the first k + 1.
+            encoders: The modules whose learning rates are set, by modality.
+            optimizer: The optimiser that trains them.
+            strategy: How the rates develop; see above.
+            rates: By modality, its learning rate over the optimiser's, above 0; 1 for those left
+                out. The paper takes the best rates of unimodal models.
+            window: k, the number of epochs in the mean of `dynamic`, which does nothing in the
+                first k + 1.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
-            ValueError: If a setting is out of range or the optimiser is not one for `Paced`.
+            TypeError: If `optimizer` is not an optimiser.
+            ValueError: If a setting is out of range or the optimiser does not suit `Paced`.
         """
         super().__init__(encoders, criterion=criterion)
         check_choice(self, ("keep", "smooth", "dynamic"), strategy=strategy)
@@ -124,7 +125,7 @@ class MSLR(Paced):
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Adapts the rates to the accuracies (`dynamic`)."""
-        probe = self._probe(probe)  # whatever the strategy, so that one loop serves all three
+        probe = self._probe(probe)  # for any strategy, so that one loop serves all three
         if self.strategy == "dynamic" and epoch > 0 and epoch not in self.history:
             self.history = {**self.history, epoch: self._accuracies(probe)}
             self.factor = {
@@ -137,11 +138,11 @@ class MSLR(Paced):
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The joint loss."""
-        self._unimodal(output)  # refused in the first step rather than after the first epoch
+        self._unimodal(output)  # fails in the first step rather than after the first epoch
         return super().loss(output, target)
 
     def _accuracies(self, probe: Probe) -> dict[str, float]:
-        """Of each modality by its own logits on the validation split."""
+        """The accuracy of each modality's own logits on the validation split."""
         _, right, rows = self._right(probe)
-        # None right counts as half a sample, as a rate of zero would never grow again.
+        # No correct sample counts as half of one, since a rate of zero would never grow again.
         return {name: max(x, 0.5) / rows for name, x in right.items()}

@@ -1,4 +1,4 @@
-"""Uniform multi-loss training: the fused loss plus that of each modality.
+"""Uniform multi-loss training: the fused loss plus each modality's.
 
 The plain baseline of Wang, Tran, Feiszli, "What Makes Training Multi-Modal Classification
 Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681 (there "naive" blending, with all
@@ -16,8 +16,8 @@ from evenly.targets import ANY
 class MultiLoss(Method):
     """Trains the fused prediction and each modality's own at once.
 
-    L = CE(z) + weight · Σ_m CE(z_m). Whatever a method with unimodal losses does beyond this is
-    what it should be credited with.
+    L = CE(z) + weight · Σ_m CE(z_m). Credit a method with unimodal losses only for what it gains
+    beyond this.
     """
 
     info = Info(
@@ -48,7 +48,7 @@ class MultiLoss(Method):
 
         Args:
             encoders: By modality; their names say which unimodal logits count.
-            weight: Of each unimodal loss; 1 is uniform.
+            weight: Weight of each unimodal loss; 1 is uniform.
             criterion: See `Method`.
 
         Raises:

@@ -68,7 +68,7 @@ class OGM(Method):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
+            encoders: The modules whose gradients are changed, by modality.
             alpha: α, strength of the damping; the authors recommend 0.8 for CREMA-D and 0.1
                 for VGGSound.
             start: First epoch of modulation, from 0.
@@ -97,7 +97,7 @@ class OGM(Method):
         return self.start <= epoch <= self.end and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """The joint loss; on the way, the scores are taken."""
+        """The joint loss; also takes the scores."""
         if self.is_due(self.epoch):
             with torch.no_grad():
                 score = scores(torch.stack(list(self._unimodal(output).values())), target)

@@ -22,9 +22,9 @@ class OGMGE(OGM):
     """Damps the gradient of the modality that is ahead, and adds noise for generalisation.
 
     In each step the gradient of encoder m is multiplied by k_m = 1 - tanh(α ρ_m) if its share
-    in the prediction of the true class is ahead of the others' (ρ_m > 1), else by 1. Each
-    gradient g, of every modality, then receives N(0, std(g)²), with the standard deviation that
-    it had before it was damped; without this noise the method is `OGM`.
+    in the prediction of the true class is ahead of the others' (ρ_m > 1), else by 1. Each gradient
+    g, of every modality, then receives noise N(0, std(g)²), with its standard deviation before
+    damping. Without this noise the method is `OGM`.
     """
 
     info = replace(
@@ -50,13 +50,13 @@ class OGMGE(OGM):
         """Prepares the modulation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
+            encoders: The modules whose gradients are changed, by modality.
             alpha: α, strength of the damping; the authors recommend 0.8 for CREMA-D and 0.1
                 for VGGSound.
             noise: Whether to add the noise.
             start: First epoch of modulation, from 0.
             end: Last epoch of modulation (the paper: 50 of 100).
-            seed: Of the noise, which comes from a stream of its own, equal on all ranks.
+            seed: Seed of the noise, drawn from a separate stream, the same on all ranks.
             criterion: See `Method`.
 
         Raises:
@@ -93,6 +93,6 @@ def _modulate_(grad: Tensor, coefficient: Tensor, noises: torch.Generator) -> No
     flat.normal_(generator=noises)
     if distributed.is_sharded(grad):
         noise = distributed.shard_like(flat.view(grad.shape), grad)
-    else:  # in the gradient's own order in memory, or the sum would jump about
+    else:  # in the gradient's own memory order, or the sum would jump around
         noise = flat.as_strided(grad.shape, torch.empty_like(grad, device="meta").stride())
     part.mul_(coefficient).addcmul_(noise, deviation)

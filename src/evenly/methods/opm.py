@@ -23,8 +23,8 @@ from evenly.ranges import check_range
 def drop_rates(score: Float[Tensor, " m"], base: float, strength: float) -> Float[Tensor, " m"]:
     """How often each modality is dropped: q_m = base (1 + λ r_m) where r_m > 0, else 0.
 
-    r_m = tanh(relu(ρ_m - 1)), and q_m is 1 at most. The weakest modality has q_m = 0 whatever
-    rounding makes of equal scores, so no sample ever loses all of them.
+    r_m = tanh(relu(ρ_m - 1)), and q_m is at most 1. The weakest modality has q_m = 0, however equal
+    scores are rounded, so no sample ever loses all modalities.
     """
     lead = torch.tanh(torch.relu(discrepancy(score) - 1))
     is_ahead = (lead > 0) & (score > score.min())
@@ -38,8 +38,8 @@ def modulated(
 ) -> dict[str, Float[Tensor, "n _"]]:
     """Features with the samples that are not kept zeroed: f_m kept_m / (1 - θ).
 
-    θ = Σ_m d_m q_m / Σ_m d_m, the share of numbers that are expected to be dropped, with d_m the
-    width of f_m. A modality without a rate is never dropped.
+    θ = Σ_m d_m q_m / Σ_m d_m, the expected share of dropped numbers, with d_m the width of f_m. A
+    modality without a rate is never dropped.
     """
     width = sum(feature.shape[1] for feature in features.values())
     some = next(iter(features.values()))
@@ -57,10 +57,10 @@ class OPM(Method):
     """Drops the features of the modality that is ahead, sample by sample, before the fusion.
 
     The scores are OGM's: s_m = Σ_i softmax(z_m,i)[y_i] and ρ_m = s_m / mean of the others. Where
-    ρ_m > 1, modality m is dropped from each sample with the probability
-    q_m = base (1 + strength · tanh(ρ_m - 1)); what is left is divided by 1 - θ, the expected
-    share of it. A step is modulated so with a given probability, else left as it is; the loss is
-    CE(z) of the features that are left.
+    ρ_m > 1, modality m is dropped from each sample with probability q_m = base
+    (1 + strength · tanh(ρ_m - 1)). The rest is divided by 1 - θ, its expected share. A step is
+    modulated with a given probability, and otherwise plain; the loss is CE(z) of the remaining
+    features.
     """
 
     info = Info(
@@ -103,10 +103,10 @@ class OPM(Method):
         Args:
             encoders: By modality; their names say which features may be dropped.
             base: q_base, from 0 to 1: how often a modality that is barely ahead is dropped.
-            strength: λ, not negative: how much more often one that is far ahead is.
+            strength: λ, not negative: how much more often a modality far ahead is dropped.
             probability: p_exe, from 0 to 1: the share of steps that are modulated.
-            start: First epoch with dropping, from 0; the ones before warm up.
-            seed: Of what is dropped, which is a function of seed, step and sample.
+            start: First epoch with dropping, from 0; earlier epochs are the warm-up.
+            seed: Seed of the drops, which depend on seed, step and sample.
             criterion: See `Method`.
 
         Raises:
@@ -130,14 +130,14 @@ class OPM(Method):
 
     @property
     def is_modulated(self) -> bool:
-        """Whether this step drops features: when it is due, by chance."""
+        """Whether this step drops features: by chance, in epochs with dropping."""
         if not self.is_due(self.epoch):
             return False
-        one = torch.zeros(1, dtype=torch.int64)  # on the CPU, so nothing waits for the device
+        one = torch.zeros(1, dtype=torch.int64)  # on the CPU, so that nothing waits for the device
         return float(uniform(one, self.seed, self.steps, -1)) < self.probability
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) of the features that are left, by the scores of the batch."""
+        """CE(z) of the features that remain, given the scores of the batch."""
         if len(self.encoders) < 2 or not torch.is_grad_enabled():
             return super().loss(output, target)
         fuse, index = self._need(output, "fuse"), self._need(output, "index")
@@ -156,5 +156,5 @@ class OPM(Method):
         return self.criterion(fuse(modulated(output.features, kept, rate)), target)
 
     def before_step(self) -> None:
-        """Counts the steps, as in each other samples are dropped."""
+        """Counts the steps, since each drops different samples."""
         self.steps += 1

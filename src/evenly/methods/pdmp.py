@@ -23,10 +23,10 @@ from evenly.ranges import check_range
 
 
 def best_of(performance: Mapping[str, float]) -> str:
-    """The performance-dominant modality: the one with the best unimodal model, in a tie the first.
+    """The performance-dominant modality: that of the best unimodal model, the first in a tie.
 
     Args:
-        performance: By modality, the accuracy of a model of it alone.
+        performance: Accuracy of each modality's unimodal model.
     """
     return max(performance, key=performance.__getitem__)
 
@@ -39,16 +39,16 @@ def coefficients(
 
 
 class PDMP(Method):
-    """Has the modality with the best unimodal model lead: a control for methods that balance.
+    """Lets the modality with the best unimodal model lead: a control for balancing methods.
 
     The gradient of its encoder is multiplied by γ_p > 1, those of the others by γ_r < 1; the loss
-    is joint training's. Before the first epoch the unimodal models are trained, by Σ_m CE(z_m) in
-    which every modality learns by itself, and compared on the validation split; then all weights
-    are set back to where they stood. Where the ranking is known, `dominant` names the modality and
-    nothing is trained.
+    is joint training's. Before the first epoch, the unimodal models are trained by Σ_m CE(z_m), in
+    which every modality learns by itself, and compared on the validation split. Then all weights
+    are restored. If you know the ranking, name the modality in `dominant`, and nothing is trained
+    beforehand.
 
     Attributes:
-        ranked: The modality that was found to be dominant, if one was looked for.
+        ranked: The modality found to be dominant, if the method searched for it.
     """
 
     info = Info(
@@ -100,17 +100,18 @@ class PDMP(Method):
         """Prepares the prioritisation.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            optimizer: The one of the training; the unimodal models' is of its kind and settings.
+            encoders: The modules whose gradients are changed, by modality.
+            optimizer: The training's optimiser; unimodal models use another of its kind with its
+                settings.
             prioritised: γ_p, at least 1.
             rest: γ_r, from 0 to 1.
-            dominant: The modality with the best unimodal model, where that is known.
-            ranking_epochs: How long unimodal models are trained, in epochs.
-            seed: Of their training.
+            dominant: The modality with the best unimodal model, if known.
+            ranking_epochs: Epochs that unimodal models are trained for.
+            seed: Seed of their training.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the optimizer is none.
+            TypeError: If `optimizer` is not an optimiser.
             ValueError: If a setting is out of range or the dominant modality has no encoder.
         """
         super().__init__(encoders, criterion=criterion)
@@ -136,19 +137,19 @@ class PDMP(Method):
 
     @property
     def ranks(self) -> bool:
-        """Whether the dominant modality has to be looked for."""
+        """Whether the method has to search for the dominant modality."""
         return self.is_active and self.dominant is None
 
     def is_due(self, epoch: int) -> bool:
-        """Whether gradients are changed in this epoch, from 0: in each, if at all."""
+        """Whether gradients are changed in this epoch (from 0): in each, if at all."""
         return self.is_active
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Ranks the modalities once, before the first epoch that this is called for."""
+        """Ranks the modalities once, before the first epoch it is called for."""
         if not self.ranks or self.ranked is not None:
             return
         probe = self._probe(probe)
-        # Encoders share nothing, so that under the sum of their losses each learns by itself.
+        # Encoders share nothing, so under the sum of their losses each learns by itself.
         with probe.trained(
             self._unimodal_loss,
             epochs=self.ranking_epochs,

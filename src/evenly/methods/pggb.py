@@ -20,16 +20,16 @@ from evenly.probe import Probe
 from evenly.ranges import check_range
 
 MOST = 2.0
-"""Bound of the scales, in the paper."""
+"""The paper's bound of the scales."""
 
 STEPS = 10
-"""Steps of Adam by which a probe learns half a batch, in the released code."""
+"""Steps of Adam on which a probe learns half a batch, as in the released code."""
 
 
 def slope(
     weight: Float[Tensor, "c w"], x: Float[Tensor, "n w"], target: Int[Tensor, " n"]
 ) -> Float[Tensor, "c w"]:
-    """The gradient of the mean cross-entropy of a linear probe, whose logits are x Wᵀ."""
+    """The gradient of the mean cross-entropy of a linear probe with logits x Wᵀ."""
     error = (x @ weight.T).softmax(1) - nn.functional.one_hot(target, len(weight))
     return error.T @ x / len(x)
 
@@ -41,21 +41,21 @@ def scales(accuracy: Float[Tensor, " m"], alpha: float) -> Float[Tensor, " m"]:
 
 
 class PGGB(Method):
-    """Boosts the gradients of the encoders whose features tell less of the label.
+    """Boosts the gradients of encoders whose features tell less about the label.
 
-    L = CE(z) + unimodal · Σ_m CE(z_m). A linear probe for each modality, of the method's own,
-    learns from the features, to which it sends nothing back. Every `every` steps each is trained
-    on one half of the batch, by ten steps of Adam, and scored on the other. Of its accuracies
-    P_m is a running mean, P ← β P_now + (1 - β) P, and the gradient of encoder m is multiplied by
-    the running mean of
+    L = CE(z) + unimodal · Σ_m CE(z_m). The method has its own linear probe for each modality, which
+    learns from the detached features. Every `every` steps each probe is trained on one half of the
+    batch, by ten steps of Adam, and scored on the other half. P_m is a running mean of its
+    accuracies, P ← β P_now + (1 - β) P, and the gradient of encoder m is multiplied by the running
+    mean of
 
         s_m = min(1 + α w_m, 2),   w_m = (max P - P_m) / (max P - min P + ε),
 
-    s̄ ← μ s + (1 - μ) s̄, which begins at 1 and stays until the probes are scored again. P begins at
-    0, of which w_m keeps nothing. Which half a sample is in is drawn by its index and the step.
+    s̄ ← μ s + (1 - μ) s̄, which begins at 1 and stays until the probes are scored again. P begins
+    at 0, which cancels in w_m. A sample's index and the step draw its half.
 
     Attributes:
-        probes: By modality, the weights of the probes, the bias being the last column.
+        probes: By modality, the weights of the probes, with the bias in the last column.
         accuracy: P, in the encoders' order.
         scale: s̄, in the encoders' order.
     """
@@ -114,16 +114,16 @@ class PGGB(Method):
         """Prepares the boost.
 
         Args:
-            encoders: By modality, the modules whose gradients are changed.
-            alpha: α, strength of the boost, not negative; from 1 on it is the bound that counts.
-                The paper: 0.5, and 0.75 on top of OGM-GE.
-            unimodal: Weight of the unimodal losses, not negative; 1 in the paper's runs, which
+            encoders: The modules whose gradients are changed, by modality.
+            alpha: α, strength of the boost, not negative; from 1 on, the bound limits it. The
+                paper: 0.5, and 0.75 on top of OGM-GE.
+            unimodal: Weight of the unimodal losses, not negative; 1 in the runs of the paper, which
                 calls them optional.
-            every: Steps from one look of the probes to the next; 20 in the paper.
+            every: Steps between two looks of the probes; 20 in the paper.
             beta: β, share of a new score in its running mean, above 0 and at most 1; 0.1.
             mu: μ, share of new scales in theirs, likewise; 0.3.
             rate: Learning rate of the probes (Adam), above 0; 0.001.
-            seed: Of the probes' initial weights, which come from a stream of their own, and of the
+            seed: Seed of the probes' initial weights, drawn from a separate stream, and of the
                 halves.
             criterion: See `Method`. The probes learn by cross-entropy in any case.
 
@@ -142,7 +142,7 @@ class PGGB(Method):
         self.probes: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
-        self.learnt = torch.zeros((), dtype=torch.float64)  # steps of the probes
+        self.learnt = torch.zeros((), dtype=torch.float64)  # the probes' steps
         self.accuracy: Float[Tensor, " m"] = torch.zeros(len(self.encoders))
         self.scale: Float[Tensor, " m"] = torch.ones(len(self.encoders))
         self.steps = 0
@@ -150,7 +150,7 @@ class PGGB(Method):
         self._overflow = Overflow(self.encoders)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Forgets what an unfinished step left."""
+        """Discards what an unfinished step left behind."""
         self._passes = []
         self._overflow.clear()
 
@@ -160,7 +160,7 @@ class PGGB(Method):
         return self.alpha > 0 and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + unimodal · Σ_m CE(z_m); before a look, the features are kept on the way."""
+        """CE(z) + unimodal · Σ_m CE(z_m); also keeps the features if a look is due."""
         loss = super().loss(output, target)
         if len(self.encoders) < 2:
             return loss
@@ -176,7 +176,7 @@ class PGGB(Method):
         return loss
 
     def before_step(self) -> None:
-        """Changes the encoders' gradients, by what was found before a look of this step."""
+        """Changes the encoders' gradients, with the scales from before this step's look."""
         self.steps += 1
         if not self.is_active:
             return
@@ -197,7 +197,7 @@ class PGGB(Method):
         self._passes.append([target, drawn, *features.values()])
 
     def _make(self, name: str, x: Float[Tensor, "n d"], classes: int) -> None:
-        """A probe, which begins as a linear layer does."""
+        """A probe, initialised like a linear layer."""
         number = list(self.encoders).index(name)
         self.probes[name] = untrained(classes, x.shape[1] + 1, self.seed, number).to(x)
         self.first[name] = torch.zeros_like(self.probes[name])
@@ -205,7 +205,7 @@ class PGGB(Method):
 
     @torch.no_grad()
     def _look(self) -> None:
-        """Trains the probes on half of the step's samples, of all ranks, and scores the others."""
+        """Trains the probes on half of the step's samples over all ranks, and scores the others."""
         parts = [torch.cat(part) for part in zip(*self._passes, strict=True)]
         self._passes = []
         target, drawn, *features = (torch.cat(distributed.gather(part)) for part in parts)
@@ -230,7 +230,7 @@ class PGGB(Method):
     def _learn(
         self, name: str, x: Float[Tensor, "n w"], target: Int[Tensor, " n"], counts: Tensor
     ) -> None:
-        """Ten steps of Adam on the whole of some samples."""
+        """Trains a probe by ten steps of Adam on the given samples, as one batch."""
         tables = (self.probes, self.first, self.second)
         old = [table[name].to(x) for table in tables]  # a state may come from another device
         weight, first, second = old

@@ -25,8 +25,8 @@ IGNORED = -100
 def similarities(
     feature: Float[Tensor, "n d"], prototype: Float[Tensor, "c d"], known: Bool[Tensor, " c"]
 ) -> Float[Tensor, "n c"]:
-    """Logits of the nearest-prototype classifier: -‖f - c_k‖; a class without one is out."""
-    # Exact distances: by products of matrices, those of near points are mostly rounding.
+    """Logits of the nearest-prototype classifier: -‖f - c_k‖; -inf for a class without one."""
+    # Exact distances: matrix products would make those of near points mostly rounding.
     distance = torch.cdist(feature, prototype, compute_mode="donot_use_mm_for_euclid_dist")
     return (-distance).masked_fill(~known, -torch.inf)
 
@@ -34,7 +34,7 @@ def similarities(
 def prototype_loss(
     similarity: Float[Tensor, "m n c"], target: Int[Tensor, " n"], known: Bool[Tensor, " c"]
 ) -> Float[Tensor, " m"]:
-    """PCE_m: the mean cross-entropy; a sample whose class has no prototype counts as 0."""
+    """PCE_m: the mean cross-entropy; a sample whose class has no prototype contributes 0."""
     label = torch.where(known[target], target, IGNORED).expand(len(similarity), -1)
     each = nn.functional.cross_entropy(
         similarity.transpose(1, 2), label, ignore_index=IGNORED, reduction="none"
@@ -64,9 +64,9 @@ def leads(score: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
 def class_means(
     found: Features, name: str, classes: int
 ) -> tuple[Float[Tensor, "c d"], Bool[Tensor, " c"]]:
-    """The mean feature of each class over all ranks, and which classes there are.
+    """The mean feature of each class over all ranks, and which classes occur.
 
-    A sample whose features float16 cannot hold is left out.
+    A sample whose features overflow float16 is left out.
     """
     feature = found.features[name].double()
     is_held = feature.isfinite().all(1, keepdim=True)
@@ -84,23 +84,22 @@ def mixed(
     known: Bool[Tensor, " c"],
     momentum: float,
 ) -> Float[Tensor, "c d"]:
-    """The next prototypes: (1 - μ) new + μ old of a class that has both, else the one it has."""
+    """The next prototypes: (1 - μ) new + μ old if a class has both, else the one it has."""
     moved = torch.where(known.unsqueeze(1), torch.lerp(new, old, momentum), new)
     return torch.where(seen.unsqueeze(1), moved, old)
 
 
 class PMR(Method):
-    """Speeds up the slower modality by pulling its features to their class's prototype.
+    """Speeds up the slower modality by pulling its features towards their class's prototype.
 
-    Prototypes c_m^k, the mean feature of class k, are taken anew before each epoch from a part
-    of the training split, c ← (1 - μ) new + μ old. They classify by distance,
-    d_m = -‖f_m - c_m^k‖, which gives each modality a score s_m = Σ_i softmax(d_m,i)[y_i]. The loss
-    is
+    A prototype c_m^k is the mean feature of class k, recomputed before each epoch from a part of
+    the training split, c ← (1 - μ) new + μ old. They classify by distance, d_m = -‖f_m - c_m^k‖,
+    which gives each modality a score s_m = Σ_i softmax(d_m,i)[y_i]. The loss is
 
     L = CE(z) + alpha · Σ_m w_m CE(d_m) - entropy · Σ_m v_m H(softmax(d_m))
 
     with w_m = clip(s_max / s_m - 1, 0, 1), which is 0 for the best modality, and, in early
-    epochs, v = max_m w_m for the best modality and 0 for the others: the faster is kept from
+    epochs, v = max_m w_m for the best modality and 0 for the others, which keeps the faster from
     early certainty.
     """
 
@@ -145,19 +144,20 @@ class PMR(Method):
         seed: int = 0,
         criterion: Criterion | None = None,
     ) -> None:
-        """Prepares the loss; no prototype is taken yet.
+        """Prepares the loss, without prototypes yet.
 
         Args:
             encoders: By modality; their names say which features get prototypes.
             alpha: α, not negative: weight of the prototype cross-entropy (the released code's
                 default is 1, its scripts use 2 and 3).
             momentum: μ, from 0 to 1: share of the old prototype (nearly all scripts use 0).
-            fraction: Share of the training split to take prototypes from, above 0 to 1.
-            entropy: Weight of the entropy, not negative; 0 is the released code.
+            fraction: Share of the training split that prototypes are taken from, above 0 and at
+                most 1.
+            entropy: Weight of the entropy, not negative; 0 in the released code.
             entropy_end: Last epoch with the entropy, from 0.
-            start: First epoch of rebalance, from 0.
-            end: Last epoch of rebalance (the scripts use 70).
-            seed: Of the part of the training split.
+            start: First rebalanced epoch, from 0.
+            end: Last rebalanced epoch (the scripts use 70).
+            seed: Seed of the part of the training split.
             criterion: See `Method`.
 
         Raises:
@@ -177,8 +177,8 @@ class PMR(Method):
         self.known: Tensor | None = None
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Takes the prototypes anew."""
-        if epoch == self.epoch:  # a run resumed within an epoch has its prototypes
+        """Recomputes the prototypes."""
+        if epoch == self.epoch:  # a run resumed mid-epoch has its prototypes
             return
         if self.is_due(epoch):
             self._take_prototypes(self._probe(probe), epoch)
@@ -190,7 +190,7 @@ class PMR(Method):
         return has_weight and self.start <= epoch <= self.end and len(self.encoders) > 1
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) and the terms of the prototypes, weighed by the scores of the batch."""
+        """CE(z) and the terms of the prototypes, weighted by the scores of the batch."""
         loss = super().loss(output, target)
         if not self.is_due(self.epoch) or not torch.is_grad_enabled():
             return loss
@@ -227,7 +227,7 @@ class PMR(Method):
 
         seed = chance.mixed(self.seed, epoch)
         found = probe.features("train", of=look, fraction=self.fraction, seed=seed)
-        # The second time, the old ones are still those of the untrained encoders.
+        # The second time, the old prototypes are still those of the untrained encoders.
         momentum = self.momentum if epoch > self.start + 1 else 0.0
         known = torch.zeros(classes, dtype=torch.bool) if self.known is None else self.known
         is_new = torch.ones_like(known)  # a class has prototypes in all modalities, or in none

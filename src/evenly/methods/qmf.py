@@ -21,25 +21,25 @@ from evenly.probe import Probe
 from evenly.ranges import check_range
 
 UNKNOWN = -1.0
-"""In place of a loss: of a modality that a sample lacks, or of a step that overflowed."""
+"""Stands for a missing loss: the sample lacks the modality, or the step overflowed."""
 
 
 def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
     """How sure a modality is of each sample: its negative free energy, w = log Σ_c exp(z_c) / 10.
 
-    The weight that `EnergyHead` fuses by.
+    `EnergyHead` fuses with these weights.
     """
     return 0.1 * full(logits).logsumexp(-1)
 
 
 def difficulty(total: Float[Tensor, " N"], count: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """κ: each sample's mean loss over the epochs so far, brought to [0, 1] over all samples.
+    """κ: each sample's mean loss over the epochs so far, scaled to [0, 1] over all samples.
 
-    NaN for a sample that was never seen.
+    NaN for a sample never seen.
 
     Args:
         total: Sum of the losses of each sample.
-        count: How many they are.
+        count: The number of these losses.
     """
     mean = total / count  # NaN where it is 0 / 0
     unseen = count == 0
@@ -49,29 +49,27 @@ def difficulty(total: Float[Tensor, " N"], count: Float[Tensor, " N"]) -> Float[
 
 
 def ranking(w: Float[Tensor, " n"], kappa: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """How far confidences are ordered against the difficulty of the samples.
+    """How far the order of confidences contradicts the difficulty of the samples.
 
-    Mean over neighbours i, j in the batch (the last with the first) of
-    max(0, sign(κ_i - κ_j) (w_i - w_j) - |κ_i - κ_j|): the harder sample's confidence may not
-    exceed the other's by more than their difference in difficulty. Samples whose κ is NaN count
-    with 0.
+    Mean over neighbours i, j in the batch (the last with the first) of max(0, sign(κ_i - κ_j)
+    (w_i - w_j) - |κ_i - κ_j|): the harder sample's confidence may not exceed the other's by more
+    than their difference in difficulty. Samples whose κ is NaN contribute 0.
     """
     harder = (kappa - kappa.roll(-1)).nan_to_num(0)
     return (harder.sign() * (w - w.roll(-1)) - harder.abs()).relu().mean()
 
 
 class QMF(Method):
-    """Weights each modality by its energy, and keeps that weight in line with the losses so far.
+    """Weights each modality by its energy, and keeps that weight in line with past losses.
 
-    L = CE(z) + Σ_m CE(z_m) + weight · Σ_m R_m with z = Σ_m w_m z_m, which is the work of the head,
-    and R_m the `ranking` of confidences w_m against κ_m, each sample's past cross-entropy in
-    modality m. What an epoch finds joins the history before the next; in the first epoch there is
-    none and R_m = 0.
+    L = CE(z) + Σ_m CE(z_m) + weight · Σ_m R_m, where the head fuses z = Σ_m w_m z_m, and R_m is the
+    `ranking` of confidences w_m against κ_m, each sample's past cross-entropy in modality m. An
+    epoch's losses join the history before the next epoch; in the first, there is none and R_m = 0.
 
     Attributes:
-        samples: Whose losses are known, by their index in increasing order.
-        total: By modality, the sum of each one's losses; the same on each rank.
-        count: By modality, how many they are.
+        samples: Indices of samples with known losses, in increasing order.
+        total: By modality, the sum of each sample's losses; the same on all ranks.
+        count: By modality, the number of these losses.
     """
 
     info = Info(
@@ -114,8 +112,8 @@ class QMF(Method):
 
         Args:
             encoders: By modality; their names say which unimodal logits count.
-            weight: λ, of the ranking; 0.1 for scenes (RGB-D), 1 for text and images.
-            criterion: See `Method`. The history is one of cross-entropies in any case.
+            weight: λ, weight of the ranking; 0.1 for scenes (RGB-D), 1 for text and images.
+            criterion: See `Method`. The history always consists of cross-entropies.
 
         Raises:
             ValueError: If the weight is negative or not finite.
@@ -133,15 +131,15 @@ class QMF(Method):
         self._kappa: dict[str, Tensor] = {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         super().load_state_dict(state)
         self._rate()
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Takes the last epoch's losses into the history."""
+        """Adds the last epoch's losses to the history."""
         self._passes = []
         self._overflow.clear()
-        if epoch == self.epoch:  # resumed within it
+        if epoch == self.epoch:  # resumed mid-epoch
             return
         self.epoch = epoch
         if self.pending:
@@ -172,11 +170,11 @@ class QMF(Method):
         return loss
 
     def before_step(self) -> None:
-        """Brings together what the passes and ranks of this step found."""
+        """Gathers the findings of this step's passes and ranks."""
         if self._passes:
             rows = torch.cat(distributed.gather(torch.cat(self._passes)))
             index, losses = rows[:, :1], rows[:, 1:]
-            # The index is read as bits, which may be those of a NaN.
+            # The index is read as bits, which may look like a NaN.
             is_known = losses.isfinite() & self._overflow.counts(rows.new_zeros(()))
             self.pending[len(self.pending)] = torch.cat(
                 [index, losses.where(is_known, UNKNOWN)], dim=1
@@ -187,7 +185,7 @@ class QMF(Method):
     def _note(self, output: Output, unimodal: Mapping[str, Tensor], target: Tensor) -> None:
         """A row for each sample: its index, then its loss in each modality, NaN if it lacks that.
 
-        In doubles, of which one has the bits of the index, so that one message carries both.
+        In doubles, one of them with the bits of the index, so that one message carries both.
         """
         index = self._need(output, "index")
         absent = torch.full(index.shape, math.nan, device=index.device, dtype=torch.float64)
@@ -227,7 +225,7 @@ class QMF(Method):
         }
 
     def _looked_up(self, name: str, index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """κ of some samples; NaN of those that the history does not reach to."""
+        """κ of some samples; NaN for those without a history."""
         kappa = self._kappa[name] = self._kappa[name].to(index.device)
         self.samples = self.samples.to(index.device)
         row = torch.searchsorted(self.samples, index.long()).clamp_max(len(kappa) - 1)

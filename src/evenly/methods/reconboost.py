@@ -33,7 +33,7 @@ def boosting_loss(
     """Mean over samples and classes of -w₁ y log p + w₂ (y q) log p, with q = softmax(others).
 
     With y the one-hot target this is (w₂ q[target] - w₁) · log p[target] / c: what the others
-    know already is asked for less.
+    already know counts less.
     """
     true = target.unsqueeze(-1)
     log_probability = logits.log_softmax(-1).gather(-1, true)
@@ -44,23 +44,23 @@ def boosting_loss(
 def agreement_loss(
     logits: Float[Tensor, "n c"], previous: Float[Tensor, "n c"]
 ) -> Float[Tensor, ""]:
-    """Mean squared difference of the probabilities; the previous learner is the reference."""
+    """Mean squared difference of the probabilities, with the previous learner as the reference."""
     return nn.functional.mse_loss(logits.softmax(-1), previous.detach().softmax(-1))
 
 
 class ReconBoost(Method):
     """Trains the modalities in turns of whole epochs, each against the sum of the others.
 
-    Training is cut into stages, and stage s is about modality m = s mod M. In its first
-    `alternation` epochs only the encoder of m and the shared head learn, from
+    Training consists of stages; stage s trains modality m = s mod M. In its first `alternation`
+    epochs only the encoder of m and the shared head learn, from
 
     L = mean over classes of [-w₁ y log p_m + w₂ (y softmax(J)) log p_m] + α MSE(p_m, p_prev),
 
-    with J the prediction without m (no gradient), and p_prev, also without gradient, the
-    probabilities of the modality of the stage before (none in the first stage, nor where that is
-    m itself). In the next `rectification` epochs all encoders, the head and its boost rate learn
-    from CE(rate · Σ_m z_m). Each phase starts with a fresh state of the optimiser. What is not
-    trained gets no gradient at all, so that neither momentum nor weight decay moves it.
+    with J the prediction without m, and p_prev the probabilities of the previous stage's modality
+    (not in the first stage, nor if that is m itself), both without gradient. In the next
+    `rectification` epochs all encoders, the head and its boost rate learn from CE(rate · Σ_m z_m).
+    Each phase starts with a fresh optimiser state. What is not trained gets no gradient at all, so
+    neither momentum nor weight decay moves it.
     """
 
     info = Info(
@@ -112,15 +112,15 @@ class ReconBoost(Method):
 
         Args:
             encoders: By modality, in the order of their stages.
-            optimizer: The optimiser, whose state for encoders and head is cleared with each phase.
+            optimizer: The optimiser; each phase clears its state for encoders and head.
             head: The shared head, with its rate as `boost_rate`.
-            alternation: T₁, epochs of a stage that train one modality; with 0 all of training is
-                one joint phase.
+            alternation: T₁, epochs of a stage that train one modality; with 0, all training is one
+                joint phase.
             rectification: T₂, epochs of a stage that train all modalities.
-            fit: w₁, of the cross-entropy of the modality in training.
-            reconcilement: w₂, of what the others know already.
-            agreement: α, of the squared difference to the modality of the stage before.
-            criterion: See `Method`; that of the joint phase.
+            fit: w₁, weight of the cross-entropy of the modality in training.
+            reconcilement: w₂, weight of what the others already know.
+            agreement: α, weight of the squared difference from the previous stage's modality.
+            criterion: See `Method`; used in the joint phase.
 
         Raises:
             TypeError: If the head has no boost rate.
@@ -165,8 +165,8 @@ class ReconBoost(Method):
         return self._modality(self.stage)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Notes the epoch; where a phase begins, the optimiser starts afresh."""
-        if epoch == self.epoch:  # a run resumed within an epoch has started its phase already
+        """Notes the epoch; at the start of a phase, the optimiser starts afresh."""
+        if epoch == self.epoch:  # a run resumed mid-epoch has already started its phase
             return
         self.epoch = epoch
         if self.alternation and self._within in (0, self.alternation):
@@ -195,7 +195,7 @@ class ReconBoost(Method):
         return distributed.joined(loss, chain([self._rate], *waiting))
 
     def before_step(self) -> None:
-        """Leaves what is not trained no gradient."""
+        """Removes the gradients of what is not trained."""
         if self.trained is None:
             return
         for name, encoder in self.encoders.items():
@@ -216,7 +216,7 @@ class ReconBoost(Method):
 
     @torch.no_grad()
     def _others(self, output: Output, name: str) -> Float[Tensor, "n c"]:
-        """J: the prediction without a modality; zeros, which are uniform, without any other."""
+        """J: the prediction without a modality; zeros (uniform) if there is no other."""
         fuse = self._need(output, "fuse")
         features = {key: x for key, x in self._features(output).items() if key != name}
         found: Tensor = fuse(features) if features else torch.zeros_like(output.logits)

@@ -38,30 +38,31 @@ Initial = Mapping[str, Mapping[str, Tensor]]
 
 
 class Relearn(Method):
-    """Pulls each encoder softly back to its initial weights, by how over-trained it is.
+    """Softly pulls each encoder back to its initial weights, as far as it is over-trained.
 
     Every `every` epochs, `times` times, each encoder is diagnosed (`diagnose`) and re-learns:
-    θ ← (1 - α) θ + α θ₀ with α = tanh(strength · gap). A large gap of purities means a
-    well-learnt, over-trained encoder, which is pulled back strongly; a small one an under-fitted
-    or scarcely informative encoder, which is left nearly as it is, so that it neither forgets
-    nor memorises noise. Training itself is joint training.
+    θ ← (1 - α) θ + α θ₀ with α = tanh(strength · gap). A large gap of purities means that an
+    encoder is well-learnt and over-trained, so it is pulled back strongly. A small gap means that
+    it is under-fitted or its modality scarcely informative; it is left almost unchanged, so that it
+    neither forgets nor memorises noise. Training itself is joint training.
 
-    The change comes before an epoch: before epoch `first` (`every` + 1 by default), and then every
-    `every` epochs, counted from 0. With the defaults those are 21, 41 and 61, which is the paper's
-    "after epochs 20, 40, 60"; with every=4 they are 5, 9 and 13. `schedule` lists them. Made after
-    an epoch's validation, a checkpoint chosen by it would hold weights that were never validated.
+    Re-learning takes place before epoch `first` (`every` + 1 by default), and then every `every`
+    epochs, counted from 0. With the defaults those are epochs 21, 41 and 61, the paper's "after
+    epochs 20, 40, 60"; with every=4 they are 5, 9 and 13. `schedule` lists them. If it came right
+    after an epoch's validation, a checkpoint chosen by that validation would hold weights that were
+    never validated.
 
-    What is pulled back is what an encoder computes, whatever its parameters are: see
-    `soft_reinit_` for low-rank adapters, norms of weights and quantised bases. Samples whose
-    target is the criterion's `ignore_index` count in no diagnosis. The paper has one class for each
-    sample; of several labels the purity is evenly's own (`diagnose`).
+    Re-learning pulls back what an encoder computes, however it is parametrised: see `soft_reinit_`
+    for low-rank adapters, weight norms and quantised bases. Diagnoses skip samples whose target is
+    the criterion's `ignore_index`. The paper has one class for each sample; for several labels,
+    evenly has its own purity (`diagnose`).
 
     Attributes:
-        initial: By modality, θ₀ of each parameter, with what else a weight is computed with; None
-            until it is taken, in the first epoch, once all ranks hold the same weights.
-        history: By epoch before which it happened, and modality: purities, gap, its standard
-            error, strength.
-        diagnosis: The last diagnosis made; its notes say which gaps may be none.
+        initial: By modality, θ₀ of each parameter, with whatever else a weight is computed from;
+            None until the first epoch, when all ranks hold the same weights.
+        history: Purities, gap, its standard error and strength, by the epoch before which it
+            happened and by modality.
+        diagnosis: The latest diagnosis; its notes say which gaps may not be real.
     """
 
     info = Info(
@@ -105,28 +106,28 @@ class Relearn(Method):
         """Prepares re-learning; the defaults are the paper's.
 
         Args:
-            encoders: By modality, the modules to diagnose and pull back. A modality that is
-                left out is trained jointly and nothing else.
+            encoders: The modules to diagnose and pull back, by modality. A modality left out is
+                only trained jointly.
             every: Period in epochs. With every=4, re-learning comes before epochs 5, 9 and 13,
-                counted from 0: one epoch later than one might think, as in the released code.
+                counted from 0: an epoch later than you might expect, as in the released code.
             first: The first of these epochs, counted from 0; every + 1 by default. With first=4
                 and every=4 they are 4, 8 and 12.
-            times: How often in all.
+            times: The total number of re-learnings.
             strength: λ in α = tanh(λ · gap); 0 is plain joint training.
-            gap: The estimator, see `diagnose`. `paper` has a strong size bias; `shared` has
-                next to none and is cheaper; `stable` has none, and pulls only by what is beyond
-                three standard errors.
-            restarts: Of each k-means.
-            sample: For splits of more rows, how many of them those restarts see, see
-                `diagnose`; 20 a class at least. All by default, as published.
-            seed: Of the clusterings.
-            batchnorm: Whether running statistics are kept, as in the paper, or taken anew from
-                the training split after the weights have moved.
+            gap: The estimator; see `diagnose`. `paper` has a strong size bias; `shared` has almost
+                none and is cheaper; `stable` has none, and pulls only by the part beyond three
+                standard errors.
+            restarts: Restarts of each k-means.
+            sample: For splits with more rows, the number that those restarts see, at least 20 per
+                class; see `diagnose`. All by default, as published.
+            seed: Seed of the clusterings.
+            batchnorm: Whether running statistics are kept, as in the paper, or recomputed on the
+                training split after the weights have moved.
             moments: Whether the optimiser's momentum and moments are kept, as in the paper, or
                 cleared for the encoders' parameters with each re-learning.
             optimizer: The optimiser, for `moments="cleared"`.
-            initial: θ₀ where it is not the run's own starting weights: by modality, the
-                parameters by name, or a file of that made by `torch.save`.
+            initial: θ₀, if not the run's own starting weights: by modality, the parameters by name,
+                or a file of these written by `torch.save`.
             criterion: See `Method`.
 
         Raises:
@@ -155,7 +156,7 @@ class Relearn(Method):
         self.diagnosis: Diagnosis | None = None
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Takes the initial weights in the first epoch; re-learns where it is due."""
+        """Copies the initial weights in the first epoch; re-learns when it is due."""
         if epoch == 0 and self.history:
             raise UserRuntimeError(
                 f"this Relearn belongs to a training that has reached epoch {max(self.history)} "
@@ -169,10 +170,10 @@ class Relearn(Method):
             self._relearn(epoch, self._probe(probe))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave; of sharded encoders each rank keeps its part.
+        """Restores what `state_dict` returned; each rank keeps its part of sharded encoders.
 
         Raises:
-            ValueError: If it is of another method, or of encoders of another shape.
+            ValueError: If it belongs to another method, or to encoders of another shape.
         """
         super().load_state_dict(state)
         if self.initial is not None:
@@ -188,7 +189,7 @@ class Relearn(Method):
         return range(self.first, self.first + self.times * self.every, self.every)
 
     def is_due(self, epoch: int) -> bool:
-        """Whether encoders re-learn before this epoch (from 0), see `schedule`."""
+        """Whether encoders re-learn before this epoch (from 0); see `schedule`."""
         return epoch in self.schedule
 
     def _relearn(self, epoch: int, probe: Probe) -> None:
@@ -212,7 +213,7 @@ class Relearn(Method):
         self._note(epoch, strength)
 
     def _note(self, epoch: int, strength: Mapping[str, float]) -> None:
-        """Notes down what was found and done before an epoch."""
+        """Records what was found and done before an epoch."""
         assert self.diagnosis is not None
         self.history[epoch] = {
             name: {
@@ -246,7 +247,7 @@ class Relearn(Method):
         self.initial = {name: initial_of(encoder) for name, encoder in self.encoders.items()}
 
     def _check(self, probe: Probe | None) -> None:
-        """Finds what would fail at the first re-learning before any training is spent."""
+        """Checks, before any training is spent, what would fail at the first re-learning."""
         if not self.times:
             return
         for name, encoder in self.encoders.items():
@@ -267,7 +268,7 @@ class Relearn(Method):
             check_finite(val, name, "validation")
 
     def _look(self, probe: Probe, split: Split) -> Features:
-        """The features of the encoders handed over and no other, of the samples with a label."""
+        """The features of the given encoders only, for samples with a label."""
         width = 1
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:

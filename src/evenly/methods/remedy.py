@@ -1,8 +1,7 @@
-"""Remedy: each modality is given what its verdict asks for. evenly's own rule, of no paper.
+"""Remedy: treats each modality by its verdict. evenly's own rule, not from a paper.
 
-It joins Diagnosing & Re-learning (Wei et al., ECCV 2024), with a gap that knows its error, and
-uniform multi-loss (Wang, Tran, Feiszli, CVPR 2020), for the modalities alone that have something to
-say.
+It combines Diagnosing & Re-learning (Wei et al., ECCV 2024), with a gap whose error is known, and
+uniform multi-loss (Wang, Tran, Feiszli, CVPR 2020), only for modalities that are informative.
 """
 
 from typing import ClassVar
@@ -25,29 +24,29 @@ from evenly.ranges import check_range
 from evenly.reinit import soft_reinit_
 
 Told = tuple[Shaped[Tensor, " k"], Float[Tensor, " k"]]
-"""Of the validation samples that have a modality: whether a linear probe reads each rightly (of
-several labels, how far), and how often it would with its guesses dealt out at random."""
+"""For the validation samples that have a modality: whether a linear probe is right on each (for
+several labels, to what degree), and how often it would be with its guesses shuffled."""
 ALONE = 20
-"""Epochs that the encoders are trained alone for, of a training of 90."""
+"""Epochs of training the encoders alone, for a training of 90 epochs."""
 
 
 class Remedy(Relearn):
-    """Gives what is there a loss of its own; leaves the scarce alone; pulls the over-trained back.
+    """Gives informative modalities a loss of their own, and pulls over-trained encoders back.
 
-    Before the first epoch all encoders are trained alone, at the same time, and put back. Those
-    that are there, by `THERE` above chance on the validation split, have a loss of their own from
-    then on: CE(z) + weight · Σ CE(z_m). To wait until they are suppressed is to wait too long, as
-    most is learnt in the first epochs.
+    Before the first epoch all encoders are trained alone, at the same time, and then reset.
+    Informative ones, at least `THERE` above chance on the validation split, have their own loss
+    from then on: CE(z) + weight · Σ CE(z_m). Waiting until they are suppressed would be too late,
+    since most is learnt in the first epochs.
 
-    Every `every` epochs, `times` times, each encoder has its verdict (`evenly.diagnosis.verdict`):
+    Every `every` epochs, `times` times, each encoder gets a verdict (`evenly.diagnosis.verdict`):
 
-    - over-trained: θ ← (1 - α) θ + α θ₀ with α = tanh(strength · gap), of the `stable` gap;
-    - suppressed: it has a loss of its own from then on, if it has none.
+    - over-trained: θ ← (1 - α) θ + α θ₀ with α = tanh(strength · gap), from the `stable` gap;
+    - suppressed: it has its own loss from then on, if it had none.
 
     Attributes:
         there: By modality, what a linear probe reads from the encoder trained alone.
-        helped: The modalities that have a loss of their own.
-        verdicts: By epoch before which it was found, and modality, in a word.
+        helped: The modalities that have their own loss.
+        verdicts: Each verdict as a word, by the epoch before which it was found and by modality.
     """
 
     info = Info(
@@ -91,21 +90,21 @@ class Remedy(Relearn):
         """Prepares the remedies.
 
         Args:
-            encoders: By modality, the modules to diagnose; their names say which unimodal logits
+            encoders: The modules to diagnose, by modality; their names say which unimodal logits
                 count.
-            optimizer: The one of the training; that of the encoders alone is of its kind.
+            optimizer: The training's optimiser; encoders alone train with another of its kind.
             every: Period of the verdicts, in epochs.
-            first: The first epoch, counted from 0, before which there are verdicts; every + 1 by
-                default.
-            times: How often in all.
+            first: The first epoch, counted from 0, that verdicts precede; every + 1 by default.
+            times: The total number of rounds of verdicts.
             strength: λ in α = tanh(λ · gap).
-            weight: Of the loss that a modality is given.
-            alone_epochs: How long the encoders are trained alone.
-            seed: Of that training and of the clusterings.
+            weight: Weight of the loss that a modality is given.
+            alone_epochs: Epochs that the encoders are trained alone for.
+            seed: Seed of that training and of the clusterings.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is out of range, or no second optimiser like it can be made.
+            ValueError: If a setting is out of range, or no second optimiser of its kind can be
+                made.
         """
         super().__init__(
             encoders,
@@ -126,7 +125,7 @@ class Remedy(Relearn):
         self.verdicts: dict[int, dict[str, Name]] = {}
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Trains the encoders alone before the first epoch; finds verdicts where they are due."""
+        """Trains the encoders alone before the first epoch; finds verdicts when they are due."""
         super().before_epoch(epoch, probe)
         if epoch == 0 and not self.there and self.times and (self.strength or self.weight):
             probe = self._probe(probe)
@@ -142,7 +141,7 @@ class Remedy(Relearn):
                     self.helped.append(name)
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + weight · Σ CE(z_m) over the modalities that are helped."""
+        """CE(z) + weight · Σ CE(z_m) over the helped modalities."""
         self.watch.check_target(self, output, target)
         loss = Method.loss(self, output, target)
         unimodal = self._unimodal(output)
@@ -178,7 +177,7 @@ class Remedy(Relearn):
 
 
 def _read(train: Features, val: Features) -> dict[str, Told]:
-    """By modality, what a linear probe reads from its encoder."""
+    """What a linear probe reads from each encoder, by modality."""
     train, val = train.whole(), val.whole()
     return {
         name: (

@@ -30,21 +30,21 @@ def confidence(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
 
 
 def assignment(confidence: Float[Tensor, "m n"]) -> Int[Tensor, " n"]:
-    """The modality that each sample is to train: the one that is least confident of it."""
+    """The modality that each sample should train: the one least confident of it."""
     return confidence.argmin(0)
 
 
 class DataRemixing(Method):
-    """Gives each sample to the modality that is less confident of it, and batches by modality.
+    """Assigns each sample to the modality less confident of it, and batches by modality.
 
     In the warm-up, L = CE(z) + α Σ_m CE(z_m). Then, before each epoch, sample i goes to the
     modality m whose prediction is nearest to uniform, argmin_m KL(p_m ‖ uniform), and trains it
     alone: L = CE(z) + γ CE(z_m) with the features of all other modalities zeroed in z. A batch
-    holds samples of one modality, so that modalities do not disturb each other's gradients; only
-    what is left over when each modality's samples are cut into batches is mixed, and comes last.
+    holds samples of one modality, so that modalities do not disturb each other's gradients. Only
+    the remainder of each modality's samples is mixed, in the last batches.
 
-    The loader should draw from the sampler that is handed over, see `evenly.Resampler`; with
-    another, all holds but that batches are of one modality.
+    The loader should draw from the sampler that you pass; see `evenly.Resampler`. With another
+    sampler, everything works except that batches mix modalities.
     """
 
     info = Info(
@@ -88,11 +88,11 @@ class DataRemixing(Method):
         """Prepares the remixing.
 
         Args:
-            encoders: By modality; their names say which modalities samples go to.
-            sampler: The one that the training loader draws from.
-            warmup: Epochs of training on whole samples that come first (the paper: 10 of 60).
-            alpha: α, weight of each unimodal loss in the warm-up; the paper's is 0.5.
-            gamma: γ, weight of the unimodal loss after it; the paper's is 1.
+            encoders: By modality; their names say which modalities samples may be assigned to.
+            sampler: The sampler that the training loader draws from.
+            warmup: The number of first epochs that train on whole samples (the paper: 10 of 60).
+            alpha: α, weight of each unimodal loss in the warm-up; 0.5 in the paper.
+            gamma: γ, weight of the unimodal loss after it; 1 in the paper.
             criterion: See `Method`.
 
         Raises:
@@ -111,10 +111,10 @@ class DataRemixing(Method):
         return epoch >= self.warmup
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Assigns the samples, and has the sampler batch them by modality."""
+        """Assigns the samples, and makes the sampler batch them by modality."""
         probe = self._probe(probe)
         self._check_sampler(probe, self.sampler)
-        if epoch == self.epoch:  # a run resumed within an epoch has its samples assigned
+        if epoch == self.epoch:  # a run resumed mid-epoch has its samples assigned
             return
         self.assigned, self.samples, self.batch_size = None, {}, None
         if self.is_due(epoch):
@@ -126,10 +126,10 @@ class DataRemixing(Method):
         self.epoch = epoch
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z) + α Σ_m CE(z_m) in the warm-up, then CE(z) + γ CE(z_m) of the one assigned."""
+        """CE(z) + α Σ_m CE(z_m) in the warm-up, then CE(z) + γ CE(z_m) of the assigned m."""
         index, fuse = self._need(output, "index"), self._need(output, "fuse")
         unimodal = self._unimodal(output)
-        # A validation's positions are those of another split.
+        # In a validation, positions belong to another split.
         if self.assigned is None or not torch.is_grad_enabled():
             return self._whole(output, unimodal, target)
         rows = numbering.rows(self.samples, index, target, "DataRemixing")
@@ -140,7 +140,7 @@ class DataRemixing(Method):
         return self.criterion(fuse(alone), target) + self.gamma * self.criterion(own, target)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave, and gives the sampler its order."""
+        """Restores what `state_dict` returned, and with it the sampler's order."""
         super().load_state_dict(state)
         self._write_order()
 
@@ -153,7 +153,7 @@ class DataRemixing(Method):
         return loss
 
     def _assigned(self, probe: Probe) -> tuple[numbering.Samples, Int[Tensor, " n"]]:
-        """The training samples and the modality of each, equal on all ranks."""
+        """The training samples and the modality of each, the same on all ranks."""
 
         def of(output: Output, _: Tensor) -> Mapping[str, Tensor]:
             return {
@@ -166,7 +166,7 @@ class DataRemixing(Method):
         return known, assignment(torch.cat(list(values.values()), dim=1).T)
 
     def _global_batch_size(self, probe: Probe) -> int | None:
-        """The training loader's batch size over all ranks; None if it does not tell."""
+        """The training loader's batch size over all ranks; None if unknown."""
         batches = getattr(probe.loaders["train"], "batch_sampler", None)
         size = getattr(batches, "batch_size", None)
         return None if size is None else int(size) * self.sampler.num_replicas
@@ -182,6 +182,6 @@ class DataRemixing(Method):
 
 
 def chosen(unimodal: Float[Tensor, "m n c"], modality: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
-    """The logits of the one modality that each sample is assigned."""
+    """The logits of the modality that each sample is assigned to."""
     row = modality.to(unimodal.device).view(1, -1, 1).expand(1, -1, unimodal.shape[2])
     return unimodal.gather(0, row)[0]

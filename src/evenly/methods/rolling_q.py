@@ -1,4 +1,4 @@
-"""RollingQ: rotation of the query by which a class token attends to modalities.
+"""RollingQ: rotates the query with which a class token attends to modalities.
 
 Ni, Wei, Liu, Chen, Peng, Lin, Hu, "RollingQ: Reviving the Cooperation Dynamics in Multimodal
 Transformer", ICML 2025, https://arxiv.org/abs/2506.11465.
@@ -22,30 +22,30 @@ from evenly.targets import ANY
 
 
 def imbalance(cosine: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """How far apart attention is, from 0 to 2: max s - min s, for two |AIR| = |s_a - s_v|."""
+    """How imbalanced attention is, from 0 to 2: max s - min s; for two, |AIR| = |s_a - s_v|."""
     return cosine.max() - cosine.min()
 
 
 def shares(cosine: Float[Tensor, " m"], rho: float) -> Float[Tensor, " m"]:
-    """α = softmax(-2ρ s), which is the greater the less attention a modality has.
+    """α = softmax(-2ρ s), which is larger the less attention a modality has.
 
-    For two it is the paper's α_a = ½ (1 + tanh(-ρ (s_a - s_v))).
+    For two modalities it is the paper's α_a = ½ (1 + tanh(-ρ (s_a - s_v))).
     """
     return (-2 * rho * cosine).softmax(0)
 
 
 def anchor(keys: Float[Tensor, "m w"], share: Float[Tensor, " m"]) -> Float[Tensor, " w"]:
-    """Where the query is to point: Σ α_m k̄_m / ‖k̄_m‖."""
+    """Where the query should point: Σ α_m k̄_m / ‖k̄_m‖."""
     return share @ nn.functional.normalize(keys, dim=1)
 
 
 def rotation(query: Float[Tensor, " w"], goal: Float[Tensor, " w"]) -> Float[Tensor, "w w"]:
-    """The rotation that brings the direction of one vector to another's, in their plane.
+    """The rotation that turns one vector's direction to another's, in their plane.
 
-    R = I + [u v] (T - I) [u v]ᵀ with u along the query, v at right angles to it on the goal's
-    side, and T the rotation by the angle between them. It is U Vᵀ of a singular value
-    decomposition of goal queryᵀ, which is of rank one and leaves open what is done to vectors at
-    right angles to both: here nothing. The identity, if one of them is zero; of opposite ones the
+    R = I + [u v] (T - I) [u v]ᵀ with u along the query, v orthogonal to it on the goal's side, and
+    T the rotation by the angle between them. It equals U Vᵀ from a singular value decomposition of
+    goal queryᵀ, which has rank one and leaves open what happens to vectors orthogonal to both:
+    here, nothing. If either vector is zero, it is the identity; if they are opposite, the
     reflection.
     """
     identity = torch.eye(len(query), dtype=query.dtype, device=query.device)
@@ -62,34 +62,34 @@ def rotation(query: Float[Tensor, " w"], goal: Float[Tensor, " w"]) -> Float[Ten
 
 @runtime_checkable
 class Rolling(Protocol):
-    """A head that reads a class token whose query can be rotated, such as 'rolling'."""
+    """A head with a class token whose query can be rotated, such as 'rolling'."""
 
     def query(self) -> Tensor:
         """The class token's query (w), as rotated so far."""
 
     def keys(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """By modality, the keys (n, w) that the query meets."""
+        """The keys (n, w) that the query meets, by modality."""
 
     def turn(self, rotation: Tensor) -> None:
         """Rotates the query further, by a matrix (w, w)."""
 
 
 class RollingQ(Method):
-    """Turns the class token's query away from the modality that has the attention.
+    """Turns the class token's query away from the modality that dominates attention.
 
     Training is joint training. Before each epoch but the first, as long as rotations remain, the
-    training split tells s_m = mean cos(q, k_m), the cosine of the query with modality m's keys,
-    and its mean key k̄_m. If the greatest s is more than `beta` above the least (for two, |AIR| >
-    β with AIR = s_a - s_v), the query is rotated: in direction from q to
+    method measures s_m = mean cos(q, k_m), the cosine of the query with modality m's keys, and the
+    mean key k̄_m on the training split. If the largest s is more than `beta` above the smallest
+    (for two, |AIR| > β with AIR = s_a - s_v), the query is rotated from the direction of q to
 
         Σ_m α_m k̄_m / ‖k̄_m‖,   α = softmax(-2ρ s), for two ½ (1 ± tanh(-ρ AIR)),
 
-    which is nearer to the keys of the modality that had less attention. The rotation is fixed; it
-    is multiplied to those before it, in a buffer of the head, so a checkpoint of the model alone
-    predicts as it did.
+    which is nearer to the keys of the modality with less attention. The rotation is not trained. It
+    multiplies the earlier ones in a buffer of the head, so a checkpoint of the model alone predicts
+    the same.
 
     Attributes:
-        turns: How many rotations were made.
+        turns: The number of rotations so far.
     """
 
     info = Info(
@@ -143,16 +143,15 @@ class RollingQ(Method):
         Args:
             encoders: By modality; their names say whose keys count.
             head: The head whose query is rotated.
-            beta: β, how far apart cosines may be without a rotation, from 0 to 2, at which there
-                is none.
-            rho: ρ, how far the query is turned towards the modality with less attention; not
-                negative. With 0 each has an equal share.
-            times: How many rotations at most; in the paper 1 for CREMA-D and CMU-MOSEI, 3 for
+            beta: β, how far apart cosines may be without a rotation, from 0 to 2 (no rotations).
+            rho: ρ, how far the query turns towards the modality with less attention; not negative.
+                With 0, all have equal shares.
+            times: The maximum number of rotations; in the paper 1 for CREMA-D and CMU-MOSEI, 3 for
                 Kinetics-Sounds.
             criterion: See `Method`.
 
         Raises:
-            TypeError: If the head has no query that could be rotated.
+            TypeError: If the head has no query to rotate.
             ValueError: If a setting is out of range.
         """
         super().__init__(encoders, criterion=criterion)
@@ -175,13 +174,13 @@ class RollingQ(Method):
         return len(self.encoders) > 1 and self.turns < self.times
 
     def is_due(self, epoch: int) -> bool:
-        """Whether cosines are looked at before this epoch, from 0."""
+        """Whether cosines are measured before this epoch (from 0)."""
         return epoch > 0 and self.is_active
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Rotates the query, where attention is imbalanced."""
+        """Rotates the query if attention is imbalanced."""
         if not self.is_active or epoch == self.epoch:
-            return  # a run resumed within an epoch goes on where it was
+            return  # a run resumed mid-epoch continues where it was
         probe = self._probe(probe)
         if self.is_due(epoch):
             self._look(probe)
@@ -190,7 +189,7 @@ class RollingQ(Method):
     @torch.no_grad()
     def _look(self, probe: Probe) -> None:
         query, keys, cosine = self._found(probe)
-        if not cosine.isfinite().all():  # as of a modality that no sample has
+        if not cosine.isfinite().all():  # such as for a modality that no sample has
             return
         if imbalance(cosine) > self.beta:
             self.head.turn(rotation(query, anchor(keys, shares(cosine, self.rho))))

@@ -1,4 +1,4 @@
-"""Sample-level modality valuation (SMV), and the re-sampling that follows from it.
+"""Sample-level modality valuation (SMV) and re-sampling based on it.
 
 Wei, Feng, Wang, Hu, "Enhancing Multimodal Cooperation via Sample-level Modality Valuation",
 CVPR 2024, https://arxiv.org/abs/2309.06255.
@@ -23,7 +23,7 @@ from evenly.resampling import Resampler, kept_alone
 def values(output: Output, target: Int[Tensor, " n"], names: Sequence[str]) -> Float[Tensor, "n s"]:
     """What each set S of modalities is worth to each sample: v(S) = |S| if z_S is right, else 0.
 
-    z_S are the fused logits with the features of all other modalities zeroed; the columns are in
+    z_S are the fused logits with the features of all other modalities zeroed. The columns follow
     the order of `subsets`.
     """
     assert output.fuse is not None
@@ -37,42 +37,42 @@ def values(output: Output, target: Int[Tensor, " n"], names: Sequence[str]) -> F
 
 
 def copies(contribution: Float[Tensor, "m n"]) -> Int[Tensor, "m n"]:
-    """How often a sample comes once more with one modality alone: 2 (1 - φ), rounded, never < 0.
+    """How many extra copies of a sample have one modality alone: 2 (1 - φ), rounded, never < 0.
 
     With two modalities φ is -½, 0, ½, 1 or 1½, and there are 3, 2, 1, 0 or 0 copies.
     """
-    # a little more than ½, as φ = ¾ with its rounding error must fall on one side for all
+    # a little above ½: φ = ¾ with rounding errors must fall on the same side for all
     return (2 * (1 - contribution) + 0.5 + 1e-9).floor().clamp_min(0).long()
 
 
 def shares(contribution: Float[Tensor, " m"], alpha: float) -> Float[Tensor, " m"]:
-    """The share of samples that come once more with one modality alone: ⅔ α (φ_best - φ_m)."""
+    """The share of samples that get an extra copy with one modality alone: ⅔ α (φ_best - φ_m)."""
     return 2 / 3 * alpha * (contribution.max() - contribution)
 
 
 def options(
     pool: Int[Tensor, " p"], count: int
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """The variants in a pool, sample by sample; where those of each begin, and how many it has."""
+    """The variants in a pool, sample by sample; where each sample's begin, and how many it has."""
     order = (pool % count).argsort(stable=True)
     times = torch.bincount(pool % count, minlength=count)
     return pool[order] // count, times.cumsum(0) - times, times
 
 
 class SMV(Method):
-    """Shows the modalities that contribute little to a sample that sample again, alone.
+    """Repeats samples with only the modalities that contribute little to them.
 
-    Before each epoch after the warm-up, the contribution φ_m of each modality to the right
-    prediction of each sample is its Shapley value. With `level="sample"` each sample joins the
-    pool of the epoch 2 (1 - φ_m) times more (rounded) for each modality, with the features of
-    all others zeroed. With `level="modality"` it is ⅔ α (φ_best - φ_m) of all samples, drawn at
-    random, where φ are means over a part of the samples. An epoch draws as many positions from
-    the pool as there are samples; the loss is that of joint training.
+    Before each epoch after the warm-up, the Shapley value φ_m measures each modality's contribution
+    to the correct prediction of each sample. With `level="sample"`, the epoch's pool has 2
+    (1 - φ_m) extra copies (rounded) of each sample for each modality, with the features of all
+    others zeroed. With `level="modality"`, ⅔ α (φ_best - φ_m) of all samples, drawn at random, get
+    an extra copy, where φ are means over a part of the samples. An epoch draws as many positions
+    from the pool as there are samples; the loss is joint training's.
 
-    The loader must draw from the sampler that is handed over, see `evenly.Resampler`. In its pool,
-    the v-th variant of a sample is the one that keeps the v-th encoder's modality. A sample that
-    comes is one of its entries there, drawn by step and sample: with `level="sample"` the same
-    one however `Output.index` numbers the samples, with "modality" by that number.
+    The loader must draw from the sampler that you pass; see `evenly.Resampler`. In its pool, the
+    v-th variant of a sample keeps only the v-th encoder's modality. When a sample comes up, step
+    and sample draw one of its entries in the pool. With `level="sample"`, the draw does not depend
+    on how `Output.index` numbers the samples; with "modality", it uses that number.
     """
 
     info = Info(
@@ -121,13 +121,13 @@ class SMV(Method):
 
         Args:
             encoders: By modality; their names say which modalities are valued.
-            sampler: The one that the training loader draws from.
-            level: Whether each sample is valued, or each modality as a whole.
-            warmup: Epochs of plain joint training that come first (the paper: 5 of 60).
-            alpha: α, how much is re-sampled with `level="modality"`; the paper's is 1.
-            part_ratio: Share of the samples that modalities are valued on with
-                `level="modality"`, from 0 to 1; the paper's is 0.2.
-            seed: Of the samples that are drawn with `level="modality"`.
+            sampler: The sampler that the training loader draws from.
+            level: Whether to value each sample, or each modality as a whole.
+            warmup: The number of first epochs of plain joint training (the paper: 5 of 60).
+            alpha: α, how much is re-sampled with `level="modality"`; 1 in the paper.
+            part_ratio: Share of the samples that modalities are valued on with `level="modality"`,
+                from 0 to 1; 0.2 in the paper.
+            seed: Seed of the samples drawn with `level="modality"`.
             criterion: See `Method`.
 
         Raises:
@@ -145,7 +145,7 @@ class SMV(Method):
 
     @property
     def pool(self) -> Int[Tensor, " p"] | None:
-        """The sampler's, which is what a resumed epoch draws from."""
+        """The sampler's pool, which a resumed epoch draws from."""
         return self.sampler.pool
 
     @pool.setter
@@ -158,10 +158,10 @@ class SMV(Method):
         return epoch >= self.warmup and len(self.encoders) > 1
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Values the modalities, and writes the pool of the epoch."""
+        """Values the modalities, and sets the pool of the epoch."""
         probe = self._probe(probe)
         self._check_sampler(probe, self.sampler)
-        if epoch == self.epoch:  # a run resumed within an epoch draws from the pool it had
+        if epoch == self.epoch:  # a run resumed mid-epoch draws from the pool it had
             return
         self.pool, self.samples = None, {}
         if self.is_due(epoch):
@@ -169,9 +169,9 @@ class SMV(Method):
         self.epoch = epoch
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """The joint loss, in which a sample has the modalities that its position says."""
+        """The joint loss, with the modalities that each sample's position selects."""
         index, fuse = self._need(output, "index"), self._need(output, "fuse")
-        # A validation's positions are those of another split.
+        # In a validation, positions belong to another split.
         if self.pool is None or not torch.is_grad_enabled():
             return super().loss(output, target)
         variant = self._variant(index, target)
@@ -179,16 +179,16 @@ class SMV(Method):
         return self.criterion(fuse(masked), target)
 
     def before_step(self) -> None:
-        """Counts the steps: in the next a sample may be another of its copies."""
+        """Counts the steps, since a sample may be another of its copies in the next."""
         self.steps += 1
 
     def _variant(self, index: Int[Tensor, " n"], target: Tensor) -> Int[Tensor, " n"]:
-        """Which of its copies each sample of a batch is, drawn among all that it has."""
+        """Which of its copies each sample of a batch is, drawn from all it has."""
         if self._options is None:
             self._options = options(cast(Tensor, self.pool), self.sampler.count)
         variant, start, times = (x.to(index.device) for x in self._options)
         self._options = variant, start, times
-        if self.level == "modality":  # copies are of samples drawn at random, so any will do
+        if self.level == "modality":  # copied samples were drawn at random, so any will do
             drawn = chance.uniform(index, self.seed, self.steps).double()
             return variant[(drawn * len(variant)).long()]
         rows = numbering.rows(self.samples, index, target, "SMV")
@@ -218,7 +218,7 @@ class SMV(Method):
     def _valuation(
         self, probe: Probe, fraction: float, seed: int
     ) -> tuple[Int[Tensor, " n"], Float[Tensor, "m n"]]:
-        """Positions and contributions of some of the training samples, equal on all ranks."""
+        """Positions and contributions of some training samples, the same on all ranks."""
         names = list(self.encoders)
 
         def of(output: Output, target: Tensor) -> Mapping[str, Tensor]:

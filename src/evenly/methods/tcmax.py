@@ -27,28 +27,28 @@ from evenly.ranges import check_range
 def partition(addends: Sequence[Float[Tensor, "_ c"]]) -> Float[Tensor, ""]:
     """Log of the mean, over all pairings (j, k, ...), of Σ_c exp(f_1j,c + f_2k,c + ...).
 
-    The mean over pairings of a product is the product of each addend's mean over samples.
+    The mean of a product over all pairings is the product of each factor's mean over samples.
     """
     means = torch.stack([z.logsumexp(0) - math.log(len(z)) for z in addends])
     return means.sum(0).logsumexp(0)
 
 
 def sampled_partition(logits: Float[Tensor, "p c"]) -> Float[Tensor, ""]:
-    """The same over p pairings whose fused logits are known: log of the mean of Σ_c exp(z_c)."""
+    """The same over p pairings with known fused logits: log of the mean of Σ_c exp(z_c)."""
     return logits.logsumexp((0, 1)) - math.log(len(logits))
 
 
 class TCMax(Method):
-    """Tells samples as they are from mixtures of modalities of different samples.
+    """Trains the model to tell real samples from mixtures of different samples' modalities.
 
     L = -mean_i log(exp z_i[y_i] / mean_{j,k,...} Σ_c exp f(x_1j, x_2k, ...)[c]), where z_i are the
-    fused logits of sample i and the mean is over all pairings of one modality's inputs with those
-    of the others in the batch, each from any sample. That is the cross-entropy with the partition
-    of all pairings in place of each sample's own; its negative bounds the total correlation of
-    modalities and label from below, up to a number.
+    fused logits of sample i and the mean is over all pairings in the batch, with each modality's
+    input from any sample. It is cross-entropy with the partition function of all pairings in place
+    of each sample's own. Its negative is, up to a constant, a lower bound of the total correlation
+    of modalities and label.
 
-    Where the logits are a sum over modalities, the mean over all n^M pairings is exact, at the
-    cost of n M; else `pairs` of them are drawn.
+    If the logits are a sum over modalities, the mean over all n^M pairings is exact, at the cost of
+    n M; otherwise `pairs` of them are drawn.
     """
 
     info = Info(
@@ -91,9 +91,9 @@ class TCMax(Method):
         Args:
             encoders: By modality; their names say which modalities are paired.
             pairs: Pairings drawn in each step, rounded up to a multiple of the batch, for a head
-                whose logits are no sum; 0 takes all of them, for one whose logits are. The paper
-                draws 1024 for CREMA-D and 256 for UCF-101.
-            seed: Of the draw, which comes from a stream of its own.
+                whose logits are not a sum. 0 takes all of them, for a head whose logits are. The
+                paper draws 1024 for CREMA-D and 256 for UCF-101.
+            seed: Seed of the draw, which has its own random stream.
             criterion: A form of cross-entropy; see `Method`.
 
         Raises:
@@ -113,7 +113,7 @@ class TCMax(Method):
         self._adds_up = False
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z), with the partition of all pairings in place of each sample's own."""
+        """CE(z), with the partition function of all pairings in place of each sample's own."""
         loss = super().loss(output, target)
         if len(self.encoders) < 2:
             return loss
@@ -123,11 +123,11 @@ class TCMax(Method):
         return loss + excess
 
     def before_step(self) -> None:
-        """Counts the steps, as each draws pairings of its own."""
+        """Counts the steps, since each draws its own pairings."""
         self.steps += 1
 
     def _excess(self, output: Output, target: Tensor) -> Float[Tensor, ""]:
-        """How far the partition of all pairings is above each sample's own, as these count."""
+        """The weighted excess of the partition function of all pairings over each sample's own."""
         own = full(output.logits).logsumexp(1)
         factor = criteria.partitions(self.criterion, full(output.logits), target)
         found = [
@@ -138,7 +138,7 @@ class TCMax(Method):
         return paired - (own.mean() if factor is None else factor @ own)
 
     def _partitions(self, output: Output) -> list[tuple[Part, Float[Tensor, ""]]]:
-        """By the modalities that samples have, the partition of pairings of these."""
+        """The partition functions of pairings, by the modalities that their samples have."""
         if self.pairs:
             several = parts(output, self._features(output))
             paired = full(self._paired(output))  # the batch several times over
@@ -156,7 +156,7 @@ class TCMax(Method):
     def _paired(self, output: Output) -> Float[Tensor, "p c"]:
         """The fused logits of pairings; modalities without an encoder stay together.
 
-        Each pairing has the modalities of the sample in whose place it stands.
+        Each pairing has the modalities of the sample it replaces.
         """
         fuse = self._need(output, "fuse")
         mine = self._features(output)

@@ -18,14 +18,14 @@ from evenly.teachers import Taught, squared_error
 
 
 class UMT(Taught):
-    """Keeps each encoder's features near those of an encoder that was trained alone.
+    """Keeps each encoder's features near those of an encoder trained alone.
 
     L = CE(z) + γ Σ_m MSE(f_m, f_m'), with f_m' the features of a teacher, a unimodal model of
-    modality m. Joint training alone leaves features unlearnt that a modality could give; the
-    teachers have learnt them.
+    modality m. Joint training alone leaves some of a modality's features unlearnt; the teachers
+    have learnt them.
 
-    Without gradients, as in a validation, the loss is CE(z) alone: teachers know the training
-    split only.
+    Without gradients, as in a validation, the loss is CE(z) alone, since teachers know only the
+    training split.
     """
 
     info = Info(
@@ -72,12 +72,12 @@ class UMT(Taught):
         """Prepares the distillation.
 
         Args:
-            encoders: By modality, the modules whose features have teachers.
-            optimizer: The one of the training; the teachers' is of its kind and settings.
+            encoders: The modules whose features have teachers, by modality.
+            optimizer: The training's optimiser; teachers use another of its kind with its settings.
             gamma: γ, weight of the squared errors; 0 is joint training (the paper's value is not
                 verified).
-            teacher_epochs: How long teachers are trained, in epochs.
-            seed: Of the teachers' training.
+            teacher_epochs: Epochs that teachers are trained for.
+            seed: Seed of the teachers' training.
             criterion: See `Method`.
 
         Raises:
@@ -95,7 +95,7 @@ class UMT(Taught):
 
     @property
     def needs_teachers(self) -> bool:
-        """Whether there is a distillation at all."""
+        """Whether there is any distillation."""
         return self.gamma > 0
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""One modality alone: the reference that every multimodal model has to beat.
+"""One modality alone: the reference that every multimodal model must beat.
 
 Wang, Tran, Feiszli, "What Makes Training Multi-Modal Classification Networks Hard?", CVPR 2020,
-https://arxiv.org/abs/1905.12681, found that the best unimodal model often does better than joint
-training; balancing methods are measured against it since.
+https://arxiv.org/abs/1905.12681, found that the best unimodal model often beats joint training;
+balancing methods have been measured against it since.
 """
 
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from evenly.targets import ANY
 class Unimodal(Method):
     """Trains one modality and nothing else.
 
-    L = CE(z_m). In a model of one modality this is its plain training. In a model of several,
-    the encoder of m and its part of the head learn; the other encoders stay as they are, but for
-    what a forward pass writes (BatchNorm's statistics).
+    L = CE(z_m). For a model of one modality, this is plain training. In a model of several, the
+    encoder of m and its part of the head learn. The other encoders stay unchanged, except for what
+    a forward pass writes (BatchNorm's statistics).
     """
 
     info = Info(
@@ -54,7 +54,7 @@ class Unimodal(Method):
 
         Args:
             encoders: By modality; only that of `modality` is trained.
-            modality: The one to train.
+            modality: The modality to train.
             criterion: See `Method`.
 
         Raises:
@@ -68,13 +68,13 @@ class Unimodal(Method):
         self.modality = modality
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
-        """CE(z_m) of the one modality; 0 of a batch that lacks it."""
+        """CE(z_m) of the one modality; 0 for a batch that lacks it."""
         logits = self._unimodal(output).get(self.modality)
         loss = output.logits[:0].sum() if logits is None else self.criterion(logits, target)
         return distributed.joined(loss, self._others())
 
     def before_step(self) -> None:
-        """Takes the zero gradients of the other encoders away: weight decay would move them."""
+        """Removes the other encoders' zero gradients, with which weight decay would move them."""
         for parameter in self._others():
             parameter.grad = None
 

@@ -32,22 +32,22 @@ from evenly.suggest import unknown
 POOLS = ("mean", "cls", "last", "pooler")
 
 _TOWERS = {"text": "text", "image": "vision", "video": "vision"}
-"""By the kind of a modality, the tower of a two-tower model that takes it."""
+"""The tower of a two-tower model that takes a kind of modality."""
 _CALM = {"apply_spec_augment": False, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
-"""No masks in time and no dropped layers: parameters stay in use."""
+"""No masks in time and no dropped layers, so that all parameters stay in use."""
 _FULL = ("siglip_text_model", "siglip2_text_model")
-"""Text towers that were trained on texts filled up to one length, and read what fills them."""
+"""Text towers trained on texts padded to one length, which also read the padding."""
 _READ_AS = {
     "pixel_values": "pictures: image(size=[224,224]) or video(...)",
     "input_ids": "texts: text(tokenizer=FOLDER)",
     "input_values": "sound: wave(...), or spectrogram(front=fbank) for an AST",
     "input_features": "sound, of which Whisper's encoder alone is known here: wave(...)",
 }
-"""What a model takes and how to read it, by the name of its input."""
+"""What a model takes and how to prepare it, by the name of its input."""
 
 
 class _Made(NamedTuple):
-    """What a model makes of a batch: its tokens, and what it pools itself, if it does."""
+    """A model's output for a batch: its tokens, and what it pools itself, if anything."""
 
     tokens: Tokens
     pooled: Tensor | None
@@ -56,21 +56,21 @@ class _Made(NamedTuple):
 class Auto(Tokened):
     """Any encoder of Transformers, from a folder or by a name on the hub.
 
-    The kind of the modality decides what is taken of a model: of two towers (CLIP, SigLIP) the one
-    for pictures or texts, of an encoder and a decoder (Whisper, T5) the encoder. What the
-    processor beside the weights does to inputs is done here: scale, mean and deviation of pictures,
-    the norm of waveforms, the mel bands of Whisper. Where there is none, inputs are standardised
-    with the statistics of the training split. Code that comes with weights never runs.
+    The kind of the modality decides which part of a model is used: the picture or text tower of two
+    towers (CLIP, SigLIP), the encoder of an encoder and a decoder (Whisper, T5). The encoder
+    applies the preprocessing of the processor beside the weights: scale, mean and deviation of
+    pictures, normalisation of waveforms, the mel bands of Whisper. Without a processor, inputs are
+    standardised with the statistics of the training split. Code that comes with weights never runs.
 
-    Pictures are taken one by one, and of a video the mean over its frames, unless the model takes
+    Pictures are encoded one by one, and a video as the mean over its frames, unless the model takes
     clips (VideoMAE).
 
     Attributes:
         model: The encoder itself.
-        processor: What inputs of the weights were like.
-        pool: What features are of the tokens.
-        longest: Steps or tokens of a sample at most; None for any.
-        blank: What `pooled` gives of a blank input, once features are taken in place of inputs.
+        processor: The preprocessing that the weights expect.
+        pool: How tokens become features.
+        longest: Maximum steps or tokens of a sample; None for any.
+        blank: What `pooled` returns for a blank input, once features are taken instead of inputs.
     """
 
     mel: Tensor
@@ -87,28 +87,29 @@ class Auto(Tokened):
         lora: int = 0,
         checkpointing: bool = False,
     ) -> None:
-        """Loads it.
+        """Loads the model.
 
         Args:
             modality: Pictures, videos, spectrograms, waveforms (t, 1) or texts.
-            pretrained: The path of a folder or a name on the hub; or what `configurations` gives.
-            pool: Features are the `mean` over the tokens that are there, the first token (`cls`),
-                the last (`last`, for models in which tokens see those before them alone), or what
-                the model itself pools (`pooler`). By default `pooler` of two-tower models, which
-                are trained by it, and `mean` of all others.
+            pretrained: The path of a folder or a name on the hub; or the result of
+                `configurations`.
+            pool: Features are the `mean` over the valid tokens, the first token (`cls`), the last
+                (`last`, for models whose tokens see only earlier ones), or what the model itself
+                pools (`pooler`). The default is `pooler` for two-tower models, which are trained
+                with it, and `mean` for all others.
             config: Changes to the configuration.
-            freeze: Whether the model stays as it is, in evaluation mode; or how many of its layers
-                do, from the input on, with what stands before them.
-            width: Of a layer behind the model (norm, linear, GELU) that is always trained; 0 for
-                none.
-            lora: Rank of the adapters (Hu et al., ICLR 2022) of all its linear layers, which are
-                trained in place of the model; 0 for none. Needs PEFT.
-            checkpointing: Whether what layers compute is forgotten and computed again for the
+            freeze: Whether the model stays fixed, in evaluation mode; or how many of its first
+                layers do, with everything before them.
+            width: Width of a layer after the model (norm, linear, GELU) that is always trained; 0
+                for none.
+            lora: Rank of adapters (Hu et al., ICLR 2022) on all its linear layers, which are
+                trained instead of the model; 0 for none. Needs PEFT.
+            checkpointing: Whether to discard what layers compute and recompute it for the
                 gradients, which takes less memory and more time.
 
         Raises:
             ValueError: If there are no such weights, the model takes another kind of input, or the
-                data were prepared in another way than those that it was trained on.
+                data were prepared differently from those that it was trained on.
         """
         super().__init__()
         if pool not in (None, *POOLS):
@@ -116,7 +117,7 @@ class Auto(Tokened):
         model, self._config = _loaded(pretrained, modality, config or {})
         self.model, is_tower = _taken(model, modality)
         self.pool: str = pool or ("pooler" if is_tower else "mean")
-        # Data that a run was trained on have been looked at.
+        # Data that a run was trained on have been checked.
         self._is_new = isinstance(pretrained, str)
         sizes: Any = self.model.config
         name = pretrained if isinstance(pretrained, str) else sizes.model_type
@@ -147,7 +148,7 @@ class Auto(Tokened):
         self.train()
 
     def train(self, mode: bool = True) -> "Auto":
-        """Sets the mode; what is frozen stays in evaluation mode, without dropout."""
+        """Sets the mode; frozen parts stay in evaluation mode, without dropout."""
         super().train(mode)
         for part in self.model.modules():
             own = list(part.parameters())
@@ -156,7 +157,7 @@ class Auto(Tokened):
         return self
 
     def configuration(self) -> Config:
-        """What `pretrained` takes in place of the folder."""
+        """The configuration that `pretrained` takes instead of the folder."""
         return {"model": self._config, "processor": self.processor.as_dict()}
 
     def extra_repr(self) -> str:
@@ -169,7 +170,7 @@ class Auto(Tokened):
         return found
 
     def pooled(self, x: Any) -> Float[Tensor, "n _"]:
-        """What the model itself makes of samples, before the layer behind it."""
+        """The model's own features of samples, before the layer after it."""
         if self.blank is not None:
             given: Tensor = x
             return given
@@ -193,14 +194,14 @@ class Auto(Tokened):
         return found if frames is None else frames.mean(found)
 
     def take_features(self, x: Any) -> None:
-        """From now on `forward` takes what `pooled` gives, in place of inputs like `x`."""
-        if isinstance(x, Padded):  # a blank has a step, of which a mean can be taken
+        """From now on, `forward` takes what `pooled` returns instead of inputs like `x`."""
+        if isinstance(x, Padded):  # a blank has one step, for the mean
             x = with_a_step(x)
             x = Padded(x.values, x.length.clamp_min(1))
         self.blank = self.pooled(blank(x, self))
 
     def tokens(self, x: Any) -> Tokens:
-        """The tokens; of a video, one frame's after the other's."""
+        """The tokens; for a video, frame after frame."""
         frames = self._frames(x)
         (steps, there), _ = self._made(x if frames is None else frames.pictures)
         if frames is not None:
@@ -208,7 +209,7 @@ class Auto(Tokened):
         return Tokens(self.behind(steps), there)
 
     def _frames(self, x: Any) -> Frames | None:
-        """The pictures of samples that have several each; None of all else."""
+        """The pictures of samples with several each; None for all else."""
         if self.takes != "pictures" or (isinstance(x, Tensor) and x.dim() == 4):
             return None
         return Frames(x, training=self.training)
@@ -228,7 +229,7 @@ class Auto(Tokened):
     # Pictures
 
     def _take_pictures(self, name: str, modality: Modality) -> None:
-        """Prepares for pictures, and checks that they are as the model takes them."""
+        """Prepares for pictures, and checks that they suit the model."""
         known, sizes = self.processor, _sizes(self.model)
         if not self._is_new:
             self.standardise = Standardise(modality)
@@ -338,7 +339,7 @@ class Auto(Tokened):
         self.standardise = Standardise(modality)
 
     def _of_waves(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
-        """The tokens of waveforms, of each as by itself."""
+        """The tokens of waveforms, each as if alone."""
         if isinstance(x, Padded):
             sound, count = filled(self.model, x)
             return waves(self.model, self._normed(sound, is_there(Padded(sound, x.length))), count)
@@ -348,7 +349,7 @@ class Auto(Tokened):
     def _normed(
         self, sound: Shaped[Tensor, "n t 1"], there: Bool[Tensor, "n t"]
     ) -> Float[Tensor, "n t 1"]:
-        """Waveforms as the processor has them."""
+        """Waveforms normalised as by the processor."""
         if self.processor.normalise is None:
             found: Tensor = self.standardise(sound)
             return found
@@ -363,7 +364,7 @@ class Auto(Tokened):
         return (apart / spread).to(dtype)
 
     def _of_mel(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Tokens:
-        """The tokens of waveforms by way of Whisper's logarithms of mel bands."""
+        """The tokens of waveforms through Whisper's log mel bands."""
         assert self.longest is not None
         known = self.processor
         if not isinstance(x, Padded):
@@ -378,18 +379,18 @@ class Auto(Tokened):
             bands = torch.maximum(bands, bands.amax((1, 2), keepdim=True) - 8)
             bands = (bands + 4) / 4
         steps = self.model(bands.to(next(self.model.parameters()).dtype)).last_hidden_state
-        frames = length // known.hop  # of which the convolutions make a token of two
+        frames = length // known.hop  # the convolutions turn two into a token
         return Tokens(steps, is_there(Padded(steps, ((frames + 1) // 2).clamp_min(1))))
 
 
 def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
-    """Takes parameters out of training: all, or those of the first layers and before them."""
+    """Freezes parameters: all, or those of the first layers and before them."""
     if freeze is True or not freeze:
         model.requires_grad_(not freeze)
         return
     count = _sizes(model).get("num_hidden_layers") or _sizes(model).get("encoder_layers")
     part, layers = "", nn.ModuleList()
-    for key, found in model.named_modules():  # convolutions before them may be as many
+    for key, found in model.named_modules():  # there may be as many convolutions before them
         if isinstance(found, nn.ModuleList) and len(found) == count:
             part, layers = key, found
     if not 0 < freeze <= len(layers):
@@ -403,7 +404,7 @@ def _freeze(name: str, model: nn.Module, freeze: bool | int) -> None:
 
 
 def _adapt(name: str, model: nn.Module, rank: int, freeze: bool | int) -> None:
-    """Puts low-rank adapters on the linear layers, and takes all else out of training."""
+    """Puts low-rank adapters on the linear layers, and freezes all else."""
     if freeze:
         raise UserError(
             f"'{name}': lora={rank} already freezes the model and trains adapters. Leave freeze "
@@ -429,14 +430,14 @@ def _checkpoint(name: str, model: Any) -> None:
             f"'{name}' ({type(model).__name__}) does not support gradient checkpointing. Leave "
             "checkpointing out."
         )
-    # Transformers 6 knows it by the new name alone, 4 by the old one.
+    # Transformers 6 knows only the new name, 4 only the old one.
     new = getattr(model, "activation_checkpointing_enable", None)
     (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _made(found: Any, there: Bool[Tensor, "n t"] | None = None) -> _Made:
     steps = found.last_hidden_state
-    if steps.dim() == 4:  # of a network of convolutions
+    if steps.dim() == 4:  # from a convolutional network
         steps = steps.flatten(2).transpose(1, 2)
     tokens = all_there(steps) if there is None else Tokens(steps, there)
     return _Made(tokens, getattr(found, "pooler_output", None))
@@ -448,7 +449,7 @@ def _sizes(model: nn.Module) -> dict[str, Any]:
 
 
 def _pair(size: Any) -> list[int] | None:
-    """Height and width of a size that may be one number."""
+    """Height and width from a size that may be one number."""
     if not size:
         return None
     return [size, size] if isinstance(size, int) else list(size)
@@ -479,9 +480,9 @@ def _loaded(
 
 
 def _known(asked: Config) -> Config:
-    """The settings that a kind of configuration has, of those that a checkpoint holds.
+    """A checkpoint's settings, limited to those that its kind of configuration has.
 
-    Transformers takes more than that, some of it to run code of others.
+    Transformers accepts more, including settings that run third-party code.
     """
     from transformers import AutoConfig
 
@@ -500,7 +501,7 @@ def _pruned(asked: Config, known: Config) -> Config:
 
 
 def _change(whole: Any, modality: Modality, changes: Mapping[str, Any]) -> None:
-    """Changes the configuration of what is taken of a model."""
+    """Changes the configuration of the used part of a model."""
     part = getattr(whole, f"{_TOWERS.get(modality.kind)}_config", whole)
     known = part.to_dict().keys() - {"model_type"}
     for name, value in changes.items():
@@ -513,7 +514,7 @@ def _change(whole: Any, modality: Modality, changes: Mapping[str, Any]) -> None:
 
 
 def _taken(model: Any, modality: Modality) -> tuple[nn.Module, bool]:
-    """What is taken of a model, and whether it is a tower of two."""
+    """The used part of a model, and whether it is one of two towers."""
     tower = getattr(model, f"{_TOWERS.get(modality.kind)}_model", None)
     if tower is not None:
         return tower, True
@@ -523,7 +524,7 @@ def _taken(model: Any, modality: Modality) -> tuple[nn.Module, bool]:
 
 
 def _takes(name: str, model: Any, modality: Modality) -> Takes:
-    """What a model takes; raises if that is not the modality."""
+    """What a model takes; raises if that does not match the modality."""
     sizes, given, shape = _sizes(model), modality.kind, modality.shape
     main = getattr(model, "main_input_name", "")
     found: Takes | None = None
@@ -548,11 +549,11 @@ def _takes(name: str, model: Any, modality: Modality) -> Takes:
     return found
 
 
-# What the data were prepared as
+# How the data were prepared
 
 
 def _of_bytes(name: str, known: Processor, modality: Modality) -> Modality:
-    """The modality with a processor's statistics, in the scale of its pictures."""
+    """The modality with a processor's statistics, on the scale of its pictures."""
     if known.mean is None or known.std is None:
         return modality
     mean, std = torch.tensor(known.mean), torch.tensor(known.std)
@@ -563,7 +564,7 @@ def _of_bytes(name: str, known: Processor, modality: Modality) -> Modality:
             f"'{modality.name}' has {channels}. Give another encoder."
         )
     largest, least = float(modality.mean.max()), float(modality.mean.min())
-    # From 0 to 1 nothing deviates more from its mean; what is constant has the deviation 1.
+    # Between 0 and 1, no deviation is larger; for constants it is set to 1.
     is_unit = largest <= 1 and bool(((modality.std <= 0.5) | (modality.std == 1)).all())
     if least < 0 or (largest <= 1 and not is_unit):
         raise UserError(
@@ -577,7 +578,7 @@ def _of_bytes(name: str, known: Processor, modality: Modality) -> Modality:
 
 
 def _check_read(name: str, modality: Modality, wanted: Mapping[str, Any]) -> None:
-    """Raises if files were read with other settings, where it is known how they were read."""
+    """Raises if files were read with other settings, if it is known how they were read."""
     if not modality.read:
         return
     spec = parse(modality.read)
@@ -591,7 +592,7 @@ def _check_read(name: str, modality: Modality, wanted: Mapping[str, Any]) -> Non
 
 
 def _check_tokenizer(name: str, modality: Modality) -> None:
-    """Raises if texts were read with another tokenizer, where it is known how they were read."""
+    """Raises if texts were read with another tokenizer, if it is known how they were read."""
     if not modality.read:
         return
     settings = parse(modality.read).settings
@@ -609,7 +610,7 @@ def _check_tokenizer(name: str, modality: Modality) -> None:
 
 
 def _vocabulary(place: str) -> dict[str, int] | None:
-    """The numbers of the tokens of a tokenizer; None if there is none."""
+    """A tokenizer's token numbers; None if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -623,11 +624,11 @@ def _vocabulary(place: str) -> dict[str, int] | None:
 
 
 def _positions(model: nn.Module) -> int | None:
-    """Tokens that a model has positions for; None where these are computed."""
+    """The number of tokens that a model has positions for; None if these are computed."""
     for part, layer in model.named_modules():
         is_position = part.endswith(("position_embedding", "position_embeddings"))
         if is_position and isinstance(layer, nn.Embedding):
-            # RoBERTa and its kin number positions from the one after padding's.
+            # RoBERTa and its kin number positions from padding's plus one.
             first = 0 if layer.padding_idx is None else layer.padding_idx + 1
             return layer.num_embeddings - first
     most = _sizes(model).get("max_position_embeddings")

@@ -1,7 +1,7 @@
 """Small encoders, quick on a CPU: one for each kind of modality.
 
-Each takes its modality as it is stored, standardises it with the statistics of the training
-split, and returns one vector of `out_features` per sample.
+Each takes its modality as stored, standardises it with the statistics of the training split, and
+returns one vector of `out_features` per sample.
 """
 
 from abc import abstractmethod
@@ -24,9 +24,9 @@ def encoder_for(modality: Modality, width: int = 64) -> nn.Module:
 
     Args:
         modality: Its kind decides: vector → `MLP`, sequence → `TemporalConv`, image → `ResNet`,
-            video → `FrameMean`, text → `TemporalConv` on learnt embeddings; and of vectors, columns
-            of a table → `TabularResNet`.
-        width: Of the vectors that it returns; 4 or more.
+            video → `FrameMean`, text → `TemporalConv` on learnt embeddings; vectors that are
+            columns of a table → `TabularResNet`.
+        width: Width of the returned vectors; 4 or more.
     """
     if width < 4:
         raise UserError(f"encoder_for: the width must be at least 4; found {width}.")
@@ -47,11 +47,11 @@ Stages = Generator[Float[Tensor, "n _"], Float[Tensor, "n _"], Float[Tensor, "n 
 
 
 class Staged(nn.Module):
-    """An encoder that can stop between its stages, where cross-modal blocks reach in.
+    """An encoder that can stop between its stages, for cross-modal blocks.
 
     Attributes:
         out_features: Width of its features.
-        stage_widths: How many channels it has at each stop, in order.
+        stage_widths: Number of channels at each stop, in order.
     """
 
     out_features: int
@@ -63,15 +63,15 @@ class Staged(nn.Module):
 
     @abstractmethod
     def staged(self, x: Any) -> Stages:
-        """Encodes as `forward` does, stop by stop.
+        """Encodes like `forward`, stop by stop.
 
-        At each, it yields the mean of each channel over its valid positions, takes the factor
-        that each channel is to be multiplied by, and goes on; in the end it returns the features.
+        At each stop, it yields the mean of each channel over its valid positions, receives a factor
+        for each channel, and continues; at the end it returns the features.
         """
 
 
 def resumed(run: Stages, factor: Float[Tensor, "n _"]) -> Float[Tensor, "n _"]:
-    """What an encoder yields at its next stop, or returns in the end."""
+    """What an encoder yields at its next stop, or returns at the end."""
     try:
         return run.send(factor)
     except StopIteration as stop:
@@ -80,7 +80,7 @@ def resumed(run: Stages, factor: Float[Tensor, "n _"]) -> Float[Tensor, "n _"]:
 
 
 def with_a_step(x: Padded) -> Padded:
-    """The batch with one step of padding where none of its samples has a step."""
+    """The batch, with one step of padding if no sample has any step."""
     if x.values.shape[1]:
         return x
     return Padded(x.values.new_zeros(len(x.values), 1, *x.values.shape[2:]), x.length)
@@ -135,16 +135,16 @@ class TabularResNet(Staged):
 
     The ResNet of Gorishniy, Rubachev, Khrulkov, Babenko, "Revisiting Deep Learning Models for
     Tabular Data", NeurIPS 2021, https://arxiv.org/abs/2106.11959, with two blocks and a stop
-    between them; without dropout, and with LayerNorm in place of BatchNorm, so that what is made of
-    a sample does not depend on the others. What is unknown of a category is 0 at first, and stays
-    so where the training split has nothing unknown.
+    between them; without dropout, and with LayerNorm instead of BatchNorm, so that a sample's
+    features do not depend on the others. The embedding of unknown values is 0 at first, and stays
+    so if the training split has none.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
         """Makes the layers.
 
         Raises:
-            ValueError: If the modality is no columns of a table.
+            ValueError: If the modality is not columns of a table.
         """
         super().__init__()
         layout = layout_of(modality.read)
@@ -185,7 +185,7 @@ class TabularResNet(Staged):
 
 
 class _Places(nn.Embedding):
-    """The embedding of the place that is 1; of several in part, as they are after mixing, a sum."""
+    """The embedding of the place that is 1; for several fractions, as after mixing, their sum."""
 
     def __init__(self, places: int, width: int) -> None:
         super().__init__(places, width)
@@ -214,10 +214,10 @@ class _TabularBlock(nn.Module):
 class TemporalConv(Staged):
     """Residual convolutions over time with growing dilation, averaged over the valid steps.
 
-    Each step sees 29, itself in the middle. Padding is blanked before every convolution and
-    normalisation is by step, so what stands beyond a sequence's end, and how far the batch is
-    padded, never changes the result. There are stops between its three blocks. The steps of a text
-    are embeddings of its tokens; a token that the training data did not have counts as token 1.
+    Each step sees 29 steps, itself in the middle. Padding is zeroed before every convolution and
+    normalisation works by step, so neither what follows a sequence's end nor how far the batch is
+    padded changes the result. There are stops between its three blocks. The steps of a text are
+    embeddings of its tokens; a token not in the training data counts as token 1.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
@@ -287,16 +287,16 @@ def _valid(values: Shaped[Tensor, "n t ..."], length: Tensor | None) -> Bool[Ten
 
 
 def _mean(steps: Float[Tensor, "n t w"], valid: Bool[Tensor, "n t 1"]) -> Float[Tensor, "n w"]:
-    """The mean over the valid steps; that of no steps is taken as 0, which is a number."""
+    """The mean over the valid steps; without steps, 0 rather than NaN."""
     return steps.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp_min(1)
 
 
 class ResNet(Staged):
     """A residual network of three basic blocks, for images and spectrograms.
 
-    Blocks and BatchNorm as in He et al., CVPR 2016. Images whose shorter side has 32 pixels or
-    more are first reduced four-fold (a strided convolution and pooling), smaller ones not at all;
-    the last two blocks halve what is left. There are stops between the blocks.
+    Blocks and BatchNorm as in He et al., CVPR 2016. Images whose shorter side has 32 pixels or more
+    are first reduced fourfold (a strided convolution and pooling), smaller ones not at all; each of
+    the last two blocks halves the rest. There are stops between the blocks.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
@@ -337,10 +337,10 @@ class ResNet(Staged):
 
 
 class Frames:
-    """The frames of a batch one after another, and what is made of each put back together.
+    """The frames of a batch one after another, and a way to reassemble results per sample.
 
-    Padding is left out, so that no BatchNorm counts it. Only a program that is traced in evaluation
-    takes it along, as its sizes must not depend on lengths.
+    Padding is left out, so that no BatchNorm counts it. Only a program traced in evaluation mode
+    includes it, since its sizes must not depend on lengths.
 
     Attributes:
         pictures: (k, c, h, w), sample by sample.
@@ -358,16 +358,16 @@ class Frames:
         self.pictures: Shaped[Tensor, "k c h w"] = self._seated(x.flatten(0, 1))
 
     def mean(self, found: Float[Tensor, "k d"]) -> Float[Tensor, "n d"]:
-        """The mean over the frames of each sample; that of none is 0."""
+        """The mean over the frames of each sample; 0 for none."""
         steps = self._placed(found)
         return steps.mean(1) if self._there is None else _mean(steps, self._there)
 
     def shared(self, of_sample: Float[Tensor, "n d"]) -> Float[Tensor, "k d"]:
-        """What a sample has, for each of its frames."""
+        """A sample's values, repeated for each of its frames."""
         return self._seated(of_sample.repeat_interleave(self._shape[1], 0))
 
     def tokens(self, found: Float[Tensor, "k p w"]) -> Tokens:
-        """The tokens of each sample, those of one frame after those of the other."""
+        """The tokens of each sample, frame after frame."""
         steps = self._placed(found)
         there = steps.new_ones(self._shape, dtype=torch.bool)
         if self._there is not None:
@@ -388,7 +388,7 @@ class Frames:
 class FrameMean(Staged):
     """A `ResNet` on each frame of a video, and the mean of their features.
 
-    Samples may have unequal numbers of frames, as several pictures in a cell of a table are.
+    Samples may have different numbers of frames, such as several pictures in a cell of a table.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:
@@ -403,7 +403,7 @@ class FrameMean(Staged):
         return frames.mean(self.frame(frames.pictures))
 
     def staged(self, x: Shaped[Tensor, "n t c h w"] | Padded) -> Stages:
-        """Encodes videos; at the stops, frames are averaged and share the factors."""
+        """Encodes videos; at the stops, frames are averaged and share factors."""
         frames = Frames(x, training=self.training)
         run = self.frame.staged(frames.pictures)
         found = next(run)

@@ -1,4 +1,4 @@
-"""The model that balanced multimodal learning is mostly studied on: late fusion."""
+"""Late fusion, the model on which balanced multimodal learning is mostly studied."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,18 +21,18 @@ from evenly.suggest import unknown
 Inputs = Mapping[str, Shaped[Tensor, "n ..."] | Padded]
 Encoder = Callable[[Any], Tensor]
 HeadMaker = Callable[[Mapping[str, nn.Module], Mapping[str, int], int], Head]
-"""Makes a head of encoders, the widths of their features, and the number of classes."""
+"""Makes a head from encoders, the widths of their features, and the number of classes."""
 
 
 class LateFusion(nn.Module):
     """One encoder per modality, and a head on their features.
 
     Only the head 'mmtm' reaches further back, with cross-modal blocks between the stages of
-    encoders that are `Staged`.
+    `Staged` encoders.
 
     Attributes:
-        encoders: By modality.
-        head: What turns the features into logits, see `evenly.nn.heads`.
+        encoders: Encoders by modality.
+        head: Turns features into logits; see `evenly.nn.heads`.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class LateFusion(nn.Module):
 
         Args:
             encoders: By modality; each has `out_features`, the width of the vectors it returns.
-            num_classes: How many classes the head tells apart.
-            head: By its name in `HEADS`, a linear layer on the concatenated features by default;
-                `METHODS[name].info.head` says which one a method is made for. Or what makes one of
-                your own, such as `MyHead.on` of a class that derives from `Head`.
-            missing_token: Whether the head learns a vector for each modality, zeros at first, that
-                it fuses in place of the features of a sample that lacks it.
+            num_classes: Number of classes.
+            head: A name in `HEADS`, by default a linear layer on the concatenated features;
+                `METHODS[name].info.head` says which head a method is made for. Or a function that
+                makes your own, such as `MyHead.on` of a class that derives from `Head`.
+            missing_token: Whether the head learns a vector for each modality, zeros at first, to
+                fuse instead of missing features.
 
         Raises:
             ValueError: If there is no encoder, one does not say how wide its features are, or
@@ -73,20 +73,19 @@ class LateFusion(nn.Module):
     def forward(
         self, inputs: Inputs, present: Mapping[str, Bool[Tensor, " n"]] | None = None
     ) -> Output:
-        """Encodes each modality that the batch holds, and fuses.
+        """Encodes each modality in the batch, and fuses.
 
         Args:
-            inputs: By modality.
-            present: By modality, which samples have it; those it does not name are complete. Masks
-                that lie on the CPU, where the batch was read, are looked at without waiting for
-                the device.
-                Each sample is predicted as in a batch without the modalities that it lacks,
-                whatever the others have: an encoder does not see it, its features and logits of
-                that modality are zeros, and what fuses passes over them. If it has none at all,
-                its fused logits are zeros, too. A head with `missing_token` fuses its vectors in
-                place of what is missing.
+            inputs: Inputs by modality.
+            present: By modality, which samples have it; modalities not named are complete. Masks on
+                the CPU, where the batch was read, are checked without waiting for the device. Each
+                sample is predicted as in a batch without the modalities it lacks, whatever the
+                others have: the encoder does not see it, its features and logits of that modality
+                are zeros, and the fusion skips them. A sample without any modality has zeros as
+                fused logits, too. A head with `missing_token` fuses its vectors instead of missing
+                features.
         """
-        # Complete ones count as none, which spares grouping and copies.
+        # A complete mask counts as none, which saves grouping and copies.
         here = {name: mask for name, mask in (present or {}).items() if not mask.all()}
         encoders: dict[str, Encoder] = {
             name: _Partly(encoder, here[name]) if name in here else encoder
@@ -96,13 +95,13 @@ class LateFusion(nn.Module):
         logits, unimodal = self.head(features, here)
         zero: Tensor | None = None
         if (here or self.head.missing is not None) and world_size() > 1:
-            # Other ranks wait for the gradients of what no sample of this one went through.
+            # Other ranks wait for gradients of parts that no sample of this rank went through.
             zero = _nothing_of([*features.values(), *self.head.parameters()])
             logits = logits + zero
             unimodal = {name: x + zero for name, x in unimodal.items()}
         elif here and torch.is_grad_enabled():
             for z in (logits, *unimodal.values()):
-                if not z.requires_grad:  # no sample has it, and a loss of that has no gradient
+                if not z.requires_grad:  # no sample has it, so its loss has no gradient
                     z.requires_grad_()
         precision = _precision(logits.device)
 
@@ -127,7 +126,7 @@ class LateFusion(nn.Module):
         features: Mapping[str, Float[Tensor, "n _"]],
         here: Mapping[str, Bool[Tensor, " _"]],
     ) -> Float[Tensor, "n c"]:
-        # A method may ask for the batch several times over, each time with other features.
+        # A method may pass the batch several times over, each time with other features.
         again = {
             name: here[name].repeat(len(value) // len(here[name]))
             for name, value in features.items()
@@ -146,12 +145,12 @@ class LateFusion(nn.Module):
     ) -> Float[Tensor, "n c"]:
         """The logits of a batch without the other inputs.
 
-        Where encoders do not see each other, one that has been asked for need not run again: its
-        features are in `known`, by modality, whether it was kept, and whether gradients flow.
+        If encoders do not see each other, none has to run twice: `known` holds its features, by
+        modality, whether it was kept, and whether gradients flow.
         """
         mine = {name: inputs[name] for name in self.encoders if name in inputs}
         modes = [(module, module.training) for module in self.modules()]
-        self.eval()  # BatchNorm's statistics are of real inputs
+        self.eval()  # BatchNorm's statistics come from real inputs
         try:
             if self.head.meets:
                 masked = {
@@ -174,7 +173,7 @@ class LateFusion(nn.Module):
     def _blanked(
         self, encoders: Mapping[str, Encoder], name: str, x: Tensor | Padded
     ) -> Float[Tensor, "n w"]:
-        """The features of an input of zeros, which are those of one sample for all."""
+        """The features of an input of zeros, computed for one sample and repeated for all."""
         encoder = encoders[name]
         if isinstance(x, Padded) or isinstance(encoder, _Partly):
             return encoder(blank(x, self.encoders[name]))
@@ -182,11 +181,11 @@ class LateFusion(nn.Module):
 
 
 class _Partly:
-    """An encoder of a modality that some samples lack: it sees the others, and gives these zeros.
+    """An encoder that skips samples without its modality and returns zeros for them.
 
-    So that blanks do not count in a BatchNorm, and none is what an encoder cannot take. Only where
-    several ranks train it sees one blank if all lack the modality, of which nothing is kept: the
-    other ranks wait for it.
+    So blanks do not count in a BatchNorm, and no encoder has to accept them. Only if several ranks
+    train does it see one blank when all samples lack the modality, since the other ranks wait for
+    it; the result is discarded.
     """
 
     def __init__(self, encoder: nn.Module, here: Bool[Tensor, " n"]) -> None:
@@ -204,7 +203,7 @@ class _Partly:
             return self._whole(self.encoder(self._taken(x)))
 
     def staged(self, x: Tensor | Padded) -> Stages:
-        """Encodes stop by stop; means and factors are of all samples."""
+        """Encodes stop by stop; means and factors cover all samples."""
         assert isinstance(self.encoder, Staged)
         if not len(self.fed):
             for width in self.encoder.stage_widths:
@@ -219,7 +218,7 @@ class _Partly:
             return self._whole(found)
 
     def tokens(self, x: Tensor | Padded) -> Tokens:
-        """The tokens; those of samples that lack the modality are not there."""
+        """The tokens; samples that lack the modality have none."""
         assert isinstance(self.encoder, Tokened)
         if not len(self.fed):
             return Tokens(self._zeros(x, 1, self.width), self._zeros(x, 1).bool())
@@ -229,7 +228,7 @@ class _Partly:
 
     @contextmanager
     def _norms(self) -> Iterator[None]:
-        """Lets BatchNorm, which can make nothing of a single sample, use its running statistics."""
+        """Lets BatchNorm, which cannot train on a single sample, use its running statistics."""
         norms = [
             module
             for module in self.encoder.modules()
@@ -248,7 +247,7 @@ class _Partly:
     def _taken(self, x: Tensor | Padded) -> Tensor | Padded:
         found = taken(x, self.fed)
         idle = len(self.fed) > len(self.rows)
-        if idle and isinstance(found, Padded):  # a blank has a step, as a mean may be taken
+        if idle and isinstance(found, Padded):  # a blank has one step, for the mean
             found = with_a_step(found)
             found = Padded(found.values, found.length.clamp_min(1))
         return found
@@ -268,14 +267,14 @@ def _nothing_of(several: Iterable[Tensor]) -> Float[Tensor, ""]:
 
 
 def _precision(device: torch.device) -> Callable[[], torch.autocast]:
-    """Makes the autocast of this moment anew, as a loss is asked for outside of it."""
+    """Recreates the current autocast later, since losses are computed outside it."""
     kind = device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled)
 
 
 def feature_width(name: str, encoder: nn.Module) -> int:
-    """The width of an encoder's features, which it must say."""
+    """The width of an encoder's features, which the encoder must declare."""
     width = getattr(encoder, "out_features", None)
     if not isinstance(width, int):
         raise UserError(
@@ -287,7 +286,7 @@ def feature_width(name: str, encoder: nn.Module) -> int:
 
 
 def blank(x: Tensor | Padded, encoder: nn.Module) -> Tensor | Padded:
-    """The input that an encoder sees as zeros, after its own standardisation where it has one."""
+    """The input that an encoder sees as zeros, after its own standardisation if any."""
     if isinstance(x, Tensor) and (known := getattr(encoder, "blank", None)) is not None:
         features: Tensor = known.expand(len(x), -1)
         return features

@@ -1,8 +1,8 @@
-"""Cross-modal blocks: each modality's channels are rescaled by what all modalities show.
+"""Cross-modal blocks: all modalities together rescale each modality's channels.
 
 Joze, Shaban, Iuzzolino, Koishida, "MMTM: Multimodal Transfer Module for CNN Fusion", CVPR 2020,
-https://arxiv.org/abs/1911.08670. The running averages and curation are those of Wu, Jastrzebski,
-Cho, Geras, ICML 2022, see `evenly.methods.Greedy`.
+https://arxiv.org/abs/1911.08670. The running averages and curation follow Wu, Jastrzebski, Cho,
+Geras, ICML 2022; see `evenly.methods.Greedy`.
 """
 
 from collections.abc import Mapping
@@ -23,18 +23,17 @@ class MMTM(nn.Module):
 
         h = relu(W [s_1 .. s_M] + b),   g_m = 2 σ(V_m h + c_m),   y_m = g_m ⊙ x_m
 
-    W is shared; V_m makes the gate g_m of one modality. A modality that a sample lacks is
-    squeezed to zeros. While a modality is curated, its gate is its running average, a
-    constant, in training; evaluation always takes the gates as they are.
+    W is shared; V_m makes the gate g_m of one modality. A missing modality is squeezed to zeros.
+    While a modality is curated, training replaces its gate with its running average, a constant;
+    evaluation always uses the computed gates.
 
     Attributes:
         squeeze: W and b.
         excite: By modality, V_m and c_m.
-        average: Mean gate of each modality, one after the other, over all samples seen.
-        seen: How many samples each modality's average is of.
+        average: Mean gates of the modalities, one after another, over all samples seen.
+        seen: Number of samples in each modality's average.
         curated: Which modalities are curated.
-        latest: By modality, the gates of the last forward pass, as computed, of the samples that
-            have it.
+        latest: By modality, the computed gates of the last forward pass, for samples that have it.
     """
 
     average: Tensor
@@ -45,7 +44,7 @@ class MMTM(nn.Module):
         """Makes the layers.
 
         Args:
-            widths: By modality, how many channels it has.
+            widths: Number of channels by modality.
             ratio: r; h has 2 Σ widths / r elements (the authors' code: 4, half of all channels).
 
         Raises:
@@ -62,7 +61,7 @@ class MMTM(nn.Module):
         )
         self.register_buffer("average", torch.ones(total))  # the gate of an input of zero
         self.register_buffer("seen", torch.zeros(len(self.widths), dtype=torch.int64))
-        # not saved: a model read from the midst of a curation is to be trained without it
+        # not saved: a model loaded from the middle of a curation trains without it
         curated = torch.zeros(len(self.widths), dtype=torch.bool)
         self.register_buffer("curated", curated, persistent=False)
         self.latest: dict[str, Tensor] = {}
@@ -75,9 +74,9 @@ class MMTM(nn.Module):
         """Rescales the channels of each modality.
 
         Args:
-            maps: By modality, (n, channels, *positions), with any number of dimensions for the
+            maps: By modality, (n, channels, *positions), with any number of dimensions for
                 positions, or none.
-            here: By modality, which samples have it; those it does not name are complete.
+            here: By modality, which samples have it; modalities not named are complete.
         """
         gates = self.gates(
             {name: x.flatten(2).mean(2) if x.ndim > 2 else x for name, x in maps.items()}, here
@@ -107,14 +106,14 @@ class MMTM(nn.Module):
         return self._with_curation(gates) if self.training else gates
 
     def averages(self) -> dict[str, Float[Tensor, " _"]]:
-        """By modality, the running average of its gate."""
+        """The running average of each gate, by modality."""
         parts = self.average.split(list(self.widths.values()))
         return dict(zip(self.widths, parts, strict=True))
 
     def observed(self) -> Float[Tensor, " k"]:
-        """What `update` takes of the last forward pass: sums of the gates, then their numbers.
+        """What `update` needs from the last forward pass: sums of the gates, then their numbers.
 
-        Passes and ranks may be added up.
+        Results of passes and ranks may be added up.
         """
         sums = [
             self.latest[name].to(self.average.dtype).sum(0)
@@ -122,7 +121,7 @@ class MMTM(nn.Module):
             else self.average.new_zeros(width)
             for name, width in self.widths.items()
         ]
-        # filled, as a tensor made of a list waits for the device
+        # filled, since a tensor made from a list waits for the device
         counts = [
             self.average.new_full((1,), len(self.latest.get(name, ()))) for name in self.widths
         ]
@@ -130,10 +129,10 @@ class MMTM(nn.Module):
 
     @torch.no_grad()
     def update(self, observed: Float[Tensor, " k"]) -> None:
-        """Takes the samples of a training step into the running averages.
+        """Adds the samples of a training step to the running averages.
 
-        It is no part of the forward pass: a step may have several, and a rank sees but a share,
-        so that curated gates would differ between passes and ranks.
+        The forward pass does not do this: a step may have several passes, and a rank sees only a
+        share, so curated gates would differ between passes and ranks.
         """
         *sums, counts = observed.split([*self.widths.values(), len(self.widths)])
         self.seen += counts.round().to(self.seen.dtype)
@@ -148,7 +147,7 @@ class MMTM(nn.Module):
                 self.curated[m] = modalities[name]
 
     def _with_curation(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # a copy, as DistributedDataParallel writes buffers before each pass
+        # a copy, since DistributedDataParallel overwrites buffers before each pass
         switch = dict(zip(self.widths, self.curated.clone().unbind(), strict=True))
         averages = self.averages()
         return {

@@ -1,4 +1,4 @@
-"""Encoders by the name under which the command knows them."""
+"""Encoders by the names that the command uses."""
 
 from collections.abc import Callable
 
@@ -22,4 +22,4 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "wav2vec": Wav2Vec,
     "auto": Auto,
 }
-"""Each is called with the modality; what else it takes are settings."""
+"""Each is called with the modality; its other parameters are settings."""

@@ -1,4 +1,4 @@
-"""Samples that lack a modality: what is made of the others is put where it belongs."""
+"""Handles samples that lack a modality: results of the others go where they belong."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
@@ -13,11 +13,11 @@ from evenly.nn.tokens import Tokens
 T = TypeVar("T", bound=Tensor | Padded | Tokens)
 
 Part = tuple[Int[Tensor, " _"], Shaped[Tensor, "_ ..."]]
-"""Some rows of a batch, and what was made of them."""
+"""Some rows of a batch, and their results."""
 
 
 def taken(x: T, rows: Int[Tensor, " k"]) -> T:
-    """These rows of what a batch holds of a modality, on its device."""
+    """These rows of a modality in a batch, on its device."""
     if isinstance(x, Tensor):
         return cast(T, x[rows.to(x.device)])
     return cast(T, type(x)(*(taken(part, rows) for part in x)))
@@ -26,7 +26,7 @@ def taken(x: T, rows: Int[Tensor, " k"]) -> T:
 def scattered(
     parts: Sequence[Part], n: int, shape: Sequence[int], device: torch.device
 ) -> Shaped[Tensor, "{n} ..."]:
-    """The parts at their rows of a batch of `n`, zeros elsewhere: (n, *shape)."""
+    """The parts in their rows of a batch of `n`, with zeros elsewhere: (n, *shape)."""
     if not parts:
         return torch.zeros(n, *shape, device=device)
     rows, values = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -42,19 +42,19 @@ def by_presence(
     """Lets the modalities of each sample meet, as if all samples had the same ones.
 
     Args:
-        meet: Called once for each set of modalities that samples have, with what those samples
-            have; so no sample sees which modalities its neighbours have.
-        values: By modality, what meets.
-        here: By modality, which samples have it; those it does not name are complete.
-        widths: Of each result that `meet` may give. It is zeros for the samples for which
-            `meet` does not give it, or which have no modality at all.
+        meet: Called once for each set of modalities that samples have, with those samples' values,
+            so no sample sees which modalities its neighbours have.
+        values: What meets, by modality.
+        here: By modality, which samples have it; modalities not named are complete.
+        widths: Width of each result that `meet` may return. Results are zeros for samples for which
+            `meet` does not return them, or that have no modality at all.
     """
     masks = {name: here[name] for name in values if name in here}
     if not masks:
         return dict(meet(dict(values)))
     some = next(iter(values.values()))
     device = (some if isinstance(some, Tensor) else some[0]).device
-    # Beside the device, for which masks of the CPU need not wait at all.
+    # On the CPU, so that masks there need not wait for the device.
     seen = torch.stack([mask.cpu() for mask in masks.values()], 1)
     patterns, of = seen.unique(dim=0, return_inverse=True)
     parts: dict[str, list[Part]] = {name: [] for name in widths}

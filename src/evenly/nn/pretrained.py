@@ -1,10 +1,10 @@
-"""The field's large encoders, by name: made anew, or with weights from a folder or the hub.
+"""The field's large encoders, by name: untrained, or with weights from a folder or the hub.
 
-Every one is Transformers' model of that name. `config` changes its configuration, and
-`pretrained` is what `from_pretrained` takes: the path of a folder, or a name on the hub, which
-needs a network. Where the weights are at hand already, `pretrained` may be the configuration that
-they came with, as `configurations` gives it; it needs neither folder nor network. Inputs are
-standardised with the statistics of the training split.
+Each is Transformers' model of that name. `config` changes its configuration, and `pretrained` is
+what `from_pretrained` takes: the path of a folder, or a name on the hub, which needs a network. If
+you already have the weights, `pretrained` may be the configuration that they came with, as returned
+by `configurations`; it needs neither folder nor network. Inputs are standardised with the
+statistics of the training split.
 """
 
 import json
@@ -27,7 +27,7 @@ Config = dict[str, Any]
 
 
 class _Named(nn.Module):
-    """What they share: a model of Transformers and the width of its features."""
+    """What these encoders share: a Transformers model and the width of its features."""
 
     def __init__(self, name: str, pretrained: str | Config, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -41,15 +41,15 @@ class _Named(nn.Module):
         return f"pretrained={self.is_pretrained}, out_features={self.out_features}"
 
     def configuration(self) -> Config | None:
-        """What `pretrained` takes in place of a folder; None where there was none."""
+        """The configuration that `pretrained` takes instead of a folder; None if there was none."""
         return settings_of(self.model.config) if self.is_pretrained else None
 
 
 def configurations(encoders: nn.ModuleDict | Mapping[str, nn.Module]) -> dict[str, Config]:
-    """By modality, the configuration of each encoder that was made with `pretrained`.
+    """The configuration of each encoder made with `pretrained`, by modality.
 
-    It holds nothing but what JSON knows. `pretrained` takes it in place of a folder or a name,
-    and gives the same encoder with weights drawn anew.
+    It holds only JSON values. `pretrained` takes it instead of a folder or a name, and then gives
+    the same encoder with newly initialised weights.
     """
     known: dict[str, Any] = dict(encoders.items())
     found = {
@@ -61,7 +61,7 @@ def configurations(encoders: nn.ModuleDict | Mapping[str, nn.Module]) -> dict[st
 
 
 def settings_of(config: Any) -> Config:
-    """A configuration of Transformers, without where its weights lay, and in which type."""
+    """A Transformers configuration, without the location and type of its weights."""
     settings: Config = json.loads(config.to_json_string(use_diff=False))
     for part in (settings, *settings.values()):
         for name in ("_name_or_path", "dtype") if isinstance(part, dict) else ():
@@ -80,7 +80,7 @@ def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
 def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
-    # Transformers takes more than a configuration has, some of it to run code of others.
+    # Transformers accepts more than a configuration has, including settings that run foreign code.
     known = AutoConfig.for_model(name).to_dict().keys() - {"model_type"}
     for key in config:
         if key not in known:
@@ -108,7 +108,7 @@ def opening(pretrained: str) -> Iterator[str]:
     place = os.path.expanduser(pretrained)
     only_a_path = pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1
     try:
-        if only_a_path and not os.path.isdir(place):  # the hub takes its time to say no
+        if only_a_path and not os.path.isdir(place):  # the hub is slow to say no
             raise FileNotFoundError("no such folder")
         yield place
     except (OSError, ValueError) as error:
@@ -119,7 +119,7 @@ def opening(pretrained: str) -> Iterator[str]:
 
 
 class _Pictures(_Named):
-    """Takes images; of a video, the mean over its frames."""
+    """Takes images; a video gives the mean over its frames."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class _Pictures(_Named):
 class ResNet18(_Pictures):
     """ResNet-18 (He et al., CVPR 2016), the encoder of the paper's tables.
 
-    11.18 million parameters with three channels; features of 512, averaged over space.
+    11.18 million parameters with three channels; 512 features, averaged over space.
     """
 
     def __init__(self, modality: Modality, pretrained: str | Config = "") -> None:
@@ -158,7 +158,7 @@ class ResNet18(_Pictures):
 
 
 class ViT(_Pictures, Tokened):
-    """A vision transformer (Dosovitskiy et al., ICLR 2021); features are of its class token."""
+    """A vision transformer (Dosovitskiy et al., ICLR 2021); features come from its class token."""
 
     def __init__(
         self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
@@ -174,7 +174,7 @@ class ViT(_Pictures, Tokened):
         return found
 
     def tokens(self, x: Shaped[Tensor, "n ..."] | Padded) -> Tokens:
-        """The patches' tokens after a class token; of a video, one frame's after the other's."""
+        """The patches' tokens after a class token; for a video, frame after frame."""
         if isinstance(x, Tensor) and x.dim() == 4:
             return all_there(self.model(self.standardise(x)).last_hidden_state)
         frames = Frames(x, training=self.training)
@@ -184,8 +184,8 @@ class ViT(_Pictures, Tokened):
 class AST(_Named, Tokened):
     """An audio spectrogram transformer (Gong et al., Interspeech 2021), for (1, bands, frames).
 
-    Weights for other lengths are taken, too: the positions of their patches are interpolated, as
-    the paper does with those of pictures.
+    It also accepts weights for other lengths, by interpolating their patches' positions, as the
+    paper does with those of pictures.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class BERT(_Named, Tokened):
     `text(tokenizer=FOLDER)`.
 
     Attributes:
-        longest: Tokens of a text at most, for each of which it has a position.
+        longest: Maximum tokens of a text, since each needs a position.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class BERT(_Named, Tokened):
         return mean_of(*self.tokens(x))
 
     def tokens(self, x: Padded) -> Tokens:
-        """The tokens of the text; a tokenizer of BERT puts its class token first."""
+        """The tokens of the text; BERT's tokenizer puts its class token first."""
         x = with_a_step(x)
         there = is_there(x)
         size: Any = self.model.config
@@ -283,7 +283,7 @@ class Wav2Vec(_Named, Tokened):
     def __init__(
         self, modality: Modality, pretrained: str | Config = "", config: Config | None = None
     ) -> None:
-        """Makes it, without masks in time and dropped layers: parameters stay in use."""
+        """Makes it, without masks in time or dropped layers, so all parameters stay in use."""
         _check_kind(self, modality, "sequence")
         calm = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
         super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
@@ -306,34 +306,34 @@ class Wav2Vec(_Named, Tokened):
         return all_there(self.model(self.standardise(x)[..., 0]).last_hidden_state)
 
     def _of_each_length(self, x: Padded) -> Tokens:
-        """The tokens of each sound as by itself: no norm and no attention reaches over padding.
+        """The tokens of each sound as if alone: no norm or attention reaches over padding.
 
-        A sound that is too short for a token is filled up with zeros.
+        A sound too short for a token is padded with zeros.
         """
         sound, count = filled(self.model, x)
         return waves(self.model, self.standardise(sound), count)
 
 
 def filled(model: nn.Module, x: Padded) -> tuple[Float[Tensor, "n t 1"], Int[Tensor, " n"]]:
-    """Waveforms with zeros behind their ends, long enough for tokens, and how much of each counts.
+    """Waveforms padded with zeros, long enough for tokens, and how much of each counts.
 
     Args:
-        model: Of wav2vec's family: convolutions, then a transformer.
+        model: A model of wav2vec's family: convolutions, then a transformer.
         x: Waveforms (t, 1).
     """
     sound = x.values.masked_fill(~is_there(x)[..., None], 0)
-    # An exported program needs two tokens, as it would take a single one for the only number.
+    # An exported program needs two tokens, since it would treat one as the only possible number.
     sound = nn.functional.pad(sound, (0, 0, 0, max(0, _samples(model, 2) - sound.shape[1])))
     return sound, x.length.clamp_min(_samples(model, 1))
 
 
 def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " n"]) -> Tokens:
-    """The tokens of waveforms, of each as by itself.
+    """The tokens of waveforms, each as if alone.
 
     Args:
-        model: Of wav2vec's family.
-        sound: As the model takes it.
-        count: Samples of each.
+        model: A model of wav2vec's family.
+        sound: Sound in the form the model takes.
+        count: Number of samples of each.
     """
     parts: Any = model
     steps = sound.transpose(1, 2)
@@ -350,12 +350,12 @@ def waves(model: nn.Module, sound: Float[Tensor, "n t 1"], count: Int[Tensor, " 
     steps = steps.transpose(1, 2)
     there = is_there(Padded(steps, count))
     projected = parts.feature_projection(steps)
-    steps = projected[0] if isinstance(projected, tuple) else projected  # HuBERT gives one alone
+    steps = projected[0] if isinstance(projected, tuple) else projected  # HuBERT returns just one
     return Tokens(parts.encoder(steps, attention_mask=there).last_hidden_state, there)
 
 
 def _samples(model: nn.Module, tokens: int) -> int:
-    """Samples of sound that make so many tokens."""
+    """Number of sound samples that make so many tokens."""
     sizes: Any = model.config
     length = tokens
     for kernel, stride in zip(sizes.conv_kernel[::-1], sizes.conv_stride[::-1], strict=True):
@@ -366,7 +366,7 @@ def _samples(model: nn.Module, tokens: int) -> int:
 def _normed(
     norm: nn.GroupNorm, x: Float[Tensor, "n c t"], there: Bool[Tensor, "n t"]
 ) -> Float[Tensor, "n c t"]:
-    """The norm of each channel over the steps that are there."""
+    """The norm of each channel over the valid steps."""
     valid, dtype = there[:, None], x.dtype
     x = x.float()
     count = valid.sum(2, keepdim=True)
@@ -377,9 +377,9 @@ def _normed(
 
 
 class Transformer(Tokened):
-    """Transformer layers over the steps of a sequence; features are of a class token.
+    """Transformer layers over the steps of a sequence; features come from a class token.
 
-    Padding is not attended to. Steps have sinusoidal positions, so any length goes.
+    Attention skips padding. Steps have sinusoidal positions, so any length works.
     """
 
     def __init__(
@@ -389,9 +389,9 @@ class Transformer(Tokened):
 
         Args:
             modality: A sequence or a text.
-            width: Of its features.
-            layers: How many.
-            heads: Of the attention; they divide the width.
+            width: Width of its features.
+            layers: Number of layers.
+            heads: Number of attention heads, which must divide the width.
         """
         super().__init__()
         _check_kind(self, modality, "sequence", "text")
@@ -445,11 +445,11 @@ def _positions(steps: Float[Tensor, "n t w"]) -> Float[Tensor, "t w"]:
 
 
 def is_there(x: Padded) -> Bool[Tensor, "n t"]:
-    """Which steps are no padding."""
+    """Which steps are not padding."""
     return torch.arange(x.values.shape[1], device=x.length.device) < x.length[:, None]
 
 
 def mean_of(steps: Float[Tensor, "n t w"], there: Bool[Tensor, "n t"]) -> Float[Tensor, "n w"]:
-    """The mean over the steps that are there; that of none is 0."""
+    """The mean over the valid steps; 0 without any."""
     count: Int[Tensor, " n"] = there.sum(1, keepdim=True).clamp_min(1)
     return steps.masked_fill(~there[..., None], 0).sum(1) / count

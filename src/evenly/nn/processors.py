@@ -1,4 +1,4 @@
-"""What was done to the inputs that pretrained weights come from, as their folder says."""
+"""The preprocessing of inputs that pretrained weights expect, read from their folder."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -7,21 +7,21 @@ from evenly.errors import UserError
 
 Takes = Literal["pictures", "clips", "spectrogram", "waves", "mel", "tokens"]
 """What a model takes: pictures one by one, clips of frames, an AST's spectrogram, waveforms,
-Whisper's mel bands (made of waveforms here), tokens."""
+Whisper's mel bands (computed from waveforms here), tokens."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Settings of a processor of Transformers, numbers and lists alone.
+    """Settings of a Transformers processor, only numbers and lists.
 
     Attributes:
-        mean: That is taken off each channel of pictures of bytes, or of a spectrogram.
-        std: That they are divided by then.
+        mean: Subtracted from each channel of byte pictures, or from a spectrogram.
+        std: The divisor after that.
         size: Height and width of pictures.
-        rate: Samples of sound a second.
-        normalise: Whether each waveform is brought to mean 0 and deviation 1.
+        rate: Samples of sound per second.
+        normalise: Whether each waveform is scaled to mean 0 and deviation 1.
         n_fft: Samples in a window of Whisper's mel bands.
-        hop: Samples between two of them.
+        hop: Samples between two windows.
     """
 
     mean: list[float] | None = None
@@ -33,12 +33,12 @@ class Processor:
     hop: int = 160
 
     def as_dict(self) -> dict[str, Any]:
-        """What makes it again."""
+        """The settings that recreate it."""
         return asdict(self)
 
     @staticmethod
     def of(place: str, takes: Takes) -> "Processor":
-        """The processor that lies beside weights; without settings where there is none."""
+        """The processor beside weights; without settings if there is none."""
         if takes == "tokens":
             return Processor()
         found = _loaded(place, takes)
@@ -57,7 +57,7 @@ class Processor:
 
 
 def _loaded(place: str, takes: Takes) -> Any:
-    """A processor of Transformers; None if there is no file of one."""
+    """A Transformers processor; None if there is no file of one."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor
     from transformers.utils import cached_file
 
@@ -94,7 +94,7 @@ def _of_pictures(found: Any) -> Processor:
 
 
 def _size(found: Any) -> list[int] | None:
-    """Height and width of what a processor of pictures makes, where these are always the same."""
+    """Height and width of a picture processor's output, if always the same."""
     cropped = getattr(found, "do_center_crop", None)
     size: Any = found.crop_size if cropped else (found.size if found.do_resize else None)
     height, width = (size and size.get(side) for side in ("height", "width"))

@@ -1,4 +1,4 @@
-"""Encoders that give tokens, which transformers fuse before they are pooled."""
+"""Encoders that return tokens, which transformers fuse before pooling."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -10,11 +10,11 @@ from evenly.errors import UserError
 
 
 class Tokens(NamedTuple):
-    """What an encoder makes of each step of its input.
+    """An encoder's output for each step of its input.
 
     Attributes:
         steps: (n, t, width), the class token first.
-        there: (n, t) which of them are no padding.
+        there: (n, t) which of them are not padding.
     """
 
     steps: Tensor
@@ -40,7 +40,7 @@ class Tokened(nn.Module):
 
 
 def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
-    """Raises if an encoder gives no tokens."""
+    """Raises if an encoder returns no tokens."""
     for name, encoder in encoders.items():
         if not isinstance(encoder, Tokened):
             raise UserError(
@@ -52,17 +52,17 @@ def check_tokens(head: str, encoders: Mapping[str, nn.Module]) -> None:
 def tokens_of(
     names: Iterable[str], encoders: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> dict[str, Tokens]:
-    """The tokens of each modality that a batch holds."""
+    """The tokens of each modality in a batch."""
     return {name: encoders[name].tokens(inputs[name]) for name in names if name in inputs}
 
 
 def heads_of(width: int) -> int:
-    """Heads of an attention: four, or as many as divide the width."""
+    """Number of attention heads: four, or as many as divide the width."""
     return next(n for n in (4, 2, 1) if width % n == 0)
 
 
 def layer_of(width: int) -> nn.TransformerEncoderLayer:
-    """A transformer layer in the form that trains without warm-up."""
+    """A transformer layer in the variant that trains without warm-up."""
     return nn.TransformerEncoderLayer(
         width, heads_of(width), 4 * width, activation="gelu", batch_first=True, norm_first=True
     )

@@ -7,14 +7,14 @@ from evenly.errors import UserError
 from evenly.nn.encoders import Standardise
 
 CLASSIFIERS = ("fc", "classifier", "head", "heads")
-"""What torchvision's models call what turns features into classes."""
+"""Names of the classifier in torchvision's models."""
 
 
 def without_classifier(encoder: nn.Module, modality: Modality) -> nn.Module:
     """A model of timm or torchvision that returns features of standardised inputs; any other as is.
 
-    Their models return scores of classes and take floats. The last layer that makes the scores is
-    taken off: of timm's by `reset_classifier`, of torchvision's the last linear layer of `fc`,
+    Their models take floats and return class scores. This removes the last layer, which makes the
+    scores: with timm by `reset_classifier`, with torchvision the last linear layer of `fc`,
     `classifier`, `head` or `heads`. Inputs are standardised by the training split.
 
     Raises:
@@ -31,7 +31,7 @@ def without_classifier(encoder: nn.Module, modality: Modality) -> nn.Module:
 
 
 def _cut(encoder: nn.Module) -> None:
-    """Puts nothing in the place of the last linear layer of the classifier."""
+    """Replaces the last linear layer of the classifier with an identity."""
     layers = [
         name
         for name, module in encoder.named_modules()

@@ -18,9 +18,8 @@ class Picture(NamedTuple):
     """A frame of a stream of pictures.
 
     Attributes:
-        frame: As it was decoded.
-        time: When it is shown, in seconds from the beginning of the file; None if the file does
-            not say.
+        frame: The decoded frame.
+        time: When it is shown, in seconds from the beginning of the file; None if unknown.
     """
 
     frame: av.VideoFrame
@@ -31,9 +30,8 @@ class Sound(NamedTuple):
     """A piece of a stream of sound.
 
     Attributes:
-        frame: As it was decoded.
-        time: When it begins, likewise; None also where the file holds nothing else, so that
-            there is nothing to be in time with.
+        frame: The decoded frame.
+        time: When it begins, likewise; also None if the file holds nothing else to be in sync with.
     """
 
     frame: av.AudioFrame
@@ -41,17 +39,17 @@ class Sound(NamedTuple):
 
 
 def pictures(file: File, stream: int) -> Generator[Picture]:
-    """The frames of a stream of pictures, in the order in which they are shown.
+    """The frames of a stream of pictures, in display order.
 
-    A cover that is attached to sound is no stream of pictures. A file begins where the first of
-    its streams of pictures and sound does.
+    Cover art attached to sound is not a stream of pictures. A file begins where the first of its
+    streams of pictures and sound does.
 
     Args:
-        file: That holds it.
+        file: The file with the stream.
         stream: Which stream of pictures, from 0.
 
     Raises:
-        MediaError: If the file is missing, empty or broken, now or while it is read.
+        MediaError: If the file is missing, empty or broken, now or during reading.
         NoStream: If it has no such stream.
     """
     with _opened(file) as container:
@@ -76,7 +74,7 @@ def sounds(file: File, stream: int) -> Generator[Sound]:
 def _opened(file: File) -> Iterator[InputContainer]:
     check_file(file)
     check_whole(file)
-    # Without its protocol, a name such as a:b.mp4 would be taken for one.
+    # Without its protocol, a name such as a:b.mp4 would be mistaken for one.
     source: Any = f"file:{file}" if isinstance(file, Path) else BytesIO(file)
     try:
         with av.open(source) as container:
@@ -86,7 +84,7 @@ def _opened(file: File) -> Iterator[InputContainer]:
 
 
 def _streams(container: InputContainer) -> tuple[list[Stream], list[Stream]]:
-    """Those of pictures and those of sound."""
+    """The streams of pictures and those of sound."""
     video: Sequence[Stream] = container.streams.video
     seen = [stream for stream in video if not stream.disposition & Disposition.attached_pic]
     return seen, list(container.streams.audio)
@@ -95,8 +93,8 @@ def _streams(container: InputContainer) -> tuple[list[Stream], list[Stream]]:
 def _begin(streams: Sequence[Stream]) -> float | None:
     """When the first of several streams begins, on the file's clock; None for a single one.
 
-    That is as the file says, before what a decoder makes of it: all that counts is that it is one
-    moment for all streams.
+    It is the time in the file, before any decoder's correction: it only has to be the same moment
+    for all streams.
     """
     known = [
         float(stream.start_time * stream.time_base)
@@ -112,7 +110,7 @@ def _since(begin: float | None, time: float | None) -> float | None:
 
 def _frames(container: InputContainer, stream: Stream) -> Iterator[Any]:
     for packet in container.demux(stream):
-        # An empty packet says that nothing has changed; only the last one ends the stream.
+        # An empty packet means that nothing has changed; only the last one ends the stream.
         if packet.size or packet.dts is None:
             yield from packet.decode()
 

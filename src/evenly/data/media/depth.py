@@ -1,11 +1,11 @@
-"""Pictures of any depth, brought to 8 bits by one rule.
+"""Pictures of any depth, converted to 8 bits by one rule.
 
-White is the largest number that a picture's format holds: 65,535 in one of 16 bits, 4,095 in one
-of 12; of floating-point numbers it is 1. So two pictures of one format are always on one scale,
-which their own extremes would not give. A picture is refused if it has numbers below 0 (black) or
-above white, or if its brightest pixel is below a quarter of white, so that 8 bits would show
-little of it: it has a scale that its format does not tell, such as 12 bits stored in 16, or
-millimetres. Frames of videos in 10 or 12 bits, which tell their scale, are brought to 8 by FFmpeg.
+White is the largest number in a picture's format: 65,535 for 16 bits, 4,095 for 12, and 1 for
+floating-point numbers. So two pictures of one format always share a scale, which their own extremes
+would not ensure. A picture is refused if it has numbers below 0 (black) or above white, or if its
+brightest pixel is below a quarter of white, so that 8 bits would show little of it. It then has a
+scale that its format does not tell, such as 12 bits stored in 16, or millimetres. FFmpeg converts
+video frames in 10 or 12 bits, which do tell their scale.
 """
 
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ from PIL import Image, ImageFile, ImageOps
 from evenly.data.media.error import MediaError
 
 DARKEST = 1 / 4
-"""Share of white that the brightest pixel of a picture with more than 8 bits has at least."""
+"""Minimum share of white for the brightest pixel of a picture with more than 8 bits."""
 NARROWEST = 1 / 10
-"""The same between the darkest and the brightest pixel of one in grey, unless it is all one."""
+"""The same for the range of a grey picture's pixels, unless all are equal."""
 
 
 def colours(name: str, image: ImageFile.ImageFile) -> Image.Image:
-    """An image in RGB of 8 bits, upright, without what makes it transparent.
+    """An image in 8-bit RGB, upright, without transparency.
 
     Args:
-        name: Of its file, for messages.
-        image: In any mode, just opened; it is changed.
+        name: Name of its file, for messages.
+        image: An image in any mode, just opened; it is changed.
 
     Raises:
-        MediaError: If there is no such picture to be made of it.
+        MediaError: If no such picture can be made from it.
     """
-    deep = ";16" in str(image.tile)  # known until it is loaded; of colours Pillow keeps 8 bits
+    deep = ";16" in str(image.tile)  # known only before loading; of colours, Pillow keeps 8 bits
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         values, white = np.asarray(image), _white(image)
-        if _tags(image).get(262) == 0:  # numbers that say how dark it is
+        if _tags(image).get(262) == 0:  # numbers that tell how dark it is
             values = white - values.astype(np.float64)
         return Image.fromarray(eight_bits(name, values, white)).convert("RGB")
     image.info.pop("transparency", None)
@@ -55,13 +55,13 @@ def _white(image: Image.Image) -> int:
     if image.mode == "F":
         return 1
     tags = _tags(image)
-    bits: int = tags.get(258, (16,))[0]  # Pillow brings PNG, PGM and JPEG 2000 to 16
+    bits: int = tags.get(258, (16,))[0]  # Pillow converts PNG, PGM and JPEG 2000 to 16
     signed: bool = tags.get(339, (1,))[0] == 2
     return (1 << bits - signed) - 1
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:
-    """Those of a TIFF."""
+    """The tags of a TIFF."""
     found: Mapping[int, Any] = getattr(image, "tag_v2", {})
     return found
 
@@ -69,10 +69,10 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
 def eight_bits(
     name: str, values: Num[np.ndarray, "*shape"], white: int
 ) -> UInt8[np.ndarray, "*shape"]:
-    """Numbers from 0 to `white`, as 0 to 255.
+    """Numbers from 0 to `white`, scaled to 0 to 255.
 
     Raises:
-        MediaError: If they are not within that, are all near black, or all near one another.
+        MediaError: If they exceed that range, are all near black, or all nearly equal.
     """
     low, high = values.min(), values.max()
     if not np.isfinite([low, high]).all():

@@ -1,4 +1,4 @@
-"""Files of sound and pictures, on the disk or in memory, and what is wrong with one."""
+"""Files of sound and pictures, on disk or in memory, and their errors."""
 
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from evenly.errors import UserError
 
 File = Path | bytes
-"""A file by its path, or its bytes. What kind of file it is is found out from what it holds."""
+"""A file by its path, or its bytes. Its content determines its kind."""
 
 
 class MediaError(UserError):
     """A media file that cannot be used, with the reason in one sentence.
 
     Attributes:
-        name: Of the file.
-        reason: What was found, without the name.
+        name: Name of the file.
+        reason: What is wrong, without the name.
     """
 
     def __init__(self, file: File | str, reason: str) -> None:
@@ -26,16 +26,16 @@ class MediaError(UserError):
 
 
 class NoStream(MediaError):
-    """A media file that is whole, but holds no such sound or pictures."""
+    """A media file that is intact, but has no such sound or pictures."""
 
 
 def named(file: File) -> str:
-    """What messages call a file."""
+    """The name of a file in messages."""
     return str(file) if isinstance(file, Path) else f"a file in memory of {len(file):,} bytes"
 
 
 def check_file(file: File) -> None:
-    """Raises `MediaError` if there is no file, or nothing in it."""
+    """Raises `MediaError` if the file does not exist or is empty."""
     if isinstance(file, Path) and not file.exists():
         raise MediaError(file, "file not found")
     if not file if isinstance(file, bytes) else file.is_file() and not file.stat().st_size:
@@ -46,7 +46,7 @@ def opened(file: File) -> BytesIO | BufferedReader:
     """A file to read from.
 
     Raises:
-        MediaError: If there is none, or nothing in it.
+        MediaError: If it does not exist or is empty.
     """
     check_file(file)
     return BytesIO(file) if isinstance(file, bytes) else file.open("rb")

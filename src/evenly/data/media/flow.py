@@ -22,7 +22,7 @@ def flow(frames: UInt8[np.ndarray, "k 3 h w"], method: FlowMethod = "dis") -> Fl
             'medium' preset), which is faster and follows larger movements.
 
     Returns:
-        One fewer than the frames: u, to the right, and v, down, in pixels.
+        One flow fewer than frames: u, to the right, and v, down, in pixels.
 
     Raises:
         ValueError: If there are fewer than two frames.
@@ -47,8 +47,8 @@ def quantised(found: Flow, bound: float = 20.0) -> UInt8[np.ndarray, "t 2 h w"]:
     """Flow as 8-bit integers, as flow images are stored: -bound is 0, no movement 127.5.
 
     Args:
-        found: In pixels.
-        bound: Movements beyond ±bound pixels are cut off; 20 as in Wang et al., ECCV 2016.
+        found: Flow in pixels.
+        bound: Movements beyond ±bound pixels are clipped; 20 as in Wang et al., ECCV 2016.
     """
     return np.rint((found.clip(-bound, bound) + bound) * (255 / (2 * bound))).astype(np.uint8)
 

@@ -11,24 +11,24 @@ from evenly.data.media.whole import check_whole
 
 Samples = Float[np.ndarray, " t"]
 JITTER = 0.04
-"""Seconds by which time stamps may be off before silence is put in, or sound left out."""
+"""Seconds by which time stamps may be off before silence is inserted or sound dropped."""
 LONGEST = 3600
-"""Seconds of silence that are put in at most."""
+"""Maximum seconds of inserted silence."""
 
 
 def read_sound(file: File, rate: int | None = None, stream: int = 0) -> tuple[Samples, int]:
     """The mean of the channels of a sound.
 
-    Where a file has pictures or other sound beside it, silence fills the time before it begins,
-    and any gap that its time stamps leave, so that all are cut from the same instants.
+    If a file also has pictures or other sound, silence fills the time before this one begins, and
+    any gaps in its time stamps, so that all streams stay in sync.
 
     Args:
         file: Sound, or a video with sound, in any container that FFmpeg knows.
-        rate: Samples a second that it is brought to; its own by default.
+        rate: Samples per second to convert to; its own by default.
         stream: Which stream of sound, where a file has several.
 
     Returns:
-        Samples (t) as 32-bit floats, full scale at ±1, and their number a second.
+        Samples (t) as 32-bit floats, full scale at ±1, and their number per second.
 
     Raises:
         MediaError: If the file is missing, empty or broken.
@@ -57,9 +57,9 @@ def resampled(samples: Float[np.ndarray, " t"], rate: int, new: int) -> Float[np
 
 
 def _wav(file: File) -> tuple[Samples, int] | None:
-    """The sound of a .wav file, whatever its name, of which libsndfile makes most; None of others.
+    """The sound of a .wav file, whatever its name, if libsndfile reads it; None for others.
 
-    FFmpeg reads the same, in more time, and is left what is unusual.
+    FFmpeg reads the same more slowly, and handles unusual files.
     """
     with opened(file) as source:
         if source.read(4) != b"RIFF":
@@ -74,7 +74,7 @@ def _wav(file: File) -> tuple[Samples, int] | None:
 
 
 def _stream(file: File, stream: int) -> tuple[Samples, int]:
-    """The sound of any container, laid out by its time stamps."""
+    """The sound of any container, arranged by its time stamps."""
     parts: list[np.ndarray] = []
     rate = length = origin = 0
     for frame, time in sounds(file, stream):
@@ -86,7 +86,7 @@ def _stream(file: File, stream: int) -> tuple[Samples, int]:
         piece = _mono(frame)
         if time is not None:
             late = origin + round(time * rate) - length
-            if length and late < -rate:  # it was joined of parts, each with a clock of its own
+            if length and late < -rate:  # it was joined from parts, each with its own clock
                 origin -= late
             elif not length or abs(late) > JITTER * rate:
                 if late > LONGEST * rate:
@@ -100,7 +100,7 @@ def _stream(file: File, stream: int) -> tuple[Samples, int]:
 
 
 def _mono(frame: av.AudioFrame) -> Samples:
-    """The mean of a frame's channels: FFmpeg's mixing would weigh them by their place in a room."""
+    """The mean of a frame's channels: FFmpeg's mixing would weight them by speaker position."""
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, len(frame.layout.channels)).T

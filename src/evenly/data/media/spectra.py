@@ -1,6 +1,6 @@
-"""The three front ends that the field uses for sound: pictures of (bands, frames).
+"""The field's three front ends for sound: pictures of (bands, frames).
 
-Every one is computed by `transformers.audio_utils`, with the settings of its source.
+Each is computed by `transformers.audio_utils`, with the settings of its source.
 """
 
 import warnings
@@ -19,8 +19,8 @@ Spectrogram = Float[np.ndarray, "bands frames"]
 def log_stft(samples: Samples, n_fft: int = 512, hop: int = 353) -> Spectrogram:
     """ln(|STFT| + 1e-7), periodic Hann window, centred frames with mirrored edges.
 
-    The defaults are those of OGM-GE's released code (Peng et al., CVPR 2022), which come to
-    257 × 188 for three seconds at 22,050 samples a second.
+    The defaults are those of OGM-GE's released code (Peng et al., CVPR 2022), which give 257 × 188
+    for three seconds at 22,050 samples per second.
 
     Args:
         samples: (t) sound; longer than n_fft / 2, for the mirrored edges.
@@ -40,11 +40,11 @@ def log_stft(samples: Samples, n_fft: int = 512, hop: int = 353) -> Spectrogram:
 def log_mel(
     samples: Samples, rate: int, bands: int = 128, n_fft: int = 1024, hop: int = 160
 ) -> Spectrogram:
-    """10 · log10 of the power in mel bands (Slaney's scale and norm), not below -100 dB.
+    """10 · log10 of the power in mel bands (Slaney's scale and norm), at least -100 dB.
 
     Args:
         samples: (t) sound.
-        rate: Samples a second.
+        rate: Samples per second.
         bands: Mel bands from 0 to half the rate.
         n_fft: Samples in a window, periodic Hann.
         hop: Samples between two windows.
@@ -63,20 +63,20 @@ def log_mel(
 
 
 def fbank(samples: Samples, rate: int = 16_000, bands: int = 128) -> Spectrogram:
-    """Kaldi's log mel filter bank, as AST and the released code of D&R take it.
+    """Kaldi's log mel filter bank, as used by AST and the released code of D&R.
 
-    Windows of 25 ms (symmetric Hann) every 10 ms that lie wholly within the sound; its mean and
-    that of each window taken off; pre-emphasis of 0.97; power in triangles on Kaldi's mel scale
-    from 20 Hz to half the rate; natural logarithm. There is no dither.
+    Windows of 25 ms (symmetric Hann) every 10 ms, all within the sound; its mean and that of each
+    window subtracted; pre-emphasis of 0.97; power in triangles on Kaldi's mel scale from 20 Hz to
+    half the rate; natural logarithm. There is no dither.
 
     Args:
         samples: (t) sound, 25 ms or more.
-        rate: Samples a second.
+        rate: Samples per second.
         bands: Mel bands.
 
     Returns:
         1 + (t - 0.025 · rate) // (0.010 · rate) frames. At 16 kHz a few of the lowest of 128 bands
-        hold no frequency and are constant, as in the released code.
+        contain no frequency and are constant, as in the released code.
     """
     from transformers.audio_utils import spectrogram, window_function
 
@@ -108,11 +108,11 @@ def fbank(samples: Samples, rate: int = 16_000, bands: int = 128) -> Spectrogram
 def _filters(
     n_fft: int, bands: int, lowest: float, rate: int, scale: Literal["slaney", "kaldi"]
 ) -> Float[np.ndarray, "frequencies bands"]:
-    """Triangles from `lowest` to half the rate; Kaldi's are drawn on mel and not normed."""
+    """Triangles from `lowest` to half the rate; Kaldi's are linear in mel and not normalised."""
     from transformers.audio_utils import mel_filter_bank
 
     with warnings.catch_warnings():
-        # The field's 128 bands are finer than its transform: a few low ones hold no frequency.
+        # The field's 128 bands are finer than its transform: a few low ones contain no frequency.
         warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
         found: Float[np.ndarray, "frequencies bands"] = mel_filter_bank(
             n_fft // 2 + 1,

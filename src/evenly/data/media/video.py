@@ -17,19 +17,19 @@ from evenly.data.media.depth import colours, eight_bits
 from evenly.data.media.error import File, MediaError, named, opened
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-"""Of the images in a folder of frames."""
+"""Endings of the images in a folder of frames."""
 KEPT = 128 * 2**20
-"""Bytes of decoded frames up to which a video keeps them all, and need not be decoded again."""
+"""Bytes of decoded frames up to which a video keeps them all, to avoid decoding again."""
 REORDERED = 1.0
-"""Seconds within which a file may stamp its frames in another order than they are shown in."""
+"""Seconds within which a file's frame stamps may be out of display order."""
 WITHOUT = "pick=uniform needs no times"
 
 
 class Frames:
-    """The frames of one thing to look at.
+    """The frames of one video or picture.
 
     Attributes:
-        name: Of the file or folder that they come from.
+        name: Name of the file or folder that they come from.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,7 +37,7 @@ class Frames:
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of frames."""
 
     @property
     @abstractmethod
@@ -55,9 +55,8 @@ class Frames:
         """Some frames in RGB.
 
         Args:
-            index: Which, in ascending order; one may come more than once.
-            size: Height and width that they are scaled to, without regard to the shape of the
-                picture; their own by default.
+            index: Frame numbers in ascending order; one may repeat.
+            size: Height and width to scale to, ignoring the aspect ratio; their own by default.
 
         Raises:
             MediaError: If the file is missing or broken.
@@ -70,7 +69,7 @@ def frames_of(file: File, stream: int = 0, fps: float = 25.0) -> Frames:
     Args:
         file: A video in any container that FFmpeg knows, a folder, or a still image.
         stream: Which stream of pictures, where a file has several.
-        fps: Frames a second of a folder, which does not say.
+        fps: Frames per second of a folder, which does not say.
     """
     if isinstance(file, Path) and file.is_dir():
         return Folder(file, fps)
@@ -83,17 +82,17 @@ def is_still(file: File) -> bool:
     """Whether a file holds one picture, whatever its name."""
     try:
         with opened(file) as source, Image.open(source) as image:
-            # Pillow opens some moving pictures too, but it is FFmpeg that knows their times.
+            # Pillow opens some moving pictures too, but only FFmpeg knows their times.
             animated = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
             return image.format != "MPEG" and not animated
     except Image.DecompressionBombError:
-        return True  # reading it says that it is too large
+        return True  # reading it will say that it is too large
     except (MediaError, OSError, SyntaxError):
         return False
 
 
 class Video(Frames):
-    """A stream of pictures in a container, turned upright as the file says."""
+    """A stream of pictures in a container, rotated upright as the file says."""
 
     def __init__(self, file: File, stream: int = 0) -> None:
         super().__init__(named(file))
@@ -107,8 +106,8 @@ class Video(Frames):
     def times(self) -> Float[np.ndarray, " t"]:
         """When each frame is shown.
 
-        Frames come in the order in which they are shown, but files that know no more than the order
-        in which they are stored (.avi) may stamp them in that one: the stamps are sorted.
+        Frames come in display order, but files that know only their storage order (.avi) may stamp
+        them in that order, so the stamps are sorted.
         """
         if None in self._stamps:
             raise MediaError(self.name, f"has no time stamps for its frames; {WITHOUT}")
@@ -123,7 +122,7 @@ class Video(Frames):
     def _stamps(self) -> list[float | None]:
         """When each frame is shown, as the file says.
 
-        The video is decoded for it: what a container says of its frames is often wrong.
+        This decodes the video, since containers often have wrong data on their frames.
         """
         stamps: list[float | None] = []
         kept, size = [], 0
@@ -141,7 +140,7 @@ class Video(Frames):
     def read(
         self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
     ) -> UInt8[np.ndarray, "k 3 h w"]:
-        """Some frames in RGB; those of a long video are decoded once more."""
+        """Some frames in RGB; those of a long video are decoded again."""
         wanted = set(index.tolist())
         found: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
         frames = self.kept or (frame for frame, _ in pictures(self.file, self.stream))
@@ -155,7 +154,7 @@ class Video(Frames):
         return _stacked(self.name, (found[number] for number in index.tolist()))
 
     def _rgb(self, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-        """A frame as it is looked at."""
+        """A frame as displayed."""
         name = frame.format.name
         if re.search(r"f(16|32)[bl]e$", name):
             try:
@@ -210,19 +209,19 @@ class Folder(Stills):
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
-    """Numbers by their size: frame 10 comes after frame 9."""
+    """Sorts numbers by value: frame 10 comes after frame 9."""
     return [(int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", file.name)]
 
 
 def _upright(picture: UInt8[np.ndarray, "_ _ 3"], frame: VideoFrame) -> UInt8[np.ndarray, "_ _ 3"]:
-    """A picture turned and mirrored as the file says."""
+    """A picture rotated and mirrored as the file says."""
     try:
         data: Any = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know all that FFmpeg puts there
+    except ValueError:  # PyAV does not know everything that FFmpeg writes there
         return np.rot90(picture, frame.rotation // 90)
     if data is None:
         return picture
-    # Where one step to the right, and one down, in the picture leads on the screen.
+    # Where a step right, and a step down, in the picture leads on screen.
     (a, b, _), (c, d, _), _ = np.frombuffer(bytes(data), np.int32).reshape(3, 3).tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         picture, a, d = picture.transpose(1, 0, 2), c, b
@@ -230,7 +229,7 @@ def _upright(picture: UInt8[np.ndarray, "_ _ 3"], frame: VideoFrame) -> UInt8[np
 
 
 def _alike(image: Image.Image) -> int:
-    """How many pictures a file holds that are no smaller copies of the first, or views of it."""
+    """The number of pictures in a file, without smaller copies or views of the first."""
     count = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP", "AVIF") else 1
     if count > 1:
         size = image.size

@@ -8,17 +8,17 @@ from io import BufferedIOBase
 from evenly.data.media.error import File, MediaError, opened
 
 SLACK = 64
-"""Bytes by which a header may be wrong: some count themselves."""
+"""Bytes by which a header may be off: some count themselves."""
 UNKNOWN = 0x7FFF_0000
-"""Sizes from here on are written where the end of a sound or video is not known yet."""
+"""Sizes from here on mean that the end of a sound or video was not yet known."""
 
 
 def check_whole(file: File) -> None:
-    """Raises `MediaError` if the file ends before its header says, or its sound goes on after.
+    """Raises `MediaError` if the file ends before its header says, or its sound continues beyond.
 
-    That is known of .wav, .aiff, .avi, .mp4 and .mkv files and their kin, and of most .mp3 files.
-    A length of none, or of all that a number can hold, is no length: such a file goes on to its
-    end. The others are made to be cut anywhere.
+    This is known for .wav, .aiff, .avi, .mp4 and .mkv files and their kin, and most .mp3 files. A
+    zero length, or the largest possible number, means no length: the file goes on to its end. Other
+    formats can be cut anywhere.
     """
     with opened(file) as source:
         length = source.seek(0, 2)
@@ -40,7 +40,7 @@ def check_whole(file: File) -> None:
 
 
 def _parts(head: bytes, source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
-    """Name, beginning and length of the parts of a file that hold sound and pictures."""
+    """Name, start and length of the parts of a file that hold sound and pictures."""
     if head[:4] in (b"RIFF", b"FORM"):
         yield from _chunks(source, "<" if head[:4] == b"RIFF" else ">")
     elif head[4:8] in (b"ftyp", b"wide", b"free", b"skip", b"mdat", b"moov"):
@@ -52,7 +52,7 @@ def _parts(head: bytes, source: BufferedIOBase) -> Iterator[tuple[bytes, int, in
 
 
 def _chunks(source: BufferedIOBase, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Of .wav, .avi and .aiff: chunks of even length, up to the one that matters."""
+    """The parts of .wav, .avi and .aiff: chunks of even length, up to the one that matters."""
     place = 12
     while len(head := _at(source, place, 12)) >= 8:
         name, size = struct.unpack_from(f"{order}4sI", head)
@@ -64,7 +64,7 @@ def _chunks(source: BufferedIOBase, order: str) -> Iterator[tuple[bytes, int, in
 
 
 def _more(source: BufferedIOBase, end: int, length: int) -> int:
-    """Bytes after a sound that are neither chunks nor blank."""
+    """Bytes after a sound that are neither chunks nor zeros."""
     rest = _at(source, end, 2**20)
     for n in (0, 1):  # some writers forget the byte that makes a chunk's length even
         name, size = rest[n : n + 4], rest[n + 4 : n + 8]
@@ -75,7 +75,7 @@ def _more(source: BufferedIOBase, end: int, length: int) -> int:
 
 
 def _boxes(source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
-    """Of .mp4, .mov and .m4a."""
+    """The parts of .mp4, .mov and .m4a."""
     place = 0
     while len(head := _at(source, place, 16)) >= 8:
         size, name = struct.unpack_from(">I4s", head)
@@ -89,7 +89,7 @@ def _boxes(source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _segment(source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
-    """Of .mkv and .webm."""
+    """The parts of .mkv and .webm."""
     size, place = _vint(source, 4)
     if size is None or _at(source, place + size, 4) != b"\x18\x53\x80\x67":
         return
@@ -99,7 +99,7 @@ def _segment(source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _frames(source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
-    """Of .mp3, whose first frame counts the bytes of all where an encoder knew them."""
+    """The part of .mp3, whose first frame counts all bytes if the encoder knew them."""
     tag = _at(source, 0, 10)
     begin = 0
     if tag[:3] == b"ID3" and len(tag) == 10:
@@ -111,7 +111,7 @@ def _frames(source: BufferedIOBase) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _vint(source: BufferedIOBase, place: int) -> tuple[int | None, int]:
-    """A number of EBML, None if all its bits are set, and where it ends."""
+    """An EBML number, None if all its bits are set, and where it ends."""
     first = _at(source, place, 1)
     width = 9 - first[0].bit_length() if first else 9
     digits = _at(source, place, width)

@@ -1,4 +1,4 @@
-"""Tables in Parquet, Feather, Arrow or JSON lines: a file, or many as the Hub has them."""
+"""Tables in Parquet, Feather, Arrow or JSON lines: one file, or many as on the Hub."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from evenly.errors import UserError
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _MEDIA = {"Image": "image", "Audio": "audio", "Video": "video"}
-"""By feature of `datasets`, what its files hold."""
+"""What the files of each feature of `datasets` hold."""
 _LISTS = ("Sequence", "List", "LargeList")
 
 
@@ -37,7 +37,7 @@ _KINDS: dict[str, Callable[[Path], Rows]] = {
 
 
 def saved_files(path: Path) -> tuple[list[Path], list[str] | None] | None:
-    """The files that `save_to_disk` of the library `datasets` wrote, and the split of each.
+    """The files that `save_to_disk` of `datasets` wrote, and the split of each.
 
     Args:
         path: A folder.
@@ -46,7 +46,7 @@ def saved_files(path: Path) -> tuple[list[Path], list[str] | None] | None:
         None if the folder was written by something else.
 
     Raises:
-        ValueError: If it is not as the library wrote it.
+        ValueError: If it is not in the form that the library writes.
     """
     if (path / _STATE).is_file():
         return _saved(path), None
@@ -83,15 +83,15 @@ def _json(path: Path, name: str) -> list[Any]:
 def shard_columns(
     path: Path, files: Sequence[Path], splits: Sequence[str] | None = None
 ) -> Columns:
-    """The columns of files whose rows follow each other.
+    """The columns of files whose rows are consecutive.
 
     Args:
-        path: What they are called together.
+        path: Their common name.
         files: Parquet files, JSON lines, or others in one of Arrow's formats.
-        splits: By file, the split that it holds.
+        splits: The split of each file.
 
     Raises:
-        ValueError: If a file cannot be read, or has other columns than the first.
+        ValueError: If a file cannot be read, or its columns differ from the first's.
     """
     shards = [_KINDS.get(file.suffix.lower(), ArrowRows.of)(file) for file in files]
     root = path if path.is_dir() else path.parent
@@ -101,16 +101,16 @@ def shard_columns(
 def rows_columns(
     path: Path, shards: Sequence[Rows], splits: Sequence[str] | None = None, **more: Any
 ) -> Columns:
-    """The columns of tables whose rows follow each other.
+    """The columns of tables whose rows are consecutive.
 
     Args:
-        path: What they are called together.
+        path: Their common name.
         shards: The tables.
-        splits: By table, the split that it holds.
-        more: As `Columns` has it.
+        splits: The split of each table.
+        more: See `Columns`.
 
     Raises:
-        ValueError: If a table has other columns than the first.
+        ValueError: If a table's columns differ from the first's.
     """
     check_apart(path, shards[0].schema.names)
     schema = _common(shards)
@@ -161,14 +161,14 @@ def rows_columns(
 
 
 def _twice(path: Path, shards: Sequence[Rows], tables: Sequence[Any]) -> list[str]:
-    """What a user should hear of tables that hold the same rows.
+    """Notes on tables that hold the same rows.
 
-    They are the same if all that is no file is, and so are the files of their first rows.
+    Tables are the same if everything but files is equal, and so are the files of their first rows.
 
     Args:
-        path: What they are called together.
+        path: Their common name.
         shards: The tables.
-        tables: Of each, all that is no file.
+        tables: Everything but files of each table.
     """
     known: dict[str, list[int]] = {}
     notes = []
@@ -193,7 +193,7 @@ def _twice(path: Path, shards: Sequence[Rows], tables: Sequence[Any]) -> list[st
 
 
 def _common(shards: Sequence[Rows]) -> Any:
-    """The schema of all; where a column of some is empty, its type is that of the others."""
+    """The common schema; a column that is empty in some tables takes its type from the others."""
     import pyarrow as pa
 
     first = shards[0]
@@ -228,7 +228,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _classes(shards: Sequence[Rows]) -> dict[str, list[str]]:
-    """By column of class numbers, the names of its classes in all tables, each once."""
+    """The names of classes in all tables, each once, by column of class numbers."""
     found: dict[str, list[str]] = {}
     for rows in shards:
         for name, feature in _features(rows.schema.metadata).items():
@@ -240,16 +240,16 @@ def _classes(shards: Sequence[Rows]) -> dict[str, list[str]]:
 def _renumbered(
     shards: Sequence[Rows], column: str, parts: Sequence[Any], names: Sequence[str]
 ) -> list[Any]:
-    """Class numbers of tables that may each name the classes in another order, as of one list.
+    """Renumbers tables' classes by one list, since each may name them in another order.
 
     Args:
         shards: The tables.
-        column: Of class numbers.
-        parts: The column in each of the tables; one that says no names has those of the others.
-        names: Of the classes in all tables.
+        column: A column of class numbers.
+        parts: The column in each table; one without names takes those of the others.
+        names: Names of the classes in all tables.
 
     Raises:
-        ValueError: If a table says no names and others disagree, or has a number without a name.
+        ValueError: If a table has no names and others disagree, or a number has no name.
     """
     import pyarrow as pa
 
@@ -283,12 +283,12 @@ def _renumbered(
 
 
 def _by(number: Mapping[Any, Any], cell: Any) -> Any:
-    """Another number for one, or for each in a list."""
+    """The new number for one, or for each in a list."""
     return [_by(number, x) for x in cell] if isinstance(cell, list) else number[cell]
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """The parts of a column, of which some may be empty ones without a type, as one."""
+    """The parts of a column as one; some parts may be empty and untyped."""
     import pyarrow as pa
 
     kind = next((part.type for part in parts if not pa.types.is_null(part.type)), parts[0].type)
@@ -297,14 +297,15 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 def _files(rows: Rows, column: str, several: bool) -> list[Any]:
-    """The cells of a column of files: entries, paths, or None where there is neither.
+    """The cells of a column of files: entries, paths, or None if there is neither.
 
-    Of lists of files: entries, tuples of paths where there are no bytes at all, or None.
+    For lists of files: entries, tuples of paths if there are no bytes at all, or None.
 
     Args:
         rows: The table.
-        column: Of it.
-        several: Whether there are more tables, in other folders perhaps, so that paths are whole.
+        column: Its column.
+        several: Whether there are more tables, perhaps in other folders, so that paths must be
+            absolute.
     """
     from pyarrow import compute
 
@@ -327,11 +328,11 @@ def _files(rows: Rows, column: str, several: bool) -> list[Any]:
 
 
 def _held(cells: Any, whole: Path | None) -> list[tuple[bool, str | None]]:
-    """Whether each of some files is there by its bytes, and its path.
+    """Whether each file has bytes, and its path.
 
     Args:
-        cells: Of Arrow.
-        whole: The folder from which paths lead, if they are to be whole.
+        cells: Arrow's cells.
+        whole: The folder that paths are relative to, if they are to be absolute.
     """
     import pyarrow as pa
     from pyarrow import compute
@@ -350,7 +351,7 @@ def _held(cells: Any, whole: Path | None) -> list[tuple[bool, str | None]]:
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
-    """By column, what the library `datasets` notes of it in a file; nothing where it does not."""
+    """What the library `datasets` records in a file about each column; empty if nothing."""
     try:
         found = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {name: about for name, about in found.items() if isinstance(about, dict)}
@@ -359,7 +360,7 @@ def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any
 
 
 def _class_names(feature: Mapping[str, Any]) -> list[str]:
-    """Of a column of class numbers, or of lists of them; none of any other."""
+    """Class names of a column of class numbers, or of lists of them; none for any other."""
     inner = _item(feature)
     if inner is not feature:
         return _class_names(inner)
@@ -368,13 +369,13 @@ def _class_names(feature: Mapping[str, Any]) -> list[str]:
 
 
 def _item(feature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The feature of what is in lists; of what is no list, itself."""
+    """The feature of a list's items; any other feature itself."""
     inner = feature.get("feature")
     return inner if feature.get("_type") in _LISTS and isinstance(inner, dict) else feature
 
 
 def _indices(metadata: Mapping[bytes, bytes] | None) -> list[str]:
-    """The columns that pandas notes as an index; a range is kept as its ends, not as a column."""
+    """The columns that pandas marks as an index; a range is stored as its ends, not as a column."""
     try:
         declared = json.loads((metadata or {})[b"pandas"])["index_columns"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The columns of a table's file: texts, numbers, or files."""
+"""The columns of a table: texts, numbers, or files."""
 
 import codecs
 import csv
@@ -19,37 +19,37 @@ from evenly.data.raw.rows import Files
 from evenly.errors import UserError
 
 RESERVED = ("label", "split", "name")
-"""Columns that are no modalities."""
+"""Columns that are not modalities."""
 LABEL = "label_"
-"""How columns begin of which each is one of several labels."""
+"""Prefix of columns that are each one of several labels."""
 EMPTY = frozenset([
     "NA", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "<NA>", "NULL", "null",
     "NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN",
 ])  # fmt: skip
-"""Cells of a CSV that are as good as empty to pandas and Arrow, too."""
+"""Cells of a CSV that count as empty, as for pandas and Arrow."""
 _INDEX = re.compile(r"unnamed: \d+(_level_\d+)?|__index_level_\d+__", re.IGNORECASE)
 """Names that pandas gives to an index that has none."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16's, since it begins with that
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-"""By the mark that a file begins with, how its text is written."""
+"""Encodings by the mark at the beginning of a file."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """The cells of a column that is a modality, from the first row; None where one is empty.
+    """The cells of a column that is a modality, from the first row; None if empty.
 
     Attributes:
-        values: Arrays of numbers; texts; files, each as its bytes or by its path; or others, of
-            which nothing can be made.
-        texts: The same as they are written; None if they are not written as texts.
-        holds: Which of them.
-        lists: The texts of each cell, where a cell may hold several; `texts` are these with blanks
-            between them.
+        values: Arrays of numbers; texts; files, each as its bytes or its path; or others, which are
+            unusable.
+        texts: The cells as written; None if they are not written as texts.
+        holds: Which of these they are.
+        lists: The texts of each cell, if a cell may hold several; `texts` are these joined by
+            blanks.
     """
 
     values: Sequence[Any]
@@ -60,16 +60,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table, each made sense of when it is asked for.
+    """The columns of a table, each interpreted when needed.
 
     Attributes:
-        cells: By name, texts, files, or an Arrow array.
-        root: The folder from which paths lead.
+        cells: Texts, files, or an Arrow array, by name.
+        root: The folder that paths are relative to.
         opened: The files that it was read from.
-        aside: By column that is no modality unless it is asked for, what a note says of it.
-        comma: Whether numbers may have a decimal comma, as where semicolons part cells.
-        labels: The columns of which one is the label, unless another is asked for.
-        classes: By column of class numbers, the names of the classes.
+        aside: Notes on columns that are not modalities unless requested, by column.
+        comma: Whether numbers may have a decimal comma, as when semicolons separate cells.
+        labels: The columns that may be the label, unless another is requested.
+        classes: The names of the classes, by column of class numbers.
         notes: Sentences that a user of the data should see.
     """
 
@@ -84,17 +84,17 @@ class Columns:
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """The number of rows."""
         return len(next(iter(self.cells.values())))
 
     @property
     def several(self) -> list[str]:
-        """The columns that are a label each by their names; none where only one is."""
+        """The columns that are each a label by name; none if there is only one."""
         found = [name for name in self.cells if name.lower().startswith(LABEL) and name != LABEL]
         return found if len(found) > 1 else []
 
     def texts(self, name: str) -> Sequence[str | None] | None:
-        """The cells of a column as they are written; None if there is no such column."""
+        """The cells of a column as written; None if there is no such column."""
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, list):
             return cells
@@ -103,7 +103,7 @@ class Columns:
         return [None if x is None else str(x).strip() or None for x in cells.to_pylist()]
 
     def entries(self, name: str) -> Sequence[Any] | None:
-        """Labels or splits: numbers where all are; None if there is no such column."""
+        """Labels or splits, as numbers if all are; None if there is no such column."""
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, list):
             return cells and (_alone(cells) or cells)
@@ -140,20 +140,20 @@ def columns_of(
     aside: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Columns:
-    """The columns of a table by their names, once these are known to be usable.
+    """The columns of a table by name, after checking the names.
 
     Args:
-        path: Of the table.
-        names: Of the columns.
-        cells: Of each.
-        declared: Names of columns that are said to number the rows.
-        aside: As `Columns` has it, but for columns that number the rows.
-        more: Likewise.
+        path: Path of the table.
+        names: Names of the columns.
+        cells: Cells of each column.
+        declared: Names of columns declared to number the rows.
+        aside: As in `Columns`, without columns that number the rows.
+        more: As in `Columns`.
 
     Raises:
-        ValueError: If two have one name, or there are no rows.
+        ValueError: If two columns share a name, or there are no rows.
     """
-    # 'Split' is meant as 'split': taken for a modality, it would be drawn at random as well.
+    # 'Split' means 'split': read as a modality, it would leave the splits to be drawn at random.
     names = [
         low if (low := name.lower()) in RESERVED and low not in names else name for name in names
     ]
@@ -173,7 +173,7 @@ def columns_of(
 
 
 def of_records(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns, of Arrow or of texts, from rows of named values as JSON has them."""
+    """Columns, of Arrow or of texts, from rows of named values as in JSON."""
     import pyarrow as pa
 
     found: dict[str, Any] = {}
@@ -187,20 +187,20 @@ def of_records(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_apart(path: Path, names: Sequence[str]) -> None:
-    """Raises if two columns have one name."""
+    """Raises if two columns share a name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path}: two columns are named '{twice}'. Rename one.")
 
 
 def named_columns(names: Sequence[str]) -> list[str]:
-    """The names of columns, of which those without one have one as pandas gives it."""
+    """The names of columns, with pandas' names for unnamed ones."""
     free = (name for n in count() if (name := f"Unnamed: {n}") not in names)
     return [name or next(free) for name in names]
 
 
 def _counts(cells: Any) -> bool:
-    """Whether a column holds as many different whole numbers, or words, as it has rows."""
+    """Whether a column holds a different whole number, or word, in each row."""
     if isinstance(cells, Files):
         return False
     values = cells if isinstance(cells, list) else cells.to_pylist()
@@ -212,13 +212,13 @@ def _counts(cells: Any) -> bool:
 
 
 def csv_columns(path: Path) -> Columns:
-    """The columns of a CSV, texts without blanks around them.
+    """The columns of a CSV, as texts without surrounding blanks.
 
     Raises:
-        ValueError: If it is no table.
+        ValueError: If it is not a table.
     """
     text = _decoded(path)
-    limit = csv.field_size_limit(2**31 - 1)  # a cell may be long; the limit is the process's
+    limit = csv.field_size_limit(2**31 - 1)  # cells may be long; the limit is process-wide
     try:
         parted = _delimiter(text)
         reader = _reader(text, parted)
@@ -230,7 +230,7 @@ def csv_columns(path: Path) -> Columns:
         ) from error
     finally:
         csv.field_size_limit(limit)
-    # Rows and, next, columns without anything, as spreadsheets leave them.
+    # Empty rows, then empty columns, as left by spreadsheets.
     left_out = 0
     while rows and not any(rows[-1]):
         left_out += len(rows.pop()) > 1
@@ -278,14 +278,14 @@ def _decoded(path: Path) -> str:
 
 
 def _reader(text: str, delimiter: str) -> Any:
-    # Blanks after a comma are passed over, or a quotation mark behind them would be none.
+    # Blanks after a comma are skipped, or a quotation mark after them would not count.
     return csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )
 
 
 def _delimiter(text: str) -> str:
-    """What parts the cells: with it, the names have a 'label', and are the most."""
+    """The delimiter: the one that gives a 'label' among the names, and the most names."""
 
     def sense(delimiter: str) -> tuple[bool, int]:
         try:
@@ -298,26 +298,26 @@ def _delimiter(text: str) -> str:
 
 
 def _alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
-    """The numbers of labels or splits, if all are; None if two that are told apart would be one.
+    """Labels or splits as numbers, if all are; None if two different ones would become equal.
 
     "01" and "1" are two classes, "1" and "1.0" are one.
     """
     if (found := alone(texts)) is None:
         return None
-    # A number that is none is equal to nothing, not even to itself.
+    # NaN equals nothing, not even itself.
     pairs = [(text, x) for text, x in zip(texts, found, strict=True) if x == x and text is not None]
     given = {re.sub(r"\.0*$", "", text) for text, _ in pairs}
     return found if len({x for _, x in pairs}) == len(given) else None
 
 
 def _of_texts(texts: Sequence[str | None], comma: bool) -> Column:
-    """Numbers where all cells are; None among numbers is an empty one."""
+    """Numbers if all cells are; None among numbers is an empty cell."""
     found = numbers_of([None if text == "None" else text for text in texts], comma=comma)
     return Column(texts, texts, "texts") if found is None else Column(_as_arrays(found), texts)
 
 
 def _as_arrays(values: Sequence[Any]) -> list[np.ndarray | None]:
-    """Numbers and arrays of a column as arrays of one type."""
+    """A column's numbers and arrays as arrays of one type."""
     alone = [x for x in values if x is not None and not isinstance(x, np.ndarray)]
     whole = all(isinstance(x, int) and -(2**63) <= x < 2**63 for x in alone)
     dtype = np.bool_ if all(isinstance(x, bool) for x in alone) else np.int64 if whole else float
@@ -327,7 +327,7 @@ def _as_arrays(values: Sequence[Any]) -> list[np.ndarray | None]:
 
 
 def plain(cells: Any) -> Any:
-    """An Arrow column without dictionaries, and without types that others defined."""
+    """An Arrow column without dictionaries and third-party types."""
     import pyarrow as pa
 
     if isinstance(cells.type, pa.FixedShapeTensorType):
@@ -374,13 +374,13 @@ def _is_number(kind: Any) -> bool:
 
 
 def holds_files(kind: Any) -> bool:
-    """Whether cells of one of Arrow's types are files, or lists or structures of files."""
+    """Whether cells of an Arrow type are files, or lists or structures of files."""
     within = [kind.field(n).type for n in range(kind.num_fields)]
     return is_file(kind) or any(map(holds_files, within))
 
 
 def is_file(kind: Any) -> bool:
-    """Whether cells of one of Arrow's types are files: bytes, also with a path beside them."""
+    """Whether cells of an Arrow type are files: bytes, perhaps with a path."""
     from pyarrow import types
 
     if types.is_struct(kind):  # as the library `datasets` writes pictures and sound
@@ -391,7 +391,7 @@ def is_file(kind: Any) -> bool:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether cells of one of Arrow's types are lists."""
+    """Whether cells of an Arrow type are lists."""
     from pyarrow import types
 
     tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
@@ -399,17 +399,17 @@ def is_list(kind: Any) -> bool:
 
 
 def item_of(kind: Any) -> Any:
-    """The type of what is in lists; of what is no list, itself."""
+    """The type of a list's items; any other type itself."""
     return kind.value_type if is_list(kind) else kind
 
 
 def _innermost(kind: Any) -> Any:
-    """The type of what is in lists, in lists of lists, and so on."""
+    """The type of the innermost items of lists, lists of lists, and so on."""
     return _innermost(kind.value_type) if is_list(kind) else kind
 
 
 def _numbers(cells: Any) -> np.ndarray:
-    """Arrow's numbers; NaN, or of truth values None, where one is missing."""
+    """Arrow's numbers; missing ones are NaN, or None among truth values."""
     import pyarrow as pa
 
     if pa.types.is_decimal(cells.type):

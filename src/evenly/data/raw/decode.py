@@ -21,11 +21,11 @@ from evenly.errors import UserRuntimeError
 from evenly.pool import Lost, pool
 
 Decoded = dict[str, "np.ndarray | None"] | str
-"""By modality, the array of a sample, None where it is missing; or what is wrong with it."""
+"""A sample's array by modality, None if missing; or what is wrong with the sample."""
 
 
 def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tuple[int, Decoded]]:
-    """The arrays of the samples, in order, decoded ahead by other processes."""
+    """The arrays of the samples, in order, decoded in advance by other processes."""
     for reader in source.readers.values():
         if isinstance(reader, Text):
             reader.check()
@@ -52,7 +52,7 @@ def decoded(source: Source, waiting: Sequence[int], workers: int) -> Iterator[tu
 
 
 def read_alone(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
-    """The same as `read`, in a process of which there is one for each core."""
+    """Like `read`, in a process that has a core to itself."""
     _keep_to_one_thread()
     return read(readers, cells)
 
@@ -79,7 +79,7 @@ def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
             lacking.append(f"{name}: {error}")
         except ValueError as error:
             return f"{name}: {error}"
-        except Exception as error:  # whatever one file brings about, the others are read
+        except Exception as error:  # whatever one file causes, the others are read
             return f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
     if all(value is None for value in found.values()):
         return "; ".join(lacking) or "has no modality"
@@ -87,7 +87,7 @@ def read(readers: Mapping[str, Reader], cells: Mapping[str, Any]) -> Decoded:
 
 
 def _stored(values: np.ndarray | None) -> np.ndarray | None:
-    """Numbers as a store holds them: finite, in native bytes, not in double precision."""
+    """Numbers in the form of a store: finite, in native bytes, not in double precision."""
     if values is None:
         return None
     found = native(values)
@@ -104,20 +104,20 @@ def batches(
     broken: list[tuple[str, str]],
     wanted: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[Sample], dict[str, Tensor | Padded], dict[str, Tensor]]]:
-    """The samples of a data set, decoded as they are asked for; nothing is stored.
+    """The samples of a data set, decoded on demand; nothing is stored.
 
     Args:
         source: The data set.
-        size: Samples in a batch, but for the last.
+        size: Samples in a batch, except the last.
         workers: Processes that decode.
-        broken: Receives the samples that are left out, as their files are missing or broken:
-            their names, and what is wrong.
-        wanted: By modality, the shape of a sample; what is not given is as the first sample has
-            it. Of sequences and texts of unequal lengths the first number is any.
+        broken: Receives the names of samples left out for missing or broken files, and what is
+            wrong.
+        wanted: Shape of a sample by modality; by default the first sample's. For sequences and
+            texts of unequal lengths, the first number is arbitrary.
 
     Returns:
         The samples, their inputs by modality, and which of them have it. A modality that none of
-        them has is there, too, unless no sample of the data set has it.
+        them has is included, unless no sample of the data set has it.
     """
     several: list[tuple[Sample, dict[str, np.ndarray | None]]] = []
     blank = cache(partial(_blank, source))
@@ -142,13 +142,13 @@ def unlike(
     found: Mapping[str, np.ndarray | None],
     first: dict[str, Any],
 ) -> str:
-    """What of a sample is not as those before; empty where nothing is.
+    """How a sample differs from earlier ones; empty if it does not.
 
     Args:
-        readers: By modality.
-        found: By modality, the sample's array.
-        first: By modality, the shape and type of a row or step, if known; the first sample fills
-            in what is not.
+        readers: Readers by modality.
+        found: The sample's array by modality.
+        first: Shape and type of a row or step by modality, if known; the first sample fills in the
+            rest.
     """
     new = {}
     for name, value in found.items():
@@ -172,14 +172,14 @@ def unlike(
 
 
 def _row(reader: Reader, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What all samples have alike of a sample's shape."""
+    """The part of a sample's shape that all samples share."""
     if reader.kind == "text":
         return ()
     return shape[1:] if reader.ragged else shape
 
 
 def _blank(source: Source, name: str) -> np.ndarray | None:
-    """The row of samples that lack a modality, shaped as that of the first one that has it."""
+    """The row for samples that lack a modality, shaped like the first sample that has it."""
     reader, turn = source.readers[name], Turn()
     for sample in source.samples:
         found = read({name: reader}, turn({name: sample.cells.get(name)}))
@@ -213,7 +213,7 @@ def _batch(
 
 
 def listed(broken: Sequence[tuple[str, str]]) -> str:
-    """The first of the samples that cannot be used, a line each.
+    """The first unusable samples, one per line.
 
     Args:
         broken: Their names, and what is wrong with each.

@@ -1,4 +1,4 @@
-"""Numbers that are written as texts, as in every cell of a CSV."""
+"""Numbers written as texts, as in every cell of a CSV."""
 
 import re
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ _SCALAR = re.compile(r"\b(?:np|numpy)\.\w+\(([^()]*)\)")
 _CALL = re.compile(r"(?:\w+\.)?(?:array|tensor)\((.*?)(?:,\s*\w+=.*)?\)", re.DOTALL)
 """An array as Python's repr writes it."""
 _BETWEEN = re.compile(r"(?<=[0-9.])[eTZj](?![a-z])|\b(nan|inf|none|null)\b", re.IGNORECASE)
-"""The letters in exponents, dates and complex numbers, and words that stand for numbers."""
+"""Letters in exponents, dates and complex numbers, and words for numbers."""
 _FIGURES = re.compile(r"[\s\d!-/:-@\[-`{-~€£¥°−–]*")
-"""Digits, and the signs that stand beside them."""
+"""Digits, and the signs beside them."""
 _GROUPED = re.compile(r"[+-]?[0-9]+,[0-9]+|[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
-"""What may as well be one number with a decimal comma, or with groups of thousands, as several."""
+"""Either one number with a decimal comma or thousands separators, or several numbers."""
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 _COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def numbers_of(texts: Sequence[str | None], *, comma: bool = False) -> list[Any] | None:
-    """The numbers of a column whose cells all are numbers, or all lists or arrays of them.
+    """The numbers of a column whose cells are all numbers, or all lists or arrays of numbers.
 
     Args:
-        texts: Its cells without blanks around them; None where one is empty.
-        comma: Whether commas may be decimal ones, as where semicolons part cells.
+        texts: Its cells without surrounding blanks; None if empty.
+        comma: Whether commas may be decimal ones, as when semicolons separate cells.
 
     Returns:
-        By cell, an int, float or bool, or an array; None where it or its list is empty. None in
-        all if a cell is no number, or if some could be read in two ways.
+        An int, float, bool or array for each cell; None if it or its list is empty. A single None
+        if a cell is not a number, or some could be read in two ways.
     """
     given = [text for text in texts if text is not None]
     if all(text.lower() in _TRUTH for text in given):
@@ -57,7 +57,7 @@ def numbers_of(texts: Sequence[str | None], *, comma: bool = False) -> list[Any]
 
 
 def alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
-    """The numbers of a column, if each of its cells is one or empty."""
+    """The numbers of a column, if each of its cells is a number or empty."""
     if not all(text is None or _NUMBER.fullmatch(text) for text in texts):
         return None
     return [None if text is None else _number(text) for text in texts]
@@ -70,7 +70,7 @@ def is_of_figures(text: str) -> bool:
 
 
 def is_cut(text: str) -> bool:
-    """Whether a text is an array that was printed with some of its numbers left out."""
+    """Whether a text is an array printed with an ellipsis."""
     return "..." in text and is_of_figures(text.replace("...", " "))
 
 
@@ -82,17 +82,17 @@ def _number(text: str) -> int | float:
 
 
 def _bare(text: str) -> str:
-    """A text without what Python's repr and NumPy's add to the numbers of an array."""
+    """A text without the additions of Python's and NumPy's repr to an array's numbers."""
     text = _SCALAR.sub(r"\1", text.strip())
     called = _CALL.fullmatch(text)
     return called[1] if called else text
 
 
 def _list(text: str) -> np.ndarray | None:
-    """The array that a text shows, by brackets, commas, semicolons and blanks; None if none."""
+    """The array that a text shows with brackets, commas, semicolons and blanks; None if none."""
     outermost: list[Any] = []
     stack = [outermost]
-    before = "["  # so that no comma can be the first
+    before = "["  # so that a comma cannot come first
     marks = set()
     for match in _TOKEN.finditer(_bare(text)):
         token = match[0]

@@ -1,4 +1,4 @@
-"""Folders of pictures, sounds or clips: by class, or with a table of metadata beside them."""
+"""Folders of pictures, sounds or clips: by class, or with a metadata table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,22 +16,22 @@ _ENDINGS = {
     "video": (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
 }
 MEDIA = {ending: kind for kind, endings in _ENDINGS.items() for ending in endings}
-"""By ending, what a file holds: image, audio or video."""
+"""What a file holds by its ending: image, audio or video."""
 METADATA = ("metadata.csv", "metadata.jsonl")
 _NAMES = "file_name"
 
 
 def media_columns(path: Path, files: Sequence[Path]) -> Columns:
-    """The columns of a folder of media files that lie in folders by class, and perhaps by split.
+    """The columns of a folder of media files in subfolders by class, and perhaps by split.
 
-    Files of several kinds that lie in one folder under one name are one sample.
+    Files of several kinds under one name in one folder are one sample.
 
     Args:
         path: The folder.
-        files: In it.
+        files: The files in it.
 
     Raises:
-        ValueError: If a file lies in no class, or is one too many of its name and kind.
+        ValueError: If a file is in no class, or duplicates a name and kind.
     """
     kinds = list(dict.fromkeys(MEDIA[file.suffix.lower()] for file in files))
     samples: dict[str, dict[str, Path]] = {}
@@ -62,16 +62,17 @@ def media_columns(path: Path, files: Sequence[Path]) -> Columns:
 
 
 def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path]) -> Columns:
-    """The columns of a folder of media files that tables of metadata name.
+    """The columns of a folder of media files named in metadata tables.
 
     Args:
         path: The folder.
-        tables: `metadata.csv` or `metadata.jsonl`, one or one for each folder. Their column
-            `file_name`, or several such as `image_file_name`, lead from there to the files.
+        tables: `metadata.csv` or `metadata.jsonl`, one in all or one per folder. Their column
+            `file_name`, or several such as `image_file_name`, give paths from there to the files.
         files: The media files in the folder.
 
     Raises:
-        ValueError: If a table cannot be read, names no files, or has other columns than the first.
+        ValueError: If a table cannot be read, names no files, or its columns differ from the
+            first's.
     """
     if len({table.suffix for table in tables}) > 1:
         raise UserError(
@@ -153,7 +154,7 @@ def _columns(
 
 
 def _records(table: Path) -> list[dict[str, Any]]:
-    """The rows of a table of metadata."""
+    """The rows of a metadata table."""
     if table.suffix == ".csv":
         cells = csv_columns(table).cells
         return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
@@ -161,7 +162,7 @@ def _records(table: Path) -> list[dict[str, Any]]:
 
 
 def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:
-    """By file, the split that its outermost folder is called after; None if none is."""
+    """The split of each file, from the name of its outermost folder; None if none is named so."""
     tops = [place.parts[0] if len(place.parts) > 1 else "" for place in places]
     known = [top for top in tops if is_split(top)]
     if not known:
@@ -176,6 +177,6 @@ def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:
 
 
 def _classes(places: Sequence[Path], splits: list[str] | None) -> list[str | None]:
-    """By file, the folder that it is in, unless that is one of a split."""
+    """The folder of each file, unless it is that of a split."""
     least = 3 if splits else 2
     return [place.parts[-2] if len(place.parts) >= least else None for place in places]

@@ -1,4 +1,4 @@
-"""The forms in which a table may lie on the disk."""
+"""The forms that a table may have on disk."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ _LINES = (".jsonl", ".ndjson")
 
 
 def read_columns(path: Path) -> Columns:
-    """The columns of a table, in any of the forms that it may have.
+    """The columns of a table in any supported form.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no table.
+        ValueError: If it is not a table.
     """
     if path.is_dir():
         return _folder(path)
@@ -38,7 +38,7 @@ def read_columns(path: Path) -> Columns:
 
 
 def _folder(path: Path) -> Columns:
-    """The columns of the files in a folder, and in the folders within."""
+    """The columns of the files in a folder and its subfolders."""
     if saved := saved_files(path):
         return shard_columns(path, *saved)
     files = [file for file in sorted(path.rglob("*")) if _is_shown(file.relative_to(path))]

@@ -1,9 +1,9 @@
-"""A store while it is made.
+"""A store in the making.
 
-A journal in its folder says which samples are in it, with checksums of their values. It is written
-after them, so that a killed run, started again, goes on where it was; a sample is decoded again
-only if the machine was lost before its values were on the disk. Of modalities that are streamed it
-notes where their samples lie, and keeps no values.
+A journal in its folder lists the samples in it, with checksums of their values. It is written after
+the values, so that a killed run continues where it stopped when started again. A sample is decoded
+again only if the machine crashed before its values were on disk. For streamed modalities, the
+journal records where their samples are, without values.
 """
 
 import json
@@ -47,13 +47,13 @@ JOURNAL = "journal.jsonl"
 
 @dataclass
 class _Part:
-    """One modality's file while it grows."""
+    """One modality's growing file."""
 
     reader: Reader
     path: Path
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
-    used: int = 0  # time steps, of sequences of unequal lengths
+    used: int = 0  # time steps, for sequences of unequal lengths
     rows: int = 0  # of the closed file
 
     def open(self) -> IO[bytes]:
@@ -67,7 +67,7 @@ class _Part:
         self.file.flush()
 
     def checksum(self, start: int, length: int) -> int:
-        """Of rows as they are in the file."""
+        """The checksum of rows in the file."""
         self.file.seek(start * self._row)
         return zlib.crc32(self.file.read(length * self._row))
 
@@ -77,14 +77,14 @@ class _Part:
         os.truncate(self.path, rows * self._row)
 
     def mapped(self) -> Tensor:
-        """The whole file, once it is closed; what is read of it is in memory until it is let go."""
+        """The whole file, once closed; what is read stays in memory until the map is released."""
         assert self.shape is not None
         assert self.dtype is not None
         return mapped(self.path, getattr(torch, self.dtype.name), (self.rows, *self.shape))
 
     @property
     def _row(self) -> int:
-        """Bytes."""
+        """Bytes of a row."""
         assert self.shape is not None
         assert self.dtype is not None
         return self.dtype.itemsize * int(np.prod(self.shape))
@@ -94,9 +94,10 @@ class _Place(NamedTuple):
     """Where the values of a sample are.
 
     Attributes:
-        start: The row of the modality's file, or the first of its time steps.
-        length: How many time steps; 1 where all samples have one shape.
-        checksum: Of the values; of the bytes in their shard where they are not in the store.
+        start: The row in the modality's file, or the first of its time steps.
+        length: Number of time steps; 1 if all samples have one shape.
+        checksum: Checksum of the values, or of the bytes in their shard if they are not in the
+            store.
     """
 
     start: int
@@ -105,7 +106,7 @@ class _Place(NamedTuple):
 
 
 class Journal:
-    """The store while it is made."""
+    """A store in the making."""
 
     def __init__(self, source: Source, out: Path, streamed: Collection[str] = ()) -> None:
         """Prepares it.
@@ -146,7 +147,7 @@ class Journal:
                     opened.enter_context(part.open())
             self.finished = is_whole(self.out)
             for line in lines:
-                if "broken" not in line:  # else it is tried again: the file may have been mended
+                if "broken" not in line:  # else it is tried again: the file may have been fixed
                     self._take_up(line["sample"], line["at"])
             self.opened = opened.pop_all()
         return self
@@ -155,7 +156,7 @@ class Journal:
         self.opened.close()
 
     def _lines(self, head: dict[str, Any]) -> list[dict[str, Any]]:
-        """What was noted down so far, after the head; what a kill cut off is removed."""
+        """The entries so far, after the head; removes what a kill truncated."""
         self.file.seek(0)
         lines = self.file.read().splitlines(keepends=True)
         whole: list[dict[str, Any]] = []
@@ -181,10 +182,10 @@ class Journal:
         return whole[1:]
 
     def _take_up(self, number: int, places: dict[str, Any]) -> None:
-        """Counts a sample as done if its values are those that were noted down.
+        """Counts a sample as done if its values match the journal.
 
-        They may not be where the machine was lost before all was on its disk; those of a finished
-        store are.
+        They may not if the machine crashed before everything was on disk; those of a finished store
+        do.
         """
         for name, (start, length, shape, dtype, checksum) in places.items():
             part = self.parts[name]
@@ -196,7 +197,7 @@ class Journal:
         self.done.add(number)
 
     def _checksum(self, name: str, number: int, start: int, length: int) -> int:
-        """Of a sample's values as they are in the store, or of its bytes in their shard."""
+        """The checksum of a sample's values in the store, or of its bytes in their shard."""
         if name in self.streamed:
             return zlib.crc32(self.source.samples[number].cells[name].read())
         return self.parts[name].checksum(start, length)
@@ -211,7 +212,7 @@ class Journal:
         self.file.flush()
 
     def add(self, number: int, found: Decoded) -> None:
-        """Writes one sample, then notes that it is written."""
+        """Writes one sample, then records it."""
         if not isinstance(found, str):
             found = self._written(number, found)
         if isinstance(found, str):
@@ -222,7 +223,7 @@ class Journal:
             self._note({"sample": number, "at": found})
 
     def _written(self, number: int, found: dict[str, np.ndarray | None]) -> Any:
-        """Where each array was put; or what is wrong with one, and then nothing is."""
+        """Where each array was written; or what is wrong with one, and then none is written."""
         values = {name: np.ascontiguousarray(v) for name, v in found.items() if v is not None}
         known = {
             name: (part.shape, part.dtype)
@@ -233,7 +234,7 @@ class Journal:
             return wrong
         for name in values:
             self.parts[name].shape, self.parts[name].dtype = known[name]
-        (self.out / DESCRIPTION).unlink(missing_ok=True)  # no store until it is whole again
+        (self.out / DESCRIPTION).unlink(missing_ok=True)  # not a store until it is complete again
         places = {}
         for name, value in values.items():
             part = self.parts[name]
@@ -317,11 +318,11 @@ class Journal:
         _to_disk([file for file in self.out.rglob("*") if file.is_file()])
         description.write(self.out)
         _to_disk([self.out / DESCRIPTION])
-        open_store(self.out)  # every file has the size that the description speaks of
+        open_store(self.out)  # checks that every file has the size in the description
         return description
 
     def _shards(self) -> Iterator[str]:
-        """The paths of the files that streamed samples are in."""
+        """The paths of the files with streamed samples."""
         for name in self.streamed:
             for number in self.places[name]:
                 yield os.path.abspath(self.source.samples[number].cells[name].path)
@@ -412,7 +413,7 @@ class Journal:
 
 
 def _is_vain(journal: Sequence[Any]) -> bool:
-    """Whether a journal is of another attempt that decoded nothing, such as with wrong settings."""
+    """Whether a journal comes from an attempt that decoded nothing, such as with wrong settings."""
     return (
         all(isinstance(line, dict) for line in journal)
         and "prepares" in journal[0]
@@ -421,7 +422,7 @@ def _is_vain(journal: Sequence[Any]) -> bool:
 
 
 def is_whole(out: Path) -> bool:
-    """Whether a folder is a store that lacks nothing."""
+    """Whether a folder is a complete store."""
     try:
         open_store(out)
     except (FileNotFoundError, ValueError):
@@ -430,7 +431,7 @@ def is_whole(out: Path) -> bool:
 
 
 def _lock(file: IO[bytes], out: Path) -> None:
-    """Keeps other processes from writing to the same store, for as long as the file is open."""
+    """Keeps other processes from writing to the same store while the file is open."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -457,7 +458,7 @@ def size_of(path: Path) -> int:
 
 
 def _fingerprint(source: Source) -> str:
-    """What tells this data set, read in this way, from any other."""
+    """A fingerprint of this data set, read in this way."""
     readers = {
         name: [type(reader).__name__, asdict(reader) if is_dataclass(reader) else {}]
         for name, reader in source.readers.items()
@@ -472,7 +473,7 @@ def _fingerprint(source: Source) -> str:
 
 
 def _identity(cell: Any) -> Any:
-    """A cell as text: a file by its path, wherever one stands; numbers by their bytes."""
+    """A cell as text: files by their paths, numbers by their bytes."""
     if isinstance(cell, Path):
         return os.path.abspath(cell)
     if isinstance(cell, tuple):

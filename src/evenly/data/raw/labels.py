@@ -1,4 +1,4 @@
-"""What a table says is to be predicted: a class of each sample, several labels, or numbers."""
+"""What a table says to predict: a class for each sample, several labels, or numbers."""
 
 import math
 import re
@@ -19,18 +19,18 @@ from evenly.errors import UserError
 from evenly.suggest import unknown
 
 MARKS = (";", "|")
-"""What stands between the labels of one text."""
+"""Separators of labels in one text."""
 _TRUTH = {"true": 1, "false": 0}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted of every row.
+    """What to predict for every row.
 
     Attributes:
         values: (n,) whole numbers, the class of each; (n, c) floats, 1 or 0 for each of several
-            labels, or numbers. Where it is not known and need not be, -1, or NaN of numbers.
-        task: Of the whole table.
+            labels, or numbers. Unknown targets that are not needed are -1, or NaN for numbers.
+        task: Task of the whole table.
         notes: Sentences that a user of the data should see.
     """
 
@@ -47,13 +47,13 @@ class Target:
 def labelled(
     path: Path, columns: Columns, asked: str | None, *, needed: bool
 ) -> tuple[Columns, list[str]]:
-    """The columns with that of the labels called so, and what a user should hear of it.
+    """The columns with the label column named `label`, and notes about it.
 
     Args:
-        path: Of the table.
-        columns: Of the table.
-        asked: The column of the labels, if one is asked for.
-        needed: Whether it must be plain which it is.
+        path: Path of the table.
+        columns: Columns of the table.
+        asked: The label column, if requested.
+        needed: Whether the choice must be unambiguous.
 
     Raises:
         ValueError: If there is no such column, or several could be it.
@@ -88,13 +88,13 @@ def labelled(
 
 
 def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bool) -> Target:
-    """What is to be predicted, by the column `label` or several that begin like it.
+    """What to predict, from the column `label` or several that begin with it.
 
     Args:
-        path: Of the table, for messages.
-        columns: Of the table.
-        asked: What it is; by default it is found out.
-        needed: Whether every row must have it.
+        path: Path of the table, for messages.
+        columns: Columns of the table.
+        asked: The task; by default it is detected.
+        needed: Whether every row must have a target.
 
     Raises:
         ValueError: If a row lacks it, or has something else.
@@ -117,7 +117,7 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
 
 
 def _are_numbers(cells: Sequence[Any]) -> bool:
-    """Whether all are numbers, of which some are not whole."""
+    """Whether all are numbers, and some are not whole."""
     if not all(isinstance(x, int | float | Decimal) for x in cells):
         return False
     return any(math.isfinite(x) and x % 1 != 0 for x in cells)
@@ -142,7 +142,7 @@ def _classes(path: Path, labels: Sequence[Any], *, needed: bool) -> Target:
 
 
 def _numbered(path: Path, labels: Sequence[Any], names: Sequence[str], *, needed: bool) -> Target:
-    """Class numbers whose names are known; -1 is none, as the Hub has it."""
+    """Class numbers with known names; -1 means none, as on the Hub."""
     for row, label in enumerate(labels, 1):
         if label in (None, -1) and needed:
             raise UserError(
@@ -169,11 +169,11 @@ def _check_number(path: Path, row: int, label: Any, names: Sequence[str]) -> Non
 
 
 def _numbers(path: Path, name: str, cells: Sequence[Any], *, needed: bool) -> np.ndarray:
-    """Of a column; NaN where one is not known."""
+    """The numbers of a column; NaN if unknown."""
     found = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells):
         value = cell
-        if isinstance(cell, str):  # a column of which some cells are no numbers
+        if isinstance(cell, str):  # a column in which some cells are not numbers
             value = _TRUTH.get(cell.lower(), (alone([cell]) or [None])[0])
         if isinstance(value, int | float | Decimal):
             found[row] = float(value)
@@ -206,7 +206,7 @@ def _to_regress(
 
 
 def _of_columns(path: Path, columns: Columns, asked: Asked, *, needed: bool) -> Target:
-    """Of a column for each label, of 0 and 1, or for each number."""
+    """The target from one column for each label, of 0 and 1, or for each number."""
     if asked == "classes":
         raise UserError(
             f"{path}: has labels in {', '.join(columns.several)}, which are not classes. Name one "
@@ -235,7 +235,7 @@ def _of_columns(path: Path, columns: Columns, asked: Asked, *, needed: bool) -> 
 def _of_lists(
     path: Path, cells: Sequence[Any], names: Sequence[str] | None, asked: Asked, *, needed: bool
 ) -> Target:
-    """Of lists of labels, of 0 and 1 for each, or of numbers."""
+    """The target from lists of labels, of 0 and 1 for each, or of numbers."""
     if asked == "classes":
         raise UserError(
             f"{path}: its labels are lists, which are not classes. Give each sample one, or leave "
@@ -274,7 +274,7 @@ def _of_lists(
 
 
 def _checked(path: Path, row: int, cell: list[Any], names: Sequence[str] | None) -> list[Any]:
-    """The labels of a row; raises if one is none."""
+    """The labels of a row; raises if one is empty."""
     labels = [x.strip() if isinstance(x, str) else x for x in cell]
     if odd := [x for x in labels if not isinstance(x, str | int) or x == ""]:
         raise UserError(
@@ -287,7 +287,7 @@ def _checked(path: Path, row: int, cell: list[Any], names: Sequence[str] | None)
 
 
 def _width(given: Sequence[list[Any] | None]) -> int:
-    """How many 0 and 1 each list holds; 0 if lists hold something else, or not as many."""
+    """How many 0 and 1 each list holds; 0 if lists hold something else, or differ in length."""
     lists = [labels for labels in given if labels is not None]
     only_marks = {x for labels in lists for x in labels} <= {0, 1}
     lengths = {len(labels) for labels in lists}
@@ -295,7 +295,7 @@ def _width(given: Sequence[list[Any] | None]) -> int:
 
 
 def _lists_of_numbers(path: Path, cells: Sequence[Any], asked: Asked, *, needed: bool) -> Target:
-    """Of as many numbers in every list."""
+    """The target from equally many numbers in every list."""
     width = next(len(cell) for cell in cells if cell is not None)
     found = np.full((len(cells), width), np.nan)
     for row, cell in enumerate(cells):
@@ -317,7 +317,7 @@ def _lists_of_numbers(path: Path, cells: Sequence[Any], asked: Asked, *, needed:
 
 
 def _mark(path: Path, cells: Sequence[Any], asked: Asked) -> str:
-    """What joins several labels in a tenth of the cells, or in any if asked; empty if nothing."""
+    """The mark that joins several labels in a tenth of the cells, or in any if asked; or empty."""
     texts = [cell for cell in cells if isinstance(cell, str)]
     if listed := [text for text in texts if re.fullmatch(r"\[.*,.*\]", text, re.DOTALL)]:
         raise UserError(
@@ -335,7 +335,7 @@ def _mark(path: Path, cells: Sequence[Any], asked: Asked) -> str:
 
 
 def _joined(path: Path, cells: Sequence[Any], mark: str) -> Target:
-    """Of texts that name several labels."""
+    """The target from texts that name several labels."""
     given = [
         list(dict.fromkeys(part for x in text.split(mark) if (part := x.strip())))
         for text in ("" if cell is None else str(cell) for cell in cells)
@@ -350,7 +350,7 @@ def _joined(path: Path, cells: Sequence[Any], mark: str) -> Target:
 
 
 def _several(given: Sequence[list[Any] | None], names: Sequence[str] | None) -> Target:
-    """Of the labels of each row; None where they are not known."""
+    """The target from the labels of each row; None if unknown."""
     known = sorted({x for labels in given for x in labels or []}, key=_order)
     number = {label: n for n, label in enumerate(known)}
     found = np.zeros((len(given), len(known)), np.float32)
@@ -362,7 +362,7 @@ def _several(given: Sequence[list[Any] | None], names: Sequence[str] | None) -> 
 
 
 def _order(label: Any) -> tuple[bool, int, str]:
-    """Whole numbers by their size, before texts."""
+    """Sorts whole numbers by value, before texts."""
     text = str(label)
     is_whole = bool(re.fullmatch(r"-?\d{1,18}", text))
     return not is_whole, int(text) if is_whole else 0, text

@@ -1,4 +1,4 @@
-"""Tables of JSON lines: an object in each line, whose fields are the columns."""
+"""Tables of JSON lines: one object per line, with the columns as fields."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,12 @@ from evenly.data.raw.rows import mark_of
 from evenly.errors import UserError
 
 _CHUNK = 8 << 20
-"""Bytes of text that are made sense of at a time."""
+"""Bytes of text parsed at a time."""
 
 
 @dataclass(frozen=True)
 class JsonRows:
-    """The rows of a file of JSON lines, as in `Rows`; held in memory, as Arrow has them."""
+    """The rows of a file of JSON lines, as in `Rows`; held in memory in Arrow's form."""
 
     path: Path
     mark: str
@@ -23,7 +23,7 @@ class JsonRows:
 
     @classmethod
     def of(cls, path: Path) -> "JsonRows":
-        """The rows of a file that is there."""
+        """The rows of an existing file."""
         return cls(path, mark_of(path), _table(path))
 
     @property
@@ -51,10 +51,10 @@ class JsonRows:
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects in the lines of a file, each with the bytes of its line; blank ones have none.
+    """The objects in the lines of a file, each with the bytes of its line; skips blank lines.
 
     Raises:
-        ValueError: If a line is no object.
+        ValueError: If a line is not an object.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -85,7 +85,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _table(path: Path) -> Any:
-    """All rows, of which a chunk at a time is held otherwise than Arrow does."""
+    """All rows in Arrow's form, converted a chunk at a time."""
     import pyarrow as pa
 
     chunks: list[tuple[int, dict[str, Any]]] = []
@@ -108,7 +108,7 @@ def _table(path: Path) -> Any:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Some rows as Arrow has them, by column; numbers beside texts are texts."""
+    """Some rows in Arrow's form, by column; numbers among texts become texts."""
     import pyarrow as pa
 
     found = {}
@@ -122,7 +122,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """The parts of a column as one, of a type that takes them all."""
+    """The parts of a column as one, in a type that fits them all."""
     import pyarrow as pa
 
     try:

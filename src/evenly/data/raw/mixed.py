@@ -1,4 +1,4 @@
-"""Columns of numbers and categories of a table as one modality."""
+"""A table's columns of numbers and categories as one modality."""
 
 import math
 import re
@@ -19,20 +19,20 @@ from evenly.data.raw.readers import Tabular
 from evenly.errors import UserError
 
 VALUES = 1000
-"""Of a category column that have a place, the most frequent ones."""
+"""Most values of a category column with a place; the most frequent ones."""
 
 
 def mixed_cells(path: Path, columns: Columns, name: str, reader: Tabular) -> list[Any]:
-    """The cells of a modality as its reader takes them; None where all of a row are empty.
+    """The cells of a modality in its reader's form; None if all of a row are empty.
 
     Args:
-        path: Of the table, for messages.
-        columns: Of the table.
-        name: Of the modality.
-        reader: That names its columns.
+        path: Path of the table, for messages.
+        columns: Columns of the table.
+        name: Name of the modality.
+        reader: The reader that names its columns.
 
     Raises:
-        ValueError: If a column is not there, is no modality, or holds something else.
+        ValueError: If a column is missing, is not a modality, or holds something else.
     """
     if name in columns.cells:
         raise UserError(
@@ -61,10 +61,10 @@ def mixed_cells(path: Path, columns: Columns, name: str, reader: Tabular) -> lis
 def fitted(
     path: Path, name: str, reader: Tabular, cells: Sequence[Any], split: Sequence[SplitName]
 ) -> Tabular:
-    """The reader with what the training split says of its columns.
+    """The reader, fitted to its columns in the training split.
 
     Raises:
-        ValueError: If nothing can be learnt of a column.
+        ValueError: If nothing can be learnt from a column.
     """
     rows = [row for row, part in zip(cells, split, strict=True) if part == "train" and row]
     count = len(reader.numbers)
@@ -77,7 +77,7 @@ def fitted(
             )
         mean, std = float(np.mean(given)), float(np.std(given))
         means.append(mean)
-        # What rounding leaves of a constant's deviation is no deviation.
+        # What rounding leaves of a constant's deviation is not a deviation.
         deviations.append(std if std > 1e-12 * abs(mean) else 1.0)
         if len(given) < len(rows):
             lacking.append(column)
@@ -100,7 +100,7 @@ def fitted(
 
 
 def _numbers(path: Path, columns: Columns, column: str, name: str) -> list[float | None]:
-    """The numbers of a column; None where one is missing."""
+    """The numbers of a column; None if missing."""
     found: list[float | None] = []
     for row, cell in enumerate(columns.modality(column).values, 1):
         number = None if cell is None else _number(cell, columns.comma)
@@ -117,7 +117,7 @@ def _numbers(path: Path, columns: Columns, column: str, name: str) -> list[float
 
 
 def _number(cell: Any, comma: bool) -> float | None:
-    """The number of a cell; None if it is none, or one that no model can learn from."""
+    """The number in a cell; None if it is not a number, or none that a model can learn from."""
     if isinstance(cell, str):
         cell = (numbers_of([cell], comma=comma) or [None])[0]
     if isinstance(cell, np.ndarray) and cell.size == 1:
@@ -128,7 +128,7 @@ def _number(cell: Any, comma: bool) -> float | None:
 
 
 def _categories(path: Path, columns: Columns, column: str, name: str) -> list[str | None]:
-    """The values of a column as texts; None where a cell is empty."""
+    """The values of a column as texts; None if a cell is empty."""
     held, texts = columns.modality(column), columns.texts(column)
     if texts is None or held.holds == "others":
         first = next((x for x in held.values if x is not None), None)
@@ -138,7 +138,7 @@ def _categories(path: Path, columns: Columns, column: str, name: str) -> list[st
             f"{path}: '{column}' of '{name}' holds {'files' if texts is None else what}, which "
             "are no categories. Leave it out."
         )
-    # 1.0 is what pandas makes of 1 in a column of which some cells are empty.
+    # pandas turns 1 into 1.0 in a column with empty cells.
     return [
         None if text is None or text in EMPTY else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
         for text in texts

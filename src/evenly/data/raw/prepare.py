@@ -1,4 +1,4 @@
-"""From files to a store: every sample is decoded once, by several processes."""
+"""From files to a store: several processes decode every sample once."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +27,7 @@ def prepare(
     stream: bool = False,
     made_by: str = "",
 ) -> Description:
-    """Decodes a data set into a store, or goes on where an earlier call stopped.
+    """Decodes a data set into a store, or continues where an earlier call stopped.
 
     Args:
         source: The data set.
@@ -35,15 +35,14 @@ def prepare(
         workers: Processes that decode.
         skip_broken: Leave out samples whose files are missing or broken, and say so in the
             store's notes.
-        stream: Leave what lies in shards there, to be decoded whenever it is read: each sample is
-            decoded once to be looked at, and those of the training split once more to be measured.
-        made_by: The command, to be noted down.
+        stream: Leave samples in their shards, to be decoded whenever they are read: each is decoded
+            once as a check, and those of the training split again for statistics.
+        made_by: The command, for the record.
 
     Raises:
-        ValueError: If files are missing or broken, with a list of them and their reasons; if
-            nothing lies in shards that is to stay there; if the
-            folder holds another store or other files, or another process writes to it; if what
-            was written does not add up.
+        ValueError: If files are missing or broken, with a list and reasons; if samples should stay
+            in shards but there are none; if the folder holds another store or other files, or
+            another process writes to it; if the result is inconsistent.
     """
     check_names(source.name, source.readers)
     _check_splits(source)
@@ -66,12 +65,12 @@ def prepare(
                 bar.update()
         if journal.broken and not (skip_broken and journal.done):
             raise UserError(_broken(source, journal.broken))
-        # What is still broken changes nothing: runs that were made of the store go on with it.
+        # If files are still broken, nothing changes: existing runs continue with the store.
         return describe(out) if is_whole(out) else journal.finish(made_by, workers)
 
 
 def _in_shards(source: Source) -> list[str]:
-    """The modalities whose samples are parts of files that they share.
+    """The modalities whose samples are parts of shared files.
 
     Raises:
         ValueError: If there are none.
@@ -89,7 +88,7 @@ def _in_shards(source: Source) -> list[str]:
 
 
 def _unfit(source: Source) -> dict[int, str]:
-    """What is wrong with numbers that are at hand, before any file is decoded."""
+    """What is wrong with numbers already loaded, before any file is decoded."""
     wrong, first = {}, dict[str, Any]()
     readers = {name: reader for name, reader in source.readers.items() if isinstance(reader, Array)}
     for number, sample in enumerate(source.samples):
@@ -104,11 +103,11 @@ def _unfit(source: Source) -> dict[int, str]:
 
 
 def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
-    """Raises if files of what is in a store have another size than when it was made."""
+    """Raises if the source files of a store have changed size since it was made."""
     known = describe(out).sources
     read = (path for number in done for path in source.samples[number].files())
     files = [path for path in dict.fromkeys([*source.opened, *read]) if str(path) in known]
-    # Files that are gone are not missed: the store holds what they said.
+    # Deleted files do not matter: the store has their content.
     changed = [path for path in files if path.exists() and size_of(path) != known[str(path)]]
     if changed:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What becomes of one cell of a data set, a file mostly, when the set is prepared."""
+"""Readers turn one cell of a data set, usually a file, into an array when the set is prepared."""
 
 import re
 from abc import abstractmethod
@@ -26,24 +26,24 @@ from evenly.errors import UserError
 from evenly.spec import Spec
 
 HEADER = 4096
-"""Bytes that hold the header of a `.npy` file of numbers."""
+"""Bytes enough for the header of a `.npy` file of numbers."""
 VOCABULARY = 20_000
-"""Words of the training texts that are told apart."""
+"""Size of the vocabulary from the training texts."""
 _TRUTHS = (("False", "false", "FALSE", "0"), ("True", "true", "TRUE", "1"))
-"""How tables write the two."""
+"""Spellings of the two truth values in tables."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Turns a cell, a file or its bytes mostly, into an array.
+    """Turns a cell, usually a file or its bytes, into an array.
 
-    A frozen dataclass, so that its settings can be noted down.
+    A frozen dataclass, so that its settings can be recorded.
 
     Attributes:
-        kind: Of the modality that it makes.
-        units: Of its values, in words.
-        rate: Frames or time steps a second, where there is such a thing.
-        ragged: Whether samples are sequences of unequal lengths; else all have one shape.
+        kind: Kind of the resulting modality.
+        units: Units of its values, in words.
+        rate: Frames or time steps per second, if applicable.
+        ragged: Whether samples are sequences of unequal lengths; otherwise all have one shape.
     """
 
     @property
@@ -56,17 +56,17 @@ class Reader(Protocol):
     def ragged(self) -> bool: ...  # noqa: D102
 
     def __call__(self, cell: Any) -> np.ndarray | None:
-        """The array of one sample; None if it turns out to lack the modality.
+        """The array of one sample; None if the sample turns out to lack the modality.
 
         Raises:
-            ValueError: If the cell cannot be used, with the reason; `MediaError` if it is a file.
-            NoStream: If it is a file without the modality; it is then missing, as for None.
+            ValueError: If the cell is unusable, with the reason; `MediaError` for a file.
+            NoStream: If it is a file without the modality, which is then missing, as for None.
         """
         ...
 
 
 def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
-    """Raises if a setting cannot be: a stream is at least 0, all else is above."""
+    """Raises if a setting is invalid: a stream must be at least 0, all else above 0."""
     for name, value in settings.items():
         least = min(value) if isinstance(value, tuple) else value
         if least < 0 or (least == 0 and name != "stream"):
@@ -78,21 +78,19 @@ def _check(reader: str, **settings: int | float | tuple[int, int]) -> None:
 class Video:
     """A few frames of a video, a folder of images or an image, in RGB.
 
-    See `evenly.data.media.depth` for how pictures of more than 8 bits are brought to 8. HDR is not
-    mapped to another range of light, and transparency is left aside: a pixel has the colour that
-    the file gives it.
+    See `evenly.data.media.depth` for the conversion of pictures of more than 8 bits. HDR is not
+    tone-mapped, and transparency is ignored: a pixel has the colour stored in the file.
 
     Args:
-        frames: How many.
-        size: Height and width that they are scaled to.
-        pick: `uniform`, the middle of each of as many segments with equal numbers of frames;
-            `random`, a frame at random from each, drawn once for each file; or `rate`, those that
-            are on the screen `fps` times a second from the beginning of the file, which is where
-            its sound begins, too. The first is also taken for what comes before it, the last
-            for what a video that ends early lacks.
-        fps: Frames a second for `rate`.
-        seed: Of the draws for `random`.
-        stream: Which stream of pictures, from 0, where a file has several.
+        frames: Number of frames.
+        size: Height and width to scale them to.
+        pick: `uniform`, the middle frame of each of that many equal segments; `random`, a random
+            frame from each, drawn once per file; or `rate`, those on screen `fps` times per second
+            from the beginning of the file, where its sound begins, too. The first frame also fills
+            the time before it, the last the end of a video that is too short.
+        fps: Frames per second for `rate`.
+        seed: Seed of the draws for `random`.
+        stream: Which stream of pictures, from 0, if a file has several.
     """
 
     frames: int = 2
@@ -110,7 +108,7 @@ class Video:
 
     @property
     def rate(self) -> float | None:
-        """Frames a second, if they have one distance."""
+        """Frames per second, if they are evenly spaced."""
         return self.fps if self.pick == "rate" else None
 
     def __call__(self, cell: File) -> UInt8[np.ndarray, "t 3 h w"]:
@@ -122,8 +120,7 @@ class Video:
         if self.pick == "uniform":
             return sampling.uniform(len(found), self.frames)
         if self.pick == "random":
-            # By the file's own name, or what it holds: the same whatever other files there are, and
-            # in what order.
+            # By the file's own name, or its content: independent of other files and their order.
             called = sha256(file).digest() if isinstance(file, bytes) else file.name.encode()
             own = np.random.default_rng([self.seed, *called])
             return sampling.segment_random(len(found), self.frames, own)
@@ -133,10 +130,10 @@ class Video:
 
 
 class _Several:
-    """What reads one file of a cell, or any number of them, as a video of as many frames.
+    """Reads one file of a cell, or any number of them as a video with that many frames.
 
     Attributes:
-        several: Whether a cell holds any number.
+        several: Whether a cell may hold any number of files.
     """
 
     several: bool
@@ -148,11 +145,11 @@ class _Several:
 
     @property
     def ragged(self) -> bool:
-        """Whether samples have unequal numbers of files."""
+        """Whether samples may have different numbers of files."""
         return self.several
 
     def __call__(self, cell: File | Sequence[File]) -> np.ndarray:
-        """The array of one file, or those of several; files without the modality are left out.
+        """The array of one file, or those of several; skips files without the modality.
 
         Raises:
             ValueError: If a file is broken.
@@ -181,9 +178,9 @@ class Image(_Several):
     """One picture: a still image, or the middle frame of a video, in RGB.
 
     Args:
-        size: Height and width that it is scaled to.
-        stream: Which stream of pictures, from 0, where a file has several.
-        several: Whether a cell holds any number of files, each of which is a picture.
+        size: Height and width to scale it to.
+        stream: Which stream of pictures, from 0, if a file has several.
+        several: Whether a cell may hold any number of files, each one a picture.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -206,13 +203,13 @@ class Flow:
     """Optical flow from some frames of a video to the next ones, as 8-bit images.
 
     Args:
-        frames: How many; each is the middle of one of as many equal segments.
-        size: Height and width that they are scaled to, before the flow is computed.
+        frames: Number of frames; each is the middle of one of that many equal segments.
+        size: Height and width to scale them to before computing the flow.
         method: `dis` or `farneback`, see `evenly.data.media.flow`.
         layout: `images`, each [u, v, u] for networks that take three channels; or `stacked`, one
             image with the channels u, v, u, v, ...
-        bound: Pixels of movement at which values end.
-        stream: Which stream of pictures, from 0, where a file has several.
+        bound: Pixels of movement at which values are clipped.
+        stream: Which stream of pictures, from 0, if a file has several.
     """
 
     frames: int = 3
@@ -254,15 +251,15 @@ class Flow:
 class Spectrogram(_Several):
     """A picture of sound, bands by frames, in half precision.
 
-    Sound is cut after `seconds`; what is shorter is repeated, as in the field's loaders. It begins
-    where the file does: before a late track comes silence, see `evenly.data.media.sound`.
+    Sound is cut after `seconds`; shorter sound is repeated, as in the field's loaders. It begins
+    where the file does: silence precedes a late track, see `evenly.data.media.sound`.
 
     Args:
         front: `stft`, `mel` or `fbank`, see `evenly.data.media.spectra`.
-        seconds: Of sound.
-        sample_rate: Samples a second that the sound is brought to first.
-        stream: Which stream of sound, from 0, where a file has several.
-        several: Whether a cell holds any number of files, each of which is a sound.
+        seconds: Length of the sound.
+        sample_rate: Samples per second to convert the sound to first.
+        stream: Which stream of sound, from 0, if a file has several.
+        several: Whether a cell may hold any number of files, each one a sound.
     """
 
     front: Literal["stft", "mel", "fbank"] = "fbank"
@@ -283,7 +280,7 @@ class Spectrogram(_Several):
 
     @property
     def rate(self) -> float | None:
-        """Spectra a second."""
+        """Spectra per second."""
         return {"stft": self.sample_rate / 353, "mel": self.sample_rate / 160, "fbank": 100.0}[
             self.front
         ]
@@ -304,13 +301,13 @@ class Spectrogram(_Several):
 class Wave:
     """The samples of a sound, in half precision, for encoders that take them as they are.
 
-    Sound is cut after `seconds`; what is shorter is repeated. It begins where the file does:
-    before a late track comes silence, see `evenly.data.media.sound`.
+    Sound is cut after `seconds`; shorter sound is repeated. It begins where the file does: silence
+    precedes a late track, see `evenly.data.media.sound`.
 
     Args:
-        seconds: Of sound.
-        sample_rate: Samples a second that the sound is brought to.
-        stream: Which stream of sound, from 0, where a file has several.
+        seconds: Length of the sound.
+        sample_rate: Samples per second to convert the sound to.
+        stream: Which stream of sound, from 0, if a file has several.
     """
 
     seconds: float = 3.0
@@ -325,7 +322,7 @@ class Wave:
 
     @property
     def rate(self) -> float | None:
-        """Samples a second."""
+        """Samples per second."""
         return float(self.sample_rate)
 
     def __call__(self, cell: File) -> Float16[np.ndarray, "t 1"]:
@@ -339,12 +336,12 @@ class Array:
     """Numbers as they are: an array, a list, or a `.npy` file.
 
     Args:
-        kind: How a sample is laid out: (d) for a vector, (t, d) for a sequence, (c, h, w) or (h, w)
+        kind: The layout of a sample: (d) for a vector, (t, d) for a sequence, (c, h, w) or (h, w)
             for an image, (t, c, h, w) for a video; or with the channels last, if only that axis is
             1, 3 or 4.
-        units: In words.
-        ragged: Whether sequences are of unequal lengths.
-        rate: Frames or time steps a second.
+        units: Units in words.
+        ragged: Whether sequences have unequal lengths.
+        rate: Frames or time steps per second.
     """
 
     kind: Literal["vector", "sequence", "image", "video"] = "vector"
@@ -374,7 +371,7 @@ def numbers(file: File) -> np.ndarray:
     """The array of a `.npy` file.
 
     Raises:
-        MediaError: If the file is missing or broken, or another one.
+        MediaError: If the file is missing, broken or of another kind.
     """
     with opened(file) as source:
         try:
@@ -390,11 +387,11 @@ def numbers(file: File) -> np.ndarray:
 
 
 def dtype_of(file: File | Part) -> np.dtype[Any]:
-    """The type of the numbers of a `.npy` file, of which only the beginning is read.
+    """The type of the numbers in a `.npy` file, reading only its beginning.
 
     Raises:
         MediaError: If the file is missing or empty.
-        ValueError: If it is another one.
+        ValueError: If it is another kind of file.
     """
     if isinstance(file, Part):
         file = replace(file, size=min(file.size, HEADER)).read()
@@ -413,9 +410,9 @@ class Text:
 
     Args:
         tokenizer: A Transformers tokenizer, by the path of its folder or its name on the hub. By
-            default words in lower case and marks, numbered by the vocabulary.
-        vocabulary: Known words, apart by spaces, numbered from 2; others are 1. A table's is taken
-            from its training texts.
+            default, lower-case words and marks, numbered by the vocabulary.
+        vocabulary: Known words, separated by spaces and numbered from 2; others are 1. For a table,
+            it is built from its training texts.
         length: Tokens after which a text is cut off.
     """
 
@@ -436,7 +433,7 @@ class Text:
             _tokenizer(self.tokenizer)
 
     def __call__(self, cell: str) -> Int32[np.ndarray, " t"]:
-        """The tokens of one text; one unknown word where there is none at all."""
+        """The tokens of one text; one unknown word if it has none."""
         if self.tokenizer:
             found = _tokenizer(self.tokenizer)(cell, truncation=True, max_length=self.length)
             return np.array(found["input_ids"], np.int32)
@@ -451,7 +448,7 @@ def words(text: str) -> list[str]:
 
 
 def vocabulary(texts: Iterable[str]) -> str:
-    """The words of some texts, the most frequent first, as `Text` takes them."""
+    """The words of some texts, most frequent first, in the form that `Text` takes."""
     counts = Counter(word for text in texts for word in words(text))
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
     return " ".join(ordered[:VOCABULARY])
@@ -466,7 +463,7 @@ def _numbered(vocabulary: str) -> dict[str, int]:
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    # On the hub names are NAME or OWNER/NAME; what is written otherwise is never looked for there.
+    # Hub names are NAME or OWNER/NAME; anything else is never looked up there.
     folder = Path(name).expanduser()
     local = folder.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)
     try:
@@ -484,20 +481,20 @@ def _tokenizer(name: str) -> Any:
 class Tabular:
     """Columns of numbers and of categories, together as one vector, see `evenly.data.tabular`.
 
-    A number is standardised; a missing one is the mean. A category is a 1 at the place of its
-    value, where an empty cell is a value like any other. Values that fewer than two training
-    samples have are taken for unknown, so that something is learnt of what is unknown.
+    A number is standardised; a missing one becomes the mean. A category is a 1 at the place of its
+    value; an empty cell is a value like any other. Values that fewer than two training samples have
+    count as unknown, so that the model learns something about unknown values.
 
-    What is known of the training split is taken from the table, unless it is given.
+    Statistics of the training split come from the table, unless given.
 
     Args:
         numbers: Columns of numbers.
         categories: Columns of categories.
-        means: Of the numbers, over the training split.
-        deviations: Likewise; 1 where a number is constant.
-        lacking: The columns of numbers that some training samples lack: whether a sample does is a
-            number more.
-        values: By category column, the values that have a place.
+        means: Means of the numbers over the training split.
+        deviations: Standard deviations likewise; 1 if a number is constant.
+        lacking: Number columns that some training samples lack: an extra number marks missing
+            values.
+        values: The values with a place, by category column.
     """
 
     numbers: tuple[str, ...] = ()
@@ -533,20 +530,19 @@ class Tabular:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All of them."""
+        """All columns."""
         return (*self.numbers, *self.categories)
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the training split is known."""
+        """Whether statistics of the training split are known."""
         return bool(self.means or self.values)
 
     def __call__(self, cell: Sequence[Any]) -> Float32[np.ndarray, " d"]:
         """The vector of one sample.
 
         Args:
-            cell: Its numbers and then its categories, in the order of `columns`; None where one is
-                missing.
+            cell: Its numbers, then its categories, in the order of `columns`; None if missing.
         """
         count = len(self.numbers)
         given = np.array([np.nan if x is None else x for x in cell[:count]], np.float64)
@@ -561,7 +557,7 @@ class Tabular:
         return np.concatenate(parts).astype(np.float32)
 
     def knows(self, column: str, value: str) -> bool:
-        """Whether a value of a category column has a place of its own."""
+        """Whether a value of a category column has its own place."""
         return value in _places(self.values)[self.categories.index(column)]
 
 
@@ -571,7 +567,7 @@ def _places(values: tuple[tuple[str, ...], ...]) -> list[dict[str, int]]:
 
 
 def _placed(known: tuple[str, ...]) -> dict[str, int]:
-    """By value, its place; where all are true or false, however these may be written."""
+    """The place of each value; if all are true or false, in any spelling."""
     found = {value: n for n, value in enumerate(known, 1)}
     if not set(known) <= {"", *chain(*_TRUTHS)}:
         return found
@@ -592,15 +588,15 @@ READERS: dict[str, Callable[..., Reader]] = {
     "text": Text,
     NAME: Tabular,
 }
-"""By the name under which they are asked for."""
+"""Readers by the name that requests them."""
 
 
 def spelled(reader: Reader, *, whole: bool = False) -> str:
-    """How a reader is asked for.
+    """The text that requests a reader.
 
     Args:
-        reader: Any.
-        whole: Whether settings that have their defaults are spelled, too.
+        reader: Any reader.
+        whole: Whether to include settings with their default values.
     """
     names = {kind: name for name, kind in READERS.items()}
     name = names.get(type(reader), type(reader).__name__.lower())

@@ -1,4 +1,4 @@
-"""Cells that lie in a file of many samples, and are read when their turn comes."""
+"""Cells in a file of many samples, read when needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,28 +11,28 @@ from evenly.data.media.error import File
 from evenly.errors import UserError
 
 BATCH = 8 << 20
-"""Bytes of a Parquet file that are taken at a time, unless a single row has more."""
+"""Bytes of a Parquet file read at a time, unless a single row has more."""
 _BUFFER = 1 << 20
-"""Bytes that are read of each column at once."""
+"""Bytes read from each column at once."""
 _END = 64 << 10
-"""Bytes at a file's end that tell it from others of its size; they say where its columns lie."""
+"""Bytes at a file's end that distinguish it from others of its size: they locate its columns."""
 
 
 @runtime_checkable
 class Rows(Protocol):
-    """A table that is too large to be held, in rows from 0.
+    """A table too large for memory, with rows from 0.
 
-    A frozen dataclass, whose fields tell it from any other table.
+    A frozen dataclass, whose fields identify the table.
     """
 
     @property
     def path(self) -> Path | None:
-        """Of its file; None if it has none."""
+        """Path of its file; None if it has none."""
         ...
 
     @property
     def schema(self) -> Any:
-        """Arrow's, of its columns."""
+        """Arrow's schema of its columns."""
         ...
 
     def __len__(self) -> int: ...
@@ -42,7 +42,7 @@ class Rows(Protocol):
         ...
 
     def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
-        """Some columns in parts, as Arrow has them, each with the number of its first row.
+        """Some columns in Arrow's parts, each with the number of its first row.
 
         Args:
             columns: Their names.
@@ -54,16 +54,13 @@ class Rows(Protocol):
         ...
 
     def complete(self, column: str) -> bool:
-        """Whether a column of files is known to have all of their bytes, before it is read."""
+        """Whether a column of files is known to have all their bytes, before reading it."""
         ...
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Entry:
-    """A file that is a cell of a table: its bytes alone, or its `bytes` and its `path`.
-
-    Also a list of them.
-    """
+    """A file in a cell of a table: its bytes alone, or with its `path`; or a list of these."""
 
     rows: Rows
     column: str
@@ -71,7 +68,7 @@ class Entry:
 
     @property
     def path(self) -> Path | None:
-        """Of the table."""
+        """Path of the table."""
         return self.rows.path
 
     def __repr__(self) -> str:
@@ -80,7 +77,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Part:
-    """Bytes within a file, from one of its bytes on."""
+    """A range of bytes within a file."""
 
     path: Path
     start: int
@@ -98,13 +95,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Files(Sequence[Any]):
-    """The cells of a column that are files: entries, parts, paths as texts or whole; None if none.
+    """A column's cells that are files: entries, parts, texts of paths or absolute paths; or None.
 
     Attributes:
-        cells: From the first row.
-        kind: What the data set says that they hold, 'image', 'audio' or 'video'; empty if nothing.
+        cells: Cells from the first row.
+        kind: What they hold according to the data set, 'image', 'audio' or 'video'; or empty.
         refused: Why they cannot be read, and what to do about it; empty if they can.
-        several: Whether a cell is any number of files: an entry that is a list, or a tuple of
+        several: Whether a cell may be any number of files: an entry that is a list, or a tuple of
             paths.
     """
 
@@ -121,7 +118,7 @@ class Files(Sequence[Any]):
 
 
 class Turn:
-    """Reads entries in the order of their rows, so that each part of a file is read once."""
+    """Reads entries in row order, so that each part of a file is read once."""
 
     def __init__(self) -> None:
         self._of: tuple[Rows, tuple[str, ...]] | None = None
@@ -129,9 +126,9 @@ class Turn:
         self._left: Iterator[tuple[int, Any]] = iter(())
 
     def __call__(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The same cells of a sample; of an entry its bytes, its path, or None if it has neither.
+        """The cells of a sample, with each entry replaced by its bytes, its path, or None.
 
-        Of an entry that is a list, a tuple of them.
+        An entry that is a list becomes a tuple of these.
 
         Raises:
             ValueError: If a file is broken.
@@ -193,13 +190,13 @@ class ParquetRows:
             return file.read(list(columns))
 
     def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
-        """As in `Rows`: memory is taken for a page of each column, however large a row group is."""
+        """As in `Rows`: needs memory for a page of each column, however large a row group is."""
         import pyarrow as pa
         from pyarrow import parquet
 
         first = 0
         try:
-            # Without the buffer, all that is stored of a column in a row group is read at once.
+            # Without the buffer, a column's whole row group is read at once.
             with (
                 _reading(self.path),
                 closing(parquet.ParquetFile(self.path, buffer_size=_BUFFER)) as file,
@@ -217,7 +214,7 @@ class ParquetRows:
             pa.default_memory_pool().release_unused()
 
     def complete(self, column: str) -> bool:
-        """As in `Rows`: by the counts in the file."""
+        """As in `Rows`: from the counts in the file."""
         groups = (self.about.row_group(n) for n in range(self.about.num_row_groups))
         chunks = [group.column(n) for group in groups for n in range(group.num_columns)]
         own = [c for c in chunks if c.path_in_schema in (column, f"{column}.bytes")]
@@ -226,9 +223,9 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """The rows of a file in one of Arrow's formats, which is mapped into memory.
+    """The rows of a memory-mapped file in one of Arrow's formats.
 
-    That is the stream, as the library `datasets` writes it, or the file, which is Feather.
+    These are the stream format, which `datasets` writes, and the file format, which is Feather.
     """
 
     path: Path
@@ -242,7 +239,7 @@ class ArrowRows:
         from pyarrow import types
 
         with _arrow(path) as (schema, _):
-            # Of what is compressed, all that is read is unpacked: for the count, something short.
+            # Compressed data are unpacked when read, so the count uses something short.
             short = [field.name for field in schema if types.is_primitive(field.type)]
         with _arrow(path, short[:1] or schema.names[:1]) as (_, batches):
             return cls(path, mark_of(path), schema, sum(map(len, batches)))
@@ -259,7 +256,7 @@ class ArrowRows:
             return pa.Table.from_batches([batch.select(list(columns)) for batch in batches], wanted)
 
     def batches(self, columns: Sequence[str], start: int) -> Iterator[tuple[int, Any]]:
-        """As in `Rows`: as they were written, which may be as many rows as the file has."""
+        """As in `Rows`: in the parts written, possibly all rows at once."""
         row = 0
         with _arrow(self.path, columns) as (_, batches):
             for batch in batches:
@@ -274,7 +271,7 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """The rows of a `datasets.Dataset`, whose files come as they are stored, not decoded."""
+    """The rows of a `datasets.Dataset`, with files as stored, not decoded."""
 
     fingerprint: str
     dataset: Any = field(compare=False, repr=False)
@@ -310,7 +307,7 @@ class DatasetRows:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Says in a sentence what Arrow has against a file."""
+    """Turns Arrow's errors about a file into a sentence."""
     import pyarrow as pa
 
     try:
@@ -324,7 +321,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _arrow(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """The schema of a file in one of Arrow's formats, and its parts, of some columns at least."""
+    """The schema of a file in one of Arrow's formats, and its parts, with at least some columns."""
     import pyarrow as pa
 
     with _reading(path), pa.memory_map(str(path)) as file:
@@ -348,7 +345,7 @@ def _arrow(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[A
 
 
 def _bytes(group: Any, columns: Sequence[str]) -> int:
-    """Of some columns of a row group, as they are in memory."""
+    """Bytes of some columns of a row group in memory."""
     within = tuple(f"{name}." for name in columns)
     chunks = (group.column(n) for n in range(group.num_columns))
     return sum(
@@ -359,7 +356,7 @@ def _bytes(group: Any, columns: Sequence[str]) -> int:
 
 
 def mark_of(path: Path) -> str:
-    """What tells a file from others that were there before it: its size and its end."""
+    """What distinguishes a file from earlier ones at its path: its size and its end."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _END))

@@ -1,4 +1,4 @@
-"""A data set before it is prepared: which files and values make which sample."""
+"""A data set before it is prepared: the files and values of each sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +18,11 @@ class Sample:
     """One sample.
 
     Attributes:
-        name: Of the sample, for messages.
-        label: Its class; of several labels 1 or 0 for each; or its numbers.
-        split: That it belongs to.
-        cells: By modality, what its reader takes, a tuple of several files; None, or no entry,
-            where it is missing.
+        name: Name of the sample, for messages.
+        label: Its class; for several labels, 1 or 0 each; or its numbers.
+        split: Its split.
+        cells: By modality, what its reader takes, or a tuple of several files; None, or no entry,
+            if missing.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Sample:
     cells: Mapping[str, Any]
 
     def files(self) -> Iterator[Path]:
-        """The files and folders that its cells are read from."""
+        """The files and folders of its cells."""
         for cell in self.cells.values():
             for part in several_of(cell):
                 path = getattr(part, "path", part)
@@ -45,7 +45,7 @@ def several_of(cell: Any) -> tuple[Any, ...]:
 
 
 def target_of(samples: Sequence[Sample]) -> Tensor:
-    """Of some samples: (n,) classes, or (n, c) of several labels or numbers."""
+    """The target of some samples: (n,) classes, or (n, c) for several labels or numbers."""
     labels = [sample.label for sample in samples]
     is_several = any(isinstance(label, tuple) for label in labels)
     return torch.tensor(labels, dtype=torch.float32 if is_several else torch.int64)
@@ -53,13 +53,13 @@ def target_of(samples: Sequence[Sample]) -> Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """All samples of a data set, and how they are read.
+    """All samples of a data set, and how to read them.
 
     Attributes:
-        name: Of the data set.
-        readers: By modality.
-        samples: In the order of the store.
-        task: What is to be predicted.
+        name: Name of the data set.
+        readers: Readers by modality.
+        samples: Samples in the order of the store.
+        task: What to predict.
         notes: Sentences that a user of the data should see.
         opened: Files that were read to find the samples, such as a table.
     """
@@ -73,7 +73,7 @@ class Source:
 
     @property
     def target(self) -> Tensor:
-        """Of every sample, as `Data` has it."""
+        """The target of every sample, as in `Data`."""
         return target_of(self.samples)
 
     @property
@@ -82,9 +82,9 @@ class Source:
         return list(self.task.names)
 
     def limited(self, count: int) -> "Source":
-        """At most so many samples per split, balanced over classes, that have all their files.
+        """At most `count` samples per split, balanced over classes, that have all their files.
 
-        For a trial: of a data set that is there in part, what is there.
+        This is for trials: if a data set is incomplete, it takes what is there.
         """
         kept: set[int] = set()
         task = self.task.fitted(self.target)
@@ -102,7 +102,7 @@ class Source:
         return replace(self, samples=[self.samples[n] for n in sorted(kept)])
 
     def files(self) -> Iterator[Path]:
-        """Every file and folder that is read, once."""
+        """Every file and folder to read, once."""
         found = dict.fromkeys(self.opened)
         found |= dict.fromkeys(path for sample in self.samples for path in sample.files())
         return iter(found)

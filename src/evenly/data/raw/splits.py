@@ -1,4 +1,4 @@
-"""Which samples train, validate and test: by the names that a data set gives its splits."""
+"""Which samples are for training, validation and testing: by a data set's names of splits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,30 @@ _MEANT: dict[str, SplitName] = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-"""The name of a file as the library `datasets` writes it."""
+"""The form of a file name written by `datasets`."""
 
 
 def meant(name: str) -> SplitName | None:
-    """The split that a word of a name stands for, as in 'validation' or 'test.clean'."""
+    """The split that a word in a name means, as in 'validation' or 'test.clean'."""
     words = re.findall(r"[a-z]+", name.lower())
     found = {_MEANT[word] for word in words if word in _MEANT}
     return found.pop() if len(found) == 1 else None
 
 
 def is_split(name: str) -> bool:
-    """Whether a name is a word for a split, and nothing more."""
+    """Whether a name is just a word for a split."""
     return name.lower() in _MEANT
 
 
 def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:
-    """By file, the name of its split; None if the files are not told apart by it.
+    """The name of each file's split; None if names do not distinguish the files.
 
     Args:
-        path: Of the folder.
-        files: In it.
+        path: Path of the folder.
+        files: The files in it.
 
     Raises:
-        ValueError: If one of several that belong together is not there, or some name a split and
+        ValueError: If one of several that belong together is missing, or some name a split and
             others do not.
     """
     _check_whole(path, files)
@@ -57,7 +57,7 @@ def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:
 
 
 def _named(file: Path) -> str | None:
-    """What a file, or else the nearest of its folders, says of its split."""
+    """The split in the name of a file, or else of its nearest folder."""
     shard = _SHARD.fullmatch(file.stem)
     if shard:
         return shard["split"]
@@ -80,15 +80,15 @@ def _check_whole(path: Path, files: Sequence[Path]) -> None:
 
 
 def chosen(path: Path, columns: Columns, splits: Mapping[str, str]) -> Columns:
-    """The rows of the splits that are asked for, under our names.
+    """The rows of the requested splits, under our names.
 
     Args:
-        path: Of the data set.
+        path: Path of the data set.
         columns: All its rows.
-        splits: By `train`, `val` and `test`, the data set's own name, or several joined by +.
+        splits: For `train`, `val` and `test`, the data set's own name, or several joined by +.
 
     Raises:
-        ValueError: If there is no such split, or one is asked for twice.
+        ValueError: If there is no such split, or one is requested twice.
     """
     marks = columns.entries("split")
     if marks is None:

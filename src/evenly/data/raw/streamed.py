@@ -1,7 +1,7 @@
-"""Modalities that stay in the files that samples share, and are decoded whenever they are read.
+"""Modalities that stay in shared files, and are decoded whenever they are read.
 
-The same processes decode as when a store is made, one thread each, so that a sample's values are
-the same bit for bit.
+The same single-threaded processes decode as for a store, so a sample's values are the same bit for
+bit.
 """
 
 import os
@@ -31,13 +31,13 @@ from evenly.pool import Lost, pool
 from evenly.spec import made, parse
 
 INDEX = ("shard", "start", "size", "checksum")
-"""What is kept of each sample of a modality: the number of its shard, -1 where it has none, its
-first byte there, how many bytes they are, and their CRC-32."""
+"""What is stored for each sample of a modality: the number of its shard (-1 for none), its first
+byte there, the number of bytes, and their CRC-32."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sealed(Part):
-    """Bytes within a file that are known by a checksum."""
+    """Bytes within a file, with a checksum."""
 
     checksum: int
 
@@ -45,10 +45,10 @@ class Sealed(Part):
         """The bytes.
 
         Raises:
-            ValueError: If they are gone, or others.
+            ValueError: If they are gone or have changed.
         """
         try:
-            # Not super(), which dataclasses with slots do not know (Python's issue 90562).
+            # Not super(), which fails in dataclasses with slots (Python's issue 90562).
             found = Part.read(self)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
@@ -58,9 +58,9 @@ class Sealed(Part):
 
 
 class Decoders:
-    """Processes that decode samples; they start with the first one.
+    """Processes that decode samples; they start with the first sample.
 
-    The workers of a `DataLoader`, which may start no processes, decode what they read themselves.
+    The workers of a `DataLoader`, which must not start processes, decode their samples themselves.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Decoders:
         """Prepares them.
 
         Args:
-            readers: By modality.
+            readers: Readers by modality.
             where: The store, for messages.
-            count: How many; by default as many as this process has threads, or with a GPU its
-                share of the cores.
+            count: Number of processes; by default as many as this process has threads, or with a
+                GPU its share of the cores.
         """
         self._readers, self._where, self._count = dict(readers), where, count
         self._submit: Any = None
@@ -89,7 +89,7 @@ class Decoders:
         """
         if current_process().daemon:
             return [self._array(name, self._read({name: cell})) for cell in cells]
-        if self._process != os.getpid():  # not those of the process that this one was forked from
+        if self._process != os.getpid():  # not those of the process that forked this one
             self._start()
         futures = [self._submit({name: cell}) for cell in cells]
         return [self._array(name, self._result(name, future)) for future in futures]
@@ -104,7 +104,7 @@ class Decoders:
             pool(self._read, self._count or _share(), decode.__name__)
         )
         self._process = os.getpid()
-        weakref.finalize(self, opened.close).atexit = False  # at the end the pool ends by itself
+        weakref.finalize(self, opened.close).atexit = False  # at exit the pool ends by itself
 
     def _result(self, name: str, future: "Future[decode.Decoded]") -> decode.Decoded:
         try:
@@ -122,12 +122,12 @@ class Decoders:
                 "were, or remove the folder and prepare again."
             )
         value = found[name]
-        assert value is not None  # else it would be said what is wrong
+        assert value is not None  # otherwise an error would have been returned
         return value
 
 
 def _share() -> int:
-    """Processes that decode for this one."""
+    """Number of processes that decode for this one."""
     if torch.cuda.is_available():
         return max(torch.get_num_threads(), cores() // torch.cuda.device_count())
     return torch.get_num_threads()
@@ -146,16 +146,16 @@ class InShards(Streamed):
         dtype: torch.dtype,
         length: Int[Tensor, " n"] | None = None,
     ) -> None:
-        """Takes note of where samples are.
+        """Stores where samples are.
 
         Args:
-            name: Of the modality.
-            decoders: That know it.
+            name: Name of the modality.
+            decoders: Decoders that know it.
             shards: The paths of the files.
-            index: Of each sample, as `INDEX` says.
+            index: Index of each sample, see `INDEX`.
             row: The shape of a sample, or of a time step.
-            dtype: Of the values.
-            length: Time steps of each sample, where lengths are unequal.
+            dtype: Type of the values.
+            length: Time steps of each sample, if lengths differ.
         """
         self.row, self.dtype, self.length = row, dtype, length
         self._name, self._decoders = name, decoders
@@ -182,5 +182,5 @@ class InShards(Streamed):
 
 
 def reader_of(text: str) -> Reader:
-    """The reader that is spelled so."""
+    """The reader that this text requests."""
     return made("reader", parse(text), READERS)

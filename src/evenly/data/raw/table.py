@@ -1,4 +1,4 @@
-"""Data sets of one's own as a table: a row for each sample, a column for each modality."""
+"""Your own data sets as a table: a row for each sample, a column for each modality."""
 
 import os
 import re
@@ -49,26 +49,26 @@ from evenly.suggest import unknown
 
 TEST = 0.15
 PROBED = 100
-"""Cells of a column, from its beginning, that tell what it holds."""
+"""First cells of a column that determine what it holds."""
 _MEDIA = re.compile(
     r"\.(npy|jpe?g|png|bmp|webp|gif|tiff?|wav|flac|mp3|ogg|opus|m4a|aac"
     r"|mp4|m4v|mov|mkv|webm|avi|flv|mpe?g|wmv|ts|3gp)$",
     re.IGNORECASE,
 )
-"""Ends of texts by which a text is taken for a path."""
+"""Endings that mark a text as a path."""
 _PATH = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[/\\]\S*[A-Za-z]\S*$")
-"""What leads from a root or a folder to a place."""
+"""Beginnings of paths from a root or a folder."""
 _DECLARED: dict[str, Callable[[], Reader]] = {
     "image": Image,
     "audio": Spectrogram,
     "video": Video,
 }
-"""How files are read of which the data set says what they hold."""
+"""Readers of files whose content the data set declares."""
 _FORMS = {
     "a date": re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?"),
     "a percentage": re.compile(r"[-+]?[\d.,]+\s*%"),
 }
-"""Of what is no number."""
+"""Names for what is not a number."""
 
 
 def table(
@@ -82,60 +82,60 @@ def table(
     task: Asked = "auto",
     columns: Columns | None = None,
 ) -> Source:
-    """Reads a table and finds out what its columns hold.
+    """Reads a table and detects what its columns hold.
 
     The table has a row for each sample and the columns
 
-    - `label`: numbers or texts, mapped to classes from 0 in ascending order. If no column is called
-      so, the only one that the library `datasets` knows as class numbers; those have names. Lists,
-      or texts of which a tenth hold ; or |, name several labels of a sample; numbers that are not
-      all whole, or lists of them, are regressed on;
-    - `label_NAME`, several in place of `label`: 1 where a sample has the label NAME and 0 where
-      not, or other numbers, to regress on;
-    - `split`, optional: `train`, `val` (or `validation`), `test`. The files of a folder say it by
-      their names. Where it, or its validation or test split, is lacking, 15 % of the rest are drawn
-      for each (seed 0), see `evenly.data.dataset.drawn`: of every class, or evenly along labels or
+    - `label`: numbers or texts, mapped to classes from 0 in ascending order. If there is none, the
+      only column of class numbers with names from the library `datasets`. Lists, or texts of which
+      a tenth contain ; or |, name several labels of a sample; numbers that are not all whole, or
+      lists of them, are regressed on;
+    - `label_NAME`, several instead of `label`: 1 if a sample has the label NAME and 0 if not, or
+      other numbers to regress on;
+    - `split`, optional: `train`, `val` (or `validation`), `test`. File names in a folder tell it,
+      too. If it, or its validation or test split, is missing, 15 % of the rest is drawn for each
+      (seed 0; see `evenly.data.dataset.drawn`), from every class, or evenly along labels or
       numbers. A note says so;
-    - `name`, optional: of the sample, for messages and predictions;
+    - `name`, optional: name of the sample, for messages and predictions;
     - every other one: a modality. A cell holds a number, numbers (a list in Parquet; in a text as
-      Python, NumPy or PyTorch print them, or apart by commas, semicolons or blanks), a text, the
-      path of a file or folder (relative to the table's folder), or in Parquet the bytes of a file,
-      also in a pair of `bytes` and `path` as the library `datasets` writes it. An empty cell or
-      list is a modality that the sample lacks.
+      printed by Python, NumPy or PyTorch, or separated by commas, semicolons or blanks), a text,
+      the path of a file or folder (relative to the table's folder), or in Parquet the bytes of a
+      file, also as a pair of `bytes` and `path` as written by `datasets`. An empty cell or list is
+      a missing modality.
 
-    Columns of numbers and categories are one modality together, of any other name, where its reader
-    names them: `tabular(numbers=[age,fare],categories=[port])`, see `Tabular`.
+    Columns of numbers and categories form one modality, under any other name, if its reader names
+    them: `tabular(numbers=[age,fare],categories=[port])`, see `Tabular`.
 
-    Columns that number the rows are no modalities unless they are asked for: an index that pandas
-    wrote, and whole numbers that all differ under the name index or id. Neither are other columns
-    of class numbers. A note says so.
+    Columns that number the rows are not modalities unless requested: an index written by pandas,
+    and distinct whole numbers under the name index or id. Neither are other columns of class
+    numbers. A note says so.
 
-    Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark; its
-    cells are parted by commas, semicolons, tabs or bars, and where commas do not part them, they
-    may be decimal ones.
+    Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark. Its
+    cells are separated by commas, semicolons, tabs or bars; commas that do not separate cells may
+    be decimal ones.
 
-    What a column holds is found out from its first cells. Texts of which any is a file or folder
-    are paths, and so are numbers that all are, such as 0001; other texts are text, whose words are
-    numbered by the training texts, unless most of them have no words: figures that are no numbers,
-    such as dates, are refused. The first file that is whole tells what the files hold: pictures,
-    moving pictures, sound, or an array. One with both pictures and sound is taken for sound where
-    the column's name begins like it: audio, sound, speech, voice, music.
+    The first cells determine what a column holds. Texts are paths if any of them is a file or
+    folder, and so are numbers, such as 0001, if all of them are. Other texts are text, with words
+    numbered by the training texts, unless most have no words: figures that are not numbers, such as
+    dates, are refused. The first intact file tells what the files hold: pictures, videos, sound, or
+    an array. A file with both pictures and sound counts as sound if the column's name begins with
+    audio, sound, speech, voice or music.
 
     Args:
-        path: Of the table, `.csv`, `.tsv`, `.parquet`, `.feather` or `.jsonl`; of a `.tar` in
-            WebDataset's form, or several by a range in braces; or of a folder of all but the first
-            two, one that `save_to_disk` wrote, or one of pictures, sounds and clips by class or
+        path: Path of the table, `.csv`, `.tsv`, `.parquet`, `.feather` or `.jsonl`; of a `.tar` in
+            WebDataset's form, or several as a range in braces; or of a folder of any but the first
+            two, one written by `save_to_disk`, or one of pictures, sounds and clips by class or
             with metadata.
-        modalities: The columns that are modalities; by default all that are left.
-        readers: By modality, how it is read, such as 'spectrogram(front=mel,seconds=5)'; the
-            others as found out. `READERS` has the names.
-        label: The column of the labels, if it is not called so.
-        splits: By `train`, `val` and `test`, the table's own name of a split, or several joined by
-            +; rows of others are left out. By default those that are called so.
-        labelled: Without, a table need not have all labels (-1 where there is none), and its
-            splits are not looked at: all samples are in the test split.
-        task: What its labels are; by default it is found out.
-        columns: Of the table, if they are read already.
+        modalities: The columns that are modalities; by default all the rest.
+        readers: By modality, how to read it, such as 'spectrogram(front=mel,seconds=5)'; the others
+            are detected. `READERS` has the names.
+        label: The column of the labels, if it has another name.
+        splits: For `train`, `val` and `test`, the table's own name of the split, or several joined
+            by +; other rows are left out. By default the splits with these names.
+        labelled: If false, labels may be missing (-1), and splits are ignored: all samples are in
+            the test split.
+        task: What its labels are; by default, this is detected.
+        columns: Columns of the table, if already read.
 
     Raises:
         FileNotFoundError: If there is no such table.
@@ -272,14 +272,14 @@ def _split(
 def _modality(
     path: Path, columns: Columns, name: str, reader: Reader | None, notes: list[str]
 ) -> tuple[Sequence[Any], Reader]:
-    """The cells of a modality as its reader takes them, tuples of several files, and the reader.
+    """The cells of a modality in its reader's form, or tuples of several files, and the reader.
 
     Args:
-        path: Of the table.
-        columns: Of the table.
-        name: Of the column.
-        reader: What the user asks for, if anything.
-        notes: Receives what a user should hear of it.
+        path: Path of the table.
+        columns: Columns of the table.
+        name: Name of the column.
+        reader: The user's choice, if any.
+        notes: Receives notes for the user.
     """
     column, root = columns.modality(name), columns.root
     if isinstance(column.values, Files) and column.values.refused:
@@ -335,10 +335,10 @@ def _of_several(path: Path, name: str, reader: Reader, asked: Reader | None) -> 
     """The reader of a column, for several files in a cell.
 
     Args:
-        path: Of the table.
-        name: Of the column.
-        reader: Of one file.
-        asked: The same, if the user asks for it.
+        path: Path of the table.
+        name: Name of the column.
+        reader: Reader of one file.
+        asked: The user's choice, if any.
 
     Raises:
         ValueError: If it reads one file only.
@@ -354,7 +354,7 @@ def _of_several(path: Path, name: str, reader: Reader, asked: Reader | None) -> 
 
 
 def _mark(root: Path, column: Column) -> str:
-    """What joins the paths of several files in any cell of a column; empty if nothing does."""
+    """The mark that joins several files' paths in any cell of a column; or empty."""
     if column.holds != "texts":
         return ""
     for mark in MARKS:
@@ -373,14 +373,14 @@ def _parts(text: str, mark: str) -> tuple[str, ...]:
 
 
 def _shaped(values: Sequence[np.ndarray | None], reader: Reader) -> Sequence[np.ndarray | None]:
-    """Numbers as a reader takes them: one alone at each step is a sequence, too."""
+    """Numbers in a reader's form: a single number at each step is a sequence, too."""
     if reader.kind != "sequence":
         return values
     return [x[:, None] if x is not None and x.ndim == 1 else x for x in values]
 
 
 def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
-    """Raises if float32 cannot tell the numbers of a column's own cells apart."""
+    """Raises if float32 cannot distinguish the numbers in a column's own cells."""
     given = [x for x in cells if isinstance(x, np.ndarray) and 1 <= x.ndim <= 2 and x.size]
     given = [x for x in given if x.dtype.kind in "iuf"]
     if len({x.shape[-1] for x in given}) != 1:
@@ -400,10 +400,10 @@ def _check_blurred(path: Path, name: str, cells: Sequence[Any]) -> None:
 
 
 def _check_files_blurred(path: Path, name: str, cells: Sequence[Any], reader: Array) -> None:
-    """Raises if float32 cannot tell the numbers of a column's `.npy` files apart.
+    """Raises if float32 cannot distinguish the numbers in a column's `.npy` files.
 
-    Only those of a type that loses by it are read, which most are not. What is broken is left to
-    be told when all are.
+    It reads only files whose type loses precision, which most do not. Broken files are reported
+    later, with all others.
     """
     blur, turn, width = Blur(), Turn(), None
     for cell in cells:
@@ -413,7 +413,7 @@ def _check_files_blurred(path: Path, name: str, cells: Sequence[Any], reader: Ar
             file = turn({name: cell})[name] if isinstance(cell, Entry) else cell
             if np.can_cast(dtype_of(file), np.float32):
                 if isinstance(cell, Entry):
-                    return  # as all are, or reading them twice would take its time
+                    return  # all are the same type, and reading them twice would take long
                 continue
             values = reader(file.read() if isinstance(file, Part) else file)
             if reader.kind in ("image", "video"):
@@ -427,7 +427,7 @@ def _check_files_blurred(path: Path, name: str, cells: Sequence[Any], reader: Ar
 
 
 def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
-    """Raises if most of a column's texts have no words: learnt as words, numbers mean nothing."""
+    """Raises if most of a column's texts have no words: as words, numbers would mean nothing."""
     given = [(row, text) for row, text in enumerate(texts, 1) if text is not None]
     figures = [is_of_figures(text) for _, text in given[:PROBED]]
     if 2 * sum(figures) <= len(figures):
@@ -447,8 +447,8 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
 def _holds_paths(root: Path, column: Column) -> bool:
     """Whether a column's cells name files or folders.
 
-    Texts do if any of the first is one, even if others are missing: taken for a text, a path would
-    be learnt by heart. Numbers do, such as 0001, if all of the first are.
+    Texts do if any of the first is one, even if others are missing: as text, a path would be
+    memorised. Numbers, such as 0001, do if all of the first are.
     """
     cells = (
         column.texts if column.lists is None else chain.from_iterable(filter(None, column.lists))
@@ -461,13 +461,13 @@ def _holds_paths(root: Path, column: Column) -> bool:
         return True
     sure = [text for text in probed if _PATH.match(text) or _MEDIA.search(text)]
     slashed = [text for text in probed if text not in sure and _is_slashed(text)]
-    # A word such as and/or comes again and again, a path seldom.
+    # A word such as and/or recurs often, a path rarely.
     several = slashed if 2 * len(set(slashed)) > len(slashed) else []
     return 2 * len([*sure, *several]) > len(probed)
 
 
 def _exists(root: Path, text: str) -> bool:
-    # Unlike Path.exists, this says no of a text that is too long for a path.
+    # Unlike Path.exists, this returns False for a text too long for a path.
     return bool(text.strip(". ")) and os.path.exists(root / text)
 
 
@@ -476,7 +476,7 @@ def _is_slashed(text: str) -> bool:
 
 
 def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]:
-    """The cells, whose texts, also in tuples, are paths from a folder, if any leads anywhere."""
+    """The cells, with texts, also in tuples, as paths from a folder, if any exists."""
     given = [text for cell in cells for text in several_of(cell) if isinstance(text, str)]
     if given and not any(_exists(root, text) for text in given[:PROBED]):
         raise UserError(
@@ -496,7 +496,7 @@ def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]
 
 
 def _sniffed(path: Path, name: str, cells: Sequence[Any]) -> Reader:
-    """What the first file that is whole asks for."""
+    """The reader that suits the first intact file."""
     given = [cell for cell in cells if cell is not None][:PROBED]
     turn, first = Turn(), None
     for cell in given:
@@ -515,7 +515,7 @@ def _sniffed(path: Path, name: str, cells: Sequence[Any]) -> Reader:
 
 
 def _reader_of(name: str, file: File) -> Reader | None:
-    """How a file or folder is read; None if it is broken or of another kind."""
+    """The reader of a file or folder; None if it is broken or of another kind."""
     try:
         if isinstance(file, Path) and file.is_dir():
             return Video() if len(frames_of(file).times) else None

@@ -1,7 +1,6 @@
-"""WebDataset's shards: tar archives in which the files of a sample are named by one key.
+"""WebDataset's shards: tar archives in which a sample's files share a key as their name.
 
-An archive is only ever read at places within it. Nothing of it is unpacked, and no name of a member
-is taken for a path.
+Archives are read in place. Nothing is unpacked, and no member's name is used as a path.
 """
 
 import json
@@ -30,19 +29,19 @@ _KINDS = {
     "pickle": ("pth", "pt", "pyd", "pickle", "pkl"),
 }
 _KIND = {f".{ending}": kind for kind, endings in _KINDS.items() for ending in endings} | MEDIA
-"""By the end of an extension, what such members hold."""
+"""What members hold, by the end of their extension."""
 _REFUSED = {
     "pickle": "holds pickles, which could run code of their own and are never opened: write .npy "
     "for numbers and .json for the rest",
     "": "holds files that no reader knows by their extension: rename them",
 }
 _BLOCK = 512
-"""Bytes, of which an archive has whole numbers."""
+"""Block size of an archive in bytes."""
 
 
 @dataclass
 class _Sample:
-    """The members of one key, by their extensions."""
+    """The members of one key, by extension."""
 
     name: str
     key: str
@@ -56,7 +55,7 @@ def shard_paths(path: Path) -> list[Path]:
         path: Such as `a.tar`, or `a-{000000..000009}.tar`, or `{train,test}.tar`.
 
     Raises:
-        FileNotFoundError: If one of them is not there.
+        FileNotFoundError: If one of them is missing.
     """
     parts = re.split(r"\{([^{}]*)\}", str(path))
     choices = [[part] if n % 2 == 0 else _within(path, part) for n, part in enumerate(parts)]
@@ -69,7 +68,7 @@ def shard_paths(path: Path) -> list[Path]:
 
 
 def _within(path: Path, text: str) -> list[str]:
-    """What stands for a range in braces, such as 08..11, or for a list."""
+    """The items of a range in braces, such as 08..11, or of a list."""
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", text)
     if not ends:
         return text.split(",")
@@ -80,17 +79,17 @@ def _within(path: Path, text: str) -> list[str]:
 
 
 def tar_columns(path: Path, shards: Sequence[Path]) -> Columns:
-    """The columns of archives whose samples follow each other, one for each extension.
+    """The columns of consecutive archives, one for each extension.
 
     `.cls` is the label; so is the field `label` of `.json`, whose other fields are modalities only
-    if they are asked for.
+    if requested.
 
     Args:
-        path: What they are called together.
+        path: Their common name.
         shards: The archives.
 
     Raises:
-        ValueError: If an archive is broken, or holds what cannot be made sense of.
+        ValueError: If an archive is broken, or its content makes no sense.
     """
     several = len(shards) > 1
     by_shard = [_samples(shard, several=several) for shard in shards]
@@ -174,7 +173,7 @@ def _samples(shard: Path, *, several: bool) -> list[_Sample]:
 
 
 def _members(shard: Path) -> Iterator[tuple[str, Part]]:
-    """The files in an archive: their names, and where they lie."""
+    """The files in an archive: their names and positions."""
     size = shard.stat().st_size
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -210,9 +209,9 @@ def _members(shard: Path) -> Iterator[tuple[str, Part]]:
 
 
 def _repeated(path: Path, samples: Sequence[_Sample]) -> list[str]:
-    """Notes on samples that are there twice, and on keys that name several."""
+    """Notes on duplicate samples, and on keys with several samples."""
     groups = [list(samples)]
-    for look in (_sizes, _beginnings, _contents):  # each at few bytes but those before leave alike
+    for look in (_sizes, _beginnings, _contents):  # few bytes of all but those still alike
         groups = [alike for group in groups for alike in _grouped(group, look) if len(alike) > 1]
     notes = []
     if spare := [sample.name for group in groups for sample in group[1:]]:
@@ -234,7 +233,7 @@ def _repeated(path: Path, samples: Sequence[_Sample]) -> list[str]:
 
 
 def _grouped(samples: Sequence[_Sample], look: Callable[[Part], object]) -> Iterable[list[_Sample]]:
-    """Samples that a look at their files does not tell apart, together."""
+    """Groups of samples whose files look the same."""
     found: dict[object, list[_Sample]] = {}
     for sample in samples:
         seen = frozenset((ending, look(part)) for ending, part in sample.parts.items())
@@ -257,7 +256,7 @@ def _contents(part: Part) -> bytes:
 def _columns(
     path: Path, samples: Sequence[_Sample], notes: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """By column, its extensions: several where each sample's picture, say, is in one of them."""
+    """The extensions of each column: several if, say, each sample's picture is in one of them."""
     endings = dict.fromkeys(ending for sample in samples for ending in sample.parts)
     alike: dict[tuple[str, str], list[str]] = {}
     for ending in endings:
@@ -287,7 +286,7 @@ def _text(path: Path, sample: _Sample, part: Part) -> str:
 
 
 def _fields(path: Path, samples: Sequence[_Sample], parts: Sequence[Part | None]) -> dict[str, Any]:
-    """The fields of the `.json` members, as columns of Arrow or of texts."""
+    """The fields of `.json` members, as columns of Arrow or of texts."""
     rows: list[Mapping[str, Any]] = []
     for sample, part in zip(samples, parts, strict=True):
         try:

@@ -1,1 +1,1 @@
-"""Many runs: comparisons, searches and studies, and the processes that carry them."""
+"""Many runs: comparisons, searches and studies, and the processes that carry them out."""

@@ -1,9 +1,8 @@
 """Runs on the workers of a Dask cluster, on any number of machines.
 
-A worker's thread is a place for a run, which is done in processes of its own, as on this machine.
-What is in a run's folder decides what is left of it: a run whose worker is lost is begun again by
-another one and goes on from the last checkpoint, and what a worker that was thought to be gone
-writes when it wakes is refused (`evenly.lab.run.hold`).
+Each thread of a worker has room for a run, which has its own processes, as on this machine. A run's
+folder holds all its progress: if a worker is lost, another one restarts its run from the last
+checkpoint. If the lost worker wakes up again, its writes are refused (`evenly.lab.run.hold`).
 """
 
 import logging
@@ -28,26 +27,26 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 ANSWER = 10.0
-"""Seconds in which a scheduler answers."""
+"""Seconds that a scheduler has to answer."""
 PATIENCE = 600.0
-"""Seconds for which a lost head is waited for."""
+"""Seconds to wait for a lost scheduler."""
 PAUSE = 2.0
-"""Seconds between two tries to reach it."""
+"""Seconds between two attempts to reach it."""
 APART = 0.5
-"""Seconds between two epochs of a run that are told."""
+"""Seconds between two reported epochs of a run."""
 SIGHT = 10.0
-"""Seconds in which a shared folder shows what another machine has written."""
+"""Seconds until a shared folder shows what another machine has written."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is asked for.
+    """The task of a worker.
 
     Attributes:
         job: The run.
-        place: The folder of the command, from which relative paths go.
-        topic: Where epochs are told.
-        versions: Of the packages that figures depend on.
+        place: The command's folder, which relative paths start from.
+        topic: Where epochs are reported.
+        versions: Versions of the packages that results depend on.
     """
 
     job: Job
@@ -57,12 +56,12 @@ class Order:
 
 
 class Cluster:
-    """A pool of the workers of a cluster.
+    """A pool of a cluster's workers.
 
     Args:
-        address: Of its scheduler.
-        jobs: Runs at the same time; by default as many as its workers have threads.
-        runs_per_device: Runs at the same time on a GPU, of workers that declare how many they have.
+        address: Address of its scheduler.
+        jobs: Simultaneous runs; by default as many as its workers have threads.
+        runs_per_device: Simultaneous runs per GPU, on workers that declare their GPUs.
 
     Raises:
         UserRuntimeError: If no scheduler answers, or its workers have other packages.
@@ -73,15 +72,15 @@ class Cluster:
         self._orders: dict[Path, tuple[Order, Future[Any]]] = {}
         self._heard: SimpleQueue[News | Exception | Future[Any]] = SimpleQueue()
         self._topic = f"evenly-{os.getpid()}-{time.time_ns()}"
-        self._is_told = False  # that there is no worker
+        self._is_told = False  # whether the user knows that there is no worker
         self._client = self._connected()
 
     @property
     def room(self) -> int:
-        """How many runs more it takes now."""
+        """How many more runs it can take now."""
         try:
             threads = sum(self._client.nthreads().values())
-        except Exception:  # whatever a client raises whose scheduler is gone
+        except Exception:  # a client without a scheduler can raise anything
             self._return()
             return 0
         if not threads and not self._is_told:
@@ -95,11 +94,11 @@ class Cluster:
         self._orders[job.folder] = order, self._submitted(order)
 
     def news(self, seconds: float) -> list[News]:
-        """What is heard of the runs; waits so long for the first of it.
+        """News of the runs; waits this long for the first.
 
         Raises:
-            OSError: If there is no room to write in.
-            UserRuntimeError: If the scheduler is gone, and does not come back.
+            OSError: If there is no space left to write.
+            UserRuntimeError: If the scheduler is gone and does not return.
         """
         found: list[News] = []
         with suppress(Empty):
@@ -110,14 +109,14 @@ class Cluster:
         return found
 
     def stop(self, job: Job) -> None:
-        """Ends a run, of which nothing is heard any more."""
+        """Ends a run and drops its news."""
         _, future = self._orders.pop(job.folder)
         future.cancel(force=True)
 
     def close(self) -> None:
         """Ends all runs, and leaves the cluster."""
         for _, future in self._orders.values():
-            with suppress(Exception):  # of a cluster that is gone
+            with suppress(Exception):  # the cluster may be gone
                 future.cancel(force=True)
         self._orders = {}
         with suppress(Exception):
@@ -126,7 +125,7 @@ class Cluster:
     def _connected(self) -> "Client":
         from distributed import Client
 
-        for name in ("distributed", "distributed.client"):  # which prints by itself
+        for name in ("distributed", "distributed.client"):  # they print by themselves
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(self._address, timeout=ANSWER, set_as_default=False, name="evenly")
@@ -155,7 +154,7 @@ class Cluster:
         return future
 
     def _told(self, event: Any) -> None:
-        """Takes what a worker tells of an epoch, in a thread of the client's."""
+        """Receives a worker's report of an epoch, in a thread of the client."""
         _, (folder, number, value) = event
         if (known := self._orders.get(Path(folder))) is not None:
             self._heard.put(Epoch(known[0].job, number, value))
@@ -166,7 +165,7 @@ class Cluster:
         if isinstance(heard, Exception):
             raise heard
         job = next((o.job for o, future in self._orders.values() if future is heard), None)
-        if job is None:  # it was stopped, or is done anew
+        if job is None:  # it was stopped or restarted
             return []
         if heard.cancelled():
             self._return()
@@ -196,7 +195,7 @@ class Cluster:
         return ""
 
     def _return(self) -> None:
-        """Waits for a scheduler that is gone, and hands it all runs again."""
+        """Waits for a lost scheduler, and hands it all runs again."""
         with suppress(Exception):
             self._client.close(timeout=PAUSE)
         minutes = f"{PATIENCE / 60:g} minutes"
@@ -216,18 +215,18 @@ class Cluster:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that figures depend on."""
+    """Versions of the packages that results depend on."""
     return {name: version(name) for name in ("evenly", "torch")}
 
 
 def carried(order: Order) -> tuple[str, str]:
-    """Does a run on a worker, in processes that end with it, or with the order for it.
+    """Does a run on a worker, in processes that end with the worker or the order.
 
     Returns:
-        Why it failed, empty if it is finished; and the worker's machine.
+        The reason of a failure, empty if the run is finished; and the worker's machine.
 
     Raises:
-        OSError: If there is no room to write in.
+        OSError: If there is no space left to write.
     """
     import socket
 
@@ -238,7 +237,7 @@ def carried(order: Order) -> tuple[str, str]:
     host = socket.gethostname()
     if (ours := versions()) != order.versions:
         return f"{host} has {ours}, not {order.versions}. Install the same versions.", host
-    # A nanny's worker is a daemon, whom multiprocessing forbids children; these end with it.
+    # A nanny's worker is a daemon, which multiprocessing forbids children; these end with it.
     multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     pool = Local(1)
     told = 0.0
@@ -255,8 +254,8 @@ def carried(order: Order) -> tuple[str, str]:
             task = worker.state.tasks.get(key)
             if (
                 task is None
-                or task.state != "executing"  # nobody waits for it any more
-                or worker.status.name not in ("running", "paused")  # the head is gone
+                or task.state != "executing"  # nobody is waiting for it any more
+                or worker.status.name not in ("running", "paused")  # the scheduler is gone
             ):
                 return "it was given up", host
     finally:

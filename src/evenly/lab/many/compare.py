@@ -1,4 +1,4 @@
-"""A comparison: every method over the seeds, in parallel processes, then tables and report."""
+"""A comparison: every method over all seeds, in parallel processes, then tables and report."""
 
 import os
 import platform
@@ -47,11 +47,10 @@ class Comparison:
     Attributes:
         training: What all methods share.
         methods: Each 'name' or 'name(setting=value)'.
-        seeds: How many; they are 0, 1, ...
-        out: The folder that receives everything.
-        own: Where each method's own settings come from, if they are not what all share: a search,
-            or its authors.
-        logs: How the runs are logged, of which the figures know nothing.
+        seeds: Number of seeds: 0, 1, ...
+        out: The folder for all results.
+        own: The source of each method's own settings, if not shared: a search, or its authors.
+        logs: How the runs are logged, which does not affect results.
     """
 
     training: Training
@@ -62,14 +61,14 @@ class Comparison:
     logs: Logs = field(default_factory=Logs)
 
     def variants(self) -> dict[str, Training]:
-        """By method as it runs, its training."""
+        """The training of each method, by its name in runs."""
         if self.own is None:
             return dict.fromkeys(self.methods, self.training)
         own = [self.own.of(method) for method in self.methods]
         return {each.method: each.of(self.training) for each in own}
 
     def cells(self) -> list[Cell]:
-        """All runs, seed by seed, so that a stopped comparison has whole seeds."""
+        """All runs, seed by seed, so that a stopped comparison has complete seeds."""
         return [
             Cell(training, method, seed)
             for seed in range(self.seeds)
@@ -77,11 +76,11 @@ class Comparison:
         ]
 
     def settings(self) -> dict[str, Any]:
-        """What all runs share, for config.yaml; runs of other settings must not be mixed."""
+        """What all runs share, for config.yaml; runs with other settings must not be mixed in."""
         return with_code(self.training.as_dict() | (self.own.shared if self.own else {}))
 
     def differing(self) -> dict[str, dict[str, Any]]:
-        """By method as it runs, what is its own in its training; empty if all share it."""
+        """Each method's own training settings, by its name in runs; empty if there are none."""
         if self.own is None:
             return {}
         own = [self.own.of(method) for method in self.methods]
@@ -93,7 +92,7 @@ class Comparison:
 
 
 class _Compared(Listed):
-    """The runs of a comparison; while the last of them leave cores free, planes are laid out."""
+    """The runs of a comparison; projections are computed while the last runs leave cores free."""
 
     def __init__(self, plan: Comparison) -> None:
         super().__init__(plan.jobs())
@@ -101,7 +100,7 @@ class _Compared(Listed):
         self._planes: tuple[BaseProcess, Connection] | None = None
 
     def ended(self, job: Job, error: str) -> str:
-        """Takes note of a run that ended."""
+        """Records a run that ended."""
         self._left -= 1
         if self._planes is None and self.is_over() and self._left:
             context = forker()
@@ -113,7 +112,7 @@ class _Compared(Listed):
         return super().ended(job, error)
 
     def stop(self) -> None:
-        """No run is in progress any more: whoever lays out planes ends with the one it is at."""
+        """No run is in progress any more: stops projecting after the current run."""
         if self._planes is not None:
             process, pipe = self._planes
             pipe.close()
@@ -121,7 +120,7 @@ class _Compared(Listed):
 
 
 class Failed(UserRuntimeError):
-    """Some runs of a comparison failed; the others are finished and reported."""
+    """Some runs of a comparison failed; the others finished and are reported."""
 
 
 def compare(
@@ -133,20 +132,19 @@ def compare(
     own: Tuning | Literal["published"] | None = None,
     logs: Logs = Logs(),  # noqa: B008, it is frozen
 ) -> Path:
-    """Trains every method over the seeds and writes tables and report.
+    """Trains every method over all seeds and writes tables and report.
 
-    Finished runs are not repeated and unfinished ones are taken up, so the same call continues
-    a comparison that was stopped. The figures do not depend on the pool.
+    Finished runs are not repeated and unfinished ones are resumed, so the same call continues a
+    stopped comparison. Results do not depend on the pool.
 
     Args:
-        methods: Names with settings if wanted, separated by commas.
-        seeds: How many seeds.
+        methods: Names, optionally with settings, separated by commas.
+        seeds: Number of seeds.
         training: What all methods share.
-        out: The folder that receives everything.
-        pool: Makes what the runs are done in, once all is known to be in order.
-        own: The search that learning rate, weight decay and the methods' own settings are taken
-            from, or 'published' for those of their authors; by default they are those of `training`
-            and `methods`.
+        out: The folder for all results.
+        pool: Makes the pool for the runs, once everything is checked.
+        own: The search that gives learning rate, weight decay and the methods' own settings, or
+            'published' for those of their authors; by default those of `training` and `methods`.
         logs: How the runs are logged.
 
     Returns:
@@ -155,9 +153,9 @@ def compare(
     Raises:
         ValueError: If something is wrong with the data, a method or the folder; before training.
         Failed: If runs failed.
-        KeyboardInterrupt: If it was stopped; what is finished is reported.
+        KeyboardInterrupt: If it was stopped; the report covers what is finished.
     """
-    # loads torch, for which the command's help cannot wait
+    # loads torch, too slow for the command's help
     from evenly.lab.run.build import load_data
 
     check_counts(seeds=seeds)
@@ -175,7 +173,7 @@ def compare(
         source = _Compared(plan)
         try:
             carry(source, pool(plan.training))
-            project(out)  # who stops it does not wait for this
+            project(out)  # stopping it does not wait for this
         finally:
             report = write_tables(out)
     if source.failures:
@@ -192,8 +190,8 @@ def compare(
 
 
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
-    """The methods meant, and the data where those had to be looked at for it."""
-    # loads torch, for which the command's help cannot wait
+    """The methods meant, and the data if they had to be loaded for it."""
+    # loads torch, too slow for the command's help
     from evenly.lab.run.build import expanded, left_out, load_data
     from evenly.lab.run.prepare import say
     from evenly.targets import in_words
@@ -209,10 +207,10 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
 
 
 def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
-    """Finds what would fail, says what a user should know, and writes config.yaml.
+    """Finds what would fail, prints notes, and writes config.yaml.
 
     Returns:
-        The same comparison, all of whose runs have one task and one precision.
+        The same comparison, with one task and one precision for all runs.
     """
     from evenly.data import data_file
     from evenly.lab.run.measures import measures
@@ -235,7 +233,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     say(notes)
     plan.logs.prepare()
     shown = {name: asdict(METRICS[name]) for name in measures(plan.training.metrics)}
-    # Tables and report hold every run in the folder, so its settings name them all, too.
+    # Tables and report cover every run in the folder, so its settings name them all, too.
     write_settings(
         path,
         {
@@ -255,7 +253,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
 
 
 def _check_code(plan: Comparison) -> None:
-    """Raises if runs of the folder were done with an own method as it was before."""
+    """Raises if runs in the folder used an earlier version of a user's method."""
     for job in plan.jobs():
         now = with_code({"method": job.cell.method})
         if "code" in now:
@@ -267,7 +265,7 @@ def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:
     """Command, versions and hardware, for a file of settings.
 
     Args:
-        found: What the file held before, whose commands and machines stay.
+        found: The file's earlier content, whose commands and machines are kept.
     """
     command = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
     machines = _union(found.get("hardware", "").split("; "), [hardware()])

@@ -1,4 +1,4 @@
-"""The database that commands share, on any number of machines: how it is named and reached."""
+"""The database that commands on any number of machines share: how to name and reach it."""
 
 import time
 import warnings
@@ -25,23 +25,23 @@ from evenly.hidden import hidden_address, is_torn
 T = TypeVar("T")
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 16.0, 16.0)
-"""Seconds before a failed statement is tried again, as servers restart and networks have holes."""
+"""Seconds before a failed statement is retried, since servers restart and networks fail."""
 RACES = (0.1, 0.2, 0.5, 1.0)
-"""The same where tables are made, which fails for whoever is not the first."""
+"""The same for creating tables, which fails for all but the first."""
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-"""By the name under which a driver is imported, what to install, where that is called otherwise."""
+"""What to install for a driver, by its import name, if that differs."""
 UTC = {"postgresql": "SET TIME ZONE 'UTC'", "mysql": "SET time_zone = '+00:00'"}
-"""By database, what has its clock tell the same to everybody, and go on when clocks are put."""
+"""A statement for each database that sets its clock to UTC, the same for all and without jumps."""
 
 
 def reached(url: str | URL) -> URL:
     """The address of a database that answers.
 
     Args:
-        url: As a user writes it, or as `file_address` makes it.
+        url: An address as a user writes it, or from `file_address`.
 
     Raises:
-        ValueError: If the address is none.
+        ValueError: If it is not an address.
         RuntimeError: If its driver is missing, or the database does not answer.
     """
     if isinstance(url, str):
@@ -49,7 +49,7 @@ def reached(url: str | URL) -> URL:
     else:
         address, shown = url, unquote(url.database or "").removeprefix("file:")
     try:
-        with unwarned(SAWarning):  # that a setting in the address is ignored
+        with unwarned(SAWarning):  # warns that a setting in the address is ignored
             engine = create_engine(address, **engine_settings(address))
         with engine.connect():
             pass
@@ -67,7 +67,7 @@ def reached(url: str | URL) -> URL:
         SQLAlchemyError,
         TypeError,
         ValueError,
-    ) as error:  # as drivers like
+    ) as error:  # drivers raise what they like
         said = _first_line(error)
         for secret in filter(None, (address.password, *address.query.values())):
             said = said.replace(str(secret), "***")
@@ -79,7 +79,7 @@ def reached(url: str | URL) -> URL:
 
 @contextmanager
 def unwarned(kind: type[Warning]) -> Iterator[None]:
-    """Keeps warnings of a kind off the screen."""
+    """Suppresses warnings of a kind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kind)
         yield
@@ -88,7 +88,7 @@ def unwarned(kind: type[Warning]) -> Iterator[None]:
 def _address(url: str) -> URL:
     try:
         address, torn = make_url(url), is_torn(url)
-    except (ArgumentError, ValueError) as error:  # the second of a port that is no number
+    except (ArgumentError, ValueError) as error:  # the second for a port that is not a number
         plain = "://" in url or not {"@", "="} & set(url)
         shown = hidden_address(url) if plain else "what is given"
         raise UserError(
@@ -106,22 +106,23 @@ def _address(url: str) -> URL:
 
 
 def engine_settings(address: URL) -> dict[str, Any]:
-    """How any connection of ours is made.
+    """Settings for all our connections.
 
-    SQLite lets one process write at a time and tells others at once that it is busy, unless they
-    say how long they would wait. Its faster journal (WAL) is left off, as it does not work on
-    shared disks.
+    SQLite lets one process write at a time and immediately tells others that it is busy, unless
+    they say how long to wait. Its faster journal (WAL) stays off, since it does not work on shared
+    disks.
     """
     if address.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": 60}}
-    return {"pool_pre_ping": True}  # a connection may have been closed while a run was training
+    return {"pool_pre_ping": True}  # a connection may have closed while a run was training
 
 
 def make_exact(engine: Engine) -> None:
-    """Gives a database what Optuna takes for granted, and not every one has by itself.
+    """Gives a database what Optuna takes for granted, but not every database has.
 
-    A trial changes hands by a lock on its row, which SQLite lacks: a transaction there has the
-    whole file from its first word on. And heartbeats are written in local time, which jumps.
+    A trial changes hands through a lock on its row, which SQLite lacks: there, a transaction must
+    lock the whole file from its first statement. And heartbeats are written in local time, which
+    jumps.
     """
     kind = engine.dialect.name
     if kind == "sqlite":
@@ -129,11 +130,11 @@ def make_exact(engine: Engine) -> None:
         event.listen(engine, "begin", _begin)
     elif kind in UTC:
         event.listen(engine, "connect", _in_utc(UTC[kind]))
-    engine.dispose()  # of connections made before
+    engine.dispose()  # drops connections made before
 
 
 def _let_transactions_be(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # the driver begins none
+    connection.isolation_level = None  # the driver must not begin transactions
 
 
 def _begin(connection: Connection) -> None:
@@ -149,14 +150,14 @@ def _in_utc(statement: str) -> Callable[[Any, object], None]:
 
 
 def patiently(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T:
-    """Calls what speaks with the database, several times if it cannot be reached.
+    """Calls a function that uses the database, several times if that cannot be reached.
 
     Args:
-        call: What to call.
-        pauses: Seconds before it is called again, here whatever the error.
+        call: The function.
+        pauses: Seconds before each retry, here whatever the error.
 
     Raises:
-        RuntimeError: If it goes on failing.
+        RuntimeError: If it keeps failing.
     """
     passing = (OperationalError, InterfaceError) if pauses is None else DBAPIError
     for pause in PAUSES if pauses is None else pauses:

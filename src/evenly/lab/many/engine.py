@@ -1,4 +1,4 @@
-"""What carries many runs: a source that gives them out, a pool that does them, one progress bar."""
+"""Carries out many runs: a source that provides them, a pool that does them, one progress bar."""
 
 import sys
 from collections import deque
@@ -12,7 +12,7 @@ from evenly.lab.many.job import Ended, Job, News, outcome
 from evenly.lab.run.result import Result
 
 LOOK = 1.0
-"""Seconds after which a source is asked again, at the latest."""
+"""Maximum seconds before a source is asked again."""
 
 
 @runtime_checkable
@@ -21,16 +21,16 @@ class Pool(Protocol):
 
     @property
     def room(self) -> int:
-        """How many runs more it takes now."""
+        """How many more runs it can take now."""
 
     def start(self, job: Job) -> None:
         """Starts a run."""
 
     def news(self, seconds: float) -> list[News]:
-        """What is heard of the runs; waits so long for the first of it."""
+        """News of the runs; waits this long for the first."""
 
     def stop(self, job: Job) -> None:
-        """Ends a run, of which nothing is heard any more."""
+        """Ends a run and drops its news."""
 
     def close(self) -> None:
         """Ends all runs."""
@@ -38,38 +38,38 @@ class Pool(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where runs come from, and where they are reported."""
+    """Where runs come from and where their ends are reported."""
 
     @property
     def epochs(self) -> int:
-        """Of all runs together."""
+        """The epochs of all runs together."""
 
     @property
     def finished(self) -> int:
-        """The epochs of those runs that are finished."""
+        """The epochs of finished runs."""
 
     def take(self) -> Job | None:
-        """The next run; None if there is none now."""
+        """The next run; None if there is none right now."""
 
     def is_over(self) -> bool:
-        """Whether there will be none, either."""
+        """Whether there will be no more runs."""
 
     def ended(self, job: Job, error: str) -> str:
-        """Takes note of a run that ended.
+        """Records a run that ended.
 
         Args:
             job: The run.
-            error: Why it failed; empty if it is finished.
+            error: The reason of a failure; empty if it is finished.
 
         Returns:
-            What to tell of it.
+            A message about it.
         """
 
     def lost(self) -> Collection[Job]:
-        """The runs in progress that are not this command's any more, and must end."""
+        """The runs in progress that no longer belong to this command and must end."""
 
     def stop(self) -> None:
-        """Leaves what is in progress, whose runs were ended; at the end that is none."""
+        """Gives up what is in progress, whose runs were ended; nothing at a normal end."""
 
 
 def carry(source: Source, pool: Pool) -> None:
@@ -77,13 +77,13 @@ def carry(source: Source, pool: Pool) -> None:
 
     Args:
         source: Where they come from.
-        pool: Where they are done; it is closed in the end.
+        pool: Where they are done; it is closed at the end.
 
     Raises:
-        KeyboardInterrupt: If it was stopped; the runs in progress are ended first.
-        OSError: If there is no room to write in.
+        KeyboardInterrupt: If it was stopped; runs in progress are ended first.
+        OSError: If there is no space left to write.
     """
-    going: dict[Path, int] = {}  # epochs that are done, by the folder of each run in progress
+    going: dict[Path, int] = {}  # epochs done, by the folder of each run in progress
     done = source.finished
     with tqdm(total=source.epochs, initial=done, unit="epoch", disable=None, smoothing=0.05) as bar:
         try:
@@ -111,7 +111,7 @@ def carry(source: Source, pool: Pool) -> None:
 
 
 class Listed:
-    """Runs that are known beforehand; those that are finished are not done again.
+    """Runs known in advance; finished ones are not repeated.
 
     Attributes:
         failures: The reason of each failure, by the run's name.
@@ -132,7 +132,7 @@ class Listed:
         return not self._waiting
 
     def ended(self, job: Job, error: str) -> str:
-        """Takes note of a run that ended."""
+        """Records a run that ended."""
         self.finished += job.cell.training.epochs
         if error:
             self.failures[job.cell.folder] = error
@@ -143,7 +143,7 @@ class Listed:
         return ()
 
     def stop(self) -> None:
-        """Nothing: the same command takes up what was in progress."""
+        """Does nothing: the same command resumes what was in progress."""
 
 
 def _epochs(jobs: Iterable[Job]) -> int:

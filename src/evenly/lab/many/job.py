@@ -1,4 +1,4 @@
-"""A run to do, and what is heard of it, wherever it is done."""
+"""A run to do, and news of it, wherever it is done."""
 
 import sys
 import traceback
@@ -24,9 +24,9 @@ class Job:
 
     Attributes:
         cell: What to run.
-        folder: Of this run alone.
+        folder: The run's own folder.
         logs: How it is logged.
-        tests: Whether it reads the test split once it has selected; a trial of a search never does.
+        tests: Whether it reads the test split after selection; a trial of a search never does.
     """
 
     cell: Cell
@@ -41,8 +41,8 @@ class Epoch:
 
     Attributes:
         job: The run.
-        number: Of the epoch, from 0.
-        value: Of the metric that selects, on the split that does.
+        number: Number of the epoch, from 0.
+        value: Value of the selecting metric on the selecting split.
     """
 
     job: Job
@@ -56,7 +56,7 @@ class Ended:
 
     Attributes:
         job: The run.
-        error: Why it failed; empty if it is finished.
+        error: The reason of a failure; empty if it is finished.
     """
 
     job: Job
@@ -71,19 +71,20 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
 
     Args:
         job: The run.
-        tell: Told of each epoch.
-        rank: Which of several processes that train it this is.
+        tell: Called after each epoch.
+        rank: The rank of this process, if several train the run.
 
     Returns:
-        Why it failed, which its error.txt has in full; empty if it is finished.
+        The reason of a failure, given in full in its error.txt; empty if it is finished.
 
     Raises:
-        OSError: If there is no room to write in: the run is innocent, and others would fail, too.
+        OSError: If there is no space left to write: not the run's fault, and others would fail,
+            too.
     """
     from evenly.lab.run.hold import TakenOver
     from evenly.lab.run.run import run_cell
 
-    sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # which loggers write down
+    sys.argv[1:] = map(hidden_argument, sys.argv[1:])  # loggers record it
 
     def progress(epoch: int, value: float) -> None:
         tell(Epoch(job, epoch, value))
@@ -103,12 +104,12 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether there is no room to write in."""
+    """Whether there is no space left to write."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
 def outcome(job: Job) -> str:
-    """How a run ended that is finished, in words."""
+    """How a finished run ended, in words."""
     result = Result.read(job.folder)
     assert result is not None
     training = job.cell.training

@@ -1,7 +1,7 @@
 """Runs in processes of this machine, one or several for each.
 
-A process of its own for a run: one that is killed for memory takes no other with it, its peak
-memory is its own, and Ctrl-C leaves a folder in which every file is whole.
+Each run has its own process: if one is killed for memory, the others survive, its peak memory is
+its own, and Ctrl-C leaves only complete files in its folder.
 """
 
 import os
@@ -22,11 +22,11 @@ from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Training
 
 MOMENT = 1.0
-"""Seconds in which it is known that a process was killed, once others have told of it."""
+"""Seconds until a killed process is noticed, after others have reported it."""
 
 
 def default_jobs(training: Training, runs_per_device: int = 1) -> int:
-    """Runs at the same time: as many as this process has GPUs for, or else cores."""
+    """Simultaneous runs: as many as this process has GPUs for, or else cores."""
     import torch
 
     if torch.cuda.is_available():
@@ -35,7 +35,7 @@ def default_jobs(training: Training, runs_per_device: int = 1) -> int:
 
 
 def forker() -> child.Context:
-    """The process that runs are forked from; asked for early, it imports while others work."""
+    """The process that runs are forked from; if started early, it imports while others work."""
     return child.context("evenly.lab.many.preloaded")
 
 
@@ -43,7 +43,7 @@ class Local:
     """A pool of processes of this machine.
 
     Args:
-        jobs: Runs at the same time.
+        jobs: Simultaneous runs.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -52,7 +52,7 @@ class Local:
 
     @property
     def room(self) -> int:
-        """How many runs more it takes now."""
+        """How many more runs it can take now."""
         return self._jobs - len(self._running)
 
     def start(self, job: Job, place: Path = Path()) -> None:
@@ -60,15 +60,15 @@ class Local:
 
         Args:
             job: The run.
-            place: The folder from which relative paths go; by default that of this process.
+            place: The folder that relative paths start from; by default that of this process.
         """
         self._running.append(_started(self._context, job, place))
 
     def news(self, seconds: float) -> list[News]:
-        """What is heard of the runs; waits so long for the first of it.
+        """News of the runs; waits this long for the first.
 
         Raises:
-            OSError: If there is no room to write in.
+            OSError: If there is no space left to write.
         """
         wait([pipe for running in self._running for pipe in running.messages], seconds)
         found: list[News] = []
@@ -81,13 +81,13 @@ class Local:
         return found
 
     def stop(self, job: Job) -> None:
-        """Ends a run, of which nothing is heard any more."""
+        """Ends a run and drops its news."""
         for running in [running for running in self._running if running.job == job]:
             self._running.remove(running)
             running.close()
 
     def close(self) -> None:
-        """Ends all runs; every write is atomic, so nothing is left half done."""
+        """Ends all runs; every write is atomic, so nothing stays half written."""
         for running in self._running:
             running.close()
         self._running = []
@@ -115,7 +115,7 @@ class _Running:
                         raise message
                     if isinstance(message, Epoch):
                         found.append(message)
-                    else:  # of several processes the first that fails
+                    else:  # of several processes, the first that fails
                         self._error = self._error or message
             except EOFError:
                 pipe.close()
@@ -123,11 +123,11 @@ class _Running:
         return found
 
     def ended(self) -> str | None:
-        """Why it failed, or nothing, if it has ended; None while it is going on."""
-        if not self.messages:  # a pipe closes a moment before its process has ended
+        """The reason of a failure, or empty, once it has ended; None while it is running."""
+        if not self.messages:  # a pipe closes a moment before its process ends
             for process in self.processes:
                 process.join()
-        elif self._error:  # others tell at once that one is gone, perhaps before its end is known
+        elif self._error:  # others report at once that one is gone, perhaps before its end is known
             wait([process.sentinel for process in self.processes], MOMENT)
         for process in self.processes:
             if process.exitcode:
@@ -153,12 +153,12 @@ class _Running:
 
 
 _TAKEN: Counter[str] = Counter()
-"""How many runs are on each GPU, of all pools in this process; a worker has several."""
+"""Runs on each GPU, over all pools in this process; a worker has several pools."""
 _LOCK = Lock()
 
 
 def _devices(training: Training) -> list[str]:
-    """Takes the GPUs of a run that starts, those with fewest runs; none where there are none."""
+    """Assigns GPUs to a starting run, those with the fewest runs; none if there are none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -199,7 +199,7 @@ def _work(
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)  # CUDA has not started yet
 
     def tell(news: Epoch | str | OSError) -> None:
-        with suppress(BrokenPipeError):  # the command is gone, and in a moment this process is
+        with suppress(BrokenPipeError):  # the command is gone, and soon this process will be
             messages.send(news)
 
     error: str | OSError
@@ -209,5 +209,5 @@ def _work(
         error = full
     if error:
         tell(error)
-        if rank is not None:  # the others would tell that it left before it is heard why
-            Event().wait()  # until all are ended
+        if rank is not None:  # else the others would report that it left before its reason arrives
+            Event().wait()  # until all have ended

@@ -1,4 +1,4 @@
-"""Which pool carries the runs of a command."""
+"""Chooses the pool that carries out the runs of a command."""
 
 from importlib.util import find_spec
 
@@ -16,9 +16,9 @@ def pool(
 
     Args:
         training: What the runs share.
-        jobs: Runs at the same time; by default as many as there is room for.
-        cluster: Address of one, if there is one.
-        runs_per_device: Runs at the same time on each GPU.
+        jobs: Simultaneous runs; by default as many as there is room for.
+        cluster: Address of a cluster, if there is one.
+        runs_per_device: Simultaneous runs per GPU.
     """
     if cluster:
         from evenly.lab.many.cluster import Cluster
@@ -32,7 +32,7 @@ def pool(
 
 
 def check(training: Training, cluster: str = "") -> None:
-    """Raises if runs cannot be done where they are to be, before anything is spent on them."""
+    """Raises if runs cannot be done in the requested place, before they cost anything."""
     import torch
 
     if training.nodes > 1 and (cluster or told_rank(training) is None):
@@ -53,10 +53,10 @@ def check(training: Training, cluster: str = "") -> None:
 
 
 def followed(training: Training, cluster: str = "") -> bool:
-    """Takes part in the runs of another process that torchrun or srun started, if this is one.
+    """Joins the runs of the first process that torchrun or srun started, if this is another.
 
     Raises:
-        UserError: If runs cannot be done where they are to be, as `check` says.
+        UserError: If runs cannot be done in the requested place, see `check`.
     """
     check(training, cluster)
     rank = None if cluster else told_rank(training)

@@ -1,7 +1,7 @@
-"""All that a run imports: the process that runs are forked from imports this, once for all of them.
+"""All that a run imports, done once in the process that all runs are forked from.
 
-What is imported stays: Python's collector is kept from going through it, here and in every run,
-where it would also make copies of the memory that they share.
+Imported objects stay: Python's collector skips them, here and in every run, where going through
+them would also copy shared memory.
 """
 
 import gc

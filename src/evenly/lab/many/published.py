@@ -17,9 +17,9 @@ class Own:
     """A method as its authors train it.
 
     Attributes:
-        method: As 'name(setting=value)', with what is published and what the user gave.
-        training: What is published of the training; the rest is common to all methods.
-        source: Where it is published; empty if nowhere.
+        method: A text 'name(setting=value)' with published and user-given settings.
+        training: The published training settings; the rest is common to all methods.
+        source: Where they are published; empty if nowhere.
     """
 
     method: str
@@ -28,7 +28,7 @@ class Own:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is the method's own in its training, for config.yaml."""
+        """The method's own part of the training settings, for config.yaml."""
         source = self.source or "nothing published; common settings"
         return {**self.training, "source": source}
 
@@ -43,7 +43,7 @@ class Published:
 
     Attributes:
         data: The data set.
-        methods: By the method's name, what is published.
+        methods: What is published, by name of the method.
     """
 
     data: str
@@ -54,10 +54,10 @@ class Published:
         """What is published for a data set.
 
         Args:
-            name: Of the data set, as `evenly prepare` notes it.
+            name: Name of the data set, as recorded by `evenly prepare`.
 
         Raises:
-            ValueError: If nothing is known of it.
+            ValueError: If nothing is known about it.
         """
         known = load_yaml(files("evenly.lab.many").joinpath(FILE).read_text(encoding="utf-8"))
         for data, methods in known.items():
@@ -69,7 +69,7 @@ class Published:
         )
 
     def of(self, method: str) -> Own:
-        """A method as its authors train it; settings that the user gave stay."""
+        """A method as its authors train it; the user's own settings stay."""
         asked = parse(method)
         found = self.methods.get(asked.name, {})
         spec = Spec(asked.name, {**found.get("settings", {}), **asked.settings})
@@ -77,6 +77,6 @@ class Published:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What config.yaml says in place of what differs by method."""
+        """What config.yaml says instead of the settings that differ by method."""
         differ = sorted({key for each in self.methods.values() for key in each.get("training", ())})
         return {**dict.fromkeys(differ, "published"), "settings": f"published for {self.data}"}

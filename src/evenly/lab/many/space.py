@@ -2,9 +2,9 @@
 
 Every method searches the same ranges of the shared settings with the same number of trials; its own
 settings come on top. A setting counted in epochs is given here for a training of the paper's
-length, and scaled with the length of training as its default is. Left out are settings that make
-another method of it (OGM-GE without its noise is OGM) and those of which more is better and takes
-longer (restarts, a teacher's training).
+length, and scales with the length of training like its default. Settings are left out if they turn
+the method into another one (OGM-GE without its noise is OGM), or if more is better but takes longer
+(restarts, a teacher's training).
 """
 
 from collections.abc import Mapping
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 Number = int | float
 
 DIGITS = 3
-"""Significant digits of a tried number, so that names and tables can show exactly what was run."""
+"""Significant digits of a tried number, so that names and tables can show it exactly."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values of a setting; a whole number where both ends are.
+    """The values of a setting; whole numbers if both ends are.
 
     Attributes:
-        low: The least.
-        high: The greatest.
-        log: Whether small ones are tried as often as large ones: as many below the geometric mean
-            of the ends as above it.
+        low: The smallest value.
+        high: The largest value.
+        log: Whether to draw on a logarithmic scale: as many values below the geometric mean of the
+            ends as above it.
     """
 
     low: Number
@@ -60,7 +60,7 @@ class Range:
         return FloatDistribution(self.low, self.high, log=self.log)
 
     def value(self, found: Number) -> Number:
-        """A number of Optuna's as it is run."""
+        """The value to run for a number from Optuna."""
         return int(found) if self.is_whole else float(f"{found:.{DIGITS}g}")
 
     def nearest(self, value: Number) -> Number:
@@ -74,7 +74,7 @@ def log(low: float, high: float) -> Range:
 
 
 _SGD = {"lr": log(1e-4, 0.1), "weight_decay": log(1e-6, 1e-2)}
-# These adapt their steps; in the latter, decay is apart from the loss, too: other numbers.
+# These adapt their steps, and the latter separate decay from the loss: other numbers.
 _ADAM = {"lr": log(1e-5, 1e-2), "weight_decay": log(1e-6, 1e-2)}
 _ADAMW = {"lr": log(1e-5, 1e-2), "weight_decay": log(1e-4, 1.0)}
 TRAINING: dict[str, dict[str, Range]] = {
@@ -92,7 +92,7 @@ METHOD: dict[str, dict[str, Range]] = {
     "finetune": {"pretrain": Range(20, 100)},
     "modality_dropout": {"p": Range(0.1, 0.9)},
     "masked_transformer": {"p": Range(0.1, 0.9)},
-    "qmf": {"weight": log(0.01, 1.0)},  # its codes have 0.1 and 1
+    "qmf": {"weight": log(0.01, 1.0)},  # its code has 0.1 and 1
     "g_blending": {"trial_epochs": Range(10, 45)},
     "ogm": {"alpha": log(0.1, 3.0), "end": Range(10, 100)},  # published: 0.1 to 2.6
     "ogm_ge": {"alpha": log(0.1, 3.0), "end": Range(10, 100)},
@@ -146,7 +146,7 @@ METHOD: dict[str, dict[str, Range]] = {
         "strength": log(0.01, 1.0),
         "contrast": log(0.1, 10.0),
         "bottleneck": log(0.1, 10.0),
-        "unimodal": log(0.01, 1.0),  # as its trainer's runs have it
+        "unimodal": log(0.01, 1.0),  # as in its trainer's runs
     },
     "inforeg": {"strength": log(0.1, 3.0), "threshold": log(0.01, 0.2)},  # its code: 0.1 to 2.6
     "remix": {"alpha": log(0.1, 2.0), "gamma": log(0.3, 3.0), "warmup": Range(2, 20)},
@@ -172,17 +172,17 @@ METHOD: dict[str, dict[str, Range]] = {
     "awc": {"strong": log(1e3, 1e5), "weak": log(1e3, 1e5), "window": Range(5, 30)},
     "balm": {"rho": Range(1.0, 2.0), "tau": log(0.03, 1.0)},  # its code: 1.1 to 1.6, 0.2 to 0.8
 }
-"""Each method's own settings, around what its paper and code have; of others there are none."""
+"""Each method's own settings, around the values of its paper and code; others have none."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched for one method of a study.
+    """The search space of one method of a study.
 
     Attributes:
-        method: As the user named it; the settings that it gives are not searched.
-        ranges: By setting: the shared ones first, then the method's own.
-        given: By setting, the value without a search, moved into its range.
+        method: The method as the user named it; settings given there are not searched.
+        ranges: Ranges by setting: the shared ones first, then the method's own.
+        given: Values without a search by setting, moved into their ranges.
     """
 
     method: str
@@ -196,7 +196,7 @@ class Space:
         Raises:
             ValueError: If the method or a setting is unknown, or a setting is of another type.
         """
-        own = method_settings(Cell(training, method, 0))  # which looks at all names
+        own = method_settings(Cell(training, method, 0))  # this checks all names
         spec, *others = together(method)
         if others:
             raise UserError(
@@ -231,7 +231,7 @@ class Space:
         return {name: found.distribution() for name, found in self.ranges.items()}
 
     def tuned(self, found: Mapping[str, Number]) -> Tuned:
-        """The settings of a trial, from the numbers that Optuna found for it."""
+        """The settings of a trial, from Optuna's numbers."""
         own = {name: each.value(found[name]) for name, each in self.ranges.items()}
         lr, weight_decay = own.pop("lr"), own.pop("weight_decay")
         spec = parse(self.method)

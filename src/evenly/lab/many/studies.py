@@ -1,10 +1,10 @@
-"""The experiments of the paper and about it, each one comparison that any data set can have.
+"""The paper's experiments and related ones, each a comparison that works with any data set.
 
 Wei, Li, Feng, Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024,
-https://arxiv.org/abs/2407.09705. Its tables and figures are repeated on the fair protocol: the
-epoch is selected on validation, there are intervals, and what a figure of the paper reads from the
-test split along training is read from validation. Which λ, periods and noise the paper took
-beyond its defaults is not known; those here are ours.
+https://arxiv.org/abs/2407.09705. Its tables and figures are repeated under the fair protocol: the
+epoch is selected on validation, results have intervals, and what the paper's figures read from the
+test split during training is read from validation. The λ, periods and noise that the paper used
+beyond its defaults are unknown; those here are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,10 @@ TABLE = (
     "unimodal,joint,multi_loss,ensemble,finetune,modality_dropout,g_blending,ogm_ge,greedy,pmr,"
     "agm,mslr,relearn"
 )
-"""The rows of the paper's tables, and those that no comparison should lack."""
+"""The rows of the paper's tables, and those that every comparison should have."""
 STRENGTHS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 PERIODS = (5, 10, 20, 30)
-"""Of the paper's 90 epochs."""
+"""Periods, for the paper's 90 epochs."""
 VARIANTS = (
     "relearn(gap=matched)",
     "relearn(gap=shared)",
@@ -51,12 +51,12 @@ class Study:
     """An experiment.
 
     Attributes:
-        title: Which of the paper's it is, in a few words.
+        title: The paper's experiment, in a few words.
         shows: What to look at.
-        methods: What is compared, for a training of some length.
-        draw: The picture.
-        reference: The method that every other one is compared with.
-        asked: What it asks of the training, where the user says nothing else.
+        methods: What is compared, given a length of training.
+        draw: Draws the picture.
+        reference: The method that all others are compared with.
+        asked: Training settings it uses unless the user gives others.
     """
 
     title: str
@@ -88,7 +88,7 @@ def _noisy(training: Training, data: Data) -> Training:
 
 
 def _transformers(training: Training, data: Data) -> Training:
-    """Small transformers, trained as such; they meet in bottleneck tokens if all of them can."""
+    """Small transformers, trained accordingly; they meet in bottleneck tokens if all can."""
     if training.encoders:
         return training
     found = {name: _transformer(modality) for name, modality in data.modalities.items()}
@@ -108,7 +108,7 @@ def _transformers(training: Training, data: Data) -> Training:
 
 
 def _transformer(modality: Modality) -> str:
-    """A transformer of four layers and 64 features for a kind of input; empty for vectors."""
+    """A transformer of four layers and 64 features for one kind of input; empty for vectors."""
     if modality.kind in ("sequence", "text"):
         return "transformer"
     if modality.kind == "vector":
@@ -128,7 +128,7 @@ def _transformer(modality: Modality) -> str:
 
 
 def _sensitivity(training: Training) -> str:
-    """Joint training, which is λ = 0, and D&R with other strengths and other periods."""
+    """Joint training, which is λ = 0, and D&R with several strengths and periods."""
     scaled = [max(1, round(period * training.epochs / 90)) for period in PERIODS]
     strengths = [f"relearn(strength={value:g})" for value in STRENGTHS if value != 3.0]
     periods = [f"relearn(every={every})" for every in dict.fromkeys(scaled) if every != scaled[2]]
@@ -207,7 +207,7 @@ STUDIES: dict[str, Study] = {
         reference="relearn",
     ),
 }
-"""By name."""
+"""Studies by name."""
 
 
 def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
@@ -229,12 +229,12 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
 def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:
     """Writes table and picture of a study from the finished runs of a comparison.
 
-    The folder may hold other methods, too; Holm's correction is over those of the study.
+    The folder may hold other methods, too; Holm's correction covers those of the study.
 
     Args:
-        name: Of the study.
+        name: Name of the study.
         out: The folder of the comparison.
-        methods: Of the study.
+        methods: Methods of the study.
 
     Returns:
         The files: NAME.md, NAME.tex, NAME.csv and NAME.svg.
@@ -259,7 +259,7 @@ def _restricted(
     lines: Sequence[Mapping[str, Any]],
     reference: str,
 ) -> Comparison:
-    """A comparison of some of its methods, with what was found of these."""
+    """The comparison, limited to some methods, with the findings on these."""
     return replace(
         comparison,
         config={**comparison.config, "methods": list(methods)},

@@ -1,4 +1,4 @@
-"""Runs on processes that torchrun or srun started, all of them for one run after another."""
+"""Runs on processes that torchrun or srun started: all of them do one run after another."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,14 +10,14 @@ from evenly.lab.many.job import Ended, Epoch, Job, News, done
 from evenly.lab.run.place import Rank, begin
 
 PATIENCE = timedelta(minutes=1)
-"""In which all processes fail where one does, or else the others wait for it within the run."""
+"""Time within which all processes fail if one does, or else the others wait for it in the run."""
 
 
 class Together:
     """A pool of one run at a time, on this process and those that `follow` it.
 
     Args:
-        rank: Of this process, the first.
+        rank: Rank of this process, the first.
     """
 
     def __init__(self, rank: Rank) -> None:
@@ -27,23 +27,23 @@ class Together:
 
     @property
     def room(self) -> int:
-        """One, as a run is over when it has been started."""
+        """One, since `start` returns when the run is over."""
         return int(not self._news)
 
     def start(self, job: Job) -> None:
-        """Does a run, with the others.
+        """Does a run together with the others.
 
         Raises:
-            UserRuntimeError: If it failed on this process alone.
+            UserRuntimeError: If it failed only on this process.
         """
         _send(job)
-        self._are_apart = True  # they do not listen before it is over
+        self._are_apart = True  # they do not listen until it is over
         error = self._member.done(job, self._news.append)
         self._are_apart = False
         self._news.append(Ended(job, error))
 
     def news(self, seconds: float) -> list[News]:
-        """What was heard of the run."""
+        """News of the run."""
         found, self._news = self._news, []
         return found
 
@@ -51,16 +51,16 @@ class Together:
         """Nothing: it is over."""
 
     def close(self) -> None:
-        """Lets the others go; those within a run end as this process does."""
+        """Releases the others; those within a run end like this process."""
         if not self._are_apart:
             _send(None)
 
 
 def follow(rank: Rank) -> None:
-    """Takes part in the runs of the first process until it lets go.
+    """Joins the runs of the first process until released.
 
     Raises:
-        UserRuntimeError: If one failed on this process alone.
+        UserRuntimeError: If a run failed only on this process.
     """
     member = _Member(rank)
     while (job := _received()) is not None:
@@ -73,11 +73,12 @@ class _Member:
     def __init__(self, rank: Rank) -> None:
         begin(rank)
         self._rank = rank
-        # Of its own: in the other one, those that have not failed may be in the middle of a sum.
+        # Its own group: in the other one, processes that have not failed may be in the middle of a
+        # sum.
         self._failed = dist.new_group(timeout=PATIENCE, backend="gloo")
 
     def done(self, job: Job, tell: Callable[[Epoch], None]) -> str:
-        """Does a run; returns why it failed on all processes, empty if it is finished."""
+        """Does a run; returns the reason if it failed on all processes, empty if it is finished."""
         error = done(job, tell, self._rank)
         if error:
             try:

@@ -1,12 +1,13 @@
-"""The trials of a search in a database: a study of Optuna's for each method.
+"""The trials of a search in a database: an Optuna study for each method.
 
-Every trial is of a place in its method's budget. A place has the first of its trials that was not
-lost; commands that find none put one there to wait, and of those that take it, Optuna lets one. Who
-is at a trial records a heartbeat, whose age the database's clock tells; one that stops, is lost.
+Every trial belongs to a place in its method's budget. The first trial at a place that was not lost
+counts. A command that finds none adds a waiting trial, and Optuna lets only one command take it.
+The command that runs a trial records heartbeats, timed by the database's clock; if they stop, the
+trial is lost.
 
-What is tried at a place is a function of the search's seed, the place, and the trials of the method
-that were finished by then. The first is what the user gave; in those after it, as long as Optuna
-draws at random, all methods try the same shared settings.
+What is tried at a place depends on the search's seed, the place, and the method's trials finished
+by then. The first tries the user's settings; after that, as long as Optuna draws at random, all
+methods try the same shared settings.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,7 +38,7 @@ T = TypeVar("T")
 BEAT = 10
 """Seconds between two heartbeats of a trial."""
 GRACE = 90
-"""Seconds without one after which it is lost: more than a command waits for a database."""
+"""Seconds without one after which a trial is lost: more than a command waits for a database."""
 LOST = "its worker was stopped, killed or cut off"
 
 
@@ -48,11 +49,11 @@ class Search:
     Attributes:
         training: What all trials share; its learning rate and weight decay are the first trial's.
         methods: Each 'name' or 'name(setting=value)'.
-        trials: For each method.
-        seeds: Of each trial, whose value is the mean over them; they are 0, 1, ...
-        seed: Of the search.
-        out: The folder that receives everything.
-        logs: How the runs are logged, of which the search knows nothing.
+        trials: Number of trials for each method.
+        seeds: Number of seeds of each trial, 0, 1, ..., over which its value is the mean.
+        seed: Seed of the search.
+        out: The folder for all results.
+        logs: How the runs are logged, which does not affect the search.
     """
 
     training: Training
@@ -65,23 +66,23 @@ class Search:
 
     @cached_property
     def spaces(self) -> dict[str, Space]:
-        """By method, what is searched."""
+        """The search space of each method."""
         return {method: Space.of(self.training, method) for method in self.methods}
 
     @property
     def sign(self) -> int:
-        """1 if more of the metric that selects is better, else -1."""
+        """1 if a higher selecting metric is better, else -1."""
         return self.training.selected_by[1]
 
     def settings(self) -> dict[str, Any]:
-        """What all trials share but the precision, for a file; others must not be mixed with it."""
+        """What all trials share except the precision, for a file; others must not be mixed in."""
         settings = {**self.training.as_dict(), "seeds": self.seeds, "seed": self.seed}
-        del settings["precision"]  # which the search itself may have to find
+        del settings["precision"]  # the search itself may have to find it
         return with_code(settings)
 
     @cached_property
     def name(self) -> str:
-        """What tells this search from others in a database, on whatever machine it is named."""
+        """What identifies this search in a database, on any machine."""
         return f"{self.out.name} {fingerprint(self.settings())}"
 
     def study(self, method: str) -> str:
@@ -93,20 +94,19 @@ class Search:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the database holds of a trial.
+    """The database's record of a trial.
 
     Attributes:
-        method: As the user named it.
-        number: Of the trial in its study, from 0.
-        place: In the method's budget, from 0.
+        method: The method as the user named it.
+        number: Number of the trial in its study, from 0.
+        place: Place in the method's budget, from 0.
         state: Finished, failed by itself, lost with its worker, or running.
         tuned: What it tried.
-        value: Of the metric that selects on the validation split, the mean over seeds; None unless
-            it is finished.
-        values: By seed.
-        best_epochs: By seed.
-        seconds: Of training, over all seeds.
-        worker: Who did it, as HOST:PROCESS.
+        value: Selecting metric on the validation split, the mean over seeds; None unless finished.
+        values: Values by seed.
+        best_epochs: Best epochs by seed.
+        seconds: Seconds of training, over all seeds.
+        worker: The worker that did it, as HOST:PROCESS.
         reason: Why it is not finished.
     """
 
@@ -130,7 +130,7 @@ class Studies:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search = search
         address = url.render_as_string(hide_password=False)
-        address = address.replace("{", "{{").replace("}", "}}")  # it fills in a template
+        address = address.replace("{", "{{").replace("}", "}}")  # Optuna treats it as a template
         with unwarned(SAWarning), unwarned(ExperimentalWarning):
             self._storage = storage = _asked(
                 lambda: RDBStorage(
@@ -145,15 +145,15 @@ class Studies:
         }
 
     def close(self) -> None:
-        """Ends the connections to the database."""
+        """Closes the connections to the database."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
     def precision(self, decide: Callable[[], Precision]) -> Precision:
-        """In which precision all trials of the search train.
+        """The precision in which all trials of the search train.
 
         Args:
-            decide: Is asked by the first command, whose answer the others read.
+            decide: Called by the first command, whose answer the others read.
         """
         study = _asked(partial(_made, self.search.name, self._storage))
 
@@ -162,11 +162,11 @@ class Studies:
 
         if not _asked(written):
             note = {"precision": decide()}
-            _asked(lambda: study.enqueue_trial({}, note))  # of several the first counts, for all
+            _asked(lambda: study.enqueue_trial({}, note))  # the first of several counts for all
         return _asked(written)[0]
 
     def held(self, method: str) -> set[int]:
-        """The places in a method's budget that have their trial, or whose trial is running."""
+        """The places in a method's budget with a finished or running trial."""
         return {
             place
             for place, trial in self._holders(method).items()
@@ -186,11 +186,11 @@ class Studies:
         trial = _asked(lambda: optuna.Trial(study, holder._trial_id))
         try:
             _asked(lambda: trial.set_user_attr("worker", this_worker()))
-            for name, distribution in space.distributions().items():  # as `study.ask` does
+            for name, distribution in space.distributions().items():  # like `study.ask`
                 _asked(partial(trial._suggest, name, distribution))
             tuned = asdict(space.tuned(trial.params))
             _asked(lambda: trial.set_user_attr("tuned", tuned))
-        except UpdateFinishedTrialError:  # this command was frozen meanwhile
+        except UpdateFinishedTrialError:  # this command was suspended meanwhile
             return None
         return trial
 
@@ -200,12 +200,12 @@ class Studies:
             _asked(partial(self._storage.record_heartbeat, trial._trial_id))
 
     def is_running(self, trial: optuna.Trial) -> bool:
-        """Whether nobody has ended a trial."""
+        """Whether a trial has not been ended."""
         found = _asked(lambda: self._storage.get_trial(trial._trial_id))
         return found.state == TrialState.RUNNING
 
     def end_lost(self, method: str) -> None:
-        """Ends the trials of a method that are in progress no more."""
+        """Ends the lost trials of a method."""
         study = self._studies[method]
         with unwarned(ExperimentalWarning):
             _asked(lambda: fail_stale_trials(study))
@@ -214,7 +214,7 @@ class Studies:
                 self.tell(method, trial.number)
 
     def tell(self, method: str, number: int, value: float | None = None) -> bool:
-        """Ends a trial: with a value it is finished, else failed; False if it had ended."""
+        """Ends a trial: finished if it has a value, else failed; False if it had already ended."""
         state = TrialState.FAIL if value is None else TrialState.COMPLETE
         study = self._studies[method]
         try:
@@ -224,7 +224,7 @@ class Studies:
         return told.state == state
 
     def note(self, trial: optuna.Trial, name: str, value: Any) -> bool:
-        """Writes something down about a trial; False if it has ended, as others have ended it."""
+        """Records something about a trial; False if others have ended it."""
         try:
             _asked(lambda: trial.set_user_attr(name, value))
         except UpdateFinishedTrialError:
@@ -232,11 +232,11 @@ class Studies:
         return True
 
     def trials(self, method: str) -> list[Trial]:
-        """All trials of a method that were begun, in their order."""
+        """All started trials of a method, in order."""
         return [_read(method, trial) for trial in self._all(method) if "tuned" in trial.user_attrs]
 
     def settled(self, method: str) -> dict[int, Trial]:
-        """By place, the trials that are finished or have failed by themselves."""
+        """The trials that finished or failed by themselves, by place."""
         return {
             place: _read(method, trial)
             for place, trial in self._holders(method).items()
@@ -248,7 +248,7 @@ class Studies:
         return _asked(lambda: study.get_trials(deepcopy=False))
 
     def _holders(self, method: str) -> dict[int, FrozenTrial]:
-        """By place, the first of its trials that is not lost."""
+        """The first trial at each place that is not lost."""
         found: dict[int, FrozenTrial] = {}
         for trial in self._all(method):
             if not _is_lost(trial):
@@ -256,8 +256,8 @@ class Studies:
         return found
 
     def _seize(self, trial_id: int) -> bool:
-        """Takes a trial that waits; False if another command was faster."""
-        # Before it runs: Optuna finds no trial stale that has no heartbeat at all.
+        """Takes a waiting trial; False if another command was faster."""
+        # Before it runs: Optuna does not consider a trial without any heartbeat stale.
         _asked(lambda: self._storage.record_heartbeat(trial_id))
         try:
             return _asked(
@@ -275,7 +275,7 @@ def _made(name: str, storage: RDBStorage, sign: int = 1) -> optuna.Study:
 
 
 def _asked(call: Callable[[], T], pauses: Iterable[float] | None = None) -> T:
-    """What Optuna answers; it hides the database's errors in its own."""
+    """Optuna's answer; it hides the database's errors in its own."""
 
     def unhidden() -> T:
         try:
@@ -291,7 +291,7 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 def _read(method: str, trial: FrozenTrial) -> Trial:
-    """A trial as `begin` and `note` have written it down."""
+    """A trial as recorded by `begin` and `note`."""
     noted = trial.user_attrs
     result = noted.get("result", {})
     state: Literal["finished", "failed", "lost", "running"]

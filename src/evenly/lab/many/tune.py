@@ -1,8 +1,8 @@
-"""A search for the best settings of each method: as many trials for each, by validation.
+"""A search for the best settings of each method by validation, with equal numbers of trials.
 
-A method gets exactly as many trials as any other, whoever does them: each has a place in the
-method's budget. A trial that fails by itself has had its place; that of a trial whose worker was
-killed goes to another one.
+Each method gets exactly as many trials as any other, whichever command does them: each trial has a
+place in the method's budget. A trial that fails by itself uses up its place; if its worker was
+killed, another trial gets the place.
 """
 
 import shutil
@@ -47,21 +47,21 @@ from evenly.report.names import in_words
 
 SETTINGS = "tune.yaml"
 LOOK = 2.0
-"""Seconds between two looks at places of which none was free."""
+"""Seconds between two looks for a free place."""
 
 
 def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None = None) -> str:
-    """Tries settings of every method, each with as many trials, and writes down the best.
+    """Tries settings of every method, with equal numbers of trials, and records the best.
 
-    Trials that have ended are not repeated, so the same call continues a search that was stopped.
-    The same call in other processes, on any machine, with the same `storage` shares the work; each
-    of them returns when all of it is done.
+    Trials that have ended are not repeated, so the same call continues a stopped search. The same
+    call in other processes, on any machine, with the same `storage` shares the work; each returns
+    when everything is done.
 
     Args:
         search: What to search. Its folder receives tune.yaml, tune.csv, tune.html, best.yaml and
             the folders of the trials that were done here.
-        pool: Makes what the runs are done in, once all is known to be in order.
-        storage: Address of the database; by default a file of SQLite's in the folder.
+        pool: Makes the pool for the runs, once everything is checked.
+        storage: Address of the database; by default an SQLite file in the folder.
 
     Returns:
         The best settings of each method, as a table.
@@ -78,7 +78,7 @@ def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None =
             "a search never sees the test split, so --protocol must be 'fair'; found "
             f"'{search.training.protocol}'. Use it with 'evenly compare' afterwards."
         )
-    # What is wrong with it is said before anything is written.
+    # Report what is wrong with it before anything is written.
     address = None if storage is None else reached(storage)
     found = read_settings(search.out / SETTINGS, "trials")
     check_folder(search.out)
@@ -99,11 +99,11 @@ def tune(search: Search, pool: Callable[[Training], Pool], storage: str | None =
 
 
 def _searched(studies: Studies, training: Training, pool: Callable[[Training], Pool]) -> str:
-    """Does what is left of a search, and writes down what was found."""
+    """Does the rest of a search, and records the results."""
     try:
         carry(Trials(studies, training), pool(training))
     finally:
-        with suppress(RuntimeError):  # what stopped it is told, not what follows from it
+        with suppress(RuntimeError):  # report what stopped it, not what follows from that
             _write_trials(studies)
     best = _best(studies)
     _write_best(studies.search, training, best)
@@ -112,7 +112,7 @@ def _searched(studies: Studies, training: Training, pool: Callable[[Training], P
 
 
 def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
-    """Finds what would fail; gives what a user should know."""
+    """Finds what would fail; returns notes for the user."""
     asked = search.training.precision
     known = {} if asked == "auto" else {"precision": asked}
     check_same(search.out, found, {**search.settings(), **known})
@@ -120,13 +120,13 @@ def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
 
 
 def _first(search: Search) -> list[Cell]:
-    """Of each method the run without a search."""
+    """The run of each method without a search."""
     given = (space.tuned(space.given) for space in search.spaces.values())
     return [Cell(tuned.of(search.training), tuned.method, 0) for tuned in given]
 
 
 def _decided(studies: Studies, found: Mapping[str, Any], data: Data) -> tuple[Training, list[str]]:
-    """The training in the precision of the whole search; a sentence if that was decided here."""
+    """The training in the precision of the whole search, and a note if that was decided here."""
     search, notes = studies.search, []
     asked = search.training.precision
 
@@ -161,7 +161,7 @@ def _write_settings(
 
 
 def _best(studies: Studies) -> dict[str, Trial]:
-    """By method, the best trial within the budget, the first of equals."""
+    """The best trial of each method within the budget, the first of equals."""
     search, best = studies.search, {}
     for method in search.methods:
         settled = studies.settled(method)
@@ -177,7 +177,7 @@ def _best(studies: Studies) -> dict[str, Trial]:
 
 
 def _write_trials(studies: Studies) -> None:
-    """tune.csv, with every trial of every method, also those that failed or were lost."""
+    """tune.csv, with every trial of every method, including failed and lost ones."""
     select, _ = studies.search.training.selected_by
     rows = [
         {
@@ -212,7 +212,7 @@ def _write_best(search: Search, training: Training, best: Mapping[str, Trial]) -
 
 
 def _write_history(studies: Studies) -> None:
-    """tune.html: what each trial reached."""
+    """tune.html: the value that each trial reached."""
     search = studies.search
     methods = {
         method: [
@@ -252,14 +252,14 @@ def _table(studies: Studies, best: Mapping[str, Trial]) -> str:
 
 @dataclass
 class _Running:
-    """A trial that this command is at."""
+    """A trial that this command is running."""
 
     method: str
     place: int
     trial: optuna.Trial
     tuned: Tuned
     results: list[Result] = field(default_factory=list)
-    job: Job | None = None  # that of the seed it is at
+    job: Job | None = None  # the run of its current seed
 
     @property
     def name(self) -> str:
@@ -267,7 +267,7 @@ class _Running:
 
 
 class Trials:
-    """The runs of a search, as one of any number of commands gets them.
+    """The runs of a search, for one of any number of commands.
 
     Args:
         studies: The search.
@@ -276,7 +276,7 @@ class Trials:
 
     def __init__(self, studies: Studies, training: Training) -> None:
         self._search, self._studies, self._training = studies.search, studies, training
-        # The places that have not had their trial yet, the first of every method first.
+        # The places without a trial so far, the first of every method first.
         self._left = [
             (method, place)
             for place in range(self._search.trials)
@@ -290,18 +290,18 @@ class Trials:
 
     @property
     def epochs(self) -> int:
-        """Of all trials together."""
+        """The epochs of all trials together."""
         return self._count * self._search.seeds * self._training.epochs
 
     @property
     def finished(self) -> int:
-        """The epochs of the trials that have ended, here or elsewhere, and here of those at it."""
+        """The epochs of trials that have ended, here or elsewhere, and of those running here."""
         here = sum(len(running.results) for running in self._running)
         ended = self._search.seeds * (self._count - len(self._left))
         return (ended + here) * self._training.epochs
 
     def take(self) -> Job | None:
-        """The next seed of a trial at hand, or the first of a new trial."""
+        """The next seed of a current trial, or the first of a new trial."""
         if self._next:
             return self._next.popleft()
         if time.monotonic() < self._next_take:
@@ -324,9 +324,9 @@ class Trials:
         return not self._left
 
     def ended(self, job: Job, error: str) -> str:
-        """Takes note of a run; with the last seed, its trial is finished."""
+        """Records a run; after the last seed, its trial is finished."""
         running = next(each for each in self._running if each.job == job)
-        for name in ("last.ckpt", "best.ckpt"):  # a comparison trains the best anew
+        for name in ("last.ckpt", "best.ckpt"):  # a comparison trains the best again
             (job.folder / name).unlink(missing_ok=True)
         if error:
             return self._end(running, None, reason=error)
@@ -348,7 +348,7 @@ class Trials:
         return self._end(running, fmean(values), result=found)
 
     def lost(self) -> Collection[Job]:
-        """The runs of trials that others have ended, as this command seemed to be gone."""
+        """The runs of trials that others have ended because this command seemed gone."""
         if time.monotonic() < self._next_beat:
             return ()
         self._beat()
@@ -365,13 +365,13 @@ class Trials:
         return gone
 
     def stop(self) -> None:
-        """Gives up the trials at hand, and leaves their places to others."""
-        with suppress(RuntimeError):  # without the database, they are lost after a while
+        """Gives up the current trials, and leaves their places to others."""
+        with suppress(RuntimeError):  # without the database, they count as lost after a while
             for running in self._running:
                 self._studies.tell(running.method, running.trial.number)
 
     def _beat(self) -> None:
-        """Says that this command is at its trials, then looks after those of others."""
+        """Records heartbeats for this command's trials, then checks those of others."""
         self._next_beat = time.monotonic() + BEAT
         self._studies.beat(running.trial for running in self._running)
         for method in dict(self._left):
@@ -379,29 +379,29 @@ class Trials:
         self._look()
 
     def _look(self) -> None:
-        """Strikes out the places that have had their trial."""
+        """Removes the places that have had their trial."""
         settled = {method: self._studies.settled(method) for method in dict(self._left)}
         self._left = [
             (method, place) for method, place in self._left if place not in settled[method]
         ]
 
     def _job(self, running: _Running) -> Job:
-        """The next seed of a trial, in a folder of its own."""
-        # Purity and gap are measured for figures, of which a trial has none.
+        """The next seed of a trial, in its own folder."""
+        # Purity and gap are only for figures, which a trial does not have.
         training = replace(running.tuned.of(self._training), diagnose_every=0)
         cell = Cell(training, running.tuned.method, len(running.results))
         name = Cell(training, running.method, running.trial.number).folder
         folder = self._search.out / "trials" / name / str(cell.seed)
-        shutil.rmtree(folder, ignore_errors=True)  # of a study that is no longer in the database
+        shutil.rmtree(folder, ignore_errors=True)  # of a study no longer in the database
         running.job = Job(cell, folder, self._search.logs, tests=False)
         return running.job
 
     def _value(self, result: Result) -> float:
-        """What a run has reached."""
+        """The value that a run has reached."""
         return result.metrics["val"][self._training.selected_by[0]]
 
     def _end(self, running: _Running, value: float | None, **found: Any) -> str:
-        """Writes down how a trial ended; returns what to tell of it."""
+        """Records how a trial ended; returns a message about it."""
         self._running.remove(running)
         is_noted = all(self._studies.note(running.trial, *each) for each in found.items())
         if not is_noted or not self._studies.tell(running.method, running.trial.number, value):

@@ -1,4 +1,4 @@
-"""The settings that a search found, as `evenly tune` hands them to `evenly compare`."""
+"""The settings that a search found, as `evenly tune` passes them to `evenly compare`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ class Tuned:
     """The settings that a method was tried with, or is compared with.
 
     Attributes:
-        method: As 'name' or 'name(setting=value)', with all that was tuned.
+        method: A text 'name' or 'name(setting=value)' with everything tuned.
         lr: Learning rate.
         weight_decay: Weight decay.
     """
@@ -26,7 +26,7 @@ class Tuned:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is the method's own in its training, for config.yaml."""
+        """The method's own part of the training settings, for config.yaml."""
         return {"lr": self.lr, "weight_decay": self.weight_decay}
 
     def of(self, training: Training) -> Training:
@@ -36,11 +36,11 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a search found, with as many trials for every method.
+    """What a search found, with equal numbers of trials for every method.
 
     Attributes:
-        trials: Of each method.
-        seeds: Of each trial.
+        trials: Trials of each method.
+        seeds: Seeds of each trial.
         methods: The best settings, by the method as the user named it.
     """
 
@@ -50,17 +50,17 @@ class Tuning:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What config.yaml says in place of what differs by method."""
+        """What config.yaml says instead of the settings that differ by method."""
         counts = {"tuned_trials": self.trials, "tuned_seeds": self.seeds}
         return {"lr": "tuned", "weight_decay": "tuned", **counts}
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """The form in a file."""
         return asdict(self)
 
     @staticmethod
     def read(found: Mapping[str, Any]) -> "Tuning":
-        """What `as_dict` gave.
+        """Reads the result of `as_dict`.
 
         Raises:
             ValueError: If it is something else.
@@ -82,7 +82,7 @@ class Tuning:
         """The best settings of a method.
 
         Raises:
-            ValueError: If it was not tuned: its settings were not searched as the others' were.
+            ValueError: If it was not tuned: its settings were not searched like the others'.
         """
         if method not in self.methods:
             raise unknown("tuned method", method, self.methods)

@@ -1,4 +1,4 @@
-"""A name for this process among all that share a search, and whether such a process lives."""
+"""A name for this process among all that share a search, and whether such a process is alive."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from uuid import uuid4
 
 @cache
 def this_worker() -> str:
-    """A name for this process that no other has, on any machine: HOST:NUMBER and what it needs."""
+    """A unique name for this process on any machine: HOST:NUMBER and what makes it unique."""
     number = os.getpid()
     return f"{socket.gethostname()[:64]}:{number} {_started(number)} {_place()}"
 
 
 def has_died(worker: str) -> bool:
-    """Whether a worker is a process of this machine that has ended; False if nobody can know."""
+    """Whether a worker is a process of this machine that has ended; False if unknown."""
     name, _, life = worker.partition(" ")
     started, _, place = life.partition(" ")
     number = name.rpartition(":")[2]
@@ -24,16 +24,16 @@ def has_died(worker: str) -> bool:
 
 @cache
 def _place() -> str:
-    """What processes share that see each other: a boot of a machine or container, and a user."""
+    """What processes that see each other share: a boot of a machine or container, and a user."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
-    except OSError:  # no Linux: nobody can look
+    except OSError:  # not Linux: no way to look
         return uuid4().hex
 
 
 def _started(number: int) -> str:
-    """When a process began, in ticks since the boot; empty if there is none, or it has ended."""
+    """When a process started, in ticks since boot; empty if there is none, or it has ended."""
     try:
         text = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Batches that are read while the one before them is worked on."""
+"""Reads the next batch while the current one is in use."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +10,13 @@ from evenly.data import Batch
 
 
 class Ahead(DataLoader[Batch]):
-    """A loader of data that are streamed: it has the next batch decoded in the meantime.
+    """A loader of streamed data that has the next batch decoded in the meantime.
 
-    The batches, and what is drawn for them, are those of a `DataLoader`.
+    The batches and their random draws are those of a `DataLoader`.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()  # here, as it draws from the global stream
+        batches = super().__iter__()  # here, since it draws from the global stream
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(next, batches, None)
             while (batch := coming.result()) is not None:

@@ -1,9 +1,8 @@
-"""Augmentation of training batches, on the device they are on; the same for every method.
+"""Augmentation of training batches on their device; the same for every method.
 
-What is drawn for a training step depends on the seed of the run, the epoch and the number of the
-batch alone: not on the method, nor on how often a run was stopped. Teachers and trials that some
-methods train for themselves are augmented alike. Diagnoses and evaluations see the data as they
-are.
+The draws for a training step depend only on the seed of the run, the epoch and the number of the
+batch, not on the method or on interruptions. Teachers and trials that some methods train for
+themselves are augmented in the same way. Diagnoses and evaluations see the original data.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -23,10 +22,10 @@ Change = Callable[[Tensor], Tensor]
 
 
 def picture(modality: Modality) -> Change:
-    """A random part of the picture, scaled back, and mirrored every second time.
+    """A random crop of the picture, scaled back, and mirrored half of the time.
 
-    The part has 25 to 100 % of the area and sides of 3:4 to 4:3; all frames of a video are cut
-    and mirrored alike.
+    The crop has 25 to 100 % of the area and an aspect ratio from 3:4 to 4:3; all frames of a video
+    are cropped and mirrored in the same way.
     """
     import kornia.augmentation as K
 
@@ -49,10 +48,10 @@ def picture(modality: Modality) -> Change:
 
 
 def spectrum(modality: Modality) -> Change:
-    """SpecAugment (Park et al., Interspeech 2019): a stretch of bands and one of frames blanked.
+    """SpecAugment (Park et al., Interspeech 2019): masks a range of bands and a range of frames.
 
-    Each is of random place and of a random length up to a fifth of all; it takes the mean of the
-    training split. There is no warping in time.
+    Each has a random position and a random length up to a fifth of the axis; it is filled with the
+    mean of the training split. There is no time warping.
     """
     if modality.kind != "image":
         raise _misfit("spectrum", "spectrograms", modality)
@@ -67,7 +66,7 @@ def spectrum(modality: Modality) -> Change:
 
 
 def _stretch(x: Tensor, axis: int) -> Tensor:
-    """For each sample, which places of an axis lie in a stretch drawn at random."""
+    """For each sample, which positions of an axis are in a random range."""
     size = x.shape[axis]
     length = torch.rand(len(x), 1, device=x.device) * size / 5
     start = torch.rand(len(x), 1, device=x.device) * (size - length)
@@ -82,7 +81,7 @@ def _misfit(name: str, what: str, modality: Modality) -> UserError:
 
 
 CHANGES: dict[str, Callable[[Modality], Change]] = {"picture": picture, "spectrum": spectrum}
-"""By the name that `--augment` uses."""
+"""Changes by the name that `--augment` uses."""
 
 
 def check_changes(asked: Mapping[str, str], modalities: Collection[str]) -> None:
@@ -110,7 +109,7 @@ class Augment:
         Args:
             asked: By modality, the name of the change.
             modalities: Of the data.
-            seed: Of the run.
+            seed: Seed of the run.
 
         Raises:
             ValueError: If there is no such modality or change, or they do not fit.
@@ -123,8 +122,8 @@ class Augment:
         """The inputs of one batch, changed.
 
         Args:
-            inputs: By modality.
-            epoch: From 0.
+            inputs: Inputs by modality.
+            epoch: Epoch, from 0.
             batch: Its number in the epoch, from 0.
         """
         found: dict[str, Tensor | Padded] = dict(inputs)
@@ -140,7 +139,7 @@ class Augment:
 
 
 def _changed(change: Change, x: Tensor | Padded) -> Tensor | Padded:
-    """Inputs, changed; of several pictures, padding stays zero as it is cut and mirrored."""
+    """The changed inputs; padding of several pictures stays zero when cropped and mirrored."""
     if isinstance(x, Tensor):
         return change(x)
     return Padded(change(x.values), x.length) if x.values.shape[1] else x

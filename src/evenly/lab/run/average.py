@@ -1,4 +1,4 @@
-"""An exponential moving average of a run's weights, which is judged in their place."""
+"""An exponential moving average of a run's weights, evaluated in their place."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from evenly.reinit import soft_reinit_
 
 
 class Average:
-    """After each step ē ← d ē + (1 - d) θ, of all weights and of BatchNorm's running statistics.
+    """After each step ē ← d ē + (1 - d) θ, for all weights and BatchNorm's running statistics.
 
-    d is the decay, and in the first steps (1 + t) / (10 + t) of step t, from 1, where that is less:
-    else the initial weights would long be in it. Whole numbers, such as BatchNorm's count of
-    batches, are the model's.
+    d is the decay, or (1 + t) / (10 + t) in step t, from 1, if that is less: otherwise the initial
+    weights would stay in it for long. Whole numbers, such as BatchNorm's count of batches, are the
+    model's.
 
     Attributes:
-        model: Whose weights are averaged, in place while `applied`.
+        model: The model whose weights are averaged, in place while `applied`.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Begins with the weights as they are.
+        """Begins with the current weights.
 
         Args:
-            model: On its device, sharded if it is to be.
+            model: The model on its device, already sharded if it should be.
             decay: d, between 0 and 1.
         """
         self.model, self._decay, self._steps = model, decay, 0
@@ -39,7 +39,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights after a step."""
+        """Adds the weights after a step."""
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         for name, x in self._trained.items():
@@ -47,15 +47,15 @@ class Average:
 
     @torch.no_grad()
     def before_epoch(self, method: Method, epoch: int, probe: Probe) -> None:
-        """Has a method begin an epoch, and does with the average what it does to the weights.
+        """Has a method begin an epoch, and changes the average as it changes the weights.
 
-        What re-learns is pulled back in the average, too, by the same share towards the same
-        initial weights. What else has changed begins anew as it is.
+        Re-learning pulls back the average, too, by the same share towards the same initial weights.
+        For anything else that changed, the average restarts from the new values.
 
         Args:
-            method: That begins it.
-            epoch: From 0.
-            probe: On the model.
+            method: The method that begins the epoch.
+            epoch: Epoch, from 0.
+            probe: Probe of the model.
         """
         before = {name: x.clone() for name, x in self._trained.items()}
         relearning = [one for one in methods_of(method) if isinstance(one, Relearn)]
@@ -78,7 +78,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Has the average in the model's place within the block; what it becomes there stays."""
+        """Puts the average in the model's place within the block; changes made there stay."""
         self._exchange()
         try:
             yield
@@ -87,18 +87,18 @@ class Average:
             self._exchange()
 
     def weights(self) -> dict[str, Tensor]:
-        """A whole state of the model, of averages; every process must call."""
+        """A whole state of the model, with averages; every process must call this."""
         found = {**self.model.state_dict(), **self._mean}
         return {name: distributed.whole(x) for name, x in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs; every process must call."""
+        """What a resumed run needs; every process must call this."""
         mean = {name: distributed.whole(x) for name, x in self._mean.items()}
         return {"steps": self._steps, "mean": mean}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._steps = state["steps"]
         for name, x in self._mean.items():
             x.copy_(distributed.sharded_like(state["mean"][name].to(x.device), x))

@@ -38,17 +38,17 @@ from evenly.targets import in_words
 
 
 def load_data(training: Training) -> Data:
-    """The data of a training: all or as many samples as it asks for, with the noise asked for."""
+    """The data of a training: all or a limited number of samples, with the requested noise."""
     data = load(training.data, training.task).noisy(training.noise)
     return data if training.limit_samples is None else data.limited(training.limit_samples)
 
 
 def with_missing(data: Data, cell: Cell) -> Data:
-    """The data as a run of a cell sees them: with modalities missing as its training asks.
+    """The data as a cell's run sees them, with modalities missing as its training requests.
 
     Raises:
-        ValueError: If samples would lose all of theirs, or too few would keep one for a diagnosis
-            that is made.
+        ValueError: If samples would lose all modalities, or too few would keep one for a planned
+            diagnosis.
     """
     seen = data.missing(cell.training.lacking, cell.seed)
     every = cell.training.measure_every
@@ -68,27 +68,26 @@ def with_missing(data: Data, cell: Cell) -> Data:
 
 
 def build_model(data: Data, cell: Cell) -> LateFusion:
-    """The model of a cell: for a seed, the same initial encoders whatever the method.
+    """The model of a cell: for a given seed, initial encoders are the same for any method.
 
     The head is the one that the method is made for; heads of one kind start equal, too.
 
     Raises:
-        ValueError: If an encoder or a head of the user's own cannot be built or does not fit the
-            data.
+        ValueError: If a user's encoder or head cannot be built or does not fit the data.
     """
     training = cell.training
     check_names(cell, data.name, data.modalities)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         encoders = made_encoders(data.modalities, cell)
-        # All of them, and before the head is made: lazy layers draw their weights here, which
-        # must be the same whatever the method's head and modality are.
+        # All of them, and before the head is made: lazy layers draw their weights here, and these
+        # must not depend on the method's head and modality.
         _try_encoders(encoders, data, training.encoders)
         model = fused(encoders, len(data.task.names), cell)
         if is_own(parse(training.fusion).name):
             _try_head(model, data, training.fusion)
     for encoder in model.encoders.values():
-        # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels
+        # benchmarks/train_step.py measures it. Other encoders keep their layout: with few channels,
         # oneDNN's channels-last gradients in bf16 write beyond their memory (torch 2.13).
         if isinstance(encoder, ResNet18):  # torch's own overloads do not know the argument
             encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -96,12 +95,12 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
 
 
 def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
-    """Raises if a cell names what there is not; this needs no data, which may be hours away.
+    """Raises if a cell has unknown names, without needing the data, which may be hours away.
 
     Args:
-        cell: With a method, an optimiser, encoders and augmentations by name.
-        data: Of the data set, for the message.
-        modalities: That it has.
+        cell: Names a method, an optimiser, encoders and augmentations.
+        data: Name of the data set, for the message.
+        modalities: Its modalities.
     """
     settings, training = method_settings(cell), cell.training
     toy = [nn.Parameter(torch.zeros(1, 1))]
@@ -128,7 +127,7 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
 
 
 def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, nn.Module]:
-    """An encoder for each modality: the user's own, or one that its shape asks for."""
+    """An encoder for each modality: the user's own, or one that suits its shape."""
     own = cell.training.encoders
     return {
         name: _own(own[name], modality)
@@ -139,7 +138,7 @@ def made_encoders(modalities: Mapping[str, Modality], cell: Cell) -> dict[str, n
 
 
 def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> LateFusion:
-    """Encoders under the head that the method is made for; of some methods, one encoder."""
+    """Encoders under the head that the method is made for; for some methods, one encoder."""
     info = info_of(cell.method)
     if info.alone:
         alone = method_settings(cell)["modality"]
@@ -160,8 +159,7 @@ def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> La
 def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection[str]) -> None:
     """Passes two samples through the user's own encoders.
 
-    Lazy layers have their weights from then on, and `out_features` is set where an encoder does not
-    say it.
+    This initialises lazy layers, and sets `out_features` if an encoder does not declare it.
     """
     inputs = data.split("train").__getitems__([0, 1])["inputs"]
     for name in (name for name in encoders if name in own):
@@ -192,7 +190,7 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
 
 @torch.no_grad()
 def _try_head(model: LateFusion, data: Data, text: str) -> None:
-    """Passes two samples through a head of the user's own, also without a modality."""
+    """Passes two samples through a user's head, also without a modality."""
     batch, c = data.split("train").__getitems__([0, 1]), len(data.task.names)
     names = list(model.encoders)
     model.eval()
@@ -217,7 +215,7 @@ def _try_head(model: LateFusion, data: Data, text: str) -> None:
 
 
 def build_optimizer(model: LateFusion, training: Training) -> Optimizer:
-    """The same optimiser for every method, of all that is trained.
+    """The same optimiser for every method, with all trained parameters.
 
     Raises:
         ValueError: If there is none of that name, or it cannot be made.
@@ -236,7 +234,7 @@ def build_optimizer(model: LateFusion, training: Training) -> Optimizer:
 
 
 def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Groups for Muon, which takes matrices of hidden layers: no embeddings, and not the head."""
+    """Groups for Muon, which takes matrices of hidden layers, but not embeddings or the head."""
     kept = set(model.head.parameters())
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -255,7 +253,7 @@ def _by_form(model: LateFusion, groups: Iterable[Mapping[str, Any]]) -> list[dic
 
 
 def build_criterion(data: Data, training: Training) -> nn.Module | None:
-    """What every method has for its criterion; None is plain cross-entropy, its default."""
+    """The criterion of every method; None is its default, plain cross-entropy."""
     balanced = training.class_weights == "balanced"
     if data.task.name == "number":
         if balanced or training.focal or training.label_smoothing:
@@ -288,11 +286,11 @@ def build_criterion(data: Data, training: Training) -> nn.Module | None:
 
 
 def method_settings(cell: Cell) -> dict[str, Any]:
-    """The settings of a cell's method, those counted in epochs scaled to this run's length.
+    """The settings of a cell's method, with those counted in epochs scaled to the run's length.
 
-    A method's defaults are its paper's, for a training of the paper's length: a period of 20
-    epochs out of 90 would never come in a run of 20. What the user wrote is taken as it is. Of
-    several methods that go together, those of all.
+    A method's defaults are its paper's, for a training of the paper's length: a period of 20 epochs
+    out of 90 would never occur in a run of 20. The user's settings are not scaled. For combined
+    methods, these are the settings of all.
 
     Raises:
         ValueError: If a method or a setting is unknown, or a setting is of another type.
@@ -304,10 +302,10 @@ def method_settings(cell: Cell) -> dict[str, Any]:
 
 
 def info_of(method: str) -> Info:
-    """The facts of a method, or of several that go together.
+    """The facts of a method, or of combined methods.
 
     Raises:
-        ValueError: If one is unknown, or they do not go together.
+        ValueError: If one is unknown, or they cannot be combined.
     """
     infos = [_kind(spec).info for spec in together(method)]
     return combined(infos) if len(infos) > 1 else infos[0]
@@ -335,23 +333,23 @@ def _settings(spec: Spec, training: Training) -> dict[str, Any]:
 
 
 def _hints(kind: type[Method]) -> dict[str, Any]:
-    """The types of an own method's settings, as far as its class tells them."""
+    """The types of the settings of a user's method, as far as its class declares them."""
     try:
         return get_type_hints(kind.__init__)
-    except NameError:  # of what is imported for type checkers alone
+    except NameError:  # for names imported only for type checkers
         return {}
 
 
 def in_run(epochs: int, paper: int, training: Training) -> int:
-    """What is counted in epochs of the paper's training, in epochs of a run.
+    """Converts a number of epochs in the paper's training to epochs of a run.
 
-    What is not 0 in the paper does not become 0 in a short run.
+    A value other than 0 in the paper does not become 0 in a short run.
     """
     return max(round(epochs * training.epochs / paper), min(epochs, 1))
 
 
 _PARTS = ("encoders", "criterion", "optimizer", "head", "sampler")
-"""What a method is given of the training; everything else that it takes is a setting."""
+"""What a method receives from the training; all its other parameters are settings."""
 
 
 def settings_of(kind: type[Method]) -> list[str]:
@@ -366,7 +364,7 @@ def build_method(
     sampler: Resampler,
     criterion: Criterion | None = None,
 ) -> Method:
-    """The method of a cell, on the encoders of a model and the parts of its training."""
+    """The method of a cell, for a model's encoders and the parts of its training."""
     parts = {
         "optimizer": optimizer,
         "head": model.head,
@@ -378,7 +376,7 @@ def build_method(
         settings, kind = _settings(spec, cell.training), _kind(spec)
         takes = inspect.signature(kind).parameters
         settings |= {name: part for name, part in parts.items() if name in takes}
-        if "seed" in takes:  # its chance is part of what varies from seed to seed
+        if "seed" in takes:  # its randomness is part of what varies between seeds
             settings.setdefault("seed", cell.seed)
         found.append(_made(spec, kind, _acted_on(spec.name, kind, model), settings))
     return Composed(*found) if len(found) > 1 else found[0]
@@ -399,7 +397,7 @@ def _made(
 
 
 def frozen(encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> list[str]:
-    """The modalities whose encoder nothing is trained of."""
+    """The modalities whose encoder is entirely frozen."""
     return [
         name
         for name, encoder in encoders.items()
@@ -408,10 +406,10 @@ def frozen(encoders: Mapping[str, nn.Module] | nn.ModuleDict) -> list[str]:
 
 
 def _acted_on(name: str, kind: type[Method], model: LateFusion) -> dict[str, nn.Module]:
-    """The encoders that a method is given: re-learning none that is frozen.
+    """The encoders that a method receives: re-learning gets no frozen ones.
 
     Raises:
-        ValueError: If it acts on encoders, and cannot do without one that is frozen.
+        ValueError: If it acts on encoders, and cannot do without a frozen one.
     """
     still = frozen(model.encoders) if kind.info.writes != "nothing" else []
     left = {key: encoder for key, encoder in model.encoders.items() if key not in still}
@@ -425,13 +423,13 @@ def _acted_on(name: str, kind: type[Method], model: LateFusion) -> dict[str, nn.
 
 
 def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resampler:
-    """The order of the training split: a function of seed and epoch, so that runs can resume.
+    """The order of the training split, a function of seed and epoch, so that runs can resume.
 
     Args:
-        data: Of the run.
+        data: Data of the run.
         cell: What runs.
-        world: How many processes share the samples of each batch.
-        rank: Which of them this is.
+        world: Number of processes that share the samples of each batch.
+        rank: Rank of this process.
     """
     sampler = Resampler(data.split("train"), world, rank, seed=cell.seed)
     sampler.passes = cell.training.accumulate
@@ -444,12 +442,12 @@ def expanded(
     """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
 
     Args:
-        methods: As the user named them.
-        modalities: Of the data.
-        task: Of the data, which those of 'all' take; by default classes.
+        methods: The methods as the user named them.
+        modalities: Modalities of the data.
+        task: Task of the data, which limits 'all'; by default classes.
 
     Returns:
-        Each once, as 'name' or 'name(setting=value)'.
+        Each method once, as 'name' or 'name(setting=value)'.
     """
     found: list[str] = []
     for spec in methods:
@@ -466,7 +464,7 @@ def expanded(
 
 
 def left_out(task: Task | None = None) -> list[str]:
-    """The methods that do not take the targets of a task; by default of classes."""
+    """The methods that do not accept a task's targets; by default, classes."""
     task = Classes(()) if task is None else task
     return [name for name, kind in METHODS.items() if not _fits(kind, task)]
 
@@ -477,7 +475,7 @@ def _fits(kind: type[Method], task: Task) -> bool:
 
 
 def check_task(cell: Cell, data: Data) -> None:
-    """Raises if the method of a cell does not take the targets of the data."""
+    """Raises if the method of a cell does not accept the targets of the data."""
     task = data.task
     for spec in together(cell.method):
         kind = _kind(spec)
@@ -499,7 +497,7 @@ def _variants(name: str, kind: type[Method], modalities: Iterable[str]) -> list[
 
 
 def _own(text: str, modality: Modality) -> nn.Module:
-    """The encoder that the user asks for, by name or by import path."""
+    """The user's choice of encoder, by name or by import path."""
     spec = parse(text)
     make = _encoder(spec.name)
     if spec.name in ENCODERS:
@@ -521,7 +519,7 @@ def _own(text: str, modality: Modality) -> nn.Module:
 
 
 def _encoder(name: str) -> Callable[..., nn.Module]:
-    """What makes the encoder of that name."""
+    """A function that makes the encoder of that name."""
     if name in ENCODERS:
         return ENCODERS[name]
     if not is_own(name):
@@ -538,12 +536,12 @@ def _encoder(name: str) -> Callable[..., nn.Module]:
 def _parameters(make: Callable[..., Any]) -> Collection[str]:
     try:
         return inspect.signature(make).parameters
-    except ValueError:  # of what is compiled
+    except ValueError:  # for compiled code
         return ()
 
 
 def _head(text: str) -> str | HeadMaker:
-    """A head by name, or what makes one of the user's own."""
+    """A head by name, or a function that makes the user's own."""
     spec = parse(text)
     if not is_own(spec.name):
         return text

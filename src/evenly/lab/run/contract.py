@@ -1,6 +1,6 @@
-"""A short check that a method of the user's own keeps what every method keeps, before training.
+"""A short check, before training, that a user's method keeps the contract of all methods.
 
-Three epochs on made-up vectors take a second. The tests of this package ask more of its own.
+Three epochs on made-up vectors take a second. This package's tests require more of its own.
 """
 
 import io
@@ -24,15 +24,15 @@ from evenly.spec import Spec, together
 
 EPOCHS = 3
 WIDTH = 8
-"""Of the made-up vectors, and of their features."""
+"""Width of the made-up vectors and of their features."""
 
 
 def contract_notes(cell: Cell, data: Data) -> list[str]:
-    """Checks each of a cell's methods that is the user's own, and says what was found.
+    """Checks each of the user's own methods in a cell, and reports the findings.
 
     Args:
         cell: What is about to run.
-        data: Of the run, whose modalities and task the made-up vectors have.
+        data: Data of the run, whose modalities and task the made-up vectors copy.
 
     Raises:
         ValueError: If a method breaks the contract.
@@ -68,7 +68,7 @@ def _note(spec: Spec, cell: Cell, data: Data) -> str:
 
 
 def _kept(cell: Cell, data: Data) -> Iterator[str]:
-    """What the method keeps, one after the other."""
+    """The parts of the contract that the method keeps, one by one."""
     (spec,) = together(cell.method)
     neutral = method_named(spec.name).info.neutral
     whole = _begun(cell, data)
@@ -115,7 +115,7 @@ def _begun(cell: Cell, data: Data) -> Parts:
 
 
 def _train(parts: Parts, start: int, end: int) -> None:
-    """Some epochs, as a run has them; raises if a hook changes the global random stream."""
+    """Trains some epochs as in a run; raises if a hook changes the global random stream."""
     method = parts.method
     probe = Probe(parts.model, parts.forward, parts.train, parts.in_order("val", 16))
     for epoch in range(start, end):
@@ -146,7 +146,7 @@ def _check_stream(parts: Parts, before: torch.Tensor, hook: str) -> None:
 
 
 def _written(spec: Spec, state: dict[str, Any]) -> Any:
-    """A state as a checkpoint gives it back."""
+    """A state as restored from a checkpoint."""
     file = io.BytesIO()
     try:
         torch.save(state, file)
@@ -166,7 +166,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _toy(data: Data) -> Data:
-    """Vectors for each modality, which tell the target of the run's kind more or less well."""
+    """Vectors for each modality, with more or less information about a target of the run's kind."""
     stream = torch.Generator().manual_seed(0)
     task, c = data.task, len(data.task.names)
     count = max(48, 4 * c)

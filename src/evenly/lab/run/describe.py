@@ -19,12 +19,12 @@ _PARTS = {
 
 
 def about(name: str) -> str:
-    """What a method does: its class's text without the list of attributes."""
+    """What a method does: its class's docstring without the attributes."""
     return inspect.cleandoc(method_named(name).__doc__ or "").partition("\n\nAttributes:")[0]
 
 
 def facts(name: str) -> dict[str, str]:
-    """What a user should know of a method before choosing it, by heading."""
+    """What a user should know about a method before choosing it, by heading."""
     kind = method_named(name)
     info = kind.info
     return {
@@ -46,7 +46,7 @@ def facts(name: str) -> dict[str, str]:
 
 
 def needs(kind: type[Method]) -> str:
-    """What a model, loop and loaders must give a method."""
+    """What a method needs from model, loop and loaders."""
     info = kind.info
     takes = inspect.signature(kind).parameters
     parts = [_PARTS[part] for part in info.needs]
@@ -67,7 +67,7 @@ def neutral(info: Info) -> str:
 
 
 def cost(name: str) -> str:
-    """What a step computes beyond joint training's, and what that was measured to take."""
+    """What a step computes beyond joint training's, and its measured cost."""
     info = method_named(name).info
     found = measured().get("methods", {}).get(name)
     if found is None:
@@ -82,7 +82,7 @@ def cost(name: str) -> str:
 
 
 def fidelity(name: str) -> str:
-    """How far a method is from its authors' code, as `docs/make_fidelity.py` last measured it."""
+    """How far a method differs from its authors' code, as `docs/make_fidelity.py` measured it."""
     found = noted("fidelity.json").get(name, {"none": "not compared"})
     if "none" in found:
         where = f" ({found['repository']})" if "repository" in found else ""
@@ -94,7 +94,7 @@ def fidelity(name: str) -> str:
 
 
 def ran(found: Mapping[str, Any]) -> str:
-    """What was run, of an entry of `fidelity.json` that was compared."""
+    """What was run, for a compared entry of `fidelity.json`."""
     parts = list(found["ran"])
     if found.get("given"):
         parts.append(f"with {' and '.join(found['given'])} supplied")
@@ -104,7 +104,7 @@ def ran(found: Mapping[str, Any]) -> str:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The settings of a method and their defaults; '...' where one must be given."""
+    """The settings of a method and their defaults; '...' if one is required."""
     kind = method_named(name)
     parameters = inspect.signature(kind).parameters
     found = {key: parameters[key].default for key in settings_of(kind)}

@@ -18,7 +18,7 @@ class Evaluation:
 
     Attributes:
         task: What is predicted.
-        own: Metrics of the user's own, by name.
+        own: The user's own metrics, by name.
     """
 
     task: Task
@@ -29,7 +29,7 @@ class Evaluation:
     _index: list[Tensor] = field(default_factory=list)
 
     def add(self, output: Output, target: Tensor) -> None:
-        """Takes one batch, with its target as the data have it."""
+        """Adds one batch, with its target in the form of the data."""
         self._logits.append(output.logits.detach().float())
         self._target.append(target)
         if output.index is not None:
@@ -40,10 +40,10 @@ class Evaluation:
             self._unimodal.setdefault(name, []).append(of_batch)
 
     def together(self, count: int) -> "Evaluation":
-        """That of all processes, of which each has every so-manieth sample, in order.
+        """The evaluation over all processes, whose shares are interleaved, in order.
 
         Args:
-            count: Samples of the split; what the shares hold beyond is there to make them even.
+            count: Number of samples in the split; any more are padding of the shares.
         """
         if distributed.world_size() == 1:
             return self
@@ -61,9 +61,9 @@ class Evaluation:
         return whole
 
     def metrics(self) -> dict[str, float]:
-        """Those of the task and of the user, and the main one of each modality's own logits.
+        """The metrics of the task and the user, and the main one for each modality's own logits.
 
-        The loss is the task's plain one, whatever the criterion of the training is.
+        The loss is the task's plain one, whatever the training's criterion.
         """
         logits, targets = torch.cat(self._logits), torch.cat(self._target)
         found = self.task.measured(logits, targets)
@@ -76,11 +76,11 @@ class Evaluation:
         return found
 
     def details(self) -> dict[str, float]:
-        """What is worth knowing of the selected model alone, as the task has it."""
+        """The task's further metrics, only for the selected model."""
         return self.task.details(torch.cat(self._logits), torch.cat(self._target))
 
     def predictions(self) -> dict[str, Tensor]:
-        """What is said of each sample (samples, names), target and index, in the split's order."""
+        """Predictions of the samples (samples, names), target and index, in the split's order."""
         return {
             self.task.said: self.task.answers(torch.cat(self._logits)).cpu(),
             "target": torch.cat(self._target).cpu(),

@@ -15,18 +15,18 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry, sdpa_backwa
 
 
 class Flops(TorchDispatchMode):
-    """Counts the matrix products and convolutions of what runs within, forward and backward.
+    """Counts matrix products and convolutions within the block, forward and backward.
 
     A multiplication and the addition after it are two operations. Attention and recurrent layers
-    are counted by the products that they are made of, whichever kernel does them. What is looked
-    up in an embedding, or multiplied element by element, counts nothing.
+    count by their products, whichever kernel computes them. Embedding look-ups and element-wise
+    products do not count.
 
-    `torch.utils.flop_counter.FlopCounterMode` counts by module as well, for which it hooks into
-    every module: methods with several passes backward upset that. It also passes over the kernels
-    of `FORMULAS`, and counts the gradients of a convolution in groups as if it had none.
+    `torch.utils.flop_counter.FlopCounterMode` also counts by module and therefore hooks into every
+    module, which methods with several backward passes upset. It also ignores the kernels of
+    `FORMULAS`, and counts the gradients of a grouped convolution as if it had no groups.
 
     Attributes:
-        total: So far.
+        total: The count so far.
     """
 
     supports_higher_order_operators = True
@@ -54,13 +54,13 @@ class Flops(TorchDispatchMode):
 
 
 class _Operation(NamedTuple):
-    """What is known of an operation.
+    """Facts about an operation.
 
     Attributes:
         own: Its formula among `FORMULAS`.
         theirs: Its formula among torch's.
-        is_composite: Whether it has none and is to be taken apart into operations that may: one
-            such as `linear`, which comes before that only in inference mode.
+        is_composite: Whether it has no formula and must be decomposed into operations that may have
+            one: such as `linear`, which stays whole only in inference mode.
         calls: Whether its kernel calls operations that autocast knows.
     """
 
@@ -86,7 +86,7 @@ def _operation(func: Any) -> _Operation:
 
 @contextmanager
 def _autocast() -> Iterator[None]:
-    """Autocast as where the operation was called: within a dispatch mode it is off."""
+    """Autocast as at the operation's call: within a dispatch mode it is off."""
     outside: Any = torch._C
     with outside._RestorePythonTLSSnapshot():
         kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
@@ -97,7 +97,7 @@ def _autocast() -> Iterator[None]:
 
 
 def _product(a: Tensor, b: Tensor, *_: Any) -> int:
-    """Of a @ b: two operations for each number of a and column of b."""
+    """Operations of a @ b: two for each number of a and column of b."""
     return 2 * a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
 
 
@@ -106,13 +106,13 @@ def _added_product(_: Tensor, a: Tensor, b: Tensor, *__: Any) -> int:
 
 
 def _grouped_product(a: Tensor, b: Tensor, *_: Any) -> int:
-    """Of several matrices each; where a tensor has two axes, they lie in it end to end."""
+    """Products of several matrices each; a tensor with two axes holds them end to end."""
     groups = a.shape[0] if a.dim() == b.dim() == 3 else 1
     return 2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1]
 
 
 def _trilinear(a: Tensor, b: Tensor, c: Tensor, *axes: Sequence[int]) -> int:
-    """Of Σ a b c over some axes: the larger one of its two products, which has all axes."""
+    """Operations of Σ a b c over some axes: those of the larger product, with all axes."""
     shapes: list[list[int]] = []
     for x, expanded in zip((a, b, c), axes, strict=False):
         shapes.append(list(x.shape))
@@ -123,7 +123,7 @@ def _trilinear(a: Tensor, b: Tensor, c: Tensor, *axes: Sequence[int]) -> int:
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> int:
-    """As much as the convolution, for each of input and weight whose gradient is asked for."""
+    """As much as the convolution, for each requested gradient of input and weight."""
     *_, transposed, _, _, (of_input, of_weight, _) = settings
     forward = conv_flop_count(list(x.shape), list(weight.shape), list(gradient.shape), transposed)
     return int(forward * (of_input + of_weight))
@@ -161,7 +161,7 @@ def _self_attention(x: Tensor, weights: Sequence[Tensor]) -> int:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
-    """As it comes in inference mode, before a kernel is chosen."""
+    """Attention in inference mode, before a kernel is chosen."""
     scores = query[..., 0].numel() * key.shape[-2]
     return 2 * scores * (query.shape[-1] + value.shape[-1])
 
@@ -201,11 +201,11 @@ FORMULAS: Mapping[str, Callable[..., int]] = {
     "aten._native_multi_head_attention": _attention_layer,
     "aten._transformer_encoder_layer_fwd": _transformer_layer,
 }
-"""By operation, what torch's registry leaves out or counts otherwise."""
+"""Formulas of operations that torch's registry lacks or counts differently."""
 
 _CALLERS = (
     "aten._trilinear",
     "aten._native_multi_head_attention",
     "aten._transformer_encoder_layer_fwd",
 )
-"""Those whose kernels call operations that autocast knows."""
+"""Operations whose kernels call operations that autocast knows."""

@@ -1,4 +1,4 @@
-"""Whose a run's folder is, when a process that seemed to be gone wakes up."""
+"""Decides which process owns a run's folder when one that seemed gone wakes up."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from evenly.files import remove_leftovers, replacing, write_text
 
 
 class TakenOver(UserRuntimeError):
-    """Another process does this run: this one seemed to be gone."""
+    """Another process does this run now, since this one seemed gone."""
 
 
 class Hold:
-    """Of the processes that work in a run's folder, whether this is the last that began.
+    """Whether this process is the last that began to work in a run's folder.
 
-    One that was frozen, and thought to be gone, must write nothing when it wakes: the run that
-    went on without it would end with its older weights.
+    A process that was suspended and seemed gone must not write when it wakes: its older weights
+    would overwrite those of the run that continued without it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class Hold:
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
-        """As `files.replacing`, if the folder is still this process's."""
+        """Like `files.replacing`, if this process still owns the folder."""
         with replacing(path) as temporary:
             yield temporary
             self.check()

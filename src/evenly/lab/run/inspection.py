@@ -1,4 +1,4 @@
-"""What the selected model has learnt of each modality, looked at once training is over."""
+"""What the selected model has learnt from each modality, measured after training."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,28 +24,28 @@ from evenly.output import Output
 K = TypeVar("K", bound=Hashable)
 Passed = Callable[[Batch], Output]
 Change = Callable[[Batch], Batch]
-"""Makes another batch of a batch."""
+"""Turns a batch into another one."""
 
 LEVELS = (0.5, 1.0, 2.0, 4.0)
-"""Of the noise that inputs are given, in standard deviations of the training split."""
+"""Levels of noise on inputs, in standard deviations of the training split."""
 RATES = (0.25, 0.5, 0.75)
-"""Of the test samples that a modality is taken from; of none and of all there are other metrics."""
+"""Shares of test samples that lose a modality; other metrics cover none and all."""
 SAMPLES = 500
-"""Of which features are kept, at most."""
+"""Maximum number of samples whose features are kept."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at.
+    """What to inspect.
 
     Attributes:
         passed: One forward pass of the model, in evaluation mode.
-        batches: Of a split, in order; they are read several times.
-        modalities: By name, those that the model takes.
+        batches: Batches of a split, in order; they are read several times.
+        modalities: The model's modalities by name.
         task: What it predicts.
-        uninformed: (c,) logits of who has seen no input.
-        noised: By modality and level, what stands for noisy inputs of the split, where that is
-            known already.
+        uninformed: (c,) logits without any input.
+        noised: By modality and level, the replacement of the split's noisy inputs, if already
+            known.
     """
 
     passed: Passed
@@ -57,15 +57,15 @@ class Subject:
 
 
 def inspect(subject: Subject) -> dict[str, float]:
-    """The metrics of the modalities: what they are worth, and how much depends on them.
+    """Metrics of the modalities: their value, and how much depends on them.
 
     - `only/M` and `without/M`: the main metric with that modality alone, and with all others.
-    - `contribution/M`: how much better it makes the main metric, its Shapley value over the sets
-      of modalities (none of them is worth what the training split tells); `imbalance`: how uneven
-      these are.
+    - `contribution/M`: how much it improves the main metric, as its Shapley value over sets of
+      modalities (the empty set is worth what the training split alone tells); `imbalance`: how
+      uneven these contributions are.
     - `missing_RATE/M`: the main metric with that modality missing from a share of the samples, the
-      same for every method and seed; a larger share holds the smaller ones.
-    - `noise_LEVEL/M`: the main metric with white noise on that modality; of texts there is none.
+      same for every method and seed; larger shares include smaller ones.
+    - `noise_LEVEL/M`: the main metric with white noise on that modality; not for texts.
     """
     found = _worth(subject) if len(subject.modalities) > 1 else {}
     for name, modality in subject.modalities.items():
@@ -111,9 +111,9 @@ def _worth(subject: Subject) -> dict[str, float]:
 def _missing(
     name: str, whole: Float[Tensor, " n"], without: Float[Tensor, " n"]
 ) -> dict[str, float]:
-    """The main metric between those with and without a modality, by each sample's score.
+    """The main metric between those with and without a modality, from each sample's score.
 
-    A sample is predicted as it would be if all lacked what it lacks: no pass is needed for these.
+    A sample's prediction does not depend on what others lack, so this needs no further pass.
     """
     order = chance.uniform(torch.arange(len(whole)), 0).argsort(stable=True).to(whole.device)
     found = {}
@@ -145,7 +145,7 @@ def _scores(subject: Subject, changes: Mapping[K, Change]) -> dict[K, Float[Tens
 
 
 def _only(keep: frozenset[str]) -> Change:
-    """Leaves all other modalities out."""
+    """Leaves out all other modalities."""
 
     def change(batch: Batch) -> Batch:
         inputs = {name: x for name, x in batch["inputs"].items() if name in keep}
@@ -156,7 +156,7 @@ def _only(keep: frozenset[str]) -> Change:
 
 
 def _put(name: str, rows: Tensor) -> Change:
-    """Puts rows of a split in place of one modality."""
+    """Replaces one modality with rows of a split."""
 
     def change(batch: Batch) -> Batch:
         made = rows.to(batch["inputs"][name].device)[batch["index"]]  # type: ignore[union-attr]
@@ -177,16 +177,16 @@ def noise(modality: Modality, level: float) -> Change:
 
 
 def probed(task: Task, train: Features, test: Features) -> dict[str, float]:
-    """`probe/M`: what linear classifiers on the features of each encoder read; none of numbers.
+    """`probe/M`: what linear classifiers read from each encoder's features; not for numbers.
 
-    Of classes it is the accuracy. Of several labels, with a classifier for each, it is the mean
-    average precision: whether all labels of a sample are right says nothing of a modality that
-    tells some of them only, and that few of many labels are there is right for most of them.
+    For classes it is the accuracy. For several labels, with a classifier for each, it is the mean
+    average precision. Exact matches would ignore a modality that tells only some of the labels, and
+    accuracy by label would mostly reward the absence of labels.
 
     Args:
         task: What is predicted.
-        train: Of all samples of the training split, on which the classifiers are fitted.
-        test: Of those of the split that is looked at.
+        train: Features of all training samples, to fit the classifiers on.
+        test: Features of the inspected split.
     """
     if task.name == "labels":
         found = {
@@ -207,20 +207,20 @@ def write_features(
     answers: Float[Tensor, "n c"],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Writes what the encoders make of a few samples of a split, the same in every run.
+    """Writes the encoders' features of a few samples of a split, the same in every run.
 
     The file holds `modalities`; by their positions `features_0` (k, width), ... in half precision
-    and units of their largest magnitude, and `present_0` (k), ... where samples lack them; and of
+    and units of their largest magnitude, and `present_0` (k), ... if samples lack them; and for
     each sample `target`, `predicted`, `row` (its position in the split) and `name`, if it has one.
-    Of several labels a sample `target` is the rarest that it has, one number more where it has
-    none; `own` and `predicted` say which of the texts in `said` are its labels and the prediction.
+    For several labels, `target` is the sample's rarest label, or an extra number if it has none;
+    `own` and `predicted` say which texts in `said` are its labels and the prediction.
 
     Args:
-        path: Of the file, .npz.
-        features: Of all samples of the split, in order.
+        path: Path of the .npz file.
+        features: Features of all samples of the split, in order.
         task: What is predicted.
         answers: The probability of each class or label.
-        names: Of all samples of the split.
+        names: Names of all samples of the split.
     """
     target, answers = features.target.cpu(), answers.cpu()
     groups = task.groups(target)
@@ -250,10 +250,10 @@ def write_features(
 
 
 def share_of_each(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
-    """Positions of `count` samples at most, in ascending order, always the same.
+    """Positions of at most `count` samples, in ascending order, always the same.
 
-    They stand at even distances among the samples sorted by class: each class has its share of
-    them to within one.
+    They are evenly spaced among the samples sorted by class: each class has its share to within
+    one.
     """
     count = min(count, len(target))
     places = torch.linspace(0, len(target) - 1, count, dtype=torch.float64).round().long()

@@ -1,4 +1,4 @@
-"""Features of frozen encoders: made once for all runs that share data, weights and settings."""
+"""Features of frozen encoders: computed once for runs that share data, weights and settings."""
 
 import json
 import sys
@@ -22,24 +22,24 @@ from evenly.nn import LateFusion
 from evenly.nn.auto import Auto
 
 BATCH = 64
-"""Samples that are encoded together, in the order of their split: sums over another batch may
-differ in their last bits."""
+"""Samples encoded together, in the order of their split: sums over other batches may differ in
+their last bits."""
 
 Noised = dict[str, dict[float, Tensor]]
-"""By modality and level of noise, the features of the test split that are inspected."""
+"""Inspected features of the test split, by modality and level of noise."""
 
 
 def place_of(run: Path) -> Path:
-    """Where the features of a run are kept: those of a comparison's or search's runs together."""
+    """Where a run's features are kept, together with those of its comparison's or search's runs."""
     above = (whole.parent for whole in run.parents if whole.name in ("runs", "trials"))
     return next(above, run) / "features"
 
 
 def keeps(model: LateFusion, data: Data, training: Training) -> list[str]:
-    """The modalities whose features are the same in every epoch, and made once.
+    """The modalities whose features are the same in every epoch, so they are computed once.
 
-    Their encoder is frozen, their inputs are not augmented, and the head asks for features alone.
-    Sounds of unequal lengths are left out, as each has a blank of its own.
+    Their encoder is frozen, their inputs are not augmented, and the head needs only features.
+    Sounds of unequal lengths are left out, since each has its own blank.
     """
     if model.head.meets:
         return []
@@ -56,17 +56,17 @@ def keeps(model: LateFusion, data: Data, training: Training) -> list[str]:
 def with_features(
     model: LateFusion, data: Data, training: Training, place: Place, folder: Path
 ) -> tuple[Data, Noised]:
-    """The data with features in place of the inputs that `keeps` names; their encoders take them.
+    """The data with features instead of the inputs that `keeps` names; their encoders accept these.
 
     Args:
-        model: On its device.
-        data: Of the run.
+        model: The model on its device.
+        data: Data of the run.
         training: Its settings.
         place: Where it trains.
-        folder: Of the files that hold features.
+        folder: Folder of the files with features.
 
     Returns:
-        The data, and the features of noisy inputs of the test split, but of texts.
+        The data, and the features of noisy inputs of the test split, except texts.
     """
     noised: Noised = {}
     for name in keeps(model, data, training):
@@ -82,7 +82,7 @@ def with_features(
 
 
 class _Maker:
-    """Makes the features of a modality, or reads those that are there."""
+    """Computes the features of a modality, or reads existing ones."""
 
     def __init__(
         self, encoder: Auto, modality: Modality, place: Place, folder: Path, about: bytes
@@ -91,7 +91,7 @@ class _Maker:
         self.folder, self.about = folder, about
 
     def features(self, part: Split, level: float = 0.0) -> Float[Tensor, "n d"]:
-        """Those of a split, on the CPU, with noise of a level on the inputs."""
+        """The features of a split, on the CPU, with a level of noise on the inputs."""
         key = blake2b(self.about + f"{level:g}".encode(), digest_size=16)
         for batch in _batches(part):
             for x in _tensors(batch["inputs"][self.modality.name]):
@@ -100,7 +100,7 @@ class _Maker:
         path = self.folder / f"{key.hexdigest()}.pt"
         if self.place.is_first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _alone(self.folder):  # other runs wait for what they need as well
+            with _alone(self.folder):  # other runs that need them wait
                 if _read(path, len(part)) is None:
                     with replacing(path) as new:
                         torch.save(self._made(part, level), new)
@@ -109,7 +109,7 @@ class _Maker:
         return self._made(part, level) if found is None else found
 
     def hand_over(self, part: Split) -> None:
-        """Has the encoder take features from now on."""
+        """Makes the encoder accept features from now on."""
         with self._encoding():
             self.encoder.take_features(self._input(part[0]))
 
@@ -134,7 +134,7 @@ class _Maker:
 
 
 def _about(encoder: Auto, training: Training, place: Place) -> bytes:
-    """What features depend on beside the inputs: weights, settings, and how sums are taken."""
+    """What features depend on besides the inputs: weights, settings, and how sums are computed."""
     import transformers
 
     known: dict[str, Any] = {
@@ -167,10 +167,10 @@ def _batches(part: Split) -> Iterator[Batch]:
 
 
 def _read(path: Path, count: int) -> Tensor | None:
-    """Features that lie in a file; None if there is none that is whole."""
+    """Features from a file; None if there is no intact one."""
     if not path.is_file():
         return None
-    with suppress(Exception):  # whatever a damaged file brings about: they are made anew
+    with suppress(Exception):  # whatever a damaged file causes: they are computed again
         found = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(found, Tensor) and found.ndim == 2 and len(found) == count:
             return found
@@ -186,6 +186,6 @@ def _alone(folder: Path) -> Iterator[None]:
     import fcntl
 
     with (folder / "lock").open("w") as handle:
-        with suppress(OSError):  # of file systems that have no locks
+        with suppress(OSError):  # some file systems have no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

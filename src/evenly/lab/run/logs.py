@@ -1,7 +1,7 @@
 """Where a run is logged while it trains: TensorBoard, Weights & Biases, MLflow.
 
-What is logged is a copy of what the run's own files hold. It is no part of the run's settings, and
-the figures do not depend on it.
+Logs copy what is in the run's own files. They are not part of the run's settings, and results do
+not depend on them.
 """
 
 import json
@@ -26,7 +26,7 @@ from evenly.stop import unstopped
 from evenly.suggest import unknown
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
-"""By logger, what to install for it; it is imported under the logger's name."""
+"""The package to install for each logger, whose import name is the logger's."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Logs:
     """How the runs of a command are logged.
 
     Attributes:
-        names: Of the loggers.
-        folder: That of the command, where Weights & Biases and MLflow write unless their own
+        names: Names of the loggers.
+        folder: The command's folder, where Weights & Biases and MLflow write unless their own
             variables say otherwise. TensorBoard writes into the folder of the run.
     """
 
@@ -72,7 +72,7 @@ class Logs:
         return os.environ.get("MLFLOW_TRACKING_URI", own.render_as_string())
 
     def prepare(self) -> None:
-        """Makes what runs share, which several of them would make at the same time."""
+        """Creates what runs share, before several of them do so at the same time."""
         if "mlflow" not in self.names:
             return
         from mlflow import MlflowClient
@@ -90,7 +90,7 @@ class Logs:
                 "MLFLOW_TRACKING_URI."
             ) from error
         if known is None:
-            with suppress(MlflowException):  # another worker was faster; or the first run says why
+            with suppress(MlflowException):  # another was faster; or the first run says why
                 client.create_experiment(_experiment())
 
 
@@ -99,7 +99,7 @@ def _experiment() -> str:
 
 
 def _quieten() -> None:
-    """Keeps off the screen what is said of things that go well."""
+    """Suppresses messages about things that go well."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -117,13 +117,13 @@ class Logger(Protocol):
 
 @dataclass
 class RunLog:
-    """The log of one run; a run that is taken up again goes on with it.
+    """The log of one run; a resumed run continues it.
 
     Attributes:
         logs: How it is logged.
         cell: What runs.
-        folder: Of the run.
-        settings: Of the run, which are logged, too.
+        folder: Folder of the run.
+        settings: Settings of the run, which are logged, too.
     """
 
     logs: Logs
@@ -133,7 +133,7 @@ class RunLog:
     _loggers: list[Logger] = field(default_factory=list)
 
     def start(self) -> None:
-        """Makes the loggers, and logs the settings."""
+        """Starts the loggers, and logs the settings."""
         _quieten()
         make: dict[str, Callable[[RunLog], Logger]]
         make = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
@@ -147,7 +147,7 @@ class RunLog:
             logger.add(plain, step)
 
     def finish(self, result: Result) -> None:
-        """Logs what the run ended with."""
+        """Logs the run's result."""
         names = ("best_epoch", "steps", "seconds", "peak_memory_mb", "flops")
         final = {name: float(getattr(result, name)) for name in names}
         for split, metrics in result.metrics.items():
@@ -155,17 +155,17 @@ class RunLog:
         self.add(final, result.epochs)
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends the log; a process of the run's own would take with it what is not written yet."""
+        """Ends the log; otherwise the run's process would lose what is not yet written."""
         for logger in self._loggers:
             logger.close(failed=failed)
 
     def known(self, name: str) -> str | None:
-        """Under which name a logger knows this run, if it was begun before."""
+        """The name by which a logger knows this run, if it was started before."""
         path = self.folder / "loggers.json"
         return json.loads(path.read_text("utf-8")).get(name) if path.is_file() else None
 
     def remember(self, name: str, known: str) -> None:
-        """Notes it down."""
+        """Records that name."""
         path = self.folder / "loggers.json"
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         write_text(path, json.dumps({**before, name: known}) + "\n")
@@ -188,7 +188,7 @@ class TensorBoard:
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
         """Logs metrics of an epoch."""
-        with unstopped():  # or its queue could stay locked, for which `close` would wait forever
+        with unstopped():  # or its queue could stay locked, and `close` would wait forever
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
 
@@ -198,7 +198,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases, in the folder of the command until somebody sends it."""
+    """Weights & Biases, in the command's folder until someone uploads it."""
 
     def __init__(self, log: RunLog) -> None:
         import wandb
@@ -216,7 +216,7 @@ class WandB:
             config=dict(log.settings),
             settings=wandb.Settings(console="off", silent=True),
         )
-        # Not its own step, which only grows: a run that is taken up logs some epochs again.
+        # Not its own step, which only grows: a resumed run logs some epochs again.
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
 
@@ -225,7 +225,7 @@ class WandB:
         self._run.log({**metrics, "epoch": step})
 
     def close(self, *, failed: bool) -> None:
-        """Ends it, and the process that writes."""
+        """Ends it and its writing process."""
         import wandb
 
         self._run.finish(exit_code=int(failed))
@@ -233,7 +233,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of an experiment, in the folder's database or where its variables say."""
+    """A run of an experiment, in the folder's database or where MLflow's variables say."""
 
     def __init__(self, log: RunLog) -> None:
         from mlflow import MlflowClient
@@ -270,10 +270,10 @@ class MLflow:
 
 
 _AT_ONCE = 1000
-"""Metrics that MLflow takes in one request."""
+"""Metrics that MLflow accepts in one request."""
 
 
 def _plain(name: str) -> str:
-    """The name of a metric as MLflow takes it; users call classes and modalities what they like."""
+    """A metric name that MLflow accepts; users give classes and modalities any names."""
     plain = re.sub(r"[^\w/. -]", "_", name, flags=re.ASCII)
     return plain if os.path.normpath(plain) == plain else re.sub(r"[/.]", "_", plain)

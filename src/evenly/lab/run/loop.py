@@ -1,4 +1,4 @@
-"""The training loop of a run: the README's own, with what the lab measures around it."""
+"""The training loop of a run: the README's, with the lab's measurements around it."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -20,11 +20,11 @@ from evenly.probe import Probe
 
 
 def fit(parts: Parts, record: Record) -> None:
-    """Trains from the epoch that the record stands at until that says that it is over.
+    """Trains from the record's current epoch until the record says that it is over.
 
     Args:
         parts: What trains.
-        record: What is kept of it.
+        record: What is kept from the training.
     """
     method, optimizer, place, schedule = parts.method, parts.optimizer, parts.place, parts.schedule
     training, average = parts.cell.training, parts.average
@@ -76,7 +76,7 @@ def evaluated(parts: Parts, split: SplitName) -> Evaluation:
 
 
 def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
-    """The same and the features, from one pass."""
+    """The same, with the features, from one pass."""
     found, wanted = Evaluation(parts.data.task, parts.measures), _targets(parts, split)
 
     def noted(output: Output, _: Tensor) -> Mapping[str, Tensor]:
@@ -88,7 +88,7 @@ def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
 
 
 def _targets(parts: Parts, split: SplitName) -> Tensor:
-    """Those of a split as the data have them, while a forward pass gives them encoded."""
+    """The targets of a split in the form of the data; a forward pass gives them encoded."""
     return parts.split(split).target.to(parts.place.device)
 
 
@@ -103,12 +103,12 @@ def _features(
 
 
 def _measured(parts: Parts, epoch: int) -> Row:
-    """The metrics of the splits that are judged and, when it is time, purity and gap."""
+    """The metrics of the evaluated splits and, when due, purity and gap."""
     training = parts.cell.training
-    # The first is what a method may see; the last is what the epoch is selected on.
+    # The first is the split that a method may see; the last selects the epoch.
     judged = dict.fromkeys(("val", training.selects_on))
     task = parts.data.task
-    several_numbers = task.name == "number" and len(task.names) > 1  # which have no purity
+    several_numbers = task.name == "number" and len(task.names) > 1  # without a purity
     every = 0 if several_numbers else training.measure_every
     diagnosed = every and (epoch % every == 0 or epoch == training.epochs - 1)
     row: Row = {}

@@ -1,4 +1,4 @@
-"""Metrics of the user's own: functions by import path."""
+"""The user's own metrics: functions by import path."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,17 +13,17 @@ from evenly.metrics import BUILT_IN, Metric, know
 from evenly.spec import split
 
 Measure = Callable[[Tensor, Tensor], Any]
-"""Takes the probabilities (n, c), or numbers, that a model gives for a split, and the targets."""
+"""Takes a model's probabilities (n, c), or numbers, for a split, and the targets."""
 
 
 def measures(text: str) -> dict[str, Measure]:
-    """By the name of its function, each metric of the user's own.
+    """The user's own metrics, by the names of their functions.
 
     Args:
-        text: Import paths with settings if wanted, separated by commas; empty for none.
+        text: Import paths, optionally with settings, separated by commas; empty for none.
 
     Raises:
-        ValueError: If one cannot be imported or is no function, or two have one name.
+        ValueError: If one cannot be imported or is not a function, or two share a name.
     """
     found: dict[str, Measure] = {}
     for spec in split(text) if text else ():
@@ -51,10 +51,10 @@ def measures(text: str) -> dict[str, Measure]:
 
 
 def measured(own: Mapping[str, Measure], answers: Tensor, target: Tensor) -> dict[str, float]:
-    """The value of each metric of the user's own.
+    """The value of each of the user's own metrics.
 
     Raises:
-        ValueError: If one fails, or gives no finite number.
+        ValueError: If one fails, or does not return a finite number.
     """
     found = {}
     for name, measure in own.items():
@@ -70,6 +70,6 @@ def measured(own: Mapping[str, Measure], answers: Tensor, target: Tensor) -> dic
 
 
 def check_measures(own: Mapping[str, Measure], task: Task, target: Tensor) -> None:
-    """Raises if a metric fails on some targets, with predictions of who knows no input."""
+    """Raises if a metric fails on some targets, with predictions made without any input."""
     logits = task.uninformed(target).expand(len(target), -1)
     measured(own, task.answers(logits), target)

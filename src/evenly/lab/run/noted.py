@@ -1,4 +1,4 @@
-"""What programs wrote down of the methods beside this module; reading it needs no torch."""
+"""Files about the methods that programs wrote beside this module; reading them needs no torch."""
 
 import json
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def catalogue() -> Mapping[str, Mapping[str, Any]]:
-    """By name, `title`, `year` and `category` of each method; `docs/make_methods.py` writes it."""
+    """`title`, `year` and `category` of each method, as `docs/make_methods.py` writes them."""
     return noted("methods.json")
 
 
 def measured() -> Mapping[str, Any]:
-    """What `benchmarks/overhead.py` last measured: `methods` by name, and under what conditions."""
+    """What `benchmarks/overhead.py` last measured: `methods` by name, and the conditions."""
     return noted("overhead.json")
 
 
 def noted(name: str) -> dict[str, Any]:
-    """What a file beside this module holds; empty if it is not there."""
+    """The content of a file beside this module; empty if it is missing."""
     file = files("evenly.lab.run").joinpath(name)
     if not file.is_file():
         return {}

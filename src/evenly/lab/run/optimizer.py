@@ -1,4 +1,4 @@
-"""The optimiser of a run: any of torch.optim's by name, with its settings."""
+"""The optimiser of a run: any in torch.optim by name, with its settings."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -21,19 +21,19 @@ _USUAL: Mapping[str, Mapping[str, Any]] = {"sgd": {"momentum": 0.9}}
 """Settings that differ from torch's own."""
 _OPTIONS = ("lr", "weight_decay")
 _NOT_OURS = ("params", *_OPTIONS, "maximize", "capturable", "differentiable")
-"""What constructors take that is no setting: options of their own, and what trains nothing."""
+"""Constructor parameters that are not settings: separate options, and what trains nothing."""
 
 
 def optimizer_of(text: str, groups: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
     """An optimiser by name.
 
     Args:
-        text: A name of torch.optim's in small letters, with settings if wanted:
+        text: A name in torch.optim in lower case, optionally with settings:
             `adamw(betas=[0.9,0.98])`.
         groups: Parameters, or groups of them.
-        lr: Learning rate of groups that have none of their own.
-        weight_decay: As the optimiser understands it: `adam` adds it to the gradient, `adamw`
-            shrinks the weights by it.
+        lr: Learning rate of groups without their own.
+        weight_decay: Weight decay as the optimiser defines it: `adam` adds it to the gradient,
+            `adamw` shrinks the weights by it.
 
     Raises:
         ValueError: If the name or a setting is unknown, a setting is of another type or out of
@@ -72,13 +72,13 @@ def optimizer_of(text: str, groups: Iterable[Any], lr: float, weight_decay: floa
 
 
 def _kinds() -> dict[str, Callable[..., Optimizer]]:
-    """By name in small letters, the optimisers of this torch that train a model here."""
+    """The optimisers of this torch version that train a model here, by lower-case name."""
     found: dict[str, Callable[..., Optimizer]] = {
         name.lower(): kind
         for name, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
     }
-    if "muon" in found:  # torch has it from 2.9 on
+    if "muon" in found:  # in torch from 2.9 on
         found["muon"] = MuonAdamW
     return {name: kind for name, kind in sorted(found.items()) if name not in _REFUSED}
 
@@ -86,11 +86,11 @@ def _kinds() -> dict[str, Callable[..., Optimizer]]:
 class MuonAdamW(Optimizer):
     """torch.optim.Muon for matrices, and AdamW for all else.
 
-    One optimiser rather than two that work together, so that methods which train with another of
-    its kind, or at rates by modality, can. Both have the same learning rate and weight decay, which
-    are AdamW's: Muon's steps are scaled to the size of those, unless `adjust_lr_fn` says otherwise.
+    It is one optimiser rather than two, so that methods can train with another of its kind, or at
+    rates by modality. Both share the learning rate and weight decay, which are AdamW's: Muon's
+    steps are scaled to match, unless `adjust_lr_fn` says otherwise.
 
-    Groups have a key `matrices`: where it is false, AdamW takes matrices, too.
+    Groups have a key `matrices`: if false, AdamW takes matrices, too.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class MuonAdamW(Optimizer):
         Args:
             params: Parameters, or groups of them.
             lr: Learning rate.
-            weight_decay: Of the weights themselves.
-            momentum: Of Muon.
+            weight_decay: Decay of the weights themselves.
+            momentum: Muon's momentum.
             nesterov: Whether Muon's momentum is Nesterov's.
-            ns_coefficients: Of Muon's Newton-Schulz iteration.
-            ns_steps: Of that iteration.
+            ns_coefficients: Coefficients of Muon's Newton-Schulz iteration.
+            ns_steps: Steps of that iteration.
             adjust_lr_fn: How the size of a step depends on that of the matrix, see torch's Muon.
-            betas: Of AdamW.
+            betas: AdamW's betas.
 
         Raises:
             ValueError: If a setting is out of range.

@@ -1,4 +1,4 @@
-"""What a run is made of: model, optimiser and method, the order of the samples, a forward pass."""
+"""The parts of a run: model, optimiser and method, the order of samples, a forward pass."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,22 +38,22 @@ from evenly.output import Output
 from evenly.resampling import Repeated, Resampler
 
 AT_ONCE = 2**21
-"""Numbers of the inputs that are evaluated together: larger batches take less time, and room."""
+"""Input numbers evaluated together: larger batches take less time but more memory."""
 
 
 @dataclass
 class Forward:
-    """One forward pass, as methods and probe take it.
+    """One forward pass, in the form that methods and probe take.
 
-    Inputs are moved to the device, augmented where the model trains, and passed in the run's
-    precision; targets are encoded as the task has it.
+    Inputs are moved to the device, augmented if the model is training, and passed in the run's
+    precision; targets are encoded for the task.
 
     Attributes:
-        place: Where.
+        place: Where it runs.
         task: What is predicted.
-        augment: What is done to the inputs of training.
-        step: Epoch and number of the batch while a step of training is under way; augmentation is
-            drawn by it. A method's teachers train with the global stream, which the probe seeds.
+        augment: Augmentation of training inputs.
+        step: Epoch and batch number during a training step, which decide its augmentation. A
+            method's teachers train with the global stream, which the probe seeds.
     """
 
     place: Place
@@ -72,7 +72,7 @@ class Forward:
         return replace(output, index=index), self.task.encoded(target)
 
     def _moved(self, batch: Batch) -> tuple[dict[str, Tensor | Padded], Tensor, Tensor]:
-        """All but what says which samples have which modality, which the model looks at first."""
+        """Everything but the masks of present modalities, which the model checks first."""
         device = self.place.device
         if batch["target"].device == device:
             return batch["inputs"], batch["target"], batch["index"]
@@ -93,20 +93,20 @@ class Parts:
 
     Attributes:
         cell: What runs.
-        data: Of the run, on the device if there is room.
+        data: Data of the run, on the device if there is room.
         place: Where it trains.
-        model: As it is built, with its encoders.
-        shared: The same as steps of training call it, on all processes.
-        optimizer: Of its parameters.
-        schedule: Of the learning rate; None if it stays.
-        average: Of the weights; None if they are judged themselves.
-        method: On the encoders, optimiser, head and sampler.
+        model: The model as built, with its encoders.
+        shared: The same in the form that training steps call, on all processes.
+        optimizer: Optimiser of its parameters.
+        schedule: Schedule of the learning rate; None if constant.
+        average: Average of the weights; None if the weights themselves are evaluated.
+        method: Method with the encoders, optimiser, head and sampler.
         sampler: The order of the training split.
         forward: One forward pass.
-        train: Batches of the training split, of this process's share.
-        stepped: The same, of the samples of a step each.
-        noised: Features of noisy inputs that are known already, see `with_features`.
-        measures: Metrics of the user's own, by name.
+        train: Batches of this process's share of the training split.
+        stepped: The same, with all samples of a step in one batch.
+        noised: Features of noisy inputs, if already known, see `with_features`.
+        measures: The user's own metrics, by name.
     """
 
     cell: Cell
@@ -128,20 +128,20 @@ class Parts:
 
     @staticmethod
     def of(cell: Cell, data: Data, place: Place, kept: Path | None = None) -> "Parts":
-        """Builds them, equal on all processes.
+        """Builds the parts, the same on all processes.
 
         Args:
             cell: What runs.
-            data: Of the run.
+            data: Data of the run.
             place: Where it trains.
-            kept: The folder of the features of frozen encoders; by default none are kept.
+            kept: The folder for features of frozen encoders; by default none are kept.
         """
         training = cell.training
         model = build_model(data, cell).to(place.device)
         noised: Noised = {}
         if kept is not None:
             data, noised = with_features(model, data, training, place, kept)
-        data = with_missing(data, cell)  # features are of all samples, for runs of any seed
+        data = with_missing(data, cell)  # features cover all samples, for runs with any seed
         shared = place.shared(model, partial=info_of(cell.method).partial)
         optimizer = build_optimizer(model, training)
         sampler = build_sampler(data, cell, place.world, place.rank)
@@ -154,7 +154,7 @@ class Parts:
 
         def loader(count: int) -> DataLoader[Batch]:
             size = count // place.world
-            # BatchNorm can make nothing of a last batch of one.
+            # BatchNorm cannot train on a last batch of one.
             lonely = len(sampler) % size == 1 and len(sampler) > 1
             batches = Repeated(sampler, size, lonely, method.repeats)
             return _reads(data)(train, batch_sampler=batches, collate_fn=collate)
@@ -179,16 +179,16 @@ class Parts:
         )
 
     def begin(self, epoch: int) -> None:
-        """Starts order and global stream anew, so that a resumed epoch draws what it would have."""
+        """Resets order and global stream, so that a resumed epoch repeats its draws."""
         seed = chance.mixed(self.cell.seed, epoch)
         torch.manual_seed(chance.mixed(seed, self.place.rank) if self.place.rank else seed)
         self.sampler.set_epoch(epoch)
         self.shared.train()
 
     def steps(self, epoch: int) -> Iterator[Iterator[tuple[float, Batch]]]:
-        """The steps of an epoch, each as its passes; a turn of the method is of one modality.
+        """The steps of an epoch, each as its passes; a turn of the method uses one modality.
 
-        Each pass is a batch, and the share of its samples in the step's.
+        Each pass is a batch with its share of the step's samples.
         """
         for number, batch in enumerate(self.stepped):
             if (turn := self.method.turn) is not None:
@@ -204,7 +204,7 @@ class Parts:
             yield 1.0, batch
             return
         size, count = training.batch_size // self.place.world, len(batch["target"])
-        count -= size > 1 and count % size == 1  # of one sample, as above
+        count -= size > 1 and count % size == 1  # not one sample, as above
         for part, start in enumerate(range(0, count, size)):
             end = min(start + size, count)
             self.forward.step = epoch, number * training.accumulate + part
@@ -212,7 +212,7 @@ class Parts:
             yield (end - start) / count, cut
 
     def split(self, name: SplitName) -> Split:
-        """One of the splits, which is asked for once."""
+        """One of the splits, created once."""
         if name not in self._splits:
             self._splits[name] = self.data.split(name)
         return self._splits[name]
@@ -223,9 +223,9 @@ class Parts:
         """Batches of a split in order.
 
         Args:
-            split: Which part.
+            split: Name of the split.
             batch_size: Samples in a batch; by default as many as make `AT_ONCE` numbers.
-            shared: Whether each process reads its share of them: every so-manieth, equally many.
+            shared: Whether each process reads its interleaved share of the samples, equally many.
         """
         part = self.split(split)
         if batch_size is None:
@@ -236,16 +236,16 @@ class Parts:
         return _reads(self.data)(part, batch_size, sampler=rows, collate_fn=collate)
 
     def weights(self) -> dict[str, Any]:
-        """Those of the model, whole; every process must call."""
+        """The model's weights, gathered; every process must call this."""
         found: dict[str, Any] = _whole(self.model.state_dict())
         return found
 
     def judged(self) -> dict[str, Any]:
-        """Those that are judged: the average, where there is one; every process must call."""
+        """The evaluated weights: the average, if there is one; every process must call this."""
         return self.weights() if self.average is None else self.average.weights()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes up what `weights` gave."""
+        """Restores what `weights` returned."""
         like = self.model.state_dict()
         self.model.load_state_dict(
             {
@@ -255,7 +255,7 @@ class Parts:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run continues from; every process must call."""
+        """Everything that a resumed run continues from; every process must call this."""
         average = {} if self.average is None else {"average": self.average.state_dict()}
         return {
             **average,
@@ -266,7 +266,7 @@ class Parts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.load_weights(state["state_dict"])
         self.optimizer.load_state_dict(self._cut(state["optimizer"]))
         if self.schedule:
@@ -279,7 +279,7 @@ class Parts:
         return x.to(self.place.device) if isinstance(x, Tensor) else x
 
     def _cut(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """An optimiser's state with what is of a parameter's shape sharded as that is."""
+        """An optimiser's state, with tensors of a parameter's shape sharded like it."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         found: dict[int, Any] = {}
         for number, values in state["state"].items():
@@ -294,14 +294,14 @@ class Parts:
 
 
 def _reads(data: Data) -> type[DataLoader[Batch]]:
-    """What reads batches of some data."""
+    """The loader for batches of some data."""
     return Ahead if data.is_streamed else DataLoader
 
 
 def placed(data: Data, device: torch.device) -> Data:
-    """The data on the device, if that is a GPU and they take no more than half of what is free.
+    """The data on the device, if it is a GPU and they take at most half of its free memory.
 
-    Data that are streamed are decoded on the CPU, and stay there.
+    Streamed data are decoded on the CPU and stay there.
     """
     if device.type != "cuda" or data.is_streamed:
         return data

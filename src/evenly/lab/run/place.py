@@ -1,7 +1,7 @@
 """Where a run trains: the device of this process, and the processes that train with it.
 
-On torch's own primitives: one process is a plain model, several are DistributedDataParallel or
-FSDP2. docs/scale.md says why Lightning Fabric is not between them.
+It uses torch's own primitives: one process has a plain model, several use DistributedDataParallel
+or FSDP2. docs/scale.md explains why Lightning Fabric is not used.
 """
 
 import os
@@ -22,18 +22,18 @@ from evenly.lab.run.settings import Training
 from evenly.nn import LateFusion
 
 PATIENCE = timedelta(minutes=30)
-"""For which ranks wait for one another: one of them writes checkpoints and looks at the result."""
+"""Time that ranks wait for each other: one of them writes checkpoints and inspects the result."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of the processes of a run this is.
+    """This process among those of a run.
 
     Attributes:
-        number: From 0.
-        world: How many there are.
-        local: Its number on this machine, which is that of its device.
-        address: Where they meet, as `torch.distributed.init_process_group` takes it.
+        number: Its rank, from 0.
+        world: Number of processes.
+        local: Its rank on this machine, which selects its device.
+        address: Where they meet, in the form that `torch.distributed.init_process_group` takes.
     """
 
     number: int
@@ -43,16 +43,16 @@ class Rank:
 
 
 def told_rank(training: Training) -> Rank | None:
-    """What torchrun, or srun, says of this process; None if neither has started it.
+    """What torchrun, or srun, says about this process; None if neither has started it.
 
     Raises:
-        ValueError: If they started another number of processes than the training asks for.
+        ValueError: If they started a different number of processes from what the training requires.
     """
     rank = None
     if os.environ.keys() >= {*_TORCHRUN}:
         number, world, local = (int(os.environ[name]) for name in _TORCHRUN)
         rank = Rank(number, world, local)
-    elif training.world > 1 and _is_task():  # tasks may have runs of their own, too
+    elif training.world > 1 and _is_task():  # tasks may also have separate runs
         number, world, local = (int(os.environ[name]) for name in _SLURM)
         rank = Rank(number, world, local, _slurm_address())
     if rank is not None and rank.world != training.world:
@@ -68,12 +68,12 @@ _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 def _is_task() -> bool:
-    """Whether this is one of several tasks of srun's; a batch script itself is none."""
+    """Whether this is one of several srun tasks; a batch script itself is not."""
     return os.environ.keys() >= {*_SLURM} and os.environ["SLURM_STEP_NUM_TASKS"] != "1"
 
 
 def _slurm_address() -> str:
-    """The first node of a job, and a port that its tasks alone use."""
+    """The first node of a job, and a port that only its tasks use."""
     nodes = os.environ["SLURM_JOB_NODELIST"]
     first = re.sub(r"\[(\d+).*", r"\1", nodes.partition(",")[0])
     return f"tcp://{first}:{20_000 + int(os.environ['SLURM_JOB_ID']) % 20_000}"
@@ -84,10 +84,10 @@ class Place:
     """Where this process trains.
 
     Attributes:
-        device: Of this process.
-        precision: Of the forward pass.
-        rank: Which of the processes this is.
-        world: How many train together.
+        device: Device of this process.
+        precision: Precision of the forward pass.
+        rank: Rank of this process.
+        world: Number of processes that train together.
         strategy: How they share the work.
     """
 
@@ -109,16 +109,16 @@ class Place:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def shared(self, model: LateFusion, *, partial: bool) -> nn.Module:
-        """The model as the steps of training call it, on all processes.
+        """The model in the form that training steps call, on all processes.
 
         Args:
-            model: On this process's device; its encoders and itself are sharded in place by FSDP2.
+            model: The model on this process's device; FSDP2 shards it and its encoders in place.
             partial: Whether a step may leave some parameters without a gradient.
         """
         if self.world == 1:
             return model
         if self.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # of its encoders, in place
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # changes its encoders in place
         if self.strategy == "fsdp":
             from torch.distributed.fsdp import fully_shard
 
@@ -133,19 +133,19 @@ class Place:
         )
 
     def wait(self) -> None:
-        """For the others to come here."""
+        """Waits for the other processes."""
         if self.world > 1:
             dist.barrier()
 
     def any(self, said: bool) -> bool:
-        """Whether one of the processes says so."""
+        """Whether it is true on any of the processes."""
         if self.world == 1:
             return said
         return bool(distributed.max_(torch.tensor(int(said), device=self.device)))
 
 
 def begin(rank: Rank) -> None:
-    """Joins the processes of a run, if they are not joined yet."""
+    """Joins the processes of a run, unless already joined."""
     if torch.cuda.is_available():
         torch.cuda.set_device(rank.local)
     if not dist.is_initialized():
@@ -160,8 +160,8 @@ def joined(training: Training, rank: Rank | None = None) -> Iterator[Place]:
     """The place of this process in a run; joins the others until the block ends.
 
     Args:
-        training: With the precision decided.
-        rank: Of this process, where others train with it.
+        training: Settings with a decided precision.
+        rank: Rank of this process, if others train with it.
     """
     assert training.precision != "auto"
     number = rank.local if rank else 0
@@ -169,10 +169,10 @@ def joined(training: Training, rank: Rank | None = None) -> Iterator[Place]:
     if rank is None or rank.world == 1:
         yield Place(device, training.precision)
         return
-    is_mine = not dist.is_initialized()  # else they stay together for the next run
+    is_mine = not dist.is_initialized()  # otherwise they stay joined for the next run
     begin(rank)
     strategy: Literal["ddp", "fsdp"] = "fsdp" if training.strategy == "fsdp" else "ddp"
     yield Place(device, training.precision, rank.number, rank.world, strategy)
-    # Not after an error, of which this process has yet to tell: the others would, that it left.
+    # Not after an error, which this process must report before the others report that it left.
     if is_mine:
         dist.destroy_process_group()

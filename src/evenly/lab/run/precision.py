@@ -1,4 +1,4 @@
-"""What a run leaves open: its precision, the faster one; and what the data say of its task."""
+"""Decides what a run leaves open: its precision, by speed, and its task, by the data."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +17,11 @@ from evenly.lab.run.settings import Cell, Training
 
 Found = Literal["bf16", "32"]
 STEPS = 10
-"""Of each precision that are timed at most; the shortest counts."""
+"""Maximum number of timed steps per precision; the shortest counts."""
 SECONDS = 2.0
-"""Of steps, after which no further one is timed; not of a clock, as the first steps are slow."""
+"""Seconds of steps after which timing ends; not wall time, since the first steps are slow."""
 MARGIN = 1.2
-"""By how much bf16 must be faster: it is coarser, and a tie would fall either way."""
+"""How much faster bf16 must be: it is coarser, and a tie could go either way."""
 
 
 def has_bf16() -> bool:
@@ -34,15 +34,15 @@ def has_bf16() -> bool:
 def decided(
     cell: Cell, known: Mapping[str, Any], data: Data | None = None
 ) -> tuple[Cell, Data | None, list[str]]:
-    """The same cell without what is left open: the precision by the machine, the rest by the data.
+    """The cell with open settings decided: the precision by the machine, the rest by the data.
 
     Args:
         cell: What runs.
-        known: The settings of its folder so far, where an earlier call has written it down.
-        data: Of the run, if they are loaded.
+        known: The folder's settings so far, where an earlier call has recorded the decision.
+        data: Data of the run, if loaded.
 
     Returns:
-        The cell; the data if they are loaded now; a sentence for the user if steps were timed.
+        The cell; the data if now loaded; a note if steps were timed.
     """
     training = cell.training
     if training.task == "auto" or training.select is None:
@@ -62,20 +62,20 @@ def decided(
 
 
 def of_task(training: Training, data: Data) -> Training:
-    """The same training with the task that data have, and with what selects if nothing does."""
+    """The training with the data's task, and with the default selecting metric if none is set."""
     select = training.select or data.task.main
     return replace(training, task=data.task.name, select=select)
 
 
 def faster(cell: Cell, data: Data) -> tuple[Found, str]:
-    """The faster precision for a model, by a few steps of it.
+    """The faster precision for a model, timed over a few steps.
 
     Args:
-        cell: Whose model, on its own method's head, is trained without the method.
-        data: Of the run.
+        cell: The cell whose model, with its method's head, is trained without the method.
+        data: Data of the run.
 
     Returns:
-        The precision, and a sentence on why.
+        The precision, and a sentence on the reason.
     """
     if not has_bf16():
         return "32", "this machine has no units for bf16 matrix products"
@@ -85,7 +85,7 @@ def faster(cell: Cell, data: Data) -> tuple[Found, str]:
     try:
         with torch.random.fork_rng():
             half, single = _shortest(_steps(cell, data, p, device) for p in ("bf16", "32"))
-    except Exception as error:  # which the run meets as well, and reports
+    except Exception as error:  # the run will meet and report it, too
         return "32", f"a step of the model fails ({type(error).__name__})"
     finally:
         torch.set_num_threads(before)
@@ -94,7 +94,7 @@ def faster(cell: Cell, data: Data) -> tuple[Found, str]:
 
 
 def _shortest(trainings: Iterable[Iterator[float]]) -> list[float]:
-    """Of each training the shortest step, when they take turns."""
+    """The shortest step of each training when they take turns."""
     trainings = list(trainings)
     found = [[next(each) for each in trainings]]
     while len(found) < STEPS and sum(map(sum, found)) < SECONDS:
@@ -103,9 +103,9 @@ def _shortest(trainings: Iterable[Iterator[float]]) -> list[float]:
 
 
 def _steps(cell: Cell, data: Data, precision: Found, device: torch.device) -> Iterator[float]:
-    """Trains a model; gives the seconds of each step, of the processor where that does the work.
+    """Trains a model and yields the seconds of each step; processor time if that does the work.
 
-    They are fewer than those of a clock where other programs have the processor meanwhile.
+    Processor time is less than wall time if other programs use the processor meanwhile.
     """
     model = build_model(data, cell).to(device)
     forward = Forward(Place(device, precision), data.task, Augment({}, data.modalities, 0))

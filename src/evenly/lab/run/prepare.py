@@ -1,4 +1,4 @@
-"""Before any training: builds and tries what is asked for, and tells what a user should know."""
+"""Before any training: builds and tries what is requested, and prints notes for the user."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,14 +37,14 @@ from evenly.spec import Spec, together
 
 
 def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list[str]]:
-    """Finds what would fail in training, on a model that is thrown away.
+    """Finds what would fail in training, on a model that is then discarded.
 
     Args:
-        cells: Of the same training and seed, one for each method.
-        data: What the cells name, if it is loaded already.
+        cells: Cells of the same training and seed, one for each method.
+        data: The cells' data, if already loaded.
 
     Returns:
-        The data, and sentences for the user.
+        The data, and notes for the user.
 
     Raises:
         ValueError: If something is wrong with the data, an encoder or a method.
@@ -100,13 +100,13 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
 
 
 def say(notes: Iterable[str]) -> None:
-    """Prints notes beside the output proper."""
+    """Prints notes, separate from the actual output."""
     for note in notes:
         tqdm.write(f"note: {note}", file=sys.stderr)
 
 
 def _encoder_note(model: LateFusion, data: Data) -> str:
-    """What each modality was taken for, which the form of a file leaves to its shape."""
+    """How each modality was interpreted, if a file's form leaves that to its shape."""
     still = frozen(model.encoders)
     parts = [
         f"{name}, {modality.kind} {modality.shape}: {type(model.encoders[name]).__name__}"
@@ -120,7 +120,7 @@ def _encoder_note(model: LateFusion, data: Data) -> str:
 def _missing_notes(
     cell: Cell, data: Data, lack: Mapping[SplitName, Mapping[str, int]]
 ) -> list[str]:
-    """What is missing, where the settings ask for it, and what stands in for it."""
+    """What is missing if the settings say so, and what replaces it."""
     training = cell.training
     called = {"train": "training", "val": "validation", "test": "test"}
     notes = []
@@ -144,7 +144,7 @@ def _missing_notes(
 
 def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
     specs = together(cell.method)
-    said = [cell.method] if len(specs) == 1 else [spec.text for spec in specs]  # as it was written
+    said = [cell.method] if len(specs) == 1 else [spec.text for spec in specs]  # as written
     notes = []
     for name, spec, part in zip(said, specs, parts(method), strict=True):
         notes += _notes_of(name, spec, part, cell, size_is_lost)
@@ -186,7 +186,7 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
 
 
 def _share_notes(cell: Cell, method: Method) -> list[str]:
-    """What is another training where several processes share a batch."""
+    """How training differs if several processes share a batch."""
     if cell.training.strategy == "fsdp" and not method.info.sharded:
         raise UserError(
             f"{cell.method} does not work on sharded parameters (--strategy fsdp). Use ddp."
@@ -197,7 +197,7 @@ def _share_notes(cell: Cell, method: Method) -> list[str]:
 
 
 def _pass_notes(cell: Cell, method: Method) -> list[str]:
-    """What is another training where several passes make a step."""
+    """How training differs if several passes make a step."""
     if method.info.by_pass:
         raise UserError(
             f"{cell.method} acts on each backward pass by the samples in it, so --accumulate "

@@ -26,32 +26,32 @@ Row = dict[str, int | float]
 
 
 class Record:
-    """Keeps what a run ends with, and what it is taken up from.
+    """Keeps a run's results, and what it resumes from.
 
-    metrics.csv and the checkpoints are written when `checkpoint_every` seconds have passed since
-    they last were, and after the last epoch: a run that is killed does the epochs since then again,
-    and they come out as before.
+    metrics.csv and the checkpoints are written after the last epoch, and whenever
+    `checkpoint_every` seconds have passed. A killed run repeats the epochs since then, with the
+    same results.
 
     Attributes:
-        epoch: That comes next.
+        epoch: The next epoch.
         rows: The metrics of each epoch so far.
-        best_epoch: By the metric and the split that select, the first of equals.
-        seconds: Spent in training and in the method, without measurements.
-        flops: Of all steps of training, on all processes together.
-        steps: Of the optimiser.
+        best_epoch: The best epoch by the selecting metric and split, the first of equals.
+        seconds: Time in training and in the method, without measurements.
+        flops: Operations of all training steps, on all processes together.
+        steps: Optimiser steps.
     """
 
     def __init__(
         self, parts: Parts, log: RunLog, hold: Hold, progress: Progress, about: Mapping[str, Any]
     ) -> None:
-        """Begins with nothing.
+        """Starts empty.
 
         Args:
             parts: What trains.
-            log: Of the run.
-            hold: On its folder.
-            progress: Told of each epoch.
-            about: What goes into the best checkpoint beside the weights.
+            log: Log of the run.
+            hold: Hold on its folder.
+            progress: Called after each epoch.
+            about: What goes into the best checkpoint besides the weights.
         """
         self.parts, self.about = parts, about
         self._log, self._hold, self._progress = log, hold, progress
@@ -62,11 +62,11 @@ class Record:
         self.epoch, self.steps, self.flops, self.seconds = 0, 0, 0, 0.0
         self.rows: list[Row] = []
         self.best_epoch = -1
-        self._weights: dict[str, Tensor] = {}  # the best, until they are written
+        self._weights: dict[str, Tensor] = {}  # the best ones, until written
         self._written, self._lapped = time.monotonic(), 0.0
 
     def resume(self) -> None:
-        """Takes up what the folder holds.
+        """Resumes from what the folder holds.
 
         Raises:
             ValueError: If the checkpoint is damaged.
@@ -87,26 +87,26 @@ class Record:
 
     @property
     def is_over(self) -> bool:
-        """Whether no epoch is to come: all are done, or the last ones brought nothing better."""
+        """Whether no epoch remains: all are done, or the last ones brought no improvement."""
         training = self.parts.cell.training
         waited = self.epoch - 1 - self.best_epoch  # 0 before the first
         is_spent = training.patience is not None and waited >= training.patience
         return self.epoch == training.epochs or is_spent
 
     def begin(self) -> None:
-        """An epoch begins: starts the clock, which counts training and the method alone."""
+        """An epoch begins: starts the clock, which covers only training and the method."""
         self._taken = 0  # steps
         self._losses: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._counts: list[int] = []
-        self._metrics: dict[str, tuple[Tensor, Tensor]] = {}  # sum and number of finite values
+        self._metrics: dict[str, tuple[Tensor, Tensor]] = {}  # sum and count of finite values
         self._lap()
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Counts the operations of an epoch's first step, which stands for them all.
+        """Counts the operations of an epoch's first step, which represents all.
 
-        The count slows that step down: it is taken to last as long as the others.
+        Counting slows that step down, so it is assumed to last as long as the others.
         """
         if number:
             yield
@@ -117,12 +117,12 @@ class Record:
         self._operations, self._first = counter.total, self._lap()
 
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
-        """Takes note of a pass, without waiting for a GPU.
+        """Records a pass, without waiting for a GPU.
 
         Args:
-            loss: Of the batch.
-            output: Of the model.
-            target: As the data have it.
+            loss: Loss of the batch.
+            output: Output of the model.
+            target: Target in the form of the data.
         """
         self._losses.append(loss.detach())
         scores = self.parts.data.task.scores(output.logits.detach(), target)
@@ -130,10 +130,10 @@ class Record:
         self._counts.append(len(target))
 
     def stepped(self) -> None:
-        """Takes note of what the method did in a step."""
+        """Records what the method did in a step."""
         self._taken += 1
         for name, value in self.parts.method.metrics.items():
-            is_finite = value.isfinite()  # not of a step that overflowed
+            is_finite = value.isfinite()  # not for a step that overflowed
             kept = value.detach().where(is_finite, 0)
             total, count = self._metrics.get(name, (0, 0))
             self._metrics[name] = total + kept, count + is_finite
@@ -163,20 +163,20 @@ class Record:
             self._progress(self.epoch - 1, row[f"{training.selects_on}_{self._select}"])
 
     def _score(self, row: Row) -> float:
-        """How good an epoch is; the least of all where the metric is no number."""
+        """How good an epoch is; lowest if the metric is NaN."""
         split = self.parts.cell.training.selects_on
         value = METRICS[self._select].sign * row[f"{split}_{self._select}"]
         return -math.inf if math.isnan(value) else value
 
     def _training(self) -> Row:
-        """Loss and main metric over the samples of the epoch's steps, those of all processes."""
+        """Loss and main metric over the samples of the epoch's steps, on all processes."""
         count = torch.tensor(self._counts, dtype=torch.float32)
         loss = torch.stack(self._losses).float().cpu()
         scores = torch.stack(self._scores).cpu()
         sums = torch.stack([(loss * count).sum(), scores.sum().float(), count.sum()])
         total, score, samples = distributed.sum_(sums).tolist()
         row: Row = {"train_loss": total / samples}
-        if self.parts.method.turn is None:  # else it would be that of single modalities
+        if self.parts.method.turn is None:  # otherwise it would be that of single modalities
             row[f"train_{self.parts.data.task.main}"] = score / samples
         return row
 
@@ -186,10 +186,10 @@ class Record:
         return {f"method/{name}": float(total / count) for name, (total, count) in found}
 
     def _write(self) -> None:
-        """The best weights first: what a resumed run continues from must have them."""
-        state = self.parts.state_dict()  # of which each process has its share
+        """Writes checkpoints, best weights first, since a resumed run must find them."""
+        state = self.parts.state_dict()  # each process has its share
         weights, self._weights = self._weights, {}
-        self._written = time.monotonic()  # on each process, as any of them may say that it is time
+        self._written = time.monotonic()  # on each process, as any may say that it is time
         if not self.parts.place.is_first:
             return
         if weights:
@@ -202,10 +202,10 @@ class Record:
 
     def _save(self, state: Mapping[str, Any], path: Path) -> None:
         with self._hold.replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)  # by its path, it would not say that the disk is full
+            torch.save(state, file)  # with a path, it would not report a full disk
 
     def _lap(self) -> float:
-        """Seconds since the last call, when a GPU has done what it was given."""
+        """Seconds since the last call, once a GPU has finished its work."""
         if self.parts.place.device.type == "cuda":
             torch.cuda.synchronize()
         before, self._lapped = self._lapped, time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run ends with."""
+"""The result of a run."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from evenly.metrics import MAINS
 from evenly.spec import converted
 
 FILES = ("metrics.csv", "best.ckpt", "predictions.npz", "features.npz")
-"""That a run writes for good before its result."""
+"""Files that a run finishes before its result."""
 
 
 _HEADLINES = (
@@ -31,21 +31,21 @@ def is_headline(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """The result.json of a run, which is written last: where it is, the run is finished.
+    """The result.json of a run, written last: if it exists, the run is finished.
 
     Attributes:
-        method: As it was asked for, with its settings.
-        seed: Of the run.
-        best_epoch: Chosen on validation, the first of equals, from 0.
-        epochs: Trained in all; fewer than asked for where `patience` was at its end.
-        steps: Of the optimiser.
-        seconds: Spent in training and in the method, without validation and measurements.
-        peak_memory_mb: Of the run's process, or of the GPU where there is one.
+        method: The method as requested, with its settings.
+        seed: Seed of the run.
+        best_epoch: The epoch selected on validation, the first of equals, from 0.
+        epochs: Trained epochs in all; fewer than requested if `patience` ran out.
+        steps: Optimiser steps.
+        seconds: Time in training and in the method, without validation and measurements.
+        peak_memory_mb: Peak memory of the run's process, or of the GPU if there is one.
         flops: Floating-point operations of all training steps, on all devices together, from the
-            first step of every epoch; what a method does between epochs is not in them.
-        precision: Of the forward pass, 'bf16' or '32'.
-        metrics: By split (val, test) and metric.
-        files: By name, the checksums of what the run wrote.
+            first step of every epoch, without what a method does between epochs.
+        precision: Precision of the forward pass, 'bf16' or '32'.
+        metrics: Values by split (val, test) and metric.
+        files: Checksums of the files that the run wrote, by name.
     """
 
     method: str
@@ -80,7 +80,7 @@ class Result:
         return result
 
     def check(self, path: Path) -> None:
-        """Raises if a file of the run's folder is not as the run wrote it."""
+        """Raises if a file in the run's folder has changed since the run wrote it."""
         check_written(path, self.files)
 
     def write(self, folder: Path) -> None:
@@ -89,5 +89,5 @@ class Result:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """By name, those of the files that a run has written into its folder."""
+    """Checksums of the files that a run has written into its folder, by name."""
     return {name: sha256(folder / name) for name in FILES if (folder / name).is_file()}

@@ -2,8 +2,8 @@
 
 (`--protocol paper` selects on the test split.)
 
-The folder of a run holds all of it; a killed run, started again, ends with the same weights bit
-for bit.
+A run's folder holds all of it; a killed run, when started again, ends with the same weights bit for
+bit.
 """
 
 import resource
@@ -43,24 +43,24 @@ def run_cell(
     logs: Logs = Logs(),  # noqa: B008, it is frozen
     rank: Rank | None = None,
 ) -> Result:
-    """Trains one cell in its folder, or takes up where an earlier call stopped.
+    """Trains one cell in its folder, or resumes where an earlier call stopped.
 
     Args:
         cell: What to run.
-        folder: Of this run alone; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
-            predictions.npz, of seed 0 features.npz, TensorBoard's log and, last of all,
-            result.json; until then process.txt says which process is at it.
-        progress: Told of each epoch.
-        data: What the cell names, if it is loaded already.
-        tests: Whether the test split is read in the end; a trial of a search has none, and ends
-            with the metrics of the validation split.
+        folder: The run's own folder; it receives config.yaml, metrics.csv, last.ckpt, best.ckpt,
+            predictions.npz, features.npz for seed 0, TensorBoard's log and, last of all,
+            result.json; until then process.txt names the process that works on it.
+        progress: Called after each epoch.
+        data: The cell's data, if already loaded.
+        tests: Whether the test split is read at the end; a trial of a search ends with the metrics
+            of the validation split instead.
         logs: How it is logged.
-        rank: Which of several processes that train together this is.
+        rank: The rank of this process, if several train together.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
-        OSError: If there is no room to write in, with the file that was to be written.
-        TakenOver: If another process has begun the same run since.
+        OSError: If there is no space left to write, with the file to be written.
+        TakenOver: If another process has started the same run since.
         KeyboardInterrupt: If it was stopped.
     """
     folder = folder.absolute()
@@ -93,7 +93,7 @@ def run_cell(
 def _trained(
     log: RunLog, hold: Hold, progress: Progress, place: Place, data: Data | None, tests: bool
 ) -> Result:
-    """What a run ends with, but for result.json."""
+    """The content of result.json."""
     cell, folder = log.cell, log.folder
     data = load_data(cell.training) if data is None else data
     seen = data if tests else data.without("test")
@@ -101,14 +101,14 @@ def _trained(
     known = about(with_missing(data, cell), parts.model)
     record = Record(parts, log, hold, progress, known)
     if place.is_first:
-        hold.begin()  # nothing is left where building fails
+        hold.begin()  # if building fails, nothing is left
         write_settings(folder / "config.yaml", log.settings)
         log.start()
     record.resume()
     fit(parts, record)
-    # Selection is over: by the fair protocol the test split is read from here on, once, with the
-    # chosen weights.
-    place.wait()  # for the process that wrote them
+    # Selection is over: under the fair protocol, the test split is read only from here on, once,
+    # with the chosen weights.
+    place.wait()  # for the process that writes them
     best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     parts.load_weights(best["state_dict"])
     splits: tuple[SplitName, ...] = ("val", "test") if tests else ("val",)
@@ -137,7 +137,7 @@ def _trained(
 
 
 def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
-    """What the selected model has learnt of each modality, and its features of the test split."""
+    """What the selected model has learnt from each modality, and its features of the test split."""
     model = parts.model
     test, train = parts.in_order("test"), parts.in_order("train")
     kept = {name: data.modalities[name] for name in model.encoders}
@@ -153,7 +153,7 @@ def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
             parts.noised,
         )
     )
-    probe = Probe(model, parts.forward, train, test)  # its second split may be the test's now
+    probe = Probe(model, parts.forward, train, test)  # its second split may be the test split now
     features = probe.features("val").whole()
     return found | probed(data.task, probe.features("train").whole(), features), features
 
@@ -165,12 +165,12 @@ def _write_test(
     predictions: Mapping[str, torch.Tensor],
     features: Features,
 ) -> None:
-    """What is kept of the test split: predictions and, of one seed, features."""
+    """Writes what is kept from the test split: predictions and, for one seed, features."""
     with hold.replacing(log.folder / "predictions.npz") as path:
         arrays = {name: x.numpy() for name, x in predictions.items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
     if log.cell.seed == 0 and "probabilities" in predictions:
-        # One run of each method, so that folders stay small; of what planes have colours for.
+        # One run of each method, so that folders stay small; only for tasks that planes can colour.
         data = parts.data
         rows = parts.split("test").rows.tolist()
         names = [data.names[row] for row in rows] if data.names else None
@@ -187,5 +187,5 @@ def _peak_memory_mb() -> float:
 
 
 def _quieten() -> None:
-    """Keeps off the screen what a user of the command has a note of already."""
+    """Suppresses warnings that the command already replaces with a note."""
     warnings.filterwarnings("ignore", ".*acts by the size of gradients")

@@ -1,4 +1,4 @@
-"""How the learning rate goes on along a run."""
+"""How the learning rate changes during a run."""
 
 import math
 from collections.abc import Mapping
@@ -13,17 +13,16 @@ from evenly.lab.run.settings import Training
 class Schedule:
     """The learning rate of each step: warm-up, then `step`, `cosine` or `plateau`.
 
-    But for the plateaus it is a function of the epoch and the step alone, so that a resumed run
-    goes on as it would have. Each group of the optimiser goes by its own first rate, which it keeps
-    as `initial_lr`.
+    Except for plateaus, it depends only on the epoch and the step, so that a resumed run continues
+    unchanged. Each group of the optimiser starts from its own first rate, kept as `initial_lr`.
     """
 
     def __init__(self, optimizer: Optimizer, training: Training) -> None:
-        """Begins at the rates that the groups have now.
+        """Starts at the groups' current rates.
 
         Args:
-            optimizer: Whose rates it sets.
-            training: With epochs, schedule, lr_step and warmup.
+            optimizer: The optimiser whose rates it sets.
+            training: Settings with epochs, schedule, lr_step and warmup.
         """
         self._optimizer, self._training = optimizer, training
         for group in optimizer.param_groups:
@@ -36,18 +35,18 @@ class Schedule:
 
     @staticmethod
     def of(optimizer: Optimizer, training: Training) -> "Schedule | None":
-        """The schedule of a training; None if the rate stays."""
+        """The schedule of a training; None if the rate is constant."""
         if training.schedule == "step" and not (training.lr_step or training.warmup):
             return None
         return Schedule(optimizer, training)
 
     def step(self, epoch: int, number: int, steps: int) -> None:
-        """Sets the rate of a step, where it differs from that of the step before.
+        """Sets the rate of a step, if it differs from the previous step's.
 
         Args:
-            epoch: From 0.
-            number: Of the step in the epoch, from 0.
-            steps: Of the epoch.
+            epoch: Epoch, from 0.
+            number: Number of the step in the epoch, from 0.
+            steps: Number of steps in the epoch.
         """
         training, later = self._training, epoch - self._training.warmup
         if later < 0:
@@ -57,11 +56,11 @@ class Schedule:
             self._set((1 + math.cos(math.pi * done)) / 2)
 
     def end(self, epoch: int, val_loss: float) -> None:
-        """An epoch ends: sets the rate of the next one, where its steps do not differ.
+        """An epoch ends: sets the rate of the next one, if its steps share a rate.
 
         Args:
-            epoch: From 0.
-            val_loss: Of the validation split, by which plateaus are told.
+            epoch: Epoch, from 0.
+            val_loss: Validation loss, which detects plateaus.
         """
         training, later = self._training, epoch + 1 - self._training.warmup
         if self._plateau is not None and later > 0:
@@ -77,7 +76,7 @@ class Schedule:
         return {} if self._plateau is None else self._plateau.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         if self._plateau is not None:
             self._plateau.load_state_dict(dict(state))
 

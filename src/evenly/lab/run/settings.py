@@ -1,4 +1,4 @@
-"""The settings of a run, typed and documented once: the help of commands comes from here."""
+"""The settings of a run, typed and documented once: the commands' help comes from here."""
 
 import hashlib
 import json
@@ -237,13 +237,13 @@ class Training:
 
     @property
     def selected_by(self) -> tuple[str, int]:
-        """The metric by which the epoch is selected, and 1 if more of it is better, else -1."""
+        """The metric that selects the epoch, and 1 if higher is better, else -1."""
         metric = self.select or ("mae" if self.task == "number" else "accuracy")
-        return metric, METRICS[metric].sign  # own ones are known once `measures` has imported them
+        return metric, METRICS[metric].sign  # own ones are known after `measures`
 
     @property
     def lacking(self) -> "dict[SplitName, dict[str, float]]":
-        """By split and modality, the share of the samples that it is taken from."""
+        """The share of samples that lose each modality, by split and modality."""
         test = {**self.missing, **self.missing_test}
         return {"train": self.missing, "val": self.missing, "test": test}
 
@@ -256,10 +256,10 @@ class Training:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings, for a config.yaml, with the fingerprint of the data if they are a file."""
-        from evenly.data import data_file  # loads torch, for which the command's help cannot wait
+        from evenly.data import data_file  # loads torch, too slow for the command's help
 
         settings = asdict(self)
-        del settings["checkpoint_every"]  # on which no figure depends
+        del settings["checkpoint_every"]  # no result depends on it
         file = data_file(self.data)
         if file is not None and file.is_dir():
             file = file / "dataset.json"  # of a prepared store
@@ -278,9 +278,9 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Name of the run's folder: METHOD-SEED, without characters that a shell would take."""
+        """Name of the run's folder: METHOD-SEED, without characters special to a shell."""
         text = parse(self.method).text
-        # What is quoted, such as a modality's name, stays one of its own: 'a b' is not 'ab'.
+        # Quoted parts, such as a modality's name, stay distinct: 'a b' is not 'ab'.
         text = re.sub(
             r'"((?:[^"\\]|\\.)*)"',
             lambda quoted: re.sub(r"[^\w-]", lambda sign: f"~{ord(sign[0]):x}", quoted[1]),
@@ -297,14 +297,14 @@ class Cell:
 
 
 def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What settings name by import path: the user's own code, whose import alone runs it.
+    """What settings name by import path: the user's own code, which runs when imported.
 
     Args:
-        settings: Of a run, a comparison or a search, or as a file has them that may be somebody
+        settings: Settings of a run, a comparison or a search, or from a file that may be someone
             else's.
 
     Returns:
-        By import path, what it is to be.
+        The kind of thing, by import path.
     """
     found: dict[str, str] = {}
     for key in ("method", "methods"):
@@ -320,9 +320,9 @@ def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
         found[parse(fusion).name] = "fusion"
     if isinstance(metrics := settings.get("metrics"), str) and metrics:
         found |= {spec.name: "metric" for spec in split(metrics)}
-    data = settings.get("data")  # which may be any path
+    data = settings.get("data")  # it may be any path
     if isinstance(data, str) and is_own(name := data.partition("(")[0].strip()):
-        from evenly.data import data_file  # loads torch, for which the command's help cannot wait
+        from evenly.data import data_file  # loads torch, too slow for the command's help
 
         if data_file(data) is None:
             found[name] = "data set"
@@ -330,18 +330,18 @@ def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def with_code(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings, with the checksums of the user's own modules that they name, if any."""
+    """The settings, with checksums of the user's own modules that they name, if any."""
     code = checksums(own_parts(settings))
     return {**settings, "code": code} if code else dict(settings)
 
 
 def check_trusted(settings: Mapping[str, Any], place: object, trusting: str) -> None:
-    """Raises if settings name code outside this package, whose import alone would run it.
+    """Raises if settings name code outside this package, which would run when imported.
 
     Args:
-        settings: As a file has them that may be somebody else's.
+        settings: Settings from a file that may be someone else's.
         place: The file.
-        trusting: What to type in order to run the code nevertheless.
+        trusting: What to type to run the code anyway.
     """
     for name, what in own_parts(settings).items():
         raise UserError(
@@ -351,7 +351,7 @@ def check_trusted(settings: Mapping[str, Any], place: object, trusting: str) -> 
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises if an option that counts something, and is given, is below 1."""
+    """Raises if a given option that counts something is below 1."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1; found {value}.")
@@ -363,14 +363,14 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_settings(path: Path, mark: str) -> dict[str, Any]:
-    """A config.yaml that `write_settings` wrote; empty where there is none yet.
+    """A config.yaml written by `write_settings`; empty if there is none yet.
 
     Args:
-        path: Of the file.
-        mark: The setting by which it is known: 'methods' of a comparison, 'method' of a run.
+        path: Path of the file.
+        mark: The setting that identifies it: 'methods' of a comparison, 'method' of a run.
 
     Raises:
-        ValueError: If the file is another program's, which must not be overwritten.
+        ValueError: If the file belongs to another program and must not be overwritten.
     """
     if not path.is_file():
         return {}
@@ -387,17 +387,17 @@ def read_settings(path: Path, mark: str) -> dict[str, Any]:
 
 
 def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises if a folder holds results of other settings, which must not be mixed.
+    """Raises if a folder holds results from other settings, which must not be mixed.
 
     Args:
-        folder: For the error.
-        found: Its settings so far; empty where it holds nothing.
+        folder: The folder, for the error.
+        found: Its settings so far; empty if it holds nothing.
         settings: What is about to run.
     """
     file = settings.get("data_sha256")
-    # A setting that is younger than the folder was as it is by default.
+    # A setting newer than the folder had its default value.
     usual = {each.name: each.default for each in fields(Training) if each.default is not MISSING}
-    usual |= {"task": "classes", "select": "accuracy"}  # of which there was nothing else
+    usual |= {"task": "classes", "select": "accuracy"}  # there was nothing else then
     for name, value in settings.items():
         if name == "data" and file is not None and file == found.get("data_sha256"):
             continue  # the same file by another path
@@ -420,13 +420,13 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """What tells settings from others, also on another machine, where a file may lie elsewhere."""
+    """A fingerprint of settings, valid on any machine, wherever a file may be there."""
     kept = {k: v for k, v in settings.items() if k != "data" or "data_sha256" not in settings}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_folder(folder: Path) -> None:
-    """Raises if there can be no folder of that name."""
+    """Raises if a folder of that name is impossible."""
     place = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if place is not None and not place.is_dir():
         raise UserError(

@@ -1,4 +1,4 @@
-"""How a run's data hold each modality: what a trained run must know in order to take new data."""
+"""How a run's data store each modality: what a trained run must know to accept new data."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +14,12 @@ from evenly.nn.late_fusion import feature_width
 from evenly.nn.pretrained import configurations
 
 SAMPLES = 256
-"""Of the training split, in which the range of a modality is looked for."""
+"""Training samples that determine a modality's range."""
 _TOGETHER = 32
 
 
 def about(data: Data, model: LateFusion) -> dict[str, Any]:
-    """What `load_run` must know beside the weights, for a checkpoint."""
+    """What `load_run` must know besides the weights, for a checkpoint."""
     return {
         "modalities": {name: asdict(known) for name, known in stored(data).items()},
         "configurations": configurations(model.encoders),
@@ -31,16 +31,16 @@ def about(data: Data, model: LateFusion) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stored:
-    """How a run's data hold a modality: words and numbers alone, for a checkpoint.
+    """How a run's data store a modality: only words and numbers, for a checkpoint.
 
     Attributes:
         kind: As in `Modality`.
         shape: As in `Modality`.
-        width: Of mean and standard deviation.
-        dtype: Of its values, torch's name without the prefix.
-        ragged: Whether samples are of unequal lengths.
-        low: The least value of some training samples; of pictures of whole numbers, of the type.
-        high: The largest.
+        width: Width of mean and standard deviation.
+        dtype: Type of its values, torch's name without the prefix.
+        ragged: Whether samples have unequal lengths.
+        low: The smallest value in some training samples; for whole-number pictures, of the type.
+        high: The largest value likewise.
     """
 
     kind: Kind
@@ -57,7 +57,7 @@ class Stored:
 
     @property
     def type(self) -> torch.dtype:
-        """Of its values."""
+        """Type of its values."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
 
@@ -65,15 +65,15 @@ class Stored:
         """What an encoder must know; mean and deviation are among its weights.
 
         Args:
-            name: Of the modality.
-            read: How its files were read, where it came from files.
+            name: Name of the modality.
+            read: How its files were read, if it came from files.
         """
         mean, std = torch.zeros(self.width), torch.ones(self.width)
         return Modality(name, self.kind, tuple(self.shape), mean, std, read)
 
 
 def stored(data: Data) -> dict[str, Stored]:
-    """By modality, how data hold it."""
+    """How data store each modality."""
     part = data.noisy({}).split("train")
     first = part.__getitems__([0])["inputs"]
     ranges = {
@@ -119,7 +119,7 @@ def there(x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> Tensor:
 
 
 def _range(x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> tuple[float, float] | None:
-    """The least and the largest value; None if there is none."""
+    """The smallest and the largest value; None if there is none."""
     values = there(x, here)
     return (float(values.min()), float(values.max())) if values.numel() else None
 
@@ -130,5 +130,5 @@ def is_picture(kind: Kind) -> bool:
 
 
 def is_whole(dtype: torch.dtype) -> bool:
-    """Whether numbers of a type are whole."""
+    """Whether a type holds whole numbers."""
     return not dtype.is_floating_point and dtype != torch.bool

@@ -1,1 +1,1 @@
-"""What is computed of finished runs: intervals, tests, tables, projections."""
+"""What is computed from finished runs: intervals, tests, tables, projections."""

@@ -1,18 +1,18 @@
-"""How certain a difference between two methods is, over other seeds and other test samples.
+"""How certain a difference between two methods is, for other seeds and other test samples.
 
 We run two tests and report the more cautious one.
 
 The pigeonhole bootstrap (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007,
-https://arxiv.org/abs/0712.1111): a table of seeds by test samples is drawn anew by its rows and by
-its columns, both with replacement. A test over the samples alone takes the luck of a seed for a
-difference (test_bootstrap.py shows how often), one over the seeds alone takes the test split
-for the world. One draw fewer is made than there are rows, and columns, so that the variance of a
-mean is not too small by the factor (n - 1) / n (Rao and Wu, 1988).
+https://arxiv.org/abs/0712.1111): a table of seeds by test samples is resampled by rows and by
+columns, both with replacement. A test over samples alone mistakes a lucky seed for a difference
+(test_bootstrap.py shows how often); one over seeds alone ignores that other test samples could
+differ. One draw fewer than there are rows, or columns, keeps the variance of a mean from being too
+small by the factor (n - 1) / n (Rao and Wu, 1988).
 
-A bootstrap of two to five seeds takes their spread as known: three that lie to one side by luck
-make each of its repeats lie there. Student's paired t over the seeds knows how little they tell,
-but nothing of the samples, which all seeds share. Where seeds differ much it is the wider, where
-they hardly do the bootstrap is.
+A bootstrap over two to five seeds treats their spread as known: if three happen to lie on one side,
+so do all its repeats. Student's paired t over seeds accounts for how little they tell, but ignores
+the samples, which all seeds share. If seeds differ a lot, the t-test has the wider interval; if
+they hardly differ, the bootstrap does.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from evenly.lab.statistics.paired import CONFIDENCE, paired_p, summarise
 
 CONSTANT = 1e-6
-"""The variance up to which numbers are constant, in that of the whole test split."""
+"""Variance below which numbers count as constant, relative to the whole test split's."""
 REPEATS = 5_000
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each seed and each test sample counts in every repeat; each repeat's sum is 1."""
+    """The weight of each seed and each test sample in every repeat; each repeat's sum is 1."""
 
     seeds: Float[np.ndarray, "b s"]
     samples: Float[np.ndarray, "b n"]
@@ -40,12 +40,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a metric, ours less theirs.
+    """The difference of a metric, ours minus theirs.
 
     Attributes:
-        low: Lower end of its 95 % interval, that of both tests which is farther out.
+        low: Lower end of its 95 % interval, the wider of both tests'.
         high: Upper end.
-        p_value: Two-sided, of no difference, the larger one of both tests; at least
+        p_value: Two-sided p-value of no difference, the larger of both tests'; at least
             2 / (repeats + 1).
     """
 
@@ -59,8 +59,8 @@ def weights(seeds: int, samples: int) -> Weights:
     """The draws of a comparison: the same for all of its methods, and every time.
 
     Args:
-        seeds: How many; 2 or more.
-        samples: Of the test split; 2 or more.
+        seeds: Number of seeds, 2 or more.
+        samples: Number of test samples, 2 or more.
     """
     stream = np.random.default_rng(0)
     return Weights(_drawn(stream, seeds), _drawn(stream, samples))
@@ -76,7 +76,7 @@ def _drawn(stream: np.random.Generator, count: int) -> Float[np.ndarray, "b n"]:
 def mean(
     samples: Float[np.ndarray, "b n"], scores: Shaped[np.ndarray, "s n"]
 ) -> Float[np.ndarray, "b s"]:
-    """The mean over samples of each seed in every repeat, such as the accuracy of what is right."""
+    """The mean over samples for each seed in every repeat, such as accuracy from correctness."""
     found: Float[np.ndarray, "b s"] = samples @ scores.T.astype(np.float32)
     return found
 
@@ -88,7 +88,7 @@ def macro_f1(
 ) -> Float[np.ndarray, "b s"]:
     """The macro-F1 of each seed in every repeat.
 
-    2 TP / (2 TP + FP + FN) of each class, and the mean over the classes that a repeat holds in
+    It is 2 TP / (2 TP + FP + FN) for each class, averaged over the classes that occur in a repeat's
     labels or predictions.
     """
     classes = np.arange(1 + max(int(guess.max()), int(target.max())))
@@ -110,10 +110,10 @@ def label_f1(
     target: Bool[np.ndarray, "n c"],
     average: Literal["macro", "micro"],
 ) -> Float[np.ndarray, "b s"]:
-    """The F1 of each seed in every repeat, of several labels a sample.
+    """The F1 of each seed in every repeat, for several labels per sample.
 
-    2 TP / (2 TP + FP + FN), the mean over labels that a repeat holds in truth or predictions, or of
-    all decisions.
+    It is 2 TP / (2 TP + FP + FN), averaged over labels that occur in a repeat's truth or
+    predictions, or over all decisions.
     """
     true = target.astype(np.float32)
     there = samples @ true
@@ -134,10 +134,10 @@ def correlation(
     target: Float[np.ndarray, "n c"],
     kind: Literal["pearson", "concordance"],
 ) -> Float[np.ndarray, "b s"]:
-    """The correlation of numbers with their target of each seed in every repeat.
+    """The correlation of numbers with their targets for each seed in every repeat.
 
-    By the weighted moments of the samples of a repeat; the mean over the columns for which it is
-    defined, see `evenly.data.tasks`, NaN where there is none.
+    It uses the weighted moments of a repeat's samples and averages over columns for which it is
+    defined, see `evenly.data.tasks`; NaN if there is none.
     """
     y, size = _centred(target)
     mean_y = samples @ y
@@ -165,9 +165,9 @@ def correlation(
 def _centred(
     x: Float[np.ndarray, "n c"],
 ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, " c"]]:
-    """Numbers less their mean, over their deviation, so that moments lose little; and that.
+    """Numbers minus their mean, over their deviation, so that moments lose little; and that.
 
-    What varies by rounding alone is 0, and its deviation 1.
+    What varies only by rounding becomes 0, with a deviation of 1.
     """
     wide = x.astype(np.float64)
     middle, size = wide.mean(0), wide.std(0)
@@ -182,16 +182,16 @@ def difference(
     theirs: Float[np.ndarray, "b s"],
     by_seed: tuple[Sequence[float], Sequence[float]],
 ) -> Difference:
-    """Interval and p of a difference.
+    """Interval and p-value of a difference.
 
     Args:
         drawn: The draws behind the repeats.
         ours: A method's metric in every repeat, by seed.
-        theirs: The other's.
-        by_seed: The metrics of both on the test split as it is, by seed.
+        theirs: The other method's.
+        by_seed: The metrics of both on the original test split, by seed.
     """
     repeats = (drawn.seeds * (ours - theirs)).sum(1)
-    repeats = repeats[~np.isnan(repeats)]  # in few samples all targets may be one
+    repeats = repeats[~np.isnan(repeats)]  # in few samples, all targets may be equal
     of_seeds = summarise([one - other for one, other in zip(*by_seed, strict=True)])
     assert of_seeds.low is not None
     assert of_seeds.high is not None

@@ -1,4 +1,4 @@
-"""What a comparison found, in a few plain sentences: they head the table and the report."""
+"""What a comparison found, in a few plain sentences at the top of the table and the report."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ from evenly.spec import parse
 
 SIGNIFICANT = 0.05
 ENOUGH = 3
-"""Seeds from which on a difference is called one: with two, t has one degree of freedom."""
+"""Minimum seeds to call a difference: with two, t has one degree of freedom."""
 CARRIES = 2 / 3
-"""The share of all contributions from which on a modality carries the prediction."""
+"""Share of all contributions above which a modality carries the prediction."""
 NAMED = 3
-"""Methods that a sentence names; it counts the others."""
+"""Most methods that a sentence names; it counts the others."""
 _WORDS = re.compile(r"^(?=joint training|no m)\w")
 """The first letter of a sentence that does not begin with a name."""
 
@@ -28,17 +28,17 @@ def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = "joint") 
     number of methods, is below 0.05.
 
     Args:
-        rows: The rows of summary.csv, as `summary` makes them; other splits are passed over.
+        rows: The rows of summary.csv, from `summary`; other splits are ignored.
         reference: The method that they are compared with.
 
     Returns:
-        A few sentences; empty where nothing has finished.
+        A few sentences; empty if nothing has finished.
     """
     seen = _Table([row for row in rows if row["split"] == "test"], reference)
     if not seen.lines:
         return ""
     said = [_best(seen), *_worse(seen), *_carrying(seen), *_alone(seen)]
-    # A name stays as it is typed.
+    # A name stays as typed.
     return " ".join(_WORDS.sub(lambda start: start[0].upper(), text) for text in said)
 
 
@@ -59,7 +59,7 @@ class _Table:
 
     @cached_property
     def lines(self) -> dict[str, Mapping[str, Any]]:
-        """By method, its row of the main metric, best first."""
+        """The row of the main metric by method, best first."""
         main = main_of(self.metrics)
         known = [row for row in self.rows if row["metric"] == main and row["mean"] is not None]
         known.sort(key=lambda row: -self.metric.sign * row["mean"])
@@ -67,7 +67,7 @@ class _Table:
 
     @cached_property
     def alone(self) -> dict[str, Mapping[str, Any]]:
-        """By modality, the row of the model of that one alone, best first."""
+        """The row of each modality's unimodal model, best first."""
         specs = {name: parse(name) for name in self.lines}
         return {
             str(spec.settings["modality"]): self.lines[name]
@@ -77,20 +77,20 @@ class _Table:
 
     @cached_property
     def fused(self) -> dict[str, Mapping[str, Any]]:
-        """By method, the rows of those that take all modalities; of all where none does."""
+        """The rows of methods that take all modalities; of all methods if none does."""
         single = {row["method"] for row in self.alone.values()}
         fused = {name: row for name, row in self.lines.items() if name not in single}
         return fused or self.lines
 
     @cached_property
     def few(self) -> int | None:
-        """The number of seeds where they are too few to tell; None where they are enough."""
+        """The number of seeds if too few to tell; None if there are enough."""
         seeds = [row["seeds"] for name, row in self.lines.items() if name != self.reference]
         count = min(max(seeds, default=0), self.lines[self.reference]["seeds"])
         return count if count < ENOUGH else None
 
     def differs(self, row: Mapping[str, Any]) -> int:
-        """1 if a method is better than the reference, -1 if it is worse, 0 if it cannot be told."""
+        """1 if a method is better than the reference, -1 if it is worse, 0 if unclear."""
         p, difference = row.get("p_holm"), row.get("difference")
         if self.few or p is None or difference is None or p >= SIGNIFICANT:
             return 0
@@ -160,7 +160,7 @@ def _several(names: Sequence[str]) -> str:
 
 
 def _carrying(seen: _Table) -> list[str]:
-    """Which modality the prediction of the reference rests on, by the Shapley values."""
+    """Which modality carries the reference's prediction, by Shapley values."""
     method = seen.reference if seen.reference in seen.lines else next(iter(seen.fused))
     worth = {
         row["metric"].removeprefix("contribution/"): row["mean"]
@@ -182,7 +182,7 @@ def _carrying(seen: _Table) -> list[str]:
 
 
 def _alone(seen: _Table) -> list[str]:
-    """Whether a model of one modality alone is better than the reference."""
+    """Whether a unimodal model is better than the reference."""
     if not seen.alone or seen.reference not in seen.lines:
         return []
     name, row = next(iter(seen.alone.items()))

@@ -9,8 +9,8 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-6
-"""Differences that are no further apart, in units of the largest value, are the same: one sample
-of a test split is worth more, up to a million samples, and rounding to 32 bits a tenth of it."""
+"""Differences this close, relative to the largest value, count as equal: one sample of a test split
+is worth more, up to a million samples, and rounding to 32 bits a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Summary:
     """A metric over seeds.
 
     Attributes:
-        mean: Over the seeds; NaN of none.
+        mean: Mean over the seeds; NaN without seeds.
         std: Standard deviation over the seeds (n - 1); None for one seed.
         low: Lower end of the 95 % interval of the mean (Student's t); None for one seed.
         high: Its upper end.
@@ -45,8 +45,8 @@ def summarise(values: Sequence[float]) -> Summary:
 def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     """Two-sided p of the paired t-test over seeds: both runs of a seed share data and weights.
 
-    Returns None where there is nothing to test: fewer than two seeds, or the same difference
-    for every seed, of which rounding would make a tiny deviation and a tiny p.
+    Returns None if there is nothing to test: fewer than two seeds, or the same difference for every
+    seed, from which rounding would make a tiny deviation and a tiny p.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
     size = np.abs([*ours, *theirs]).max(initial=0.0)
@@ -58,8 +58,8 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 def permutation_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     """Two-sided p of the exact permutation test over seeds: signs of the differences flip.
 
-    It assumes nothing of how they are spread, and cannot be below 2 / 2ⁿ: with five seeds .0625.
-    Above 13 seeds it is of 10,000 draws. None for fewer than two seeds.
+    It makes no assumption about their distribution, and cannot be below 2 / 2ⁿ: .0625 with five
+    seeds. Above 13 seeds, it uses 10,000 draws. None for fewer than two seeds.
     """
     difference = np.subtract(ours, theirs, dtype=np.float64)
     if len(difference) < 2:

@@ -1,6 +1,6 @@
-"""Where test samples lie in the plane, as the encoders see them.
+"""Positions of test samples in the plane, from the encoders' features.
 
-A run keeps the features of a few samples; the places are computed when a report is written.
+A run keeps the features of a few samples; their positions are computed when a report is written.
 """
 
 import sys
@@ -24,24 +24,24 @@ from evenly.lab.run.result import Result
 from evenly.pool import Lost, pool
 from evenly.report import Projected
 
-COMPONENTS = 50  # that t-SNE and UMAP see of the features, as their authors have it
+COMPONENTS = 50  # of the features for t-SNE and UMAP, as their authors use
 NEIGHBOURS = 15
 PERPLEXITY = 30.0
 STEPS = 500
-"""Of t-SNE, half of scikit-learn's default: it begins at principal components."""
+"""Iterations of t-SNE, half of scikit-learn's default, since it starts at principal components."""
 MANY = 2000
-"""Samples over all planes from which on several processes lay them out."""
+"""Samples over all planes from which several processes compute them."""
 
 
 def project(directory: Path, kind: Projected = "tsne") -> None:
-    """Computes where the samples of each finished run lie, and keeps it in projection.npz.
+    """Computes the positions of each finished run's samples, and keeps them in projection.npz.
 
-    What a run has already is not computed again, unless its features have changed. On the same
-    machine the same features give the same places.
+    Existing results are not computed again, unless the run's features have changed. On the same
+    machine, the same features give the same positions.
 
     Args:
         directory: The folder of a comparison.
-        kind: Of the projection.
+        kind: Kind of projection.
 
     Raises:
         ValueError: If a run's features are missing or damaged.
@@ -59,12 +59,12 @@ def project(directory: Path, kind: Projected = "tsne") -> None:
 
 
 def project_meanwhile(directory: Path, enough: Connection) -> None:
-    """The body of a process that projects as `project` does while the last runs go on.
+    """The body of a process that does the work of `project` while the last runs are going on.
 
     Args:
         directory: The folder of a comparison.
-        enough: Closed at the other end when it is to end; what it has not done, and what is wrong
-            with a run, is left to `project`.
+        enough: Closed at the other end when the process should end; `project` does the rest, and
+            reports what is wrong with a run.
     """
     child.serve()
     with suppress(Exception):
@@ -78,19 +78,19 @@ def project_meanwhile(directory: Path, enough: Connection) -> None:
 
 
 def coordinates(x: Float[np.ndarray, "n d"], kind: Projected) -> Float[np.ndarray, "n 2"]:
-    """Places of samples in the plane, by t-SNE or UMAP on their principal components.
+    """Positions of samples in the plane, by t-SNE or UMAP on their principal components.
 
     van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008; McInnes, Healy and
-    Melville, "UMAP", 2018, https://arxiv.org/abs/1802.03426. Both begin at the first two principal
-    components; of fewer than four samples, and of features that vary along one axis or none, they
-    are the result.
+    Melville, "UMAP", 2018, https://arxiv.org/abs/1802.03426. Both start at the first two principal
+    components. For fewer than four samples, and for features that vary along at most one axis,
+    these are the result.
     """
     if len(x) == 0:
         return np.zeros((0, 2))
     import sklearn.manifold  # noqa: F401, limits are of libraries that are loaded
     from threadpoolctl import threadpool_limits
 
-    # Sums in several threads would come in another order each time.
+    # Several threads would sum in a different order each time.
     with threadpool_limits(1):
         components = _principal(x.astype(np.float64))
         start = np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
@@ -101,7 +101,7 @@ def coordinates(x: Float[np.ndarray, "n d"], kind: Projected) -> Float[np.ndarra
 
 
 def _placed(features: Sequence[np.ndarray], kind: Projected) -> Iterator[np.ndarray]:
-    """The places of each, by several processes where that saves more time than it costs."""
+    """The positions of each, by several processes if that saves more time than it costs."""
     place = partial(coordinates, kind=kind)
     if sum(map(len, features)) < MANY:
         yield from map(place, features)
@@ -118,7 +118,7 @@ def _placed(features: Sequence[np.ndarray], kind: Projected) -> Iterator[np.ndar
 
 
 def _principal(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
-    """The samples along their principal axes; an axis along which nothing varies is zero."""
+    """The samples along their principal axes; an axis without variation is zero."""
     u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
     s[s < 1e-6 * s.max(initial=0.0)] = 0.0
     found: np.ndarray = (u * s)[:, :COMPONENTS]
@@ -138,7 +138,7 @@ def _tsne(x: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n 2"]) -> np.nd
 
 
 def _umapped(x: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n 2"]) -> np.ndarray:
-    # Beginning with the graph's spectrum, its default, it cannot place samples that fall apart.
+    # Starting from the graph's spectrum, its default, it cannot place disconnected samples.
     found: np.ndarray = _umap()(
         n_neighbors=min(NEIGHBOURS, len(x) - 1), init="pca", random_state=0, n_jobs=1
     ).fit_transform(x)
@@ -148,7 +148,7 @@ def _umapped(x: Float[np.ndarray, "n k"], start: Float[np.ndarray, "n 2"]) -> np
 def _umap() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # of a part that needs TensorFlow
+            warnings.simplefilter("ignore", ImportWarning)  # about a part that needs TensorFlow
             from umap import UMAP
     except ModuleNotFoundError as error:
         raise UserRuntimeError(
@@ -159,7 +159,7 @@ def _umap() -> Any:
 
 
 def _open(directory: Path, kind: Projected) -> list["_Planes"]:
-    """The finished runs that have features, but not this projection of them."""
+    """The finished runs with features but without this projection."""
     finished = [result.parent for result in sorted((directory / "runs").glob("*/result.json"))]
     for folder in finished:
         if (result := Result.read(folder)) is not None:
@@ -172,14 +172,14 @@ def _open(directory: Path, kind: Projected) -> list["_Planes"]:
 
 
 def _kept(folder: Path) -> dict[str, np.ndarray]:
-    """The projections so far; nothing where the features have changed since."""
+    """The projections so far; empty if the features have changed since."""
     path = folder / "projection.npz"
     if not path.is_file():
         return {}
     try:
         found = read_npz(path)
         return found if str(found["source"]) == sha256(folder / "features.npz") else {}
-    except Exception as error:  # whatever a damaged archive brings about
+    except Exception as error:  # whatever a damaged archive causes
         tqdm.write(
             f"note: {path} is damaged ({error or type(error).__name__}) and will be rebuilt.",
             file=sys.stderr,
@@ -190,14 +190,14 @@ def _kept(folder: Path) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Planes:
-    """What is drawn of a run.
+    """What to draw for a run.
 
     Attributes:
-        folder: Of the run.
-        arrays: What is known of it: all of its features.npz but the features, and the projections
-            of another kind.
-        here: Of each modality, which samples have it.
-        features: Of those.
+        folder: Folder of the run.
+        arrays: What is already known: everything in its features.npz but the features, and
+            projections of other kinds.
+        here: Which samples have each modality.
+        features: Features of those samples.
     """
 
     folder: Path
@@ -219,7 +219,7 @@ class _Planes:
         return _Planes(folder, arrays, here, features)
 
     def write(self, kind: Projected, places: Sequence[np.ndarray]) -> None:
-        """Keeps where the samples lie, of each modality."""
+        """Keeps the positions of the samples for each modality."""
         arrays = dict(self.arrays)
         for number, (rows, found) in enumerate(zip(self.here, places, strict=True)):
             arrays[f"{kind}_{number}"] = np.full((len(rows), 2), np.nan, dtype=np.float32)

@@ -47,11 +47,11 @@ OVER_SEEDS = "paired t over seeds"
 
 @dataclass(frozen=True)
 class Answers:
-    """What the finished runs of a comparison said on its test split.
+    """The predictions of a comparison's finished runs on its test split.
 
     Attributes:
         target: Class of each sample; (n, c) whether it has each of several labels, or its numbers.
-        guess: By method and seed, the class that it was taken for, or the labels, or the numbers.
+        guess: The predicted classes, labels or numbers, by method and seed.
     """
 
     target: Shaped[np.ndarray, "n *c"]
@@ -63,7 +63,7 @@ def write_tables(out: Path, projection: Projected = "tsne") -> Path:
 
     Args:
         out: The folder of a comparison.
-        projection: Which places of the test samples the report shows.
+        projection: The projection of test samples that the report shows.
 
     Raises:
         FileNotFoundError: If the folder holds no comparison.
@@ -82,7 +82,7 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     rows = []
     cost = ["seconds", "peak_memory_mb", "steps", "flops"]
     if read_config(out).get("patience") is not None:
-        cost.append("epochs")  # which differ from run to run
+        cost.append("epochs")  # these differ from run to run
     for _, result in _finished(out):
         metrics = {**result.metrics, "train": {name: getattr(result, name) for name in cost}}
         rows += [
@@ -131,17 +131,17 @@ def summary(
 ) -> list[dict[str, Any]]:
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
-    Seeds of which a metric is not defined, such as the correlation of a constant, do not count.
+    Seeds for which a metric is undefined, such as the correlation of a constant, do not count.
     Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy, F1,
-    errors and correlations on the test split are also drawn anew over seeds and samples (see
-    `bootstrap`), all else is tested over the seeds alone. p-values are corrected by Holm over the
-    methods, for each metric of each split. The permutation beside them flips signs of the seeds'
-    differences.
+    errors and correlations on the test split are also bootstrapped over seeds and samples (see
+    `bootstrap`); everything else is tested over seeds alone. p-values have Holm's correction over
+    methods, for each metric of each split. The permutation test beside them flips the signs of the
+    seeds' differences.
 
     Args:
         results: The rows of results.csv.
-        answers: The predictions behind them; without, every test is over the seeds.
-        reference: The method that every other one is compared with.
+        answers: The predictions behind them; without these, every test is over seeds.
+        reference: The method that all others are compared with.
     """
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in results:
@@ -259,7 +259,7 @@ _ANEW: Mapping[str, Callable[[np.ndarray, np.ndarray, Answers], np.ndarray]] = {
     "pearson": partial(_correlation, kind="pearson"),
     "concordance": partial(_correlation, kind="concordance"),
 }
-"""The metrics that predictions alone give."""
+"""The metrics that follow from predictions alone."""
 
 
 def table(out: Path) -> str:
@@ -298,7 +298,7 @@ def table(out: Path) -> str:
 
 
 def _plus_minus(row: Mapping[str, Any] | None) -> str:
-    if row is None:  # a model of one modality has no figure of the others
+    if row is None:  # a unimodal model has no values for the others
         return ""
     metric = metric_of(row["metric"])
     spread = "" if row["std"] is None else f" ± {metric.written(row['std'], like=row['mean'])}"

@@ -1,1 +1,1 @@
-"""What a trained run is good for: predictions on new data, and export."""
+"""Uses of a trained run: predictions on new data, and export."""

@@ -1,4 +1,4 @@
-"""A checkup of trained runs, or of data before anything else is trained on them."""
+"""A checkup of trained runs, or of data before any other training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ from evenly.lab.run.settings import Cell, read_settings
 from evenly.lab.trained.load import opened
 
 LEAST = 10
-"""Epochs of a short training, at least."""
+"""Minimum epochs of a short training."""
 
 
 _INSTEAD = (
@@ -27,7 +27,7 @@ _INSTEAD = (
 
 
 def short(epochs: int) -> int:
-    """Epochs of the short trainings of a run's checkup: a third of its own, ten at least."""
+    """Epochs of the short trainings in a run's checkup: a third of its own, at least ten."""
     return max(epochs // 3, LEAST)
 
 
@@ -37,9 +37,9 @@ def runs_opened(
     """Folder, settings and selected weights of each run.
 
     Args:
-        folders: Of runs that differ in their seed at most.
+        folders: Folders of runs that differ only in their seed.
         data: Where their data are now, if they have moved.
-        trust: Whether what is named by import path is imported.
+        trust: Whether to import what is named by import path.
 
     Raises:
         FileNotFoundError: If a folder holds no run.
@@ -76,7 +76,7 @@ def runs_opened(
 
 
 def _check_data(folder: Path, cell: Cell) -> None:
-    """Raises if a run's file of data is another than when it was trained."""
+    """Raises if a run's data file has changed since training."""
     known = read_settings(folder / "config.yaml", "method").get("data_sha256")
     if known != cell.as_dict().get("data_sha256"):
         raise UserError(
@@ -88,12 +88,12 @@ def _check_data(folder: Path, cell: Cell) -> None:
 def of_run(
     cell: Cell, weights: dict[str, torch.Tensor], epochs: int, *, interactions: bool = False
 ) -> Checkup:
-    """The checkup of a run, whose encoders are trained alone from its own first weights.
+    """The checkup of a run, with its encoders trained alone from the run's initial weights.
 
     Args:
         cell: Its settings.
-        weights: That validation selected.
-        epochs: Of the short training.
+        weights: The weights that validation selected.
+        epochs: Epochs of the short training.
         interactions: See `evenly.checkup`.
     """
     data, _ = prepare([cell])
@@ -106,7 +106,7 @@ def of_run(
 
 
 def of_data(cell: Cell, epochs: int, *, interactions: bool = False) -> Checkup:
-    """The checkup of a model that is trained jointly, for as many epochs as its encoders alone.
+    """The checkup of a model trained jointly for as many epochs as its encoders alone.
 
     Raises:
         ValueError: If the data have numbers to regress on.

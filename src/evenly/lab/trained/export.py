@@ -16,7 +16,8 @@ from evenly.files import replacing
 from evenly.lab.run.stored import Stored
 from evenly.lab.trained.predict import Trained
 
-# What torch cannot prove of free sizes, a program checks when it runs; older ones have no choice.
+# What torch cannot prove about free sizes, a program checks at run time; older versions have no
+# choice.
 _DEFERRED: Any = (
     {"prefer_deferred_runtime_asserts_over_guards": True}
     if ("prefer_deferred_runtime_asserts_over_guards" in signature(torch.export.export).parameters)
@@ -25,18 +26,17 @@ _DEFERRED: Any = (
 
 
 def export(run: Trained, path: Path) -> None:
-    """Writes the model of a run as a `torch.export` program, which needs this package no more.
+    """Writes the model of a run as a `torch.export` program, which does not need this package.
 
-    It takes a mapping of inputs by modality, all of them, in the form and type in which the
-    run's data held them (`modalities`), and returns logits, or numbers in the data's units. The
-    number of samples is free.
-    What is of unequal lengths is padded, and comes with its lengths: `(values, length)`; of
-    it, and of other sequences where their encoder allows, the number of steps is free, too, up
-    to as many as the encoder takes.
+    It takes a mapping of inputs by modality, all of them, in the form and type of the run's data
+    (`modalities`), and returns logits, or numbers in the data's units. The number of samples is
+    free. Inputs of unequal lengths are padded and come with their lengths: `(values, length)`. For
+    these, and for other sequences if their encoder allows it, the number of steps is also free, up
+    to the encoder's limit.
 
     Raises:
-        ValueError: If there can be no such file.
-        RuntimeError: If an encoder of the user's own decides by values, which no program can.
+        ValueError: If such a file is impossible.
+        RuntimeError: If a user's encoder makes decisions by values, which no program can.
     """
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{path}: cannot write a file there. Give the name of a new file.")
@@ -51,7 +51,7 @@ def export(run: Trained, path: Path) -> None:
             shapes[name] = {0: n, 1: torch.export.Dim.AUTO}
     try:
         with warnings.catch_warnings():
-            # Recurrent layers and MMTM note tensors that the program has no need of.
+            # Recurrent layers and MMTM record tensors that the program does not need.
             warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during exp")
             program = torch.export.export(
                 _Program(run), (example,), dynamic_shapes=(shapes,), **_DEFERRED
@@ -70,10 +70,10 @@ def export(run: Trained, path: Path) -> None:
 
 
 def _drop_guesses(program: torch.fx.GraphModule) -> None:
-    """Removes what torch asserts of layouts of memory, which hold for two samples or more.
+    """Removes torch's assertions about memory layouts, which hold only for two or more samples.
 
-    It compares products of sizes while it traces, and writes down that they differed; nothing that
-    is computed rests on that.
+    While tracing, it compares products of sizes and records that they differed; no computation
+    depends on that.
     """
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default and (
@@ -85,7 +85,7 @@ def _drop_guesses(program: torch.fx.GraphModule) -> None:
 
 
 class _Program(nn.Module):
-    """Only the logits or numbers, which is what an exported program can return."""
+    """Returns only the logits or numbers, as an exported program must."""
 
     def __init__(self, run: Trained) -> None:
         super().__init__()

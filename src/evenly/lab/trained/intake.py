@@ -1,4 +1,4 @@
-"""New data as a run takes them: converted by what the run knows of its own data, or refused."""
+"""New data in a run's form: converted by what the run knows about its own data, or refused."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from evenly.data.raw.readers import Tabular
 
 _FEW = 10
-"""One of so many values may lie farther from the run's range than that is wide, unquestioned."""
+"""One in this many values may be farther outside the run's range than its width."""
 _NARROW = 100
-"""Times that the run's values are spread as widely, from which on new ones are in question."""
+"""Ratio to the run's spread of values from which new values are questioned."""
 
 
 @dataclass
 class Intake:
-    """Takes a modality of new data in, batch by batch, and looks how their values lie.
+    """Converts a modality of new data, batch by batch, and checks the distribution of values.
 
     Attributes:
-        run: That takes it.
-        name: Of the modality.
-        known: How the run's data held it.
-        longest: Steps that its encoder takes at most; None for any.
-        alike: Whether new data are read from files as the run's were, so that values are of one
-            scale, and what is unknown of a text has a number of its own.
+        run: The run that takes it.
+        name: Name of the modality.
+        known: How the run's data stored it.
+        longest: Maximum steps that its encoder takes; None for any.
+        alike: Whether new data are read from files like the run's, so that values have the same
+            scale, and unknown tokens of a text their own number.
     """
 
     run: Path
@@ -52,14 +52,14 @@ class Intake:
     _most: float = field(default=-inf, init=False)
 
     def __call__(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> Tensor | Padded:
-        """A batch as the run takes it.
+        """A batch in the run's form.
 
         Args:
             x: The modality.
-            here: Which samples have it; all, if None. What the others hold counts for nothing.
+            here: Which samples have it; all, if None. The others' values are ignored.
 
         Raises:
-            ValueError: If it is something else, with what it is and what would do.
+            ValueError: If it is something else, with what it is and what would work.
         """
         x = x if here is None else _blanked(x, here)
         self._check_shape(x)
@@ -72,14 +72,14 @@ class Intake:
         return self._in_form(x, here, self._typed(values_of(x)))
 
     def doubt(self) -> str:
-        """What a user should hear of all batches together; empty if they look like the run's data.
+        """A note on all batches together; empty if they look like the run's data.
 
         Raises:
-            ValueError: If most values are of another scale than pictures, bytes or sound have.
+            ValueError: If most values have another scale than pictures, bytes or sound.
         """
         low, high = self.known.low, self.known.high
         scaled = is_picture(self.known.kind) or self._retyped
-        told = scaled or self._samples >= _FEW  # two samples may happen to be alike
+        told = scaled or self._samples >= _FEW  # two samples may be alike by chance
         narrow = told and 0 < self._most - self._least < (high - low) / _NARROW
         if _FEW * self._far <= self._count and not narrow:
             return ""
@@ -92,10 +92,10 @@ class Intake:
         return f"{held} If they are not scaled as those were, its answers mean nothing."
 
     def _look(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
-        """Notes how a batch lies to the run's range, which is that of some samples alone."""
+        """Compares a batch with the run's range, which comes from only some samples."""
         low, high = self.known.low, self.known.high
         values = there(x, here)
-        whole = is_picture(self.known.kind) and is_whole(self.known.type)  # known by type alone
+        whole = is_picture(self.known.kind) and is_whole(self.known.type)  # the type alone tells
         if self.alike or whole or low == high or not values.numel():
             return
         self._dtype = dtype_name(values)
@@ -151,7 +151,7 @@ class Intake:
             )
 
     def _typed(self, values: Tensor) -> Tensor:
-        """Numbers in the type of the run's, where they are numbers of that type."""
+        """Numbers in the run's type, if they fit it."""
         wanted = self.known.type
         if values.dtype == wanted:
             return values
@@ -161,7 +161,7 @@ class Intake:
         else:
             kept = bool((typed.to(values.dtype) == values).all())
             if not kept and values.is_floating_point():
-                return values.float()  # a number between whole ones is still a number
+                return values.float()  # a fraction is still a number
         if not kept:
             worst = float(values.abs().max())
             raise UserError(
@@ -173,7 +173,7 @@ class Intake:
     def _in_form(
         self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None, values: Tensor
     ) -> Tensor | Padded:
-        """Padded or not, as the run's data are."""
+        """The batch padded or not, like the run's data."""
         if not isinstance(x, Padded):
             if not self.known.ragged:
                 return values
@@ -192,17 +192,17 @@ class Intake:
 def odd_columns(
     run: Path, name: str, known: Stored, reader: "Tabular", cells: Iterable[Sequence[Any] | None]
 ) -> list[str]:
-    """What a user should hear of the columns of a `tabular` modality, by how their cells lie.
+    """Notes on odd columns of a `tabular` modality.
 
-    Numbers are looked at as `Intake` looks at those of other modalities, in standard deviations of
-    the run's; categories are odd if the run knows less than half of the values.
+    Numbers are checked as in `Intake`, in the run's standard deviations; a category column is odd
+    if the run knows less than half of the values.
 
     Args:
-        run: That takes them.
-        name: Of the modality.
-        known: How the run's data held it.
-        reader: Of the run.
-        cells: Of each sample, what the reader takes; None where it lacks the modality.
+        run: The run that takes them.
+        name: Name of the modality.
+        known: How the run's data stored it.
+        reader: The run's reader.
+        cells: What the reader takes for each sample; None if it lacks the modality.
     """
     columns = list(zip(*(row for row in cells if row is not None), strict=True))
     if not columns:
@@ -248,7 +248,7 @@ def _odd_categories(
 
 
 def _blanked(x: Tensor | Padded, here: Bool[Tensor, " n"]) -> Tensor | Padded:
-    """The same with zeros in samples that lack the modality."""
+    """The batch with zeros for samples that lack the modality."""
     values = values_of(x)
     lacking = ~here.to(values.device)
     values = values.masked_fill(lacking.reshape(-1, *[1] * (values.ndim - 1)), 0)
@@ -256,5 +256,5 @@ def _blanked(x: Tensor | Padded, here: Bool[Tensor, " n"]) -> Tensor | Padded:
 
 
 def _is_narrow(dtype: torch.dtype) -> bool:
-    """Whether values are mostly bytes or samples of sound, whose scale is that of their type."""
+    """Whether values are probably bytes or sound samples, whose type determines their scale."""
     return not dtype.is_floating_point and dtype.itemsize < 4

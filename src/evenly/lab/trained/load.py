@@ -1,4 +1,4 @@
-"""A trained run from its folder, wherever that is now."""
+"""Loads a trained run from its folder, wherever that is now."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
     """The model of a run, wherever its folder is now; its data are not needed.
 
     Args:
-        folder: Of the run.
-        trust: Whether what its settings name by import path is imported, which runs its code. Say
-            so only of a folder whose settings are your own, or that you have looked at.
+        folder: Folder of the run.
+        trust: Whether to import what its settings name by import path, which runs that code. Set it
+            only for a folder whose settings are your own, or that you have checked.
 
     Raises:
         FileNotFoundError: If the folder holds no run with a best checkpoint.
@@ -35,7 +35,7 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
     about = _about(folder / "best.ckpt", best)
     try:
         return _loaded(folder, cell, about)
-    except Exception as error:  # whatever settings and weights of different runs bring about
+    except Exception as error:  # whatever mismatched settings and weights cause
         said = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{folder}: cannot build a model from its config.yaml and best.ckpt ({said[:300]}). "
@@ -44,7 +44,7 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
 
 
 def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
-    """What a run's folder says that it is, and its best checkpoint; raises as `load_run` does."""
+    """A run's settings from its folder, and its best checkpoint; raises like `load_run`."""
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
         some = min((folder / "runs").glob("*/"), default=folder / "runs" / "joint-0")
@@ -82,9 +82,9 @@ def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
 
 
 def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
-    """What a run's settings say, each of its type."""
+    """A run's settings, each in its type."""
     hints = get_type_hints(Training) | {"method": str, "seed": int}
-    del hints["checkpoint_every"]  # which no run writes down
+    del hints["checkpoint_every"]  # no run records it
     try:
         if lacking := hints.keys() - settings.keys():
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}.")
@@ -100,7 +100,7 @@ def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
 
 @dataclass(frozen=True)
 class _About:
-    """What stands in a best checkpoint beside the weights, see `about`."""
+    """What a best checkpoint holds besides the weights, see `about`."""
 
     state_dict: Mapping[str, Any]
     modalities: Mapping[str, Stored]
@@ -111,7 +111,7 @@ class _About:
 
 
 def _about(path: Path, best: Any) -> _About:
-    """What a checkpoint holds, each of its type."""
+    """The content of a checkpoint, each part in its type."""
     hints = get_type_hints(Stored)
     try:
         for name in ("state_dict", "modalities"):
@@ -150,7 +150,7 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
     for name, width in about.widths.items():
         known = getattr(encoders[name], "out_features", None)
         if not isinstance(known, int):
-            encoders[name].out_features = width  # which own ones need not say
+            encoders[name].out_features = width  # the user's own need not declare it
         elif known != width:
             raise ValueError(f"the features of '{name}' are {known} wide, not {width}")
     model = fused(encoders, len(about.task.names), cell)
@@ -167,9 +167,10 @@ def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
 
 
 def _at_hand(folder: Path, encoders: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, str]:
-    """The encoders without the folders and names that their first weights came from.
+    """The encoders without the folders and names that their initial weights came from.
 
-    These may be anybody's, on another machine or on the hub: a run is loaded from its own folder.
+    Those may be anyone's, on another machine or on the hub, while a run loads only from its own
+    folder.
     """
     found = dict(encoders)
     if foreign := sorted(known.keys() - encoders.keys()):

@@ -31,12 +31,12 @@ class Trained:
     """The model of a run, with the weights that validation selected.
 
     Attributes:
-        folder: Of the run.
-        model: In evaluation mode, on the CPU.
-        modalities: That it takes, by name: how the run's data held them.
+        folder: Folder of the run.
+        model: The model in evaluation mode, on the CPU.
+        modalities: How the run's data stored its modalities, by name.
         task: What it predicts.
-        read: By modality, how its files were read, where the data came from files.
-        noise: By modality, the noise that the run's data were given, in standard deviations.
+        read: By modality, how its files were read, if the data came from files.
+        noise: Noise added to the run's data by modality, in standard deviations.
     """
 
     folder: Path
@@ -55,12 +55,12 @@ class Trained:
         """The probability of each class or label, or the numbers in the data's units.
 
         Args:
-            inputs: By modality, as stored; those that are left out are missing in all samples.
-            present: By modality, which samples have it; the others' inputs count for nothing.
-            alike: Modalities that were read from files as the run's were.
+            inputs: Inputs by modality, as stored; those left out are missing in all samples.
+            present: By modality, which samples have it; the others' inputs are ignored.
+            alike: Modalities read from files like the run's.
 
         Raises:
-            ValueError: If an input is not like those that the run was trained on, or none of the
+            ValueError: If an input is unlike those that the run was trained on, or none of the
                 run's modalities is there.
         """
         intakes = self._intakes(alike)
@@ -97,7 +97,7 @@ class Trained:
         return self.task.answers(logits)
 
     def _intakes(self, alike: Collection[str]) -> dict[str, Intake]:
-        """By modality, what takes new data in; `alike` are read from files as the run's were."""
+        """The intakes of new data by modality; `alike` are read from files like the run's."""
         return {
             name: Intake(self.folder, name, known, self.longest(name), name in alike)
             for name, known in self.modalities.items()
@@ -106,12 +106,12 @@ class Trained:
     def predict(
         self, data: Data, split: SplitName, without: Collection[str] = ()
     ) -> Float[Tensor, "n c"]:
-        """What `answers` says of every sample of a split, in its order.
+        """The result of `answers` for every sample of a split, in order.
 
         Args:
-            data: With some of the run's modalities.
-            split: Which part of them.
-            without: Modalities that are left out.
+            data: Data with some of the run's modalities.
+            split: Which split of them.
+            without: Modalities to leave out.
         """
         intakes = self._intakes(self._fit(data, without))
         found = [self._answers(*batch, intakes) for batch in _batches(data, split, without)]
@@ -119,10 +119,10 @@ class Trained:
         return torch.cat(found)
 
     def _fit(self, data: Data, without: Collection[str]) -> list[str]:
-        """The modalities of data that are read as the run's were.
+        """The modalities of data that are read like the run's.
 
         Raises:
-            ValueError: If one was read otherwise, or is of another kind.
+            ValueError: If one was read differently, or has another kind.
         """
         alike = []
         for name in self.modalities.keys() & data.modalities.keys() - set(without):
@@ -154,7 +154,7 @@ class Trained:
         return alike
 
     def longest(self, name: str) -> int | None:
-        """Steps of a sequence or text that an encoder takes at most; None for any."""
+        """Maximum steps of a sequence or text that an encoder takes; None for any."""
         found: int | None = getattr(self.model.encoders[name], "longest", None)
         return found
 
@@ -162,7 +162,7 @@ class Trained:
 def _batches(
     data: Data, split: SplitName, without: Collection[str]
 ) -> Iterator[tuple[dict[str, Tensor | Padded], dict[str, Tensor]]]:
-    """Inputs by modality, and which samples have them, of a split in its order."""
+    """Inputs by modality, and which samples have them, for a split in order."""
     part = data.split(split)
     for start in range(0, len(part), BATCH):
         batch = part.__getitems__(range(start, min(start + BATCH, len(part))))
@@ -172,11 +172,11 @@ def _batches(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of one sample.
+    """A run's prediction for one sample.
 
     Attributes:
         sample: Its name, or its row in the split.
-        label: Its class, where it is known; its labels or numbers with semicolons between them.
+        label: Its class, if known; its labels or numbers separated by semicolons.
         answers: The probability of each class or label, or the numbers.
     """
 
@@ -193,19 +193,19 @@ def predictions(
     *,
     skip_broken: bool = False,
 ) -> Iterator[Prediction]:
-    """What a run says of data that `--data` takes; of tables and files without labels, too.
+    """A run's predictions for any data that `--data` takes, also without labels.
 
     Args:
-        run: Loaded by `load_run`.
-        data: A name, a store, an `.npz` file or a table. Of a table every row is predicted, its
-            files read as those of the run were; of an `.npz` file without `split`, too.
-        split: Which part of data that have one.
-        without: Modalities that are left out.
-        skip_broken: Leave out rows of a table whose files are missing or broken, and say so.
+        run: A run from `load_run`.
+        data: A name, a store, an `.npz` file or a table. All rows of a table are predicted, with
+            files read like the run's; likewise all rows of an `.npz` file without `split`.
+        split: Which split, if the data have splits.
+        without: Modalities to leave out.
+        skip_broken: Leave out rows of a table whose files are missing or broken, with a note.
 
     Raises:
-        ValueError: If the data do not fit the run, or files of a table are broken, with a list of
-            them and their reasons. That values are of another scale shows after the last sample.
+        ValueError: If the data do not fit the run, or files of a table are broken, with a list and
+            reasons. A wrong scale of values shows only after the last sample.
     """
     from evenly.lab.run.prepare import say  # it loads the training engine
 
@@ -229,7 +229,7 @@ def predictions(
 
 
 def _strange(run: Trained, label: str) -> str:
-    """What a user should hear of a label that the run has never seen."""
+    """A note on a label that the run has never seen."""
     names = run.task.names
     known = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
     return (
@@ -241,12 +241,12 @@ def _strange(run: Trained, label: str) -> str:
 def _of_data(
     run: Trained, data: str, split: SplitName, without: Collection[str]
 ) -> Iterator[Prediction]:
-    """Of arrays, a store or a built-in data set."""
+    """Predictions for arrays, a store or a built-in data set."""
     from evenly.lab.run.prepare import say  # it loads the training engine
 
     path = data_file(data)
     if path is not None and path.suffix.lower() == ".npz":
-        # What has more axes than a vector is none, though it could be flattened.
+        # Anything with more axes is not a vector, even if it could be flattened.
         known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
         found = load_npz(path, labelled=False, kinds=known)
     else:
@@ -266,14 +266,14 @@ def _of_data(
 
 
 def _doubts(intakes: Mapping[str, Intake]) -> list[str]:
-    """What a user should hear of all that was taken in; raises where it cannot be right."""
+    """Notes on all intakes; raises if data cannot be right."""
     return [said for intake in intakes.values() if (said := intake.doubt())]
 
 
 def _differing(
     run: Trained, data: str, given: Iterable[str], without: Collection[str]
 ) -> list[str]:
-    """What new data have that the run does not know, and what they lack."""
+    """What new data have that the run does not know, and what they lack, as notes."""
     lacking = [name for name in run.modalities if name not in {*given, *without}]
     unknown = [name for name in given if name not in run.modalities]
     notes = []
@@ -289,7 +289,7 @@ def _differing(
 def _of_table(
     run: Trained, path: Path, without: Collection[str], skip_broken: bool
 ) -> Iterator[Prediction]:
-    """Of a table."""
+    """Predictions for a table."""
     from evenly.data.raw import READERS, batches, listed, table
     from evenly.data.raw.columns import RESERVED
     from evenly.data.raw.forms import read_columns
@@ -333,7 +333,7 @@ def _of_table(
     shapes = {name: run.modalities[name].shape for name in names}
     for samples, inputs, present in batches(source, BATCH, child.cores(), broken, shapes):
         if broken and not skip_broken:
-            continue  # only to find what else is broken
+            continue  # continues only to find what else is broken
         of_each = run._answers(inputs, present, intakes).tolist()
         for sample, answers in zip(samples, of_each, strict=True):
             yield Prediction(sample.name, task.called(target_of([sample])[0]), answers)
@@ -349,9 +349,9 @@ def _of_table(
 
 
 def _check_numbers(run: Trained, path: Path, name: str, reader: "Reader") -> None:
-    """Raises if a column is no numbers of the run's kind, and the run does not say how to read it.
+    """Raises if a column does not hold numbers of the run's kind, and the run has no reader for it.
 
-    What a run has learnt from arrays came from nobody knows which files.
+    A run trained on arrays does not know what files they came from.
     """
     from evenly.data.raw.readers import Array, spelled
 

@@ -1,4 +1,4 @@
-"""What turns features into logits: one head a file. A method names the one that it is made for."""
+"""Heads turn features into logits, one per file. A method names the one it is made for."""
 
 from evenly.nn.heads.amco import AMCoHead
 from evenly.nn.heads.attention import AttentionHead
@@ -33,10 +33,10 @@ FUSIONS: dict[str, type[Head]] = {
     "lowrank": LowRankHead,
     "attention": AttentionHead,
 }
-"""Ways to fuse features, of which any serves a method that is made for 'concat'."""
+"""Ways to fuse features, any of which serves a method made for 'concat'."""
 
 TOKEN_FUSIONS: dict[str, type[Head]] = {"mbt": BottleneckHead, "mult": CrossModalHead}
-"""Likewise for encoders that give tokens, which meet before they are pooled."""
+"""Likewise for encoders that return tokens, which meet before pooling."""
 
 HEADS: dict[str, type[Head]] = {
     **FUSIONS,
@@ -57,7 +57,7 @@ HEADS: dict[str, type[Head]] = {
     "certainty": CertaintyHead,
     "rolling": RollingHead,
 }
-"""By the name that `Info.head` uses."""
+"""Heads by the name that `Info.head` uses."""
 
 __all__ = [
     "FUSIONS",

@@ -1,4 +1,4 @@
-"""What the fusions share whose logits are no sum over modalities."""
+"""What fusions share whose logits are not a sum over modalities."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from evenly.nn.heads.base import Head, Logits
 
 
 class AblatingHead(Head):
-    """A modality's logits are those that it gives when all others are missing."""
+    """A modality's logits are the fused logits when all others are missing."""
 
     @abstractmethod
     def fused(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n c"]:
-        """The fused logits of the modalities that are there."""
+        """The fused logits of the available modalities."""
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
         """Z = F(f_1 .. f_M), and z_m = F(0 .. f_m .. 0)."""

@@ -9,10 +9,10 @@ from evenly.nn.heads.base import Head, Logits, stacked
 
 
 class AMCoHead(Head):
-    """A linear layer on each modality's features, and one on the sum of what they give.
+    """A linear layer on each modality's features, and one on the sum of their outputs.
 
-    The fused logits are made of the unimodal ones alone, so that a method may mask these and
-    fuse them again with `combined` (AMCo, Zhou et al., ICASSP 2023).
+    The fused logits depend on the unimodal ones alone, so a method can mask these and fuse them
+    again with `combined` (AMCo, Zhou et al., ICASSP 2023).
 
     Attributes:
         heads: By modality, the layers of the unimodal logits.
@@ -26,13 +26,13 @@ class AMCoHead(Head):
         self.fusion = nn.Linear(num_classes, num_classes)
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """Z = U Σ_m z_m + b, with z_m = V_m f_m + b_m; a modality that is missing adds nothing."""
+        """Z = U Σ_m z_m + b, with z_m = V_m f_m + b_m; a missing modality adds nothing."""
         unimodal = {name: self.heads[name](value) for name, value in features.items()}
         return self.combined(unimodal), unimodal
 
     def combined(self, unimodal: Mapping[str, Float[Tensor, "n c"]]) -> Float[Tensor, "n c"]:
-        """The fused logits of these unimodal ones."""
+        """The fused logits of these unimodal logits."""
         total = stacked(unimodal).sum(0)
-        # Asked for outside of autocast, it gets logits of fewer bits than its weights have.
+        # Called outside autocast, it gets logits of fewer bits than its weights have.
         logits: Tensor = self.fusion(total.to(self.fusion.weight.dtype))
         return logits

@@ -11,13 +11,13 @@ from evenly.nn.heads.base import Logits
 
 
 class AttentionHead(AblatingHead):
-    """One transformer layer over a token for each modality and a class token, which is read.
+    """One transformer layer over a token for each modality and a class token, which is read out.
 
-    A modality that is missing has no token.
+    A missing modality has no token.
 
     Attributes:
         tokens: By modality, the layer that makes its token.
-        place: By modality, what is added to it.
+        place: By modality, the embedding added to it.
         start: The class token.
         layer: The transformer layer.
         linear: From the class token to logits.
@@ -43,7 +43,7 @@ class AttentionHead(AblatingHead):
         features: Mapping[str, Float[Tensor, "n _"]],
         here: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> Logits:
-        """As for any head; a mask keeps attention from what a sample lacks, all in one pass."""
+        """As for any head; a mask keeps attention away from missing modalities, in one pass."""
         if self.missing is not None:  # then everything has a token
             return super().forward(features, here)
         if here is None or not any(name in here for name in features):
@@ -60,7 +60,7 @@ class AttentionHead(AblatingHead):
         features: Mapping[str, Float[Tensor, "n _"]],
         here: Mapping[str, Bool[Tensor, " n"]],
     ) -> Float[Tensor, "n c"]:
-        """Likewise of the modalities that each sample has; zeros for one that has none."""
+        """The same from the modalities that each sample has; zeros for a sample without any."""
         some = self.any_of(features)
         every = torch.ones(some.shape[0], dtype=torch.bool, device=some.device)
         there = {name: here.get(name, every).to(some.device) for name in features}
@@ -78,7 +78,7 @@ class AttentionHead(AblatingHead):
         lacking: Bool[Tensor, "n t"] | None = None,
     ) -> Float[Tensor, "n c"]:
         start = self.start.expand(self.any_of(features).shape[0], -1)
-        # Asked for outside of autocast, it gets features of fewer bits than its weights have.
+        # Called outside autocast, it gets features of fewer bits than its weights have.
         own = {name: x.to(self.start.dtype) for name, x in features.items()}
         tokens = [self.tokens[name](x) + self.place[name] for name, x in own.items()]
         seen = self.layer(torch.stack([start, *tokens], dim=1), src_key_padding_mask=lacking)

@@ -1,4 +1,4 @@
-"""The head of BALM: features calibrated by what all modalities show, and networks beside it."""
+"""The head of BALM: features calibrated by all modalities, and networks beside it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from evenly.nn.heads.base import Head, Logits
 class BALMHead(Head):
     """A linear layer on calibrated features, and a network of two layers on each modality's.
 
-    With x = [f_1 .. f_M], in which a modality that a sample lacks is zeros, features are calibrated
-    by f̂_m = (1 + σ(V_m relu(W x + b) + c_m)) ⊙ f_m (BALM, Nguyen et al., CVPR 2026). Through the
-    factors nothing is sent back to the encoders. The networks send nothing back at all; they are
-    there to tell how far each modality has come. Their hidden layer is as wide as all features
-    together, so that their last layer is shaped like the fused one.
+    With x = [f_1 .. f_M], with zeros for missing modalities, features are calibrated by f̂_m =
+    (1 + σ(V_m relu(W x + b) + c_m)) ⊙ f_m (BALM, Nguyen et al., CVPR 2026). No gradient flows back
+    to the encoders through the factors. None flows back from the networks, which only show how far
+    each modality has come. Their hidden layer is as wide as all features together, so that their
+    last layer has the shape of the fused one.
 
     Attributes:
         context: W and b, a quarter as wide as all features together.
@@ -28,7 +28,7 @@ class BALMHead(Head):
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
-        """Makes the layers; the fused one first, so that it starts as `ConcatHead`'s does."""
+        """Makes the layers; the fused one first, so that it starts like `ConcatHead`'s."""
         super().__init__(widths, num_classes)
         total = sum(widths.values())
         self.linear = nn.Linear(total, num_classes)

@@ -1,4 +1,4 @@
-"""What every head is: a module that takes features by modality and gives logits."""
+"""The base of every head: a module from features by modality to logits."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,9 +12,9 @@ from evenly.errors import UserError
 from evenly.nn.presence import by_presence
 
 Logits = tuple[Float[Tensor, "n c"], dict[str, Float[Tensor, "n c"]]]
-"""Fused logits, and those of each modality that was given."""
+"""Fused logits, and those of each given modality."""
 
-_FUSED = ""  # beside the modalities, none of which a ModuleDict lets have this name
+_FUSED = ""  # a key beside the modalities': a ModuleDict allows no empty name
 
 
 class Head(nn.Module):
@@ -22,21 +22,21 @@ class Head(nn.Module):
 
     Attributes:
         meets: Whether encoders see each other before their features are fused.
-        widths: By modality, the width of its features, in the order of fusion.
-        num_classes: How many classes it tells apart.
-        missing: By modality, the vector that stands in for its features where it is missing; None
-            unless it learns such, see `learn_missing`.
+        widths: Width of the features by modality, in the order of fusion.
+        num_classes: Number of classes.
+        missing: By modality, a learnt vector that replaces missing features; None unless requested,
+            see `learn_missing`.
     """
 
     meets: bool = False
     missing: nn.ParameterDict | None
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
-        """Notes the shapes.
+        """Stores the shapes.
 
         Args:
-            widths: By modality, the width of its features.
-            num_classes: How many classes to tell apart.
+            widths: Width of the features by modality.
+            num_classes: Number of classes.
         """
         super().__init__()
         self.widths = dict(widths)
@@ -44,7 +44,7 @@ class Head(nn.Module):
         self.missing = None
 
     def learn_missing(self) -> None:
-        """Has a learnt vector stand in for the features of what is missing; zeros at first."""
+        """Makes a learnt vector, zeros at first, replace the features of missing modalities."""
         self.missing = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(width)) for name, width in self.widths.items()}
         )
@@ -54,14 +54,14 @@ class Head(nn.Module):
         features: Mapping[str, Float[Tensor, "n _"]],
         here: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> Logits:
-        """The logits of each sample, of the modalities that it has.
+        """The logits of each sample, from the modalities that it has.
 
         Args:
-            features: By modality; one that is left out is missing from the batch.
-            here: By modality, which samples have it; those it does not name are complete. What
-                stands in `features` for the others counts for nothing; their logits of that
-                modality are zeros, and so are all logits of a sample that has none. A head that
-                learns what stands in for them fuses that in their place.
+            features: Features by modality; one left out is missing from the batch.
+            here: By modality, which samples have it; modalities not named are complete. Entries of
+                `features` for the other samples are ignored. Their logits of that modality are
+                zeros, and so are all logits of a sample without any modality. A head with learnt
+                vectors fuses those instead.
         """
         if self.missing is not None:
             return self._filled_in(features, here or {}, self.missing)
@@ -77,7 +77,7 @@ class Head(nn.Module):
         here: Mapping[str, Bool[Tensor, " n"]],
         missing: nn.ParameterDict,
     ) -> Logits:
-        """The logits with the learnt vectors where a sample or the batch lacks a modality."""
+        """The logits with learnt vectors wherever a sample or the batch lacks a modality."""
         some = self.any_of(features)
         whole = {
             name: missing[name].to(some.dtype).expand(some.shape[0], -1) for name in self.widths
@@ -94,13 +94,13 @@ class Head(nn.Module):
 
     @abstractmethod
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """The logits of samples that have these modalities, and no other."""
+        """The logits of samples that have these modalities and no others."""
 
     @classmethod
     def on(
         cls, encoders: Mapping[str, nn.Module], widths: Mapping[str, int], num_classes: int
     ) -> "Head":
-        """The head for some encoders; one that reaches into them looks at what they are."""
+        """The head for some encoders; a head that reaches into encoders inspects them."""
         return cls(widths, num_classes)
 
     def encoded(
@@ -109,12 +109,12 @@ class Head(nn.Module):
         inputs: Mapping[str, Any],
         here: Mapping[str, Bool[Tensor, " n"]],
     ) -> dict[str, Float[Tensor, "n _"]]:
-        """The features of each modality that the batch holds.
+        """The features of each modality in the batch.
 
         Args:
-            encoders: By modality; each gives zeros for the samples that lack it.
-            inputs: By modality.
-            here: By modality, which samples have it, for a head in which encoders meet before.
+            encoders: Encoders by modality; each returns zeros for samples that lack it.
+            inputs: Inputs by modality.
+            here: By modality, which samples have it, for a head in which encoders meet earlier.
         """
         return {name: encoders[name](inputs[name]) for name in self.widths if name in inputs}
 
@@ -125,7 +125,7 @@ class Head(nn.Module):
         return {_FUSED: fused, **unimodal}
 
     def one_width(self) -> int:
-        """The width of all features, for a layer that every modality goes through.
+        """The common width of all features, for a layer shared by all modalities.
 
         Raises:
             ValueError: If the features are not equally wide.
@@ -146,10 +146,10 @@ class Head(nn.Module):
         )
 
     def any_of(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Float[Tensor, "n _"]:
-        """The features of one modality that is there.
+        """The features of any available modality.
 
         Raises:
-            ValueError: If none is.
+            ValueError: If there is none.
         """
         if not features:
             raise UserError(f"a batch holds none of the modalities {sorted(self.widths)}.")
@@ -158,7 +158,7 @@ class Head(nn.Module):
     def filled(
         self, features: Mapping[str, Float[Tensor, "n _"]]
     ) -> dict[str, Float[Tensor, "n _"]]:
-        """The features of all modalities in order; those that are missing are zeros."""
+        """The features of all modalities in order, with zeros for missing ones."""
         some = self.any_of(features)
         return {
             name: features[name] if name in features else some.new_zeros(some.shape[0], width)

@@ -17,7 +17,8 @@ class BoostedHead(Head):
 
     Attributes:
         network: The two layers.
-        boost_rate: The rate, 1 at the start; one number in a vector, as FSDP2 can shard no scalar.
+        boost_rate: The rate, 1 at the start; a vector of one number, since FSDP2 cannot shard
+            scalars.
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
@@ -35,6 +36,6 @@ class BoostedHead(Head):
         self.boost_rate = nn.Parameter(torch.ones(1))
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """Z = rate · Σ_m z_m, with z_m = g(f_m), over the modalities that are there."""
+        """Z = rate · Σ_m z_m, with z_m = g(f_m), over the available modalities."""
         unimodal = {name: self.network(value) for name, value in features.items()}
         return self.boost_rate * stacked(unimodal).sum(0), unimodal

@@ -1,4 +1,4 @@
-"""The head of unimodal models that are trained apart and predict together."""
+"""The head of unimodal models that are trained separately and predict together."""
 
 from collections.abc import Mapping
 
@@ -14,13 +14,13 @@ class CertaintyHead(Head):
 
     The layer on all features sends no gradient to the encoders. The prediction weighs the logits
     of all layers for each sample by how certain they are: w = softmax over the layers of
-    max softmax(z_k) (DI-MML, Fan et al., MM 2024). One further layer, which all modalities'
-    features go through in turn, takes no part in it: it is there to give them a space in common.
+    max softmax(z_k) (DI-MML, Fan et al., MM 2024). Another layer, shared by all modalities'
+    features, takes no part in the prediction: it gives them a common space.
 
     Attributes:
         heads: By modality, the layers of the unimodal logits.
         linear: The layer on all features.
-        shared: The layer in common.
+        shared: The shared layer.
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
@@ -35,7 +35,7 @@ class CertaintyHead(Head):
         self.shared = nn.Linear(self.one_width(), num_classes)
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """Z = Σ_k w_k z_k over the modalities that are there and the layer on all features."""
+        """Z = Σ_k w_k z_k over the available modalities and the layer on all features."""
         unimodal = {name: self.heads[name](value) for name, value in features.items()}
         logits = torch.stack([*stacked(unimodal), self.joined(features)])
         certainty = logits.detach().float().softmax(-1).amax(-1, keepdim=True)
@@ -45,13 +45,13 @@ class CertaintyHead(Head):
         """The logits of the layer on all features."""
         detached = {name: value.detach() for name, value in features.items()}
         joined = torch.cat(list(self.filled(detached).values()), dim=1)
-        # Asked for outside of autocast, it gets features of fewer bits than its weights have.
+        # Called outside autocast, it gets features of fewer bits than its weights have.
         logits: Tensor = self.linear(joined.to(self.linear.weight.dtype))
         return logits
 
     def aligned(
         self, features: Mapping[str, Float[Tensor, "n _"]]
     ) -> dict[str, Float[Tensor, "n c"]]:
-        """By modality, the logits of the layer in common."""
+        """The logits of the shared layer, by modality."""
         dtype = self.shared.weight.dtype  # as in `joined`
         return {name: self.shared(value.to(dtype)) for name, value in features.items()}

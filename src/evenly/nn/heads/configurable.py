@@ -1,4 +1,4 @@
-"""The head whose classifiers grow: layers that are switched on for a weak modality."""
+"""The head whose classifiers grow: layers that can be switched on for a weak modality."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -11,25 +11,25 @@ from evenly.errors import UserError
 from evenly.nn.heads.base import Head, Logits, stacked
 
 Parts = tuple[Float[Tensor, "n c"], Float[Tensor, "n c"] | None]
-"""A modality's logits without its newest added layer, and those of that layer, if there is one."""
+"""A modality's logits without its newest added layer, and that layer's own, if there is one."""
 
 
 class ConfigurableHead(Head):
-    """For each modality a layer of its own and some in reserve, and one output layer for all.
+    """One layer for each modality, more in reserve, and one output layer for all.
 
-    A modality's logits are the sum of what its layers give that are switched on; the prediction
-    is the mean over modalities (AUG, Jiang, Huang, Yang, NeurIPS 2025). All layers are made
-    beforehand, so that the optimiser owns those too that are switched on later; until then they
-    have no gradient. Layers are half as wide as the widest features; in the paper, 256 for 512.
+    A modality's logits are the sum over its active layers; the prediction is the mean over
+    modalities (AUG, Jiang, Huang, Yang, NeurIPS 2025). All layers are created at the start, so that
+    the optimiser also has those switched on later; until then they have no gradient. Layers are
+    half as wide as the widest features; in the paper, 256 for 512.
 
     Attributes:
-        depth: How many layers can be added to each modality: as often as the paper's training
-            looks whether to add one.
+        depth: Number of layers that can be added to each modality: as many as the checks in the
+            paper's training.
         first: By modality, the layer that is always on.
         extra: By modality, the layers in reserve.
         linear: The output layer, shared by all.
-        added: How many layers are switched on, in the order of the modalities: a buffer, so that
-            a checkpoint of the model holds it.
+        added: Number of added layers that are on, in the order of the modalities: a buffer, so that
+            a checkpoint of the model has it.
     """
 
     depth = 10
@@ -50,12 +50,13 @@ class ConfigurableHead(Head):
             }
         )
         self.register_buffer("added", torch.zeros(len(widths), dtype=torch.int64))
-        # The same numbers beside the device, as reading the buffer in each pass would wait for it.
+        # The same numbers on the CPU, since reading the buffer in each pass would wait for the
+        # device.
         self._active = dict.fromkeys(widths, 0)
         self.register_load_state_dict_post_hook(_note_added)
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """Z = mean of z_m over the modalities that are there."""
+        """Z = mean of z_m over the available modalities."""
         unimodal = {
             name: before if last is None else before + last
             for name, (before, last) in self.parts(features).items()
@@ -63,15 +64,15 @@ class ConfigurableHead(Head):
         return stacked(unimodal).mean(0), unimodal
 
     def parts(self, features: Mapping[str, Float[Tensor, "n _"]]) -> dict[str, Parts]:
-        """By modality, what its newest added layer gives and what all before it give."""
+        """By modality, the logits of all earlier layers and those of the newest added one."""
         return {name: self._parts(name, value) for name, value in features.items()}
 
     def active(self, name: str) -> int:
-        """How many layers were added to a modality."""
+        """The number of layers added to a modality."""
         return self._active[name]
 
     def add(self, name: str) -> None:
-        """Switches one more layer of a modality on.
+        """Switches on one more layer of a modality.
 
         Raises:
             ValueError: If there is none left.

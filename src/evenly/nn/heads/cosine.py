@@ -1,4 +1,4 @@
-"""The head of MMCosine: cosines between features and the weights of the classes."""
+"""The head of MMCosine: cosines between features and class weights."""
 
 import math
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ def cosines(features: Float[Tensor, "n d"], weight: Float[Tensor, "c d"]) -> Flo
 
 def _unit(x: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    # A row of zeros has no direction: it stays zeros, with a gradient that is no quotient by 0.
+    # A row of zeros has no direction: it stays zeros, and its gradient does not divide by 0.
     return x / torch.where(norm > 0, norm, 1.0)
 
 
 class CosineHead(Head):
     """Cosines of features and class weights, modality by modality; the fused logits are their sum.
 
-    Each modality counts by the angles of its features alone, not by the norms of features and
-    weights, in which the modality that is learnt faster runs ahead (MMCosine, Xu et al.,
-    ICASSP 2023, https://arxiv.org/abs/2303.05338).
+    Each modality counts only by the angles of its features, not by the norms of features and
+    weights, in which the faster modality gets ahead (MMCosine, Xu et al., ICASSP 2023,
+    https://arxiv.org/abs/2303.05338).
 
     Attributes:
         scale: s, which stretches the cosines to logits.
@@ -35,12 +35,12 @@ class CosineHead(Head):
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int, scale: float = 10.0) -> None:
-        """Makes the weights, drawn as a linear layer's.
+        """Makes the weights, initialised like a linear layer's.
 
         Args:
-            widths: By modality, the width of its features.
-            num_classes: How many classes to tell apart.
-            scale: s > 0; 10 by default, the paper tunes it from 5 to 20.
+            widths: Width of the features by modality.
+            num_classes: Number of classes.
+            scale: s > 0; 10 by default, while the paper tunes it from 5 to 20.
 
         Raises:
             ValueError: If the scale is not a positive number.
@@ -57,7 +57,7 @@ class CosineHead(Head):
         )
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """Z = Σ_m z_m, with z_m^c = s ⟨f_m / ‖f_m‖, W_m^c / ‖W_m^c‖⟩; a missing one adds 0."""
+        """Z = Σ_m z_m, with z_m^c = s ⟨f_m / ‖f_m‖, W_m^c / ‖W_m^c‖⟩; a missing modality adds 0."""
         unimodal = {
             name: self.scale * cosines(value, self.weights[name])
             for name, value in features.items()

@@ -1,4 +1,4 @@
-"""The head of joint training with a way back from prediction to features."""
+"""The head of joint training with a decoder from prediction to features."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ class DecodingHead(ConcatHead):
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
-        """Makes the layers; the fused one first, so that it starts as `ConcatHead`'s does."""
+        """Makes the layers; the fused one first, so that it starts like `ConcatHead`'s."""
         super().__init__(widths, num_classes)
         hidden = max(widths.values())
         self.decoder = nn.Sequential(
@@ -29,8 +29,8 @@ class DecodingHead(ConcatHead):
         )
 
     def decode(self, logits: Float[Tensor, "n c"]) -> dict[str, Float[Tensor, "n _"]]:
-        """The features of each modality that the logits tell of."""
-        # Asked for outside of autocast, it gets logits of fewer bits than its weights have.
+        """The features of each modality, decoded from the logits."""
+        # Called outside autocast, it gets logits of fewer bits than its weights have.
         logits = logits.to(next(self.decoder.parameters()).dtype)
         parts = self.decoder(logits).split(list(self.widths.values()), dim=1)
         return dict(zip(self.widths, parts, strict=True))

@@ -14,7 +14,7 @@ class EnergyHead(LateHead):
     """A linear layer on each modality's features, fused by their confidence.
 
     The confidence of a modality in a sample is its negative free energy, w_m = log Σ_c exp(z_mc)
-    / 10: of out-of-distribution and noisy inputs it is small (QMF, Zhang et al., ICML 2023).
+    / 10: it is small for out-of-distribution and noisy inputs (QMF, Zhang et al., ICML 2023).
     Gradients flow through it.
     """
 

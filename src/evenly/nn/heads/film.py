@@ -12,11 +12,11 @@ class FiLMHead(AblatingHead):
     """The last modality's features, scaled and shifted by each of the others.
 
     x ← γ_m(f_m) ⊙ x + β_m(f_m) for m = 1 .. M - 1, beginning with x = f_M; for two modalities it is
-    the FiLM fusion of OGM-GE's released code, in which the sound modulates the pictures.
+    the FiLM fusion of OGM-GE's released code, in which sound modulates pictures.
 
     Attributes:
-        last: The modality that is modulated.
-        modulations: By modality but the last, the layer of γ and β.
+        last: The modulated modality.
+        modulations: The layers of γ and β, for each modality but the last.
         linear: From the modulated features to logits.
     """
 

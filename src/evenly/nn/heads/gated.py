@@ -13,7 +13,7 @@ class GatedHead(AblatingHead):
     """Hidden features of each modality, mixed by gates that see all of them.
 
     h = Σ_m g_m ⊙ tanh(W_m f_m), where g is the softmax over modalities of U_m [f_1 .. f_M], by
-    component; for two modalities it is the paper's g and 1 - g.
+    component; for two modalities these are the paper's g and 1 - g.
 
     Attributes:
         hidden: By modality, the layers W_m.

@@ -21,7 +21,7 @@ class LateHead(Head):
         self.heads = self.unimodal_heads()
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:
-        """Z = mean of z_m over the modalities that are there."""
+        """Z = mean of z_m over the available modalities."""
         unimodal = {name: self.heads[name](features[name]) for name in features}
         return self.combined(unimodal), unimodal
 

@@ -10,14 +10,14 @@ from evenly.nn.heads.ablating import AblatingHead
 
 
 class LowRankHead(AblatingHead):
-    """All products between modalities, by a weight tensor that is a sum of few outer products.
+    """All products between modalities, with a weight tensor that is a sum of few outer products.
 
-    Z = Σ_r w_r ⊙_m (W_m,r [f_m, 1]) + b: with the 1, products of fewer modalities are among them,
-    and so is each modality by itself.
+    Z = Σ_r w_r ⊙_m (W_m,r [f_m, 1]) + b. The 1 adds products of fewer modalities, and each modality
+    alone.
 
     Attributes:
         factors: By modality, the layer of all W_m,r.
-        weight: (r) of the terms.
+        weight: (r) weights of the terms.
         bias: (c) b.
     """
 
@@ -25,9 +25,9 @@ class LowRankHead(AblatingHead):
         """Makes the factors.
 
         Args:
-            widths: By modality, the width of its features.
-            num_classes: How many classes to tell apart.
-            rank: Of the weight tensor; 4 as in the released code.
+            widths: Width of the features by modality.
+            num_classes: Number of classes.
+            rank: Rank of the weight tensor; 4 as in the released code.
         """
         super().__init__(widths, num_classes)
         self.rank = rank

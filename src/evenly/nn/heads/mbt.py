@@ -14,11 +14,11 @@ from evenly.nn.tokens import Tokens, layer_of
 class BottleneckHead(MeetingHead, LateHead):
     """Transformer layers for each modality, which meet in bottleneck tokens; late logits.
 
-    In each layer every modality's tokens attend to themselves and to the bottlenecks z,
+    In each layer, every modality's tokens attend to themselves and to the bottlenecks z,
 
-        [x_m, z_m] = layer_m [x_m, z],   z = mean of z_m over the modalities that are there,
+        [x_m, z_m] = layer_m [x_m, z],   z = mean of z_m over the available modalities,
 
-    so that what passes between modalities passes through z. A modality's features are its class
+    so that modalities exchange information only through z. A modality's features are its class
     token after the last layer; the logits are the mean of a linear layer's on each.
 
     Attributes:
@@ -39,9 +39,9 @@ class BottleneckHead(MeetingHead, LateHead):
         """Makes the layers.
 
         Args:
-            widths: By modality, the width of its tokens: one for all.
-            num_classes: How many classes to tell apart.
-            depth: Layers with fusion; between modalities nothing passes before the second.
+            widths: Width of the tokens by modality, the same for all.
+            num_classes: Number of classes.
+            depth: Layers with fusion; modalities exchange nothing before the second.
             bottlenecks: b; 4 as in the paper.
         """
         super().__init__(widths, num_classes)

@@ -14,15 +14,14 @@ from evenly.nn.mmtm import MMTM, blocks_of
 
 
 class MMTMHead(LateHead):
-    """Features rescaled by a cross-modal block, a linear layer on each; the logits' mean fuses.
+    """Features rescaled by a cross-modal block, with a linear layer on each and averaged logits.
 
-    A modality's logits are of its own features only, but their scale is set by all modalities:
-    z_m = V_m (g_m(f_1 .. f_M) ⊙ f_m) + b_m (Wu et al., ICML 2022).
+    A modality's logits come from its own features only, but all modalities set their scale: z_m =
+    V_m (g_m(f_1 .. f_M) ⊙ f_m) + b_m (Wu et al., ICML 2022).
 
-    Where all encoders are `Staged` (as those of `evenly.nn`), there are blocks between their
-    stages, too: the encoders run in lockstep, and meet at their last stops; an encoder with more
-    stops than another passes the first ones alone. A modality's features then depend on the
-    others' inputs.
+    If all encoders are `Staged` (like those of `evenly.nn`), there are blocks between their stages,
+    too: the encoders run in lockstep, and meet at their last stops. An encoder with more stops than
+    another passes the first ones alone. A modality's features then depend on the others' inputs.
 
     Attributes:
         heads: By modality, the layers.
@@ -41,10 +40,10 @@ class MMTMHead(LateHead):
         """Makes blocks and layers.
 
         Args:
-            widths: By modality, the width of its features.
-            num_classes: How many classes to tell apart.
+            widths: Width of the features by modality.
+            num_classes: Number of classes.
             ratio: See `evenly.nn.MMTM`.
-            stages: By modality, the channels at the stops of its encoder; none by default.
+            stages: Channels at the stops of each encoder, by modality; none by default.
         """
         super().__init__(widths, num_classes)
         self.block = MMTM(widths, ratio)
@@ -79,7 +78,7 @@ class MMTMHead(LateHead):
         inputs: Mapping[str, Any],
         here: Mapping[str, Bool[Tensor, " n"]],
     ) -> dict[str, Float[Tensor, "n _"]]:
-        """The features of each modality that the batch holds, encoded in lockstep."""
+        """The features of each modality in the batch, encoded in lockstep."""
         if not self.inner:
             return super().encoded(encoders, inputs, here)
         runs: dict[str, Stages] = {}
@@ -101,6 +100,6 @@ class MMTMHead(LateHead):
         features: Mapping[str, Float[Tensor, "n _"]],
         here: Mapping[str, Bool[Tensor, " n"]] | None = None,
     ) -> Logits:
-        """Z = mean of z_m over the modalities that are there."""
-        # All samples pass the block together, which notes what its gates were.
+        """Z = mean of z_m over the available modalities."""
+        # All samples pass the block together, since it records its gates.
         return super().forward(self.block(features, here), here)

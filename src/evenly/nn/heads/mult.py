@@ -12,17 +12,17 @@ from evenly.nn.tokens import Tokens, heads_of, layer_of
 
 
 class CrossModalHead(MeetingHead, ConcatHead):
-    """Each modality's tokens attend to every other's; then to themselves; one layer on all.
+    """Each modality's tokens attend to every other's, then to themselves; one layer on all.
 
     For modality m and each other o, layers of cross-attention take queries from m and keys and
-    values from o; what they give for all o stands side by side, and goes through a layer of
-    self-attention. Its class token is the modality's features, (M - 1) times as wide as its
-    tokens. A linear layer on the concatenated features gives logits, by slice those of each
-    modality.
+    values from o. Their outputs for all o are concatenated and go through a layer of
+    self-attention. Its class token becomes the modality's features, (M - 1) times as wide as its
+    tokens. A linear layer on the concatenated features gives the logits, and its slices those of
+    each modality.
 
     Attributes:
-        across: By modality and other modality, 'm<o', the cross-attention.
-        within: By modality, the layer of self-attention.
+        across: The cross-attention, by modality and other modality, 'm<o'.
+        within: The layer of self-attention, by modality.
     """
 
     called = "mult"
@@ -31,8 +31,8 @@ class CrossModalHead(MeetingHead, ConcatHead):
         """Makes the layers.
 
         Args:
-            widths: By modality, the width of its tokens: one for all.
-            num_classes: How many classes to tell apart.
+            widths: Width of the tokens by modality, the same for all.
+            num_classes: Number of classes.
             depth: Layers of cross-attention.
         """
         others = max(len(widths) - 1, 1)
@@ -67,7 +67,7 @@ class CrossModalHead(MeetingHead, ConcatHead):
                 parts.append(own.steps)
         together = torch.cat(parts or [own.steps], dim=2)
         blank = ~own.there
-        blank[:, 0] = False  # of a text without tokens, nothing else would be left
+        blank[:, 0] = False  # else nothing would be left of a text without tokens
         after: Tensor = self.within[name](together, src_key_padding_mask=blank)
         return after[:, 0]
 
@@ -78,7 +78,7 @@ class _Cross(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.norm_other = nn.LayerNorm(width), nn.LayerNorm(width)
-        # The zero that is attended to as well stands in where a text has no tokens.
+        # An extra zero to attend to serves texts without tokens.
         self.attention = nn.MultiheadAttention(
             width, heads_of(width), batch_first=True, add_zero_attn=True
         )

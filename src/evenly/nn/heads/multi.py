@@ -10,7 +10,7 @@ from evenly.nn.heads.base import Head, Logits
 
 
 class MultiHead(Head):
-    """A linear layer on the concatenated features, and one of its own on each modality's.
+    """A linear layer on the concatenated features, and one on each modality's.
 
     Attributes:
         linear: The layer of the fused logits.
@@ -18,7 +18,7 @@ class MultiHead(Head):
     """
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
-        """Makes the layers; the fused one first, so that it starts as `ConcatHead`'s does."""
+        """Makes the layers; the fused one first, so that it starts like `ConcatHead`'s."""
         super().__init__(widths, num_classes)
         self.linear = nn.Linear(sum(widths.values()), num_classes)
         self.heads = self.unimodal_heads()

@@ -12,11 +12,11 @@ from evenly.nn.heads.ablating import AblatingHead
 class RollingHead(AblatingHead):
     """One attention of a class token to itself and to a token for each modality.
 
-    h = Σ_t softmax_t(q · k_t / √w) v_t, with q = R (W_q c + b_q) of the class token c, and the
-    logits are two linear layers of h. Nothing goes past the attention (no residual), so that what
-    the prediction sees of a modality is what the query lets in. R is a rotation, at first the
-    identity, that a method may `turn` (RollingQ, Ni et al., ICML 2025). A modality that is missing
-    has no token.
+    h = Σ_t softmax_t(q · k_t / √w) v_t, with q = R (W_q c + b_q) for the class token c, and two
+    linear layers turn h into logits. Nothing bypasses the attention (no residual), so the
+    prediction sees of a modality only what the query lets in. R is a rotation, at first the
+    identity, that a method may `turn` (RollingQ, Ni et al., ICML 2025). A missing modality has no
+    token.
 
     Attributes:
         tokens: By modality, the layer that makes its token.
@@ -26,7 +26,7 @@ class RollingHead(AblatingHead):
         to_value: From tokens to values.
         out: From what is seen to the class token's new value.
         linear: From that to logits.
-        rotation: R: a buffer, so that a checkpoint of the model holds it.
+        rotation: R: a buffer, so that a checkpoint of the model has it.
     """
 
     rotation: Float[Tensor, "w w"]
@@ -65,11 +65,11 @@ class RollingHead(AblatingHead):
 
     @torch.no_grad()
     def turn(self, rotation: Float[Tensor, "w w"]) -> None:
-        """Rotates the query as it is now further."""
+        """Rotates the current query further."""
         self.rotation.copy_(rotation.double() @ self.rotation.double())
 
     def _tokens(
         self, features: Mapping[str, Float[Tensor, "n _"]]
     ) -> dict[str, Float[Tensor, "n w"]]:
-        # Asked for outside of autocast, it gets features of fewer bits than its weights have.
+        # Called outside autocast, it gets features of fewer bits than its weights have.
         return {name: self.tokens[name](x.to(self.start.dtype)) for name, x in features.items()}

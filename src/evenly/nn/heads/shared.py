@@ -9,11 +9,11 @@ from evenly.nn.heads.base import Head, Logits, stacked
 
 
 class SharedHead(Head):
-    """One linear layer that every modality's features go through in turn.
+    """One linear layer that all modalities' features share.
 
-    The fused logits are the modalities' own, weighted for each sample by how certain they are:
-    w = softmax over modalities of -H_m, with H_m the entropy of softmax(z_m) (MLA, Zhang et al.,
-    CVPR 2024).
+    The fused logits are the modalities' own, weighted for each sample by how certain they are: w =
+    softmax over modalities of -H_m, with H_m the entropy of softmax(z_m) (MLA, Zhang et al., CVPR
+    2024).
 
     Attributes:
         linear: The layer.

@@ -13,5 +13,5 @@ class SumHead(LateHead):
     """A linear layer on each modality's features; the fused logits are the sum of theirs."""
 
     def combined(self, unimodal: Mapping[str, Float[Tensor, "n c"]]) -> Float[Tensor, "n c"]:
-        """Z = Σ_m z_m over the modalities that are there."""
+        """Z = Σ_m z_m over the available modalities."""
         return stacked(unimodal).sum(0)

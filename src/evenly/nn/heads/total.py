@@ -13,7 +13,7 @@ from evenly.nn.heads.multi import MultiHead
 class TotalHead(MultiHead):
     """A linear layer on the concatenated features, and one on each modality's; their sum predicts.
 
-    It is in single precision at least, so that the fused layer's own logits can be had from it.
+    The sum has at least single precision, so that the fused layer's own logits can be recovered.
     """
 
     def logits(self, features: Mapping[str, Float[Tensor, "n _"]]) -> Logits:

@@ -174,7 +174,7 @@ SETS: dict[str, Official] = {
         build=av_mnist,
     ),
 }
-"""By the name under which `evenly prepare` knows them."""
+"""Data sets by their name in `evenly prepare`."""
 
 __all__ = [
     "SETS",

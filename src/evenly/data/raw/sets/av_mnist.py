@@ -21,21 +21,21 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 VALIDATION = 5_000
-"""The last of MNIST's training images, as in the field's split of 55,000 / 5,000 / 10,000."""
+"""Validation images, MNIST's last training images, as in the split 55,000 / 5,000 / 10,000."""
 
 
 def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
     """Each image of MNIST with a recording of the same digit, drawn at random.
 
     The images are MNIST's idx files (compressed or not), the recordings those of the Free Spoken
-    Digit Dataset, `recordings/DIGIT_SPEAKER_NUMBER.wav`. No recording is in two parts: numbers 0
-    to 4 are its official test part, 5 to 9 go to validation and the others to training. (The
-    paper took its recordings from TIDIGITS, which is not free, and added noise.)
+    Digit Dataset, `recordings/DIGIT_SPEAKER_NUMBER.wav`. No recording is in two splits: numbers 0
+    to 4 are its official test split, 5 to 9 go to validation and the others to training. (The paper
+    took its recordings from TIDIGITS, which is not free, and added noise.)
 
     Args:
         folder: Where the idx files and `recordings` are.
-        seconds: Of sound.
-        seed: Of the pairs.
+        seconds: Length of the sound.
+        seed: Seed of the pairs.
     """
     recordings, others = _recordings(folder / "recordings")
     generator = np.random.default_rng(seed)
@@ -73,11 +73,11 @@ def av_mnist(folder: Path, seconds: float = 0.5, seed: int = 0) -> Source:
 
 
 NUMBERS = {"train": range(10, 50), "val": range(5, 10), "test": range(5)}
-"""Numbers of the recordings in each part."""
+"""Numbers of the recordings in each split."""
 
 
 def _recordings(folder: Path) -> tuple[defaultdict[tuple[str, int], list[Path]], list[Path]]:
-    """By split and digit, and the files that are called otherwise."""
+    """The recordings by split and digit, and misnamed files."""
     found: defaultdict[tuple[str, int], list[Path]] = defaultdict(list)
     others = []
     for path in sorted(folder.glob("*")):
@@ -91,7 +91,7 @@ def _recordings(folder: Path) -> tuple[defaultdict[tuple[str, int], list[Path]],
 
 
 def _path(folder: Path, name: str) -> Path:
-    """A file as it is, or compressed."""
+    """The file as named, or compressed."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise UserFileNotFoundError(f"{folder}: holds neither {name} nor {name}.gz.")

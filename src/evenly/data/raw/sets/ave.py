@@ -1,8 +1,8 @@
 """AVE: 28 events that are seen and heard (Tian et al., ECCV 2018).
 
-The layout is that of the authors' AVE_Dataset.zip, by its ReadMe.txt, by Annotations.txt of
-https://github.com/YapengTian/AVE-ECCV18, and by public loaders, which read the three lists of the
-split in the form of Annotations.txt. The archive itself was not at hand.
+The layout is that of the authors' AVE_Dataset.zip, according to its ReadMe.txt, to Annotations.txt
+of https://github.com/YapengTian/AVE-ECCV18, and to public loaders, which read the three lists of
+the split in the form of Annotations.txt. The archive itself was not available.
 """
 
 from collections.abc import Iterator
@@ -35,8 +35,8 @@ class Event(NamedTuple):
     """A line of the lists.
 
     Attributes:
-        split: That it belongs to.
-        category: What is seen and heard.
+        split: Its split.
+        category: The event that is seen and heard.
         video: The address of the video.
         seconds: When it begins and ends, as `0-10`.
     """
@@ -56,17 +56,17 @@ def ave(
 ) -> Source:
     """The 4,143 events of the official split (3,339 / 402 / 402), each with its whole clip.
 
-    `trainSet.txt`, `valSet.txt` and `testSet.txt` hold a line for each event, as
-    `Church bell&RUhOCu3LNXM&good&0&10`; the clips are `AVE/RUhOCu3LNXM.mp4`, ten seconds each. A
-    clip with several events is there once for each of them. When an event begins and ends is not
-    used, as is usual where AVE is classified.
+    `trainSet.txt`, `valSet.txt` and `testSet.txt` hold a line for each event, such as `Church
+    bell&RUhOCu3LNXM&good&0&10`; the clips are `AVE/RUhOCu3LNXM.mp4`, ten seconds each. A clip with
+    several events occurs once for each. The start and end of events are not used, as usual in AVE
+    classification.
 
     Args:
         folder: Where the lists and the folder `AVE` are.
         front: Front end of the sound: fbank and mel at 16 kHz, stft at 22,050 Hz.
-        seconds: Of sound.
-        frames: Of the video.
-        size: Of the frames.
+        seconds: Length of the sound.
+        frames: Number of video frames.
+        size: Size of the frames.
     """
     opened = [needed(folder, name) for name in LISTS]
     events = [event for path in opened for event in _events(path)]

@@ -1,4 +1,4 @@
-"""Clips of YouTube videos that lists name; many are gone from the web."""
+"""Clips of YouTube videos named in lists; many are gone from the web."""
 
 import re
 from collections import Counter
@@ -23,10 +23,10 @@ class Clip(NamedTuple):
     """A line of the lists.
 
     Attributes:
-        split: That it belongs to.
+        split: Its split.
         label: Its class.
         video: The eleven characters of the video's address.
-        start: The second of it at which the clip begins.
+        start: The second of the video at which the clip begins.
     """
 
     split: SplitName
@@ -36,10 +36,10 @@ class Clip(NamedTuple):
 
 
 def with_validation(clips: Sequence[Clip]) -> list[Clip]:
-    """The same, a stratified part of the training clips in the validation split (seed 0).
+    """The clips, with a stratified part of the training clips as the validation split (seed 0).
 
-    It is drawn from all that are listed, so that a clip stays in its split whatever others there
-    are; those of one video stay together, and the first counts.
+    It is drawn from all listed clips, so that a clip's split does not depend on which others exist.
+    Clips of one video stay together, and the first decides.
     """
     label: dict[str, int] = {}
     for clip in clips:
@@ -64,19 +64,20 @@ def source_of_clips(
     by_video: bool,
     opened: Sequence[Path] = (),
 ) -> Source:
-    """The clips that are in a folder, however deep; those that are not are counted.
+    """The clips in a folder, at any depth; missing ones are counted.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         folder: Where the clips are.
         wanted: The lists.
-        classes: Names by class number; those without any clip are left out.
-        readers: By modality, each of which is read from the clip.
-        by_video: Whether a file whose name has no second is the video's only clip; else it is none.
+        classes: Names by class number; classes without any clip are left out.
+        readers: Readers by modality, all reading from the clip.
+        by_video: Whether a file without a second in its name is the video's only clip; otherwise it
+            is ignored.
         opened: Files that the lists were read from.
 
     Raises:
-        ValueError: If there is none of the clips.
+        ValueError: If none of the clips exists.
     """
     there, others = _files(folder, by_video=by_video)
     found: dict[Clip, Path] = {}
@@ -90,7 +91,7 @@ def source_of_clips(
             f"{folder}: holds none of the {len(wanted):,} clips{other}. Name them such as "
             f"{wanted[0].video}_{wanted[0].start:06d}.mp4."
         )
-    labels = sorted({clip.label for clip in found})  # all, but for a part of the data
+    labels = sorted({clip.label for clip in found})  # all of them, unless the data are partial
     samples = [
         Sample(path.stem, labels.index(clip.label), clip.split, dict.fromkeys(readers, path))
         for clip, path in found.items()
@@ -108,9 +109,9 @@ def source_of_clips(
 def _files(
     folder: Path, *, by_video: bool
 ) -> tuple[dict[tuple[str, int | None], Path], list[Path]]:
-    """By video and by the second at which they begin (None where the name does not say).
+    """Files by video and by the second at which they begin (None if the name does not say).
 
-    Also the videos whose names are of another form.
+    Also the videos with other forms of names.
     """
     found: dict[tuple[str, int | None], Path] = {}
     others = []
@@ -127,7 +128,7 @@ def _files(
 def _missing(
     folder: Path, wanted: Sequence[Clip], found: Mapping[Clip, Path], classes: Sequence[str]
 ) -> list[str]:
-    """Notes on the clips and classes that are not there."""
+    """Notes on missing clips and classes."""
     if len(found) == len(wanted):
         return []
     lost = Counter(clip.split for clip in wanted if clip not in found)

@@ -1,4 +1,4 @@
-"""CREMA-D: actors who say twelve sentences in six emotions (Cao et al., 2014)."""
+"""CREMA-D: actors saying twelve sentences in six emotions (Cao et al., 2014)."""
 
 import random
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ def cremad(
     Args:
         folder: Where the two folders are.
         split: `paper`, the split of D&R's released code (5,954 / 744 / 744), in which every actor
-            is in every part; or `actors`, by which no actor is in two: 63 / 14 / 14 of the 91.
+            is in every split; or `actors`, in which no actor is in two: 63 / 14 / 14 of the 91.
         front: Front end of the sound: fbank and mel at 16 kHz, stft at 22,050 Hz.
-        seconds: Of sound.
-        frames: Of the video.
-        size: Of the frames.
+        seconds: Length of the sound.
+        frames: Number of video frames.
+        size: Size of the frames.
     """
     clips = list(_clips())
     if split == "actors":
@@ -61,7 +61,7 @@ def cremad(
 
 
 def _clips() -> Iterator[tuple[str, SplitName]]:
-    """Names of the clips with their part of the paper's split; a line holds those of an actor."""
+    """Names of the clips with their part of the paper's split; each line has those of one actor."""
     parts: dict[str, SplitName] = {"": "train", "val": "val", "test": "test"}
     for line in listed("cremad.txt"):
         actor, *rest = line.split()

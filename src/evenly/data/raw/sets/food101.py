@@ -1,8 +1,8 @@
-"""UPMC Food-101: 101 dishes, a picture and a text of the web (Wang et al., ICMEW 2015).
+"""UPMC Food-101: 101 dishes, each with a picture and text from the web (Wang et al., ICMEW 2015).
 
-The layout is that of https://www.kaggle.com/datasets/gianmarco96/upmcfood101, by public loaders
-of it; the authors' own page has held other versions. The files, their licence and a statement of
-the counts by the authors were not at hand.
+The layout is that of https://www.kaggle.com/datasets/gianmarco96/upmcfood101, according to public
+loaders; the authors' own page has had other versions. The files, their licence and the authors'
+counts were not available.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ def food101(
     """The pictures and titles of the official split (67,988 / 22,716).
 
     `texts/train_titles.csv` and `texts/test_titles.csv` hold a line for each sample, without a
-    head: the picture's file, the title of the page on which it was found, and the class. Pictures
-    are `images/train/CLASS/FILE`, and likewise of the test split. A stratified 15 % of the training
-    samples are the validation split (seed 0); the lists have none.
+    header: the picture's file, the title of its web page, and the class. Pictures are
+    `images/train/CLASS/FILE`, and likewise for the test split. The lists have no validation split:
+    it is a stratified 15 % of the training samples (seed 0).
 
     The pages were found by searching for the class, so most titles name it: a note says how many.
 
     Args:
         folder: Where `images` and `texts` are.
-        size: Of the pictures.
-        tokenizer: Of Transformers, by folder or name; without, words are numbered by the training
-            titles.
+        size: Size of the pictures.
+        tokenizer: A Transformers tokenizer, by folder or name; without one, words are numbered by
+            the training titles.
         length: Tokens after which a title is cut off.
     """
     opened = [needed(folder, f"texts/{part}_titles.csv") for part in LISTS]
@@ -74,7 +74,7 @@ def food101(
 
 
 def _naming(titles: Sequence[tuple[str, str]]) -> list[str]:
-    """A note on the titles that name their class; none if none does."""
+    """A note on titles that name their class, if any do."""
     count = sum(kind.replace("_", " ").lower() in title.lower() for title, kind in titles)
     if not count:
         return []

@@ -1,8 +1,8 @@
 """MM-IMDb: posters and plots of movies, with their genres (Arevalo et al., ICLR workshop 2017).
 
-The layout is that of mmimdb.tar.gz as https://github.com/johnarevalo/gmu-mmimdb and
-https://github.com/facebookresearch/mmbt read it; the archive itself was not at hand. Which genres
-are the paper's 23 is known by the four that others leave out.
+The layout is that of mmimdb.tar.gz, as read by https://github.com/johnarevalo/gmu-mmimdb and
+https://github.com/facebookresearch/mmbt; the archive itself was not available. The paper's 23
+genres are inferred from the four that others leave out.
 """
 
 import json
@@ -30,15 +30,15 @@ def mm_imdb(
 ) -> Source:
     """The 25,959 movies of the official split (15,552 / 2,608 / 7,799), each with several genres.
 
-    `split.json` holds the movies of `train`, `dev` and `test`; `dataset/ID.json` holds the plots of
-    one, of which the longest is taken, and its genres; `dataset/ID.jpeg` is its poster. Of 23
-    genres each is a label; rarer ones are not predicted.
+    `split.json` holds the movies of `train`, `dev` and `test`; `dataset/ID.json` holds a movie's
+    plots, of which the longest is used, and its genres; `dataset/ID.jpeg` is its poster. Each of 23
+    genres is a label; rarer ones are not predicted.
 
     Args:
         folder: Where `split.json` and the folder `dataset` are.
-        size: Of the posters.
-        tokenizer: Of Transformers, by folder or name; without, words are numbered by the training
-            plots.
+        size: Size of the posters.
+        tokenizer: A Transformers tokenizer, by folder or name; without one, words are numbered by
+            the training plots.
         length: Tokens after which a plot is cut off.
     """
     path = needed(folder, "split.json")

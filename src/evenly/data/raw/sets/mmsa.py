@@ -1,8 +1,8 @@
 """Features and scores of opinions in MMSA's pickles: CMU-MOSI, CMU-MOSEI and CH-SIMS.
 
-The layout is what https://github.com/thuiar/MMSA reads (src/MMSA/data_loader.py) and what others
-print of the files, which were not at hand. Whether the ones of `text_bert`'s mask come first, and
-where aligned files have their padding, could not be verified.
+The layout follows what https://github.com/thuiar/MMSA reads (src/MMSA/data_loader.py) and what
+others print of the files, which were not available. Whether the ones of `text_bert`'s mask come
+first, and where aligned files have their padding, could not be verified.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,18 +24,18 @@ CLASSES = {
     2: ["negative", "non-negative"],
     7: ["-3", "-2", "-1", "0", "1", "2", "3"],
 }
-"""Of CMU-MOSI's and CMU-MOSEI's scores, from -3 to 3."""
+"""Classes of CMU-MOSI's and CMU-MOSEI's scores, from -3 to 3."""
 SIMS_CLASSES = {
     2: ["non-positive", "positive"],
     3: ["negative", "neutral", "positive"],
     5: ["negative", "weakly negative", "neutral", "weakly positive", "positive"],
 }
-"""Of CH-SIMS's scores, from -1 to 1."""
+"""Classes of CH-SIMS's scores, from -1 to 1."""
 BOUNDS = {2: [0.0], 3: [-0.1, 0.1], 5: [-0.7, -0.1, 0.1, 0.7]}
-"""Scores at which a class of CH-SIMS ends, which MMSA's metrics count to the lower one."""
+"""Upper ends of CH-SIMS's classes; as in MMSA's metrics, they belong to the lower class."""
 SPLITS: dict[str, SplitName] = {"train": "train", "valid": "val", "test": "test"}
 MODALITIES = {"text": "text", "audio": "audio", "video": "vision"}
-"""By our names, theirs."""
+"""Their names by ours."""
 FORM = (
     "MMSA's pickles hold train, valid and test, and each of these id, text, audio, vision and "
     "{scores}, with a row for each segment."
@@ -58,16 +58,16 @@ def mosei(
 
     `unaligned_50.pkl` holds the features of each modality at its own pace, `aligned_50.pkl` one
     step for each word: BERT's features of the text, COVAREP's of the sound and Facet's or
-    OpenFace's of the face. Padding is cut off: of the text by the mask of `text_bert`, of sound
-    and video by `audio_lengths` and `vision_lengths`; without those sequences stay as they are.
-    Nothing but plain arrays is read out of a pickle.
+    OpenFace's of the face. Padding is cut off: of text by the mask of `text_bert`, of sound and
+    video by `audio_lengths` and `vision_lengths`; without those, sequences stay as they are. Only
+    plain arrays are read from a pickle.
 
     Args:
         folder: Where the pickle is.
         aligned: Which of the two files.
         task: classes, or number: the score itself, from -3 to 3, to regress on.
-        classes: 2, negative (score below 0) or not, as MMSA's accuracy with zeros; or 7, the score
-            rounded.
+        classes: 2, negative (score below 0) or not, as in MMSA's accuracy with zeros; or 7, the
+            rounded score.
     """
     path = needed(folder, f"{'' if aligned else 'un'}aligned_50.pkl")
     return _source("mosei", path, sentiment(task, classes), 22_856)
@@ -81,15 +81,15 @@ def sims(
 ) -> Source:
     """The 2,281 segments of CH-SIMS (1,368 / 456 / 457), as MMSA distributes them.
 
-    `unaligned_39.pkl` is laid out as CMU-MOSEI's pickle, and also holds what people thought who
-    were given the text, the sound or the video alone.
+    `unaligned_39.pkl` has the layout of CMU-MOSEI's pickle, and also holds the ratings of people
+    who were given the text, the sound or the video alone.
 
     Args:
         folder: Where the pickle is.
-        labels: M, of who had all modalities, or T, A or V, of who had the text, the sound or the
-            video alone.
+        labels: M, the ratings from all modalities, or T, A or V, those from the text, the sound or
+            the video alone.
         task: classes, or number: the score itself, from -1 to 1, to regress on.
-        classes: 2, positive (score above 0) or not; 3, with neutral; or 5, also weak or not, as
+        classes: 2, positive (score above 0) or not; 3, with neutral; or 5, also weak or not, as in
             MMSA's accuracies.
     """
     path = needed(folder, "unaligned_39.pkl")
@@ -103,7 +103,7 @@ def sims(
 
 
 def sentiment(task: Scored, classes: int) -> tuple[Label, Task]:
-    """What becomes of a score of CMU-MOSI or CMU-MOSEI, and what is to be predicted."""
+    """The conversion of a CMU-MOSI or CMU-MOSEI score, and the task."""
     if task == "number":
         return _itself, Numbers(SCORE, scale="sentiment")
     return partial(_class, classes=classes), Classes(CLASSES[classes])
@@ -122,12 +122,12 @@ def _sims_class(score: float, classes: int) -> int:
 
 
 def of_pickle(path: Path, label: Label, scores: str = "regression_labels") -> Found:
-    """What one of MMSA's pickles holds.
+    """The content of one of MMSA's pickles.
 
     Args:
-        path: Of the pickle.
-        label: What becomes of a score.
-        scores: Which of the scores.
+        path: Path of the pickle.
+        label: Conversion of a score.
+        scores: Which of the scores to use.
 
     Raises:
         ValueError: If it holds something else.
@@ -138,7 +138,7 @@ def of_pickle(path: Path, label: Label, scores: str = "regression_labels") -> Fo
     for key, split in SPLITS.items():
         try:
             samples += _segments(content[key], split, label, scores)
-            content[key] = None  # of gigabytes of padding
+            content[key] = None  # frees gigabytes of padding
         except KeyError as error:
             raise UserError(f"{path}: there is no {error} in it. {form}") from error
         except (IndexError, TypeError, ValueError) as error:
@@ -174,7 +174,7 @@ def _segments(part: Any, split: SplitName, label: Label, scores: str) -> list[Sa
 
 
 def _length(part: Mapping[str, Any], name: str, n: int, longest: int) -> int:
-    """Time steps that are not padding; one is left of a sequence that is all padding."""
+    """Time steps that are not padding; at least one, even if a sequence is all padding."""
     if name == "text" and "text_bert" in part:
         length = int(np.asarray(part["text_bert"][n])[1].sum())  # rows: ids, mask, segments
     else:

@@ -31,7 +31,7 @@ class Segment:
     """A stretch of a video in a computational sequence of the CMU-MultimodalSDK.
 
     Attributes:
-        path: Of the `.csd` file.
+        path: Path of the `.csd` file.
         video: Name of the video.
         start: In seconds.
         end: In seconds.
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Steps:
-    """The features of a segment: the steps whose middle lies in it."""
+    """The features of a segment: the steps whose midpoint is in it."""
 
     units: str = ""
     kind: ClassVar[Kind] = "sequence"
@@ -73,15 +73,15 @@ class Steps:
 def mosi(folder: Path, task: Scored = "classes", classes: Literal[2, 7] = 2) -> Source:
     """The official files of the CMU-MultimodalSDK, or MMSA's pickle of them.
 
-    Of a folder with `.csd` files: word vectors, COVAREP and Facet features of each labelled
-    segment, as sequences of unequal lengths, in the standard folds (52 / 10 / 31 videos). Of one
-    with `unaligned_50.pkl` (or `aligned_50.pkl`): its arrays and its split. Segments and videos
-    that are missing are counted.
+    From a folder with `.csd` files: word vectors, COVAREP and Facet features of each labelled
+    segment, as sequences of unequal lengths, in the standard folds (52 / 10 / 31 videos). From one
+    with `unaligned_50.pkl` (or `aligned_50.pkl`): its arrays and its split. Missing segments and
+    videos are counted.
 
     Args:
         folder: Where the files are.
         task: classes, or number: the score itself, to regress on.
-        classes: 2, negative (score below 0) or not; or 7, the score rounded.
+        classes: 2, negative (score below 0) or not; or 7, the rounded score.
     """
     pickles = sorted(folder.glob("*aligned_50.pkl"), reverse=True)
     label, what = sentiment(task, classes)
@@ -115,7 +115,7 @@ def _of_csd(folder: Path, labels: Path, label: Label) -> Found:
 
 
 def _missing(path: Path, wanted: Sequence[str]) -> list[str]:
-    """Notes on videos that a computational sequence lacks, and on those in no fold."""
+    """Notes on videos missing from a computational sequence, and on those in no fold."""
     with _videos(path) as videos:
         there = set(videos)
     notes = []
@@ -130,10 +130,10 @@ def _missing(path: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def _scores(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, int, float, float, float]]:
-    """Video, number, begin, end and score of each labelled segment of these videos.
+    """Video, number, start, end and score of each labelled segment of these videos.
 
     Raises:
-        MediaError: If a score is no number, or there is none at all.
+        MediaError: If a score is not a number, or there is none at all.
     """
     with _videos(path) as videos:
         known = sorted(set(videos) & set(wanted))
@@ -150,7 +150,7 @@ def _scores(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, int, float
 
 
 def _one(folder: Path, pattern: str) -> Path:
-    """The file of a name; the newest of several versions."""
+    """The file with this name; the newest of several versions."""
     found = sorted(folder.glob(pattern))
     if not found:
         other = some(sorted(path.name for path in folder.iterdir())) or "nothing"
@@ -163,7 +163,7 @@ def _one(folder: Path, pattern: str) -> Path:
 
 @contextmanager
 def _videos(path: Path) -> Iterator[Any]:
-    """The videos of a computational sequence, which is the one group of its file."""
+    """The videos of a computational sequence, the only group of its file."""
     try:
         with h5py.File(path) as file:
             groups = [group for group in file.values() if isinstance(group, h5py.Group)]

@@ -1,8 +1,8 @@
-"""MVSA: tweets of a picture and a text, with their sentiment (Niu et al., MMM 2016).
+"""MVSA: tweets with a picture and text, and their sentiment (Niu et al., MMM 2016).
 
-The layout is that of MVSA-Single and MVSA-Multiple as their authors distribute them, by public
-loaders; the archives were not at hand. The rule that makes one label of two is the table of Xu and
-Mao, "MultiSentiNet", CIKM 2017, https://github.com/xunan0812/MultiSentiNet.
+The layout is that of the authors' MVSA-Single and MVSA-Multiple, according to public loaders; the
+archives were not available. The rule that merges two labels is the table of Xu and Mao,
+"MultiSentiNet", CIKM 2017, https://github.com/xunan0812/MultiSentiNet.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from evenly.errors import UserError
 FILE = "labelResultAll.txt"
 CLASSES = ["negative", "neutral", "positive"]
 SHARES = (0.1, 0.1)
-"""Of the validation and the test split, as is usual."""
+"""Shares of the validation and the test split, as usual."""
 
 
 def mvsa(
@@ -33,21 +33,21 @@ def mvsa(
 ) -> Source:
     """MVSA-Single (4,511 of 4,869 tweets have a label) or MVSA-Multiple (17,024 of 19,600).
 
-    `labelResultAll.txt` holds a line for each tweet, its number and, of one annotator or of three,
-    the sentiment of text and picture, as `1<tab>positive,neutral`; the tweet is `data/1.txt` and
-    `data/1.jpg`. Of three annotators two must agree on the text, and two on the picture. Where text
-    and picture differ the one that is not neutral counts; tweets with one positive and one negative
-    are left out, as are those without agreement.
+    `labelResultAll.txt` holds a line for each tweet: its number and the sentiment of text and
+    picture by one or three annotators, such as `1<tab>positive,neutral`; the tweet is `data/1.txt`
+    and `data/1.jpg`. Of three annotators, two must agree on the text, and two on the picture. If
+    text and picture differ, the one that is not neutral counts. Tweets with one positive and one
+    negative are left out, as are those without agreement.
 
-    There is no official split: a stratified 80 / 10 / 10 % is drawn from all labelled tweets.
+    There is no official split: all labelled tweets are split into a stratified 80 / 10 / 10 %.
 
     Args:
         folder: Where the list and the folder `data` are.
-        size: Of the pictures.
-        tokenizer: Of Transformers, by folder or name; without, words are numbered by the training
-            texts.
+        size: Size of the pictures.
+        tokenizer: A Transformers tokenizer, by folder or name; without one, words are numbered by
+            the training texts.
         length: Tokens after which a text is cut off.
-        seed: Of the split.
+        seed: Seed of the split.
     """
     path = needed(folder, FILE)
     listed = dict(_listed(path))
@@ -94,7 +94,7 @@ def mvsa(
 
 
 def _listed(path: Path) -> Iterator[tuple[str, str]]:
-    """Each tweet with its class; or with why it has none."""
+    """Each tweet with its class, or the reason it has none."""
     for line, (number, *pairs) in rows(path, "\t", quoted=False):
         if number == "ID":
             continue
@@ -106,7 +106,7 @@ def _listed(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _agreed(votes: Sequence[str]) -> str | None:
-    """What more than half of the annotators say."""
+    """The opinion of more than half of the annotators."""
     ((label, count),) = Counter(votes).most_common(1)
     return label if 2 * count > len(votes) else None
 
@@ -115,7 +115,7 @@ DISAGREEING, CONTRARY = "annotators disagree", "text and picture are contrary"
 
 
 def _label(words: str | None, picture: str | None) -> str:
-    """The class of a tweet, or why it has none."""
+    """The class of a tweet, or the reason it has none."""
     if words is None or picture is None:
         return DISAGREEING
     if {words, picture} == {"positive", "negative"}:

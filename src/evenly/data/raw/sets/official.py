@@ -1,4 +1,4 @@
-"""What is known of a data set that is prepared from its official download."""
+"""Facts and helpers for data sets prepared from their official downloads."""
 
 import csv
 import gzip
@@ -26,12 +26,12 @@ class Official:
     """A data set as its authors distribute it.
 
     Attributes:
-        title: In a few words.
+        title: The title, in a few words.
         modalities: Their names and what they become.
-        samples: How many, by split.
-        licence: Of the data.
-        source: Where they are to be had; nothing is ever downloaded.
-        layout: What the folder must hold, an example of each.
+        samples: Number of samples by split.
+        licence: Licence of the data.
+        source: Where to get the data; nothing is ever downloaded.
+        layout: What the folder must hold, with an example of each.
         settings: What each setting means.
         build: `build(folder, **settings)` finds the files of each sample.
     """
@@ -55,11 +55,11 @@ class Official:
         """Finds the files of each sample.
 
         Args:
-            folder: What was downloaded.
+            folder: The download.
             spec: The name with settings.
 
         Raises:
-            FileNotFoundError: If something that every sample needs is not there.
+            FileNotFoundError: If something that every sample needs is missing.
             ValueError: If a setting is unknown or of another type, or the folder does not hold
                 the data set.
         """
@@ -73,12 +73,12 @@ class Official:
 
 @dataclass(frozen=True)
 class Found:
-    """What of a data set is in a folder.
+    """How much of a data set is in a folder.
 
     Attributes:
-        files: How many are needed.
-        missing: Those that are not there, or empty.
-        splits: By split, samples that are whole, and samples in all.
+        files: Number of files needed.
+        missing: Files that are missing or empty.
+        splits: By split, complete samples and all samples.
     """
 
     files: int
@@ -87,7 +87,7 @@ class Found:
 
 
 def check(source: Source) -> Found:
-    """Looks for the files of every sample, without decoding any."""
+    """Checks for the files of every sample, without decoding any."""
     paths = list(source.files())
     missing = [path for path in paths if not path.exists() or not path.stat().st_size]
     lost = set(missing)
@@ -100,17 +100,17 @@ def check(source: Source) -> Found:
 
 
 def listed(name: str) -> list[str]:
-    """The lines of a list of names that comes with this package, compressed or not."""
+    """The lines of a list of names that ships with this package, compressed or not."""
     data = files("evenly.data.raw.sets").joinpath("lists", name).read_bytes()
     text = gzip.decompress(data) if name.endswith(".gz") else data
     return text.decode().splitlines()
 
 
 def needed(folder: Path, name: str) -> Path:
-    """A file of a folder that the data set cannot be without.
+    """A file in a folder that the data set requires.
 
     Raises:
-        FileNotFoundError: If it is not there; the message tells what is.
+        FileNotFoundError: If it is missing; the message says what is there.
     """
     path = folder / name
     if not path.is_file():
@@ -127,9 +127,9 @@ def rows(
     """The rows of a list in UTF-8, without empty ones, each with the number of its last line.
 
     Args:
-        path: Of the file.
-        delimiter: Between the cells.
-        quoted: Whether cells may stand in quotes.
+        path: Path of the file.
+        delimiter: Delimiter of cells.
+        quoted: Whether cells may be quoted.
 
     Raises:
         ValueError: If the file holds something else.
@@ -146,23 +146,23 @@ def rows(
 
 
 def misread(path: Path, line: int, row: Sequence[str], form: str) -> UserError:
-    """What to say of a row of another form."""
+    """The error for a row of another form."""
     shown = " | ".join(row)
     return UserError(f"{path}: line {line} holds '{shown:.60}', not {form}. Download it again.")
 
 
 def text(training: Iterable[str | None], tokenizer: str, length: int) -> Text:
-    """How texts are read: by a tokenizer, or else by the words of the training texts."""
+    """The reader of texts: by a tokenizer, or else by the words of the training texts."""
     known = "" if tokenizer else vocabulary(filter(None, training))
     return Text(tokenizer, known, length)
 
 
 def leaks(what: str, found: Iterable[tuple[str, SplitName]]) -> list[str]:
-    """A note on what is in several splits; none if nothing is.
+    """A note on what is in several splits, if anything is.
 
     Args:
-        what: They are, as 'videos'.
-        found: Each with a split that it is in.
+        what: What they are, such as 'videos'.
+        found: Each of them with a split that it is in.
     """
     splits: defaultdict[str, set[SplitName]] = defaultdict(set)
     for one, split in found:
@@ -172,30 +172,30 @@ def leaks(what: str, found: Iterable[tuple[str, SplitName]]) -> list[str]:
 
 
 def sound(front: Front, seconds: float) -> Spectrogram:
-    """A front end of the field at its published rate.
+    """One of the field's front ends at its published rate.
 
-    The STFT is OGM-GE's, 257 × 188 for three seconds at 22,050 samples a second; the others are
-    taken at 16,000.
+    The STFT is OGM-GE's, 257 × 188 for three seconds at 22,050 samples per second; the others use
+    16,000.
     """
     return Spectrogram(front, seconds, 22_050 if front == "stft" else 16_000)
 
 
 def some(names: Sequence[object], shown: int = 5) -> str:
-    """The first of some names, and how many more there are."""
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(map(str, names[:shown])) + more
 
 
 def noted(what: str, names: Sequence[str]) -> list[str]:
-    """A note on some samples; none if there are none."""
+    """A note on some samples, if there are any."""
     return [f"{what} ({len(names):,}): {some(names)}."] if names else []
 
 
 def passed_over(paths: Sequence[Path], called: str) -> list[str]:
-    """A note on misnamed files; none if there are none.
+    """A note on misnamed files, if there are any.
 
     Args:
-        paths: Of these files.
+        paths: Paths of these files.
         called: What their names should be.
     """
     names = [f"{path.parent.name}/{path.name}" for path in paths]

@@ -1,4 +1,4 @@
-"""Arrays out of a pickle, without running what is in it."""
+"""Arrays from a pickle, without running any code in it."""
 
 import pickle
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from evenly.errors import UserError
 
-# What NumPy's arrays and numbers are made by, under its old and its new names.
+# Constructors of NumPy's arrays and numbers, under their old and new names.
 _SAFE = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 for _core in ("numpy.core", "numpy._core"):
     _SAFE |= {(f"{_core}.multiarray", "_reconstruct"), (f"{_core}.multiarray", "scalar")}
@@ -21,7 +21,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Containers, numbers, texts and NumPy arrays of a pickle; anything else is refused.
+    """Containers, numbers, texts and NumPy arrays from a pickle; refuses anything else.
 
     Raises:
         FileNotFoundError: If there is no such file.

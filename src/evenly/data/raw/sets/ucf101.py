@@ -1,4 +1,4 @@
-"""UCF-101: actions in short clips, as pictures and as optical flow (Soomro et al., 2012)."""
+"""UCF-101: actions in short clips, as pictures and optical flow (Soomro et al., 2012)."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ GROUPS = {1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
 """Test groups of the official splits: the clips of a group are cut from one video."""
 LAST_GROUP = 25
 VALIDATION = 3
-"""Training groups that serve as validation split, the last ones."""
+"""Last training groups, which serve as validation split."""
 
 
 def ucf101(
@@ -29,16 +29,16 @@ def ucf101(
 ) -> Source:
     """The clips as distributed, `UCF-101/CLASS/v_CLASS_gGG_cCC.avi`, in an official split.
 
-    The official lists hold a training and a test part, which no group shares. The last three
-    groups of the training part become the validation split, so that no group is in two parts.
-    Clips and classes that are missing are counted.
+    The official lists hold a training and a test part without common groups. The last three groups
+    of the training part become the validation split, so that no group is in two splits. Missing
+    clips and classes are counted.
 
     Args:
-        folder: Where the folder of each class is, or the folder `UCF-101` above them.
+        folder: The folder with one folder per class, or the one above it that contains `UCF-101`.
         split: Number of the official split.
-        frames: Of each clip, as pictures and as flow from each to the next.
-        size: Of the frames.
-        flow: How it is computed.
+        frames: Number of frames of each clip, as pictures and as flow from each to the next.
+        size: Size of the frames.
+        flow: How to compute the flow.
     """
     root = folder / "UCF-101" if (folder / "UCF-101").is_dir() else folder
     groups, others = _clips(root)
@@ -68,12 +68,12 @@ def ucf101(
 
 
 def _clips(root: Path) -> tuple[dict[Path, int], list[Path]]:
-    """The clips with their groups, and the files that are called otherwise."""
+    """The clips with their groups, and misnamed files."""
     classes = set(listed("ucf101.txt"))
     groups, others = {}, []
     for path in sorted(root.glob("*/*")):
         kind = path.parent.name
-        # In whatever case: HandstandPushups holds v_HandStandPushups_g01_c01.avi.
+        # In any case: HandstandPushups holds v_HandStandPushups_g01_c01.avi.
         name = re.fullmatch(rf"v_{re.escape(kind)}_g(\d\d)_c\d\d\.avi", path.name, re.IGNORECASE)
         if name and kind in classes and 1 <= int(name[1]) <= LAST_GROUP:
             groups[path] = int(name[1])
@@ -83,7 +83,7 @@ def _clips(root: Path) -> tuple[dict[Path, int], list[Path]]:
 
 
 def _missing(root: Path, count: int, classes: list[str]) -> list[str]:
-    """Notes on the clips and classes that are not there."""
+    """Notes on missing clips and classes."""
     lost = [name for name in listed("ucf101.txt") if name not in classes]
     notes = []
     if count != CLIPS:

@@ -1,8 +1,8 @@
-"""VGGSound: 309 sounds whose source is seen (Chen et al., ICASSP 2020).
+"""VGGSound: 309 sounds with visible sources (Chen et al., ICASSP 2020).
 
 The list is the authors' vggsound.csv, whose columns https://github.com/hche11/VGGSound describes;
-clips are called as in its data/test.csv. Counts are those of the list as others report them, which
-was not at hand.
+clips are named as in its data/test.csv. The list was not available, so counts are as reported by
+others.
 """
 
 from pathlib import Path
@@ -24,19 +24,19 @@ def vggsound(
     frames: int = 3,
     size: tuple[int, int] = (224, 224),
 ) -> Source:
-    """The clips of `vggsound.csv` (183,730 / 15,446) that are in a folder, however deep.
+    """The clips of `vggsound.csv` (183,730 / 15,446) in a folder, at any depth.
 
     A line of the list holds the video's address, the second at which the clip begins, its label and
-    `train` or `test`; the clip is called `ID_000030.mp4`, or `ID_30.mp4`. Many videos are gone from
-    the web, so what is not there is left out and counted. A stratified 15 % of the listed training
-    clips are the validation split (seed 0); the list has none.
+    `train` or `test`; the clip is named `ID_000030.mp4` or `ID_30.mp4`. Many videos are gone from
+    the web, so missing clips are left out and counted. The list has no validation split: it is a
+    stratified 15 % of the listed training clips (seed 0).
 
     Args:
         folder: Where the list and the clips are.
         front: Front end of the sound: fbank and mel at 16 kHz, stft at 22,050 Hz.
-        seconds: Of sound.
-        frames: Of the video.
-        size: Of the frames.
+        seconds: Length of the sound.
+        frames: Number of video frames.
+        size: Size of the frames.
     """
     path = needed(folder, FILE)
     wanted, classes = _listed(path)
