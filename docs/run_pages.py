@@ -7,8 +7,9 @@ The ```python blocks of a page run in order, in one namespace and one empty fold
 prints stands in the ```text block that follows it. The `evenly` commands of a ```sh block run in
 the same folder where a ```text block follows; those of the others must be such that it
 understands them. A block with the fence ```python title="NAME.py" is written to that file, for the
-blocks after it; where it only includes a file of the repository, that file is. Blocks that are a file of the repository, with the fence ```{.python}, are left
-out: tests/test_examples.py runs those files.
+blocks after it; where it only includes a file of the repository, that file is. Blocks that are a
+file of the repository, with the fence ```{.python}, are left out: tests/test_examples.py runs those
+files.
 """
 
 import argparse

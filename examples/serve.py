@@ -38,9 +38,7 @@ class Program:
     def __call__(self, request: dict[str, Any]) -> list[dict[str, float]]:
         inputs = {name: self.taken(name, request[name]) for name in self.modalities}
         if len({len(values) for values in request.values()}) > 1:
-            raise ValueError(
-                "The modalities differ in their number of samples. Give as many of each."
-            )
+            raise ValueError("The modalities differ in their number of samples. Make them equal.")
         try:
             with torch.no_grad():
                 found = self.answers(self.model(inputs).float())

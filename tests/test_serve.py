@@ -112,11 +112,11 @@ def changed(samples, **to):
         ({"top": [[[1], [1, 2]]]}, "Each sample of 'top' must be numbers, in even rows."),
         (
             {"top": [np.zeros((1, 4, 8)).tolist()]},
-            "The modalities differ in their number of samples. Give as many of each.",
+            "The modalities differ in their number of samples. Make them equal.",
         ),
         (
             {"top": [np.full((1, 4, 8), np.inf).tolist()] * 5},
-            "A sample of 'top' holds numbers that are not float32.",
+            "A sample of 'top' holds what is no float32.",
         ),
     ],
 )

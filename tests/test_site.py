@@ -171,7 +171,7 @@ def search(site, browse):
 
 
 def names_of(method, kind):
-    """What a reader may call a method: its name, its class, its title and what stands in brackets."""
+    """What a reader may call it: its name, its class, its title and what stands in brackets."""
     title = kind.info.title
     short, _, brackets = title.partition(" (")
     names = {method, method.replace("_", " "), method.replace("_", "-"), title, short}
