@@ -61,13 +61,10 @@ class Program:
             if x.ndim != len(wanted) or not all(fits) or not x.numel():
                 found, shape = (str(list(s)).replace("None", "any") for s in (x.shape, wanted))
                 raise ValueError(f"A sample of '{name}' has the shape {found}, not {shape}.")
-            if (
-                not x.to(dtype).isfinite().all()
-                or (x.to(dtype) != x).any() > dtype.is_floating_point
-            ):
-                raise ValueError(
-                    f"A sample of '{name}' holds numbers that are not {known['dtype']}."
-                )
+            typed = x.to(dtype)
+            exact = dtype.is_floating_point or torch.equal(typed.double(), x)
+            if not (exact and typed.isfinite().all()):
+                raise ValueError(f"A sample of '{name}' holds what is no {known['dtype']}.")
         if known["ragged"]:
             padded = pad_sequence([x.to(dtype) for x in each], batch_first=True)
             return padded, torch.tensor([len(x) for x in each])
