@@ -7,9 +7,8 @@ The ```python blocks of a page run in order, in one namespace and one empty fold
 prints stands in the ```text block that follows it. The `evenly` commands of a ```sh block run in
 the same folder where a ```text block follows; those of the others must be such that it
 understands them. A block with the fence ```python title="NAME.py" is written to that file, for the
-blocks after it; where it only includes a file of the repository, that file is. Blocks that are a
-file of the repository, with the fence ```{.python}, are left out: tests/test_examples.py runs those
-files.
+blocks after it. Blocks that are a file of the repository, with the fence ```{.python}, are left
+out: tests run those files, and what is in examples/ can be imported.
 """
 
 import argparse
@@ -29,7 +28,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 FENCE = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$\n?", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'^ *```python title="([\w.]+)"\n')
-INCLUDED = re.compile(r'--8<-- "([^":]+)"\n')
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 FOLDERS = ("benchmarks/", "docs/", "examples/", "tests/")
 # Sums in another order, as on another processor, end in other digits, and a training on them
@@ -107,13 +105,10 @@ def outputs(page: Path) -> Iterator[tuple[Block, str]]:
 
     torch.set_num_threads(1)
     namespace = {"__name__": "__main__"}
-    sys.path.insert(0, "")  # files of the page can be imported, as where a reader runs python
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for block in blocks(page.read_text(encoding="utf-8")):
             if block.title:
-                included = INCLUDED.fullmatch(block.code)
-                text = (ROOT / included[1]).read_text(encoding="utf-8") if included else block.code
-                Path(block.title).write_text(text, encoding="utf-8")
+                Path(block.title).write_text(block.code, encoding="utf-8")
             elif block.language == "python":
                 yield block, _python(block, page, namespace)
             elif runs(block):
@@ -223,6 +218,7 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
+    sys.path.append(str(ROOT / "examples"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", type=Path, default=pages(), metavar="PAGE")
     parser.add_argument("--check", action="store_true", help="only compare")
