@@ -8,7 +8,7 @@ prints stands in the ```text block that follows it. The `evenly` commands of a `
 the same folder where a ```text block follows; those of the others must be such that it
 understands them. A block with the fence ```python title="NAME.py" is written to that file, for the
 blocks after it. Blocks that are a file of the repository, with the fence ```{.python}, are left
-out: tests/test_examples.py runs those files.
+out: tests run those files, and what is in examples/ can be imported.
 """
 
 import argparse
@@ -218,6 +218,7 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
+    sys.path.append(str(ROOT / "examples"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", type=Path, default=pages(), metavar="PAGE")
     parser.add_argument("--check", action="store_true", help="only compare")

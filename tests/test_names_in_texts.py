@@ -12,7 +12,7 @@ TEXTS = [
     *(ROOT / "examples").glob("*.py"),
     *(ROOT / "src").rglob("*.py"),
 ]
-FILES = {"evenly.pt"}
+FILES = {"evenly.json", "evenly.pt"}
 
 # What follows a module that nothing has imported yet is looked for as `import` would.
 RESOLVE = """

@@ -130,6 +130,67 @@ def test_the_search_works_from_a_folder(site, browse):
     assert "matching documents" in found
 
 
+SEARCH = """<body>
+<script src="assets/iframe-worker.js"></script>
+<script src="search/search_index.js"></script>
+<script>
+(async () => {
+  const worker = new Worker(WORKER);
+  const ask = data => new Promise(go => {
+    worker.addEventListener("message", answer => go(answer.data), { once: true });
+    worker.postMessage(data);
+  });
+  await ask({ type: 0, data: { ...__index, options: { suggest: false } } });
+  const seen = {};
+  for (const query of QUERIES) {
+    const { items } = (await ask({ type: 2, data: query })).data;
+    seen[query] = items.map(page => page.map(section => section.location));
+  }
+  const note = document.createElement("pre");
+  note.id = "seen"; note.textContent = JSON.stringify(seen);
+  document.body.append(note);
+})();
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def search(site, browse):
+    """Asks the program that searches in a reader's browser; sections by page, the best first."""
+    (worker,) = site.glob("assets/javascripts/workers/search*.js")
+
+    def ask(queries):
+        harness = site / "search.html"
+        text = SEARCH.replace("WORKER", json.dumps(str(worker.relative_to(site))))
+        harness.write_text(text.replace("QUERIES", json.dumps(queries)))
+        found = re.search(r'<pre id="seen">(.*?)</pre>', browse(harness.as_uri()))
+        harness.unlink()
+        return json.loads(html.unescape(found[1]))
+
+    return ask
+
+
+def names_of(method, kind):
+    """What a reader may call it: its name, its class, its title and what stands in brackets."""
+    title = kind.info.title
+    short, _, brackets = title.partition(" (")
+    names = {method, method.replace("_", " "), method.replace("_", "-"), title, short}
+    names |= {name.strip() for name in brackets.rstrip(")").split(",") if name}
+    return names if method == "joint" else names | {kind.__name__}  # whose class is the base of all
+
+
+def test_the_search_finds_every_method_by_any_of_its_names(search):
+    names = {method: names_of(method, kind) for method, kind in METHODS.items()}
+    names["ogm_ge"] |= {"OgmGe", "on-the-fly gradient modulation"}
+    names["relearn"] |= {"Diagnosing and Re-learning", "diagnosing relearning", "d&r"}
+    found = search(sorted(set().union(*names.values())))
+    for method, queries in names.items():
+        own = f"methods.html#{method}"
+        for query in queries:
+            first = [location for page in found[query][:2] for location in page[:2]]
+            assert own in first, (method, query, first)
+
+
 WIDTHS = """<script>
 (async () => {
   const seen = {};

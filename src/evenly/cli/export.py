@@ -12,6 +12,11 @@ def arguments() -> Parser:
     one = Parser("Saves a trained run as a torch.export program, which needs only torch.")
     one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument("--out", default="model.pt2", help="file of the program")
+    one.add_argument(
+        "--without",
+        type=str | None,
+        help="modalities that the program does not take, because they are missing: audio,text",
+    )
     add_trust(one, "the run")
     return one
 
@@ -21,5 +26,6 @@ def run(options: Namespace) -> None:
     from evenly.lab.trained.export import export
     from evenly.lab.trained.load import load_run
 
-    export(load_run(Path(options.run), trust=options.trust), Path(options.out))
+    without = options.without.split(",") if options.without else []
+    export(load_run(Path(options.run), trust=options.trust), Path(options.out), without)
     print(f"program: {options.out}")

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from evenly.data.tasks import Classes
 from evenly.lab.run.build import made_encoders
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.run.stored import Stored
-from evenly.lab.trained.export import export
+from evenly.lab.trained.export import ABOUT, export
 from evenly.lab.trained.predict import Trained
 from evenly.nn import HEADS, LateFusion
 
@@ -167,6 +168,39 @@ def test_a_program_has_the_bounds_of_its_encoders(tmp_path):
         program({"bert": (torch.ones(2, 25, dtype=torch.int32), torch.tensor([25, 3]))})
 
 
+def test_a_program_for_samples_that_lack_a_modality(tmp_path):
+    trained = made(("vector", "my steps", "image", "text"))
+    export(trained, tmp_path / "m.pt2", without=["vector", "text"])
+    extra = {ABOUT: ""}
+    program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
+    inputs = {name: batch(name, 3) for name in ("my steps", "image")}
+    given = {k: tuple(x) if isinstance(x, Padded) else x for k, x in inputs.items()}
+    with torch.no_grad():
+        wanted = trained.model(inputs).logits
+    torch.testing.assert_close(program(given), wanted, rtol=1e-4, atol=1e-5)
+    assert json.loads(extra[ABOUT]) == {
+        "modalities": {
+            "my steps": {"shape": [None, 3], "dtype": "float16", "ragged": True},
+            "image": {"shape": [3, 12, 16], "dtype": "uint8", "ragged": False},
+        },
+        "task": "classes",
+        "names": ["a", "b", "c"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (["vectr"], "unknown modality 'vectr' of run"),
+        (["vector", "image"], "--without leaves none"),
+    ],
+)
+def test_what_cannot_be_left_out_is_said(tmp_path, without, said):
+    with pytest.raises(ValueError, match=said):
+        export(made(["vector", "image"]), tmp_path / "m.pt2", without=without)
+    assert not list(tmp_path.iterdir())
+
+
 class Flat(nn.Module):
     """An encoder of one's own for sequences of one length."""
 
@@ -236,7 +270,7 @@ def test_a_program_needs_a_name_of_its_own(tmp_path):
 
 
 def test_a_program_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    def cut_off(program, path):
+    def cut_off(program, path, extra_files):
         Path(path).write_text("half")
         raise KeyboardInterrupt
 

@@ -1,7 +1,8 @@
 """A trained run as a program that needs torch alone."""
 
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from evenly.errors import UserError, UserRuntimeError
 from evenly.files import replacing
 from evenly.lab.run.stored import Stored
 from evenly.lab.trained.predict import Trained
+from evenly.suggest import unknown
+
+ABOUT = "evenly.json"
+"""The extra file of a program that says what it takes and answers."""
 
 # What torch cannot prove about free sizes, a program checks at run time; older versions have no
 # choice.
@@ -25,14 +30,14 @@ _DEFERRED: Any = (
 )
 
 
-def export(run: Trained, path: Path) -> None:
+def export(run: Trained, path: Path, without: Collection[str] = ()) -> None:
     """Writes the model of a run as a `torch.export` program, which does not need this package.
 
-    It takes a mapping of inputs by modality, all of them, in the form and type of the run's data
-    (`modalities`), and returns logits, or numbers in the data's units. The number of samples is
-    free. Inputs of unequal lengths are padded and come with their lengths: `(values, length)`. For
-    these, and for other sequences if their encoder allows it, the number of steps is also free, up
-    to the encoder's limit.
+    It takes a mapping of inputs by modality, all but those left out, in the form and type of the
+    run's data (`modalities`), and returns logits, or numbers in the data's units. The number of
+    samples is free. Inputs of unequal lengths are padded and come with their lengths:
+    `(values, length)`. For these, and for other sequences if their encoder allows it, the number of
+    steps is also free, up to the encoder's limit.
 
     Raises:
         ValueError: If such a file is impossible.
@@ -40,10 +45,19 @@ def export(run: Trained, path: Path) -> None:
     """
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{path}: cannot write a file there. Give the name of a new file.")
-    example = {name: _example(known) for name, known in run.modalities.items()}
+    for name in without:
+        if name not in run.modalities:
+            raise unknown(f"modality of {run.folder}", name, run.modalities)
+    taken = {name: known for name, known in run.modalities.items() if name not in without}
+    if not taken:
+        raise UserError(
+            f"{run.folder} has the modalities {', '.join(run.modalities)}, and --without leaves "
+            "none. Leave at least one."
+        )
+    example = {name: _example(known) for name, known in taken.items()}
     n = torch.export.Dim("n")
     shapes: dict[str, Any] = {name: {0: n} for name in example}
-    for number, (name, known) in enumerate(run.modalities.items()):
+    for number, (name, known) in enumerate(taken.items()):
         if known.ragged:
             steps = torch.export.Dim(f"steps_{number}", max=run.longest(name))
             shapes[name] = ({0: n, 1: steps}, {0: n})
@@ -66,7 +80,18 @@ def export(run: Trained, path: Path) -> None:
         ) from error
     _drop_guesses(program.graph_module)
     with replacing(path) as new:
-        torch.export.save(program, new)
+        torch.export.save(program, new, extra_files={ABOUT: json.dumps(_about(run, taken))})
+
+
+def _about(run: Trained, taken: Mapping[str, Stored]) -> dict[str, Any]:
+    """What one must know to call a program."""
+    modalities = {}
+    for name, known in taken.items():
+        shape: list[int | None] = [*known.shape[:1]] if known.kind == "text" else [*known.shape]
+        if known.ragged or known.kind == "sequence":
+            shape[0] = None
+        modalities[name] = {"shape": shape, "dtype": known.dtype, "ragged": known.ragged}
+    return {"modalities": modalities, "task": run.task.name, "names": list(run.task.names)}
 
 
 def _drop_guesses(program: torch.fx.GraphModule) -> None:
