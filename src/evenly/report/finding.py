@@ -7,11 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from evenly.metrics import Metric, main_of, metric_of
+from evenly.report.comparison import ENOUGH, REFERENCE, is_significant
 from evenly.spec import parse
 
-SIGNIFICANT = 0.05
-ENOUGH = 3
-"""Seeds from which on a difference is called one: with two, t has one degree of freedom."""
 CARRIES = 2 / 3
 """The share of all contributions from which on a modality carries the prediction."""
 NAMED = 3
@@ -20,7 +18,7 @@ _WORDS = re.compile(r"^(?=joint training|no m)\w")
 """The first letter of a sentence that does not begin with a name."""
 
 
-def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = "joint") -> str:
+def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = REFERENCE) -> list[str]:
     """What a comparison found on its test split, in words.
 
     The best method, whether any differs from the reference, which modality carries the prediction,
@@ -32,14 +30,14 @@ def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = "joint") 
         reference: The method that they are compared with.
 
     Returns:
-        A few sentences; empty where nothing has finished.
+        A few sentences, the first of the best method; none where nothing has finished.
     """
     seen = _Table([row for row in rows if row["split"] == "test"], reference)
     if not seen.lines:
-        return ""
+        return []
     said = [_best(seen), *_worse(seen), *_carrying(seen), *_alone(seen)]
     # A name stays as it is typed.
-    return " ".join(_WORDS.sub(lambda start: start[0].upper(), text) for text in said)
+    return [_WORDS.sub(lambda start: start[0].upper(), text) for text in said]
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,9 @@ class _Table:
 
     def differs(self, row: Mapping[str, Any]) -> int:
         """1 if a method is better than the reference, -1 if it is worse, 0 if it cannot be told."""
-        p, difference = row.get("p_holm"), row.get("difference")
-        if self.few or p is None or difference is None or p >= SIGNIFICANT:
+        difference = row.get("difference")
+        few = self.few or row["seeds"] < ENOUGH
+        if few or difference is None or not is_significant(row.get("p_holm")):
             return 0
         return 1 if self.metric.sign * difference > 0 else -1
 
