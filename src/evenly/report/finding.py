@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from evenly.errors import UserError
 from evenly.metrics import Metric, main_of, metric_of
 from evenly.report.comparison import ENOUGH, REFERENCE, is_significant
 from evenly.spec import parse
@@ -66,12 +67,8 @@ class _Table:
     @cached_property
     def alone(self) -> dict[str, Mapping[str, Any]]:
         """By modality, the row of the model of that one alone, best first."""
-        specs = {name: parse(name) for name in self.lines}
-        return {
-            str(spec.settings["modality"]): self.lines[name]
-            for name, spec in specs.items()
-            if spec.name == "unimodal" and "modality" in spec.settings
-        }
+        modalities = {name: _only_modality(name) for name in self.lines}
+        return {taken: self.lines[name] for name, taken in modalities.items() if taken}
 
     @cached_property
     def fused(self) -> dict[str, Mapping[str, Any]]:
@@ -104,6 +101,15 @@ class _Table:
         which = " on whole label sets" if several and self.metric.is_share else ""
         lower = ", lower is better" if self.metric.sign < 0 else ""
         return f"{self.metric.words}{which} {self.value(row)}{lower}"
+
+
+def _only_modality(method: str) -> str:
+    """That a model of one modality takes; empty of any other, whatever its name."""
+    try:
+        spec = parse(method)
+    except UserError:
+        return ""
+    return str(spec.settings.get("modality", "")) if spec.name == "unimodal" else ""
 
 
 def _called(method: str) -> str:
