@@ -42,9 +42,9 @@ def large(browser, tmp_path_factory, write):
     folder = tmp_path_factory.mktemp("large")
     classes = [f"playing instrument number {i}" for i in range(31)]
     methods = ["joint", "relearn", *(f"m{i}(setting=1)" for i in range(14))]
-    write(folder, methods=methods, seeds=2, epochs=9, class_names=classes, samples=120,
+    write(folder, methods=methods, seeds=3, epochs=9, class_names=classes, samples=120,
           modalities=["sound", "vision", "a long name of a third modality"])  # fmt: skip
-    # Two seeds far apart have an interval beyond all accuracies; a purity may stay what it is.
+    # Seeds far apart have an interval beyond all accuracies; a purity may stay what it is.
     summary = folder / "summary.csv"
     wide = re.sub(r"(joint,test,accuracy,[^,]+,[^,]+),[^,]+,[^,]+", r"\1,-0.3,1.9",
                   summary.read_text())  # fmt: skip
@@ -199,10 +199,9 @@ def test_the_pointer_shows_the_name_and_the_numbers(page):
     means = page.locator('[data-figure="accuracy"] .scatterlayer .trace').nth(1)
     point_at(page, means.locator(".point"))
     page.wait_for_selector(".hoverlayer .hovertext")
-    ((name, mean, interval),) = hovered(page)
+    ((name, mean),) = hovered(page)  # two seeds have no interval
     assert name in ("joint", "relearn")
     assert mean.startswith("mean ")
-    assert interval.startswith("95 % interval ")
 
 
 def test_the_pointer_finds_a_sample_in_every_panel(page):

@@ -423,7 +423,10 @@ def test_a_table_of_numbers_is_not_in_per_cent():
 
 def test_the_page_of_numbers_names_their_metric():
     text = _page(_of_numbers(), "tsne")
-    assert "awc is better than joint training: MAE 12.3, lower is better, joint training 250.4." in text
+    assert (
+        "awc is better than joint training: MAE 12.3, lower is better, joint training 250.4."
+        in text
+    )
     assert 'aria-sort="ascending"' in text
     assert "accuracy" not in text[: text.index("<script")]
     assert "ten bins" not in text  # nothing is diagnosed

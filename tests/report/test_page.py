@@ -288,7 +288,9 @@ def test_thirty_methods_each_have_a_row_and_a_key(tmp_path, write):
 
 
 def _pressed(text):
-    pattern = r'<button type="button" data-number="\d+" aria-pressed="(\w+)">.*?</svg>(.*?)</button>'
+    pattern = (
+        r'<button type="button" data-number="\d+" aria-pressed="(\w+)">.*?</svg>(.*?)</button>'
+    )
     buttons = re.findall(pattern, text)
     return [name.replace("<wbr>", "") for state, name in buttons if state == "true"]
 

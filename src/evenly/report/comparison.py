@@ -286,7 +286,9 @@ class Comparison:
 
     @cached_property
     def _tested(self) -> dict[tuple[str, str], Estimate]:
-        tested = {(m, metric): x for (m, split, metric), x in self.summary.items() if split == "test"}
+        tested = {
+            (m, metric): x for (m, split, metric), x in self.summary.items() if split == "test"
+        }
         found = {}
         for (method, metric), one in tested.items():
             theirs = tested.get((self.reference, metric), Estimate(None))

@@ -135,7 +135,9 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         cells=len(comparison.methods) * len(comparison.seeds),
         columns=_columns(comparison),
         ranked=comparison.is_ranked,
-        intervals=any(comparison.estimate(m, comparison.main).low is not None for m in comparison.methods),
+        intervals=any(
+            comparison.estimate(m, comparison.main).low is not None for m in comparison.methods
+        ),
         contents=_contents(figures, samples),
         rows=[_row(comparison, method) for method in comparison.ranking],
         remarks=_remarks(comparison),
@@ -409,4 +411,3 @@ def _begun(words: str) -> str:
 
 def _p(value: float | None) -> str:
     return ABSENT if value is None else shown_p(value)
-
