@@ -32,7 +32,7 @@ FAINT = """least => {
 
 @contextmanager
 def opened(browser, path, ready="document.documentElement.dataset.drawn", whole=True, **options):
-    """The page once it is ready, `whole` or as it opens; what the browser complained of or asked."""
+    """The page once it is ready, `whole` or as it opens; what the browser said and asked."""
     context = browser.new_context(offline=True, **options)
     page = context.new_page()
     said, asked = [], []

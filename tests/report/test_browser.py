@@ -389,7 +389,7 @@ def test_a_phone_shows_the_results_and_folds_the_rest(phone):
     page.wait_for_function("document.querySelectorAll('#noise .js-plotly-plot').length === 2")
     page.wait_for_function("document.querySelector('#noise').getBoundingClientRect().top < 400")
     bars = page.locator(".contents, .legend").evaluate_all(
-        "bars => bars.map(bar => bar.getBoundingClientRect()).map(({ top, bottom }) => [top, bottom])"
+        "bars => bars.map(bar => bar.getBoundingClientRect()).map(box => [box.top, box.bottom])"
     )
     assert bars[0][0] == 0
     assert bars[1][0] == pytest.approx(bars[0][1], abs=3)

@@ -175,7 +175,7 @@ def test_a_method_has_one_colour_and_symbol_everywhere(tmp_path, write):
     for figure in (x for name, x in figures.items() if name not in of_modalities):
         for trace in figure["data"]:
             colour, _, symbol = mark[found.methods[trace["meta"]]]
-            marker = trace.get("marker", trace["line"] if "line" in trace else {})
+            marker = trace.get("marker", trace.get("line", {}))
             assert marker["color"] == colour
             seen = marker.get("symbol")  # a triangle marks a re-learning on a curve
             assert seen in (None, "triangle-down", symbol)
