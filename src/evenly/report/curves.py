@@ -162,7 +162,7 @@ def _line(
     epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str, dash: str
 ) -> dict[str, Any]:
     """Through the seeds' mean at each epoch."""
-    line = {
+    line: dict[str, Any] = {
         "mode": "lines" if len(epochs) > 1 else "markers",
         "x": epochs,
         "y": [rounded(sum(seeds) / len(seeds)) for seeds in values],
