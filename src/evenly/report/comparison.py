@@ -305,6 +305,11 @@ class Comparison:
         """The mean of the main metric on the test split."""
         return self.estimate(method, self.main).mean
 
+    @cached_property
+    def has_intervals(self) -> bool:
+        """Whether any method has enough seeds for one."""
+        return any(self.estimate(m, self.main).low is not None for m in self.methods)
+
     def runs_of(self, method: str) -> list[Run]:
         """The cells of a method that were begun, by seed."""
         return [run for run in self.runs if run.method == method]

@@ -135,9 +135,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         cells=len(comparison.methods) * len(comparison.seeds),
         columns=_columns(comparison),
         ranked=comparison.is_ranked,
-        intervals=any(
-            comparison.estimate(m, comparison.main).low is not None for m in comparison.methods
-        ),
+        intervals=comparison.has_intervals,
         contents=_contents(figures, samples),
         rows=[_row(comparison, method) for method in comparison.ranking],
         remarks=_remarks(comparison),
