@@ -141,7 +141,7 @@ def test_methods_are_ranked_where_one_differs_with_the_unfinished_last(tmp_path)
     )
     rows = "joint,test,accuracy,0.5,,,,3,,,,,\nb,val,accuracy,1.0,,,,3,,,,,\n"
     rows += "d,test,accuracy,0.0,,,,3,-0.5,,,0.3,0.3\n"
-    for p, order in (("0.04", ["c", "joint", "d", "a", "b"]), ("0.06", list("abcd") + ["joint"])):
+    for p, order in (("0.04", ["c", "joint", "d", "a", "b"]), ("0.06", [*"abcd", "joint"])):
         differs = f"c,test,accuracy,0.9,,,,3,0.4,,,0.02,{p}\n"
         (tmp_path / "summary.csv").write_text(head + rows + differs)
         assert read_comparison(tmp_path).ranking == order
