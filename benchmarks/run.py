@@ -33,6 +33,7 @@ PROGRAMS = [
     "frozen",
     "parquet",
     "lab",
+    "report_page",
     "relearn",
     "overhead",
     "ranks",

@@ -5,12 +5,12 @@ python docs/make_screenshot.py demo/report.html docs/report.png
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 SIZE = 1120, 1065  # the head, the ranking and the first figure
 COLOURS = 256  # as many as the page has; the file is a third
@@ -26,13 +26,15 @@ def main():
         sys.exit("The picture is taken with chromium, which is not on this machine.")
     with tempfile.TemporaryDirectory() as folder:
         taken = Path(folder) / "taken.png"
-        subprocess.run(
-            [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={SIZE[0]},{SIZE[1]}",
-             f"--user-data-dir={folder}/profile", "--virtual-time-budget=10000",
-             f"--screenshot={taken}", options.report.resolve().as_uri()],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=chromium, args=["--no-sandbox", "--hide-scrollbars"]
+            )
+            page = browser.new_page(viewport=dict(zip(("width", "height"), SIZE, strict=True)))
+            page.goto(options.report.resolve().as_uri())
+            page.wait_for_function("document.documentElement.dataset.drawn", timeout=300_000)
+            page.screenshot(path=taken)
+            browser.close()
         with Image.open(taken) as picture:
             picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(
                 options.picture, optimize=True

@@ -31,8 +31,8 @@ FAINT = """least => {
 
 
 @contextmanager
-def opened(browser, path, ready="document.documentElement.dataset.drawn", **options):
-    """The page once it is ready, with what the browser complained of or asked for."""
+def opened(browser, path, ready="document.documentElement.dataset.drawn", whole=True, **options):
+    """The page once it is ready, `whole` or as it opens; what the browser said and asked."""
     context = browser.new_context(offline=True, **options)
     page = context.new_page()
     said, asked = [], []
@@ -41,5 +41,7 @@ def opened(browser, path, ready="document.documentElement.dataset.drawn", **opti
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_function(ready)
+    if whole:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")  # which draws all
     yield SimpleNamespace(page=page, said=said, asked=asked)
     context.close()

@@ -48,7 +48,26 @@ def test_accuracy_shows_each_seed_the_mean_and_the_interval(folder):
     assert (low, high) == pytest.approx((100 * estimate.low, 100 * estimate.high), abs=0.01)
 
 
-def test_accuracy_lists_the_best_on_top(folder):
+def _ends(figure, axis="y"):
+    return [value for trace in figure["data"] for value in trace[axis] if value is not None]
+
+
+def test_panels_of_a_kind_share_one_scale(tmp_path, write):
+    figures = _figures(write(tmp_path, modalities=["a", "b", "c"], epochs=9))
+    for kinds, axis in (
+        (("purity_train", "purity_val"), "y"), (("gap",), "y"), (("noise",), "y"),
+        (("missing",), "y"), (("only", "without"), "x"),
+    ):  # fmt: skip
+        some = [figure for name, figure in figures.items() if name.startswith(kinds)]
+        assert len(some) >= 2
+        scales = {tuple(figure["layout"][f"{axis}axis"]["range"]) for figure in some}
+        ((low, high),) = scales
+        values = [value for figure in some for value in _ends(figure, axis)]
+        assert low <= min(values) < max(values) <= high
+        assert high - low < 1.5 * (max(values) - min(values))
+
+
+def test_accuracy_is_in_the_order_of_the_table(folder):
     found = read_comparison(folder)
     axis = all_figures(found)["accuracy"]["layout"]["yaxis"]
     assert axis["ticktext"] == found.ranking
@@ -63,15 +82,37 @@ def test_one_seed_has_no_interval(tmp_path, write):
     assert len(_of(figures["curve/train_loss"], "relearn")) == 2
 
 
-def test_curves_have_a_line_for_each_seed_and_their_mean(folder):
+def test_curves_are_means_on_bands_of_the_seeds(folder):
     found = read_comparison(folder)
-    *seeds, mean = _of(all_figures(found)["curve/val_accuracy"], "joint")
-    for run, trace in zip(found.runs_of("joint"), seeds, strict=True):
-        values = run.points("val_accuracy")
-        assert trace["x"] == list(values)
-        assert trace["y"] == pytest.approx([100 * value for value in values.values()], abs=0.01)
-    assert mean["y"][4] == pytest.approx(sum(t["y"][4] for t in seeds) / 3, abs=0.01)
-    assert mean["line"]["width"] > max(trace["line"]["width"] for trace in seeds)
+    band, mean = _of(all_figures(found)["curve/val_accuracy"], "joint")
+    curves = [run.points("val_accuracy") for run in found.runs_of("joint")]
+    assert len(curves) == 3
+    assert mean["x"] == list(range(1, 31))
+    at = [100 * curve[5] for curve in curves]
+    assert mean["y"][4] == pytest.approx(sum(at) / 3, abs=0.01)
+    assert mean["customdata"][4] == pytest.approx([min(at), max(at)], abs=0.01)
+    assert band["x"] == [*range(1, 31), *range(30, 0, -1)]
+    assert band["y"][4] == pytest.approx(max(at), abs=0.01)
+    assert band["y"][-5] == pytest.approx(min(at), abs=0.01)
+
+
+def test_bands_lie_below_all_lines(folder):
+    for name in ("curve/val_accuracy", "gap/0"):
+        filled = ["fill" in trace for trace in _figures(folder)[name]["data"]]
+        assert filled == sorted(filled, reverse=True)
+        assert sum(filled) == 3
+
+
+def test_a_long_curve_is_drawn_of_some_of_its_epochs(tmp_path, write):
+    folder = write(tmp_path, methods=["joint"], seeds=2, epochs=400)
+    (_, mean) = _figures(folder)["curve/val_accuracy"]["data"]
+    assert len(mean["x"]) == 120
+    assert mean["x"][0] == 1
+    assert mean["x"][-1] == 400
+    assert {b - a for a, b in zip(mean["x"], mean["x"][1:], strict=False)} == {3, 4}
+    curves = [run.points("val_accuracy") for run in read_comparison(folder).runs]
+    expected = [100 * sum(curve[x] for curve in curves) / 2 for x in mean["x"]]
+    assert mean["y"] == pytest.approx(expected, abs=0.01)
 
 
 def test_relearnings_are_marked_on_the_curve(folder):
@@ -134,8 +175,9 @@ def test_a_method_has_one_colour_and_symbol_everywhere(tmp_path, write):
     for figure in (x for name, x in figures.items() if name not in of_modalities):
         for trace in figure["data"]:
             colour, _, symbol = mark[found.methods[trace["meta"]]]
-            assert trace["marker"]["color"] == colour
-            seen = trace["marker"].get("symbol")  # a triangle marks a re-learning on a curve
+            marker = trace.get("marker", trace.get("line", {}))
+            assert marker["color"] == colour
+            seen = marker.get("symbol")  # a triangle marks a re-learning on a curve
             assert seen in (None, "triangle-down", symbol)
     for name in ("noise/0", "map/0/1"):
         assert {trace["marker"]["symbol"] for trace in figures[name]["data"]} == {
@@ -174,12 +216,17 @@ def test_rows_hold_their_whole_names(tmp_path, write):
 def test_shares_stay_between_nothing_and_all(folder):
     figures = _figures(folder)
     for name, axis, most in (
-        ("accuracy", "xaxis", 100), ("only", "xaxis", 100), ("map/0/1", "xaxis", 100),
-        ("map/0/1", "yaxis", 100), ("noise/0", "yaxis", 100), ("curve/val_accuracy", "yaxis", 100),
-        ("purity_val/0", "yaxis", 1), ("gap/1", "yaxis", 1),
+        ("accuracy", "xaxis", 100), ("map/0/1", "xaxis", 100), ("map/0/1", "yaxis", 100),
+        ("curve/val_accuracy", "yaxis", 100),
     ):  # fmt: skip
         bounds = figures[name]["layout"][axis]["autorangeoptions"]
         assert bounds == {"clipmin": -0.02 * most, "clipmax": 1.02 * most}
+    for name, axis, most in (
+        ("only", "xaxis", 100), ("noise/0", "yaxis", 100), ("missing/1", "yaxis", 100),
+        ("purity_val/0", "yaxis", 1), ("gap/1", "yaxis", 1),
+    ):  # fmt: skip
+        low, high = figures[name]["layout"][axis]["range"]
+        assert -0.02 * most <= low < high <= 1.02 * most
     assert "autorangeoptions" not in figures["curve/train_loss"]["layout"]["yaxis"]
 
 
@@ -316,13 +363,13 @@ def _of_numbers():
     summary = {}
     for method, mae, difference in (("joint", 250.4, None), ("awc", 12.3, -238.1)):
         summary[method, "test", "mae"] = Estimate(
-            mae, 1.5, mae - 2, mae + 2, 2, difference, -240.0, -236.0, 0.001, 0.002
+            mae, 1.5, mae - 2, mae + 2, 3, difference, -240.0, -236.0, 0.001, 0.002
         )
-        summary[method, "test", "pearson"] = Estimate(0.5, 0.1, seeds=2)
+        summary[method, "test", "pearson"] = Estimate(0.5, 0.1, seeds=3)
         for kind, value in (("only", 300.0), ("contribution", 7.5), ("noise_1", 260.0)):
             summary[method, "test", f"{kind}/x"] = Estimate(value)
     return Comparison(
-        {"task": "number", "methods": ["joint", "awc"], "modalities": ["x", "y"], "seeds": 2},
+        {"task": "number", "methods": ["joint", "awc"], "modalities": ["x", "y"], "seeds": 3},
         [
             Run(
                 method,
@@ -376,8 +423,10 @@ def test_a_table_of_numbers_is_not_in_per_cent():
 
 def test_the_page_of_numbers_names_their_metric():
     text = _page(_of_numbers(), "tsne")
-    assert "Different from joint training in test MAE, after Holm" in text
-    assert "awc (−238.1, p = 0.002)" in text
+    assert (
+        "awc is better than joint training: MAE 12.3, lower is better, joint training 250.4."
+        in text
+    )
     assert 'aria-sort="ascending"' in text
     assert "accuracy" not in text[: text.index("<script")]
     assert "ten bins" not in text  # nothing is diagnosed

@@ -133,20 +133,18 @@ def test_the_mean_is_taken_where_every_finished_seed_has_a_value(tmp_path, write
     assert mean[7] == pytest.approx((first[7] + second[7]) / 2)
 
 
-def test_methods_are_ranked_by_test_accuracy_with_the_unfinished_last(tmp_path):
-    (tmp_path / "config.yaml").write_text("methods: [a, b, c, d]\n")
+def test_methods_are_ranked_where_one_differs_with_the_unfinished_last(tmp_path):
+    (tmp_path / "config.yaml").write_text("methods: [a, b, c, d, joint]\n")
     head = (
         "method,split,metric,mean,std,low,high,seeds,"
         "difference,difference_low,difference_high,p_value,p_holm\n"
     )
-    rows = "".join(
-        f"{start},,,,1,,,,,\n"
-        for start in ("d,test,accuracy,0.0", "c,test,accuracy,0.9", "b,val,accuracy,1.0")
-    )
-    (tmp_path / "summary.csv").write_text(head + rows)
-    found = read_comparison(tmp_path)
-    assert found.methods == ["a", "b", "c", "d"]
-    assert found.ranking == ["c", "d", "a", "b"]
+    rows = "joint,test,accuracy,0.5,,,,3,,,,,\nb,val,accuracy,1.0,,,,3,,,,,\n"
+    rows += "d,test,accuracy,0.0,,,,3,-0.5,,,0.3,0.3\n"
+    for p, order in (("0.04", ["c", "joint", "d", "a", "b"]), ("0.06", [*"abcd", "joint"])):
+        differs = f"c,test,accuracy,0.9,,,,3,0.4,,,0.02,{p}\n"
+        (tmp_path / "summary.csv").write_text(head + rows + differs)
+        assert read_comparison(tmp_path).ranking == order
 
 
 def test_open_cells_say_why(tmp_path, write):

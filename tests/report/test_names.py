@@ -14,6 +14,7 @@ def test_a_name_is_broken_between_settings():
     assert wrapped("relearn(batchnorm=reestimated,gap=shared,moments=cleared)", 30) == [
         "relearn(batchnorm=reestimated,", "gap=shared,moments=cleared)",
     ]  # fmt: skip
+    assert wrapped("modality_dropout_of_all", 12) == ["modality_", "dropout_of_", "all"]
     assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
 
 

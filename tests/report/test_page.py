@@ -14,6 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from evenly.lab.run.result import is_headline
 from evenly.report import write_report
+from evenly.report.comparison import as_rows
+from evenly.report.finding import what_was_found
 from evenly.report.folder import read_comparison
 
 VOID = {"meta", "link", "br", "line", "wbr", "img", "input"}
@@ -25,14 +27,17 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.rows, self.scripts, self.links = [], [], {}, []
-        self.bold, self.text = [], ""
+        self.bold, self.text, self.anchors, self.ids = [], "", [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        self.links += [attrs[name] for name in ("src", "href", "action") if name in attrs]
+        links = [attrs[name] for name in ("src", "href", "action") if name in attrs]
+        self.links += [link for link in links if not link.startswith("#")]
+        self.anchors += [link[1:] for link in links if link.startswith("#")]
+        self.ids += [attrs["id"]] if "id" in attrs else []
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -64,6 +69,14 @@ class Page(HTMLParser):
 
 def _page(folder):
     return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def _unpacked(text):
+    return gzip.decompress(base64.b64decode(text)).decode()
+
+
+def _figures(page):
+    return json.loads(_unpacked(page.scripts["figures"]))
 
 
 def _summary(folder, rows):
@@ -99,37 +112,93 @@ def test_holds_every_number_of_the_summary(folder):
 
 
 def test_the_ranking_by_hand(tmp_path, write):
-    write(tmp_path, methods=["joint", "b"], seeds=2, modalities=["x"], epochs=6)
+    write(tmp_path, methods=["b", "joint"], seeds=3, modalities=["x"], epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,2,,,,,\n"
-        "joint,test,macro_f1,0.8,0.02,0.7,0.9,2,,,,,\n"
-        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,2,,,,,\n"
-        "b,test,accuracy,0.7999,0.01,0.75,0.85,2,-0.0126,-0.0301,0.0049,0.0004,0.0499\n"
-        "b,test,macro_f1,0.79,0.01,0.7,0.9,2,-0.01,,,0.5,0.5\n"
-        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,2,0.1,,,0.01,0.01\n",
+        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,3,,,,,\n"
+        "joint,test,macro_f1,0.8,0.02,0.7,0.9,3,,,,,\n"
+        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,3,,,,,\n"
+        "b,test,accuracy,0.7999,0.01,0.75,0.85,3,-0.0126,-0.0301,0.0049,0.0004,0.0499\n"
+        "b,test,macro_f1,0.79,0.01,0.7,0.9,3,-0.01,,,0.5,0.5\n"
+        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,3,0.1,,,0.01,0.01\n",
     )
     page = _page(tmp_path)
-    joint, other = page.rows[1], page.rows[2]
-    assert joint[:7] == ["joint\n2 of 2", "81.2 ± 1.5\n[70.0, 92.5]", "80.0 ± 2.0", "50.0",
+    joint, other = page.rows[1], page.rows[2]  # they differ: the best comes first
+    assert joint[:7] == ["joint\n3 of 3", "81.2 ± 1.5\n[70.0, 92.5]", "80.0 ± 2.0", "50.0",
                          "reference", "–", "–"]  # fmt: skip
-    assert other[:7] == ["b\n2 of 2", "80.0 ± 1.0\n[75.0, 85.0]", "79.0 ± 1.0", "60.5",
+    assert other[:7] == ["b\n3 of 3", "80.0 ± 1.0\n[75.0, 85.0]", "79.0 ± 1.0", "60.5",
                          "−1.3\n[−3.0, +0.5]", "< 0.001", "0.050"]  # fmt: skip
     assert page.bold == ["−1.3", "0.050"]
-    assert "after Holm's correction: b (−1.3 points, p = 0.050)." in page.text
+    assert "b is worse than joint training." in page.text
+    assert "stand in the order" not in page.text
 
 
 @pytest.mark.parametrize("p_holm", ["0.05", "0.3", "1.0"])
 def test_nothing_is_bold_unless_significant_after_correction(tmp_path, write, p_holm):
-    write(tmp_path, methods=["joint", "b"], seeds=2, epochs=6)
+    write(tmp_path, methods=["joint", "b"], seeds=3, epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,,,,,\n"
-        f"b,test,accuracy,0.9,0.01,0.8,1.0,2,0.1,,,0.001,{p_holm}\n",
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,3,,,,,\n"
+        f"b,test,accuracy,0.9,0.01,0.8,1.0,3,0.1,0.0,0.2,0.001,{p_holm}\n",
     )
     page = _page(tmp_path)
     assert page.bold == []
-    assert "no method differs from joint training" in page.text
+    assert "No method differs from joint training significantly" in page.text
+    # An order by means would show chance.
+    assert [row[0] for row in page.rows[1:]] == ["joint\n3 of 3", "b\n3 of 3"]
+    assert "the rows stand in the order in which the methods were named" in page.text
+
+
+def test_two_seeds_have_neither_interval_nor_test(tmp_path, write):
+    """Whatever summary.csv says: b's p would be bold, and it the first, of three seeds."""
+    write(tmp_path, methods=["joint", "b"], seeds=2, modalities=["x"], epochs=6)
+    _summary(
+        tmp_path,
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,,,,,\n"
+        "b,test,accuracy,0.9,0.01,0.8,1.0,2,0.1,0.05,0.15,0.001,0.001\n",
+    )
+    page = _page(tmp_path)
+    joint, other = page.rows[1], page.rows[2]
+    assert joint[1] == "80.0 ± 1.0\ntoo few seeds"
+    assert other[1] == "90.0 ± 1.0\ntoo few seeds"
+    assert other[4:7] == ["+10.0\ntoo few seeds", "–", "–"]
+    assert page.bold == []
+    assert "an interval or a test needs at least 3" in page.text
+    assert "2 seeds are too few to tell whether methods differ" in page.text
+    assert all("error_x" not in trace for trace in _figures(page)["accuracy"]["data"])
+
+
+def test_the_page_begins_with_what_was_found(folder):
+    """What the command prints, sentence by sentence."""
+    page = _page(folder)
+    found = what_was_found(as_rows(read_comparison(folder).summary))
+    assert len(found) > 1
+    said = " ".join(page.text.split())
+    places = [said.index(sentence) for sentence in found]
+    assert places == sorted(places)
+    assert places[0] < said.index("3 methods over 3 seeds")
+
+
+def test_the_contents_lead_to_every_part(folder, tmp_path, write):
+    whole = _page(folder)
+    assert whole.anchors == [
+        "results", "training", "learnt", "noise", "missing", "probes", "worth", "samples",
+        "confusion", "settings",
+    ]  # fmt: skip
+    assert set(whole.anchors) < set(whole.ids)
+    bare = write(tmp_path / "bare", seeds=1, epochs=3, methods=["joint"], unfinished=[("joint", 0)])
+    page = _page(bare)
+    assert page.anchors == ["results", "training", "learnt", "settings"]
+    assert set(page.anchors) < set(page.ids)
+
+
+def test_the_legend_is_in_the_order_of_the_table(tmp_path, write):
+    names = ["relearn", "joint", "ogm_ge"]
+    folder = write(tmp_path, methods=names, epochs=9)
+    text = write_report(folder).read_text()
+    rows = [row[0].split("\n")[0] for row in Page(text).rows[1:]]
+    assert rows == read_comparison(folder).ranking
+    assert _pressed(text) == rows
 
 
 def test_a_folder_in_the_making_says_which_cells_are_open(tmp_path, write):
@@ -147,7 +216,7 @@ def test_before_the_first_result_the_page_holds_what_there_is(tmp_path, write):
     write(tmp_path, methods=["joint"], seeds=1, epochs=9, unfinished=[("joint", 0)])
     page = _page(tmp_path)
     assert page.rows[1] == ["joint\n0 of 1", "–\n–", "–", "–", "–", "reference", *"––––"]
-    assert set(json.loads(page.scripts["figures"])) >= {"curve/train_loss", "gap/0"}
+    assert set(_figures(page)) >= {"curve/train_loss", "gap/0"}
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("methods: [joint]\nseeds: 1\n")
     page = _page(tmp_path / "empty")
@@ -157,9 +226,8 @@ def test_before_the_first_result_the_page_holds_what_there_is(tmp_path, write):
 
 def test_one_seed_has_no_interval_and_says_why(tmp_path, write):
     page = _page(write(tmp_path, seeds=1, epochs=9))
-    assert all(row[1].endswith("\n–") for row in page.rows[1:])
-    assert "need at least two seeds, and this comparison has one." in page.text
-    assert "No test against joint training is possible yet" in page.text
+    assert all(row[1].endswith("\ntoo few seeds") for row in page.rows[1:])
+    assert "1 seed is too few to tell whether methods differ" in page.text
 
 
 def test_names_from_the_data_cannot_break_out(tmp_path, write):
@@ -168,11 +236,11 @@ def test_names_from_the_data_cannot_break_out(tmp_path, write):
     write(tmp_path, methods=["joint", hostile, image], class_names=[hostile, "-->", "]]>"],
           modalities=[hostile, image], seeds=2, epochs=6, failed=[(image, 1)])  # fmt: skip
     page = _page(tmp_path)
-    assert len(page.scripts) == 5  # sorting, figures, samples, library, drawing
+    assert len(page.scripts) == 6  # folding, sorting, figures, samples, library, drawing
     assert page.links == ["data:,"]
     assert {row[0].split("\n")[0].strip() for row in page.rows[1:]} == {"joint", hostile, image}
     assert f"{hostile}, -->, ]]>" in page.text
-    names = {trace["name"] for trace in json.loads(page.scripts["figures"])["accuracy"]["data"]}
+    names = {trace["name"] for trace in _figures(page)["accuracy"]["data"]}
     assert {unescape(name) for name in names} == {"joint", hostile, image}
 
 
@@ -183,7 +251,7 @@ def test_any_name_reaches_the_page_unchanged(tmp_path_factory, write, name):
     folder = tmp_path_factory.mktemp("names")
     page = _page(write(folder, methods=[name], modalities=[name], seeds=1, epochs=2))
     assert page.rows[1][0] == f"{name}\n1 of 1"
-    (trace, _) = json.loads(page.scripts["figures"])["accuracy"]["data"]
+    (trace, _) = _figures(page)["accuracy"]["data"]
     assert unescape(trace["name"]) == name
 
 
@@ -193,7 +261,7 @@ def test_the_page_needs_nothing_but_itself(folder):
     assert page.links == ["data:,"]
     assert "@import" not in text
     assert "url(" not in text
-    assert gzip.decompress(base64.b64decode(page.scripts["plotly"])).decode() == get_plotlyjs()
+    assert _unpacked(page.scripts["plotly"]) == get_plotlyjs()
     assert "Licensed under the MIT license" in page.text
 
 
@@ -210,7 +278,7 @@ def test_fifty_runs_stay_small(tmp_path, write):
     write(tmp_path, methods=["joint", *(f"m{i}" for i in range(9))], seeds=5, epochs=100,
           modalities=list("abcdef"), samples=500,
           class_names=[f"class number {i}" for i in range(31)])  # fmt: skip
-    assert write_report(tmp_path).stat().st_size < 10_000_000
+    assert write_report(tmp_path).stat().st_size < 3_500_000
 
 
 def test_thirty_methods_each_have_a_row_and_a_key(tmp_path, write):
@@ -220,8 +288,11 @@ def test_thirty_methods_each_have_a_row_and_a_key(tmp_path, write):
 
 
 def _pressed(text):
-    buttons = re.findall(r'<button type="button" aria-pressed="(\w+)">.*?</svg>(.*?)<', text)
-    return [name for state, name in buttons if state == "true"]
+    pattern = (
+        r'<button type="button" data-number="\d+" aria-pressed="(\w+)">.*?</svg>(.*?)</button>'
+    )
+    buttons = re.findall(pattern, text)
+    return [name.replace("<wbr>", "") for state, name in buttons if state == "true"]
 
 
 def test_of_many_methods_lines_of_the_likely_ones_are_drawn_at_first(tmp_path, write):
@@ -235,7 +306,7 @@ def test_of_many_methods_lines_of_the_likely_ones_are_drawn_at_first(tmp_path, w
 
 
 def test_of_few_methods_all_lines_are_drawn(folder):
-    assert _pressed(write_report(folder).read_text()) == ["joint", "relearn", "ogm_ge"]
+    assert _pressed(write_report(folder).read_text()) == read_comparison(folder).ranking
 
 
 def test_a_model_of_the_second_modality_has_its_figures(tmp_path, write):

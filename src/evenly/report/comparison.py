@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -19,6 +19,12 @@ PAPER = (
     "high: compare them only with published tables that do the same."
 )
 """What every output of `--protocol paper` says."""
+SIGNIFICANT = 0.05
+"""The level below which a corrected p-value counts."""
+ENOUGH = 3
+"""Seeds from which on there are intervals and tests: with two, t has one degree of freedom."""
+TOO_FEW = "too few seeds"
+"""What stands in place of an interval where there are fewer."""
 NONE = "no label"
 """What a sample is called that has none of several labels."""
 Projected = Literal["tsne", "umap"]
@@ -256,20 +262,53 @@ class Comparison:
         return ["pearson", *(name for name in ("acc_2", "acc_7") if name in found), *own]
 
     @cached_property
+    def is_ranked(self) -> bool:
+        """Whether any method differs from the reference in the main metric, after correction."""
+        return any(is_significant(self.estimate(m, self.main).p_holm) for m in self.methods)
+
+    @cached_property
     def ranking(self) -> list[str]:
-        """The methods, best mean on the test split first; those without one come last."""
+        """The methods as tables and figures list them.
+
+        Where one differs, the best mean on the test split comes first and those without one last.
+        Else an order by means would show chance: they come as they were asked for.
+        """
+        if not self.is_ranked:
+            return list(self.methods)
         score = {method: self.score(method) for method in self.methods}
         ranked = [method for method in self.methods if score[method] is not None]
         ranked.sort(key=lambda method: self.metric.sign * (score[method] or 0.0), reverse=True)
         return ranked + [method for method in self.methods if score[method] is None]
 
     def estimate(self, method: str, metric: str) -> Estimate:
-        """What summary.csv says of a metric on the test split."""
-        return self.summary.get((method, "test", metric), Estimate(None))
+        """What summary.csv says of a metric on the test split; intervals of enough seeds only."""
+        return self._tested.get((method, metric), Estimate(None))
+
+    @cached_property
+    def _tested(self) -> dict[tuple[str, str], Estimate]:
+        tested = {
+            (m, metric): x for (m, split, metric), x in self.summary.items() if split == "test"
+        }
+        found = {}
+        for (method, metric), one in tested.items():
+            theirs = tested.get((self.reference, metric), Estimate(None))
+            if one.seeds < ENOUGH:
+                one = replace(one, low=None, high=None)
+            if min(one.seeds, theirs.seeds) < ENOUGH:
+                one = replace(
+                    one, difference_low=None, difference_high=None, p_value=None, p_holm=None
+                )
+            found[method, metric] = one
+        return found
 
     def score(self, method: str) -> float | None:
         """The mean of the main metric on the test split."""
         return self.estimate(method, self.main).mean
+
+    @cached_property
+    def has_intervals(self) -> bool:
+        """Whether any method has enough seeds for one."""
+        return any(self.estimate(m, self.main).low is not None for m in self.methods)
 
     def runs_of(self, method: str) -> list[Run]:
         """The cells of a method that were begun, by seed."""
@@ -339,10 +378,10 @@ class Comparison:
             for epoch, strengths in sorted(found.items())
         }
 
-    def mean_curve(self, method: str, column: str) -> dict[int, float]:
-        """The mean over the finished seeds (all, before one has), where each has a value.
+    def curves(self, method: str, column: str) -> dict[int, list[float]]:
+        """By epoch, the values of the finished seeds (all, before one has), where each has one.
 
-        At an epoch that only some seeds have reached the mean would jump.
+        At an epoch that only some seeds have reached their mean would jump.
         """
         runs = self.runs_of(method)
         runs = [run for run in runs if run.result] or runs
@@ -350,7 +389,11 @@ class Comparison:
         if not curves:
             return {}
         shared = sorted(set.intersection(*(set(points) for points in curves)))
-        return {x: sum(points[x] for points in curves) / len(curves) for x in shared}
+        return {x: [points[x] for points in curves] for x in shared}
+
+    def mean_curve(self, method: str, column: str) -> dict[int, float]:
+        """The mean of `curves`."""
+        return {x: sum(seeds) / len(seeds) for x, seeds in self.curves(method, column).items()}
 
     def open_cells(self) -> list[tuple[str, int, str]]:
         """The cells without a result: method, seed and why."""
@@ -364,6 +407,19 @@ class Comparison:
                 elif run.result is None:
                     cells.append((method, seed, _state(run)))
         return cells
+
+
+def is_significant(p_holm: float | None) -> TypeGuard[float]:
+    """Whether a corrected p-value may be set in bold."""
+    return p_holm is not None and p_holm < SIGNIFICANT
+
+
+def as_rows(summary: Mapping[tuple[str, str, str], Estimate]) -> list[dict[str, Any]]:
+    """The lines of summary.csv."""
+    return [
+        {"method": method, "split": split, "metric": metric, **vars(estimate)}
+        for (method, split, metric), estimate in summary.items()
+    ]
 
 
 def value_at(curve: Mapping[int, float], epoch: int) -> float:

@@ -1,15 +1,21 @@
 """Figures of the page that run along training."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from evenly.metrics import METRICS
 from evenly.report.comparison import Comparison, value_at
 from evenly.report.marks import marks
-from evenly.report.parts import HOVER, Figure, axis, plain, rounded, share_axis
+from evenly.report.parts import HOVER, Figure, axis, plain, rounded, share_axis, veiled
+
+POINTS = 120
+"""Epochs of which a curve is drawn, at most: a panel is hardly wider than three pixels for each."""
 
 
 def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) -> Figure:
-    """A column of metrics.csv along training: each seed thin, their mean thick.
+    """A column of metrics.csv along training: the mean, on a band from the least seed to the most.
 
     Args:
         comparison: What to draw.
@@ -20,29 +26,27 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
     known = METRICS.get(column.partition("_")[2])
     is_share = known is None or known.is_share  # purity and gap are
     mark = marks(comparison.methods)
-    data: list[dict[str, Any]] = []
+    bands: list[dict[str, Any]] = []  # below all lines
+    lines: list[dict[str, Any]] = []
     shapes: list[dict[str, Any]] = []
     for number, method in enumerate(comparison.methods):
+        curves = comparison.curves(method, column)
+        if not curves:
+            continue
         colour, dash, _ = mark[method]
-        runs = [
-            (run.seed, curve) for run in comparison.runs_of(method) if (curve := run.points(column))
-        ]
-        if len(runs) > 1:
-            data += [
-                _line(method, number, curve, scale, seed, {"color": colour, "width": 1}, 0.45)
-                for seed, curve in runs
-            ]
-        mean = comparison.mean_curve(method, column)
-        if mean:
-            seed = runs[0][0] if len(runs) == 1 else None
-            line = {"color": colour, "width": 2.4, "dash": dash}
-            data.append(_line(method, number, mean, scale, seed, line, 1.0))
-            moments = comparison.moments(method)
-            if moments:
-                data.append(_moments_trace(method, number, moments, mean, scale, colour))
-                shapes += [_moment_line(number, x, colour) for x in moments]
+        common = {"type": "scatter", "name": plain(method), "meta": number, "showlegend": False}
+        some = _thinned(curves)
+        values = [[rounded(scale * value) for value in curves[epoch]] for epoch in some]
+        if len(values[0]) > 1 and len(some) > 1:
+            bands.append(common | _band(some, values, colour))
+        lines.append(common | _line(some, values, colour, dash))
+        moments = comparison.moments(method)
+        if moments:
+            mean = {epoch: sum(seeds) / len(seeds) for epoch, seeds in curves.items()}
+            lines.append(_moments_trace(method, number, moments, mean, scale, colour))
+            shapes += [_moment_line(number, x, colour) for x in moments]
     return {
-        "data": data,
+        "data": bands + lines,
         "layout": {
             "height": 270,
             "xaxis": {"title": {"text": "epochs", "standoff": 6}, "rangemode": "tozero", **axis()},
@@ -134,24 +138,42 @@ def _of_modality(moments: dict[int, dict[str, float]], modality: str) -> dict[in
     return {epoch: found[modality] for epoch, found in moments.items() if modality in found}
 
 
-def _line(
-    method: str, number: int, curve: dict[int, float], scale: int, seed: int | None,
-    line: dict[str, Any], opacity: float,
-) -> dict[str, Any]:  # fmt: skip
-    what = "mean of the seeds" if seed is None else f"seed {seed}"
+def _thinned(epochs: Mapping[int, Any]) -> list[int]:
+    """The first, the last and others evenly between."""
+    known = list(epochs)
+    places = np.linspace(0, len(known) - 1, min(POINTS, len(known)))
+    return [known[place] for place in places.round().astype(int)]
+
+
+def _band(epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str) -> dict[str, Any]:
+    """Around the seeds' values at each epoch."""
     return {
-        "type": "scatter",
-        "mode": "lines" if len(curve) > 1 else "markers",
-        "name": plain(method),
-        "meta": number,
-        "x": list(curve),
-        "y": [rounded(scale * value) for value in curve.values()],
-        "line": line,
-        "marker": {"color": line["color"]},
-        "opacity": opacity,
-        "hovertemplate": HOVER + f"{what}, epoch %{{x}}: %{{y}}",
-        "showlegend": False,
+        "mode": "lines",
+        "x": [*epochs, *reversed(epochs)],
+        "y": [*map(max, values), *map(min, reversed(values))],
+        "fill": "toself",
+        "fillcolor": veiled(colour, 0.16),
+        "line": {"color": colour, "width": 0},
+        "hoverinfo": "skip",
     }
+
+
+def _line(
+    epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str, dash: str
+) -> dict[str, Any]:
+    """Through the seeds' mean at each epoch."""
+    line: dict[str, Any] = {
+        "mode": "lines" if len(epochs) > 1 else "markers",
+        "x": epochs,
+        "y": [rounded(sum(seeds) / len(seeds)) for seeds in values],
+        "line": {"color": colour, "width": 2.2, "dash": dash},
+        "marker": {"color": colour},
+        "hovertemplate": HOVER + "epoch %{x}: %{y}",
+    }
+    if len(values[0]) > 1:
+        line["customdata"] = [[min(seeds), max(seeds)] for seeds in values]
+        line["hovertemplate"] += "<br>seeds %{customdata[0]} to %{customdata[1]}"
+    return line
 
 
 def _moments_trace(

@@ -39,6 +39,11 @@ _STYLE: Any = {
 }
 
 
+def of_seeds(comparison: Comparison) -> str:
+    """What is drawn of a method's seeds."""
+    return f"mean, {'95 % interval, ' if comparison.has_intervals else ''}every seed"
+
+
 def check_drawing(path: Path) -> None:
     """Raises if there are no pictures of that kind."""
     if path.suffix not in (".svg", ".png"):

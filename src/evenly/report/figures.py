@@ -13,7 +13,17 @@ from evenly.report.comparison import Comparison
 from evenly.report.curves import curve_figure, strength_figure
 from evenly.report.marks import NEUTRAL, marks
 from evenly.report.names import wrapped
-from evenly.report.parts import HOVER, Figure, axis, brief, metric_axis, plain, rounded, share_axis
+from evenly.report.parts import (
+    HOVER,
+    Figure,
+    axis,
+    brief,
+    metric_axis,
+    plain,
+    rounded,
+    share_axis,
+    share_scale,
+)
 from evenly.report.rows import ablation_figure, contribution_figure, main_figure
 
 SPOTS = 1000
@@ -53,6 +63,9 @@ def all_figures(comparison: Comparison) -> dict[str, Figure]:
     figures["only"] = ablation_figure(comparison, "only")
     if len(comparison.modalities) > 2:  # of two, one without the other is the other alone
         figures["without"] = ablation_figure(comparison, "without")
+    for kinds in (("purity_train", "purity_val"), ("gap",), ("noise",), ("missing",)):
+        share_scale([figure for name, figure in figures.items() if name.startswith(kinds)])
+    share_scale([figure for name, figure in figures.items() if name in ("only", "without")], "x")
     figures["confusion"] = confusion_figure(comparison)
     figures["agreement"] = agreement_figure(comparison)
     return {name: figure for name, figure in figures.items() if figure["data"]}

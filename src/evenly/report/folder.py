@@ -33,7 +33,7 @@ def read_comparison(directory: Path) -> Comparison:
     return Comparison(
         config=config,
         runs=sorted(runs, key=lambda run: (run.method, run.seed)),
-        summary=_read_summary(directory / "summary.csv"),
+        summary=read_summary(directory / "summary.csv"),
         results=_read_results(directory / "results.csv"),
         changed=datetime.fromtimestamp(newest, UTC),
     )
@@ -169,7 +169,12 @@ def _answers(path: Path, result: Mapping[str, Any]) -> tuple[np.ndarray | None, 
         return np.bincount(pairs, minlength=classes**2).reshape(classes, classes), None
 
 
-def _read_summary(path: Path) -> dict[tuple[str, str, str], Estimate]:
+def read_summary(path: Path) -> dict[tuple[str, str, str], Estimate]:
+    """By method, split and metric, the lines of summary.csv; none where there is no such file yet.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     with reading(path, _ANEW):
         return {
             (row["method"], row["split"], row["metric"]): estimate_of(row) for row in _rows(path)

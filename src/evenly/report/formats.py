@@ -2,15 +2,22 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evenly.files import write_text
 from evenly.metrics import METRICS, Metric
-from evenly.report.comparison import PAPER, Comparison, Estimate, shown_p
+from evenly.report.comparison import (
+    ENOUGH,
+    PAPER,
+    TOO_FEW,
+    Comparison,
+    Estimate,
+    as_rows,
+    is_significant,
+    shown_p,
+)
 from evenly.report.folder import read_comparison
-from evenly.report.page import is_significant
 from evenly.report.picture import write_picture
 from evenly.suggest import unknown
 
@@ -39,7 +46,7 @@ def write_formats(directory: Path, formats: list[str]) -> list[Path]:
 
 
 def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[str]]:
-    """The head and a line for each method, best first; what differs significantly is marked."""
+    """The head and a line for each method; what differs significantly is marked."""
     metric = comparison.metric
     others = [METRICS[name] for name in comparison.others]
     head = ["method", metric.words, "95 % interval", *(other.words for other in others)]
@@ -66,7 +73,7 @@ def _against(metric: Metric, score: Estimate, mark: Callable[[str], str]) -> lis
     if score.difference is None:
         return ["", ""]
     ends = _interval(metric, score.difference_low, score.difference_high, "+")
-    parts = [f"{metric.shown(score.difference, '+')}{f' [{ends}]' if ends else ''}", ""]
+    parts = [f"{metric.shown(score.difference, '+')} [{ends}]", ""]
     if score.p_holm is not None:
         parts[1] = shown_p(score.p_holm)
     return [mark(part) if is_significant(score.p_holm) else part for part in parts]
@@ -81,7 +88,7 @@ def _spread(metric: Metric, estimate: Estimate) -> str:
 
 def _interval(metric: Metric, low: float | None, high: float | None, form: str = "") -> str:
     if low is None or high is None:
-        return ""
+        return TOO_FEW
     return f"{metric.shown(low, form)} to {metric.shown(high, form)}"
 
 
@@ -93,6 +100,7 @@ def _about(comparison: Comparison) -> str:
     parts = [f"{where}, one seed. {chosen}", comparison.conditions]
     if seeds > 1:
         parts[0] = f"{where}, mean ± standard deviation over {seeds} seeds. {chosen}"
+    if seeds >= ENOUGH:
         points = " in points" if comparison.metric.is_share else ""
         parts.append(
             f"Differences and intervals{points} are the more cautious of a paired t-test over "
@@ -150,10 +158,7 @@ def _json(directory: Path) -> Path:
     comparison = read_comparison(directory)
     found: dict[str, Any] = {
         "settings": dict(comparison.config),
-        "summary": [
-            {"method": method, "split": split, "metric": metric, **asdict(estimate)}
-            for (method, split, metric), estimate in comparison.summary.items()
-        ],
+        "summary": as_rows(comparison.summary),
         "results": [
             {"method": method, "split": split, "metric": metric, "by_seed": values}
             for (method, split, metric), values in comparison.results.items()

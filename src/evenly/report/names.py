@@ -1,6 +1,7 @@
 """Names as figures show them: no longer than their place allows."""
 
 import re
+from collections.abc import Iterable
 
 from evenly.metrics import METRICS
 
@@ -14,14 +15,23 @@ def shortened(name: str, length: int = 22) -> str:
 def wrapped(name: str, width: int = 22) -> list[str]:
     """The whole of a method's name in lines of at most `width`, broken between its settings.
 
+    A setting that is longer is broken between its words, and only a longer word within.
     Nothing is left out: methods may differ in their last setting only.
     """
+    settings = _filled(re.findall(r"[^(,]*[(,]|[^(,]+", called(name)), width)
+    words = [_filled(re.findall(r"[^\W_]+[\W_]*|[\W_]+", line), width) for line in settings]
+    lines = [line for broken in words for line in broken]
+    return [line[i : i + width] for line in lines for i in range(0, max(len(line), 1), width)]
+
+
+def _filled(parts: Iterable[str], width: int) -> list[str]:
+    """Lines of as many parts as fit; a longer part has one of its own."""
     lines = [""]
-    for part in re.findall(r"[^(,]*[(,]|[^(,]+", called(name)):
+    for part in parts:
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part
-    return [line[i : i + width] for line in lines for i in range(0, max(len(line), 1), width)]
+    return lines
 
 
 def called(method: str) -> str:

@@ -2,26 +2,32 @@
 
 import base64
 import gzip
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 
 from evenly.files import write_text
 from evenly.metrics import METRICS, Metric
 from evenly.report.comparison import (
+    ENOUGH,
     PAPER,
     REFERENCE,
+    SIGNIFICANT,
+    TOO_FEW,
     Comparison,
     Estimate,
     Projected,
-    compared_p,
+    as_rows,
+    is_significant,
     shown_p,
 )
 from evenly.report.figures import all_figures
+from evenly.report.finding import what_was_found
 from evenly.report.folder import read_comparison
 from evenly.report.marks import DASHES, OUTLINES, Mark, marks
 from evenly.report.parts import modality_mark
@@ -30,7 +36,6 @@ from evenly.report.template import rendered
 
 ABSENT = "–"
 LINES = 8  # methods, of more than which lines are not told apart
-SIGNIFICANT = 0.05  # the level at which a corrected p-value counts
 _OWN_PLACE = {"command", "versions", "hardware", "notes"}  # shown outside the list of settings
 
 
@@ -69,7 +74,6 @@ class Plane:
     Attributes:
         kind: t-SNE or UMAP.
         count: Of the samples.
-        data: For the script that draws them.
         methods: Those to choose from, by number, best first.
         chosen: The numbers of those that are shown first, two if there are two.
         modalities: By position, those that there are places of.
@@ -78,7 +82,6 @@ class Plane:
 
     kind: str
     count: int
-    data: dict[str, Any]
     methods: list[tuple[int, str]]
     chosen: list[int]
     modalities: list[tuple[int, str]]
@@ -110,6 +113,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
     mark = marks(comparison.methods)
     config = comparison.config
     lines, figures = _shown_first(comparison), all_figures(comparison)
+    samples = plane(comparison, projection)
     licence, library = _plotly()
     words = comparison.metric.words
     return rendered(
@@ -124,12 +128,15 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         methods=comparison.methods,
         seeds=comparison.seeds,
         notes=[str(note) for note in config.get("notes") or []],
-        finding=_finding(comparison),
+        finding=what_was_found(as_rows(comparison.summary), comparison.reference),
         warning=PAPER if comparison.selects_on_test else "",
         conditions=comparison.conditions,
         open_cells=comparison.open_cells(),
         cells=len(comparison.methods) * len(comparison.seeds),
         columns=_columns(comparison),
+        ranked=comparison.is_ranked,
+        intervals=comparison.has_intervals,
+        contents=_contents(figures, samples),
         rows=[_row(comparison, method) for method in comparison.ranking],
         remarks=_remarks(comparison),
         modality_keys=[
@@ -138,7 +145,8 @@ def _page(comparison: Comparison, projection: Projected) -> str:
             for colour, symbol in [modality_mark(number)]
         ],
         map_title=partial(_map_title, comparison),
-        legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.methods],
+        legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.ranking],
+        numbers={method: number for number, method in enumerate(comparison.methods)},
         class_count=len(comparison.class_names),
         has_labels=comparison.has_labels,
         figures=figures,
@@ -146,7 +154,12 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         relearns=any(name.startswith("strength/") for name in figures),
         disturbed=_modalities(comparison, figures, ("noise",)),
         lacking=_modalities(comparison, figures, ("missing",)),
-        plane=_plane(comparison, projection),
+        plane=None if samples is None else _plane(comparison, projection, samples),
+        packed={
+            name: _packed(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+            for name, value in (("figures", figures), ("plane", samples))
+            if value
+        },
         settings=_settings(comparison),
         versions={str(key): str(value) for key, value in (config.get("versions") or {}).items()},
         hardware=str(config.get("hardware", "")),
@@ -167,31 +180,42 @@ def _plotly() -> tuple[str, str]:
     source = get_plotlyjs()
     head = source[: source.index("*/")].splitlines()[1:]
     licence = ". ".join(line.strip(" *.") for line in head if line.strip(" *."))
-    packed = gzip.compress(source.encode(), compresslevel=9, mtime=0)
-    return licence, base64.b64encode(packed).decode("ascii")
+    return licence, _packed(source)
 
 
-def _finding(comparison: Comparison) -> str:
-    """One sentence on who differs from joint training."""
-    done = [method for method in comparison.ranking if comparison.score(method) is not None]
-    tested = {m: comparison.estimate(m, comparison.main) for m in done if m != REFERENCE}
-    metric = comparison.metric
-    if REFERENCE not in done or not tested:
-        return ""
-    if all(estimate.p_holm is None for estimate in tested.values()):
-        return "No test against joint training is possible yet: it needs at least two seeds."
-    found = [
-        f"{method} ({_signed(metric, estimate.difference)}{metric.points}, "
-        f"p {compared_p(estimate.p_holm)})"
-        for method, estimate in tested.items()
-        if is_significant(estimate.p_holm)
-    ]
-    if found:
-        return (
-            f"Different from joint training in test {metric.words}, after Holm's correction: "
-            f"{_and(found)}."
-        )
-    return f"After Holm's correction no method differs from joint training in test {metric.words}."
+def _packed(text: str) -> str:
+    """A text as the page's script unpacks it; nothing in it can end a script."""
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")
+
+
+def _tested(comparison: Comparison) -> bool:
+    """Whether any method could be tested against the reference."""
+    main = comparison.main
+    return any(comparison.estimate(m, main).p_holm is not None for m in comparison.methods)
+
+
+_PARTS = {
+    "training": ("Training", ("curve/",)),
+    "learnt": ("Purity and gap", ("purity_train/", "purity_val/", "gap/", "strength/")),
+    "noise": ("Noise", ("noise/",)),
+    "missing": ("Missing", ("missing/",)),
+    "probes": ("Probes", ("map/",)),
+    "worth": ("Worth", ("contribution", "only")),
+    "samples": ("Samples", ()),
+    "agreement": ("Predictions", ("agreement",)),
+    "confusion": ("Confusions", ("confusion",)),
+}
+"""By its anchor, what a part of the page is called in the contents, and which figures it holds."""
+
+
+def _contents(figures: Mapping[str, Any], samples: Mapping[str, Any] | None) -> dict[str, str]:
+    """By its anchor, what each part of the page is called, from top to bottom."""
+    parts = {
+        anchor: name
+        for anchor, (name, kinds) in _PARTS.items()
+        if any(figure.startswith(kinds) for figure in figures) or (anchor == "samples" and samples)
+    }
+    return {"results": "Results"} | parts | {"settings": "Settings"}
 
 
 def _modalities(
@@ -214,10 +238,7 @@ def _shown_first(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(wanted))[:LINES]
 
 
-def _plane(comparison: Comparison, kind: Projected) -> Plane | None:
-    data = plane(comparison, kind)
-    if data is None:
-        return None
+def _plane(comparison: Comparison, kind: Projected, data: Mapping[str, Any]) -> Plane:
     numbers = [method["number"] for method in data["methods"]]
     among = [m for number, m in enumerate(comparison.methods) if number in numbers]
     first = comparison.pair(among)
@@ -226,7 +247,6 @@ def _plane(comparison: Comparison, kind: Projected) -> Plane | None:
     return Plane(
         kind=NAMES[kind],
         count=len(data["samples"][0]["target"]),
-        data=data,
         methods=[(number, comparison.methods[number]) for number in numbers],
         chosen=[comparison.methods.index(method) for method in dict.fromkeys(first)][:2],
         modalities=[
@@ -270,7 +290,8 @@ def _row(comparison: Comparison, method: str) -> list[Cell]:
     metric, score = comparison.metric, comparison.estimate(method, comparison.main)
     others = [(METRICS[name], comparison.estimate(method, name)) for name in comparison.others]
     results = [run.result for run in comparison.runs_of(method) if run.result]
-    interval, of_difference = ABSENT, ""
+    interval = ABSENT if score.mean is None else TOO_FEW
+    of_difference = "" if score.difference is None else TOO_FEW
     if score.low is not None and score.high is not None:
         interval = f"[{_shown_value(metric, score.low)}, {_shown_value(metric, score.high)}]"
     if score.difference_low is not None and score.difference_high is not None:
@@ -318,12 +339,18 @@ def _remarks(comparison: Comparison) -> list[str]:
         )
     finished = [m for m in comparison.methods if comparison.score(m) is not None]
     estimates = {method: comparison.estimate(method, comparison.main) for method in finished}
-    if any(estimate.std is None for estimate in estimates.values()):
+    if any(estimate.low is None for estimate in estimates.values()):
         remarks.append(
-            f"“{ABSENT}”: standard deviation, interval and test need at least two seeds, "
-            + ("and this comparison has one." if len(comparison.seeds) == 1
-               else "and not every method has finished two.")
-        )  # fmt: skip
+            f"“{TOO_FEW.capitalize()}”: an interval or a test needs at least {ENOUGH}. Of fewer, "
+            "chance alone decides."
+        )
+    if not comparison.is_ranked and len(finished) > 1:
+        remarks.append(
+            f"No method differs from {REFERENCE}, so the rows stand in the order in which the "
+            "methods were named, not by their means."
+            if _tested(comparison)
+            else "The rows stand in the order in which the methods were named."
+        )
     if any(estimate.p_holm is not None for estimate in estimates.values()):
         remarks.append(
             "We run a paired t-test over seeds and a bootstrap over seeds and test samples, and "
@@ -357,11 +384,6 @@ def _pen(mark: Mark) -> tuple[str, str, str]:
     return mark.colour, DASHES[mark.dash], OUTLINES[mark.symbol]
 
 
-def is_significant(p_holm: float | None) -> TypeGuard[float]:
-    """Whether a corrected p-value may be set in bold."""
-    return p_holm is not None and p_holm < SIGNIFICANT
-
-
 def _shown_value(metric: Metric, value: float | None) -> str:
     return ABSENT if value is None else metric.shown(value)
 
@@ -387,7 +409,3 @@ def _begun(words: str) -> str:
 
 def _p(value: float | None) -> str:
     return ABSENT if value is None else shown_p(value)
-
-
-def _and(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,5 +1,6 @@
 """What the figures of the page share: the look of axes, numbers and names."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -33,6 +34,41 @@ def share_axis(scale: int) -> dict[str, Any]:
 def metric_axis(metric: Metric) -> dict[str, Any]:
     """Of the values of a metric; intervals of two seeds may go far beyond what a share can be."""
     return share_axis(100) if metric.is_share else axis()
+
+
+def veiled(colour: str, opacity: float) -> str:
+    """A colour #rrggbb that lets through what is below."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def share_scale(figures: Sequence[Figure], side: str = "y") -> None:
+    """Gives figures that are read beside each other one scale, from their least value to the most.
+
+    Args:
+        figures: Drawn over numbers on that axis, which all bound their values alike.
+        side: `x` or `y`.
+    """
+    ends = [end for figure in figures for trace in figure["data"] for end in _ends(trace, side)]
+    if not ends:
+        return
+    low, high = min(ends), max(ends)
+    space = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    low, high = low - space, high + space
+    for figure in figures:
+        bounds = figure["layout"][f"{side}axis"].pop("autorangeoptions", {})
+        bounded = [max(low, bounds.get("clipmin", low)), min(high, bounds.get("clipmax", high))]
+        figure["layout"][f"{side}axis"]["range"] = [rounded(end) for end in bounded]
+
+
+def _ends(trace: Mapping[str, Any], side: str) -> Iterator[float]:
+    """Where its values lie, and its intervals end."""
+    bars = trace.get(f"error_{side}", {})
+    nothing = [0.0] * len(trace[side])
+    above, below = bars.get("array", nothing), bars.get("arrayminus", nothing)
+    for value, more, less in zip(trace[side], above, below, strict=True):
+        if value is not None:
+            yield from (value - less, value + more)
 
 
 def rounded(value: float) -> float:

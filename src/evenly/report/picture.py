@@ -15,6 +15,7 @@ from evenly.report.drawing import (
     QUIET,
     add_heading,
     labels_end,
+    of_seeds,
     row_height,
     row_labels,
     selected,
@@ -131,7 +132,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
 
     top, bottom = (height - 1.0) / height, 0.62 / height
     start = labels_end(labels)
-    below = "mean, 95 % interval, every seed"
+    below = of_seeds(comparison)
     if trials := comparison.config.get("tuned_trials"):
         below += f"; tuned, {trials} trials each"
     add_heading(figure, 0.35, score_title(comparison), below)

@@ -11,7 +11,7 @@ from evenly.report.parts import HOVER, Figure, axis, metric_axis, modality_mark,
 
 
 def main_figure(comparison: Comparison) -> Figure:
-    """The main metric on test, best on top: each seed, the mean and its 95 % interval."""
+    """The main metric on test, in the table's order: each seed, the mean, its 95 % interval."""
     mark = marks(comparison.methods)
     shown = [m for m in comparison.ranking if comparison.score(m) is not None]
     data = []

@@ -15,6 +15,7 @@ from evenly.report.drawing import (
     QUIET,
     add_heading,
     labels_end,
+    of_seeds,
     row_height,
     row_labels,
     selected,
@@ -70,7 +71,7 @@ def _add_accuracy(
     """The accuracies, up to `right` inches from the left."""
     width, height = figure.get_size_inches()
     title = f"Test accuracy, %{selected(comparison)}"
-    add_heading(figure, 0.35, title, f"mean, 95 % interval, every seed{_band(comparison)}")
+    add_heading(figure, 0.35, title, f"{of_seeds(comparison)}{_band(comparison)}")
     start = labels_end(labels)
     top, bottom = (height - 1.0) / height, 0.5 / height
     axes = figure.add_axes((start / width, bottom, (right - start) / width, top - bottom))
@@ -303,7 +304,7 @@ def _figure5(comparison: Comparison) -> "Figure":
                 every = spec.settings.get("every") or _period(comparison, method)
                 periods += [(float(every), method)] if every else []
     figure = Figure(figsize=(8.6, 3.7))
-    below = f"mean, 95 % interval, every seed{_band(comparison)}"
+    below = f"{of_seeds(comparison)}{_band(comparison)}"
     add_heading(figure, 0.35, f"Test accuracy, %{selected(comparison)}", below)
     grid = figure.add_gridspec(1, 2, left=0.07, right=0.97, top=0.74, bottom=0.16, wspace=0.16)
     for number, (values, label) in enumerate(

@@ -38,6 +38,10 @@ def test_pairing_counts():
 def test_permutation_by_hand():
     """Differences 1, 2, -1: |sum| ≥ 2 for six of the eight ways to flip their signs."""
     assert permutation_p([1.0, 2.0, -1.0], [0.0] * 3) == pytest.approx(6 / 8)
+    # Accuracies of 255 samples: one more right, one, three, none, three fewer. Rounding hides ties.
+    ours = [right / 255 for right in (201, 199, 203, 200, 197)]
+    theirs = [right / 255 for right in (200, 198, 200, 200, 200)]
+    assert permutation_p(ours, theirs) == pytest.approx(24 / 32)
     assert permutation_p([0.7], [0.6]) is None
     assert permutation_p([0.7] * 6, [0.6] * 6) == pytest.approx(2 / 2**6)
 

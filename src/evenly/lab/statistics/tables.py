@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float, Shaped
 from evenly.files import read_npz, reading, write_csv
 from evenly.lab.run.result import Result, is_headline
 from evenly.lab.statistics import bootstrap
-from evenly.lab.statistics.finding import what_was_found
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
 from evenly.metrics import METRICS, main_of, metric_of
 from evenly.report import Projected, write_report
-from evenly.report.comparison import PAPER, REFERENCE, compared_p, conditions
-from evenly.report.folder import read_config
+from evenly.report.comparison import ENOUGH, PAPER, REFERENCE, as_rows, compared_p, conditions
+from evenly.report.finding import what_was_found
+from evenly.report.folder import read_config, read_summary
 
 RESULTS = ("method", "seed", "split", "metric", "value", "protocol", "tuned_trials")
 SUMMARY = (
@@ -152,6 +152,7 @@ def summary(
     rows = []
     for (name, metric), by_method in values.items():
         baseline = by_method.get(reference, {})
+        drawn: dict[Sequence[int], np.ndarray] = {}  # the reference's, by seeds
         of_metric = []
         for method, by_seed in by_method.items():
             found = summarise(list(by_seed.values()))
@@ -161,7 +162,9 @@ def summary(
                 ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
                 line |= _over_seeds(ours, theirs)
                 if answers is not None and name == "test" and len(both) > 1 and metric in _ANEW:
-                    line |= _resampled(answers, (method, reference), metric, (ours, theirs), both)
+                    line |= _resampled(
+                        answers, (method, reference), metric, (ours, theirs), tuple(both), drawn
+                    )
             of_metric.append(line)
         tested = [line for line in of_metric if line.get("p_value") is not None]
         corrected = holm([line["p_value"] for line in tested])
@@ -189,13 +192,18 @@ def _resampled(
     metric: str,
     by_seed: tuple[Sequence[float], Sequence[float]],
     seeds: Sequence[int],
+    known: dict[Sequence[int], np.ndarray],
 ) -> dict[str, Any]:
     drawn = bootstrap.weights(len(seeds), len(answers.target))
-    ours, theirs = (
-        _ANEW[metric](drawn.samples, np.stack([answers.guess[name][s] for s in seeds]), answers)
-        for name in pair
-    )
-    found = bootstrap.difference(drawn, ours, theirs, by_seed)
+
+    def scores(method: str) -> np.ndarray:
+        guess = np.stack([answers.guess[method][seed] for seed in seeds])
+        return _ANEW[metric](drawn.samples, guess, answers)
+
+    method, reference = pair
+    if seeds not in known:
+        known[seeds] = scores(reference)
+    found = bootstrap.difference(drawn, scores(method), known[seeds], by_seed)
     return {
         "difference_low": found.low,
         "difference_high": found.high,
@@ -263,10 +271,14 @@ _ANEW: Mapping[str, Callable[[np.ndarray, np.ndarray, Answers], np.ndarray]] = {
 
 
 def table(out: Path) -> str:
-    """What a comparison found, in words, and its test metrics, best main metric first."""
-    found = summary(read_results(out), read_answers(out))
-    rows = [row for row in found if row["split"] == "test"]
+    """What a comparison found, in words, and its test metrics, best main metric first.
+
+    Args:
+        out: The folder of a comparison, after `write_tables`.
+    """
     config = read_config(out)
+    found = as_rows(read_summary(out / "summary.csv"))
+    rows = [row for row in found if row["split"] == "test"]
     known = dict.fromkeys(row["metric"] for row in rows)
     asked = (config.get("select"), *(config.get("measures") or ()))
     metrics = [name for name in known if is_headline(name) or name in asked]
@@ -275,7 +287,7 @@ def table(out: Path) -> str:
     sign = METRICS[main].sign
     methods = sorted(
         dict.fromkeys(row["method"] for row in rows),
-        key=lambda method: -sign * cells[method, main]["mean"],
+        key=lambda method: -sign * _mean(cells[method, main]),
     )
     head = ["method", *metrics, f"against {REFERENCE}"]
     body = [
@@ -292,7 +304,7 @@ def table(out: Path) -> str:
         for line in [head, *body]
     ]
     said = [PAPER] if config.get("protocol") == "paper" else []
-    begin = textwrap.fill(what_was_found(found), 100, break_on_hyphens=False)
+    begin = textwrap.fill(" ".join(what_was_found(found)), 100, break_on_hyphens=False)
     after = [f"\n{text}" for text in [*said, conditions(config)] if text]
     return "\n".join([begin, "", *lines, *after])
 
@@ -300,13 +312,19 @@ def table(out: Path) -> str:
 def _plus_minus(row: Mapping[str, Any] | None) -> str:
     if row is None:  # a unimodal model has no values for the others
         return ""
-    metric = metric_of(row["metric"])
-    spread = "" if row["std"] is None else f" ± {metric.written(row['std'], like=row['mean'])}"
-    return f"{metric.written(row['mean'])}{spread}"
+    metric, mean = metric_of(row["metric"]), _mean(row)
+    spread = "" if row["std"] is None else f" ± {metric.written(row['std'], like=mean)}"
+    return f"{metric.written(mean)}{spread}"
+
+
+def _mean(row: Mapping[str, Any]) -> float:
+    """NaN where no seed has a value."""
+    return math.nan if row["mean"] is None else row["mean"]
 
 
 def _difference(row: Mapping[str, Any]) -> str:
     if row.get("difference") is None:
         return ""
-    p = "" if row.get("p_holm") is None else f" (p {compared_p(row['p_holm'])})"
+    few = row["seeds"] < ENOUGH or row.get("p_holm") is None
+    p = "" if few else f" (p {compared_p(row['p_holm'])})"
     return f"{metric_of(row['metric']).written(row['difference'], '+')}{p}"

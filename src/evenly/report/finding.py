@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from evenly.errors import UserError
 from evenly.metrics import Metric, main_of, metric_of
+from evenly.report.comparison import ENOUGH, REFERENCE, is_significant
 from evenly.spec import parse
 
-SIGNIFICANT = 0.05
-ENOUGH = 3
-"""Minimum seeds to call a difference: with two, t has one degree of freedom."""
 CARRIES = 2 / 3
 """Share of all contributions above which a modality carries the prediction."""
 NAMED = 3
@@ -20,7 +19,7 @@ _WORDS = re.compile(r"^(?=joint training|no m)\w")
 """The first letter of a sentence that does not begin with a name."""
 
 
-def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = "joint") -> str:
+def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = REFERENCE) -> list[str]:
     """What a comparison found on its test split, in words.
 
     The best method, whether any differs from the reference, which modality carries the prediction,
@@ -32,14 +31,14 @@ def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = "joint") 
         reference: The method that they are compared with.
 
     Returns:
-        A few sentences; empty if nothing has finished.
+        A few sentences, the first about the best method; none if nothing has finished.
     """
     seen = _Table([row for row in rows if row["split"] == "test"], reference)
     if not seen.lines:
-        return ""
+        return []
     said = [_best(seen), *_worse(seen), *_carrying(seen), *_alone(seen)]
     # A name stays as typed.
-    return " ".join(_WORDS.sub(lambda start: start[0].upper(), text) for text in said)
+    return [_WORDS.sub(lambda start: start[0].upper(), text) for text in said]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,8 @@ class _Table:
     @cached_property
     def alone(self) -> dict[str, Mapping[str, Any]]:
         """The row of each modality's unimodal model, best first."""
-        specs = {name: parse(name) for name in self.lines}
-        return {
-            str(spec.settings["modality"]): self.lines[name]
-            for name, spec in specs.items()
-            if spec.name == "unimodal" and "modality" in spec.settings
-        }
+        modalities = {name: _only_modality(name) for name in self.lines}
+        return {taken: self.lines[name] for name, taken in modalities.items() if taken}
 
     @cached_property
     def fused(self) -> dict[str, Mapping[str, Any]]:
@@ -91,8 +86,9 @@ class _Table:
 
     def differs(self, row: Mapping[str, Any]) -> int:
         """1 if a method is better than the reference, -1 if it is worse, 0 if unclear."""
-        p, difference = row.get("p_holm"), row.get("difference")
-        if self.few or p is None or difference is None or p >= SIGNIFICANT:
+        difference = row.get("difference")
+        few = self.few or row["seeds"] < ENOUGH
+        if few or difference is None or not is_significant(row.get("p_holm")):
             return 0
         return 1 if self.metric.sign * difference > 0 else -1
 
@@ -105,6 +101,15 @@ class _Table:
         which = " on whole label sets" if several and self.metric.is_share else ""
         lower = ", lower is better" if self.metric.sign < 0 else ""
         return f"{self.metric.words}{which} {self.value(row)}{lower}"
+
+
+def _only_modality(method: str) -> str:
+    """That a model of one modality takes; empty of any other, whatever its name."""
+    try:
+        spec = parse(method)
+    except UserError:
+        return ""
+    return str(spec.settings.get("modality", "")) if spec.name == "unimodal" else ""
 
 
 def _called(method: str) -> str:

@@ -2,8 +2,12 @@
 
 import pytest
 
-from evenly.lab.statistics.finding import what_was_found
 from evenly.lab.statistics.tables import summary
+from evenly.report.finding import what_was_found as sentences
+
+
+def what_was_found(rows):
+    return " ".join(sentences(rows))
 
 
 def row(method, mean, difference=None, p=None, metric="accuracy", seeds=5, split="test"):
