@@ -273,7 +273,7 @@ def work(search, url, number, taken, died, both):
 
 
 def test_many_processes_share_all_and_take_up_what_a_dead_one_had(search, url):
-    search = replace(search, trials=8)
+    search = replace(search, trials=4)
     context = forked.context()
     taken, died, both = context.Queue(), context.Event(), context.Barrier(2)
     arguments = [(search, url, number, taken, died, both) for number in range(3)]
@@ -290,7 +290,7 @@ def test_many_processes_share_all_and_take_up_what_a_dead_one_had(search, url):
     assert {number for number, *_ in found} == {1, 2}
     studies = Studies(search, reached(url))
     states = [t.state for method in search.methods for t in studies.trials(method)]
-    assert (states.count("finished"), states.count("lost")) == (16, 1)
+    assert (states.count("finished"), states.count("lost")) == (8, 1)
     studies.close()
 
 

@@ -102,7 +102,7 @@ def test_one_of_them_writes(runs):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_lost_process_ends_the_run_which_is_taken_up(strategy, tmp_path):
     """The others would wait for it; what they had is continued, bit for bit."""
-    training = replace(TRAINING, epochs=40, diagnose_every=0, checkpoint_every=0.05)
+    training = replace(TRAINING, epochs=20, diagnose_every=0, checkpoint_every=0.05)
     cell = Cell(replace(training, devices=2, strategy=strategy), "relearn(every=2,times=9)", 0)
     killed, whole = (Job(cell, tmp_path / name) for name in ("killed", "whole"))
     pool = Local(1)
