@@ -1,7 +1,6 @@
 """The trials of a search as several commands get them, without any training."""
 
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -296,8 +295,7 @@ def test_many_processes_share_all_and_take_up_what_a_dead_one_had(search, url):
 
 def test_a_process_of_this_machine_is_known_to_have_died():
     code = "from evenly.lab.many.worker import this_worker; print(this_worker())"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    name = ran.stdout.strip()
+    name = forked.run(forked.code, code).stdout.strip()
     assert not has_died(this_worker())
     if sys.platform == "linux":
         assert has_died(name)
