@@ -5,6 +5,7 @@ import io
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -90,6 +91,11 @@ CASES |= {
     )
 }
 CASES["lfm(schedule=learnt)"] = ("lfm", {"schedule": "learnt"})  # as its paper says, and no more
+
+
+def each(cases):
+    """Cases as parameters; one process has all tests of a case, as they share trainings."""
+    return [pytest.param(x, marks=pytest.mark.xdist_group(x), id=x) for x in cases]
 
 
 class Encoder(nn.Sequential):

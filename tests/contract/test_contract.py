@@ -22,6 +22,7 @@ from support import (
     NAMES,
     Run,
     Toy,
+    each,
     equal,
     forward,
     info,
@@ -36,7 +37,7 @@ from support import (
 
 
 def cases(holds=lambda info: True):
-    return pytest.mark.parametrize("case", [case for case in CASES if holds(info(case))])
+    return pytest.mark.parametrize("case", each(case for case in CASES if holds(info(case))))
 
 
 class Uninterrupted:

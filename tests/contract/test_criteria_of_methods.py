@@ -9,7 +9,7 @@ from torch import nn
 
 import evenly
 from evenly import METHODS
-from support import CASES, CLASSES, Run, forward, net
+from support import CASES, CLASSES, Run, each, forward, net
 
 WEIGHT = torch.tensor([1.0, 2.0, 4.0])
 CRITERIA = {
@@ -40,7 +40,7 @@ own = cache(losses)  # with its own criterion, which several tests compare with
 
 
 @pytest.mark.parametrize("name", ["class weights", "label smoothing", "focal"])
-@pytest.mark.parametrize("case", SINGLE)
+@pytest.mark.parametrize("case", each(SINGLE))
 def test_a_method_has_the_criterion_it_is_given(case, name):
     if case.startswith("tcmax") and name == "focal":
         with pytest.raises(ValueError, match=r"TCMax replaces .* the focal loss does not have"):
@@ -51,7 +51,7 @@ def test_a_method_has_the_criterion_it_is_given(case, name):
     assert not torch.allclose(found, own(case))
 
 
-@pytest.mark.parametrize("case", SINGLE)
+@pytest.mark.parametrize("case", each(SINGLE))
 def test_equal_weights_of_any_size_change_nothing(case):
     """A weighted mean divides by the sum of weights: whoever takes it apart must do so, too."""
     found = losses(case, CRITERIA["all alike"](), epochs=1)
