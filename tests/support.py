@@ -5,6 +5,7 @@ import io
 from dataclasses import replace
 from functools import cache
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -90,6 +91,11 @@ CASES |= {
     )
 }
 CASES["lfm(schedule=learnt)"] = ("lfm", {"schedule": "learnt"})  # as its paper says, and no more
+
+
+def each(cases):
+    """Cases as parameters; one process has all tests of a case, as they share trainings."""
+    return [pytest.param(x, marks=pytest.mark.xdist_group(x), id=x) for x in cases]
 
 
 class Encoder(nn.Sequential):
@@ -298,18 +304,27 @@ class Run:
         parts = {"model": self.model, "method": self.method, "optimizer": self.optimizer}
         return {key: part.state_dict() for key, part in parts.items()}
 
-    def reloaded(self, case):
-        """The training of a case, through a file, read with weights_only, in objects made anew."""
+    def saved(self):
+        """A file of the state."""
         file = io.BytesIO()
         torch.save(self.state(), file)
-        file.seek(0)
-        return Run(case, seed=99).load(torch.load(file, weights_only=True))
+        return file
+
+    def reloaded(self, case):
+        """The training of a case, through a file, read with weights_only, in objects made anew."""
+        return loaded(case, self.saved())
 
     def load(self, state):
         self.model.load_state_dict(state["model"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         return self
+
+
+def loaded(case, file):
+    """The training of a case that a file holds."""
+    file.seek(0)
+    return Run(case, seed=99).load(torch.load(file, weights_only=True))
 
 
 def train(model, method, optimizer, epochs, start=0, names=NAMES[:2], split=1, count=36):
@@ -350,5 +365,9 @@ def weights(model):
 
 def same(one, other):
     """Whether two models are equal bit for bit."""
-    ours, theirs = weights(one), weights(other)
+    return equal(weights(one), weights(other))
+
+
+def equal(ours, theirs):
+    """Whether the weights of two models are equal bit for bit."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)

@@ -148,12 +148,14 @@ def test_import_costs_next_to_nothing():
         "print(sorted(heavy & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", code]
-    ran = [
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        for _ in range(3)
-    ]
-    assert min(float(share) for share, _ in ran) < 0.3  # other work makes some slower
-    assert {heavy for _, heavy in ran} == {"[]"}
+
+    def share():
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        found, heavy = ran.stdout.splitlines()
+        assert heavy == "[]"
+        return float(found)
+
+    assert any(share() < 0.3 for _ in range(3))  # other work makes some slower
 
 
 def test_version():

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from evenly import chance
 from evenly.nn import LateFusion
 from evenly.presence import parts
-from support import CASES, EXACT, NAMES, Run, Toy, info
+from support import CASES, EXACT, NAMES, Run, Toy, each, info
 
 THREE = NAMES[:3]
 TAKERS = [case for case in CASES if info(case).missing]
@@ -44,7 +44,7 @@ def batch():
     return next(iter(DataLoader(Toy(24, THREE, seed=1), 24)))
 
 
-@pytest.mark.parametrize("case", TAKERS)
+@pytest.mark.parametrize("case", each(TAKERS))
 def test_what_a_sample_lacks_cannot_matter(case):
     """Whatever stands in the place of its features, the loss is the same and sends it nothing."""
     run = trained(case)
@@ -61,7 +61,7 @@ def test_what_a_sample_lacks_cannot_matter(case):
     assert not any(grad.any() for grad in sent if grad is not None)
 
 
-@pytest.mark.parametrize("case", [case for case in TAKERS if not info(case).within_batch])
+@pytest.mark.parametrize("case", each(case for case in TAKERS if not info(case).within_batch))
 def test_a_batch_is_the_sum_of_its_parts(case):
     """Of those that have the same modalities, each part trains as a batch without the others."""
     run = trained(case)

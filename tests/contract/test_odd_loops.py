@@ -1,8 +1,8 @@
 """Odd but valid loops: every method trains in them, to the end of a resumed run, or says why not.
 
 A row is a choice for each column of `LOOPS` and a method; any two choices that can meet do so in
-some row. What is asked of a row: training ends with finite weights that have moved, and a run that
-is stopped, saved, loaded into objects made anew and taken up equals the uninterrupted one bit for
+some row. What is asked of a row: training ends with finite weights that have moved, and what is
+saved in its midst, loaded into objects made anew and taken up, ends as the training itself, bit for
 bit. A method that cannot work in a row says so in a ValueError before the first step.
 """
 
@@ -287,7 +287,10 @@ class Loop:
             output = model(inputs)
         return replace(output, index=self.number(index)), target
 
-    def epoch(self, epoch, begin=True, skip=0, stop=None):
+    def epoch(self, epoch, begin=True, skip=0, save=None):
+        """Trains from a batch on, and keeps in `file` what it saves after so many."""
+        if save == 0:
+            self.file = self.saved()
         sampler = getattr(self.loader, "batch_sampler", None)
         sampler = getattr(sampler, "sampler", None)
         for owner in (getattr(self.loader, "sampler", None), sampler):
@@ -296,10 +299,12 @@ class Loop:
         if begin:
             self.method.before_epoch(epoch, self.probe)
         for n, batch in enumerate(self.loader):
-            if n >= skip and (stop is None or n < stop):
+            if n >= skip:
                 torch.manual_seed(1000 * epoch + n)
                 self.step(batch)
-        if self.schedule is not None and stop is None:
+            if n + 1 == save:
+                self.file = self.saved()
+        if self.schedule is not None:
             self.schedule.step()
 
     def step(self, batch):
@@ -340,7 +345,7 @@ class Loop:
 
 @pytest.mark.filterwarnings("ignore:.*acts by the size of gradients")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
-# Of an epoch whose last batch was the last before the stop, the schedule's step is left.
+# Of an epoch whose last batch was the last before the save, the schedule's step is left.
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 @pytest.mark.parametrize("row", ALL, ids=lambda row: "-".join(row))
 def test_a_method_trains_in_an_odd_loop_and_goes_on_after_a_stop(row):
@@ -348,18 +353,13 @@ def test_a_method_trains_in_an_odd_loop_and_goes_on_after_a_stop(row):
     whole = Loop(row)
     start = whole.weights()
     for n in range(EPOCHS):
-        whole.epoch(n)
+        whole.epoch(n, save=batch if n == epoch else None)
     found = whole.weights()
     assert all(value.isfinite().all() for value in found.values())
     assert any(not torch.equal(value, start[name]) for name, value in found.items())
 
-    first = Loop(row)
-    for n in range(epoch):
-        first.epoch(n)
-    if batch:
-        first.epoch(epoch, stop=batch)
     again = Loop(row)
-    again.load(first.saved())
+    again.load(whole.file)
     again.epoch(epoch, begin=begin or not batch, skip=batch)
     for n in range(epoch + 1, EPOCHS):
         again.epoch(n)

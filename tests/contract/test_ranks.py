@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
-from ranks import few_clusterings, on_ranks, train
+from ranks import few_clusterings, in_one_process, on_ranks, train
 from support import CASES, Toy, forward, info, net
 
 pytestmark = pytest.mark.distributed
@@ -64,8 +64,7 @@ def test_replicas_are_equal_bit_for_bit_and_equal_one_process(case, chunk):
     if info(case).within_batch:
         return  # a rank compares its own samples: another batch than one process's
     # DDP gives every rank rank 0's weights before the first epoch.
-    alone = train(0, 1, case, seed=0)
-    for key, value in alone.items():
+    for key, value in in_one_process(case).items():
         torch.testing.assert_close(ranks[0][key], value, rtol=1e-4, atol=2e-6)
 
 
@@ -175,8 +174,7 @@ def sharded(rank, world, case):
 @pytest.mark.parametrize(("case", "chunk"), grouped([case for case in CASES if info(case).sharded]))
 def test_sharded_parameters_equal_one_process(case, chunk):
     ranks = found_by(case, chunk, sharded)
-    alone = train(0, 1, case, seed=0)
     for key, value in ranks[0].items():
         assert torch.equal(value, ranks[1][key])
         if not info(case).within_batch:
-            torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=2e-6)
+            torch.testing.assert_close(value, in_one_process(case)[key], rtol=1e-4, atol=2e-6)

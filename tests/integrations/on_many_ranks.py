@@ -19,7 +19,9 @@ import evenly
 from ranks import BATCH, EPOCHS, Straight, splits, whole
 from support import forward, info, make, sgd
 
-NAMED = ("joint", "relearn", "ogm_ge", "mmpareto", "lfm", "pmr", "opm", "mla", "smv", "remix")
+# By what an adapter has to do for them: nothing, a probe whose findings write weights, gradients by
+# themselves, reduced ones, a refusal of shards, batches again, an order of samples.
+NAMED = ("joint", "relearn", "ogm_ge", "mmpareto", "lfm", "mla", "smv")
 RESUMED = ("relearn", "smv")
 ON_FOUR = ("mmpareto", *RESUMED)  # the first reduces gradients
 

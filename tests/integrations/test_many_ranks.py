@@ -11,7 +11,7 @@ from on_many_ranks import NAMED, ON_FOUR, RESUMED
 from toy import raw_loop
 
 import forked
-from ranks import train
+from ranks import in_one_process
 from support import info
 
 HERE = Path(__file__).parent
@@ -74,11 +74,6 @@ def assert_equal(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@cache
-def alone(case):
-    return train(0, 1, case, seed=0)
-
-
 @pytest.mark.parametrize(
     ("case", "world"), [(case, 2) for case in NAMED] + [(case, 4) for case in ON_FOUR]
 )
@@ -91,7 +86,7 @@ def test_lightning_equals_one_process_on_the_same_global_batches(strategy, case,
         return
     for other in others:
         assert_equal(first, other)
-    for name, expected in alone(case).items():
+    for name, expected in in_one_process(case).items():
         torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=5e-6)
 
 

@@ -122,7 +122,7 @@ class Stop(TrainerCallback):
 @pytest.mark.parametrize("step", [12, 18, 15, 19])  # two ends of epochs of 6 steps, two within
 @pytest.mark.parametrize("name", NAMES)
 def test_resumed_equals_uninterrupted(name, step, tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    saving = {"save_strategy": "steps", "save_steps": step}
     trainer(name, tmp_path, callbacks=[Stop(step)], **saving).train()
     assert (tmp_path / f"checkpoint-{step}").is_dir()
     resumed = trainer(name, tmp_path)
@@ -172,7 +172,7 @@ def test_a_method_that_writes_the_order_has_its_sampler_used_and_resumes(step, t
     whole, order = run(tmp_path / "whole")
     for epoch in range(4):  # as many batches as ever, from half of the samples
         assert len({i for batch in order[6 * epoch : 6 * epoch + 6] for i in batch}) == 22
-    run(tmp_path / "cut", Stop(step), save_strategy="steps", save_steps=1)
+    run(tmp_path / "cut", Stop(step), save_strategy="steps", save_steps=step)
     resumed, rest = run(tmp_path / "cut", resume=True)
     assert rest == order[step:]
     assert_same(resumed.model, whole.model)

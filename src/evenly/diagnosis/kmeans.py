@@ -406,13 +406,16 @@ def _seeds(rows: Rows, k: int, seed: int, restarts: Tensor) -> Tensor:
     each = torch.arange(r, device=device)
     base = _mix(rows.places(slice(0, n)).to(torch.int32))
     start = _mix(_mix(restarts.new_tensor([seed & 0x7FFFFFFF, seed >> 31]).to(torch.int32)))
+    steps = torch.arange(k, dtype=torch.int32, device=device)
+    # Of all steps at once: a call costs more than what it does to few numbers.
+    keys = _mix(_mix(start[0] ^ _mix(start[1] + steps))[:, None] ^ restarts.to(torch.int32))
     centers = torch.empty(r, k, d, dtype=torch.float32, device=device)
     closest = torch.full((r, n), math.inf, dtype=torch.float32, device=device)
     closer = torch.empty(r, _tries(k), n, dtype=torch.float32, device=device)
     for step in range(k):
-        key = _mix(_mix(start[0] ^ _mix(start[1] + step)) ^ restarts.to(torch.int32))
         weight = closest if step else torch.ones_like(closest)
-        _, candidates = rows.first(_race(base ^ key[:, None], weight), _tries(k) if step else 1)
+        race = _race(base ^ keys[step, :, None], weight)
+        _, candidates = rows.first(race, _tries(k) if step else 1)
         t = candidates.shape[1]
         potential = torch.zeros(r, t, dtype=rows.wide, device=device)
         for part, span in rows.chunks(r * t):

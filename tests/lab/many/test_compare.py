@@ -216,7 +216,7 @@ def test_one_failure_leaves_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_folder_that_the_same_command_continues(tmp_path):
-    command = ["compare", "--data", DATA, "--epochs", "60", "--seeds", "2", "--width", "8"]
+    command = ["compare", "--data", DATA, "--epochs", "20", "--seeds", "2", "--width", "8"]
     command += ["--methods", "joint,relearn", "--out", str(tmp_path), "--jobs", "2"]
     command += ["--checkpoint_every", "0"]
     with (tmp_path / "log").open("w") as log:
@@ -420,6 +420,7 @@ def test_ten_methods_on_the_genres_of_movies(tmp_path, capsys):
     trees.mm_imdb(tmp_path / "movies")
     arguments = ("--source", "mm_imdb(size=[8,8])", "--folder", str(tmp_path / "movies"))
     quick = ("--epochs", "1", "--width", "8", "--batch_size", "23", "--seeds", "1")
+    quick += ("--precision", "32")
     out = tmp_path / "out"
     assert main(["compare", *arguments, *quick, "--methods", ",".join(TEN), "--out", str(out)]) in (
         None,
@@ -495,7 +496,8 @@ def test_accuracy_is_tested_over_seeds_and_samples(comparison):
 @pytest.mark.timeout(600)
 def test_every_method_trains_on_three_modalities_and_is_reported(tmp_path):
     data = "synthetic(train=48,val=24,test=24,classes=3,modalities=3)"
-    training = Training(data=data, epochs=2, width=8, batch_size=24, diagnose_every=0)
+    quick = {"epochs": 2, "width": 8, "batch_size": 24, "diagnose_every": 0, "precision": "32"}
+    training = Training(data=data, **quick)
     page = compare("all", 1, training, tmp_path, local(2)).read_text(encoding="utf-8")
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     found = {row["method"] for row in read(tmp_path / "results.csv") if row["split"] == "test"}

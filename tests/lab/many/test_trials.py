@@ -1,7 +1,6 @@
 """The trials of a search as several commands get them, without any training."""
 
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -273,7 +272,7 @@ def work(search, url, number, taken, died, both):
 
 
 def test_many_processes_share_all_and_take_up_what_a_dead_one_had(search, url):
-    search = replace(search, trials=8)
+    search = replace(search, trials=4)
     context = forked.context()
     taken, died, both = context.Queue(), context.Event(), context.Barrier(2)
     arguments = [(search, url, number, taken, died, both) for number in range(3)]
@@ -290,14 +289,13 @@ def test_many_processes_share_all_and_take_up_what_a_dead_one_had(search, url):
     assert {number for number, *_ in found} == {1, 2}
     studies = Studies(search, reached(url))
     states = [t.state for method in search.methods for t in studies.trials(method)]
-    assert (states.count("finished"), states.count("lost")) == (16, 1)
+    assert (states.count("finished"), states.count("lost")) == (8, 1)
     studies.close()
 
 
 def test_a_process_of_this_machine_is_known_to_have_died():
     code = "from evenly.lab.many.worker import this_worker; print(this_worker())"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    name = ran.stdout.strip()
+    name = forked.run(forked.code, code).stdout.strip()
     assert not has_died(this_worker())
     if sys.platform == "linux":
         assert has_died(name)

@@ -37,7 +37,9 @@ DATA = "synthetic(train=96,val=62,test=61,classes=3,information=2)"
 TRAINING = Training(
     data=DATA, epochs=3, diagnose_every=2, width=8, lr=0.05, batch_size=32, precision="32"
 )
-METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "mla", "smv", "pmr")
+# That every method is the same on ranks is told in tests/contract; here, what the lab does for each
+# kind: for one that does nothing, writes weights, writes gradients, reduces them, orders samples.
+METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "smv")
 
 
 def weights(folder):
@@ -102,7 +104,7 @@ def test_one_of_them_writes(runs):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_lost_process_ends_the_run_which_is_taken_up(strategy, tmp_path):
     """The others would wait for it; what they had is continued, bit for bit."""
-    training = replace(TRAINING, epochs=40, diagnose_every=0, checkpoint_every=0.05)
+    training = replace(TRAINING, epochs=20, diagnose_every=0, checkpoint_every=0.05)
     cell = Cell(replace(training, devices=2, strategy=strategy), "relearn(every=2,times=9)", 0)
     killed, whole = (Job(cell, tmp_path / name) for name in ("killed", "whole"))
     pool = Local(1)

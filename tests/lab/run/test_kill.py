@@ -40,7 +40,7 @@ def kill_soon(process, folder, moment):
     process.wait()
 
 
-@pytest.mark.parametrize("method", ["joint", "relearn(every=3,times=3)", "ogm_ge"])
+@pytest.mark.parametrize("method", ["relearn(every=3,times=3)", "ogm_ge"])
 def test_killed_and_resumed_equals_uninterrupted(method, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(train(whole, method))

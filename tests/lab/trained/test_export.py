@@ -146,7 +146,7 @@ def test_all_encoders_are_here():
 
 @pytest.mark.parametrize("head", [name for name in HEADS if name not in ("mbt", "mult")])
 def test_every_head(head, tmp_path):
-    names = ("vector", "steps", "image") if head == "mmtm" else ("vector", "spectrum")
+    names = ("vector", "steps", "image") if head == "mmtm" else ("vector", "facts")
     agrees(made(names, head), tmp_path, [(3, None), (1, None)])
 
 
