@@ -37,12 +37,12 @@ def test_one_method():
 def test_nothing_differs():
     rows = [JOINT, row("relearn", 0.92, 0.02, 0.3), row("pmr", 0.88, -0.02, 0.05)]
     assert what_was_found(rows) == (
-        "No method differs from joint training significantly (accuracy 90.0 %); relearn has the "
+        "No method differs significantly from joint training (accuracy 90.0 %); relearn has the "
         "best mean, 92.0 %."
     )
     assert what_was_found([JOINT, row("pmr", 0.88, -0.02, None)]) == (
-        "No method differs from joint training significantly (accuracy 90.0 %); its mean is the "
-        "best."
+        "No method differs significantly from joint training, which has the best mean (accuracy "
+        "90.0 %)."
     )
 
 
@@ -72,7 +72,7 @@ def test_some_are_better_and_some_worse():
 
 def test_one_is_worse():
     assert what_was_found([JOINT, row("ogm", 0.8, -0.1, 0.001)]) == (
-        "No method is better than joint training (accuracy 90.0 %); its mean is the best. ogm is "
+        "No method is better than joint training, which has the best mean (accuracy 90.0 %). ogm is "
         "worse than joint training."
     )
 
@@ -93,8 +93,8 @@ def test_too_few_seeds(seeds, said):
 def test_a_modality_alone():
     rows = [JOINT, row("pmr", 0.89, -0.01, 0.4)]
     begin = (
-        "No method differs from joint training significantly (accuracy 90.0 %); its mean is the "
-        "best. "
+        "No method differs significantly from joint training, which has the best mean (accuracy "
+        "90.0 %). "
     )
     for mean, p, said in (
         (0.95, 0.01, "audio alone is better than joint training: 95.0 %, joint training 90.0 %."),
@@ -142,7 +142,7 @@ def test_numbers():
 def test_several_labels():
     rows = [JOINT, row("pmr", 0.91, 0.01, 0.3), row("joint", 0.8, metric="micro_f1")]
     assert what_was_found(rows) == (
-        "No method differs from joint training significantly (accuracy on whole label sets "
+        "No method differs significantly from joint training (accuracy on whole label sets "
         "90.0 %); pmr has the best mean, 91.0 %."
     )
 

@@ -143,7 +143,7 @@ def test_nothing_is_bold_unless_significant_after_correction(tmp_path, write, p_
     )
     page = _page(tmp_path)
     assert page.bold == []
-    assert "No method differs from joint training significantly" in page.text
+    assert "No method differs significantly from joint training" in page.text
     # An order by means would show chance.
     assert [row[0] for row in page.rows[1:]] == ["joint\n3 of 3", "b\n3 of 3"]
     assert "the rows stand in the order in which the methods were named" in page.text

@@ -139,11 +139,11 @@ def _best(seen: _Table) -> str:
         said += f". {_several(better[1:])} also better" if better[1:] else ""
         unsure = f". {best} has the best mean, {seen.value(row)}, but does not differ from {usual}"
         return said + (unsure if best not in better else "") + "."
-    has = "its mean is the best" if best == seen.reference else f"{best} has the best mean, "
-    mean = "" if best == seen.reference else seen.value(row)
     differ = any(seen.differs(each) for each in seen.fused.values())
-    none = f"is better than {usual}" if differ else f"differs from {usual} significantly"
-    return f"no method {none} ({seen.measured(theirs)}); {has}{mean}."
+    none = f"no method {'is better than' if differ else 'differs significantly from'} {usual}"
+    if best == seen.reference:
+        return f"{none}, which has the best mean ({seen.measured(row)})."
+    return f"{none} ({seen.measured(theirs)}); {best} has the best mean, {seen.value(row)}."
 
 
 def _worse(seen: _Table) -> list[str]:
