@@ -72,8 +72,8 @@ def test_some_are_better_and_some_worse():
 
 def test_one_is_worse():
     assert what_was_found([JOINT, row("ogm", 0.8, -0.1, 0.001)]) == (
-        "No method is better than joint training, which has the best mean (accuracy 90.0 %). ogm is "
-        "worse than joint training."
+        "No method is better than joint training, which has the best mean (accuracy 90.0 %). ogm "
+        "is worse than joint training."
     )
 
 
