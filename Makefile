@@ -52,7 +52,7 @@ methods: install  ## docs/fidelity.md, measured; docs/methods.md, from what the 
 	$(BIN)/python docs/make_fidelity.py
 	$(BIN)/python docs/make_methods.py
 
-results: install  ## docs/results.md, from ../shared/data (four to five hours on two cores)
+results: install  ## docs/results.md, from ../shared/data (hours on two cores)
 	$(BIN)/python docs/make_results.py
 
 studies: install  ## docs/studies.md, from ../shared/data (three to five hours on two cores)

@@ -2,7 +2,7 @@
 
     python docs/make_results.py [--data ../shared/data] [--work runs/results] [--only htad leaves]
 
-Stopped and started again it goes on where it was. Takes four to five hours on two cores. With
+Stopped and started again it goes on where it was. Takes hours on two cores. With
 `--only` the other sets keep what the page says of them.
 """
 
