@@ -68,8 +68,9 @@ class Remedy(Relearn):
         budget=1.05,
         missing=True,
         doubts="It is not from a paper: the thresholds of its verdicts were set on synthetic "
-        "cases (benchmarks/verdicts.py), its period is half of D&R's, and it has not "
-        "yet been compared with other methods on real data.",
+        "cases (benchmarks/verdicts.py), and its period is half of D&R's. It was designed when the "
+        "test results of two real data sets were known: 5.5 points above joint training on htad, "
+        "0.1 on cmu_mosi. Others have yet to judge it.",
     )
     state: ClassVar[tuple[str, ...]] = (*Relearn.state, "there", "helped", "verdicts")
 
