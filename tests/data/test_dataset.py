@@ -56,6 +56,13 @@ def test_statistics_are_of_the_training_split():
     torch.testing.assert_close(image.std, pixels.std(correction=0).reshape(1))
 
 
+def test_what_no_training_sample_has_stays_as_it_is():
+    steps = Ragged(torch.randn(4, 2), torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 2, 2]))
+    found = described("steps", steps, torch.tensor([0, 1]))
+    assert found.mean.tolist() == [0, 0]
+    assert found.std.tolist() == [1, 1]
+
+
 def test_statistics_of_many_rows_equal_those_of_the_whole():
     values = 1000 + torch.randn(5000, 3) * torch.tensor([1e-2, 1.0, 0.0])
     rows = torch.randperm(5000)[:3000]

@@ -705,8 +705,12 @@ def _row(stored: Stored) -> tuple[int, ...]:
 def _moments(
     opened: Callable[[], Stored], rows: Int[Tensor, " n"], feature: int
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Mean and standard deviation along all axes but `feature`, in one pass of chunks."""
-    found = (0, torch.zeros(()), torch.zeros(()))
+    """Mean and standard deviation along all axes but `feature`, in one pass of chunks.
+
+    Without any row they are 0 and 1.
+    """
+    none = torch.zeros(_row(opened())[feature], dtype=torch.float64)
+    found = (0, none, none)
     for chunk in filter(len, _chunks(opened, rows, feature)):
         mean = chunk.mean(0)
         found = pooled(found, (len(chunk), mean, (chunk - mean).square_().sum(0)))
