@@ -67,6 +67,7 @@ def test_metrics_along_training(finished):
         if row["gap/m2"]:
             gap = abs(float(row["purity_train/m2"]) - float(row["purity_val/m2"]))
             assert float(row["gap/m2"]) == pytest.approx(gap)
+            assert 0 < float(row["gap_error/m2"]) < 0.5
     # every=1 re-learns before the 0-based epochs 2 and 3
     assert [bool(row["relearn_strength/m1"]) for row in found] == [False, False, True, True]
     assert [float(row["val_accuracy"]) for row in found] == [accuracy for _, accuracy in told]

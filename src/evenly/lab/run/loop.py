@@ -130,6 +130,11 @@ def _measured(parts: Parts, epoch: int) -> Row:
 
 def _diagnosis(train: Features, seen: Mapping[SplitName, Features]) -> Row:
     found = {split: diagnose(train, features) for split, features in seen.items()}
-    columns = {"purity_train": found["val"].train, "gap": found["val"].gap}
+    of_val = found["val"]
+    columns = {
+        "purity_train": of_val.train,
+        "gap": of_val.gap,
+        "gap_error": of_val.standard_error,
+    }
     columns |= {f"purity_{split}": diagnosis.val for split, diagnosis in found.items()}
     return {f"{key}/{name}": value for key, of in columns.items() for name, value in of.items()}
