@@ -69,20 +69,20 @@ def permutation_p(ours: Sequence[float], theirs: Sequence[float]) -> float | Non
     difference = np.subtract(ours, theirs, dtype=np.float64)
     if len(difference) < 2:
         return None
-    signs = _signs(len(difference))
+    exact = 2 ** len(difference) <= DRAWS
+    signs = _signs(len(difference), exact=exact)
     sums, alike = np.abs(signs @ difference), ROUNDING * np.abs(difference).max()
     extreme = int((sums >= abs(difference.sum()) - alike).sum())
-    if len(signs) == DRAWS:  # beside which the signs that came about count as one
-        return (extreme + 1) / (DRAWS + 1)
-    return extreme / len(signs)
+    # Beside draws, the signs that came about count as one more.
+    return extreme / len(signs) if exact else (extreme + 1) / (DRAWS + 1)
 
 
 @cache
-def _signs(count: int) -> Float[np.ndarray, "b n"]:
-    """Every pattern of signs, or draws of them where there are more."""
-    if 2**count > DRAWS:
-        return np.random.default_rng(0).choice((-1.0, 1.0), (DRAWS, count))
-    return 1.0 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+def _signs(count: int, *, exact: bool) -> Float[np.ndarray, "b n"]:
+    """Every pattern of signs, or draws of them."""
+    if exact:
+        return 1.0 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+    return np.random.default_rng(0).choice((-1.0, 1.0), (DRAWS, count))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

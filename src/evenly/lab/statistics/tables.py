@@ -152,7 +152,9 @@ def summary(
     rows = []
     for (name, metric), by_method in values.items():
         baseline = by_method.get(reference, {})
-        drawn: dict[Sequence[int], np.ndarray] = {}  # the reference's, by seeds
+        again = None
+        if answers is not None and name == "test" and metric in _ANEW:
+            again = _Resampled(answers, metric, reference)
         of_metric = []
         for method, by_seed in by_method.items():
             found = summarise(list(by_seed.values()))
@@ -161,10 +163,8 @@ def summary(
             if method != reference and both:
                 ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
                 line |= _over_seeds(ours, theirs)
-                if answers is not None and name == "test" and len(both) > 1 and metric in _ANEW:
-                    line |= _resampled(
-                        answers, (method, reference), metric, (ours, theirs), tuple(both), drawn
-                    )
+                if again is not None and len(both) > 1:
+                    line |= again.against(method, tuple(both), (ours, theirs))
             of_metric.append(line)
         tested = [line for line in of_metric if line.get("p_value") is not None]
         corrected = holm([line["p_value"] for line in tested])
@@ -186,30 +186,34 @@ def _over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any
     }
 
 
-def _resampled(
-    answers: Answers,
-    pair: tuple[str, str],
-    metric: str,
-    by_seed: tuple[Sequence[float], Sequence[float]],
-    seeds: Sequence[int],
-    known: dict[Sequence[int], np.ndarray],
-) -> dict[str, Any]:
-    drawn = bootstrap.weights(len(seeds), len(answers.target))
+class _Resampled:
+    """A metric of every method against the reference's, over draws of seeds and samples."""
 
-    def scores(method: str) -> np.ndarray:
-        guess = np.stack([answers.guess[method][seed] for seed in seeds])
-        return _ANEW[metric](drawn.samples, guess, answers)
+    def __init__(self, answers: Answers, metric: str, reference: str) -> None:
+        self._answers, self._metric, self._reference = answers, metric, reference
+        self._of_reference: dict[Sequence[int], np.ndarray] = {}  # by seeds: alike for all methods
 
-    method, reference = pair
-    if seeds not in known:
-        known[seeds] = scores(reference)
-    found = bootstrap.difference(drawn, scores(method), known[seeds], by_seed)
-    return {
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "test": RESAMPLED,
-        "p_value": found.p_value,
-    }
+    def against(
+        self, method: str, seeds: Sequence[int], by_seed: tuple[Sequence[float], Sequence[float]]
+    ) -> dict[str, Any]:
+        """The interval and p of a method, given both metrics of each seed."""
+        drawn = bootstrap.weights(len(seeds), len(self._answers.target))
+        if seeds not in self._of_reference:
+            self._of_reference[seeds] = self._scores(drawn.samples, self._reference, seeds)
+        ours = self._scores(drawn.samples, method, seeds)
+        found = bootstrap.difference(drawn, ours, self._of_reference[seeds], by_seed)
+        return {
+            "difference_low": found.low,
+            "difference_high": found.high,
+            "test": RESAMPLED,
+            "p_value": found.p_value,
+        }
+
+    def _scores(
+        self, samples: Float[np.ndarray, "b n"], method: str, seeds: Sequence[int]
+    ) -> Float[np.ndarray, "b s"]:
+        guess = np.stack([self._answers.guess[method][seed] for seed in seeds])
+        return _ANEW[self._metric](samples, guess, self._answers)
 
 
 def _accuracy(
