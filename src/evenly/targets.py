@@ -18,11 +18,11 @@ SINGLE: tuple[Kind, ...] = ("classes", "ignored", "soft")
 
 _IN_WORDS: dict[Kind, str] = {
     "classes": "class numbers",
-    "ignored": "class numbers of which the criterion ignores some",
+    "ignored": "class numbers with an `ignore_index`",
     "soft": "soft labels",
-    "labels": "several labels a sample",
+    "labels": "several labels per sample",
     "logit": "one logit for two classes",
-    "number": "numbers to regress on",
+    "number": "regression targets",
 }
 
 _CRITERIA: dict[Kind, tuple[Any, ...]] = {

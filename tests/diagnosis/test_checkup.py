@@ -433,7 +433,7 @@ class TestLabels:
     def test_numbers_and_bits_are_refused(self):
         with pytest.raises(ValueError, match="these samples have several labels"):
             self.checkup(interactions=True)
-        with pytest.raises(ValueError, match=r"checkup takes class numbers.*several labels a s"):
+        with pytest.raises(ValueError, match=r"checkup takes class numbers.*several labels per s"):
             self.checkup(criterion=nn.functional.mse_loss)
 
 

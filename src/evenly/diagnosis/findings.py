@@ -314,10 +314,11 @@ def _together(checkup: Checkup) -> str:
 def _of_modality(name: str, found: Finding) -> Iterator[str]:
     of_input = "" if found.raw is None else f", a linear probe of its input {found.raw.value:.2f}"
     yield f"{name} is {found.verdict.name}: {found.verdict.why}."
-    yield f"  Chance is {found.chance.value:.2f}{of_input}; without it {found.without.value:.2f}."
+    without = f"the joint model without {name} {found.without.value:.2f}"
+    yield f"  Chance is {found.chance.value:.2f}{of_input}, {without}."
     if found.untapped is not None and found.untapped.low > 0:
-        more = f"{100 * found.untapped.value:.0f} points more than its encoder alone"
-        yield f"  The linear probe of its input reads {more}: try another, or a longer training."
+        more = f"{100 * found.untapped.value:.0f} points more than a probe of its encoder alone"
+        yield f"  The probe of its input reads {more}: try another encoder, or train it longer."
     if found.verdict.samples:
         yield f"  About {found.verdict.samples} validation samples would settle it."
     for advice in found.verdict.advice:

@@ -152,14 +152,15 @@ _ADVICE: dict[Name, tuple[Advice, ...]] = {
             "a loss of its own, so that it goes on learning when the others have made the joint "
             "loss small",
         ),
-        Advice(("ogm_ge", "pggb"), "slows the others down while it learns"),
+        Advice(("ogm_ge",), "slows the other modalities down while this one learns"),
+        Advice(("pggb",), "a loss of its own, and larger gradients for its encoder"),
     ),
     "unused": (
         Advice(
             ("modality_dropout", "multi_loss", "ensemble"),
-            "has the prediction rest on it when others are missing, or by itself",
+            "makes the model predict from this modality alone, or while others are missing",
         ),
-        Advice(("rolling_q",), "turns an attention that looks at others only"),
+        Advice(("rolling_q",), "turns an attention that looks only at other modalities"),
     ),
     "scarce": (
         Advice(

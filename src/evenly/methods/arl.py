@@ -47,7 +47,11 @@ class ARL(Method):
 
     L = CE(z) + gamma · Σ_m CE(z_m), where the fusion itself predicts z_m from modality m alone, so
     no parameters are added. From epoch start + 1 on, the gradient of encoder m is multiplied by
-    1 + w_m; see `weights`.
+    1 + w_m, with
+
+    w = softmax over modalities of T · u_m · mean of the others' d,   u_m ∝ 1 / max(h_m, 0.6 / M)
+
+    where d_m is a modality's share of the dependence and h_m of the entropy; see `weights`.
     """
 
     info = Info(
@@ -58,8 +62,8 @@ class ARL(Method):
         category="optimisation",
         writes="gradients",
         targets=SINGLE,
-        modalities="the paper uses two; with more, the others' share is their mean and the floor "
-        "of the entropy's share is 0.6 / M, which for two is its 0.3; with one, it scales nothing",
+        modalities="the paper uses two; with more, the mean of the others' d counts, and h_m is at "
+        "least 0.6 / M, which for two is its 0.3; with one, it scales nothing",
         neutral={"gamma": 0.0, "start": 1_000_000},
         epochs=100,
         in_epochs=("start",),

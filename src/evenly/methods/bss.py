@@ -116,16 +116,16 @@ class BSS(Method):
         budget=1.05,
         doubts="Read in the released code, and in the paper's abstract. Epochs keep their "
         "length: while a curriculum has reached only a share of the samples, these come "
-        "several times per epoch, where the released code has a shorter epoch. It "
+        "several times per epoch, where the released code has a shorter epoch. That code "
         "measures in training mode, so that BatchNorm uses and records each batch's "
         "statistics; here the model is in evaluation mode and stays unchanged. As in "
         "that code, the untrained model orders the curriculum, which says little "
         "without pre-trained encoders. The weights of the losses, 0.1 and 0.9, are "
         "those for CREMA-D; for the other data sets that we looked at both are 1, which "
-        "is uniform multi-loss training. It predicts with z + Σ_m z_m, for CREMA-D with "
-        "Σ_m z_m alone. For NVGesture it leaves out the 0.01. It drops an incomplete "
-        "last batch, which in a self-paced order holds hard samples. Cross-entropy "
-        "decides what is hard, whatever the criterion.",
+        "is uniform multi-loss training. The released code predicts with z + Σ_m z_m, as "
+        "here, but for CREMA-D with Σ_m z_m alone. For NVGesture it leaves out the 0.01. "
+        "It drops an incomplete last batch, which in a self-paced order holds hard "
+        "samples. Cross-entropy decides what is hard, whatever the criterion.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "order")
 

@@ -73,7 +73,7 @@ class DGL(Method):
         budget=1.05,
         missing=True,
         doubts="The released code clips gradients to the norm 40, which is left to the loop. "
-        "Its α is 4 or 5 depending on the data set, and 2 and 3 for Kinetics-Sounds. "
+        "Its α is 4 or 5 depending on the data set; its scripts for Kinetics-Sounds have 2 and 3. "
         "Encoders that are not passed in get no gradient.",
     )
 

@@ -110,11 +110,11 @@ class DIMML(Method):
         missing=True,
         doubts="The paper trains the layer on all features afterwards, for 20 epochs with "
         "frozen encoders; here it trains alongside, on detached features, so that every "
-        "epoch has a prediction. The encoders have the same loss either way. The "
-        "temperature is that of the released script for CREMA-D, whose default is 1; "
-        "that of its fusion is 3 for AVE and ModelNet. Because a method of the head is "
-        "called outside its forward pass, FSDP2 must shard the head together with the "
-        "whole model.",
+        "epoch has a prediction. The encoders have the same loss either way. The default "
+        "temperature is that of the released script for CREMA-D; the code's own default is "
+        "1. The fusion's temperature is 3 for AVE and ModelNet. Because a method of the "
+        "head is called outside its forward pass, FSDP2 must shard the head together with "
+        "the whole model.",
     )
     state: ClassVar[tuple[str, ...]] = ("effective",)
 

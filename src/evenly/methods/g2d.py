@@ -95,9 +95,9 @@ class G2D(Taught):
         "teachers come from the epoch with the best test accuracy; here from the last "
         "one, so that no split decides, at the student's starting learning rate. "
         "Teachers are evaluated once, without augmentation, and the student starts from "
-        "the weights that the teachers started from. No batch of that pass may lack a "
-        "modality, though training batches may. The tables are part of every "
-        "checkpoint.",
+        "the weights that the teachers started from. What the teachers give for each "
+        "sample is part of every checkpoint. It comes from one pass over the training "
+        "split in which no batch may lack a modality, though training batches may.",
     )
     state: ClassVar[tuple[str, ...]] = ("teachers", "samples", "epoch")
 

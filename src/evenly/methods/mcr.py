@@ -111,7 +111,7 @@ class MCR(Method):
         "game. The permuted predictions detach the logits W_m f_m of the modalities "
         "that look on; here also their share of the bias, which for k = 0 has a smaller "
         "gradient. As in the code for three modalities, three are permuted in pairs, "
-        "all with weight 1; no code has more, which are treated alike. The defaults are "
+        "all with weight 1; so are more, of which there is no code. The defaults are "
         "those of the run on CREMA-D with Conformers, which begins with encoders "
         "pre-trained alone: set `pretrain` for that. With ResNets, `bottleneck` is 0. "
         "The temperature is the default of its trainer. The head must add up the "

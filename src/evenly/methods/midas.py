@@ -100,7 +100,7 @@ class MIDAS(Method):
         budget=1.05,
         within_batch=True,
         missing=True,
-        doubts="Written from the paper, not checked against the released code. The length of "
+        doubts="Written from the paper; no released code was found. The length of "
         "the warm-up could not be found; the default, 5 of 70 epochs, is ours. Our "
         "reading is also how pairs are drawn, that c and s have no gradient, that L_mis "
         "is the mean over samples whose partner has another class, and everything for "

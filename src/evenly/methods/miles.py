@@ -88,8 +88,8 @@ class MILES(Paced):
         "they follow the paper's algorithm. They use accuracies of the test split; here "
         "it is the validation split, so the data that selects the best epoch has also "
         "chosen the rates. That factors do not compound, that the head keeps its rate, "
-        "and the weight of the unimodal losses also come from there. It trains with "
-        "Adam, as the paper is said to.",
+        "and the weight of the unimodal losses also come from there. That "
+        "re-implementation trains with Adam, as the paper reportedly does.",
     )
     state: ClassVar[tuple[str, ...]] = ("factor", "epoch")
 

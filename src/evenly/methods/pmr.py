@@ -98,9 +98,9 @@ class PMR(Method):
 
     L = CE(z) + alpha · Σ_m w_m CE(d_m) - entropy · Σ_m v_m H(softmax(d_m))
 
-    with w_m = clip(s_max / s_m - 1, 0, 1), which is 0 for the best modality, and, in early
-    epochs, v = max_m w_m for the best modality and 0 for the others, which keeps the faster from
-    early certainty.
+    with w_m = clip(s_max / s_m - 1, 0, 1), which is 0 for the best modality. In early epochs,
+    v = max_m w_m for the best modality, so that it does not become certain too soon; otherwise
+    v_m = 0.
     """
 
     info = Info(
@@ -121,9 +121,9 @@ class PMR(Method):
         budget=1.05,
         by_pass=True,
         doubts="Weight and length of the entropy term could not be verified: the released code "
-        "lacks it, and both defaults are guesses. Nor could the clipped weights, which "
-        "follow our memory of the paper: the released code gives the slower modality "
-        "alpha however little it is behind. As in the released code, prototypes of the "
+        "lacks it, and both defaults are guesses. Nor could the clipped weights be checked "
+        "against the paper: the released code gives the slower modality alpha however "
+        "little it is behind. As in the released code, prototypes of the "
         "untrained encoders are not averaged in. A class absent from the part looked at "
         "keeps its last prototype; one that never had any is left out, where the "
         "released code gets NaN.",

@@ -85,8 +85,8 @@ class ReconBoost(Method):
         missing=True,
         doubts="The released code detaches both sides of its agreement term, which therefore "
         "has no gradient; here the gradient of the modality in training is kept, as the "
-        "paper intends. The released code runs for 1001 stages; 800 epochs are the 100 "
-        "stages after which its best model for CREMA-D was kept. Its best results start "
+        "paper intends. The released code runs for 1001 stages; our 800 epochs are its "
+        "first 100, after which it kept its best model for CREMA-D. Its best results start "
         "from unimodally trained encoders; without them, it adds a modality to the sum "
         "only after the modality's first stage, while here all are in the sum from the "
         "start, as in the prediction. It divides its learning rate by ten every 30 "

@@ -79,6 +79,8 @@ class Relearn(Method):
         epochs=90,
         in_epochs=("every",),
         needs_probe=True,
+        cost="none in a step; `times` times, a pass over both splits and a clustering of each "
+        "(`gap=stable`: 20 to 240 clusterings)",
         missing=True,
         doubts="k-means uses 10 restarts, scikit-learn's default when the paper was written; "
         "the released code leaves the number to the installed version.",

@@ -34,9 +34,9 @@ class Remedy(Relearn):
     """Gives informative modalities a loss of their own, and pulls over-trained encoders back.
 
     Before the first epoch all encoders are trained alone, at the same time, and then reset.
-    Informative ones, at least `THERE` above chance on the validation split, have their own loss
-    from then on: CE(z) + weight · Σ CE(z_m). Waiting until they are suppressed would be too late,
-    since most is learnt in the first epochs.
+    Informative ones, at least 0.07 in accuracy above chance on the validation split, have their own
+    loss from then on: CE(z) + weight · Σ CE(z_m). Waiting until they are suppressed would be too
+    late, since most is learnt in the first epochs.
 
     Every `every` epochs, `times` times, each encoder gets a verdict (`evenly.diagnosis.verdict`):
 
@@ -64,7 +64,8 @@ class Remedy(Relearn):
         in_epochs=("every", "alone_epochs"),
         needs=("unimodal",),
         needs_probe=True,
-        cost="before the first epoch, one training of `alone_epochs` epochs",
+        cost="none in a step; before the first epoch, one training of `alone_epochs` epochs; `times` "
+        "times, linear probes and a `stable` diagnosis",
         budget=1.05,
         missing=True,
         doubts="It is not from a paper: the thresholds of its verdicts were set on synthetic "

@@ -54,9 +54,10 @@ class UMT(Taught):
         "trains the student, at its starting learning rate. Teachers are evaluated "
         "once, without augmentation, and the student starts from the weights that the "
         "teachers started from; with augmented inputs, the paper's teachers would see "
-        "what the student sees. No batch of that pass may lack a modality, though "
-        "training batches may. The tables are part of every checkpoint. The student's "
-        "loss leaves the unimodal heads unchanged except for weight decay.",
+        "what the student sees. What the teachers give for each sample is part of every "
+        "checkpoint. It comes from one pass over the training split in which no batch may "
+        "lack a modality, though training batches may. The student's loss leaves the "
+        "unimodal heads unchanged except for weight decay.",
     )
 
     def __init__(

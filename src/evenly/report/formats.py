@@ -51,7 +51,7 @@ def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[st
     others = [METRICS[name] for name in comparison.others]
     head = ["method", metric.words, "95 % interval", *(other.words for other in others)]
     head += [f"{name} alone" for name in comparison.modalities]
-    lines = [[*head, f"to {comparison.reference}", "p (Holm)"]]
+    lines = [[*head, f"against {comparison.reference}", "p (Holm)"]]
     for method in comparison.ranking:
         score = comparison.estimate(method, comparison.main)
         if score.mean is None:

@@ -160,7 +160,7 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     [
         (
             ("--methods", "joint,ogm_ge"),
-            "ogm_ge takes class numbers.*, but mine has numbers to regress",
+            "ogm_ge takes class numbers.*, but mine has regression targets",
         ),
         (("--methods", "joint", "--focal", "2"), "so --class-weights, --focal and"),
         (
@@ -182,7 +182,7 @@ def test_what_numbers_do_not_go_with_is_said_before_training(options, message, t
     [
         (
             ("--methods", "joint,ogm_ge"),
-            "ogm_ge takes class numbers.*, but mine has several labels a",
+            "ogm_ge takes class numbers.*, but mine has several labels per",
         ),
         (
             ("--methods", "joint", "--select", "balanced_accuracy"),

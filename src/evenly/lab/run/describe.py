@@ -62,7 +62,7 @@ def needs(kind: type[Method]) -> str:
 def neutral(info: Info) -> str:
     """The settings that equal joint training, or why there are none."""
     if isinstance(info.neutral, str):
-        return f"none: {info.neutral}"
+        return f"no settings: {info.neutral}"
     return ", ".join(f"{key}={value}" for key, value in info.neutral.items()) or "-"
 
 
