@@ -142,7 +142,8 @@ def section(arguments, name, options, training, about):
     lines += relearnings(out, config)
     lines += learnt(out, config)
     lines += [shares(file), ""]
-    lines += [f"{config['hardware']}; torch {config['versions']['torch']}; {precision(out)}.", ""]
+    what = f"torch {config['versions']['torch']}; precision {precision(out)}"
+    lines += [f"{config['hardware']}; {what}.", ""]
     return "\n".join(lines)
 
 
@@ -187,8 +188,8 @@ def glance(found):
     names = list(found)
     lines = ["## At a glance", ""]
     lines += [
-        "Points of test accuracy against joint training, the best mean rank first. Bold: the 95 % "
-        "interval, which is not corrected, is away from 0. †: p is below .05 after correction. "
+        "Points of test accuracy against joint training, the best mean rank first. Bold: p is "
+        "below .05 after correction. †: the 95 % interval, which is not corrected, excludes 0. "
         f"As files: {', '.join(f'[{name}](results/{name}.csv)' for name in names)}.",
         "",
     ]
@@ -196,7 +197,7 @@ def glance(found):
     lines += ["|" + " --- |" * (len(names) + 3)]
     for method, rank in mean_ranks(found).items():
         cells = [cell(found[name].get((method, "accuracy"))) for name in names]
-        signs = [sum(text.startswith(f"**{sign}") for text in cells) for sign in "+-"]
+        signs = [sum(is_away(text, sign) for text in cells) for sign in "+-"]
         ends = [f"{signs[0]}, {signs[1]}", f"{rank:.1f}"]
         lines.append(f"| {' | '.join([method, *cells, *ends])} |")
     return "\n".join(lines)
@@ -234,9 +235,9 @@ def rule(found):
         cells = [method, *map(cell, of_method), f"{100 * mean:+.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     cells = [cell(rows[name]["remedy"]) for name in found]
-    above = sum(text.startswith("**+") for text in cells)
-    below = sum(text.startswith(("-", "**-")) for text in cells)
-    beaten = sum("-" in text and "†" in text for text in cells)
+    above = sum(is_away(text, "+") for text in cells)
+    below = sum("-" in text for text in cells)
+    beaten = sum("**-" in text for text in cells)
     lines += [
         "",
         f"`remedy` is above joint training by an interval away from 0 on {above} of {len(cells)} "
@@ -264,10 +265,16 @@ def cell(row):
         return "diverged"
     if not row["difference"]:
         return ""
-    mark = "†" if float(row["p_holm"]) < 0.05 else ""
-    text = f"{100 * float(row['difference']):+.1f}{mark}"
-    is_sure = float(row["difference_low"]) > 0 or float(row["difference_high"]) < 0
-    return f"**{text}**" if is_sure else text
+    text = f"{100 * float(row['difference']):+.1f}"
+    if float(row["p_holm"]) < 0.05:
+        return f"**{text}**"
+    is_away = float(row["difference_low"]) > 0 or float(row["difference_high"]) < 0
+    return f"{text}†" if is_away else text
+
+
+def is_away(text, sign):
+    """Whether a cell has this sign, and an interval that excludes 0."""
+    return sign in text and text[-1] in "†*"
 
 
 def settings(out):

@@ -101,7 +101,8 @@ def of_set(arguments, study, name, own):
     shown = shlex.join(["evenly", *command, "--data", f"{name}.npz"])
     table, _, _ = (out / f"{study}.md").read_text(encoding="utf-8").partition("\n\n")
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
-    machine = f"{config['hardware']}; torch {config['versions']['torch']}; {precision(out)}."
+    what = f"torch {config['versions']['torch']}; precision {precision(out)}"
+    machine = f"{config['hardware']}; {what}."
     alt = f"{STUDIES[study].title}, {name}"
     lines = [f"### {name}: {study}", "", "```sh", shown, "```", ""]
     lines += [f"![{alt}](studies/{picture.name})", "", table.strip(), "", machine]

@@ -223,8 +223,8 @@ def test_broken_files_are_listed(tmp_path):
         ("unknown encoder 'resnt'", ("--encoders.eye", "resnt")),
         ("--encoders names ['ear']", ("--encoders.ear", "resnet18")),
         ("unknown augmentation 'blur'", ("--augment.eye", "blur")),
-        ("unknown modality 'ear'", ("--noise.ear", "2")),
-        ("unknown modality 'ear'", ("--missing.ear", "0.2")),
+        ("unknown modality 'ear' of --noise", ("--noise.ear", "2")),
+        ("unknown modality 'ear' of --missing", ("--missing.ear", "0.2")),
         ("--seeds must be at least 1; found 0", ("--seeds", "0")),
         ("frames must be above 0; found 0", ("--readers.eye", "video(frames=0)")),
     ):

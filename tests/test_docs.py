@@ -100,7 +100,7 @@ def test_the_code_of_the_readme_runs():
             exec("import evenly\n" + code, names)
     assert list(names["method"].history) == [21, 41, 61]
     said = printed.getvalue()
-    assert said.startswith("All together")
+    assert said.startswith("Joint model: ")
     table = [line.split()[0] for line in said[said.rindex("modality") :].splitlines()[:3]]
     assert table == ["modality", "audio", "visual"]
 

@@ -69,7 +69,7 @@ class Watch:
         self._losses += not self._begun
         if self._begins and self._losses > 1:
             raise UserRuntimeError(
-                f"{_name(method)}.loss was asked for in a second batch, and before_epoch never. "
+                f"{_name(method)}.loss was called for a second batch, but before_epoch never was. "
                 "Call method.before_epoch(epoch, probe) before the first batch of each epoch."
             )
 
@@ -101,7 +101,7 @@ class Watch:
             self._pending = False
             raise UserRuntimeError(
                 f"{type(optimizer).__name__}.step came without {_name(method)}.before_step, so "
-                "that the method did nothing to the gradients. Call method.before_step() once "
+                "the method did nothing to the gradients. Call method.before_step() once "
                 "before each step, after the backward passes (and after scaler.unscale_); delete a "
                 "method that is no longer used (del method)."
             )

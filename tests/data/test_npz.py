@@ -305,21 +305,21 @@ WRONG = {
     "one number": ({"labels": np.ones(N)}, "in the training split 'number' is 1 in all samples"),
     "number far from 0": (
         {"labels": 1e8 + np.arange(N) / 2},
-        "'labels' has the mean 100000003 and the deviation 1.73, and 32-bit floats, 8 apart there, "
-        "cannot tell its values apart. Subtract its mean.",
+        "'labels' has mean 100000003 and deviation 1.73. 32-bit floats are 8 apart at that size, "
+        "too coarse to tell its values apart. Subtract the mean.",
     ),
     "one of several numbers far from 0": (
         {"labels": np.stack([LABELS / 2, 1e8 + np.arange(N)], 1), "class_names": ["a", "b"]},
-        "column 'b' of 'labels' has the mean 100000006 and",
+        "column 'b' of 'labels' has mean 100000006 and",
     ),
     "values far from 0": (
         {"x": 1_700_000_000 + np.arange(N)},
-        "modality 'x' has the mean 1.70000001e+09 and the deviation 3.45, and 32-bit floats, 128 "
-        "apart there, cannot tell its values apart. Subtract its mean.",
+        "modality 'x' has mean 1.70000001e+09 and deviation 3.45. 32-bit floats are 128 apart at "
+        "that size, too coarse to tell its values apart. Subtract the mean.",
     ),
     "feature far from 0": (
         {"x": 0.5 + np.arange(2 * N).reshape(N, 2) + np.array([0, 1e8])},
-        "feature 2 of modality 'x' has the mean",
+        "feature 2 of modality 'x' has mean",
     ),
     "sentiments": (
         {"labels": np.stack([LABELS, LABELS], 1) / 2, "labels_kind": "sentiment"},

@@ -138,7 +138,7 @@ def test_worse_together_than_alone_is_said_first():
     case.model.head.weight.data[:, 16:] = 9 * torch.randn(2, 16)
     found = case.checkup()
     assert found.together.high < 0
-    assert str(found).startswith("All together are WORSE than plain alone")
+    assert str(found).startswith("The joint model is WORSE than plain alone")
 
 
 def test_everything_is_as_it_was():

@@ -169,5 +169,5 @@ def test_a_model_that_will_not_repeat_itself_is_refused():
             self.calls += 1
             return logits + self.calls * torch.arange(CLASSES), features
 
-    with pytest.raises(ValueError, match="predicts otherwise"):
+    with pytest.raises(ValueError, match="predicts differently"):
         looked(Moody({"a": 1.0, "b": 1.0}), fuse=False)

@@ -88,7 +88,7 @@ def text(path):
 def test_of_several_labels_accuracy_is_balanced(write):
     found = replace(checkup("learnt", "scarce"), has_labels=True, synergy=None)
     said = text(write(found))
-    assert "All together have a balanced accuracy of 80.0 %" in said
+    assert "The joint model has a balanced accuracy of 80.0 %" in said
     assert "Balanced accuracy, %" in said
     assert "Balanced accuracy without it, %" in said
     assert "Synergy" not in said
@@ -119,9 +119,9 @@ def test_each_verdict_is_shown_with_its_reason_and_what_to_try(write):
 @pytest.mark.parametrize(
     ("together", "first"),
     [
-        (-0.06, "All together are worse than sound alone, by 6.0 points (3.0 to 9.0)."),
-        (0.05, "All together are better than the best modality alone, sound, by 5.0 points (2.0 to 8.0)."),  # noqa: E501
-        (-0.01, "Whether all together are better than sound alone cannot be told: the difference is −1.0 points (−4.0 to 2.0)."),  # noqa: E501
+        (-0.06, "The joint model is worse than sound alone, by 6.0 points (3.0 to 9.0)."),
+        (0.05, "The joint model is better than the best modality alone, sound, by 5.0 points (2.0 to 8.0)."),  # noqa: E501
+        (-0.01, "It cannot be told whether the joint model is better than sound alone: the difference is −1.0 points (−4.0 to 2.0)."),  # noqa: E501
     ],
 )  # fmt: skip
 def test_whether_all_together_are_better_is_said_first(write, together, first):

@@ -57,7 +57,7 @@ def test_one_is_better_and_another_has_the_best_mean():
     rows = [row("pmr", 0.95, 0.05, 0.2), row("relearn", 0.93, 0.03, 0.01), JOINT]
     assert what_was_found(rows) == (
         "relearn is better than joint training: accuracy 93.0 %, joint training 90.0 %. pmr has "
-        "the best mean, 95.0 %, but does not differ from joint training."
+        "the best mean, 95.0 %, but does not differ significantly from joint training."
     )
 
 
@@ -149,15 +149,15 @@ def test_several_labels():
 
 def test_without_the_reference():
     assert what_was_found([row("pmr", 0.9), row("ogm", 0.8)]) == (
-        "pmr has the best mean: accuracy 90.0 %; joint training, which to compare with, is not "
+        "pmr has the best mean: accuracy 90.0 %; joint training, the reference, is not "
         "among the methods."
     )
 
 
 def test_one_modality_alone_is_all_there_is():
     assert what_was_found([row("unimodal(modality=a)", 0.5), row("unimodal(modality=b)", 0.6)]) == (
-        "unimodal(modality=b) has the best mean: accuracy 60.0 %; joint training, which to compare "
-        "with, is not among the methods."
+        "unimodal(modality=b) has the best mean: accuracy 60.0 %; joint training, the reference, "
+        "is not among the methods."
     )
 
 

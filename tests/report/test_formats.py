@@ -7,7 +7,15 @@ from PIL import Image
 from evenly.report import FORMATS, write_formats
 from evenly.report.folder import read_comparison
 
-HEAD = ["method", "accuracy", "95 % interval", "macro-F1", "top alone", "bottom alone", "against joint"]
+HEAD = [
+    "method",
+    "accuracy",
+    "95 % interval",
+    "macro-F1",
+    "top alone",
+    "bottom alone",
+    "against joint",
+]
 
 
 def test_every_format_is_a_file_in_the_folder(folder):

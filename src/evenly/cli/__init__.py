@@ -97,4 +97,6 @@ def _sentence(error: OSError, continued: str) -> str:
     place = f" ({path})" if path else ""
     if error.errno in FULL:
         return f"{error.strerror}{place}. Free some space.{continued}"
+    if not path:  # of no file: memory, connections, open files
+        return f"{error.strerror}."
     return f"{error.strerror}{place}. Check the path and your permissions there."

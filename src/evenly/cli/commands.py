@@ -18,16 +18,16 @@ and improve those it neglects."""
 
 EXAMPLES = """Three ways to begin:
 
-  evenly compare                    compare three methods on built-in data, in two minutes
+  evenly compare                    compare three methods on built-in data, in a minute
   evenly checkup --data my.npz      see what each modality of your data is worth
-  evenly prepare clips.csv --out clips && evenly compare --data clips
+  evenly prepare clips.csv --out store && evenly compare --data store
                                     train on files and labels"""
 
 COMMANDS = {
     "compare": "compare methods over several seeds, and write a report",
     "checkup": "find out what is wrong with each modality, and what to try",
     "tune": "search for the best settings of each method, on equal budgets",
-    "study": "repeat an experiment of the paper, with table and figure",
+    "study": "repeat an experiment of the paper of D&R, with table and figure",
     "train": "train one model, with checkpoints",
     "prepare": "decode raw files once, into a store that training reads fast",
     "predict": "write the predictions of a trained run as CSV",

@@ -41,7 +41,7 @@ def arguments() -> Parser:
     one.add_argument(
         "--seeds",
         type=int | None,
-        help="number of seeds: 0, 1, ... (default: 3; 1 with --protocol paper)",
+        help="number of seeds, counted from 0 (default: 3; 1 with --protocol paper)",
     )
     one.add_argument("--out", type=str | None, help="folder of all results (default: runs/DATA)")
     add_pool(one)
@@ -57,7 +57,7 @@ def arguments() -> Parser:
         "--settings",
         type=Literal["common", "published"],
         default="common",
-        help="common: all methods share one training, with their own settings at the defaults; "
+        help="common (default): all methods share one training, each with its usual settings; "
         "published: each method uses its authors' settings for this data set (CREMA-D, "
         "Kinetics-Sounds), and the common ones where they publish none",
     )

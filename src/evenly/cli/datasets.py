@@ -78,5 +78,6 @@ def _check(text: str, folder: str) -> None:
         listed = "".join(f"\n  {path}" for path in found.missing[:5])
         more = f"\n  and {len(found.missing) - 5:,} more" if len(found.missing) > 5 else ""
         raise UserFileNotFoundError(
-            f"{len(found.missing):,} of {found.files:,} files are missing or empty:{listed}{more}"
+            f"{len(found.missing):,} of {found.files:,} files are missing or empty:{listed}{more}\n"
+            f"'evenly datasets {source.name}' says where to get them."
         )

@@ -6,22 +6,25 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from evenly.cli.datasets import NPZ
 from evenly.cli.parser import Parser
 from evenly.errors import UserError
 
 
 def arguments() -> Parser:
     """The command's arguments."""
-    about = "Measures purity, gap and strength of the features of any model; trains nothing."
-    one = Parser(f"{about}\n\n{NPZ}")
+    one = Parser(
+        "Measures purity, gap and strength of the features of any model; trains nothing.\n\n"
+        "The .npz file holds 'labels' (N), 'split' (N; train and val, or 0 and 1), optionally\n"
+        "'class_names', and for each modality an array (N, width): the encoder's pooled output."
+    )
     one.add_argument("file", help="a .npz file of features, one vector per sample and modality")
     one.add_argument(
         "--gap",
         default="paper",
         choices=("paper", "matched", "shared", "stable"),
-        help="the estimator of the gap; stable corrects for the sizes and class shares of the "
-        "splits, and counts a gap within its error as none",
+        help="the estimator of the gap. paper: as published; matched: on as many training samples "
+        "as validation samples; shared: with the training split's clusters; stable: corrects for "
+        "the sizes and class shares of the splits, and counts a gap within its error as none",
     )
     one.add_argument("--restarts", type=int, default=10, help="restarts of each k-means")
     one.add_argument(

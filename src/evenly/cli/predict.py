@@ -28,7 +28,8 @@ def arguments() -> Parser:
         "--split",
         default="test",
         choices=("train", "val", "test"),
-        help="the split, if the data has any",
+        help="the split of an .npz file, a store or a built-in data set; of a table, all rows are "
+        "predicted",
     )
     one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
     add_skipping(one)

@@ -50,8 +50,8 @@ def add_reading(one: ArgumentParser) -> None:
     one.add_argument(
         "--stream",
         action="store_true",
-        help="leave the files of .tar shards where they are, and decode them in every epoch, where "
-        "a store of what they hold would not fit on the disk; results are the same",
+        help="decode .tar shards anew in every epoch instead of storing what they hold. Use it if "
+        "a store would not fit on your disk; results are the same",
     )
 
 
@@ -92,8 +92,9 @@ def check_reading(text: str, options: Namespace) -> None:
     for option in ("modalities", "label", "splits", "readers"):
         if options[option]:
             raise UserError(
-                f"--{option} needs a table or a folder of files; found '{text}'. Data sets by name "
-                "have settings instead: 'evenly datasets NAME' lists them."
+                f"--{option} needs a table or a folder of files; found '{text}'. Leave it out for "
+                "an .npz file. Prepare a store again with it. A data set by name has settings "
+                "instead: 'evenly datasets NAME' lists them."
             )
 
 
@@ -128,8 +129,9 @@ def make_store(
     """
     from evenly.child import cores
     from evenly.data.raw import prepare, spelled
+    from evenly.data.raw.readers import KEPT
 
-    asked = {name: spelled(reader) for name, reader in source.readers.items()}
+    asked = {name: spelled(reader, also=KEPT) for name, reader in source.readers.items()}
     brief = {name: text if len(text) < 90 else f"{text[:86]}...)" for name, text in asked.items()}
     read = "; ".join(f"{name} as {text}" for name, text in brief.items())
     print(f"note: read: {read}.", file=sys.stderr)

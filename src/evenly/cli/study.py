@@ -22,12 +22,15 @@ from evenly.suggest import unknown
 
 def arguments() -> Parser:
     """The command's arguments."""
-    one = Parser("Repeats an experiment of the paper on any data, with table, figure and report.")
+    one = Parser(
+        "Repeats an experiment of the Diagnosing & Re-learning paper (Wei et al., ECCV 2024) on\n"
+        "any data, with table, figure and report."
+    )
     one.add_argument("name", nargs="?", help="the study; leave it out to list all")
     one.add_argument(
         "--seeds",
         type=int | None,
-        help="number of seeds: 0, 1, ... (default: 5; 1 with --protocol paper)",
+        help="number of seeds, counted from 0 (default: 5; 1 with --protocol paper)",
     )
     one.add_argument(
         "--out", type=str | None, help="folder of all results (default: runs/DATA-STUDY)"

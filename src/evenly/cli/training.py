@@ -58,8 +58,8 @@ def add_training(one: Parser) -> None:
     one.add_argument(
         "--recipe",
         type=str | None,
-        help="published settings for a data set; use it with --folder, or with --data and a "
-        f"store. Options override it. One of {', '.join(sorted(RECIPES))}",
+        help="settings for a data set, published ones where there are any; use it with --folder, "
+        f"or with --data and a store. Options override it. One of {', '.join(sorted(RECIPES))}",
     )
     one.add_argument(
         "--source",

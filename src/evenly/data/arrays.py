@@ -181,7 +181,8 @@ class _Reader:
         target, task = self._target()
         if task.name == "classes" and len(target.unique()) < 2:
             raise self._error(
-                f"all labels are '{task.names[int(target[0])]}'. Classification needs two classes."
+                f"all labels are '{task.names[int(target[0])]}'. Classification needs two classes: "
+                "add samples of another."
             )
         labels = self.arrays["labels"].reshape(self.count, -1)
         if task.name == "number" and (wrong := blurred(labels)):
@@ -379,7 +380,7 @@ class _Reader:
         more = f" and {len(task.names) - 5} more" if len(task.names) > 5 else ""
         return (
             f"{self.path.name}: 'labels' look like {kind} to regress on: {of_each}{more}. Use "
-            "--task if they are not."
+            "--task classes, or labels, if they are not."
         )
 
     def _named(self, found: Array, target: Array) -> tuple[Array, list[str]]:

@@ -62,8 +62,8 @@ def blurred(values: Array) -> tuple[int, str] | None:
 
 def _blur(mean: float, std: float, step: float) -> str:
     return (
-        f"has the mean {mean:.9g} and the deviation {std:.3g}, and 32-bit floats, {step:.3g} apart "
-        "there, cannot tell its values apart. Subtract its mean"
+        f"has mean {mean:.9g} and deviation {std:.3g}. 32-bit floats are {step:.3g} apart at that "
+        "size, too coarse to tell its values apart. Subtract the mean"
     )
 
 

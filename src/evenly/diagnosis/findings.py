@@ -288,6 +288,7 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         yield "  ".join(
             f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)
         ).rstrip()
+    yield COLUMNS
     yield ""
     for name, found in checkup.findings.items():
         yield from _of_modality(name, found)
@@ -297,18 +298,24 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         yield f"  both {pair.redundant}, {alone}, only together {pair.synergy}."
 
 
+COLUMNS = """there: accuracy of a linear probe on its encoder trained alone; learnt: on the joint \
+model's encoder;
+used: accuracy that it adds (Shapley value); gap: over-training. All on the validation split."""
+"""What the columns of the text mean."""
+
+
 def _together(checkup: Checkup) -> str:
     found, best = checkup.together, checkup.alone
     if len(checkup.findings) == 1:
         return f"accuracy {checkup.accuracy}"
     some = "" if best.count == checkup.accuracy.count else f" of the {best.count} that have it"
-    both = f"All together: {checkup.accuracy}; {checkup.best} alone: {best}{some}"
+    both = f"Joint model: {checkup.accuracy}; {checkup.best} alone: {best}{some}"
     if found.high < 0:
         less = f"{-100 * found.value:.0f} points"
-        return f"All together are WORSE than {checkup.best} alone, by {less}. {both}."
+        return f"The joint model is WORSE than {checkup.best} alone, by {less}. {both}."
     if found.low > 0:
-        return f"{both}: {100 * found.value:.0f} points better together."
-    return f"{both}: cannot tell whether they are better together ({found})."
+        return f"{both}: the joint model is better by {100 * found.value:.0f} points."
+    return f"{both}: cannot tell whether the joint model is better ({found})."
 
 
 def _of_modality(name: str, found: Finding) -> Iterator[str]:

@@ -253,10 +253,10 @@ def _fusing(
 
     if not torch.allclose(passed({}).float(), output.logits.float(), rtol=1e-2, atol=1e-3):
         raise UserError(
-            "the model predicts otherwise when its encoders return once more what they returned, "
-            "so what it uses of each cannot be told. If forward draws at random in evaluation "
-            "mode, let it not; else fill `Output.fuse` in it: a function of features by modality "
-            "that gives the logits."
+            "given the same encoder outputs twice, the model predicts differently, so a checkup "
+            "cannot tell what it uses of each modality. If forward draws random numbers in "
+            "evaluation mode, switch that off; otherwise fill `Output.fuse` in it: a function of "
+            "features by modality that returns the logits."
         )
     return passed
 

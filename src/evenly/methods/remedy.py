@@ -64,8 +64,8 @@ class Remedy(Relearn):
         in_epochs=("every", "alone_epochs"),
         needs=("unimodal",),
         needs_probe=True,
-        cost="none in a step; before the first epoch, one training of `alone_epochs` epochs; `times` "
-        "times, linear probes and a `stable` diagnosis",
+        cost="none in a step; before the first epoch, one training of `alone_epochs` epochs; "
+        "`times` times, linear probes and a `stable` diagnosis",
         budget=1.05,
         missing=True,
         doubts="It is not from a paper: the thresholds of its verdicts were set on synthetic "

@@ -239,11 +239,11 @@ def headline(found: Mapping[str, Any]) -> str:
     if found["has_labels"]:
         only = f"The model has a balanced accuracy of {all_right.text} % "
     return {
-        "worse": f"All together are worse than {best} alone, by {less.text} points "
+        "worse": f"The joint model is worse than {best} alone, by {less.text} points "
         f"({less.interval}).",
-        "better": f"All together are better than the best modality alone, {best}, by "
+        "better": f"The joint model is better than the best modality alone, {best}, by "
         f"{more.text} points ({more.interval}).",
-        "open": f"Whether all together are better than {best} alone cannot be told: the "
+        "open": f"It cannot be told whether the joint model is better than {best} alone: the "
         f"difference is {more.text} points ({more.interval}).",
         "only": f"{only}({all_right.interval}).",
     }[standing(found)]

@@ -120,7 +120,7 @@ def _best(seen: _Table) -> str:
     """The best method, and whether it or any other is better than the reference."""
     best, row = next(iter(seen.fused.items()))
     if seen.reference not in seen.lines:
-        more = f"; {_called(seen.reference)}, which to compare with, is not among the methods"
+        more = f"; {_called(seen.reference)}, the reference, is not among the methods"
         return f"{_called(best)} has the best mean: {seen.measured(row)}{more}."
     theirs = seen.lines[seen.reference]
     usual = _called(seen.reference)
@@ -137,7 +137,8 @@ def _best(seen: _Table) -> str:
         said = f"{better[0]} is better than {usual}: {seen.measured(first)}, {usual} "
         said += seen.value(theirs)
         said += f". {_several(better[1:])} also better" if better[1:] else ""
-        unsure = f". {best} has the best mean, {seen.value(row)}, but does not differ from {usual}"
+        unsure = f". {best} has the best mean, {seen.value(row)}, but does not differ "
+        unsure += f"significantly from {usual}"
         return said + (unsure if best not in better else "") + "."
     differ = any(seen.differs(each) for each in seen.fused.values())
     none = f"no method {'is better than' if differ else 'differs significantly from'} {usual}"

@@ -341,13 +341,13 @@ def _remarks(comparison: Comparison) -> list[str]:
     estimates = {method: comparison.estimate(method, comparison.main) for method in finished}
     if any(estimate.low is None for estimate in estimates.values()):
         remarks.append(
-            f"“{TOO_FEW.capitalize()}”: an interval or a test needs at least {ENOUGH}. Of fewer, "
-            "chance alone decides."
+            f"“{TOO_FEW.capitalize()}”: an interval or a test needs at least {ENOUGH}. With fewer, "
+            "chance can explain any difference."
         )
     if not comparison.is_ranked and len(finished) > 1:
         remarks.append(
-            f"No method differs from {REFERENCE}, so the rows stand in the order in which the "
-            "methods were named, not by their means."
+            f"No method differs significantly from {REFERENCE}, so the rows stand in the order in "
+            "which the methods were named, not by their means."
             if _tested(comparison)
             else "The rows stand in the order in which the methods were named."
         )

@@ -108,7 +108,7 @@ class TestForms:
             table(written(tmp_path, x, quote=False))
 
     def test_a_row_of_another_length(self, tmp_path):
-        with pytest.raises(ValueError, match=r"row 1 has 4 cells, and there are 3 names\. Quote"):
+        with pytest.raises(ValueError, match=r"row 1 has 4 cells for 3 columns\. Put"):
             table(written(tmp_path, ["1,5"] * N, quote=False))
 
 

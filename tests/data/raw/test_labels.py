@@ -165,11 +165,11 @@ def of_texts(names, *rows):
         (of_texts("v,label_a,label_b", (1, 0.5, 2), (2, 1, "x")), "row 2 holds 'x' in the column"),
         (
             of_texts("v,label", *((k, 1e8 + k / 2) for k in range(30))),
-            "the label has the mean 100000007 and the deviation 4.33, and 32-bit floats, 8 apart",
+            "the label has mean 100000007 and deviation 4.33. 32-bit floats are 8 apart",
         ),
         (
             of_lists([[k / 2, 1e8 + k] for k in range(30)]),
-            "'number 1' of the labels has the mean 100000014 and",
+            "'number 1' of the labels has mean 100000014 and",
         ),
         (of_texts("v,label", (1, "a;b"), (2, "a|b")), "its labels hold both ; and |"),
         (of_texts("v,label", (1, "\"['a', 'b']\""), (2, "b")), "row 1 has the label ['a', 'b'], a"),

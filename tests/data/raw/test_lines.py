@@ -80,7 +80,7 @@ class TestJson:
             ('{"x": 1, "label": 0, "x": 2}', "line 1 is not JSON (it has the field 'x' twice)"),
             ("[" * 100_000, "line 1 is not JSON"),
             ("", "has no rows"),
-            ('{"x": 1}\n{"x": 2}', "needs a column 'label' and one for each modality, it has x"),
+            ('{"x": 1}\n{"x": 2}', "needs a column 'label' and one for each modality; found x"),
             ('{"x": {"a": 1}, "label": 0}\n' * 2, "column 'x' holds dict values such as"),
             ('{"x": NaN, "label": 0}\n{"x": 1, "label": NaN}', "row 2 has the label nan"),
         ],

@@ -109,9 +109,7 @@ class TestMediaFolders:
         assert "other/9.png is in the folder of no split, and others are" in said(folder)
         folder = by_class(tmp_path / "both", ["train"], ["png", "wav"])
         (folder / "train" / "cat" / "0.jpg").write_bytes(picture(0))
-        assert "0.jpg and 0.png have one name, and so are one sample with two of image" in said(
-            folder
-        )
+        assert "0.jpg and 0.png have the same name" in said(folder)
         dataset().to_parquet(folder / "a.parquet")
         (folder / "a.tar").touch()
         assert "holds both .parquet and .tar files" in said(folder)

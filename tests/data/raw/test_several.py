@@ -177,7 +177,7 @@ def said(path, **options):
 @pytest.mark.parametrize("form", ["semicolons", "jsonl", "parquet"])
 def test_what_reads_one_file_says_so(form, reader, of, folder):
     found = said(FORMS[form](folder), readers={"photos": reader})
-    wanted = f"column 'photos' holds several files in a cell, of which {of} reads one. Pictures are"
+    wanted = f"column 'photos' has several files in a cell, but {of} reads only one. Use image"
     assert wanted in found
 
 
@@ -185,7 +185,7 @@ def test_several_arrays_are_refused(tmp_path):
     for n in (1, 2):
         np.save(tmp_path / f"{n}.npy", np.arange(3.0))
     (tmp_path / "t.csv").write_text("x,label\n" + "1.npy;2.npy,a\n1.npy,b\n" * 8)
-    assert "holds several files in a cell, of which array reads one" in said(tmp_path / "t.csv")
+    assert "has several files in a cell, but array reads only one" in said(tmp_path / "t.csv")
 
 
 def test_texts_with_marks_are_texts(folder):

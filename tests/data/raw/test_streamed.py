@@ -161,7 +161,9 @@ class TestChanges:
         part = open_store(store).split("train")
         before = part.__getitems__(range(len(part)))
         path = overwritten(tmp_path, "wav")
-        with pytest.raises(ValueError, match=rf"^{store}: .*: wav: {path}: has changed since\. Br"):
+        with pytest.raises(
+            ValueError, match=rf"^{store}: .*: wav: {path}: has changed since it was prepared\. Re"
+        ):
             part.__getitems__(range(len(part)))
         others = part.of("npy").__getitems__(range(len(part)))["inputs"]["npy"]
         assert torch.equal(others.values, before["inputs"]["npy"].values)
@@ -204,7 +206,7 @@ class TestChanges:
             prepare(table(tmp_path / "a.csv"), tmp_path / "store", workers=1, stream=True)
 
     def test_a_store_is_not_made_where_one_is_streamed(self, both):
-        with pytest.raises(ValueError, match=r"holds another store, or one of other files or"):
+        with pytest.raises(ValueError, match=r"holds a store made from other files or"):
             prepare(source_of(both), both / "streamed", workers=1)
 
     def test_broken_files_are_left_out(self, tmp_path):

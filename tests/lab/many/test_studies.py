@@ -172,6 +172,19 @@ def test_what_a_study_needs_is_said():
     assert training.noise == {"m2": 2.0}
 
 
+def test_a_study_of_several_labels_leaves_out_the_methods_that_cannot_take_them(tmp_path, capsys):
+    stream, part = np.random.default_rng(0), np.repeat([0, 1, 2], 20)
+    labels = stream.integers(0, 2, (60, 3))
+    inputs = {name: stream.normal(size=(60, 4)).astype(np.float32) for name in ("x", "z")}
+    save_npz(tmp_path / "l.npz", labels, part, inputs, ["a", "b", "c"])
+    _, methods = planned(STUDIES["figure1"], Training(data=str(tmp_path / "l.npz")))
+    alone = [f"unimodal(modality={name})" for name in "xz"]
+    assert methods == [*alone, "joint", "g_blending", "greedy", "relearn"]
+    assert "left out, as they do not take several labels per sample: ogm_ge, pmr, agm." in (
+        capsys.readouterr().err
+    )
+
+
 def test_the_command_lists_and_knows_its_studies(capsys):
     assert main(["study"]) == 0
     said = capsys.readouterr().out

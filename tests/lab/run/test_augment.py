@@ -151,7 +151,7 @@ def test_teachers_are_augmented(data, drawn, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "wanted"),
     [
-        ({"ey": "picture"}, "unknown modality 'ey'. Did you mean eye"),
+        ({"ey": "picture"}, "unknown modality 'ey' of --augment. Did you mean eye"),
         ({"eye": "flip"}, "unknown augmentation 'flip'. Choose from: picture, spectrum"),
         ({"x": "picture"}, "--augment picture needs images and videos, but 'x' is vector"),
         ({"x": "spectrum"}, "--augment spectrum needs spectrograms, but 'x' is vector"),

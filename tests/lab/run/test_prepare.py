@@ -63,8 +63,8 @@ def test_what_is_never_diagnosed_needs_no_samples():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"missing": {"m3": 0.5}}, "unknown modality 'm3'"),
-        ({"missing_test": {"m3": 0.5}}, "unknown modality 'm3'"),
+        ({"missing": {"m3": 0.5}}, "unknown modality 'm3' of --missing"),
+        ({"missing_test": {"m3": 0.5}}, "unknown modality 'm3' of --missing-test"),
         ({"missing": {"m1": 0.6, "m2": 0.6}}, r"add up to 1\.2 in the train split"),
         ({"missing": {"m1": 0.95}}, r"--missing\.m1 0\.95 leaves 'm1' in 3 of 60 samples of the "
          "train split, but a diagnosis needs 6, two per class"),

@@ -152,7 +152,7 @@ def test_numbers_far_away_are_doubted(known, x, said):
     takes = intake(**known)
     takes(x, None)
     assert re.search(
-        rf"^'x' holds float32 values .*{said}.*its answers mean nothing", takes.doubt()
+        rf"^'x' holds float32 values .*{said}.*the predictions mean nothing", takes.doubt()
     )
     for alike, here in ((True, None), (False, torch.tensor([False]))):
         takes = intake(**known, alike=alike)

@@ -98,7 +98,7 @@ def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
         assert "odd;third" in file["said"][file["own"]]
     page = (tmp_path / "report.html").read_text()
     assert "Purity of the labels in k-means clusters" in page
-    assert "of a hollow one not all labels are right" in page
+    assert "of a hollow point not all labels are right" in page
     with np.load(folder / "predictions.npz") as file:
         said, target = file["probabilities"] > 0.5, file["target"]
     assert metrics["accuracy"] == (said == target).all(1).mean()

@@ -239,9 +239,12 @@ def csv_columns(path: Path) -> Columns:
         names.pop()
     for number, row in enumerate(rows):
         if len(row) < len(names) or any(row[len(names) :]):
+            how = f"Put cells that contain {parted!r} in quotation marks."
+            if len(row) < len(names):
+                how = "Add the missing cells, also empty ones."
             raise UserError(
-                f"{path}: cannot be read as a table: row {number} has {len(row)} cells, and there "
-                f"are {len(names)} names. Quote cells that hold a {parted!r}."
+                f"{path}: cannot be read as a table: row {number} has {len(row)} cells for "
+                f"{len(names)} columns. {how}"
             )
     columns = [[row[n] or None for row in rows[1:]] for n in range(len(names))]
     notes = []

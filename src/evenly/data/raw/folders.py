@@ -42,8 +42,8 @@ def media_columns(path: Path, files: Sequence[Path]) -> Columns:
         kind = MEDIA[file.suffix.lower()]
         if kind in sample:
             raise UserError(
-                f"{path}: {sample[kind].name} and {file.name} have one name, and so are one sample "
-                f"with two of {kind}. Rename one."
+                f"{path}: {sample[kind].name} and {file.name} have the same name, so they would be "
+                f"one sample with two files of the kind {kind}. Rename one."
             )
         sample[kind] = file
     places = [file.relative_to(path) for file in (next(iter(s.values())) for s in samples.values())]

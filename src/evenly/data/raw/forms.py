@@ -46,7 +46,10 @@ def _folder(path: Path) -> Columns:
     files = [file for file in files if file.suffix.lower() in (*_ROWS, *MEDIA) or _is_about(file)]
     rows = {end: found for end in _ROWS if (found := [f for f in files if f.suffix.lower() == end])}
     if len(rows) > 1:
-        raise UserError(f"{path}: holds both {' and '.join(rows)} files. Give one of its folders.")
+        raise UserError(
+            f"{path}: holds both {' and '.join(rows)} files. Give a folder with one kind, or one "
+            "of the files."
+        )
     if ".tar" in rows:
         return tar_columns(path, rows[".tar"])
     for found in rows.values():

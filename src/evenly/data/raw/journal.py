@@ -135,8 +135,8 @@ class Journal:
         begun = path.is_file() and path.stat().st_size
         if not begun and any(file != path for file in self.out.iterdir()):
             raise UserError(
-                f"{self.out}: is not empty, and nothing was begun there that could be continued. "
-                "Choose another --out, or remove the folder."
+                f"{self.out}: is not empty and holds no unfinished store. Choose another --out, or "
+                "empty the folder."
             )
         with ExitStack() as opened:
             self.file = opened.enter_context(path.open("a+b"))
@@ -174,7 +174,7 @@ class Journal:
             return []
         elif whole[:1] != [head]:
             raise UserError(
-                f"{self.out}: holds another store, or one of other files or settings. Choose "
+                f"{self.out}: holds a store made from other files or with other settings. Choose "
                 "another --out, or remove the folder."
             )
         elif len(whole) < len(lines):

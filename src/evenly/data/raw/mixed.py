@@ -36,8 +36,8 @@ def mixed_cells(path: Path, columns: Columns, name: str, reader: Tabular) -> lis
     """
     if name in columns.cells:
         raise UserError(
-            f"{path}: has a column '{name}', and {', '.join(reader.columns)} would be called so "
-            "together. Choose another name for them."
+            f"{path}: already has a column '{name}'. Choose another name for the modality made of "
+            f"{', '.join(reader.columns)}."
         )
     for column in reader.columns:
         if column in RESERVED or column in columns.several:

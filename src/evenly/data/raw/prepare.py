@@ -125,14 +125,15 @@ def _check_splits(source: Source) -> None:
     if source.task.name == "classes" and len(source.classes) < 2:
         raise UserError(
             f"{source.name}: all samples are of the class '{''.join(source.classes)}'. "
-            "Classification needs two classes."
+            "Classification needs two classes: check the column of labels (--label), or add "
+            "samples of another class."
         )
     for split in SPLITS:
         target = target_of([sample for sample in source.samples if sample.split == split])
         if not len(target):
             raise UserError(
                 f"{source.name}: the {split} split is empty. Training needs all of "
-                f"{', '.join(SPLITS)}."
+                f"{', '.join(SPLITS)}: mark rows in the column 'split', or choose with --splits."
             )
         CHECKS[source.task.name](source.name, split, target, source.classes)
 

@@ -3,7 +3,7 @@
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -591,12 +591,17 @@ READERS: dict[str, Callable[..., Reader]] = {
 """Readers by the name that requests them."""
 
 
-def spelled(reader: Reader, *, whole: bool = False) -> str:
+KEPT = ("seconds", "frames", "size", "length")
+"""The settings that say how much of a file is kept."""
+
+
+def spelled(reader: Reader, *, whole: bool = False, also: Collection[str] = ()) -> str:
     """The text that requests a reader.
 
     Args:
         reader: Any reader.
         whole: Whether to include settings with their default values.
+        also: Settings to include even with their default values.
     """
     names = {kind: name for name, kind in READERS.items()}
     name = names.get(type(reader), type(reader).__name__.lower())
@@ -605,6 +610,6 @@ def spelled(reader: Reader, *, whole: bool = False) -> str:
     settings = {
         field.name: value
         for field in fields(reader)
-        if (value := getattr(reader, field.name)) != field.default or whole
+        if (value := getattr(reader, field.name)) != field.default or whole or field.name in also
     }
     return Spec(name, settings).text

@@ -74,8 +74,8 @@ def _check_whole(path: Path, files: Sequence[Path]) -> None:
             other = str(file.with_name(name).relative_to(path))
             if other not in there:
                 raise UserError(
-                    f"{path}: {other} is missing, of which {file.name} is a sister. Download it, "
-                    "too."
+                    f"{path}: {other} is missing, another part of the set that {file.name} belongs "
+                    "to. Download it, too."
                 )
 
 

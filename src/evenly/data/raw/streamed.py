@@ -53,7 +53,7 @@ class Sealed(Part):
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         if zlib.crc32(found) != self.checksum:
-            raise UserError(f"{self.path}: has changed since")
+            raise UserError(f"{self.path}: has changed since it was prepared")
         return found
 
 
@@ -111,15 +111,17 @@ class Decoders:
             return future.result()
         except Lost as error:
             raise UserRuntimeError(
-                f"{self._where}: a process that decoded '{name}' was killed, perhaps for want of "
-                "memory. Run the same command again to continue from the last checkpoint."
+                f"{self._where}: a process that decoded '{name}' was killed, perhaps out of "
+                "memory. Start again with fewer --threads: 'train' continues with --resume; "
+                "'compare', 'tune' and 'study' continue by themselves."
             ) from error
 
     def _array(self, name: str, found: decode.Decoded) -> np.ndarray:
         if isinstance(found, str):
             raise UserError(
-                f"{self._where}: its shards have changed: {found}. Bring them back as they "
-                "were, or remove the folder and prepare again."
+                f"{self._where}: cannot decode a streamed sample: {found}. Restore the shards as "
+                "they were and check that you may read them, or remove the folder and prepare "
+                "again."
             )
         value = found[name]
         assert value is not None  # otherwise an error would have been returned

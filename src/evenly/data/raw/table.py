@@ -162,8 +162,8 @@ def table(
     for name in readers:
         if name not in names:
             raise UserError(
-                f"{path}: '{name}' is to be read as {readers[name]}, but is none of the modalities "
-                f"{', '.join(names)} that were asked for."
+                f"{path}: --readers names '{name}', but --modalities names only "
+                f"{', '.join(names)}. Add '{name}' there, or leave its reader out."
             )
     if not names or (labelled and not several and "label" not in columns.cells):
         if dotted := [name for name in columns.cells if name.endswith("_cls")]:
@@ -172,8 +172,8 @@ def table(
                 "dot of a file's name. Leave dots out of the keys, or name the labels by --label."
             )
         raise UserError(
-            f"{path}: needs a column 'label' and one for each modality, it has "
-            f"{', '.join(columns.cells)}. Another column of labels is named by --label."
+            f"{path}: needs a column 'label' and one for each modality; found "
+            f"{', '.join(columns.cells)}. If another column holds the labels, name it with --label."
         )
     check_names(path, names)
 
@@ -346,10 +346,10 @@ def _of_several(path: Path, name: str, reader: Reader, asked: Reader | None) -> 
     if isinstance(reader, Image | Spectrogram) and (asked is None or reader.several):
         return replace(reader, several=True)
     raise UserError(
-        f"{path}: column '{name}' holds several files in a cell, of which "
-        f"{spelled(reader).partition('(')[0]} reads one. Pictures are read by "
-        "image(several=true) and sounds by spectrogram(several=true); of others make a column of "
-        "each, or leave it out with --modalities."
+        f"{path}: column '{name}' has several files in a cell, but "
+        f"{spelled(reader).partition('(')[0]} reads only one. Use image(several=true) for pictures "
+        "or spectrogram(several=true) for sounds. Put other files into columns of their own, or "
+        "leave the column out with --modalities."
     )
 
 
@@ -438,9 +438,9 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
     why = "from which NumPy left numbers out" if cut else "neither a number nor a list of numbers"
     what = next((f"{what}, " for what, form in _FORMS.items() if form.fullmatch(text)), "")
     raise UserError(
-        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {what}{why}. Give numbers as "
-        "0.5, lists as [0.5, 1], and nothing where they are missing; text, if it is that, is read "
-        f"with --readers.{name}=text."
+        f"{path}: column '{name}' holds '{text:.60}' in row {row}, {what}{why}. Write numbers as "
+        "0.5 and lists as [0.5, 1], and leave the cell empty where they are missing. If this is "
+        f"text, add --readers.{name}=text."
     )
 
 
@@ -480,10 +480,9 @@ def _files(path: Path, root: Path, name: str, cells: Sequence[Any]) -> list[Any]
     given = [text for cell in cells for text in several_of(cell) if isinstance(text, str)]
     if given and not any(_exists(root, text) for text in given[:PROBED]):
         raise UserError(
-            f"{path}: column '{name}' holds paths such as '{given[0][:100]}', but there is no such "
-            f"file or folder in {root.absolute()}, and nothing of the {len(given[:PROBED])} "
-            "looked for. Give paths from there or whole ones; text, if it is that, is read with "
-            f"--readers.{name}=text."
+            f"{path}: none of the first {len(given[:PROBED])} paths in column '{name}' exists, "
+            f"such as '{given[0][:100]}'. They are looked up in {root.absolute()}: give paths "
+            f"relative to it, or absolute ones. If this is text, add --readers.{name}=text."
         )
     return [
         tuple(root / text for text in cell)

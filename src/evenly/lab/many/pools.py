@@ -48,7 +48,8 @@ def check(training: Training, cluster: str = "") -> None:
         Cluster(cluster).close()
     elif torch.cuda.is_available() and training.devices > torch.cuda.device_count():
         raise UserError(
-            f"--devices {training.devices}: this machine has {torch.cuda.device_count()} GPUs."
+            f"--devices {training.devices}: this machine has {torch.cuda.device_count()} GPUs. "
+            "Give no more than these."
         )
 
 

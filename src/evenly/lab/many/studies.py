@@ -16,7 +16,8 @@ from typing import Any
 from evenly.data import Data, Modality
 from evenly.errors import UserError
 from evenly.files import write_csv, write_text
-from evenly.lab.run.build import expanded, load_data
+from evenly.lab.run.build import expanded, load_data, takes_task
+from evenly.lab.run.prepare import say
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
 from evenly.report import Drawing, accuracy, figure1, figure3, figure4, figure5
@@ -223,7 +224,10 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
             "--methods all' compares the methods that take numbers."
         )
     methods = expanded(split(study.methods(training)), data.modalities)
-    return study.asked(training, data), methods
+    fitting = [method for method in methods if takes_task(method, data.task)]
+    if unfit := [method for method in methods if method not in fitting]:
+        say([f"left out, as they do not take several labels per sample: {', '.join(unfit)}."])
+    return study.asked(training, data), fitting
 
 
 def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:

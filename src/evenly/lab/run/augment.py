@@ -76,7 +76,8 @@ def _stretch(x: Tensor, axis: int) -> Tensor:
 
 def _misfit(name: str, what: str, modality: Modality) -> UserError:
     return UserError(
-        f"--augment {name} needs {what}, but '{modality.name}' is {modality.kind} {modality.shape}."
+        f"--augment {name} needs {what}, but '{modality.name}' is {modality.kind} "
+        f"{modality.shape}. Leave it out for this modality."
     )
 
 
@@ -93,7 +94,7 @@ def check_changes(asked: Mapping[str, str], modalities: Collection[str]) -> None
     """
     for name, change in asked.items():
         if name not in modalities:
-            raise unknown("modality", name, modalities)
+            raise unknown("modality of --augment", name, modalities)
         if change not in CHANGES:
             raise unknown("augmentation", change, CHANGES)
 

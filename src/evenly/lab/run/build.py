@@ -111,10 +111,11 @@ def check_names(cell: Cell, data: str, modalities: Collection[str]) -> None:
             raise UserError(f"{cell.method}(modality=...) must name one of {listed}.")
         if settings["modality"] not in modalities:
             raise unknown("modality", str(settings["modality"]), modalities)
-    lacking = (*training.missing, *training.missing_test)
-    for name in (*training.noise, *lacking, *training.lr_scale):
-        if name not in modalities:
-            raise unknown("modality", name, modalities)
+    for option in ("noise", "missing", "missing_test", "lr_scale"):
+        for name in getattr(training, option):
+            if name not in modalities:
+                what = f"modality of --{option.replace('_', '-')}"
+                raise unknown(what, name, modalities)
     if strange := set(training.encoders) - set(modalities):
         raise UserError(
             f"--encoders names {sorted(strange)}, but {data} has the modalities "
@@ -472,6 +473,11 @@ def left_out(task: Task | None = None) -> list[str]:
 def _fits(kind: type[Method], task: Task) -> bool:
     several = task.name == "number" and len(task.names) > 1
     return task.takes in kind.info.targets and not (several and issubclass(kind, Relearn))
+
+
+def takes_task(method: str, task: Task) -> bool:
+    """Whether a method, or each of several in one, accepts the targets of a task."""
+    return all(_fits(_kind(spec), task) for spec in together(method))
 
 
 def check_task(cell: Cell, data: Data) -> None:

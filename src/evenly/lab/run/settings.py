@@ -79,21 +79,21 @@ class Training:
             film, gated, lowrank, attention, mbt, mult, or a head by import path with settings, such
             as 'my.heads.Bilinear(rank=4)'.
         encoders: By modality, an encoder by name (resnet18, transformer, ast, vit, bert, wav2vec,
-            or 'auto(pretrained=FOLDER)' for any of Transformers) or, by import path, what makes an
-            nn.Module:
+            mlp, tabular, temporal_conv, resnet, frame_mean, or 'auto(pretrained=FOLDER)' for any of
+            Transformers) or, by import path, what makes an nn.Module:
             '{"audio": "my.models.Net(depth=3)"}'. The others follow from the shape of the data.
         noise: By modality, white noise added to its inputs in all splits, in standard deviations of
             the training split: '{"audio": 2}' leaves it hardly informative.
         missing: By modality, the share of training and validation samples to take it from, drawn
             once per seed: '{"audio": 0.3}'. Every sample keeps at least one modality.
         missing_test: The same for test samples, if their share differs: '{"audio": 0}'.
-        missing_token: Learn a vector per modality, initially zero, to stand in for missing
-            features; by default they are skipped.
+        missing_token: true: learn a vector per modality, initially zero, to stand in for missing
+            features; false (default): skip them.
         augment: By modality, 'picture' (random crops and mirroring of images or frames) or
             'spectrum' (SpecAugment of spectrograms), in training batches only: '{"visual":
             "picture"}'.
-        threads: CPU threads per run. The order of sums depends on it, so results may differ in
-            the last digits.
+        threads: CPU threads per run. The order of sums depends on it, so rounding differs, and
+            accuracies may change by some samples.
         devices: Processes that share one run, each on a GPU if there are any. They split every
             batch of --batch-size samples.
         nodes: Machines with that many devices each; start the command on each with torchrun or

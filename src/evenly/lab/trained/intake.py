@@ -89,7 +89,7 @@ class Intake:
         )
         if scaled and 2 * self._far > self._count:
             raise UserError(f"{held} Scale them the same way.")
-        return f"{held} If they are not scaled as those were, its answers mean nothing."
+        return f"{held} If they are scaled otherwise, the predictions mean nothing."
 
     def _look(self, x: Tensor | Padded, here: Bool[Tensor, " n"] | None) -> None:
         """Compares a batch with the run's range, which comes from only some samples."""
@@ -166,7 +166,7 @@ class Intake:
             worst = float(values.abs().max())
             raise UserError(
                 f"'{self.name}' holds {worst:g}, which does not fit the type that {self.run} "
-                f"was trained on, {self.known.dtype}."
+                f"was trained on, {self.known.dtype}. Give values in its range."
             )
         return typed
 
@@ -229,7 +229,7 @@ def _odd_numbers(
             yield (
                 f"'{column}' of '{name}' holds numbers from {min(values):g} to {max(values):g}, "
                 f"but {run} was trained on a mean of {mean:g} and a deviation of {std:g}. If they "
-                "are not scaled as those were, its answers mean nothing."
+                "are scaled otherwise, the predictions mean nothing."
             )
 
 

@@ -92,7 +92,8 @@ class Trained:
                 raise
             raise UserError(
                 f"{self.folder}: its model, with your own encoders {', '.join(sorted(own))}, "
-                f"cannot take this data ({type(error).__name__}: {error})."
+                f"cannot take this data ({type(error).__name__}: {error}). Give data of the form "
+                "that the run was trained on."
             ) from error
         return self.task.answers(logits)
 
@@ -304,7 +305,8 @@ def _of_table(
     if not names:
         wanted = ", ".join(column for parts in made_of.values() for column in parts)
         raise UserError(
-            f"{path}: has none of the columns {wanted} that {run.folder} was trained on."
+            f"{path}: has none of the columns {wanted} that {run.folder} was trained on. Rename "
+            "the columns, or add one of these."
         )
     readers = {name: run.read[name] for name in names if name in run.read}
     for name, reader in readers.items():
