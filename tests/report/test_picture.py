@@ -8,7 +8,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from evenly.lab.many.studies import STUDIES
-from evenly.report import accuracy, figure1, write_picture, write_projection_picture
+from evenly.report import figure1, scores, write_picture, write_projection_picture
 from evenly.report.drawing import row_height, row_labels
 from evenly.report.folder import read_comparison
 from evenly.report.picture import _draw, _draw_planes
@@ -166,7 +166,7 @@ def test_rows_of_variants_hold_their_whole_names_over_the_references_band(tmp_pa
     variants = [f"relearn(batchnorm=reestimated,gap=shared,every={i})" for i in (3, 7)]
     folder = write(tmp_path, methods=["joint", "relearn", *variants], seeds=3, epochs=6)
     comparison = replace(read_comparison(folder), reference="relearn")
-    texts = _texts(accuracy(comparison, folder, tmp_path / "picture.svg"))
+    texts = _texts(scores(comparison, folder, tmp_path / "picture.svg"))
     assert texts.count("relearn(batchnorm=reestimated,") == 2
     assert {"gap=shared,every=3)", "gap=shared,every=7)"} < set(texts)
     assert "mean, 95 % interval, every seed; band: relearn" in texts
@@ -177,7 +177,7 @@ def test_rows_of_variants_hold_their_whole_names_over_the_references_band(tmp_pa
 
 def test_one_seed_has_a_line_for_a_band(tmp_path, write):
     folder = write(tmp_path, seeds=1, epochs=6)
-    texts = _texts(accuracy(read_comparison(folder), folder, tmp_path / "picture.svg"))
+    texts = _texts(scores(read_comparison(folder), folder, tmp_path / "picture.svg"))
     assert "mean, every seed; line: joint" in texts
 
 

@@ -7,19 +7,19 @@ from evenly.report.formats import FORMATS, write_formats
 from evenly.report.history import Point, write_history
 from evenly.report.page import write_report
 from evenly.report.picture import write_picture, write_projection_picture
-from evenly.report.studies import Drawing, accuracy, figure1, figure3, figure4, figure5
+from evenly.report.studies import Drawing, figure1, figure3, figure4, figure5, scores
 
 __all__ = [
     "FORMATS",
     "Drawing",
     "Point",
     "Projected",
-    "accuracy",
     "checkup_figure",
     "figure1",
     "figure3",
     "figure4",
     "figure5",
+    "scores",
     "write_checkup",
     "write_checkup_picture",
     "write_formats",

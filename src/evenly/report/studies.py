@@ -24,7 +24,7 @@ from evenly.report.drawing import (
 )
 from evenly.report.marks import HUES, MARKERS, marks
 from evenly.report.names import wrapped
-from evenly.report.picture import draw_scores, write_projection_picture
+from evenly.report.picture import draw_scores, score_title, write_projection_picture
 from evenly.report.places import Box, Spot, label_boxes, leader, needs_line
 from evenly.spec import parse
 
@@ -36,9 +36,9 @@ Drawing = Callable[[Comparison, Path, Path], Path]
 """Draws a comparison, of a folder, to a file, .svg or .png."""
 
 
-def accuracy(comparison: Comparison, folder: Path, path: Path) -> Path:
-    """Test accuracy of every method, best on top, over a band: the reference's interval."""
-    return write_drawing(path, partial(_accuracy, comparison))
+def scores(comparison: Comparison, folder: Path, path: Path) -> Path:
+    """The main metric of every method, best on top, over a band: the reference's interval."""
+    return write_drawing(path, partial(_scores, comparison))
 
 
 def figure1(comparison: Comparison, folder: Path, path: Path) -> Path:
@@ -52,12 +52,12 @@ def figure3(comparison: Comparison, folder: Path, path: Path) -> Path:
 
 
 def figure4(comparison: Comparison, folder: Path, path: Path) -> Path:
-    """Gap and purity of each modality along training, and accuracy on the selecting split."""
+    """Gap and purity of each modality along training, and the metric on the selecting split."""
     return write_drawing(path, partial(_figure4, comparison))
 
 
 def figure5(comparison: Comparison, folder: Path, path: Path) -> Path:
-    """Test accuracy by strength and by period, beside joint training."""
+    """The main metric on test by strength and by period, beside joint training."""
     return write_drawing(path, partial(_figure5, comparison))
 
 
@@ -65,13 +65,13 @@ def _ranked(comparison: Comparison) -> list[str]:
     return [m for m in comparison.ranking if comparison.score(m) is not None]
 
 
-def _add_accuracy(
+def _add_scores(
     figure: "Figure", comparison: Comparison, labels: Sequence[str], right: float
 ) -> None:
-    """The accuracies, up to `right` inches from the left."""
+    """The main metric, up to `right` inches from the left."""
     width, height = figure.get_size_inches()
-    title = f"Test accuracy, %{selected(comparison)}"
-    add_heading(figure, 0.35, title, f"{of_seeds(comparison)}{_band(comparison)}")
+    below = f"{of_seeds(comparison)}{_band(comparison)}"
+    add_heading(figure, 0.35, score_title(comparison), below)
     start = labels_end(labels)
     top, bottom = (height - 1.0) / height, 0.5 / height
     axes = figure.add_axes((start / width, bottom, (right - start) / width, top - bottom))
@@ -85,7 +85,7 @@ def _height(labels: Sequence[str]) -> float:
 
 def _band(comparison: Comparison) -> str:
     """What `_draw_band` shows, in words."""
-    found = comparison.estimate(comparison.reference, "accuracy")
+    found = comparison.estimate(comparison.reference, comparison.main)
     if found.mean is None:
         return ""
     return f"; {'line' if found.low is None else 'band'}: {comparison.reference}"
@@ -93,22 +93,23 @@ def _band(comparison: Comparison) -> str:
 
 def _draw_band(axes: "Axes", comparison: Comparison, *, vertical: bool) -> None:
     """The reference's mean and interval, behind all else."""
-    found = comparison.estimate(comparison.reference, "accuracy")
+    found = comparison.estimate(comparison.reference, comparison.main)
+    scale = comparison.metric.scale
     if found.mean is None:
         return
     line, span = (axes.axvline, axes.axvspan) if vertical else (axes.axhline, axes.axhspan)
     if found.low is not None and found.high is not None:
-        span(100 * found.low, 100 * found.high, color="#858c94", alpha=0.13, linewidth=0)
-    line(100 * found.mean, color="#858c94", linewidth=1)
+        span(scale * found.low, scale * found.high, color="#858c94", alpha=0.13, linewidth=0)
+    line(scale * found.mean, color="#858c94", linewidth=1)
 
 
-def _accuracy(comparison: Comparison) -> "Figure":
+def _scores(comparison: Comparison) -> "Figure":
     from matplotlib.figure import Figure
 
     labels = row_labels(_ranked(comparison))
     right = 6.85 + widened(labels)
     figure = Figure(figsize=(right + 0.35, _height(labels)))
-    _add_accuracy(figure, comparison, labels, right)
+    _add_scores(figure, comparison, labels, right)
     return figure
 
 
@@ -125,7 +126,7 @@ def _figure1(comparison: Comparison) -> "Figure":
     start = 5.2 + widened(labels)
     width = start + 4.6 * len(pairs)
     figure = Figure(figsize=(width, height))
-    _add_accuracy(figure, comparison, labels, start - 0.35)
+    _add_scores(figure, comparison, labels, start - 0.35)
     tall = min(height - 1.62, 7.0)
     bottom = (height - 1.0 - tall) / height
     for number, pair in enumerate(pairs):
@@ -231,9 +232,12 @@ def _figure4(comparison: Comparison) -> "Figure":
             below.set_ylabel(f"purity: {split}, dotted train")
     split = "test" if comparison.selects_on_test else "val"
     last = figure.add_subplot(grid[:, columns - 1])
-    _draw_curves(last, comparison, f"{split}_accuracy", f"{split} accuracy, %", scale=100.0)
+    metric = comparison.metric
+    said = f"{split} {metric.words}{', %' if metric.is_share else ''}"
+    _draw_curves(last, comparison, f"{split}_{comparison.main}", said, scale=metric.scale)
     last.set_xlabel("epochs")
-    add_heading(figure, 0.35, f"Gap, purity and accuracy along training{selected(comparison)}", "")
+    title = f"Gap, purity and {metric.words} along training{selected(comparison)}"
+    add_heading(figure, 0.35, title, "")
     _add_legend(figure, comparison)
     return figure
 
@@ -245,7 +249,7 @@ def _draw_curves(
     title: str,
     *,
     dotted: bool = False,
-    scale: float = 1.0,
+    scale: int = 1,
 ) -> None:
     """A column of metrics.csv: the seeds thin, their mean thick, re-learnings marked."""
     mark = marks(comparison.methods)
@@ -305,7 +309,7 @@ def _figure5(comparison: Comparison) -> "Figure":
                 periods += [(float(every), method)] if every else []
     figure = Figure(figsize=(8.6, 3.7))
     below = f"{of_seeds(comparison)}{_band(comparison)}"
-    add_heading(figure, 0.35, f"Test accuracy, %{selected(comparison)}", below)
+    add_heading(figure, 0.35, score_title(comparison), below)
     grid = figure.add_gridspec(1, 2, left=0.07, right=0.97, top=0.74, bottom=0.16, wspace=0.16)
     for number, (values, label) in enumerate(
         ((strengths, "strength λ (0: joint training)"), (periods, "epochs between re-learnings"))
@@ -317,7 +321,8 @@ def _figure5(comparison: Comparison) -> "Figure":
     left, right = figure.axes
     left.sharey(right)
     left.autoscale(axis="y")
-    left.set_ylim(top=min(left.get_ylim()[1], 101))  # an interval of two seeds may go far beyond
+    if comparison.metric.is_share:  # an interval of two seeds may go far beyond
+        left.set_ylim(top=min(left.get_ylim()[1], 101))
     return figure
 
 
@@ -331,18 +336,20 @@ def _period(comparison: Comparison, method: str) -> int | None:
 
 def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[float, str]]) -> None:
     """A place for each value in order; λ and periods are too uneven for a scale."""
-    colour = HUES[0]
+    colour, scale = HUES[0], comparison.metric.scale
     means = []
     for place, (_, method) in enumerate(values):
-        found = comparison.estimate(method, "accuracy")
-        seeds = comparison.results.get((method, "test", "accuracy"), {})
-        axes.plot([place + 0.13] * len(seeds), [100 * value for value in seeds.values()], "o",
+        found = comparison.estimate(method, comparison.main)
+        seeds = comparison.results.get((method, "test", comparison.main), {})
+        axes.plot([place + 0.13] * len(seeds), [scale * value for value in seeds.values()], "o",
                   color=colour, alpha=0.45, markersize=3.5, markeredgewidth=0)  # fmt: skip
         if found.low is not None and found.high is not None:
-            axes.plot([place, place], [100 * found.low, 100 * found.high], color=colour,
+            axes.plot([place, place], [scale * found.low, scale * found.high], color=colour,
                       linewidth=2.2, solid_capstyle="round")  # fmt: skip
-        means.append(100 * (found.mean or 0.0))
+        means.append(scale * (found.mean or 0.0))
     axes.plot(range(len(values)), means, "-D", color=colour, linewidth=1.2, markersize=6,
               markeredgecolor=CARD)  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{value:g}" for value, _ in values])
     axes.margins(x=0.06)
+    if len(values) == 1:  # otherwise its seeds would stand far from it
+        axes.set_xlim(-1, 1)

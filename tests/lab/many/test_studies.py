@@ -185,6 +185,31 @@ def test_a_study_of_several_labels_leaves_out_the_methods_that_cannot_take_them(
     )
 
 
+def test_studies_of_numbers(tmp_path, capsys):
+    stream, part = np.random.default_rng(0), np.repeat([0, 1, 2], 40)
+    number = stream.normal(size=(120, 2))
+    inputs = {name: number + stream.normal(size=(120, 2)) for name in ("x", "z")}
+    for name, columns in (("one", number[:, 0]), ("two", number)):
+        named = [*"ab"][: np.ndim(columns)]
+        save_npz(tmp_path / f"{name}.npz", columns, part, inputs, named)
+    one, two = (Training(data=str(tmp_path / f"{name}.npz")) for name in ("one", "two"))
+    for study in ("figure1", "figure3"):
+        with pytest.raises(ValueError, match="separate classes, but one has numbers"):
+            planned(STUDIES[study], one)
+    with pytest.raises(ValueError, match="only joint takes 2 numbers per sample, as two has them"):
+        planned(STUDIES["figure5"], two)
+    assert "relearn" not in planned(STUDIES["table"], two)[1]
+    assert "do not take 2 numbers per sample: ensemble," in capsys.readouterr().err
+
+    out = tmp_path / "out"
+    small = ("--data", one.data, "--seeds", "3", "--epochs", "4", "--width", "8", "--jobs", "2")
+    for study, title in (("table", "Test MAE"), ("figure4", "val MAE"), ("figure5", "Test MAE")):
+        assert main(["study", study, *small, "--precision", "32", "--out", str(out / study)]) == 0
+        assert title in texts(out / study / f"{study}.svg")
+    with (out / "table" / "table.csv").open() as file:
+        assert {"mae", "pearson"} < {row["metric"] for row in csv.DictReader(file)}
+
+
 def test_the_command_lists_and_knows_its_studies(capsys):
     assert main(["study"]) == 0
     said = capsys.readouterr().out

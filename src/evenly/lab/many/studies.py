@@ -20,11 +20,12 @@ from evenly.lab.run.build import expanded, load_data, takes_task
 from evenly.lab.run.prepare import say
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
-from evenly.report import Drawing, accuracy, figure1, figure3, figure4, figure5
+from evenly.report import Drawing, figure1, figure3, figure4, figure5, scores
 from evenly.report.comparison import REFERENCE, Comparison
 from evenly.report.folder import estimate_of, read_comparison
 from evenly.report.formats import latex, markdown
 from evenly.spec import Spec, split
+from evenly.targets import in_words
 
 TABLE = (
     "unimodal,joint,multi_loss,ensemble,finetune,modality_dropout,g_blending,ogm_ge,greedy,pmr,"
@@ -73,6 +74,15 @@ def _three(training: Training, data: Data) -> Training:
         raise UserError(
             f"this study needs three or more modalities; {data.name} has "
             f"{', '.join(data.modalities)}. 'evenly study table' takes any number."
+        )
+    return training
+
+
+def _separable(training: Training, data: Data) -> Training:
+    if data.task.name == "number":
+        raise UserError(
+            f"this study shows how encoders separate classes, but {data.name} has numbers to "
+            "regress on. 'evenly study table' takes any data."
         )
     return training
 
@@ -143,21 +153,21 @@ STUDIES: dict[str, Study] = {
         "differences from joint training and their intervals. Change the backbone with "
         "--recipe or --encoders",
         methods=lambda training: TABLE,
-        draw=accuracy,
+        draw=scores,
     ),
     "transformers": Study(
         title="Table of transformers",
         shows="the same table with a transformer per modality that has steps or patches, "
         "joined by bottleneck tokens (MBT) if all have, trained by AdamW at 3e-4",
         methods=lambda training: TABLE,
-        draw=accuracy,
+        draw=scores,
         asked=_transformers,
     ),
     "modalities": Study(
         title="Table of three or more modalities",
         shows="the same table for data with at least three modalities",
         methods=lambda training: TABLE,
-        draw=accuracy,
+        draw=scores,
         asked=_three,
     ),
     "scarce": Study(
@@ -165,7 +175,7 @@ STUDIES: dict[str, Study] = {
         shows="whether each method stays above joint training when one modality is noisy; give "
         "the noise with --noise.MODALITY LEVEL",
         methods=lambda training: TABLE,
-        draw=accuracy,
+        draw=scores,
         asked=_noisy,
     ),
     "figure1": Study(
@@ -175,6 +185,7 @@ STUDIES: dict[str, Study] = {
         "paper does not say what its panel a shows",
         methods=lambda training: "unimodal,joint,g_blending,ogm_ge,greedy,pmr,agm,relearn",
         draw=figure1,
+        asked=_separable,
     ),
     "figure3": Study(
         title="Figure 3: t-SNE of each modality's representations",
@@ -182,6 +193,7 @@ STUDIES: dict[str, Study] = {
         "for D&R",
         methods=lambda training: "joint,relearn",
         draw=figure3,
+        asked=_separable,
     ),
     "figure4": Study(
         title="Figure 4: gap, purity and accuracy along training",
@@ -204,7 +216,7 @@ STUDIES: dict[str, Study] = {
         "single start of k-means instead of ten, re-estimated BatchNorm statistics, and "
         "cleared optimiser moments; differences are from D&R",
         methods=lambda training: ",".join(["joint", "relearn", *VARIANTS]),
-        draw=accuracy,
+        draw=scores,
         reference="relearn",
     ),
 }
@@ -218,16 +230,19 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
         ValueError: If the data do not allow it.
     """
     data = load_data(training)
-    if data.task.name == "number":
-        raise UserError(
-            f"studies need classes, but {data.name} has numbers to regress on. 'evenly compare "
-            "--methods all' compares the methods that take numbers."
-        )
+    asked = study.asked(training, data)
     methods = expanded(split(study.methods(training)), data.modalities)
     fitting = [method for method in methods if takes_task(method, data.task)]
+    several = data.task.name == "number" and len(data.task.names) > 1
+    what = f"{len(data.task.names)} numbers per sample" if several else in_words([data.task.takes])
+    if len(fitting) < 2:
+        raise UserError(
+            f"of the methods of this study, only {' and '.join(fitting)} takes {what}, as "
+            f"{data.name} has them. 'evenly compare --methods all' compares all that do."
+        )
     if unfit := [method for method in methods if method not in fitting]:
-        say([f"left out, as they do not take several labels per sample: {', '.join(unfit)}."])
-    return study.asked(training, data), fitting
+        say([f"left out, as they do not take {what}: {', '.join(unfit)}."])
+    return asked, fitting
 
 
 def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:

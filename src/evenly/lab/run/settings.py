@@ -87,8 +87,8 @@ class Training:
         missing: By modality, the share of training and validation samples to take it from, drawn
             once per seed: '{"audio": 0.3}'. Every sample keeps at least one modality.
         missing_test: The same for test samples, if their share differs: '{"audio": 0}'.
-        missing_token: true: learn a vector per modality, initially zero, to stand in for missing
-            features; false (default): skip them.
+        missing_token: Whether to learn a vector per modality, initially zero, that stands in for
+            missing features (true), or to skip these (false, the default).
         augment: By modality, 'picture' (random crops and mirroring of images or frames) or
             'spectrum' (SpecAugment of spectrograms), in training batches only: '{"visual":
             "picture"}'.
