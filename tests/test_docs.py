@@ -137,13 +137,13 @@ def test_the_commands_on_files_of_the_readme_run(tmp_path, monkeypatch):
         if command[0] != "evenly" or "cremad" in line:
             continue
         if command[1] == "compare":
-            command += ["--seeds", "1", "--methods", "relearn", "--epochs", "2", "--width", "4"]
+            command += ["--methods", "joint,relearn", "--seeds", "1", "--epochs", "2", "--width", "4"]
         command += ["--workers", "1"] if command[1] == "prepare" else []
         assert main(command[1:]) in (0, None), line
         ran.append(command[1])
-    assert ran == ["prepare", "compare", "predict", "export", *["prepare"] * 3]
+    assert ran == ["prepare", "compare", "checkup", "predict", "export", *["prepare"] * 3]
     assert len(Path("found.csv").read_text().splitlines()) == 5
-    for store in ("clips", "pets-store", "pets-shards", "guests"):
+    for store in ("store", "pets-store", "pets-shards", "guests"):
         assert Path(store, "dataset.json").exists()
 
 
