@@ -139,6 +139,7 @@ def section(arguments, name, options, training, about):
     ]
     config = settings(out)
     lines = [f"## {name}", "", about, "", "```sh", *shown, "```", "", *table(out, config), ""]
+    lines += verdicts(out)
     lines += relearnings(out, config)
     lines += learnt(out, config)
     lines += [shares(file), ""]
@@ -324,6 +325,35 @@ def times(out):
         result = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(result["method"], []).append(result["seconds"])
     return {method: statistics.median(values) for method, values in found.items()}
+
+
+def verdicts(out):
+    """What a checkup says of each modality of joint training, over all seeds."""
+    folder = out / "checkup"
+    if not (folder / "checkup.json").exists():
+        runs = [out / "runs" / f"joint-{seed}" for seed in range(SEEDS)]
+        run([EVENLY, "checkup", *runs, "--out", folder])
+    found = json.loads((folder / "checkup.json").read_text(encoding="utf-8"))
+    lines = [
+        f"A [checkup](checkup.md) of joint training (`evenly checkup {out.name}/runs/joint-*`), on "
+        "the validation split:",
+        "",
+        "| modality | there | learnt | used | gap | verdict |",
+        "|---" * 6 + "|",
+    ]
+    for name, finding in found["findings"].items():
+        shares = [interval(finding[key], 100) for key in ("there", "learnt", "contribution")]
+        cells = [name, *shares, interval(finding["gap"], 1), finding["verdict"]["name"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    together, best = interval(found["together"], 100), found["best"]
+    return [*lines, "", f"The joint model less {best} alone: {together} points.", ""]
+
+
+def interval(figure, scale):
+    """A figure of a checkup with its interval."""
+    places = 1 if scale > 1 else 2
+    value, low, high = (f"{scale * figure[key]:.{places}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def relearnings(out, config):
