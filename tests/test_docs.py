@@ -137,7 +137,7 @@ def test_the_commands_on_files_of_the_readme_run(tmp_path, monkeypatch):
         if command[0] != "evenly" or "cremad" in line:
             continue
         if command[1] == "compare":
-            command += ["--methods", "joint,relearn", "--seeds", "1", "--epochs", "2", "--width", "4"]
+            command += ["--methods", "joint,relearn", "--seeds", "1", "--epochs", "2"]
         command += ["--workers", "1"] if command[1] == "prepare" else []
         assert main(command[1:]) in (0, None), line
         ran.append(command[1])
