@@ -16,6 +16,13 @@ from evenly.diagnosis.use import Use
 from evenly.diagnosis.verdict import Figures, Verdict, judge
 from evenly.errors import UserError
 
+COLUMNS = (
+    "there: accuracy of a linear probe on its encoder trained alone; learnt: on the joint model's "
+    "encoder;",
+    "used: accuracy that it adds (Shapley value); gap: over-training. All on the validation split.",
+)
+"""What the columns of the text mean, in two lines."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -288,7 +295,7 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         yield "  ".join(
             f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)
         ).rstrip()
-    yield COLUMNS
+    yield from COLUMNS
     yield ""
     for name, found in checkup.findings.items():
         yield from _of_modality(name, found)
@@ -296,12 +303,6 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         alone = ", ".join(f"only {name} {x}" for name, x in pair.unique.items())
         yield f"Bits of the class that {' and '.join(pair.modalities)} give:"
         yield f"  both {pair.redundant}, {alone}, only together {pair.synergy}."
-
-
-COLUMNS = """there: accuracy of a linear probe on its encoder trained alone; learnt: on the joint \
-model's encoder;
-used: accuracy that it adds (Shapley value); gap: over-training. All on the validation split."""
-"""What the columns of the text mean."""
 
 
 def _together(checkup: Checkup) -> str:
