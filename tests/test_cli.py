@@ -180,7 +180,7 @@ def test_from_clips_to_a_report(tmp_path, shared_data):
     made = subprocess.run([sys.executable, script, clips, table], capture_output=True, text=True)
     assert "'place' has 1 clip and is left out" in made.stdout
     ran = evenly("prepare", table, "--out", store, "--readers.audio", "spectrogram(front=mel)")
-    assert "read: audio as spectrogram(front=mel); video as video" in ran.stderr
+    assert "audio as spectrogram(front=mel,seconds=3.0); video as video(frames=2" in ran.stderr
     assert "train 5, val 3, test 3; 3 classes" in ran.stdout
     sources = json.loads((store / "dataset.json").read_text())["sources"]
     assert sources.pop(str(table)) == table.stat().st_size

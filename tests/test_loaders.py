@@ -23,7 +23,7 @@ from torch.utils.data import (
 
 import evenly
 from evenly.loaders import Draw, batch_size, drawn, shuffled
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import Run, Toy, forward, loaders, make, net, sgd
 
 COUNT = 30

@@ -14,7 +14,7 @@ from torch.utils.data import (
 
 import evenly
 from evenly.loaders import shuffled, untouched
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import NAMES, Toy, forward, loaders, net, sgd, weights
 from unchecked import error_of
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 from evenly import soft_reinit_
 from evenly.distributed import whole
 from evenly.reinit import cut_like, initial_of, nearest
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import net
 
 

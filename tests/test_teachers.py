@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import evenly
 from evenly.methods.umt import UMT
 from evenly.teachers import squared_error
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import Run, Toy, forward, loaders, net, sgd, weights
 
 

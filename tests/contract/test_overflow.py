@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 import evenly
 from evenly.methods.composed import parts
 from evenly.modulation import StepSum
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import CASES, Run, forward, info, loaders, make, net, sgd, weights
 
 EPOCHS, BATCHES = 3, 3

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 import evenly
-from ranks import few_clusterings, in_one_process, on_ranks, train
+from many_ranks import few_clusterings, in_one_process, on_ranks, train
 from support import CASES, Toy, forward, info, net
 
 pytestmark = pytest.mark.distributed

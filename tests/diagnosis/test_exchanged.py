@@ -14,7 +14,7 @@ import torch
 
 import evenly
 from evenly.diagnosis.rows import Rows
-from ranks import on_ranks
+from many_ranks import on_ranks
 
 kmeans = importlib.import_module("evenly.diagnosis.kmeans")  # not the function of that name
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@ import torch
 
 from evenly.diagnosis.kmeans import kmeans
 from evenly.diagnosis.purity import purity
-from ranks import on_ranks
+from many_ranks import on_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
 

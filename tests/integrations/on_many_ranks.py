@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 sys.path.append(str(Path(__file__).parents[1]))
 
 import evenly
-from ranks import BATCH, EPOCHS, Straight, splits, whole
+from many_ranks import BATCH, EPOCHS, Straight, splits, whole
 from support import forward, info, make, sgd
 
 # By what an adapter has to do for them: nothing, a probe whose findings write weights, gradients by

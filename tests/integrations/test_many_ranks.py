@@ -11,7 +11,7 @@ from on_many_ranks import NAMED, ON_FOUR, RESUMED
 from toy import raw_loop
 
 import forked
-from ranks import in_one_process
+from many_ranks import in_one_process
 from support import info
 
 HERE = Path(__file__).parent

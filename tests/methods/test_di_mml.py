@@ -9,7 +9,7 @@ import evenly
 from evenly.methods.di_mml import DIMML, effective, transfer
 from evenly.nn import LateFusion
 from evenly.nn.heads import CertaintyHead
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import NAMES, Run, batch_of, forward, lacking, loaders, net, rows_of
 
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 import evenly
 from evenly.methods.mla import MLA, damping, projected, updated
 from evenly.nn import LateFusion
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import Run, forward, lacking, loaders, net, same, sgd, train, weights
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import evenly
 from evenly import distributed
 from evenly.methods.mmpareto import MMPareto, enlargement, joint_share, min_norm_share
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import NAMES, Toy, forward, net
 
 

@@ -5,7 +5,7 @@ import torch
 
 from evenly.methods import QMF
 from evenly.methods.qmf import confidence, difficulty, ranking
-from ranks import on_ranks
+from many_ranks import on_ranks
 from support import NAMES, Toy, forward, lacking, loaders, net, sgd, train
 
 nan = math.nan

@@ -16,7 +16,7 @@ from evenly.nn.heads import TOKEN_FUSIONS
 from evenly.nn.mmtm import blocks_of
 from evenly.nn.pretrained import Transformer
 from evenly.probe import Probe
-from ranks import on_ranks
+from many_ranks import on_ranks
 
 SHAPES = {"a": ("vector", (5,)), "b": ("image", (1, 8, 8)), "c": ("sequence", (6, 3))}
 HERE = torch.tensor([True, False, True, True, False, True])

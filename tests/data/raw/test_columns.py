@@ -253,7 +253,7 @@ class TestFiles:
         found = open_store(tmp_path / "store").split("val").__getitems__([0, 1])["inputs"]["x"]
         assert found[:, 0, 0, 0].tolist() == [120, 140]
         files[0] = files[1]
-        with pytest.raises(ValueError, match="holds another store"):
+        with pytest.raises(ValueError, match="holds a store made from other files"):
             prepare(table(stored(tmp_path, files), None, {"x": "image(size=[2,2])"}),
                     tmp_path / "store", workers=1)  # fmt: skip
 

@@ -268,9 +268,7 @@ def test_what_is_refused(tmp_path, reader, message):
 
 def test_a_name_that_a_column_has(tmp_path):
     path = csv(tmp_path / "t.csv", [(k, k % 2) for k in range(20)], "facts,label")
-    with pytest.raises(
-        ValueError, match="has a column 'facts', and facts would be called so toget"
-    ):
+    with pytest.raises(ValueError, match=r"already has a column 'facts'\. Choose another name"):
         table(path, None, {"facts": "tabular(numbers=[facts])"})
 
 

@@ -203,7 +203,7 @@ class TestInPython:
         before = (tmp_path / "store" / "dataset.json").stat().st_mtime_ns
         assert greys(from_datasets(found, tmp_path / "store", modalities=["photo"])) == greys(one)
         assert (tmp_path / "store" / "dataset.json").stat().st_mtime_ns == before
-        with pytest.raises(ValueError, match="holds another store"):
+        with pytest.raises(ValueError, match="holds a store made from other files"):
             from_datasets(found.select(range(23)), tmp_path / "store", modalities=["photo"])
 
     def test_pictures_that_lie_in_files(self, tmp_path):

@@ -253,7 +253,7 @@ class TestBroken:
 
 class TestFolder:
     def test_another_data_set_in_the_folder(self, store):
-        with pytest.raises(ValueError, match="holds another store"):
+        with pytest.raises(ValueError, match="holds a store made from other files"):
             prepare(make(store.parent / "others"), store, workers=1)
         assert is_store(store)
 
@@ -537,7 +537,7 @@ class TestAgain:
 
     def test_a_journal_that_is_none_is_left_alone(self, tmp_path):
         (tmp_path / "journal.jsonl").write_text("dear diary,\nwe prepared\n")
-        with pytest.raises(ValueError, match="holds another store"):
+        with pytest.raises(ValueError, match="holds a store made from other files"):
             prepare(vectors(x=lambda k: [k]), tmp_path, workers=1)
         assert (tmp_path / "journal.jsonl").read_text().startswith("dear")
 

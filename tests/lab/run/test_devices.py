@@ -30,7 +30,7 @@ from evenly.lab.run.record import Record
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
-from ranks import on_ranks
+from many_ranks import on_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("devices")]  # runs are shared
 DATA = "synthetic(train=96,val=62,test=61,classes=3,information=2)"
