@@ -4,6 +4,7 @@ import pytest
 
 from evenly.cli.tune import TUNE
 from evenly.lab.many.space import METHOD, TRAINING, Range, Space, log
+from evenly.lab.many.tuned import Tuned
 from evenly.lab.run.build import (
     build_method,
     build_model,
@@ -67,9 +68,10 @@ def test_epochs_scale_with_the_length_of_training():
     assert every(3) == Range(1, 1)  # a period cannot become 0
 
 
-def test_what_is_given_is_tried_first_within_the_ranges():
-    given = Space.of(Training(lr=0.5, weight_decay=0.0, epochs=45), "relearn(times=9)").given
-    assert given == {"lr": 0.1, "weight_decay": 1e-6, "strength": 3.0, "every": 10}
+def test_what_is_given_is_tried_first():
+    """Also beyond the ranges, and with all its digits."""
+    space = Space.of(Training(lr=0.54321, weight_decay=0.0, epochs=45), "relearn(times=9)")
+    assert space.first == Tuned("relearn(every=10,strength=3.0,times=9)", 0.54321, 0.0)
 
 
 def test_distributions_are_the_ranges():

@@ -135,17 +135,30 @@ def test_of_several_trials_that_were_put_into_a_place_one_has_it(command, monkey
     two.studies._studies["joint"].enqueue_trial({}, {"place": 0})
     holders, empty = Studies._holders, [{}]
     monkeypatch.setattr(Studies, "_holders", lambda *a: empty.pop() if empty else holders(*a))
-    mine = one.studies.begin("joint", 0)
+    mine, _ = one.studies.begin("joint", 0)
     assert mine.number == 0
     assert two.studies.begin("joint", 0) is None
     assert two.studies.held("joint") == {0}
     assert one.studies.tell("joint", 0)  # it is given up, and the other has it
-    assert two.studies.begin("joint", 0).number == 1
+    assert two.studies.begin("joint", 0)[0].number == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_first_trial_is_as_given_also_outside_the_ranges(command):
+    """The sampler draws on as usual, also once it learns from what was tried."""
+    training = replace(SEARCH.training, lr=0.54321, weight_decay=0.0)
+    one = command(training=training, methods=("ogm",), trials=14, seeds=1)
+    while (job := one.take()) is not None:
+        one.finish(job)
+    first, *others = (trial.tuned for trial in one.studies.trials("ogm"))
+    assert (first.lr, first.weight_decay) == (0.54321, 0.0)
+    assert all(1e-4 <= tuned.lr <= 0.1 for tuned in others)
+    assert all(1e-6 <= tuned.weight_decay <= 1e-2 for tuned in others)
 
 
 def test_who_reads_that_a_trial_waits_may_come_too_late(command):
     one, two = command(**ONE), command(**ONE)
-    mine = one.studies.begin("joint", 0)
+    mine, _ = one.studies.begin("joint", 0)
     assert not two.studies._seize(mine._trial_id)
     one.studies.tell("joint", 0, 0.5)
     assert not two.studies._seize(mine._trial_id)
@@ -241,7 +254,7 @@ def test_what_is_tried_is_a_function_of_place_and_finished_trials(command):
         for place in range(15):
             if place in stops:
                 one = command(methods=(name,), trials=15)
-            trial = one.studies.begin(name, place)
+            trial, _ = one.studies.begin(name, place)
             values.append(dict(trial.params))
             one.studies.tell(name, trial.number, 1 - abs(np.log10(values[-1]["lr"]) + 3))
         found.append(values)

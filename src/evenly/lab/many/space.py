@@ -63,9 +63,9 @@ class Range:
         """The value to run for a number from Optuna."""
         return int(found) if self.is_whole else float(f"{found:.{DIGITS}g}")
 
-    def nearest(self, value: Number) -> Number:
-        """A value, moved into the range."""
-        return min(max(value, self.low), self.high)
+    def __contains__(self, value: Number) -> bool:
+        """Whether a value is in the range."""
+        return self.low <= value <= self.high
 
 
 def log(low: float, high: float) -> Range:
@@ -182,7 +182,7 @@ class Space:
     Attributes:
         method: The method as the user named it; settings given there are not searched.
         ranges: Ranges by setting: the shared ones first, then the method's own.
-        given: Values without a search by setting, moved into their ranges.
+        given: Values without a search by setting, which may lie outside their ranges.
     """
 
     method: str
@@ -223,16 +223,23 @@ class Space:
                 ranges[name] = found
         values = {"lr": training.lr, "weight_decay": training.weight_decay}
         values |= {**defaults(spec.name), **own}
-        given = {name: found.nearest(values[name]) for name, found in ranges.items()}
-        return Space(method, ranges, given)
+        return Space(method, ranges, {name: values[name] for name in ranges})
 
     def distributions(self) -> dict[str, "BaseDistribution"]:
         """The ranges in Optuna's terms, in their order."""
         return {name: found.distribution() for name, found in self.ranges.items()}
 
+    @property
+    def first(self) -> Tuned:
+        """The settings of the first trial, exactly as given."""
+        return self._named(self.given)
+
     def tuned(self, found: Mapping[str, Number]) -> Tuned:
-        """The settings of a trial, from Optuna's numbers."""
-        own = {name: each.value(found[name]) for name, each in self.ranges.items()}
+        """The settings of a later trial, from Optuna's numbers."""
+        return self._named({name: each.value(found[name]) for name, each in self.ranges.items()})
+
+    def _named(self, values: Mapping[str, Number]) -> Tuned:
+        own = dict(values)
         lr, weight_decay = own.pop("lr"), own.pop("weight_decay")
         spec = parse(self.method)
         return Tuned(Spec(spec.name, {**spec.settings, **own}).text, lr, weight_decay)

@@ -173,8 +173,14 @@ class Studies:
             if trial.state != TrialState.WAITING
         }
 
-    def begin(self, method: str, place: int) -> optuna.Trial | None:
-        """Begins the trial of a place in a method's budget; None if another command has it."""
+    def begin(self, method: str, place: int) -> tuple[optuna.Trial, Tuned] | None:
+        """Begins the trial of a place in a method's budget, with the settings to try.
+
+        Optuna does not learn of a value outside its range, which only the first trial may have.
+
+        Returns:
+            None if another command has the place.
+        """
         study, space = self._studies[method], self.search.spaces[method]
         if place not in self._holders(method):
             given = {} if place else dict(space.given)
@@ -187,12 +193,13 @@ class Studies:
         try:
             _asked(lambda: trial.set_user_attr("worker", this_worker()))
             for name, distribution in space.distributions().items():  # like `study.ask`
-                _asked(partial(trial._suggest, name, distribution))
-            tuned = asdict(space.tuned(trial.params))
-            _asked(lambda: trial.set_user_attr("tuned", tuned))
+                if place or space.given[name] in space.ranges[name]:
+                    _asked(partial(trial._suggest, name, distribution))
+            tuned = space.tuned(trial.params) if place else space.first
+            _asked(lambda: trial.set_user_attr("tuned", asdict(tuned)))
         except UpdateFinishedTrialError:  # this command was suspended meanwhile
             return None
-        return trial
+        return trial, tuned
 
     def beat(self, trials: Iterable[optuna.Trial]) -> None:
         """Records that trials are in progress."""

@@ -121,7 +121,7 @@ def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
 
 def _first(search: Search) -> list[Cell]:
     """The run of each method without a search."""
-    given = (space.tuned(space.given) for space in search.spaces.values())
+    given = (space.first for space in search.spaces.values())
     return [Cell(tuned.of(search.training), tuned.method, 0) for tuned in given]
 
 
@@ -310,10 +310,8 @@ class Trials:
         for method, place in self._left:
             if place in held(method):
                 continue
-            trial = self._studies.begin(method, place)
-            if trial is not None:
-                tuned = self._search.spaces[method].tuned(trial.params)
-                self._running.append(_Running(method, place, trial, tuned))
+            if begun := self._studies.begin(method, place):
+                self._running.append(_Running(method, place, *begun))
                 return self._job(self._running[-1])
         self._next_take = time.monotonic() + LOOK
         return None
