@@ -13,6 +13,7 @@ from evenly.lab.many.published import FILE, Published
 from evenly.lab.run.build import method_settings
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.statistics.tables import table
+from evenly.methods import METHODS
 from pools import local
 
 TRAINING = Training(epochs=2, lr=0.05, batch_size=16, width=8)
@@ -21,7 +22,7 @@ KNOWN = yaml.safe_load((Path(__file__).parents[3] / "src/evenly/lab/many" / FILE
 
 @pytest.mark.parametrize("data", KNOWN)
 def test_everything_published_can_be_run(data):
-    published = Published.of_data(data)
+    published = Published.of_data(data, TRAINING)
     for name, found in KNOWN[data].items():
         assert set(found) <= {"settings", "training", "source"}
         own = published.of(name)
@@ -29,17 +30,30 @@ def test_everything_published_can_be_run(data):
         training = own.of(TRAINING)
         settings = method_settings(Cell(training, own.method, 0))
         for key, value in found.get("settings", {}).items():
-            assert settings[key] == value
+            scales = key in METHODS[name].info.in_epochs and training.epochs == TRAINING.epochs
+            assert settings[key] == value or scales
         assert {key: getattr(training, key) for key in found.get("training", {})} == own.training
 
 
+def test_epochs_of_a_training_of_unknown_length_scale_as_defaults_do():
+    """PMR's schedule is made for 150 epochs, and OPM's for 100; DGL has none, and no length."""
+    short = replace(TRAINING, epochs=30)
+    cremad, kinetics = (Published.of_data(name, short) for name in ("cremad", "kinetics_sounds"))
+    assert cremad.of("pmr").method == "pmr(alpha=2.0,end=14,entropy=0.0,momentum=0.0)"
+    assert "end=70" in cremad.of("pmr(end=70)").method  # the user's own
+    assert kinetics.of("opm").of(short).lr_step == 12
+    assert cremad.of("inforeg").of(short).lr_step == 18
+    assert cremad.of("dgl").of(short).lr_step == 70
+    assert cremad.of("ogm").of(short).lr_step == 70  # of the 100 that it is given
+
+
 def test_by_hand():
-    own = Published.of_data("cremad").of("ogm_ge(alpha=0.1)")
+    own = Published.of_data("cremad", TRAINING).of("ogm_ge(alpha=0.1)")
     assert own.method == "ogm_ge(alpha=0.1,end=50)"  # what the user gives, stays
     assert own.of(TRAINING) == replace(
         TRAINING, lr=1e-3, weight_decay=1e-4, lr_step=70, batch_size=64, epochs=100
     )
-    nothing = Published.of_data("kinetics_sounds").of("joint")
+    nothing = Published.of_data("kinetics_sounds", TRAINING).of("joint")
     assert (nothing.method, nothing.of(TRAINING)) == ("joint", TRAINING)
     assert nothing.changes == {"source": "nothing published; common settings"}
 
@@ -59,7 +73,9 @@ def test_a_comparison_says_so(tmp_path, monkeypatch):
     arrays = {name: draws.normal(size=(60, 3)).astype("f4") for name in ("audio", "visual")}
     save_npz(tmp_path / "cremad.npz", target, split, arrays)
     short = {"dgl": {"settings": {"alpha": 2.0}, "training": {"epochs": 1}, "source": "here"}}
-    monkeypatch.setattr(Published, "of_data", staticmethod(lambda name: Published(name, short)))
+    monkeypatch.setattr(
+        Published, "of_data", staticmethod(lambda name, common: Published(name, short, common))
+    )
     training = replace(TRAINING, data=str(tmp_path / "cremad.npz"))
     out = tmp_path / "out"
     page = compare("joint,dgl", 1, training, out, local(1), "published").read_text(encoding="utf-8")

@@ -163,7 +163,7 @@ def compare(
     theirs: Tuning | Published | None = None
     if own == "published":
         data = data or load_data(training)
-        theirs = Published.of_data(data.name)
+        theirs = Published.of_data(data.name, training)
     elif own is not None:
         theirs = own
     plan = Comparison(training, names, seeds, out, theirs, logs)

@@ -44,17 +44,21 @@ class Published:
     Attributes:
         data: The data set.
         methods: What is published, by name of the method.
+        common: The training whose settings hold where nothing is published.
     """
 
     data: str
     methods: Mapping[str, Mapping[str, Any]]
 
+    common: Training
+
     @staticmethod
-    def of_data(name: str) -> "Published":
+    def of_data(name: str, common: Training) -> "Published":
         """What is published for a data set.
 
         Args:
             name: Name of the data set, as recorded by `evenly prepare`.
+            common: The training whose settings hold where nothing is published.
 
         Raises:
             ValueError: If nothing is known about it.
@@ -62,18 +66,32 @@ class Published:
         known = load_yaml(files("evenly.lab.many").joinpath(FILE).read_text(encoding="utf-8"))
         for data, methods in known.items():
             if name == data or name.startswith((f"{data}(", f"{data}-")):
-                return Published(data, methods)
+                return Published(data, methods, common)
         raise UserError(
             f"--settings published: no published settings are known for '{name}', only for "
             f"{' and '.join(known)}. Use --settings common, or 'evenly tune'."
         )
 
     def of(self, method: str) -> Own:
-        """A method as its authors train it; the user's own settings stay."""
+        """A method as its authors train it; the user's own settings stay.
+
+        If they do not publish the length of training, what they count in epochs scales from the
+        length that the method's schedule is made for, as its defaults do.
+        """
+        # loads torch, too slow for the command's help
+        from evenly.lab.run.build import in_run
+        from evenly.methods import method_named
+
         asked = parse(method)
         found = self.methods.get(asked.name, {})
-        spec = Spec(asked.name, {**found.get("settings", {}), **asked.settings})
-        return Own(spec.text, found.get("training", {}), found.get("source", ""))
+        settings, training = dict(found.get("settings", {})), dict(found.get("training", {}))
+        info = method_named(asked.name).info
+        if info.epochs and "epochs" not in training:
+            for counted, names in ((settings, info.in_epochs), (training, ("lr_step",))):
+                for name in counted.keys() & set(names):
+                    counted[name] = in_run(counted[name], info.epochs, self.common)
+        spec = Spec(asked.name, {**settings, **asked.settings})
+        return Own(spec.text, training, found.get("source", ""))
 
     @property
     def shared(self) -> dict[str, Any]:
