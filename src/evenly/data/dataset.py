@@ -205,10 +205,11 @@ class Data:
     def limited(self, count: int) -> "Data":
         """The same data, with at most `count` samples per split, balanced over classes.
 
-        Means and deviations stay those of all samples.
+        There may be a few more: each class keeps a sample, and each of several labels keeps one
+        that has it and one that lacks it. Means and deviations stay those of all samples.
         """
         rows = {
-            name: members[spread(self.task.groups(self._target[members]), count)]
+            name: members[few(self.task, self._target[members], count)]
             for name, members in self._rows.items()
         }
         return self._with(_rows=rows)
@@ -511,6 +512,21 @@ def _held(stored: Stored, rows: Int[Tensor, " k"]) -> tuple[Tensor | Ragged, Int
     if isinstance(stored, Streamed):
         return stored.read(rows), torch.arange(len(rows))
     return stored, rows
+
+
+def few(task: Task, target: Tensor, count: int) -> Int[Tensor, " k"]:
+    """Positions of about `count` samples, spread over the groups of a task.
+
+    A label may be the rarest of no sample, and so have no group. It then adds its first sample; the
+    same for samples without a label.
+    """
+    found = spread(task.groups(target), count)
+    if task.name != "labels":
+        return found
+    states = torch.cat([target > 0, target <= 0], 1)
+    lost = states.any(0) & ~states[found].any(0)
+    whole: Tensor = torch.cat([found, states.int().argmax(0)[lost]]).unique()
+    return whole
 
 
 def spread(target: Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:

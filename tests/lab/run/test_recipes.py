@@ -4,6 +4,7 @@ import csv
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -11,8 +12,9 @@ import yaml
 import trees
 from evenly.cli import main
 from evenly.cli.training import RECIPES
-from evenly.data import load
+from evenly.data import load, save_npz
 from evenly.data.raw.sets import SETS
+from evenly.lab.run.build import build_criterion
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
 from evenly.spec import parse
@@ -92,6 +94,19 @@ def test_limited_data_keep_every_class():
 def test_limited_data_have_one_sample_of_each_class_at_least():
     few = load("digits").limited(3)
     assert few.split("train").target.bincount(minlength=10).tolist() == [1] * 10
+
+
+def test_limited_data_keep_every_label(tmp_path):
+    """Label 'a' is the rarest of no sample, and first comes with the fourth."""
+    target = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
+    target = np.tile(target, (3, 1))
+    names = ["a", "b", "c"]
+    x = np.random.default_rng(0).normal(size=(21, 4)).astype("f4")
+    save_npz(tmp_path / "a.npz", target, np.repeat([0, 1, 2], 7), {"x": x, "y": x[::-1]}, names)
+    few = load(str(tmp_path / "a.npz")).limited(3)
+    assert few.split("train").rows.tolist() == [0, 1, 2, 3]
+    training = Training(str(tmp_path / "a.npz"), class_weights="balanced")
+    assert build_criterion(few, training).pos_weight.tolist() == [3, 1, 3]
 
 
 def test_the_learning_rate_steps(tmp_path):
