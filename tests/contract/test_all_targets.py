@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import evenly
 from evenly import METHODS
+from evenly.data.tasks import Numbers
+from evenly.lab.run.build import takes_task
 from evenly.nn import LateFusion
 from evenly.targets import ANY
 from support import NAMES, SETTINGS, Encoder
@@ -34,6 +36,9 @@ TARGETS = {
 assert TARGETS.keys() == set(ANY)
 COLUMN = 1, nn.L1Loss(), TARGETS["number"][2][:, None]
 """Numbers as the lab gives them, with its criterion."""
+COLUMNS = 2, nn.L1Loss(), torch.stack([COLUMN[2][:, 0], COLUMN[2][:, 0].cos()], 1)
+"""Two numbers a sample."""
+OTHERS = {"column": COLUMN, "columns": COLUMNS}
 
 
 class Rows(Dataset):
@@ -59,7 +64,7 @@ def forward(model, batch):
 
 def training(name, kind, dtype=None):
     """A method, and two epochs of its training on targets of a kind."""
-    width, criterion, target = COLUMN if kind == "column" else TARGETS[kind]
+    width, criterion, target = {**TARGETS, **OTHERS}[kind]
     target = target if dtype is None else target.to(dtype)
     torch.manual_seed(0)
     method_kind = METHODS[name]
@@ -106,6 +111,25 @@ def test_a_method_takes_what_it_declares_and_refuses_the_rest(name, kind):
         return
     with pytest.raises(ValueError, match=f"^{type(method).__name__} takes class numbers.*; found"):
         train(epochs=1)
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if takes_task(m, Numbers(("a", "b")))])
+def test_of_several_numbers_each_counts(name):
+    """Whatever logits the method compares with the target."""
+    method, train = training(name, "columns")
+    seen, criterion = [], method.criterion
+
+    def watched(logits, target):
+        assert logits.shape == target.shape
+        if logits.requires_grad:
+            logits.retain_grad()
+            seen.append(logits)
+        return criterion(logits, target)
+
+    method.criterion = watched
+    assert all(p.isfinite().all() for p in train().parameters())
+    grads = [x.grad.abs().sum(0) for x in seen if x.grad is not None]
+    assert torch.stack(grads).sum(0).gt(0).tolist() == [True, True]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -262,6 +262,33 @@ def test_spectrograms(folder):
         Auto(of("image", 1, 64, 50), place)
 
 
+IN_HALF = {"bert": of("text", 8, 40), "modernbert": of("text", 8, 40), "siglip": of("text", 8, 40),
+           "hubert": of("sequence", 800, 1), "videomae": of("video", 4, 3, 32, 32),
+           "ast": of("image", 1, 32, 50)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_HALF)
+def test_in_bf16_outputs_and_gradients_are_nearly_those_in_32_bits(name, folder):
+    modality = IN_HALF[name]
+    torch.manual_seed(1)
+    x = texts() if modality.kind == "text" else 100 + 50 * torch.randn(3, *modality.shape)
+    encoder = Auto(modality, folder(name)[0]).eval()
+
+    def passed():
+        encoder.zero_grad()
+        found = encoder(x)
+        found.float().square().sum().backward()
+        grads = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
+        return found.detach().float(), torch.cat(grads)
+
+    wanted = passed()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = passed()
+    for half, single in zip(found, wanted, strict=True):
+        assert half.isfinite().all()
+        assert (half - single).norm() < 0.05 * single.norm()
+
+
 def test_without_a_processor_the_training_split_says_how_inputs_lie(folder):
     place, model = folder("vit")
     x = pictures(2, 3, 32, 32)

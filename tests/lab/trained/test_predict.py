@@ -155,6 +155,37 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     np.testing.assert_allclose(found.detach(), said, rtol=1e-4)
 
 
+def test_several_numbers_are_trained_predicted_and_exported(tmp_path, capsys):
+    draws = np.random.default_rng(0)
+    arrays = {name: draws.normal(size=(60, 2)).astype(np.float32) for name in ("x", "y")}
+    target = np.stack([300 + 20 * arrays["x"][:, 0], 0.1 * arrays["y"][:, 1]], 1)
+    path, folder = tmp_path / "mine.npz", tmp_path / "run"
+    save_npz(path, target, np.repeat([0, 1, 2], 20), arrays, ["degrees", "metres"])
+    common = ("--data", str(path), "--epochs", "20", "--batch_size", "10", "--lr", "0.1")
+    main(["train", *common, "--method", "joint", "--precision", "32", "--out", str(folder)])
+    metrics = Result.read(folder).metrics["test"]
+    with np.load(folder / "predictions.npz") as file:
+        said = file["numbers"]
+    assert said.shape == (20, 2)
+    error = np.abs(said - target[40:]).mean(0)
+    for name, own in zip(("degrees", "metres"), error, strict=True):
+        assert metrics[f"error/{name}"] == pytest.approx(own, rel=1e-4)
+    assert (error < 0.5 * target[40:].std(0)).all()  # both are learnt, whatever their size
+    capsys.readouterr()
+    main(["predict", str(folder), "--data", str(path)])
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head == "sample,label,predicted,degrees,metres"
+    sample, label, predicted, *columns = first.split(",")
+    assert sample == "0"
+    for cells, wanted in (label.split(";"), target[40]), (predicted.split(";"), said[0]):
+        assert [float(cell) for cell in cells] == pytest.approx(wanted, rel=1e-4)
+    assert [float(cell) for cell in columns] == pytest.approx(said[0], rel=1e-4)
+    export(load_run(folder), tmp_path / "a.pt2")
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    found = program({name: torch.from_numpy(values[40:]) for name, values in arrays.items()})
+    np.testing.assert_allclose(found.detach(), said, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
