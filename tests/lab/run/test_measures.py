@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -77,6 +79,23 @@ def test_one_that_gives_no_number():
     with pytest.raises(
         ValueError, match=r"the metric 'wide' fails .* predicted, \(3, 3\), .* \(3,\)"
     ):
+        evaluation.metrics()
+
+
+def undefined(answers, target):
+    return float("nan")
+
+
+def endless(answers, target):
+    return -float("inf")
+
+
+def test_one_may_be_undefined_and_not_infinite():
+    evaluation = Evaluation(Classes(("a", "b", "c")), measures("test_measures.undefined"))
+    evaluation.add(Output(LOGITS, {}), TARGET)
+    assert math.isnan(evaluation.metrics()["undefined"])
+    evaluation.own = measures("test_measures.endless")
+    with pytest.raises(ValueError, match=r"the metric 'endless' is infinite.* or return NaN"):
         evaluation.metrics()
 
 

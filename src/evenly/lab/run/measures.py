@@ -1,5 +1,6 @@
 """The user's own metrics: functions by import path."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -53,8 +54,10 @@ def measures(text: str) -> dict[str, Measure]:
 def measured(own: Mapping[str, Measure], answers: Tensor, target: Tensor) -> dict[str, float]:
     """The value of each of the user's own metrics.
 
+    One may be NaN where it is undefined, such as the correlation of a constant.
+
     Raises:
-        ValueError: If one fails, or does not return a finite number.
+        ValueError: If one fails, or is infinite.
     """
     found = {}
     for name, measure in own.items():
@@ -66,6 +69,11 @@ def measured(own: Mapping[str, Measure], answers: Tensor, target: Tensor) -> dic
                 f"predicted, {tuple(answers.shape)}, and the targets, {tuple(target.shape)}, and "
                 "returns a number."
             ) from error
+        if math.isinf(found[name]):
+            raise UserError(
+                f"the metric '{name}' is infinite, so it has no mean over runs. Bound it, for "
+                "example by clamping probabilities from below, or return NaN where it is undefined."
+            )
     return found
 
 
