@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
+from evenly.files import read_sealed, write_sealed
 from evenly.lab.run.result import is_headline
 from evenly.report import write_report
 from evenly.report.comparison import as_rows
@@ -131,6 +132,16 @@ def test_the_ranking_by_hand(tmp_path, write):
     assert page.bold == ["−1.3", "0.050"]
     assert "b is worse than joint training." in page.text
     assert "stand in the order" not in page.text
+
+
+def test_why_memory_is_unknown(folder, tmp_path, write):
+    assert "Memory is unknown" not in _page(folder).text
+    write(tmp_path, methods=["joint"], seeds=2, epochs=6)
+    for path in tmp_path.glob("runs/*/result.json"):
+        write_sealed(path, {**read_sealed(path), "peak_memory_mb": None})
+    page = _page(tmp_path)
+    assert "Memory is unknown for runs on CPUs that torchrun or srun started" in page.text
+    assert page.rows[1][-1] == "–"
 
 
 @pytest.mark.parametrize("p_holm", ["0.05", "0.3", "1.0"])

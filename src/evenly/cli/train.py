@@ -40,14 +40,14 @@ def run(options: Namespace) -> None:
     """Trains, and prints the metrics of the chosen epoch."""
     from tqdm import tqdm
 
-    from evenly.lab.many.job import CALLED, Job
+    from evenly.lab.many.job import Job
     from evenly.lab.many.pools import followed
     from evenly.lab.run.logs import Logs
     from evenly.lab.run.precision import decided
     from evenly.lab.run.prepare import prepare, say
     from evenly.lab.run.result import is_headline
     from evenly.lab.run.run import run_cell
-    from evenly.lab.run.settings import Cell, check_folder, read_settings
+    from evenly.lab.run.settings import CALLED, Cell, check_folder, read_settings
     from evenly.metrics import metric_of
     from evenly.report.comparison import PAPER
     from evenly.report.names import in_words

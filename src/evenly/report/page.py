@@ -337,6 +337,11 @@ def _remarks(comparison: Comparison) -> list[str]:
             f"--patience {patience} ends a run so many epochs after its best: these trained for "
             f"{min(lengths)} to {max(lengths)} epochs."
         )
+    if any(run.result and run.result.get("peak_memory_mb") is None for run in comparison.runs):
+        remarks.append(
+            "Memory is unknown for runs on CPUs that torchrun or srun started, because one process "
+            "does run after run."
+        )
     finished = [m for m in comparison.methods if comparison.score(m) is not None]
     estimates = {method: comparison.estimate(method, comparison.main) for method in finished}
     if any(estimate.low is None for estimate in estimates.values()):

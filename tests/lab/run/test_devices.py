@@ -185,7 +185,8 @@ def test_torchrun_starts_the_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     for name in ("joint-0", "ogm_ge-0"):
-        assert Result.read(out / "runs" / name) is not None
+        result = Result.read(out / "runs" / name)
+        assert (result.peak_memory_mb is None) == (not torch.cuda.is_available())
 
 
 def test_what_the_starters_say(monkeypatch):

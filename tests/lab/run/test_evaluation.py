@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -22,6 +24,22 @@ def test_by_hand():
     assert found["accuracy/a"] == 2 / 6  # flipped: 2 1 0 2 2 1
     # classes 0, 1, 2: precision 1/3, 1/2, 1; recall 1/2, 1/2, 1/2
     assert found["macro_f1"] == pytest.approx((0.4 + 0.5 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_has_diverged(value):
+    """Its scores would be those of class 0; what stands for a missing modality counts nowhere."""
+    good, bad = torch.zeros(2, 3), torch.tensor([[0.0, 0, 0], [0, value, 0]])
+    here = {"a": torch.tensor([True, False])}
+    found = Evaluation(Classes(["a", "b", "c"]))
+    found.add(Output(good, {}, {"a": bad}, present=here), torch.tensor([0, 1]))
+    found.check_finite("test")
+    found.add(Output(good, {}, {"a": bad}), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"some logits of 'a' of the test split .* has diverged"):
+        found.check_finite("test")
+    found.add(Output(bad, {}, {"a": good}), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="some logits of the test split are NaN or infinite"):
+        found.check_finite("test")
 
 
 def test_balanced_accuracy_is_that_of_scikit_learn():

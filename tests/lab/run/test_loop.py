@@ -1,22 +1,28 @@
 """What a run trains with: each option alone, taken up after a kill, and on two processes."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from evenly.data import load
+from evenly.data import load, save_npz
 from evenly.lab.many.engine import Listed, carry
 from evenly.lab.many.job import Job, outcome
 from evenly.lab.many.local import Local
-from evenly.lab.run import loop
+from evenly.lab.run import loop, run
 from evenly.lab.run.build import build_model, build_optimizer
+from evenly.lab.run.hold import Hold
+from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import Place
 from evenly.lab.run.prepare import prepare
+from evenly.lab.run.record import Record
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
+from evenly.lab.statistics.tables import read_results
 
 DATA = "synthetic(train=96,val=62,test=61,classes=3,information=2)"
 TRAINING = Training(
@@ -102,6 +108,63 @@ def test_gradients_are_clipped_after_the_method(tmp_path):
         assert (float(moved) == pytest.approx(5e-4, rel=1e-3)) is is_cut
 
 
+def test_a_run_that_diverges_fails_whether_or_not_it_is_diagnosed(tmp_path):
+    """It had a good epoch before; its last logits are NaN, which scores would take for class 0."""
+    cell = Cell(replace(TRAINING, epochs=2), "joint", 0)
+    stepped = Record.stepped
+
+    def diverges(record):
+        stepped(record)
+        if record.epoch:
+            next(record.parts.model.head.parameters()).data.fill_(math.nan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "stepped", diverges)
+        with pytest.raises(ValueError, match=r"logits of the validation split .* has diverged"):
+            run_cell(cell, tmp_path)
+    assert Result.read(tmp_path) is None
+
+
+def test_operations_of_a_method_that_takes_each_batch_twice(tmp_path):
+    """Two batches; a pass multiplies two rows of three by a matrix, in turn of five and of four."""
+    cell = Cell(TRAINING, "mla", 0)
+    parts = Parts.of(cell, load(DATA), Place(torch.device("cpu"), "32"))
+    log = RunLog(Logs(), cell, tmp_path, {})
+    record = Record(parts, log, Hold(tmp_path), lambda epoch, value: None, {})
+    record.begin()
+    for number in range(4):
+        with record.step(number):
+            torch.ones(2, 3) @ torch.ones(3, 4 if number % 2 else 5)
+        record.stepped()
+    record.trained()
+    assert record.flops == 2 * (2 * 2 * 3 * 5 + 2 * 2 * 3 * 4)
+    assert record.steps == 4
+
+
+class TestMemory:
+    def test_a_gpu_begins_each_run_anew(self, monkeypatch):
+        called = []
+        for name in ("init", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda *of, name=name: called.append((name, *of)))
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+        place = Place(torch.device("cuda", 1), "32")
+        run._begin_peak(place)
+        assert called == [("init",), ("reset_peak_memory_stats", place.device)]
+        assert run._peak_memory_mb(place) == 3.0
+
+    def test_of_a_process_that_does_other_runs_too_there_is_none(self):
+        place = Place(torch.device("cpu"), "32")
+        assert run._peak_memory_mb(place) > 10
+        assert run._peak_memory_mb(replace(place, is_reused=True)) is None
+
+    def test_a_table_and_a_log_go_without_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(run, "_peak_memory_mb", lambda place: None)
+        run_cell(Cell(replace(TRAINING, epochs=1), "joint", 0), tmp_path / "runs" / "joint-0")
+        (tmp_path / "config.yaml").write_text("methods: [joint]\n")
+        cost = [row["metric"] for row in read_results(tmp_path) if row["split"] == "train"]
+        assert cost == ["seconds", "steps", "flops"]
+
+
 class TestPatience:
     def cell(self, **changes):
         return Cell(replace(TRAINING, epochs=12, patience=2, **changes), "joint", 0)
@@ -177,6 +240,32 @@ class TestAccumulation:
         theirs = weights(tmp_path / "whole")
         for name, value in weights(tmp_path / "parts").items():
             torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("focal", [0.0, 2.0])
+    def test_classes_may_have_weights(self, focal, tmp_path):
+        """Passes hold unequal weights, and so shares of a step that are not those of samples."""
+        stream = np.random.default_rng(0)
+        target = np.tile(stream.permutation(np.repeat([0, 1, 2], [25, 10, 5])), 3)
+        split = np.repeat([0, 1, 2], 40)
+        arrays = {name: stream.normal(size=(120, 4)).astype("f4") for name in ("m1", "m2")}
+        save_npz(tmp_path / "a.npz", target, split, arrays)
+        training = replace(
+            TRAINING, data=str(tmp_path / "a.npz"), class_weights="balanced", focal=focal, epochs=2
+        )
+        found = []
+        for options in ({"batch_size": 20}, {"batch_size": 5, "accumulate": 4}):
+            parts = Parts.of(
+                Cell(replace(training, **options), "joint", 0),
+                load(training.data),
+                Place(torch.device("cpu"), "32"),
+            )
+            parts.begin(0)
+            for share, batch in next(parts.steps(0)):
+                output, labels = parts.forward(parts.model, batch)
+                parts.method.backward(share * parts.method.loss(output, labels))
+            found.append([p.grad for p in parts.model.parameters()])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
     def test_passes_are_augmented_apart_and_a_last_one_of_one_is_left_out(self):
         training = replace(TRAINING, batch_size=19, accumulate=3)

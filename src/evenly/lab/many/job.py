@@ -12,10 +12,8 @@ from evenly.hidden import hidden, hidden_argument
 from evenly.lab.run.logs import Logs
 from evenly.lab.run.place import Rank
 from evenly.lab.run.result import Result
-from evenly.lab.run.settings import Cell
+from evenly.lab.run.settings import CALLED, Cell
 from evenly.metrics import METRICS
-
-CALLED = {"val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)

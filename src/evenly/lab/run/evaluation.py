@@ -8,6 +8,7 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.data.tasks import Task
+from evenly.errors import UserError
 from evenly.lab.run.measures import Measure, measured
 from evenly.output import Output
 
@@ -59,6 +60,26 @@ class Evaluation:
             logits, target, here = (joined(list(column)) for column in zip(*parts, strict=True))
             whole._unimodal[name] = [(logits, target, here)]
         return whole
+
+    def check_finite(self, split: str) -> None:
+        """Raises if a logit is NaN or infinite: scores would take NaN for some prediction.
+
+        Args:
+            split: Name of the split, in words.
+
+        Raises:
+            ValueError: If a fused logit is not finite, or a modality's own for a sample with it.
+        """
+        found = {"": torch.cat(self._logits)}
+        for name, parts in self._unimodal.items():
+            found[f" of '{name}'"] = torch.cat([logits[here] for logits, _, here in parts])
+        for of, logits in found.items():
+            if not logits.isfinite().all():
+                raise UserError(
+                    f"some logits{of} of the {split} split are NaN or infinite. Training has "
+                    "diverged or the input holds such values: lower the learning rate, or clean "
+                    "the input."
+                )
 
     def metrics(self) -> dict[str, float]:
         """The metrics of the task and the user, and the main one for each modality's own logits.

@@ -149,7 +149,8 @@ class RunLog:
     def finish(self, result: Result) -> None:
         """Logs the run's result."""
         names = ("best_epoch", "steps", "seconds", "peak_memory_mb", "flops")
-        final = {name: float(getattr(result, name)) for name in names}
+        known = {name: getattr(result, name) for name in names}
+        final = {name: float(value) for name, value in known.items() if value is not None}
         for split, metrics in result.metrics.items():
             final |= {f"selected/{split}_{name}": value for name, value in metrics.items()}
         self.add(final, result.epochs)

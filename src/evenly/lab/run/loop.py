@@ -13,6 +13,7 @@ from evenly.features import Features
 from evenly.lab.run.evaluation import Evaluation
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.record import Record, Row
+from evenly.lab.run.settings import CALLED
 from evenly.methods.composed import parts as methods_of
 from evenly.methods.relearn import Relearn
 from evenly.output import Output
@@ -46,7 +47,7 @@ def fit(parts: Parts, record: Record) -> None:
                     with place.autocast():
                         output, target = parts.forward(parts.shared, batch)
                         loss = method.loss(output, target)
-                    method.backward(loss if share == 1 else share * loss)
+                    method.backward(loss if training.accumulate == 1 else share * loss)
                     record.add(loss, output, batch["target"].to(loss.device))
                 method.before_step()
                 if training.clip is not None:
@@ -65,14 +66,18 @@ def fit(parts: Parts, record: Record) -> None:
 
 
 def evaluated(parts: Parts, split: SplitName) -> Evaluation:
-    """The predictions of the model for a split."""
+    """The predictions of the model for a split.
+
+    Raises:
+        ValueError: If a logit is not finite: training has diverged.
+    """
     found, wanted = Evaluation(parts.data.task, parts.measures), _targets(parts, split)
     parts.model.eval()
     with torch.no_grad():
         for batch in parts.in_order(split, shared=True):
             output, _ = parts.forward(parts.model, batch)
             found.add(output, wanted[output.index])
-    return found.together(len(parts.split(split)))
+    return _whole(parts, split, found)
 
 
 def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
@@ -84,7 +89,14 @@ def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
         return output.features
 
     features = _features(parts, split, noted)
-    return found.together(len(parts.split(split))), features
+    return _whole(parts, split, found), features
+
+
+def _whole(parts: Parts, split: SplitName, found: Evaluation) -> Evaluation:
+    """The predictions of all processes, all of them finite."""
+    whole = found.together(len(parts.split(split)))
+    whole.check_finite(CALLED[split])
+    return whole
 
 
 def _targets(parts: Parts, split: SplitName) -> Tensor:

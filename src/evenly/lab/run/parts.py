@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from evenly import chance, distributed
+from evenly.criteria import weights
 from evenly.data import Batch, Data, Padded, Split, SplitName, collate
 from evenly.data.tasks import Task
 from evenly.lab.run.ahead import Ahead
@@ -32,7 +33,7 @@ from evenly.lab.run.measures import Measure, measures
 from evenly.lab.run.place import Place
 from evenly.lab.run.schedule import Schedule
 from evenly.lab.run.settings import Cell
-from evenly.method import Method
+from evenly.method import Criterion, Method
 from evenly.nn import LateFusion
 from evenly.output import Output
 from evenly.resampling import Repeated, Resampler
@@ -185,10 +186,10 @@ class Parts:
         self.sampler.set_epoch(epoch)
         self.shared.train()
 
-    def steps(self, epoch: int) -> Iterator[Iterator[tuple[float, Batch]]]:
+    def steps(self, epoch: int) -> Iterator[Iterator[tuple[float | Tensor, Batch]]]:
         """The steps of an epoch, each as its passes; a turn of the method uses one modality.
 
-        Each pass is a batch with its share of the step's samples.
+        Each pass is a batch with its share of the step's loss.
         """
         for number, batch in enumerate(self.stepped):
             if (turn := self.method.turn) is not None:
@@ -196,7 +197,9 @@ class Parts:
             yield self._passes((epoch, number // self.method.repeats), batch)
         self.forward.step = None
 
-    def _passes(self, step: tuple[int, int], batch: Batch) -> Iterator[tuple[float, Batch]]:
+    def _passes(
+        self, step: tuple[int, int], batch: Batch
+    ) -> Iterator[tuple[float | Tensor, Batch]]:
         epoch, number = step
         training = self.cell.training
         if training.accumulate == 1:
@@ -206,10 +209,10 @@ class Parts:
         size, count = training.batch_size // self.place.world, len(batch["target"])
         count -= size > 1 and count % size == 1  # not one sample, as above
         for part, start in enumerate(range(0, count, size)):
-            end = min(start + size, count)
+            where = slice(start, min(start + size, count))
             self.forward.step = epoch, number * training.accumulate + part
-            cut = tree_map(lambda x, where=slice(start, end): x[where], batch)
-            yield (end - start) / count, cut
+            cut = tree_map(lambda x, where=where: x[where], batch)
+            yield _share(self.method.criterion, batch["target"][:count], where), cut
 
     def split(self, name: SplitName) -> Split:
         """One of the splits, created once."""
@@ -291,6 +294,14 @@ class Parts:
                 for name, x in values.items()
             }
         return {**state, "state": found}
+
+
+def _share(criterion: Criterion, target: Tensor, where: slice) -> float | Tensor:
+    """The share of some samples in the mean loss of a step, in which classes may have weights."""
+    if getattr(criterion, "weight", None) is None:
+        return len(target[where]) / len(target)
+    weight = weights(criterion, target)
+    return weight[where].sum() / weight.sum()
 
 
 def _reads(data: Data) -> type[DataLoader[Batch]]:

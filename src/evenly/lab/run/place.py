@@ -89,6 +89,7 @@ class Place:
         rank: Rank of this process.
         world: Number of processes that train together.
         strategy: How they share the work.
+        is_reused: Whether this process does other runs, too.
     """
 
     device: torch.device
@@ -96,6 +97,7 @@ class Place:
     rank: int = 0
     world: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    is_reused: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -172,7 +174,7 @@ def joined(training: Training, rank: Rank | None = None) -> Iterator[Place]:
     is_mine = not dist.is_initialized()  # otherwise they stay joined for the next run
     begin(rank)
     strategy: Literal["ddp", "fsdp"] = "fsdp" if training.strategy == "fsdp" else "ddp"
-    yield Place(device, training.precision, rank.number, rank.world, strategy)
+    yield Place(device, training.precision, rank.number, rank.world, strategy, not is_mine)
     # Not after an error, which this process must report before the others report that it left.
     if is_mine:
         dist.destroy_process_group()

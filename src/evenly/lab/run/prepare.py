@@ -27,7 +27,7 @@ from evenly.lab.run.build import (
 from evenly.lab.run.contract import contract_notes
 from evenly.lab.run.kept import keeps
 from evenly.lab.run.measures import check_measures, measures
-from evenly.lab.run.settings import Cell
+from evenly.lab.run.settings import CALLED, Cell
 from evenly.method import Method
 from evenly.methods.composed import parts
 from evenly.methods.relearn import Relearn
@@ -122,12 +122,11 @@ def _missing_notes(
 ) -> list[str]:
     """What is missing if the settings say so, and what replaces it."""
     training = cell.training
-    called = {"train": "training", "val": "validation", "test": "test"}
     notes = []
     taken = [name for of in training.lacking.values() for name, rate in of.items() if rate]
     for name in dict.fromkeys(taken):
         counts = [
-            f"{of_split.get(name, 0)} of {len(data.split(split))} {called[split]}"
+            f"{of_split.get(name, 0)} of {len(data.split(split))} {CALLED[split]}"
             for split, of_split in lack.items()
         ]
         *others, last = counts

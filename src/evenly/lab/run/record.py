@@ -37,7 +37,7 @@ class Record:
         rows: The metrics of each epoch so far.
         best_epoch: The best epoch by the selecting metric and split, the first of equals.
         seconds: Time in training and in the method, without measurements.
-        flops: Operations of all training steps, on all processes together.
+        flops: Operations of all training steps, on all processes together; see `step`.
         steps: Optimiser steps.
     """
 
@@ -96,6 +96,7 @@ class Record:
     def begin(self) -> None:
         """An epoch begins: starts the clock, which covers only training and the method."""
         self._taken = 0  # steps
+        self._operations, self._first = 0, 0.0  # of the counted steps
         self._losses: list[Tensor] = []
         self._scores: list[Tensor] = []
         self._counts: list[int] = []
@@ -106,15 +107,18 @@ class Record:
     def step(self, number: int) -> Iterator[None]:
         """Counts the operations of an epoch's first step, which represents all.
 
-        Counting slows that step down, so it is assumed to last as long as the others.
+        If the method takes each batch several times, the steps on the first batch do. Counting
+        slows them down, so they are assumed to last as long as the others.
         """
-        if number:
+        if number >= self.parts.method.repeats:
             yield
             return
-        self.seconds += self._lap()
+        if number == 0:
+            self.seconds += self._lap()
         with Flops() as counter:
             yield
-        self._operations, self._first = counter.total, self._lap()
+        self._operations += counter.total
+        self._first += self._lap()
 
     def add(self, loss: Tensor, output: Output, target: Tensor) -> None:
         """Records a pass, without waiting for a GPU.
@@ -140,10 +144,10 @@ class Record:
 
     def trained(self) -> None:
         """The steps of the epoch are done: stops the clock."""
-        steps, took = self._taken, self._lap()
+        steps, took, counted = self._taken, self._lap(), self.parts.method.repeats
         self.steps += steps
-        self.flops += int(distributed.sum_(torch.tensor(self._operations))) * steps
-        self.seconds += took * steps / (steps - 1) if steps > 1 else self._first
+        self.flops += int(distributed.sum_(torch.tensor(self._operations))) * steps // counted
+        self.seconds += took * steps / (steps - counted) if steps > counted else self._first
 
     def end(self, measured: Row) -> None:
         """The epoch is measured: keeps it, and the weights if they are the best."""

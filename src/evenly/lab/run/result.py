@@ -40,9 +40,12 @@ class Result:
         epochs: Trained epochs in all; fewer than requested if `patience` ran out.
         steps: Optimiser steps.
         seconds: Time in training and in the method, without validation and measurements.
-        peak_memory_mb: Peak memory of the run's process, or of the GPU if there is one.
-        flops: Floating-point operations of all training steps, on all devices together, from the
-            first step of every epoch, without what a method does between epochs.
+        peak_memory_mb: Peak memory of the run: of its first process, or of that one's GPU if there
+            is one. None on CPUs if torchrun or srun started the processes: they do one run after
+            another, and a process's peak never falls.
+        flops: Floating-point operations of all training steps, on all devices together: those on
+            the first batch of every epoch times the number of batches. What a method does between
+            epochs, or only in some later steps, is left out.
         precision: Precision of the forward pass, 'bf16' or '32'.
         metrics: Values by split (val, test) and metric.
         files: Checksums of the files that the run wrote, by name.
@@ -54,7 +57,7 @@ class Result:
     epochs: int
     steps: int
     seconds: float
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     flops: int
     precision: str
     metrics: dict[str, dict[str, float]]

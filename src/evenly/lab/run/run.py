@@ -95,6 +95,7 @@ def _trained(
 ) -> Result:
     """The content of result.json."""
     cell, folder = log.cell, log.folder
+    _begin_peak(place)
     data = load_data(cell.training) if data is None else data
     seen = data if tests else data.without("test")
     parts = Parts.of(cell, seen, place, place_of(folder))
@@ -128,7 +129,7 @@ def _trained(
         epochs=record.epoch,
         steps=record.steps,
         seconds=round(record.seconds, 3),
-        peak_memory_mb=round(_peak_memory_mb(), 1),
+        peak_memory_mb=_peak_memory_mb(place),
         flops=record.flops,
         precision=place.precision,
         metrics=metrics,
@@ -178,12 +179,21 @@ def _write_test(
         write_features(log.folder / "features.npz", features, data.task, answers, names)
 
 
-def _peak_memory_mb() -> float:
-    """Peak memory: of the GPU if there is one, else of this process."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 2**20
+def _begin_peak(place: Place) -> None:
+    """Forgets the peak of a GPU's memory in earlier runs of this process."""
+    if place.device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(place.device)
+
+
+def _peak_memory_mb(place: Place) -> float | None:
+    """Peak memory of the run: of the GPU if there is one, else of this process if it is its own."""
+    if place.device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(place.device) / 2**20, 1)
+    if place.is_reused:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def _quieten() -> None:

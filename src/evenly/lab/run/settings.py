@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "bf16", "32"]
 Strategy = Literal["auto", "ddp", "fsdp"]
 Protocol = Literal["fair", "paper"]
+CALLED: "dict[SplitName, str]" = {"train": "training", "val": "validation", "test": "test"}
+"""The splits in words."""
 Fusion = Literal["concat", "sum", "film", "gated", "lowrank", "attention", "mbt", "mult"]
 
 
@@ -103,7 +105,8 @@ class Training:
             killed run repeats the epochs since its last one, with the same results.
         diagnose_every: Epochs between measurements of purity and gap, for the figures (0: never;
             default: ten times per run).
-        limit_samples: At most N samples per split, balanced over classes (at least one per class).
+        limit_samples: At most N samples per split, balanced over classes (at least one per class,
+            and with and without each label).
         protocol: fair selects the epoch on the validation split and reads the test split once
             afterwards. paper selects on the test split, as most published tables do; every output
             then says so.

@@ -84,7 +84,9 @@ def read_results(out: Path) -> list[dict[str, Any]]:
     if read_config(out).get("patience") is not None:
         cost.append("epochs")  # these differ from run to run
     for _, result in _finished(out):
-        metrics = {**result.metrics, "train": {name: getattr(result, name) for name in cost}}
+        known = {name: getattr(result, name) for name in cost}
+        known = {name: value for name, value in known.items() if value is not None}
+        metrics = {**result.metrics, "train": known}
         rows += [
             {
                 "method": result.method,
