@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
+from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -414,7 +415,7 @@ class Split(Dataset[Batch]):
                 # For bytes, six times as fast as held[places].
                 inputs[name] = held.index_select(0, places)
         for name, spread in self._noise.items():
-            inputs[name] = with_noise(inputs[name], spread, seats)
+            inputs[name] = with_noise(name, inputs[name], spread, seats)
         for name, gone in self._taken.items():
             inputs[name] = _emptied(inputs[name], gone[seats])
         present = {name: here[seats] for name, here in self._present.items()}
@@ -423,9 +424,14 @@ class Split(Dataset[Batch]):
 
 
 def with_noise(
-    x: Tensor | Padded, spread: Float[Tensor, "..."], row: Int[Tensor, " n"], seed: int = 0
+    name: str,
+    x: Tensor | Padded,
+    spread: Float[Tensor, "..."],
+    row: Int[Tensor, " n"],
+    seed: int = 0,
 ) -> Tensor | Padded:
-    """A modality of a batch with `noisy` values."""
+    """A modality of a batch with `noisy` values, independent of other modalities' noise."""
+    seed = crc32(f"{seed} {name}".encode())
     if isinstance(x, Padded):
         return Padded(noisy(x.values, spread, row, seed=seed, length=x.length), x.length)
     return noisy(x, spread, row, seed=seed)

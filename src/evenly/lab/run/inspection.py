@@ -170,7 +170,7 @@ def noise(modality: Modality, level: float) -> Change:
     name, spread, seed = modality.name, level * modality.spread, round(1000 * level)
 
     def change(batch: Batch) -> Batch:
-        made = with_noise(batch["inputs"][name], spread, batch["index"], seed)
+        made = with_noise(name, batch["inputs"][name], spread, batch["index"], seed)
         return cast(Batch, {**batch, "inputs": {**batch["inputs"], name: made}})
 
     return change
