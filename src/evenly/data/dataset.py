@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
@@ -284,6 +284,12 @@ class Data:
         counts = {key: int((~here[rows]).sum()) for key, here in self._present.items()}
         return {key: count for key, count in counts.items() if count}
 
+    def bare(self, name: SplitName, modalities: Collection[str]) -> Int[Tensor, " k"]:
+        """Positions of the samples of a split that have none of these modalities."""
+        rows = self._rows[name].cpu()
+        lost = bare(modalities, {key: here[rows] for key, here in self._present.items()})
+        return rows.new_zeros(0) if lost is None else lost.nonzero().flatten()
+
     def has(self, name: SplitName) -> bool:
         """Whether there is such a split; `without` removes one."""
         return name in self._rows
@@ -553,6 +559,21 @@ def check_names(where: object, names: Iterable[str]) -> None:
                 f"{where}: the modality name '{name[:30]}...' is too long for a file name. Use "
                 f"at most {LONGEST_NAME} bytes."
             )
+
+
+def bare(
+    names: Collection[str], present: Mapping[str, Bool[Tensor, " n"]]
+) -> Bool[Tensor, " n"] | None:
+    """Which samples have none of some modalities; None if one of these is complete.
+
+    Args:
+        names: The modalities.
+        present: By modality, which samples have it; modalities not named are complete.
+    """
+    masks = [present[name] for name in names if name in present]
+    if not masks or len(masks) < len(names):
+        return None
+    return ~torch.stack(masks).any(0)
 
 
 def lacking(name: str, missing: int, samples: int) -> str:
