@@ -29,7 +29,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Trained:
-    """The model of a run, with the weights that validation selected.
+    """The model of a run, with the weights that validation selected, in 32 bits.
 
     Attributes:
         folder: Folder of the run.
