@@ -188,8 +188,9 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
                 f"{what} returns {shape or type(features).__name__} for 2 samples, but "
                 f"`out_features` promises (2, {width}). Return one vector of that width per sample."
             )
-        if isinstance(inputs[name], Tensor) and data.modalities[name].kind == "video":
-            _check_time(what, encoder, inputs[name])
+        x = inputs[name]
+        if data.modalities[name].kind == "video" and isinstance(x, Tensor):
+            _check_time(what, encoder, x)
 
 
 def _check_time(what: str, encoder: nn.Module, x: Shaped[Tensor, "n t c h w"]) -> None:
