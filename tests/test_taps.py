@@ -141,6 +141,17 @@ class Says(nn.Module):
         return self.what
 
 
+@pytest.mark.parametrize(("shape", "axes"), [((2, 7, 7, 9), (1, 2)), ((2, 4, 7, 7, 9), (1, 2, 3))])
+def test_maps_whose_channels_seem_to_be_last(shape, axes):
+    maps = torch.rand(shape)
+    with pytest.raises(ValueError, match=r"'m' has shape \(2, .*7, 7, 9\), whose channels s"):
+        run(Says(maps))
+    assert run(Says(maps), lambda x: x.mean(axes)).shape == (2, 9)
+    first = maps.movedim(-1, 1)
+    torch.testing.assert_close(run(Says(first)), maps.mean(axes))
+    assert run(Says(torch.ones(2, 5, 5, 3))).shape == (2, 5)
+
+
 def test_what_counts_as_features():
     sequence = torch.arange(12.0).reshape(2, 3, 2)
     assert run(Says(torch.ones(2, 4, 3, 3, 3))).shape == (2, 4)

@@ -139,13 +139,14 @@ def capture(
         modules: By modality, the path of its encoder, as `model.named_modules()` writes it.
         pool: A function from an encoder's output to (samples, width) vectors, for all or by
             modality. By default, vectors stay as they are, maps of four or five dimensions are
-            averaged over space and time, and a Transformers output gives its pooled vector or else
-            the mean over the sequence. The mean leaves out padding, as marked by the encoder's
-            `attention_mask` or, with torch's own layers, `src_key_padding_mask`, or by the lengths
-            of a packed sequence.
+            averaged over space and time, with the second dimension as their channels, and a
+            Transformers output gives its pooled vector or else the mean over the sequence. The mean
+            leaves out padding, as marked by the encoder's `attention_mask` or, with torch's own
+            layers, `src_key_padding_mask`, or by the lengths of a packed sequence.
 
     Raises:
-        ValueError: If a path names no module of the model; the error suggests the nearest paths.
+        ValueError: If a path names no module of the model; the error suggests the nearest paths. In
+            a forward pass, if an output is ambiguous, such as maps whose channels seem to be last.
     """
     named = dict(model.named_modules())
     if (inner := _unwrapped(model)) is not model:  # its own paths work, too
@@ -273,7 +274,24 @@ def vectors(output: Any, call: Call) -> Tensor:
         return torch.stack([sample.flatten(0, -2).mean(0) for sample in output.unbind()])
     if output.ndim == 3:
         return _of_sequence(output, call)
-    return output.flatten(2).mean(2) if output.ndim in (4, 5) else output
+    return _of_maps(output, call) if output.ndim in (4, 5) else output
+
+
+def _of_maps(maps: Float[Tensor, "n c *place"], call: Call) -> Float[Tensor, "n c"]:
+    """The mean over space and time.
+
+    Raises:
+        ValueError: If the maps look like squares with their channels last.
+    """
+    one, other, last = maps.shape[-3:]
+    if one == other < last:
+        axes = tuple(range(1, maps.ndim - 1))
+        raise UserError(
+            f"the output of '{call.name}' has shape {tuple(maps.shape)}, whose channels seem to "
+            f"be last. Pass capture(..., pool=...): pool=lambda x: x.mean({axes}) if they are, or "
+            "pool=lambda x: x.flatten(2).mean(2) if they are second."
+        )
+    return maps.flatten(2).mean(2)
 
 
 def _of_sequence(output: Tensor, call: Call) -> Tensor:

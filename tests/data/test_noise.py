@@ -42,6 +42,20 @@ def test_a_samples_noise_is_its_own_in_any_batch():
     assert torch.equal(whole["inputs"]["said"].values, torch.ones(10, 1))
 
 
+def test_modalities_of_one_shape_have_noise_of_their_own():
+    rows = {"train": torch.arange(500), "val": torch.arange(0), "test": torch.arange(0)}
+    zeros = {name: torch.zeros(500, 4) for name in ("one", "other")}
+    data = Data("mine", zeros, torch.arange(500) % 2, rows, ["no", "yes"])
+
+    def drawn():
+        noise = data.noisy({"one": 1.0, "other": 1.0}).split("train").__getitems__(range(500))
+        return noise["inputs"]
+
+    one, other = (x.flatten() for x in drawn().values())
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.1
+    assert torch.equal(drawn()["one"].flatten(), one)
+
+
 def test_an_image_has_noise_by_channel():
     made = data().noisy({"eye": 2.0})
     clean = data()

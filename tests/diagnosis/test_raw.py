@@ -25,6 +25,9 @@ def test_pictures_are_averaged_down_and_videos_over_time_first():
     assert summary(torch.ones(2, 1, 8, 8)).shape == (2, 64)
     video = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(2, 4, 3, 20, 20)
     assert summary(video.transpose(1, 2)).tolist() == [[1.5] * (3 * 256)] * 2
+    two = video[:, :2].contiguous()  # frames 0 and 1, in evenly's layout
+    assert summary(two).tolist() == [[0.5] * (3 * 256)] * 2
+    assert summary(two.transpose(1, 2)).tolist() == [[0.5] * (3 * 256)] * 2
     assert summary(torch.ones(2, 5000)).shape == (2, WIDEST)
 
 

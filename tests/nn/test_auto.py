@@ -207,6 +207,25 @@ def test_texts_of_siglip_are_filled_up(folder):
     same(pooled(x), mean(found.last_hidden_state, x.length))
 
 
+def test_texts_are_filled_up_with_the_token_of_the_tokenizer(folder, tmp_path):
+    """As SigLIP 2's, whose configuration says the end of the text, 1, and whose tokenizer 0."""
+    place, model = folder("siglip")
+    words = {word: number for number, word in enumerate(["<pad>", "<eos>", *map(str, range(38))])}
+    x = texts()
+    there = torch.arange(8) < x.length[:, None]
+    ids = pad(x.values.long().masked_fill(~there, 0), (0, 4), value=0)
+    expected = model.text_model(input_ids=ids).pooler_output
+    tokenizer(tmp_path / "apart", words, pad_token="<pad>")
+    read = Auto(of("text", 8, 40, read=f"text(tokenizer={tmp_path / 'apart'})"), place).eval()
+    same(read(x), expected)
+    tokenizer(place, words, pad_token="<pad>")
+    beside = Auto(of("text", 8, 40), place).eval()
+    same(beside(x), expected)
+    again = Auto(of("text", 8, 40), json.loads(json.dumps(beside.configuration()))).eval()
+    again.load_state_dict(beside.state_dict())
+    same(again(x), expected)
+
+
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2"])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_waveforms(name, normalise, folder):
@@ -376,17 +395,21 @@ def test_what_does_not_fit_is_refused(case, folder):
         Auto(shape, **{"pretrained": place, **settings})
 
 
+def tokenizer(place, words, **settings):
+    """Writes a tokenizer that numbers words in this order."""
+    from tokenizers import Tokenizer, models
+
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=[*words][-1]))
+    kind = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **settings)
+    kind.save_pretrained(place)
+
+
 def test_another_tokenizer_is_refused(folder, tmp_path):
-    def tokenizer(place, words):
-        from tokenizers import Tokenizer, models
-
-        made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="a"))
-        kind = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
-        kind.save_pretrained(place)
-
     place, _ = folder("bert")
-    tokenizer(place, "abc")
     tokenizer(tmp_path / "same", "abc")
+    alone = of("text", 8, 3, read=f"text(tokenizer={tmp_path / 'same'})")
+    Auto(alone, place)  # which has no tokenizer
+    tokenizer(place, "abc")
     tokenizer(tmp_path / "other", "acb")
     for used in (place, str(tmp_path / "same")):
         Auto(of("text", 8, 3, read=f"text(tokenizer={used})"), place)

@@ -1,12 +1,23 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 
 from evenly.data import Modality, Padded
 from evenly.nn import ENCODERS
-from evenly.nn.pretrained import AST, BERT, ResNet18, Transformer, ViT, Wav2Vec, configurations
+from evenly.nn.pretrained import (
+    AST,
+    BERT,
+    ResNet18,
+    Transformer,
+    ViT,
+    Wav2Vec,
+    configurations,
+    settings_of,
+)
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 32}  # fmt: skip
@@ -152,6 +163,44 @@ def test_weights_from_a_folder(case, tmp_path):
     wrong, shape, _, _ = CASES[other]
     with pytest.raises(ValueError, match="holds a "):
         wrong(shape, pretrained=str(tmp_path))
+
+
+REFUSED = {
+    "words": ("bert", "text(length=6)", "was read with no tokenizer. Prepare it with text"),
+    "a rate": ("wav2vec", "wave(seconds=1.0,sample_rate=22050)", "sample_rate=16000, but 'x' was"),
+    "a front": ("ast", "spectrogram(front=mel)", "front=fbank, but 'x' was read with front=mel"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_data_prepared_otherwise_than_for_the_weights(case, tmp_path):
+    """Refused with weights, but not by a new model or one from a checkpoint."""
+    name, read, said = REFUSED[case]
+    kind, of, settings, _ = CASES[name]
+    new = kind(replace(of, read=read), **settings)
+    new.model.save_pretrained(tmp_path)
+    if name == "wav2vec":
+        transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    kind(of, pretrained=str(tmp_path))
+    with pytest.raises(ValueError, match=said):
+        kind(replace(of, read=read), pretrained=str(tmp_path))
+    kind(replace(of, read=read), pretrained=settings_of(new.model.config))
+
+
+def test_more_tokens_than_the_weights_know(tmp_path):
+    BERT(modality("text", 6, 20), config=SMALL).model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows 20 tokens, but 'x' has 21"):
+        BERT(modality("text", 6, 21), pretrained=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(AST, ("image", 3, 32, 50)), (Wav2Vec, ("sequence", 800, 2))]
+)
+def test_sound_of_several_channels_is_refused(kind, shape):
+    """Neither would read any but the first."""
+    count = 3 if kind is AST else 2
+    with pytest.raises(ValueError, match=f"sound of one channel, but 'x' has {count}: "):
+        kind(modality(*shape))
 
 
 def test_no_weights_there(tmp_path):

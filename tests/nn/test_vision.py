@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evenly.data import load
+from evenly.data import Data, load
 from evenly.lab.run.build import build_model
 from evenly.lab.run.settings import Cell, Training
 
@@ -52,6 +52,18 @@ def vgg(weights=None):
 def swin(weights=None):
     return Net("head", nn.Linear(6, 1000))
 
+class Clips(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv3d(3, 6, (1, 3, 3))
+        self.fc = nn.Linear(6, 400)
+
+    def forward(self, x):
+        return self.fc(self.stem(x).mean((2, 3, 4)))
+
+def r3d_18(weights=None):
+    return Clips()
+
 def headless(weights=None):
     return Net("top", nn.Linear(6, 1000))
 """
@@ -70,7 +82,7 @@ def packages(tmp_path, monkeypatch):
     (tmp_path / "torchvision" / "models.py").write_text(TORCHVISION)
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    for name in ("timm", "torchvision", "torchvision.models"):
+    for name in ("timm", "torchvision", "torchvision.models", "flat"):
         sys.modules.pop(name, None)
 
 
@@ -94,6 +106,48 @@ def test_features_of_standardised_inputs(data, text, width):
     known = data.modalities["top"]
     standard = (pictures.float() - known.mean[:, None, None]) / known.std[:, None, None]
     torch.testing.assert_close(encoder(pictures), encoder[1](standard))
+
+
+OWN = """
+from torch import nn
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 6, 1)
+
+    def forward(self, x):
+        return self.conv(x.float()).mean((2, 3, 4))
+
+class Turned(Flat):
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2))
+"""
+
+
+@pytest.fixture
+def clips():
+    """Videos of three frames, which look like three channels."""
+    x = torch.randint(0, 256, (12, 3, 3, 8, 8), dtype=torch.uint8)
+    rows = dict.fromkeys(("train", "val", "test"), torch.arange(12))
+    return Data("mine", {"eye": x}, torch.arange(12) % 2, rows, ["no", "yes"])
+
+
+def test_torchvisions_models_of_videos_get_channels_before_time(clips):
+    training = Training(encoders={"eye": "torchvision.models.r3d_18"})
+    encoder = build_model(clips, Cell(training, "joint", 0)).encoders["eye"].eval()
+    x = clips.split("train").__getitems__(range(4))["inputs"]["eye"]
+    known = clips.modalities["eye"]
+    turned = x.float().transpose(1, 2)
+    mean, std = known.mean[:, None, None, None], known.std[:, None, None, None]
+    torch.testing.assert_close(encoder(x), encoder[-1]((turned - mean) / std))
+
+
+def test_an_own_convolution_that_takes_frames_for_channels(clips, tmp_path):
+    (tmp_path / "flat.py").write_text(OWN)
+    build_model(clips, Cell(Training(encoders={"eye": "flat.Turned"}), "joint", 0))
+    with pytest.raises(ValueError, match=r"'eye' \(Flat\) passes videos, .* frames for channels"):
+        build_model(clips, Cell(Training(encoders={"eye": "flat.Flat"}), "joint", 0))
 
 
 def test_a_model_without_a_layer_to_take_off(data):

@@ -9,7 +9,10 @@ from evenly.cli.parser import Parser, add_trust
 
 def arguments() -> Parser:
     """The command's arguments."""
-    one = Parser("Saves a trained run as a torch.export program, which needs only torch.")
+    one = Parser(
+        "Saves a trained run as a torch.export program, which needs only torch and computes in 32 "
+        "bits."
+    )
     one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument("--out", default="model.pt2", help="file of the program")
     one.add_argument(

@@ -15,7 +15,8 @@ def arguments() -> Parser:
     """The command's arguments."""
     one = Parser(
         "Writes the predictions of a trained run: one line per sample, with the probability of "
-        "each class\nor label, or the predicted numbers."
+        "each class\nor label, or the predicted numbers. It computes on the CPU in 32 bits, so "
+        "they may differ slightly\nfrom the test of a run in bf16."
     )
     one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument(

@@ -2,11 +2,12 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
+from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -284,6 +285,12 @@ class Data:
         counts = {key: int((~here[rows]).sum()) for key, here in self._present.items()}
         return {key: count for key, count in counts.items() if count}
 
+    def bare(self, name: SplitName, modalities: Collection[str]) -> Int[Tensor, " k"]:
+        """Positions of the samples of a split that have none of these modalities."""
+        rows = self._rows[name].cpu()
+        lost = bare(modalities, {key: here[rows] for key, here in self._present.items()})
+        return rows.new_zeros(0) if lost is None else lost.nonzero().flatten()
+
     def has(self, name: SplitName) -> bool:
         """Whether there is such a split; `without` removes one."""
         return name in self._rows
@@ -415,7 +422,7 @@ class Split(Dataset[Batch]):
                 # For bytes, six times as fast as held[places].
                 inputs[name] = held.index_select(0, places)
         for name, spread in self._noise.items():
-            inputs[name] = with_noise(inputs[name], spread, seats)
+            inputs[name] = with_noise(name, inputs[name], spread, seats)
         for name, gone in self._taken.items():
             inputs[name] = _emptied(inputs[name], gone[seats])
         present = {name: here[seats] for name, here in self._present.items()}
@@ -424,9 +431,14 @@ class Split(Dataset[Batch]):
 
 
 def with_noise(
-    x: Tensor | Padded, spread: Float[Tensor, "..."], row: Int[Tensor, " n"], seed: int = 0
+    name: str,
+    x: Tensor | Padded,
+    spread: Float[Tensor, "..."],
+    row: Int[Tensor, " n"],
+    seed: int = 0,
 ) -> Tensor | Padded:
-    """A modality of a batch with `noisy` values."""
+    """A modality of a batch with `noisy` values, independent of other modalities' noise."""
+    seed = crc32(f"{seed} {name}".encode())
     if isinstance(x, Padded):
         return Padded(noisy(x.values, spread, row, seed=seed, length=x.length), x.length)
     return noisy(x, spread, row, seed=seed)
@@ -563,6 +575,21 @@ def check_names(where: object, names: Iterable[str]) -> None:
                 f"{where}: the modality name '{name[:30]}...' is too long for a file name. Use "
                 f"at most {LONGEST_NAME} bytes."
             )
+
+
+def bare(
+    names: Collection[str], present: Mapping[str, Bool[Tensor, " n"]]
+) -> Bool[Tensor, " n"] | None:
+    """Which samples have none of some modalities; None if one of these is complete.
+
+    Args:
+        names: The modalities.
+        present: By modality, which samples have it; modalities not named are complete.
+    """
+    masks = [present[name] for name in names if name in present]
+    if not masks or len(masks) < len(names):
+        return None
+    return ~torch.stack(masks).any(0)
 
 
 def lacking(name: str, missing: int, samples: int) -> str:

@@ -91,7 +91,8 @@ def summary(x: Tensor) -> Float[Tensor, "n d"]:
     x = x.float()
     pooled: Callable[[Tensor], Tensor] = partial(adaptive_avg_pool2d, output_size=SIDE)
     if x.ndim >= 5:
-        x = x.mean(2 if x.shape[1] <= 4 else 1)  # channels or time come first
+        # Time comes before the channels, as in evenly's videos, or after them.
+        x = x.mean(2 if x.shape[1] <= 4 and x.shape[2] not in (1, 3) else 1)
     if x.ndim == 4:
         x = pooled(x).flatten(1) if min(x.shape[2:]) > SIDE else x.flatten(1)
     elif x.ndim == 3:

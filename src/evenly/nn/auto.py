@@ -13,6 +13,7 @@ from evenly.data.dataset import Modality, Padded
 from evenly.errors import UserError
 from evenly.nn.encoders import Frames, Standardise, with_a_step
 from evenly.nn.late_fusion import blank
+from evenly.nn.prepared import check_sound, check_tokens, filler
 from evenly.nn.pretrained import (
     Config,
     all_there,
@@ -265,9 +266,12 @@ class Auto(Tokened):
 
     def _take_texts(self, name: str, modality: Modality) -> None:
         sizes = _sizes(self.model)
-        self._pad = sizes.get("pad_token_id") or 0
         self._count: int = sizes["vocab_size"]
         self._is_full = sizes["model_type"] in _FULL
+        if self._is_full and self._is_new:
+            self.processor = replace(self.processor, pad=filler(name, modality))
+        pad = self.processor.pad
+        self._pad = sizes.get("pad_token_id") or 0 if pad is None else pad
         self.longest = _positions(self.model)
         if not self._is_new:
             return
@@ -277,12 +281,7 @@ class Auto(Tokened):
                 f"'{modality.name}' has {modality.shape[0]}. Cut the texts off: "
                 f"text(tokenizer={name},length={self.longest})."
             )
-        _check_tokenizer(name, modality)
-        if modality.shape[1] > self._count:
-            raise UserError(
-                f"'{name}' knows {self._count} tokens, but '{modality.name}' has "
-                f"{modality.shape[1]}. Prepare it with text(tokenizer={name})."
-            )
+        check_tokens(name, modality, self._count)
 
     def _of_text(self, x: Padded) -> _Made:
         x = with_a_step(x)
@@ -302,11 +301,8 @@ class Auto(Tokened):
 
     def _take_sound(self, name: str, modality: Modality) -> None:
         known, sizes = self.processor, _sizes(self.model)
-        wanted: Config = {} if known.rate is None else {"sample_rate": known.rate}
-        if self.takes == "spectrogram":
-            wanted["front"] = "fbank"
         if self._is_new:
-            _check_read(name, modality, wanted)
+            check_sound(name, modality, self.takes, known.rate)
         if self.takes == "mel":
             self.longest = 2 * sizes["max_source_positions"] * known.hop
             self.register_buffer("mel", _mel(sizes["num_mel_bins"], known), persistent=False)
@@ -575,52 +571,6 @@ def _of_bytes(name: str, known: Processor, modality: Modality) -> Modality:
     return replace(
         modality, mean=(mean * scale).expand(channels), std=(std * scale).expand(channels)
     )
-
-
-def _check_read(name: str, modality: Modality, wanted: Mapping[str, Any]) -> None:
-    """Raises if files were read with other settings, if it is known how they were read."""
-    if not modality.read:
-        return
-    spec = parse(modality.read)
-    for key, value in wanted.items():
-        found = spec.settings.get(key, value)
-        if found != value:
-            raise UserError(
-                f"'{name}' takes sound with {key}={value}, but '{modality.name}' was read with "
-                f"{key}={found}. Prepare it with {spec.name}({key}={value})."
-            )
-
-
-def _check_tokenizer(name: str, modality: Modality) -> None:
-    """Raises if texts were read with another tokenizer, if it is known how they were read."""
-    if not modality.read:
-        return
-    settings = parse(modality.read).settings
-    used = str(settings.get("tokenizer", ""))
-    if os.path.expanduser(used) == os.path.expanduser(name):
-        return
-    own = _vocabulary(name)
-    if used and (own is None or own == _vocabulary(used)):
-        return
-    how = f"the tokenizer '{used}', which numbers tokens otherwise" if used else "no tokenizer"
-    raise UserError(
-        f"'{name}' has a tokenizer of its own, but '{modality.name}' was read with {how}. "
-        f"Prepare it with text(tokenizer={name})."
-    )
-
-
-def _vocabulary(place: str) -> dict[str, int] | None:
-    """A tokenizer's token numbers; None if there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        found: Any = AutoTokenizer.from_pretrained(
-            os.path.expanduser(place), trust_remote_code=False
-        )
-    except (OSError, ValueError):
-        return None
-    numbers: dict[str, int] = found.get_vocab()
-    return numbers
 
 
 def _positions(model: nn.Module) -> int | None:

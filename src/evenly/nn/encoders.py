@@ -217,7 +217,8 @@ class TemporalConv(Staged):
     Each step sees 29 steps, itself in the middle. Padding is zeroed before every convolution and
     normalisation works by step, so neither what follows a sequence's end nor how far the batch is
     padded changes the result. There are stops between its three blocks. The steps of a text are
-    embeddings of its tokens; a token not in the training data counts as token 1.
+    embeddings of its tokens; a token beyond those of the run's data counts as token 1. A token that
+    occurs only in other splits than the training split keeps its random embedding.
     """
 
     def __init__(self, modality: Modality, width: int) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from evenly.data.dataset import Kind, Modality, Padded
 from evenly.errors import UserError
 from evenly.nn.encoders import Frames, Standardise, with_a_step
+from evenly.nn.prepared import check_sound, check_tokens
+from evenly.nn.processors import Processor, Takes
 from evenly.nn.tokens import Tokened, Tokens
 from evenly.suggest import unknown
 
@@ -75,6 +77,19 @@ def _check_kind(encoder: object, modality: Modality, *kinds: Kind) -> None:
             f"{type(encoder).__name__} takes {' or '.join(kinds)}, but '{modality.name}' is "
             f"{modality.kind} {modality.shape}."
         )
+
+
+def _check_channel(encoder: object, modality: Modality, channels: int) -> None:
+    if channels != 1:
+        raise UserError(
+            f"{type(encoder).__name__} takes sound of one channel, but '{modality.name}' has "
+            f"{channels}: {modality.kind} {modality.shape}. Average them, or give another encoder."
+        )
+
+
+def _check_sound(place: str, modality: Modality, takes: Takes) -> None:
+    rate = Processor.of(os.path.expanduser(place), takes).rate
+    check_sound(place, modality, takes, rate)
 
 
 def _model(name: str, pretrained: str | Config, config: Mapping[str, Any]) -> nn.Module:
@@ -193,12 +208,14 @@ class AST(_Named, Tokened):
     ) -> None:
         """Makes it for the bands and frames of the modality."""
         _check_kind(self, modality, "image")
-        _, bands, frames = modality.shape
+        channels, bands, frames = modality.shape
+        _check_channel(self, modality, channels)
         shape = {"num_mel_bins": bands, "max_length": frames}
         of_weights = isinstance(pretrained, str) and pretrained
         settings = {**({} if of_weights else shape), **(config or {})}
         super().__init__("audio-spectrogram-transformer", pretrained, settings)
         if of_weights:
+            _check_sound(str(pretrained), modality, "spectrogram")
             fit_positions(self.model, shape)
         self.standardise = Standardise(modality)
 
@@ -240,7 +257,7 @@ class BERT(_Named, Tokened):
     """A BERT (Devlin et al., NAACL 2019), for texts; the mean over the tokens.
 
     With `pretrained`, the texts must have been read with its own tokenizer:
-    `text(tokenizer=FOLDER)`.
+    `text(tokenizer=FOLDER)`. Texts that are known to be read otherwise are refused.
 
     Attributes:
         longest: Maximum tokens of a text, since each needs a position.
@@ -261,6 +278,8 @@ class BERT(_Named, Tokened):
                 f"has {modality.shape[0]}. Cut the texts off, as text(length={self.longest}) does, "
                 "or give it more in its config: max_position_embeddings."
             )
+        if isinstance(pretrained, str) and pretrained:
+            check_tokens(pretrained, modality, sizes.vocab_size)
 
     def forward(self, x: Padded) -> Float[Tensor, "n d"]:
         """Encodes texts."""
@@ -285,6 +304,7 @@ class Wav2Vec(_Named, Tokened):
     ) -> None:
         """Makes it, without masks in time or dropped layers, so all parameters stay in use."""
         _check_kind(self, modality, "sequence")
+        _check_channel(self, modality, modality.shape[1])
         calm = {"apply_spec_augment": False, "layerdrop": 0.0, "add_adapter": False}
         super().__init__("wav2vec2", pretrained, {**calm, **(config or {})})
         parts: Any = self.model
@@ -293,6 +313,8 @@ class Wav2Vec(_Named, Tokened):
                 "Wav2Vec: add_adapter=true makes fewer tokens of a sound, which nothing here "
                 "reads. Leave it out."
             )
+        if isinstance(pretrained, str) and pretrained:
+            _check_sound(pretrained, modality, "waves")
         self.standardise = Standardise(modality)
 
     def forward(self, x: Shaped[Tensor, "n t 1"] | Padded) -> Float[Tensor, "n d"]:

@@ -1,5 +1,6 @@
 """The preprocessing of inputs that pretrained weights expect, read from their folder."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ class Processor:
         normalise: Whether each waveform is scaled to mean 0 and deviation 1.
         n_fft: Samples in a window of Whisper's mel bands.
         hop: Samples between two windows.
+        pad: The token that fills texts up; None for the configuration's.
     """
 
     mean: list[float] | None = None
@@ -31,6 +33,7 @@ class Processor:
     normalise: bool | None = None
     n_fft: int = 400
     hop: int = 160
+    pad: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The settings that recreate it."""
@@ -59,18 +62,9 @@ class Processor:
 def _loaded(place: str, takes: Takes) -> Any:
     """A Transformers processor; None if there is no file of one."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor
-    from transformers.utils import cached_file
 
     names = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-    if not any(
-        cached_file(
-            place,
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        for name in names
-    ):
+    if not has_file(place, names):
         return None
     kind: Any = AutoImageProcessor if takes in ("pictures", "clips") else AutoFeatureExtractor
     try:
@@ -81,6 +75,21 @@ def _loaded(place: str, takes: Takes) -> Any:
             "again with processor.save_pretrained, or remove its file: inputs are then "
             "standardised with the statistics of the training split."
         ) from error
+
+
+def has_file(place: str, names: Iterable[str]) -> bool:
+    """Whether a folder, or a model on the hub, has one of these files."""
+    from transformers.utils import cached_file
+
+    return any(
+        cached_file(
+            place,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        for name in names
+    )
 
 
 def _of_pictures(found: Any) -> Processor:

@@ -1,6 +1,7 @@
 """Models of timm and torchvision as encoders."""
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from evenly.data.dataset import Modality
 from evenly.errors import UserError
@@ -15,7 +16,8 @@ def without_classifier(encoder: nn.Module, modality: Modality) -> nn.Module:
 
     Their models take floats and return class scores. This removes the last layer, which makes the
     scores: with timm by `reset_classifier`, with torchvision the last linear layer of `fc`,
-    `classifier`, `head` or `heads`. Inputs are standardised by the training split.
+    `classifier`, `head` or `heads`. Inputs are standardised by the training split, and videos get
+    their channels before time, as torchvision's models take them.
 
     Raises:
         ValueError: If a model has no such layer.
@@ -27,7 +29,15 @@ def without_classifier(encoder: nn.Module, modality: Modality) -> nn.Module:
         _cut(encoder)
     else:
         return encoder
-    return nn.Sequential(Standardise(modality), encoder)
+    layers: list[nn.Module] = [Standardise(modality), encoder]
+    if modality.kind == "video":
+        layers.insert(1, _ChannelsFirst())
+    return nn.Sequential(*layers)
+
+
+class _ChannelsFirst(nn.Module):
+    def forward(self, x: Float[Tensor, "n t c h w"]) -> Float[Tensor, "n c t h w"]:
+        return x.transpose(1, 2)
 
 
 def _cut(encoder: nn.Module) -> None:

@@ -90,6 +90,22 @@ def test_accuracies_between_with_and_without_a_modality():
     assert curve == sorted(curve, reverse=True)
 
 
+def test_a_sample_without_any_of_a_set_counts_like_the_empty_set():
+    """b is in the first three of six samples; without any input the guess is the second class.
+
+    Accuracies: none 3/6, a 1, b (3 + 2)/6, both 1.
+    """
+    target = torch.tensor([0, 1, 2, 1, 1, 2])
+    here = torch.arange(6) < 3
+    code = torch.eye(3)[target]
+    batch = {"inputs": {"a": code, "b": code * here[:, None]}, "target": target,
+             "index": torch.arange(6), "present": {"b": here}}  # fmt: skip
+    found = inspect(replace(subject(), batches=[batch]))
+    assert found["only/b"] == found["without/a"] == pytest.approx(5 / 6)
+    assert found["contribution/a"] == pytest.approx((3 / 6 + 1 / 6) / 2)
+    assert found["contribution/b"] == pytest.approx((2 / 6 + 0) / 2)
+
+
 def test_those_accuracies_are_the_ones_of_samples_without_it():
     """As if the samples that are counted without it came without it."""
     whole = subject(rows=1000)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenly.data import load, save_npz
+from evenly.data import Data, load, save_npz
 from evenly.lab.many.engine import Listed, carry
 from evenly.lab.many.job import Job, outcome
 from evenly.lab.many.local import Local
@@ -40,6 +40,20 @@ OPTIONS = {
 
 def weights(folder, name="last"):
     return torch.load(folder / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_what_lacks_the_only_modality_of_a_run_gets_the_commonest_class():
+    """Not the first one, at which the zeros of its logits would point."""
+    target = torch.arange(30) % 3 > 0
+    rows = dict.fromkeys(("train", "val", "test"), torch.arange(30))
+    here = torch.arange(30) < 10
+    data = Data("mine", {"x": torch.zeros(30, 2), "y": torch.zeros(30, 2)}, target.long(), rows,
+                ["no", "yes"], present={"x": here})  # fmt: skip
+    place = Place(torch.device("cpu"), "32")
+    parts = Parts.of(Cell(TRAINING, "unimodal(modality=x)", 0), data, place)
+    found = loop.evaluated(parts, "val").predictions()["probabilities"]
+    assert found[~here].argmax(1).tolist() == [1] * 20
+    assert found[here].allclose(parts.model({"x": torch.zeros(10, 2)}).logits.softmax(1))
 
 
 class Killed(Exception):

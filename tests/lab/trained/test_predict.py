@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from evenly.cli import main
-from evenly.data import load, save_npz
+from evenly.data import load, load_npz, save_npz
 from evenly.files import write_text
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
@@ -261,6 +261,34 @@ def test_modalities_left_out_are_as_if_they_were_not_there(run, data, tmp_path, 
         left = {k: file[k] for k in file.files if k.partition("_")[0] not in without}
     np.savez(tmp_path / "fewer.npz", **left)
     assert [r.answers for r in rows(run, str(tmp_path / "fewer.npz"))] == found
+
+
+def test_a_sample_with_nothing_that_the_run_reads_is_refused_or_skipped(
+    run, data, tmp_path, capsys
+):
+    """The steps of its twelfth sample are left out; the other modalities are never there."""
+    with np.load(data) as file:
+        left = {k: file[k] for k in file.files if k not in ("labels", "split", "class_names")}
+    offset = left["steps_offset"]
+    gone = np.arange(offset[11], offset[12])
+    left["steps"] = np.delete(left["steps"], gone, 0)
+    left["steps_offset"] = offset - len(gone) * (np.arange(91) > 11)
+    path = tmp_path / "empty.npz"
+    np.savez(path, **left)
+    assert len(rows(run, str(path), "test", ["x"])) == 90
+    said = "sample 11 has none of the modalities steps"
+    with pytest.raises(ValueError, match=f"{said}, one of 1 such samples. Leave them out"):
+        rows(run, str(path), "test", ["x", "eye"])
+    known = load_run(run)
+    found = list(predictions(known, str(path), "test", ["x", "eye"], skip_broken=True))
+    assert [r.sample for r in found] == [str(n) for n in range(90) if n != 11]
+    assert said in capsys.readouterr().err
+    part = load_npz(path, labelled=False)
+    with pytest.raises(ValueError, match=said):
+        known.predict(part, "test", ["x", "eye"])
+    steps = {"steps": part.split("test").__getitems__([10, 11])["inputs"]["steps"]}
+    with pytest.raises(ValueError, match="sample 1 has none of the modalities steps"):
+        known.answers(steps, {"steps": torch.tensor([True, False])})
 
 
 def test_without_labels_every_sample_is_predicted(run, data, tmp_path):

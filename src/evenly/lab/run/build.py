@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any, get_type_hints
 
 import torch
-from torch import nn
+from jaxtyping import Shaped
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from evenly.criteria import (
@@ -187,6 +188,37 @@ def _try_encoders(encoders: Mapping[str, nn.Module], data: Data, own: Collection
                 f"{what} returns {shape or type(features).__name__} for 2 samples, but "
                 f"`out_features` promises (2, {width}). Return one vector of that width per sample."
             )
+        x = inputs[name]
+        if data.modalities[name].kind == "video" and isinstance(x, Tensor):
+            _check_time(what, encoder, x)
+
+
+def _check_time(what: str, encoder: nn.Module, x: Shaped[Tensor, "n t c h w"]) -> None:
+    """Raises if the first 3-D convolution of an encoder takes frames for channels.
+
+    It is shown equal frames of unequal channels: only the dimension of the frames is constant.
+    """
+    given: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: given.extend(args[:1]))
+        for module in encoder.modules()
+        if isinstance(module, nn.Conv3d)
+    ]
+    if not hooks:
+        return
+    frame = torch.arange(x[0, 0].numel(), device=x.device) % 251
+    encoder(frame.to(x.dtype).reshape(x.shape[2:]).expand(x.shape).contiguous())
+    for hook in hooks:
+        hook.remove()
+    if given and _is_constant(given[0], 1) and not _is_constant(given[0], 2):
+        raise UserError(
+            f"{what} passes videos, of shape (samples, frames, channels, height, width), to a 3-D "
+            "convolution, which takes frames for channels. Swap them first: x.transpose(1, 2)."
+        )
+
+
+def _is_constant(x: Tensor, axis: int) -> bool:
+    return x.shape[axis] > 1 and bool((x == x.narrow(axis, 0, 1)).all())
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evenly import chance
 from evenly.data import Batch, Modality
-from evenly.data.dataset import with_noise
+from evenly.data.dataset import bare, with_noise
 from evenly.data.tasks import Task, mean_average_precision
 from evenly.diagnosis.contribution import contributions, imbalance
 from evenly.diagnosis.linear_probe import linear_probe, read
@@ -61,11 +61,13 @@ def inspect(subject: Subject) -> dict[str, float]:
 
     - `only/M` and `without/M`: the main metric with that modality alone, and with all others.
     - `contribution/M`: how much it improves the main metric, as its Shapley value over sets of
-      modalities (the empty set is worth what the training split alone tells); `imbalance`: how
-      uneven these contributions are.
+      modalities; `imbalance`: how uneven these contributions are.
     - `missing_RATE/M`: the main metric with that modality missing from a share of the samples, the
       same for every method and seed; larger shares include smaller ones.
     - `noise_LEVEL/M`: the main metric with white noise on that modality; not for texts.
+
+    The prediction from no modality at all is what the training split alone tells. It is also that
+    of a sample that has none of a set's modalities.
     """
     found = _worth(subject) if len(subject.modalities) > 1 else {}
     for name, modality in subject.modalities.items():
@@ -136,12 +138,22 @@ def _scores(subject: Subject, changes: Mapping[K, Change]) -> dict[K, Float[Tens
         target = batch["target"].to(subject.uninformed.device)
         for key, change in changes.items():
             changed = change(batch)
-            if changed["inputs"]:
-                logits = subject.passed(changed).logits
-            else:
-                logits = subject.uninformed.expand(len(target), -1)
+            names = changed["inputs"].keys() & subject.modalities.keys()
+            logits = subject.uninformed.expand(len(target), -1)
+            if names:
+                lost = bare(names, changed["present"])
+                logits = informed(subject.passed(changed).logits, lost, subject.uninformed)
             found[key].append(subject.task.scores(logits, target).double())
     return {key: torch.cat(parts) for key, parts in found.items() if parts}
+
+
+def informed(
+    logits: Float[Tensor, "n c"], lost: Bool[Tensor, " n"] | None, uninformed: Float[Tensor, " c"]
+) -> Float[Tensor, "n c"]:
+    """Logits in which samples that have lost every modality get those of no input."""
+    if lost is None:
+        return logits
+    return torch.where(lost.to(logits.device)[:, None], uninformed.to(logits.device), logits)
 
 
 def _only(keep: frozenset[str]) -> Change:
@@ -170,7 +182,7 @@ def noise(modality: Modality, level: float) -> Change:
     name, spread, seed = modality.name, level * modality.spread, round(1000 * level)
 
     def change(batch: Batch) -> Batch:
-        made = with_noise(batch["inputs"][name], spread, batch["index"], seed)
+        made = with_noise(name, batch["inputs"][name], spread, batch["index"], seed)
         return cast(Batch, {**batch, "inputs": {**batch["inputs"], name: made}})
 
     return change

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from evenly.data import SplitName
+from evenly.data.dataset import bare
 from evenly.diagnosis.gap import diagnose
 from evenly.features import Features
 from evenly.lab.run.evaluation import Evaluation
+from evenly.lab.run.inspection import informed
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.record import Record, Row
 from evenly.lab.run.settings import CALLED
@@ -76,7 +78,7 @@ def evaluated(parts: Parts, split: SplitName) -> Evaluation:
     with torch.no_grad():
         for batch in parts.in_order(split, shared=True):
             output, _ = parts.forward(parts.model, batch)
-            found.add(output, wanted[output.index])
+            found.add(_informed(parts, output), wanted[output.index])
     return _whole(parts, split, found)
 
 
@@ -85,7 +87,7 @@ def _looked_at(parts: Parts, split: SplitName) -> tuple[Evaluation, Features]:
     found, wanted = Evaluation(parts.data.task, parts.measures), _targets(parts, split)
 
     def noted(output: Output, _: Tensor) -> Mapping[str, Tensor]:
-        found.add(output, wanted[output.index])
+        found.add(_informed(parts, output), wanted[output.index])
         return output.features
 
     features = _features(parts, split, noted)
@@ -97,6 +99,18 @@ def _whole(parts: Parts, split: SplitName, found: Evaluation) -> Evaluation:
     whole = found.together(len(parts.split(split)))
     whole.check_finite(CALLED[split])
     return whole
+
+
+def _informed(parts: Parts, output: Output) -> Output:
+    """The output, with the best guess for samples that lack all that the model reads.
+
+    A model of one modality has zeros for them, and would always guess the first class.
+    """
+    lost = bare(output.features, output.present or {})
+    if lost is None or parts.model.head.missing is not None:
+        return output
+    uninformed = parts.data.task.uninformed(parts.split("train").target)
+    return replace(output, logits=informed(output.logits, lost, uninformed))
 
 
 def _targets(parts: Parts, split: SplitName) -> Tensor:

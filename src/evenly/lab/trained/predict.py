@@ -12,6 +12,7 @@ from torch import Tensor
 from evenly import child
 from evenly.data import Data, Padded, SplitName, data_file, load, load_npz
 from evenly.data.catalogue import is_raw
+from evenly.data.dataset import bare
 from evenly.data.tabular import columns_of, layout_of
 from evenly.data.tasks import Task
 from evenly.errors import UserError
@@ -28,7 +29,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Trained:
-    """The model of a run, with the weights that validation selected.
+    """The model of a run, with the weights that validation selected, in 32 bits.
 
     Attributes:
         folder: Folder of the run.
@@ -60,9 +61,13 @@ class Trained:
             alike: Modalities read from files like the run's.
 
         Raises:
-            ValueError: If an input is unlike those that the run was trained on, or none of the
-                run's modalities is there.
+            ValueError: If an input is unlike those that the run was trained on, or a sample has
+                none of the run's modalities.
         """
+        names = [name for name in inputs if name in self.modalities]
+        lost = bare(names, present or {})
+        if lost is not None and lost.any():
+            raise UserError(f"{_lacking(int(lost.nonzero()[0]), names)}. Leave such samples out.")
         intakes = self._intakes(alike)
         found = self._answers(inputs, present or {}, intakes)
         _doubts(intakes)
@@ -113,11 +118,25 @@ class Trained:
             data: Data with some of the run's modalities.
             split: Which split of them.
             without: Modalities to leave out.
+
+        Raises:
+            ValueError: As `answers` does.
         """
+        if lost := self._bare(data, split, without):
+            raise UserError(f"{data.name}: {next(iter(lost.values()))}. Leave such samples out.")
         intakes = self._intakes(self._fit(data, without))
         found = [self._answers(*batch, intakes) for batch in _batches(data, split, without)]
         _doubts(intakes)
         return torch.cat(found)
+
+    def _bare(self, data: Data, split: SplitName, without: Collection[str]) -> dict[int, str]:
+        """The samples of a split that have none of the used modalities, each in words."""
+        names = [name for name in data.modalities if name in self.modalities.keys() - set(without)]
+        rows = data.split(split).rows.tolist()
+        return {
+            place: _lacking(data.names[rows[place]] if data.names else place, names)
+            for place in data.bare(split, names).tolist()
+        }
 
     def _fit(self, data: Data, without: Collection[str]) -> list[str]:
         """The modalities of data that are read like the run's.
@@ -158,6 +177,10 @@ class Trained:
         """Maximum steps of a sequence or text that an encoder takes; None for any."""
         found: int | None = getattr(self.model.encoders[name], "longest", None)
         return found
+
+
+def _lacking(sample: object, names: Iterable[str]) -> str:
+    return f"sample {sample} has none of the modalities {', '.join(names)}"
 
 
 def _batches(
@@ -202,18 +225,20 @@ def predictions(
             files read like the run's; likewise all rows of an `.npz` file without `split`.
         split: Which split, if the data have splits.
         without: Modalities to leave out.
-        skip_broken: Leave out rows of a table whose files are missing or broken, with a note.
+        skip_broken: Leave out samples without any of the run's modalities, and rows of a table
+            whose files are missing or broken, with a note.
 
     Raises:
-        ValueError: If the data do not fit the run, or files of a table are broken, with a list and
-            reasons. A wrong scale of values shows only after the last sample.
+        ValueError: If the data do not fit the run, a sample has none of its modalities, or files of
+            a table are broken, with a list and reasons. A wrong scale of values shows only after
+            the last sample.
     """
     from evenly.lab.run.prepare import say  # it loads the training engine
 
     if is_raw(data):
         found = _of_table(run, Path(data), without, skip_broken)
     else:
-        found = _of_data(run, data, split, without)
+        found = _of_data(run, data, split, without, skip_broken)
     noisy = [name for name in run.noise if name in run.modalities and name not in without]
     say(
         f"'{name}' of {run.folder} was trained with noise of {run.noise[name]:g} standard "
@@ -240,7 +265,7 @@ def _strange(run: Trained, label: str) -> str:
 
 
 def _of_data(
-    run: Trained, data: str, split: SplitName, without: Collection[str]
+    run: Trained, data: str, split: SplitName, without: Collection[str], skip_broken: bool
 ) -> Iterator[Prediction]:
     """Predictions for arrays, a store or a built-in data set."""
     from evenly.lab.run.prepare import say  # it loads the training engine
@@ -257,12 +282,19 @@ def _of_data(
     part = found.split(split)
     if not len(part):
         raise UserError(f"{data}: its {split} split is empty. Choose another with --split.")
+    lost = run._bare(found, split, without)
+    if lost:
+        some = f"{data}: {next(iter(lost.values()))}, one of {len(lost)} such samples"
+        if not skip_broken:
+            raise UserError(f"{some}. Leave them out, for example with --skip-broken.")
+        say([f"{some}, which were left out."])
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
-    samples = zip(names, part.target, strict=True)
+    samples = enumerate(zip(names, part.target, strict=True))
     for inputs, present in _batches(found, split, without):
         of_each = run._answers(inputs, present, intakes).tolist()
-        for answers, (name, target) in zip(of_each, samples, strict=False):
-            yield Prediction(str(name), found.task.called(target), answers)
+        for answers, (place, (name, target)) in zip(of_each, samples, strict=False):
+            if place not in lost:
+                yield Prediction(str(name), found.task.called(target), answers)
     say(_doubts(intakes))
 
 
