@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import yaml
@@ -157,6 +159,16 @@ def test_open_cells_say_why(tmp_path, write):
         ("relearn", 0, "unfinished, 3 epochs so far"),
         ("ogm_ge", 1, "failed: the loss is <nan>."),
     ]
+
+
+def test_why_a_run_on_several_devices_failed(tmp_path):
+    """What the first said, here the second process: the other then misses it."""
+    _by_hand(tmp_path, "epoch,gap/u\n0,0.5\n")
+    for moment, (rank, text) in enumerate(((1, "ValueError: the reason"), (0, "lost process 1"))):
+        path = tmp_path / "runs" / "a-0" / f"error-{rank}.txt"
+        path.write_text(f"Traceback …\n{text}\n")
+        os.utime(path, (moment, moment))
+    assert read_comparison(tmp_path).open_cells() == [("a", 0, "failed: ValueError: the reason")]
 
 
 @pytest.mark.parametrize(("asked", "seeds"), [("3", [0, 1, 2]), ("[7, 3]", [3, 7])])

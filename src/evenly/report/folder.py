@@ -92,7 +92,6 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _read_run(folder: Path) -> Run:
-    error = folder / "error.txt"
     finished = (folder / "result.json").is_file()
     result = read_sealed(folder / "result.json") if finished else None
     source = folder / ("result.json" if finished else "config.yaml")
@@ -106,13 +105,17 @@ def _read_run(folder: Path) -> Run:
         seed=cell["seed"],
         curves=_curves(folder / "metrics.csv", result or {}),
         result=result,
-        error=error.read_text(encoding="utf-8", errors="replace").strip()
-        if error.is_file()
-        else "",
+        error=_error(folder),
         confusion=confusion,
         numbers=numbers,
         projections=_projections(folder / "projection.npz") if finished else {},
     )
+
+
+def _error(folder: Path) -> str:
+    """Why a run failed: what the first of its processes says, as the others then only miss it."""
+    first = min(folder.glob("error*.txt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    return "" if first is None else first.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _curves(path: Path, result: Mapping[str, Any]) -> dict[str, list[float | None]]:
