@@ -308,7 +308,7 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["missing/1"], "joint")
     assert line["x"] == pytest.approx([0, 25, 50, 75, 100], abs=4)
-    assert line["text"][1] == "missing from 25 %"
+    assert line["text"][1] == "taken from 25 %"
     accuracy = 100 * found.score("joint")
     expected = [accuracy - rate * (accuracy - 40) for rate in (0, 0.25, 0.5, 0.75, 1)]
     assert line["y"] == pytest.approx(expected, abs=0.01)
