@@ -218,8 +218,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 def estimate_of(row: Mapping[str, Any]) -> Estimate:
     """A line of summary.csv, as text or as it was made."""
-    names = [each.name for each in fields(Estimate) if each.name != "seeds"]
-    return Estimate(**{name: _number(row.get(name)) for name in names}, seeds=int(row["seeds"]))
+    names = [each.name for each in fields(Estimate) if each.name not in ("seeds", "pairs")]
+    found = {name: _number(row.get(name)) for name in names}
+    return Estimate(**found, seeds=int(row["seeds"]), pairs=int(row["pairs"]))
 
 
 def _number(text: str | float | None) -> float | None:
