@@ -136,6 +136,10 @@ def _summarise(folder, methods, results):
                 mean, std, low, high = _spread(values)
                 line = {"method": method, "split": split, "metric": name, "mean": mean,
                         "std": std, "low": low, "high": high, "seeds": len(cells)}  # fmt: skip
+                both = {cell["seed"] for cell in cells} & {
+                    result["seed"] for result in results if result["method"] == "joint"
+                }
+                line["pairs"] = len(both)
                 joint = [r["metrics"][split][name] for r in results if r["method"] == "joint"]
                 if method != "joint" and joint:
                     apart = mean - float(np.mean(joint))
@@ -148,8 +152,9 @@ def _summarise(folder, methods, results):
                 summary.append(line)
     _write_csv(folder / "results.csv", ["method", "seed", "split", "metric", "value"], rows)
     _write_csv(folder / "summary.csv",
-               ["method", "split", "metric", "mean", "std", "low", "high", "seeds", "difference",
-                "difference_low", "difference_high", "p_value", "p_holm"], summary)  # fmt: skip
+               ["method", "split", "metric", "mean", "std", "low", "high", "seeds", "pairs",
+                "difference", "difference_low", "difference_high", "p_value", "p_holm"],
+               summary)  # fmt: skip
 
 
 def write_comparison(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -263,12 +264,20 @@ def test_contributions_stand_end_to_end_and_losses_to_the_left(tmp_path, write):
     assert len({trace["marker"]["color"] for trace in (first, second, third)}) == 3
 
 
-def test_accuracy_with_a_modality_alone_and_without_it(tmp_path, write):
-    """.7, .6 and .5 alone, .3, .4 and .5 without; a line for all of them in each row."""
+def test_a_contribution_that_was_not_measured_has_no_bar(folder):
+    found = read_comparison(folder)
+    gone = ("joint", "test", "contribution/top")
+    known = {key: each for key, each in found.summary.items() if key != gone}
+    bars = _of(all_figures(replace(found, summary=known))["contribution"], "joint")
+    assert [bar["text"] for bar in bars] == ["bottom"]
+
+
+def test_accuracy_given_one_modality_only_and_without_it(tmp_path, write):
+    """.7, .6 and .5 given it only, .3, .4 and .5 without; a line for all of them in each row."""
     found = read_comparison(write(tmp_path, modalities=["a", "b", "c"], seeds=2, epochs=9))
     figures = all_figures(found)
     for kind, shares, text in (
-        ("only", [70, 60, 50], "{} alone"),
+        ("only", [70, 60, 50], "given {} only"),
         ("without", [30, 40, 50], "without {}"),
     ):
         whole, *others = _of(figures[kind], "relearn")
@@ -308,7 +317,7 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["missing/1"], "joint")
     assert line["x"] == pytest.approx([0, 25, 50, 75, 100], abs=4)
-    assert line["text"][1] == "missing from 25 %"
+    assert line["text"][1] == "taken from 25 %"
     accuracy = 100 * found.score("joint")
     expected = [accuracy - rate * (accuracy - 40) for rate in (0, 0.25, 0.5, 0.75, 1)]
     assert line["y"] == pytest.approx(expected, abs=0.01)
@@ -363,7 +372,7 @@ def _of_numbers():
     summary = {}
     for method, mae, difference in (("joint", 250.4, None), ("awc", 12.3, -238.1)):
         summary[method, "test", "mae"] = Estimate(
-            mae, 1.5, mae - 2, mae + 2, 3, difference, -240.0, -236.0, 0.001, 0.002
+            mae, 1.5, mae - 2, mae + 2, 3, 3, difference, -240.0, -236.0, 0.001, 0.002
         )
         summary[method, "test", "pearson"] = Estimate(0.5, 0.1, seeds=3)
         for kind, value in (("only", 300.0), ("contribution", 7.5), ("noise_1", 260.0)):
@@ -413,7 +422,7 @@ def test_numbers_are_shown_in_the_units_of_the_data():
 def test_a_table_of_numbers_is_not_in_per_cent():
     head, _, first, *_ = markdown(_of_numbers()).splitlines()
     cells = [cell.strip() for cell in first.strip("|").split("|")]
-    assert head.startswith("| method | MAE | 95 % interval | Pearson correlation | x alone")
+    assert head.startswith("| method | MAE | 95 % interval | Pearson correlation | x's own logits")
     assert cells[:4] == ["awc", "12.3 ± 1.5", "10.3 to 14.3", "0.500 ± 0.100"]
     assert cells[6] == "**-238.1 [-240.0 to -236.0]**"
     text = markdown(_of_numbers())

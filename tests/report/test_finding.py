@@ -10,13 +10,16 @@ def what_was_found(rows):
     return " ".join(sentences(rows))
 
 
-def row(method, mean, difference=None, p=None, metric="accuracy", seeds=5, split="test"):
+def row(
+    method, mean, difference=None, p=None, metric="accuracy", seeds=5, split="test", pairs=None
+):
     return {
         "method": method,
         "split": split,
         "metric": metric,
         "mean": mean,
         "seeds": seeds,
+        "pairs": seeds if pairs is None else pairs,
         "difference": difference,
         "p_holm": p,
     }
@@ -85,6 +88,31 @@ def test_too_few_seeds(seeds, said):
         f"{said} too few to tell whether methods differ."
     )
     alone = row("unimodal(modality=audio)", 0.99, 0.09, 0.001, seeds=seeds)
+    assert what_was_found([*rows, alone]).endswith(
+        "audio alone has a better mean than joint training, 99.0 %, but too few seeds to tell."
+    )
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [(0, "0 shared seeds are"), (1, "1 shared seed is"), (2, "2 shared seeds are")],
+)
+def test_too_few_shared_seeds(pairs, said):
+    """Five each, but few in common: p is of these."""
+    rows = [JOINT, row("pmr", 0.95, 0.05, 0.001, pairs=pairs)]
+    assert what_was_found(rows) == (
+        "pmr has the best mean (accuracy 95.0 %, joint training 90.0 %), but "
+        f"{said} too few to tell whether methods differ."
+    )
+
+
+def test_one_of_two_shares_too_few_seeds():
+    rows = [row("pmr", 0.95, 0.05, 0.001, pairs=2), JOINT, row("ogm", 0.89, -0.01, 0.4)]
+    assert what_was_found(rows) == (
+        "No method differs significantly from joint training (accuracy 90.0 %); pmr has the best "
+        "mean, 95.0 %."
+    )
+    alone = row("unimodal(modality=audio)", 0.99, 0.09, 0.001, pairs=2)
     assert what_was_found([*rows, alone]).endswith(
         "audio alone has a better mean than joint training, 99.0 %, but too few seeds to tell."
     )

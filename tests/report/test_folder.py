@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import yaml
@@ -136,13 +138,13 @@ def test_the_mean_is_taken_where_every_finished_seed_has_a_value(tmp_path, write
 def test_methods_are_ranked_where_one_differs_with_the_unfinished_last(tmp_path):
     (tmp_path / "config.yaml").write_text("methods: [a, b, c, d, joint]\n")
     head = (
-        "method,split,metric,mean,std,low,high,seeds,"
+        "method,split,metric,mean,std,low,high,seeds,pairs,"
         "difference,difference_low,difference_high,p_value,p_holm\n"
     )
-    rows = "joint,test,accuracy,0.5,,,,3,,,,,\nb,val,accuracy,1.0,,,,3,,,,,\n"
-    rows += "d,test,accuracy,0.0,,,,3,-0.5,,,0.3,0.3\n"
+    rows = "joint,test,accuracy,0.5,,,,3,3,,,,,\nb,val,accuracy,1.0,,,,3,3,,,,,\n"
+    rows += "d,test,accuracy,0.0,,,,3,3,-0.5,,,0.3,0.3\n"
     for p, order in (("0.04", ["c", "joint", "d", "a", "b"]), ("0.06", [*"abcd", "joint"])):
-        differs = f"c,test,accuracy,0.9,,,,3,0.4,,,0.02,{p}\n"
+        differs = f"c,test,accuracy,0.9,,,,3,3,0.4,,,0.02,{p}\n"
         (tmp_path / "summary.csv").write_text(head + rows + differs)
         assert read_comparison(tmp_path).ranking == order
 
@@ -157,6 +159,16 @@ def test_open_cells_say_why(tmp_path, write):
         ("relearn", 0, "unfinished, 3 epochs so far"),
         ("ogm_ge", 1, "failed: the loss is <nan>."),
     ]
+
+
+def test_why_a_run_on_several_devices_failed(tmp_path):
+    """What the first said, here the second process: the other then misses it."""
+    _by_hand(tmp_path, "epoch,gap/u\n0,0.5\n")
+    for moment, (rank, text) in enumerate(((1, "ValueError: the reason"), (0, "lost process 1"))):
+        path = tmp_path / "runs" / "a-0" / f"error-{rank}.txt"
+        path.write_text(f"Traceback …\n{text}\n")
+        os.utime(path, (moment, moment))
+    assert read_comparison(tmp_path).open_cells() == [("a", 0, "failed: ValueError: the reason")]
 
 
 @pytest.mark.parametrize(("asked", "seeds"), [("3", [0, 1, 2]), ("[7, 3]", [3, 7])])

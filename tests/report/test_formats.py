@@ -12,8 +12,8 @@ HEAD = [
     "accuracy",
     "95 % interval",
     "macro-F1",
-    "top alone",
-    "bottom alone",
+    "top's own logits",
+    "bottom's own logits",
     "against joint",
 ]
 
@@ -40,7 +40,11 @@ def test_markdown_is_the_ranking(folder):
     difference = f"{100 * estimate.difference:+.1f} "
     assert difference in row[6]
     assert ("**" in row[6]) == (estimate.p_holm < 0.05)
-    assert "The epoch is selected on validation." in path.read_text()
+    text = path.read_text()
+    assert "The epoch is selected on validation." in text
+    assert "covers other seeds on this test split, not other test samples. Differences in p" in text
+    assert "“Own logits” scores what one modality adds to the fused logits" in text
+    assert "Methods finished different seeds" not in text
 
 
 def test_seeds_are_those_that_were_run(tmp_path, write):
@@ -49,6 +53,28 @@ def test_seeds_are_those_that_were_run(tmp_path, write):
     config.write_text(config.read_text().replace("seeds: 2", "seeds: 5"))  # asked for at first
     (path,) = write_formats(folder, ["md"])
     assert "over 2 seeds" in path.read_text()
+
+
+def test_seeds_that_differ_between_methods(tmp_path, write):
+    """joint has 0, 1, 2 and relearn 1, 2, 3: together four, and two pairs."""
+    folder = write(tmp_path, methods=["joint", "relearn", "pmr"], seeds=4, epochs=6,
+                   missing=[("joint", 3), ("relearn", 0)])  # fmt: skip
+    (path,) = write_formats(folder, ["md"])
+    text = path.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| relearn"))
+    assert row.endswith("[too few seeds] |  |")
+    assert "mean ± standard deviation over 3 to 4 seeds." in text
+    assert "over those that it shares with joint." in text
+
+
+def test_the_ranking_metric_is_said_where_another_selects(folder):
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + "select: macro_f1\n")
+    (path,) = write_formats(folder, ["md"])
+    assert (
+        "The epoch is selected by macro-F1; methods are still ranked and tested by accuracy."
+        in path.read_text()
+    )
 
 
 def test_names_do_not_break_the_tables(tmp_path, write):

@@ -8,6 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
@@ -82,7 +83,7 @@ def _figures(page):
 
 def _summary(folder, rows):
     head = (
-        "method,split,metric,mean,std,low,high,seeds,"
+        "method,split,metric,mean,std,low,high,seeds,pairs,"
         "difference,difference_low,difference_high,p_value,p_holm\n"
     )
     (folder / "summary.csv").write_text(head + rows)
@@ -116,12 +117,12 @@ def test_the_ranking_by_hand(tmp_path, write):
     write(tmp_path, methods=["b", "joint"], seeds=3, modalities=["x"], epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,3,,,,,\n"
-        "joint,test,macro_f1,0.8,0.02,0.7,0.9,3,,,,,\n"
-        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,3,,,,,\n"
-        "b,test,accuracy,0.7999,0.01,0.75,0.85,3,-0.0126,-0.0301,0.0049,0.0004,0.0499\n"
-        "b,test,macro_f1,0.79,0.01,0.7,0.9,3,-0.01,,,0.5,0.5\n"
-        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,3,0.1,,,0.01,0.01\n",
+        "joint,test,accuracy,0.8125,0.0151,0.7004,0.9249,3,3,,,,,\n"
+        "joint,test,macro_f1,0.8,0.02,0.7,0.9,3,3,,,,,\n"
+        "joint,test,accuracy/x,0.5,0.02,0.4,0.6,3,3,,,,,\n"
+        "b,test,accuracy,0.7999,0.01,0.75,0.85,3,3,-0.0126,-0.0301,0.0049,0.0004,0.0499\n"
+        "b,test,macro_f1,0.79,0.01,0.7,0.9,3,3,-0.01,,,0.5,0.5\n"
+        "b,test,accuracy/x,0.6049,0.01,0.5,0.7,3,3,0.1,,,0.01,0.01\n",
     )
     page = _page(tmp_path)
     joint, other = page.rows[1], page.rows[2]  # they differ: the best comes first
@@ -149,8 +150,8 @@ def test_nothing_is_bold_unless_significant_after_correction(tmp_path, write, p_
     write(tmp_path, methods=["joint", "b"], seeds=3, epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8,0.01,0.7,0.9,3,,,,,\n"
-        f"b,test,accuracy,0.9,0.01,0.8,1.0,3,0.1,0.0,0.2,0.001,{p_holm}\n",
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,3,3,,,,,\n"
+        f"b,test,accuracy,0.9,0.01,0.8,1.0,3,3,0.1,0.0,0.2,0.001,{p_holm}\n",
     )
     page = _page(tmp_path)
     assert page.bold == []
@@ -165,8 +166,8 @@ def test_two_seeds_have_neither_interval_nor_test(tmp_path, write):
     write(tmp_path, methods=["joint", "b"], seeds=2, modalities=["x"], epochs=6)
     _summary(
         tmp_path,
-        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,,,,,\n"
-        "b,test,accuracy,0.9,0.01,0.8,1.0,2,0.1,0.05,0.15,0.001,0.001\n",
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,2,2,,,,,\n"
+        "b,test,accuracy,0.9,0.01,0.8,1.0,2,2,0.1,0.05,0.15,0.001,0.001\n",
     )
     page = _page(tmp_path)
     joint, other = page.rows[1], page.rows[2]
@@ -177,6 +178,45 @@ def test_two_seeds_have_neither_interval_nor_test(tmp_path, write):
     assert "an interval or a test needs at least 3" in page.text
     assert "2 seeds are too few to tell whether methods differ" in page.text
     assert all("error_x" not in trace for trace in _figures(page)["accuracy"]["data"])
+
+
+def test_a_test_of_two_shared_seeds_is_none(tmp_path, write):
+    """Three seeds each, but 0, 1, 2 and 1, 2, 3: two pairs, whose p would be bold."""
+    write(tmp_path, methods=["joint", "b"], seeds=4, modalities=["x"], epochs=6,
+          missing=[("joint", 3), ("b", 0)])  # fmt: skip
+    _summary(
+        tmp_path,
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,3,3,,,,,\n"
+        "b,test,accuracy,0.9,0.01,0.8,1.0,3,2,0.1,0.05,0.15,0.001,0.001\n",
+    )
+    page = _page(tmp_path)
+    other = page.rows[2]
+    assert other[1] == "90.0 ± 1.0\n[80.0, 100.0]"
+    assert other[4:7] == ["+10.0\ntoo few seeds", "–", "–"]
+    assert page.bold == []
+    assert "2 shared seeds are too few to tell whether methods differ" in page.text
+    assert "a mean is over a method's own seeds, a difference and its test over" in page.text
+    assert "needs at least 3, that of a difference 3 shared with joint" in page.text
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "starting weights per seed, optimiser and epochs, and the head"),
+        (
+            {"settings": "published for x", "lr": "published", "epochs": "published"},
+            "own, as listed below (epochs, lr); all others are equal",
+        ),
+        ({"tuned_trials": 4, "tuned_seeds": 1, "lr": "tuned"}, "listed below (lr); all others"),
+    ],
+)
+def test_the_page_says_which_settings_are_equal(tmp_path, write, config, said):
+    folder = write(tmp_path, methods=["joint"], seeds=1, epochs=6)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | config))
+    text = " ".join(_page(folder).text.split())
+    assert said in text
+    assert ("optimiser and epochs" in text) == (not config)
 
 
 def test_the_page_begins_with_what_was_found(folder):

@@ -3,16 +3,18 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from evenly.files import write_csv
 from evenly.lab.many.studies import STUDIES
 from evenly.report import figure1, scores, write_picture, write_projection_picture
 from evenly.report.drawing import row_height, row_labels
 from evenly.report.folder import read_comparison
 from evenly.report.picture import _draw, _draw_planes
-from evenly.report.studies import _figure1
+from evenly.report.studies import _figure1, _figure4, _figure5
 
 
 def _texts(path):
@@ -173,6 +175,44 @@ def test_rows_of_variants_hold_their_whole_names_over_the_references_band(tmp_pa
     labels = row_labels(comparison.methods)
     assert row_height(labels) * 72 > 2 * 9 * 1.15  # two lines of 9 points
     assert {*variants} == {label.replace("\n", "") for label in labels[2:]}
+
+
+def test_a_strength_without_a_result_has_no_point(tmp_path, write):
+    """λ 0, 1 and 3, of which 1 has not finished: it is not drawn at 0."""
+    methods = ["joint", "relearn", "relearn(strength=1)"]
+    folder = write(tmp_path, methods=methods, seeds=1, epochs=6,
+                   unfinished=[("relearn(strength=1)", 0)])  # fmt: skip
+    comparison = read_comparison(folder)
+    left, _ = _figure5(comparison).axes
+    (line,) = [line for line in left.lines if line.get_marker() == "D"]
+    joint, none, relearn = line.get_ydata()
+    assert np.isnan(none)
+    assert [joint, relearn] == [100 * comparison.score(m) for m in ("joint", "relearn")]
+    assert left.get_ylim()[0] > 50
+
+
+@pytest.mark.parametrize(
+    ("task", "words"), [("classes", "accuracy"), ("labels", "mean average precision")]
+)
+def test_the_map_says_what_its_probes_measure(folder, tmp_path, task, words):
+    comparison = read_comparison(folder)
+    comparison = replace(comparison, config={**comparison.config, "task": task})
+    texts = _texts(figure1(comparison, folder, tmp_path / "picture.svg"))
+    assert f"test {words}, %; a larger spot is a better model" in texts
+
+
+def test_the_purities_below_a_gap_are_those_of_its_splits(folder):
+    """Under --protocol paper, too, which evaluates the test split, besides, during training."""
+    for path in folder.glob("runs/*/metrics.csv"):
+        with path.open() as file:
+            rows = [row | {"purity_test/top": "0.111"} for row in csv.DictReader(file)]
+        write_csv(path, list(rows[0]), rows)
+    comparison = read_comparison(folder)
+    comparison = replace(comparison, config={**comparison.config, "protocol": "paper"})
+    of_gap, of_purity, *_ = _figure4(comparison).axes
+    mean = comparison.mean_curve("joint", "purity_val/top")
+    assert any(np.array_equal(line.get_ydata(), [*mean.values()]) for line in of_purity.lines)
+    assert (of_gap.get_ylabel(), of_purity.get_ylabel()) == ("gap", "purity: val, dotted train")
 
 
 def test_one_seed_has_a_line_for_a_band(tmp_path, write):

@@ -25,6 +25,16 @@ ENOUGH = 3
 """Seeds from which on there are intervals and tests: with two, t has one degree of freedom."""
 TOO_FEW = "too few seeds"
 """What stands in place of an interval where there are fewer."""
+OF_MEANS = (
+    "The 95 % interval of a mean (Student's t over seeds) covers other seeds on this test split, "
+    "not other test samples."
+)
+"""What an interval of a mean says."""
+OWN_LOGITS = (
+    "“Own logits” scores what one modality adds to the fused logits, or its own head where a "
+    "method has one, in the model of that row."
+)
+"""What the columns of the modalities hold."""
 NONE = "no label"
 """What a sample is called that has none of several labels."""
 Projected = Literal["tsne", "umap"]
@@ -88,7 +98,12 @@ def _loss(config: Mapping[str, Any]) -> str:
 
 def _selection(config: Mapping[str, Any]) -> str:
     select = config.get("select") or _main(config)
-    return "" if select == _main(config) else f"The epoch is selected by {in_words(select)}."
+    if select == _main(config):
+        return ""
+    return (
+        f"The epoch is selected by {in_words(select)}; methods are still ranked and tested by "
+        f"{in_words(_main(config))}."
+    )
 
 
 def _tuning(config: Mapping[str, Any]) -> str:
@@ -110,13 +125,18 @@ def _tuning(config: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A line of summary.csv; None stands for an empty field."""
+    """A line of summary.csv; None stands for an empty field.
+
+    `pairs` counts the seeds that the method shares with the reference, from which differences and
+    tests come; `seeds` counts its own.
+    """
 
     mean: float | None
     std: float | None = None
     low: float | None = None
     high: float | None = None
     seeds: int = 0
+    pairs: int = 0
     difference: float | None = None
     difference_low: float | None = None
     difference_high: float | None = None
@@ -238,6 +258,12 @@ class Comparison:
         return conditions(self.config)
 
     @property
+    def differing(self) -> list[str]:
+        """The training settings that methods have of their own: tuned, or their authors'."""
+        settings = {name: x for name, x in self.config.items() if name not in ("data", "name")}
+        return [name for name, value in settings.items() if value in ("tuned", "published")]
+
+    @property
     def selects_on_test(self) -> bool:
         """Whether it repeats the published habit (`--protocol paper`)."""
         return self.config.get("protocol") == "paper"
@@ -286,20 +312,26 @@ class Comparison:
 
     @cached_property
     def _tested(self) -> dict[tuple[str, str], Estimate]:
-        tested = {
-            (m, metric): x for (m, split, metric), x in self.summary.items() if split == "test"
-        }
         found = {}
-        for (method, metric), one in tested.items():
-            theirs = tested.get((self.reference, metric), Estimate(None))
+        for (method, split, metric), one in self.summary.items():
+            if split != "test":
+                continue
             if one.seeds < ENOUGH:
                 one = replace(one, low=None, high=None)
-            if min(one.seeds, theirs.seeds) < ENOUGH:
+            if one.pairs < ENOUGH:
                 one = replace(
                     one, difference_low=None, difference_high=None, p_value=None, p_holm=None
                 )
             found[method, metric] = one
         return found
+
+    @property
+    def unequal_seeds(self) -> str:
+        """What to say where methods finished different seeds; else empty."""
+        return unequal_seeds(
+            {method: vars(self.estimate(method, self.main)) for method in self.methods},
+            self.reference,
+        )
 
     def score(self, method: str) -> float | None:
         """The mean of the main metric on the test split."""
@@ -420,6 +452,23 @@ def as_rows(summary: Mapping[tuple[str, str, str], Estimate]) -> list[dict[str, 
         {"method": method, "split": split, "metric": metric, **vars(estimate)}
         for (method, split, metric), estimate in summary.items()
     ]
+
+
+def unequal_seeds(lines: Mapping[str, Mapping[str, Any]], reference: str = REFERENCE) -> str:
+    """What to say where a difference is over fewer seeds than one of its means; else empty.
+
+    Args:
+        lines: By method, the line of summary.csv of one metric.
+        reference: The method that they are compared with.
+    """
+    theirs = lines.get(reference, {}).get("seeds", 0)
+    compared = [line for line in lines.values() if line.get("difference") is not None]
+    if all(line["pairs"] == line["seeds"] == theirs for line in compared):
+        return ""
+    return (
+        "Methods finished different seeds: a mean is over a method's own seeds, a difference and "
+        f"its test over those that it shares with {reference}."
+    )
 
 
 def value_at(curve: Mapping[int, float], epoch: int) -> float:

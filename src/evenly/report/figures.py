@@ -175,7 +175,7 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
 
 
 def missing_figure(comparison: Comparison, modality: str) -> Figure:
-    """The main metric on test as one modality is missing from more samples, with 95 % intervals."""
+    """The main metric on test as one modality is taken from more samples, with 95 % intervals."""
     metric = comparison.metric
     rates = comparison.missing_rates
     at = [100 * rate for rate in (0, *rates, 1)]
@@ -208,12 +208,12 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
                 **line,
                 "x": [x + apart * (number - (len(comparison.methods) - 1) / 2) for x in at],
                 "y": [rounded(mean) for mean in means],
-                "text": [f"missing from {x:g} %" for x in at],
+                "text": [f"taken from {x:g} %" for x in at],
                 "error_y": interval,
                 "hovertemplate": HOVER + "%{text}: %{y}" + metric.unit,
             }
         )
-    title = {"text": "missing from, % of the samples", "standoff": 6}
+    title = {"text": "taken from, % of all test samples", "standoff": 6}
     return _small(comparison, data, {"title": title, "tickvals": at})
 
 

@@ -79,15 +79,22 @@ class _Table:
 
     @cached_property
     def few(self) -> int | None:
-        """The number of seeds if too few to tell; None if there are enough."""
-        seeds = [row["seeds"] for name, row in self.lines.items() if name != self.reference]
-        count = min(max(seeds, default=0), self.lines[self.reference]["seeds"])
+        """The most seeds that a method shares with the reference, if too few; else None."""
+        pairs = [row["pairs"] for name, row in self.lines.items() if name != self.reference]
+        count = max(pairs, default=0)
         return count if count < ENOUGH else None
+
+    @property
+    def shared(self) -> str:
+        """These seeds with their verb."""
+        equal = all(row["pairs"] == row["seeds"] for row in self.lines.values())
+        which = "" if equal else "shared "
+        return f"{self.few} {which}seed{' is' if self.few == 1 else 's are'}"
 
     def differs(self, row: Mapping[str, Any]) -> int:
         """1 if a method is better than the reference, -1 if it is worse, 0 if unclear."""
         difference = row.get("difference")
-        few = self.few or row["seeds"] < ENOUGH
+        few = row["pairs"] < ENOUGH
         if few or difference is None or not is_significant(row.get("p_holm")):
             return 0
         return 1 if self.metric.sign * difference > 0 else -1
@@ -126,10 +133,9 @@ def _best(seen: _Table) -> str:
     usual = _called(seen.reference)
     if len(seen.fused) == 1:
         return f"{usual} reaches {seen.measured(row)}."
-    if seen.few:
-        seeds = f"{seen.few} seed{'s are' if seen.few > 1 else ' is'}"
+    if seen.few is not None:
         against = "" if best == seen.reference else f", {usual} {seen.value(theirs)}"
-        tell = f"{seeds} too few to tell whether methods differ"
+        tell = f"{seen.shared} too few to tell whether methods differ"
         return f"{_called(best)} has the best mean ({seen.measured(row)}{against}), but {tell}."
     better = [name for name, each in seen.fused.items() if seen.differs(each) > 0]
     if better:
@@ -197,6 +203,7 @@ def _alone(seen: _Table) -> list[str]:
     if verdict > 0:
         return [f"{name} alone is better than {usual}: {value}, {usual} {seen.value(theirs)}."]
     if seen.metric.sign * (row["mean"] - theirs["mean"]) > 0:
-        sure = "too few seeds to tell" if seen.few else "the difference is not significant"
+        few = row["pairs"] < ENOUGH
+        sure = "too few seeds to tell" if few else "the difference is not significant"
         return [f"{name} alone has a better mean than {usual}, {value}, but {sure}."]
     return [f"no modality alone is better: the best, {name}, reaches {value}."]

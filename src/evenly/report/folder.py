@@ -92,7 +92,6 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _read_run(folder: Path) -> Run:
-    error = folder / "error.txt"
     finished = (folder / "result.json").is_file()
     result = read_sealed(folder / "result.json") if finished else None
     source = folder / ("result.json" if finished else "config.yaml")
@@ -106,13 +105,17 @@ def _read_run(folder: Path) -> Run:
         seed=cell["seed"],
         curves=_curves(folder / "metrics.csv", result or {}),
         result=result,
-        error=error.read_text(encoding="utf-8", errors="replace").strip()
-        if error.is_file()
-        else "",
+        error=_error(folder),
         confusion=confusion,
         numbers=numbers,
         projections=_projections(folder / "projection.npz") if finished else {},
     )
+
+
+def _error(folder: Path) -> str:
+    """Why a run failed: what the first of its processes says, as the others then only miss it."""
+    first = min(folder.glob("error*.txt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    return "" if first is None else first.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _curves(path: Path, result: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -215,8 +218,9 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 def estimate_of(row: Mapping[str, Any]) -> Estimate:
     """A line of summary.csv, as text or as it was made."""
-    names = [each.name for each in fields(Estimate) if each.name != "seeds"]
-    return Estimate(**{name: _number(row.get(name)) for name in names}, seeds=int(row["seeds"]))
+    names = [each.name for each in fields(Estimate) if each.name not in ("seeds", "pairs")]
+    found = {name: _number(row.get(name)) for name in names}
+    return Estimate(**found, seeds=int(row["seeds"]), pairs=int(row["pairs"]))
 
 
 def _number(text: str | float | None) -> float | None:

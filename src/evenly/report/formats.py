@@ -8,7 +8,8 @@ from typing import Any
 from evenly.files import write_text
 from evenly.metrics import METRICS, Metric
 from evenly.report.comparison import (
-    ENOUGH,
+    OF_MEANS,
+    OWN_LOGITS,
     PAPER,
     TOO_FEW,
     Comparison,
@@ -50,7 +51,7 @@ def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[st
     metric = comparison.metric
     others = [METRICS[name] for name in comparison.others]
     head = ["method", metric.words, "95 % interval", *(other.words for other in others)]
-    head += [f"{name} alone" for name in comparison.modalities]
+    head += [f"{name}'s own logits" for name in comparison.modalities]
     lines = [[*head, f"against {comparison.reference}", "p (Holm)"]]
     for method in comparison.ranking:
         score = comparison.estimate(method, comparison.main)
@@ -94,18 +95,25 @@ def _interval(metric: Metric, low: float | None, high: float | None, form: str =
 
 def _about(comparison: Comparison) -> str:
     """What stands below a table."""
-    seeds = len({seed for found in comparison.results.values() for seed in found})
+    found = [comparison.estimate(method, comparison.main) for method in comparison.methods]
+    counts = {each.seeds for each in found if each.mean is not None} or {1}
+    few, many = min(counts), max(counts)
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
     where = f"Test split of {comparison.data}{', in %' if comparison.metric.is_share else ''}"
     parts = [f"{where}, one seed. {chosen}", comparison.conditions]
-    if seeds > 1:
+    if many > 1:
+        seeds = f"{few} to {many}" if few < many else f"{many}"
         parts[0] = f"{where}, mean ± standard deviation over {seeds} seeds. {chosen}"
-    if seeds >= ENOUGH:
-        points = " in points" if comparison.metric.is_share else ""
+    parts.append(comparison.unequal_seeds)
+    if comparison.modalities:
+        parts.append(OWN_LOGITS)
+    if comparison.has_intervals:
+        parts.append(OF_MEANS)
+    if any(each.difference_low is not None for each in found):
         parts.append(
-            f"Differences and intervals{points} are the more cautious of a paired t-test over "
-            "seeds and a bootstrap over seeds and test samples; bold where p is below .05 after "
-            "Holm's correction."
+            f"Differences{' in points' if comparison.metric.is_share else ''}: interval and p are "
+            "the more cautious of a paired t-test over seeds and a bootstrap over seeds and test "
+            "samples; bold where p is below .05 after Holm's correction."
         )
     return " ".join(filter(None, parts))
 

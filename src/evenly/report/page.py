@@ -15,6 +15,8 @@ from evenly.files import write_text
 from evenly.metrics import METRICS, Metric
 from evenly.report.comparison import (
     ENOUGH,
+    OF_MEANS,
+    OWN_LOGITS,
     PAPER,
     REFERENCE,
     SIGNIFICANT,
@@ -161,6 +163,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
             if value
         },
         settings=_settings(comparison),
+        differing=comparison.differing,
         versions={str(key): str(value) for key, value in (config.get("versions") or {}).items()},
         hardware=str(config.get("hardware", "")),
         licence=licence,
@@ -277,7 +280,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, str]]:
         ("Method", "seeds finished"),
         (f"Test {metric.words}", f"{chosen}{_in(metric)}± std, 95 % interval"),
         *((_begun(other.words), f"{_in(other)}± std") for other in others),
-        *((modality, f"alone{', %' * metric.is_share}") for modality in comparison.modalities),
+        *((modality, f"own logits{', %' * metric.is_share}") for modality in comparison.modalities),
         ("Difference", f"to {REFERENCE},{metric.points}{',' * metric.is_share} 95 % interval"),
         ("p", ""),
         ("p", "Holm"),
@@ -297,7 +300,7 @@ def _row(comparison: Comparison, method: str) -> list[Cell]:
     if score.difference_low is not None and score.difference_high is not None:
         ends = _signed(metric, score.difference_low), _signed(metric, score.difference_high)
         of_difference = f"[{', '.join(ends)}]"
-    alone = [
+    own = [
         comparison.estimate(method, f"{comparison.main}/{name}") for name in comparison.modalities
     ]
     difference = "reference" if method == REFERENCE else _signed(metric, score.difference)
@@ -305,7 +308,7 @@ def _row(comparison: Comparison, method: str) -> list[Cell]:
         Cell(method, method.casefold(), small=f"{len(results)} of {len(comparison.seeds)}"),
         Cell(_with_std(metric, score), score.mean, small=interval),
         *(Cell(_with_std(other, estimate), estimate.mean) for other, estimate in others),
-        *(Cell(_shown_value(metric, estimate.mean), estimate.mean) for estimate in alone),
+        *(Cell(_shown_value(metric, estimate.mean), estimate.mean) for estimate in own),
         Cell(difference, 0.0 if method == REFERENCE else score.difference, small=of_difference,
              significant=is_significant(score.p_holm)),
         Cell(_p(score.p_value), score.p_value),
@@ -327,10 +330,7 @@ def _remarks(comparison: Comparison) -> list[str]:
     """What the reader of the ranking should know; why a field is empty, where one is."""
     remarks = []
     if comparison.modalities:
-        remarks.append(
-            f"“alone” is the {comparison.metric.words} of one modality's own share of the "
-            "prediction, in the model trained by the method of that row."
-        )
+        remarks.append(OWN_LOGITS)
     lengths = [int(run.result["epochs"]) for run in comparison.runs if run.result]
     if lengths and (patience := comparison.config.get("patience")) is not None:
         remarks.append(
@@ -344,10 +344,18 @@ def _remarks(comparison: Comparison) -> list[str]:
         )
     finished = [m for m in comparison.methods if comparison.score(m) is not None]
     estimates = {method: comparison.estimate(method, comparison.main) for method in finished}
-    if any(estimate.low is None for estimate in estimates.values()):
+    if comparison.unequal_seeds:
+        remarks.append(comparison.unequal_seeds)
+    if comparison.has_intervals:
+        remarks.append(OF_MEANS)
+    if any(
+        each.low is None or (each.difference is not None and each.difference_low is None)
+        for each in estimates.values()
+    ):
         remarks.append(
-            f"“{TOO_FEW.capitalize()}”: an interval or a test needs at least {ENOUGH}. With fewer, "
-            "chance can explain any difference."
+            f"“{TOO_FEW.capitalize()}”: an interval or a test needs at least {ENOUGH}, that of a "
+            f"difference {ENOUGH} shared with {REFERENCE}. With fewer, chance can explain any "
+            "difference."
         )
     if not comparison.is_ranked and len(finished) > 1:
         remarks.append(
@@ -358,10 +366,10 @@ def _remarks(comparison: Comparison) -> list[str]:
         )
     if any(estimate.p_holm is not None for estimate in estimates.values()):
         remarks.append(
-            "We run a paired t-test over seeds and a bootstrap over seeds and test samples, and "
-            "report the interval and p of the more cautious of the two. p is corrected for the "
-            f"number of methods (Holm). Bold: different from {REFERENCE} at {SIGNIFICANT} after "
-            "correction; nothing else is bold."
+            "For each difference we run a paired t-test over seeds and a bootstrap over seeds "
+            "and test samples, and report the interval and p of the more cautious of the two. p is "
+            f"corrected for the number of methods (Holm). Bold: different from {REFERENCE} at "
+            f"{SIGNIFICANT} after correction; nothing else is bold."
         )
     elif estimates and REFERENCE not in finished:
         remarks.append(f"Without a finished run of {REFERENCE} there is no difference to test.")

@@ -52,7 +52,9 @@ def contribution_figure(comparison: Comparison) -> Figure:
         ends = {1: 0.0, -1: 0.0}  # of the bars so far, to the right of 0 and to the left
         for number, modality in enumerate(comparison.modalities):
             mean = comparison.estimate(method, f"contribution/{modality}").mean
-            value = metric.scale * (mean or 0.0)
+            if mean is None:
+                continue
+            value = metric.scale * mean
             side = 1 if value >= 0 else -1
             data.append(
                 {
@@ -88,7 +90,7 @@ def contribution_figure(comparison: Comparison) -> Figure:
 
 
 def ablation_figure(comparison: Comparison, kind: str) -> Figure:
-    """The main metric on test with one modality alone or without one: a row for each method.
+    """The main metric on test, given one modality only or without one: a row for each method.
 
     A grey line in each row is that with all of them.
 
@@ -106,7 +108,7 @@ def ablation_figure(comparison: Comparison, kind: str) -> Figure:
     line = {"symbol": "line-ns", "size": 18, "line": {"color": NEUTRAL, "width": 2}}
     spots = [(comparison.main, "all modalities", line | {"color": NEUTRAL})]
     for number, (metric, name) in enumerate(metrics):
-        text = f"{name} alone" if kind == "only" else f"without {name}"
+        text = f"given {name} only" if kind == "only" else f"without {name}"
         colour, symbol = modality_mark(number)
         spots.append((metric, text, {"symbol": symbol, "size": 11, "color": colour}))
     data = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evenly.metrics import METRICS
 from evenly.report.comparison import Comparison, value_at
 from evenly.report.drawing import (
     CARD,
@@ -52,7 +53,10 @@ def figure3(comparison: Comparison, folder: Path, path: Path) -> Path:
 
 
 def figure4(comparison: Comparison, folder: Path, path: Path) -> Path:
-    """Gap and purity of each modality along training, and the metric on the selecting split."""
+    """Gap and purity of each modality along training, and the metric on the selecting split.
+
+    Purity is that of the training and validation splits, between which the gap is.
+    """
     return write_drawing(path, partial(_figure4, comparison))
 
 
@@ -131,15 +135,20 @@ def _figure1(comparison: Comparison) -> "Figure":
     bottom = (height - 1.0 - tall) / height
     for number, pair in enumerate(pairs):
         left = start + 4.6 * number
-        below = "test accuracy, %; a larger spot is a better model" if not number else ""
+        below = f"test {_probed(comparison)}, %; a larger spot is a better model" * (not number)
         add_heading(figure, left, "A new classifier on each encoder", below)
         place = ((left + 0.5) / width, bottom, 3.75 / width, tall / height)
         _draw_map(figure.add_axes(place), comparison, pair)
     return figure
 
 
+def _probed(comparison: Comparison) -> str:
+    """What a linear probe is measured by."""
+    return METRICS["mean_average_precision" if comparison.has_labels else "accuracy"].words
+
+
 def _probes(comparison: Comparison, method: str, pair: Sequence[str]) -> tuple[float, float] | None:
-    """Probe accuracies of two modalities in per cent; None of a model that lacks one."""
+    """What probes of two modalities reach, in per cent; None of a model that lacks one."""
     found = [comparison.estimate(method, f"probe/{name}").mean for name in pair]
     if any(value is None for value in found):
         return None
@@ -224,12 +233,11 @@ def _figure4(comparison: Comparison) -> "Figure":
         _draw_curves(figure.add_subplot(grid[0, column]), comparison, f"gap/{name}", name)
         below = figure.add_subplot(grid[1, column])
         _draw_curves(below, comparison, f"purity_train/{name}", "", dotted=True)
-        split = "test" if comparison.selects_on_test else "val"
-        _draw_curves(below, comparison, f"purity_{split}/{name}", "")
+        _draw_curves(below, comparison, f"purity_val/{name}", "")
         below.set_xlabel("epochs")
         if not column:
             figure.axes[0].set_ylabel("gap")
-            below.set_ylabel(f"purity: {split}, dotted train")
+            below.set_ylabel("purity: val, dotted train")
     split = "test" if comparison.selects_on_test else "val"
     last = figure.add_subplot(grid[:, columns - 1])
     metric = comparison.metric
@@ -346,7 +354,7 @@ def _draw_points(axes: "Axes", comparison: Comparison, values: Sequence[tuple[fl
         if found.low is not None and found.high is not None:
             axes.plot([place, place], [scale * found.low, scale * found.high], color=colour,
                       linewidth=2.2, solid_capstyle="round")  # fmt: skip
-        means.append(scale * (found.mean or 0.0))
+        means.append(np.nan if found.mean is None else scale * found.mean)
     axes.plot(range(len(values)), means, "-D", color=colour, linewidth=1.2, markersize=6,
               markeredgecolor=CARD)  # fmt: skip
     axes.set_xticks(range(len(values)), [f"{value:g}" for value, _ in values])

@@ -378,11 +378,37 @@ def test_summary_by_hand():
     assert by_method["a"]["p_holm"] == pytest.approx(0.00664, abs=2e-5)  # two methods are tested
     assert by_method["b"]["p_holm"] == 1.0
     assert "difference" not in by_method["c"]  # it shares no seed with joint
+    assert {name: row["pairs"] for name, row in by_method.items()} == {
+        "joint": 3, "a": 3, "b": 3, "c": 0
+    }  # fmt: skip
     assert by_method["joint"]["std"] == pytest.approx(0.1)
     assert by_method["a"]["test"] == "paired t over seeds"
     assert by_method["a"]["p_permutation"] == 0.25  # two of the eight ways to flip the signs
     # t(0.975, 2) = 4.3027, and .01 / √3 is the standard error
     assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
+
+
+def test_the_table_tests_no_two_shared_seeds(tmp_path):
+    """joint has 0, 1, 2, a 1, 2, 3, and b all four: over the shared ones +.20, then +.10."""
+
+    def row(method, seed, value):
+        return {"method": method, "seed": seed, "split": "test", "metric": "accuracy",
+                "value": value}  # fmt: skip
+
+    rows = [row("joint", seed, value) for seed, value in enumerate([0.5, 0.6, 0.7])]
+    rows += [row("a", seed + 1, value) for seed, value in enumerate([0.8, 0.9, 0.7])]
+    rows += [row("b", seed, value) for seed, value in enumerate([0.6, 0.69, 0.81, 0.2])]
+    write_csv(tmp_path / "summary.csv", SUMMARY, summary(rows))
+    (tmp_path / "config.yaml").write_text("protocol: fair\n")
+    *_, a, joint, b, _, said = table(tmp_path).splitlines()
+    assert a.split() == ["a", "0.800", "±", "0.100", "+0.200"]
+    assert joint.split() == ["joint", "0.600", "±", "0.100"]
+    assert b.split()[4] == "+0.100"
+    assert "(p " in b
+    assert said == (
+        "Methods finished different seeds: a mean is over a method's own seeds, a difference and "
+        "its test over those that it shares with joint."
+    )
 
 
 def test_what_is_not_defined_does_not_count(capsys):
@@ -465,7 +491,7 @@ def test_every_output_says_how_epochs_are_selected_and_by_what_loss_methods_trai
     page = compare("joint", 1, training, tmp_path, local(1)).read_text(encoding="utf-8")
     said = (
         "All methods train with the focal loss (gamma = 2) and balanced class weights. "
-        "The epoch is selected by loss."
+        "The epoch is selected by loss; methods are still ranked and tested by accuracy."
     )
     shown = table(tmp_path)
     for text in (page, shown, *(x.read_text() for x in write_formats(tmp_path, ["md", "latex"]))):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from evenly.lab.many import local as module
-from evenly.lab.many.job import Ended, Epoch, Job
+from evenly.lab.many.job import Ended, Epoch, Job, done
 from evenly.lab.many.local import Local, _work, default_jobs
+from evenly.lab.run.place import Rank
 from evenly.lab.run.result import Result
 from evenly.lab.run.settings import Cell, Training
 
@@ -106,3 +107,15 @@ def test_what_a_run_writes_down_shows_no_password(tmp_path, monkeypatch):
     assert seen == ["evenly", "tune", "--storage", "mysql://me:***@host/db"]
     assert receiving.recv() == "ConnectionError: no answer of https://me:***@host/api"
     assert "s3cret" not in (tmp_path / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_new_try_forgets_why_earlier_ones_failed(tmp_path, monkeypatch, world):
+    """On however many devices they were; of the other processes' reasons it leaves what is new."""
+    monkeypatch.setattr("evenly.lab.run.run.run_cell", lambda *_, **__: None)
+    for name in ("error.txt", "error-0.txt", "error-1.txt", "error-2.txt"):
+        (tmp_path / name).touch()
+    rank = Rank(0, world, 0) if world > 1 else None
+    assert done(Job(Cell(Training(), "joint", 0), tmp_path), print, rank) == ""
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == ({"error-1.txt"} if world > 1 else set())

@@ -19,6 +19,7 @@ from evenly.lab.run.build import (
     info_of,
     left_out,
     method_settings,
+    wanted,
 )
 from evenly.lab.run.settings import Cell, Training
 from evenly.methods import METHODS
@@ -217,6 +218,7 @@ def test_all_is_every_method_that_takes_the_targets():
     assert "relearn" in left_out(two)
     assert "relearn" not in expanded(split("all"), ["x"], two)
     assert left_out() == []
+    assert (wanted(one), wanted(two)) == ("regression targets", "2 numbers per sample")
 
 
 def test_names_are_taken_once_and_as_they_are():

@@ -192,17 +192,16 @@ def compare(
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data if they had to be loaded for it."""
     # loads torch, too slow for the command's help
-    from evenly.lab.run.build import expanded, left_out, load_data
+    from evenly.lab.run.build import expanded, left_out, load_data, wanted
     from evenly.lab.run.prepare import say
-    from evenly.targets import in_words
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
     data = load_data(training) if several else None
     if data is None:
         return tuple(expanded(methods, ())), None
     if any(spec.name == "all" for spec in methods) and (left := left_out(data.task)):
-        words = in_words([data.task.takes])
-        say([f"'all' leaves out the methods that do not take {words}: {', '.join(left)}."])
+        what = wanted(data.task)
+        say([f"'all' leaves out the methods that do not take {what}: {', '.join(left)}."])
     return tuple(expanded(methods, data.modalities, data.task)), data
 
 

@@ -73,7 +73,8 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
         rank: The rank of this process, if several train the run.
 
     Returns:
-        The reason of a failure, given in full in its error.txt; empty if it is finished.
+        The reason of a failure, given in full in its error.txt, or error-RANK.txt if several
+        processes train it; empty if it is finished.
 
     Raises:
         OSError: If there is no space left to write: not the run's fault, and others would fail,
@@ -89,6 +90,7 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
 
     failure = job.folder / ("error.txt" if rank is None else f"error-{rank.number}.txt")
     try:
+        _forget(job.folder, failure, rank)
         run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs, rank=rank)
     except Exception as error:
         if is_full(error):
@@ -97,8 +99,17 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
             with suppress(OSError):
                 write_text(failure, hidden(traceback.format_exc()))
         return hidden(f"{type(error).__name__}: {error}")
-    failure.unlink(missing_ok=True)
     return ""
+
+
+def _forget(folder: Path, failure: Path, rank: Rank | None) -> None:
+    """Removes what an earlier try left of its failure, perhaps on another number of devices."""
+    failure.unlink(missing_ok=True)
+    if rank is None or rank.number == 0:
+        others = {f"error-{number}.txt" for number in range(1, rank.world if rank else 1)}
+        for path in folder.glob("error*.txt"):
+            if path.name not in others:  # these do so themselves
+                path.unlink(missing_ok=True)
 
 
 def is_full(error: BaseException) -> bool:

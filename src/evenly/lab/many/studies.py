@@ -16,7 +16,7 @@ from typing import Any
 from evenly.data import Data, Modality
 from evenly.errors import UserError
 from evenly.files import write_csv, write_text
-from evenly.lab.run.build import expanded, load_data, takes_task
+from evenly.lab.run.build import expanded, load_data, takes_task, wanted
 from evenly.lab.run.prepare import say
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
@@ -25,7 +25,6 @@ from evenly.report.comparison import REFERENCE, Comparison
 from evenly.report.folder import estimate_of, read_comparison
 from evenly.report.formats import latex, markdown
 from evenly.spec import Spec, split
-from evenly.targets import in_words
 
 TABLE = (
     "unimodal,joint,multi_loss,ensemble,finetune,modality_dropout,g_blending,ogm_ge,greedy,pmr,"
@@ -233,8 +232,7 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
     asked = study.asked(training, data)
     methods = expanded(split(study.methods(training)), data.modalities)
     fitting = [method for method in methods if takes_task(method, data.task)]
-    several = data.task.name == "number" and len(data.task.names) > 1
-    what = f"{len(data.task.names)} numbers per sample" if several else in_words([data.task.takes])
+    what = wanted(data.task)
     if len(fitting) < 2:
         raise UserError(
             f"of the methods of this study, only {' and '.join(fitting)} takes {what}, as "

@@ -502,9 +502,17 @@ def left_out(task: Task | None = None) -> list[str]:
     return [name for name, kind in METHODS.items() if not _fits(kind, task)]
 
 
+def wanted(task: Task) -> str:
+    """What a method must take to train on a task, in words."""
+    return f"{len(task.names)} numbers per sample" if _several(task) else in_words([task.takes])
+
+
+def _several(task: Task) -> bool:
+    return task.name == "number" and len(task.names) > 1
+
+
 def _fits(kind: type[Method], task: Task) -> bool:
-    several = task.name == "number" and len(task.names) > 1
-    return task.takes in kind.info.targets and not (several and issubclass(kind, Relearn))
+    return task.takes in kind.info.targets and not (_several(task) and issubclass(kind, Relearn))
 
 
 def takes_task(method: str, task: Task) -> bool:

@@ -59,11 +59,12 @@ class Subject:
 def inspect(subject: Subject) -> dict[str, float]:
     """Metrics of the modalities: their value, and how much depends on them.
 
-    - `only/M` and `without/M`: the main metric with that modality alone, and with all others.
+    - `only/M` and `without/M`: the main metric given that modality only, and given all others.
     - `contribution/M`: how much it improves the main metric, as its Shapley value over sets of
       modalities; `imbalance`: how uneven these contributions are.
-    - `missing_RATE/M`: the main metric with that modality missing from a share of the samples, the
-      same for every method and seed; larger shares include smaller ones.
+    - `missing_RATE/M`: the main metric with that modality taken from a share of all samples, those
+      that lack it included; the same samples for every method and seed; larger shares include
+      smaller ones.
     - `noise_LEVEL/M`: the main metric with white noise on that modality; not for texts.
 
     The prediction from no modality at all is what the training split alone tells. It is also that

@@ -17,7 +17,15 @@ from evenly.lab.statistics import bootstrap
 from evenly.lab.statistics.paired import holm, paired_p, permutation_p, summarise
 from evenly.metrics import METRICS, main_of, metric_of
 from evenly.report import Projected, write_report
-from evenly.report.comparison import ENOUGH, PAPER, REFERENCE, as_rows, compared_p, conditions
+from evenly.report.comparison import (
+    ENOUGH,
+    PAPER,
+    REFERENCE,
+    as_rows,
+    compared_p,
+    conditions,
+    unequal_seeds,
+)
 from evenly.report.finding import what_was_found
 from evenly.report.folder import read_config, read_summary
 
@@ -31,6 +39,7 @@ SUMMARY = (
     "low",
     "high",
     "seeds",
+    "pairs",
     "difference",
     "difference_low",
     "difference_high",
@@ -134,7 +143,8 @@ def summary(
     """The rows of summary.csv: each metric over seeds, and against the reference method.
 
     Seeds for which a metric is undefined, such as the correlation of a constant, do not count.
-    Tests are paired: both runs of a seed share data, batches and initial weights. Accuracy, F1,
+    Tests are paired: both runs of a seed share data, batches and initial weights. `pairs` counts
+    the seeds that a method shares with the reference, over which its difference is. Accuracy, F1,
     errors and correlations on the test split are also bootstrapped over seeds and samples (see
     `bootstrap`); everything else is tested over seeds alone. p-values have Holm's correction over
     methods, for each metric of each split. The permutation test beside them flips the signs of the
@@ -160,8 +170,9 @@ def summary(
         of_metric = []
         for method, by_seed in by_method.items():
             found = summarise(list(by_seed.values()))
-            line = {"method": method, "split": name, "metric": metric, **asdict(found)}
             both = sorted(by_seed.keys() & baseline.keys())
+            line = {"method": method, "split": name, "metric": metric, **asdict(found)}
+            line["pairs"] = len(both)
             if method != reference and both:
                 ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
                 line |= _over_seeds(ours, theirs)
@@ -311,7 +322,8 @@ def table(out: Path) -> str:
     ]
     said = [PAPER] if config.get("protocol") == "paper" else []
     begin = textwrap.fill(" ".join(what_was_found(found)), 100, break_on_hyphens=False)
-    after = [f"\n{text}" for text in [*said, conditions(config)] if text]
+    said += [conditions(config), unequal_seeds({method: cells[method, main] for method in methods})]
+    after = [f"\n{text}" for text in said if text]
     return "\n".join([begin, "", *lines, *after])
 
 
@@ -331,6 +343,6 @@ def _mean(row: Mapping[str, Any]) -> float:
 def _difference(row: Mapping[str, Any]) -> str:
     if row.get("difference") is None:
         return ""
-    few = row["seeds"] < ENOUGH or row.get("p_holm") is None
+    few = row["pairs"] < ENOUGH or row.get("p_holm") is None
     p = "" if few else f" (p {compared_p(row['p_holm'])})"
     return f"{metric_of(row['metric']).written(row['difference'], '+')}{p}"
