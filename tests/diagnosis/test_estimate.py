@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from evenly.diagnosis.estimate import Estimate, Z, difference, mean, share
+from evenly.diagnosis.estimate import (
+    Estimate,
+    Z,
+    difference,
+    half_length,
+    mean,
+    placed,
+    share,
+    student,
+)
 
 
 def test_share_is_the_interval_of_agresti_and_coull():
@@ -32,11 +41,41 @@ def test_where_all_agree_the_interval_stays_open():
 
 
 def test_seeds_add_their_variance():
-    values = torch.tensor([[1.0] * 60 + [0.0] * 40, [1.0] * 80 + [0.0] * 20])
+    values = torch.tensor([[1.0] * 68 + [0.0] * 32, [1.0] * 72 + [0.0] * 28])
     found = share(values)
     assert found.value == pytest.approx(0.7)
-    samples = share(values.mean(0)).error
-    assert found.error == pytest.approx(math.sqrt(samples**2 + 0.02 / 2))
+    samples, seeds = share(values.mean(0)).error ** 2, 0.0008 / 2
+    half = student(((samples + seeds) / seeds) ** 2) * math.sqrt(samples + seeds)
+    assert (found.low, found.high) == pytest.approx((72 / 104 - half, 72 / 104 + half))
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (2.5, 3.558), (9, 2.262), (120, 1.980), (1e9, Z)],
+)
+def test_quantiles_are_those_of_tables(freedom, quantile):
+    assert student(freedom) == pytest.approx(quantile, rel=5e-4)
+
+
+def test_two_seeds_alone_tell_little():
+    # Two seeds that differ by d: their mean ± 12.706 · d / 2
+    assert half_length(0.0, torch.tensor([0.5, 0.6])) == pytest.approx(0.635, rel=1e-3)
+    assert half_length(0.0, torch.tensor([0.5, 0.5])) == 0
+    # Samples that vary more than seeds: freedom (1 + 0.01 / 0.0025)²
+    assert half_length(0.01, torch.tensor([0.5, 0.6])) == pytest.approx(
+        student(25.0) * math.sqrt(0.0125)
+    )
+    assert half_length(0.04, torch.tensor([0.5])) == pytest.approx(0.2 * Z)
+
+
+def test_samples_that_do_not_count_are_left_out():
+    here = torch.tensor([True, False, True, False])
+    one, other = placed(torch.tensor([1.0, 0.0]), here), torch.tensor([0.0, math.nan, math.nan, 1])
+    assert share(one) == share(torch.tensor([1.0, 0.0]))
+    both = mean(torch.stack([one, other.double()]))
+    assert both.count == 3
+    assert both.value == pytest.approx((0.5 + 0 + 1) / 3)
+    assert share(torch.stack([one, torch.full((4,), math.nan).double()])) == share(one)
 
 
 def test_mean_of_values_without_bounds():

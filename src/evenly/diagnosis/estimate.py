@@ -1,14 +1,20 @@
-"""A figure with its 95 % interval, from a value for each sample."""
+"""A figure with its 95 % interval, from a value for each sample.
+
+With several seeds, samples and seeds are both random, and their variances add up. The variance of a
+few seeds is itself uncertain, so the interval is then Student's, with degrees of freedom after
+Satterthwaite, "An approximate distribution of estimates of variance components", 1946.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Z = 1.959964
-"""Standard errors between a figure and the end of its interval."""
+"""Standard errors between a figure and the end of its interval, if they are known exactly."""
 
 SHARE = ((0.0, 2.0), (1.0, 2.0))
 """Samples added to values from 0 to 1: two at each end (Agresti and Coull, "Approximate is better
@@ -17,6 +23,13 @@ than exact for interval estimation of binomial proportions", 1998)."""
 DIFFERENCE = ((-1.0, 0.5), (0.0, 1.0), (1.0, 0.5))
 """Samples added to values from -1 to 1: two in all (Agresti and Min, "Simple improved confidence
 intervals for comparing matched proportions", 2005)."""
+
+
+NORMAL = 1000
+"""Degrees of freedom above which Student's t counts as normal: its quantile differs by 0.1 %."""
+
+STEPS = 100_001
+"""Angles from 0 to π/2 at which the density of Student's t is summed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """The standard error; the interval extends two of them on either side."""
+        """The standard error of a normal distribution with this interval: half its length / Z."""
         return (self.high - self.low) / (2 * Z)
 
     def samples_for(self, away: float, errors: float) -> int:
@@ -61,7 +74,8 @@ def share(values: Shaped[Tensor, "*s n"]) -> Estimate:
     """The mean of values from 0 to 1, such as whether a sample is predicted correctly.
 
     Args:
-        values: Values of each sample; one row per seed if there are several.
+        values: Values of each sample, NaN for one that does not count; one row per seed if there
+            are several.
     """
     return _mean(values, SHARE, 0.0)
 
@@ -70,7 +84,7 @@ def difference(values: Shaped[Tensor, "*s n"]) -> Estimate:
     """The mean of values from -1 to 1, such as how two predictions of a sample differ.
 
     Args:
-        values: Values of each sample; one row per seed if there are several.
+        values: As for `share`.
     """
     return _mean(values, DIFFERENCE, -1.0)
 
@@ -79,28 +93,65 @@ def mean(values: Shaped[Tensor, "*s n"]) -> Estimate:
     """The mean of unbounded values.
 
     Args:
-        values: Values of each sample; one row per seed if there are several.
+        values: As for `share`.
     """
     return _mean(values, (), -math.inf, math.inf)
+
+
+def placed(values: Shaped[Tensor, " k"], rows: Bool[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Values of some samples in a row for all; NaN for the others."""
+    found = torch.full((len(rows),), math.nan, dtype=torch.float64, device=values.device)
+    found[rows] = values.double()
+    return found
+
+
+def half_length(variance: float, by_seed: Float[Tensor, " s"]) -> float:
+    """How far a 95 % interval extends on either side.
+
+    Args:
+        variance: Variance of the figure for other samples.
+        by_seed: The figure of each seed.
+    """
+    if len(by_seed) < 2:
+        return Z * math.sqrt(variance)
+    between = float(by_seed.double().var()) / len(by_seed)
+    total = variance + between
+    if not between:
+        return Z * math.sqrt(total)
+    freedom = (len(by_seed) - 1) * (total / between) ** 2
+    return student(freedom) * math.sqrt(total)
+
+
+def student(freedom: float) -> float:
+    """Standard errors between a figure and the end of its 95 % interval, for estimated ones.
+
+    The quantile of Student's t for any degrees of freedom from 1, to three digits. With
+    t = √freedom · tan θ, the density of θ is proportional to cos(θ) to the power of freedom - 1.
+    """
+    if freedom > NORMAL:
+        return Z
+    angle = torch.linspace(0, math.pi / 2, STEPS, dtype=torch.float64)
+    mass = torch.cumulative_trapezoid(angle.cos() ** (freedom - 1))
+    end = int(torch.searchsorted(mass, 0.95 * mass[-1]))
+    return math.sqrt(freedom) * math.tan(float(angle[end + 1]))
 
 
 def _mean(
     values: Tensor, added: Sequence[tuple[float, float]], least: float, most: float = 1.0
 ) -> Estimate:
-    """The mean and its interval; samples and seeds are both random, and their variances add up.
+    """The mean and its interval.
 
     A few artificial samples at the ends of the range keep the interval open if all agree.
     """
     by_seed = values.double().reshape(-1, values.shape[-1])
-    of_sample = by_seed.mean(0)
+    counts = ~by_seed.isnan()
+    by_seed = by_seed[counts.any(1)][:, counts.any(0)]
+    of_sample = by_seed.nanmean(0)
     made, weight = of_sample.new_tensor(added).reshape(-1, 2).T
     total = len(of_sample) + weight.sum()
     center = (of_sample.sum() + (made * weight).sum()) / total
     squares = (of_sample - center).square().sum() + ((made - center).square() * weight).sum()
-    variance = squares / total**2
-    if len(by_seed) > 1:
-        variance = variance + by_seed.mean(1).var() / len(by_seed)
-    half = Z * float(variance.sqrt())
+    half = half_length(float(squares / total**2), by_seed.nanmean(1))
     low, high = max(float(center) - half, least), min(float(center) + half, most)
     value = float(of_sample.mean())
     return Estimate(value, min(low, value), max(high, value), len(of_sample))
