@@ -1,6 +1,8 @@
 """Figures with an interval."""
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from evenly.diagnosis.estimate import (
     Estimate,
     Z,
     difference,
-    half_length,
+    error_and_quantile,
     mean,
     placed,
     share,
@@ -46,6 +48,7 @@ def test_seeds_add_their_variance():
     assert found.value == pytest.approx(0.7)
     samples, seeds = share(values.mean(0)).error ** 2, 0.0008 / 2
     half = student(((samples + seeds) / seeds) ** 2) * math.sqrt(samples + seeds)
+    assert found.error == pytest.approx(math.sqrt(samples + seeds))
     assert (found.low, found.high) == pytest.approx((72 / 104 - half, 72 / 104 + half))
 
 
@@ -59,13 +62,30 @@ def test_quantiles_are_those_of_tables(freedom, quantile):
 
 def test_two_seeds_alone_tell_little():
     # Two seeds that differ by d: their mean ± 12.706 · d / 2
-    assert half_length(0.0, torch.tensor([0.5, 0.6])) == pytest.approx(0.635, rel=1e-3)
-    assert half_length(0.0, torch.tensor([0.5, 0.5])) == 0
+    error, quantile = error_and_quantile(0.0, torch.tensor([0.5, 0.6]))
+    assert error * quantile == pytest.approx(0.635, rel=1e-3)
+    assert error_and_quantile(0.0, torch.tensor([0.5, 0.5])) == (0, Z)
     # Samples that vary more than seeds: freedom (1 + 0.01 / 0.0025)²
-    assert half_length(0.01, torch.tensor([0.5, 0.6])) == pytest.approx(
-        student(25.0) * math.sqrt(0.0125)
-    )
-    assert half_length(0.04, torch.tensor([0.5])) == pytest.approx(0.2 * Z)
+    error, quantile = error_and_quantile(0.01, torch.tensor([0.5, 0.6]))
+    assert error == pytest.approx(math.sqrt(0.0125))
+    assert quantile == pytest.approx(student(25.0), rel=1e-4)
+    assert error_and_quantile(0.04, torch.tensor([0.5])) == (0.2, Z)
+    # The end of the range cuts the interval, not the standard error.
+    found = share(torch.tensor([[0.0] * 100, [0.6] * 100]))
+    assert (found.low, found.high) == (0, 1)
+    assert found.error == pytest.approx(0.3, abs=0.01)
+    assert json.loads(json.dumps(asdict(found)))["standard_error"] == found.error
+
+
+def test_figures_of_each_seed():
+    by_seed, errors = torch.tensor([0.1, 0.3]), torch.tensor([0.1, 0.2])
+    found = Estimate.over_seeds(by_seed, errors, 50)
+    assert found.value == pytest.approx(0.2)
+    assert found.error == pytest.approx(math.sqrt(0.025 + 0.01))
+    assert found.high == pytest.approx(0.2 + student(3.5**2) * found.error, rel=1e-4)
+    one = Estimate.over_seeds(by_seed[:1], errors[:1], 50)
+    assert (one.low, one.high) == pytest.approx((0.1 - Z * 0.1, 0.1 + Z * 0.1))
+    assert one.standard_error is None
 
 
 def test_samples_that_do_not_count_are_left_out():

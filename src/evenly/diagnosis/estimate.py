@@ -24,7 +24,6 @@ DIFFERENCE = ((-1.0, 0.5), (0.0, 1.0), (1.0, 0.5))
 """Samples added to values from -1 to 1: two in all (Agresti and Min, "Simple improved confidence
 intervals for comparing matched proportions", 2005)."""
 
-
 NORMAL = 1000
 """Degrees of freedom above which Student's t counts as normal: its quantile differs by 0.1 %."""
 
@@ -41,21 +40,36 @@ class Estimate:
         low: Lower end of the 95 % interval.
         high: Upper end.
         count: Number of samples.
+        standard_error: Standard error over several seeds, whose interval is Student's; None for one
+            seed.
     """
 
     value: float
     low: float
     high: float
     count: int
+    standard_error: float | None = None
 
     @staticmethod
     def around(value: float, error: float, count: int) -> "Estimate":
         """A figure with its standard error."""
         return Estimate(value, value - Z * error, value + Z * error, count)
 
+    @staticmethod
+    def over_seeds(
+        by_seed: Float[Tensor, " s"], errors: Float[Tensor, " s"], count: int
+    ) -> "Estimate":
+        """The mean of a figure known for each seed, with its standard error on the same samples."""
+        of_samples = float(errors.double().square().mean())
+        error, quantile = error_and_quantile(of_samples, by_seed)
+        value, half = float(by_seed.mean()), quantile * error
+        return Estimate(value, value - half, value + half, count, _over_several(error, by_seed))
+
     @property
     def error(self) -> float:
-        """The standard error of a normal distribution with this interval: half its length / Z."""
+        """The standard error; the interval of one seed extends two of them on either side."""
+        if self.standard_error is not None:
+            return self.standard_error
         return (self.high - self.low) / (2 * Z)
 
     def samples_for(self, away: float, errors: float) -> int:
@@ -105,21 +119,19 @@ def placed(values: Shaped[Tensor, " k"], rows: Bool[Tensor, " n"]) -> Float[Tens
     return found
 
 
-def half_length(variance: float, by_seed: Float[Tensor, " s"]) -> float:
-    """How far a 95 % interval extends on either side.
+def error_and_quantile(variance: float, by_seed: Float[Tensor, " s"]) -> tuple[float, float]:
+    """The standard error of a figure, and how many of them its 95 % interval extends either way.
 
     Args:
         variance: Variance of the figure for other samples.
         by_seed: The figure of each seed.
     """
     if len(by_seed) < 2:
-        return Z * math.sqrt(variance)
+        return math.sqrt(variance), Z
     between = float(by_seed.double().var()) / len(by_seed)
     total = variance + between
-    if not between:
-        return Z * math.sqrt(total)
-    freedom = (len(by_seed) - 1) * (total / between) ** 2
-    return student(freedom) * math.sqrt(total)
+    freedom = (len(by_seed) - 1) * (total / between) ** 2 if between else math.inf
+    return math.sqrt(total), student(freedom)
 
 
 def student(freedom: float) -> float:
@@ -151,7 +163,14 @@ def _mean(
     total = len(of_sample) + weight.sum()
     center = (of_sample.sum() + (made * weight).sum()) / total
     squares = (of_sample - center).square().sum() + ((made - center).square() * weight).sum()
-    half = half_length(float(squares / total**2), by_seed.nanmean(1))
-    low, high = max(float(center) - half, least), min(float(center) + half, most)
+    error, quantile = error_and_quantile(float(squares / total**2), by_seed.nanmean(1))
+    low = max(float(center) - quantile * error, least)
+    high = min(float(center) + quantile * error, most)
     value = float(of_sample.mean())
-    return Estimate(value, min(low, value), max(high, value), len(of_sample))
+    low, high = min(low, value), max(high, value)
+    return Estimate(value, low, high, len(of_sample), _over_several(error, by_seed))
+
+
+def _over_several(error: float, by_seed: Tensor) -> float | None:
+    """The standard error if there are several seeds."""
+    return error if len(by_seed) > 1 else None

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from evenly.diagnosis.estimate import Estimate, difference, half_length, mean, share
+from evenly.diagnosis.estimate import Estimate, difference, mean, share
 from evenly.diagnosis.gap import Diagnosis
 from evenly.diagnosis.interactions import Interaction
 from evenly.diagnosis.use import Use
@@ -271,8 +271,7 @@ def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
     """The mean gap; its variance combines that of each gap and that between trainings."""
     gaps = torch.tensor([one.gap[name] for one in several], dtype=torch.float64)
     errors = torch.tensor([one.standard_error[name] for one in several], dtype=torch.float64)
-    value, half = float(gaps.mean()), half_length(float(errors.square().mean()), gaps)
-    return Estimate(value, value - half, value + half, count)
+    return Estimate.over_seeds(gaps, errors, count)
 
 
 def _lines(checkup: Checkup) -> Iterator[str]:
