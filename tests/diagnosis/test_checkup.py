@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import evenly
 from evenly.diagnosis.alone import Alone
 from evenly.diagnosis.classes import Classes
-from evenly.diagnosis.estimate import Estimate
+from evenly.diagnosis.estimate import Estimate, Z
+from evenly.diagnosis.findings import concluded
 from evenly.diagnosis.interactions import interactions
 from evenly.diagnosis.verdict import Figures, judge
 
@@ -245,6 +248,19 @@ def test_a_class_that_the_validation_split_lacks_has_no_gap():
     assert found.notes == ()
 
 
+def test_samples_of_a_class_that_the_training_split_lacks_have_no_bits():
+    case = Case(plain=1.0, noise=0.0, epochs=0)
+    case.model.head = nn.Linear(32, 3)
+    case.val.dataset.tensors[-1][:5] = 2
+    found = case.checkup(initial=None, epochs=1, interactions=True)
+    assert found.notes[-1] == "Classes missing from one split have neither a gap nor bits: 2."
+    (pair,) = found.shared
+    assert pair.redundant.count == 395
+    assert all(
+        math.isfinite(x.value) for x in (pair.redundant, pair.synergy, *pair.unique.values())
+    )
+
+
 def test_as_dict_is_plain_and_whole():
     case = Case(plain=1.0, noise=0.0, third=0.7, epochs=5)
     found = case.checkup(interactions=True)
@@ -265,6 +281,9 @@ def test_several_trainings_make_one_checkup():
     there = [x.findings["plain"].there.value for x in (one, other, both)]
     assert there[2] == pytest.approx(sum(there[:2]) / 2)
     assert len(both.measured) == 2
+    between = abs(there[0] - there[1]) / 2
+    length = both.findings["plain"].there.high - both.findings["plain"].there.low
+    assert between == 0 or length > 2 * Z * between  # not only the samples' part
     another = Case(plain=1.0, epochs=1).checkup(epochs=1)
     with pytest.raises(ValueError, match="no checkups to pool"):
         evenly.Checkup.pooled([])
@@ -373,6 +392,54 @@ def test_where_some_lack_the_best_it_is_compared_on_the_others():
     assert "of the 200 that have it" in str(found)
 
 
+def lacking(start):
+    """`forward` for samples of which every other one lacks the noise, and one of three the rest."""
+
+    def lacks(model, batch):
+        output, target = forward(model, batch)
+        number = torch.arange(len(target)) + start
+        present = {"noise": number % 2 == 0, "plain": number % 3 > 0}
+        return evenly.Output(output.logits, output.features, present=present), target
+
+    return lacks
+
+
+def test_trainings_whose_samples_lack_different_modalities_make_one_checkup():
+    case = Case(plain=1.0, noise=0.0, epochs=3)
+    several = [
+        evenly.checkup(
+            case.model, lacking(start), case.train, case.val, case.model.encoders,
+            initial=case.initial, optimizer=case.optimizer, epochs=3, interactions=True,
+            progress=False,
+        )
+        for start in (0, 1)
+    ]  # fmt: skip
+    both = evenly.Checkup.pooled(several)
+    assert [one.findings["noise"].there.count for one in (*several, both)] == [200, 200, 400]
+    for name in ("there", "learnt", "lost", "flipped", "contribution", "without"):
+        figures = [getattr(one.findings["noise"], name) for one in (*several, both)]
+        # No sample has noise in both, and as many have it in each.
+        assert figures[2].value == pytest.approx((figures[0].value + figures[1].value) / 2)
+        assert figures[2].count == 400
+    assert both.shared[0].synergy.count > several[0].shared[0].synergy.count
+
+
+def test_synergy_counts_what_a_modality_alone_reads_in_the_joint_model_as_well():
+    case = Case(plain=1.0, noise=0.0, epochs=3)
+    (one,) = case.checkup(epochs=1).measured
+    count = len(one.right)
+    wrong, right = torch.zeros(count).double(), torch.ones(count).double()
+    known = replace(
+        one,
+        right=right,
+        there={"plain": wrong, "noise": wrong},
+        learnt={"plain": right, "noise": wrong},
+    )
+    found = concluded([known])
+    assert found.alone.value == 1
+    assert found.synergy.value == 0
+
+
 def labelled(count, seed, **clear):
     """Four labels, the later the rarer; of each modality, how clear the first and last two are."""
     stream = torch.Generator().manual_seed(seed)
@@ -478,3 +545,18 @@ def test_what_is_held_is_said_to_be_followed_only_where_it_helps(used, end):
     found = judge(Figures(much, much, nothing, nothing, nothing, much, worth))
     assert found.name == "learnt"
     assert found.why.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict"), [(0.0, "scarce"), (0.05, "unclear"), (0.09, "unclear"), (0.2, "learnt")]
+)
+def test_what_tells_little_alone_is_scarce_only_if_little_is_lost_without_it(lost, verdict):
+    """The threshold is 0.07 and the error 0.03."""
+    much, nothing = (Estimate.around(value, 0.01, 100) for value in (0.5, 0.0))
+    found = judge(
+        Figures(nothing, nothing, nothing, nothing, Estimate.around(lost, 0.03, 100), much)
+    )
+    assert found.name == verdict
+    if verdict == "unclear":
+        assert "whether accuracy is lost without it" in found.why
+        assert found.samples == pytest.approx(225, abs=1)  # (0.03 / 0.02)² times as many

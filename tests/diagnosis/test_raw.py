@@ -5,7 +5,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenly
-from evenly.diagnosis.raw import WIDEST, raw, summary
+from evenly.data.dataset import Padded
+from evenly.diagnosis.raw import WIDEST, raw, real_steps, summary
 
 
 def test_words_are_counted():
@@ -29,6 +30,62 @@ def test_pictures_are_averaged_down_and_videos_over_time_first():
     assert summary(two).tolist() == [[0.5] * (3 * 256)] * 2
     assert summary(two.transpose(1, 2)).tolist() == [[0.5] * (3 * 256)] * 2
     assert summary(torch.ones(2, 5000)).shape == (2, WIDEST)
+
+
+STEPS = torch.tensor([[[1.0], [3.0], [0.0]], [[5.0], [0.0], [0.0]]])
+
+
+def test_padding_is_left_out():
+    length = torch.tensor([2, 1])
+    is_real = real_steps(STEPS, [STEPS, length])
+    assert is_real.tolist() == [[True, True, False], [True, False, False]]
+    assert summary(STEPS, is_real).tolist() == [[2.0, 1.0], [5.0, 0.0]]
+    words = torch.tensor([[4, 4, 0], [7, 0, 0]])
+    counts = summary(words, real_steps(words, [words, length]))
+    assert counts.sum(1).tolist() == [2, 1]
+    assert counts[0, 4] == 2
+    video = STEPS[..., None, None].expand(2, 3, 1, 20, 20)
+    assert summary(video, real_steps(video, [video, length])).unique().tolist() == [2.0, 5.0]
+
+
+def test_a_mask_tells_padding_as_well():
+    words = torch.tensor([[9, 4, 4], [9, 9, 7]])  # padded with 9 on the left
+    mask = torch.tensor([[0, 1, 1], [0, 0, 1]])
+    assert real_steps(words, [words, mask]).tolist() == (mask > 0).tolist()
+
+
+def test_numbers_that_are_no_lengths_are_not_taken_for_them():
+    assert real_steps(STEPS, [STEPS, torch.tensor([1, 1])]) is None  # a step beyond differs
+    assert real_steps(STEPS, [STEPS, torch.tensor([2, 4])]) is None  # longer than the sequence
+    assert real_steps(STEPS, [STEPS, torch.tensor([2.0, 1.0])]) is None
+    assert real_steps(STEPS[..., 0], [STEPS[..., 0], torch.tensor([2, 1])]) is None  # no sequence
+
+
+class Lengths(nn.Module):
+    """The mean of a sequence of unequal length."""
+
+    def forward(self, x):
+        return x.values.sum(1) / x.length[:, None]
+
+
+def test_a_sequence_is_read_alike_in_any_batch():
+    rows = [(torch.tensor([[float(i)]] * (1 + i % 4)), i % 2) for i in range(8)]
+
+    def padded(samples):
+        values = nn.utils.rnn.pad_sequence([x for x, _ in samples], batch_first=True)
+        length = torch.tensor([len(x) for x, _ in samples])
+        return Padded(values, length), torch.tensor([y for _, y in samples])
+
+    def forward(model, batch):
+        features = {"sound": model(batch[0])}
+        return evenly.Output(features["sound"], features), batch[1]
+
+    model = Lengths()
+    expected = [[float(i), 0.0] for i in range(8)]  # mean and deviation
+    for size in (1, 3, 8):
+        batches = DataLoader(rows, size, collate_fn=padded)
+        found = raw(evenly.Probe(model, forward, batches, batches), {"sound": model}, "train")
+        assert found.features["sound"].sort(0).values.tolist() == expected
 
 
 class Two(nn.Module):

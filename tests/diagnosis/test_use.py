@@ -3,11 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import evenly
-from evenly.diagnosis.classes import Classes
-from evenly.diagnosis.use import use
+from evenly.diagnosis.classes import Classes, Labels
+from evenly.diagnosis.use import are_mixed, use
 
 CLASSES = 4
 
@@ -46,7 +46,7 @@ def loader(count=200, batch_size=50):
 
 
 def looked(model, *, fuse, present=None, batches=None):
-    batches = batches or loader()
+    batches = loader() if batches is None else batches
 
     def forward(model, batch):
         a, b, target = batch
@@ -64,7 +64,7 @@ def looked(model, *, fuse, present=None, batches=None):
 @pytest.mark.parametrize("fuse", [True, False])
 def test_what_the_head_leaves_out_is_not_used(fuse):
     found = looked(Pair({"a": 1.0, "b": 0.0}), fuse=fuse)
-    assert found.right.mean() == 1
+    assert found.lost["b"].abs().max() == 0
     assert found.flipped["b"].max() == 0
     assert found.without["b"].mean() == 1
     assert found.contribution["b"].abs().max() == 0
@@ -72,16 +72,17 @@ def test_what_the_head_leaves_out_is_not_used(fuse):
     assert found.without["a"].mean() == pytest.approx(0.25, abs=0.06)
     assert found.flipped["a"].mean() == pytest.approx(0.75, abs=0.06)
     torch.testing.assert_close(found.contribution["a"], 1 - found.without["a"])
-    assert found.followed["a"].mean() == 1
-    assert found.outvoted["a"].mean() == 0
-    assert found.followed["b"].mean() == 0
-    assert found.outvoted["b"].mean() == 1
+    torch.testing.assert_close(found.contribution["a"], found.lost["a"])
+    assert found.followed["a"].nanmean() == 1
+    assert found.outvoted["a"].nanmean() == 0
+    assert found.followed["b"].nanmean() == 0
+    assert found.outvoted["b"].nanmean() == 1
 
 
 def test_the_stronger_one_wins_and_both_contribute():
     found = looked(Pair({"a": 2.0, "b": 1.0}), fuse=True)
-    assert found.followed["a"].mean() == 1
-    assert found.outvoted["b"].mean() == 1
+    assert found.followed["a"].nanmean() == 1
+    assert found.outvoted["b"].nanmean() == 1
     # v(a) = 1, v(b) = v() = chance: all of it is a's
     torch.testing.assert_close(found.contribution["b"], torch.zeros(200).double())
 
@@ -90,7 +91,7 @@ def test_replayed_encoders_give_what_fuse_gives():
     first, second = (looked(Pair({"a": 1.0, "b": 0.9}), fuse=fuse) for fuse in (True, False))
     for name in ("a", "b"):
         torch.testing.assert_close(first.contribution[name], second.contribution[name])
-        torch.testing.assert_close(first.followed[name], second.followed[name])
+        torch.testing.assert_close(first.followed[name], second.followed[name], equal_nan=True)
 
 
 def test_encoders_run_as_before_afterwards():
@@ -102,17 +103,102 @@ def test_encoders_run_as_before_afterwards():
     assert model.encoders["a"].forward is own
 
 
-def test_samples_without_a_modality_swap_it_with_nobody():
+def test_samples_without_a_modality_say_nothing_of_it():
     found = looked(Pair({"a": 0.5, "b": 1.0}), fuse=True, present=lambda target: target < 2)
-    lacking = found.flipped["b"] == 0
-    assert lacking.sum() >= 100  # of the two classes that have no b
+    for of_b in (found.flipped, found.without, found.lost, found.contribution):
+        assert of_b["b"].isnan().sum() == 100  # of the two classes that have no b
+        assert not of_b["a"].isnan().any()
+    # Only two classes have b: it comes from the other one in half of the swaps.
+    assert found.flipped["b"].nanmean() == pytest.approx(0.5, abs=0.06)
+    assert found.lost["b"].nanmean() == pytest.approx(0.5, abs=0.06)
+    assert found.followed["b"].nanmean() == 1
+
+
+def of_labels(model, *, here):
+    """Of two labels, of which the model gives each sample its own."""
+    target = torch.tensor([[1, 0], [0, 1]] * 20)
+    batches = DataLoader(TensorDataset(target.float(), target.float(), target, here), 40)
+
+    def forward(model, batch):
+        a, b, target, here = batch
+        logits, features = model(a, b)
+        return evenly.Output(logits, features, fuse=model.fused, present={"b": here}), target
+
+    probe = evenly.Probe(model, forward, batches, batches)
+    return use(probe, dict(model.encoders.items()), Labels(2, None, False, torch.full((2,), 0.5)))
+
+
+def test_balanced_accuracy_is_that_of_the_samples_that_have_the_modality():
+    here = torch.arange(40) < 16
+    found = of_labels(Pair({"a": 0.0, "b": 1.0}), here=here)
+    assert (~found.without["b"].isnan()).sum() == 16
+    # All 16 are right, and those with another's labels are wrong.
+    wrong = 1 - found.without["b"].nanmean()
+    torch.testing.assert_close(found.lost["b"].nanmean(), wrong)
+    torch.testing.assert_close(found.contribution["b"], found.lost["b"], equal_nan=True)
 
 
 def test_a_last_batch_of_one_sample_is_left_out():
     found = looked(Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=loader(21, 5))
-    assert len(found.right) == 20
-    with pytest.raises(ValueError, match="batch_size above 1"):
-        looked(Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=loader(8, 1))
+    assert len(found.lost["a"]) == 20
+
+
+def test_three_samples_of_a_batch_show_whether_predictions_change():
+    """Each of the two others gives its own class, so each swap between them changes it."""
+    target = torch.arange(3)
+    hot = nn.functional.one_hot(target, CLASSES).float()
+    three = DataLoader(TensorDataset(hot, hot, target), 3)
+    found = looked(Pair({"a": 1.0, "b": 0.0}), fuse=True, batches=three)
+    assert found.flipped["a"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_batches_of_less_than_three_are_refused(size):
+    with pytest.raises(ValueError, match="no batch of the validation loader has three samples"):
+        looked(Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=loader(8, size))
+
+
+def test_a_batch_in_which_two_have_a_modality_says_nothing_of_flips():
+    batches = loader(12, 6)
+    order = []
+
+    def first_two_of_the_first(target):
+        order.append(len(target))
+        return torch.arange(len(target)) < (2 if len(order) == 1 else 6)
+
+    found = looked(
+        Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=batches, present=first_two_of_the_first
+    )
+    assert found.flipped["b"].isnan().tolist() == [True] * 6 + [False] * 6
+    assert found.lost["b"].isnan().tolist() == [False] * 2 + [True] * 4 + [False] * 6
+
+
+class Stream(IterableDataset):
+    """Rows in their order, which a loader cannot change."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_batches_of_one_class_are_refused_if_their_order_is_the_loaders():
+    rows = loader().dataset  # sorted by class
+    with pytest.raises(ValueError, match="most samples of a batch of the"):
+        looked(Pair({"a": 1.0, "b": 1.0}), fuse=True, batches=DataLoader(Stream(rows), 50))
+    mixed = [rows[i] for i in torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    found = looked(Pair({"a": 1.0, "b": 0.0}), fuse=True, batches=DataLoader(Stream(mixed), 50))
+    assert found.lost["a"].mean() == pytest.approx(0.75, abs=0.06)
+
+
+def test_how_mixed_batches_are():
+    # Of the pairs within a batch, 1/2 differ; of those of the split, 16/28.
+    assert are_mixed([torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1, 1, 0])])
+    # 1/4 (of one batch, 1/2) and 15/28
+    assert not are_mixed([torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 1, 1])])
+    assert are_mixed([torch.tensor([0, 0]), torch.tensor([0])])
+    assert not are_mixed([torch.tensor([[0, 1]] * 2), torch.tensor([[1, 1]] * 2)])
 
 
 class Time(nn.Module):

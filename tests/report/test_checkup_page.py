@@ -136,7 +136,18 @@ def test_one_modality_is_compared_with_nothing(write):
     assert "Synergy" not in said
     assert "Whose class wins" not in said
     assert "What pairs say" not in said
+    assert "Some samples lack" not in said
     assert "Linear probe of its input" not in said
+
+
+def test_figures_of_a_modality_that_some_lack_are_of_the_others(write):
+    found = checkup("learnt", "unclear", names=["sound", "sight"])
+    lacking = replace(found.findings["sight"], there=replace(about(0.75), count=45))
+    found = replace(found, findings={**found.findings, "sight": lacking})
+    said = text(write(found))
+    assert "Some samples lack sight: figures of a modality cover only the samples" in said
+    assert "About 2,100 validation samples that have it would settle it." in said
+    assert "About 2100 validation samples that have it would settle it." in str(found)
 
 
 def test_what_was_not_measured_stays_empty(write):

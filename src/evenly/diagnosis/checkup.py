@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from evenly import distributed
 from evenly.diagnosis.alone import Alone, check_apart, optimizer_of
 from evenly.diagnosis.classes import Classes, Labels
-from evenly.diagnosis.estimate import share
+from evenly.diagnosis.estimate import placed, share
 from evenly.diagnosis.findings import Checkup, Measured, concluded
 from evenly.diagnosis.gap import Diagnosis, check_finite, diagnose
 from evenly.diagnosis.interactions import interactions as decomposed
@@ -78,7 +78,8 @@ def checkup(
             is trained for `epochs` epochs as well.
         forward: `forward(model, batch)` returns an `Output` and the target, as for `Probe`.
         train: Loader of the training split.
-        val: Loader of the validation split, with more than one sample per batch. Never the test
+        val: Loader of the validation split, with at least three samples per batch. If its rows are
+            unknown, as those of an `IterableDataset` are, it must shuffle them. Never the test
             split.
         encoders: The modules whose outputs are the features, by modality.
         initial: The model's `state_dict()` from before training.
@@ -94,7 +95,8 @@ def checkup(
 
     Raises:
         ValueError: If the targets are not classes or labels, encoders see each other before the
-            features are taken, or several ranks call it.
+            features are taken, samples cannot be swapped within batches of the validation split,
+            or several ranks call it.
     """
     check_range(_Who(), "at least 1", epochs=epochs)
     if not isinstance(initial, Mapping | None):
@@ -239,25 +241,30 @@ class _Work:
         if joint.raw is not None:
             inputs = read(*joint.raw)
         several = [read(*features) for features in alone]
-        diagnosis = self._diagnosis(joint.train, joint.val)
-
-        def right(found: Read) -> Tensor:
-            return found.right(target).cpu()
+        diagnosis = self._diagnosis(joint.train, joint.val, has_bits=interactions)
 
         def how_right(found: Read) -> float:
-            return float(right(found).double().sum())
+            return float(found.right(target).double().sum())
+
+        def right(found: Mapping[str, Read]) -> dict[str, Tensor]:
+            """Whether each sample that has a modality is read correctly."""
+            known = {}
+            for name, one in found.items():
+                here = torch.zeros(len(target), dtype=torch.bool, device=target.device)
+                here[one.rows] = True
+                known[name] = placed(one.right(target)[here], here).cpu()
+            return known
 
         # the training that a linear probe reads best
         there = {
             name: max((found[name] for found in several), key=how_right) for name in self.encoders
         }
         return Measured(
-            rows={name: found.rows.cpu() for name, found in learnt.items()},
             chance=self.classes.values(self.classes.right(commonest, target), target).cpu(),
             right=joint.right.cpu(),
-            raw={name: right(found) for name, found in inputs.items()},
-            there={name: right(found) for name, found in there.items()},
-            learnt={name: right(found) for name, found in learnt.items()},
+            raw=right(inputs),
+            there=right(there),
+            learnt=right(learnt),
             luck={
                 name: (there[name].luck(target).cpu(), learnt[name].luck(target).cpu())
                 for name in there
@@ -314,7 +321,7 @@ class _Work:
                 "its encoders reach from where they stand now."
             )
 
-    def _diagnosis(self, train: Features, val: Features) -> Diagnosis:
+    def _diagnosis(self, train: Features, val: Features, *, has_bits: bool) -> Diagnosis:
         """The stable gap over the classes that both splits have."""
         if isinstance(self.classes, Labels):
             found = diagnose(train, val, gap="stable", seed=self.seed)
@@ -331,7 +338,8 @@ class _Work:
         note: tuple[str, ...] = ()
         if bool(lacking.any()):
             few = ", ".join(map(str, lacking.nonzero()[:, 0].tolist()))
-            note = (f"Classes missing from one split have no gap: {few}.",)
+            what = "neither a gap nor bits" if has_bits else "no gap"
+            note = (f"Classes missing from one split have {what}: {few}.",)
             train, val = (split.where(both[split.target]) for split in (train, val))
         found = diagnose(train, val, gap="stable", seed=self.seed)
         return replace(found, notes=(*self.notes, *found.notes, *note))

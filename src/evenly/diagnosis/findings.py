@@ -1,12 +1,13 @@
 """What a checkup found, from its measurements of each sample, and in words."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from textwrap import fill
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from evenly.diagnosis.estimate import Estimate, difference, mean, share
@@ -28,10 +29,10 @@ COLUMNS = (
 class Measured:
     """What a checkup measures of one training, for each sample of the validation split.
 
-    With several labels per sample, "right" is a value whose mean is the balanced accuracy.
+    Values of a modality are NaN for samples that lack it. With several labels per sample, "right"
+    is a value whose mean is the balanced accuracy.
 
     Attributes:
-        rows: By modality, the samples that have it.
         chance: Whether the commonest class of the training split is right.
         right: Whether the joint model is right.
         raw: By modality, whether a linear probe on a summary of its input is right.
@@ -45,12 +46,11 @@ class Measured:
             and together; empty unless requested.
     """
 
-    rows: Mapping[str, Int[Tensor, " k"]]
     chance: Shaped[Tensor, " n"]
     right: Shaped[Tensor, " n"]
-    raw: Mapping[str, Shaped[Tensor, " n"]]
-    there: Mapping[str, Shaped[Tensor, " n"]]
-    learnt: Mapping[str, Shaped[Tensor, " n"]]
+    raw: Mapping[str, Float[Tensor, " n"]]
+    there: Mapping[str, Float[Tensor, " n"]]
+    learnt: Mapping[str, Float[Tensor, " n"]]
     luck: Mapping[str, tuple[Float[Tensor, " n"], Float[Tensor, " n"]]]
     use: Use
     diagnosis: Diagnosis
@@ -98,7 +98,9 @@ class Finding:
         outvoted: The same for the class of all other modalities.
         gap: Gap of purities between training and validation split (`stable`); large if
             over-trained.
-        strength: How far re-learning would pull the encoder back, tanh(3 · gap).
+        strength: How far `Relearn(gap="stable")` would pull the encoder back at its default λ of 3:
+            tanh(3 · gap · max(0, 1 - (3 · standard error / gap)²)), so 0 for a gap of up to three
+            standard errors.
         verdict: What is wrong with it.
     """
 
@@ -191,16 +193,15 @@ def concluded(several: Sequence[Measured]) -> Checkup:
     names = list(several[0].there)
     findings = {name: _finding(several, name) for name in names}
     alone = {name: _alone(several, name) for name in names}
-    best = max(names, key=lambda name: float(alone[name].mean()))
-    rows = several[0].rows[best]
+    best = max(names, key=lambda name: float(alone[name].nanmean()))
     right = _stacked(several, lambda one: one.right)
-    by_any = _stacked(several, lambda one: torch.stack(list(one.there.values())).any(0))
+    by_any = (torch.stack(list(alone.values())) > 0).any(0).double()
     return Checkup(
         findings,
         share(right),
         best,
         share(alone[best]),
-        difference(right[:, rows] - alone[best]),
+        difference(right - alone[best]),
         None if several[0].has_labels else share(right * (1 - by_any)),
         tuple(_shared(several, pair) for pair in several[0].interactions),
         tuple(dict.fromkeys(note for one in several for note in one.diagnosis.notes)),
@@ -209,35 +210,31 @@ def concluded(several: Sequence[Measured]) -> Checkup:
     )
 
 
-def _alone(several: Sequence[Measured], name: str) -> Float[Tensor, "s k"]:
-    """Whether a modality alone is read correctly, on the samples that have it."""
-    rows = several[0].rows[name]
-    both = [
-        _stacked(several, lambda one, of=of: of(one)[name][rows])  # type: ignore[misc]
-        for of in (lambda one: one.there, lambda one: one.learnt)
-    ]
-    return max(both, key=lambda right: float(right.mean()))
+def _alone(several: Sequence[Measured], name: str) -> Float[Tensor, "s n"]:
+    """Whether a probe of a modality alone is right, on the encoder that it reads better."""
+    there = _stacked(several, lambda one: one.there[name])
+    learnt = _stacked(several, lambda one: one.learnt[name])
+    return max(there, learnt, key=lambda right: float(right.nanmean()))
 
 
 def _finding(several: Sequence[Measured], name: str) -> Finding:
-    rows = several[0].rows[name]
-    chance = _stacked(several, lambda one: one.chance[rows])
-    there = _stacked(several, lambda one: one.there[name][rows])
-    learnt = _stacked(several, lambda one: one.learnt[name][rows])
-    lucky = [_stacked(several, lambda one, i=i: one.luck[name][i][rows]) for i in (0, 1)]  # type: ignore[misc]
+    there = _stacked(several, lambda one: one.there[name])
+    learnt = _stacked(several, lambda one: one.learnt[name])
+    chance = _stacked(several, lambda one: one.chance).where(~there.isnan(), math.nan)
+    lucky = [_stacked(several, lambda one, i=i: one.luck[name][i]) for i in (0, 1)]  # type: ignore[misc]
     no_votes = len(several[0].there) == 1 or several[0].has_labels
     figures = Figures(
         gain=difference(there - lucky[0]),
         held=difference(learnt - lucky[1]),
         missed=difference(there - learnt),
-        gap=_gap([one.diagnosis for one in several], name, len(rows)),
-        lost=difference(_stacked(several, lambda one: one.use.right - one.use.without[name])),
+        gap=_gap([one.diagnosis for one in several], name, share(there).count),
+        lost=difference(_stacked(several, lambda one: one.use.lost[name])),
         flipped=share(_stacked(several, lambda one: one.use.flipped[name])),
         contribution=difference(_stacked(several, lambda one: one.use.contribution[name])),
     )
     raw = None
     if all(name in one.raw for one in several):
-        raw = _stacked(several, lambda one: one.raw[name][rows])
+        raw = _stacked(several, lambda one: one.raw[name])
     return Finding(
         chance=share(chance),
         raw=None if raw is None else share(raw),
@@ -273,11 +270,8 @@ def _stacked(several: Sequence[Measured], of: Callable[[Measured], Tensor]) -> F
 def _gap(several: Sequence[Diagnosis], name: str, count: int) -> Estimate:
     """The mean gap; its variance combines that of each gap and that between trainings."""
     gaps = torch.tensor([one.gap[name] for one in several], dtype=torch.float64)
-    errors = torch.tensor([one.standard_error[name] for one in several])
-    variance = errors.double().square().mean()
-    if len(several) > 1:
-        variance = variance + gaps.var() / len(several)
-    return Estimate.around(float(gaps.mean()), float(variance.sqrt()), count)
+    errors = torch.tensor([one.standard_error[name] for one in several], dtype=torch.float64)
+    return Estimate.over_seeds(gaps, errors, count)
 
 
 def _lines(checkup: Checkup) -> Iterator[str]:
@@ -298,7 +292,7 @@ def _lines(checkup: Checkup) -> Iterator[str]:
     yield from COLUMNS
     yield ""
     for name, found in checkup.findings.items():
-        yield from _of_modality(name, found)
+        yield from _of_modality(name, found, checkup.accuracy.count)
     for pair in checkup.shared:
         alone = ", ".join(f"only {name} {x}" for name, x in pair.unique.items())
         yield f"Bits of the class that {' and '.join(pair.modalities)} give:"
@@ -319,7 +313,7 @@ def _together(checkup: Checkup) -> str:
     return f"{both}: cannot tell whether the joint model is better ({found})."
 
 
-def _of_modality(name: str, found: Finding) -> Iterator[str]:
+def _of_modality(name: str, found: Finding, count: int) -> Iterator[str]:
     of_input = "" if found.raw is None else f", a linear probe of its input {found.raw.value:.2f}"
     yield f"{name} is {found.verdict.name}: {found.verdict.why}."
     without = f"the joint model without {name} {found.without.value:.2f}"
@@ -328,7 +322,8 @@ def _of_modality(name: str, found: Finding) -> Iterator[str]:
         more = f"{100 * found.untapped.value:.0f} points more than a probe of its encoder alone"
         yield f"  The probe of its input reads {more}: try another encoder, or train it longer."
     if found.verdict.samples:
-        yield f"  About {found.verdict.samples} validation samples would settle it."
+        some = " that have it" if found.there.count < count else ""
+        yield f"  About {found.verdict.samples} validation samples{some} would settle it."
     for advice in found.verdict.advice:
         what = f"Try {', '.join(advice.methods)}: " if advice.methods else "Or "
         yield fill(f"{what}{advice.why}.", 100, initial_indent="  ", subsequent_indent="    ")

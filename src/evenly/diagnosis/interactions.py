@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evenly.diagnosis.estimate import placed
 from evenly.diagnosis.linear_probe import Read, read
 from evenly.features import Features
 
@@ -25,7 +26,9 @@ TRUST = 21
 
 @dataclass(frozen=True)
 class Interaction:
-    """The parts for two modalities, in bits, for each sample that has both.
+    """The parts for two modalities, in bits, for each sample of the validation split.
+
+    They are NaN for a sample that lacks one of the two, or whose class no training sample has.
 
     Attributes:
         redundant: What both tell.
@@ -33,9 +36,9 @@ class Interaction:
         synergy: What only both together tell; below 0 if a probe on both is worse.
     """
 
-    redundant: Float[Tensor, " k"]
-    unique: Mapping[str, Float[Tensor, " k"]]
-    synergy: Float[Tensor, " k"]
+    redundant: Float[Tensor, " n"]
+    unique: Mapping[str, Float[Tensor, " n"]]
+    synergy: Float[Tensor, " n"]
 
 
 def interactions(train: Features, val: Features) -> dict[tuple[str, str], Interaction]:
@@ -50,8 +53,10 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
         train: Features of the training split, with classes as targets.
         val: Features of the validation split, whose samples are decomposed.
     """
-    shares = train.target.bincount(minlength=int(val.target.max()) + 1).double()
-    prior = (shares / shares.sum()).to(val.target.device).log()
+    shares = train.target.bincount().to(val.target.device).double()
+    prior = (shares / shares.sum()).log()
+    is_known = torch.isin(val.target, train.target.to(val.target.device))
+    val = val.where(is_known)
 
     def informed(found: Read, rows: Tensor) -> Tensor:
         """How many bits a probe tells about the class of each sample."""
@@ -67,7 +72,13 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
         redundant = min(i.values(), key=lambda x: float(x.mean()))
         unique = {name: x - redundant for name, x in i.items()}
         synergy = informed(pair, rows) - redundant - unique[one] - unique[other]
-        found[one, other] = Interaction(redundant, unique, synergy)
+        here = torch.zeros_like(is_known)
+        here[is_known.nonzero()[rows, 0]] = True
+        found[one, other] = Interaction(
+            placed(redundant, here),
+            {name: placed(x, here) for name, x in unique.items()},
+            placed(synergy, here),
+        )
     return found
 
 

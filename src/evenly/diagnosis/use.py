@@ -5,6 +5,7 @@ as before, unlike zeros or noise, and this works with any model. (Breiman, "Rand
 on permutation; Shapley, 1953, on shares.)
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from evenly import loaders
 from evenly.diagnosis.classes import Classes, Labels
 from evenly.diagnosis.contribution import contributions
+from evenly.diagnosis.estimate import placed
 from evenly.errors import UserError
 from evenly.output import Output
 from evenly.probe import Probe, Split
@@ -28,6 +31,10 @@ ROUNDS = 4
 TRIED = (5, 7)
 """Batch sizes used to find where an encoder's output has a row for each sample."""
 
+MIXED = 0.5
+"""How often two samples of a batch must differ in class, as a share of how often two samples of the
+split do."""
+
 Subset = frozenset[str]
 
 
@@ -35,24 +42,26 @@ Subset = frozenset[str]
 class Use:
     """Means over the swaps for each sample of a split, in random order.
 
-    With several labels per sample, "right" is a value whose mean is the balanced accuracy
+    A value is NaN if the sample lacks the modality or no other sample of its batch has it. With
+    several labels per sample, "right" is a value whose mean is the balanced accuracy
     (`linear_probe.balanced`), `flipped` is the share of labels predicted before or after that
     change, and there are no votes.
 
     Attributes:
-        right: Whether the prediction is correct.
-        without: By modality, the same with the modality of another sample.
+        without: By modality, whether the prediction is correct with the modality of another sample.
+        lost: By modality, whether the prediction is correct minus that.
         flipped: By modality, whether the prediction changes with it while the others also come from
-            other samples, so that a modality that repeats another does not look unused.
+            other samples, so that a modality that repeats another does not look unused. NaN as well
+            if only two samples of a batch have the modality.
         contribution: By modality, its Shapley value in whether the prediction is correct, with all
             modalities outside a set taken from another sample.
         followed: By modality, for each swap with a sample of another class, whether the prediction
-            is the class of this modality.
+            is the class of this modality; NaN for other swaps.
         outvoted: The same, whether it is the class of all others.
     """
 
-    right: Float[Tensor, " n"]
     without: Mapping[str, Float[Tensor, " n"]]
+    lost: Mapping[str, Float[Tensor, " n"]]
     flipped: Mapping[str, Float[Tensor, " n"]]
     contribution: Mapping[str, Float[Tensor, " n"]]
     followed: Mapping[str, Float[Tensor, " s"]]
@@ -80,13 +89,14 @@ def use(
         seed: Seed of the swaps.
 
     Raises:
-        ValueError: If each batch has one sample, or an encoder's output cannot be swapped.
+        ValueError: If no batch has three samples with a modality, if the samples of a batch are
+            mostly of one class, or if an encoder's output cannot be swapped.
     """
     names = list(encoders)
     tally = _Tally(names, classes)
     places: list[_Places] = []
 
-    def values(chosen: Sequence[Subset]) -> Mapping[Subset, Tensor]:
+    def swap_all(chosen: Sequence[Subset]) -> None:
         swaps = {frozenset(names) - keep for keep in chosen} | {frozenset([m]) for m in names}
         stream = torch.Generator().manual_seed(seed)
 
@@ -97,26 +107,29 @@ def use(
                 places.append(_Places(probe, encoders, split))
             fuse = _fusing(probe, encoders, batch, output, *places)
             here, target = classes.labelled(target), classes.of(target)
-            for partner in _partners(output, names, len(target), stream):
+            rows = _rows(output, names, len(target))
+            for partner in _partners(rows, len(target), stream):
                 for swap in swaps:
                     guess = classes.guess(fuse({m: partner[m] for m in swap}))
                     tally.add(swap, guess, target, partner, here)
-                mixed, others = (_apart(output, names, len(target), stream) for _ in range(2))
+                mixed, others = _apart(rows, len(target), stream)
                 guess = classes.guess(fuse(mixed))
                 for name in names:
                     turned = classes.guess(fuse({**mixed, name: others[name]}))
                     tally.flip(name, classes.changed(guess, turned)[here])
-            tally.end(target[here])
+            tally.end(target, here, rows)
 
         probe.each(split, take, seed=seed)
-        if tally.is_empty:
-            raise UserError(
-                "the checkup swaps samples within a batch, but each batch of the validation "
-                "loader holds one sample. Use a batch_size above 1."
-            )
-        return {frozenset(names) - swap: right for swap, right in tally.right().items()}
+        tally.check(is_drawn=loaders.drawn(probe.loaders[split]) is not None)
 
-    return tally.use(contributions(values, names, seed=seed))
+    def values(name: str, chosen: Sequence[Subset]) -> Mapping[Subset, Tensor]:
+        if tally.is_empty:  # the sets are the same for each modality
+            swap_all(chosen)
+        return {frozenset(names) - swap: right for swap, right in tally.right(name).items()}
+
+    return tally.use(
+        {name: contributions(partial(values, name), names, seed=seed)[name] for name in names}
+    )
 
 
 class _Tally:
@@ -128,7 +141,8 @@ class _Tally:
         self._target: list[Tensor] = []
         self._batch: dict[tuple[str, Subset], list[Tensor]] = {}
         self._all: dict[tuple[str, Subset], list[Tensor]] = {}
-        self._votes: dict[tuple[str, str], list[Tensor]] = {}
+        self._among: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        self._votes: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
     def add(
         self,
@@ -146,37 +160,67 @@ class _Tally:
             other = target[partner[name]]
             apart = here & here[partner[name]] & self.classes.differ(other, target)
             for what, label in (("followed", other), ("outvoted", target)):
-                won = self.classes.right(guess, label)[apart].double()
-                self._votes.setdefault((what, name), []).append(won)
+                won = self.classes.right(guess, label)
+                self._votes[what, name].append(placed(won[apart], apart))
 
     def flip(self, name: str, turned: Tensor) -> None:
         """Adds which predictions of a batch a modality has changed."""
         self._batch.setdefault(("flipped", frozenset([name])), []).append(turned.double())
 
-    def end(self, target: Tensor) -> None:
-        """Ends a batch, keeping each sample's mean over its swaps, and its target."""
-        self._target.append(target)
+    def end(self, target: Tensor, here: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Ends a batch, keeping each labelled sample's mean over its swaps, and its target."""
+        self._target.append(target[here])
         for key, rounds in self._batch.items():
             self._all.setdefault(key, []).append(torch.stack(rounds).mean(0))
         self._batch.clear()
+        for name, own in rows.items():
+            for what, least in (("right", 2), ("flipped", 3)):
+                among = torch.zeros_like(here)
+                among[own if len(own) >= least else own[:0]] = True
+                self._among[what, name].append(among[here])
+
+    def check(self, *, is_drawn: bool) -> None:
+        """Raises if the swaps can tell nothing.
+
+        Args:
+            is_drawn: Whether batches are random draws of the split.
+        """
+        for name in self.names:
+            if not any(bool(among.any()) for among in self._among["flipped", name]):
+                raise UserError(
+                    f"the checkup swaps '{name}' within a batch, but no batch of the validation "
+                    "loader has three samples with it. Use a larger batch_size; if fewer than "
+                    "three samples of the split have it, leave its encoder out."
+                )
+        if not (is_drawn or are_mixed(self._target)):
+            raise UserError(
+                "the checkup swaps modalities within a batch, but most samples of a batch of the "
+                "validation loader have the same class. Shuffle its samples before they are put "
+                "into batches."
+            )
 
     @property
     def is_empty(self) -> bool:
         """Whether no batch was added."""
         return not self._all
 
-    def right(self) -> dict[Subset, Tensor]:
-        """How often each sample is predicted correctly, by what is swapped."""
-        target = torch.cat(self._target)
+    def right(self, name: str) -> dict[Subset, Tensor]:
+        """How often each sample that can swap a modality is predicted correctly, by what is."""
+        target, among = torch.cat(self._target), torch.cat(self._among["right", name])
         return {
-            swap: self.classes.values(torch.cat(x), target)
+            swap: placed(self.classes.values(torch.cat(x)[among], target[among]), among)
             for (what, swap), x in self._all.items()
             if what == "right"
         }
 
     def use(self, shares: Mapping[str, Tensor]) -> Use:
         """The result."""
-        alone, right = {name: frozenset([name]) for name in self.names}, self.right()
+        right = {name: self.right(name) for name in self.names}
+        without = {name: right[name][frozenset([name])] for name in self.names}
+        flipped = {}
+        for name in self.names:
+            among = torch.cat(self._among["flipped", name])
+            flipped[name] = placed(torch.cat(self._all["flipped", frozenset([name])])[among], among)
         votes = {
             what: {name: torch.cat(self._votes[what, name]) for name in self.names}
             if self.votes
@@ -184,17 +228,45 @@ class _Tally:
             for what in ("followed", "outvoted")
         }
         return Use(
-            right[frozenset()],
-            {name: right[swap] for name, swap in alone.items()},
-            {name: torch.cat(self._all["flipped", swap]) for name, swap in alone.items()},
+            without,
+            {name: right[name][frozenset()] - x for name, x in without.items()},
+            flipped,
             shares,
             votes["followed"],
             votes["outvoted"],
         )
 
 
+def are_mixed(targets: Sequence[Shaped[Tensor, "_ *c"]]) -> bool:
+    """Whether samples that share a batch differ in class nearly as often as any two samples.
+
+    Args:
+        targets: Classes or labels of each batch.
+    """
+    several = [target for target in targets if len(target) > 1]
+    within = sum(len(target) * _differing(target) for target in several)
+    count = sum(len(target) for target in several)
+    return not several or within >= MIXED * count * _differing(torch.cat(several))
+
+
+def _differing(target: Shaped[Tensor, "n *c"]) -> float:
+    """The share of pairs of different samples whose classes differ."""
+    counts = target.unique(dim=0, return_counts=True)[1].double()
+    return 1 - float((counts * (counts - 1)).sum()) / (len(target) * (len(target) - 1))
+
+
+def _rows(output: Output, names: Sequence[str], size: int) -> dict[str, Int[Tensor, " k"]]:
+    """By modality, which samples of a batch have it."""
+    everyone = torch.arange(size, device=output.logits.device)
+    present = output.present or {}
+    return {
+        name: everyone[present[name].to(everyone.device)] if name in present else everyone
+        for name in names
+    }
+
+
 def _partners(
-    output: Output, names: Sequence[str], size: int, stream: torch.Generator
+    rows: Mapping[str, Int[Tensor, " k"]], size: int, stream: torch.Generator
 ) -> Iterator[dict[str, Int[Tensor, " n"]]]:
     """For each round and modality, the index of the sample that each sample takes it from.
 
@@ -202,27 +274,36 @@ def _partners(
     """
     for _ in range(ROUNDS):
         part = float(torch.rand((), generator=stream))
-        yield {name: _partner(output, name, size, part) for name in names}
+        yield {name: _partner(own, size, _shift(own, part)) for name, own in rows.items()}
 
 
 def _apart(
-    output: Output, names: Sequence[str], size: int, stream: torch.Generator
-) -> dict[str, Int[Tensor, " n"]]:
-    """The same for one round, with each modality taken from a different sample."""
-    parts = torch.rand(len(names), generator=stream).tolist()
-    return {
-        name: _partner(output, name, size, part) for name, part in zip(names, parts, strict=True)
-    }
+    rows: Mapping[str, Int[Tensor, " k"]], size: int, stream: torch.Generator
+) -> tuple[dict[str, Int[Tensor, " n"]], dict[str, Int[Tensor, " n"]]]:
+    """The same for one round, with each modality taken from a different sample, twice.
+
+    The second time, each sample takes a modality from another sample than the first time, if three
+    have it.
+    """
+    parts = [torch.rand(len(rows), generator=stream).tolist() for _ in range(2)]
+    first, second = {}, {}
+    for (name, own), one, other in zip(rows.items(), *parts, strict=True):
+        shift, next_shift = _shift(own, one), _shift(own, other)
+        if next_shift == shift:
+            next_shift = shift % max(len(own) - 1, 1) + 1
+        first[name], second[name] = (_partner(own, size, x) for x in (shift, next_shift))
+    return first, second
 
 
-def _partner(output: Output, name: str, size: int, part: float) -> Int[Tensor, " n"]:
-    """Which sample takes a modality from which, if all that have it shift by a fraction."""
-    everyone = torch.arange(size, device=output.logits.device)
-    here = (output.present or {}).get(name)
-    rows = everyone if here is None else everyone[here.to(everyone.device)]
-    partner = everyone.clone()
-    if len(rows) > 1:
-        partner[rows] = rows.roll(1 + int(part * (len(rows) - 1)))
+def _shift(rows: Int[Tensor, " k"], part: float) -> int:
+    """How far samples shift: a fraction of the places that leave none where it was."""
+    return 1 + int(part * (len(rows) - 1))
+
+
+def _partner(rows: Int[Tensor, " k"], size: int, shift: int) -> Int[Tensor, " n"]:
+    """Which sample of a batch takes a modality from which, if those that have it shift."""
+    partner = torch.arange(size, device=rows.device)
+    partner[rows] = rows.roll(shift)
     return partner
 
 

@@ -103,6 +103,8 @@ def judge(found: Figures) -> Verdict:
         return Verdict("learnt", why)
     if is_there is None:
         return _unclear("there is anything in it", there, THERE)
+    if not is_there and found.lost is not None and _above(found.lost, THERE) is None:
+        return _unclear("accuracy is lost without it", found.lost, THERE)
     if not is_there:
         return Verdict("scarce", f"alone its encoder is {_points(found.gain)} above chance")
     if _above(found.gap, GAP):

@@ -132,7 +132,8 @@ class Modality:
         samples: Of the validation split that would settle it, where it is unclear.
         advice: What to try.
         figures: By name in a finding.
-        strength: How far re-learning would pull its encoder back.
+        strength: How far `Relearn(gap="stable")` would pull its encoder back.
+        is_rare: Whether some samples lack it; its figures are then of the others.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Modality:
     advice: Sequence[Advice]
     figures: Mapping[str, Shown | None]
     strength: str
+    is_rare: bool
 
     @property
     def outline(self) -> str:
@@ -204,6 +206,7 @@ def write_checkup(
         gap=_by_modality(modalities, "gap"),
         shared=_shared(modalities, found["shared"]),
         contested=[one for one in modalities if one.won],
+        rare=[one.name for one in modalities if one.is_rare],
         rows=[
             (title, [one.figures[name] for one in modalities])
             for name, title in {**ROWS, **other, "gap": "Gap of purities"}.items()
@@ -252,12 +255,12 @@ def headline(found: Mapping[str, Any]) -> str:
 def read_modalities(found: Mapping[str, Any]) -> list[Modality]:
     """Each modality of a checkup, in its order."""
     return [
-        _read(name, finding, *modality_mark(number))
+        _read(name, finding, *modality_mark(number), found["accuracy"]["count"])
         for number, (name, finding) in enumerate(found["findings"].items())
     ]
 
 
-def _read(name: str, finding: Mapping[str, Any], colour: str, symbol: str) -> Modality:
+def _read(name: str, finding: Mapping[str, Any], colour: str, symbol: str, count: int) -> Modality:
     verdict = finding["verdict"]
     figures = {key: _known(finding[key], percent) for key in ROWS}
     return Modality(
@@ -273,6 +276,7 @@ def _read(name: str, finding: Mapping[str, Any], colour: str, symbol: str) -> Mo
         ],
         figures={**figures, "gap": _known(finding["gap"], plain)},
         strength=_minus(f"{finding['strength']:.2f}"),
+        is_rare=finding["there"]["count"] < count,
     )
 
 
