@@ -185,7 +185,7 @@ def _check_clear(path: Path, columns: Columns, name: str, asked: Asked) -> None:
 
 def _numbers(path: Path, columns: Columns, name: str, *, needed: bool) -> np.ndarray:
     """The numbers of a column; NaN if unknown."""
-    cells = columns.entries(name) or []
+    cells = columns.entries(name) or [None] * columns.rows
     found = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells):
         value = cell
