@@ -326,6 +326,47 @@ def test_as_a_table(tmp_path, monkeypatch):
             assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(24) / 4,
+        np.arange(48).reshape(24, 2) / 4,
+        np.resize([[1, 0], [0, 1], [1, 1], [0, 0]], (24, 2)) > 0,
+    ],
+)
+def test_other_tasks_as_a_table(tmp_path, monkeypatch, labels):
+    from evenly.data import save_npz
+    from evenly.data.raw import table
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import as_table
+
+    names = ["a", "b"] if labels.ndim > 1 else ["a"]
+    save_npz(tmp_path / "a.npz", labels, np.repeat([0, 1, 2], 8), {"x": np.ones((24, 3))}, names)
+    out = tmp_path / "a.parquet"
+    monkeypatch.setattr(sys, "argv", ["as_table.py", str(tmp_path / "a.npz"), str(out)])
+    as_table.main()
+    found = table(out)
+    assert found.task.name == load_npz(tmp_path / "a.npz").task.name
+    assert found.target.tolist() == labels.reshape(24, -1).astype(float).tolist()
+    assert found.classes == (["number"] if names == ["a"] else names)
+
+
+def test_word_numbers_are_no_table(tmp_path, monkeypatch, capsys):
+    from evenly.data import save_npz
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import as_table
+
+    arrays = {"said": np.arange(24), "said_offset": np.arange(0, 25, 2), "said_kind": "text"}
+    save_npz(tmp_path / "a.npz", np.arange(12) % 2, np.repeat([0, 1, 2], 4), arrays)
+    monkeypatch.setattr(sys, "argv", ["as_table.py", str(tmp_path / "a.npz"), "a.parquet"])
+    with pytest.raises(SystemExit):
+        as_table.main()
+    assert "said of" in (said := capsys.readouterr().err)
+    assert "a table has no form" in said
+
+
 def test_breast_cancer(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     path = tmp_path / "b.npz"

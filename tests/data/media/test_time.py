@@ -157,6 +157,16 @@ class TestWithoutTimes:
         with pytest.raises(MediaError, match="has no time stamps for its frames; pick=unif"):
             Video(2, (4, 4), "rate")(raw)
 
+    def test_a_folder_has_no_times(self, tmp_path):
+        for k in range(2):
+            Pillow.new("RGB", (4, 4), (k, 0, 0)).save(tmp_path / f"{k}.png")
+        with pytest.raises(
+            MediaError, match="is a folder, whose pictures have no times; pick=unif"
+        ):
+            Video(2, (4, 4), "rate")(tmp_path)
+        assert Video(2, (4, 4))(tmp_path)[:, 0, 0, 0].tolist() == [0, 1]
+        assert Video(2, (4, 4), "rate")(tmp_path / "1.png")[:, 0, 0, 0].tolist() == [1, 1]
+
     @pytest.mark.parametrize("suffix", ["h264", "mpg", "avi", "mkv"])
     def test_the_order_of_showing(self, tmp_path, suffix):
         path = write_video(tmp_path / f"a.{suffix}", codec="libx264", b_frames=3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
+from evenly.data.raw.figures import is_cut, is_of_figures, is_unclear, numbers_of
 
 WRITTEN = {
     "a Python list": ("[0.5, -1e3, 2]", [0.5, -1000, 2]),
@@ -47,6 +47,7 @@ def test_an_empty_list_is_nothing():
         ["1,234", "12,345,678"],  # thousands, or several
         ["[1,,2]"], ["[,1]"], ["[1, 2"], ["1, 2]"], ["[[1, 2], [3]]"], ["1 2; 3 4"], ["0,5;1,5"],
         ["[1 2 ... 9]"], ["1_0"], ["0x1"], ["12%"], ["2024-01-02"], ["10:20"], ["٣"],
+        ["1.234,50", "89,90"], ["1 234,50"], ["1 234", "89,90"],  # thousands, or pairs
         ["yes"], ["1", "yes"], ["[1, 2]", "no"], ["True", "1"],
     ],
 )  # fmt: skip
@@ -58,6 +59,34 @@ def test_decimal_commas_where_commas_part_no_cells():
     assert numbers_of(["0,5", "1", "-2,25"], comma=True) == [0.5, 1, -2.25]
     assert numbers_of(["1,234", "567"], comma=True) is None  # or 1234
     assert numbers_of(["0,123", "1,234"], comma=True) == [0.123, 1.234]
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["1.234,50", "89,90", "7"], [1234.5, 89.9, 7]),
+        (["-1.234", "1,234", "0,5"], [-1234, 1.234, 0.5]),
+        (["1.234.567", "1,234"], [1234567, 1.234]),
+        (["1 234,50", "89,90"], [1234.5, 89.9]),
+        (["1\u202f234", "0,5"], [1234, 0.5]),
+        (["1.234", "1500"], [1.234, 1500]),
+    ],
+)
+def test_marks_between_thousands_beside_decimal_commas(texts, values):
+    assert numbers_of(texts, comma=True) == values
+
+
+@pytest.mark.parametrize(
+    "texts", [["999", "1.234"], ["1 234"], ["12", "1 234 567"], ["1.5", "0,5"]]
+)
+def test_nothing_tells_thousands_from_fractions_or_lists(texts):
+    assert is_unclear(texts, comma=True)
+    assert numbers_of(texts, comma=True) is None
+
+
+@pytest.mark.parametrize("text", ["0,5 1,5", "[0,5, 1,5]"])
+def test_decimal_commas_in_lists_do_not_part_numbers(text):
+    assert numbers_of([text], comma=True) is None
 
 
 def test_figures_without_words():

@@ -62,8 +62,19 @@ class TestForms:
         source = table(written(tmp_path, [f"{k},5" for k in range(N)], comma=";", quote=False))
         assert cells(source) == [[k + 0.5] for k in range(N)]
         # Where tabs part the cells, they may as well be pairs.
-        with pytest.raises(ValueError, match="holds '0,5' in row 1, neither a number nor a list"):
+        with pytest.raises(ValueError, match="holds '0,5' in row 1, which can be read in two"):
             table(written(tmp_path, [f"{k},5" for k in range(N)], comma="\t", quote=False))
+
+    def test_thousands_that_may_be_fractions(self, tmp_path):
+        with pytest.raises(ValueError, match=r"holds '1\.234' in row 2, which can be read in two"):
+            table(written(tmp_path, ["999", *["1.234"] * (N - 1)], comma=";"))
+
+    def test_only_in_a_csv_words_count_as_empty(self, tmp_path):
+        x = ["NA", "null", "a", "b"] * 3
+        assert cells(table(stored(tmp_path, x))) == x
+        mixed = table(stored(tmp_path, x), None, {"facts": "tabular(categories=[x])"})
+        assert cells(mixed, "facts") == [(text,) for text in x]
+        assert cells(table(written(tmp_path, x)))[:3] == [None, None, "a"]
 
     @pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be"])
     def test_utf_16_that_does_not_say_so(self, tmp_path, code):

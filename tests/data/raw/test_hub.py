@@ -100,6 +100,16 @@ class TestFolders:
             dataset(range(8)).to_parquet(tmp_path / name / "0000.parquet")
         assert [s.split for s in table(tmp_path).samples].count("test") == 8
 
+    @pytest.mark.parametrize("form", ["{}/train-{}.parquet", "{}/train/{}.parquet"])
+    def test_two_versions_of_a_split(self, tmp_path, form):
+        for n, version in enumerate(("raw", "clean")):
+            for part in (form, form.replace("train", "test")):
+                path = tmp_path / part.format(version, n)
+                path.parent.mkdir(exist_ok=True, parents=True)
+                dataset(range(8)).to_parquet(path)
+        assert "are both of the test split, but in different folders" in said(tmp_path)
+        assert len(table(tmp_path / "raw").samples) == 16
+
     def test_one_file_alone(self, hub):
         """It is drawn from, whatever split its name says."""
         dataset(range(20)).to_parquet(hub / "data" / "test-00000-of-00001.parquet")
@@ -261,6 +271,15 @@ class TestRows:
             turn = Turn()
             found = [turn({"x": Entry(rows, "x", k)})["x"][0] for k in range(start, 40)]
             assert found == list(range(start, 40))
+
+    def test_a_row_group_without_rows(self, tmp_path):
+        cells = pa.table({"x": pa.array([{"bytes": b"a", "path": None}] * 4, FILE)})
+        with parquet.ParquetWriter(tmp_path / "t.parquet", cells.schema) as file:
+            for part in (cells, cells[:0], cells):
+                file.write_table(part)
+        rows, turn = ParquetRows.of(tmp_path / "t.parquet"), Turn()
+        assert rows.about.num_row_groups == 3
+        assert [turn({"x": Entry(rows, "x", k)})["x"] for k in range(8)] == [b"a"] * 8
 
     def test_rows_before_are_read_again(self, tmp_path):
         rows, turn = self.stored(tmp_path / "t.parquet", size=10), Turn()

@@ -122,6 +122,15 @@ def test_a_column_that_is_asked_for_leaves_the_others_aside(tmp_path):
     assert noted in source.notes
 
 
+def test_one_column_named_like_a_label_is_left_aside(tmp_path):
+    path = csv(tmp_path, ["v", "label", "label_text"], [(k, k % 2, "ab"[k % 2]) for k in range(20)])
+    source = table(path)
+    assert [*source.readers] == ["v"]
+    noted = "t.csv: the column 'label_text' is named like a label, so it is not a modality."
+    assert noted in source.notes
+    assert [*table(path, ["label_text"]).readers] == ["label_text"]
+
+
 def test_one_sample_with_a_label_stays_in_training(tmp_path):
     rows = [(k, "rare;a" if k == 7 else ("a", "b", "a;b")[k % 3]) for k in range(30)]
     source = table(csv(tmp_path, ["v", "label"], rows))
@@ -172,6 +181,14 @@ def of_texts(names, *rows):
             "'number 1' of the labels has mean 100000014 and",
         ),
         (of_texts("v,label", (1, "a;b"), (2, "a|b")), "its labels hold both ; and |"),
+        (
+            of_texts("v,label", (1, 2), (2, '"1,5"')),
+            "row 2 has the label '1,5', which can be read in two ways",
+        ),
+        (
+            of_texts("v,label_a,label_b", (1, 0.5, 2), (2, 1, '"1,5"')),
+            "row 2 has the label '1,5', which can be read in two ways",
+        ),
         (of_texts("v,label", (1, "\"['a', 'b']\""), (2, "b")), "row 1 has the label ['a', 'b'], a"),
         (
             of_texts("v,label,label_a,label_b", (1, 1, 1, 0), (2, 0, 1, 1)),
@@ -231,6 +248,15 @@ class TestNumbers:
         of_lists([[k / 4, -float(k)] for k in range(30)])(tmp_path)
         assert table(tmp_path / "t.parquet").target.tolist() == source.target.tolist()
 
+    def test_decimal_commas(self, tmp_path):
+        rows = "".join(f"{k};{k // 2},{5 * (k % 2)};0,5;{k}\n" for k in range(30))
+        (tmp_path / "t.csv").write_text(f"x;label;label_a;label_b\n{rows}")
+        assert table(tmp_path / "t.csv", label="label").target.flatten().tolist() == [
+            k / 2 for k in range(30)
+        ]
+        (tmp_path / "t.csv").write_text(f"x;y;label_a;label_b\n{rows}")
+        assert table(tmp_path / "t.csv", ["x"]).target[3].tolist() == [0.5, 3]
+
     def test_whole_numbers_are_classes_unless_asked_for(self, tmp_path):
         path = csv(tmp_path, ["v", "label"], [(k, k % 2) for k in range(30)])
         assert table(path).task.name == "classes"
@@ -251,19 +277,21 @@ class TestNumbers:
         (lambda k: k % 3 + 0.25, "number", ["number"], "2.25"),
     ],
 )
-def test_from_a_table_to_a_run_and_its_predictions(tmp_path, label, task, names, called):
-    path = csv(tmp_path, ["v", "w", "label"], [(k % 3, -k, label(k)) for k in range(60)])
-    prepare(table(path), tmp_path / "store", workers=1)
+def test_from_a_table_to_a_run_and_its_predictions(tmp_path, capsys, label, task, names, called):
+    path = csv(tmp_path, ["v", "id", "label"], [(k % 3, -k, label(k)) for k in range(60)])
+    prepare(table(path, ["v", "id"]), tmp_path / "store", workers=1)
     training = Training(str(tmp_path / "store"), epochs=2, width=8, batch_size=16)
     run_cell(Cell(training, "joint", 0), tmp_path / "run")
     trained = load_run(tmp_path / "run")
     assert trained.task.name == task
     assert list(trained.task.names) == names
-    found = list(predictions(trained, str(csv(tmp_path, ["w", "v", "label"], [(3, 2, called)]))))
+    rows = [(3, 2, called), (4, 1, called)]  # ids that differ, as in training
+    found = list(predictions(trained, str(csv(tmp_path, ["id", "v", "label"], rows))))
+    assert "lacks" not in capsys.readouterr().err
     assert [found[0].label, len(found[0].answers)] == [called, len(names)]
-    same = trained.answers({"v": torch.tensor([[2]]), "w": torch.tensor([[3]])})
+    same = trained.answers({"v": torch.tensor([[2]]), "id": torch.tensor([[3]])})
     assert found[0].answers == pytest.approx(same[0].tolist(), abs=1e-6)
-    (tmp_path / "t.csv").write_text("w,v\n3,2\n")
+    (tmp_path / "t.csv").write_text("id,v\n3,2\n")
     assert [p.label for p in predictions(trained, str(tmp_path / "t.csv"))] == [""]
 
 

@@ -91,6 +91,12 @@ def test_codes_are_not_what_is_true():
     assert not reader.knows("code", "True")
 
 
+def test_a_number_that_may_be_two_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("age;label\n" + "999;0\n1.234;1\n" * 10)
+    with pytest.raises(ValueError, match=r"row 2 holds '1\.234' in the column 'age' of 'facts', w"):
+        table(tmp_path / "t.csv", None, {"facts": "tabular(numbers=[age])"})
+
+
 def test_rare_values_beyond_the_first_thousand_are_unknown(tmp_path):
     rows = [(k // 2, k % 2) for k in range(2400)] * 2
     path = csv(tmp_path / "t.csv", rows, "code,label")

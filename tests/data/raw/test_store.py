@@ -19,9 +19,10 @@ import forked
 from clips import write_video
 from evenly.data.dataset import Data
 from evenly.data.raw.decode import batches
-from evenly.data.raw.journal import Journal
+from evenly.data.raw.journal import Journal, _checksum
 from evenly.data.raw.prepare import prepare
 from evenly.data.raw.readers import Array, Flow, Image, Spectrogram, Text, Video, Wave
+from evenly.data.raw.rows import Part
 from evenly.data.raw.source import Sample, Source
 from evenly.data.store import describe, is_store, open_store
 from evenly.data.tasks import Classes
@@ -153,6 +154,7 @@ def test_every_reader(tmp_path):
         soundfile.write(tmp_path / f"{k}.wav", np.random.default_rng(k).normal(size=4000), 16_000)
         cells = {name: tmp_path / f"{k}.wav" if name in ("mel", "fbank", "wave") else clip
                  for name in readers}  # fmt: skip
+        cells["paced"] = write_video(tmp_path / f"{k}.mp4")
         samples.append(Sample(clip.name, k % 2, ("train", "val", "test")[k // 2], cells))
     prepare(Source("clips", readers, samples, Classes(["a", "b"])), tmp_path / "store", workers=1)
     data = open_store(tmp_path / "store")
@@ -161,7 +163,8 @@ def test_every_reader(tmp_path):
     assert drawn[0] in range(0, 50, 10)
     assert drawn[1] in range(50, 100, 10)
     # 25 frames a second for 0.36 s: at 0 and 0.2 s, and then the last one again.
-    assert rows(data, "val", "paced")[0, :, 0, 0, 0].tolist() == [0, 50, 50, 50]
+    paced = rows(data, "val", "paced")[0, :, 0, 0, 0].tolist()
+    assert paced == pytest.approx([0, 100, 100, 100], abs=4)
     assert rows(data, "val", "flow").shape == (2, 2, 3, 16, 16)
     assert rows(data, "val", "field").shape == (2, 4, 16, 16)
     assert rows(data, "val", "mel").shape == (2, 1, 128, 21)
@@ -513,6 +516,39 @@ class TestAgain:
         before = (out / "dataset.json").read_bytes()
         prepare(source, out, workers=1, skip_broken=True, made_by="evenly train --resume")
         assert (out / "dataset.json").read_bytes() == before
+
+    def test_files_that_have_changed(self, tmp_path):
+        """By their content: a copy has another time, too."""
+        source, out = self.broken(tmp_path / "files"), tmp_path / "store"
+        prepare(source, out, workers=1, skip_broken=True)
+        path = tmp_path / "files" / "2.npy"
+        os.utime(path, (0, 0))
+        prepare(source, out, workers=1, skip_broken=True)
+        np.save(path, np.full(2, 7, np.float32))
+        with pytest.raises(ValueError, match=r"1 of its files have changed since .*/2\.npy\. Re"):
+            prepare(source, out, workers=1, skip_broken=True)
+
+    def test_an_unfinished_store_reads_changed_files_again(self, tmp_path):
+        source, out = self.broken(tmp_path / "files"), tmp_path / "store"
+        with pytest.raises(ValueError, match="1 of 7 samples cannot be used"):
+            prepare(source, out, workers=1)
+        np.save(tmp_path / "files" / "6.npy", np.full(2, 6, np.float32))
+        np.save(tmp_path / "files" / "2.npy", np.full(2, 7, np.float32))
+        for _ in range(2):
+            prepare(source, out, workers=1)
+            assert [everything(out, "x").count(value) for value in (2, 7)] == [0, 2]
+
+    @pytest.mark.parametrize("size", [10, 200_000])
+    def test_any_of_sixteen_parts_of_a_file(self, tmp_path, size):
+        path = tmp_path / "a"
+        known = []
+        for part in range(16):
+            content = bytearray(size)
+            content[(size - 1) * part // 15] = 1
+            path.write_bytes(content)
+            known.append(_checksum(path))
+            assert known[-1] == _checksum(Part(path, 0, size))
+        assert len(set(known)) == min(size, 16)
 
     def test_from_another_folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ def folder(tmp_path):
     Picture.new("RGB", (8, 6)).save(tmp_path / "photo.jpg")
     np.save(tmp_path / "steps.npy", np.zeros((4, 3), np.float32))
     for k in range(20):
-        cells = ["silent.mp4", "voice.flac", "film.mkv", "photo.jpg", "steps.npy", "frames", k]
+        cells = ["silent.mp4", "voice.flac", "film.mkv", "photo.jpg", "steps.npy", "frames/", k]
         lines.append(",".join(map(str, [f"s{k}", *cells, ("cat", "dog")[k % 2]])))
     (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
@@ -233,6 +233,22 @@ class TestPathsAndTexts:
         source = table(path, None, {"x": "video(frames=1)"})
         assert source.readers["x"] == Video(1)
         assert source.samples[7].cells["x"] == tmp_path / "0007"
+
+    @pytest.mark.parametrize("values", ["01", ("cat", "dog")])
+    def test_values_that_folders_of_classes_are_called_by(self, tmp_path, values):
+        for value in values:
+            (tmp_path / value).mkdir()
+            Picture.new("RGB", (8, 6)).save(tmp_path / value / "1.png")
+        path = write(tmp_path, "x,label\n" + rows(*values * 10))
+        if values == "01":
+            source = table(path)
+            assert source.readers["x"] == Array()
+            assert any("'x' holds numbers that recur, although" in note for note in source.notes)
+        else:
+            with pytest.raises(ValueError, match="'x' holds words that recur, such as 'cat', and"):
+                table(path)
+            assert isinstance(table(path, None, {"x": "text"}).readers["x"], Text)
+        assert table(path, None, {"x": "video"}).readers["x"] == Video()
 
     def test_lines_within_texts_of_a_large_table(self, tmp_path):
         text = '"a good film, number {k}\nand its second line ' + "word " * 100 + '"'

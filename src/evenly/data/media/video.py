@@ -63,18 +63,17 @@ class Frames:
         """
 
 
-def frames_of(file: File, stream: int = 0, fps: float = 25.0) -> Frames:
+def frames_of(file: File, stream: int = 0) -> Frames:
     """The frames of a video, a folder of images or one image.
 
     Args:
         file: A video in any container that FFmpeg knows, a folder, or a still image.
         stream: Which stream of pictures, where a file has several.
-        fps: Frames per second of a folder, which does not say.
     """
     if isinstance(file, Path) and file.is_dir():
-        return Folder(file, fps)
+        return Folder(file)
     if is_still(file):
-        return Stills([file], named(file), fps)
+        return Stills([file], named(file))
     return Video(file, stream)
 
 
@@ -174,17 +173,19 @@ class Video(Frames):
 class Stills(Frames):
     """Images, one after another."""
 
-    def __init__(self, files: Sequence[File], name: str, fps: float) -> None:
+    def __init__(self, files: Sequence[File], name: str) -> None:
         super().__init__(name)
-        self.files, self.fps = files, fps
+        self.files = files
 
     def __len__(self) -> int:
         return len(self.files)
 
     @property
     def times(self) -> Float[np.ndarray, " t"]:
-        """When each image is shown."""
-        return np.arange(len(self.files)) / self.fps
+        """When each image is shown: one, all the time; of several, no file says."""
+        if len(self) > 1:
+            raise MediaError(self.name, f"is a folder, whose pictures have no times; {WITHOUT}")
+        return np.zeros(1)
 
     def read(
         self, index: Int[np.ndarray, " k"], size: tuple[int, int] | None = None
@@ -196,7 +197,7 @@ class Stills(Frames):
 class Folder(Stills):
     """The images in a folder, in the order of the numbers in their names."""
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path) -> None:
         files = [
             file
             for file in path.iterdir()
@@ -205,7 +206,7 @@ class Folder(Stills):
         if not files:
             raise MediaError(path, "the folder holds no images")
         files.sort(key=_natural)
-        super().__init__(files, str(path), fps)
+        super().__init__(files, str(path))
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:

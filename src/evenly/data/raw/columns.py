@@ -68,6 +68,7 @@ class Columns:
         opened: The files that it was read from.
         aside: Notes on columns that are not modalities unless requested, by column.
         comma: Whether numbers may have a decimal comma, as when semicolons separate cells.
+        empty: Texts that count as empty cells of a modality.
         labels: The columns that may be the label, unless another is requested.
         classes: The names of the classes, by column of class numbers.
         notes: Sentences that a user of the data should see.
@@ -78,6 +79,7 @@ class Columns:
     opened: Sequence[Path]
     aside: Mapping[str, str] = field(default_factory=dict)
     comma: bool = False
+    empty: Collection[str] = ()
     labels: Sequence[str] = ("label",)
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -88,10 +90,14 @@ class Columns:
         return len(next(iter(self.cells.values())))
 
     @property
+    def named_labels(self) -> list[str]:
+        """The columns that are each named like a label: `label_NAME`."""
+        return [name for name in self.cells if name.lower().startswith(LABEL) and name != LABEL]
+
+    @property
     def several(self) -> list[str]:
         """The columns that are each a label by name; none if there is only one."""
-        found = [name for name in self.cells if name.lower().startswith(LABEL) and name != LABEL]
-        return found if len(found) > 1 else []
+        return found if len(found := self.named_labels) > 1 else []
 
     def texts(self, name: str) -> Sequence[str | None] | None:
         """The cells of a column as written; None if there is no such column."""
@@ -106,7 +112,7 @@ class Columns:
         """Labels or splits, as numbers if all are; None if there is no such column."""
         cells = self.cells.get(name)
         if cells is None or isinstance(cells, list):
-            return cells and (_alone(cells) or cells)
+            return cells and (_alone(cells, self.comma) or cells)
         if isinstance(cells, Files):
             return cells
         return [x.strip() or None if isinstance(x, str) else x for x in cells.to_pylist()]
@@ -117,7 +123,7 @@ class Columns:
         if isinstance(cells, Files):
             return Column(cells, None, "files")
         if isinstance(cells, list):
-            return _of_texts([None if x in EMPTY else x for x in cells], self.comma)
+            return _of_texts([None if x in self.empty else x for x in cells], self.comma)
         return _of_arrow(cells)
 
     def kept(self, rows: Sequence[int]) -> "Columns":
@@ -258,6 +264,7 @@ def csv_columns(path: Path) -> Columns:
         root=path.parent,
         opened=[path],
         comma=parted == ";",
+        empty=EMPTY,
         notes=notes,
     )
 
@@ -300,16 +307,16 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=sense)
 
 
-def _alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
+def _alone(texts: Sequence[str | None], comma: bool) -> list[int | float | None] | None:
     """Labels or splits as numbers, if all are; None if two different ones would become equal.
 
     "01" and "1" are two classes, "1" and "1.0" are one.
     """
-    if (found := alone(texts)) is None:
+    if (found := alone(texts, comma=comma)) is None:
         return None
     # NaN equals nothing, not even itself.
     pairs = [(text, x) for text, x in zip(texts, found, strict=True) if x == x and text is not None]
-    given = {re.sub(r"\.0*$", "", text) for text, _ in pairs}
+    given = {re.sub(r"[.,]0*$", "", text) for text, _ in pairs}
     return found if len({x for _, x in pairs}) == len(given) else None
 
 

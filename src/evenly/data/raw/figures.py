@@ -23,6 +23,13 @@ _GROUPED = re.compile(r"[+-]?[0-9]+,[0-9]+|[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)
 """Either one number with a decimal comma or thousands separators, or several numbers."""
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 _COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
+_MARKED = re.compile(r"[+-]?[1-9][0-9]{0,2}([.\s])[0-9]{3}(\1[0-9]{3})*(,[0-9]+)?")
+"""A number with dots or blanks between thousands, perhaps with a decimal comma."""
+_SHORT = re.compile(r"[+-]?[0-9]{1,3}")
+_PARTED = re.compile(r"[0-9.]\s*,\s*[-+0-9.]")
+"""Numbers with a comma between them."""
+_BLANK = re.compile(r"[0-9.]\s+[-+0-9.]")
+"""Numbers with only a blank between them."""
 
 
 def numbers_of(texts: Sequence[str | None], *, comma: bool = False) -> list[Any] | None:
@@ -39,13 +46,12 @@ def numbers_of(texts: Sequence[str | None], *, comma: bool = False) -> list[Any]
     given = [text for text in texts if text is not None]
     if all(text.lower() in _TRUTH for text in given):
         return [None if text is None else _TRUTH[text.lower()] for text in texts]
-    if (single := alone(texts)) is not None:
+    if (single := alone(texts, comma=comma)) is not None:
         return single
-    if comma and all(map(_COMMA.fullmatch, given)):
-        if all(_THOUSANDS.fullmatch(text) for text in given if "," in text):
-            return None
-        return [None if text is None else float(text.replace(",", ".")) for text in texts]
-    if all(_NUMBER.fullmatch(text) or _GROUPED.fullmatch(text) for text in given):
+    if is_unclear(texts, comma=comma):
+        return None
+    # [0,5, 1,5] has decimal commas.
+    if comma and any(re.search(r"\d,\d", text) and re.search(r",\s", text) for text in given):
         return None
     found = []
     for text in texts:
@@ -56,11 +62,70 @@ def numbers_of(texts: Sequence[str | None], *, comma: bool = False) -> list[Any]
     return found
 
 
-def alone(texts: Sequence[str | None]) -> list[int | float | None] | None:
-    """The numbers of a column, if each of its cells is a number or empty."""
-    if not all(text is None or _NUMBER.fullmatch(text) for text in texts):
+def alone(texts: Sequence[str | None], *, comma: bool = False) -> list[int | float | None] | None:
+    """The numbers of a column, if each of its cells is a number or empty.
+
+    Args:
+        texts: As for `numbers_of`.
+        comma: As for `numbers_of`.
+
+    Returns:
+        A single None if a cell is not a number, or some could be read in two ways.
+    """
+    given = [text for text in texts if text is not None]
+    if all(map(_NUMBER.fullmatch, given)):
+        unclear = comma and _may_be_thousands(given)
+        return None if unclear else [None if text is None else _number(text) for text in texts]
+    if not comma or not all(_COMMA.fullmatch(text) or _MARKED.fullmatch(text) for text in given):
         return None
-    return [None if text is None else _number(text) for text in texts]
+    # A comma before other than three digits is decimal, so dots and blanks are between thousands.
+    # Of dots alone, two say as much.
+    decimal = ("," in text and not _THOUSANDS.fullmatch(text) for text in given)
+    if not any(decimal) and not any(text.count(".") > 1 for text in given):
+        return None
+    bare = [None if text is None else re.sub(r"[.\s]", "", text) for text in texts]
+    return [None if text is None else float(text.replace(",", ".")) for text in bare]
+
+
+def is_unclear(texts: Sequence[str | None], *, comma: bool = False) -> bool:
+    """Whether the cells of a column can all be read as numbers, but in two ways.
+
+    `1,234` may be a number with a decimal comma, a number of thousands, or two numbers.
+
+    Args:
+        texts: As for `numbers_of`.
+        comma: As for `numbers_of`.
+    """
+    given = [text for text in texts if text is not None]
+    marked = comma or any("," in text for text in given)  # else blanks part the numbers of a list
+    numeric = all(
+        _NUMBER.fullmatch(text) or _GROUPED.fullmatch(text) or (marked and _MARKED.fullmatch(text))
+        for text in given
+    )
+    return numeric and alone(given, comma=comma) is None
+
+
+def first_unclear(texts: Sequence[str | None], *, comma: bool = False) -> tuple[int, str] | None:
+    """The row, from 1, and text of a cell that makes a column unclear; None if it is clear."""
+    if not is_unclear(texts, comma=comma):
+        return None
+    cells = ((row, text) for row, text in enumerate(texts, 1) if text is not None)
+    return next((row, x) for row, x in cells if _GROUPED.fullmatch(x) or _MARKED.fullmatch(x))
+
+
+def in_two_ways(*, comma: bool) -> str:
+    """What is wrong with an unclear cell, for messages."""
+    return f"which can be read in two ways{' where semicolons separate the cells' * comma}"
+
+
+def _may_be_thousands(texts: Sequence[str]) -> bool:
+    """Whether dots may be between thousands, as where `999` is beside `1.234`.
+
+    Without numbers below 1000, both readings differ only by a factor.
+    """
+    short = [bool(_SHORT.fullmatch(text)) for text in texts]
+    dotted = all(_MARKED.fullmatch(text) for text, few in zip(texts, short, strict=True) if not few)
+    return dotted and any(short) and not all(short)
 
 
 def is_of_figures(text: str) -> bool:
@@ -116,7 +181,8 @@ def _list(text: str) -> np.ndarray | None:
         before = token
     if len(stack) > 1 or len(marks) > 1:  # "1,2;3,4" is two rows, or two decimal commas
         return None
-    if ";" in marks and re.search(r"[0-9.]\s+[-+0-9.]", text):  # rows, as MATLAB has them
+    # Rows, as MATLAB has them; or decimal commas, if not all numbers have a comma between them.
+    if (";" in marks or _PARTED.search(text)) and _BLANK.search(text):
         return None
     nested = len(outermost) == 1 and isinstance(outermost[0], list)
     try:

@@ -80,8 +80,9 @@ def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path])
         )
     places: list[Path] = []
     rows: list[Mapping[str, Any]] = []
+    more: dict[str, Any] = {}
     for table in tables:
-        found = _records(table)
+        found, more = _records(table)
         if table.suffix == ".csv" and rows and (odd := sorted(set(found[0]) ^ set(rows[0]))):
             raise UserError(
                 f"{table}: has other columns than {tables[0]}: only one of them has "
@@ -131,7 +132,7 @@ def described_columns(path: Path, tables: Sequence[Path], files: Sequence[Path])
         notes.append(f"{path.name}: {left} files that {tables[0].name} does not name: left out.")
     if "name" not in cells:
         cells["name"] = [str(place) for place in first]
-    return _columns(path, cells, splits, notes, tables)
+    return _columns(path, cells, splits, notes, tables, **more)
 
 
 def _columns(
@@ -140,6 +141,7 @@ def _columns(
     splits: list[str] | None,
     notes: Sequence[str],
     opened: Sequence[Path] = (),
+    **more: Any,
 ) -> Columns:
     if splits is not None and "split" in cells:
         raise UserError(
@@ -149,16 +151,18 @@ def _columns(
     if splits is not None:
         cells["split"] = splits
     return columns_of(
-        path, list(cells), list(cells.values()), root=path, opened=opened, notes=notes
+        path, list(cells), list(cells.values()), root=path, opened=opened, notes=notes, **more
     )
 
 
-def _records(table: Path) -> list[dict[str, Any]]:
-    """The rows of a metadata table."""
-    if table.suffix == ".csv":
-        cells = csv_columns(table).cells
-        return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-    return [row for _, row in json_rows(table) if row]
+def _records(table: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of a metadata table, and how its cells are to be read, see `Columns`."""
+    if table.suffix != ".csv":
+        return [row for _, row in json_rows(table) if row], {}
+    found = csv_columns(table)
+    rows = zip(*found.cells.values(), strict=True)
+    more = {"comma": found.comma, "empty": found.empty}
+    return [dict(zip(found.cells, row, strict=True)) for row in rows], more
 
 
 def _splits(path: Path, places: Sequence[Path]) -> list[str] | None:

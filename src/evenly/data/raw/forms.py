@@ -6,7 +6,7 @@ from evenly.data.catalogue import PACKED
 from evenly.data.raw.arrow import saved_files, shard_columns
 from evenly.data.raw.columns import Columns, csv_columns
 from evenly.data.raw.folders import MEDIA, METADATA, described_columns, media_columns
-from evenly.data.raw.splits import named_splits
+from evenly.data.raw.splits import check_one_set, named_splits
 from evenly.data.raw.webdataset import shard_paths, tar_columns
 from evenly.errors import UserError, UserFileNotFoundError
 
@@ -50,6 +50,8 @@ def _folder(path: Path) -> Columns:
             f"{path}: holds both {' and '.join(rows)} files. Give a folder with one kind, or one "
             "of the files."
         )
+    for found in rows.values():
+        check_one_set(path, found)
     if ".tar" in rows:
         return tar_columns(path, rows[".tar"])
     for found in rows.values():
@@ -60,6 +62,7 @@ def _folder(path: Path) -> Columns:
     if media:
         return media_columns(path, media)
     if lines:
+        check_one_set(path, lines)
         return shard_columns(path, lines, named_splits(path, lines))
     raise UserError(
         f"{path}: holds no .parquet, .arrow, .feather, .jsonl or .tar files, nor pictures, sounds "

@@ -26,7 +26,8 @@ from torch import Tensor
 from evenly.data.dataset import SPLITS, Ragged, Stored, Streamed, described
 from evenly.data.raw.decode import Decoded, unlike
 from evenly.data.raw.readers import Reader, spelled
-from evenly.data.raw.source import Source
+from evenly.data.raw.rows import Part
+from evenly.data.raw.source import Sample, Source, several_of
 from evenly.data.raw.streamed import INDEX, Decoders, InShards
 from evenly.data.store import (
     DESCRIPTION,
@@ -43,6 +44,10 @@ from evenly.data.tasks import Numbers
 from evenly.errors import UserError, UserRuntimeError
 
 JOURNAL = "journal.jsonl"
+_CHUNKS = 16
+"""Parts of a file, spread evenly, that distinguish it from others of its size."""
+_CHUNK = 8 << 10
+"""Bytes of each."""
 
 
 @dataclass
@@ -118,6 +123,7 @@ class Journal:
         """
         self.source, self.out, self.streamed = source, out, streamed
         self.done: set[int] = set()
+        self.changed: list[Path] = []  # files of a finished store that are no longer as they were
         self.broken: dict[int, str] = {}
         self.places: dict[str, dict[int, _Place]] = {name: {} for name in source.readers}
         self.files = file_names(source.readers)
@@ -146,9 +152,10 @@ class Journal:
                 if name not in self.streamed:
                     opened.enter_context(part.open())
             self.finished = is_whole(self.out)
-            for line in lines:
+            last = {line["sample"]: line for line in lines}
+            for line in last.values():
                 if "broken" not in line:  # else it is tried again: the file may have been fixed
-                    self._take_up(line["sample"], line["at"])
+                    self._take_up(line["sample"], line["at"], line.get("files", []))
             self.opened = opened.pop_all()
         return self
 
@@ -181,12 +188,19 @@ class Journal:
             self.file.truncate(sum(map(len, lines[: len(whole)])))
         return whole[1:]
 
-    def _take_up(self, number: int, places: dict[str, Any]) -> None:
-        """Counts a sample as done if its values match the journal.
+    def _take_up(self, number: int, places: dict[str, Any], marks: list[list[int]]) -> None:
+        """Counts a sample as done if its files are as they were, and its values match the journal.
 
         They may not if the machine crashed before everything was on disk; those of a finished store
         do.
         """
+        # Earlier versions did not note the files.
+        pairs = zip(_files(self.source.samples[number]), marks, strict=False)
+        changed = [_path(file) for file, mark in pairs if _is_other(file, mark)]
+        if self.finished:
+            self.changed += changed
+        elif changed:
+            return
         for name, (start, length, shape, dtype, checksum) in places.items():
             part = self.parts[name]
             part.shape, part.dtype = tuple(shape), np.dtype(dtype)
@@ -220,7 +234,8 @@ class Journal:
             self._note({"sample": number, "broken": found})
         else:
             self.done.add(number)
-            self._note({"sample": number, "at": found})
+            marks = [_mark(file) for file in _files(self.source.samples[number])]
+            self._note({"sample": number, "at": found, "files": marks})
 
     def _written(self, number: int, found: dict[str, np.ndarray | None]) -> Any:
         """Where each array was written; or what is wrong with one, and then none is written."""
@@ -455,6 +470,55 @@ def size_of(path: Path) -> int:
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return path.stat().st_size if path.is_file() else 0
+
+
+def _files(sample: Sample) -> list[Path | Part]:
+    """The files and folders that a sample is made of; tables identify the files in them."""
+    cells = (part for cell in sample.cells.values() for part in several_of(cell))
+    return list(dict.fromkeys(part for part in cells if isinstance(part, Path | Part)))
+
+
+def _path(file: Path | Part) -> Path:
+    return file.path if isinstance(file, Part) else file
+
+
+def _mark(file: Path | Part) -> list[int]:
+    """Size, time of the last change, and a checksum, which distinguish a file from later ones."""
+    return [*_size_and_time(file), _checksum(file)]
+
+
+def _is_other(file: Path | Part, mark: list[int]) -> bool:
+    """Whether a file has changed since; not if it is gone, as the store has its content.
+
+    A copy may have another time, so then the content decides.
+    """
+    if not _path(file).exists():
+        return False
+    size, time, checksum = mark
+    here = _size_and_time(file)
+    return here != [size, time] and (here[0] != size or _checksum(file) != checksum)
+
+
+def _size_and_time(file: Path | Part) -> list[int]:
+    """In bytes, and in nanoseconds."""
+    path = _path(file)
+    within = path.iterdir() if path.is_dir() else ()
+    time = max(each.stat().st_mtime_ns for each in (path, *within))
+    return [file.size if isinstance(file, Part) else size_of(path), time]
+
+
+def _checksum(file: Path | Part) -> int:
+    """Of parts of a file; of a folder, of the names and sizes of its files."""
+    if isinstance(file, Path) and file.is_dir():
+        held = sorted((each.name, each.stat().st_size) for each in file.iterdir())
+        return zlib.crc32(repr(held).encode())
+    part = Part(file, 0, size_of(file)) if isinstance(file, Path) else file
+    found, last = 0, max(0, part.size - _CHUNK)
+    with part.path.open("rb") as opened:
+        for place in dict.fromkeys(last * n // (_CHUNKS - 1) for n in range(_CHUNKS)):
+            opened.seek(part.start + place)
+            found = zlib.crc32(opened.read(min(_CHUNK, part.size)), found)
+    return found
 
 
 def _fingerprint(source: Source) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from evenly.data.numbers import blurred, spelt, unusable
 from evenly.data.raw.columns import LABEL, Columns
-from evenly.data.raw.figures import alone
+from evenly.data.raw.figures import alone, first_unclear, in_two_ways
 from evenly.data.tasks import Asked, Classes, Labels, Numbers, Task
 from evenly.errors import UserError
 from evenly.suggest import unknown
@@ -73,9 +73,8 @@ def labelled(
             f"{path}: has labels in the column '{name}' and in {', '.join(several)}. Say with "
             f"--label {name} that it is this one, or leave it out."
         )
-    if several and name in columns.cells:
-        others = dict.fromkeys(several, "is named like a label, so it is not a modality")
-        columns = replace(columns, aside={**columns.aside, **others})
+    others = dict.fromkeys(columns.named_labels, "is named like a label, so it is not a modality")
+    columns = replace(columns, aside={**columns.aside, **others})
     if name == "label":
         return columns, []
     cells = {"label": columns.cells[name]}
@@ -101,6 +100,8 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
     """
     if "label" not in columns.cells and columns.several:
         return _of_columns(path, columns, asked, needed=needed)
+    if needed:
+        _check_clear(path, columns, "label", asked)
     cells = columns.entries("label") or [None] * columns.rows
     names = columns.classes.get("label")
     given = [cell for cell in cells if cell is not None]
@@ -109,7 +110,7 @@ def target_of(path: Path, columns: Columns, asked: Asked = "auto", *, needed: bo
     if names is not None and asked in ("auto", "classes"):
         return _numbered(path, cells, names, needed=needed)
     if asked == "number" or (asked == "auto" and _are_numbers(given)):
-        found = _numbers(path, "label", cells, needed=needed)
+        found = _numbers(path, columns, "label", needed=needed)
         return _to_regress(path, found[:, None], ["number"], asked, needed=needed)
     if asked != "classes" and (mark := _mark(path, cells, asked)):
         return _joined(path, cells, mark)
@@ -168,13 +169,28 @@ def _check_number(path: Path, row: int, label: Any, names: Sequence[str]) -> Non
 # Numbers
 
 
-def _numbers(path: Path, name: str, cells: Sequence[Any], *, needed: bool) -> np.ndarray:
+def _check_clear(path: Path, columns: Columns, name: str, asked: Asked) -> None:
+    """Raises if the labels of a column are numbers that can be read in two ways."""
+    cells = columns.entries(name) or []
+    if asked not in ("auto", "number") or not all(isinstance(x, str | None) for x in cells):
+        return
+    if unclear := first_unclear(cells, comma=columns.comma):
+        row, text = unclear
+        raise UserError(
+            f"{path}: row {row} has the label '{text}', {in_two_ways(comma=columns.comma)}. Write "
+            "numbers as 1234.5, with commas between the cells, and several labels as a;b, or say "
+            "--task classes if it is a name."
+        )
+
+
+def _numbers(path: Path, columns: Columns, name: str, *, needed: bool) -> np.ndarray:
     """The numbers of a column; NaN if unknown."""
+    cells = columns.entries(name) or [None] * columns.rows
     found = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells):
         value = cell
         if isinstance(cell, str):  # a column in which some cells are not numbers
-            value = _TRUTH.get(cell.lower(), (alone([cell]) or [None])[0])
+            value = _TRUTH.get(cell.lower(), (alone([cell], comma=columns.comma) or [None])[0])
         if isinstance(value, int | float | Decimal):
             found[row] = float(value)
             bad = bool(unusable(found[row : row + 1])[0])
@@ -214,9 +230,11 @@ def _of_columns(path: Path, columns: Columns, asked: Asked, *, needed: bool) -> 
         )
     names = [name[len(LABEL) :] for name in columns.several]
     listed = ", ".join(map(repr, columns.several))
-    cells = {name: columns.entries(name) or [] for name in columns.several}
+    if needed:
+        for name in columns.several:
+            _check_clear(path, columns, name, asked)
     found = np.stack(
-        [_numbers(path, name, each, needed=needed) for name, each in cells.items()], axis=1
+        [_numbers(path, columns, name, needed=needed) for name in columns.several], axis=1
     )
     odd = ~np.isin(found, (0, 1)) & ~np.isnan(found)
     if asked == "number" or (asked == "auto" and odd.any()):

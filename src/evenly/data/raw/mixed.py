@@ -13,8 +13,8 @@ import numpy as np
 
 from evenly.data.dataset import SplitName
 from evenly.data.numbers import LARGEST
-from evenly.data.raw.columns import EMPTY, RESERVED, Columns
-from evenly.data.raw.figures import numbers_of
+from evenly.data.raw.columns import RESERVED, Columns
+from evenly.data.raw.figures import first_unclear, in_two_ways, numbers_of
 from evenly.data.raw.readers import Tabular
 from evenly.errors import UserError
 
@@ -102,7 +102,15 @@ def fitted(
 def _numbers(path: Path, columns: Columns, column: str, name: str) -> list[float | None]:
     """The numbers of a column; None if missing."""
     found: list[float | None] = []
-    for row, cell in enumerate(columns.modality(column).values, 1):
+    held = columns.modality(column)
+    if held.holds == "texts" and (unclear := first_unclear(held.values, comma=columns.comma)):
+        row, text = unclear
+        raise UserError(
+            f"{path}: row {row} holds '{text}' in the column '{column}' of '{name}', "
+            f"{in_two_ways(comma=columns.comma)}. Write numbers as 1234.5, with commas between the "
+            "cells, or name the column among its categories."
+        )
+    for row, cell in enumerate(held.values, 1):
         number = None if cell is None else _number(cell, columns.comma)
         if cell is not None and (number is None or math.isinf(number)):
             shown = cell.tolist() if isinstance(cell, np.ndarray) else cell
@@ -140,6 +148,6 @@ def _categories(path: Path, columns: Columns, column: str, name: str) -> list[st
         )
     # pandas turns 1 into 1.0 in a column with empty cells.
     return [
-        None if text is None or text in EMPTY else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+        None if text is None or text in columns.empty else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
         for text in texts
     ]

@@ -1,6 +1,6 @@
 """From files to a store: several processes decode every sample once."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def prepare(
     with naming(out), Journal(source, out, _in_shards(source) if stream else ()) as journal:
         waiting = [n for n in range(len(source.samples)) if n not in journal.done]
         if journal.finished:
-            _check_unchanged(source, journal.done, out)
+            _check_unchanged(source, journal.changed, out)
         if journal.finished and not waiting:
             return describe(out)
         with tqdm(
@@ -102,14 +102,13 @@ def _unfit(source: Source) -> dict[int, str]:
     return wrong
 
 
-def _check_unchanged(source: Source, done: Iterable[int], out: Path) -> None:
-    """Raises if the source files of a store have changed size since it was made."""
+def _check_unchanged(source: Source, changed: Sequence[Path], out: Path) -> None:
+    """Raises if files of samples have changed since a store was made, or a table its size."""
     known = describe(out).sources
-    read = (path for number in done for path in source.samples[number].files())
-    files = [path for path in dict.fromkeys([*source.opened, *read]) if str(path) in known]
     # Deleted files do not matter: the store has their content.
-    changed = [path for path in files if path.exists() and size_of(path) != known[str(path)]]
-    if changed:
+    opened = [path for path in source.opened if str(path) in known and path.exists()]
+    odd = [path for path in opened if size_of(path) != known[str(path)]]
+    if changed := list(dict.fromkeys([*odd, *changed])):
         raise UserError(
             f"{out}: {len(changed)} of its files have changed since it was made, such as "
             f"{changed[0]}. Remove the folder and prepare again, or choose another --out."

@@ -203,7 +203,7 @@ class ParquetRows:
             ):
                 for number in range(file.num_row_groups):
                     group = self.about.row_group(number)
-                    if first + group.num_rows > start:
+                    if group.num_rows and first + group.num_rows > start:
                         row, each = first, _bytes(group, columns) // group.num_rows + 1
                         size, groups = max(1, min(1024, BATCH // each)), [number]
                         for batch in file.iter_batches(size, groups, list(columns), False):

@@ -56,6 +56,36 @@ def named_splits(path: Path, files: Sequence[Path]) -> list[str] | None:
     return [str(name) for name in found] if len(set(found)) > 1 else None
 
 
+def check_one_set(path: Path, files: Sequence[Path]) -> None:
+    """Raises if folders hold files of the same split each, as several versions of a data set do.
+
+    Args:
+        path: Path of the folder.
+        files: The files in it.
+
+    Raises:
+        ValueError: If there are several versions.
+    """
+    known: dict[tuple[SplitName, str], Path] = {}
+    for file in files:
+        shard = _SHARD.fullmatch(file.stem)
+        place = file.relative_to(path)
+        parts = [*place.parent.parts, shard["split"] if shard else file.stem]
+        while parts and not meant(parts[-1]):
+            parts.pop()
+        if not parts or (split := meant(parts.pop())) is None:
+            continue
+        above = "/".join(part for part in parts if not meant(part))
+        known.setdefault((split, above), place)
+        other = next(folder for name, folder in known if name == split)
+        if other != above:
+            raise UserError(
+                f"{path}: {known[split, other]} and {place} are both of the {split} split, but in "
+                "different folders, like two versions of a data set. Give one of the folders, "
+                "or move the files into one if they belong together."
+            )
+
+
 def _named(file: Path) -> str | None:
     """The split in the name of a file, or else of its nearest folder."""
     shard = _SHARD.fullmatch(file.stem)

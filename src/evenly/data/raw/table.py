@@ -20,7 +20,7 @@ from evenly.data.media.error import File, MediaError, check_file, named
 from evenly.data.media.video import frames_of, is_still
 from evenly.data.numbers import Blur, blurred, unusable
 from evenly.data.raw.columns import RESERVED, Column, Columns
-from evenly.data.raw.figures import is_cut, is_of_figures, numbers_of
+from evenly.data.raw.figures import first_unclear, in_two_ways, is_cut, is_of_figures, numbers_of
 from evenly.data.raw.forms import read_columns
 from evenly.data.raw.labels import MARKS, Target, target_of
 from evenly.data.raw.labels import labelled as with_label
@@ -58,6 +58,10 @@ _MEDIA = re.compile(
 """Endings that mark a text as a path."""
 _PATH = re.compile(r"(~|\.{1,2}|[A-Za-z]:)?[/\\]\S*[A-Za-z]\S*$")
 """Beginnings of paths from a root or a folder."""
+_PLAIN = re.compile(r"-?(0|[1-9]\d*)")
+"""Numbers without leading zeros."""
+_MARKED = re.compile(r"[/\\.]")
+"""What words lack and most paths have."""
 _DECLARED: dict[str, Callable[[], Reader]] = {
     "image": Image,
     "audio": Spectrogram,
@@ -108,14 +112,16 @@ def table(
 
     Columns that number the rows are not modalities unless requested: an index written by pandas,
     and distinct whole numbers under the name index or id. Neither are other columns of class
-    numbers. A note says so.
+    numbers, nor any that is named `label_NAME` beside the label. A note says so.
 
     Blanks around names and cells do not count. A CSV is in UTF-8, or in UTF-16 with its mark. Its
     cells are separated by commas, semicolons, tabs or bars; commas that do not separate cells may
     be decimal ones.
 
     The first cells determine what a column holds. Texts are paths if any of them is a file or
-    folder, and so are numbers, such as 0001, if all of them are. Other texts are text, with words
+    folder; words that recur and are also names of files or folders are refused. Numbers, such as
+    0001, are paths if all of them are; without leading zeros, only if none recurs. Other texts are
+    text, with words
     numbered by the training texts, unless most have no words: figures that are not numbers, such as
     dates, are refused. The first intact file tells what the files hold: pictures, videos, sound, or
     an array. A file with both pictures and sound counts as sound if the column's name begins with
@@ -305,7 +311,8 @@ def _modality(
         )
     if isinstance(reader, Text):
         return column.texts or [], reader
-    lists = column.lists if reads_files or _holds_paths(root, column) else None
+    paths = reads_files or _holds_paths(path, name, root, column, notes)
+    lists = column.lists if paths else None
     if column.lists is None and (mark := _mark(root, column)):
         lists = [None if x is None else _parts(x, mark) for x in column.texts or []]
         notes.append(f"{path.name}: '{mark}' joins several files in a cell of '{name}'.")
@@ -315,11 +322,11 @@ def _modality(
         return cells, _of_several(path, name, known, reader)
     if column.lists is not None:
         notes.append(f"{path.name}: the texts in a cell of '{name}' are one, with blanks between.")
-    if column.holds == "texts" and not reads_files and not _holds_paths(root, column):
-        _check_words(path, name, column.values)
+    if column.holds == "texts" and not paths:
+        _check_words(path, name, column.values, columns.comma)
         if reader is None:
             return column.values, Text()
-    if reads_files or column.holds == "texts" or _holds_paths(root, column):
+    if paths or column.holds == "texts":
         cells = _files(path, root, name, column.texts or [])
         return cells, reader or _sniffed(path, name, cells)
     found = _array(first) if isinstance(first, np.ndarray) else None
@@ -426,7 +433,7 @@ def _check_files_blurred(path: Path, name: str, cells: Sequence[Any], reader: Ar
         raise UserError(f"{path}: {which} '{name}' {wrong[1]}.")
 
 
-def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
+def _check_words(path: Path, name: str, texts: Sequence[str | None], comma: bool) -> None:
     """Raises if most of a column's texts have no words: as words, numbers would mean nothing."""
     given = [(row, text) for row, text in enumerate(texts, 1) if text is not None]
     figures = [is_of_figures(text) for _, text in given[:PROBED]]
@@ -434,30 +441,59 @@ def _check_words(path: Path, name: str, texts: Sequence[str | None]) -> None:
         return
     cut = [(row, text) for row, text in given if is_cut(text)]
     odd = [(row, text) for row, text in given if numbers_of([text]) is None]
-    row, text = [*cut, *odd, *given][0]
-    why = "from which NumPy left numbers out" if cut else "neither a number nor a list of numbers"
+    unclear = first_unclear(texts, comma=comma)
+    row, text = unclear or [*cut, *odd, *given][0]
+    why, how = "neither a number nor a list of numbers", "0.5"
+    if cut:
+        why = "from which NumPy left numbers out"
+    if unclear:
+        why, how = in_two_ways(comma=comma), "1234.5, with commas between the cells,"
     what = next((f"{what}, " for what, form in _FORMS.items() if form.fullmatch(text)), "")
     raise UserError(
         f"{path}: column '{name}' holds '{text:.60}' in row {row}, {what}{why}. Write numbers as "
-        "0.5 and lists as [0.5, 1], and leave the cell empty where they are missing. If this is "
+        f"{how} and lists as [0.5, 1], and leave the cell empty where they are missing. If this is "
         f"text, add --readers.{name}=text."
     )
 
 
-def _holds_paths(root: Path, column: Column) -> bool:
+def _holds_paths(path: Path, name: str, root: Path, column: Column, notes: list[str]) -> bool:
     """Whether a column's cells name files or folders.
 
     Texts do if any of the first is one, even if others are missing: as text, a path would be
-    memorised. Numbers, such as 0001, do if all of the first are.
+    memorised. Numbers, such as 0001, do if all of the first are. Values may have the names of
+    folders that hold the files of a class each, so 0 and 1 do not if they recur.
+
+    Args:
+        path: Path of the table.
+        name: Name of the column.
+        root: The folder that paths are relative to.
+        column: The column.
+        notes: Receives notes for the user.
+
+    Raises:
+        ValueError: If they are words that recur, and names of files or folders.
     """
     cells = (
         column.texts if column.lists is None else chain.from_iterable(filter(None, column.lists))
     )
     probed = list(islice((text for text in cells or [] if text is not None), PROBED))
-    there = [_exists(root, text) for text in probed]
+    there = [text for text in probed if _exists(root, text)]
     if column.holds != "texts":
-        return bool(there) and all(there)
-    if any(there):
+        found = bool(there) and len(there) == len(probed)
+        if found and len(set(there)) < len(there) and all(map(_PLAIN.fullmatch, there)):
+            notes.append(
+                f"{path.name}: '{name}' holds numbers that recur, although files or folders are "
+                f"called so, too. --readers.{name}=video reads those."
+            )
+            return False
+        return found
+    if there and 2 * len(set(there)) <= len(there) and not any(map(_MARKED.search, there)):
+        raise UserError(
+            f"{path}: column '{name}' holds words that recur, such as '{there[0]}', and files or "
+            f"folders are called so, too. If they are words, say --readers.{name}=text; if they "
+            f"are paths, name their reader, such as --readers.{name}=video."
+        )
+    if there:
         return True
     sure = [text for text in probed if _PATH.match(text) or _MEDIA.search(text)]
     slashed = [text for text in probed if text not in sure and _is_slashed(text)]
@@ -517,7 +553,7 @@ def _reader_of(name: str, file: File) -> Reader | None:
     """The reader of a file or folder; None if it is broken or of another kind."""
     try:
         if isinstance(file, Path) and file.is_dir():
-            return Video() if len(frames_of(file).times) else None
+            return Video() if len(frames_of(file)) else None
         check_file(file)
         if _begins(file, b"\x93NUMPY"):
             return _array(numbers(file))

@@ -348,9 +348,11 @@ def _of_table(
                 "data set, which a table cannot name. Prepare a store of such files with "
                 "'evenly prepare', and give it as --data."
             )
-    known = (*RESERVED, *columns.aside, *columns.several)
+    aside = (*RESERVED, *columns.aside, *columns.named_labels)
     parts = {column: name for name in there for column in made_of[name]}
-    others = dict.fromkeys(parts.get(name, name) for name in columns.cells if name not in known)
+    others = dict.fromkeys(
+        parts.get(name, name) for name in columns.cells if name in parts or name not in aside
+    )
     say(_differing(run, str(path), others, without))
     source = table(path, names, readers, labelled=False, task=run.task.name, columns=columns)
     say(source.notes)

@@ -507,6 +507,21 @@ class TestMosei:
             f"18 of the 22,856 segments are in {folder / 'unaligned_50.pkl'}.",
         ]
 
+    def test_padding_of_aligned_files(self, tmp_path):
+        path = trees.mmsa_pickle(tmp_path, "aligned_50.pkl", [1.0, -1.0]) / "aligned_50.pkl"
+        content = pickle.loads(path.read_bytes())
+        for part in content.values():
+            del part["audio_lengths"], part["vision_lengths"]
+            part["audio"] = np.ones((6, 50, 5))
+            part["audio"][:, 7:] = 0
+            part["audio"][1, 9] = 1  # not padding
+            part["vision"] = np.zeros((6, 20, 4))  # at a pace of its own
+        path.write_bytes(pickle.dumps(content))
+        samples = opened(tmp_path, "mosei(aligned=true)").samples
+        assert [len(s.cells["audio"]) for s in samples[:3]] == [7, 50, 7]
+        assert [len(s.cells["text"]) for s in samples[:3]] == [7, 7, 7]
+        assert len(samples[0].cells["video"]) == 20
+
     def test_scores_to_regress_on(self, tmp_path):
         source = opened(trees.mosei_pickle(tmp_path), "mosei(task=number)")
         assert (source.task.name, source.task.scale) == ("number", "sentiment")
@@ -662,6 +677,7 @@ class TestFood101:
         }
         assert source.notes == [
             "12 of 15 titles name their class, as the pages were found by searching for it.",
+            "A leak: titles in more than one split (1): 'dish 0'.",  # in the drawn one, too
             "Validation split: 15% of the training samples, stratified, seed 0.",
         ]
         known = source.readers["text"].vocabulary.split()
@@ -670,10 +686,14 @@ class TestFood101:
 
     def test_a_title_that_trains_and_tests_and_one_that_is_missing(self, tmp_path):
         path = trees.food101(tmp_path) / "texts" / "test_titles.csv"
-        path.write_text("pho_4.jpg,dish 0,pho\nchurros_4.jpg,,churros\n")
+        path.write_text('pho_4.jpg,"Pho, the best of 1",pho\nchurros_4.jpg,,churros\n')
         source = opened(tmp_path, "food101")
-        assert [s.cells["text"] for s in source.samples if s.split == "test"] == ["dish 0", None]
-        assert "A leak: titles in more than one split (1): 'dish 0'." in source.notes
+        assert [s.cells["text"] for s in source.samples if s.split == "test"] == [
+            "Pho, the best of 1",
+            None,
+        ]
+        leak = "A leak: titles in more than one split (2): 'dish 0', 'Pho, the best of 1'."
+        assert leak in source.notes
 
     def test_a_tokenizer_in_place_of_words(self, tmp_path):
         source = opened(trees.food101(tmp_path), "food101(tokenizer=./folder,length=7)")

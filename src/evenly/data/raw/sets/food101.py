@@ -65,7 +65,7 @@ def food101(
     notes = [
         *passed_over(others, "as one of the listed pictures"),
         *_naming([(title, kind) for *_, title, kind in listed]),
-        *leaks("titles", ((title, split) for split, _, title, _ in listed if title)),
+        *leaks("titles", ((str(s.cells["text"]), s.split) for s in samples if s.cells["text"])),
         f"Validation split: {VALIDATION:.0%} of the training samples, stratified, seed 0.",
     ]
     titles = (sample.cells["text"] for sample in samples if sample.split == "train")

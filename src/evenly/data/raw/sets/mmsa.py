@@ -59,8 +59,9 @@ def mosei(
     `unaligned_50.pkl` holds the features of each modality at its own pace, `aligned_50.pkl` one
     step for each word: BERT's features of the text, COVAREP's of the sound and Facet's or
     OpenFace's of the face. Padding is cut off: of text by the mask of `text_bert`, of sound and
-    video by `audio_lengths` and `vision_lengths`; without those, sequences stay as they are. Only
-    plain arrays are read from a pickle.
+    video by `audio_lengths` and `vision_lengths`. Without those, as in aligned files, steps of
+    zeros beyond the text's length are cut off; other sequences stay as they are. Only plain arrays
+    are read from a pickle.
 
     Args:
         folder: Where the pickle is.
@@ -167,19 +168,21 @@ def _segments(part: Any, split: SplitName, label: Label, scores: str) -> list[Sa
             steps = np.asarray(part[theirs][n])
             if steps.ndim != 2:
                 raise ValueError(f"a row of {theirs} has the shape {steps.shape}, not (t, d)")
-            steps = steps[: _length(part, theirs, n, len(steps))].astype(np.float32)
+            steps = steps[: _length(part, theirs, n, steps)].astype(np.float32)
             cells[name] = np.nan_to_num(steps, posinf=0, neginf=0)
         samples.append(Sample(str(part["id"][n]), label(score), split, cells))
     return samples
 
 
-def _length(part: Mapping[str, Any], name: str, n: int, longest: int) -> int:
+def _length(part: Mapping[str, Any], name: str, n: int, steps: np.ndarray) -> int:
     """Time steps that are not padding; at least one, even if a sequence is all padding."""
-    if name == "text" and "text_bert" in part:
-        length = int(np.asarray(part["text_bert"][n])[1].sum())  # rows: ids, mask, segments
-    else:
-        lengths = part.get(f"{name}_lengths")
-        length = longest if lengths is None else int(lengths[n])
+    longest = length = len(steps)
+    if (lengths := part.get(f"{name}_lengths")) is not None and name != "text":
+        length = int(lengths[n])
+    elif "text_bert" in part:
+        words = int(np.asarray(part["text_bert"][n])[1].sum())  # rows: ids, mask, segments
+        aligned = longest == len(part["text"][n]) and not steps[words:].any()
+        length = words if name == "text" or aligned else longest
     return max(1, min(length, longest))
 
 
