@@ -68,6 +68,7 @@ class ARL(Method):
         epochs=100,
         in_epochs=("start",),
         needs=("fuse",),
+        separate=True,
         cost="M passes through the head",
         budget=1.05,
         scales_gradients=True,

@@ -130,6 +130,7 @@ class InfoReg(Method):
         epochs=50,
         in_epochs=("window",),
         needs=("unimodal",),
+        unimodal="trains",
         cost="M unimodal losses and a copy of the encoders' weights",
         budget=1.05,
         missing=True,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.methods.multi_loss import MultiLoss
 from evenly.modulation import StepSum, discrepancy, scale_, scores
@@ -52,6 +53,7 @@ class MLB(MultiLoss):
         "released code for three; for two that is the paper's rule; with one, it scales nothing",
         neutral={"alpha": 0.0, "weight": 0.0},
         needs=("unimodal",),
+        unimodal="trains",
         head="multi",
         cost="M unimodal heads",
         budget=1.05,
@@ -82,15 +84,20 @@ class MLB(MultiLoss):
             alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D.
             beta: β, the limit of the factor for an encoder far behind, above 0. 2 is the plain
                 formula, 1 speeds up no encoder, and below 1 those behind are damped, too.
-            weight: Weight of each unimodal loss; 1 in the paper.
+            weight: Weight of each unimodal loss, above 0 unless alpha is 0; 1 in the paper.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is out of range.
+            ValueError: If a setting is out of range, or nothing would train the unimodal logits.
         """
         super().__init__(encoders, weight=weight, criterion=criterion)
         check_range(self, "finite and not negative", alpha=alpha)
         check_range(self, "finite and above 0", beta=beta)
+        if alpha and weight == 0:
+            raise UserError(
+                "MLB: 'weight' is 0, so nothing trains the unimodal logits that 'alpha' goes by. "
+                "Give a weight above 0, or alpha=0 as well."
+            )
         self.alpha, self.beta = alpha, beta
         self._score = StepSum()
 

@@ -192,7 +192,7 @@ def compare(
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data if they had to be loaded for it."""
     # loads torch, too slow for the command's help
-    from evenly.lab.run.build import expanded, left_out, load_data
+    from evenly.lab.run.build import expanded, left_out, load_data, unsuited
     from evenly.lab.run.prepare import say
     from evenly.targets import in_words
 
@@ -200,10 +200,14 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
     data = load_data(training) if several else None
     if data is None:
         return tuple(expanded(methods, ())), None
-    if any(spec.name == "all" for spec in methods) and (left := left_out(data.task)):
-        words = in_words([data.task.takes])
-        say([f"'all' leaves out the methods that do not take {words}: {', '.join(left)}."])
-    return tuple(expanded(methods, data.modalities, data.task)), data
+    if any(spec.name == "all" for spec in methods):
+        if left := left_out(data.task):
+            words = in_words([data.task.takes])
+            say([f"'all' leaves out the methods that do not take {words}: {', '.join(left)}."])
+        if left := unsuited(training.fusion):
+            words = f"encoders that do not see each other, unlike --fusion {training.fusion}"
+            say([f"'all' leaves out the methods that need {words}: {', '.join(left)}."])
+    return tuple(expanded(methods, data.modalities, data.task, training.fusion)), data
 
 
 def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
