@@ -4,6 +4,8 @@ A test that does not concern a method is not made for it: the reason is in its `
 """
 
 import copy
+import inspect
+import itertools
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -367,6 +369,30 @@ def test_a_step_that_leaves_unimodal_heads_without_a_gradient_is_partial(name, c
     method.loss(*forward(model, next(iter(loaders(NAMES[:count])[0])))).backward()
     idle = any(p.grad is None for p in model.parameters())
     assert method.info.partial == idle == (settings != {} or count == 1)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "unimodal"])
+def test_a_step_leaves_a_parameter_without_a_gradient_only_if_it_says_so(name):
+    """Under any setting that turns something off, and with a single modality."""
+    kind = METHODS[name]
+    off = [{}] if isinstance(kind.info.neutral, str) else [{}, kind.info.neutral]
+    for key in settings_of(kind):
+        default = inspect.signature(kind).parameters[key].default
+        if isinstance(default, bool):
+            off.append({key: not default})
+        elif isinstance(default, float):
+            off.append({key: 0.0})
+    for count, settings in itertools.product((1, 2), off):
+        model = net(NAMES[:count], head=kind.info.head)
+        try:
+            method = make(name, model, **settings)
+        except ValueError:  # nothing can be off there
+            continue
+        train, val = loaders(NAMES[:count], 16)
+        method.before_epoch(0, evenly.Probe(model, forward, train, val))
+        method.backward(method.loss(*forward(model, next(iter(train)))))
+        idle = [key for key, p in model.named_parameters() if p.grad is None]
+        assert method.info.partial or not idle, (count, settings, idle)
 
 
 @pytest.mark.parametrize("name", ["amco", "aug", "balm", "di_mml", "mcr", "rolling_q"])

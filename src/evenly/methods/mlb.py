@@ -63,7 +63,8 @@ class MLB(MultiLoss):
         "unimodal classifier; here only the encoders are scaled. Its scripts tune alpha "
         "and beta per data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without "
         "beta; 2 and 1 for AVE; 2 and 0.5 for UCF. With Conformers (alpha 3 and 5) and "
-        "for Something-Something (2) they leave beta out, which means beta = 2. Its "
+        "for Something-Something (2) they leave beta out, which means beta = 2. Our "
+        "defaults, 0.5 and 2, are none of these pairs. Its "
         "class raises an error when it is constructed, which is fixed here. A beta "
         "below 1 also damps an encoder that is behind.",
     )
@@ -81,7 +82,7 @@ class MLB(MultiLoss):
 
         Args:
             encoders: The modules whose gradients are changed, by modality.
-            alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D.
+            alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D, with a beta of 10.
             beta: β, the limit of the factor for an encoder far behind, above 0. 2 is the plain
                 formula, 1 speeds up no encoder, and below 1 those behind are damped, too.
             weight: Weight of each unimodal loss, above 0 unless alpha is 0; 1 in the paper.
