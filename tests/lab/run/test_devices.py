@@ -47,7 +47,12 @@ METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "smv")
 )
 def test_ddp_is_told_what_the_settings_of_a_method_leave_out(method, partial, monkeypatch):
     told = []
-    monkeypatch.setattr(Place, "shared", lambda self, model, *, partial: told.append(partial))
+
+    def shared(self, model, *, partial):
+        told.append(partial)
+        return model
+
+    monkeypatch.setattr(Place, "shared", shared)
     cell = Cell(replace(TRAINING, lr=0.1), method, 0)
     Parts.of(cell, load(DATA), Place(torch.device("cpu"), "32"))
     assert told == [partial]
