@@ -144,7 +144,7 @@ class MIDAS(Method):
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", weight=weight, rate=rate, warmup=warmup)
         if len(self.encoders) < 2:
-            self.info = replace(self.info, partial=True, unimodal="leaves")
+            self.info = replace(self.info, partial=True)
         self.weight, self.rate, self.warmup, self.seed = weight, rate, warmup, seed
         self.epoch, self.steps = -1, 0
         self.alpha: Float[Tensor, " m"] = torch.ones(len(self.encoders))

@@ -129,8 +129,10 @@ class MILES(Paced):
                 "MILES: 'unimodal' is 0, so nothing trains the unimodal logits whose accuracies "
                 "set the rates. Give a weight above 0, or reduction=1 as well."
             )
-        if unimodal == 0 or len(self.encoders) < 2:
+        if unimodal == 0:
             self.info = replace(self.info, partial=True, unimodal="leaves")
+        elif len(self.encoders) < 2:
+            self.info = replace(self.info, partial=True)
         self.threshold, self.reduction, self.unimodal = threshold, reduction, unimodal
         self.epoch = -1
         self._pace(optimizer)

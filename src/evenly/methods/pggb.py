@@ -136,8 +136,10 @@ class PGGB(Method):
         check_range(self, "at least 1", every=every)
         check_range(self, "above 0 and at most 1", beta=beta, mu=mu)
         check_range(self, "finite and above 0", rate=rate)
-        if unimodal == 0 or len(self.encoders) < 2:
+        if unimodal == 0:
             self.info = replace(self.info, partial=True, unimodal="leaves")
+        elif len(self.encoders) < 2:
+            self.info = replace(self.info, partial=True)
         self.alpha, self.unimodal, self.every = alpha, unimodal, every
         self.beta, self.mu, self.rate, self.seed = beta, mu, rate, seed
         self.probes: dict[str, Tensor] = {}
