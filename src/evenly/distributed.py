@@ -117,7 +117,7 @@ def idle(outputs: Iterable[Tensor]) -> Tensor:
     DistributedDataParallel waits for a gradient of everything a model's output depends on. The sum
     is over no elements, since 0 times the sum of all is NaN if float16 overflows.
     """
-    return torch.stack([x[:0].sum() for x in outputs]).sum()
+    return torch.stack([x.flatten()[:0].sum() for x in outputs]).sum()
 
 
 def is_sharded(x: Tensor) -> bool:

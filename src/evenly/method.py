@@ -39,6 +39,7 @@ class Info:
         url: Address of the paper.
         category: What it works on: data, forward pass, objective or optimisation.
         writes: What it changes during training.
+        pretrains: Whether it trains the encoders before the first epoch and keeps what they learn.
         modalities: How it extends beyond two modalities.
         neutral: Settings under which it equals plain joint training bit for bit; or, as text,
             why there are none.
@@ -50,6 +51,13 @@ class Info:
             training; the library never does.
         targets: Which targets it accepts; its first loss refuses all others.
         needs: Which optional parts of the `Output` it reads.
+        unimodal: What it does with unimodal logits, if it needs them: "reads" them as training
+            makes them; "trains" the layers behind them by its own loss; "leaves" these layers as
+            they are; "detaches" them, so that they learn, but encoders learn nothing from them; or
+            "tries" them, training encoders through them in a trial that is then undone.
+        separate: Whether it changes single modalities' features, or trains encoders alone through
+            the fusion, which it can do only if encoders do not see each other: no fusion such as
+            'mbt' will do. A method with a head of its own need not say.
         needs_probe: Whether its `before_epoch` passes over whole splits.
         head: The head it is made for, by its name in `evenly.nn.HEADS`: the lab builds its models
             with it. In your own model, any head will do that fills the `Output` in the same way.
@@ -80,6 +88,7 @@ class Info:
     url: str = ""
     category: Literal["data", "forward", "objective", "optimisation"] = "objective"
     writes: Literal["nothing", "weights", "gradients", "learning rates", "loss"] = "nothing"
+    pretrains: bool = False
     modalities: str = "any number"
     neutral: Mapping[str, Any] | str = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ({},)
@@ -87,6 +96,8 @@ class Info:
     in_epochs: tuple[str, ...] = ()
     targets: tuple[Kind, ...] = ("classes",)
     needs: tuple[Literal["unimodal", "index", "fuse", "ablate"], ...] = ()
+    unimodal: Literal["reads", "trains", "leaves", "detaches", "tries"] = "reads"
+    separate: bool = False
     needs_probe: bool = False
     head: str = "concat"
     cost: str = "none"

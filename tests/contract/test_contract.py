@@ -4,6 +4,8 @@ A test that does not concern a method is not made for it: the reason is in its `
 """
 
 import copy
+import inspect
+import itertools
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -359,14 +361,51 @@ def test_info_is_complete(name):
         assert "FSDP2" in info.doubts, "a reason, in words"
 
 
-@pytest.mark.parametrize("name", ["miles", "pggb"])
-@pytest.mark.parametrize(("count", "settings"), [(2, {"unimodal": 0.0}), (1, {}), (2, {})])
-def test_a_step_that_leaves_unimodal_heads_without_a_gradient_is_partial(name, count, settings):
-    model = net(NAMES[:count], head="multi")
+@pytest.mark.parametrize(
+    ("name", "count", "settings"),
+    [
+        ("multi_loss", 2, {"weight": 0.0}),
+        ("mlb", 2, {"alpha": 0.0, "weight": 0.0}),
+        ("miles", 2, {"unimodal": 0.0, "reduction": 1.0}),
+        ("pggb", 2, {"unimodal": 0.0}),
+        ("mcr", 2, {"bottleneck": 0.0}),
+        ("umt", 2, {"gamma": 0.0}),
+        ("finetune", 2, {"pretrain": 0}),
+        *((name, 1, {}) for name in ("miles", "pggb", "midas", "balm")),
+    ],
+)
+def test_a_method_is_partial_under_settings_that_leave_out_a_part_of_its_head(
+    name, count, settings
+):
+    head = METHODS[name].info.head
+    model = net(NAMES[:count], head=head)
     method = make(name, model, **settings)
     method.loss(*forward(model, next(iter(loaders(NAMES[:count])[0])))).backward()
-    idle = any(p.grad is None for p in model.parameters())
-    assert method.info.partial == idle == (settings != {} or count == 1)
+    assert method.info.partial
+    assert any(p.grad is None for p in model.parameters())
+    assert not make(name, net(head=head)).info.partial
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "unimodal"])
+def test_a_step_leaves_a_parameter_without_a_gradient_only_if_it_says_so(name):
+    """Under any setting that turns something off, and with a single modality."""
+    kind = METHODS[name]
+    off = [{}] if isinstance(kind.info.neutral, str) else [{}, kind.info.neutral]
+    for key in settings_of(kind):
+        default = inspect.signature(kind).parameters[key].default
+        if isinstance(default, bool):
+            off.append({key: not default})
+        elif isinstance(default, float):
+            off.append({key: 0.0})
+    for count, settings in itertools.product((1, 2), off):
+        try:
+            run = Run(name, NAMES[:count], head=kind.info.head, count=16, **settings)
+        except ValueError:  # nothing can be off there
+            continue
+        run.method.before_epoch(0, run.probe)
+        run.method.backward(run.method.loss(*forward(run.model, next(iter(run.train_loader)))))
+        idle = [key for key, p in run.model.named_parameters() if p.grad is None]
+        assert run.method.info.partial or not idle, (count, settings, idle)
 
 
 @pytest.mark.parametrize("name", ["amco", "aug", "balm", "di_mml", "mcr", "rolling_q"])

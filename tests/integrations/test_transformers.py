@@ -143,8 +143,12 @@ def stacked(rows):
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.mark.parametrize("step", [12, 15])
-def test_a_method_that_writes_the_order_has_its_sampler_used_and_resumes(step, tmp_path):
+def with_another(method):
+    return evenly.Composed(method, evenly.Relearn(method.encoders, every=9))
+
+
+@pytest.mark.parametrize(("step", "method"), [(12, with_another), (15, lambda method: method)])
+def test_a_method_that_writes_the_order_has_its_sampler_used_and_resumes(step, method, tmp_path):
     def run(folder, *callbacks, resume=False, **args):
         seen = []
 
@@ -157,7 +161,7 @@ def test_a_method_that_writes_the_order_has_its_sampler_used_and_resumes(step, t
         sampler = evenly.Resampler(data, seed=3)
         model = net()
         engine = BalancedTrainer(
-            method=toy.Halves(model.encoders, sampler),
+            method=method(toy.Halves(model.encoders, sampler)),
             forward=noting,
             model=model,
             args=arguments(folder, num_train_epochs=4, **args),

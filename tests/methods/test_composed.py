@@ -12,15 +12,16 @@ from evenly.lab.run.build import (
     build_optimizer,
     build_sampler,
     expanded,
+    info_of,
     load_data,
 )
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.settings import Cell, Training
-from evenly.methods import AGM, MSLR, OGM, SMV, Finetune, MMPareto
+from evenly.methods import AGM, MSLR, OGM, SMV, Finetune, MMPareto, MultiLoss
 from evenly.methods.composed import combined
 from evenly.methods.pggb import PGGB
 from evenly.spec import parse, split, together
-from support import Run, forward, loaders, make, net, same, sgd, weights
+from support import Run, equal, forward, loaders, make, net, same, sgd, weights
 
 
 def test_each_does_what_it_does_alone():
@@ -108,6 +109,100 @@ def test_other_refusals():
         Composed(AGM(model.encoders, head=model.head), Relearn(model.encoders)).load_state_dict(
             state
         )
+
+
+PAIRS = [name for name in evenly.METHODS if name not in ("joint", "unimodal")]
+
+
+def composed(one, other):
+    """A training of two methods on the head that they are made for; None if they are refused."""
+    try:
+        head = combined([evenly.METHODS[name].info for name in (one, other)]).head
+        run = Run(f"{one}+{other}", head=head, count=16)
+    except ValueError:
+        return None
+    return run
+
+
+@pytest.mark.parametrize("one", PAIRS)
+def test_who_reads_unimodal_logits_gets_trained_ones(one):
+    """Of all pairs that are not refused; and each parameter has a gradient, or they say so."""
+    for other in PAIRS[PAIRS.index(one) + 1 :]:
+        run = composed(one, other)
+        if run is None or "tcmax" in (one, other):  # it refuses what is no sum in the first loss
+            continue
+        does = {part.info.unimodal for part in run.method.methods if "unimodal" in part.info.needs}
+        if does <= {"trains"}:
+            continue
+        parameters = dict(run.model.named_parameters())
+        trained, idle = set(), set()
+
+        def step(run=run, trained=trained, idle=idle, parameters=parameters):
+            trained |= {
+                name for name, p in parameters.items() if p.grad is not None and p.grad.any()
+            }
+            idle |= {name for name, p in parameters.items() if p.grad is None}
+
+        run.optimizer.step = step
+        run.train(1)
+        assert run.method.info.partial or not idle, (other, idle)
+        output, _ = forward(run.model, next(iter(run.val_loader)))
+        total = sum(z.square().sum() for z in output.unimodal.values())
+        total.backward()
+        behind = {name for name, p in parameters.items() if p.grad is not None and p.grad.any()}
+        if "reads" in does:
+            assert {name for name in behind if name.startswith("head.")} <= trained, other
+        if "tries" in does:
+            assert all(any(n.startswith(f"encoders.{m}.") for n in behind) for m in ["a", "aa"])
+
+
+def test_unimodal_logits_that_nothing_trains_are_refused_before_anything_is_trained():
+    for text, said in (
+        ("finetune+ogm_ge", "goes by unimodal logits, but with Fine-tuned uni-modal encoders "),
+        ("umt+ogm", r"goes by unimodal logits, but with Uni-Modal Teacher \(UMT\) nothing trains"),
+        ("balm+pdmp", "through unimodal logits, which in BALM reach no encoder. Leave one of them"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            info_of(text)
+    assert info_of("finetune+multi_loss+ogm").unimodal == "trains"
+    assert info_of("finetune+pdmp").head == "multi"
+    model = net(head="multi")
+    with pytest.raises(ValueError, match="nothing trains the layers behind them"):
+        Composed(MultiLoss(model.encoders, weight=0.0), OGM(model.encoders))
+
+
+@pytest.mark.parametrize("order", [("finetune", "awc"), ("awc", "finetune")])
+def test_weights_are_written_before_others_look_at_them(order):
+    run = Run("joint", head="multi")
+    run.method = Composed(*(make(name, run.model, run.optimizer) for name in order))
+    random = weights(run.model.encoders)
+    run.method.before_epoch(0, run.probe)
+    awc = run.method.methods[order.index("awc")]
+    now = dict(run.model.encoders.named_parameters())
+    for name, start in awc.start.items():
+        assert all(torch.equal(start[key], now[f"{name}.{key}"]) for key in start)
+    assert not equal(random, weights(run.model.encoders))
+
+
+@pytest.mark.parametrize("order", [("relearn", "mcr"), ("mcr", "relearn")])
+def test_relearning_starts_from_what_was_pre_trained(order):
+    run = Run("joint", head="decoding")
+    settings = {"mcr": {"pretrain": 1}, "relearn": {}}
+    run.method = Composed(
+        *(make(name, run.model, run.optimizer, **settings[name]) for name in order)
+    )
+    run.method.before_epoch(0, run.probe)
+    relearn = run.method.methods[order.index("relearn")]
+    now = dict(run.model.encoders.named_parameters())
+    for name, initial in relearn.initial.items():
+        assert all(torch.equal(x, now[f"{name}.{key}"]) for key, x in initial.items())
+
+
+def test_its_sampler_is_that_of_its_part():
+    model, sampler = net(), loaders()[0].batch_sampler.sampler
+    method = Composed(Relearn(model.encoders), SMV(model.encoders, sampler=sampler))
+    assert method.sampler is sampler
+    assert not hasattr(Composed(Relearn(model.encoders), OGM(model.encoders)), "sampler")
 
 
 def test_facts_are_those_of_all():

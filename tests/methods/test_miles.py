@@ -159,6 +159,7 @@ def test_one_modality_is_trained_jointly():
         ),
         ({"reduction": 0.0}, r"MILES: 'reduction' must be above 0 and at most 1; found 0\.0"),
         ({"reduction": 1.5}, r"MILES: 'reduction' must be above 0 and at most 1; found 1\.5"),
+        ({"unimodal": 0.0}, "MILES: 'unimodal' is 0, so nothing trains .* or reduction=1 as well"),
     ],
 )
 def test_messages(settings, text):

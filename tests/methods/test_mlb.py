@@ -91,3 +91,9 @@ class TestMessages:
     def test_a_step_without_a_loss(self):
         with pytest.raises(RuntimeError, match=r"without a call of MLB\.loss"):
             MLB(net(head="multi").encoders).before_step()
+
+
+def test_scores_that_nothing_trains_are_refused():
+    with pytest.raises(ValueError, match=r"MLB: 'weight' is 0, .* or alpha=0 as well\."):
+        MLB(net(head="multi").encoders, weight=0.0)
+    assert MLB(net(head="multi").encoders, weight=0.0, alpha=0.0).info.unimodal == "leaves"

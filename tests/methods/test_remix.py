@@ -203,6 +203,14 @@ def test_settings_out_of_range(name):
         DataRemixing(net().encoders, sampler=sampler, **{name: -1 if name == "warmup" else -1.0})
 
 
+@pytest.mark.parametrize("settings", [{"alpha": 0.0}, {"warmup": 0}])
+def test_logits_that_nothing_trains_are_refused(settings):
+    sampler = evenly.Resampler(Toy(3), 1, 0)
+    with pytest.raises(ValueError, match=r"DataRemixing: 'gamma' is 0 .* so nothing trains"):
+        DataRemixing(net().encoders, sampler=sampler, gamma=0.0, **settings)
+    DataRemixing(net().encoders, sampler=sampler, gamma=0.0)
+
+
 def test_a_loader_that_draws_from_another_sampler_is_refused():
     run = Run("remix")
     run.method.sampler = evenly.Resampler(run.train_loader.dataset, 1, 0)

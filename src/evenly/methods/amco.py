@@ -69,6 +69,7 @@ class AMCo(Method):
         "one, nothing is masked",
         neutral="without a mask, the losses of the modalities remain",
         needs=("unimodal",),
+        unimodal="trains",
         head="amco",
         cost="M unimodal heads, and the fusion of their logits once more",
         budget=1.05,

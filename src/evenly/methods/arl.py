@@ -68,6 +68,7 @@ class ARL(Method):
         epochs=100,
         in_epochs=("start",),
         needs=("fuse",),
+        separate=True,
         cost="M passes through the head",
         budget=1.05,
         scales_gradients=True,
@@ -78,7 +79,8 @@ class ARL(Method):
         "paper's text. Its unimodal losses have weight 1 up to `start`, whatever gamma "
         "is (here always gamma). Its scripts use T = 8 for CREMA-D and 4 for AVE, "
         "Kinetics-Sounds and VGGSound, and clip gradients to the norm 40, which is left "
-        "to the loop.",
+        "to the loop. For CREMA-D they use gamma = 4, so our defaults, T = 8 and "
+        "gamma = 1, are none of their pairs.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch",)
 
@@ -96,7 +98,7 @@ class ARL(Method):
         Args:
             encoders: The modules whose gradients are changed, by modality.
             temperature: T, which makes the weights more unequal, not negative; 8 in the paper.
-            gamma: Weight of each unimodal loss; 1 by default, 4 for CREMA-D.
+            gamma: Weight of each unimodal loss; 1 by default, 4 for CREMA-D, where T is 8.
             start: Last epoch without scaling, from 0; 5 in the paper.
             criterion: See `Method`.
 

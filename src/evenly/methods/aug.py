@@ -88,6 +88,7 @@ class AUG(Method):
         epochs=200,
         in_epochs=("every",),
         needs=("unimodal",),
+        unimodal="trains",
         head="configurable",
         cost="at most ten small layers for each modality, passed through twice",
         budget=1.1,

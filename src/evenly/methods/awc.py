@@ -142,6 +142,7 @@ class AWC(Method):
         epochs=50,
         in_epochs=("window",),
         needs=("fuse",),
+        separate=True,
         needs_probe=True,
         cost="before each epoch of the window two passes over the training split, one with the "
         "head run 2^M times and one with gradients; two copies of the encoders' weights, which a "

@@ -4,6 +4,7 @@ Nguyen, Pham, Le, Nguyen, "BALM: A Model-Agnostic Framework for Balanced Multimo
 Imbalanced Missing Rates", CVPR 2026, https://arxiv.org/abs/2603.19718.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -69,6 +70,7 @@ class BALM(Method):
         "modalities or unequal progress no setting makes each of them 1",
         epochs=80,
         needs=("unimodal",),
+        unimodal="detaches",
         head="balm",
         cost="a gate on the features, and M networks of two layers on them",
         budget=1.05,
@@ -130,6 +132,8 @@ class BALM(Method):
                 "'last_layers'. Build the model with the head 'balm', or add that method to "
                 "your own: it gives the weights of the fused layer, and of each modality's."
             )
+        if len(self.encoders) == 1:
+            self.info = replace(self.info, partial=True)
         self.head, self.rho, self.tau = head, rho, tau
         self.distance: Float[Tensor, " m"] = torch.zeros(len(self.encoders))
         self.shares: Float[Tensor, " m"] = torch.zeros(len(self.encoders))

@@ -109,6 +109,7 @@ class BSS(Method):
         epochs=120,
         in_epochs=("grow",),
         needs=("unimodal", "index"),
+        unimodal="trains",
         needs_probe=True,
         head="total",
         cost="M unimodal heads; a pass over the training split before each epoch, for a curriculum "

@@ -61,6 +61,7 @@ class CML(Method):
         "no subset, and training is joint training",
         neutral="without the penalty, the losses of the subsets remain",
         needs=("fuse",),
+        separate=True,
         cost="the head once more for each modality but one",
         budget=1.05,
         missing=True,

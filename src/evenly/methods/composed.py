@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from evenly import distributed
 from evenly.errors import UserError
 from evenly.method import Info, Method, overrides
 from evenly.output import Output
@@ -40,7 +41,8 @@ def combined(infos: Sequence[Info]) -> Info:
     """The combined facts of several methods.
 
     Raises:
-        ValueError: If they are made for different heads, or one trains a modality alone.
+        ValueError: If they are made for different heads, one trains a modality alone, or one needs
+            unimodal logits that training with the others would not make.
     """
     heads = {info.head for info in infos} - {"concat"}
     if len(heads) > 1:
@@ -53,16 +55,20 @@ def combined(infos: Sequence[Info]) -> Info:
             f"{_listed(infos)}: one of them trains a single modality, so the others have "
             "nothing to do."
         )
+    _check_unimodal(infos)
     writes = [info.writes for info in infos if info.writes != "nothing"]
     order = ("gradients", "loss", "learning rates", "weights")
     return Info(
         title=" + ".join(info.title for info in infos),
         category=infos[0].category,
         writes=min(writes, key=order.index) if writes else "nothing",
+        pretrains=any(info.pretrains for info in infos),
         modalities="; ".join(dict.fromkeys(info.modalities for info in infos)),
         neutral="each of them has settings of its own",
         targets=tuple(kind for kind in ANY if all(kind in info.targets for info in infos)),
         needs=tuple(dict.fromkeys(part for info in infos for part in info.needs)),
+        unimodal=_unimodal(infos),
+        separate=any(info.separate for info in infos),
         needs_probe=any(info.needs_probe for info in infos),
         head=next(iter(heads), "concat"),
         cost="; ".join(dict.fromkeys(info.cost for info in infos)),
@@ -83,7 +89,9 @@ class Composed(Method):
     only multiplies an encoder's gradients may also follow one that writes them.
 
     Attributes:
-        methods: In the order given; they begin an epoch in this order.
+        methods: In the order given. Whatever it is, those that pre-train begin an epoch first,
+            then those that write weights, so that the others see the weights it starts with.
+        sampler: That of the method that writes the order of the samples; there may be none.
     """
 
     def __init__(self, *methods: Method) -> None:
@@ -118,6 +126,10 @@ class Composed(Method):
                     "all the same encoders."
                 )
         super().__init__(encoders, criterion=methods[0].criterion)
+        self._by_turn = sorted(methods, key=_turn)
+        for method in methods:
+            if hasattr(method, "sampler"):
+                self.sampler = method.sampler
         own = [method for method in methods if not _keeps_loss(method)]
         self._of_loss = own[0] if own else methods[0]
         self._of_backward = next((m for m in methods if overrides(m, "backward")), self._of_loss)
@@ -146,15 +158,18 @@ class Composed(Method):
         return any(method.is_due(epoch) for method in self.methods)
 
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
-        """Has each method begin the epoch."""
-        for method in self.methods:
+        """Has each method begin the epoch; those that change weights come first."""
+        for method in self._by_turn:
             method.before_epoch(epoch, probe)
         self._collect()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """The loss of the method that has its own; the others see the batch."""
         found = {id(method): method.loss(output, target) for method in self.methods}
-        return found[id(self._of_loss)]
+        loss = found.pop(id(self._of_loss))
+        # What only the others' losses reach gets a gradient of zeros, as it does from each alone.
+        others = [found[id(m)] for m in self.methods if id(m) in found and overrides(m, "loss")]
+        return loss + distributed.idle(others) if others else loss
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of the method that has its own."""
@@ -201,6 +216,34 @@ class Composed(Method):
 def parts(method: Method) -> Sequence[Method]:
     """The parts of a composed method; any other method by itself."""
     return method.methods if isinstance(method, Composed) else (method,)
+
+
+def _turn(method: Method) -> int:
+    """When a method begins an epoch: 0 if it pre-trains, 1 if it writes weights, else 2."""
+    return 0 if method.info.pretrains else 1 if method.info.writes == "weights" else 2
+
+
+def _unimodal(infos: Sequence[Info]) -> Literal["reads", "trains", "leaves", "detaches", "tries"]:
+    """What becomes of the unimodal logits, which one head makes for all."""
+    does = {info.unimodal for info in infos if "unimodal" in info.needs}
+    order = ("trains", "leaves", "detaches", "tries")
+    return next((what for what in order if what in does), "reads")
+
+
+def _check_unimodal(infos: Sequence[Info]) -> None:
+    """Raises if a method goes by unimodal logits that none trains, or that reach no encoder."""
+    made = _unimodal(infos)
+    takes = {"leaves": "reads", "detaches": "tries"}.get(made)
+    takers = [info for info in infos if info.unimodal == takes and "unimodal" in info.needs]
+    if not takers:
+        return
+    maker = next(info.title for info in infos if info.unimodal == made)
+    said = (
+        f"goes by unimodal logits, but with {maker} nothing trains the layers behind them"
+        if made == "leaves"
+        else f"trains encoders through unimodal logits, which in {maker} reach no encoder"
+    )
+    raise UserError(f"{takers[0].title} {said}. Leave one of them out.")
 
 
 def _keeps_loss(method: Method) -> bool:

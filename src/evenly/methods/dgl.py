@@ -69,6 +69,7 @@ class DGL(Method):
         "from the same loss, the encoder α times as fast",
         neutral="no setting lets the fused loss reach the encoders",
         needs=("fuse",),
+        separate=True,
         cost="the head M + 1 times more, and its backward",
         budget=1.05,
         missing=True,

@@ -102,6 +102,7 @@ class DIMML(Method):
         epochs=150,
         in_epochs=("start",),
         needs=("unimodal",),
+        unimodal="trains",
         needs_probe=True,
         head="certainty",
         cost="M + 2 linear layers, and one pass over the training split",

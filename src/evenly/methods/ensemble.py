@@ -32,6 +32,7 @@ class Ensemble(Method):
         targets=SINGLE,
         neutral="nothing is trained jointly, whatever the settings",
         needs=("unimodal",),
+        unimodal="trains",
         head="ensemble",
         budget=1.05,
         missing=True,

@@ -4,6 +4,7 @@ Pre-training by modality is among the remedies of Wang, Tran, Feiszli, "What Mak
 Multi-Modal Classification Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -38,6 +39,7 @@ class Finetune(Method):
         url="https://arxiv.org/abs/1905.12681",
         category="optimisation",
         writes="weights",
+        pretrains=True,
         keeps_loss=True,
         targets=ANY,
         modalities="any number; each is pre-trained by itself",
@@ -45,6 +47,7 @@ class Finetune(Method):
         epochs=100,
         in_epochs=("pretrain",),
         needs=("unimodal",),
+        unimodal="leaves",
         needs_probe=True,
         head="multi",
         missing=True,
@@ -82,6 +85,8 @@ class Finetune(Method):
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "not negative", pretrain=pretrain)
+        if pretrain == 0:
+            self.info = replace(self.info, partial=True, pretrains=False)
         self.optimizer, self.pretrain, self.seed = unwrapped(optimizer), pretrain, seed
         self.is_pretrained = False
 

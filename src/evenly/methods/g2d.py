@@ -81,6 +81,7 @@ class G2D(Taught):
         epochs=300,
         in_epochs=("prioritise", "teacher_epochs"),
         needs=("unimodal", "index"),
+        unimodal="tries",
         needs_probe=True,
         head="late",
         cost="a divergence and a squared error for each modality; before the first epoch, the "

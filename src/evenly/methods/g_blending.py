@@ -81,6 +81,7 @@ class GBlending(Method):
         epochs=45,
         in_epochs=("trial_epochs", "super_epoch"),
         needs=("unimodal", "fuse"),
+        unimodal="trains",
         needs_probe=True,
         head="multi",
         cost="M unimodal heads; before the first epoch, two trainings of `trial_epochs` epochs "

@@ -77,6 +77,7 @@ class Greedy(Method):
         epochs=300,
         in_epochs=("start",),
         needs=("unimodal",),
+        unimodal="trains",
         head="mmtm",
         cost="cross-modal blocks; norms of all weights and gradients",
         budget=1.15,

@@ -130,6 +130,7 @@ class InfoReg(Method):
         epochs=50,
         in_epochs=("window",),
         needs=("unimodal",),
+        unimodal="trains",
         cost="M unimodal losses and a copy of the encoders' weights",
         budget=1.05,
         missing=True,
@@ -140,7 +141,11 @@ class InfoReg(Method):
         "gradients after the pull, of batches rather than samples, and of weights of "
         "two or more dimensions (in its encoders, the convolutions). One of its "
         "versions uses logits of separate heads and a threshold of 0.04. It needs two "
-        "GPUs or more; with fewer it multiplies None by None.",
+        "GPUs or more; with fewer it multiplies None by None. The threshold belongs to a "
+        "window of 10 epochs. For the same course of the trace over a training, the change "
+        "of its sum over a window, moved by one epoch, is inversely proportional to the "
+        "window: in a shorter training, whose window the lab scales, the threshold holds "
+        "encoders back for a larger part of it.",
     )
     state: ClassVar[tuple[str, ...]] = ("epoch", "change", "traces", "running", "start")
 

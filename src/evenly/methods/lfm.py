@@ -128,6 +128,7 @@ class LFM(Method):
         epochs=EPOCHS,
         in_epochs=("epochs", "halve"),
         needs=("unimodal",),
+        unimodal="trains",
         head="late",
         cost="a divergence of logits (`learnt`: between epochs a double backward over a few "
         "samples)",

@@ -56,6 +56,7 @@ class MBSD(Method):
         "one teacher; with one modality, its own loss is added and nothing is taught",
         neutral="without distillation the losses of the modalities remain, as in multi_loss",
         needs=("unimodal",),
+        unimodal="trains",
         head="multi",
         cost="M unimodal heads",
         budget=1.05,

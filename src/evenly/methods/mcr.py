@@ -101,6 +101,7 @@ class MCR(Method):
         "is no game",
         neutral={"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0},
         needs=("unimodal",),
+        unimodal="trains",
         head="decoding",
         cost="M² divergences of as many batches of logits as there are permutations (k = -1)",
         budget=1.2,
@@ -189,7 +190,9 @@ class MCR(Method):
                 "found none. Pass optimizer=optimizer."
             )
         if pretrain:
-            self.info = replace(self.info, needs_probe=True)
+            self.info = replace(self.info, needs_probe=True, pretrains=True)
+        if bottleneck == 0:  # then the decoder has no gradient
+            self.info = replace(self.info, partial=True)
         self.pretrain, self.optimizer = pretrain, optimizer and unwrapped(optimizer)
         self.is_pretrained = False
         self.unimodal = unimodal

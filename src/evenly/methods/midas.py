@@ -4,6 +4,7 @@ Hwang, Choi, Whang, "MIDAS: Misalignment-based Data Augmentation Strategy for Im
 Learning", NeurIPS 2025, https://arxiv.org/abs/2509.25831.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -95,6 +96,7 @@ class MIDAS(Method):
         epochs=70,
         in_epochs=("warmup",),
         needs=("unimodal", "fuse"),
+        unimodal="trains",
         head="multi",
         cost="M unimodal heads, and the fused head once more on M times the batch",
         budget=1.05,
@@ -141,6 +143,8 @@ class MIDAS(Method):
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", weight=weight, rate=rate, warmup=warmup)
+        if len(self.encoders) < 2:
+            self.info = replace(self.info, partial=True)
         self.weight, self.rate, self.warmup, self.seed = weight, rate, warmup, seed
         self.epoch, self.steps = -1, 0
         self.alpha: Float[Tensor, " m"] = torch.ones(len(self.encoders))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.output import Output
 from evenly.pacing import Paced
@@ -78,6 +79,7 @@ class MILES(Paced):
         "for two is the paper's rule; with one, training is joint training",
         neutral={"reduction": 1.0, "unimodal": 0.0},
         needs=("unimodal",),
+        unimodal="trains",
         needs_probe=True,
         head="multi",
         cost="M unimodal heads; before each epoch a pass over the validation split",
@@ -111,17 +113,25 @@ class MILES(Paced):
             threshold: τ, how far apart utilisations may be, not negative.
             reduction: μ, the factor on the rate of the encoder with the larger one, above 0 and at
                 most 1.
-            unimodal: Weight of the unimodal losses, not negative.
+            unimodal: Weight of the unimodal losses, above 0 unless reduction is 1.
             criterion: See `Method`.
 
         Raises:
             TypeError: If `optimizer` is not an optimiser.
-            ValueError: If a setting is out of range or the optimiser does not suit `Paced`.
+            ValueError: If a setting is out of range, nothing would train the unimodal logits, or
+                the optimiser does not suit `Paced`.
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", threshold=threshold, unimodal=unimodal)
         check_range(self, "above 0 and at most 1", reduction=reduction)
-        if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
+        if unimodal == 0 and reduction < 1:
+            raise UserError(
+                "MILES: 'unimodal' is 0, so nothing trains the unimodal logits whose accuracies "
+                "set the rates. Give a weight above 0, or reduction=1 as well."
+            )
+        if unimodal == 0:
+            self.info = replace(self.info, partial=True, unimodal="leaves")
+        elif len(self.encoders) < 2:
             self.info = replace(self.info, partial=True)
         self.threshold, self.reduction, self.unimodal = threshold, reduction, unimodal
         self.epoch = -1

@@ -76,6 +76,7 @@ class MLA(Method):
         "never does",
         epochs=100,
         needs=("unimodal",),
+        unimodal="trains",
         head="shared",
         cost="a step for each modality, which costs one modality's share if the loop feeds only "
         "that one; P takes two products of a d x d matrix",

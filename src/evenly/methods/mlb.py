@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info
 from evenly.methods.multi_loss import MultiLoss
 from evenly.modulation import StepSum, discrepancy, scale_, scores
@@ -52,6 +53,7 @@ class MLB(MultiLoss):
         "released code for three; for two that is the paper's rule; with one, it scales nothing",
         neutral={"alpha": 0.0, "weight": 0.0},
         needs=("unimodal",),
+        unimodal="trains",
         head="multi",
         cost="M unimodal heads",
         budget=1.05,
@@ -61,7 +63,8 @@ class MLB(MultiLoss):
         "unimodal classifier; here only the encoders are scaled. Its scripts tune alpha "
         "and beta per data set: for CREMA-D with ResNets 0.5 and 10, or 0.8 without "
         "beta; 2 and 1 for AVE; 2 and 0.5 for UCF. With Conformers (alpha 3 and 5) and "
-        "for Something-Something (2) they leave beta out, which means beta = 2. Its "
+        "for Something-Something (2) they leave beta out, which means beta = 2. Our "
+        "defaults, 0.5 and 2, are none of these pairs. Its "
         "class raises an error when it is constructed, which is fixed here. A beta "
         "below 1 also damps an encoder that is behind.",
     )
@@ -79,18 +82,23 @@ class MLB(MultiLoss):
 
         Args:
             encoders: The modules whose gradients are changed, by modality.
-            alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D.
+            alpha: α, strength of the balancing, not negative; 0.5 for CREMA-D, with a beta of 10.
             beta: β, the limit of the factor for an encoder far behind, above 0. 2 is the plain
                 formula, 1 speeds up no encoder, and below 1 those behind are damped, too.
-            weight: Weight of each unimodal loss; 1 in the paper.
+            weight: Weight of each unimodal loss, above 0 unless alpha is 0; 1 in the paper.
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is out of range.
+            ValueError: If a setting is out of range, or nothing would train the unimodal logits.
         """
         super().__init__(encoders, weight=weight, criterion=criterion)
         check_range(self, "finite and not negative", alpha=alpha)
         check_range(self, "finite and above 0", beta=beta)
+        if alpha and weight == 0:
+            raise UserError(
+                "MLB: 'weight' is 0, so nothing trains the unimodal logits that 'alpha' goes by. "
+                "Give a weight above 0, or alpha=0 as well."
+            )
         self.alpha, self.beta = alpha, beta
         self._score = StepSum()
 

@@ -67,6 +67,7 @@ class MMPareto(Method):
         "gradients by a rule that has no setting to switch it off",
         epochs=50,
         needs=("unimodal",),
+        unimodal="trains",
         head="multi",
         cost="a second backward pass through each encoder, which under FSDP2 gathers its "
         "parameters and cuts its gradients once more",

@@ -70,6 +70,7 @@ class MNL(Method):
         neutral="without what guides say of other classes, their samples' labels and the unimodal "
         "losses remain",
         needs=("unimodal",),
+        unimodal="trains",
         head="late",
         cost="M unimodal losses, and M (M - 1) more on the logits",
         budget=1.05,

@@ -49,6 +49,7 @@ class ModalityDropout(Method):
         modalities="any number; with one, it drops nothing",
         neutral={"p": 0.0},
         needs=("index", "fuse"),
+        separate=True,
         cost="a second pass of the head",
         budget=1.05,
         missing=True,

@@ -5,6 +5,8 @@ Networks Hard?", CVPR 2020, https://arxiv.org/abs/1905.12681 (there "naive" blen
 weights equal), and of every method since that adds unimodal losses.
 """
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from evenly.method import Criterion, Encoders, Info, Method
@@ -31,6 +33,7 @@ class MultiLoss(Method):
         targets=ANY,
         neutral={"weight": 0.0},
         needs=("unimodal",),
+        unimodal="trains",
         head="multi",
         cost="M unimodal heads",
         budget=1.05,
@@ -56,6 +59,8 @@ class MultiLoss(Method):
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", weight=weight)
+        if weight == 0:
+            self.info = replace(self.info, partial=True, unimodal="leaves")
         self.weight = weight
 
     def loss(self, output: Output, target: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ class OPM(Method):
         epochs=100,
         in_epochs=("start",),
         needs=("unimodal", "index", "fuse"),
+        separate=True,
         cost="a second pass through the head",
         budget=1.05,
         by_pass=True,

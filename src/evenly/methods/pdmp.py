@@ -64,6 +64,8 @@ class PDMP(Method):
         epochs=100,
         in_epochs=("ranking_epochs",),
         needs=("unimodal",),
+        separate=True,
+        unimodal="tries",
         needs_probe=True,
         cost="none in a step; before the first epoch, the training of the unimodal models "
         "(`ranking_epochs` epochs) and a pass over the validation split, unless `dominant` is "

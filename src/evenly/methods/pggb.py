@@ -72,6 +72,7 @@ class PGGB(Method):
         "training",
         neutral={"alpha": 0.0, "unimodal": 0.0},
         needs=("unimodal", "index"),
+        unimodal="trains",
         head="multi",
         cost="M unimodal heads; every `every` steps a gather of the features and M linear probes, "
         "trained by ten steps of Adam on half a batch",
@@ -135,7 +136,9 @@ class PGGB(Method):
         check_range(self, "at least 1", every=every)
         check_range(self, "above 0 and at most 1", beta=beta, mu=mu)
         check_range(self, "finite and above 0", rate=rate)
-        if unimodal == 0 or len(self.encoders) < 2:  # then the unimodal heads have no gradient
+        if unimodal == 0:
+            self.info = replace(self.info, partial=True, unimodal="leaves")
+        elif len(self.encoders) < 2:
             self.info = replace(self.info, partial=True)
         self.alpha, self.unimodal, self.every = alpha, unimodal, every
         self.beta, self.mu, self.rate, self.seed = beta, mu, rate, seed

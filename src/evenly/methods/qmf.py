@@ -82,6 +82,7 @@ class QMF(Method):
         writes="loss",
         neutral="its unimodal losses and its fusion by energy are part of it at any setting",
         needs=("unimodal", "index"),
+        unimodal="trains",
         head="energy",
         cost="M unimodal losses, and, on several ranks, a gather in each step, which waits for "
         "the device",

@@ -77,6 +77,7 @@ class ReconBoost(Method):
         epochs=800,
         in_epochs=("alternation", "rectification"),
         needs=("unimodal", "fuse"),
+        unimodal="trains",
         head="boosted",
         cost="half of the epochs train one encoder only, and pass the others' features through "
         "the head once more",

@@ -83,7 +83,11 @@ class Relearn(Method):
         "(`gap=stable`: 20 to 240 clusterings)",
         missing=True,
         doubts="k-means uses 10 restarts, scikit-learn's default when the paper was written; "
-        "the released code leaves the number to the installed version.",
+        "the released code leaves the number to the installed version. It is not "
+        "scikit-learn's k-means: in a large split, restarts see a random part of the "
+        "rows, the best of them is improved by jumps of its centres, and only that one "
+        "goes over all rows. Its inertia is on average no higher than that of ten restarts "
+        "on all rows, so purity can differ from the published one (docs/performance.md).",
     )
     state: ClassVar[tuple[str, ...]] = ("initial", "history")
 
@@ -120,8 +124,9 @@ class Relearn(Method):
                 none and is cheaper; `stable` has none, and pulls only by the part beyond three
                 standard errors.
             restarts: Restarts of each k-means.
-            sample: For splits with more rows, the number that those restarts see, at least 20 per
-                class; see `diagnose`. All by default, as published.
+            sample: For splits with more rows, the number that k-means searches in, at least 20 per
+                class; see `diagnose`. All by default, though in a large split the restarts then
+                see a part of them, unlike the published ones.
             seed: Seed of the clusterings.
             batchnorm: Whether running statistics are kept, as in the paper, or recomputed on the
                 training split after the weights have moved.

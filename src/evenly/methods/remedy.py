@@ -63,6 +63,8 @@ class Remedy(Relearn):
         epochs=90,
         in_epochs=("every", "alone_epochs"),
         needs=("unimodal",),
+        separate=True,
+        unimodal="tries",
         needs_probe=True,
         cost="none in a step; before the first epoch, one training of `alone_epochs` epochs; "
         "`times` times, linear probes and a `stable` diagnosis",

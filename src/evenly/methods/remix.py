@@ -6,6 +6,7 @@ ICML 2025, https://arxiv.org/abs/2506.11550.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evenly import numbering
+from evenly.errors import UserError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import full
 from evenly.output import Output
@@ -61,6 +63,7 @@ class DataRemixing(Method):
         epochs=60,
         in_epochs=("warmup",),
         needs=("unimodal", "index", "fuse"),
+        unimodal="trains",
         needs_probe=True,
         head="multi",
         cost="M unimodal heads, and the fused head once more; before each epoch a look at the "
@@ -96,10 +99,18 @@ class DataRemixing(Method):
             criterion: See `Method`.
 
         Raises:
-            ValueError: If a setting is negative.
+            ValueError: If a setting is negative, or nothing would train the unimodal logits.
         """
         super().__init__(encoders, criterion=criterion)
         check_range(self, "not negative", warmup=warmup, alpha=alpha, gamma=gamma)
+        if gamma == 0 and (alpha == 0 or warmup == 0):
+            raise UserError(
+                "DataRemixing: 'gamma' is 0 and there are no unimodal losses in a warm-up, so "
+                "nothing trains the unimodal logits that samples are assigned by. Give gamma "
+                "above 0, or alpha above 0 and a warmup."
+            )
+        if alpha == 0:
+            self.info = replace(self.info, partial=True)  # in the warm-up
         self.sampler, self.warmup, self.alpha, self.gamma = sampler, warmup, alpha, gamma
         self.epoch = -1
         self.assigned: Int[Tensor, " n"] | None = None  # in the order of `samples`

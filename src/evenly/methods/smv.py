@@ -91,6 +91,7 @@ class SMV(Method):
         epochs=60,
         in_epochs=("warmup",),
         needs=("index", "fuse"),
+        separate=True,
         needs_probe=True,
         cost="the head once more; before each epoch a pass over the training split, with the head "
         "run 2^M - 1 times",

@@ -64,6 +64,7 @@ class TCMax(Method):
         "training is joint training",
         neutral="a batch of one sample apart, pairings always count",
         needs=("unimodal",),
+        separate=True,
         cost="a few sums over the logits; with `pairs`, the head once more on as many samples",
         budget=1.05,
         within_batch=True,

@@ -4,6 +4,8 @@ Du, Teng, Li, Liu, Yuan, Wang, Yuan, Zhao, "On Uni-Modal Feature Learning in Sup
 Learning", ICML 2023, https://arxiv.org/abs/2305.01233.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -42,6 +44,7 @@ class UMT(Taught):
         epochs=100,
         in_epochs=("teacher_epochs",),
         needs=("unimodal", "index"),
+        unimodal="leaves",
         needs_probe=True,
         head="multi",
         cost="a squared error for each modality; before the first epoch, the training of the "
@@ -92,6 +95,8 @@ class UMT(Taught):
             criterion=criterion,
         )
         check_range(self, "finite and not negative", gamma=gamma)
+        if gamma == 0:
+            self.info = replace(self.info, partial=True)
         self.gamma = gamma
 
     @property

@@ -34,6 +34,7 @@ class Unimodal(Method):
         modalities="trains one of any number",
         neutral="it trains one modality, which joint training of several never does",
         needs=("unimodal",),
+        unimodal="trains",
         budget=1.05,
         alone=True,
         missing=True,

@@ -145,7 +145,7 @@ def test_a_transformer_for_each_kind_of_input():
     assert parse(_transformer(modality("video", 2, 3, 64, 64))).name == "vit"
 
 
-def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_path):
+def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_path, capsys):
     n = 24
     labels, part = np.arange(n) % 2, np.repeat([0, 1, 2], 8)
     steps = np.ones((n, 6, 3), np.float32) * labels[:, None, None]
@@ -155,6 +155,10 @@ def test_transformers_meet_in_bottlenecks_where_all_modalities_have_steps(tmp_pa
     training, methods = planned(STUDIES["transformers"], asked)
     assert (training.fusion, training.optimizer, training.lr) == ("mbt", "adamw", 3e-4)
     assert "unimodal(modality=eye)" in methods
+    assert {"relearn", "pmr", "agm"} < set(methods)
+    assert "modality_dropout" not in methods
+    said = "encoders that do not see each other, unlike --fusion mbt: modality_dropout."
+    assert f"left out, as they need {said}" in capsys.readouterr().err
     model = build_model(load_data(training), Cell(training, "joint", 0))
     assert type(model.head).__name__ == "BottleneckHead"
     mine, _ = planned(STUDIES["transformers"], replace(asked, encoders={"eye": "vit"}))

@@ -42,6 +42,22 @@ TRAINING = Training(
 METHODS = ("joint", "relearn(every=1)", "ogm_ge", "mmpareto", "smv")
 
 
+@pytest.mark.parametrize(
+    ("method", "partial"), [("mcr", False), ("mcr(bottleneck=0)", True), ("finetune+mlb", False)]
+)
+def test_ddp_is_told_what_the_settings_of_a_method_leave_out(method, partial, monkeypatch):
+    told = []
+
+    def shared(self, model, *, partial):
+        told.append(partial)
+        return model
+
+    monkeypatch.setattr(Place, "shared", shared)
+    cell = Cell(replace(TRAINING, lr=0.1), method, 0)
+    Parts.of(cell, load(DATA), Place(torch.device("cpu"), "32"))
+    assert told == [partial]
+
+
 def weights(folder):
     return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
 

@@ -2,17 +2,22 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from evenly import METHODS
+from evenly.data import save_npz
+from evenly.lab.many.compare import named
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Fusion, Training
 from evenly.nn import FUSIONS
 from evenly.nn.heads import TOKEN_FUSIONS
+from evenly.spec import parse, split
 
 DATA = "synthetic(train=48,val=24,test=24,classes=3)"
 PLAIN = [name for name, kind in METHODS.items() if kind.info.head == "concat"]
+SEPARATE = [name for name in PLAIN if METHODS[name].info.separate]
 
 
 def cell(method, fusion, **settings):
@@ -34,6 +39,53 @@ def test_a_fusion_trains(fusion, tmp_path):
 
 def test_the_option_names_every_fusion():
     assert set(get_args(Fusion)) == {*FUSIONS, *TOKEN_FUSIONS}
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Data of two sequences, whose transformers can see each other."""
+    path = tmp_path_factory.mktemp("data") / "steps.npz"
+    labels, part = np.arange(36) % 2, np.repeat([0, 1, 2], 12)
+    inputs = {name: np.ones((36, 4, 3), np.float32) * labels[:, None, None] for name in "xy"}
+    save_npz(path, labels, part, inputs, ["no", "yes"])
+    return str(path)
+
+
+def met(data, method, fusion, **settings):
+    encoders = dict.fromkeys("xy", "transformer")
+    return Cell(Training(data, epochs=2, width=8, fusion=fusion, encoders=encoders), method, 0)
+
+
+@pytest.mark.parametrize("fusion", TOKEN_FUSIONS)
+def test_encoders_that_see_each_other_are_refused_to_methods_that_need_them_apart(steps, fusion):
+    for method in (*SEPARATE, "relearn+smv"):
+        named = method.rpartition("+")[2]
+        with pytest.raises(ValueError, match=f"^{named} needs encoders .* --fusion {fusion} they"):
+            prepare([met(steps, method, fusion)])
+    for method in ("joint", "relearn", "ogm_ge", "agm", "awc+mslr"):
+        prepare([met(steps, method, fusion)])
+
+
+def test_who_changes_features_or_tries_encoders_needs_them_apart():
+    """Of methods that take any fusion: with a head of their own, encoders do not meet."""
+    for name in PLAIN:
+        info = METHODS[name].info
+        changes = "fuse" in info.needs or name == "tcmax" or info.unimodal == "tries"
+        assert info.separate == changes, name
+
+
+def test_blocks_between_encoders_are_refused_likewise():
+    with pytest.raises(ValueError, match=r"^awc needs encoders .* with the head 'mmtm' they do\."):
+        prepare([cell("greedy+awc", "concat")])
+
+
+def test_all_leaves_them_out_and_says_so(steps, capsys):
+    training = met(steps, "joint", "mbt").training
+    found, _ = named(split("all"), training)
+    assert not any(parse(text).name in SEPARATE for text in found)
+    assert {"joint", "relearn", "mcr"} <= set(found)
+    said = "need encoders that do not see each other, unlike --fusion mbt: modality_dropout, cml, "
+    assert said in capsys.readouterr().err
 
 
 def test_a_head_of_its_own_is_kept_and_said():

@@ -192,17 +192,21 @@ def compare(
 def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...], "Data | None"]:
     """The methods meant, and the data if they had to be loaded for it."""
     # loads torch, too slow for the command's help
-    from evenly.lab.run.build import expanded, left_out, load_data, wanted
+    from evenly.lab.run.build import expanded, left_out, load_data, unsuited, wanted
     from evenly.lab.run.prepare import say
 
     several = any(spec.name in ("all", "unimodal") for spec in methods)
     data = load_data(training) if several else None
     if data is None:
         return tuple(expanded(methods, ())), None
-    if any(spec.name == "all" for spec in methods) and (left := left_out(data.task)):
-        what = wanted(data.task)
-        say([f"'all' leaves out the methods that do not take {what}: {', '.join(left)}."])
-    return tuple(expanded(methods, data.modalities, data.task)), data
+    if any(spec.name == "all" for spec in methods):
+        if left := left_out(data.task):
+            what = wanted(data.task)
+            say([f"'all' leaves out the methods that do not take {what}: {', '.join(left)}."])
+        if left := unsuited(training.fusion):
+            words = f"encoders that do not see each other, unlike --fusion {training.fusion}"
+            say([f"'all' leaves out the methods that need {words}: {', '.join(left)}."])
+    return tuple(expanded(methods, data.modalities, data.task, training.fusion)), data
 
 
 def _prepare(plan: Comparison, data: "Data | None") -> Comparison:

@@ -16,7 +16,7 @@ from typing import Any
 from evenly.data import Data, Modality
 from evenly.errors import UserError
 from evenly.files import write_csv, write_text
-from evenly.lab.run.build import expanded, load_data, takes_task, wanted
+from evenly.lab.run.build import expanded, load_data, takes_fusion, takes_task, wanted
 from evenly.lab.run.prepare import say
 from evenly.lab.run.settings import Training
 from evenly.lab.statistics.tables import SUMMARY, read_answers, read_results, summary
@@ -240,7 +240,10 @@ def planned(study: Study, training: Training) -> tuple[Training, list[str]]:
         )
     if unfit := [method for method in methods if method not in fitting]:
         say([f"left out, as they do not take {what}: {', '.join(unfit)}."])
-    return asked, fitting
+    if met := [method for method in fitting if not takes_fusion(method, asked.fusion)]:
+        words = f"encoders that do not see each other, unlike --fusion {asked.fusion}"
+        say([f"left out, as they need {words}: {', '.join(met)}."])
+    return asked, [method for method in fitting if method not in met]
 
 
 def write_study(name: str, out: Path, methods: Sequence[str]) -> list[Path]:

@@ -28,7 +28,7 @@ from evenly.method import Criterion, Info, Method
 from evenly.methods import METHODS, method_named
 from evenly.methods.composed import Composed, combined
 from evenly.methods.relearn import Relearn
-from evenly.nn import ENCODERS, Head, LateFusion, encoder_for
+from evenly.nn import ENCODERS, HEADS, Head, LateFusion, encoder_for
 from evenly.nn.late_fusion import HeadMaker
 from evenly.nn.pretrained import ResNet18
 from evenly.nn.vision import without_classifier
@@ -74,7 +74,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
     The head is the one that the method is made for; heads of one kind start equal, too.
 
     Raises:
-        ValueError: If a user's encoder or head cannot be built or does not fit the data.
+        ValueError: If a user's encoder or head cannot be built or does not fit the data, or the
+            method needs encoders that do not see each other.
     """
     training = cell.training
     check_names(cell, data.name, data.modalities)
@@ -85,6 +86,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         # must not depend on the method's head and modality.
         _try_encoders(encoders, data, training.encoders)
         model = fused(encoders, len(data.task.names), cell)
+        if model.head.meets and info_of(cell.method).separate:
+            raise _needs_separate(cell)
         if is_own(parse(training.fusion).name):
             _try_head(model, data, training.fusion)
     for encoder in model.encoders.values():
@@ -470,7 +473,10 @@ def build_sampler(data: Data, cell: Cell, world: int = 1, rank: int = 0) -> Resa
 
 
 def expanded(
-    methods: Iterable[Spec], modalities: Iterable[str], task: Task | None = None
+    methods: Iterable[Spec],
+    modalities: Iterable[str],
+    task: Task | None = None,
+    fusion: str = "concat",
 ) -> list[str]:
     """The methods of a comparison: 'all' is every one, 'unimodal' is each modality alone.
 
@@ -478,6 +484,7 @@ def expanded(
         methods: The methods as the user named them.
         modalities: Modalities of the data.
         task: Task of the data, which limits 'all'; by default classes.
+        fusion: The fusion, which limits 'all', too.
 
     Returns:
         Each method once, as 'name' or 'name(setting=value)'.
@@ -485,7 +492,7 @@ def expanded(
     found: list[str] = []
     for spec in methods:
         if spec.name == "all" and not spec.settings:
-            left = left_out(task)
+            left = [*left_out(task), *unsuited(fusion)]
             for name, kind in METHODS.items():
                 if name not in left:
                     found += _variants(name, kind, modalities)
@@ -509,6 +516,37 @@ def wanted(task: Task) -> str:
 
 def _several(task: Task) -> bool:
     return task.name == "number" and len(task.names) > 1
+
+
+def unsuited(fusion: str) -> list[str]:
+    """The methods that need encoders which do not see each other, if they do in a fusion."""
+    return [name for name in METHODS if not takes_fusion(name, fusion)]
+
+
+def takes_fusion(method: str, fusion: str) -> bool:
+    """Whether a method, or several in one, can do with a fusion, as far as its name tells."""
+    info = info_of(method)
+    return not (info.separate and info.head == "concat" and _meets(fusion))
+
+
+def _meets(fusion: str) -> bool:
+    """Whether encoders see each other in a fusion, whatever they are."""
+    name = parse(fusion).name
+    kind = HEADS[name] if name in HEADS else imported("fusion", name)
+    return getattr(kind, "meets", False) is True
+
+
+def _needs_separate(cell: Cell) -> UserError:
+    info = info_of(cell.method)
+    known = [spec.name for spec in together(cell.method) if _kind(spec).info.separate]
+    fusion, instead = f"the head '{info.head}'", "Leave the method out."
+    if info.head == "concat":
+        fusion = f"--fusion {cell.training.fusion}"
+        instead = "Use a fusion of features, such as concat, or leave the method out."
+    return UserError(
+        f"{known[0]} needs encoders that do not see each other, but with {fusion} they do. "
+        f"{instead}"
+    )
 
 
 def _fits(kind: type[Method], task: Task) -> bool:

@@ -50,6 +50,7 @@ def needs(kind: type[Method]) -> str:
     info = kind.info
     takes = inspect.signature(kind).parameters
     parts = [_PARTS[part] for part in info.needs]
+    parts += ["encoders that do not see each other"] * info.separate
     parts += ["the optimiser"] * ("optimizer" in takes)
     parts += ["the head"] * ("head" in takes)
     parts += ["a Resampler"] * ("sampler" in takes)

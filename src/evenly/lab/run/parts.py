@@ -25,7 +25,6 @@ from evenly.lab.run.build import (
     build_model,
     build_optimizer,
     build_sampler,
-    info_of,
     with_missing,
 )
 from evenly.lab.run.kept import Noised, with_features
@@ -143,13 +142,15 @@ class Parts:
         if kept is not None:
             data, noised = with_features(model, data, training, place, kept)
         data = with_missing(data, cell)  # features cover all samples, for runs with any seed
-        shared = place.shared(model, partial=info_of(cell.method).partial)
+        place.spread(model)
         optimizer = build_optimizer(model, training)
         sampler = build_sampler(data, cell, place.world, place.rank)
         criterion = build_criterion(data, training)
         if criterion is not None:
             criterion.to(place.device)
         method = build_method(cell, model, optimizer, sampler, criterion)
+        # The object's own facts: whether a step leaves anything out may depend on its settings.
+        shared = place.shared(model, partial=method.info.partial)
         data = placed(data, place.device)
         train = data.split("train")
 

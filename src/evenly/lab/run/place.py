@@ -110,15 +110,16 @@ class Place:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def shared(self, model: LateFusion, *, partial: bool) -> nn.Module:
-        """The model in the form that training steps call, on all processes.
+    def spread(self, model: LateFusion) -> None:
+        """Changes a model in place for several processes, before an optimiser takes its parameters.
+
+        BatchNorm gets the statistics of all GPUs, and FSDP2 shards the model and its encoders.
 
         Args:
-            model: The model on this process's device; FSDP2 shards it and its encoders in place.
-            partial: Whether a step may leave some parameters without a gradient.
+            model: The model on this process's device.
         """
         if self.world == 1:
-            return model
+            return
         if self.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # changes its encoders in place
         if self.strategy == "fsdp":
@@ -128,6 +129,15 @@ class Place:
             for encoder in model.encoders.values():
                 fully_shard(encoder)
             fully_shard(model)
+
+    def shared(self, model: LateFusion, *, partial: bool) -> nn.Module:
+        """A model that was `spread`, in the form that training steps call, on all processes.
+
+        Args:
+            model: The model.
+            partial: Whether a step may leave some parameters without a gradient.
+        """
+        if self.world == 1 or self.strategy == "fsdp":
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
