@@ -326,6 +326,15 @@ def test_interactions_add_up(same):
         assert redundant + sum(unique) + synergy == pytest.approx(2, abs=0.1)
 
 
+def test_modalities_that_no_sample_has_both_of_share_nothing():
+    target = torch.arange(40) % 2
+    noise = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    x = target[:, None] + 0.1 * noise
+    here = torch.arange(40) < 20
+    split = evenly.Features({"a": x, "b": x, "c": x}, target, present={"a": here, "b": ~here})
+    assert list(interactions(split, split)) == [("a", "c"), ("b", "c")]
+
+
 class Stream(torch.utils.data.IterableDataset):
     def __init__(self, rows):
         self.rows = rows

@@ -43,7 +43,7 @@ class Measured:
         diagnosis: Purities of the joint model's encoders.
         has_labels: Whether a sample has several labels.
         interactions: By pair of modalities, what the joint model's encoders tell in common, alone
-            and together; empty unless requested.
+            and together; empty unless requested, and without pairs that no sample has both of.
     """
 
     chance: Shaped[Tensor, " n"]
@@ -203,7 +203,11 @@ def concluded(several: Sequence[Measured]) -> Checkup:
         share(alone[best]),
         difference(right - alone[best]),
         None if several[0].has_labels else share(right * (1 - by_any)),
-        tuple(_shared(several, pair) for pair in several[0].interactions),
+        tuple(
+            _shared(several, pair)
+            for pair in several[0].interactions
+            if all(pair in one.interactions for one in several)
+        ),
         tuple(dict.fromkeys(note for one in several for note in one.diagnosis.notes)),
         several[0].has_labels,
         tuple(several),

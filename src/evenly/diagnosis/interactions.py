@@ -52,6 +52,9 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
     Args:
         train: Features of the training split, with classes as targets.
         val: Features of the validation split, whose samples are decomposed.
+
+    Returns:
+        Results by pair, without pairs that no sample of a split has both of.
     """
     shares = train.target.bincount().to(val.target.device).double()
     prior = (shares / shares.sum()).log()
@@ -66,7 +69,9 @@ def interactions(train: Features, val: Features) -> dict[tuple[str, str], Intera
     known = read(train, val)
     found = {}
     for one, other in combinations(known, 2):
-        pair = read(_joined(train, one, other), _joined(val, one, other))[""]
+        pair = read(_joined(train, one, other), _joined(val, one, other)).get("")
+        if pair is None:
+            continue
         rows = pair.rows
         i = {name: informed(known[name], rows) for name in (one, other)}
         redundant = min(i.values(), key=lambda x: float(x.mean()))
