@@ -150,6 +150,7 @@ def test_maps_whose_channels_seem_to_be_last(shape, axes):
     first = maps.movedim(-1, 1)
     torch.testing.assert_close(run(Says(first)), maps.mean(axes))
     assert run(Says(torch.ones(2, 5, 5, 3))).shape == (2, 5)
+    assert run(Says(torch.ones(2, 30, 7, 7, 12))).shape == (2, 30)  # as many frames as rows
 
 
 def test_what_counts_as_features():

@@ -284,7 +284,7 @@ def _of_maps(maps: Float[Tensor, "n c *place"], call: Call) -> Float[Tensor, "n 
         ValueError: If the maps look like squares with their channels last.
     """
     one, other, last = maps.shape[-3:]
-    if one == other < last:
+    if one == other < last and (maps.ndim == 4 or maps.shape[1] <= last):  # time before both
         axes = tuple(range(1, maps.ndim - 1))
         raise UserError(
             f"the output of '{call.name}' has shape {tuple(maps.shape)}, whose channels seem to "

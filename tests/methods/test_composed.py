@@ -11,14 +11,15 @@ from evenly.lab.run.build import (
     build_model,
     build_optimizer,
     build_sampler,
+    check_together,
     expanded,
     info_of,
     load_data,
 )
 from evenly.lab.run.prepare import prepare
 from evenly.lab.run.settings import Cell, Training
-from evenly.methods import AGM, MSLR, OGM, SMV, Finetune, MMPareto, MultiLoss
-from evenly.methods.composed import combined
+from evenly.methods import AGM, MSLR, OGM, SMV, Finetune, MMPareto
+from evenly.methods.composed import check_unimodal, combined
 from evenly.methods.pggb import PGGB
 from evenly.spec import parse, split, together
 from support import Run, equal, forward, loaders, make, net, same, sgd, weights
@@ -116,8 +117,10 @@ PAIRS = [name for name in evenly.METHODS if name not in ("joint", "unimodal")]
 
 def composed(one, other):
     """A training of two methods on the head that they are made for; None if they are refused."""
+    infos = [evenly.METHODS[name].info for name in (one, other)]
     try:
-        head = combined([evenly.METHODS[name].info for name in (one, other)]).head
+        head = combined(infos).head
+        check_unimodal(infos)
         run = Run(f"{one}+{other}", head=head, count=16)
     except ValueError:
         return None
@@ -163,12 +166,22 @@ def test_unimodal_logits_that_nothing_trains_are_refused_before_anything_is_trai
         ("balm+pdmp", "through unimodal logits, which in BALM reach no encoder. Leave one of them"),
     ):
         with pytest.raises(ValueError, match=said):
-            info_of(text)
+            check_together(text)
     assert info_of("finetune+multi_loss+ogm").unimodal == "trains"
     assert info_of("finetune+pdmp").head == "multi"
-    model = net(head="multi")
+    training = Training("digits", width=8)
+    data = load_data(training)
+    cell = Cell(training, "multi_loss(weight=0)+ogm", 0)
+    model = build_model(data, cell)
+    optimizer, sampler = build_optimizer(model, training), build_sampler(data, cell)
     with pytest.raises(ValueError, match="nothing trains the layers behind them"):
-        Composed(MultiLoss(model.encoders, weight=0.0), OGM(model.encoders))
+        build_method(cell, model, optimizer, sampler)
+
+
+def test_slices_of_a_fused_layer_are_trained_by_every_method():
+    """In a model of one's own, whose head need not be the one that a method is made for."""
+    model = net()
+    Composed(Finetune(model.encoders, optimizer=sgd(model)), OGM(model.encoders))
 
 
 @pytest.mark.parametrize("order", [("finetune", "awc"), ("awc", "finetune")])

@@ -109,6 +109,7 @@ def test_features_of_standardised_inputs(data, text, width):
 
 
 OWN = """
+import torch
 from torch import nn
 
 class Flat(nn.Module):
@@ -122,6 +123,11 @@ class Flat(nn.Module):
 class Turned(Flat):
     def forward(self, x):
         return super().forward(x.transpose(1, 2))
+
+class OneByOne(Flat):
+    def forward(self, x):
+        each = [self.conv(video.float().transpose(0, 1)).mean((1, 2, 3)) for video in x]
+        return torch.stack(each)
 """
 
 
@@ -145,7 +151,8 @@ def test_torchvisions_models_of_videos_get_channels_before_time(clips):
 
 def test_an_own_convolution_that_takes_frames_for_channels(clips, tmp_path):
     (tmp_path / "flat.py").write_text(OWN)
-    build_model(clips, Cell(Training(encoders={"eye": "flat.Turned"}), "joint", 0))
+    for name in ("flat.Turned", "flat.OneByOne"):
+        build_model(clips, Cell(Training(encoders={"eye": name}), "joint", 0))
     with pytest.raises(ValueError, match=r"'eye' \(Flat\) passes videos, .* frames for channels"):
         build_model(clips, Cell(Training(encoders={"eye": "flat.Flat"}), "joint", 0))
 

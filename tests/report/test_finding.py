@@ -112,6 +112,8 @@ def test_one_of_two_shares_too_few_seeds():
         "No method differs significantly from joint training (accuracy 90.0 %); pmr has the best "
         "mean, 95.0 %."
     )
+    alone = row("unimodal(modality=audio)", 0.8, -0.1, 0.001)
+    assert "2 shared seeds are too few" in what_was_found([*rows[:2], alone])
     alone = row("unimodal(modality=audio)", 0.99, 0.09, 0.001, pairs=2)
     assert what_was_found([*rows, alone]).endswith(
         "audio alone has a better mean than joint training, 99.0 %, but too few seeds to tell."

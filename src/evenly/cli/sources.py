@@ -253,9 +253,10 @@ def _check_asked(
     methods: Callable[[Iterable[str]], list[str]],
 ) -> None:
     """Raises if a method, an encoder or the like is unknown, or a number is invalid."""
-    from evenly.lab.run.build import check_names
+    from evenly.lab.run.build import check_names, check_together
     from evenly.lab.run.settings import Cell
 
     check_counts(**{name: getattr(options, name, None) for name in ("seeds", "jobs", "trials")})
     for method in methods(source.readers):
         check_names(Cell(training, method, 0), source.name, source.readers)
+        check_together(method)

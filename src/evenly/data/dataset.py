@@ -529,8 +529,8 @@ def _held(stored: Stored, rows: Int[Tensor, " k"]) -> tuple[Tensor | Ragged, Int
 def few(task: Task, target: Tensor, count: int) -> Int[Tensor, " k"]:
     """Positions of about `count` samples, spread over the groups of a task.
 
-    A label may be the rarest of no sample, and so have no group. It then adds its first sample; the
-    same for samples without a label.
+    A label that is not the rarest of any sample has no group; its first sample is added. So is the
+    first sample that lacks a label which all chosen samples have.
     """
     found = spread(task.groups(target), count)
     if task.name != "labels":

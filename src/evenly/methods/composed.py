@@ -41,8 +41,7 @@ def combined(infos: Sequence[Info]) -> Info:
     """The combined facts of several methods.
 
     Raises:
-        ValueError: If they are made for different heads, one trains a modality alone, or one needs
-            unimodal logits that training with the others would not make.
+        ValueError: If they are made for different heads, or one trains a modality alone.
     """
     heads = {info.head for info in infos} - {"concat"}
     if len(heads) > 1:
@@ -55,7 +54,6 @@ def combined(infos: Sequence[Info]) -> Info:
             f"{_listed(infos)}: one of them trains a single modality, so the others have "
             "nothing to do."
         )
-    _check_unimodal(infos)
     writes = [info.writes for info in infos if info.writes != "nothing"]
     order = ("gradients", "loss", "learning rates", "weights")
     return Info(
@@ -87,6 +85,9 @@ class Composed(Method):
     weights (D&R) or the order of the samples goes with one that writes the loss or gradients. Only
     one may have its own loss; the others see each batch and leave the loss alone. A method that
     only multiplies an encoder's gradients may also follow one that writes them.
+
+    Where the head has layers of their own for unimodal logits, such as 'multi', a method that goes
+    by these logits (OGM) needs another one that trains them (MultiLoss); Finetune and UMT do not.
 
     Attributes:
         methods: In the order given. Whatever it is, those that pre-train begin an epoch first,
@@ -230,8 +231,13 @@ def _unimodal(infos: Sequence[Info]) -> Literal["reads", "trains", "leaves", "de
     return next((what for what in order if what in does), "reads")
 
 
-def _check_unimodal(infos: Sequence[Info]) -> None:
-    """Raises if a method goes by unimodal logits that none trains, or that reach no encoder."""
+def check_unimodal(infos: Sequence[Info]) -> None:
+    """Raises if methods cannot share unimodal logits on the head that they are made for.
+
+    Raises:
+        ValueError: If one goes by unimodal logits that none trains, or trains encoders through
+            some that reach none.
+    """
     made = _unimodal(infos)
     takes = {"leaves": "reads", "detaches": "tries"}.get(made)
     takers = [info for info in infos if info.unimodal == takes and "unimodal" in info.needs]

@@ -124,7 +124,7 @@ class MILES(Paced):
         super().__init__(encoders, criterion=criterion)
         check_range(self, "finite and not negative", threshold=threshold, unimodal=unimodal)
         check_range(self, "above 0 and at most 1", reduction=reduction)
-        if unimodal == 0 and reduction < 1:
+        if unimodal == 0 and reduction < 1 and len(self.encoders) > 1:
             raise UserError(
                 "MILES: 'unimodal' is 0, so nothing trains the unimodal logits whose accuracies "
                 "set the rates. Give a weight above 0, or reduction=1 as well."

@@ -94,7 +94,7 @@ class MLB(MultiLoss):
         super().__init__(encoders, weight=weight, criterion=criterion)
         check_range(self, "finite and not negative", alpha=alpha)
         check_range(self, "finite and above 0", beta=beta)
-        if alpha and weight == 0:
+        if alpha and weight == 0 and len(self.encoders) > 1:
             raise UserError(
                 "MLB: 'weight' is 0, so nothing trains the unimodal logits that 'alpha' goes by. "
                 "Give a weight above 0, or alpha=0 as well."

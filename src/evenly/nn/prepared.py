@@ -68,6 +68,12 @@ def _check_tokenizer(name: str, modality: Modality) -> None:
     own = _vocabulary(name)
     if used and (own is None or own == _vocabulary(used)):
         return
+    if own is None:
+        raise UserError(
+            f"'{name}' has no tokenizer beside its weights, so nothing tells whether it numbers "
+            f"tokens as '{modality.name}' does, which was read with none. Put the files of its "
+            f"tokenizer there, and prepare the texts with text(tokenizer={name})."
+        )
     how = f"the tokenizer '{used}', which numbers tokens otherwise" if used else "no tokenizer"
     raise UserError(
         f"'{name}' has a tokenizer of its own, but '{modality.name}' was read with {how}. "

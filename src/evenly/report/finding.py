@@ -80,7 +80,7 @@ class _Table:
     @cached_property
     def few(self) -> int | None:
         """The most seeds that a method shares with the reference, if too few; else None."""
-        pairs = [row["pairs"] for name, row in self.lines.items() if name != self.reference]
+        pairs = [row["pairs"] for name, row in self.fused.items() if name != self.reference]
         count = max(pairs, default=0)
         return count if count < ENOUGH else None
 

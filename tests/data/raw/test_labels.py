@@ -226,6 +226,17 @@ def test_as_many_of_each_group_for_a_trial(tmp_path):
     assert np.unique(source.target.numpy(), axis=0).shape[0] > 3
 
 
+def test_each_label_of_a_trial(tmp_path):
+    """Label 'a' is the rarest of no sample, and first comes with the fourth."""
+    rows = [["b"], ["c"], [], ["a", "b"], ["a", "b"], ["a", "c"], ["a", "c"]] * 3
+    split = ["train"] * 7 + ["val"] * 7 + ["test"] * 7
+    cells = {"v": list(range(21)), "label": rows, "split": split}
+    parquet.write_table(pa.table(cells), tmp_path / "t.parquet")
+    assert table(tmp_path / "t.parquet").limited(3).target[:4].tolist() == [
+        [0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0],
+    ]  # fmt: skip
+
+
 class TestNumbers:
     def test_of_a_column(self, tmp_path):
         rows = [(k, f"{k / 4 - 2:g}") for k in range(40)]

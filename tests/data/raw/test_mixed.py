@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 from evenly.data import open_store, save_npz
 from evenly.data.dataset import Modality
@@ -75,6 +77,16 @@ def test_an_empty_cell_is_a_category_and_whole_floats_are_whole(tmp_path):
     )
     assert sorted(source.readers["facts"].values[0]) == ["", "1", "2"]
     assert [*source.readers] == ["facts"]
+
+
+def test_nan_is_an_empty_cell(tmp_path):
+    """Unlike pandas, pyarrow and polars write it to a file as a number."""
+    cells = {"port": np.array([1, 2, np.nan] * 10), "v": np.arange(30), "label": [0, 1] * 15}
+    parquet.write_table(pa.table(cells), tmp_path / "t.parquet")
+    reader = {"facts": "tabular(numbers=[v],categories=[port])"}
+    assert sorted(table(tmp_path / "t.parquet", None, reader).readers["facts"].values[0]) == [
+        "", "1", "2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("known", [("False", "True"), ("", "0", "1")])

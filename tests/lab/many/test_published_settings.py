@@ -53,6 +53,8 @@ def test_by_hand():
     assert own.of(TRAINING) == replace(
         TRAINING, lr=1e-3, weight_decay=1e-4, lr_step=70, batch_size=64, epochs=100
     )
+    both = Published.of_data("cremad", TRAINING).of("relearn+ogm_ge")
+    assert (both.method, both.of(TRAINING)) == ("ogm_ge+relearn", TRAINING)
     nothing = Published.of_data("kinetics_sounds", TRAINING).of("joint")
     assert (nothing.method, nothing.of(TRAINING)) == ("joint", TRAINING)
     assert nothing.changes == {"source": "nothing published; common settings"}

@@ -106,7 +106,10 @@ class Columns:
             return cells
         if isinstance(cells, Files):
             return None
-        return [None if x is None else str(x).strip() or None for x in cells.to_pylist()]
+        return [
+            None if x is None or x != x else str(x).strip() or None  # NaN is a missing number
+            for x in cells.to_pylist()
+        ]
 
     def entries(self, name: str) -> Sequence[Any] | None:
         """Labels or splits, as numbers if all are; None if there is no such column."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenly.data.dataset import SPLITS, SplitName, spread
+from evenly.data.dataset import SPLITS, SplitName, few
 from evenly.data.raw.readers import Reader
 from evenly.data.tasks import Task
 
@@ -96,8 +96,7 @@ class Source:
             ]
             if not there:
                 continue
-            group = task.groups(target_of([self.samples[n] for n in there]))
-            chosen = spread(group, count)
+            chosen = few(task, target_of([self.samples[n] for n in there]), count)
             kept |= {there[n] for n in chosen.tolist()}
         return replace(self, samples=[self.samples[n] for n in sorted(kept)])
 

@@ -121,11 +121,10 @@ def table(
     The first cells determine what a column holds. Texts are paths if any of them is a file or
     folder; words that recur and are also names of files or folders are refused. Numbers, such as
     0001, are paths if all of them are; without leading zeros, only if none recurs. Other texts are
-    text, with words
-    numbered by the training texts, unless most have no words: figures that are not numbers, such as
-    dates, are refused. The first intact file tells what the files hold: pictures, videos, sound, or
-    an array. A file with both pictures and sound counts as sound if the column's name begins with
-    audio, sound, speech, voice or music.
+    text, with words numbered by the training texts, unless most have no words: figures that are not
+    numbers, such as dates, are refused. The first intact file tells what the files hold: pictures,
+    videos, sound, or an array. A file with both pictures and sound counts as sound if the column's
+    name begins with audio, sound, speech, voice or music.
 
     Args:
         path: Path of the table, `.csv`, `.tsv`, `.parquet`, `.feather` or `.jsonl`; of a `.tar` in

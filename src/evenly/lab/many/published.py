@@ -49,7 +49,6 @@ class Published:
 
     data: str
     methods: Mapping[str, Mapping[str, Any]]
-
     common: Training
 
     @staticmethod
@@ -85,8 +84,8 @@ class Published:
         asked = parse(method)
         found = self.methods.get(asked.name, {})
         settings, training = dict(found.get("settings", {})), dict(found.get("training", {}))
-        info = method_named(asked.name).info
-        if info.epochs and "epochs" not in training:
+        info = method_named(asked.name).info if found else None
+        if info and info.epochs and "epochs" not in training:
             for counted, names in ((settings, info.in_epochs), (training, ("lr_step",))):
                 for name in counted.keys() & set(names):
                     counted[name] = in_run(counted[name], info.epochs, self.common)

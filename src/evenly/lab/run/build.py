@@ -26,7 +26,7 @@ from evenly.lab.run.optimizer import optimizer_of
 from evenly.lab.run.settings import Cell, Training
 from evenly.method import Criterion, Info, Method
 from evenly.methods import METHODS, method_named
-from evenly.methods.composed import Composed, combined
+from evenly.methods.composed import Composed, check_unimodal, combined
 from evenly.methods.relearn import Relearn
 from evenly.nn import ENCODERS, HEADS, Head, LateFusion, encoder_for
 from evenly.nn.late_fusion import HeadMaker
@@ -213,7 +213,8 @@ def _check_time(what: str, encoder: nn.Module, x: Shaped[Tensor, "n t c h w"]) -
     encoder(frame.to(x.dtype).reshape(x.shape[2:]).expand(x.shape).contiguous())
     for hook in hooks:
         hook.remove()
-    if given and _is_constant(given[0], 1) and not _is_constant(given[0], 2):
+    batches = [each for each in given[:1] if each.ndim == 5]  # else a single video
+    if any(_is_constant(each, 1) and not _is_constant(each, 2) for each in batches):
         raise UserError(
             f"{what} passes videos, of shape (samples, frames, channels, height, width), to a 3-D "
             "convolution, which takes frames for channels. Swap them first: x.transpose(1, 2)."
@@ -347,6 +348,11 @@ def info_of(method: str) -> Info:
     return combined(infos) if len(infos) > 1 else infos[0]
 
 
+def check_together(method: str) -> None:
+    """Raises if combined methods cannot train together, as far as their names tell."""
+    check_unimodal([_kind(spec).info for spec in together(method)])
+
+
 def _kind(spec: Spec) -> type[Method]:
     return method_named(spec.name)
 
@@ -415,7 +421,10 @@ def build_method(
         if "seed" in takes:  # its randomness is part of what varies between seeds
             settings.setdefault("seed", cell.seed)
         found.append(_made(spec, kind, _acted_on(spec.name, kind, model), settings))
-    return Composed(*found) if len(found) > 1 else found[0]
+    if len(found) == 1:
+        return found[0]
+    check_unimodal([method.info for method in found])
+    return Composed(*found)
 
 
 def _made(

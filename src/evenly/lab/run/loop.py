@@ -109,8 +109,7 @@ def _informed(parts: Parts, output: Output) -> Output:
     lost = bare(output.features, output.present or {})
     if lost is None or parts.model.head.missing is not None:
         return output
-    uninformed = parts.data.task.uninformed(parts.split("train").target)
-    return replace(output, logits=informed(output.logits, lost, uninformed))
+    return replace(output, logits=informed(output.logits, lost, parts.uninformed))
 
 
 def _targets(parts: Parts, split: SplitName) -> Tensor:

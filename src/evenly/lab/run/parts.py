@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -221,6 +222,11 @@ class Parts:
             self._splits[name] = self.data.split(name)
         return self._splits[name]
 
+    @cached_property
+    def uninformed(self) -> Tensor:
+        """The best logits without any input, (c,)."""
+        return self.data.task.uninformed(self.split("train").target)
+
     def in_order(
         self, split: SplitName, batch_size: int | None = None, *, shared: bool = False
     ) -> DataLoader[Batch]:
@@ -299,9 +305,10 @@ class Parts:
 
 def _share(criterion: Criterion, target: Tensor, where: slice) -> float | Tensor:
     """The share of some samples in the mean loss of a step, in which classes may have weights."""
-    if getattr(criterion, "weight", None) is None:
+    of_classes: Tensor | None = getattr(criterion, "weight", None)
+    if of_classes is None:
         return len(target[where]) / len(target)
-    weight = weights(criterion, target)
+    weight = weights(criterion, target.to(of_classes.device, non_blocking=True))
     return weight[where].sum() / weight.sum()
 
 

@@ -142,7 +142,6 @@ def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
     model = parts.model
     test, train = parts.in_order("test"), parts.in_order("train")
     kept = {name: data.modalities[name] for name in model.encoders}
-    uninformed = data.task.uninformed(parts.split("train").target)
     model.eval()
     found = inspect(
         Subject(
@@ -150,7 +149,7 @@ def _inspected(parts: Parts, data: Data) -> tuple[dict[str, float], Features]:
             test,
             kept,
             data.task,
-            uninformed,
+            parts.uninformed,
             parts.noised,
         )
     )

@@ -106,7 +106,7 @@ class Training:
         diagnose_every: Epochs between measurements of purity and gap, for the figures (0: never;
             default: ten times per run).
         limit_samples: At most N samples per split, balanced over classes (at least one per class,
-            and with and without each label).
+            and one with and one without each label).
         protocol: fair selects the epoch on the validation split and reads the test split once
             afterwards. paper selects on the test split, as most published tables do; every output
             then says so.

@@ -284,10 +284,11 @@ def _of_data(
         raise UserError(f"{data}: its {split} split is empty. Choose another with --split.")
     lost = run._bare(found, split, without)
     if lost:
-        some = f"{data}: {next(iter(lost.values()))}, one of {len(lost)} such samples"
+        some = f"{data}: {next(iter(lost.values()))}"
+        others = f", as {len(lost)} samples in all" if len(lost) > 1 else ""
         if not skip_broken:
-            raise UserError(f"{some}. Leave them out, for example with --skip-broken.")
-        say([f"{some}, which were left out."])
+            raise UserError(f"{some}{others}. Leave out such samples with --skip-broken.")
+        say([f"{some}{others}: left out."])
     names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
     samples = enumerate(zip(names, part.target, strict=True))
     for inputs, present in _batches(found, split, without):
