@@ -223,6 +223,18 @@ def test_resumed_with_an_order_of_the_methods_equals_uninterrupted(
         assert torch.equal(after, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable")
+def test_workers_draw_the_first_epoch_in_the_order_of_the_method(tmp_path):
+    def run(workers):
+        module = Noting()
+        loader = module.loader(num_workers=workers)
+        trainer(module, tmp_path, max_epochs=2).fit(module, loader, loaders()[1])
+        return [batch for _, batch in module.seen]
+
+    for found, expected in zip(run(1), run(0), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_resumed_within_an_epoch_of_random_order_warns(tmp_path):
     def run(*callbacks, ckpt=None):
         module = Module()

@@ -130,6 +130,10 @@ class Balance(Callback):
                 _log.warning(sentence)
         if self._resumed:
             self._resume(trainer, pl_module)
+        elif getattr(self.method, "sampler", None) is not None:
+            # Lightning has an iterator by now, whose workers may hold batches in an older order.
+            self._begin_epoch(trainer, pl_module)
+            iter(trainer.fit_loop._data_fetcher)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs `before_epoch`."""

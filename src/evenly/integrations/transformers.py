@@ -222,6 +222,9 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
             _log.warning(sentence)
 
     def _begin_epoch(self, epoch: int, train_loader: DataLoader[Any]) -> None:
+        own = getattr(self.method, "sampler", None)
+        if own is not None:  # on several ranks, the Trainer does not reach it through its wrappers
+            own.set_epoch(epoch)
         # A run resumed mid-epoch has the weights from after before_epoch.
         if epoch != self._epoch:
             self._epoch = epoch

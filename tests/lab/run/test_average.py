@@ -50,6 +50,19 @@ def test_the_first_steps_count_more(model):
     assert found["b.num_batches_tracked"] == 11
 
 
+def test_tied_weights_are_averaged_once(model):
+    model["c"] = nn.Sequential(model["a"])
+    moved(model, 1.0)
+    average = Average(model, 0.5)
+    moved(model, 3.0)
+    with average.applied():
+        assert model["a"].weight.unique() == 1.0
+    assert model["a"].weight.unique() == 3.0
+    found = average.weights()
+    assert found.keys() == model.state_dict().keys()
+    assert found["a.weight"].unique() == found["c.0.weight"].unique() == 1.0
+
+
 def test_it_stands_in_the_models_place_for_a_while(model):
     moved(model, 1.0)
     average = Average(model, 0.5)

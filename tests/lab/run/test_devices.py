@@ -9,13 +9,14 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
 from torch import nn
 
-from evenly.data import load
+from evenly.data import load, save_npz
 from evenly.errors import UserRuntimeError
 from evenly.lab.many import together
 from evenly.lab.many.engine import Listed, carry
@@ -97,6 +98,23 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes(method, runs):
     assert_alike(runs[method, 1, "auto"], runs[method, 2, "ddp"])
+
+
+def test_classes_may_have_weights(tmp_path):
+    """Processes hold unequal weights, and so shares of a step that are not those of samples."""
+    stream = np.random.default_rng(0)
+    target = np.tile(stream.permutation(np.repeat([0, 1, 2], [25, 10, 5])), 3)
+    arrays = {name: stream.normal(size=(120, 4)).astype("f4") for name in ("m1", "m2")}
+    save_npz(tmp_path / "a.npz", target, np.repeat([0, 1, 2], 40), arrays)
+    training = replace(TRAINING, data=str(tmp_path / "a.npz"), class_weights="balanced")
+    options = ({}, {"devices": 2}, {"devices": 2, "batch_size": 8, "accumulate": 4})
+    cells = [Cell(replace(training, **each), "joint", 0) for each in options]
+    jobs = [Job(cell, tmp_path / str(number)) for number, cell in enumerate(cells)]
+    source = Listed(jobs)
+    carry(source, Local(2))
+    assert source.failures == {}
+    for job in jobs[1:]:
+        assert_alike(jobs[0].folder, job.folder)
 
 
 @pytest.mark.parametrize("method", METHODS[:4])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from evenly import chance
+from evenly import chance, distributed
 from evenly.data import Modality, Padded
 from evenly.errors import UserError
 from evenly.lab.run.stored import values_of
@@ -128,13 +128,16 @@ class Augment:
             batch: Its number in the epoch, from 0.
         """
         found: dict[str, Tensor | Padded] = dict(inputs)
+        seed = chance.mixed(self.seed, epoch)
+        if rank := distributed.rank():  # each has other samples
+            seed = chance.mixed(seed, rank)
         for place, (name, change) in enumerate(self.changes.items()):
             if name not in inputs:
                 continue
             x = inputs[name]
             device = values_of(x).device
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(chance.mixed(chance.mixed(self.seed, epoch), batch) + place)
+                torch.manual_seed(chance.mixed(seed, batch) + place)
                 found[name] = _changed(change, x)
         return found
 

@@ -34,7 +34,11 @@ class Average:
             decay: d, between 0 and 1.
         """
         self.model, self._decay, self._steps = model, decay, 0
-        self._trained = {name: x for name, x in model.state_dict().items() if x.is_floating_point()}
+        found = {name: x for name, x in model.state_dict().items() if x.is_floating_point()}
+        known: dict[Any, str] = {}
+        # A tensor may have several names, such as that of tied weights; it is averaged once.
+        self._named = {name: known.setdefault(_place(x) or name, name) for name, x in found.items()}
+        self._trained = {name: found[name] for name in dict.fromkeys(self._named.values())}
         self._mean = {name: x.clone() for name, x in self._trained.items()}
 
     @torch.no_grad()
@@ -88,7 +92,8 @@ class Average:
 
     def weights(self) -> dict[str, Tensor]:
         """A whole state of the model, with averages; every process must call this."""
-        found = {**self.model.state_dict(), **self._mean}
+        means = {name: self._mean[first] for name, first in self._named.items()}
+        found = {**self.model.state_dict(), **means}
         return {name: distributed.whole(x) for name, x in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,3 +115,9 @@ class Average:
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
+
+
+def _place(x: Tensor) -> tuple[Any, ...] | None:
+    """What distinguishes a tensor from all others; None if it is empty."""
+    x = distributed.local(x)
+    return (x.data_ptr(), x.shape, x.stride()) if x.numel() else None

@@ -49,7 +49,8 @@ def fit(parts: Parts, record: Record) -> None:
                     with place.autocast():
                         output, target = parts.forward(parts.shared, batch)
                         loss = method.loss(output, target)
-                    method.backward(loss if training.accumulate == 1 else share * loss)
+                    is_whole = isinstance(share, float) and share == 1
+                    method.backward(loss if is_whole else share * loss)
                     record.add(loss, output, batch["target"].to(loss.device))
                 method.before_step()
                 if training.clip is not None:

@@ -206,7 +206,9 @@ class Parts:
         training = self.cell.training
         if training.accumulate == 1:
             self.forward.step = step
-            yield 1.0, batch
+            alone = self.place.world == 1
+            whole = slice(None)
+            yield 1.0 if alone else _share(self.method.criterion, batch["target"], whole), batch
             return
         size, count = training.batch_size // self.place.world, len(batch["target"])
         count -= size > 1 and count % size == 1  # not one sample, as above
@@ -304,12 +306,20 @@ class Parts:
 
 
 def _share(criterion: Criterion, target: Tensor, where: slice) -> float | Tensor:
-    """The share of some samples in the mean loss of a step, in which classes may have weights."""
+    """The share of some samples in the mean loss of a step, in which classes may have weights.
+
+    With weights, it can be above 1, as the losses of all processes are averaged.
+
+    Args:
+        criterion: The criterion, perhaps with weights of the classes.
+        target: Targets of the step, of this process.
+        where: Which of them.
+    """
     of_classes: Tensor | None = getattr(criterion, "weight", None)
     if of_classes is None:
         return len(target[where]) / len(target)
     weight = weights(criterion, target.to(of_classes.device, non_blocking=True))
-    return weight[where].sum() / weight.sum()
+    return weight[where].sum() / distributed.mean_(weight.sum())
 
 
 def _reads(data: Data) -> type[DataLoader[Batch]]:
