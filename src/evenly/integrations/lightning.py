@@ -133,7 +133,8 @@ class Balance(Callback):
         elif getattr(self.method, "sampler", None) is not None:
             # Lightning has an iterator by now, whose workers may hold batches in an older order.
             self._begin_epoch(trainer, pl_module)
-            iter(trainer.fit_loop._data_fetcher)
+            batches: Any = trainer.fit_loop._data_fetcher
+            iter(batches)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs `before_epoch`."""
