@@ -111,7 +111,7 @@ def test_the_commands_on_files_of_the_readme_run(tmp_path, monkeypatch):
     on_the_hub(Path("pets"), train=[dataset(range(12)), dataset(range(12, 24))])
     clips = ["look,sound,label"]
     guests = ["age,fare,port,remark,label"]
-    for row in range(20):
+    for row in range(40):
         member = {"png": picture(row), "wav": tone(row / 100), "cls": str(row % 2)}
         for ending, value in member.items():
             Path(f"{row}.{ending}").write_bytes(value.encode() if ending == "cls" else value)

@@ -73,7 +73,7 @@ class TestRealClips:
     @pytest.mark.parametrize("number", [1, 50, 100])
     def test_a_folder_of_frames(self, clips, number):
         frames = frames_of(clips / "ucf101_frames" / f"ApplyEyeMakeup_v_{number:06d}")
-        assert len(frames.times) == 25
+        assert len(frames) == 25
         assert frames.read(np.array([0, 24])).shape == (2, 3, 256, 340)
         assert frames.read(np.array([3]), (64, 80)).shape == (1, 3, 64, 80)
 
@@ -228,7 +228,7 @@ class TestMessages:
 
     def pictures(self, path):
         frames = frames_of(path)
-        return frames.read(np.arange(len(frames.times)))
+        return frames.read(np.arange(len(frames)))
 
     @pytest.mark.parametrize("name", ["a.wav", "a.mp4"])
     def test_no_file(self, tmp_path, name):

@@ -155,16 +155,19 @@ class TestVectors:
     def test_one_that_is_no_number_among_numbers(self, tmp_path, odd):
         texts = [f"{k}.5" for k in range(11)] + [odd]
         what = {"12%": "a percentage, ", "2024-01-02": "a date, "}.get(odd, "")
-        said = f"holds '{re.escape(odd)}' in row 12, {what}neither a number nor a list.*s.x=text"
+        why = "which can be read in two ways" if odd == "1,5" else "neither a number nor a list"
+        said = f"holds '{re.escape(odd)}' in row 12, {what}{why}.*s.x=text"
         with pytest.raises(ValueError, match=said):
             table(written(tmp_path, texts))
         assert table(written(tmp_path, texts), None, {"x": "text"}).samples[11].cells["x"] == odd
-        with pytest.raises(ValueError, match="neither a number"):
+        with pytest.raises(ValueError, match=why):
             table(written(tmp_path, texts), None, {"x": "array"})
 
     @pytest.mark.parametrize("text", ["2024-01-0{}", "10:0{}", "0,{}", "${}", "1 {}; 3 4"])
     def test_figures_are_no_words(self, tmp_path, text):
-        with pytest.raises(ValueError, match=r"'x' holds .*, neither a number nor a list"):
+        with pytest.raises(
+            ValueError, match=r"'x' holds .*, (neither a number|which can be read in)"
+        ):
             table(written(tmp_path, [text.format(k % 10) for k in range(N)]))
 
     def test_of_unequal_lengths_they_are_sequences_if_asked(self, tmp_path):

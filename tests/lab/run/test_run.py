@@ -111,9 +111,12 @@ def test_selected_by_another_metric_also_by_a_run_taken_up(select, best, tmp_pat
     assert (again.best_epoch, again.metrics) == (result.best_epoch, result.metrics)
 
 
-def test_an_epoch_without_a_finite_loss_is_not_the_best(tmp_path):
-    training = replace(TRAINING, select="loss", diagnose_every=0, lr=1e30)
-    assert run_cell(Cell(training, "joint", 0), tmp_path, tests=False).best_epoch == 0
+@pytest.mark.parametrize("select", ["loss", "accuracy"])
+def test_a_run_that_diverges_fails(select, tmp_path):
+    """By accuracy alone, it would seem to predict the first class."""
+    training = replace(TRAINING, select=select, diagnose_every=0, lr=1e30)
+    with pytest.raises(ValueError, match=r"validation split are NaN .* Training has diverged"):
+        run_cell(Cell(training, "joint", 0), tmp_path, tests=False)
 
 
 def test_a_finished_run_is_not_repeated(finished, monkeypatch):
