@@ -1,6 +1,6 @@
 """The parts of a run: model, optimiser and method, the order of samples, a forward pass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -206,17 +206,19 @@ class Parts:
         training = self.cell.training
         if training.accumulate == 1:
             self.forward.step = step
-            alone = self.place.world == 1
-            whole = slice(None)
-            yield 1.0 if alone else _share(self.method.criterion, batch["target"], whole), batch
+            share: float | Tensor = 1.0
+            if self.place.world > 1:
+                (share,) = _shares(self.method.criterion, batch["target"], [slice(None)])
+            yield share, batch
             return
         size, count = training.batch_size // self.place.world, len(batch["target"])
         count -= size > 1 and count % size == 1  # not one sample, as above
-        for part, start in enumerate(range(0, count, size)):
-            where = slice(start, min(start + size, count))
+        places = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        shares = _shares(self.method.criterion, batch["target"][:count], places)
+        for part, (where, share) in enumerate(zip(places, shares, strict=True)):
             self.forward.step = epoch, number * training.accumulate + part
             cut = tree_map(lambda x, where=where: x[where], batch)
-            yield _share(self.method.criterion, batch["target"][:count], where), cut
+            yield share, cut
 
     def split(self, name: SplitName) -> Split:
         """One of the splits, created once."""
@@ -305,21 +307,24 @@ class Parts:
         return {**state, "state": found}
 
 
-def _share(criterion: Criterion, target: Tensor, where: slice) -> float | Tensor:
-    """The share of some samples in the mean loss of a step, in which classes may have weights.
+def _shares(
+    criterion: Criterion, target: Tensor, places: Sequence[slice]
+) -> Sequence[float | Tensor]:
+    """The shares of samples in the mean loss of a step, in which classes may have weights.
 
-    With weights, it can be above 1, as the losses of all processes are averaged.
+    With weights, one can be above 1, as the losses of all processes are averaged.
 
     Args:
         criterion: The criterion, perhaps with weights of the classes.
         target: Targets of the step, of this process.
-        where: Which of them.
+        places: Which of them each share is of.
     """
     of_classes: Tensor | None = getattr(criterion, "weight", None)
     if of_classes is None:
-        return len(target[where]) / len(target)
+        return [len(target[where]) / len(target) for where in places]
     weight = weights(criterion, target.to(of_classes.device, non_blocking=True))
-    return weight[where].sum() / distributed.mean_(weight.sum())
+    total = distributed.mean_(weight.sum())
+    return [weight[where].sum() / total for where in places]
 
 
 def _reads(data: Data) -> type[DataLoader[Batch]]:
