@@ -378,7 +378,7 @@ REFUSED = {
     "a length": ("bert", of("text", 13, 40), {}, r"positions for 12 tokens.*length=12\)"),
     "positions of RoBERTa": ("roberta", of("text", 13, 40), {}, "positions for 12 tokens"),
     "words": ("bert", of("text", 8, 40, read="text(length=8)"), {},
-              "was read with no tokenizer. Prepare it with text"),
+              r"was read with no tokenizer, .* Put the files of its tokenizer there"),
     "a pool": ("vit", of("image", 3, 32, 32), {"pool": "max"}, "unknown pooling 'max' of auto"),
 }  # fmt: skip
 

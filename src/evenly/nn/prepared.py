@@ -70,9 +70,9 @@ def _check_tokenizer(name: str, modality: Modality) -> None:
         return
     if own is None:
         raise UserError(
-            f"'{name}' has no tokenizer beside its weights, so nothing tells whether it numbers "
-            f"tokens as '{modality.name}' does, which was read with none. Put the files of its "
-            f"tokenizer there, and prepare the texts with text(tokenizer={name})."
+            f"'{name}' has no tokenizer beside its weights, and '{modality.name}' was read with "
+            "no tokenizer, so nothing tells whether both number tokens alike. Put the files of "
+            f"its tokenizer there, and prepare the texts with text(tokenizer={name})."
         )
     how = f"the tokenizer '{used}', which numbers tokens otherwise" if used else "no tokenizer"
     raise UserError(
