@@ -340,7 +340,7 @@ class Loop:
             self.method.before_epoch(epoch, self.probe)
         for n, batch in enumerate(self.loader):
             if n >= skip:
-                torch.manual_seed(1000 * epoch + n)
+                torch.default_generator.manual_seed(1000 * epoch + n)
                 self.step(batch)
             if n + 1 == save:
                 self.file = self.saved()
