@@ -207,12 +207,7 @@ def prepared(
             "by 'evenly prepare' with --data."
         )
     else:
-        check_reading(training.data, options)
-        if options.stream:
-            raise UserError(
-                f"--stream goes with .tar shards; found {training.data}. Leave it out: a store "
-                "that was prepared with it is streamed without being told so."
-            )
+        _check_read(training.data, options)
         return training
     _check_asked(training, source, options, methods)
     _check_alone(options)
@@ -231,10 +226,20 @@ def _written(
     """The training, reading a file of the arrays that a function returned."""
     from evenly.data.own import written
 
-    check_reading(training.data, options)
+    _check_read(training.data, options)
     _check_alone(options)
     name = parse(training.data).name.rpartition(".")[2]
     return replace(training, data=str(written(training.data, given, out / f"{name}.npz")))
+
+
+def _check_read(data: str, options: Namespace) -> None:
+    """Raises if options for reading raw files are given with data that have none."""
+    check_reading(data, options)
+    if options.stream:
+        raise UserError(
+            f"--stream goes with .tar shards; found {data}. Leave it out: a store that was "
+            "prepared with it is streamed without being told so."
+        )
 
 
 def _check_alone(options: Namespace) -> None:
