@@ -70,13 +70,14 @@ def add_training(
         "--recipe",
         type=str | None,
         help="settings for a data set, published ones where there are any; use it with --folder, "
-        f"or with --data and a store. Options override it. One of {', '.join(sorted(RECIPES))}",
+        "or with --data and a store that was prepared as the recipe says. Options override it. "
+        f"One of {', '.join(sorted(RECIPES))}",
     )
     one.add_argument(
         "--source",
         type=str | None,
         help="a data set to prepare, by name, with its files in --folder. The store is kept with "
-        "the results",
+        "the results. With --data and a store, what that store must hold",
     )
     add_reading(one)
 
