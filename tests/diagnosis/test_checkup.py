@@ -633,7 +633,7 @@ def after_ddp(rank, world, folder):
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_after_ddp_one_rank_calls_it_once_the_group_has_ended(tmp_path):
     found, none = on_ranks(after_ddp, tmp_path, str(tmp_path))
     assert found.keys() == {"plain", "noise"}
