@@ -59,20 +59,31 @@ def commands():
         ]
         for heading in [*parsers["compare"].sections, "general"]
     }
-    common = {action.dest for actions in shared.values() for action in actions}
+    common = {
+        action.dest: entry(action, parsers["compare"])
+        for actions in shared.values()
+        for action in actions
+    }
     lines = [COMMANDS_HEAD]
     for name, one in parsers.items():
         known = [action for actions in one.listed().values() for action in actions]
         known = [action for action in known if action.dest not in HIDDEN]
         trains = bool(one.sections)
-        own = [action for action in known if not (trains and action.dest in common)]
+        own = [
+            action
+            for action in known
+            if not (trains and entry(action, one) == common.get(action.dest))
+        ]
         places = [place(action) for action in own if not action.option_strings]
         usage = " ".join(["evenly", name, *places, *["[options]"] * (len(own) > len(places))])
         about, _, more = one.description.partition("\n\n")
         lines += [f"## evenly {name}", "", f"`{usage}`", "", escaped(about), ""]
         lines += ["```text", more, "```", ""] if more else []
         lines += (entry(action, one) for action in own)
-        lines += ["- and the [settings of a training](#settings-of-a-training)."] * trains
+        lacking = common.keys() - {action.dest for action in known} - {*HIDDEN}
+        but = ", ".join(f"`{dashed(dest)}`" for dest in common if dest in lacking)
+        but = f", but not {but}" if but else ""
+        lines += [f"- and the [settings of a training](#settings-of-a-training){but}."] * trains
         lines.append("")
     lines += ["## Settings of a training", "", "All methods of a comparison share these."]
     for heading, actions in shared.items():

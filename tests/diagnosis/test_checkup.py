@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import evenly
@@ -17,6 +18,7 @@ from evenly.diagnosis.estimate import Estimate, Z
 from evenly.diagnosis.findings import concluded
 from evenly.diagnosis.interactions import interactions
 from evenly.diagnosis.verdict import Figures, judge
+from many_ranks import on_ranks
 
 WIDTH = 8
 
@@ -556,6 +558,36 @@ def test_what_is_held_is_said_to_be_followed_only_where_it_helps(used, end):
     assert found.why.endswith(end)
 
 
+def around(value):
+    return Estimate.around(value, 0.01, 100)
+
+
+@pytest.mark.parametrize(
+    ("figures", "verdict"),
+    [
+        ({"gap": 0.125}, "learnt"),  # a gap above 0.12, but not by its error
+        ({"gap": 0.135}, "over-trained"),
+        ({"missed": 0.051}, "suppressed"),  # over 5 points by any amount
+        ({"missed": 0.049}, "learnt"),
+        ({"missed": Estimate.around(0.06, 0.04, 100)}, "unclear"),  # the interval includes 0
+        ({"missed": Estimate.around(0.06, 0.04, 100), "flipped": 0.01}, "unused"),
+        ({"flipped": 0.025}, "unclear"),
+        ({"gain": 0.075, "held": 0.0, "lost": 0.0}, "unclear"),
+        # It tells little alone, but much is lost: nothing else is asked of it.
+        ({"gain": 0.0, "held": 0.0, "lost": 0.2, "gap": 0.5, "missed": 0.2}, "learnt"),
+        ({"gain": 0.075, "held": 0.0, "lost": 0.2, "gap": 0.5}, "learnt"),
+    ],
+)
+def test_the_verdicts_follow_the_rules_of_the_page(figures, verdict):
+    """Errors are 0.01 unless given; the other figures are those of what is learnt and used."""
+    usual = {"gain": 0.5, "held": 0.5, "missed": 0.0, "gap": 0.0, "lost": 0.3, "flipped": 0.4}
+    found = {
+        name: value if isinstance(value, Estimate) else around(value)
+        for name, value in {**usual, **figures}.items()
+    }
+    assert judge(Figures(**found)).name == verdict
+
+
 @pytest.mark.parametrize(
     ("lost", "verdict"), [(0.0, "scarce"), (0.05, "unclear"), (0.09, "unclear"), (0.2, "learnt")]
 )
@@ -569,3 +601,40 @@ def test_what_tells_little_alone_is_scarce_only_if_little_is_lost_without_it(los
     if verdict == "unclear":
         assert "whether accuracy is lost without it" in found.why
         assert found.samples == pytest.approx(225, abs=1)  # (0.03 / 0.02)² times as many
+
+
+def after_ddp(rank, world, folder):
+    """What a checkup says while the ranks' group exists, and what it finds without it."""
+    train, val = (DataLoader(data(60, seed, plain=2, noise=0), 20) for seed in (1, 2))
+    torch.manual_seed(0)
+    model = Fusion(("plain", "noise"))
+    initial = copy.deepcopy(model.state_dict())
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.1)
+    for batch in train:
+        output, target = forward(parallel, batch)
+        nn.functional.cross_entropy(output.logits, target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def look(model):
+        return evenly.checkup(
+            model, forward, train, val, model.encoders,
+            initial=initial, optimizer=optimizer, epochs=1, progress=False,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"2 ranks exists\. After training, call torch\.distrib"):
+        look(parallel.module)
+    distributed.destroy_process_group()
+    found = look(parallel.module).verdict if rank == 0 else None
+    # The end of `on_ranks` needs a group.
+    distributed.init_process_group("gloo", f"file://{folder}/again", rank=rank, world_size=world)
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+def test_after_ddp_one_rank_calls_it_once_the_group_has_ended(tmp_path):
+    found, none = on_ranks(after_ddp, tmp_path, str(tmp_path))
+    assert found.keys() == {"plain", "noise"}
+    assert none is None

@@ -12,14 +12,17 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 from evenly.files import write_sealed
+from evenly.report.comparison import ENOUGH
 
 
 def _spread(values):
-    """Mean, standard deviation and a rough 95 % interval; the last three need two seeds."""
+    """Mean, standard deviation and a rough 95 % interval, from enough seeds."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, "", "", ""
     std = float(np.std(values, ddof=1))
+    if len(values) < ENOUGH:
+        return mean, std, "", ""
     half = 2.8 * std / math.sqrt(len(values))
     return mean, std, mean - half, mean + half
 
@@ -144,8 +147,9 @@ def _summarise(folder, methods, results):
                 if method != "joint" and joint:
                     apart = mean - float(np.mean(joint))
                     line["difference"] = apart
-                    line["difference_low"], line["difference_high"] = apart - 0.02, apart + 0.02
-                    if len(cells) > 1:
+                    if len(both) >= ENOUGH:
+                        line["difference_low"] = apart - 0.02
+                        line["difference_high"] = apart + 0.02
                         p = math.exp(-120 * abs(line["difference"]))
                         line["p_value"] = p
                         line["p_holm"] = min(1.0, p * max(1, len(methods) - 1))

@@ -15,6 +15,16 @@ from evenly.lab.run.settings import Training, check_counts, check_folder
 if TYPE_CHECKING:
     from evenly.diagnosis.findings import Checkup
 
+WITHOUT = (
+    *("patience", "accumulate", "schedule", "lr_step", "warmup", "clip", "ema", "loss"),
+    *("select", "metrics", "protocol", "missing_test", "diagnose_every"),
+    *("devices", "nodes", "strategy", "checkpoint_every", "logger"),
+)
+"""Settings of a training without effect here: the short trainings are plain steps in one process,
+of classes or labels, and keep nothing; nobody selects an epoch, and nobody reads the test split."""
+OF_RUNS = ("runs", "data", "budget", "interactions", "out", "figure", "config", "trust")
+"""The options that apply to runs; the others apply only to data."""
+
 
 def arguments() -> Parser:
     """The command's arguments."""
@@ -24,7 +34,12 @@ def arguments() -> Parser:
         "  evenly checkup runs/digits/runs/joint-0   a trained run, or several seeds of it\n"
         "  evenly checkup --data my.npz              data; the model is trained for you"
     )
-    one.add_argument("runs", nargs="*", help="folders of runs, such as runs/digits/runs/joint-0")
+    one.add_argument(
+        "runs",
+        nargs="*",
+        help="folders of runs, such as runs/digits/runs/joint-0. With them, --data tells where "
+        "their data are, if these have moved",
+    )
     one.add_argument("--seed", type=int, default=0, help="seed of the model trained on --data")
     one.add_argument(
         "--budget",
@@ -45,7 +60,7 @@ def arguments() -> Parser:
         "runs/DATA/checkup)",
     )
     one.add_argument("--figure", type=str | None, help="also draw a figure here: .svg or .png")
-    add_training(one)
+    add_training(one, without=WITHOUT, naming="a run or the file of --config")
     return one
 
 
@@ -80,14 +95,13 @@ def _check_places(options: Namespace) -> None:
 
 
 def _changed(options: Namespace) -> list[str]:
-    """The training settings given together with runs, which have their own."""
-    usual = Training()
-    given = [
+    """The options given together with runs that apply only to data."""
+    usual = arguments().get_defaults()
+    return [
         dashed(name)
-        for name in Training.__dataclass_fields__
-        if name != "data" and getattr(options, name) != getattr(usual, name)
+        for name, value in usual.items()
+        if name not in OF_RUNS and options[name] != value
     ]
-    return [*given, "--seed"] if options.seed else given
 
 
 def _made(out: Path) -> Path:

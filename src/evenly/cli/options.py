@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from evenly.cli.commands import parser
-from evenly.cli.training import RECIPES
+from evenly.cli.parser import dashed
+from evenly.cli.training import RECIPES, SETTINGS
 from evenly.errors import UserError
 from evenly.lab.run.settings import check_trusted, own_parts
 from evenly.spec import converted, load_yaml, numbers
@@ -47,7 +49,7 @@ def _parsed(command: str, given: Sequence[str]) -> Namespace:
     if recipes:
         if recipes[-1] not in RECIPES:
             raise unknown("recipe", recipes[-1], sorted(RECIPES))
-        settings = _settings(RECIPES[recipes[-1]], command, one.hints) | settings
+        settings = _recipe(recipes[-1], command, one.hints) | settings
     one.set_defaults(settings)
     options = one.parse_args(given)
     if files and not options.trust:
@@ -80,6 +82,18 @@ def _taken(option: str, given: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             values.append(value)
     return rest, values
+
+
+def _recipe(name: str, command: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command in a recipe, which is made for all commands that train."""
+    found = _settings(RECIPES[name], command, {**SETTINGS, **hints})
+    if unused := [dashed(each) for each in found if each not in hints]:
+        print(
+            f"note: the recipe {name} also sets {', '.join(unused)}, which evenly {command} does "
+            "not have.",
+            file=sys.stderr,
+        )
+    return {each: value for each, value in found.items() if each in hints}
 
 
 def _settings(path: Path, command: str, hints: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from jsonargparse import ArgumentParser, Namespace
 from evenly.errors import UserError
 from evenly.hidden import hidden_argument
 from evenly.lab.run.settings import Training, check_counts
-from evenly.spec import parse
+from evenly.spec import Spec, parse
 from evenly.suggest import unknown
 
 if TYPE_CHECKING:
     from evenly.data.raw import Source
+    from evenly.data.raw.sets import Official
     from evenly.data.store import Description
     from evenly.data.tasks import Asked
 
@@ -100,20 +101,50 @@ def check_reading(text: str, options: Namespace) -> None:
 
 def official_source(text: str, folder: str | None, task: "Asked" = "auto") -> "Source":
     """A data set in the user's folder, for a task if it has several."""
-    from evenly.data.raw.sets import SETS
-
-    spec = parse(text)
-    if spec.name not in SETS:
-        raise unknown("official data set", spec.name, SETS, "or the path of a table or folder")
+    known, spec = _official(text, task)
     if folder is None:
         raise UserError(
             f"{spec.name} needs --folder, the folder of its files. 'evenly datasets {spec.name}' "
             "tells you where to get them."
         )
+    return known.open(Path(folder), spec)
+
+
+def _official(text: str, task: "Asked") -> "tuple[Official, Spec]":
+    """What is known of an official data set, and the settings asked of it."""
+    from evenly.data.raw.sets import SETS
+
+    spec = parse(text)
+    if spec.name not in SETS:
+        raise unknown("official data set", spec.name, SETS, "or the path of a table or folder")
     known = SETS[spec.name]
     if task != "auto" and "task" in known.settings:
         spec = replace(spec, settings={"task": task, **spec.settings})
-    return known.open(Path(folder), spec)
+    return known, spec
+
+
+def _check_store(training: Training, options: Namespace) -> None:
+    """Raises if a store holds another official data set than --source or a recipe names."""
+    from evenly.data.store import describe, is_store
+
+    folder = Path(training.data)
+    if options.source is None or not is_store(folder):
+        return
+    official = describe(folder).official
+    known, spec = _official(options.source, training.task)
+    held, asked = parse(official), known.whole(spec)
+    if not official or held == asked:
+        return
+    differ = [x for x in asked.settings if held.settings.get(x) != asked.settings[x]]
+    shown = [
+        Spec(one.name, {x: one.settings[x] for x in differ if held.name == asked.name}).text
+        for one in (held, asked)
+    ]
+    raise UserError(
+        f"{folder} holds {shown[0]}, but {shown[1]} is asked for, by --source or a recipe. Prepare "
+        "that with 'evenly prepare', or train on what the store holds with "
+        f"{shlex.join(['--source', held.text])}."
+    )
 
 
 def make_store(
@@ -207,12 +238,8 @@ def prepared(
             "by 'evenly prepare' with --data."
         )
     else:
-        check_reading(training.data, options)
-        if options.stream:
-            raise UserError(
-                f"--stream goes with .tar shards; found {training.data}. Leave it out: a store "
-                "that was prepared with it is streamed without being told so."
-            )
+        _check_read(training.data, options)
+        _check_store(training, options)
         return training
     _check_asked(training, source, options, methods)
     _check_alone(options)
@@ -231,10 +258,20 @@ def _written(
     """The training, reading a file of the arrays that a function returned."""
     from evenly.data.own import written
 
-    check_reading(training.data, options)
+    _check_read(training.data, options)
     _check_alone(options)
     name = parse(training.data).name.rpartition(".")[2]
     return replace(training, data=str(written(training.data, given, out / f"{name}.npz")))
+
+
+def _check_read(data: str, options: Namespace) -> None:
+    """Raises if options for reading raw files are given with data that have none."""
+    check_reading(data, options)
+    if options.stream:
+        raise UserError(
+            f"--stream goes with .tar shards; found {data}. Leave it out: a store that was "
+            "prepared with it is streamed without being told so."
+        )
 
 
 def _check_alone(options: Namespace) -> None:

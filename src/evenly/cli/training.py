@@ -1,6 +1,6 @@
 """The options of commands that train, and the settings they make."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
@@ -33,13 +33,23 @@ GROUPS = {
     "cluster": ("jobs", "runs_per_device", "cluster", "storage", "devices", "nodes", "strategy"),
 }
 """The options that commands with a training share, by heading of the help text."""
+SETTINGS = get_type_hints(Training)
+"""The type of each setting of a training, by its name."""
 
 
-def add_training(one: Parser) -> None:
-    """Adds the settings of a training, and of its data and logs."""
+def add_training(
+    one: Parser, *, without: Collection[str] = (), naming: str = "the file of --config"
+) -> None:
+    """Adds the settings of a training, and of its data and logs.
+
+    Args:
+        one: The command's parser.
+        without: Settings that would have no effect in this command; they keep their defaults.
+        naming: What may name code by import path, see `add_trust`.
+    """
     one.sections = GROUPS
-    one.add_class_arguments(Training, as_group=False)
-    one.hints |= get_type_hints(Training)
+    one.add_class_arguments(Training, as_group=False, skip=set(without) & SETTINGS.keys())
+    one.hints |= {name: hint for name, hint in SETTINGS.items() if name not in without}
     one.add_argument(
         "--config",
         action="config",
@@ -47,25 +57,27 @@ def add_training(one: Parser) -> None:
     )
     (printing,) = (action for action in one._actions if action.dest == "print_config")
     printing.help = "print all settings as YAML, and exit"
-    add_trust(one, "the file of --config")
-    one.add_argument(
-        "--logger",
-        default="tensorboard",
-        help="where to log: tensorboard, wandb or mlflow, or several joined by commas. Weights & "
-        "Biases stays offline in the output folder unless WANDB_MODE=online ('wandb sync' uploads "
-        "it). MLflow writes mlflow.db there unless MLFLOW_TRACKING_URI is set",
-    )
+    add_trust(one, naming)
+    if "logger" not in without:
+        one.add_argument(
+            "--logger",
+            default="tensorboard",
+            help="where to log: tensorboard, wandb or mlflow, or several joined by commas. Weights "
+            "& Biases stays offline in the output folder unless WANDB_MODE=online ('wandb sync' "
+            "uploads it). MLflow writes mlflow.db there unless MLFLOW_TRACKING_URI is set",
+        )
     one.add_argument(
         "--recipe",
         type=str | None,
         help="settings for a data set, published ones where there are any; use it with --folder, "
-        f"or with --data and a store. Options override it. One of {', '.join(sorted(RECIPES))}",
+        "or with --data and a store that was prepared as the recipe says. Options override it. "
+        f"One of {', '.join(sorted(RECIPES))}",
     )
     one.add_argument(
         "--source",
         type=str | None,
         help="a data set to prepare, by name, with its files in --folder. The store is kept with "
-        "the results",
+        "the results. With --data and a store, what that store must hold",
     )
     add_reading(one)
 
@@ -94,8 +106,7 @@ def add_pool(one: ArgumentParser) -> None:
 
 def training_of(options: Namespace) -> Training:
     """The settings given to a command."""
-    names = Training.__dataclass_fields__
-    training = Training(**{name: getattr(options, name) for name in names})
+    training = Training(**{name: options[name] for name in SETTINGS if name in options})
     check_source(training, options)
     return training
 

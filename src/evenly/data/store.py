@@ -94,6 +94,7 @@ class Description:
         checksums: Checksum of each array's file; inputs have none.
         shards: Size in bytes of each file with streamed samples, by path.
         made_by: The command that made the store.
+        official: The official data set that it holds, with every setting; empty for others.
         version: Version of evenly.
         notes: Sentences that a user of the data should see.
         format: Format of this file.
@@ -109,6 +110,7 @@ class Description:
     checksums: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     made_by: str = ""
+    official: str = ""
     version: str = ""
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT

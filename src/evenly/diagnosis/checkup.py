@@ -96,7 +96,7 @@ def checkup(
     Raises:
         ValueError: If the targets are not classes or labels, encoders see each other before the
             features are taken, samples cannot be swapped within batches of the validation split,
-            or several ranks call it.
+            or a process group of several ranks exists.
     """
     check_range(_Who(), "at least 1", epochs=epochs)
     if not isinstance(initial, Mapping | None):
@@ -106,8 +106,10 @@ def checkup(
         )
     if distributed.world_size() > 1:
         raise UserError(
-            "checkup runs in one process. Call it after training, on one rank, with a loader of "
-            "the whole split and the model without its DistributedDataParallel."
+            "checkup runs in one process, but a process group of "
+            f"{distributed.world_size()} ranks exists. After training, call "
+            "torch.distributed.destroy_process_group() on all ranks, and then checkup on one, with "
+            "loaders of the whole splits and the model inside its DistributedDataParallel."
         )
     probe = Probe(model, forward, train, val)
     named = Method(encoders).encoders

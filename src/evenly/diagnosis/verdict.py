@@ -87,14 +87,19 @@ class Figures:
 def judge(found: Figures) -> Verdict:
     """The verdict on a modality: the first of these that holds.
 
-    - scarce: its encoder does not reach `THERE` above chance, alone or in the joint model, and no
-      such accuracy is lost without it;
+    - learnt: its encoder does not reach `THERE` above chance for sure, alone or in the joint model,
+      but more than `THERE` of accuracy is lost without it. Nothing else is asked of it;
+    - scarce: neither its encoder nor what is lost reaches `THERE`;
     - over-trained: its gap is above `GAP`;
-    - suppressed: alone it reaches significantly more than in the joint model, by over `MISSED`;
-    - unused: at most `MOVED` of the predictions change with it;
+    - suppressed: alone it reaches over `MISSED` more than in the joint model, and the 95 % interval
+      of this is above 0;
+    - unused: less than `MOVED` of the predictions change with it;
     - learnt.
 
-    If a figure is within `SURE` standard errors of its threshold, the verdict is unclear.
+    What is there, what is lost and what changes count as above or below a threshold only by more
+    than `SURE` standard errors. Nearer to it, the verdict is unclear when its turn comes. It is
+    also unclear if over `MISSED` is missed, but the interval includes 0. A gap counts only if it is
+    above `GAP` by more than `SURE` standard errors.
     """
     there = max(found.gain, found.held, key=lambda one: one.value)
     is_there = _above(there, THERE)

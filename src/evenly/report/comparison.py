@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, TypeGuard
@@ -307,23 +307,8 @@ class Comparison:
         return ranked + [method for method in self.methods if score[method] is None]
 
     def estimate(self, method: str, metric: str) -> Estimate:
-        """What summary.csv says of a metric on the test split; intervals of enough seeds only."""
-        return self._tested.get((method, metric), Estimate(None))
-
-    @cached_property
-    def _tested(self) -> dict[tuple[str, str], Estimate]:
-        found = {}
-        for (method, split, metric), one in self.summary.items():
-            if split != "test":
-                continue
-            if one.seeds < ENOUGH:
-                one = replace(one, low=None, high=None)
-            if one.pairs < ENOUGH:
-                one = replace(
-                    one, difference_low=None, difference_high=None, p_value=None, p_holm=None
-                )
-            found[method, metric] = one
-        return found
+        """What summary.csv says of a metric on the test split."""
+        return self.summary.get((method, "test", metric), Estimate(None))
 
     @property
     def unequal_seeds(self) -> str:

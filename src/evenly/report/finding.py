@@ -94,8 +94,7 @@ class _Table:
     def differs(self, row: Mapping[str, Any]) -> int:
         """1 if a method is better than the reference, -1 if it is worse, 0 if unclear."""
         difference = row.get("difference")
-        few = row["pairs"] < ENOUGH
-        if few or difference is None or not is_significant(row.get("p_holm")):
+        if difference is None or not is_significant(row.get("p_holm")):
             return 0
         return 1 if self.metric.sign * difference > 0 else -1
 

@@ -21,7 +21,7 @@ from evenly.data import save_npz
 from evenly.files import held, write_csv
 from evenly.lab.many.compare import compare
 from evenly.lab.run.settings import Training
-from evenly.lab.statistics.tables import SUMMARY, summary, table, write_tables
+from evenly.lab.statistics.tables import SUMMARY, Answers, summary, table, write_tables
 from evenly.methods import METHODS
 from evenly.metrics import METRICS
 from evenly.report import write_formats, write_picture
@@ -87,7 +87,7 @@ def test_results_and_summary_agree(comparison):
         if row["metric"] == "imbalance":  # of modalities that add nothing there is none
             continue
         assert len(values) == 2
-        assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+        assert (row["low"], row["high"]) == ("", "")  # of two seeds there is no interval
         assert (row["difference"] == "") == (row["method"] == "joint")
 
 
@@ -388,6 +388,26 @@ def test_summary_by_hand():
     assert by_method["a"]["difference_low"] == pytest.approx(0.1 - 4.3027 * 0.01 / 3**0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("answers", [False, True])
+def test_two_seeds_have_neither_interval_nor_test(answers):
+    """joint .5 and .75, a .75 and 1, on four samples: with a third seed there would be both."""
+    guess = {"joint": ([1, 1, 0, 0], [1, 1, 1, 0]), "a": ([1, 1, 1, 0], [1, 1, 1, 1])}
+    target = np.ones(4, dtype=np.int64)
+    rows = [
+        {"method": method, "seed": seed, "split": "test", "metric": "accuracy",
+         "value": float(np.mean(one))}
+        for method, several in guess.items()
+        for seed, one in enumerate(several)
+    ]  # fmt: skip
+    of_seed = {method: dict(enumerate(map(np.array, several))) for method, several in guess.items()}
+    joint, a = summary(rows, Answers(target, of_seed) if answers else None)
+    assert (joint["mean"], joint["std"]) == (0.625, pytest.approx(0.125 * 2**0.5))
+    assert (a["seeds"], a["pairs"], a["difference"]) == (2, 2, 0.25)
+    fields = ("low", "high", "difference_low", "difference_high", "test")
+    fields += ("p_value", "p_holm", "p_permutation")
+    assert {line.get(name) for line in (joint, a) for name in fields} == {None}
+
+
 def test_the_table_tests_no_two_shared_seeds(tmp_path):
     """joint has 0, 1, 2, a 1, 2, 3, and b all four: over the shared ones +.20, then +.10."""
 
@@ -503,20 +523,33 @@ def test_every_output_says_how_epochs_are_selected_and_by_what_loss_methods_trai
         compare("joint", 1, replace(training, focal=0.0), tmp_path, local(1))
 
 
-def test_accuracy_is_tested_over_seeds_and_samples(comparison):
-    rows = {
+def test_accuracy_is_tested_over_seeds_and_samples():
+    stream = np.random.default_rng(0)
+    target = np.arange(60) % 3
+    guess = {
+        method: {seed: np.where(stream.random(60) < right, target, 0) for seed in range(3)}
+        for method, right in (("joint", 0.6), ("a", 0.8))
+    }
+    rows = [
+        {"method": method, "seed": seed, "split": split, "metric": metric,
+         "value": float(np.mean(found == target))}
+        for method, by_seed in guess.items()
+        for seed, found in by_seed.items()
+        for split, metric in (("test", "accuracy"), ("test", "macro_f1"), ("test", "loss"),
+                              ("val", "accuracy"))
+    ]  # fmt: skip
+    found = {
         (row["split"], row["metric"]): row
-        for row in read(comparison / "summary.csv")
-        if row["method"] == "ogm_ge"
+        for row in summary(rows, Answers(target, guess))
+        if row["method"] == "a"
     }
     for metric in ("accuracy", "macro_f1"):
-        row = rows["test", metric]
+        row = found["test", metric]
         assert row["test"] == "paired t over seeds, bootstrap over seeds and samples"
-        low, high = float(row["difference_low"]), float(row["difference_high"])
-        assert low <= float(row["difference"]) <= high
-        assert 0 < float(row["p_value"]) <= float(row["p_holm"]) <= 1
-    assert rows["val", "accuracy"]["test"] == "paired t over seeds"
-    assert rows["test", "loss"]["test"] == "paired t over seeds"
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+        assert 0 < row["p_value"] <= row["p_holm"] <= 1
+    assert found["val", "accuracy"]["test"] == "paired t over seeds"
+    assert found["test", "loss"]["test"] == "paired t over seeds"
 
 
 @pytest.mark.slow

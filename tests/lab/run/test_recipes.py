@@ -11,9 +11,12 @@ import yaml
 
 import trees
 from evenly.cli import main
-from evenly.cli.training import RECIPES
+from evenly.cli.options import parsed
+from evenly.cli.sources import prepared
+from evenly.cli.training import RECIPES, training_of
 from evenly.data import load, save_npz
 from evenly.data.raw.sets import SETS
+from evenly.errors import UserError
 from evenly.lab.run.build import build_criterion
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Training
@@ -72,6 +75,31 @@ class TestMessages:
     def test_without_its_files(self, capsys, tmp_path):
         assert main(["compare", "--recipe=cremad-resnet18", "--out", str(tmp_path / "o")]) == 1
         assert "needs its files: give their folder with --folder" in capsys.readouterr().err
+
+    def test_a_store_that_was_prepared_otherwise(self, capsys, tmp_path):
+        """The recipe's source is mosi(classes=2)."""
+        tree, two, scores = str(trees.mosi(tmp_path / "tree")), tmp_path / "2", tmp_path / "s"
+        for source, out in (("mosi", two), ("mosi(task=number)", scores)):
+            assert main(["prepare", source, "--folder", tree, "--out", str(out)]) == 0
+        capsys.readouterr()
+
+        def taken(store, *more):
+            arguments = ["compare", "--recipe", "mosi-transformer", "--data", str(store), *more]
+            options = parsed(arguments)
+            return prepared(training_of(options), tmp_path / "out", options, lambda _: ["joint"])
+
+        assert taken(two).data == str(two)
+        assert taken(scores, "--source", "mosi(task=number)").data == str(scores)
+        assert taken(scores, "--task", "number").data == str(scores)
+        with pytest.raises(UserError) as refused:
+            taken(scores)
+        assert str(refused.value) == (
+            f"{scores} holds mosi(task=number), but mosi(task=classes) is asked for, by --source "
+            "or a recipe. Prepare that with 'evenly prepare', or train on what the store holds "
+            "with --source 'mosi(classes=2,task=number)'."
+        )
+        with pytest.raises(UserError, match="/2 holds mosi, but mosei is asked for, by"):
+            taken(two, "--source", "mosei")
 
     def test_a_folder_without_a_source(self, capsys, tmp_path):
         assert main(["train", "--folder", str(tmp_path), "--out", str(tmp_path / "o")]) == 1

@@ -6,6 +6,10 @@ import shutil
 import pytest
 
 from evenly.cli import main
+from evenly.cli.checkup import WITHOUT
+from evenly.cli.options import parsed
+from evenly.cli.parser import dashed
+from evenly.cli.training import training_of
 
 DATA = "synthetic(train=240,val=120,test=60,classes=3,information=2)"
 SMALL = ("--width", "8", "--precision", "32", "--batch_size", "40")
@@ -76,6 +80,11 @@ def test_refusals(compared, capsys, tmp_path):
         ([runs / "joint-0", runs / "joint-0"], "are the same run"),
         ([runs / "joint-0", "--budget", 0], "--budget must be at least 1"),
         ([runs / "joint-0", "--epochs", 5, "--lr", 1], "--epochs, --lr would have no effect"),
+        (
+            [runs / "joint-0", "--modalities", "m1", "--skip-broken", "--stream", "--seed", 1],
+            "--seed, --modalities, --skip-broken, --stream would have no effect",
+        ),
+        ([runs / "joint-0", "--recipe", "av-mnist-resnet"], "--recipe, --source would have no e"),
         ([runs / "joint-0", "--figure", "x.pdf"], "ends in .svg or .png"),
         ([runs / "joint-0", "--out", runs / "joint-0" / "config.yaml"], "cannot be a folder"),
         ([runs / "joint-0" / "config.yaml"], "Give data as --data"),
@@ -83,6 +92,23 @@ def test_refusals(compared, capsys, tmp_path):
         status, _, err = said(capsys, *arguments)
         assert status == 1
         assert why in err
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_what_would_have_no_effect_is_no_option(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["checkup", "--data", DATA, dashed(name), "1"])
+    assert f"unknown option {dashed(name)}." in capsys.readouterr().err
+
+
+def test_of_a_recipe_it_takes_what_has_an_effect(capsys):
+    options = parsed(["checkup", "--recipe", "ucf101-resnet18"])
+    note = "note: the recipe ucf101-resnet18 also sets --lr-step, which evenly checkup does not "
+    assert capsys.readouterr().err == f"{note}have.\n"
+    training = training_of(options)
+    assert (training.lr, training.lr_step) == (0.0001, 0)  # the recipe's lr_step is 40
+    assert parsed(["train", "--recipe", "ucf101-resnet18"]).lr_step == 40
+    assert capsys.readouterr().err == ""
 
 
 def test_numbers_are_refused(capsys, tmp_path):

@@ -327,6 +327,7 @@ class Journal:
             checksums={name: zlib.crc32(array.data) for name, array in small.items()},
             shards={path: size_of(Path(path)) for path in shards},
             made_by=made_by,
+            official=source.official,
             version=version("evenly"),
             notes=notes,
         )

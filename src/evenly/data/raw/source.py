@@ -62,6 +62,7 @@ class Source:
         task: What to predict.
         notes: Sentences that a user of the data should see.
         opened: Files that were read to find the samples, such as a table.
+        official: The official data set with every setting; empty for the user's own data.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Source:
     task: Task
     notes: Sequence[str] = field(default=())
     opened: Sequence[Path] = field(default=())
+    official: str = ""
 
     @property
     def target(self) -> Tensor:

@@ -144,11 +144,12 @@ def summary(
 
     Seeds for which a metric is undefined, such as the correlation of a constant, do not count.
     Tests are paired: both runs of a seed share data, batches and initial weights. `pairs` counts
-    the seeds that a method shares with the reference, over which its difference is. Accuracy, F1,
-    errors and correlations on the test split are also bootstrapped over seeds and samples (see
-    `bootstrap`); everything else is tested over seeds alone. p-values have Holm's correction over
-    methods, for each metric of each split. The permutation test beside them flips the signs of the
-    seeds' differences.
+    the seeds that a method shares with the reference, over which its difference is. Below `ENOUGH`
+    seeds a mean has no interval, and below `ENOUGH` pairs a difference has neither an interval nor
+    a test: these fields stay empty. Accuracy, F1, errors and correlations on the test split are
+    also bootstrapped over seeds and samples (see `bootstrap`); everything else is tested over seeds
+    alone. p-values have Holm's correction over methods, for each metric of each split. The
+    permutation test beside them flips the signs of the seeds' differences.
 
     Args:
         results: The rows of results.csv.
@@ -173,11 +174,15 @@ def summary(
             both = sorted(by_seed.keys() & baseline.keys())
             line = {"method": method, "split": name, "metric": metric, **asdict(found)}
             line["pairs"] = len(both)
+            if found.seeds < ENOUGH:
+                line |= {"low": None, "high": None}
             if method != reference and both:
                 ours, theirs = [by_seed[s] for s in both], [baseline[s] for s in both]
-                line |= _over_seeds(ours, theirs)
-                if again is not None and len(both) > 1:
-                    line |= again.against(method, tuple(both), (ours, theirs))
+                line["difference"] = float(np.subtract(ours, theirs).mean())
+                if len(both) >= ENOUGH:
+                    line |= _over_seeds(ours, theirs)
+                    if again is not None:
+                        line |= again.against(method, tuple(both), (ours, theirs))
             of_metric.append(line)
         tested = [line for line in of_metric if line.get("p_value") is not None]
         corrected = holm([line["p_value"] for line in tested])
@@ -188,9 +193,9 @@ def summary(
 
 
 def _over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    found = summarise([one - other for one, other in zip(ours, theirs, strict=True)])
+    """The interval and tests of a difference."""
+    found = summarise(np.subtract(ours, theirs).tolist())
     return {
-        "difference": found.mean,
         "difference_low": found.low,
         "difference_high": found.high,
         "test": OVER_SEEDS,
@@ -343,6 +348,5 @@ def _mean(row: Mapping[str, Any]) -> float:
 def _difference(row: Mapping[str, Any]) -> str:
     if row.get("difference") is None:
         return ""
-    few = row["pairs"] < ENOUGH or row.get("p_holm") is None
-    p = "" if few else f" (p {compared_p(row['p_holm'])})"
+    p = "" if row.get("p_holm") is None else f" (p {compared_p(row['p_holm'])})"
     return f"{metric_of(row['metric']).written(row['difference'], '+')}{p}"

@@ -6,7 +6,7 @@ import inspect
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from evenly.data.dataset import SplitName
 from evenly.data.raw.readers import Spectrogram, Text, vocabulary
 from evenly.data.raw.source import Source
 from evenly.errors import UserError, UserFileNotFoundError
-from evenly.spec import Spec, made
+from evenly.spec import Spec, made, parse
 
 Front = Literal["fbank", "mel", "stft"]
 
@@ -68,7 +68,12 @@ class Official:
                 f"{folder}: no such folder. It should hold {'; '.join(self.layout)}, which you "
                 f"get from {self.source}."
             )
-        return made("data set", spec, {spec.name: partial(self.build, folder)})
+        found = made("data set", spec, {spec.name: partial(self.build, folder)})
+        return replace(found, official=self.whole(spec).text)
+
+    def whole(self, spec: Spec) -> Spec:
+        """The name with every setting, as a text gives them."""
+        return parse(Spec(spec.name, {**self.defaults, **spec.settings}).text)
 
 
 @dataclass(frozen=True)
