@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from evenly.cli import main
+from evenly.lab.trained.checkup import runs_opened
 
 DATA = "synthetic(train=240,val=120,test=60,classes=3,information=2)"
 SMALL = ("--width", "8", "--precision", "32", "--batch_size", "40")
@@ -83,6 +84,16 @@ def test_refusals(compared, capsys, tmp_path):
         status, _, err = said(capsys, *arguments)
         assert status == 1
         assert why in err
+
+
+def test_a_run_that_has_not_finished_is_told(compared, capsys, tmp_path):
+    run = tmp_path / "joint-0"
+    shutil.copytree(compared / "runs" / "joint-0", run)
+    assert runs_opened([run], None, trust=False)
+    assert not capsys.readouterr().err
+    (run / "result.json").unlink()
+    assert runs_opened([run], None, trust=False)
+    assert f"note: {run} has no result.json: its training" in capsys.readouterr().err
 
 
 def test_numbers_are_refused(capsys, tmp_path):
