@@ -61,6 +61,9 @@ class Program:
             if x.ndim != len(wanted) or not all(fits) or not x.numel():
                 found, shape = (str(list(s)).replace("None", "any") for s in (x.shape, wanted))
                 raise ValueError(f"A sample of '{name}' has the shape {found}, not {shape}.")
+            if known["longest"] and len(x) > known["longest"]:
+                said = f"has {len(x)} steps, but its encoder takes at most {known['longest']}."
+                raise ValueError(f"A sample of '{name}' {said}")
             typed = x.to(dtype)
             exact = dtype.is_floating_point or torch.equal(typed.double(), x)
             if not (exact and typed.isfinite().all()):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_a_bad_request_is_told_what_is_wrong(client, samples, change, said):
     answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert answer.json()["detail"] == said
+
+
+def test_what_is_longer_than_its_encoder_takes_is_refused():
+    """A program may cut it off and answer for the rest."""
+    kind = runpy.run_path(str(SERVE))["Program"]
+    program = kind.__new__(kind)
+    wave = {"shape": [None, 1], "dtype": "float32", "ragged": False, "longest": 3}
+    program.modalities = {"wave": wave}
+    assert program.taken("wave", [[[0.5]] * 3]).shape == (1, 3, 1)
+    with pytest.raises(ValueError, match="'wave' has 4 steps, but its encoder takes at most 3"):
+        program.taken("wave", [[[0.5]] * 4])
 
 
 @pytest.mark.parametrize("body", ["[1]", "{", ""])

@@ -173,6 +173,7 @@ def test_numbers_of_the_samples_are_no_modality(tmp_path):
     assert "'id' numbers the samples, so it is not a modality" in " ".join(data.notes)
     data = load_npz(_write(tmp_path / "words.npz", index=np.array([f"s{n}" for n in range(N)])))
     assert list(data.modalities) == ["x"]
+    assert data.names == [f"s{n}" for n in range(N)]
     for given in ({"id": np.arange(N) // 2}, {"id": np.arange(N), "id_kind": "vector"}):
         data = load_npz(_write(tmp_path / "b.npz", **given))
         assert (list(data.modalities), data.notes) == (["x", "id"], [])
@@ -223,6 +224,21 @@ class TestWithoutLabels:
         path = _write(tmp_path / "a.npz", split=None)
         data = load_npz(path, labelled=False)
         assert data.split("test").target.tolist() == LABELS.tolist()
+
+    def test_a_validation_split_is_drawn_like_a_training_s(self, tmp_path):
+        split = np.where(SPLIT == 1, 0, SPLIT)
+        path = _write(tmp_path / "a.npz", split=split)
+        data, trained = load_npz(path, labelled=False), load_npz(path)
+        assert data.notes == trained.notes
+        for name in ("train", "val", "test"):
+            assert data.split(name).rows.tolist() == trained.split(name).rows.tolist()
+        data = load_npz(_write(path, split=split, labels=None), labelled=False)
+        assert len(data.split("train")) == 8
+        assert data.notes[0].endswith("would draw one: its training split is whole.")
+        rare = np.where(np.arange(N) == 0, 2, LABELS)
+        data = load_npz(_write(path, split=split, labels=rare), labelled=False)
+        assert len(data.split("train")) == 8
+        assert "class '2' has a single training sample, so none can be drawn" in data.notes[0]
 
     def test_offsets_tell_how_many_samples_there_are(self, tmp_path):
         path = tmp_path / "a.npz"

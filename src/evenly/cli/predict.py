@@ -15,8 +15,10 @@ def arguments() -> Parser:
     """The command's arguments."""
     one = Parser(
         "Writes the predictions of a trained run: one line per sample, with the probability of "
-        "each class\nor label, or the predicted numbers. It computes on the CPU in 32 bits, so "
-        "they may differ slightly\nfrom the test of a run in bf16."
+        "each class\nor label, or the predicted numbers. A sample has its name in the data, or "
+        "else its row there,\nwhatever its split: from 'row 1' in a table, from 0 elsewhere. "
+        "Predictions are computed on the CPU\nin 32 bits, so they may differ slightly from the "
+        "test of a run in bf16."
     )
     one.add_argument("run", help="the folder of a run, such as runs/digits/runs/joint-0")
     one.add_argument(
@@ -27,10 +29,9 @@ def arguments() -> Parser:
     )
     one.add_argument(
         "--split",
-        default="test",
         choices=("train", "val", "test"),
-        help="the split of an .npz file, a store or a built-in data set; of a table, all rows are "
-        "predicted",
+        help="the split of an .npz file, a store or a built-in data set (default: test); of a "
+        "table, all rows are predicted",
     )
     one.add_argument("--without", type=str | None, help="modalities to leave out: audio,text")
     add_skipping(one)

@@ -67,14 +67,15 @@ def load_npz(
       `NAME[NAME_offset[i]:NAME_offset[i + 1]]`, and lacks the modality if that is empty;
     - `class_names` (C), optional: in the order of the classes or columns, even for one column.
 
-    An array `id` or `index` (N) of distinct whole numbers or words numbers the samples. It is not a
+    An array `id` or `index` (N) of distinct whole numbers or words names the samples. It is not a
     modality, unless `id_kind` says what it is. A note says so.
 
     Args:
         path: Path of the file.
         needed: The splits that must be in it. Others are left out, except `val`.
         labelled: If false, labels and splits are optional: the target of samples without labels is
-            -1, and samples without a split are in test.
+            -1, and samples without a split are in test. Without labels, no validation split can be
+            drawn; a note says so.
         kinds: By modality, the kind of an array if the file does not say.
         task: How to read `labels`, whatever the file says.
 
@@ -107,7 +108,8 @@ def save_npz(
 
     Raises:
         TypeError: If something is not an array of numbers or strings.
-        ValueError: If `load_npz` would not read it.
+        ValueError: If `load_npz` would not read it without `task`. To say what the labels are, give
+            `labels_kind`.
     """
     given = {"labels": labels, "split": split, **modalities}
     if class_names is not None:
@@ -197,12 +199,19 @@ class _Reader:
         notes += [
             f"{self.path.name}: the array '{name}' numbers the samples, so it is not a "
             f"modality. Add '{name}_kind' if it is one."
-            for name in self.arrays
-            if self._is_index(name)
+            for name in self._indices()
         ]
         notes += [lacking(name, int((~here).sum()), self.count) for name, here in present.items()]
         data = Data(
-            self.path.stem, inputs, target, rows, task.names, notes, present=present, task=task
+            self.path.stem,
+            inputs,
+            target,
+            rows,
+            task.names,
+            notes,
+            present=present,
+            names=self._sample_names(),
+            task=task,
         )
         if isinstance(data.task, Numbers):
             data.notes += filter(None, [self._found(data.task), data.task.remark()])
@@ -230,16 +239,43 @@ class _Reader:
             split = self._split_numbers()
         inputs, present = self._inputs()
         every = torch.arange(self.count)
+        rows = {name: every[torch.from_numpy(split == n)] for n, name in enumerate(SPLITS)}
+        notes: list[str] = []
+        if len(rows["train"]) and not len(rows["val"]):
+            notes.append(self._drawn_if_possible(rows, target, task))
         return Data(
             self.path.stem,
             inputs,
             target,
-            {name: every[torch.from_numpy(split == n)] for n, name in enumerate(SPLITS)},
+            rows,
             task.names,
+            notes,
             modalities={name: described(name, x, every) for name, x in inputs.items()},
             present=present,
+            names=self._sample_names(),
             task=task,
         )
+
+    def _drawn_if_possible(self, rows: dict[SplitName, Tensor], target: Tensor, task: Task) -> str:
+        """Draws a validation split like a training; a note on it, or on why there is none."""
+        if "labels" not in self.arrays:
+            return (
+                f"{self.path.name} has no validation split, and no labels by which a training "
+                "would draw one: its training split is whole."
+            )
+        try:
+            return self._draw(rows, target, task)
+        except UserError as error:
+            return str(error)
+
+    def _sample_names(self) -> list[str] | None:
+        """The names of the samples; None if no array names them."""
+        first = next(iter(self._indices()), None)
+        return None if first is None else [str(value) for value in self._text(first)]
+
+    def _indices(self) -> list[str]:
+        """The arrays that number or name the samples."""
+        return [name for name in self.arrays if self._is_index(name)]
 
     def _inputs(self) -> tuple[dict[str, Tensor | Ragged], dict[str, Tensor]]:
         """The modalities, and which samples have the incomplete ones."""
@@ -419,30 +455,34 @@ class _Reader:
                     f"{('learnt' if name == 'train' else 'measured')}."
                 )
         if not len(rows["val"]):
-            train = rows["train"]
-            if task.name == "classes":
-                counts = target[train].bincount(minlength=len(task.names))
-                for number in torch.nonzero(counts == 1).flatten().tolist():
-                    raise self._error(
-                        f"has no validation split, and class '{task.names[number]}' has a single "
-                        "training sample, so none can be drawn. Mark a validation split in 'split'"
-                        f"{if_numbers(task.names)}."
-                    )
-            val = drawn(task.fitted(target[train]), target[train], VALIDATION)
-            if not len(val):
-                raise self._error(
-                    "has no validation split, and too few similar training samples to draw one "
-                    "from. Mark a validation split in 'split'."
-                )
-            is_val = torch.zeros(len(train), dtype=torch.bool)
-            is_val[val] = True
-            rows["val"], rows["train"] = train[is_val], train[~is_val]
-            notes.append(
-                f"{self.path.name} has no validation split: {len(val)} of the {len(train)} "
-                f"training samples ({len(val) / len(train):.0%}, stratified, seed 0) become "
-                "one."
-            )
+            notes.append(self._draw(rows, target, task))
         return rows
+
+    def _draw(self, rows: dict[SplitName, Tensor], target: Tensor, task: Task) -> str:
+        """Moves training samples to an empty validation split; a note on it."""
+        train = rows["train"]
+        if task.name == "classes":
+            counts = target[train].bincount(minlength=len(task.names))
+            for number in torch.nonzero(counts == 1).flatten().tolist():
+                raise self._error(
+                    f"has no validation split, and class '{task.names[number]}' has a single "
+                    "training sample, so none can be drawn. Mark a validation split in 'split'"
+                    f"{if_numbers(task.names)}."
+                )
+        val = drawn(task.fitted(target[train]), target[train], VALIDATION)
+        if not len(val):
+            raise self._error(
+                "has no validation split, and too few similar training samples to draw one "
+                "from. Mark a validation split in 'split'."
+            )
+        is_val = torch.zeros(len(train), dtype=torch.bool)
+        is_val[val] = True
+        rows["val"], rows["train"] = train[is_val], train[~is_val]
+        return (
+            f"{self.path.name} has no validation split: {len(val)} of the {len(train)} "
+            f"training samples ({len(val) / len(train):.0%}, stratified, seed 0) become "
+            "one."
+        )
 
     def _split_numbers(self) -> Array:
         split = self._text("split")

@@ -145,7 +145,7 @@ class TestText:
         assert source.readers["said"]("yes no yes").tolist() == [3]
         assert source.readers["said"]("").tolist() == [1]
 
-    def test_a_tokenizer_of_a_folder(self, folder):
+    def test_a_tokenizer_of_a_folder(self, folder, monkeypatch):
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
@@ -155,6 +155,9 @@ class TestText:
         asked = f"text(tokenizer={folder / 'tokenizer'})"
         source = table(write(folder, "said,label\n" + "yes,a\nno,b\n" * 10), None, {"said": asked})
         assert source.readers["said"]("yes no what").tolist() == [5, 7, 0]
+        monkeypatch.chdir(folder)  # a relative path names the same folder later, from elsewhere
+        assert Text("tokenizer").tokenizer == str(folder / "tokenizer")
+        assert Text("bert-base-uncased").tokenizer == "bert-base-uncased"
 
     def test_a_tokenizer_that_is_not_there(self, folder):
         asked = f"text(tokenizer={folder / 'none'})"

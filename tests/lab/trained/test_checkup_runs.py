@@ -10,6 +10,7 @@ from evenly.cli.checkup import WITHOUT
 from evenly.cli.options import parsed
 from evenly.cli.parser import dashed
 from evenly.cli.training import training_of
+from evenly.lab.trained.checkup import runs_opened
 
 DATA = "synthetic(train=240,val=120,test=60,classes=3,information=2)"
 SMALL = ("--width", "8", "--precision", "32", "--batch_size", "40")
@@ -109,6 +110,16 @@ def test_of_a_recipe_it_takes_what_has_an_effect(capsys):
     assert (training.lr, training.lr_step) == (0.0001, 0)  # the recipe's lr_step is 40
     assert parsed(["train", "--recipe", "ucf101-resnet18"]).lr_step == 40
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_has_not_finished_is_told(compared, capsys, tmp_path):
+    run = tmp_path / "joint-0"
+    shutil.copytree(compared / "runs" / "joint-0", run)
+    assert runs_opened([run], None, trust=False)
+    assert not capsys.readouterr().err
+    (run / "result.json").unlink()
+    assert runs_opened([run], None, trust=False)
+    assert f"note: {run} has no result.json: its training" in capsys.readouterr().err
 
 
 def test_numbers_are_refused(capsys, tmp_path):

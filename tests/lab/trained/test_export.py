@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def made(names, head="concat"):
 
 
 def run(model, stored):
-    return Trained(Path("run"), model.eval(), stored, Classes(["a", "b", "c"]), {}, {})
+    return Trained(Path("run"), model.eval(), stored, Classes(["a", "b", "c"]), {}, {}, {}, [])
 
 
 def batch(name, count, steps=None):
@@ -103,6 +104,13 @@ def batch(name, count, steps=None):
         values = torch.randint(0, 255, (count, *shape)) / (1 if dtype == "uint8" else 100)
     values = values.to(getattr(torch, dtype))
     return Padded(values, torch.arange(count) % shape[0] + 1) if ragged else values
+
+
+def about(path):
+    """What a program says of itself."""
+    extra = {ABOUT: ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra[ABOUT])
 
 
 def agrees(trained, tmp_path, sizes):
@@ -166,23 +174,34 @@ def test_a_program_has_the_bounds_of_its_encoders(tmp_path):
     program = agrees(made(["bert"]), tmp_path, [(2, 24), (1, 1)])
     with pytest.raises(Exception, match="<= 24"):
         program({"bert": (torch.ones(2, 25, dtype=torch.int32), torch.tensor([25, 3]))})
+    assert about(tmp_path / "m.pt2")["modalities"]["bert"]["longest"] == 24
+
+
+def test_a_program_says_where_its_encoder_stops_listening(tmp_path):
+    """Whisper's hears 2 x 50 positions of 160 samples each, and cuts off what is longer."""
+    export(made(["whisper"]), tmp_path / "m.pt2")
+    known = about(tmp_path / "m.pt2")["modalities"]["whisper"]
+    assert (known["shape"], known["longest"]) == ([None, 1], 16000)
+
+
+def test_a_run_that_has_not_finished_is_exported_with_a_note(tmp_path, capsys):
+    export(replace(made(["vector"]), notes=["run has no result.json."]), tmp_path / "m.pt2")
+    assert "note: run has no result.json." in capsys.readouterr().err
 
 
 def test_a_program_for_samples_that_lack_a_modality(tmp_path):
     trained = made(("vector", "my steps", "image", "text"))
     export(trained, tmp_path / "m.pt2", without=["vector", "text"])
-    extra = {ABOUT: ""}
-    program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
+    program = torch.export.load(tmp_path / "m.pt2").module()
     inputs = {name: batch(name, 3) for name in ("my steps", "image")}
     given = {k: tuple(x) if isinstance(x, Padded) else x for k, x in inputs.items()}
     with torch.no_grad():
         wanted = trained.model(inputs).logits
     torch.testing.assert_close(program(given), wanted, rtol=1e-4, atol=1e-5)
-    assert json.loads(extra[ABOUT]) == {
-        "modalities": {
-            "my steps": {"shape": [None, 3], "dtype": "float16", "ragged": True},
-            "image": {"shape": [3, 12, 16], "dtype": "uint8", "ragged": False},
-        },
+    steps = {"shape": [None, 3], "dtype": "float16", "ragged": True, "longest": None}
+    image = {"shape": [3, 12, 16], "dtype": "uint8", "ragged": False, "longest": None}
+    assert about(tmp_path / "m.pt2") == {
+        "modalities": {"my steps": steps, "image": image},
         "task": "classes",
         "names": ["a", "b", "c"],
     }

@@ -63,7 +63,8 @@ def test_the_predictions_are_those_of_the_run(run, data):
     found = rows(run, str(data))
     np.testing.assert_allclose([r.answers for r in found], expected, atol=0.02)  # bf16
     assert [r.label for r in found] == [CLASSES[n] for n in target]
-    assert len(rows(run, str(data), "val")) == 30
+    assert [r.sample for r in found] == [str(n) for n in range(60, 90)]  # rows of the file
+    assert [r.sample for r in rows(run, str(data), "val")] == [str(n) for n in range(30, 60)]
 
 
 def test_several_labels_are_trained_compared_and_predicted(tmp_path, capsys):
@@ -148,7 +149,7 @@ def test_numbers_are_trained_compared_predicted_and_exported(tmp_path, capsys):
     main(["predict", str(folder), "--data", str(path)])
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head == "sample,label,predicted"
-    assert first.split(",") == ["0", str(degrees[60]), str(said[0, 0])]
+    assert first.split(",") == ["60", str(degrees[60]), str(said[0, 0])]
     export(load_run(folder), tmp_path / "a.pt2")
     program = torch.export.load(tmp_path / "a.pt2").module()
     found = program({name: torch.from_numpy(values[60:]) for name, values in arrays.items()})
@@ -176,7 +177,7 @@ def test_several_numbers_are_trained_predicted_and_exported(tmp_path, capsys):
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head == "sample,label,predicted,degrees,metres"
     sample, label, predicted, *columns = first.split(",")
-    assert sample == "0"
+    assert sample == "40"
     for cells, wanted in (label.split(";"), target[40]), (predicted.split(";"), said[0]):
         assert [float(cell) for cell in cells] == pytest.approx(wanted, rel=1e-4)
     assert [float(cell) for cell in columns] == pytest.approx(said[0], rel=1e-4)
@@ -319,6 +320,55 @@ def test_labels_and_splits_are_taken_one_without_the_other(run, data, tmp_path):
         rows(run, str(tmp_path / "all_test.npz"), "val")
 
 
+def with_arrays(data, path, **arrays):
+    """A copy of a file with other arrays."""
+    with np.load(data) as file:
+        np.savez(path, **{k: file[k] for k in file.files} | arrays)
+    return str(path)
+
+
+def test_labels_are_read_by_the_run_s_task(run, data, tmp_path):
+    path = with_arrays(data, tmp_path / "floats.npz", labels=np.arange(90) % 2 / 1.0)
+    assert [r.label for r in rows(run, path)] == CLASSES * 15
+
+
+def test_samples_are_called_as_the_file_calls_them(run, data, tmp_path):
+    names = np.array([f"clip{n}" for n in range(90)])
+    path = with_arrays(data, tmp_path / "named.npz", id=names)
+    assert [r.sample for r in rows(run, path)] == names[60:].tolist()
+
+
+def test_the_splits_are_those_of_a_training(run, data, tmp_path, capsys):
+    """Of a file without a validation split, whose training draws one."""
+    split = np.repeat(["train", "test"], [60, 30])
+    path = with_arrays(data, tmp_path / "two.npz", split=split)
+    wanted = load_npz(tmp_path / "two.npz")
+    assert len(rows(run, path)) == 30
+    assert "validation split" not in capsys.readouterr().err
+    for name in ("train", "val"):
+        found = [int(r.sample) for r in rows(run, path, name)]
+        assert found == wanted.split(name).rows.tolist()
+        assert "two.npz has no validation split: 8 of the 60 training" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_finished_is_told(run, data, tmp_path, capsys):
+    unfinished = Path(shutil.copytree(run, tmp_path / "run"))
+    (unfinished / "result.json").unlink()
+    assert rows(unfinished, str(data)) == rows(run, str(data))
+    epoch = Result.read(run).best_epoch
+    said = f"{unfinished} has no result.json: its training continues, was stopped, or failed."
+    assert capsys.readouterr().err.count(f"{said} These are the weights of epoch {epoch} (") == 1
+
+
+def test_what_the_test_of_the_run_had_to_bear_is_told(run, data, capsys):
+    trained = replace(load_run(run), noise={"eye": 2.0}, missing={"x": 0.3, "steps": 0.5})
+    list(predictions(trained, str(data), without=["steps"]))
+    said = capsys.readouterr().err
+    assert "'eye' of" in said
+    assert "'x' was taken from 30 % of the test samples of" in said
+    assert "'steps'" not in said
+
+
 def test_a_table_without_labels(tmp_path, capsys):
     lines = [f"{k % 2 * 4 - 2 + 0.01 * k},{k},{CLASSES[k % 2]}" for k in range(40)]
     (tmp_path / "t.csv").write_text("x,y,label\n" + "\n".join(lines))
@@ -335,6 +385,12 @@ def test_a_table_without_labels(tmp_path, capsys):
     assert found[0].answers[0] > 0.5 > found[1].answers[0]
     alone = load_run(tmp_path / "run").answers({"y": torch.tensor([[3.0]])})
     assert found[2].answers == pytest.approx(alone[0].tolist(), abs=1e-6)
+    with pytest.raises(ValueError, match=r"new\.csv is a table.* Leave --split out"):
+        rows(tmp_path / "run", new, "test")
+    assert "all rows" not in capsys.readouterr().err
+    (tmp_path / "new.csv").write_text("x,y,split\n-2,1,train\n2,3,test\n")
+    assert len(rows(tmp_path / "run", new)) == 2
+    assert "new.csv: all rows are predicted, whatever their split." in capsys.readouterr().err
     capsys.readouterr()
     (tmp_path / "new.csv").write_text("x,Y\n-2,1\n2,3\n,\n,\n")
     assert len(rows(tmp_path / "run", new)) == 2
@@ -452,8 +508,8 @@ class TestEditedRuns:
         path = copy / "best.ckpt"
         before = torch.load(path, weights_only=True)
         (copy / "result.json").unlink()  # it knows the checksum
-        for name in before.keys() - {"epoch"}:
-            for value in WRONG[1:]:
+        for name in before:
+            for value in WRONG[2:] if name == "epoch" else WRONG[1:]:
                 torch.save({**before, name: value}, path)
                 assert str(copy) in said(load_run, copy)
         for name in before["modalities"]["x"].keys() - {"low", "high", "ragged"}:
@@ -538,17 +594,19 @@ class TestMessages:
         assert "Did you mean eye?" in capsys.readouterr().err
 
 
-def test_a_run_needs_the_folder_of_its_first_weights_no_more(tmp_path):
+@pytest.mark.parametrize("method", ["joint", "unimodal(modality=eye)"])
+def test_a_run_needs_the_folder_of_its_first_weights_no_more(method, tmp_path):
     from transformers import ResNetConfig, ResNetModel
 
     sizes = {"num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1]}
     ResNetModel(ResNetConfig(**sizes, layer_type="basic")).save_pretrained(tmp_path / "weights")
     draws = np.random.default_rng(0)
     eye = draws.normal(size=(60, 1, 16, 16)).astype(np.float32)
-    save_npz(tmp_path / "a.npz", np.arange(60) % 2, np.repeat([0, 1, 2], 20), {"eye": eye})
-    encoders = {"eye": f"resnet18(pretrained={tmp_path / 'weights'})"}
+    arrays = {"ear": eye, "eye": eye}
+    save_npz(tmp_path / "a.npz", np.arange(60) % 2, np.repeat([0, 1, 2], 20), arrays)
+    encoders = dict.fromkeys(arrays, f"resnet18(pretrained={tmp_path / 'weights'})")
     training = Training(str(tmp_path / "a.npz"), epochs=1, batch_size=10, encoders=encoders)
-    run_cell(Cell(training, "joint", 0), tmp_path / "run")
+    run_cell(Cell(training, method, 0), tmp_path / "run")
     before = load_run(tmp_path / "run").predict(load(training.data), "test")
     shutil.rmtree(tmp_path / "weights")
     assert torch.equal(load_run(tmp_path / "run").predict(load(training.data), "test"), before)
@@ -572,6 +630,7 @@ def test_what_was_learnt_for_a_missing_modality_comes_back(data, tmp_path):
     )
     run_cell(Cell(training, "joint", 0), tmp_path / "run")
     run = load_run(tmp_path / "run")
+    assert run.missing == {"x": 0.5}
     assert run.model.head.missing["x"].any()
     assert not run.model.head.missing["eye"].any()  # which no sample lacks
     found = run.predict(load(str(data)), "test", ["x"])

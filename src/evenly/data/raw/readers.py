@@ -409,8 +409,8 @@ class Text:
     """Tokens of a text, as whole numbers.
 
     Args:
-        tokenizer: A Transformers tokenizer, by the path of its folder or its name on the hub. By
-            default, lower-case words and marks, numbered by the vocabulary.
+        tokenizer: A Transformers tokenizer, by the path of its folder, which is made absolute, or
+            its name on the hub. By default, lower-case words and marks, numbered by the vocabulary.
         vocabulary: Known words, separated by spaces and numbered from 2; others are 1. For a table,
             it is built from its training texts.
         length: Tokens after which a text is cut off.
@@ -426,6 +426,9 @@ class Text:
 
     def __post_init__(self) -> None:
         _check("text", length=self.length)
+        folder = Path(self.tokenizer).expanduser()
+        if self.tokenizer and folder.is_dir():  # elsewhere, it would be a name on the hub
+            object.__setattr__(self, "tokenizer", str(folder.absolute()))
 
     def check(self) -> None:
         """Raises a ValueError if there is no such tokenizer."""

@@ -13,7 +13,7 @@ from evenly.lab.run.build import build_criterion, info_of, load_data
 from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import joined
 from evenly.lab.run.precision import decided
-from evenly.lab.run.prepare import prepare
+from evenly.lab.run.prepare import prepare, say
 from evenly.lab.run.settings import Cell, read_settings
 from evenly.lab.trained.load import opened
 
@@ -34,7 +34,7 @@ def short(epochs: int) -> int:
 def runs_opened(
     folders: Sequence[Path], data: str | None, *, trust: bool
 ) -> list[tuple[Path, Cell, dict[str, torch.Tensor]]]:
-    """Folder, settings and selected weights of each run.
+    """Folder, settings and selected weights of each run; a note says if one has not finished.
 
     Args:
         folders: Folders of runs that differ only in their seed.
@@ -63,7 +63,8 @@ def runs_opened(
                 f"{folder} predicts numbers, but a checkup needs classes or labels. {_INSTEAD}"
             )
         _check_data(folder, cell)
-        found.append((folder, cell, best["state_dict"]))
+        say(best.unfinished(folder))
+        found.append((folder, cell, dict(best.state_dict)))
     first = found[0][1]
     for folder, cell, _ in found[1:]:
         if cell == first:

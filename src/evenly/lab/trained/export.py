@@ -37,12 +37,15 @@ def export(run: Trained, path: Path, without: Collection[str] = ()) -> None:
     run's data (`modalities`), and returns logits, or numbers in the data's units. The number of
     samples is free. Inputs of unequal lengths are padded and come with their lengths:
     `(values, length)`. For these, and for other sequences if their encoder allows it, the number of
-    steps is also free, up to the encoder's limit.
+    steps is also free, up to the encoder's limit. Its extra file, `ABOUT`, says what it takes and
+    answers.
 
     Raises:
         ValueError: If such a file is impossible.
         RuntimeError: If a user's encoder makes decisions by values, which no program can.
     """
+    from evenly.lab.run.prepare import say  # it loads the training engine
+
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{path}: cannot write a file there. Give the name of a new file.")
     for name in without:
@@ -63,6 +66,7 @@ def export(run: Trained, path: Path, without: Collection[str] = ()) -> None:
             shapes[name] = ({0: n, 1: steps}, {0: n})
         elif known.kind == "sequence":
             shapes[name] = {0: n, 1: torch.export.Dim.AUTO}
+    say(run.notes)
     try:
         with warnings.catch_warnings():
             # Recurrent layers and MMTM record tensors that the program does not need.
@@ -80,7 +84,8 @@ def export(run: Trained, path: Path, without: Collection[str] = ()) -> None:
         ) from error
     _drop_guesses(program.graph_module)
     with replacing(path) as new:
-        torch.export.save(program, new, extra_files={ABOUT: json.dumps(_about(run, taken))})
+        about = json.dumps(_about(run, taken))
+        torch.export.save(program, new, extra_files={ABOUT: about})
 
 
 def _about(run: Trained, taken: Mapping[str, Stored]) -> dict[str, Any]:
@@ -90,7 +95,12 @@ def _about(run: Trained, taken: Mapping[str, Stored]) -> dict[str, Any]:
         shape: list[int | None] = [*known.shape[:1]] if known.kind == "text" else [*known.shape]
         if known.ragged or known.kind == "sequence":
             shape[0] = None
-        modalities[name] = {"shape": shape, "dtype": known.dtype, "ragged": known.ragged}
+        modalities[name] = {
+            "shape": shape,
+            "dtype": known.dtype,
+            "ragged": known.ragged,
+            "longest": run.longest(name),
+        }
     return {"modalities": modalities, "task": run.task.name, "names": list(run.task.names)}
 
 

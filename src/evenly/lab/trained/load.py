@@ -32,9 +32,8 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
             imported, or weights are not in the folder itself.
     """
     cell, best = opened(folder, trust=trust)
-    about = _about(folder / "best.ckpt", best)
     try:
-        return _loaded(folder, cell, about)
+        return _loaded(folder, cell, best)
     except Exception as error:  # whatever mismatched settings and weights cause
         said = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -43,7 +42,7 @@ def load_run(folder: Path, *, trust: bool = False) -> Trained:
         ) from error
 
 
-def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
+def opened(folder: Path, *, trust: bool = False) -> "tuple[Cell, Best]":
     """A run's settings from its folder, and its best checkpoint; raises like `load_run`."""
     path = folder / "best.ckpt"
     if (folder / "runs").is_dir() and not path.is_file():
@@ -78,7 +77,7 @@ def opened(folder: Path, *, trust: bool = False) -> tuple[Cell, Any]:
         best = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}). Train again.") from error
-    return _cell(folder / "config.yaml", settings), best
+    return _cell(folder / "config.yaml", settings), _best(path, best, is_final=result is not None)
 
 
 def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
@@ -99,9 +98,16 @@ def _cell(path: Path, settings: Mapping[str, Any]) -> Cell:
 
 
 @dataclass(frozen=True)
-class _About:
-    """What a best checkpoint holds besides the weights, see `about`."""
+class Best:
+    """What a best checkpoint holds: the weights, and all that `about` says.
 
+    Attributes:
+        epoch: Their epoch, from 0.
+        is_final: Whether the run has finished, so that no later epoch can be better.
+    """
+
+    epoch: int
+    is_final: bool
     state_dict: Mapping[str, Any]
     modalities: Mapping[str, Stored]
     configurations: Mapping[str, Mapping[str, Any]]
@@ -109,8 +115,17 @@ class _About:
     task: Task
     read: Mapping[str, str]
 
+    def unfinished(self, folder: Path) -> list[str]:
+        """A note if the run in this folder has not finished."""
+        if self.is_final:
+            return []
+        return [
+            f"{folder} has no result.json: its training continues, was stopped, or failed. These "
+            f"are the weights of epoch {self.epoch} (counted from 0), its best so far."
+        ]
 
-def _about(path: Path, best: Any) -> _About:
+
+def _best(path: Path, best: Any, *, is_final: bool) -> Best:
     """The content of a checkpoint, each part in its type."""
     hints = get_type_hints(Stored)
     try:
@@ -121,7 +136,9 @@ def _about(path: Path, best: Any) -> _About:
             name: Stored(**{key: converted(key, known[key], hints[key]) for key in hints})
             for name, known in best["modalities"].items()
         }
-        return _About(
+        return Best(
+            converted("epoch", best["epoch"], int),
+            is_final,
             best["state_dict"],
             modalities,
             converted("configurations", best["configurations"], dict[str, dict[str, Any]]),
@@ -136,33 +153,35 @@ def _about(path: Path, best: Any) -> _About:
         ) from error
 
 
-def _loaded(folder: Path, cell: Cell, about: _About) -> Trained:
-    training = replace(
-        cell.training, encoders=_at_hand(folder, cell.training.encoders, about.configurations)
-    )
+def _loaded(folder: Path, cell: Cell, best: Best) -> Trained:
+    check_names(cell, str(folder), best.modalities)
+    # Those that the model has: of a run on one modality, the others were never trained.
+    known = {name: best.modalities[name] for name in best.widths}
+    own = {name: text for name, text in cell.training.encoders.items() if name in known}
+    own = _at_hand(folder, own, best.configurations)
+    training = replace(cell.training, encoders=own)
     cell = replace(cell, training=training)
-    check_names(cell, str(folder), about.modalities)
     modalities = {
-        name: known.modality(name, about.read.get(name, ""))
-        for name, known in about.modalities.items()
+        name: stored.modality(name, best.read.get(name, "")) for name, stored in known.items()
     }
     encoders: dict[str, Any] = made_encoders(modalities, cell)
-    for name, width in about.widths.items():
-        known = getattr(encoders[name], "out_features", None)
-        if not isinstance(known, int):
+    for name, width in best.widths.items():
+        found = getattr(encoders[name], "out_features", None)
+        if not isinstance(found, int):
             encoders[name].out_features = width  # the user's own need not declare it
-        elif known != width:
-            raise ValueError(f"the features of '{name}' are {known} wide, not {width}")
-    model = fused(encoders, len(about.task.names), cell)
-    model.load_state_dict(about.state_dict)
-    known = {name: about.modalities[name] for name in model.encoders}
+        elif found != width:
+            raise ValueError(f"the features of '{name}' are {found} wide, not {width}")
+    model = fused(encoders, len(best.task.names), cell)
+    model.load_state_dict(best.state_dict)
     return Trained(
         folder,
         model.eval(),
         known,
-        about.task,
-        about.read,
+        best.task,
+        best.read,
         training.noise,
+        training.lacking["test"],
+        best.unfinished(folder),
     )
 
 

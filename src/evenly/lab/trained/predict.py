@@ -1,6 +1,6 @@
 """Predictions of a trained run on new data."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ class Trained:
         task: What it predicts.
         read: By modality, how its files were read, if the data came from files.
         noise: Noise added to the run's data by modality, in standard deviations.
+        missing: By modality, the share of the run's test samples that it was taken from.
+        notes: What a user of its weights should know: that the run has not finished.
     """
 
     folder: Path
@@ -46,6 +48,8 @@ class Trained:
     task: Task
     read: Mapping[str, str]
     noise: Mapping[str, float]
+    missing: Mapping[str, float]
+    notes: Sequence[str]
 
     def answers(
         self,
@@ -132,11 +136,8 @@ class Trained:
     def _bare(self, data: Data, split: SplitName, without: Collection[str]) -> dict[int, str]:
         """The samples of a split that have none of the used modalities, each in words."""
         names = [name for name in data.modalities if name in self.modalities.keys() - set(without)]
-        rows = data.split(split).rows.tolist()
-        return {
-            place: _lacking(data.names[rows[place]] if data.names else place, names)
-            for place in data.bare(split, names).tolist()
-        }
+        called = _called(data, split)
+        return {place: _lacking(called[place], names) for place in data.bare(split, names).tolist()}
 
     def _fit(self, data: Data, without: Collection[str]) -> list[str]:
         """The modalities of data that are read like the run's.
@@ -179,6 +180,12 @@ class Trained:
         return found
 
 
+def _called(data: Data, split: SplitName) -> list[str]:
+    """The samples of a split by their names, or else by their rows in the data, from 0."""
+    rows = data.split(split).rows.tolist()
+    return [data.names[row] for row in rows] if data.names else [str(row) for row in rows]
+
+
 def _lacking(sample: object, names: Iterable[str]) -> str:
     return f"sample {sample} has none of the modalities {', '.join(names)}"
 
@@ -199,7 +206,8 @@ class Prediction:
     """A run's prediction for one sample.
 
     Attributes:
-        sample: Its name, or its row in the split.
+        sample: Its name, or else its row in the data: "row 1" is the first of a table, "0" the
+            first of anything else.
         label: Its class, if known; its labels or numbers separated by semicolons.
         answers: The probability of each class or label, or the numbers.
     """
@@ -212,7 +220,7 @@ class Prediction:
 def predictions(
     run: Trained,
     data: str,
-    split: SplitName = "test",
+    split: SplitName | None = None,
     without: Collection[str] = (),
     *,
     skip_broken: bool = False,
@@ -223,7 +231,7 @@ def predictions(
         run: A run from `load_run`.
         data: A name, a store, an `.npz` file or a table. All rows of a table are predicted, with
             files read like the run's; likewise all rows of an `.npz` file without `split`.
-        split: Which split, if the data have splits.
+        split: Which split, `test` by default; not for a table.
         without: Modalities to leave out.
         skip_broken: Leave out samples without any of the run's modalities, and rows of a table
             whose files are missing or broken, with a note.
@@ -236,15 +244,16 @@ def predictions(
     from evenly.lab.run.prepare import say  # it loads the training engine
 
     if is_raw(data):
+        if split is not None:
+            raise UserError(
+                f"{data} is a table, and all rows of a table are predicted, so there is no split "
+                "to choose. Leave --split out, or give a table of the rows that you want."
+            )
         found = _of_table(run, Path(data), without, skip_broken)
     else:
-        found = _of_data(run, data, split, without, skip_broken)
-    noisy = [name for name in run.noise if name in run.modalities and name not in without]
-    say(
-        f"'{name}' of {run.folder} was trained with noise of {run.noise[name]:g} standard "
-        "deviations (--noise); this data gets none."
-        for name in noisy
-    )
+        found = _of_data(run, data, split or "test", without, skip_broken)
+    say(run.notes)
+    say(_unlike_its_test(run, without))
     known = {"", *run.task.names}
     said = run.task.name != "classes"
     for prediction in found:
@@ -252,6 +261,21 @@ def predictions(
             say([_strange(run, prediction.label)])
             said = True
         yield prediction
+
+
+def _unlike_its_test(run: Trained, without: Collection[str]) -> Iterator[str]:
+    """Notes on what the run did to its own data, which new data are spared."""
+    for name in (name for name in run.modalities if name not in without):
+        if level := run.noise.get(name):
+            yield (
+                f"'{name}' of {run.folder} was trained with noise of {level:g} standard "
+                "deviations (--noise); this data gets none."
+            )
+        if share := run.missing.get(name):
+            yield (
+                f"'{name}' was taken from {100 * share:g} % of the test samples of {run.folder} "
+                "(--missing); none is taken from this data."
+            )
 
 
 def _strange(run: Trained, label: str) -> str:
@@ -274,7 +298,8 @@ def _of_data(
     if path is not None and path.suffix.lower() == ".npz":
         # Anything with more axes is not a vector, even if it could be flattened.
         known = {name: each.kind for name, each in run.modalities.items() if each.kind != "vector"}
-        found = load_npz(path, labelled=False, kinds=known)
+        found = load_npz(path, labelled=False, kinds=known, task=run.task.name)
+        say(found.notes if split != "test" else ())  # they are about the others
     else:
         found = load(data)
     say(_differing(run, data, found.modalities, without))
@@ -289,13 +314,12 @@ def _of_data(
         if not skip_broken:
             raise UserError(f"{some}{others}. Leave out such samples with --skip-broken.")
         say([f"{some}{others}: left out."])
-    names = [found.names[row] for row in part.rows.tolist()] if found.names else range(len(part))
-    samples = enumerate(zip(names, part.target, strict=True))
+    samples = enumerate(zip(_called(found, split), part.target, strict=True))
     for inputs, present in _batches(found, split, without):
         of_each = run._answers(inputs, present, intakes).tolist()
         for answers, (place, (name, target)) in zip(of_each, samples, strict=False):
             if place not in lost:
-                yield Prediction(str(name), found.task.called(target), answers)
+                yield Prediction(name, found.task.called(target), answers)
     say(_doubts(intakes))
 
 
@@ -357,6 +381,8 @@ def _of_table(
     say(_differing(run, str(path), others, without))
     source = table(path, names, readers, labelled=False, task=run.task.name, columns=columns)
     say(source.notes)
+    if "split" in columns.cells:
+        say([f"{path}: all rows are predicted, whatever their split."])
     for name, found in source.readers.items():
         _check_numbers(run, path, name, found)
         if isinstance(found, Tabular):
