@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from evenly.imported import checksums, imported, is_own
+from evenly.imported import checksums, imported, is_own, packages
 
 
 @pytest.fixture
@@ -76,3 +76,9 @@ def test_checksums_are_of_the_file_that_defines_a_part(here):
     (here / "own_behind.py").write_text("class Part: pass\n")
     found = checksums({"own_front.Part": "part", "own_front.Linear": "part", "math.sin": "part"})
     assert found == {"own_behind": hashlib.sha256(b"class Part: pass\n").hexdigest()}
+
+
+def test_packages_of_installed_parts_alone(here):
+    (here / "own_mine.py").write_text("class Part: pass\n")
+    assert packages({"own_mine.Part": "part", "math.sin": "part", "json.dumps": "part"}) == []
+    assert packages({"own_mine.Part": "part", "yaml.SafeLoader": "part"}) == ["PyYAML"]

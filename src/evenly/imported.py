@@ -7,7 +7,10 @@ trusts the file it is in (`evenly.lab.run.settings.check_trusted`).
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,25 +66,48 @@ def _broken(what: str, name: str, place: str, error: BaseException) -> UserError
     )
 
 
-def checksums(names: dict[str, str]) -> dict[str, str]:
+def checksums(names: Mapping[str, str]) -> dict[str, str]:
     """The SHA-256 of each file that defines one of the user's own parts, by module.
 
-    Installed modules are left out, since their version identifies them, and so are modules without
-    a file. Modules that the file imports are not followed.
+    Installed modules are left out, since the versions of their `packages` identify them, and so are
+    modules without a file. Modules that the file imports are not followed.
 
     Args:
         names: By import path, the kind of thing, for error messages.
     """
-    installed = [
-        Path(sysconfig.get_path(key)).resolve() for key in ("purelib", "platlib", "stdlib")
-    ]
-    found = {}
+    found = {module: sha256(path) for module, path in _modules(names) if not _is_installed(path)}
+    return dict(sorted(found.items()))
+
+
+def packages(names: Mapping[str, str]) -> list[str]:
+    """The installed packages that define some of the user's own parts, by their names for pip.
+
+    Args:
+        names: By import path, the kind of thing, for error messages.
+    """
+    tops = {module.partition(".")[0] for module, path in _modules(names) if _is_installed(path)}
+    if not tops:
+        return []
+    known = _by_module()
+    return sorted({package for top in tops for package in known.get(top, ())})
+
+
+@cache
+def _by_module() -> Mapping[str, list[str]]:
+    """The installed packages by their modules: reading about all of them takes a while."""
+    return packages_distributions()
+
+
+def _modules(names: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """The modules with a file that define the user's own parts."""
     for name, what in names.items():
         part = imported(what, name)
         module = sys.modules.get(getattr(part, "__module__", None) or name.rpartition(".")[0])
         path = Path(getattr(module, "__file__", None) or os.devnull).resolve()
-        if module is None or not path.is_file():
-            continue
-        if not any(path.is_relative_to(folder) for folder in installed):
-            found[module.__name__] = sha256(path)
-    return dict(sorted(found.items()))
+        if module is not None and path.is_file():
+            yield module.__name__, path
+
+
+def _is_installed(path: Path) -> bool:
+    folders = (sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib"))
+    return any(path.is_relative_to(Path(folder).resolve()) for folder in folders)

@@ -47,7 +47,8 @@ def run(options: Namespace) -> None:
     from evenly.lab.run.prepare import prepare, say
     from evenly.lab.run.result import is_headline
     from evenly.lab.run.run import run_cell
-    from evenly.lab.run.settings import CALLED, Cell, check_folder, read_settings
+    from evenly.lab.run.settings import CALLED, Cell, check_folder, check_same, read_settings
+    from evenly.lab.run.versions import mixed, of_run
     from evenly.metrics import metric_of
     from evenly.report.comparison import PAPER
     from evenly.report.names import in_words
@@ -68,9 +69,11 @@ def run(options: Namespace) -> None:
     )
     known = read_settings(folder / "config.yaml", "method")
     cell, found, decision = decided(cell, known)
+    began = cell.as_dict()
+    check_same(folder, known, began)
     data, notes = prepare([cell], found)
     logs.prepare()
-    say([*notes, *decision])
+    say([*notes, *decision, *mixed({folder.name: of_run(folder, known, began)})])
     with held(folder):
         if cell.training.world == 1:
             with tqdm(total=cell.training.epochs, unit="epoch", disable=None) as bar:
@@ -79,9 +82,9 @@ def run(options: Namespace) -> None:
                     bar.update(epoch + 1 - bar.n)
                     bar.set_postfix_str(f"val {value:.3f}")
 
-                result = run_cell(cell, folder, tell, data, logs=logs)
+                result = run_cell(cell, folder, tell, data, logs=logs, began=began)
         else:
-            result = _on_devices(Job(cell, folder, logs))
+            result = _on_devices(Job(cell, folder, logs, began=began))
     chosen = CALLED[cell.training.selects_on]
     asked, (select, _) = cell.training.epochs, cell.training.selected_by
     if result.epochs < asked:

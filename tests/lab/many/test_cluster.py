@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import forked
 from evenly.lab.many import cluster
-from evenly.lab.many.cluster import Cluster
+from evenly.lab.many.cluster import Cluster, Order, carried
 from evenly.lab.many.compare import compare
 from evenly.lab.many.engine import Listed, carry
-from evenly.lab.many.job import Job
+from evenly.lab.many.job import Job, refusal
 from evenly.lab.many.local import Local
 from evenly.lab.run.settings import Cell, Training
 from evenly.lab.statistics.tables import table
@@ -210,3 +212,12 @@ def test_a_cluster_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(cluster, "ANSWER", 1.0)
     with pytest.raises(RuntimeError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
         Cluster("tcp://127.0.0.1:1")
+
+
+def test_a_worker_with_other_packages_refuses(monkeypatch):
+    worker = SimpleNamespace(get_current_task=lambda: "")
+    monkeypatch.setattr("distributed.get_worker", lambda: worker)
+    order = Order(Job(Cell(TRAINING, "joint", 0), Path("run")), Path(), "", {"nowhere": "1.0"})
+    failure, host = carried(order)
+    said = f"{host} has {{'nowhere': 'no version'}}, not {{'nowhere': '1.0'}}. Install the same"
+    assert refusal(failure).startswith(said)

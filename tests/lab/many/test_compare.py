@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ import trees
 from evenly.cli import main
 from evenly.data import save_npz
 from evenly.files import held, write_csv
-from evenly.lab.many.compare import compare
-from evenly.lab.run.settings import Training
+from evenly.lab.many.compare import Failed, compare
+from evenly.lab.many.local import Local
+from evenly.lab.run.settings import Cell, Training, write_settings
 from evenly.lab.statistics.tables import SUMMARY, Answers, summary, table, write_tables
 from evenly.methods import METHODS
 from evenly.metrics import METRICS
@@ -158,6 +160,57 @@ def test_data_that_have_changed_since(tmp_path):
     save_npz(path, labels, split, {"x": np.zeros((60, 3))})
     with pytest.raises(ValueError, match=r"a\.npz as it was before; the file has changed since"):
         compare("joint", 2, training, out, local(1))
+
+
+def test_data_that_change_while_runs_are_made(tmp_path):
+    """Here after the comparison began, and before its first run does."""
+    path, out = tmp_path / "a.npz", tmp_path / "out"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    training = Training(data=str(path), epochs=1, width=4, precision="32")
+
+    def pool(training):
+        save_npz(path, labels, split, {"x": np.zeros((60, 3))})
+        return Local(1)
+
+    with pytest.raises(Failed, match=r"joint-0: Refused: .*a\.npz changed after this"):
+        compare("joint", 1, training, out, pool)
+    assert not (out / "runs" / "joint-0" / "config.yaml").exists()
+
+
+def stop(training):
+    raise KeyboardInterrupt
+
+
+def test_runs_of_other_settings_in_the_folder(tmp_path):
+    """As they are after `own` settings changed: the comparison's own settings need not tell."""
+    training = replace(TRAINING, precision="32")
+    cell = Cell(replace(training, epochs=5, task="classes", select="accuracy"), "joint", 1)
+    write_settings(tmp_path / "runs" / "joint-1" / "config.yaml", cell.as_dict())
+    with pytest.raises(ValueError, match=r"joint-1 holds runs with epochs = 5, but now 3 is asked"):
+        compare("joint", 2, training, tmp_path, stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_versions_are_those_of_the_runs(tmp_path, capsys):
+    training = replace(TRAINING, precision="32", task="classes", select="accuracy")
+    for method, torch in (("joint", "1.0"), ("ogm", "2.0")):
+        run = tmp_path / "runs" / f"{method}-0"
+        cell = Cell(training, method, 0)
+        write_settings(run / "config.yaml", {**cell.as_dict(), "versions": {"torch": torch}})
+        (run / "last.ckpt").touch()
+    now = version("torch")
+    for note in (f"1.0, then {now} in joint-0; 2.0 in ogm-0.",
+                 f"1.0, then {now} in joint-0; 2.0, then {now} in ogm-0."):  # fmt: skip
+        methods = "joint" if note.endswith(" 2.0 in ogm-0.") else "joint,ogm"
+        with pytest.raises(KeyboardInterrupt):
+            compare(methods, 1, training, tmp_path, stop)
+        said = f"runs use several versions of torch, which may change results: {note}"
+        assert said in capsys.readouterr().err
+        config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+        assert [text for text in config["notes"] if "versions of" in text] == [said]
+        assert said.replace("'", "&#39;") in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert config["versions"]["torch"] == f"1.0; {now}; 2.0"
 
 
 def test_settings_of_another_program_are_left_alone(tmp_path):

@@ -95,5 +95,9 @@ def test_a_comparison_says_so(tmp_path, monkeypatch):
         "joint-0": 2,
         "dgl_alpha=2.0-0": 1,
     }
+    assert config["common"] == {"epochs": 2}
     with pytest.raises(ValueError, match="holds runs with"):
         compare("joint", 1, training, out, local(1))
+    for methods in ("joint", "multi_loss"):  # those that keep the common settings, old and new
+        with pytest.raises(ValueError, match=r"common = \{'epochs': 2\}, but now \{'epochs': 3\}"):
+            compare(methods, 2, replace(training, epochs=3), out, local(1), "published")

@@ -1,5 +1,6 @@
 """The trials of a search as several commands get them, without any training."""
 
+import hashlib
 import os
 import sys
 import time
@@ -106,6 +107,31 @@ def test_the_first_place_of_every_method_comes_first_and_seeds_of_a_trial_togeth
     assert one.source.finished == one.source.epochs == 2 * 2 * 2 * 2
     assert [trial.value for trial in one.studies.trials("joint")] == [0.5, 0.5]
     assert one.studies.trials("joint")[0].values == (0.25, 0.75)
+
+
+def test_a_refused_run_uses_up_no_place(command):
+    one = command(**ONE)
+    with pytest.raises(ValueError, match=r"^my\.npz changed$"):
+        one.source.ended(one.take(), "Refused: my.npz changed")
+    one.source.stop()
+    assert one.states() == ["lost"]
+    again = command(**ONE)
+    again.finish(again.take())
+    assert again.source.is_over()
+
+
+def test_all_trials_of_a_command_are_of_the_files_that_it_began_with(command, tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"one")
+    one = command(**ONE | {"trials": 2, "training": replace(TRAINING, data=str(path))})
+    first = one.take()
+    path.write_bytes(b"two")
+    assert one.take().began["data_sha256"] == first.began["data_sha256"] == sha256(b"one")
+    assert first.cell.as_dict()["data_sha256"] == sha256(b"two")
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def test_each_place_goes_to_one_command(command):

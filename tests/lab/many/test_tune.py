@@ -3,6 +3,7 @@ import math
 import os
 import shlex
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import nn
 from evenly.cli import main
 from evenly.data import Data, save_npz
 from evenly.lab.many.compare import compare
+from evenly.lab.many.local import Local
 from evenly.lab.many.trials import Search
 from evenly.lab.many.tune import Trials, tune
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
-from evenly.lab.run.settings import Cell, Training
+from evenly.lab.run.settings import Cell, Training, write_settings
 from evenly.lab.statistics.tables import table
 from evenly.report import write_formats
 from pools import local
@@ -281,6 +283,42 @@ def test_trials_of_other_settings_are_refused(finished):
         tune(other, local(1))
     with pytest.raises(ValueError, match="holds runs with seeds = 1, but now 2 is asked for"):
         tune(replace(SEARCH, out=out, seeds=2), local(1))
+
+
+def test_data_that_change_while_trials_are_made(tmp_path):
+    """Here after the search began, and before its first trial does."""
+    path, out = tmp_path / "a.npz", tmp_path / "out"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    training = replace(TRAINING, data=str(path))
+    search = Search(training, ("joint",), 1, 1, 0, out)
+
+    def pool(training):
+        save_npz(path, labels, split, {"x": np.zeros((60, 3))})
+        return Local(1)
+
+    with pytest.raises(ValueError, match=r"a\.npz changed after this command began"):
+        tune(search, pool)
+    assert [row["state"] for row in read(out / "tune.csv")] == ["lost"]
+
+
+def test_versions_of_all_commands_are_told(tmp_path, capsys):
+    def stop(training):
+        raise KeyboardInterrupt
+
+    search = replace(SEARCH, training=replace(TRAINING, task="classes", select="accuracy"))
+    search = replace(search, out=tmp_path)
+    used = {"torch": "1.0", "python": "3.0"}
+    before = {**search.settings(), "precision": "32", "trials": 3, "versions": used}
+    write_settings(tmp_path / "tune.yaml", before)
+    with pytest.raises(KeyboardInterrupt):
+        tune(search, stop)
+    now = version("torch")
+    said = f"which may change results: 1.0 in earlier trials; {now} in trials from now on."
+    assert f"note: runs use several versions of torch, {said}" in capsys.readouterr().err
+    found = yaml.safe_load((tmp_path / "tune.yaml").read_text())["versions"]
+    assert found["torch"] == f"1.0; {now}"
+    assert found["python"].startswith("3.0; ")
 
 
 def test_all_trials_train_in_the_precision_that_was_found_first(tmp_path, monkeypatch):

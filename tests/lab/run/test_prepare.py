@@ -112,6 +112,17 @@ def test_a_method_that_acts_is_not(method, epochs):
     assert not any("acts in none" in note for note in notes(method, epochs))
 
 
+def test_each_method_is_noted_with_its_own_optimiser():
+    cells = [
+        Cell(Training(data=DATA, optimizer=optimizer), method, 0)
+        for method, optimizer in (("joint", "adamw"), ("ogm", "sgd"), ("ogm_ge", "adam"))
+    ]
+    for order in (cells, cells[::-1]):
+        said = [note for note in prepare(order)[1] if "acts through the size" in note]
+        assert [note.split()[0] for note in said] == ["ogm_ge"]
+        assert "which adam divides out" in said[0]
+
+
 def test_what_each_modality_was_taken_for():
     found = notes("joint", encoders={"m2": "test_prepare.Narrow(inputs=32)"})
     assert "encoders: m1, vector (32,): MLP; m2, vector (32,): Narrow." in found

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_features_are_made_once_and_runs_are_the_same_to_the_last_bit(
     def go(method, out):
         asked = cell(place, method, **FROZEN)
         asked = replace(asked, training=replace(asked.training, precision=precision))
-        return run_cell(asked, tmp_path / out / "runs" / method)
+        return run_cell(asked, tmp_path / out / method, features=tmp_path / out / "features")
 
     calls = []
     real = Auto._made
@@ -137,11 +138,12 @@ def test_features_are_made_once_and_runs_are_the_same_to_the_last_bit(
     first = go("ogm_ge", "a")
     assert sum(calls) < 10  # two samples on which the encoder is tried, and a blank
     again = go("ogm_ge", "b")
-    assert same(weights(tmp_path / "a/runs/ogm_ge"), weights(tmp_path / "b/runs/ogm_ge"))
+    assert same(weights(tmp_path / "a/ogm_ge"), weights(tmp_path / "b/ogm_ge"))
     assert first.metrics == again.metrics
     assert files(tmp_path / "a") == files(tmp_path / "b")
     lacking = replace(cell(place, **FROZEN).training, precision=precision, missing={"eye": 0.3})
-    run_cell(Cell(lacking, "joint", 1), tmp_path / "a" / "runs" / "lacking")
+    features = tmp_path / "a" / "features"
+    run_cell(Cell(lacking, "joint", 1), tmp_path / "a" / "lacking", features=features)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
@@ -213,11 +215,38 @@ def test_what_features_depend_on_has_files_of_its_own(place, tmp_path):
 
 def test_a_damaged_file_is_made_anew(place, tmp_path):
     asked = cell(place, **FROZEN)
-    run_cell(asked, tmp_path / "a" / "runs" / "one")
-    for path in (tmp_path / "a" / "features").glob("*.pt"):
+    run_cell(asked, tmp_path / "one", features=tmp_path / "features")
+    assert files(tmp_path)
+    for path in (tmp_path / "features").glob("*.pt"):
         path.write_bytes(b"half")
-    run_cell(asked, tmp_path / "a" / "runs" / "two")
-    assert same(weights(tmp_path / "a/runs/one"), weights(tmp_path / "a/runs/two"))
+    run_cell(asked, tmp_path / "two", features=tmp_path / "features")
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_noise_that_differs_has_files_of_its_own(place, tmp_path):
+    """It differs by modality, and is in units of the training split's deviation."""
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    eye = load(str(place / "a.npz")).split("train").__getitems__(range(20))["inputs"]["eye"].numpy()
+    encoders = dict.fromkeys(("left", "right"), cell(place, **FROZEN).training.encoders["eye"])
+    training = replace(cell(place).training, encoders=encoders)
+    counts = []
+    for scale in (1, 2):  # of the training split alone
+        both = np.concatenate([eye // scale, eye[::-1], 255 - eye])
+        save_npz(tmp_path / "b.npz", labels, split, {"left": both, "right": both})
+        data = load(str(tmp_path / "b.npz"))
+        model = build_model(data, Cell(training, "joint", 0))
+        with_features(model, data, training, Place(torch.device("cpu"), "32"), tmp_path
+                      / "features")  # fmt: skip
+        counts.append(len(files(tmp_path)))
+    assert counts == [3 + 2 * 4, 3 + 2 * 4 + 1 + 2 * 4]
+
+
+def test_features_of_a_run_alone_are_in_its_folder(place, tmp_path, monkeypatch):
+    """Whatever its folder is called."""
+    monkeypatch.chdir(tmp_path)
+    run_cell(cell(place, **FROZEN), Path("runs/digits/joint-0"))
+    assert files(tmp_path / "runs" / "digits" / "joint-0")
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_note_says_what_is_made_once(place):

@@ -17,7 +17,7 @@ from evenly.lab.run.parts import Parts
 from evenly.lab.run.place import Place
 from evenly.lab.run.result import Result
 from evenly.lab.run.run import run_cell
-from evenly.lab.run.settings import Cell, Training
+from evenly.lab.run.settings import Cell, Refused, Training
 from full import no_file_above
 
 DATA = "synthetic(train=120,val=60,test=90,classes=3,information=2)"
@@ -303,6 +303,34 @@ def test_data_that_have_changed_since(tmp_path):
     save_npz(path, labels, split, {"x": np.zeros((60, 3))})
     with pytest.raises(ValueError, match=r"a\.npz as it was before; the file has changed since"):
         run_cell(cell, tmp_path / "run")
+
+
+def test_data_that_have_changed_since_the_command_began(tmp_path):
+    path = tmp_path / "a.npz"
+    labels, split = np.arange(60) % 2, np.repeat([0, 1, 2], 20)
+    save_npz(path, labels, split, {"x": np.ones((60, 3))})
+    cell = Cell(replace(TRAINING, data=str(path)), "joint", 0)
+    began = {**cell.as_dict(), "data_sha256": "0"}
+    with pytest.raises(Refused, match=r"a\.npz changed after this command began"):
+        run_cell(cell, tmp_path / "run", began=began)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_names_its_versions_also_those_before_it_was_stopped(tmp_path, monkeypatch):
+    def stop(epoch, value):
+        raise KeyboardInterrupt
+
+    def used():
+        return yaml.safe_load((tmp_path / "config.yaml").read_text())["versions"]
+
+    cell = Cell(replace(TRAINING, epochs=2, diagnose_every=0, checkpoint_every=0.0), "joint", 0)
+    monkeypatch.setattr("evenly.lab.run.versions.version", lambda name: f"1 of {name}")
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, tmp_path, stop)
+    assert used().items() >= {("evenly", "1 of evenly"), ("torch", "1 of torch")}
+    monkeypatch.setattr("evenly.lab.run.versions.version", lambda name: "2")
+    run_cell(cell, tmp_path)
+    assert used().items() >= {("evenly", "1 of evenly; 2"), ("torch", "1 of torch; 2")}
 
 
 def test_what_cannot_be_built_leaves_nothing(tmp_path):

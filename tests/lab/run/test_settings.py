@@ -6,10 +6,13 @@ import yaml
 from evenly.errors import UserError
 from evenly.lab.run.settings import (
     Cell,
+    Refused,
     Training,
+    check_apart,
     check_folder,
     check_same,
     check_trusted,
+    check_unchanged,
     own_parts,
     read_settings,
     write_settings,
@@ -62,6 +65,12 @@ def test_folder_of_a_run(method, folder):
     assert Cell(Training(), method, 3).folder == folder
 
 
+def test_methods_of_one_folder_are_refused():
+    check_apart(["relearn(initial=a/b)", "relearn(initial=a/b,times=1)", "joint"])
+    with pytest.raises(ValueError, match=r"\(initial=a/b\) and relearn\(initial=a-b\) would both"):
+        check_apart(["relearn(initial=a/b)", "joint", "relearn(initial=a-b)"])
+
+
 def test_settings_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "run" / "config.yaml"
     assert read_settings(path, "method") == {}  # nothing there yet
@@ -101,6 +110,10 @@ def test_settings_younger_than_a_folder_were_as_by_default(tmp_path):
     check_same(tmp_path, before, now)
     with pytest.raises(ValueError, match="runs with select = 'accuracy', but now 'loss' is asked"):
         check_same(tmp_path, before, Training(task="classes", select="loss").as_dict())
+    del before["missing"]
+    check_same(tmp_path, before, now)
+    with pytest.raises(ValueError, match=r"runs with missing = \{\}, but now \{'top': 0\.5\} is"):
+        check_same(tmp_path, before, {**now, "missing": {"top": 0.5}})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +158,17 @@ def test_the_fingerprint_of_a_file_stands_beside_its_path(tmp_path):
     path.write_bytes(b"two")
     with pytest.raises(ValueError, match=r"a\.npz as it was before; the file has changed since\."):
         check_same(tmp_path, settings, Training(data=str(path)).as_dict())
+
+
+def test_files_that_changed_after_a_command_began():
+    now = {"data": "a.npz", "data_sha256": "1", "code": {"mine": "2", "yours": "3"}}
+    check_unchanged({}, now)
+    check_unchanged({"data": "digits"}, {"data": "digits"})
+    check_unchanged({**now, "data": "/else/a.npz"}, now)
+    with pytest.raises(Refused, match=r"^a\.npz changed after this command began.*--out\.$"):
+        check_unchanged({**now, "data_sha256": "0"}, now)
+    with pytest.raises(Refused, match=r"^a\.npz and the module mine and the module theirs changed"):
+        check_unchanged({"data_sha256": "0", "code": {"mine": "0", "theirs": "0"}}, now)
 
 
 def test_what_cannot_be_a_folder(tmp_path):

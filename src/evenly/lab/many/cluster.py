@@ -11,7 +11,6 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from evenly.lab.many.job import Ended, Epoch, Job, News, is_full
 from evenly.lab.many.local import Local
 from evenly.lab.run.prepare import say
 from evenly.lab.run.result import Result
+from evenly.lab.run.settings import Refused
+from evenly.lab.run.versions import version_of, versions
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -90,7 +91,7 @@ class Cluster:
 
     def start(self, job: Job) -> None:
         """Hands a run to the scheduler."""
-        order = Order(job, Path.cwd(), self._topic, versions())
+        order = Order(job, Path.cwd(), self._topic, versions(job.began))
         self._orders[job.folder] = order, self._submitted(order)
 
     def news(self, seconds: float) -> list[News]:
@@ -214,11 +215,6 @@ class Cluster:
             self._orders[folder] = order, self._submitted(order)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    return {name: version(name) for name in ("evenly", "torch")}
-
-
 def carried(order: Order) -> tuple[str, str]:
     """Does a run on a worker, in processes that end with the worker or the order.
 
@@ -235,8 +231,10 @@ def carried(order: Order) -> tuple[str, str]:
     worker = get_worker()
     key = worker.get_current_task()
     host = socket.gethostname()
-    if (ours := versions()) != order.versions:
-        return f"{host} has {ours}, not {order.versions}. Install the same versions.", host
+    ours = {name: version_of(name) or "no version" for name in order.versions}
+    if ours != order.versions:
+        said = f"{host} has {ours}, not {order.versions}. Install the same versions."
+        return f"{Refused.__name__}: {said}", host
     # A nanny's worker is a daemon, which multiprocessing forbids children; these end with it.
     multiprocessing.process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     pool = Local(1)

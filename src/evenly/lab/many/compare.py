@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +23,7 @@ from evenly.lab.run.logs import Logs
 from evenly.lab.run.settings import (
     Cell,
     Training,
+    check_apart,
     check_counts,
     check_folder,
     check_same,
@@ -31,6 +31,7 @@ from evenly.lab.run.settings import (
     with_code,
     write_settings,
 )
+from evenly.lab.run.versions import MIXED, joined, mixed, of_run
 from evenly.lab.statistics.projection import project, project_meanwhile
 from evenly.lab.statistics.tables import write_tables
 from evenly.metrics import METRICS
@@ -86,17 +87,30 @@ class Comparison:
         own = [self.own.of(method) for method in self.methods]
         return {each.method: each.changes for each in own}
 
-    def jobs(self) -> list[Job]:
-        """The runs with their folders."""
-        return [Job(cell, self.out / "runs" / cell.folder, self.logs) for cell in self.cells()]
+    def jobs(self, checksum: str | None) -> list[Job]:
+        """The runs with their folders.
+
+        Args:
+            checksum: That of the data; None if they are no file.
+        """
+        return [
+            Job(
+                cell,
+                self.out / "runs" / cell.folder,
+                self.logs,
+                features=self.out / "features",
+                began=cell.as_dict(checksum),
+            )
+            for cell in self.cells()
+        ]
 
 
 class _Compared(Listed):
     """The runs of a comparison; projections are computed while the last runs leave cores free."""
 
-    def __init__(self, plan: Comparison) -> None:
-        super().__init__(plan.jobs())
-        self._out, self._left = plan.out, len(self._waiting)
+    def __init__(self, out: Path, jobs: Sequence[Job]) -> None:
+        super().__init__(jobs)
+        self._out, self._left = out, len(self._waiting)
         self._planes: tuple[BaseProcess, Connection] | None = None
 
     def ended(self, job: Job, error: str) -> str:
@@ -169,10 +183,10 @@ def compare(
     plan = Comparison(training, names, seeds, out, theirs, logs)
     check_folder(out)
     with held(out):
-        plan = _prepare(plan, data)
-        source = _Compared(plan)
+        jobs = _prepare(plan, data)
+        source = _Compared(out, jobs)
         try:
-            carry(source, pool(plan.training))
+            carry(source, pool(training))
             project(out)  # stopping it does not wait for this
         finally:
             report = write_tables(out)
@@ -180,7 +194,7 @@ def compare(
         lines = [f"  {name}: {reason}" for name, reason in source.failures.items()]
         details = "error.txt" if training.world == 1 else "error-*.txt"
         raise Failed(
-            f"{len(source.failures)} of {len(plan.jobs())} runs failed; the others are in "
+            f"{len(source.failures)} of {len(jobs)} runs failed; the others are in "
             f"{report}.\n"
             + "\n".join(lines)
             + f"\nSee {details} in each folder under {out / 'runs'} for details. Run the same "
@@ -209,11 +223,11 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
     return tuple(expanded(methods, data.modalities, data.task, training.fusion)), data
 
 
-def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
+def _prepare(plan: Comparison, data: "Data | None") -> list[Job]:
     """Finds what would fail, prints notes, and writes config.yaml.
 
     Returns:
-        The same comparison, with one task and one precision for all runs.
+        The runs, with one task and one precision for all.
     """
     from evenly.data import data_file
     from evenly.lab.run.measures import measures
@@ -222,6 +236,7 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
 
     path = plan.out / "config.yaml"
     found = read_settings(path, "methods")
+    check_apart(plan.variants())
     first, data, decision = decided(plan.cells()[0], found, data)
     left_open = {name: getattr(first.training, name) for name in ("task", "select", "precision")}
     plan = replace(plan, training=replace(plan.training, **left_open))
@@ -230,9 +245,13 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
     differing = plan.differing()
     before = {name: each for name, each in found.get("own", {}).items() if name in differing}
     check_same(plan.out, before, differing)
-    _check_code(plan)
-    data, notes = prepare(plan.cells()[: len(plan.methods)], data)
-    notes += decision
+    jobs = plan.jobs(shared.get("data_sha256"))
+    runs = _begun(plan.out)
+    for job in jobs:
+        check_same(job.folder, runs.get(job.folder.name, {}), job.began)
+    data, notes = prepare(plan.cells()[: len(plan.variants())], data)
+    used = _versions(jobs, runs)
+    notes += decision + mixed(used)
     say(notes)
     plan.logs.prepare()
     shown = {name: asdict(METRICS[name]) for name in measures(plan.training.metrics)}
@@ -244,38 +263,52 @@ def _prepare(plan: Comparison, data: "Data | None") -> Comparison:
             **({"own": {**found.get("own", {}), **differing}} if differing else {}),
             "methods": _union(found.get("methods", ()), plan.variants()),
             "seeds": max(found.get("seeds", 0), plan.seeds),
-            **circumstances(found),
-            "notes": _union(found.get("notes", ()), notes),
+            **circumstances(found, joined(used.values())),
+            "notes": _union(_lasting(found.get("notes", ())), notes),
             "name": plan.training.data if data_file(plan.training.data) is None else data.name,
             "class_names": data.class_names,
             "modalities": list(data.modalities),
             **({"measures": shown} if shown else {}),
         },
     )
-    return plan
+    return jobs
 
 
-def _check_code(plan: Comparison) -> None:
-    """Raises if runs in the folder used an earlier version of a user's method."""
-    for job in plan.jobs():
-        now = with_code({"method": job.cell.method})
-        if "code" in now:
-            found = read_settings(job.folder / "config.yaml", "method")
-            check_same(job.folder, found, {"code": now["code"]})
+def _begun(out: Path) -> dict[str, dict[str, Any]]:
+    """The settings of all runs begun in a comparison's folder, by name."""
+    paths = sorted((out / "runs").glob("*/config.yaml"))
+    return {path.parent.name: read_settings(path, "method") for path in paths}
 
 
-def circumstances(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Command, versions and hardware, for a file of settings.
+def _versions(
+    jobs: Iterable[Job], runs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """What each run in the folder has used, or is about to use, by name."""
+    used = {name: known.get("versions", {}) for name, known in runs.items()}
+    for job in jobs:
+        name = job.folder.name
+        used[name] = of_run(job.folder, runs.get(name, {}), job.began)
+    return used
+
+
+def _lasting(notes: Iterable[str]) -> list[str]:
+    """Earlier notes, except those on versions, which `mixed` says anew about all runs."""
+    return [note for note in notes if not note.startswith(MIXED)]
+
+
+def circumstances(found: Mapping[str, Any], used: Mapping[str, str]) -> dict[str, Any]:
+    """Commands, versions and hardware, for a file of settings.
 
     Args:
-        found: The file's earlier content, whose commands and machines are kept.
+        found: The file's earlier content, whose commands, machines and Pythons are kept.
+        used: Versions of the packages that all results of the file depend on.
     """
+    before = {name: x for name, x in found.get("versions", {}).items() if name == "python"}
     command = shlex.join(["evenly", *map(hidden_argument, sys.argv[1:])])
     machines = _union(found.get("hardware", "").split("; "), [hardware()])
     return {
         "command": "\n".join(_union(found.get("command", "").splitlines(), [command])),
-        "versions": {name: version(name) for name in ("evenly", "torch")}
-        | {"python": platform.python_version()},
+        "versions": joined([used, before, {"python": platform.python_version()}]),
         "hardware": "; ".join(filter(None, machines)),
     }
 

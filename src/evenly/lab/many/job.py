@@ -2,17 +2,18 @@
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evenly.files import FULL, write_text
 from evenly.hidden import hidden, hidden_argument
 from evenly.lab.run.logs import Logs
 from evenly.lab.run.place import Rank
 from evenly.lab.run.result import Result
-from evenly.lab.run.settings import CALLED, Cell
+from evenly.lab.run.settings import CALLED, Cell, Refused
 from evenly.metrics import METRICS
 
 
@@ -25,12 +26,18 @@ class Job:
         folder: The run's own folder.
         logs: How it is logged.
         tests: Whether it reads the test split after selection; a trial of a search never does.
+        features: Where the command's runs keep features of frozen encoders; by default each in its
+            own folder.
+        began: The run's settings when its command began, with the checksums of its files: a
+            process that finds others refuses the run.
     """
 
     cell: Cell
     folder: Path
     logs: Logs = field(default_factory=Logs)
     tests: bool = True
+    features: Path | None = None
+    began: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,16 @@ def done(job: Job, tell: Callable[[Epoch], None], rank: Rank | None = None) -> s
     failure = job.folder / ("error.txt" if rank is None else f"error-{rank.number}.txt")
     try:
         _forget(job.folder, failure, rank)
-        run_cell(job.cell, job.folder, progress, tests=job.tests, logs=job.logs, rank=rank)
+        run_cell(
+            job.cell,
+            job.folder,
+            progress,
+            tests=job.tests,
+            logs=job.logs,
+            rank=rank,
+            features=job.features,
+            began=job.began,
+        )
     except Exception as error:
         if is_full(error):
             raise
@@ -110,6 +126,12 @@ def _forget(folder: Path, failure: Path, rank: Rank | None) -> None:
         for path in folder.glob("error*.txt"):
             if path.name not in others:  # these do so themselves
                 path.unlink(missing_ok=True)
+
+
+def refusal(error: str) -> str:
+    """Why a run was refused, from the reason of its failure; empty if it failed by itself."""
+    mark = f"{Refused.__name__}: "
+    return error.removeprefix(mark) if error.startswith(mark) else ""
 
 
 def is_full(error: BaseException) -> bool:

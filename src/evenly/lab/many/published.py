@@ -96,4 +96,8 @@ class Published:
     def shared(self) -> dict[str, Any]:
         """What config.yaml says instead of the settings that differ by method."""
         differ = sorted({key for each in self.methods.values() for key in each.get("training", ())})
-        return {**dict.fromkeys(differ, "published"), "settings": f"published for {self.data}"}
+        return {
+            **dict.fromkeys(differ, "published"),
+            "settings": f"published for {self.data}",
+            "common": {key: getattr(self.common, key) for key in differ},
+        }

@@ -31,7 +31,7 @@ from evenly.lab.many.space import Space
 from evenly.lab.many.tuned import Tuned
 from evenly.lab.many.worker import has_died, this_worker
 from evenly.lab.run.logs import Logs
-from evenly.lab.run.settings import Precision, Training, fingerprint, with_code
+from evenly.lab.run.settings import Cell, Precision, Training, fingerprint, with_code
 
 T = TypeVar("T")
 
@@ -74,11 +74,26 @@ class Search:
         """1 if a higher selecting metric is better, else -1."""
         return self.training.selected_by[1]
 
+    @cached_property
+    def _began(self) -> dict[str, Any]:
+        """The training's settings, with the checksums of its files when they were first read."""
+        return with_code(self.training.as_dict())
+
+    @cached_property
+    def _code(self) -> dict[str, dict[str, str]]:
+        """The checksums of each method's modules when they were first read."""
+        return {name: with_code({"method": name}).get("code", {}) for name in self.methods}
+
     def settings(self) -> dict[str, Any]:
         """What all trials share except the precision, for a file; others must not be mixed in."""
-        settings = {**self.training.as_dict(), "seeds": self.seeds, "seed": self.seed}
+        settings = {**self._began, "seeds": self.seeds, "seed": self.seed}
         del settings["precision"]  # the search itself may have to find it
-        return with_code(settings)
+        return settings
+
+    def began(self, method: str, cell: Cell) -> dict[str, Any]:
+        """The settings of a method's run, with the checksums of when the search began here."""
+        settings = cell.as_dict(self._began.get("data_sha256"))
+        return {**settings, "code": {**self._began.get("code", {}), **self._code[method]}}
 
     @cached_property
     def name(self) -> str:
@@ -88,8 +103,7 @@ class Search:
     def study(self, method: str) -> str:
         """Name of a method's study."""
         ranges = {name: str(found) for name, found in self.spaces[method].ranges.items()}
-        code = with_code({"method": method}).get("code", {})
-        return f"{self.name} {method} {fingerprint({**ranges, **code})}"
+        return f"{self.name} {method} {fingerprint({**ranges, **self._code[method]})}"
 
 
 @dataclass(frozen=True)

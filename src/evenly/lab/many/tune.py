@@ -24,7 +24,7 @@ from evenly.files import file_address, write_csv
 from evenly.lab.many.compare import circumstances
 from evenly.lab.many.database import reached
 from evenly.lab.many.engine import Pool, carry
-from evenly.lab.many.job import Job
+from evenly.lab.many.job import Job, refusal
 from evenly.lab.many.trials import BEAT, Search, Studies, Trial
 from evenly.lab.many.tuned import Tuned, Tuning
 from evenly.lab.run.build import load_data
@@ -35,12 +35,14 @@ from evenly.lab.run.settings import (
     Cell,
     Precision,
     Training,
+    check_apart,
     check_counts,
     check_folder,
     check_same,
     read_settings,
     write_settings,
 )
+from evenly.lab.run.versions import joined, mixed, versions
 from evenly.metrics import METRICS
 from evenly.report import Point, write_history
 from evenly.report.names import in_words
@@ -113,10 +115,19 @@ def _searched(studies: Studies, training: Training, pool: Callable[[Training], P
 
 def _prepare(search: Search, found: Mapping[str, Any], data: Data) -> list[str]:
     """Finds what would fail; returns notes for the user."""
+    check_apart(search.methods)
     asked = search.training.precision
     known = {} if asked == "auto" else {"precision": asked}
     check_same(search.out, found, {**search.settings(), **known})
-    return prepare(_first(search), data)[1]
+    notes = prepare(_first(search), data)[1]
+    return notes + mixed(_versions(search, found))
+
+
+def _versions(search: Search, found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What the trials of earlier commands with this folder used, and what those of this one use."""
+    now = versions({**search.settings(), "methods": list(search.methods)})
+    before = {name: x for name, x in found.get("versions", {}).items() if name in now}
+    return {"earlier trials": before, "trials from now on": now}
 
 
 def _first(search: Search) -> list[Cell]:
@@ -156,7 +167,8 @@ def _write_settings(
     }
     shared = {**search.settings(), "precision": training.precision}
     own = {"methods": list(search.methods), "trials": search.trials, "spaces": spaces}
-    settings = {**shared, **own, **circumstances(found), "notes": notes}
+    used = joined(_versions(search, found).values())
+    settings = {**shared, **own, **circumstances(found, used), "notes": notes}
     write_settings(search.out / SETTINGS, settings)
 
 
@@ -322,7 +334,13 @@ class Trials:
         return not self._left
 
     def ended(self, job: Job, error: str) -> str:
-        """Records a run; after the last seed, its trial is finished."""
+        """Records a run; after the last seed, its trial is finished.
+
+        Raises:
+            UserError: If the run was refused: that uses up no trial, and others would be, too.
+        """
+        if why := refusal(error):
+            raise UserError(why)
         running = next(each for each in self._running if each.job == job)
         for name in ("last.ckpt", "best.ckpt"):  # a comparison trains the best again
             (job.folder / name).unlink(missing_ok=True)
@@ -391,7 +409,14 @@ class Trials:
         name = Cell(training, running.method, running.trial.number).folder
         folder = self._search.out / "trials" / name / str(cell.seed)
         shutil.rmtree(folder, ignore_errors=True)  # of a study no longer in the database
-        running.job = Job(cell, folder, self._search.logs, tests=False)
+        running.job = Job(
+            cell,
+            folder,
+            self._search.logs,
+            tests=False,
+            features=self._search.out / "features",
+            began=self._search.began(running.method, cell),
+        )
         return running.job
 
     def _value(self, result: Result) -> float:

@@ -18,6 +18,7 @@ from evenly.files import replacing
 from evenly.lab.run.inspection import LEVELS, noise
 from evenly.lab.run.place import Place
 from evenly.lab.run.settings import Training
+from evenly.lab.run.versions import version_of
 from evenly.nn import LateFusion
 from evenly.nn.auto import Auto
 
@@ -27,12 +28,6 @@ their last bits."""
 
 Noised = dict[str, dict[float, Tensor]]
 """Inspected features of the test split, by modality and level of noise."""
-
-
-def place_of(run: Path) -> Path:
-    """Where a run's features are kept, together with those of its comparison's or search's runs."""
-    above = (whole.parent for whole in run.parents if whole.name in ("runs", "trials"))
-    return next(above, run) / "features"
 
 
 def keeps(model: LateFusion, data: Data, training: Training) -> list[str]:
@@ -93,6 +88,9 @@ class _Maker:
     def features(self, part: Split, level: float = 0.0) -> Float[Tensor, "n d"]:
         """The features of a split, on the CPU, with a level of noise on the inputs."""
         key = blake2b(self.about + f"{level:g}".encode(), digest_size=16)
+        if level:  # noise depends on these, and on a sample's position, which is their order here
+            key.update(self.modality.name.encode())
+            key.update(_bytes(self.modality.spread))
         for batch in _batches(part):
             for x in _tensors(batch["inputs"][self.modality.name]):
                 key.update(str((x.dtype, tuple(x.shape))).encode())
@@ -135,15 +133,13 @@ class _Maker:
 
 def _about(encoder: Auto, training: Training, place: Place) -> bytes:
     """What features depend on besides the inputs: weights, settings, and how sums are computed."""
-    import transformers
-
     known: dict[str, Any] = {
         "configuration": encoder.configuration(),
         "pool": encoder.pool,
         "precision": place.precision,
         "device": place.device.type,
         "threads": training.threads,
-        "versions": [torch.__version__, transformers.__version__],
+        "versions": [version_of(name) for name in ("evenly", "torch", "transformers")],
     }
     key = blake2b(json.dumps(known, sort_keys=True).encode())
     weights = {k: x for k, x in encoder.state_dict().items() if not k.startswith("behind.")}

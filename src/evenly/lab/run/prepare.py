@@ -40,7 +40,8 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
     """Finds what would fail in training, on a model that is then discarded.
 
     Args:
-        cells: Cells of the same training and seed, one for each method.
+        cells: Cells of one seed, one for each method, with the same training except for what
+            `--tuned` and `--settings published` give each method.
         data: The cells' data, if already loaded.
 
     Returns:
@@ -73,9 +74,9 @@ def prepare(cells: Sequence[Cell], data: Data | None = None) -> tuple[Data, list
         raise UserError(
             f"--select {training.select} does not apply to {data.name}. Choose from: {listed}."
         )
-    criterion = build_criterion(data, training)
     for cell, model in zip(cells, models, strict=True):
-        optimizer = build_optimizer(model, training)
+        criterion = build_criterion(data, cell.training)
+        optimizer = build_optimizer(model, cell.training)
         method = build_method(cell, model, optimizer, build_sampler(data, cell), criterion)
         notes += _method_notes(cell, method, divides_size(optimizer))
         notes += contract_notes(cell, data)

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from evenly.files import naming
 from evenly.lab.run.build import load_data, with_missing
 from evenly.lab.run.hold import Hold
 from evenly.lab.run.inspection import Subject, inspect, probed, write_features
-from evenly.lab.run.kept import place_of
 from evenly.lab.run.logs import Logs, RunLog
 from evenly.lab.run.loop import evaluated, fit
 from evenly.lab.run.parts import Parts
@@ -29,8 +29,15 @@ from evenly.lab.run.place import Place, Rank, joined
 from evenly.lab.run.precision import decided
 from evenly.lab.run.record import Progress, Record
 from evenly.lab.run.result import Result, checksums
-from evenly.lab.run.settings import Cell, check_same, read_settings, write_settings
+from evenly.lab.run.settings import (
+    Cell,
+    check_same,
+    check_unchanged,
+    read_settings,
+    write_settings,
+)
 from evenly.lab.run.stored import about
+from evenly.lab.run.versions import of_run
 from evenly.probe import Probe
 
 
@@ -42,6 +49,8 @@ def run_cell(
     tests: bool = True,
     logs: Logs = Logs(),  # noqa: B008, it is frozen
     rank: Rank | None = None,
+    features: Path | None = None,
+    began: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains one cell in its folder, or resumes where an earlier call stopped.
 
@@ -56,9 +65,12 @@ def run_cell(
             of the validation split instead.
         logs: How it is logged.
         rank: The rank of this process, if several train together.
+        features: Where features of frozen encoders are kept; by default in the run's folder.
+        began: The run's settings when its command began, see `check_unchanged`.
 
     Raises:
         ValueError: If the folder holds a run with other settings.
+        Refused: If the data file or a module of the user's has changed since the command began.
         OSError: If there is no space left to write, with the file to be written.
         TakenOver: If another process has started the same run since.
         KeyboardInterrupt: If it was stopped.
@@ -68,6 +80,7 @@ def run_cell(
     cell, data, _ = decided(cell, known, data)
     settings = cell.as_dict()
     check_same(folder, known, settings)
+    check_unchanged(began or {}, settings)
     if (done := Result.read(folder)) is not None:
         return done
     _quieten()
@@ -76,7 +89,8 @@ def run_cell(
     hold = Hold(folder)
     with naming(folder), joined(cell.training, rank) as place:  # the loggers' files, too
         try:
-            result = _trained(log, hold, progress, place, data, tests)
+            kept = features.absolute() if features else folder / "features"
+            result = _trained(log, hold, progress, place, data, tests, kept)
             if place.is_first:
                 log.finish(result)
         except BaseException:
@@ -91,19 +105,27 @@ def run_cell(
 
 
 def _trained(
-    log: RunLog, hold: Hold, progress: Progress, place: Place, data: Data | None, tests: bool
+    log: RunLog,
+    hold: Hold,
+    progress: Progress,
+    place: Place,
+    data: Data | None,
+    tests: bool,
+    kept: Path,
 ) -> Result:
     """The content of result.json."""
     cell, folder = log.cell, log.folder
     _begin_peak(place)
     data = load_data(cell.training) if data is None else data
     seen = data if tests else data.without("test")
-    parts = Parts.of(cell, seen, place, place_of(folder))
+    parts = Parts.of(cell, seen, place, kept)
     known = about(with_missing(data, cell), parts.model)
     record = Record(parts, log, hold, progress, known)
     if place.is_first:
         hold.begin()  # if building fails, nothing is left
-        write_settings(folder / "config.yaml", log.settings)
+        path = folder / "config.yaml"
+        used = of_run(folder, read_settings(path, "method"), log.settings)
+        write_settings(path, {**log.settings, "versions": used})
         log.start()
     record.resume()
     fit(parts, record)

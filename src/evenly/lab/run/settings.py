@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -259,8 +259,12 @@ class Training:
             return max(1, self.epochs // 10)
         return self.diagnose_every
 
-    def as_dict(self) -> dict[str, Any]:
-        """All settings, for a config.yaml, with the fingerprint of the data if they are a file."""
+    def as_dict(self, checksum: str | None = None) -> dict[str, Any]:
+        """All settings, for a config.yaml, with the checksum of the data if they are a file.
+
+        Args:
+            checksum: That of the data, if known; by default, it is computed.
+        """
         from evenly.data import data_file  # loads torch, too slow for the command's help
 
         settings = asdict(self)
@@ -270,7 +274,8 @@ class Training:
             file = file / "dataset.json"  # of a prepared store
         if file is None or not file.is_file():
             return settings
-        return {"data": settings.pop("data"), "data_sha256": sha256(file), **settings}
+        checksum = checksum or sha256(file)
+        return {"data": settings.pop("data"), "data_sha256": checksum, **settings}
 
 
 @dataclass(frozen=True)
@@ -295,10 +300,26 @@ class Cell:
             text = text.replace(old, new)
         return f"{text}-{self.seed}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """All settings, for the run's config.yaml."""
+    def as_dict(self, checksum: str | None = None) -> dict[str, Any]:
+        """All settings, for the run's config.yaml.
+
+        Args:
+            checksum: That of the data, if known; by default, it is computed.
+        """
         named = {"method": self.method, "seed": self.seed}
-        return with_code({**named, **self.training.as_dict()})
+        return with_code({**named, **self.training.as_dict(checksum)})
+
+
+def check_apart(methods: Iterable[str]) -> None:
+    """Raises if two methods would share a folder, whose name replaces some characters."""
+    taken: dict[str, str] = {}
+    for method in methods:
+        folder = Cell(Training(), method, 0).folder
+        if (other := taken.setdefault(folder, method)) != method:
+            raise UserError(
+                f"{other} and {method} would both write into the folder {folder}. Give each to a "
+                "command of its own, with its own --out."
+            )
 
 
 def own_parts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -400,9 +421,8 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         settings: What is about to run.
     """
     file = settings.get("data_sha256")
-    # A setting newer than the folder had its default value.
-    usual = {each.name: each.default for each in fields(Training) if each.default is not MISSING}
-    usual |= {"task": "classes", "select": "accuracy"}  # there was nothing else then
+    # A setting newer than the folder had its default value; of task and select, the only one.
+    usual = asdict(Training()) | {"task": "classes", "select": "accuracy"}
     for name, value in settings.items():
         if name == "data" and file is not None and file == found.get("data_sha256"):
             continue  # the same file by another path
@@ -421,6 +441,31 @@ def check_same(folder: Path, found: Mapping[str, Any], settings: Mapping[str, An
         raise UserError(
             f"{folder} holds runs with {what}. Use the same settings, choose another folder "
             "with --out, or remove this one."
+        )
+
+
+class Refused(UserError):
+    """A run that was not done, because its files or packages are not those of its command."""
+
+
+def check_unchanged(began: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises if a run would read another data file or module than the other runs of its command.
+
+    Args:
+        began: The run's settings with the checksums of when the command began, if known.
+        settings: The same now.
+    """
+    data, code = began.get("data_sha256"), settings.get("code", {})
+    changed = [settings["data"]] if data and settings.get("data_sha256", data) != data else []
+    changed += [
+        f"the module {name}"
+        for name, checksum in began.get("code", {}).items()
+        if code.get(name) != checksum
+    ]
+    if changed:
+        raise Refused(
+            f"{' and '.join(changed)} changed after this command began. Bring back what was there "
+            "and run the command again, or choose another folder with --out."
         )
 
 
