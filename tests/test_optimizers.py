@@ -7,9 +7,19 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim import lr_scheduler as schedules
 
 import evenly
-from evenly.optimizers import divides_size, forget, rebuilt, unwrapped
+from evenly.optimizers import (
+    check_trains,
+    divides_size,
+    forget,
+    lowered_from,
+    rate_of,
+    rebuilt,
+    unscheduled,
+    unwrapped,
+)
 from optimisers import SAM, wrappings
 from support import Run, forward, loaders, make, net, same, sgd
 
@@ -151,6 +161,13 @@ class TestRebuilt:
         torch.optim.lr_scheduler.ExponentialLR(real, 0.9)
         assert "initial_lr" not in rebuilt(real, real.param_groups).param_groups[0]
 
+    def test_neither_does_one_cycle(self):
+        real = torch.optim.SGD(weights(), 0.1, momentum=0.9)
+        torch.optim.lr_scheduler.OneCycleLR(real, 0.5, total_steps=9)
+        made = rebuilt(real, map(unscheduled, real.param_groups))
+        assert (made.param_groups[0]["lr"], made.param_groups[0]["momentum"]) == (0.5, 0.85)
+        assert not {"max_lr", "base_momentum"} & set(made.param_groups[0])
+
     @pytest.mark.parametrize(
         ("optimizer", "reason"),
         [
@@ -279,3 +296,71 @@ def test_relearn_clears_the_moments_of_the_optimiser_within():
     assert set(model.parameters()) == set(sam.base_optimizer.state)
     method.before_epoch(2, run.probe)
     assert set(model.head.parameters()) == set(sam.base_optimizer.state)
+
+
+class TestRates:
+    """The rate of training, whatever a schedule has made of it since."""
+
+    @staticmethod
+    def scheduled(make, steps=8, *, settings=None):
+        optimizer = torch.optim.SGD(settings or weights(), 0.1, momentum=0.9)
+        schedule = make(optimizer)
+        for _ in range(steps):
+            optimizer.step()
+            if schedule is not None:
+                schedule.step(1.0) if "Plateau" in type(schedule).__name__ else schedule.step()
+        return optimizer
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda o: None,
+            lambda o: schedules.LinearLR(o, 1e-3, total_iters=100),
+            lambda o: schedules.CosineAnnealingLR(o, 9),
+            lambda o: schedules.OneCycleLR(o, 0.1, total_steps=9),
+        ],
+    )
+    def test_it_is_known(self, make):
+        optimizer = self.scheduled(make)
+        assert rate_of(optimizer.param_groups[0]) == pytest.approx(0.1)
+        assert lowered_from(optimizer) is None
+
+    def test_a_cycle_is_known_at_its_height_alone(self):
+        """Which it reaches in 4 steps; after 6 it is half of the way down."""
+        optimizer = self.scheduled(lambda o: schedules.CyclicLR(o, 0.01, 0.1, 4), 4)
+        assert rate_of(optimizer.param_groups[0]) == pytest.approx(0.1)
+        optimizer = self.scheduled(lambda o: schedules.CyclicLR(o, 0.01, 0.1, 4), 6)
+        assert rate_of(optimizer.param_groups[0]) == pytest.approx(0.055)
+        assert lowered_from(optimizer) == 0.1
+
+    def test_a_plateau_has_lowered_it(self):
+        optimizer = self.scheduled(lambda o: schedules.ReduceLROnPlateau(o, patience=0))
+        assert rate_of(optimizer.param_groups[0]) < 1e-6
+        assert lowered_from(optimizer) == 0.1
+
+    def test_a_group_with_a_rate_of_its_own(self):
+        """It may be low on purpose, as a backbone's; what no group has, none has on purpose."""
+        one, other = weights(), weights()
+        groups = [{"params": one, "lr": 1e-5}, {"params": other}]
+        assert lowered_from(torch.optim.SGD(groups, 0.1)) is None
+        groups = [{"params": one, "lr": 1e-5}, {"params": other, "lr": 1e-3}]
+        assert lowered_from(torch.optim.SGD(groups, 0.1)) == 0.1
+
+
+class TestCheckTrains:
+    def test_a_part_that_it_leaves_out(self):
+        """As one of several optimisers does."""
+        layer = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD([layer.weight], 0.1)
+        with pytest.raises(ValueError, match=r"Mine: the optimiser leaves out 1 of the 2 .* 'a'"):
+            check_trains(optimizer, {"a": layer}, "Mine")
+        layer.bias.requires_grad_(False)
+        check_trains(optimizer, {"a": layer}, "Mine")
+
+    @pytest.mark.parametrize("name", ["finetune", "g2d", "g_blending", "pdmp", "remedy", "umt"])
+    def test_trials_of_encoders_that_it_does_not_train(self, name):
+        run = Run(name)
+        own = torch.optim.SGD(run.model.encoders["a"].parameters(), 0.1)
+        method = make(name, run.model, own)
+        with pytest.raises(ValueError, match=r"leaves out 6 of the 6 .* encoder 'aa'"):
+            method.before_epoch(0, run.probe)

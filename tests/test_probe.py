@@ -15,7 +15,7 @@ from torch.utils.data import (
 import evenly
 from evenly.loaders import shuffled, untouched
 from many_ranks import on_ranks
-from support import NAMES, Toy, forward, loaders, net, sgd, weights
+from support import NAMES, Merging, Toy, forward, loaders, net, sgd, weights
 from unchecked import error_of
 
 
@@ -77,6 +77,25 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(ZeroDivisionError):
         probe.features("train")
     assert all(module.training for module in model.modules())
+
+
+def test_layers_that_merge_for_evaluation_are_parted_after_a_look():
+    encoder = Merging()
+    model = nn.ModuleDict({"a": encoder})
+    before = encoder.weight.detach().clone()
+
+    def forward(model, batch):
+        x = model["a"](batch)
+        return evenly.Output(x, {"a": x}), torch.zeros(len(batch)).long()
+
+    probe = evenly.Probe(model, forward, [torch.randn(4, 2)], [torch.randn(4, 2)])
+    probe.features("val")
+    assert not encoder.merged
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with probe.trained(fused, epochs=1, optimizer=optimizer):
+        assert not torch.equal(encoder.weight, before)
+    assert not encoder.merged
+    torch.testing.assert_close(encoder.weight.detach(), before)
 
 
 def test_a_sampler_that_picks_rows_is_respected():

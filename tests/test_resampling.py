@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 import evenly
 from evenly import Repeated, Resampler
 from evenly.resampling import kept_alone
-from support import Toy
+from support import Run, Toy
 
 
 def sampler(count=11, world=1, rank=0, pool=None, batch_size=None, seed=3, epoch=0):
@@ -204,3 +204,19 @@ class TestRepeated:
 
         probe = evenly.Probe(torch.nn.Linear(5, 3), forward, loader, loader)
         assert probe.features("train").index.tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("name", ["smv", "remix", "bss"])
+def test_methods_give_each_epoch_an_order_of_its_own(name):
+    """Also where the loop forgets `set_epoch`, and in a run that goes on within an epoch."""
+
+    def order(run):
+        return list(run.train_loader.batch_sampler.sampler)
+
+    run, again = Run(name), Run(name, seed=99)
+    run.method.before_epoch(0, run.probe)
+    first = order(run)
+    run.method.before_epoch(1, run.probe)
+    assert order(run) != first
+    again.load(run.state())
+    assert order(again) == order(run)

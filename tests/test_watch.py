@@ -50,8 +50,69 @@ class TestBeforeEpoch:
         model = net()
         losses(Mine(model.encoders), model, 1)
 
+    def test_a_second_training(self):
+        """A method with a memory would go on where the first ended."""
+        model = net()
+        method = OGM(model.encoders)
+        for epoch in range(2):
+            method.before_epoch(epoch)
+        with pytest.raises(RuntimeError, match=r"this OGM remembers epoch .* reached epoch 1\."):
+            method.before_epoch(0)
+
+    def test_the_first_epoch_again(self):
+        """A cell that broke off in it, a state that is loaded, a method without a memory."""
+        model = net()
+        method, other = OGM(model.encoders), evenly.Method(model.encoders)
+        state = method.state_dict()
+        for epoch in (0, 0, 1):
+            method.before_epoch(epoch)
+        method.load_state_dict(state)
+        method.before_epoch(0)
+        for epoch in (0, 1, 0):
+            other.before_epoch(epoch)
+
 
 class TestBeforeStep:
+    @staticmethod
+    def accumulated(zeroed=None, before_each=True, skipped=False):
+        """A batch of two passes, of which the last is followed by a step, then another batch."""
+        model = net()
+        method, optimizer = OGM(model.encoders), sgd(model)
+        method.before_epoch(0)
+        for number in range(4):
+            losses(method, model, 1)
+            last = number % 2 == 1
+            if before_each or last:
+                method.before_step()
+            if last and not skipped:
+                optimizer.step()
+            if zeroed is not None:
+                optimizer.zero_grad(set_to_none=zeroed)
+
+    def test_after_each_accumulated_pass(self):
+        with pytest.raises(RuntimeError, match=r"after OGM\.before_step without a step between"):
+            self.accumulated()
+
+    def test_after_each_pass_of_which_none_steps(self):
+        with pytest.raises(RuntimeError, match=r"once for each step"):
+            self.accumulated(skipped=True)
+
+    def test_after_the_last_pass_alone(self):
+        self.accumulated(before_each=False)
+
+    @pytest.mark.parametrize("zeroed", [True, False])
+    def test_of_a_step_that_a_scaler_skips(self, zeroed):
+        self.accumulated(zeroed=zeroed, skipped=True)
+
+    def test_of_a_skipped_step_before_accumulated_passes(self):
+        model = net()
+        method, optimizer = OGM(model.encoders), sgd(model)
+        method.before_epoch(0)
+        for _ in range(2):
+            losses(method, model, 2)
+            method.before_step()
+            optimizer.zero_grad()
+
     def test_forgotten(self):
         model = net()
         method, optimizer = OGM(model.encoders), sgd(model)

@@ -244,8 +244,7 @@ class Method:
             if isinstance(current, torch.Generator):
                 current.set_state(value.cpu())
             else:
-                setattr(self, name, value)
-        self.metrics = dict(self.metrics)  # writable, unlike the state
+                setattr(self, name, _copied(value))
 
     def _need(self, output: Output, part: str) -> Any:
         """A part of the output that a model need not fill, but this method reads."""
@@ -379,11 +378,20 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
+def _copied(value: Any) -> Any:
+    """The same in containers of its own, so that what a method adds is not in the state."""
+    if isinstance(value, Mapping):
+        return {key: _copied(entry) for key, entry in value.items()}
+    return [_copied(entry) for entry in value] if isinstance(value, list) else value
+
+
 def _pack(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, dict):  # a snapshot: later additions to the table are not in it
         return {key: _pack(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_pack(entry) for entry in value]
     if isinstance(value, Tensor) and distributed.is_sharded(value):
         return distributed.whole(value).cpu()  # one by one: a device may lack the room for all
     return value

@@ -13,6 +13,8 @@ from evenly.errors import UserError
 
 _STEPS = 10  # to try: some optimisers behave differently in the first
 _GROWTH = 10**0.5  # of a step, for a gradient ten times as large: halfway, in orders of magnitude
+_NOTES = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
+"""What torch's schedules note in a group."""
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
@@ -66,6 +68,45 @@ def rebuilt(optimizer: Any, groups: Iterable[Mapping[str, Any]]) -> Optimizer:
     return cast(Optimizer, new)
 
 
+def rate_of(group: Mapping[str, Any]) -> Any:
+    """A group's learning rate before a schedule changes it, as far as the group tells.
+
+    `OneCycleLR` notes its highest rate in the group, most others the rate that they start from.
+    `ReduceLROnPlateau`, or a loop that writes rates itself, notes nothing: that is the current one.
+    """
+    if "initial_lr" not in group:
+        return group["lr"]
+    # A warm-up may be near 0 now.
+    return group["max_lr"] if "max_lr" in group else max(group["initial_lr"], group["lr"])
+
+
+def unscheduled(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group at its learning rate before a schedule; see `rate_of`.
+
+    At its highest rate, `OneCycleLR` has its lowest momentum.
+    """
+    found = {**group, "lr": rate_of(group)}
+    if "max_lr" in group and "base_momentum" in group:
+        momentum = group["base_momentum"]
+        if "betas" in group:
+            found["betas"] = (momentum, *group["betas"][1:])
+        else:
+            found["momentum"] = momentum
+    return found
+
+
+def lowered_from(optimizer: Optimizer) -> float | None:
+    """The learning rate that an optimiser was made with, if none of its groups trains at it now.
+
+    Then something may have lowered the rates without a note. None if a rate is as high.
+    """
+    made, groups = optimizer.defaults.get("lr"), optimizer.param_groups
+    if made is None or any("max_lr" in group for group in groups):
+        return None
+    is_lower = all(float(rate_of(group)) < 0.999 * float(made) for group in groups)
+    return float(made) if is_lower else None
+
+
 def finish(optimizer: Optimizer) -> None:
     """Makes a schedule-free optimiser, which trains with other weights, write its result."""
     _set_mode(optimizer, "eval")
@@ -86,13 +127,20 @@ def forget(optimizer: Any, parameters: Iterable[Tensor]) -> None:
 
 
 def check_trains(optimizer: Optimizer, encoders: Mapping[str, nn.Module], who: str) -> None:
-    """Raises if an optimiser trains no parameter of an encoder, so belongs to another model."""
+    """Raises if an optimiser leaves out trainable parameters of an encoder.
+
+    It then belongs to another model, or is one of several that train this one.
+    """
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     for name, encoder in encoders.items():
-        if trained.isdisjoint(encoder.parameters()):
+        trainable = [p for p in encoder.parameters() if p.requires_grad]
+        left_out = sum(p not in trained for p in trainable)
+        if left_out:
             raise UserError(
-                f"{who}: the optimiser trains no parameter of encoder '{name}'. Pass the one that "
-                "trains the model."
+                f"{who}: the optimiser leaves out {left_out} of the {len(trainable)} trainable "
+                f"parameters of encoder '{name}'. Pass the one that trains the model, or one of "
+                "all its parameters if several do; freeze what none trains "
+                "(parameter.requires_grad_(False))."
             )
 
 
@@ -205,7 +253,7 @@ def _fresh(real: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
     copied = {
         name: value.clone() if isinstance(value, Tensor) else value
         for name, value in group.items()
-        if name != "initial_lr"  # a schedule's
+        if name not in _NOTES - settings
     }
     return copied | copy.deepcopy(state) | {"params": list(group["params"])}
 

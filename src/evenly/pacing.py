@@ -71,7 +71,8 @@ class Paced(Method):
 
         Raises:
             TypeError: If `optimizer` is not an optimiser.
-            ValueError: If it trains no parameter of an encoder, or has only one rate for all.
+            ValueError: If it leaves out trainable parameters of an encoder, or sets its rates
+                itself.
         """
         self._check_optimizer(unwrapped(optimizer))
         for one in all_of(optimizer):

@@ -7,10 +7,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from evenly import distributed, loaders
+from evenly import distributed, loaders, modes
 from evenly.errors import UserError
 from evenly.features import Features, Table
-from evenly.optimizers import finish, rebuilt
+from evenly.optimizers import finish, rebuilt, unscheduled
 from evenly.output import Output
 from evenly.reinit import is_fixed
 from evenly.targets import plain
@@ -238,36 +238,29 @@ class Probe:
             objective: `objective(output, target)` returns the loss of one batch.
             epochs: Passes over the training split.
             optimizer: The model's optimiser, which stays unchanged: a new one of its kind with its
-                settings (its learning rate before any schedule) does the work.
+                settings (its learning rate before a schedule; see `unscheduled`) does the work.
             seed: Seed of the order of samples, of dropout and of augmentation.
         """
         distributed.reshard(self.model)
         before = {name: value.clone() for name, value in self._tensors()}
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-        modes = [(module, module.training) for module in self.model.modules()]
-        # A warm-up may be near 0 now, so take the rate that the schedule starts from.
-        groups = [
-            {**group, "lr": group.get("initial_lr", group["lr"])}
-            for group in optimizer.param_groups
-        ]
-        trial = rebuilt(optimizer, groups)
+        trial = rebuilt(optimizer, map(unscheduled, optimizer.param_groups))
         try:
             for parameter, _ in gradients:
                 parameter.grad = None
-            if not self.model.training:
-                self.model.train()
-            with loaders.untouched(*self.loaders.values()), torch.enable_grad():
-                loaders.seed_all(seed)
-                for batch in loaders.shuffled(self.loaders["train"], epochs, seed):
-                    self._train_step(batch, objective, trial)
-                finish(trial)
-            for value in self.model.buffers():
-                if value.is_floating_point():  # BatchNorm's cover only a rank's own rows
-                    distributed.mean_(value)
-            yield
+            with modes.restored(self.model):
+                if not self.model.training:
+                    self.model.train()
+                with loaders.untouched(*self.loaders.values()), torch.enable_grad():
+                    loaders.seed_all(seed)
+                    for batch in loaders.shuffled(self.loaders["train"], epochs, seed):
+                        self._train_step(batch, objective, trial)
+                    finish(trial)
+                for value in self.model.buffers():
+                    if value.is_floating_point():  # BatchNorm's cover only a rank's own rows
+                        distributed.mean_(value)
+                yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             distributed.reshard(self.model)
             with torch.no_grad():
                 for name, value in self._tensors():
@@ -383,14 +376,15 @@ class Probe:
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
         try:
-            with torch.no_grad(), loaders.untouched(*self.loaders.values()):
+            with (
+                modes.restored(self.model),
+                torch.no_grad(),
+                loaders.untouched(*self.loaders.values()),
+            ):
+                self.model.eval()
                 yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             distributed.reshard(self.model)
 
 

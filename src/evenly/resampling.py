@@ -22,7 +22,8 @@ class Resampler(DistributedSampler[Any]):
     ```
 
     As long as no method has set `pool`, it works like PyTorch's `DistributedSampler`: each rank
-    takes part of the samples, and you call `set_epoch` before each epoch.
+    takes part of the samples, and you call `set_epoch` before each epoch; else each epoch has the
+    same order. A method that sets the pool calls it in its `before_epoch`.
 
     With n samples in the data set, entry i of the pool means sample i % n in variant i // n, which
     the method interprets. The data set itself only sees i % n, so any will do. Epochs keep their

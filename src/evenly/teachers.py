@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from evenly import numbering
 from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Method
-from evenly.optimizers import unwrapped
+from evenly.optimizers import check_trains, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.ranges import check_range
@@ -85,6 +85,7 @@ class Taught(Method):
         if self.teachers or not self.needs_teachers:
             return
         probe = self._probe(probe)
+        check_trains(self.optimizer, self.encoders, type(self).__name__)
         # Encoders share nothing, so under the sum of their losses each is trained by itself.
         with probe.trained(
             self._objective,

@@ -44,6 +44,8 @@ class Watch:
         self._begun = False  # before_epoch was called, or a state was loaded
         self._losses = 0  # computed with gradients, before that
         self._pending = False  # a backward pass, without before_step since
+        self._waiting = False  # before_step was called, without an optimiser's step since
+        self._reached: int | None = None  # the last epoch that began
         self._told: set[str] = set()  # modalities whose features do come from the encoder
         self._model: frozenset[int] | None = None  # ids of the parameters of the probe's model
         self._optimizer_seen = not info.scales_gradients  # else there is nothing to report
@@ -51,8 +53,15 @@ class Watch:
 
     def before_epoch(self, method: "Method", epoch: int, probe: "Probe | None" = None) -> None:
         """An epoch begins."""
+        if epoch == 0 and self._reached and method.state:
+            raise UserRuntimeError(
+                f"this {_name(method)} remembers {' and '.join(method.state)} of a training that "
+                f"has reached epoch {self._reached}. Make a new one for a new training, or go back "
+                "with method.load_state_dict."
+            )
+        self._reached = epoch
         self._begun = True
-        self._pending = False
+        self._pending = self._waiting = False
         if probe is not None and self._model is None:
             _check_model(method, probe.model)
             self._model = frozenset(map(id, probe.model.parameters()))
@@ -75,6 +84,15 @@ class Watch:
 
     def backward(self, method: "Method", loss: Tensor) -> None:
         """Gradients are computed; without this, a loss was only looked at."""
+        waiting, self._waiting = self._waiting, False
+        if waiting and _has_gradients(method):
+            raise UserRuntimeError(
+                f"a backward pass came after {_name(method)}.before_step without a step between, "
+                "so the method would change the same gradients again. Call method.before_step() "
+                "once for each step: with accumulated gradients after the last pass alone (if "
+                "accelerator.sync_gradients, with Accelerate); or drop the gradients by "
+                "optimizer.zero_grad()."
+            )
         self._pending = True
         _ALIVE.add(method)  # it may be a copy
         for other in _ALIVE:  # one whose training broke off must not see the steps that follow
@@ -89,14 +107,17 @@ class Watch:
     def before_step(self, method: "Method") -> None:
         """Gradients are complete."""
         self._pending = False
+        self._waiting = self._steps
 
     def load_state_dict(self, method: "Method", state: Mapping[str, Any]) -> None:
         """A state is loaded, from a run that may be mid-epoch."""
         self._begun = True
-        self._pending = False
+        self._pending = self._waiting = False
+        self._reached = None
 
     def stepped(self, method: "Method", optimizer: Optimizer) -> None:
         """An optimiser has taken a step."""
+        self._waiting = False  # whatever it holds: to look would cost time in each step
         if self._pending and self._steps and _holds(optimizer, method):
             self._pending = False
             raise UserRuntimeError(
@@ -235,6 +256,16 @@ def _share(one: "Method", other: "Method") -> bool:
 def _holds(optimizer: Optimizer, method: "Method") -> bool:
     mine = {p for encoder in method.encoders.values() for p in encoder.parameters()}
     return any(p in mine for group in optimizer.param_groups for p in group["params"])
+
+
+def _has_gradients(method: "Method") -> bool:
+    """Whether an encoder has a gradient other than 0, as it has not after `zero_grad`."""
+    grads = [p.grad for encoder in method.encoders.values() for p in encoder.parameters()]
+    return any(bool(_values(grad).any()) for grad in grads if grad is not None)
+
+
+def _values(grad: Tensor) -> Tensor:
+    return grad._values() if grad.is_sparse else distributed.local(grad)
 
 
 def _name(method: "Method") -> str:

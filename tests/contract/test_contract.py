@@ -12,6 +12,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 import evenly
 import evenly.lab.run.build
@@ -114,6 +115,24 @@ def test_resumed_within_each_epoch_equals_uninterrupted(case, begin):
 
 
 @cases()
+def test_a_state_is_a_snapshot(case):
+    """Neither what it is taken from nor what it is loaded into changes it."""
+    run = Run(case).train(2)
+    state = run.method.state_dict()
+    kept = copy.deepcopy(state)
+    run.train(4, start=2)
+    Run(case, seed=99).load({**run.state(), "method": state}).train(4, start=2)
+    found, form = tree_flatten(state)
+    expected, form_before = tree_flatten(kept)
+    assert form == form_before
+    for value, before in zip(found, expected, strict=True):
+        if isinstance(before, torch.Tensor):
+            torch.testing.assert_close(value, before, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert value == before
+
+
+@cases()
 def test_global_random_stream_is_left_as_found(case):
     run = Run(case)
     batch = next(iter(run.train_loader))
@@ -157,7 +176,8 @@ def test_batch_of_one(case):
     for epoch in range(3):
         run.method.before_epoch(epoch, run.probe)
         for batch in torch.utils.data.DataLoader(Toy(3)):
-            run.step(batch)
+            for _ in range(run.method.repeats):
+                run.step(batch)
     assert all(value.isfinite().all() for value in weights(run.model).values())
 
 

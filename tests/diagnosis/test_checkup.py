@@ -367,6 +367,31 @@ def test_frozen_features_learn_at_the_rate_of_what_is_not_frozen():
             case.checkup(optimizer=optimizer)
 
 
+def test_one_of_several_optimisers_is_refused():
+    """It would train an encoder alone at a rate of 0, as if it were frozen."""
+    case = Case(plain=1.0, noise=0.0, epochs=1)
+    plain, head = case.model.encoders["plain"], case.model.head
+    one = torch.optim.SGD([*plain.parameters(), *head.parameters()], lr=0.1)
+    with pytest.raises(ValueError, match=r"leaves out 2 of the 2 .* 'noise'\. Pass .* if several"):
+        case.checkup(optimizer=one)
+
+
+def test_rates_that_a_plateau_has_lowered_are_told():
+    case = Case(plain=1.0, noise=0.0, epochs=1, rates={"noise": 0.02})
+    output, _ = forward(case.model, next(iter(case.val)))
+    probe = evenly.Probe(case.model, forward, case.train, case.val)
+    alone = Alone(probe, case.model.encoders, output, Classes(2, None, one_logit=False), seed=0)
+    assert alone.lowered(case.optimizer) is None
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(case.optimizer, patience=0)
+    for _ in range(2):
+        schedule.step(1.0)
+    assert alone.lowered(case.optimizer) == (
+        "The short trainings ran at learning rates of 0.01 ('plain') and 0.002 ('noise'), but SGD "
+        "was made with 0.1. If a schedule has lowered the rates since, repeat the checkup with "
+        "optimizer=SGD(model.parameters(), lr=0.1)."
+    )
+
+
 def test_features_that_are_not_finite_are_named():
     case = Case(plain=1.0, noise=0.0, epochs=1)
     fast = torch.optim.SGD(case.model.parameters(), lr=1e20)

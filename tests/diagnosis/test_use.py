@@ -103,6 +103,37 @@ def test_encoders_run_as_before_afterwards():
     assert model.encoders["a"].forward is own
 
 
+def test_an_encoder_that_is_never_called_as_a_module_is_refused():
+    """Its output would stay as it is in every swap, and the modality look unused."""
+
+    class Past(Pair):
+        def forward(self, a, b):
+            features = {"a": self.encoders["a"].forward(a), "b": self.encoders["b"](b)[0]}
+            return self.fused(features), features
+
+    model = Past({"a": 1.0, "b": 1.0})
+    with pytest.raises(ValueError, match="never calls the encoder of 'a' as a module"):
+        looked(model, fuse=False)
+    assert looked(model, fuse=True).flipped["a"].mean() > 0.3
+
+
+def test_an_encoder_that_a_batch_without_its_modality_skips():
+    """Of batches of four, some hold no sample with b."""
+
+    class Skipping(Pair):
+        def forward(self, a, b):
+            features = {"a": self.encoders["a"](a)}
+            features["b"] = self.encoders["b"](b)[0] if b.any() else torch.zeros_like(b)
+            return self.fused(features), features
+
+    a, b, target = loader().dataset.tensors
+    without = DataLoader(TensorDataset(a, b * (target < 2)[:, None], target), 4)
+    present = lambda target: target < 2  # noqa: E731
+    found = looked(Skipping({"a": 0.5, "b": 1.0}), fuse=False, present=present, batches=without)
+    assert found.flipped["b"].isnan().sum() >= 100
+    assert found.lost["b"].nanmean() > 0.2
+
+
 def test_samples_without_a_modality_say_nothing_of_it():
     found = looked(Pair({"a": 0.5, "b": 1.0}), fuse=True, present=lambda target: target < 2)
     for of_b in (found.flipped, found.without, found.lost, found.contribution):

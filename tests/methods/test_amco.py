@@ -96,6 +96,7 @@ def test_golden_steps(n, names):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
         method.backward(loss)
         method.before_step()
+        net.zero_grad()
         joined = torch.cat(list(output.unimodal.values()), 1).softmax(1)
         parts = joined.split(CLASSES, 1)
         shares = {m: x.sum(1).mean().item() for m, x in zip(names, parts, strict=True)}

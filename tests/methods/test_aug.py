@@ -168,6 +168,7 @@ def test_golden_scores():
         cut = {name: x[part] for name, x in inputs.items()}
         method.backward(method.loss(model(cut), target[part]))
         method.before_step()
+        model.zero_grad()
     unimodal = model(inputs).unimodal
     expected = [float(z.detach().softmax(1)[range(6), target].sum()) for z in unimodal.values()]
     assert method.scores[0].tolist() == pytest.approx(expected, rel=1e-6)

@@ -216,7 +216,7 @@ def test_a_sum_that_overflows_constrains_nothing():
         ({"implicit": True}, "AWC: 'implicit' needs the learning rate; found no optimizer"),
         (
             {"implicit": True, "optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())},
-            "AWC: the optimiser trains no parameter of encoder 'a'",
+            "AWC: the optimiser leaves out 6 of the 6 trainable parameters of encoder 'a'",
         ),
     ],
 )

@@ -157,6 +157,7 @@ def test_a_modality_that_is_missing_keeps_its_distance():
         before = method.distance.clone()
         method.before_step()
         assert (method.distance[0] == before[0]) == (name == "a")
+        model.zero_grad()
 
 
 def test_one_modality_is_trained_jointly():

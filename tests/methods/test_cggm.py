@@ -154,6 +154,7 @@ def test_lambda_of_zero_leaves_the_joint_loss():
         assert torch.equal(loss, evenly.Method().loss(output, target))
         method.backward(loss)
         method.before_step()
+        model.zero_grad()
 
 
 def test_improvement_is_that_since_the_last_step():
@@ -169,6 +170,7 @@ def test_improvement_is_that_since_the_last_step():
         found = torch.stack([method.metrics[f"coefficient/{n}"] for n in ("a", "aa")])
         torch.testing.assert_close(found, 1.3 * coefficients(now - before))
         before = now
+        model.zero_grad()
 
 
 @pytest.mark.parametrize("kind", [{"device": "meta"}, {"dtype": torch.float64}])
@@ -189,6 +191,7 @@ def test_a_state_is_used_where_the_gradients_are(kind):
         output = evenly.Output(moved.head(features)[0], features)
         method.backward(method.loss(output, target.to(x.device)))
         method.before_step()
+        moved.zero_grad()
     like = next(moved.parameters())
     tables = (method.classifiers, method.first, method.second)
     for found in (*(part for table in tables for part in table.values()), method.shares):

@@ -339,6 +339,7 @@ def test_no_step_waits_for_the_device():
             output = model({name: torch.randn(4, 1, 5) for name in ("a", "aa")})
             method.backward(method.loss(output, torch.zeros(4, dtype=torch.int64)))
             method.before_step()
+            model.zero_grad()
         with pytest.raises(DataDependentOutputException):
             bool(method.left)
 

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -102,6 +103,23 @@ def test_golden_steps():
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.sub_(0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_each_modality_gets_each_batch(repeats):
+    """Also where the loop itself takes the batches of an ordinary loader several times."""
+    run = Run("mla")
+    run.train_loader.batch_sampler.repeats = 1
+    run.method.before_epoch(0, run.probe)
+    batches = iter(run.train_loader)
+    with (
+        pytest.raises(RuntimeError, match=r"batch_sampler=evenly\.Repeated")
+        if repeats == 1
+        else nullcontext()
+    ):
+        for batch in batches:
+            for _ in range(repeats):
+                run.step(batch)
 
 
 def test_the_next_gradient_is_orthogonal_to_the_mean_feature_before(monkeypatch):

@@ -6,6 +6,7 @@ from evenly.data import collate, load
 from evenly.data.dataset import Modality, Padded
 from evenly.nn import HEADS, LateFusion, Standardise, encoder_for
 from evenly.nn.heads import TOKEN_FUSIONS
+from support import Merging
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,14 @@ class TestAblate:
         found = model(inputs).ablate(["b"])
         expected = model({"a": torch.zeros(5, 2), "b": inputs["b"]}).logits
         torch.testing.assert_close(found, expected)
+
+    def test_layers_that_merge_for_evaluation_are_parted(self):
+        layers = {"a": Merging(), "b": Merging()}
+        for layer in layers.values():
+            layer.out_features = 2
+        output = LateFusion(layers, 3)({name: torch.randn(5, 2) for name in layers})
+        output.ablate(["a"])
+        assert not any(layer.merged for layer in layers.values())
 
     def test_it_leaves_modes_and_statistics_and_gives_gradients(self):
         model, inputs = two(dropout=True)

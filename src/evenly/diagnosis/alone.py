@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from evenly.diagnosis.classes import Classes
 from evenly.errors import UserError
 from evenly.features import Features
-from evenly.optimizers import rebuilt, unwrapped
+from evenly.optimizers import lowered_from, rate_of, rebuilt, unscheduled, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.reinit import is_fixed
@@ -121,6 +121,19 @@ class Alone:
             if rate < top or not top
         }
 
+    def lowered(self, optimizer: Optimizer) -> str | None:
+        """A note on rates that something may have lowered; None if nothing suggests it."""
+        made = lowered_from(optimizer)
+        if made is None:
+            return None
+        kind = type(optimizer).__name__
+        rates = [f"{rate:g} ('{name}')" for name, rate in self.rates(optimizer).items()]
+        return (
+            f"The short trainings ran at learning rates of {' and '.join(rates)}, but {kind} was "
+            f"made with {made:g}. If a schedule has lowered the rates since, repeat the checkup "
+            f"with optimizer={kind}(model.parameters(), lr={made:g})."
+        )
+
     @contextmanager
     def _rates(
         self, optimizer: Optimizer, new: list[nn.Parameter], *, fastest: bool
@@ -130,7 +143,7 @@ class Alone:
         own = {p: None for encoder in self.encoders.values() for p in encoder.parameters()}
         top = max(_rate(encoder, rates) for encoder in self.encoders.values())
         top = top or max(rates.values())  # if all are frozen, the highest rate of anything else
-        groups = [{**group, "lr": rate_of(group)} for group in optimizer.param_groups]
+        groups = [unscheduled(group) for group in optimizer.param_groups]
         like = next((g for g in groups if g["lr"] == top), groups[0])
         frozen: list[nn.Parameter] = []
         if fastest:
@@ -184,15 +197,10 @@ def check_apart(probe: Probe, encoders: Mapping[str, nn.Module]) -> None:
                 )
 
 
-def rate_of(group: Mapping[str, Any]) -> float:
-    """A group's learning rate, before any schedule."""
-    return float(group.get("initial_lr", group["lr"]))
-
-
 def _rates(optimizer: Optimizer) -> dict[int, float]:
     """The learning rate of each trained parameter."""
     return {
-        id(p): rate_of(group)
+        id(p): float(rate_of(group))
         for group in optimizer.param_groups
         for p in group["params"]
         if p.requires_grad

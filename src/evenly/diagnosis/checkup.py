@@ -25,6 +25,7 @@ from evenly.diagnosis.use import Use, use
 from evenly.errors import UserError
 from evenly.features import Features
 from evenly.method import Criterion, Encoders, Method
+from evenly.optimizers import check_trains
 from evenly.output import Output
 from evenly.probe import SPLITS, Forward, Probe, Split
 from evenly.ranges import check_range
@@ -83,8 +84,9 @@ def checkup(
             split.
         encoders: The modules whose outputs are the features, by modality.
         initial: The model's `state_dict()` from before training.
-        optimizer: The training's optimiser; new ones of its kind with its settings do the work.
-            AdamW with a learning rate of 0.001 by default.
+        optimizer: The training's optimiser; new ones of its kind with its settings do the work, at
+            the learning rate before a schedule. AdamW with a learning rate of 0.001 by default. If
+            several train the model, pass a new one of all parameters.
         epochs: Length of each short training.
         criterion: The joint training's; cross-entropy by default, the binary one for several labels
             per sample. Encoders alone also train by it, unless one logit tells two classes apart.
@@ -96,7 +98,8 @@ def checkup(
     Raises:
         ValueError: If the targets are not classes or labels, encoders see each other before the
             features are taken, samples cannot be swapped within batches of the validation split,
-            or a process group of several ranks exists.
+            a process group of several ranks exists, or the optimiser leaves out trainable
+            parameters of an encoder.
     """
     check_range(_Who(), "at least 1", epochs=epochs)
     if not isinstance(initial, Mapping | None):
@@ -122,7 +125,9 @@ def checkup(
             "copy.deepcopy(model.state_dict()). If the model is not trained, leave it out."
         )
     check_apart(probe, named)
-    work = _Work(probe, named, optimizer_of(probe.model, optimizer), epochs, criterion, seed)
+    trainer = optimizer_of(probe.model, optimizer)
+    check_trains(trainer, named, "checkup")
+    work = _Work(probe, named, trainer, epochs, criterion, seed)
     if interactions and isinstance(work.classes, Labels):
         raise UserError(
             "checkup: interactions of modalities are measured for one class per sample, but "
@@ -184,6 +189,8 @@ class _Work:
         self.notes = [self.classes.note] if self.classes.note else []
         self.alone = Alone(probe, encoders, output, self.classes, seed)
         self.notes += self.alone.held_back(optimizer).values()
+        if lowered := self.alone.lowered(optimizer):
+            self.notes.append(lowered)
 
     @property
     def rates(self) -> tuple[bool, ...]:

@@ -327,6 +327,7 @@ def _fusing(
     replay = _Replay(encoders, len(output.logits), *places)
     with replay.recording():
         probe.forward(probe.model, batch)
+    replay.check(output)
 
     def passed(partner: Mapping[str, Tensor]) -> Tensor:
         with replay.swapped(partner):
@@ -378,6 +379,23 @@ class _Replay:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def check(self, output: Output) -> None:
+        """Raises if an encoder gave nothing that could be swapped.
+
+        Args:
+            output: Output of the recorded pass.
+        """
+        here = _rows(output, list(self.encoders), self.size)
+        for name, returned in self._returned.items():
+            if not returned and name in output.features and len(here[name]):
+                raise UserError(
+                    f"the forward pass never calls the encoder of '{name}' as a module, so its "
+                    "output cannot be swapped: it calls another method of it, such as "
+                    "encoder.forward(x), or runs a compiled model. Have forward call encoder(x), "
+                    "pass the model that is not compiled, or fill `Output.fuse`: a function of "
+                    "features by modality that returns the logits."
+                )
 
     @contextmanager
     def swapped(self, partner: Mapping[str, Tensor]) -> Iterator[None]:

@@ -180,6 +180,7 @@ class BSS(Method):
         """Measures the samples, and sets the order of the epoch."""
         probe = self._probe(probe)
         self._check_sampler(probe, self.sampler)
+        self.sampler.set_epoch(epoch)
         if epoch == self.epoch:  # a run resumed mid-epoch keeps its order
             return
         if self.is_due(epoch) and (self.pace == "self_paced" or self.order is None):
@@ -205,6 +206,7 @@ class BSS(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, and with it the sampler's order."""
         super().load_state_dict(state)
+        self.sampler.set_epoch(max(self.epoch, 0))
         self._write_pool()
 
     def _joint(self, output: Output) -> Float[Tensor, "n c"]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from evenly import distributed
 from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.optimizers import unwrapped
+from evenly.optimizers import check_trains, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.ranges import check_range
@@ -124,12 +124,14 @@ def pretrain(
 
     Raises:
         RuntimeError: If training has begun.
+        ValueError: If the optimiser leaves out trainable parameters of an encoder.
     """
     if epoch > 0:
         raise UserRuntimeError(
             f"{type(method).__name__}'s first epoch is {epoch}, so it is too late to pre-train. "
             "Resume with method.load_state_dict(checkpoint), or call before_epoch from epoch 0 on."
         )
+    check_trains(optimizer, method.encoders, type(method).__name__)
     with probe.trained(method._unimodal_loss, epochs=epochs, optimizer=optimizer, seed=seed):
         found = [value.detach().clone() for value in _values(method)]
     with torch.no_grad():

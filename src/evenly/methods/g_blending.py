@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from evenly import criteria, distributed
 from evenly.errors import UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
-from evenly.optimizers import check_rebuilt, unwrapped
+from evenly.optimizers import check_rebuilt, check_trains, unwrapped
 from evenly.output import Output
 from evenly.presence import having
 from evenly.probe import Probe, Split
@@ -198,6 +198,7 @@ class GBlending(Method):
         self, probe: Probe, objective: Callable[[Output, Tensor], Tensor], epoch: int
     ) -> dict[str, tuple[float, float]]:
         """The losses after a training on an objective."""
+        check_trains(self.optimizer, self.encoders, "GBlending")
         with probe.trained(
             objective,
             epochs=self.super_epoch if self.online else self.trial_epochs,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from evenly import distributed
-from evenly.errors import UserError
+from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import StepSum, full, kept
 from evenly.output import Output
@@ -121,6 +121,8 @@ class MLA(Method):
         self.epoch, self.step, self.length = -1, 0, 0
         self._features_sum = StepSum(self.encoders)
         self._is_held = False
+        self._target: Tensor | None = None  # of the last pass
+        self._of_batch: Tensor | None = None  # of the batch that each modality should see
 
     @property
     def repeats(self) -> int:  # type: ignore[override]
@@ -145,9 +147,12 @@ class MLA(Method):
         self._is_held = False
         if epoch != self.epoch:  # a run resumed mid-epoch continues where it was
             self.epoch, self.length, self.step = epoch, self.step, 0
+            self._of_batch = None
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
         """CE(z_m) of the modality m whose turn it is."""
+        if torch.is_grad_enabled():
+            self._target = target
         unimodal, features = self._unimodal(output), self._features(output)
         if self.turn not in unimodal:  # missing from the batch: nothing to learn, and no error
             self._features_sum.add(output.logits.new_zeros(self._layer.in_features + 1), output)
@@ -162,6 +167,7 @@ class MLA(Method):
     @torch.no_grad()
     def before_step(self) -> None:
         """Projects the head's gradient, and removes the other encoders'."""
+        self._check_repeated()
         found = self._features_sum.take(self)
         counts = self._features_sum.counts(found)
         total, count = found.tensor_split([-1])
@@ -173,6 +179,23 @@ class MLA(Method):
         elif len(self.encoders) > 1:
             self._protect(total / count, counts)
         self.step += 1
+
+    def _check_repeated(self) -> None:
+        """Raises if a modality did not get the batch that the one before it had."""
+        target, before = self._target, self._of_batch
+        self._target, self._of_batch = None, target
+        if target is None or before is None or self.step % len(self.encoders) == 0:
+            return
+        # On a device this would wait in each step, so only the first batch is compared.
+        if target.device.type != "cpu" and (self.length or self.step >= len(self.encoders)):
+            return
+        if target.shape != before.shape or not torch.equal(target, before):
+            raise UserRuntimeError(
+                f"MLA takes each batch {len(self.encoders)} times in a row, once for each "
+                "modality, with a step each time; here, a modality got another batch than the one "
+                "before it. Build the training loader with batch_sampler=evenly.Repeated(sampler, "
+                "batch_size, repeats=method.repeats), and accumulate no gradients over batches."
+            )
 
     def _was_held(self, count: Float[Tensor, "1"]) -> bool:
         """Whether a batch of this step, on any rank, held the modality whose turn it is.

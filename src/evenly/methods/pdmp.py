@@ -16,7 +16,7 @@ from evenly import distributed
 from evenly.errors import UserError, UserRuntimeError
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.modulation import scale_
-from evenly.optimizers import unwrapped
+from evenly.optimizers import check_trains, unwrapped
 from evenly.output import Output
 from evenly.probe import Probe
 from evenly.ranges import check_range
@@ -151,6 +151,7 @@ class PDMP(Method):
         if not self.ranks or self.ranked is not None:
             return
         probe = self._probe(probe)
+        check_trains(self.optimizer, self.encoders, "PDMP")
         # Encoders share nothing, so under the sum of their losses each learns by itself.
         with probe.trained(
             self._unimodal_loss,

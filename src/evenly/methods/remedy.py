@@ -17,7 +17,7 @@ from evenly.diagnosis.verdict import THERE, Figures, Name, judge
 from evenly.features import Features
 from evenly.method import Criterion, Encoders, Info, Method
 from evenly.methods.relearn import Relearn
-from evenly.optimizers import check_rebuilt, unwrapped
+from evenly.optimizers import check_rebuilt, check_trains, unwrapped
 from evenly.output import Output
 from evenly.probe import SPLITS, Probe
 from evenly.ranges import check_range
@@ -133,6 +133,7 @@ class Remedy(Relearn):
         super().before_epoch(epoch, probe)
         if epoch == 0 and not self.there and self.times and (self.strength or self.weight):
             probe = self._probe(probe)
+            check_trains(self.trainer, self.encoders, "Remedy")
             with probe.trained(
                 self._unimodal_loss,
                 epochs=self.alone_epochs,

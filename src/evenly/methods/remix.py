@@ -125,6 +125,7 @@ class DataRemixing(Method):
         """Assigns the samples, and makes the sampler batch them by modality."""
         probe = self._probe(probe)
         self._check_sampler(probe, self.sampler)
+        self.sampler.set_epoch(epoch)
         if epoch == self.epoch:  # a run resumed mid-epoch has its samples assigned
             return
         self.assigned, self.samples, self.batch_size = None, {}, None
@@ -153,6 +154,7 @@ class DataRemixing(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, and with it the sampler's order."""
         super().load_state_dict(state)
+        self.sampler.set_epoch(max(self.epoch, 0))
         self._write_order()
 
     def _whole(self, output: Output, unimodal: Mapping[str, Tensor], target: Tensor) -> Tensor:

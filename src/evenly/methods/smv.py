@@ -5,7 +5,7 @@ CVPR 2024, https://arxiv.org/abs/2309.06255.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -162,6 +162,7 @@ class SMV(Method):
         """Values the modalities, and sets the pool of the epoch."""
         probe = self._probe(probe)
         self._check_sampler(probe, self.sampler)
+        self.sampler.set_epoch(epoch)
         if epoch == self.epoch:  # a run resumed mid-epoch draws from the pool it had
             return
         self.pool, self.samples = None, {}
@@ -182,6 +183,11 @@ class SMV(Method):
     def before_step(self) -> None:
         """Counts the steps, since a sample may be another of its copies in the next."""
         self.steps += 1
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned, and with it the sampler's order."""
+        super().load_state_dict(state)
+        self.sampler.set_epoch(max(self.epoch, 0))
 
     def _variant(self, index: Int[Tensor, " n"], target: Tensor) -> Int[Tensor, " n"]:
         """Which of its copies each sample of a batch is, drawn from all it has."""

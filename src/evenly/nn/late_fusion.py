@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from evenly import modes
 from evenly.data.dataset import Padded
 from evenly.distributed import world_size
 from evenly.errors import UserError
@@ -149,9 +150,8 @@ class LateFusion(nn.Module):
         modality, whether it was kept, and whether gradients flow.
         """
         mine = {name: inputs[name] for name in self.encoders if name in inputs}
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()  # BatchNorm's statistics come from real inputs
-        try:
+        with modes.restored(self):
+            self.eval()  # BatchNorm's statistics come from real inputs
             if self.head.meets:
                 masked = {
                     name: x if name in keep else blank(x, self.encoders[name])
@@ -166,9 +166,6 @@ class LateFusion(nn.Module):
                     known[key] = encoders[name](x) if kept else self._blanked(encoders, name, x)
                 features[name] = known[key]
             return self._fused(features, here)
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def _blanked(
         self, encoders: Mapping[str, Encoder], name: str, x: Tensor | Padded
