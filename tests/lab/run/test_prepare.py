@@ -50,7 +50,12 @@ def test_what_is_missing_and_who_is_not_made_for_it_are_told():
     for method in ("relearn", "balm", "multi_loss"):
         assert f"{method}: {odd}" not in notes(method, missing={"m1": 0.5})
     assert f"ogm: {odd}" not in notes("ogm", missing_test={"m1": 0.5})
-    assert any("stay zero" in note for note in notes("joint", missing_token=True))
+    only = "no training sample lacks a modality, so only methods that leave some out learn"
+    assert any(only in note for note in notes("joint", missing_token=True))
+    learns_none = "its loss does not reach the fused logits, so it learns no vector"
+    for method in ("ensemble", "relearn+ensemble", "joint"):
+        said = any(learns_none in note for note in notes(method, missing_token=True))
+        assert said == (method != "joint")
     assert notes("joint", missing={"m1": 0.0}, missing_test={"m2": 0.0}) == notes("joint")
 
 

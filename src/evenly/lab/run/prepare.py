@@ -136,7 +136,8 @@ def _missing_notes(
         )
     if training.missing_token and not lack["train"]:
         notes.append(
-            "--missing-token: no training sample lacks a modality, so the vectors stay zero."
+            "--missing-token: no training sample lacks a modality, so only methods that leave some "
+            "out learn the vectors."
         )
     return notes
 
@@ -149,6 +150,11 @@ def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
         notes += _notes_of(name, spec, part, cell, size_is_lost)
     if cell.training.fusion != "concat" and method.info.head != "concat":
         notes.append(f"{cell.method}: keeps its own head, '{method.info.head}'.")
+    if cell.training.missing_token and not method.info.fused:
+        notes.append(
+            f"{cell.method}: its loss does not reach the fused logits, so it learns no vector "
+            "(--missing-token); its prediction leaves out what is missing."
+        )
     return notes
 
 
