@@ -93,6 +93,8 @@ def test_rates_that_cannot_be(more, message):
         ("inforeg(strength=0)", 20, ""),
         ("inforeg(threshold=1)", 20, ""),
         ("bss(grow=1,pace=curriculum)", 3, ""),  # though it has losses of its own in all
+        ("mslr", 6, " (first before epoch 6, counted from 0)"),
+        ("mslr(strategy=smooth)", 20, ""),
     ],
 )
 def test_a_method_that_never_acts_is_told(method, epochs, more):
@@ -111,10 +113,13 @@ def test_a_method_that_never_acts_is_told(method, epochs, more):
         ("greedy(start=4)", 5),
         ("di_mml(start=4)", 5),
         ("inforeg", 1),
+        ("mslr", 7),
+        ('mslr(strategy=keep,rates={"m1":0.5})', 1),
+        ("remedy", 1),  # trains encoders alone before the first
     ],
 )
 def test_a_method_that_acts_is_not(method, epochs):
-    assert not any("acts in none" in note for note in notes(method, epochs))
+    assert not any("its schedule does nothing" in note for note in notes(method, epochs))
 
 
 def test_what_each_modality_was_taken_for():

@@ -170,7 +170,7 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
         notes.append(
             f"{name}: {', '.join(values)}, its schedule of {info.epochs} epochs scaled to {epochs}."
         )
-    if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
+    if not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{name}: its schedule does nothing in these {epochs} epochs{more}.")
