@@ -58,6 +58,8 @@ class Info:
         separate: Whether it changes single modalities' features, or trains encoders alone through
             the fusion, which it can do only if encoders do not see each other: no fusion such as
             'mbt' will do. A method with a head of its own need not say.
+        sums: Whether it takes the prediction apart by modality, which it can do only if the fused
+            logits are the sum of the unimodal ones.
         needs_probe: Whether its `before_epoch` passes over whole splits.
         head: The head it is made for, by its name in `evenly.nn.HEADS`: the lab builds its models
             with it. In your own model, any head will do that fills the `Output` in the same way.
@@ -67,6 +69,8 @@ class Info:
             batch.
         multiplies: Whether it only multiplies an encoder's gradients by a number, so that another
             method may have written them.
+        fused: Whether its loss reaches the fused logits; otherwise it trains no vector that a head
+            fuses instead of missing features.
         scales_gradients: Whether it acts through the size of gradients, which Adam and its kin
             cancel.
         alone: Whether it trains only the modality named by its setting `modality`; the lab then
@@ -98,12 +102,14 @@ class Info:
     needs: tuple[Literal["unimodal", "index", "fuse", "ablate"], ...] = ()
     unimodal: Literal["reads", "trains", "leaves", "detaches", "tries"] = "reads"
     separate: bool = False
+    sums: bool = False
     needs_probe: bool = False
     head: str = "concat"
     cost: str = "none"
     budget: float = 1.0
     keeps_loss: bool = False
     multiplies: bool = False
+    fused: bool = True
     scales_gradients: bool = False
     alone: bool = False
     partial: bool = False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from evenly import distributed
 from evenly.errors import UserError, UserRuntimeError
 from evenly.output import Output, lacking
+from evenly.presence import having, those
 
 
 def scores(unimodal: Float[Tensor, "m n c"], target: Int[Tensor, " n"]) -> Float[Tensor, " m"]:
@@ -34,7 +35,8 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
     """Raises if the logits are not the modalities' sum; returns whether a pass could tell.
 
     Args:
-        output: Output of one pass. A pass that lacks a modality, or is not finite, cannot tell.
+        output: Output of one pass. A pass in which no sample has all modalities, or that is not
+            finite, cannot tell.
         method: The method that takes the prediction apart.
         instead: An alternative, for the error message.
     """
@@ -43,17 +45,17 @@ def adds_up(output: Output, method: Any, instead: str = "") -> bool:
         raise lacking("unimodal", type(method).__name__)
     if set(own) != set(output.features) or not set(method.encoders) <= set(own):
         return False
-    if output.present is not None:
+    here = having(output, *own)
+    logits = full(those(output.logits, here))
+    off = torch.stack([full(those(z, here)) for z in own.values()]).sum(0) - logits
+    if not len(off) or not off.isfinite().all():
         return False
-    off = torch.stack([full(z) for z in own.values()]).sum(0) - full(output.logits)
-    if not off.isfinite().all():
-        return False
-    if off.abs().max() > 0.05 * full(output.logits).abs().max().clamp_min(1):
+    if off.abs().max() > 0.05 * logits.abs().max().clamp_min(1):
         raise UserError(
             f"{type(method).__name__} takes the prediction apart by modality, but "
             "`Output.unimodal` does not add up to `Output.logits`. Use a linear head on "
             "concatenated features, with evenly.split_linear, or a head of evenly.nn whose logits "
-            f"are a sum: concat, decoding{instead}."
+            f"are a sum: concat, sum, cosine, decoding{instead}."
         )
     return True
 

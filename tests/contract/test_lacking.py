@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from evenly import chance
+from evenly import METHODS, chance
 from evenly.nn import LateFusion
 from evenly.presence import parts
 from support import CASES, EXACT, NAMES, Run, Toy, each, info
@@ -86,3 +86,25 @@ def slopes(run, output, target):
         name: torch.zeros_like(p) if slope is None else slope
         for name, p, slope in zip(names, parameters, found, strict=True)
     }
+
+
+def learns_vectors(case, here):
+    """Whether the vectors that a head fuses in place of missing features get a gradient."""
+    run = Run(case, THREE, count=12)
+    run.model.head.learn_missing()
+    run.seen_by(lambda model, batch: seen_with(model, batch, here(batch[2])))
+    run.train(2)  # the optimiser does not know the vectors, so their gradients stay
+    grads = [vector.grad for vector in run.model.head.missing.values()]
+    return any(grad is not None and bool(grad.any()) for grad in grads)
+
+
+def seen_with(model, batch, here):
+    inputs, target, index = batch
+    return replace(LateFusion.forward(model, inputs, here), index=index), target
+
+
+@pytest.mark.parametrize("case", each(METHODS))
+def test_who_learns_vectors_for_what_is_missing(case):
+    assert learns_vectors(case, lacking) == info(case).fused
+    leaves_out = case in ("arl", "cml", "masked_transformer")
+    assert learns_vectors(case, lambda _: {}) == leaves_out

@@ -30,7 +30,7 @@ def test_each_does_what_it_does_alone():
     both = Run("relearn+ogm").train(4)
     relearn, ogm = both.method.methods
     assert set(relearn.history) == {2, 3}
-    assert {"gap/a", "strength/a"} < set(both.method.metrics)
+    assert {"Relearn/gap/a", "Relearn/strength/a"} < set(both.method.metrics)
     assert any(name.startswith("coefficient/") for name in ogm.metrics)
     plain = Run("relearn").train(2)
     assert not same(both.model, Run("relearn").train(4).model)
@@ -110,6 +110,23 @@ def test_other_refusals():
         Composed(AGM(model.encoders, head=model.head), Relearn(model.encoders)).load_state_dict(
             state
         )
+
+
+def test_who_compares_modalities_does_not_go_with_one_at_a_time():
+    text = r"MLA trains on one modality at a time, but OGM compares the modalities of a batch\."
+    for method in ("mla+ogm", "ogm+mla"):
+        with pytest.raises(ValueError, match=text):
+            Run(method, head="shared")
+    Run("mla+relearn", head="shared").train(1)
+
+
+def test_what_two_call_the_same_is_told_apart():
+    run = Run("mlb+ogm").train(1)
+    (mlb, ogm), found = run.method.methods, run.method.metrics
+    name = "coefficient/a"
+    assert mlb.metrics[name] != ogm.metrics[name]
+    assert found[f"MLB/{name}"] == mlb.metrics[name]
+    assert found[f"OGM/{name}"] == ogm.metrics[name]
 
 
 PAIRS = [name for name in evenly.METHODS if name not in ("joint", "unimodal")]

@@ -379,6 +379,21 @@ def test_adam_does_not_divide_the_rate_out():
         assert float(moved.max()) == pytest.approx(rate, rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "due"),
+    [
+        ({"window": 3}, [4, 5]),
+        ({"strategy": "keep"}, []),
+        ({"strategy": "smooth", "rates": {"a": 1.0}}, []),
+        ({"strategy": "smooth", "rates": {"a": 0.5}}, [0, 1, 2, 3, 4, 5]),
+        ({"window": 3, "rates": {"a": 0.5}}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_when_it_is_due(settings, due):
+    method = made(**settings)[2]
+    assert [epoch for epoch in range(6) if method.is_due(epoch)] == due
+
+
 def test_all_rates_at_one_equal_joint_training():
     for strategy in ("keep", "smooth"):
         run = Run("mslr", strategy=strategy, rates=None).train(3)

@@ -165,6 +165,13 @@ def test_figures_are_those_of_the_checkup():
     assert found.flipped is None
 
 
+def test_when_it_is_due():
+    """Encoders are trained alone before the first epoch, unless no verdict changes anything."""
+    assert [epoch for epoch in range(9) if Course().method.is_due(epoch)] == [0, 3]
+    neutral = Course(strength=0.0, weight=0.0).method
+    assert [epoch for epoch in range(9) if neutral.is_due(epoch)] == [3]
+
+
 def test_settings_out_of_range():
     course = Course()
     for setting in ({"weight": -1.0}, {"alone_epochs": 0}):

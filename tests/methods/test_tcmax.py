@@ -159,6 +159,21 @@ class TestMessages:
         with pytest.raises(ValueError, match=text):
             TCMax(model.encoders).loss(output, target)
 
+    @pytest.mark.parametrize("count", [0, 1, 7, 8])
+    def test_samples_that_have_all_tell_whether_masks_are_there_or_not(self, count):
+        """Masks of a batch that lacks nothing, too; where all lack something, nothing tells."""
+        model = net(head="late").eval()
+        output, target = lacking(model, {"a": torch.arange(8) < count}, count=8)
+        method = TCMax(model.encoders)
+        if count == 0:
+            method.loss(output, target)
+            return
+        with pytest.raises(ValueError, match="does not add up"):
+            method.loss(output, target)
+        output, target = lacking(model, {}, count=8)
+        with pytest.raises(ValueError, match="does not add up"):
+            method.loss(output, target)
+
 
 def test_a_sample_is_paired_in_what_it_has():
     model, here = net().double().eval(), torch.arange(24) % 3 > 0

@@ -7,6 +7,7 @@ import torch
 
 from evenly.nn.heads import (
     FUSIONS,
+    HEADS,
     AttentionHead,
     ConcatHead,
     EnsembleHead,
@@ -201,3 +202,13 @@ def test_a_fusion_learns_the_exclusive_or_where_it_can(name):
         optimizer.step()
     accuracy = (head(x)[0].argmax(1) == target).float().mean()
     assert accuracy < 0.8 if name in ("concat", "sum") else accuracy > 0.95
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"mmtm"}))  # made for its encoders
+def test_whether_logits_are_the_sum_of_the_modalities_own_is_declared(name):
+    torch.manual_seed(0)
+    head = HEADS[name]({"a": 4, "b": 4}, 3)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    logits, own = head({"a": torch.randn(5, 4), "b": torch.randn(5, 4)})
+    assert torch.allclose(own["a"] + own["b"], logits, atol=1e-4) == head.sums

@@ -344,7 +344,7 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
         (
             {"missing_test": {"a": 0.5}, "missing_token": True},
             "Modalities are missing: a from 50 % of the test samples, with learnt vectors in their "
-            "place.",
+            "place if a method has any.",
         ),
     ],
 )

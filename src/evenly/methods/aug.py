@@ -90,6 +90,7 @@ class AUG(Method):
         needs=("unimodal",),
         unimodal="trains",
         head="configurable",
+        fused=False,
         cost="at most ten small layers for each modality, passed through twice",
         budget=1.1,
         partial=True,

@@ -67,9 +67,11 @@ def combined(infos: Sequence[Info]) -> Info:
         needs=tuple(dict.fromkeys(part for info in infos for part in info.needs)),
         unimodal=_unimodal(infos),
         separate=any(info.separate for info in infos),
+        sums=any(info.sums for info in infos),
         needs_probe=any(info.needs_probe for info in infos),
         head=next(iter(heads), "concat"),
         cost="; ".join(dict.fromkeys(info.cost for info in infos)),
+        fused=all(info.fused for info in infos),
         partial=any(info.partial for info in infos),
         within_batch=any(info.within_batch for info in infos),
         by_pass=any(info.by_pass for info in infos),
@@ -90,6 +92,7 @@ class Composed(Method):
     by these logits (OGM) needs another one that trains them (MultiLoss); Finetune and UMT do not.
 
     Attributes:
+        metrics: What each did last, such as 'OGM/coefficient/audio'.
         methods: In the order given. Whatever it is, those that pre-train begin an epoch first,
             then those that write weights, so that the others see the weights it starts with.
         sampler: That of the method that writes the order of the samples; there may be none.
@@ -112,6 +115,8 @@ class Composed(Method):
                     f"{_name(one)} and {_name(other)} both write {what}, so one would undo what "
                     "the other does. Compose methods that write different things."
                 )
+            _check_turn(one, other)
+            _check_turn(other, one)
             if one.criterion is not other.criterion:
                 raise UserError(
                     f"{_name(one)} and {_name(other)} have different criteria. Give both the "
@@ -211,7 +216,20 @@ class Composed(Method):
         }
 
     def _collect(self) -> None:
-        self.metrics = {key: x for method in self.methods for key, x in method.metrics.items()}
+        self.metrics = {
+            f"{place}/{key}": value
+            for place, method in self._places().items()
+            for key, value in method.metrics.items()
+        }
+
+
+def _check_turn(one: Method, other: Method) -> None:
+    """Raises if one method's passes hold a single modality, of which the other can tell nothing."""
+    if type(one).turn is not Method.turn and not other.info.missing:
+        raise UserError(
+            f"{_name(one)} trains on one modality at a time, but {_name(other)} compares the "
+            "modalities of a batch. Leave one of them out."
+        )
 
 
 def parts(method: Method) -> Sequence[Method]:

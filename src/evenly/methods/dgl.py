@@ -49,8 +49,8 @@ class DGL(Method):
     """Gives the fusion the gradient of the fused loss, and each encoder that of its own loss.
 
     z is fused from detached features, so that CE(z) trains the fusion alone. The encoders learn
-    from α Σ_m CE(z_m), where the same fusion makes z_m from modality m alone, all others being
-    zeros. The fusion gets no gradient from these.
+    from α Σ_m CE(z_m), where the same fusion makes z_m from modality m alone, as if all others
+    were missing. The fusion gets no gradient from these.
 
     The returned loss has the value CE(z) + α Σ_m CE(z_m) and these gradients, so one backward pass
     does both, however the loop scales or accumulates.

@@ -105,6 +105,7 @@ class DIMML(Method):
         unimodal="trains",
         needs_probe=True,
         head="certainty",
+        fused=False,
         cost="M + 2 linear layers, and one pass over the training split",
         budget=1.05,
         within_batch=True,

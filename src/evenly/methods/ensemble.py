@@ -34,6 +34,7 @@ class Ensemble(Method):
         needs=("unimodal",),
         unimodal="trains",
         head="ensemble",
+        fused=False,
         budget=1.05,
         missing=True,
         doubts="Clipping the norm of all gradients together couples the modalities; separately "

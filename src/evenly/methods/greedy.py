@@ -79,6 +79,7 @@ class Greedy(Method):
         needs=("unimodal",),
         unimodal="trains",
         head="mmtm",
+        fused=False,
         cost="cross-modal blocks; norms of all weights and gradients",
         budget=1.15,
         missing=True,

@@ -102,6 +102,7 @@ class MCR(Method):
         neutral={"strength": 0.0, "contrast": 0.0, "bottleneck": 0.0, "unimodal": 0.0},
         needs=("unimodal",),
         unimodal="trains",
+        sums=True,
         head="decoding",
         cost="M² divergences of as many batches of logits as there are permutations (k = -1)",
         budget=1.2,

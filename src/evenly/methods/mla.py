@@ -78,6 +78,7 @@ class MLA(Method):
         needs=("unimodal",),
         unimodal="trains",
         head="shared",
+        fused=False,
         cost="a step for each modality, which costs one modality's share if the loop feeds only "
         "that one; P takes two products of a d x d matrix",
         budget=1.1,

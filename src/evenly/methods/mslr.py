@@ -123,6 +123,11 @@ class MSLR(Paced):
         self.history: dict[int, dict[str, float]] = {}
         self._pace(optimizer)
 
+    def is_due(self, epoch: int) -> bool:
+        """Whether an encoder may have a rate of its own in this epoch (from 0)."""
+        given = any(rate != 1 for rate in self.rates.values())
+        return given or (self.strategy == "dynamic" and epoch > self.window)
+
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Adapts the rates to the accuracies (`dynamic`)."""
         probe = self._probe(probe)  # for any strategy, so that one loop serves all three

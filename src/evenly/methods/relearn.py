@@ -173,7 +173,7 @@ class Relearn(Method):
             self._take_initial(epoch)
         if epoch == 0:
             self._check(probe)
-        if self.is_due(epoch) and epoch not in self.history:
+        if epoch in self.schedule and epoch not in self.history:
             self._relearn(epoch, self._probe(probe))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

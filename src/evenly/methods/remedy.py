@@ -128,10 +128,19 @@ class Remedy(Relearn):
         self.helped: list[str] = []
         self.verdicts: dict[int, dict[str, Name]] = {}
 
+    @property
+    def _helps(self) -> bool:
+        """Whether a verdict may change anything, so that encoders are trained alone first."""
+        return self.times > 0 and (self.strength > 0 or self.weight > 0)
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether encoders are trained alone or verdicts found before this epoch (from 0)."""
+        return (epoch == 0 and self._helps) or super().is_due(epoch)
+
     def before_epoch(self, epoch: int, probe: Probe | None = None) -> None:
         """Trains the encoders alone before the first epoch; finds verdicts when they are due."""
         super().before_epoch(epoch, probe)
-        if epoch == 0 and not self.there and self.times and (self.strength or self.weight):
+        if epoch == 0 and not self.there and self._helps:
             probe = self._probe(probe)
             check_trains(self.trainer, self.encoders, "Remedy")
             with probe.trained(

@@ -65,6 +65,7 @@ class TCMax(Method):
         neutral="a batch of one sample apart, pairings always count",
         needs=("unimodal",),
         separate=True,
+        sums=True,
         cost="a few sums over the logits; with `pairs`, the head once more on as many samples",
         budget=1.05,
         within_batch=True,
@@ -108,7 +109,7 @@ class TCMax(Method):
                 "focal loss does not have. Leave out the criterion (--focal), or the method."
             )
         if pairs:
-            self.info = replace(self.info, needs=("fuse",))
+            self.info = replace(self.info, needs=("fuse",), sums=False)
         self.pairs, self.seed = pairs, seed
         self.steps = 0
         self._adds_up = False

@@ -37,6 +37,7 @@ class Unimodal(Method):
         unimodal="trains",
         budget=1.05,
         alone=True,
+        fused=False,
         missing=True,
         doubts="In a model of several modalities, the head's weights for the others are part "
         "of the same tensor: their gradient is zero, but weight decay still moves them. "

@@ -75,7 +75,11 @@ def _missing(config: Mapping[str, Any]) -> str:
     said = [f"{_from(rates)} of {which} samples" for which, rates in parts.items() if rates]
     if not said:
         return ""
-    token = ", with learnt vectors in their place" if config.get("missing_token") else ""
+    token = (
+        ", with learnt vectors in their place if a method has any"
+        if config.get("missing_token")
+        else ""
+    )
     return f"Modalities are missing: {'; '.join(said)}{token}."
 
 

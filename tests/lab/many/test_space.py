@@ -15,6 +15,8 @@ from evenly.lab.run.build import (
 from evenly.lab.run.describe import defaults
 from evenly.lab.run.settings import Cell, Training
 from evenly.methods import METHODS
+from support import CASES, Run, equal, info, make, net, parts
+from support import each as cases
 
 TINY = Training(data="synthetic(train=24,val=12,test=12,classes=3)", width=4, epochs=90)
 NAMES = ["unimodal(modality=m1)", *(name for name in METHODS if name != "unimodal")]
@@ -57,6 +59,56 @@ def test_all_methods_share_ranges_and_only_what_is_not_given_is_searched():
     assert found.of(TINY).lr == 0.0123
     adam = Space.of(Training(optimizer="adamw"), "joint")
     assert adam.ranges == TRAINING["adamw"]
+
+
+@pytest.mark.parametrize(
+    ("method", "searched"),
+    [
+        ("smv", ["warmup"]),
+        ("smv(level=modality)", ["alpha", "warmup"]),
+        ("bss", ["fused", "unimodal"]),
+        ("bss(pace=curriculum)", ["fused", "unimodal", "start", "grow"]),
+        ("g_blending", ["trial_epochs"]),
+        ("g_blending(online=true)", ["super_epoch"]),
+        ("lfm(schedule=heuristic)", ["epochs"]),
+        ("lfm(schedule=learnt)", ["weight"]),
+        ("mslr(strategy=keep)", []),
+    ],
+)
+def test_what_is_searched_depends_on_what_is_given(method, searched):
+    assert list(Space.of(TINY, method).ranges) == ["lr", "weight_decay", *searched]
+
+
+def acts(case, **changed):
+    """The epochs in which a method acts."""
+    method = Run(case, **changed).method
+    return [epoch for epoch in range(100) if method.is_due(epoch)]
+
+
+def weights(case, **changed):
+    """Those after some epochs."""
+    return Run(case, **changed).train(4).model.state_dict()
+
+
+# Of so few samples, no verdict of Remedy's would differ.
+SEARCHED = [
+    case for case in CASES if "+" not in case and METHOD[parts(case)[0]] and case != "remedy"
+]
+
+
+@pytest.mark.parametrize("case", cases(SEARCHED))
+def test_a_setting_is_searched_if_it_has_an_effect(case):
+    name, variant = parts(case)
+    method, settings = make(case, net(head=info(case).head)), {**defaults(name), **variant}
+    usual = weights(case)
+    for setting, found in METHOD[name].items():
+        now = getattr(method, setting)
+        other = found.low if now == found.high else found.high
+        if setting in method.info.in_epochs:
+            other = now + 1
+        changed = {setting: other}
+        changes = acts(case) != acts(case, **changed) or not equal(usual, weights(case, **changed))
+        assert changes == found.acts(settings), setting
 
 
 def test_epochs_scale_with_the_length_of_training():

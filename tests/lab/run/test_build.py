@@ -232,6 +232,12 @@ def test_a_modality_alone_that_the_data_lack(data):
         build(data, "unimodal(modality=m3)")
 
 
+@pytest.mark.parametrize("method", ["joint", "ensemble", "unimodal(modality=m1)"])
+def test_only_a_method_of_the_fused_loss_gets_vectors_for_what_is_missing(data, method):
+    model = build(data, method, missing_token=True)
+    assert (model.head.missing is not None) == (method == "joint")
+
+
 def made(wide=5):
     return nn.Sequential(nn.LazyLinear(wide))
 

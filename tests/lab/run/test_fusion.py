@@ -12,10 +12,16 @@ from evenly.lab.run.prepare import prepare
 from evenly.lab.run.run import run_cell
 from evenly.lab.run.settings import Cell, Fusion, Training
 from evenly.nn import FUSIONS
-from evenly.nn.heads import TOKEN_FUSIONS
+from evenly.nn.heads import TOKEN_FUSIONS, LateHead
 from evenly.spec import parse, split
 
 DATA = "synthetic(train=48,val=24,test=24,classes=3)"
+
+
+class Mean(LateHead):
+    """A fusion of one's own, whose logits are no sum."""
+
+
 PLAIN = [name for name, kind in METHODS.items() if kind.info.head == "concat"]
 SEPARATE = [name for name in PLAIN if METHODS[name].info.separate]
 
@@ -25,7 +31,14 @@ def cell(method, fusion, **settings):
     return Cell(training, method, 0)
 
 
-@pytest.mark.parametrize("method", [name for name in PLAIN if not METHODS[name].info.alone])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"tcmax": "tcmax(pairs=16)"}.get(name, name)
+        for name in PLAIN
+        if not METHODS[name].info.alone
+    ],
+)
 def test_a_method_trains_on_a_fusion_that_is_no_sum(method, tmp_path):
     result = run_cell(cell(method, "film"), tmp_path)
     assert 0 <= result.metrics["test"]["accuracy"] <= 1
@@ -72,6 +85,31 @@ def test_who_changes_features_or_tries_encoders_needs_them_apart():
         info = METHODS[name].info
         changes = "fuse" in info.needs or name == "tcmax" or info.unimodal == "tries"
         assert info.separate == changes, name
+
+
+@pytest.mark.parametrize("fusion", [*FUSIONS, "test_fusion.Mean"])
+def test_who_takes_the_prediction_apart_needs_a_sum(fusion, capsys):
+    training = cell("tcmax", fusion).training
+    found, _ = named(split("all"), training)
+    said = (
+        f"sum of the modalities' own, unlike --fusion {fusion}: tcmax." in capsys.readouterr().err
+    )
+    if fusion in ("concat", "sum"):
+        assert "tcmax" in found
+        assert not said
+        prepare([cell("tcmax", fusion)])
+        return
+    assert "tcmax" not in found
+    assert said
+    for method in ("tcmax", "relearn+tcmax"):
+        with pytest.raises(ValueError, match=rf"^tcmax needs .* --fusion {fusion} they are not\."):
+            prepare([cell(method, fusion)])
+    prepare([cell("tcmax(pairs=16)", fusion), cell("mcr", fusion)])
+
+
+def test_a_head_of_another_method_that_is_no_sum_is_refused():
+    with pytest.raises(ValueError, match=r"^tcmax needs .* with the head 'late' they are not\."):
+        prepare([cell("tcmax+mslr", "concat")])
 
 
 def test_blocks_between_encoders_are_refused_likewise():

@@ -50,7 +50,12 @@ def test_what_is_missing_and_who_is_not_made_for_it_are_told():
     for method in ("relearn", "balm", "multi_loss"):
         assert f"{method}: {odd}" not in notes(method, missing={"m1": 0.5})
     assert f"ogm: {odd}" not in notes("ogm", missing_test={"m1": 0.5})
-    assert any("stay zero" in note for note in notes("joint", missing_token=True))
+    only = "no training sample lacks a modality, so only methods that leave some out learn"
+    assert any(only in note for note in notes("joint", missing_token=True))
+    learns_none = "its loss does not reach the fused logits, so it learns no vector"
+    for method in ("ensemble", "relearn+ensemble", "joint"):
+        said = any(learns_none in note for note in notes(method, missing_token=True))
+        assert said == (method != "joint")
     assert notes("joint", missing={"m1": 0.0}, missing_test={"m2": 0.0}) == notes("joint")
 
 
@@ -88,6 +93,8 @@ def test_rates_that_cannot_be(more, message):
         ("inforeg(strength=0)", 20, ""),
         ("inforeg(threshold=1)", 20, ""),
         ("bss(grow=1,pace=curriculum)", 3, ""),  # though it has losses of its own in all
+        ("mslr", 6, " (first before epoch 6, counted from 0)"),
+        ("mslr(strategy=smooth)", 20, ""),
     ],
 )
 def test_a_method_that_never_acts_is_told(method, epochs, more):
@@ -106,10 +113,13 @@ def test_a_method_that_never_acts_is_told(method, epochs, more):
         ("greedy(start=4)", 5),
         ("di_mml(start=4)", 5),
         ("inforeg", 1),
+        ("mslr", 7),
+        ('mslr(strategy=keep,rates={"m1":0.5})', 1),
+        ("remedy", 1),  # trains encoders alone before the first
     ],
 )
 def test_a_method_that_acts_is_not(method, epochs):
-    assert not any("acts in none" in note for note in notes(method, epochs))
+    assert not any("its schedule does nothing" in note for note in notes(method, epochs))
 
 
 def test_each_method_is_noted_with_its_own_optimiser():

@@ -217,8 +217,8 @@ def named(methods: Sequence[Spec], training: Training) -> tuple[tuple[str, ...],
         if left := left_out(data.task):
             what = wanted(data.task)
             say([f"'all' leaves out the methods that do not take {what}: {', '.join(left)}."])
-        if left := unsuited(training.fusion):
-            words = f"encoders that do not see each other, unlike --fusion {training.fusion}"
+        for need, left in unsuited(training.fusion).items():
+            words = f"{need}, unlike --fusion {training.fusion}"
             say([f"'all' leaves out the methods that need {words}: {', '.join(left)}."])
     return tuple(expanded(methods, data.modalities, data.task, training.fusion)), data
 

@@ -8,8 +8,8 @@ the method into another one (OGM-GE without its noise is OGM), or if more is bet
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from evenly.errors import UserError
 from evenly.lab.many.tuned import Tuned
@@ -37,11 +37,13 @@ class Range:
         high: The largest value.
         log: Whether to draw on a logarithmic scale: as many values below the geometric mean of the
             ends as above it.
+        only: By name, the values of the method's other settings with which this one has an effect.
     """
 
     low: Number
     high: Number
     log: bool = False
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -62,6 +64,10 @@ class Range:
     def value(self, found: Number) -> Number:
         """The value to run for a number from Optuna."""
         return int(found) if self.is_whole else float(f"{found:.{DIGITS}g}")
+
+    def acts(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the setting has an effect beside a method's others."""
+        return all(settings[name] in values for name, values in self.only.items())
 
     def __contains__(self, value: Number) -> bool:
         """Whether a value is in the range."""
@@ -93,10 +99,13 @@ METHOD: dict[str, dict[str, Range]] = {
     "modality_dropout": {"p": Range(0.1, 0.9)},
     "masked_transformer": {"p": Range(0.1, 0.9)},
     "qmf": {"weight": log(0.01, 1.0)},  # its code has 0.1 and 1
-    "g_blending": {"trial_epochs": Range(10, 45)},
+    "g_blending": {
+        "trial_epochs": Range(10, 45, only={"online": (False,)}),
+        "super_epoch": Range(5, 20, only={"online": (True,)}),
+    },
     "ogm": {"alpha": log(0.1, 3.0), "end": Range(10, 100)},  # published: 0.1 to 2.6
     "ogm_ge": {"alpha": log(0.1, 3.0), "end": Range(10, 100)},
-    "mslr": {"window": Range(1, 10)},
+    "mslr": {"window": Range(1, 10, only={"strategy": ("dynamic",)})},
     "mbsd": {"distillation": log(0.1, 10.0)},
     "amco": {"sigma": Range(0.2, 0.8), "eps": log(0.1, 1.0)},
     "mmcosine": {},
@@ -117,7 +126,7 @@ METHOD: dict[str, dict[str, Range]] = {
         "every": Range(5, 20),
         "times": Range(1, 8),
     },
-    "smv": {"alpha": Range(0.25, 2.0), "warmup": Range(1, 20)},
+    "smv": {"alpha": Range(0.25, 2.0, only={"level": ("modality",)}), "warmup": Range(1, 20)},
     "mmpareto": {"gamma": Range(1.0, 3.0)},
     "mla": {},
     "reconboost": {
@@ -125,7 +134,10 @@ METHOD: dict[str, dict[str, Range]] = {
         "reconcilement": log(0.1, 10.0),
         "agreement": log(0.05, 5.0),
     },
-    "lfm": {"epochs": Range(100, 400)},
+    "lfm": {
+        "epochs": Range(100, 400, only={"schedule": ("replayed", "heuristic")}),
+        "weight": Range(0.05, 0.95, only={"schedule": ("learnt",)}),
+    },
     "opm": {
         "base": Range(0.1, 0.8),
         "strength": Range(0.1, 1.0),
@@ -159,8 +171,8 @@ METHOD: dict[str, dict[str, Range]] = {
     "bss": {
         "fused": log(0.05, 1.0),  # its code: 0.1 and 1
         "unimodal": log(0.3, 3.0),  # 0.9 and 1
-        "start": Range(0.05, 0.5),
-        "grow": Range(10, 100),
+        "start": Range(0.05, 0.5, only={"pace": ("curriculum",)}),
+        "grow": Range(10, 100, only={"pace": ("curriculum",)}),
     },
     "rolling_q": {"beta": Range(0.05, 0.5), "rho": log(0.3, 10.0), "times": Range(1, 3)},
     "midas": {"weight": log(0.2, 20.0), "rate": log(0.01, 0.2), "warmup": Range(1, 20)},
@@ -211,18 +223,19 @@ class Space:
                 f"{', '.join(TRAINING)}."
             )
         ranges = dict(TRAINING[optimizer])
+        settings = {**defaults(spec.name), **own}
         for name, found in METHOD.get(spec.name, {}).items():
-            if name in spec.settings:
+            if name in spec.settings or not found.acts(settings):
                 continue
             if name in info.in_epochs:
                 low, high = (
                     in_run(int(end), info.epochs, training) for end in (found.low, found.high)
                 )
-                ranges[name] = Range(low, high, found.log)
+                ranges[name] = replace(found, low=low, high=high)
             else:
                 ranges[name] = found
         values = {"lr": training.lr, "weight_decay": training.weight_decay}
-        values |= {**defaults(spec.name), **own}
+        values |= settings
         return Space(method, ranges, {name: values[name] for name in ranges})
 
     def distributions(self) -> dict[str, "BaseDistribution"]:

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, get_type_hints
+from itertools import chain
+from typing import Any, Literal, get_type_hints
 
 import torch
 from jaxtyping import Shaped
@@ -87,7 +88,8 @@ def build_model(data: Data, cell: Cell) -> LateFusion:
         _try_encoders(encoders, data, training.encoders)
         model = fused(encoders, len(data.task.names), cell)
         if model.head.meets and info_of(cell.method).separate:
-            raise _needs_separate(cell)
+            (name, *_) = [x.name for x in together(cell.method) if _kind(x).info.separate]
+            raise _unsuitable(cell, name, *_SEPARATE)
         if is_own(parse(training.fusion).name):
             _try_head(model, data, training.fusion)
     for encoder in model.encoders.values():
@@ -149,7 +151,7 @@ def fused(encoders: Mapping[str, nn.Module], num_classes: int, cell: Cell) -> La
         alone = method_settings(cell)["modality"]
         encoders = {alone: encoders[alone]}
     text = cell.training.fusion if info.head == "concat" else info.head
-    head, token = _head(text), cell.training.missing_token
+    head, token = _head(text), cell.training.missing_token and info.fused
     if isinstance(head, str):
         return LateFusion(encoders, num_classes, head, missing_token=token)
     try:
@@ -421,6 +423,8 @@ def build_method(
         if "seed" in takes:  # its randomness is part of what varies between seeds
             settings.setdefault("seed", cell.seed)
         found.append(_made(spec, kind, _acted_on(spec.name, kind, model), settings))
+        if found[-1].info.sums and not model.head.sums:
+            raise _unsuitable(cell, spec.name, *_SUMS)
     if len(found) == 1:
         return found[0]
     check_unimodal([method.info for method in found])
@@ -501,7 +505,7 @@ def expanded(
     found: list[str] = []
     for spec in methods:
         if spec.name == "all" and not spec.settings:
-            left = [*left_out(task), *unsuited(fusion)]
+            left = {*left_out(task), *chain(*unsuited(fusion).values())}
             for name, kind in METHODS.items():
                 if name not in left:
                     found += _variants(name, kind, modalities)
@@ -527,35 +531,50 @@ def _several(task: Task) -> bool:
     return task.name == "number" and len(task.names) > 1
 
 
-def unsuited(fusion: str) -> list[str]:
-    """The methods that need encoders which do not see each other, if they do in a fusion."""
-    return [name for name in METHODS if not takes_fusion(name, fusion)]
+def unsuited(fusion: str) -> dict[str, list[str]]:
+    """The methods that need, by their defaults, what a fusion is not, by what they need."""
+    free = {name: kind.info for name, kind in METHODS.items() if kind.info.head == "concat"}
+    needs = {}
+    if _is(fusion, "meets"):
+        needs[_SEPARATE[0]] = [name for name, info in free.items() if info.separate]
+    elif not _is(fusion, "sums"):
+        needs[_SUMS[0]] = [name for name, info in free.items() if info.sums]
+    return needs
 
 
 def takes_fusion(method: str, fusion: str) -> bool:
     """Whether a method, or several in one, can do with a fusion, as far as its name tells."""
     info = info_of(method)
-    return not (info.separate and info.head == "concat" and _meets(fusion))
+    return not (info.separate and info.head == "concat" and _is(fusion, "meets"))
 
 
-def _meets(fusion: str) -> bool:
-    """Whether encoders see each other in a fusion, whatever they are."""
+def _is(fusion: str, fact: Literal["meets", "sums"]) -> bool:
+    """Whether a class of heads declares a fact, whatever the encoders."""
     name = parse(fusion).name
     kind = HEADS[name] if name in HEADS else imported("fusion", name)
-    return getattr(kind, "meets", False) is True
+    return getattr(kind, fact, False) is True
 
 
-def _needs_separate(cell: Cell) -> UserError:
-    info = info_of(cell.method)
-    known = [spec.name for spec in together(cell.method) if _kind(spec).info.separate]
-    fusion, instead = f"the head '{info.head}'", "Leave the method out."
-    if info.head == "concat":
-        fusion = f"--fusion {cell.training.fusion}"
-        instead = "Use a fusion of features, such as concat, or leave the method out."
-    return UserError(
-        f"{known[0]} needs encoders that do not see each other, but with {fusion} they do. "
-        f"{instead}"
-    )
+_SEPARATE = (
+    "encoders that do not see each other",
+    "they do",
+    "Use a fusion of features, such as concat, or leave the method out.",
+)
+_SUMS = (
+    "fused logits that are the sum of the modalities' own",
+    "they are not",
+    "Use --fusion concat, sum or your own class with `sums = True`, settings that need no sum, or "
+    "leave the method out.",
+)
+"""What a method may need of a fusion, what is the case instead, and what to do."""
+
+
+def _unsuitable(cell: Cell, name: str, need: str, found: str, instead: str) -> UserError:
+    """The error that a method needs what its fusion or the head of another method is not."""
+    head, fusion = info_of(cell.method).head, f"--fusion {cell.training.fusion}"
+    if head != "concat":
+        fusion, instead = f"the head '{head}'", "Leave the method out."
+    return UserError(f"{name} needs {need}, but with {fusion} {found}. {instead}")
 
 
 def _fits(kind: type[Method], task: Task) -> bool:

@@ -51,6 +51,7 @@ def needs(kind: type[Method]) -> str:
     takes = inspect.signature(kind).parameters
     parts = [_PARTS[part] for part in info.needs]
     parts += ["encoders that do not see each other"] * info.separate
+    parts += ["fused logits that are the sum of the unimodal ones"] * info.sums
     parts += ["the optimiser"] * ("optimizer" in takes)
     parts += ["the head"] * ("head" in takes)
     parts += ["a Resampler"] * ("sampler" in takes)

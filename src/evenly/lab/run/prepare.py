@@ -137,7 +137,8 @@ def _missing_notes(
         )
     if training.missing_token and not lack["train"]:
         notes.append(
-            "--missing-token: no training sample lacks a modality, so the vectors stay zero."
+            "--missing-token: no training sample lacks a modality, so only methods that leave some "
+            "out learn the vectors."
         )
     return notes
 
@@ -150,6 +151,11 @@ def _method_notes(cell: Cell, method: Method, size_is_lost: bool) -> list[str]:
         notes += _notes_of(name, spec, part, cell, size_is_lost)
     if cell.training.fusion != "concat" and method.info.head != "concat":
         notes.append(f"{cell.method}: keeps its own head, '{method.info.head}'.")
+    if cell.training.missing_token and not method.info.fused:
+        notes.append(
+            f"{cell.method}: its loss does not reach the fused logits, so it learns no vector "
+            "(--missing-token); its prediction leaves out what is missing."
+        )
     return notes
 
 
@@ -165,7 +171,7 @@ def _notes_of(name: str, spec: Spec, method: Method, cell: Cell, size_is_lost: b
         notes.append(
             f"{name}: {', '.join(values)}, its schedule of {info.epochs} epochs scaled to {epochs}."
         )
-    if info.in_epochs and not any(method.is_due(epoch) for epoch in range(epochs)):
+    if not any(method.is_due(epoch) for epoch in range(epochs)):
         first = next((epoch for epoch in range(epochs, 100 * epochs) if method.is_due(epoch)), None)
         more = "" if first is None else f" (first before epoch {first}, counted from 0)"
         notes.append(f"{name}: its schedule does nothing in these {epochs} epochs{more}.")

@@ -22,6 +22,8 @@ class Head(nn.Module):
 
     Attributes:
         meets: Whether encoders see each other before their features are fused.
+        sums: Whether the fused logits of a sample that has all modalities are the sum of the
+            modalities' own.
         widths: Width of the features by modality, in the order of fusion.
         num_classes: Number of classes.
         missing: By modality, a learnt vector that replaces missing features; None unless requested,
@@ -29,6 +31,7 @@ class Head(nn.Module):
     """
 
     meets: bool = False
+    sums: bool = False
     missing: nn.ParameterDict | None
 
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:

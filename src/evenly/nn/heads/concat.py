@@ -17,6 +17,8 @@ class ConcatHead(Head):
         linear: The layer.
     """
 
+    sums = True
+
     def __init__(self, widths: Mapping[str, int], num_classes: int) -> None:
         """Makes the layer."""
         super().__init__(widths, num_classes)

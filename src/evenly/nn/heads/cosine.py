@@ -34,6 +34,8 @@ class CosineHead(Head):
         weights: By modality, W, with a row for each class.
     """
 
+    sums = True
+
     def __init__(self, widths: Mapping[str, int], num_classes: int, scale: float = 10.0) -> None:
         """Makes the weights, initialised like a linear layer's.
 

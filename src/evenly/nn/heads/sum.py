@@ -12,6 +12,8 @@ from evenly.nn.heads.late import LateHead
 class SumHead(LateHead):
     """A linear layer on each modality's features; the fused logits are the sum of theirs."""
 
+    sums = True
+
     def combined(self, unimodal: Mapping[str, Float[Tensor, "n c"]]) -> Float[Tensor, "n c"]:
         """Z = Σ_m z_m over the available modalities."""
         return stacked(unimodal).sum(0)
