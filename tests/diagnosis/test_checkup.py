@@ -380,7 +380,8 @@ def test_rates_that_a_plateau_has_lowered_are_told():
     case = Case(plain=1.0, noise=0.0, epochs=1, rates={"noise": 0.02})
     output, _ = forward(case.model, next(iter(case.val)))
     probe = evenly.Probe(case.model, forward, case.train, case.val)
-    alone = Alone(probe, case.model.encoders, output, Classes(2, None, one_logit=False), seed=0)
+    encoders = dict(case.model.encoders.items())
+    alone = Alone(probe, encoders, output, Classes(2, None, one_logit=False), seed=0)
     assert alone.lowered(case.optimizer) is None
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(case.optimizer, patience=0)
     for _ in range(2):
