@@ -96,7 +96,7 @@ class GBlending(Method):
         "not in the paper: a negative gain gets weight 0 (the paper assumes a gain), O² "
         "is at least 1e-4, and all weights are equal if no loss gains. The lengths (45 "
         "epochs, super-epochs of 10) are not verified. Trials use the optimiser's "
-        "settings with a constant learning rate, that of the start of the training, also "
+        "settings with a constant learning rate, the one before a schedule, also "
         "online, where the training's own may have fallen. The unimodal losses share "
         "one trial, which equals one trial each as long as they share no parameters; a "
         "head of your own with one layer or bias for all modalities breaks that. A "
