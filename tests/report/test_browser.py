@@ -204,6 +204,13 @@ def test_the_pointer_shows_the_name_and_the_numbers(page):
     assert mean.startswith("mean ")
 
 
+def test_the_pointer_shows_what_a_modality_adds(page):
+    """The second bar, 25 points, begins where the first ends, at 50."""
+    point_at(page, page.locator('[data-figure="contribution"] .barlayer .point').nth(1))
+    page.wait_for_selector(".hoverlayer .hovertext")
+    assert [lines[-1] for lines in hovered(page)] == ["bottom: 25.0 points"]
+
+
 def test_the_pointer_finds_a_sample_in_every_panel(page):
     """The first sample of the first class is row 0 of the split, the last of the last row 78."""
     for spot, name, taught in (

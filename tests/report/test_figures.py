@@ -1,6 +1,8 @@
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +14,7 @@ from evenly.report.folder import read_comparison
 from evenly.report.formats import markdown
 from evenly.report.marks import MARKERS, OUTLINES, marks
 from evenly.report.page import _page
+from evenly.report.parts import HOVER
 
 
 def _figures(folder):
@@ -20,6 +23,19 @@ def _figures(folder):
 
 def _of(figure, method):
     return [trace for trace in figure["data"] if trace["name"] == method]
+
+
+def _hovers(trace):
+    """What the pointer shows of each point below the name, of texts and numbers of its own."""
+    template = trace["hovertemplate"].removeprefix(HOVER)
+    return [
+        re.sub(
+            r"%{(\w+)(?:\[(\d)\])?}",
+            lambda one: trace[one[1]][at][int(one[2])] if one[2] else trace[one[1]][at],  # noqa: B023
+            template,
+        )
+        for at in range(len(trace["x"]))
+    ]
 
 
 @pytest.mark.parametrize("count", range(1, 7))
@@ -132,11 +148,14 @@ def test_relearnings_are_marked_on_the_curve(folder):
 def test_strengths_are_those_of_each_seed_and_their_mean(folder):
     found = read_comparison(folder)
     figures = all_figures(found)
-    seeds, mean = figures["strength/1"]["data"]
+    seeds, stems, mean = figures["strength/1"]["data"]
     moments = found.moments("relearn")
     assert mean["x"] == list(moments)
     assert mean["y"] == pytest.approx([moment["bottom"] for moment in moments.values()], abs=1e-4)
-    assert mean["error_y"]["arrayminus"] == mean["y"]  # a stem down to 0
+    assert mean["text"] == ["mean of 3 seeds"] * 3
+    assert stems["x"][3:6] == [mean["x"][1], mean["x"][1], None]
+    assert stems["y"][3:6] == [0, mean["y"][1], None]
+    assert stems["hoverinfo"] == "skip"
     assert len(seeds["x"]) == 3 * len(moments)
     run = found.runs_of("relearn")[2]
     own = {
@@ -262,6 +281,8 @@ def test_contributions_stand_end_to_end_and_losses_to_the_left(tmp_path, write):
     assert third["base"] == [0]
     assert third["x"] == pytest.approx([100 / 6 - 60], abs=0.01)
     assert len({trace["marker"]["color"] for trace in (first, second, third)}) == 3
+    said = [_hovers(trace) for trace in (first, second, third)]
+    assert said == [["a: 50.0 points"], ["b: 25.0 points"], ["c: -43.3 points"]]
 
 
 def test_a_contribution_that_was_not_measured_has_no_bar(folder):
@@ -269,7 +290,7 @@ def test_a_contribution_that_was_not_measured_has_no_bar(folder):
     gone = ("joint", "test", "contribution/top")
     known = {key: each for key, each in found.summary.items() if key != gone}
     bars = _of(all_figures(replace(found, summary=known))["contribution"], "joint")
-    assert [bar["text"] for bar in bars] == ["bottom"]
+    assert [_hovers(bar) for bar in bars] == [["bottom: 25.0 points"]]
 
 
 def test_accuracy_given_one_modality_only_and_without_it(tmp_path, write):
@@ -313,11 +334,23 @@ def test_noise_goes_from_none_to_missing(folder):
     assert line["y"] == pytest.approx(expected, abs=0.01)
 
 
+def test_no_number_under_the_pointer_has_two_units_or_an_error_bar(folder):
+    """Plotly's %{x} and %{y} bring the ticks' suffix and, of a mean with a bar, "+1 / -1"."""
+    for figure in _figures(folder).values():
+        for trace, side in product(figure["data"], "xy"):
+            template = trace.get("hovertemplate", "")
+            if f"%{{{side}}}" in template:
+                suffix = figure["layout"][f"{side}axis"].get("ticksuffix")
+                assert not (suffix and f"%{{{side}}}{suffix}" in template)
+                assert f"error_{side}" not in trace
+                assert "base" not in trace
+
+
 def test_a_curve_over_missing_rates_has_intervals(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["missing/1"], "joint")
     assert line["x"] == pytest.approx([0, 25, 50, 75, 100], abs=4)
-    assert line["text"][1] == "taken from 25 %"
+    assert _hovers(line)[1] == f"taken from 25 %: {line['y'][1]:.2f} %"
     accuracy = 100 * found.score("joint")
     expected = [accuracy - rate * (accuracy - 40) for rate in (0, 0.25, 0.5, 0.75, 1)]
     assert line["y"] == pytest.approx(expected, abs=0.01)
@@ -406,7 +439,8 @@ def test_numbers_are_shown_in_the_units_of_the_data():
     assert (seeds["x"], mean["x"]) == ([249.0, 251.8], [250.4])
     assert mean["text"] == ["mean 250.4<br>95 % interval 248.4 to 252.4"]
     assert figures["mae"]["layout"]["xaxis"]["title"]["text"] == "test MAE"
-    assert figures["contribution"]["data"][0]["x"] == [7.5]
+    (bar, _) = figures["contribution"]["data"]
+    assert (bar["x"], _hovers(bar)) == ([7.5], ["x: 7.500 of MAE"])
     for name in ("mae", "only"):
         assert "autorangeoptions" not in figures[name]["layout"]["xaxis"]
     assert "autorangeoptions" not in figures["curve/val_mae"]["layout"]["yaxis"]

@@ -167,10 +167,10 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
                 **_line(comparison, number),
                 "x": ["none", *(f"{level:g}" for level in levels), "missing"],
                 "y": [None if value is None else rounded(metric.scale * value) for value in values],
-                "hovertemplate": HOVER + "%{x}: %{y}" + metric.unit,
+                "hovertemplate": HOVER + "%{x}: %{y}",  # the ticks have the unit
             }
         )
-    title = {"text": "noise, deviations", "standoff": 6}
+    title = {"text": "added noise, deviations", "standoff": 6}
     return _small(comparison, data, {"title": title, "type": "category"})
 
 
@@ -188,6 +188,7 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
         if not rates or any(each.mean is None for each in found):
             continue
         means = [metric.scale * (each.mean or 0.0) for each in found]
+        said = [metric.shown(each.mean or 0.0, places=2) for each in found]
         ends = [
             mean if end is None else metric.scale * end
             for each, mean in zip(found, means, strict=True)
@@ -208,9 +209,12 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
                 **line,
                 "x": [x + apart * (number - (len(comparison.methods) - 1) / 2) for x in at],
                 "y": [rounded(mean) for mean in means],
-                "text": [f"taken from {x:g} %" for x in at],
+                "text": [
+                    f"taken from {x:g} %: {mean}{metric.unit}"
+                    for x, mean in zip(at, said, strict=True)
+                ],
                 "error_y": interval,
-                "hovertemplate": HOVER + "%{text}: %{y}" + metric.unit,
+                "hovertemplate": HOVER + "%{text}",  # Plotly's %{y} would end in the error bar
             }
         )
     title = {"text": "taken from, % of all test samples", "standoff": 6}
