@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -15,6 +16,8 @@ from evenly.report.formats import markdown
 from evenly.report.marks import MARKERS, OUTLINES, marks
 from evenly.report.page import _page
 from evenly.report.parts import HOVER
+from evenly.report.picture import _draw
+from evenly.report.studies import _figure4
 
 
 def _figures(folder):
@@ -28,12 +31,13 @@ def _of(figure, method):
 def _hovers(trace):
     """What the pointer shows of each point below the name, of texts and numbers of its own."""
     template = trace["hovertemplate"].removeprefix(HOVER)
+
+    def value(at, field):
+        found = trace[field[1]][at]
+        return str(found[int(field[2])] if field[2] else found)
+
     return [
-        re.sub(
-            r"%{(\w+)(?:\[(\d)\])?}",
-            lambda one: trace[one[1]][at][int(one[2])] if one[2] else trace[one[1]][at],  # noqa: B023
-            template,
-        )
+        re.sub(r"%{(\w+)(?:\[(\d)\])?}", partial(value, at), template)
         for at in range(len(trace["x"]))
     ]
 
@@ -446,6 +450,7 @@ def test_numbers_are_shown_in_the_units_of_the_data():
     assert "autorangeoptions" not in figures["curve/val_mae"]["layout"]["yaxis"]
     assert _of(figures["curve/val_mae"], "joint")[0]["y"] == [300, 200]
     line, spots = _of(figures["agreement"], "awc")
+    assert _hovers(spots)[1] == "seed 0: true 4.0, said 4.0"
     assert (spots["x"], spots["y"]) == ([2, 4, 3], [3, 4, 1.5])
     assert line["x"] == line["y"] == [1.5, 4]
     for figure in figures.values():
@@ -473,3 +478,50 @@ def test_the_page_of_numbers_names_their_metric():
     assert 'aria-sort="ascending"' in text
     assert "accuracy" not in text[: text.index("<script")]
     assert "ten bins" not in text  # nothing is diagnosed
+    assert "the first seed that has finished, and all 3 test samples" in text
+    assert '<option value="1">awc, seed 0</option>' in text
+
+
+def test_of_many_numbers_the_page_says_how_many_are_drawn():
+    """joint has none of seed 0, which failed."""
+    found = _of_numbers()
+    pairs = np.linspace(0, 1, 2 * 1234).reshape(1234, 2)
+    joint, awc = (replace(run, numbers=pairs) for run in found.runs)
+    runs = [replace(joint, numbers=None), replace(joint, seed=1), awc]
+    found = replace(found, runs=runs)
+    line, spots = _of(all_figures(found)["agreement"], "joint")
+    assert len(spots["x"]) == 1000
+    assert _hovers(spots)[0].startswith("seed 1: true 0.0, ")
+    text = _page(found, "tsne")
+    assert "and 1,000 of 1,234 test samples" in text
+    assert '<option value="0">joint, seed 1</option>' in text
+    assert '<option value="1">awc, seed 0</option>' in text
+
+
+def test_no_relearning_is_marked_beyond_what_every_seed_reached():
+    """Seed 0 stops after 3 epochs, seed 1 after 5: of the re-learnings after 2 and 4, the first."""
+    curves = {
+        "epoch": [0.0, 1.0, 2.0, 3.0, 4.0],
+        "val_accuracy": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "gap/x": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "relearn_strength/x": [None, None, 0.5, None, 0.25],
+    }
+    short = {name: values[:3] for name, values in curves.items()}
+    runs = [Run("relearn", seed, each, {"epochs": 5}) for seed, each in enumerate((short, curves))]
+    config = {"methods": ["relearn"], "modalities": ["x"], "seeds": 2}
+    found = Comparison(config, runs, {}, {}, datetime.now(UTC))
+    figures = all_figures(found)
+    band, line, triangles = figures["curve/val_accuracy"]["data"]
+    assert (line["x"], triangles["x"], triangles["y"]) == ([1, 2, 3], [2], [20])
+    assert [shape["x0"] for shape in figures["curve/val_accuracy"]["layout"]["shapes"]] == [2]
+    *_, means = figures["strength/0"]["data"]
+    assert (means["x"], means["text"]) == ([2, 4], ["mean of 2 seeds", "seed 1"])
+    for figure in (_draw(found, ["relearn"]), _figure4(found)):
+        marked = [
+            list(line.get_xdata())
+            for axes in figure.axes
+            for line in axes.lines
+            if line.get_marker() == "v"
+        ]
+        assert marked
+        assert all(x == [2] for x in marked)

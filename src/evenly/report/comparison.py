@@ -355,6 +355,11 @@ class Comparison:
         share: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         return share
 
+    def numbers(self, method: str) -> tuple[int, np.ndarray] | None:
+        """The first seed that has the true and predicted numbers of the test samples, and these."""
+        found = ((run.seed, run.numbers) for run in self.runs_of(method))
+        return next(((seed, pairs) for seed, pairs in found if pairs is not None), None)
+
     def projection(self, method: str, kind: Projected) -> Projection | None:
         """Where samples lie, by the first of its runs that has it; None if none has."""
         found = (run.projections.get(kind) for run in self.runs_of(method))
@@ -426,6 +431,10 @@ class Comparison:
     def mean_curve(self, method: str, column: str) -> dict[int, float]:
         """The mean of `curves`."""
         return {x: sum(seeds) / len(seeds) for x, seeds in self.curves(method, column).items()}
+
+    def marked(self, method: str, curve: Mapping[int, Any]) -> list[int]:
+        """The epochs of the method's re-learnings that a curve of its reaches, to mark there."""
+        return [epoch for epoch in self.moments(method) if epoch <= max(curve)] if curve else []
 
     def open_cells(self) -> list[tuple[str, int, str]]:
         """The cells without a result: method, seed and why."""

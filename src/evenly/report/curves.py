@@ -40,7 +40,8 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
         if len(values[0]) > 1 and len(some) > 1:
             bands.append(common | _band(some, values, colour))
         lines.append(common | _line(some, values, colour, dash, unit))
-        moments = comparison.moments(method)
+        found = comparison.moments(method)
+        moments = {epoch: found[epoch] for epoch in comparison.marked(method, curves)}
         if moments:
             mean = {epoch: sum(seeds) / len(seeds) for epoch, seeds in curves.items()}
             lines.append(_moments_trace(method, number, moments, mean, scale, colour))

@@ -296,15 +296,17 @@ def confusion_figure(comparison: Comparison) -> Figure:
 def agreement_figure(comparison: Comparison) -> Figure:
     """Of numbers, what a method says of test samples against what is true, beside their equality.
 
-    It is of a method's first run; the page shows one method at a time.
+    They are of the method's first seed that has finished, at most `SPOTS` of them; the page shows
+    one method at a time.
     """
     mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []
     for method in comparison.ranking:
-        found = [run.numbers for run in comparison.runs_of(method) if run.numbers is not None]
-        if not found:
+        found = comparison.numbers(method)
+        if found is None:
             continue
-        some = found[0][np.linspace(0, len(found[0]) - 1, min(SPOTS, len(found[0]))).astype(int)]
+        seed, pairs = found
+        some = pairs[np.linspace(0, len(pairs) - 1, min(SPOTS, len(pairs))).astype(int)]
         ends = [rounded(float(some.min())), rounded(float(some.max()))]
         common = {
             "type": "scatter",
@@ -329,7 +331,7 @@ def agreement_figure(comparison: Comparison) -> Figure:
                 "x": [rounded(value) for value in some[:, 0].tolist()],
                 "y": [rounded(value) for value in some[:, 1].tolist()],
                 "marker": {"color": mark[method].colour, "size": 6, "opacity": 0.55},
-                "hovertemplate": HOVER + "true %{x}, said %{y}",
+                "hovertemplate": f"{HOVER}seed {seed}: true %{{x}}, said %{{y}}",
             }
         )
     return {

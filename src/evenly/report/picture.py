@@ -208,7 +208,7 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
         if not mean:
             continue
         axes.plot(list(mean), list(mean.values()), color=colour, linewidth=2)
-        for x in comparison.moments(method):
+        for x in comparison.marked(method, mean):
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, value_at(mean, x), "v", color=colour, markersize=6.5,
                       markeredgecolor=CARD)  # fmt: skip

@@ -273,7 +273,7 @@ def _draw_curves(
                 axes.plot(list(points), values, color=colour, linewidth=0.6, alpha=0.35)
         axes.plot(list(mean), [scale * value for value in mean.values()], color=colour,
                   linewidth=1.2 if dotted else 2, linestyle=":" if dotted else "-")  # fmt: skip
-        for x in () if dotted else comparison.moments(method):
+        for x in () if dotted else comparison.marked(method, mean):
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, scale * value_at(mean, x), "v", color=colour, markersize=6,
                       markeredgecolor=CARD)  # fmt: skip
