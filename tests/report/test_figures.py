@@ -489,7 +489,7 @@ def test_of_many_numbers_the_page_says_how_many_are_drawn():
     joint, awc = (replace(run, numbers=pairs) for run in found.runs)
     runs = [replace(joint, numbers=None), replace(joint, seed=1), awc]
     found = replace(found, runs=runs)
-    line, spots = _of(all_figures(found)["agreement"], "joint")
+    _, spots = _of(all_figures(found)["agreement"], "joint")
     assert len(spots["x"]) == 1000
     assert _hovers(spots)[0].startswith("seed 1: true 0.0, ")
     text = _page(found, "tsne")
@@ -511,7 +511,7 @@ def test_no_relearning_is_marked_beyond_what_every_seed_reached():
     config = {"methods": ["relearn"], "modalities": ["x"], "seeds": 2}
     found = Comparison(config, runs, {}, {}, datetime.now(UTC))
     figures = all_figures(found)
-    band, line, triangles = figures["curve/val_accuracy"]["data"]
+    _, line, triangles = figures["curve/val_accuracy"]["data"]
     assert (line["x"], triangles["x"], triangles["y"]) == ([1, 2, 3], [2], [20])
     assert [shape["x0"] for shape in figures["curve/val_accuracy"]["layout"]["shapes"]] == [2]
     *_, means = figures["strength/0"]["data"]
