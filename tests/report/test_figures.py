@@ -465,8 +465,17 @@ def test_a_table_of_numbers_is_not_in_per_cent():
     assert cells[:4] == ["awc", "12.3 ± 1.5", "10.3 to 14.3", "0.500 ± 0.100"]
     assert cells[6] == "**-238.1 [-240.0 to -236.0]**"
     text = markdown(_of_numbers())
-    assert "in %" not in text
     assert "points" not in text
+    assert "%)" not in text
+
+
+def test_the_head_of_each_column_has_the_unit_of_its_values():
+    """Acc-2 is a share beside an error, and a metric of the user's none beside an accuracy."""
+    found = _of_numbers()
+    summary = {**found.summary, ("awc", "test", "acc_2"): Estimate(0.75)}
+    head, _, first, *_ = markdown(replace(found, summary=summary)).splitlines()
+    assert "| Pearson correlation | Acc-2 (%) | x's own logits |" in head
+    assert "| 0.500 ± 0.100 | 75.0 |" in first
 
 
 def test_the_page_of_numbers_names_their_metric():

@@ -59,6 +59,20 @@ def test_any_number_of_modalities_stays_small(tmp_path, write, count):
     assert set(names) <= set(_texts(path))
 
 
+def test_of_many_methods_the_picture_says_how_many_it_draws(tmp_path, write):
+    """Twelve rows fit; the reference is among them wherever it was named."""
+    names = [*(f"m{i}" for i in range(14)), "joint"]
+    folder = write(tmp_path, methods=names, modalities=[], seeds=2, epochs=6)
+    texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
+    assert "mean, every seed; 12 of 15 methods" in texts
+    shown = [name for name in texts if name in names]
+    assert shown == ["joint", *(f"m{i}" for i in reversed(range(11)))]  # from below
+    comparison = read_comparison(folder)
+    gone = {key: each for key, each in comparison.summary.items() if key[0] != "m3"}
+    texts = _texts(scores(replace(comparison, summary=gone), folder, tmp_path / "picture.svg"))
+    assert "mean, every seed; line: joint; 14 of 15 methods" in texts
+
+
 def test_draws_without_gaps_and_without_joint(tmp_path, write):
     folder = write(tmp_path, methods=["relearn", "other"], modalities=[], seeds=1, epochs=6)
     texts = _texts(write_picture(folder, tmp_path / "picture.svg"))

@@ -333,6 +333,12 @@ class Comparison:
             self.reference,
         )
 
+    @property
+    def without_result(self) -> str:
+        """What to say where a method has no result; else empty."""
+        finished = {m: int(self.score(m) is not None) for m in self.methods}
+        return without_result(self.methods, finished, len(self.seeds))
+
     def score(self, method: str) -> float | None:
         """The mean of the main metric on the test split."""
         return self.estimate(method, self.main).mean
@@ -478,6 +484,19 @@ def unequal_seeds(lines: Mapping[str, Mapping[str, Any]], reference: str = REFER
         "Methods finished different seeds: a mean is over a method's own seeds, a difference and "
         f"its test over those that it shares with {reference}."
     )
+
+
+def without_result(methods: Iterable[str], finished: Mapping[str, int], seeds: int) -> str:
+    """What to say of the methods that no table of results lists; empty if each has a result.
+
+    Args:
+        methods: All that were asked for.
+        finished: By method, the seeds that have a value of the main metric.
+        seeds: How many were asked for.
+    """
+    of_seeds = f"0 of {seeds} seed{'' if seeds == 1 else 's'}"
+    missing = [f"{method} ({of_seeds})" for method in methods if not finished.get(method)]
+    return f"Without a result: {', '.join(missing)}." if missing else ""
 
 
 def value_at(curve: Mapping[int, float], epoch: int) -> float:

@@ -15,6 +15,7 @@ from evenly.report.drawing import (
     QUIET,
     add_heading,
     labels_end,
+    of_methods,
     of_seeds,
     row_height,
     row_labels,
@@ -62,7 +63,7 @@ def write_picture(directory: Path, path: Path) -> Path:
             f"no run of the comparison in '{directory}' has finished, so there is nothing "
             "to draw. The command that wrote it continues it."
         )
-    return write_drawing(path, lambda: _draw(comparison, methods[:ROWS]))
+    return write_drawing(path, lambda: _draw(comparison, _fitting(comparison, methods)))
 
 
 def write_projection_picture(
@@ -113,6 +114,12 @@ def write_projection_picture(
     )
 
 
+def _fitting(comparison: Comparison, methods: list[str]) -> list[str]:
+    """The first of the methods, and the reference, on which the differences are."""
+    first, rest = methods[:ROWS], methods[ROWS:]
+    return [*first[:-1], comparison.reference] if comparison.reference in rest else first
+
+
 def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -132,7 +139,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
 
     top, bottom = (height - 1.0) / height, 0.62 / height
     start = labels_end(labels)
-    below = of_seeds(comparison)
+    below = f"{of_seeds(comparison)}{of_methods(comparison, methods)}"
     if trials := comparison.config.get("tuned_trials"):
         below += f"; tuned, {trials} trials each"
     add_heading(figure, 0.35, score_title(comparison), below)
