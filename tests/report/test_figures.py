@@ -374,6 +374,12 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
         ({"missing": {"a": 0.3, "b": 0}}, "Modalities are missing: a from 30 % of all samples."),
         ({"missing": {"a": 0}}, ""),
         (
+            {"noise": {"a": 2.0, "b": 0.5}, "limit_samples": 1000},
+            "At most 1,000 samples of each split are used. White noise is added to a (2 standard "
+            "deviations) and b (0.5 standard deviations) in all splits.",
+        ),
+        ({"noise": {}, "limit_samples": None}, ""),
+        (
             {"missing": {"a": 0.3, "b": 0.125}, "missing_test": {"a": 0, "b": 1}},
             "Modalities are missing: a from 30 % and b from 12.5 % of the training and validation "
             "samples; b from 100 % of the test samples.",
@@ -385,7 +391,7 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
         ),
     ],
 )
-def test_what_is_missing_is_a_condition(settings, said):
+def test_what_the_data_lack_or_gain_is_a_condition(settings, said):
     assert conditions(settings) == said
 
 

@@ -42,8 +42,8 @@ Projected = Literal["tsne", "umap"]
 
 
 def conditions(config: Mapping[str, Any]) -> str:
-    """What every output of a comparison says that is trained or selected otherwise than usual."""
-    parts = [_task, _missing, _loss, _selection, _tuning]
+    """What a comparison says if its data, training or selection is not as usual."""
+    parts = [_task, _limited, _noise, _missing, _loss, _selection, _tuning]
     said = [part(config) for part in parts]
     return " ".join(filter(None, said))
 
@@ -62,6 +62,19 @@ def _task(config: Mapping[str, Any]) -> str:
     if config.get("task") != "labels":
         return ""
     return "Samples have several labels: accuracy is the share of samples with all labels right."
+
+
+def _limited(config: Mapping[str, Any]) -> str:
+    count = config.get("limit_samples")
+    return "" if count is None else f"At most {count:,} samples of each split are used."
+
+
+def _noise(config: Mapping[str, Any]) -> str:
+    levels = [
+        f"{name} ({level:g} standard deviations)"
+        for name, level in (config.get("noise") or {}).items()
+    ]
+    return f"White noise is added to {' and '.join(levels)} in all splits." if levels else ""
 
 
 def _missing(config: Mapping[str, Any]) -> str:

@@ -161,6 +161,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
         relearns=any(name.startswith("strength/") for name in figures),
         disturbed=_modalities(comparison, figures, ("noise",)),
+        noised=list(config.get("noise") or {}),
         lacking=_modalities(comparison, figures, ("missing",)),
         plane=None if samples is None else _plane(comparison, projection, samples),
         packed={
