@@ -281,6 +281,16 @@ def test_one_seed_has_no_interval_and_says_why(tmp_path, write):
     assert "1 seed is too few to tell whether methods differ" in page.text
 
 
+@pytest.mark.parametrize(("count", "drawn"), [(3, ""), (7, ", estimated from 32 of them")])
+def test_the_contribution_is_explained_for_any_number_of_modalities(tmp_path, write, count, drawn):
+    names = [f"m{i}" for i in range(count)]
+    text = _page(write(tmp_path, methods=["joint"], modalities=names, seeds=1, epochs=3)).text
+    assert (
+        f"the mean gain from it over all orders in which modalities can be added{drawn}. Together "
+        "they are the model's accuracy minus that of always naming the commonest class."
+    ) in " ".join(text.split())
+
+
 def test_noise_is_added_to_that_of_the_data(folder):
     assert "on top of it" not in _page(folder).text
     path = folder / "config.yaml"

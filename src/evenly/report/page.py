@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from evenly.diagnosis.contribution import EXACT, ORDERS
 from evenly.files import write_text
 from evenly.metrics import METRICS, Metric
 from evenly.report.comparison import (
@@ -146,6 +147,7 @@ def _page(comparison: Comparison, projection: Projected) -> str:
             for number, name in enumerate(comparison.modalities)
             for colour, symbol in [modality_mark(number)]
         ],
+        orders_drawn=f", estimated from {ORDERS} of them" * (len(comparison.modalities) > EXACT),
         map_title=partial(_map_title, comparison),
         legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.ranking],
         numbers={method: number for number, method in enumerate(comparison.methods)},
