@@ -334,6 +334,16 @@ def test_many_methods_at_a_desk(browser, large):
         names, _ = page.eval_on_selector('[data-figure="map/0/1"]', NAMES)
         assert len(names) == 8
         assert _apart(names)
+        spot = page.eval_on_selector('[data-figure="confusion"]', """box => {
+          box.scrollIntoView({ block: "center" });
+          const { left, top } = box.getBoundingClientRect(), { xaxis, yaxis } = box._fullLayout;
+          return [left + xaxis._offset + xaxis.d2p(2), top + yaxis._offset + yaxis.d2p(30)];
+        }""")  # fmt: skip
+        page.mouse.move(*spot)
+        page.wait_for_selector(".hoverlayer .hovertext")
+        ((_, said),) = hovered(page)
+        name = "playing instrument number"
+        assert said.startswith(f"{name} 30 taken for {name} 2: ")
 
 
 def test_many_methods_and_classes_on_a_phone_in_the_dark(browser, large):

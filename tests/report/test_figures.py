@@ -189,6 +189,10 @@ def test_confusions_are_written_out_where_there_is_room(tmp_path, write):
     assert "text" not in many["data"][0]
     assert many["layout"]["xaxis"]["tickangle"] == -90
     assert many["layout"]["height"] > 15 * 31  # a line of text each
+    assert many["layout"]["meta"] == names  # of which the page makes what the pointer says
+    ticks = many["layout"]["yaxis"]["ticktext"]
+    assert ticks[3] == "a long… name 3"
+    assert len(set(ticks)) == 31
 
 
 def test_a_method_has_one_colour_and_symbol_everywhere(tmp_path, write):

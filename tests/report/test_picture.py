@@ -137,6 +137,21 @@ def test_every_sample_of_the_plane_is_drawn(folder):
         assert hollow == (found.target != found.predicted).sum() > 0
 
 
+def test_long_names_are_told_apart_in_every_picture(tmp_path, write):
+    """Methods, modalities and classes that begin alike."""
+    methods = [f"relearn(batchnorm=reestimated,every={i})" for i in (3, 7)]
+    names = [f"a microphone in the room, number {i}" for i in (1, 2)]
+    classes = [f"an instrument that is played, {i}" for i in range(3)]
+    folder = write(tmp_path, methods=methods, modalities=names, class_names=classes, seeds=1,
+                   epochs=9)  # fmt: skip
+    texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
+    assert {"relearn(ba…ed,every=3)", "a micropho…m, number 1", "a micropho…m, number 2"} < {*texts}
+    texts = _texts(write_projection_picture(folder, tmp_path / "picture.svg", methods))
+    assert {"relearn(batc…ated,every=3)", "relearn(batc…ated,every=7)"} < {*texts}
+    assert {"a microphone…oom, number 1", "a microphone…oom, number 2"} < {*texts}
+    assert {"an instr…played, 0", "an instr…played, 1", "an instr…played, 2"} < {*texts}
+
+
 def test_a_plane_of_many_classes_and_modalities(tmp_path, write):
     names = [f"class number {i}" for i in range(31)]
     write(tmp_path, modalities=["a", "b", "c"], class_names=names, seeds=1, epochs=6, samples=500)

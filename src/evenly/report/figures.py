@@ -12,12 +12,11 @@ import numpy as np
 from evenly.report.comparison import Comparison
 from evenly.report.curves import curve_figure, strength_figure
 from evenly.report.marks import NEUTRAL, marks
-from evenly.report.names import wrapped
+from evenly.report.names import shortened, wrapped
 from evenly.report.parts import (
     HOVER,
     Figure,
     axis,
-    brief,
     metric_axis,
     plain,
     rounded,
@@ -80,6 +79,7 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
     scores = [a for m in comparison.methods if (a := comparison.score(m)) is not None]
     metric = comparison.metric
     data: list[dict[str, Any]] = []
+    across, up = map(plain, shortened([first, second]).values())
     for number, method in enumerate(comparison.methods):
         score = comparison.score(method)
         ends = [comparison.estimate(method, f"probe/{name}").mean for name in (first, second)]
@@ -130,12 +130,12 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
         "layout": {
             "height": 330,
             "xaxis": {
-                "title": {"text": f"{brief(first)}, %", "standoff": 6},
+                "title": {"text": f"{across}, %", "standoff": 6},
                 "nticks": 6,
                 **share_axis(100),
             },
             "yaxis": {
-                "title": {"text": f"{brief(second)}, %", "standoff": 6},
+                "title": {"text": f"{up}, %", "standoff": 6},
                 "automargin": True,
                 "nticks": 6,
                 **share_axis(100),
@@ -253,7 +253,8 @@ def _small(comparison: Comparison, data: list[Figure], across: Figure) -> Figure
 
 def confusion_figure(comparison: Comparison) -> Figure:
     """Of each class, the share that a method takes for each; the page shows one at a time."""
-    names = [brief(name, 14) for name in comparison.class_names]
+    names, short = comparison.class_names, shortened(comparison.class_names, 14)
+    ticked = [plain(short[name]) for name in names]
     data = []
     for method in comparison.ranking:
         share = comparison.confusion(method)
@@ -273,17 +274,18 @@ def confusion_figure(comparison: Comparison) -> Figure:
                 "showscale": False,
                 "xgap": 1,
                 "ygap": 1,
-                "hovertemplate": HOVER + "%{y} taken for %{x}: %{z} %",
+                "hovertemplate": HOVER + "%{customdata[0]} taken for %{customdata[1]}: %{z} %",
             }
         )
         if len(names) <= NUMBERED:
             written = [[f"{100 * v:.0f}" if v >= 0.005 else "" for v in row] for row in share]
             data[-1] |= {"text": written, "texttemplate": "%{text}"}
-    ticks = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False}
-    upright = sum(map(len, names)) > 60  # more than fit side by side
+    ticks = {"tickvals": list(range(len(names))), "ticktext": ticked, "showgrid": False}
+    upright = sum(map(len, ticked)) > 60  # more than fit side by side
     return {
         "data": data,
         "layout": {
+            "meta": list(map(plain, names)),  # of which the page's script makes the customdata
             "height": 150 + (26 if len(names) <= 20 else 15) * len(names),
             "xaxis": {"title": {"text": "taken for"}, "automargin": True, **ticks, **axis()}
             | ({"tickangle": -90} if upright else {}),

@@ -219,8 +219,8 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, value_at(mean, x), "v", color=colour, markersize=6.5,
                       markeredgecolor=CARD)  # fmt: skip
-    axes.text(0.015, 0.95, shortened(modality), transform=axes.transAxes, va="top",
-              fontweight="bold", color=INK)  # fmt: skip
+    axes.text(0.015, 0.95, shortened(comparison.modalities)[modality], transform=axes.transAxes,
+              va="top", fontweight="bold", color=INK)  # fmt: skip
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
     axes.locator_params(axis="y", nbins=4)
@@ -230,8 +230,9 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], l
     from matplotlib.lines import Line2D
 
     mark = marks(comparison.methods)
+    short = shortened(comparison.methods)
     handles: list[Any] = [
-        Line2D([], [], color=mark[method].colour, linewidth=2, label=shortened(method))
+        Line2D([], [], color=mark[method].colour, linewidth=2, label=short[method])
         for method in methods
     ]
     handles += [
@@ -257,21 +258,25 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
     present = {
         number for found in projections.values() for number in np.unique(found.target).tolist()
     }
-    classes = {number: comparison.group_names[number] for number in sorted(present)}
+    groups = comparison.group_names
+    named = shortened(groups, 18)
+    classes = {number: named[groups[number]] for number in sorted(present)}
     hollow = SOME_WRONG if comparison.has_labels else HOLLOW
     said = selected(comparison).removeprefix(", ")
     side, gap, left, top = 2.3, 0.12, 0.42, 0.75 if said else 0.5
     columns = -(-(len(classes) + 1) // CLASS_ROWS)
-    longest = max(map(len, [hollow, *map(_brief, classes.values())]))
+    longest = max(map(len, [hollow, *classes.values()]))
     legend = 0.15 + columns * (0.32 + 0.068 * longest)
     width = left + len(projections) * (side + gap) + legend
     height = top + len(modalities) * (side + gap) + 0.15
     figure = Figure(figsize=(width, height))
     if said:
         figure.text(left / width, (height - 0.3) / height, f"epoch {said}", color=QUIET)
+    heads = shortened(comparison.methods, 26)
+    sides = shortened(comparison.modalities, 26)
     for column, (method, found) in enumerate(projections.items()):
         x = left + column * (side + gap)
-        figure.text((x + side / 2) / width, (height - top + 0.17) / height, shortened(method, 26),
+        figure.text((x + side / 2) / width, (height - top + 0.17) / height, heads[method],
                     ha="center", fontsize=10.5, fontweight="bold")  # fmt: skip
         for row, modality in enumerate(modalities):
             y = height - top - (row + 1) * side - row * gap
@@ -281,7 +286,7 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
             for spine in axes.spines.values():
                 spine.set(visible=True, color=BORDER)
             if column == 0:
-                axes.set_ylabel(shortened(modality, 26), fontsize=10.5, fontweight="bold",
+                axes.set_ylabel(sides[modality], fontsize=10.5, fontweight="bold",
                                 color=INK, labelpad=6)  # fmt: skip
             if modality in found.places:
                 _draw_plane(axes, found, fitted(found.places[modality]))
@@ -311,7 +316,7 @@ def _label_classes(
         colour, shape = class_style(number)
         handles.append(
             Line2D([], [], linestyle="", marker=MARKERS[shape], color=colour, markersize=5.5,
-                   label=_brief(name))
+                   label=name)
         )  # fmt: skip
     handles.append(
         Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor="none",
@@ -322,7 +327,3 @@ def _label_classes(
                   bbox_to_anchor=(x, (height - top + 0.06) / height), borderaxespad=0,
                   handlelength=1.2, handletextpad=0.3, columnspacing=0.8, labelspacing=0.45,
                   fontsize=8, labelcolor=QUIET)  # fmt: skip
-
-
-def _brief(name: str) -> str:
-    return shortened(name, 18)
