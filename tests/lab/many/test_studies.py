@@ -61,7 +61,7 @@ def test_differences_are_to_the_studys_reference(out):
     corrected = holm([float(line["p_value"]) for line in tested])
     assert [float(line["p_holm"]) for line in tested] == pytest.approx(corrected)
     table = (out / "diagnosis.md").read_text()
-    assert "| against relearn | p (Holm) |" in table
+    assert "| against relearn (points) | p (Holm) |" in table
     assert r"\begin{tabular}" in (out / "diagnosis.tex").read_text()
     assert {"joint", "relearn", "relearn(gap=shared)"} <= texts(out / "diagnosis.svg")
 
