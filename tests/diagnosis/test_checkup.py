@@ -624,6 +624,10 @@ def test_what_tells_little_alone_is_scarce_only_if_little_is_lost_without_it(los
         Figures(nothing, nothing, nothing, nothing, Estimate.around(lost, 0.03, 100), much)
     )
     assert found.name == verdict
+    if verdict == "scarce":  # not above the page's chance, which names the commonest class
+        assert found.why == (
+            "alone its encoder is 0 points (-2 to 2) above its guesses shuffled over the samples"
+        )
     if verdict == "unclear":
         assert "whether accuracy is lost without it" in found.why
         assert found.samples == pytest.approx(225, abs=1)  # (0.03 / 0.02)² times as many

@@ -204,6 +204,13 @@ def test_the_pointer_shows_the_name_and_the_numbers(page):
     assert mean.startswith("mean ")
 
 
+def test_the_pointer_shows_what_a_modality_adds(page):
+    """The second bar, 25 points, begins where the first ends, at 50."""
+    point_at(page, page.locator('[data-figure="contribution"] .barlayer .point').nth(1))
+    page.wait_for_selector(".hoverlayer .hovertext")
+    assert [lines[-1] for lines in hovered(page)] == ["bottom: 25.0 points"]
+
+
 def test_the_pointer_finds_a_sample_in_every_panel(page):
     """The first sample of the first class is row 0 of the split, the last of the last row 78."""
     for spot, name, taught in (
@@ -327,6 +334,16 @@ def test_many_methods_at_a_desk(browser, large):
         names, _ = page.eval_on_selector('[data-figure="map/0/1"]', NAMES)
         assert len(names) == 8
         assert _apart(names)
+        spot = page.eval_on_selector('[data-figure="confusion"]', """box => {
+          box.scrollIntoView({ block: "center" });
+          const { left, top } = box.getBoundingClientRect(), { xaxis, yaxis } = box._fullLayout;
+          return [left + xaxis._offset + xaxis.d2p(2), top + yaxis._offset + yaxis.d2p(30)];
+        }""")  # fmt: skip
+        page.mouse.move(*spot)
+        page.wait_for_selector(".hoverlayer .hovertext")
+        ((_, said),) = hovered(page)
+        name = "playing instrument number"
+        assert said.startswith(f"{name} 30 taken for {name} 2: ")
 
 
 def test_many_methods_and_classes_on_a_phone_in_the_dark(browser, large):

@@ -178,6 +178,7 @@ def test_what_pairs_say_is_shown_in_bits(write):
 
 def test_settings_are_listed(write):
     page = text(write(checkup("learnt"), about=[("epochs", "10")]))
+    assert "intervals over the validation samples, and over seeds where there are several" in page
     assert "Settings epochs 10" in page
     assert "Settings" not in text(write(checkup("learnt")))
 

@@ -1,6 +1,9 @@
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import product
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +15,9 @@ from evenly.report.folder import read_comparison
 from evenly.report.formats import markdown
 from evenly.report.marks import MARKERS, OUTLINES, marks
 from evenly.report.page import _page
+from evenly.report.parts import HOVER
+from evenly.report.picture import _draw
+from evenly.report.studies import _figure4
 
 
 def _figures(folder):
@@ -20,6 +26,20 @@ def _figures(folder):
 
 def _of(figure, method):
     return [trace for trace in figure["data"] if trace["name"] == method]
+
+
+def _hovers(trace):
+    """What the pointer shows of each point below the name, of texts and numbers of its own."""
+    template = trace["hovertemplate"].removeprefix(HOVER)
+
+    def value(at, field):
+        found = trace[field[1]][at]
+        return str(found[int(field[2])] if field[2] else found)
+
+    return [
+        re.sub(r"%{(\w+)(?:\[(\d)\])?}", partial(value, at), template)
+        for at in range(len(trace["x"]))
+    ]
 
 
 @pytest.mark.parametrize("count", range(1, 7))
@@ -132,11 +152,14 @@ def test_relearnings_are_marked_on_the_curve(folder):
 def test_strengths_are_those_of_each_seed_and_their_mean(folder):
     found = read_comparison(folder)
     figures = all_figures(found)
-    seeds, mean = figures["strength/1"]["data"]
+    seeds, stems, mean = figures["strength/1"]["data"]
     moments = found.moments("relearn")
     assert mean["x"] == list(moments)
     assert mean["y"] == pytest.approx([moment["bottom"] for moment in moments.values()], abs=1e-4)
-    assert mean["error_y"]["arrayminus"] == mean["y"]  # a stem down to 0
+    assert mean["text"] == ["mean of 3 seeds"] * 3
+    assert stems["x"][3:6] == [mean["x"][1], mean["x"][1], None]
+    assert stems["y"][3:6] == [0, mean["y"][1], None]
+    assert stems["hoverinfo"] == "skip"
     assert len(seeds["x"]) == 3 * len(moments)
     run = found.runs_of("relearn")[2]
     own = {
@@ -166,6 +189,10 @@ def test_confusions_are_written_out_where_there_is_room(tmp_path, write):
     assert "text" not in many["data"][0]
     assert many["layout"]["xaxis"]["tickangle"] == -90
     assert many["layout"]["height"] > 15 * 31  # a line of text each
+    assert many["layout"]["meta"] == names  # of which the page makes what the pointer says
+    ticks = many["layout"]["yaxis"]["ticktext"]
+    assert ticks[3] == "a long… name 3"
+    assert len(set(ticks)) == 31
 
 
 def test_a_method_has_one_colour_and_symbol_everywhere(tmp_path, write):
@@ -262,6 +289,8 @@ def test_contributions_stand_end_to_end_and_losses_to_the_left(tmp_path, write):
     assert third["base"] == [0]
     assert third["x"] == pytest.approx([100 / 6 - 60], abs=0.01)
     assert len({trace["marker"]["color"] for trace in (first, second, third)}) == 3
+    said = [_hovers(trace) for trace in (first, second, third)]
+    assert said == [["a: 50.0 points"], ["b: 25.0 points"], ["c: -43.3 points"]]
 
 
 def test_a_contribution_that_was_not_measured_has_no_bar(folder):
@@ -269,7 +298,7 @@ def test_a_contribution_that_was_not_measured_has_no_bar(folder):
     gone = ("joint", "test", "contribution/top")
     known = {key: each for key, each in found.summary.items() if key != gone}
     bars = _of(all_figures(replace(found, summary=known))["contribution"], "joint")
-    assert [bar["text"] for bar in bars] == ["bottom"]
+    assert [_hovers(bar) for bar in bars] == [["bottom: 25.0 points"]]
 
 
 def test_accuracy_given_one_modality_only_and_without_it(tmp_path, write):
@@ -313,11 +342,23 @@ def test_noise_goes_from_none_to_missing(folder):
     assert line["y"] == pytest.approx(expected, abs=0.01)
 
 
+def test_no_number_under_the_pointer_has_two_units_or_an_error_bar(folder):
+    """Plotly's %{x} and %{y} bring the ticks' suffix and, of a mean with a bar, "+1 / -1"."""
+    for figure in _figures(folder).values():
+        for trace, side in product(figure["data"], "xy"):
+            template = trace.get("hovertemplate", "")
+            if f"%{{{side}}}" in template:
+                suffix = figure["layout"][f"{side}axis"].get("ticksuffix")
+                assert not (suffix and f"%{{{side}}}{suffix}" in template)
+                assert f"error_{side}" not in trace
+                assert "base" not in trace
+
+
 def test_a_curve_over_missing_rates_has_intervals(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["missing/1"], "joint")
     assert line["x"] == pytest.approx([0, 25, 50, 75, 100], abs=4)
-    assert line["text"][1] == "taken from 25 %"
+    assert _hovers(line)[1] == f"taken from 25 %: {line['y'][1]:.2f} %"
     accuracy = 100 * found.score("joint")
     expected = [accuracy - rate * (accuracy - 40) for rate in (0, 0.25, 0.5, 0.75, 1)]
     assert line["y"] == pytest.approx(expected, abs=0.01)
@@ -337,6 +378,12 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
         ({"missing": {"a": 0.3, "b": 0}}, "Modalities are missing: a from 30 % of all samples."),
         ({"missing": {"a": 0}}, ""),
         (
+            {"noise": {"a": 2.0, "b": 0.5}, "limit_samples": 1000},
+            "At most 1,000 samples of each split are used. White noise is added to a (2 standard "
+            "deviations) and b (0.5 standard deviations) in all splits.",
+        ),
+        ({"noise": {}, "limit_samples": None}, ""),
+        (
             {"missing": {"a": 0.3, "b": 0.125}, "missing_test": {"a": 0, "b": 1}},
             "Modalities are missing: a from 30 % and b from 12.5 % of the training and validation "
             "samples; b from 100 % of the test samples.",
@@ -348,7 +395,7 @@ def test_a_curve_over_missing_rates_has_intervals(folder):
         ),
     ],
 )
-def test_what_is_missing_is_a_condition(settings, said):
+def test_what_the_data_lack_or_gain_is_a_condition(settings, said):
     assert conditions(settings) == said
 
 
@@ -406,12 +453,14 @@ def test_numbers_are_shown_in_the_units_of_the_data():
     assert (seeds["x"], mean["x"]) == ([249.0, 251.8], [250.4])
     assert mean["text"] == ["mean 250.4<br>95 % interval 248.4 to 252.4"]
     assert figures["mae"]["layout"]["xaxis"]["title"]["text"] == "test MAE"
-    assert figures["contribution"]["data"][0]["x"] == [7.5]
+    (bar, _) = figures["contribution"]["data"]
+    assert (bar["x"], _hovers(bar)) == ([7.5], ["x: 7.500 of MAE"])
     for name in ("mae", "only"):
         assert "autorangeoptions" not in figures[name]["layout"]["xaxis"]
     assert "autorangeoptions" not in figures["curve/val_mae"]["layout"]["yaxis"]
     assert _of(figures["curve/val_mae"], "joint")[0]["y"] == [300, 200]
     line, spots = _of(figures["agreement"], "awc")
+    assert _hovers(spots)[1] == "seed 0: true 4.0, said 4.0"
     assert (spots["x"], spots["y"]) == ([2, 4, 3], [3, 4, 1.5])
     assert line["x"] == line["y"] == [1.5, 4]
     for figure in figures.values():
@@ -426,8 +475,17 @@ def test_a_table_of_numbers_is_not_in_per_cent():
     assert cells[:4] == ["awc", "12.3 ± 1.5", "10.3 to 14.3", "0.500 ± 0.100"]
     assert cells[6] == "**-238.1 [-240.0 to -236.0]**"
     text = markdown(_of_numbers())
-    assert "in %" not in text
     assert "points" not in text
+    assert "%)" not in text
+
+
+def test_the_head_of_each_column_has_the_unit_of_its_values():
+    """Acc-2 is a share beside an error, and a metric of the user's none beside an accuracy."""
+    found = _of_numbers()
+    summary = {**found.summary, ("awc", "test", "acc_2"): Estimate(0.75)}
+    head, _, first, *_ = markdown(replace(found, summary=summary)).splitlines()
+    assert "| Pearson correlation | Acc-2 (%) | x's own logits |" in head
+    assert "| 0.500 ± 0.100 | 75.0 |" in first
 
 
 def test_the_page_of_numbers_names_their_metric():
@@ -439,3 +497,50 @@ def test_the_page_of_numbers_names_their_metric():
     assert 'aria-sort="ascending"' in text
     assert "accuracy" not in text[: text.index("<script")]
     assert "ten bins" not in text  # nothing is diagnosed
+    assert "the first seed that has finished, and all 3 test samples" in text
+    assert '<option value="1">awc, seed 0</option>' in text
+
+
+def test_of_many_numbers_the_page_says_how_many_are_drawn():
+    """joint has none of seed 0, which failed."""
+    found = _of_numbers()
+    pairs = np.linspace(0, 1, 2 * 1234).reshape(1234, 2)
+    joint, awc = (replace(run, numbers=pairs) for run in found.runs)
+    runs = [replace(joint, numbers=None), replace(joint, seed=1), awc]
+    found = replace(found, runs=runs)
+    _, spots = _of(all_figures(found)["agreement"], "joint")
+    assert len(spots["x"]) == 1000
+    assert _hovers(spots)[0].startswith("seed 1: true 0.0, ")
+    text = _page(found, "tsne")
+    assert "and 1,000 of 1,234 test samples" in text
+    assert '<option value="0">joint, seed 1</option>' in text
+    assert '<option value="1">awc, seed 0</option>' in text
+
+
+def test_no_relearning_is_marked_beyond_what_every_seed_reached():
+    """Seed 0 stops after 3 epochs, seed 1 after 5: of the re-learnings after 2 and 4, the first."""
+    curves = {
+        "epoch": [0.0, 1.0, 2.0, 3.0, 4.0],
+        "val_accuracy": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "gap/x": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "relearn_strength/x": [None, None, 0.5, None, 0.25],
+    }
+    short = {name: values[:3] for name, values in curves.items()}
+    runs = [Run("relearn", seed, each, {"epochs": 5}) for seed, each in enumerate((short, curves))]
+    config = {"methods": ["relearn"], "modalities": ["x"], "seeds": 2}
+    found = Comparison(config, runs, {}, {}, datetime.now(UTC))
+    figures = all_figures(found)
+    _, line, triangles = figures["curve/val_accuracy"]["data"]
+    assert (line["x"], triangles["x"], triangles["y"]) == ([1, 2, 3], [2], [20])
+    assert [shape["x0"] for shape in figures["curve/val_accuracy"]["layout"]["shapes"]] == [2]
+    *_, means = figures["strength/0"]["data"]
+    assert (means["x"], means["text"]) == ([2, 4], ["mean of 2 seeds", "seed 1"])
+    for figure in (_draw(found, ["relearn"]), _figure4(found)):
+        marked = [
+            list(line.get_xdata())
+            for axes in figure.axes
+            for line in axes.lines
+            if line.get_marker() == "v"
+        ]
+        assert marked
+        assert all(x == [2] for x in marked)

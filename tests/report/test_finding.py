@@ -2,7 +2,9 @@
 
 import pytest
 
+from evenly.diagnosis.verdict import THERE
 from evenly.lab.statistics.tables import summary
+from evenly.report.finding import CLEAR
 from evenly.report.finding import what_was_found as sentences
 
 
@@ -137,23 +139,76 @@ def test_a_modality_alone():
         assert what_was_found([*rows, visual, audio]) == begin + said
 
 
-def test_the_modality_that_carries_the_prediction():
-    def said(audio, visual):
-        worth = [
-            row("joint", audio, metric="contribution/audio"),
-            row("joint", visual, metric="contribution/visual"),
-            row("pmr", 0.9, metric="contribution/visual"),
-        ]
-        return what_was_found([JOINT, *worth]).removeprefix(
-            "Joint training reaches accuracy 90.0 %. "
-        )
+def contributing(audio, visual, half=None, seeds=5):
+    """What is said of two contributions, of which `half` is the half of the interval."""
+    ends = (
+        [{}, {}] if half is None else [{"low": x - half, "high": x + half} for x in (audio, visual)]
+    )
+    worth = [
+        row("joint", audio, metric="contribution/audio", seeds=seeds) | ends[0],
+        row("joint", visual, metric="contribution/visual", seeds=seeds) | ends[1],
+        row("pmr", 0.9, metric="contribution/visual"),
+    ]
+    return what_was_found([JOINT, *worth]).removeprefix("Joint training reaches accuracy 90.0 %. ")
 
-    assert said(0.4, 0.2) == (
+
+def test_the_modality_that_carries_the_prediction():
+    assert contributing(0.4, 0.2) == (
         "audio carries the prediction of joint training (40.0 points; visual 20.0)."
     )
-    assert said(0.3, -0.02).startswith("audio carries")
-    assert said(0.3, 0.31) == "visual contributes most to joint training (31.0 points; audio 30.0)."
-    assert said(0.0, -0.1) == "No modality contributes to the prediction of joint training."
+    assert contributing(0.3, -0.02) == (
+        "audio carries the prediction of joint training (30.0 points; visual -2.0)."
+    )
+    assert contributing(0.3, 0.31) == (
+        "visual contributes most to joint training (31.0 points; audio 30.0)."
+    )
+    assert contributing(0.3, -0.12) == (
+        "audio carries the prediction of joint training (30.0 points); visual costs 12.0 points."
+    )
+
+
+@pytest.mark.parametrize(
+    ("audio", "visual", "said"),
+    [
+        (-0.138, 0.013, ": audio costs 13.8 points (visual 1.3 points)."),
+        (-0.2, -0.1, ": audio costs 20.0 points and visual costs 10.0 points."),
+        (0.0, -0.02, " (audio 0.0 points; visual -2.0)."),
+        (0.0, 0.0, " (audio 0.0 points; visual 0.0)."),
+    ],
+)
+def test_a_model_that_is_no_better_than_a_guess(audio, visual, said):
+    begin = "Joint training is no better than a guess without any input"
+    assert contributing(audio, visual) == begin + said
+
+
+def test_a_contribution_counts_by_its_interval_or_of_few_seeds_by_its_size():
+    """The interval of one point is from -1 to 3, or from 0.5 to 1.5."""
+    none = "No modality clearly contributes to the prediction of joint training ("
+    assert contributing(0.002, 0.0, seeds=1) == f"{none}audio 0.2 points; visual 0.0)."
+    assert contributing(0.01, 0.0, half=0.02) == f"{none}audio 1.0 points; visual 0.0)."
+    assert contributing(0.01, 0.0, half=0.005).startswith("audio carries the prediction of joint")
+    assert contributing(0.01, 0.0, half=0.005, seeds=2).startswith(none)
+    assert contributing(0.3, -0.01, half=0.005).endswith("; visual costs 1.0 points.")
+    assert CLEAR == THERE
+
+
+def test_an_error_that_a_modality_raises():
+    """A guess has an error of 0.8 + 0.3 - 0.1 = 1, or 0.8 - 0.3 + 0.1."""
+    joint = row("joint", 0.8, metric="mae")
+    for text, au, said in (
+        (0.3, -0.1, "text carries the prediction of joint training (0.300 of MAE); "
+                    "au raises MAE by 0.100."),
+        (0.3, -0.05, "text carries the prediction of joint training (0.300 of MAE; au -0.050)."),
+        (0.05, 0.01, "No modality clearly contributes to the prediction of joint training "
+                     "(text 0.050 of MAE; au 0.010)."),
+        (0.1, -0.3, "Joint training is no better than a guess without any input: au raises MAE by "
+                    "0.300 (text 0.100 of MAE)."),
+    ):  # fmt: skip
+        worth = [
+            row("joint", x, metric=f"contribution/{m}") for m, x in (("text", text), ("au", au))
+        ]
+        begin = "Joint training reaches MAE 0.800, lower is better. "
+        assert what_was_found([joint, *worth]) == begin + said
 
 
 def test_numbers():

@@ -4,17 +4,18 @@ import json
 import pytest
 from PIL import Image
 
+from evenly.lab.statistics.tables import table
 from evenly.report import FORMATS, write_formats
 from evenly.report.folder import read_comparison
 
 HEAD = [
     "method",
-    "accuracy",
+    "accuracy (%)",
     "95 % interval",
-    "macro-F1",
-    "top's own logits",
-    "bottom's own logits",
-    "against joint",
+    "macro-F1 (%)",
+    "top's own logits (%)",
+    "bottom's own logits (%)",
+    "against joint (points)",
 ]
 
 
@@ -42,9 +43,11 @@ def test_markdown_is_the_ranking(folder):
     assert ("**" in row[6]) == (estimate.p_holm < 0.05)
     text = path.read_text()
     assert "The epoch is selected on validation." in text
-    assert "covers other seeds on this test split, not other test samples. Differences in p" in text
+    assert "covers other seeds on this test split, not other test samples. Differences: int" in text
     assert "“Own logits” scores what one modality adds to the fused logits" in text
     assert "Methods finished different seeds" not in text
+    assert "Without a result" not in text
+    assert "in %" not in text  # a metric of the user's may be no share
 
 
 def test_seeds_are_those_that_were_run(tmp_path, write):
@@ -65,6 +68,14 @@ def test_seeds_that_differ_between_methods(tmp_path, write):
     assert row.endswith("[too few seeds] |  |")
     assert "mean ± standard deviation over 3 to 4 seeds." in text
     assert "over those that it shares with joint." in text
+
+
+def test_methods_without_a_result_are_named(tmp_path, write):
+    folder = write(tmp_path, methods=["joint", "m2", "m3"], seeds=3, epochs=6,
+                   missing=[("m2", 2)], failed=[("m3", seed) for seed in range(3)])  # fmt: skip
+    for path in write_formats(folder, ["md", "latex"]):
+        assert "Without a result: m3 (0 of 3 seeds). " in path.read_text()
+    assert "\n\nWithout a result: m3 (0 of 3 seeds).\n" in table(folder)
 
 
 def test_the_ranking_metric_is_said_where_another_selects(folder):
@@ -88,6 +99,26 @@ def test_names_do_not_break_the_tables(tmp_path, write):
     assert text.count(r"\\") == 3
     assert text.count("&") == 3 * 7
     assert r"$\pm$" in text
+
+
+@pytest.mark.parametrize("name", ["md", "latex"])
+def test_only_a_cell_that_is_significant_is_bold(tmp_path, write, name):
+    """b and c have the same difference and, rounded, the same p, of which only one is below .05."""
+    folder = write(tmp_path, methods=["joint", "b", "c"], modalities=[], seeds=3, epochs=6)
+    head = (folder / "summary.csv").read_text().partition("\n")[0]
+    rows = [
+        "joint,test,accuracy,0.8,0.01,0.7,0.9,3,3,,,,,",
+        "b,test,accuracy,0.9,0.01,0.8,1.0,3,3,0.1,0.0,0.2,0.01,0.0499",
+        "c,test,accuracy,0.9,0.01,0.8,1.0,3,3,0.1,0.0,0.2,0.01,0.0501",
+    ]
+    (folder / "summary.csv").write_text("\n".join([head, *rows, ""]))
+    (path,) = write_formats(folder, [name])
+    first, second = [line for line in path.read_text().splitlines() if "+10.0" in line]
+    bold = ("**{}**" if name == "md" else r"\textbf{{{}}}").format
+    assert bold("0.050") in first
+    assert bold("+10.0 [+0.0 to +20.0]") in first
+    assert "0.050" in second
+    assert bold("")[:2] not in second
 
 
 def test_json_holds_the_settings_and_every_number(folder):

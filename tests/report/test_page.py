@@ -280,6 +280,30 @@ def test_one_seed_has_no_interval_and_says_why(tmp_path, write):
     assert "1 seed is too few to tell whether methods differ" in page.text
 
 
+@pytest.mark.parametrize(("count", "drawn"), [(3, ""), (7, ", estimated from 32 of them")])
+def test_the_contribution_is_explained_for_any_number_of_modalities(tmp_path, write, count, drawn):
+    names = [f"m{i}" for i in range(count)]
+    text = _page(write(tmp_path, methods=["joint"], modalities=names, seeds=1, epochs=3)).text
+    assert (
+        f"the mean gain from it over all orders in which modalities can be added{drawn}. Together "
+        "they are the model's accuracy minus that of always naming the commonest class."
+    ) in " ".join(text.split())
+
+
+def test_noise_is_added_to_that_of_the_data(folder):
+    assert "on top of it" not in _page(folder).text
+    path = folder / "config.yaml"
+    path.write_text(path.read_text() + "noise: {bottom: 2.0}\nlimit_samples: 40\n")
+    page = _page(folder)
+    said = " ".join(page.text.split())
+    assert (
+        "40 samples of each split are used. White noise is added to bottom (2 standard deviations)"
+        in said
+    )
+    assert "The noise of --noise on bottom stays, too: what is added here comes on top" in said
+    assert _figures(page)["noise/1"]["layout"]["xaxis"]["title"]["text"].startswith("added noise")
+
+
 def test_names_from_the_data_cannot_break_out(tmp_path, write):
     hostile = "</script><script>window.broken=1</script>"
     image = '"><img src=x onerror=alert(1)>'

@@ -59,6 +59,20 @@ def test_any_number_of_modalities_stays_small(tmp_path, write, count):
     assert set(names) <= set(_texts(path))
 
 
+def test_of_many_methods_the_picture_says_how_many_it_draws(tmp_path, write):
+    """Twelve rows fit; the reference is among them wherever it was named."""
+    names = [*(f"m{i}" for i in range(14)), "joint"]
+    folder = write(tmp_path, methods=names, modalities=[], seeds=2, epochs=6)
+    texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
+    assert "mean, every seed; 12 of 15 methods" in texts
+    shown = [name for name in texts if name in names]
+    assert shown == ["joint", *(f"m{i}" for i in reversed(range(11)))]  # from below
+    comparison = read_comparison(folder)
+    gone = {key: each for key, each in comparison.summary.items() if key[0] != "m3"}
+    texts = _texts(scores(replace(comparison, summary=gone), folder, tmp_path / "picture.svg"))
+    assert "mean, every seed; line: joint; 14 of 15 methods" in texts
+
+
 def test_draws_without_gaps_and_without_joint(tmp_path, write):
     folder = write(tmp_path, methods=["relearn", "other"], modalities=[], seeds=1, epochs=6)
     texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
@@ -121,6 +135,21 @@ def test_every_sample_of_the_plane_is_drawn(folder):
         assert sum(count for count, _ in drawn) == 40
         hollow = sum(count for count, filled in drawn if not filled)
         assert hollow == (found.target != found.predicted).sum() > 0
+
+
+def test_long_names_are_told_apart_in_every_picture(tmp_path, write):
+    """Methods, modalities and classes that begin alike."""
+    methods = [f"relearn(batchnorm=reestimated,every={i})" for i in (3, 7)]
+    names = [f"a microphone in the room, number {i}" for i in (1, 2)]
+    classes = [f"an instrument that is played, {i}" for i in range(3)]
+    folder = write(tmp_path, methods=methods, modalities=names, class_names=classes, seeds=1,
+                   epochs=9)  # fmt: skip
+    texts = _texts(write_picture(folder, tmp_path / "picture.svg"))
+    assert {"relearn(ba…ed,every=3)", "a micropho…m, number 1", "a micropho…m, number 2"} < {*texts}
+    texts = _texts(write_projection_picture(folder, tmp_path / "picture.svg", methods))
+    assert {"relearn(batc…ated,every=3)", "relearn(batc…ated,every=7)"} < {*texts}
+    assert {"a microphone…oom, number 1", "a microphone…oom, number 2"} < {*texts}
+    assert {"an instr…played, 0", "an instr…played, 1", "an instr…played, 2"} < {*texts}
 
 
 def test_a_plane_of_many_classes_and_modalities(tmp_path, write):

@@ -12,8 +12,9 @@ from evenly.diagnosis.estimate import Estimate, Z
 Name = Literal["learnt", "suppressed", "unused", "scarce", "over-trained", "unclear"]
 
 THERE = 0.07
-"""Accuracy above chance at which a modality counts as informative; also accuracy lost without it,
-for one that tells the class only together with another."""
+"""Accuracy above that of the same guesses shuffled over the samples, at which a modality counts as
+informative; also accuracy lost without it, for one that tells the class only together with
+another."""
 MISSED = 0.05
 """Accuracy that an encoder reaches alone but not in the joint model, at which it counts as held
 back."""
@@ -87,8 +88,9 @@ class Figures:
 def judge(found: Figures) -> Verdict:
     """The verdict on a modality: the first of these that holds.
 
-    - learnt: its encoder does not reach `THERE` above chance for sure, alone or in the joint model,
-      but more than `THERE` of accuracy is lost without it. Nothing else is asked of it;
+    - learnt: its encoder does not reach `THERE` above shuffled guesses for sure, alone or in the
+      joint model, but more than `THERE` of accuracy is lost without it. Nothing else is asked of
+      it;
     - scarce: neither its encoder nor what is lost reaches `THERE`;
     - over-trained: its gap is above `GAP`;
     - suppressed: alone it reaches over `MISSED` more than in the joint model, and the 95 % interval
@@ -111,7 +113,8 @@ def judge(found: Figures) -> Verdict:
     if not is_there and found.lost is not None and _above(found.lost, THERE) is None:
         return _unclear("accuracy is lost without it", found.lost, THERE)
     if not is_there:
-        return Verdict("scarce", f"alone its encoder is {_points(found.gain)} above chance")
+        above = f"{_points(found.gain)} above its guesses shuffled over the samples"
+        return Verdict("scarce", f"alone its encoder is {above}")
     if _above(found.gap, GAP):
         why = "its features separate the classes of training samples better than those of new "
         return Verdict("over-trained", f"{why}ones: a gap of purities of {found.gap}")

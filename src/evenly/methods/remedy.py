@@ -34,9 +34,9 @@ class Remedy(Relearn):
     """Gives informative modalities a loss of their own, and pulls over-trained encoders back.
 
     Before the first epoch all encoders are trained alone, at the same time, and then reset.
-    Informative ones, at least 0.07 in accuracy above chance on the validation split, have their own
-    loss from then on: CE(z) + weight · Σ CE(z_m). Waiting until they are suppressed would be too
-    late, since most is learnt in the first epochs.
+    Informative ones have their own loss from then on: CE(z) + weight · Σ CE(z_m). Their accuracy on
+    the validation split is at least 0.07 above that of their guesses shuffled over the samples.
+    Waiting until they are suppressed would be too late, since most is learnt in the first epochs.
 
     Every `every` epochs, `times` times, each encoder gets a verdict (`evenly.diagnosis.verdict`):
 

@@ -81,9 +81,10 @@ def checkup_figure(found: Mapping[str, Any]) -> "Figure":
         axes.text(0, 1 + 0.38 / (height - top - bottom), title, transform=axes.transAxes,
                   color=INK, fontweight="bold")  # fmt: skip
         panels.append(axes)
+    short = shortened((one.name for one in modalities), 24)
     for row, one in enumerate(modalities):
         y = 1 - (top + _ROW * (row + 0.5)) / height
-        figure.text(_RIGHT / _WIDTH, y, shortened(one.name, 24), va="bottom", fontweight="bold")
+        figure.text(_RIGHT / _WIDTH, y, short[one.name], va="bottom", fontweight="bold")
         figure.text(_RIGHT / _WIDTH, y - 0.05 / height, one.verdict, va="top", fontsize=10.5,
                     color=COLOURS[one.verdict], fontweight="bold")  # fmt: skip
     _draw_accuracy(panels[0], modalities, accuracy)

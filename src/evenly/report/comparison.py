@@ -42,8 +42,8 @@ Projected = Literal["tsne", "umap"]
 
 
 def conditions(config: Mapping[str, Any]) -> str:
-    """What every output of a comparison says that is trained or selected otherwise than usual."""
-    parts = [_task, _missing, _loss, _selection, _tuning]
+    """What a comparison says if its data, training or selection is not as usual."""
+    parts = [_task, _limited, _noise, _missing, _loss, _selection, _tuning]
     said = [part(config) for part in parts]
     return " ".join(filter(None, said))
 
@@ -62,6 +62,19 @@ def _task(config: Mapping[str, Any]) -> str:
     if config.get("task") != "labels":
         return ""
     return "Samples have several labels: accuracy is the share of samples with all labels right."
+
+
+def _limited(config: Mapping[str, Any]) -> str:
+    count = config.get("limit_samples")
+    return "" if count is None else f"At most {count:,} samples of each split are used."
+
+
+def _noise(config: Mapping[str, Any]) -> str:
+    levels = [
+        f"{name} ({level:g} standard deviations)"
+        for name, level in (config.get("noise") or {}).items()
+    ]
+    return f"White noise is added to {' and '.join(levels)} in all splits." if levels else ""
 
 
 def _missing(config: Mapping[str, Any]) -> str:
@@ -322,6 +335,12 @@ class Comparison:
             self.reference,
         )
 
+    @property
+    def without_result(self) -> str:
+        """What to say where a method has no result; else empty."""
+        finished = {m: int(self.score(m) is not None) for m in self.methods}
+        return without_result(self.methods, finished, len(self.seeds))
+
     def score(self, method: str) -> float | None:
         """The mean of the main metric on the test split."""
         return self.estimate(method, self.main).mean
@@ -343,6 +362,11 @@ class Comparison:
         counts: np.ndarray = np.sum(found, axis=0)
         share: np.ndarray = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         return share
+
+    def numbers(self, method: str) -> tuple[int, np.ndarray] | None:
+        """The first seed that has the true and predicted numbers of the test samples, and these."""
+        found = ((run.seed, run.numbers) for run in self.runs_of(method))
+        return next(((seed, pairs) for seed, pairs in found if pairs is not None), None)
 
     def projection(self, method: str, kind: Projected) -> Projection | None:
         """Where samples lie, by the first of its runs that has it; None if none has."""
@@ -416,6 +440,10 @@ class Comparison:
         """The mean of `curves`."""
         return {x: sum(seeds) / len(seeds) for x, seeds in self.curves(method, column).items()}
 
+    def marked(self, method: str, curve: Mapping[int, Any]) -> list[int]:
+        """The epochs of the method's re-learnings that a curve of its reaches, to mark there."""
+        return [epoch for epoch in self.moments(method) if epoch <= max(curve)] if curve else []
+
     def open_cells(self) -> list[tuple[str, int, str]]:
         """The cells without a result: method, seed and why."""
         begun = {(run.method, run.seed): run for run in self.runs}
@@ -458,6 +486,19 @@ def unequal_seeds(lines: Mapping[str, Mapping[str, Any]], reference: str = REFER
         "Methods finished different seeds: a mean is over a method's own seeds, a difference and "
         f"its test over those that it shares with {reference}."
     )
+
+
+def without_result(methods: Iterable[str], finished: Mapping[str, int], seeds: int) -> str:
+    """What to say of the methods that no table of results lists; empty if each has a result.
+
+    Args:
+        methods: All that were asked for.
+        finished: By method, the seeds that have a value of the main metric.
+        seeds: How many were asked for.
+    """
+    of_seeds = f"0 of {seeds} seed{'' if seeds == 1 else 's'}"
+    missing = [f"{method} ({of_seeds})" for method in methods if not finished.get(method)]
+    return f"Without a result: {', '.join(missing)}." if missing else ""
 
 
 def value_at(curve: Mapping[int, float], epoch: int) -> float:

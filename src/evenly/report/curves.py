@@ -22,7 +22,7 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
         column: Of metrics.csv.
         percent: Whether to show a fraction as per cent.
     """
-    scale = 100 if percent else 1
+    scale, unit = (100, " %") if percent else (1, "")
     known = METRICS.get(column.partition("_")[2])
     is_share = known is None or known.is_share  # purity and gap are
     mark = marks(comparison.methods)
@@ -39,8 +39,9 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
         values = [[rounded(scale * value) for value in curves[epoch]] for epoch in some]
         if len(values[0]) > 1 and len(some) > 1:
             bands.append(common | _band(some, values, colour))
-        lines.append(common | _line(some, values, colour, dash))
-        moments = comparison.moments(method)
+        lines.append(common | _line(some, values, colour, dash, unit))
+        found = comparison.moments(method)
+        moments = {epoch: found[epoch] for epoch in comparison.marked(method, curves)}
         if moments:
             mean = {epoch: sum(seeds) / len(seeds) for epoch, seeds in curves.items()}
             lines.append(_moments_trace(method, number, moments, mean, scale, colour))
@@ -53,7 +54,7 @@ def curve_figure(comparison: Comparison, column: str, *, percent: bool = False) 
             "yaxis": {
                 "automargin": True,
                 "nticks": 6,
-                "ticksuffix": " %" if percent else "",
+                "ticksuffix": unit,
                 **(share_axis(scale) if is_share else axis()),
             },
             "shapes": shapes,
@@ -67,13 +68,10 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
     mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []
     for number, method in enumerate(comparison.methods):
-        common = {
-            "type": "scatter",
+        common = {"type": "scatter", "name": plain(method), "meta": number, "showlegend": False}
+        spots = common | {
             "mode": "markers",
-            "name": plain(method),
-            "meta": number,
             "hovertemplate": HOVER + "%{text}, re-learning after epoch %{x}: %{y}",
-            "showlegend": False,
         }
         colour, _, symbol = mark[method]
         mean = _of_modality(comparison.moments(method), modality)
@@ -86,7 +84,7 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
         if len(runs) > 1 and seeds:
             data.append(
                 {
-                    **common,
+                    **spots,
                     "x": [epoch for _, epoch, _ in seeds],
                     "y": [rounded(strength) for _, _, strength in seeds],
                     "text": [f"seed {seed}" for seed, _, _ in seeds],
@@ -95,16 +93,13 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
             )
         if mean:
             values = [rounded(strength) for strength in mean.values()]
-            stem = {"type": "data", "symmetric": False, "array": [0] * len(values)}
-            stem |= {"arrayminus": values, "color": colour, "thickness": 1.2, "width": 0}
-            what = "mean of the seeds" if len(runs) > 1 else f"seed {runs[0].seed}"
+            data.append(common | _stems(list(mean), values, colour))
             data.append(
                 {
-                    **common,
+                    **spots,
                     "x": list(mean),
                     "y": values,
-                    "text": [what] * len(values),
-                    "error_y": stem,
+                    "text": [_of_seeds([s for s, x, _ in seeds if x == at]) for at in mean],
                     "marker": {"color": colour, "size": 10, "symbol": symbol},
                 }
             )
@@ -134,6 +129,22 @@ def strength_figure(comparison: Comparison, modality: str) -> Figure:
     }
 
 
+def _of_seeds(seeds: Sequence[int]) -> str:
+    """What a value is of, which not every seed may have."""
+    return f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def _stems(epochs: Sequence[int], values: Sequence[float], colour: str) -> dict[str, Any]:
+    """A line from 0 to each value; Plotly would name error bars beside the value."""
+    return {
+        "mode": "lines",
+        "x": [x for epoch in epochs for x in (epoch, epoch, None)],
+        "y": [y for value in values for y in (0, value, None)],
+        "line": {"color": colour, "width": 1.2},
+        "hoverinfo": "skip",
+    }
+
+
 def _of_modality(moments: dict[int, dict[str, float]], modality: str) -> dict[int, float]:
     return {epoch: found[modality] for epoch, found in moments.items() if modality in found}
 
@@ -159,9 +170,9 @@ def _band(epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str)
 
 
 def _line(
-    epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str, dash: str
+    epochs: Sequence[int], values: Sequence[Sequence[float]], colour: str, dash: str, unit: str
 ) -> dict[str, Any]:
-    """Through the seeds' mean at each epoch."""
+    """Through the seeds' mean at each epoch, whose unit the ticks give to %{y}."""
     line: dict[str, Any] = {
         "mode": "lines" if len(epochs) > 1 else "markers",
         "x": epochs,
@@ -172,7 +183,7 @@ def _line(
     }
     if len(values[0]) > 1:
         line["customdata"] = [[min(seeds), max(seeds)] for seeds in values]
-        line["hovertemplate"] += "<br>seeds %{customdata[0]} to %{customdata[1]}"
+        line["hovertemplate"] += f"<br>seeds %{{customdata[0]}} to %{{customdata[1]}}{unit}"
     return line
 
 

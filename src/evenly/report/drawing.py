@@ -44,6 +44,12 @@ def of_seeds(comparison: Comparison) -> str:
     return f"mean, {'95 % interval, ' if comparison.has_intervals else ''}every seed"
 
 
+def of_methods(comparison: Comparison, shown: Sequence[str]) -> str:
+    """How many methods are drawn, unless all are."""
+    count = len(comparison.methods)
+    return f"; {len(shown)} of {count} methods" if len(shown) < count else ""
+
+
 def check_drawing(path: Path) -> None:
     """Raises if there are no pictures of that kind."""
     if path.suffix not in (".svg", ".png"):

@@ -12,12 +12,11 @@ import numpy as np
 from evenly.report.comparison import Comparison
 from evenly.report.curves import curve_figure, strength_figure
 from evenly.report.marks import NEUTRAL, marks
-from evenly.report.names import wrapped
+from evenly.report.names import shortened, wrapped
 from evenly.report.parts import (
     HOVER,
     Figure,
     axis,
-    brief,
     metric_axis,
     plain,
     rounded,
@@ -80,6 +79,7 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
     scores = [a for m in comparison.methods if (a := comparison.score(m)) is not None]
     metric = comparison.metric
     data: list[dict[str, Any]] = []
+    across, up = map(plain, shortened([first, second]).values())
     for number, method in enumerate(comparison.methods):
         score = comparison.score(method)
         ends = [comparison.estimate(method, f"probe/{name}").mean for name in (first, second)]
@@ -130,12 +130,12 @@ def map_figure(comparison: Comparison, first: str, second: str) -> Figure:
         "layout": {
             "height": 330,
             "xaxis": {
-                "title": {"text": f"{brief(first)}, %", "standoff": 6},
+                "title": {"text": f"{across}, %", "standoff": 6},
                 "nticks": 6,
                 **share_axis(100),
             },
             "yaxis": {
-                "title": {"text": f"{brief(second)}, %", "standoff": 6},
+                "title": {"text": f"{up}, %", "standoff": 6},
                 "automargin": True,
                 "nticks": 6,
                 **share_axis(100),
@@ -167,10 +167,10 @@ def noise_figure(comparison: Comparison, modality: str) -> Figure:
                 **_line(comparison, number),
                 "x": ["none", *(f"{level:g}" for level in levels), "missing"],
                 "y": [None if value is None else rounded(metric.scale * value) for value in values],
-                "hovertemplate": HOVER + "%{x}: %{y}" + metric.unit,
+                "hovertemplate": HOVER + "%{x}: %{y}",  # the ticks have the unit
             }
         )
-    title = {"text": "noise, deviations", "standoff": 6}
+    title = {"text": "added noise, deviations", "standoff": 6}
     return _small(comparison, data, {"title": title, "type": "category"})
 
 
@@ -188,6 +188,7 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
         if not rates or any(each.mean is None for each in found):
             continue
         means = [metric.scale * (each.mean or 0.0) for each in found]
+        said = [metric.shown(each.mean or 0.0, places=2) for each in found]
         ends = [
             mean if end is None else metric.scale * end
             for each, mean in zip(found, means, strict=True)
@@ -208,9 +209,12 @@ def missing_figure(comparison: Comparison, modality: str) -> Figure:
                 **line,
                 "x": [x + apart * (number - (len(comparison.methods) - 1) / 2) for x in at],
                 "y": [rounded(mean) for mean in means],
-                "text": [f"taken from {x:g} %" for x in at],
+                "text": [
+                    f"taken from {x:g} %: {mean}{metric.unit}"
+                    for x, mean in zip(at, said, strict=True)
+                ],
                 "error_y": interval,
-                "hovertemplate": HOVER + "%{text}: %{y}" + metric.unit,
+                "hovertemplate": HOVER + "%{text}",  # Plotly's %{y} would end in the error bar
             }
         )
     title = {"text": "taken from, % of all test samples", "standoff": 6}
@@ -249,7 +253,8 @@ def _small(comparison: Comparison, data: list[Figure], across: Figure) -> Figure
 
 def confusion_figure(comparison: Comparison) -> Figure:
     """Of each class, the share that a method takes for each; the page shows one at a time."""
-    names = [brief(name, 14) for name in comparison.class_names]
+    names, short = comparison.class_names, shortened(comparison.class_names, 14)
+    ticked = [plain(short[name]) for name in names]
     data = []
     for method in comparison.ranking:
         share = comparison.confusion(method)
@@ -269,17 +274,18 @@ def confusion_figure(comparison: Comparison) -> Figure:
                 "showscale": False,
                 "xgap": 1,
                 "ygap": 1,
-                "hovertemplate": HOVER + "%{y} taken for %{x}: %{z} %",
+                "hovertemplate": HOVER + "%{customdata[0]} taken for %{customdata[1]}: %{z} %",
             }
         )
         if len(names) <= NUMBERED:
             written = [[f"{100 * v:.0f}" if v >= 0.005 else "" for v in row] for row in share]
             data[-1] |= {"text": written, "texttemplate": "%{text}"}
-    ticks = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False}
-    upright = sum(map(len, names)) > 60  # more than fit side by side
+    ticks = {"tickvals": list(range(len(names))), "ticktext": ticked, "showgrid": False}
+    upright = sum(map(len, ticked)) > 60  # more than fit side by side
     return {
         "data": data,
         "layout": {
+            "meta": list(map(plain, names)),  # of which the page's script makes the customdata
             "height": 150 + (26 if len(names) <= 20 else 15) * len(names),
             "xaxis": {"title": {"text": "taken for"}, "automargin": True, **ticks, **axis()}
             | ({"tickangle": -90} if upright else {}),
@@ -292,15 +298,17 @@ def confusion_figure(comparison: Comparison) -> Figure:
 def agreement_figure(comparison: Comparison) -> Figure:
     """Of numbers, what a method says of test samples against what is true, beside their equality.
 
-    It is of a method's first run; the page shows one method at a time.
+    They are of the method's first seed that has finished, at most `SPOTS` of them; the page shows
+    one method at a time.
     """
     mark = marks(comparison.methods)
     data: list[dict[str, Any]] = []
     for method in comparison.ranking:
-        found = [run.numbers for run in comparison.runs_of(method) if run.numbers is not None]
-        if not found:
+        found = comparison.numbers(method)
+        if found is None:
             continue
-        some = found[0][np.linspace(0, len(found[0]) - 1, min(SPOTS, len(found[0]))).astype(int)]
+        seed, pairs = found
+        some = pairs[np.linspace(0, len(pairs) - 1, min(SPOTS, len(pairs))).astype(int)]
         ends = [rounded(float(some.min())), rounded(float(some.max()))]
         common = {
             "type": "scatter",
@@ -325,7 +333,7 @@ def agreement_figure(comparison: Comparison) -> Figure:
                 "x": [rounded(value) for value in some[:, 0].tolist()],
                 "y": [rounded(value) for value in some[:, 1].tolist()],
                 "marker": {"color": mark[method].colour, "size": 6, "opacity": 0.55},
-                "hovertemplate": HOVER + "true %{x}, said %{y}",
+                "hovertemplate": f"{HOVER}seed {seed}: true %{{x}}, said %{{y}}",
             }
         )
     return {

@@ -13,6 +13,9 @@ from evenly.spec import parse
 
 CARRIES = 2 / 3
 """Share of all contributions above which a modality carries the prediction."""
+CLEAR = 0.07
+"""Least size of a contribution that counts if there are too few seeds for an interval: in accuracy,
+or as a share of the error of a guess without any input. A checkup's `verdict.THERE` is the same."""
 NAMED = 3
 """Most methods that a sentence names; it counts the others."""
 _WORDS = re.compile(r"^(?=joint training|no m)\w")
@@ -22,9 +25,9 @@ _WORDS = re.compile(r"^(?=joint training|no m)\w")
 def what_was_found(rows: Iterable[Mapping[str, Any]], reference: str = REFERENCE) -> list[str]:
     """What a comparison found on its test split, in words.
 
-    The best method, whether any differs from the reference, which modality carries the prediction,
-    and whether one modality alone is better. Methods differ where the p-value, corrected for the
-    number of methods, is below 0.05.
+    The best method, whether any differs from the reference, which modality carries the prediction
+    or harms it, and whether one modality alone is better. Methods differ where the p-value,
+    corrected for the number of methods, is below 0.05.
 
     Args:
         rows: The rows of summary.csv, from `summary`; other splits are ignored.
@@ -97,6 +100,43 @@ class _Table:
         if difference is None or not is_significant(row.get("p_holm")):
             return 0
         return 1 if self.metric.sign * difference > 0 else -1
+
+    def contributions(self, method: str) -> dict[str, float]:
+        """The Shapley value of each modality in a method's main metric, the largest first."""
+        found = {name: row["mean"] for name, row in self._worth(method).items()}
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+    def is_clear(self, method: str, modality: str) -> bool:
+        """Whether a contribution is not 0: by its interval, or by its size if seeds are too few."""
+        row = self._worth(method)[modality]
+        low, high = row.get("low"), row.get("high")
+        if row["seeds"] >= ENOUGH and low is not None and high is not None:
+            return bool(low > 0 or high < 0)
+        most = 1.0
+        if self.metric.sign < 0:
+            most = self.lines[method]["mean"] + sum(self.contributions(method).values())
+        return bool(abs(row["mean"]) >= CLEAR * most)
+
+    def _worth(self, method: str) -> dict[str, Mapping[str, Any]]:
+        """The row of each modality's contribution."""
+        return {
+            row["metric"].removeprefix("contribution/"): row
+            for row in self.rows
+            if row["method"] == method
+            and row["metric"].startswith("contribution/")
+            and row["mean"] is not None
+        }
+
+    def cost(self, modality: str, size: float) -> str:
+        """What a modality of negative contribution does."""
+        if self.metric.is_share:
+            return f"{modality} costs {self.metric.shown(size)} points"
+        return f"{modality} raises {self.metric.words} by {self.metric.shown(size)}"
+
+    @property
+    def unit(self) -> str:
+        """What stands after the first of several contributions."""
+        return self.metric.points or f" of {self.metric.words}"
 
     def value(self, row: Mapping[str, Any]) -> str:
         return f"{self.metric.shown(row['mean'])}{self.metric.unit}"
@@ -171,25 +211,28 @@ def _several(names: Sequence[str]) -> str:
 
 
 def _carrying(seen: _Table) -> list[str]:
-    """Which modality carries the reference's prediction, by Shapley values."""
+    """Which modality carries the reference's prediction and which harms it, by Shapley values."""
     method = seen.reference if seen.reference in seen.lines else next(iter(seen.fused))
-    worth = {
-        row["metric"].removeprefix("contribution/"): row["mean"]
-        for row in seen.rows
-        if row["method"] == method and row["metric"].startswith("contribution/")
-    }
-    worth = {name: value for name, value in worth.items() if value is not None}
+    usual, worth = _called(method), seen.contributions(method)
     if len(worth) < 2:
         return []
-    first, *others = sorted(worth, key=lambda name: -worth[name])
-    metric, whole = seen.metric, sum(max(value, 0.0) for value in worth.values())
-    if not whole:
-        return [f"no modality contributes to the prediction of {_called(method)}."]
-    unit = metric.points or f" of {metric.words}"
-    rest = ", ".join(f"{name} {metric.shown(worth[name])}" for name in others)
-    does = "carries the prediction" if worth[first] >= CARRIES * whole else "contributes most"
-    of = f" of {_called(method)}" if "carries" in does else f" to {_called(method)}"
-    return [f"{first} {does}{of} ({metric.shown(worth[first])}{unit}; {rest})."]
+    total, gains = sum(worth.values()), sum(max(value, 0.0) for value in worth.values())
+    clear = {name for name in worth if seen.is_clear(method, name)}
+    costs = [name for name in worth if worth[name] < 0 and name in clear]
+    kept = [name for name in worth if name not in costs]
+    harm = " and ".join(seen.cost(name, -worth[name]) for name in reversed(costs))
+    shown = [f"{name} {seen.metric.shown(worth[name])}" for name in kept]
+    shown[:1] = [f"{text}{seen.unit}" for text in shown[:1]]
+    listed = "; ".join(shown)
+    if total <= 0:
+        end = f": {harm}" * bool(harm) + f" ({listed})" * bool(listed)
+        return [f"{usual} is no better than a guess without any input{end}."]
+    first, end = kept[0], f"; {harm}" * bool(harm)
+    if first not in clear:
+        return [f"no modality clearly contributes to the prediction of {usual} ({listed}){end}."]
+    carries = worth[first] >= CARRIES * gains
+    does = "carries the prediction of" if carries else "contributes most to"
+    return [f"{first} {does} {usual} ({listed.removeprefix(f'{first} ')}){end}."]
 
 
 def _alone(seen: _Table) -> list[str]:

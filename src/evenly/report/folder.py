@@ -57,6 +57,8 @@ _CONFIG = {
     "select": str | None,
     "focal": float | None,
     "label_smoothing": float | None,
+    "limit_samples": int | None,
+    "noise": dict[str, float] | None,
     "missing": dict[str, float] | None,
     "missing_test": dict[str, float] | None,
     "missing_token": bool | None,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,28 @@ def write_formats(directory: Path, formats: list[str]) -> list[Path]:
     return [FORMATS[name](directory) for name in formats]
 
 
-def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[str]]:
-    """The head and a line for each method; what differs significantly is marked."""
+@dataclass(frozen=True)
+class _Cell:
+    """A cell of the ranking, in bold where it may be."""
+
+    text: str
+    bold: bool = False
+
+
+def _ranking(comparison: Comparison) -> list[list[_Cell]]:
+    """The head and a line for each method; what differs significantly is bold."""
     metric = comparison.metric
     others = [METRICS[name] for name in comparison.others]
-    head = ["method", metric.words, "95 % interval", *(other.words for other in others)]
-    head += [f"{name}'s own logits" for name in comparison.modalities]
-    lines = [[*head, f"against {comparison.reference}", "p (Holm)"]]
+    head = ["method", _headed(metric), "95 % interval", *map(_headed, others)]
+    head += [_headed(metric, f"{name}'s own logits") for name in comparison.modalities]
+    against = f"against {comparison.reference}{' (points)' if metric.is_share else ''}"
+    head += [against, "p (Holm)"]
+    lines = [[_Cell(text) for text in head]]
     for method in comparison.ranking:
         score = comparison.estimate(method, comparison.main)
         if score.mean is None:
             continue
-        cells = [_spread(metric, score), _interval(metric, score.low, score.high)]
+        cells = [method, _spread(metric, score), _interval(metric, score.low, score.high)]
         cells += [
             _spread(other, comparison.estimate(method, name))
             for name, other in zip(comparison.others, others, strict=True)
@@ -66,18 +77,25 @@ def _ranking(comparison: Comparison, mark: Callable[[str], str]) -> list[list[st
             _spread(metric, comparison.estimate(method, f"{comparison.main}/{name}"))
             for name in comparison.modalities
         ]
-        lines.append([method, *cells, *_against(metric, score, mark)])
+        lines.append([*map(_Cell, cells), *_against(metric, score)])
     return lines
 
 
-def _against(metric: Metric, score: Estimate, mark: Callable[[str], str]) -> list[str]:
+def _headed(metric: Metric, words: str = "") -> str:
+    """The head of a column of a metric, with the unit of its values."""
+    return f"{words or metric.words}{' (%)' if metric.is_share else ''}"
+
+
+def _against(metric: Metric, score: Estimate) -> list[_Cell]:
     if score.difference is None:
-        return ["", ""]
+        return [_Cell(""), _Cell("")]
     ends = _interval(metric, score.difference_low, score.difference_high, "+")
-    parts = [f"{metric.shown(score.difference, '+')} [{ends}]", ""]
-    if score.p_holm is not None:
-        parts[1] = shown_p(score.p_holm)
-    return [mark(part) if is_significant(score.p_holm) else part for part in parts]
+    difference = f"{metric.shown(score.difference, '+')} [{ends}]"
+    bold = is_significant(score.p_holm)
+    return [
+        _Cell(difference, bold),
+        _Cell("" if score.p_holm is None else shown_p(score.p_holm), bold),
+    ]
 
 
 def _spread(metric: Metric, estimate: Estimate) -> str:
@@ -99,62 +117,61 @@ def _about(comparison: Comparison) -> str:
     counts = {each.seeds for each in found if each.mean is not None} or {1}
     few, many = min(counts), max(counts)
     chosen = PAPER if comparison.selects_on_test else "The epoch is selected on validation."
-    where = f"Test split of {comparison.data}{', in %' if comparison.metric.is_share else ''}"
+    where = f"Test split of {comparison.data}"
     parts = [f"{where}, one seed. {chosen}", comparison.conditions]
     if many > 1:
         seeds = f"{few} to {many}" if few < many else f"{many}"
         parts[0] = f"{where}, mean ± standard deviation over {seeds} seeds. {chosen}"
-    parts.append(comparison.unequal_seeds)
+    parts += [comparison.without_result, comparison.unequal_seeds]
     if comparison.modalities:
         parts.append(OWN_LOGITS)
     if comparison.has_intervals:
         parts.append(OF_MEANS)
     if any(each.difference_low is not None for each in found):
         parts.append(
-            f"Differences{' in points' if comparison.metric.is_share else ''}: interval and p are "
-            "the more cautious of a paired t-test over seeds and a bootstrap over seeds and test "
-            "samples; bold where p is below .05 after Holm's correction."
+            "Differences: interval and p are the more cautious of a paired t-test over seeds and a "
+            "bootstrap over seeds and test samples; bold where p is below .05 after Holm's "
+            "correction."
         )
     return " ".join(filter(None, parts))
 
 
 def markdown(comparison: Comparison) -> str:
     """The ranking as a Markdown table, and what stands below it."""
-    head, *rows = _ranking(comparison, lambda text: f"**{text}**" if text else "")
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    head, *rows = [[_in_markdown(cell) for cell in line] for line in _ranking(comparison)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
     return f"{table}\n\n{_about(comparison)}\n"
+
+
+def _in_markdown(cell: _Cell) -> str:
+    text = cell.text.replace("|", "\\|")
+    return f"**{text}**" if cell.bold else text
 
 
 def latex(comparison: Comparison) -> str:
     """The same for LaTeX with booktabs."""
-    marked: set[str] = set()
-
-    def mark(text: str) -> str:
-        marked.add(text)
-        return text
-
-    def cell(text: str) -> str:
-        plain = _escaped(text)
-        return rf"\textbf{{{plain}}}" if text in marked and text else plain
-
-    head, *rows = _ranking(comparison, mark)
+    ranking = _ranking(comparison)
+    head, *rows = [" & ".join(map(_in_latex, line)) + r" \\" for line in ranking]
     lines = [
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{_escaped(_about(comparison))}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(ranking[0]) - 1)}}}",
         r"\toprule",
-        " & ".join(map(_escaped, head)) + r" \\",
+        head,
         r"\midrule",
-        *(" & ".join([_escaped(row[0]), *map(cell, row[1:])]) + r" \\" for row in rows),
+        *rows,
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _in_latex(cell: _Cell) -> str:
+    text = _escaped(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
 
 
 def _escaped(text: str) -> str:

@@ -1,15 +1,41 @@
 """Names as figures show them: no longer than their place allows."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from evenly.metrics import METRICS
 
 
-def shortened(name: str, length: int = 22) -> str:
-    """A name that fits; a modality alone is called so."""
-    name = called(name)
-    return name if len(name) <= length else name[: length - 1] + "…"
+def shortened(names: Iterable[str], length: int = 22) -> dict[str, str]:
+    """By name, what fits in `length` and is still told apart from the others; else the whole name.
+
+    It is cut at its end, or in its middle if names differ at their ends only. A modality alone is
+    called so.
+    """
+    whole = {name: called(name) for name in names}
+    forms = [{name: cut(text, length) for name, text in whole.items()} for cut in (_begun, _ends)]
+    counts = [Counter(form.values()) for form in forms]
+    return {
+        name: next(
+            (
+                form[name]
+                for form, count in zip(forms, counts, strict=True)
+                if count[form[name]] == 1
+            ),
+            text,
+        )
+        for name, text in whole.items()
+    }
+
+
+def _begun(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _ends(text: str, length: int) -> str:
+    before, after = (length - 1) // 2, length // 2
+    return text if len(text) <= length else f"{text[:before]}…{text[-after:]}"
 
 
 def wrapped(name: str, width: int = 22) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from evenly.diagnosis.contribution import EXACT, ORDERS
 from evenly.files import write_text
 from evenly.metrics import METRICS, Metric
 from evenly.report.comparison import (
@@ -28,7 +29,7 @@ from evenly.report.comparison import (
     is_significant,
     shown_p,
 )
-from evenly.report.figures import all_figures
+from evenly.report.figures import SPOTS, all_figures
 from evenly.report.finding import what_was_found
 from evenly.report.folder import read_comparison
 from evenly.report.marks import DASHES, OUTLINES, Mark, marks
@@ -146,15 +147,23 @@ def _page(comparison: Comparison, projection: Projected) -> str:
             for number, name in enumerate(comparison.modalities)
             for colour, symbol in [modality_mark(number)]
         ],
+        orders_drawn=f", estimated from {ORDERS} of them" * (len(comparison.modalities) > EXACT),
         map_title=partial(_map_title, comparison),
         legend=[Key(method, *_pen(mark[method]), method in lines) for method in comparison.ranking],
         numbers={method: number for number, method in enumerate(comparison.methods)},
         class_count=len(comparison.class_names),
         has_labels=comparison.has_labels,
         figures=figures,
+        first_seed={
+            number: found[0]
+            for number, method in enumerate(comparison.methods)
+            if (found := comparison.numbers(method)) is not None
+        },
+        samples_drawn=_samples_drawn(comparison),
         diagnosed=_modalities(comparison, figures, ("purity_train", "purity_val", "gap")),
         relearns=any(name.startswith("strength/") for name in figures),
         disturbed=_modalities(comparison, figures, ("noise",)),
+        noised=list(config.get("noise") or {}),
         lacking=_modalities(comparison, figures, ("missing",)),
         plane=None if samples is None else _plane(comparison, projection, samples),
         packed={
@@ -263,6 +272,13 @@ def _plane(comparison: Comparison, kind: Projected, data: Mapping[str, Any]) -> 
             for colour, shape in [class_style(number)]
         ],
     )
+
+
+def _samples_drawn(comparison: Comparison) -> str:
+    """How many of the test samples the figure of true and predicted numbers shows."""
+    found = (comparison.numbers(method) for method in comparison.methods)
+    count = max((len(each[1]) for each in found if each is not None), default=0)
+    return f"{SPOTS:,} of {count:,}" if count > SPOTS else f"all {count:,}"
 
 
 def _map_title(comparison: Comparison, name: str) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 from evenly.metrics import Metric
 from evenly.report.marks import OUTLINES
-from evenly.report.names import shortened
 
 Figure = dict[str, Any]
 
@@ -79,8 +78,3 @@ def rounded(value: float) -> float:
 def plain(name: str) -> str:
     """A name as Plotly shows it unchanged; it reads a few tags and entities in its texts."""
     return escape(name, quote=False)
-
-
-def brief(name: str, length: int = 22) -> str:
-    """The same of a name that is cut where it is long."""
-    return plain(shortened(name, length))

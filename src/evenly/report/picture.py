@@ -15,6 +15,7 @@ from evenly.report.drawing import (
     QUIET,
     add_heading,
     labels_end,
+    of_methods,
     of_seeds,
     row_height,
     row_labels,
@@ -62,7 +63,7 @@ def write_picture(directory: Path, path: Path) -> Path:
             f"no run of the comparison in '{directory}' has finished, so there is nothing "
             "to draw. The command that wrote it continues it."
         )
-    return write_drawing(path, lambda: _draw(comparison, methods[:ROWS]))
+    return write_drawing(path, lambda: _draw(comparison, _fitting(comparison, methods)))
 
 
 def write_projection_picture(
@@ -113,6 +114,12 @@ def write_projection_picture(
     )
 
 
+def _fitting(comparison: Comparison, methods: list[str]) -> list[str]:
+    """The first of the methods, and the reference, on which the differences are."""
+    first, rest = methods[:ROWS], methods[ROWS:]
+    return [*first[:-1], comparison.reference] if comparison.reference in rest else first
+
+
 def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -132,7 +139,7 @@ def _draw(comparison: Comparison, methods: list[str]) -> "Figure":
 
     top, bottom = (height - 1.0) / height, 0.62 / height
     start = labels_end(labels)
-    below = of_seeds(comparison)
+    below = f"{of_seeds(comparison)}{of_methods(comparison, methods)}"
     if trials := comparison.config.get("tuned_trials"):
         below += f"; tuned, {trials} trials each"
     add_heading(figure, 0.35, score_title(comparison), below)
@@ -208,12 +215,12 @@ def _draw_gap(axes: "Axes", comparison: Comparison, modality: str, methods: list
         if not mean:
             continue
         axes.plot(list(mean), list(mean.values()), color=colour, linewidth=2)
-        for x in comparison.moments(method):
+        for x in comparison.marked(method, mean):
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, value_at(mean, x), "v", color=colour, markersize=6.5,
                       markeredgecolor=CARD)  # fmt: skip
-    axes.text(0.015, 0.95, shortened(modality), transform=axes.transAxes, va="top",
-              fontweight="bold", color=INK)  # fmt: skip
+    axes.text(0.015, 0.95, shortened(comparison.modalities)[modality], transform=axes.transAxes,
+              va="top", fontweight="bold", color=INK)  # fmt: skip
     axes.margins(x=0.01)
     axes.set_xlim(left=0)
     axes.locator_params(axis="y", nbins=4)
@@ -223,8 +230,9 @@ def _label_lines(figure: "Figure", comparison: Comparison, methods: list[str], l
     from matplotlib.lines import Line2D
 
     mark = marks(comparison.methods)
+    short = shortened(comparison.methods)
     handles: list[Any] = [
-        Line2D([], [], color=mark[method].colour, linewidth=2, label=shortened(method))
+        Line2D([], [], color=mark[method].colour, linewidth=2, label=short[method])
         for method in methods
     ]
     handles += [
@@ -250,21 +258,25 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
     present = {
         number for found in projections.values() for number in np.unique(found.target).tolist()
     }
-    classes = {number: comparison.group_names[number] for number in sorted(present)}
+    groups = comparison.group_names
+    named = shortened(groups, 18)
+    classes = {number: named[groups[number]] for number in sorted(present)}
     hollow = SOME_WRONG if comparison.has_labels else HOLLOW
     said = selected(comparison).removeprefix(", ")
     side, gap, left, top = 2.3, 0.12, 0.42, 0.75 if said else 0.5
     columns = -(-(len(classes) + 1) // CLASS_ROWS)
-    longest = max(map(len, [hollow, *map(_brief, classes.values())]))
+    longest = max(map(len, [hollow, *classes.values()]))
     legend = 0.15 + columns * (0.32 + 0.068 * longest)
     width = left + len(projections) * (side + gap) + legend
     height = top + len(modalities) * (side + gap) + 0.15
     figure = Figure(figsize=(width, height))
     if said:
         figure.text(left / width, (height - 0.3) / height, f"epoch {said}", color=QUIET)
+    heads = shortened(comparison.methods, 26)
+    sides = shortened(comparison.modalities, 26)
     for column, (method, found) in enumerate(projections.items()):
         x = left + column * (side + gap)
-        figure.text((x + side / 2) / width, (height - top + 0.17) / height, shortened(method, 26),
+        figure.text((x + side / 2) / width, (height - top + 0.17) / height, heads[method],
                     ha="center", fontsize=10.5, fontweight="bold")  # fmt: skip
         for row, modality in enumerate(modalities):
             y = height - top - (row + 1) * side - row * gap
@@ -274,7 +286,7 @@ def _draw_planes(comparison: Comparison, projections: Mapping[str, Projection]) 
             for spine in axes.spines.values():
                 spine.set(visible=True, color=BORDER)
             if column == 0:
-                axes.set_ylabel(shortened(modality, 26), fontsize=10.5, fontweight="bold",
+                axes.set_ylabel(sides[modality], fontsize=10.5, fontweight="bold",
                                 color=INK, labelpad=6)  # fmt: skip
             if modality in found.places:
                 _draw_plane(axes, found, fitted(found.places[modality]))
@@ -304,7 +316,7 @@ def _label_classes(
         colour, shape = class_style(number)
         handles.append(
             Line2D([], [], linestyle="", marker=MARKERS[shape], color=colour, markersize=5.5,
-                   label=_brief(name))
+                   label=name)
         )  # fmt: skip
     handles.append(
         Line2D([], [], linestyle="", marker="o", color=QUIET, markerfacecolor="none",
@@ -315,7 +327,3 @@ def _label_classes(
                   bbox_to_anchor=(x, (height - top + 0.06) / height), borderaxespad=0,
                   handlelength=1.2, handletextpad=0.3, columnspacing=0.8, labelspacing=0.45,
                   fontsize=8, labelcolor=QUIET)  # fmt: skip
-
-
-def _brief(name: str) -> str:
-    return shortened(name, 18)

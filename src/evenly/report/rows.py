@@ -38,6 +38,7 @@ def _metric_axis(comparison: Comparison) -> dict[str, Any]:
 def contribution_figure(comparison: Comparison) -> Figure:
     """By how much each modality makes the main metric better: a bar for each method."""
     metric = comparison.metric
+    unit = metric.points or f" of {metric.words}"
     shown = [
         method
         for method in comparison.ranking
@@ -67,11 +68,9 @@ def contribution_figure(comparison: Comparison) -> Figure:
                     "y": [rows.middle[method]],
                     "width": 0.62 * rows.least,
                     "marker": {"color": modality_mark(number)[0]},
-                    "text": plain(modality),
-                    "textposition": "none",
-                    "hovertemplate": HOVER
-                    + "%{text}: "
-                    + ("%{x:.1f} points" if metric.is_share else "%{x}"),
+                    # To Plotly, the x of a bar that has a base is where it ends.
+                    "customdata": [[plain(modality), metric.shown(mean)]],
+                    "hovertemplate": f"{HOVER}%{{customdata[0]}}: %{{customdata[1]}}{unit}",
                     "showlegend": False,
                 }
             )

@@ -16,6 +16,7 @@ from evenly.report.drawing import (
     QUIET,
     add_heading,
     labels_end,
+    of_methods,
     of_seeds,
     row_height,
     row_labels,
@@ -74,13 +75,14 @@ def _add_scores(
 ) -> None:
     """The main metric, up to `right` inches from the left."""
     width, height = figure.get_size_inches()
-    below = f"{of_seeds(comparison)}{_band(comparison)}"
+    ranked = _ranked(comparison)
+    below = f"{of_seeds(comparison)}{_band(comparison)}{of_methods(comparison, ranked)}"
     add_heading(figure, 0.35, score_title(comparison), below)
     start = labels_end(labels)
     top, bottom = (height - 1.0) / height, 0.5 / height
     axes = figure.add_axes((start / width, bottom, (right - start) / width, top - bottom))
     _draw_band(axes, comparison, vertical=True)
-    draw_scores(axes, comparison, _ranked(comparison), labels)
+    draw_scores(axes, comparison, ranked, labels)
 
 
 def _height(labels: Sequence[str]) -> float:
@@ -273,7 +275,7 @@ def _draw_curves(
                 axes.plot(list(points), values, color=colour, linewidth=0.6, alpha=0.35)
         axes.plot(list(mean), [scale * value for value in mean.values()], color=colour,
                   linewidth=1.2 if dotted else 2, linestyle=":" if dotted else "-")  # fmt: skip
-        for x in () if dotted else comparison.moments(method):
+        for x in () if dotted else comparison.marked(method, mean):
             axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
             axes.plot(x, scale * value_at(mean, x), "v", color=colour, markersize=6,
                       markeredgecolor=CARD)  # fmt: skip

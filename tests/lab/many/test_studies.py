@@ -63,7 +63,7 @@ def test_differences_are_to_the_studys_reference(out):
     assert len(tested) == 2
     assert [float(line["p_holm"]) for line in tested] == pytest.approx(corrected)
     table = (out / "diagnosis.md").read_text()
-    assert "| against relearn | p (Holm) |" in table
+    assert "| against relearn (points) | p (Holm) |" in table
     assert r"\begin{tabular}" in (out / "diagnosis.tex").read_text()
     assert {"joint", "relearn", "relearn(gap=shared)"} <= texts(out / "diagnosis.svg")
 

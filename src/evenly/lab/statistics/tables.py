@@ -25,6 +25,7 @@ from evenly.report.comparison import (
     compared_p,
     conditions,
     unequal_seeds,
+    without_result,
 )
 from evenly.report.finding import what_was_found
 from evenly.report.folder import read_config, read_summary
@@ -327,7 +328,12 @@ def table(out: Path) -> str:
     ]
     said = [PAPER] if config.get("protocol") == "paper" else []
     begin = textwrap.fill(" ".join(what_was_found(found)), 100, break_on_hyphens=False)
-    said += [conditions(config), unequal_seeds({method: cells[method, main] for method in methods})]
+    of_main = {method: cells[method, main] for method in methods}
+    finished = {
+        method: 0 if row["mean"] is None else row["seeds"] for method, row in of_main.items()
+    }
+    asked, seeds = config.get("methods") or (), config.get("seeds") or 0
+    said += [conditions(config), without_result(asked, finished, seeds), unequal_seeds(of_main)]
     after = [f"\n{text}" for text in said if text]
     return "\n".join([begin, "", *lines, *after])
 
