@@ -86,6 +86,15 @@ MAINS = ("accuracy", "mae")
 
 
 BUILT_IN = tuple(METRICS)
+"""The same without the user's."""
+
+DERIVED = (
+    *("calibration_error", "brier", "recall", "error"),
+    *("only", "without", "contribution", "imbalance", "probe"),
+    *("noise_0.5", "noise_1", "noise_2", "noise_4"),
+    *("missing_0.25", "missing_0.5", "missing_0.75"),
+)
+"""The other metrics of the selected model, by their names up to a `/` and a modality or class."""
 
 
 def know(name: str, metric: Metric) -> None:

@@ -47,7 +47,7 @@ def test_statistics_are_of_the_training_split():
     # Training samples 0 and 3 have one step each: 0 and 30; the second feature is constant.
     assert (sequence.kind, sequence.shape) == ("sequence", (3, 2))
     assert sequence.mean.tolist() == [15, 7]
-    assert sequence.std.tolist() == [15, 1]
+    assert sequence.std.tolist() == [15, 0]
     image = modalities["image"]
     # Pixels 0..5 and 18..23: one channel.
     pixels = torch.cat([torch.arange(0.0, 6), torch.arange(18.0, 24)])
@@ -60,7 +60,7 @@ def test_what_no_training_sample_has_stays_as_it_is():
     steps = Ragged(torch.randn(4, 2), torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 2, 2]))
     found = described("steps", steps, torch.tensor([0, 1]))
     assert found.mean.tolist() == [0, 0]
-    assert found.std.tolist() == [1, 1]
+    assert found.std.tolist() == [0, 0]
 
 
 def test_statistics_of_many_rows_equal_those_of_the_whole():
@@ -73,7 +73,7 @@ def test_statistics_of_many_rows_equal_those_of_the_whole():
     expected = values[rows].double()
     torch.testing.assert_close(data.modalities["x"].mean.double(), expected.mean(0))
     std = expected.std(0, correction=0)
-    std[2] = 1
+    std[2] = 0
     torch.testing.assert_close(data.modalities["x"].std.double(), std, rtol=1e-5, atol=0)
 
 
@@ -103,7 +103,7 @@ def test_a_constant_that_binary_cannot_hold_is_constant():
         "flat", {"x": x}, torch.zeros(3000, dtype=torch.long),
         {"train": rows, "val": rows, "test": rows}, ["one"],
     )  # fmt: skip
-    assert data.modalities["x"].std.tolist() == [1]
+    assert data.modalities["x"].std.tolist() == [0]
 
 
 def test_a_batch_is_the_rows_asked_for():

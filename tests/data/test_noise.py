@@ -28,6 +28,13 @@ def test_noise_has_the_level_asked_for_and_leaves_constants():
     assert made.std(0).tolist() == pytest.approx([2, 20, 0], rel=0.05)
 
 
+def test_noise_in_deviations_of_a_constant_is_none():
+    made, clean = (each.split("val").__getitems__(range(10))["inputs"]["x"]
+                   for each in (data().noisy({"x": 3.0}), data()))  # fmt: skip
+    assert torch.equal(made[:, 4], clean[:, 4])  # which is 0 in all samples
+    assert not torch.isclose(made[:, :4], clean[:, :4]).any()
+
+
 def test_a_samples_noise_is_its_own_in_any_batch():
     clean, made = data(), data().noisy({"x": 1.0, "eye": 0.5, "steps": 1})
     split = made.split("val")
@@ -44,12 +51,13 @@ def test_a_samples_noise_is_its_own_in_any_batch():
 
 def test_modalities_of_one_shape_have_noise_of_their_own():
     rows = {"train": torch.arange(500), "val": torch.arange(0), "test": torch.arange(0)}
-    zeros = {name: torch.zeros(500, 4) for name in ("one", "other")}
-    data = Data("mine", zeros, torch.arange(500) % 2, rows, ["no", "yes"])
+    clean = (torch.arange(500.0) % 2)[:, None].expand(500, 4)
+    both = {"one": clean, "other": clean}
+    data = Data("mine", both, torch.arange(500) % 2, rows, ["no", "yes"])
 
     def drawn():
         noise = data.noisy({"one": 1.0, "other": 1.0}).split("train").__getitems__(range(500))
-        return noise["inputs"]
+        return {name: x - clean for name, x in noise["inputs"].items()}
 
     one, other = (x.flatten() for x in drawn().values())
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.1

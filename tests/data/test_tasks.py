@@ -78,7 +78,9 @@ def test_the_group_of_a_sample_is_its_rarest_label():
 def test_who_has_seen_no_input_knows_the_shares():
     target = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
     assert Labels(("a", "b")).uninformed(target).sigmoid().tolist() == pytest.approx([0.75, 0.25])
-    assert Classes(("a", "b")).uninformed(torch.tensor([1, 1, 0])).tolist() == [0, 1]
+    logits = Classes(("a", "b", "c")).uninformed(torch.tensor([1, 1, 2, 0, 2, 1, 2, 2, 1, 0]))
+    assert logits.softmax(0).tolist() == pytest.approx([0.2, 0.4, 0.4])
+    assert logits.argmax() == 1  # the first of equals
 
 
 def test_balanced_labels_count_as_much_as_their_absence():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.nn.functional import one_hot
 
 import evenly
 from evenly import Diagnosis, Features, diagnose
+from evenly.diagnosis.gap import check_rows, in_classes
 from unchecked import error_of
 
 
@@ -287,6 +289,26 @@ def test_few_values_are_classes_even_as_floats(dtype):
     assert found.train["m"] == diagnose(features(x, y), features(x, y)).train["m"] == 7 / 8
 
 
+@pytest.mark.parametrize("gap", ["paper", "matched", "shared", "stable"])
+def test_a_split_may_lack_one_of_few_values(gap):
+    """Three values that the features tell; the smallest is in three training samples alone."""
+    y, v = torch.tensor([1.0] * 3 + [2] * 30 + [4] * 30), torch.tensor([2.0] * 15 + [4] * 15)
+    found = diagnose(features(y[:, None], y), features(v[:, None], v), gap=gap)
+    assert (found.train, found.val, found.gap) == ({"m": 1}, {"m": 1}, {"m": 0})
+    assert "3 values count as classes; in one split only: 1." in str(found)
+
+
+def test_the_bins_of_a_target_with_ties_are_told_by_their_sizes():
+    """Of 100 values, 60 are the largest: bins of 10, 10, 10, 10 and 60."""
+    x = torch.cat([torch.arange(40.0), torch.full((60,), 99.0)])
+    split = features(x[:, None], x)
+    found = diagnose(split, split)
+    assert "cut into 5 bins of 10 to 60 training samples, since values recur." in str(found)
+    x = torch.cat([torch.arange(15.0), torch.full((285,), 99.0)])  # no edge is below the largest
+    split = features(x[:, None], x)
+    assert "cut into 2 bins of 15 to 285 training samples" in str(diagnose(split, split))
+
+
 REAL = [
     *(torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.bool),
     *(torch.int8, torch.int16, torch.int32, torch.int64),
@@ -428,12 +450,27 @@ class TestMessages:
         split.target[7] = 10**12
         self.raises("a label is 1000000000000, but classes are numbered", split, split)
 
-    def test_a_class_of_few_values_missing(self):
+    def test_one_value(self):
         x = torch.rand(30, 1)
-        values = torch.arange(30) % 3 / 2
-        whole, part = features(x, values), features(x, values.clamp(max=0.5))
-        self.raises("class 2 is missing from the validation", whole, part)
-        self.raises("class 2 is missing from the training", part, whole)
+        whole, part = features(x, x[:, 0]), features(x, torch.full((30,), 2.5))
+        self.raises(r"every target of the validation split is 2\.5", whole, part)
+        self.raises(r"every target of the training split is 2\.5", part, whole)
+
+    @pytest.mark.usefixtures("few")
+    def test_a_modality_that_few_samples_have(self):
+        train, val = blobs(60, 0.5, 1, classes=3), blobs(30, 0.5, 2, classes=3)
+        rare = replace(val, present={"m": torch.arange(30) < 2})
+        scarce = replace(train, present={"m": torch.arange(60) < 2})
+        for gap, splits in {
+            "paper": (train, rare), "matched": (train, rare), "shared": (scarce, val)
+        }.items():  # fmt: skip
+            message = "'m' has 2 samples for 3 clusters .* take gap='stable'"
+            self.raises(message, *splits, gap=gap)
+            with pytest.raises(ValueError, match=message):
+                check_rows(in_classes(*splits), gap)
+        for gap, splits in {"stable": (scarce, rare), "shared": (train, rare)}.items():
+            check_rows(in_classes(*splits), gap)
+            assert diagnose(*splits, gap=gap).gap["m"] < 1
 
     def test_no_sample(self):
         split = features(torch.rand(0, 2), torch.zeros(0).long())

@@ -192,7 +192,7 @@ class TestRelearn:
         splits[0].target = torch.randn(400) if count == 6 else torch.arange(400) % 2.0
         splits[1].target = splits[0].target[:count] if count == 6 else torch.zeros(count)
         probe = evenly.Probe(model, one_number, *(DataLoader(split, 8) for split in splits))
-        with pytest.raises(ValueError, match=r"fewer samples than clusters|class 1 is missing"):
+        with pytest.raises(ValueError, match=r"samples than clusters|every target of the valid"):
             Relearn(model.encoders).before_epoch(0, probe)
 
     def test_moments_of_an_optimizer_that_trains_another_model(self):

@@ -95,6 +95,12 @@ def test_values_are_standardised_by_feature():
     assert Standardise(modality)(x).tolist() == [[1, 0], [0, 2]]
 
 
+def test_a_constant_is_only_centred():
+    """A sample of other splits may differ from it."""
+    modality = Modality("x", "vector", (2,), torch.tensor([10.0, 3.0]), torch.tensor([2.0, 0.0]))
+    assert Standardise(modality)(torch.tensor([[12.0, 3], [10, 7]])).tolist() == [[1, 0], [0, 4]]
+
+
 def test_images_are_standardised_by_channel():
     modality = Modality(
         "x", "image", (2, 1, 2), torch.tensor([100.0, 0.0]), torch.tensor([50.0, 1])

@@ -354,6 +354,16 @@ def test_no_number_under_the_pointer_has_two_units_or_an_error_bar(folder):
                 assert "base" not in trace
 
 
+def test_metrics_of_ones_own_are_no_levels_or_rates(folder):
+    found = read_comparison(folder)
+    one = found.estimate("joint", "accuracy")
+    own = ("noise_floor", "signal_noise_ratio", "missing_labels", "noise_3")
+    more = {("joint", "test", name): one for name in own}
+    found = replace(found, summary={**found.summary, **more})
+    assert found.noise_levels == [0.5, 1, 2, 4]
+    assert found.missing_rates == [0.25, 0.5, 0.75]
+
+
 def test_a_curve_over_missing_rates_has_intervals(folder):
     found = read_comparison(folder)
     (line,) = _of(all_figures(found)["missing/1"], "joint")
@@ -496,7 +506,7 @@ def test_the_page_of_numbers_names_their_metric():
     )
     assert 'aria-sort="ascending"' in text
     assert "accuracy" not in text[: text.index("<script")]
-    assert "ten bins" not in text  # nothing is diagnosed
+    assert "at most ten bins" not in text  # nothing is diagnosed
     assert "the first seed that has finished, and all 3 test samples" in text
     assert '<option value="1">awc, seed 0</option>' in text
 

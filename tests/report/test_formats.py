@@ -7,6 +7,7 @@ from PIL import Image
 from evenly.lab.statistics.tables import table
 from evenly.report import FORMATS, write_formats
 from evenly.report.folder import read_comparison
+from evenly.report.page import _columns
 
 HEAD = [
     "method",
@@ -86,6 +87,22 @@ def test_the_ranking_metric_is_said_where_another_selects(folder):
         "The epoch is selected by macro-F1; methods are still ranked and tested by accuracy."
         in path.read_text()
     )
+
+
+def test_what_selects_is_a_column_of_every_ranking(folder):
+    for name in ("config.yaml", "summary.csv"):
+        path = folder / name
+        text = path.read_text().replace("test,macro_f1,", "test,balanced_accuracy,")
+        path.write_text(text + "select: balanced_accuracy\n" * (name == "config.yaml"))
+    mean = read_comparison(folder).estimate("joint", "balanced_accuracy").mean
+    write_formats(folder, ["md", "latex"])
+    for name, cell in (("table.md", "|"), ("table.tex", "&")):
+        lines = [line.split(cell) for line in (folder / name).read_text().splitlines()]
+        head = next(line for line in lines if "balanced accuracy" in map(str.strip, line))
+        place = [text.strip() for text in head].index("balanced accuracy")
+        row = next(line for line in lines if "joint" in map(str.strip, line))
+        assert row[place].strip().startswith(f"{100 * mean:.1f} ")
+    assert "Balanced accuracy" in [title for title, _ in _columns(read_comparison(folder))]
 
 
 def test_names_do_not_break_the_tables(tmp_path, write):

@@ -115,7 +115,7 @@ class Modality:
             with v the number of tokens for a text; a spectrogram is an image with c = 1.
         mean: Mean over the training split, per feature (vector, sequence) or channel (image,
             video); empty for a text.
-        std: Standard deviation likewise; 1 if the feature is constant.
+        std: Standard deviation likewise; 0 if the feature is constant.
         read: How its files were read, in the form that requests a reader; empty if unknown.
     """
 
@@ -750,7 +750,7 @@ def _moments(
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Mean and standard deviation along all axes but `feature`, in one pass of chunks.
 
-    Without any row they are 0 and 1.
+    Without any row they are 0.
     """
     none = torch.zeros(_row(opened())[feature], dtype=torch.float64)
     found = (0, none, none)
@@ -760,7 +760,7 @@ def _moments(
     count, mean, squares = found
     std = (squares / max(count, 1)).sqrt()
     # What rounding leaves of a constant's deviation is not a deviation.
-    std = torch.where(std > 1e-12 * mean.abs(), std, 1.0)
+    std = torch.where(std > 1e-12 * mean.abs(), std, 0.0)
     return mean.float(), std.float()
 
 

@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def uninformed(self, target: Tensor) -> Float[Tensor, " c"]:
-        """The best logits without any input, from the targets of the training split."""
+        """The logits without any input: how common each target is in the training split."""
 
     @abstractmethod
     def groups(self, target: Tensor) -> Int[Tensor, " n"]:
@@ -152,8 +152,9 @@ class Classes(Task):
         return logits.softmax(1)
 
     def uninformed(self, target: Tensor) -> Float[Tensor, " c"]:
-        """The commonest class with certainty."""
-        return one_hot(target.mode().values, len(self.names)).float()
+        """The log of each class's share; the first of the commonest classes is predicted."""
+        share = target.bincount(minlength=len(self.names)).float() / len(target)
+        return share.clamp_min(1e-6).log()
 
     def groups(self, target: Tensor) -> Int[Tensor, " n"]:
         """The classes."""

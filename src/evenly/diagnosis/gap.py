@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evenly import distributed
 from evenly.chance import mixed, uniform
-from evenly.diagnosis.kmeans import Clusters, assign, check_sample, kmeans
+from evenly.diagnosis.kmeans import Clusters, TooFewRows, assign, check_sample, kmeans
 from evenly.diagnosis.purity import (
     MOST,
     LabelSets,
@@ -229,9 +229,9 @@ def diagnose(
 
     Args:
         train: Representations and labels of the training split. A target of floats is divided into
-            ten bins of equal counts; if it has ten values or fewer, each counts as a class. A
-            target (n, c) holds several labels, 1 or 0; labels that all samples of a split have, or
-            none, are left out.
+            ten bins of equal counts, as far as values do not recur; if it has ten values or fewer,
+            each counts as a class, even if one split lacks it. A target (n, c) holds several
+            labels, 1 or 0; labels that all samples of a split have, or none, are left out.
         val: The same for the validation split. Never the test split.
         gap: The estimator.
         seed: Seed of the clusterings; the global random stream is not used.
@@ -246,7 +246,8 @@ def diagnose(
 
     Raises:
         ValueError: If features are not finite, a class is missing from a split, there is only one
-            class, or a split or sample has too few rows for the number of classes.
+            class or value, or a split, the samples with a modality or the sample of rows are fewer
+            than the clusters.
     """
     check_gap(gap)
     _check_modalities(train, val)
@@ -259,7 +260,10 @@ def diagnose(
         check_finite(train, name, "training")
         check_finite(val, name, "validation")
         rows = (clustering.rows(split, name) for split in (train, val))
-        found[name] = _ESTIMATORS[gap](clustering, *rows)
+        try:
+            found[name] = _ESTIMATORS[gap](clustering, *rows)
+        except TooFewRows as error:
+            raise too_few(name, error.rows, clustering.k) from error
     differences = {name: score.train - score.val for name, score in found.items()}
     diagnosis = Diagnosis(
         train={name: score.train for name, score in found.items()},
@@ -316,6 +320,8 @@ def _paper(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
 def _matched(clustering: _Clustering, train: _Rows, val: _Rows) -> _Score:
     of_train, of_val = _counts(train.group, val.group, sharded=train.sharded)
     wanted = torch.minimum(of_train, of_val)
+    if int(wanted.sum()) < clustering.k:
+        raise TooFewRows(int(wanted.sum()), clustering.k)
     draws = [clustering.table(_draw(train, wanted, clustering.seed + n)) for n in range(DRAWS)]
     score = _of_tables(clustering, draws, clustering.table(_draw(val, wanted, clustering.seed)))
     # One draw of the training split varies like the validation split, which is as large: by the
@@ -567,11 +573,20 @@ def in_classes(train: Features, val: Features) -> Numbered:
     edges, are_classes = _edges(train, val)
     train = replace(train, target=torch.bucketize(_values(train), edges))
     val = replace(val, target=torch.bucketize(_values(val), edges))
-    count = len(edges) + 1
-    note = f"The regression target is cut into {count} equal-count bins."
+    k = _check_classes(train, val, whole=False)
+    counts = torch.stack(_counts(train.target, val.target, sharded=train.sharded))
     if are_classes:
-        note = f"The target's {count} values count as classes."
-    return Numbered(train, val, _check_classes(train, val, whole=are_classes), (note,))
+        note = f"The target's {counts.shape[1]} values count as classes"
+        if lacking := int((counts == 0).any(0).sum()):
+            note += f"; in one split only: {lacking}"
+    else:
+        of_train = counts[0][counts[0] > 0]
+        least, most = int(of_train.min()), int(of_train.max())
+        bins = f"{k} equal-count bins"
+        if most - least > 2:  # one as counts are whole, one by rounding
+            bins = f"{k} bins of {least} to {most} training samples, since values recur"
+        note = f"The regression target is cut into {bins}"
+    return Numbered(train, val, k, (f"{note}.",))
 
 
 def _of_labels(train: Features, val: Features) -> Numbered:
@@ -600,6 +615,31 @@ def _of_labels(train: Features, val: Features) -> Numbered:
     count = train.target.bincount(minlength=len(sets.has))
     group = sets.rarest(distributed.sum_(count, sharded=train.sharded))
     return Numbered(train, val, k, (note,) if lacking else (), sets, group)
+
+
+def check_rows(numbered: Numbered, gap: Gap) -> None:
+    """Raises if fewer samples of a split have a modality than it gets clusters.
+
+    `stable` takes no more clusters than rows, and `shared` clusters the training split alone.
+    """
+    clustered = {"stable": (), "shared": (numbered.train,)}
+    for split in clustered.get(gap, (numbered.train, numbered.val)):
+        have = [
+            int(split.present[name].sum()) if name in split.present else len(split.target)
+            for name in split.features
+        ]
+        counts = distributed.sum_(split.target.new_tensor(have), sharded=split.sharded)
+        for name, count in zip(split.features, counts.tolist(), strict=True):
+            if count < numbered.k:
+                raise too_few(name, count, numbered.k)
+
+
+def too_few(name: str, count: int, k: int) -> UserError:
+    """The refusal of a modality that too few samples have."""
+    return UserError(
+        f"'{name}' has {count} samples for {k} clusters (one per class): fewer samples than "
+        "clusters. Pass larger splits, leave that modality out, or take gap='stable'."
+    )
 
 
 def check_gap(gap: str) -> None:
@@ -631,12 +671,12 @@ def _check_values(train: Features, val: Features) -> None:
             raise UserError(
                 f"a target of the {where} split is NaN or infinite. Leave out samples without one."
             )
-    low, high = extent(_values(train)[:, None], sharded=train.sharded)
-    if bool(low == high):
-        raise UserError(
-            f"every target of the training split is {float(low):g}, so nothing can be compared. "
-            "Pass a split with at least two values."
-        )
+        low, high = extent(_values(split)[:, None], sharded=split.sharded)
+        if bool(low == high):
+            raise UserError(
+                f"every target of the {where} split is {float(low):g}, so nothing can be "
+                "compared. Pass a split with at least two values."
+            )
 
 
 def _check_classes(train: Features, val: Features, *, whole: bool = True) -> int:
@@ -645,7 +685,7 @@ def _check_classes(train: Features, val: Features, *, whole: bool = True) -> int
     Args:
         train: The training split.
         val: The validation split.
-        whole: Whether every class must be in both splits (not for bins of a regression).
+        whole: Whether every class must be in both splits (not for numbers to regress on).
 
     Raises:
         ValueError: If not.
@@ -746,7 +786,8 @@ def _edges(train: Features, val: Features) -> tuple[Float[Tensor, " edges"], boo
     if len(distinct) <= BINS:
         return distinct[:-1], True
     steps = torch.arange(1, BINS, dtype=values.dtype, device=values.device) / BINS
-    edges: Tensor = values.quantile(steps).unique()
+    below = values[values < values.max()].max()  # the largest value has a bin, however common
+    edges: Tensor = values.quantile(steps).minimum(below).unique()
     return edges, False
 
 

@@ -47,6 +47,18 @@ _STATE = 2**27  # bytes that simultaneous restarts may always take
 _LEAST = 20  # minimum rows of a sample for each cluster
 
 
+class TooFewRows(UserError):
+    """Fewer rows than clusters."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        """Says how many rows there are for how many clusters."""
+        super().__init__(
+            f"kmeans: fewer samples than clusters: {rows} rows for k = {k}. Pass more rows or a "
+            "smaller k."
+        )
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Clusters:
     """The best clustering of all restarts.
@@ -130,10 +142,7 @@ def kmeans(
     with torch.autocast(x.device.type, enabled=False):
         rows = Rows(x, index, sharded, unit)
         if rows.total < k:
-            raise UserError(
-                f"kmeans: fewer samples than clusters: {rows.total} rows for k = {k}. "
-                "Pass more rows or a smaller k."
-            )
+            raise TooFewRows(rows.total, k)
         if sample is not None and rows.total <= sample:
             sample = None
         rows.center(keep=sample is None)

@@ -19,6 +19,7 @@ from evenly.diagnosis.gap import (
     Gap,
     check_finite,
     check_gap,
+    check_rows,
     diagnose,
     in_classes,
 )
@@ -269,7 +270,9 @@ class Relearn(Method):
                 f"shape {tuple(train.target.shape)} that are not 0 or 1 for each label. Its "
                 "clusters are compared with one class or number for each sample, or with labels."
             )
-        check_sample(self.sample, in_classes(train, val).k)
+        numbered = in_classes(train, val)
+        check_sample(self.sample, numbered.k)
+        check_rows(numbered, self.gap)
         for name in self.encoders:
             check_finite(train, name, "training")
             check_finite(val, name, "validation")

@@ -560,7 +560,7 @@ def _of_bytes(name: str, known: Processor, modality: Modality) -> Modality:
             f"'{modality.name}' has {channels}. Give another encoder."
         )
     largest, least = float(modality.mean.max()), float(modality.mean.min())
-    # Between 0 and 1, no deviation is larger; for constants it is set to 1.
+    # Between 0 and 1, no deviation is larger; it is 1 in what a run's folder says.
     is_unit = largest <= 1 and bool(((modality.std <= 0.5) | (modality.std == 1)).all())
     if least < 0 or (largest <= 1 and not is_unit):
         raise UserError(

@@ -87,7 +87,7 @@ def with_a_step(x: Padded) -> Padded:
 
 
 class Standardise(nn.Module):
-    """Turns stored values of any type into floats of mean 0 and standard deviation 1."""
+    """Turns stored values of any type into floats of mean 0 and deviation 1; a constant gives 0."""
 
     mean: Tensor
     std: Tensor
@@ -95,7 +95,8 @@ class Standardise(nn.Module):
     def __init__(self, modality: Modality) -> None:
         super().__init__()
         self.register_buffer("mean", modality.mean.reshape(modality.spread.shape).clone())
-        self.register_buffer("std", modality.spread.clone())
+        std = modality.spread
+        self.register_buffer("std", std.where(std > 0, 1.0))  # a constant is only centred
 
     def forward(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Standardises by feature or channel."""

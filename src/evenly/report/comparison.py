@@ -297,12 +297,14 @@ class Comparison:
 
     @cached_property
     def others(self) -> list[str]:
-        """The metrics that stand beside it in a ranking."""
-        own = list(self.config.get("measures") or ())
-        if self.main == "accuracy":
-            return ["macro_f1", *own]
-        found = {metric for _, _, metric in self.summary}
-        return ["pearson", *(name for name in ("acc_2", "acc_7") if name in found), *own]
+        """The metrics that stand beside it in a ranking, among them the one that selects."""
+        usual = ["macro_f1"]
+        if self.main != "accuracy":
+            found = {metric for _, _, metric in self.summary}
+            usual = ["pearson", *(name for name in ("acc_2", "acc_7") if name in found)]
+        selects = self.config.get("select") or self.main
+        names = _unique([*usual, str(selects), *(self.config.get("measures") or ())])
+        return [name for name in names if name != self.main]
 
     @cached_property
     def is_ranked(self) -> bool:
@@ -402,14 +404,17 @@ class Comparison:
     @cached_property
     def noise_levels(self) -> list[float]:
         """The levels of noise under which the models were looked at, ascending."""
-        found = {metric.partition("/")[0] for _, _, metric in self.summary}
-        return sorted(float(name.removeprefix("noise_")) for name in found if "noise_" in name)
+        return self._numbers("noise")
 
     @cached_property
     def missing_rates(self) -> list[float]:
         """The shares of test samples from which a modality was taken, ascending."""
-        found = {metric.partition("/")[0] for _, _, metric in self.summary}
-        return sorted(float(name[8:]) for name in found if name.startswith("missing_"))
+        return self._numbers("missing")
+
+    def _numbers(self, kind: str) -> list[float]:
+        """The numbers in the names of metrics KIND_NUMBER/MODALITY, ascending."""
+        found = (re.match(rf"{kind}_([\d.]+)/", metric) for _, _, metric in self.summary)
+        return sorted({float(match[1]) for match in found if match})
 
     def moments(self, method: str) -> dict[int, dict[str, float]]:
         """By epochs completed, the mean strength of each modality over the seeds."""

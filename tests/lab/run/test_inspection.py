@@ -7,7 +7,7 @@ from torch.nn.functional import one_hot
 
 from evenly import chance
 from evenly.data import Modality
-from evenly.data.tasks import Classes, Labels
+from evenly.data.tasks import Classes, Labels, Numbers
 from evenly.features import Features
 from evenly.lab.run.inspection import (
     LEVELS,
@@ -19,6 +19,7 @@ from evenly.lab.run.inspection import (
     share_of_each,
     write_features,
 )
+from evenly.metrics import DERIVED
 from evenly.output import Output
 
 TASK = Classes(["a", "b", "c"])
@@ -55,6 +56,15 @@ def test_what_each_modality_is_worth_by_hand():
     assert found["contribution/a"] == pytest.approx((1 - 1 / 3 + 1 - 2 / 3) / 2, abs=1e-3)
     assert found["contribution/b"] == pytest.approx((2 / 3 - 1 / 3 + 1 - 1) / 2, abs=1e-3)
     assert found["imbalance"] == pytest.approx(2 * 0.5 / (2 / 3) - 1, abs=2e-3)
+
+
+def test_the_names_of_what_is_found_are_taken():
+    features = Features({"a": torch.eye(3)}, torch.arange(3))
+    task, logits = Numbers(("x", "y")), torch.zeros(3, 2)
+    found = [*inspect(subject(rows=30)), *probed(TASK, features, features)]
+    found += [*TASK.details(torch.eye(3), torch.arange(3)), *task.details(logits, logits)]
+    found += Labels(("x", "y")).details(logits, torch.eye(3)[:, :2])
+    assert {name.partition("/")[0] for name in found} == set(DERIVED)
 
 
 def test_accuracy_falls_with_noise_and_the_noise_is_always_the_same():

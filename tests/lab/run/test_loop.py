@@ -1,5 +1,6 @@
 """What a run trains with: each option alone, taken up after a kill, and on two processes."""
 
+import csv
 import math
 from dataclasses import replace
 
@@ -54,6 +55,20 @@ def test_what_lacks_the_only_modality_of_a_run_gets_the_commonest_class():
     found = loop.evaluated(parts, "val").predictions()["probabilities"]
     assert found[~here].argmax(1).tolist() == [1] * 20
     assert found[here].allclose(parts.model({"x": torch.zeros(10, 2)}).logits.softmax(1))
+
+
+def test_it_counts_alike_in_training_and_validation(tmp_path):
+    """Both splits are the same samples, and the rate is too small to change anything."""
+    target = torch.arange(30) % 3 > 0
+    rows = dict.fromkeys(("train", "val", "test"), torch.arange(30))
+    x = torch.arange(60.0).view(30, 2)
+    data = Data("mine", {"x": x, "y": x}, target.long(), rows, ["no", "yes"],
+                present={"x": torch.arange(30) < 10})  # fmt: skip
+    training = replace(TRAINING, epochs=1, lr=1e-12)
+    run_cell(Cell(training, "unimodal(modality=x)", 0), tmp_path, data=data)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["train_accuracy"]) == pytest.approx(float(row["val_accuracy"]))
 
 
 class Killed(Exception):

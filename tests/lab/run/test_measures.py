@@ -29,6 +29,14 @@ def accuracy(answers, target):
     return 0.0
 
 
+def brier(answers, target):
+    return 0.0
+
+
+def probe(answers, target):
+    return 0.0
+
+
 def wide(answers, target):
     return answers
 
@@ -63,6 +71,8 @@ def test_how_it_is_shown():
     ("text", "message"),
     [
         ("accuracy", "there is a metric 'accuracy' already"),
+        ("brier", "there is a metric 'brier' already"),  # of the test split alone
+        ("probe", "there is a metric 'probe' already"),  # as probe/M
         ("top,test_measures.top(k=2)", "there is a metric 'top' already"),
         ("number", "of the type int. A metric is a function"),
         ("nested", "has a `metric` of the type str"),

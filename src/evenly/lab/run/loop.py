@@ -51,7 +51,7 @@ def fit(parts: Parts, record: Record) -> None:
                         loss = method.loss(output, target)
                     is_whole = isinstance(share, float) and share == 1
                     method.backward(loss if is_whole else share * loss)
-                    record.add(loss, output, batch["target"].to(loss.device))
+                    record.add(loss, _informed(parts, output), batch["target"].to(loss.device))
                 method.before_step()
                 if training.clip is not None:
                     nn.utils.clip_grad_norm_(parts.model.parameters(), training.clip)
@@ -103,7 +103,7 @@ def _whole(parts: Parts, split: SplitName, found: Evaluation) -> Evaluation:
 
 
 def _informed(parts: Parts, output: Output) -> Output:
-    """The output, with the best guess for samples that lack all that the model reads.
+    """The output, with what is said without any input for samples that lack all that is read.
 
     A model of one modality has zeros for them, and would always guess the first class.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from evenly.data.tasks import Task
 from evenly.errors import UserError
 from evenly.imported import imported
-from evenly.metrics import BUILT_IN, Metric, know
+from evenly.metrics import BUILT_IN, DERIVED, Metric, know
 from evenly.spec import split
 
 Measure = Callable[[Tensor, Tensor], Any]
@@ -24,7 +24,7 @@ def measures(text: str) -> dict[str, Measure]:
         text: Import paths, optionally with settings, separated by commas; empty for none.
 
     Raises:
-        ValueError: If one cannot be imported or is not a function, or two share a name.
+        ValueError: If one cannot be imported or is not a function, or its name is taken.
     """
     found: dict[str, Measure] = {}
     for spec in split(text) if text else ():
@@ -35,7 +35,7 @@ def measures(text: str) -> dict[str, Measure]:
                 f"'{spec.name}' is of the type {type(function).__name__}. A metric is a function "
                 "of what is predicted and of the targets, which returns a number."
             )
-        if name in found or name in BUILT_IN:
+        if name in (*found, *BUILT_IN, *DERIVED):
             raise UserError(
                 f"there is a metric '{name}' already. Give the function of '{spec.name}' another "
                 "name."

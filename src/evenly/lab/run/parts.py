@@ -228,7 +228,7 @@ class Parts:
 
     @cached_property
     def uninformed(self) -> Tensor:
-        """The best logits without any input, (c,)."""
+        """The logits without any input, (c,)."""
         return self.data.task.uninformed(self.split("train").target)
 
     def in_order(
