@@ -389,15 +389,26 @@ class TestTypes:
             table(path)
 
 
+@pytest.mark.parametrize("form", [written, stored])
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
-        (["01", "1", "2"], ["01", "1", "2"]),  # told apart, so they are texts
-        (["1e5", "10e4", "3"], ["10e4", "1e5", "3"]),
+        (["01", "1", "2"], ["01", "1", "2"]),
+        (["1e5", "10e4", "3"], ["3", "10e4", "1e5"]),
         (["1", "1.0", "2"], ["1", "2"]),
+        (["-1.0", "-0.0", "0.0"], ["-1", "0"]),
+        (["100", "007", "020"], ["007", "020", "100"]),
+        (["10", "9", "+1"], ["+1", "9", "10"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
     ],
 )
-def test_labels_that_are_told_apart_stay_apart(tmp_path, labels, classes):
-    rows = "".join(f"{k / 4},{labels[k % 3]}\n" for k in range(12))
-    (tmp_path / "t.csv").write_text(f"x,label\n{rows}")
-    assert list(table(tmp_path / "t.csv").classes) == classes
+def test_classes_that_are_whole_numbers_are_called_as_written(tmp_path, form, labels, classes):
+    path = form(tmp_path, [f"{k}.5" for k in range(N)])
+    if form is written:
+        lines = [f"{k}.5,{labels[k % 3]}" for k in range(N)]
+        path.write_text("\n".join(["x,label", *lines]))
+    else:
+        path = stored(tmp_path, [k / 2 for k in range(N)], label=[labels[k % 3] for k in range(N)])
+    source = table(path)
+    assert list(source.classes) == classes
+    assert {source.classes[sample.label] for sample in source.samples[:3]} == set(classes)

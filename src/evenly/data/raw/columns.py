@@ -112,13 +112,21 @@ class Columns:
         ]
 
     def entries(self, name: str) -> Sequence[Any] | None:
-        """Labels or splits, as numbers if all are; None if there is no such column."""
+        """Labels, as numbers if all are; None if there is no such column.
+
+        Words for an empty cell, such as NA, are one if all others are numbers.
+        """
         cells = self.cells.get(name)
-        if cells is None or isinstance(cells, list):
-            return cells and (_alone(cells, self.comma) or cells)
-        if isinstance(cells, Files):
+        if cells is None or isinstance(cells, Files):
             return cells
-        return [x.strip() or None if isinstance(x, str) else x for x in cells.to_pylist()]
+        values = cells if isinstance(cells, list) else cells.to_pylist()
+        if not all(isinstance(x, str | None) for x in values):
+            return [x.strip() or None if isinstance(x, str) else x for x in values]
+        texts = self.texts(name) or []
+        for given in (texts, [None if x in self.empty else x for x in texts]):
+            if any(given) and (found := alone(given, comma=self.comma)) is not None:
+                return found
+        return texts
 
     def modality(self, name: str) -> Column:
         """The cells of a modality."""
@@ -308,19 +316,6 @@ def _delimiter(text: str) -> str:
         return "label" in [name.strip().lower() for name in names], len(names)
 
     return max(",;\t|", key=sense)
-
-
-def _alone(texts: Sequence[str | None], comma: bool) -> list[int | float | None] | None:
-    """Labels or splits as numbers, if all are; None if two different ones would become equal.
-
-    "01" and "1" are two classes, "1" and "1.0" are one.
-    """
-    if (found := alone(texts, comma=comma)) is None:
-        return None
-    # NaN equals nothing, not even itself.
-    pairs = [(text, x) for text, x in zip(texts, found, strict=True) if x == x and text is not None]
-    given = {re.sub(r"[.,]0*$", "", text) for text, _ in pairs}
-    return found if len({x for _, x in pairs}) == len(given) else None
 
 
 def _of_texts(texts: Sequence[str | None], comma: bool) -> Column:

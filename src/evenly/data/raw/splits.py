@@ -120,7 +120,7 @@ def chosen(path: Path, columns: Columns, splits: Mapping[str, str]) -> Columns:
     Raises:
         ValueError: If there is no such split, or one is requested twice.
     """
-    marks = columns.entries("split")
+    marks = columns.texts("split")
     if marks is None:
         raise UserError(
             f"{path}: has no splits to choose from, neither by the names of its files nor in a "

@@ -205,7 +205,7 @@ def table(
     notes += [*(target.notes if labelled else ()), *columns.notes]
     split: list[SplitName] = ["test"] * columns.rows
     if labelled:
-        split = _split(path, columns.entries("split"), target, notes)
+        split = _split(path, columns.texts("split"), target, notes)
     for name, reader in found.items():
         if isinstance(reader, Text) and not (reader.tokenizer or reader.vocabulary):
             texts = [x for x, part in zip(cells[name], split, strict=True) if part == "train" and x]
